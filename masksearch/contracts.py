@@ -1,0 +1,310 @@
+"""The types that every part speaks. Read this first.
+
+A search is seven hops: `space(trial) -> Mask -> evaluator -> Report* -> Record -> study ->
+frontier -> report`, and back from a Record to the strategy that proposes the next mask.
+Implementations do not inherit from the protocols below; they only have their methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from masksearch.masks.core import Mask
+
+Batch = dict[str, Tensor]
+Status = Literal["running", "done", "stopped", "failed", "reused"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a mask is lowered to: `bool [layers, heads, length, length]`."""
+
+    length: int  # positions
+    layers: int
+    heads: int  # query heads of a layer
+
+    def __post_init__(self) -> None:
+        for name in ("length", "layers", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A quantity that a search improves.
+
+    Args:
+        name: A key of the last report's values or, failing that, of the record's measures
+            (`sparsity`, `block_density`, `hops`), which are known before any training.
+        goal: `"min"` or `"max"`.
+        worst: Reference for the hypervolume; a record beyond it adds nothing.
+    """
+
+    name: str
+    goal: Literal["min", "max"]
+    worst: float
+
+    def __post_init__(self) -> None:
+        if self.goal not in ("min", "max"):
+            raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluator has measured after `step` optimiser steps."""
+
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Job: train and score a model under one mask."""
+
+    mask: Mask
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Job: train gates and weights together (DAM); leaves its gates as an artifact.
+
+    Both fields are plain data, so that a job can be stored: `gates` are the arguments of
+    `masksearch.Gates` that the evaluator's shape does not already fix, `config` those of
+    `masksearch.DamConfig`.
+    """
+
+    gates: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Job that cannot be carried out: the space raised, or returned no mask."""
+
+    reason: str
+
+
+Job = Evaluate | OneShot | Refused
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A strategy's request for one job.
+
+    Args:
+        number: Draw number of the strategy, from 0.
+        job: What to do.
+        params: The parameters that the space suggested (empty where there was no space).
+        origin: Who proposes: a strategy's name, or `"baseline:star"`.
+        seed: Seed of the evaluation; None = the study's.
+    """
+
+    number: int
+    job: Job
+    params: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a proposal. Everything that tables, figures and strategies read.
+
+    Args:
+        number: Trial number in the study (told to a strategy: its own draw number).
+        status: `"running"` only while nobody has finished it; `"reused"` copies the values of
+            an equal (fingerprint, protocol, seed) that had been run before.
+        job: The job that was proposed.
+        fingerprint: Hash of the lowered mask's bits and shape; empty for other jobs.
+        protocol: The evaluator's protocol hash.
+        seed: Seed of the evaluation.
+        params: What the space suggested.
+        origin: Who proposed.
+        values: The last report's values.
+        step: Optimiser step of the last report.
+        curve: Every report, oldest first.
+        measures: What is known of the mask without training: sparsity, block density, hops.
+        artifacts: Name -> path, relative to the run folder.
+        seconds: Wall time of the job.
+        error: Reason of a failure, with the traceback; empty otherwise.
+    """
+
+    number: int
+    status: Status
+    job: Job
+    fingerprint: str = ""
+    protocol: str = ""
+    seed: int = 0
+    params: Mapping[str, Any] = field(default_factory=dict)
+    origin: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
+    curve: tuple[Report, ...] = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def mask(self) -> Mask | None:
+        """The mask that was evaluated, or None for a job without one."""
+        return self.job.mask if isinstance(self.job, Evaluate) else None
+
+    @property
+    def scored(self) -> bool:
+        """Whether the record holds a full-fidelity result (done or reused) of a mask."""
+        return self.status in ("done", "reused") and isinstance(self.job, Evaluate)
+
+    def value(self, name: str) -> float:
+        """The reported value of that name or, failing that, the measure of that name.
+
+        Raises:
+            KeyError: If the record holds neither; the message lists what it holds.
+        """
+        if name in self.values:
+            return self.values[name]
+        if name in self.measures:
+            return self.measures[name]
+        known = ", ".join([*self.values, *self.measures]) or "nothing"
+        raise KeyError(f"record {self.number} holds no {name!r}; it holds {known}")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a search ends: after that many counted trials or seconds, whichever is first."""
+
+    trials: int | None = None  # done + reused + stopped of the strategy; baselines come on top
+    seconds: float | None = None  # wall time of this call
+
+
+Listener = Callable[[Record], None]
+
+
+class Evaluator(Protocol):
+    """Judges a mask by training a model under it.
+
+    Calling it returns a generator of reports; the last report is the result, closing the
+    generator stops the run. Checkpoints go to `workdir` and are found there again. Evaluators
+    are cheap to pickle: data is loaded where they run.
+    """
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def objectives(self) -> tuple[Objective, ...]: ...
+    @property
+    def protocol(self) -> str: ...
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]: ...
+
+
+@dataclass(frozen=True)
+class Differentiable:
+    """What a one-shot search trains on: a model whose `model(**batch).loss` is differentiable,
+    an endless iterator of training batches, and a fixed list of held-out batches."""
+
+    model: nn.Module
+    batches: Iterator[Batch]
+    held_out: list[Batch]
+
+
+@runtime_checkable
+class OffersGradients(Protocol):
+    """An evaluator that can also be searched by DAM."""
+
+    def differentiable(self, seed: int) -> Differentiable: ...
+
+
+class Strategy(Protocol):
+    """Proposes masks. LAW: its state is a function of its constructor's arguments and of the
+    records told so far, in their order. A record told with status "running" says that this
+    draw is out (a resumed search tells those first)."""
+
+    def ask(self) -> Proposal | Literal["wait", "done"]: ...
+    def tell(self, record: Record) -> None: ...
+
+
+class Executor(Protocol):
+    """Carries proposals out, hands each record to `on_record`, then tells the strategy."""
+
+    def run(
+        self,
+        strategy: Strategy,
+        evaluator: Evaluator,
+        *,
+        budget: Budget,
+        seed: int,
+        workdir: Path,
+        on_record: Listener,
+    ) -> None: ...
+
+
+class Task(Protocol):
+    """A source of training and held-out batches for `model(**batch).loss`."""
+
+    @property
+    def name(self) -> str: ...
+    def batches(self, seed: int) -> Iterator[Batch]: ...
+    def held_out(self) -> list[Batch]: ...
+
+
+class GateBank(Protocol):
+    """Trainable gates that `attach` can put on a model (an `nn.Module`).
+
+    `layers` or `heads` of 1 means shared. `draw` samples the gates once per forward pass of
+    the whole model; `attend` then computes one layer's attention with that sample.
+    """
+
+    length: int
+    layers: int
+    heads: int
+
+    def draw(self) -> None: ...
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+    ) -> Tensor:
+        """One layer's attention under the drawn gates.
+
+        Args:
+            layer: Index of the attention layer, from 0.
+            query: `[batch, heads, queries, width]`.
+            key: `[batch, heads, keys, width]`; `value` likewise.
+            visible: bool `[batch | 1, heads | 1, queries, keys]` (padding, causality); None =
+                everything is visible. True = may attend.
+            dropout: Probability of dropping an attention weight.
+            scaling: Factor of the scores before the softmax.
+
+        Returns:
+            `[batch, heads, queries, width]`.
+        """
+        ...
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers, the same on every machine (SplitMix64)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1
+
+
+def generator(*parts: int) -> torch.Generator:
+    """A CPU generator seeded by `mixed_seed(*parts)`."""
+    return torch.Generator().manual_seed(mixed_seed(*parts))

@@ -1,0 +1,66 @@
+"""Errors that a user can cause. Each says the rule, the value and the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MaskSearchError(Exception):
+    """Base of every error that masksearch raises on purpose."""
+
+
+class EmptyRowError(MaskSearchError, ValueError):
+    """A query that may attend to no key at all."""
+
+
+class HeadCountError(MaskSearchError, ValueError):
+    """Masks or models whose head counts do not fit together."""
+
+
+class LayerCountError(MaskSearchError, ValueError):
+    """Masks or models whose layer counts do not fit together."""
+
+
+class LengthError(MaskSearchError, ValueError):
+    """A mask that is asked for a length it does not have."""
+
+
+class MaskFormatError(MaskSearchError, ValueError):
+    """A mask file or expression that cannot be read."""
+
+
+class AttachError(MaskSearchError, ValueError):
+    """A model on which no mask can be put, or one that does not fit."""
+
+
+class DataError(MaskSearchError, ValueError):
+    """A corpus or task file that is missing, empty or malformed."""
+
+
+class NonFiniteLossError(MaskSearchError, FloatingPointError):
+    """A loss that became NaN or infinite."""
+
+
+class SearchError(MaskSearchError, RuntimeError):
+    """A search that cannot start or go on."""
+
+
+class ResumeError(MaskSearchError, RuntimeError):
+    """A run folder that belongs to another search."""
+
+
+class UnknownNameError(MaskSearchError, ValueError):
+    """A name that is not among the known ones."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """An error that lists the known names, the nearest ones first in a hint.
+
+    >>> str(unknown_name("strategy", "tpee", ["random", "tpe"]))
+    "unknown strategy 'tpee'; did you mean 'tpe'? Known: random, tpe"
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    return UnknownNameError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
