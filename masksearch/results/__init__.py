@@ -1,0 +1,1 @@
+"""What is done with records: fronts, statistics, comparisons, figures and the report page."""
