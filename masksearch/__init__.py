@@ -1,0 +1,1 @@
+"""Search attention masks of Transformers."""
