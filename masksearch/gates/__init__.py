@@ -1,0 +1,1 @@
+"""DAM, the differentiable attention mask: trainable gates on attention's edges."""

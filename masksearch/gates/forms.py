@@ -1,0 +1,226 @@
+"""How a gate acts on one attention call, and what the gate learns from it.
+
+Four forms compute the same attention for a hard (0 or 1) gate and differ in its gradient:
+
+- `flip`: the effect on the loss, to first order, of flipping that one edge. Every edge learns.
+- `log`: softmax(score + log gate). A dropped edge learns nothing.
+- `product`: softmax(score) * gate, renormalised. Every edge learns, but the gradient explodes
+  in rows whose kept keys hold little attention.
+- `additive`: softmax(score - 1e4 (1 - gate)), as published with DAM. Kept edges get 1e4 times
+  the gradient of `log`, dropped edges none.
+
+Every form keeps the diagonal: a hard gate that closes a query's own position is treated as
+open in the forward pass (and still learns), so that no row of the gate is empty. A query all of
+whose open keys are invisible (a padded query) has the output 0 and passes no gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LARGEST_REMOVAL = 0.1  # 1 - P is not taken below this where the removal of an edge is weighed
+
+
+class Form(Protocol):
+    """One layer's attention under a gate.
+
+    Args:
+        query: `[batch, heads, queries, width]`; key and value `[batch, heads, keys, width]`.
+        visible: bool `[batch | 1, heads | 1, queries, keys]`, True = may attend, or None.
+        gate: float `[heads | 1, queries, keys]` in [0, 1].
+        dropout: Probability of dropping an attention weight.
+        scaling: Factor of the scores before the softmax.
+
+    Returns:
+        `[batch, heads, queries, width]` in the query's dtype.
+    """
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        gate: Tensor,
+        *,
+        dropout: float,
+        scaling: float,
+    ) -> Tensor: ...
+
+
+def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
+    """bool `[queries, keys]`: each query's own key, where the queries are the last positions."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries).tril(
+        keys - queries
+    )
+
+
+def with_diagonal(gate: Tensor) -> Tensor:
+    """The gate with hard-closed diagonal entries opened in value; gradients as before."""
+    own = own_position(gate.shape[-2], gate.shape[-1], gate.device)
+    return gate + ((gate.detach() == 0) & own).to(gate.dtype)
+
+
+class Flip(torch.autograd.Function):
+    """Masked softmax attention whose gate learns the effect of flipping single edges.
+
+    With P the softmax over the kept keys, y = P v, and g the gradient of the loss by y, the
+    gate of edge (i, j) receives w_ij <g_i, v_j - y_i>, where w_ij = P_ij / (1 - P_ij) for a kept
+    edge (removing it scales the others up) and sigmoid(s_ij - logsumexp of the kept scores) for
+    a dropped one. Statistics and the gate's gradient are fp32 whatever the inputs are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gate: Tensor,
+        visible: Tensor | None,
+        dropout: float,
+        scaling: float,
+    ) -> Tensor:
+        kept = (gate > 0.5) | own_position(gate.shape[-2], gate.shape[-1], gate.device)
+        scores = ((query * scaling) @ key.transpose(-1, -2)).float()
+        sign = torch.where(kept, -1.0, 1.0)  # [heads | 1, queries, keys]
+        if visible is not None:
+            kept = kept & visible
+        closed = torch.zeros_like(kept, dtype=torch.float32).masked_fill_(~kept, -torch.inf)
+        total = (scores + closed).logsumexp(-1, keepdim=True)
+        if visible is not None:
+            total = total.masked_fill(total == -torch.inf, torch.inf)  # such a row: all zero
+        # exp(score - total): P for kept keys, the odds of joining them for dropped ones.
+        # Above e^30 the odds are certainty, and the clamp keeps them finite.
+        odds = scores.sub_(total).clamp_(max=30.0).exp_()
+        if visible is not None:
+            odds = odds.mul_(visible)
+        weights = odds * kept
+        dropped: Tensor | None = None
+        used = weights
+        if dropout > 0:
+            dropped = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout)
+            used = weights * dropped
+        output = used.to(value.dtype) @ value
+        ctx.save_for_backward(query, key, value, sign, odds, weights, dropped, output)
+        ctx.scaling = scaling
+        return output
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, sign, odds, weights, dropped, output = ctx.saved_tensors
+        grad = grad.to(value.dtype)
+        used = weights if dropped is None else weights * dropped
+        grad_value = used.to(value.dtype).transpose(-1, -2) @ grad
+        gain = (grad @ value.transpose(-1, -2)).float()
+        if dropped is not None:
+            gain = gain.mul_(dropped)
+        gain = gain.sub_((grad.float() * output.float()).sum(-1, keepdim=True))
+        slope = (weights * gain).mul_(ctx.scaling).to(query.dtype)
+        grad_gate: Tensor | None = None
+        if ctx.needs_input_grad[3]:
+            chance = (odds * sign).add_(1.0).clamp_(min=LARGEST_REMOVAL)
+            effect = torch.div(odds, chance, out=chance).mul_(gain)
+            grad_gate = effect.sum((0, 1), keepdim=True)[0] if sign.shape[0] == 1 else effect.sum(0)
+        return slope @ key, slope.transpose(-1, -2) @ query, grad_value, grad_gate, None, None, None
+
+
+def flip(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    gate: Tensor,
+    *,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """Exact attention over the keys with gate > 0.5; see `Flip` for the gradient. Meant for hard
+    gates: a soft gate acts as if it were rounded."""
+    output: Tensor = Flip.apply(  # type: ignore[no-untyped-call]
+        query, key, value, gate.float(), visible, dropout, scaling
+    )
+    return output
+
+
+def log(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    gate: Tensor,
+    *,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """softmax(score + log gate): right for soft gates; a hard-closed edge learns nothing."""
+    gate = with_diagonal(gate)
+    bias = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
+    return biased(query, key, value, visible, bias, dropout, scaling)
+
+
+def additive(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    gate: Tensor,
+    *,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """softmax(score - 1e4 (1 - gate)), the form of the original DAM, kept for comparison.
+
+    Reference: SparseBERT, arXiv 2102.12871.
+    """
+    bias = (1 - with_diagonal(gate)) * -1e4
+    return biased(query, key, value, visible, bias, dropout, scaling)
+
+
+def biased(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    bias: Tensor,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """Attention with a bias `[heads | 1, queries, keys]` on the scores; invisible keys get -inf."""
+    bias = bias[None].to(query.dtype)
+    if visible is not None:
+        bias = torch.where(visible, bias, -torch.inf)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+    )
+
+
+def product(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    gate: Tensor,
+    *,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """softmax(score) * gate, renormalised over the keys."""
+    scores = ((query * scaling) @ key.transpose(-1, -2)).float()
+    if visible is not None:
+        lowest = torch.finfo(scores.dtype).min  # no NaN in a row without a visible key
+        weights = scores.masked_fill(~visible, lowest).softmax(-1) * visible
+    else:
+        weights = scores.softmax(-1)
+    weights = weights * with_diagonal(gate)
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+    return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+FORMS: dict[str, Form] = {"flip": flip, "log": log, "product": product, "additive": additive}
