@@ -258,11 +258,11 @@ class Comparison:
         findings: list[Finding] = []
         for (mine, role, other), p, level in zip(pairs, adjusted, levels, strict=True):
             difference = paired_difference(mine.scores, other.scores, level)
-            outcome: Outcome = "not distinguishable"
-            if p <= 0.05 and difference.n_seeds >= 2:
-                outcome = "better" if sign * difference.mean > 0 else "worse"
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
+            outcome: Outcome = "not distinguishable"
+            if p <= 0.05 and difference.n_seeds >= 2 and not same:
+                outcome = "better" if sign * difference.mean > 0 else "worse"
             findings.append(
                 Finding(mine.name, other.name, role, outcome, difference, p, gap, same)
             )
@@ -279,7 +279,7 @@ class Comparison:
         Raises:
             UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
         """
-        from masksearch.results.wording import verdict_text
+        from masksearch.results.wording import verdict_text  # it imports this module
 
         return verdict_text(self, self.findings(reference), reference)
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from masksearch.results.comparison import Comparison, Entry, Finding
-
-MATCHED = 0.01  # sparsities within one point count as equal
+from masksearch.results.comparison import MATCHED, Comparison, Entry, Finding
 
 
 def verdict_text(comparison: Comparison, findings: list[Finding], reference: str) -> str:
@@ -71,6 +67,8 @@ def about(comparison: Comparison, entry: Entry, findings: list[Finding]) -> str:
 
 def sparser(gap: float) -> str:
     """How a mask's sparsity relates to another's; `gap` in shares of the table."""
+    if math.isnan(gap):
+        return "of unknown sparsity"
     if abs(gap) < 0.0005:
         return "equally sparse"
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"

@@ -1,0 +1,140 @@
+"""Masks as pictures: queries down, keys across, dark = may attend."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from masksearch.masks.core import Mask
+
+KEPT, DROPPED, SEAM = to_rgb("#0B3C6F"), to_rgb("#F2F0EA"), to_rgb("#FFFFFF")
+COLUMNS = 4  # masks with one panel that share a row
+SIDE = 2.1  # inches of a single panel
+WIDTH = 10.0  # inches of the figure
+
+
+def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
+    """A mask's bool `[layers, heads, n, n]`, with equal layers or heads folded into one."""
+    if isinstance(mask, Mask):
+        table = mask.dense(length, layers, heads)
+    else:
+        table = mask.bool().cpu().reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
+        if table.shape[-2:] != (length, length):
+            raise ValueError(
+                f"a table of {' x '.join(map(str, table.shape[-2:]))} cannot be drawn at length "
+                f"{length}; pass its own length"
+            )
+    if bool((table == table[:1]).all()):
+        table = table[:1]
+    if bool((table == table[:, :1]).all()):
+        table = table[:, :1]
+    return table
+
+
+def tiled(table: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    """Panels `[layers, heads, n, n]` side by side with seams, as RGB `[height, width, 3]`."""
+    layers, heads, length, _ = table.shape
+    seam = seam_of(length) if layers * heads > 1 else 0
+    pitch = length + seam
+    image = np.empty((layers * pitch - seam, heads * pitch - seam, 3))
+    image[:] = SEAM
+    for layer in range(layers):
+        for head in range(heads):
+            plane = table[layer, head].numpy()[..., None]
+            rows = slice(layer * pitch, layer * pitch + length)
+            image[rows, head * pitch : head * pitch + length] = np.where(plane, KEPT, DROPPED)
+    return image
+
+
+def seam_of(length: int) -> int:
+    """Width of the seam between panels, in cells."""
+    return max(1, length // 16)
+
+
+def plot_masks(
+    masks: Mapping[str, Mask | Tensor], length: int, layers: int = 1, heads: int = 1
+) -> Figure:
+    """Every mask as a picture, with its name and sparsity.
+
+    A mask that is the same in all layers and heads is one panel; one that is not gets a row
+    of its own, with layers down and heads across.
+
+    Args:
+        masks: Name -> mask, or a bool tensor `[n, n]`, `[heads, n, n]` or `[layers, heads, n, n]`.
+        length: Positions.
+        layers: Layers of the model.
+        heads: Heads of the model.
+
+    Raises:
+        ValueError: If a tensor has another length (LengthError for a mask).
+        LayerCountError, HeadCountError: If a mask was built for other counts.
+    """
+    tables = {name: planes(mask, length, layers, heads) for name, mask in masks.items()}
+    single = [name for name, table in tables.items() if table.shape[:2] == (1, 1)]
+    wide = [name for name in tables if name not in single]
+    rows = [single[start : start + COLUMNS] for start in range(0, len(single), COLUMNS)]
+    heights = [SIDE + 0.75] * len(rows)
+    for name in wide:
+        shape = tables[name].shape
+        tile = min(SIDE, (WIDTH - 1.2) / shape[1])
+        heights.append(tile * shape[0] + 0.8)
+        rows.append([name])
+    figure = Figure(figsize=(WIDTH, max(1.0, sum(heights))), layout="constrained")
+    FigureCanvasAgg(figure)
+    if not rows:
+        figure.text(0.5, 0.5, "no mask to draw", ha="center", va="center", fontsize=13)
+        return figure
+    grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
+    for row, names in enumerate(rows):
+        if names[0] in wide:
+            draw(figure.add_subplot(grid[row, :]), names[0], tables[names[0]])
+            continue
+        for column, name in enumerate(names):
+            axes = figure.add_subplot(grid[row, column])
+            draw(axes, name, tables[name])
+            if column == 0:
+                axes.set_ylabel("query", fontsize=10)
+            axes.set_xlabel("key", fontsize=10)
+    return figure
+
+
+def draw(axes: Axes, name: str, table: Tensor) -> None:
+    """One mask: a panel, or panels with their layers and heads named."""
+    layers, heads, length, _ = table.shape
+    sparsity = 1 - table.to(torch.float64).mean().item()
+    axes.imshow(tiled(table), interpolation_stage="rgba")
+    axes.set_title(
+        f"{textwrap.shorten(name, 60 if layers * heads > 1 else 24, placeholder='…')}\n"
+        f"{100 * sparsity:.1f}% sparse",
+        fontsize=10,
+    )
+    if layers * heads == 1:
+        axes.set_xticks([0, length - 1])
+        axes.set_yticks([0, length - 1])
+        axes.spines[:].set(color="#999999", linewidth=0.8)
+    else:
+        pitch = length + seam_of(length)
+        middle = (length - 1) / 2
+        short = heads > 8
+        axes.set_xticks(
+            [head * pitch + middle for head in range(heads)],
+            [f"{head}" if short else f"head {head}" for head in range(heads)]
+            if heads > 1
+            else ["every head"],
+        )
+        if short:
+            axes.set_xlabel("head", fontsize=10)
+        axes.set_yticks(
+            [layer * pitch + middle for layer in range(layers)],
+            [f"layer {layer}" for layer in range(layers)] if layers > 1 else ["every layer"],
+        )
+        axes.spines[:].set_visible(False)
+    axes.tick_params(labelsize=9, length=0)
