@@ -20,7 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.errors import HeadCountError, LayerCountError, MaskFormatError, unknown_name
+from masksearch.errors import (
+    HeadCountError,
+    LayerCountError,
+    MaskFormatError,
+    MaskSearchError,
+    unknown_name,
+)
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
 ROWS_AT_ONCE = 1 << 24  # cells that a row-wise measure holds in memory at a time
@@ -159,6 +165,8 @@ class Mask:
             )
         try:
             return cls(**{name: unplain(value) for name, value in given.items()})
+        except MaskSearchError:
+            raise
         except (TypeError, ValueError, OverflowError, zlib.error) as error:
             raise MaskFormatError(f"{data['kind']} cannot be built: {error}") from error
 

@@ -72,9 +72,7 @@ def read(node: ast.expr, text: str) -> Any:
             if name not in FUNCTIONS:
                 raise unknown_name("mask", name, FUNCTIONS)
             arguments = [read(a, text) for a in getattr(node, "args", [])]
-            keywords = {
-                k.arg: read(k.value, text) for k in getattr(node, "keywords", []) if k.arg
-            }
+            keywords = {k.arg: read(k.value, text) for k in getattr(node, "keywords", []) if k.arg}
             if name == "toeplitz" and arguments:
                 arguments[0] = torch.tensor(arguments[0], dtype=torch.bool)
             return FUNCTIONS[name](*arguments, **keywords)

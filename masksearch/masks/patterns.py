@@ -392,9 +392,11 @@ class Table(Mask):
                 f"Table holds {size} positions, asked for {at.length}; searched tables do not "
                 f"stretch: pad the inputs to {size}, or search a structured mask"
             )
-        table = self.bits.view(-1, size, size) if self.bits.ndim < 4 else self.bits[
-            at.layer if self.layers else 0
-        ]
+        table = (
+            self.bits.view(-1, size, size)
+            if self.bits.ndim < 4
+            else self.bits[at.layer if self.layers else 0]
+        )
         if isinstance(at.head, int):
             return table[at.head if self.heads else 0][at.query, at.key]
         table = table.to(device=at.query.device, dtype=torch.int32)  # inductor: no captured bools
@@ -454,9 +456,11 @@ class Toeplitz(Mask):
                 "beyond were not searched: pad the bits with False, or search at that length"
             )
         index = at.offset + self.reach if self.signed else at.offset.abs()
-        bits = self.bits.view(-1, self.bits.shape[-1]) if self.bits.ndim < 3 else self.bits[
-            at.layer if self.layers else 0
-        ]
+        bits = (
+            self.bits.view(-1, self.bits.shape[-1])
+            if self.bits.ndim < 3
+            else self.bits[at.layer if self.layers else 0]
+        )
         if isinstance(at.head, int):
             return bits[at.head if self.heads else 0][index]
         bits = bits.to(device=index.device, dtype=torch.int32)
