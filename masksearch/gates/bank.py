@@ -1,7 +1,7 @@
 """Trainable gates: what a differentiable attention mask is made of.
 
-    gates = Gates("toeplitz+global", length=128, heads=4, layers=2, signed=True)
-    attach(model, gates)              # or masksearch.dam(model, batches, gates)
+gates = Gates("toeplitz+global", length=128, heads=4, layers=2, signed=True)
+attach(model, gates)              # or masksearch.dam(model, batches, gates)
 """
 
 from __future__ import annotations
@@ -234,9 +234,7 @@ class Gates(nn.Module):
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
             gate = gate[:, keys - queries : keys, :keys]
-        return FORMS[self.form](
-            query, key, value, visible, gate, dropout=dropout, scaling=scaling
-        )
+        return FORMS[self.form](query, key, value, visible, gate, dropout=dropout, scaling=scaling)
 
     def probabilities(self) -> Tensor:
         """float `[layers, heads, length, length]`: how likely each edge is open. Differentiable."""
@@ -264,7 +262,7 @@ class Gates(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         states = state.pop("generators")
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.generators = {}
         for device, stored in states.items():
             self.generators[device] = torch.Generator(device)

@@ -55,8 +55,10 @@ class Form(Protocol):
 
 def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
     """bool `[queries, keys]`: each query's own key, where the queries are the last positions."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).triu(keys - queries).tril(
-        keys - queries
+    return (
+        torch.ones(queries, keys, dtype=torch.bool, device=device)
+        .triu(keys - queries)
+        .tril(keys - queries)
     )
 
 
@@ -112,7 +114,7 @@ class Flip(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, sign, odds, weights, dropped, output = ctx.saved_tensors
         grad = grad.to(value.dtype)
@@ -127,8 +129,18 @@ class Flip(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             chance = (odds * sign).add_(1.0).clamp_(min=LARGEST_REMOVAL)
             effect = torch.div(odds, chance, out=chance).mul_(gain)
-            grad_gate = effect.sum((0, 1), keepdim=True)[0] if sign.shape[0] == 1 else effect.sum(0)
-        return slope @ key, slope.transpose(-1, -2) @ query, grad_value, grad_gate, None, None, None
+            grad_gate = (
+                effect.sum((0, 1), keepdim=True)[0] if sign.shape[0] == 1 else effect.sum(0)
+            )
+        return (
+            slope @ key,
+            slope.transpose(-1, -2) @ query,
+            grad_value,
+            grad_gate,
+            None,
+            None,
+            None,
+        )
 
 
 def flip(

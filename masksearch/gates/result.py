@@ -1,0 +1,124 @@
+"""What a DAM run leaves: edge probabilities, its curve, and masks cut from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.contracts import Report
+from masksearch.errors import MaskFormatError
+from masksearch.gates.discretise import at_sparsity, at_threshold
+from masksearch.gates.health import Health, health
+from masksearch.masks.core import Mask
+
+FORMAT = "masksearch-gates-1"
+
+
+@dataclass(frozen=True, eq=False)
+class DamResult:
+    """Trained gates.
+
+    Args:
+        probabilities: float32 `[layers, heads, n, n]` on the CPU: how likely each edge is open.
+            An axis of 1 means shared by all layers or heads.
+        curve: Reports, oldest first, with `loss`, `density`, `target`, `entropy`, `control`; the
+            last one also has `held_out` where held-out batches were given.
+        target: Density that was asked for.
+        gates: Arguments of the `Gates`.
+        config: Fields of the `DamConfig`.
+    """
+
+    probabilities: Tensor
+    curve: tuple[Report, ...]
+    target: float
+    gates: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def held_out(self) -> float | None:
+        """Loss on the held-out batches under the rounded gates, or None without any."""
+        return self.curve[-1].values.get("held_out") if self.curve else None
+
+    def mask(self, *, sparsity: float | None = None, threshold: float | None = None) -> Mask:
+        """Cuts a mask from the probabilities; give exactly one of the two arguments.
+
+        Args:
+            sparsity: Share of closed edges over all layers and heads, in [0, 1 - 1/n]. Exactly
+                round((1 - sparsity) x layers x heads x n x n) edges are kept: the best key of
+                each row, then the likeliest of all; ties go to the nearer offset.
+            threshold: Lowest kept probability, in [0, 1]; a row without any keeps its best key.
+
+        Returns:
+            A table mask of length n.
+
+        Raises:
+            ValueError: If none or both are given, one is out of range, or rows would be empty.
+        """
+        if sparsity is not None and threshold is None:
+            return masks.table(at_sparsity(self.probabilities, sparsity))
+        if threshold is not None and sparsity is None:
+            return masks.table(at_threshold(self.probabilities, threshold))
+        given = "none" if sparsity is None else "both"
+        raise ValueError(f"mask() takes either sparsity or threshold, got {given}")
+
+    def health(self) -> Health:
+        """Density against the target, undecided gates, and whether the run collapsed."""
+        initial = self.curve[0].values["density"] if self.curve else 1.0
+        return health(self.probabilities, target=self.target, initial=initial)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes one `.safetensors` file: the probabilities, and the rest as JSON metadata.
+
+        Raises:
+            ValueError: If the path has another ending.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"gates are saved as .safetensors, got {path.name!r}; rename it")
+        about = {
+            "curve": [asdict(report) for report in self.curve],
+            "target": self.target,
+            "gates": dict(self.gates),
+            "config": dict(self.config),
+        }
+        metadata = {"format": FORMAT, "dam": json.dumps(about)}
+        tensors = {"probabilities": self.probabilities.detach().float().cpu().contiguous()}
+        save_file(tensors, path, metadata=metadata)
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> DamResult:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            MaskFormatError: If the file is not one of `save`.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no gates at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise MaskFormatError(
+                        f"{path} holds no gates of masksearch (format "
+                        f"{metadata.get('format')!r}, expected {FORMAT!r})"
+                    )
+                probabilities: Tensor = file.get_tensor("probabilities")
+        except SafetensorError as error:
+            raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+        about = json.loads(metadata["dam"])
+        curve = tuple(Report(item["step"], item["values"]) for item in about.pop("curve"))
+        return DamResult(probabilities.to(torch.float32), curve, **about)
