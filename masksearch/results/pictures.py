@@ -18,6 +18,7 @@ from masksearch.masks.core import Mask
 KEPT, DROPPED, SEAM = to_rgb("#0B3C6F"), to_rgb("#F2F0EA"), to_rgb("#FFFFFF")
 COLUMNS = 4  # masks with one panel that share a row
 SIDE = 2.1  # inches of a single panel
+PANEL = 1.6  # inches, at most, of one panel of several
 WIDTH = 10.0  # inches of the figure
 
 
@@ -64,8 +65,8 @@ def plot_masks(
 ) -> Figure:
     """Every mask as a picture, with its name and sparsity.
 
-    A mask that is the same in all layers and heads is one panel; one that is not gets a row
-    of its own, with layers down and heads across.
+    A mask that is the same in all layers and heads is one panel; of one that is
+    not, every panel is shown: layers down and heads across (layers across where heads agree).
 
     Args:
         masks: Name -> mask, or a bool tensor `[n, n]`, `[heads, n, n]` or `[layers, heads, n, n]`.
@@ -79,14 +80,17 @@ def plot_masks(
     """
     tables = {name: planes(mask, length, layers, heads) for name, mask in masks.items()}
     single = [name for name, table in tables.items() if table.shape[:2] == (1, 1)]
-    wide = [name for name in tables if name not in single]
+    half = [n for n, table in tables.items() if n not in single and panels(table)[1] <= COLUMNS]
+    wide = [name for name in tables if name not in single and name not in half]
     rows = [single[start : start + COLUMNS] for start in range(0, len(single), COLUMNS)]
     heights = [SIDE + 0.75] * len(rows)
-    for name in wide:
-        shape = tables[name].shape
-        tile = min(SIDE, (WIDTH - 1.2) / shape[1])
-        heights.append(tile * shape[0] + 0.8)
-        rows.append([name])
+    for names in [half[start : start + 2] for start in range(0, len(half), 2)] + [
+        [name] for name in wide
+    ]:
+        room = WIDTH / (2 if names[0] in half else 1) - 1.0
+        counts = [panels(tables[name]) for name in names]
+        heights.append(max(min(PANEL, room / across) * down for down, across in counts) + 0.8)
+        rows.append(names)
     figure = Figure(figsize=(WIDTH, max(1.0, sum(heights))), layout="constrained")
     FigureCanvasAgg(figure)
     if not rows:
@@ -94,8 +98,11 @@ def plot_masks(
         return figure
     grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
     for row, names in enumerate(rows):
-        if names[0] in wide:
-            draw(figure.add_subplot(grid[row, :]), names[0], tables[names[0]])
+        if names[0] not in single:
+            span = COLUMNS if names[0] in wide else COLUMNS // 2
+            for index, name in enumerate(names):
+                place = grid[row, index * span : (index + 1) * span]
+                draw(figure.add_subplot(place), name, tables[name])
             continue
         for column, name in enumerate(names):
             axes = figure.add_subplot(grid[row, column])
@@ -106,35 +113,46 @@ def plot_masks(
     return figure
 
 
+def panels(table: Tensor) -> tuple[int, int]:
+    """Panels (down, across): layers down, heads across; layers across where heads are equal."""
+    layers, heads = table.shape[:2]
+    return (1, layers) if heads == 1 else (layers, heads)
+
+
 def draw(axes: Axes, name: str, table: Tensor) -> None:
     """One mask: a panel, or panels with their layers and heads named."""
     layers, heads, length, _ = table.shape
     sparsity = 1 - table.to(torch.float64).mean().item()
-    axes.imshow(tiled(table), interpolation_stage="rgba")
+    axes.imshow(
+        tiled(table.transpose(0, 1) if heads == 1 else table), interpolation_stage="rgba"
+    )
+    single = layers * heads == 1
     axes.set_title(
-        f"{textwrap.shorten(name, 60 if layers * heads > 1 else 24, placeholder='…')}\n"
+        f"{textwrap.shorten(name, 24 if single else 48, placeholder='…')}\n"
         f"{100 * sparsity:.1f}% sparse",
         fontsize=10,
     )
-    if layers * heads == 1:
+    if single:
         axes.set_xticks([0, length - 1])
         axes.set_yticks([0, length - 1])
         axes.spines[:].set(color="#999999", linewidth=0.8)
     else:
+        down, across = panels(table)
         pitch = length + seam_of(length)
         middle = (length - 1) / 2
-        short = heads > 8
+        kind = "layer" if heads == 1 else "head"
+        short = across > 8
         axes.set_xticks(
-            [head * pitch + middle for head in range(heads)],
-            [f"{head}" if short else f"head {head}" for head in range(heads)]
-            if heads > 1
-            else ["every head"],
+            [index * pitch + middle for index in range(across)],
+            [f"{index}" if short else f"{kind} {index}" for index in range(across)],
         )
         if short:
-            axes.set_xlabel("head", fontsize=10)
+            axes.set_xlabel(kind, fontsize=10)
         axes.set_yticks(
-            [layer * pitch + middle for layer in range(layers)],
-            [f"layer {layer}" for layer in range(layers)] if layers > 1 else ["every layer"],
+            [index * pitch + middle for index in range(down)],
+            ["every head" if heads == 1 else "every layer"]
+            if layers == 1 or heads == 1
+            else [f"layer {index}" for index in range(layers)],
         )
         axes.spines[:].set_visible(False)
     axes.tick_params(labelsize=9, length=0)

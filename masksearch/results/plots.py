@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from matplotlib.transforms import Bbox
 
 from masksearch.contracts import Objective, Record, Report
@@ -39,6 +43,8 @@ TITLES = {
     "glue": "GLUE score (mean over tasks)",
     "sparsity": "sparsity (% of the n x n cells left out)",
 }
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1))
+CORNERS = ((1, 1), (-1, 1), (1, -1), (-1, -1))
 SPARSITY = Objective("sparsity", "max", 0.0)
 
 
@@ -118,6 +124,7 @@ def plot_frontier(
                 continue  # a level line; at 0% it would squeeze the masks to one side
             points.append(record)
             if known and known not in named:
+                named.add(known)  # several studies may hold the same baseline
                 labels.append(place(record, score) + (known, colour))
         draw_group(axes, name, points, score, colour, marker, faint=bool(entries))
     for entry in entries:
@@ -147,7 +154,7 @@ def plot_frontier(
             unique.values(),
             unique.keys(),
             loc="outside lower center",
-            ncols=min(4, len(unique)),
+            ncols=min(3, len(unique)),
             fontsize=10,
             frameon=False,
         )
@@ -181,18 +188,20 @@ def draw_group(
         marker=marker,
         alpha=0.4 if faint else 0.65,
         linewidths=0,
-        label=name,
         zorder=2,
     )
     front = sorted(place(record, score) for record in pareto(records, (score, SPARSITY)))
-    dashed = "--" if name == "hand-designed" else "-"
+    hand = name == "hand-designed"
     axes.plot(
         [x for x, _ in front],
         [y for _, y in front],
         drawstyle="steps-pre",
         color=colour,
         linewidth=1.6,
-        linestyle=dashed,
+        linestyle="--" if hand else "-",
+        marker=marker,
+        markersize=5,
+        label="hand-designed, in the search" if hand else f"{name} and its front",
         zorder=3,
     )
 
@@ -212,7 +221,7 @@ def draw_entry(axes: Axes, entry: Entry) -> None:
         markerfacecolor=colour if many else "white",
         elinewidth=1.4,
         capsize=3,
-        label=f"{entry.kind}, {'mean and 95% interval' if many else 'one seed'}",
+        label=f"{entry.kind}, {'95% interval' if many else 'one seed'}",
         zorder=4,
     )
 
@@ -222,52 +231,78 @@ def place_labels(
 ) -> None:
     """Writes (x, y, text, colour) labels where they hide neither each other nor the markers.
 
-    Greedy: each label takes the first free place of three rings around its point, the one
-    with the least overlap where none is free; a far one gets a thin leader line.
+    Greedy: each label takes the first free place of four rings around its point, the one
+    that hides least where none is free; a far one gets a thin leader line.
     """
     figure.draw_without_rendering()  # the layout is final from here on
     figure.set_layout_engine("none")
     renderer = FigureCanvasAgg(figure).get_renderer()
     frame = axes.get_window_extent(renderer)
     scale = figure.dpi / 72
-    taken: list[Bbox] = []
-    for x, y, *_ in labels:
-        centre = axes.transData.transform((x, y))
-        taken.append(Bbox.from_bounds(*(centre - 5 * scale), 10 * scale, 10 * scale))
+    taken = [(square(axes.transData.transform((x, y)), 10 * scale), 4.0) for x, y, *_ in labels]
+    taken += [(square(point, 4 * scale), 1.0) for point in drawn(axes, 4 * scale)]
     spots = [
         (ring * dx, ring * dy, ring > 9)
-        for ring in (8, 18, 30, 44)
-        for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (0.8, 0.8), (-0.8, 0.8), (0.8, -0.8), (-0.8, -0.8))
+        for ring in (8, 16, 26, 38)
+        for dx, dy in (*SIDES, *((0.8 * dx, 0.8 * dy) for dx, dy in CORNERS))
     ]
     for x, y, text, colour in sorted(labels, key=lambda label: (-label[1], label[0])):
-        best: tuple[float, Any, Bbox] | None = None
-        for dx, dy, far in spots:
-            note = axes.annotate(
-                text,
-                (x, y),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                ha="left" if dx > 0 else "right" if dx < 0 else "center",
-                va="bottom" if dy > 0 else "top" if dy < 0 else "center",
-                fontsize=10,
-                color=colour,
-                arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.7} if far else None,
-                zorder=6,
-            )
-            note.set_in_layout(False)
+        note = axes.annotate(
+            text,
+            (x, y),
+            textcoords="offset points",
+            xytext=(0, 0),
+            fontsize=10,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "lw": 0.7, "shrinkA": 1},
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            zorder=6,
+        )
+        note.set_in_layout(False)
+        choices: list[tuple[float, int, Bbox]] = []
+        for index, (dx, dy, _) in enumerate(spots):
+            move(note, dx, dy)
+            note.update_positions(renderer)
             box = Text.get_window_extent(note, renderer)
             outside = box.width * box.height - overlap(box, frame)
-            cost = 3 * outside + sum(overlap(box, other) for other in taken)
-            if best is None or cost < best[0] - 1e-6:
-                if best is not None:
-                    best[1].remove()
-                best = (cost, note, box)
-            else:
-                note.remove()
-            if best[0] <= 1e-6:
-                break
-        if best is not None:
-            taken.append(best[2])
+            hidden = sum(weight * overlap(box, other) for other, weight in taken)
+            choices.append((round(8 * outside + hidden, 3), index, box))
+        _, index, box = min(choices, key=lambda choice: choice[:2])
+        dx, dy, far = spots[index]
+        move(note, dx, dy)
+        if note.arrow_patch is not None:
+            note.arrow_patch.set_visible(far)
+        taken.append((box, 8.0))
+
+
+def move(note: Annotation, dx: float, dy: float) -> None:
+    """Puts a label that many points right of and above its point, growing away from it."""
+    note.set_position((dx, dy))
+    note.set_horizontalalignment("left" if dx > 0 else "right" if dx < 0 else "center")
+    note.set_verticalalignment("bottom" if dy > 0 else "top" if dy < 0 else "center")
+
+
+def drawn(axes: Axes, step: float) -> Iterator[tuple[float, float]]:
+    """Pixels of the markers and, every `step` pixels, of the steps and intervals."""
+    for dots in axes.collections:
+        if isinstance(dots, PathCollection):
+            yield from map(tuple, axes.transData.transform(np.ma.getdata(dots.get_offsets())))
+    corners = [line for line in axes.lines if line.get_transform() == axes.transData]
+    paths = [line.get_path() for line in corners if len(line.get_path()) > 1]
+    bars = [c for c in axes.collections if isinstance(c, LineCollection)]
+    paths += [path for bar in bars for path in bar.get_paths()]
+    for path in paths:
+        points = axes.transData.transform(path.vertices)
+        for (x0, y0), (x1, y1) in itertools.pairwise(points):
+            count = max(1, round(math.hypot(x1 - x0, y1 - y0) / step))
+            for i in range(count + 1):
+                yield x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count
+
+
+def square(centre: Iterable[float], side: float) -> Bbox:
+    """A box around a pixel."""
+    x, y = centre
+    return Bbox.from_bounds(x - side / 2, y - side / 2, side, side)
 
 
 def overlap(a: Bbox, b: Bbox) -> float:
@@ -351,7 +386,7 @@ def plot_dam(curve: Sequence[Report]) -> Figure:
     if density.lines:
         density.set_yscale("log")
         density.yaxis.set_major_formatter(ScalarFormatter())
-        density.yaxis.set_minor_formatter(NullFormatter())
+        density.yaxis.set_minor_locator(NullLocator())
         ticks = [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
         low, high = density.get_ylim()
         shown = [tick for tick in ticks if low <= tick <= high]
