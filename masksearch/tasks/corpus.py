@@ -1,8 +1,8 @@
 """Plain text on disk -> packed sequences of token ids, cached.
 
-    corpus = Corpus.load("wikitext-2", length=128)
-    corpus.train        # int32 [sequences, 128], every row `[CLS] ... [SEP]`, no padding
-    corpus.digest       # changes with the text, the tokenizer and the length
+corpus = Corpus.load("wikitext-2", length=128)
+corpus.train        # int32 [sequences, 128], every row `[CLS] ... [SEP]`, no padding
+corpus.digest       # changes with the text, the tokenizer and the length
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ class Corpus:
         content = [content_hash(train_files), content_hash(held_files)]
         given = None if tokenizer is None else open_tokenizer(tokenizer)
         spelled = f"trained:{vocabulary}" if given is None else given.to_str()
-        target = folder.expanduser() / f"corpus-{short_hash(FORMAT, *content, spelled)}.safetensors"
+        target = (
+            folder.expanduser() / f"corpus-{short_hash(FORMAT, *content, spelled)}.safetensors"
+        )
         stored = read_cache(target) if target.exists() else None
         if stored is None:
             made = given or train_tokenizer(train_files, vocabulary, whole=bool(held_files))
@@ -162,8 +164,10 @@ def text_files(path: Path) -> list[Path]:
 
 
 def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], list[Path]]:
-    """Training files and held-out files; files called test (and, beside an explicit
-    `held_out`, valid) belong to neither."""
+    """Training files and held-out files.
+
+    Files called test (and, beside an explicit `held_out`, valid) belong to neither.
+    """
     files = text_files(path)
     held = [file for file in files if file.stem.lower() in HELD_OUT_STEMS]
     if not path.is_dir():
@@ -318,13 +322,13 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
             "disk nor a name that the Hugging Face Hub answered for; without a network, give a "
             "local one with --tokenizer PATH (tokenizer=PATH in Python), or none to train one"
         ) from error
-    made = getattr(loaded, "backend_tokenizer", None)
-    if made is None:
+    fast = getattr(loaded, "backend_tokenizer", None)
+    if fast is None:
         raise DataError(f"tokenizer {str(name)!r} has no fast version (tokenizer.json)")
-    copy: Tokenizer = Tokenizer.from_str(made.to_str())
-    copy.no_padding()
-    copy.no_truncation()
-    return copy
+    made = Tokenizer.from_str(fast.to_str())
+    made.no_padding()
+    made.no_truncation()
+    return made
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -353,7 +357,7 @@ def read_cache(path: Path) -> tuple[dict[str, Tensor], str] | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, Any] = file.metadata() or {}
-            streams = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            streams = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         warnings.warn(f"cache file {path} is corrupt ({error}); it is made again", stacklevel=3)
         return None

@@ -1,7 +1,7 @@
 """Masked-language-model batches from a corpus, with BERT's masking.
 
-    task = MlmTask(Corpus.load("wikitext-2"))
-    batch = next(task.batches(seed=0))      # {"input_ids", "labels"}: int64 [32, 128]
+task = MlmTask(Corpus.load("wikitext-2"))
+batch = next(task.batches(seed=0))      # {"input_ids", "labels"}: int64 [32, 128]
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class MlmTask:
         count = min(len(self.corpus.held_out), self.held_out_sequences)
         rows = torch.arange(count) * len(self.corpus.held_out) // count
         return [
-            self.masked(self.corpus.held_out[part], random) for part in rows.split(self.batch)
+            self.masked(self.corpus.held_out[rows[start : start + self.batch]], random)
+            for start in range(0, count, self.batch)
         ]
 
     def masked(self, tokens: Tensor, random: torch.Generator) -> Batch:
@@ -90,7 +91,9 @@ class MlmTask:
         draw = torch.rand(tokens.shape, generator=random)
         for role in ("cls", "sep", "pad"):
             draw.masked_fill_(tokens == special[role], 2.0)
-        scored = draw < max(self.probability, torch.nextafter(draw.min(), draw.new_tensor(2.0)).item())
+        scored = draw < self.probability
+        if not scored.any():
+            scored = draw == draw.min()
         how = torch.rand(tokens.shape, generator=random)
         noise = torch.randint(self.corpus.vocabulary, tokens.shape, generator=random)
         shown = torch.where(scored & (how < 0.8), special["mask"], tokens)
