@@ -217,20 +217,19 @@ class Comparison:
         fair = [entry for entry in hand if mine.sparsity >= entry.sparsity - MATCHED]
         if hand:
             nearest = min(fair or hand, key=lambda e: (abs(e.sparsity - mine.sparsity), e.name))
-            found.append(("the hand-designed mask nearest in sparsity", nearest))
+            found.append(("hand-designed, nearest in sparsity", nearest))
         random = [
             entry
             for entry in scored
-            if entry.name.startswith("random")
-            and abs(entry.sparsity - mine.sparsity) <= MATCHED
+            if entry.name.startswith("random") and abs(entry.sparsity - mine.sparsity) <= MATCHED
         ]
         if random:
             control = min(random, key=lambda e: (abs(e.sparsity - mine.sparsity), e.name))
-            found.append(("the random control of equal sparsity", control))
+            found.append(("random control of equal sparsity", control))
         if reference in self.entries and self.entries[reference].scores:
             other = self.entries[reference]
             if other is not mine and all(other is not entry for _, entry in found):
-                found.append(("the reference", other))
+                found.append(("reference", other))
         return found
 
     def findings(self, reference: str = "dense") -> list[Finding]:

@@ -153,10 +153,11 @@ def volume(boxes: list[tuple[float, ...]]) -> float:
 def hypervolume_curve(
     records: Iterable[Record], objectives: Sequence[Objective]
 ) -> list[Progress]:
-    """The front's hypervolume after each finished record, in the order of their numbers.
+    """The front's hypervolume after each finished record, in the order given.
 
-    Failed records add their seconds but no trial: a search pays for its failures. Leave
-    baselines out (`record.origin`) where strategies are compared.
+    A study gives its records in the order of their completion. Failed ones add their seconds
+    but no trial: a search pays for its failures. Leave baselines out (`record.origin`) where
+    strategies are compared.
 
     Raises:
         KeyError: If a scored record lacks an objective.
@@ -165,7 +166,7 @@ def hypervolume_curve(
     curve: list[Progress] = []
     front: list[tuple[float, ...]] = []
     trials, seconds, reached = 0, 0.0, 0.0
-    for record in sorted(records, key=lambda r: r.number):
+    for record in records:
         if record.status == "running":
             continue
         trials += record.status in ("done", "reused", "stopped")

@@ -123,9 +123,7 @@ def draw(axes: Axes, name: str, table: Tensor) -> None:
     """One mask: a panel, or panels with their layers and heads named."""
     layers, heads, length, _ = table.shape
     sparsity = 1 - table.to(torch.float64).mean().item()
-    axes.imshow(
-        tiled(table.transpose(0, 1) if heads == 1 else table), interpolation_stage="rgba"
-    )
+    axes.imshow(tiled(table.transpose(0, 1) if heads == 1 else table), interpolation_stage="rgba")
     single = layers * heads == 1
     axes.set_title(
         f"{textwrap.shorten(name, 24 if single else 48, placeholder='…')}\n"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
-from masksearch.results.frontier import hypervolume, pareto
+from masksearch.results.frontier import pareto
 from masksearch.results.plots import plot_dam, plot_frontier, plot_hypervolume, plot_masks, save
 from masksearch.results.tables import (
     Table,
@@ -85,8 +84,8 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         title=title,
         verdicts=headline(records, objectives, comparison, verdicts),
-        facts=known_facts(facts, objectives, shape, everything),
-        runs=runs_table(studies),
+        facts=known_facts(facts, objectives, shape, everything, comparison),
+        runs=runs_table(studies, objectives),
         front=front_table(studies, objectives),
         cautions=cautions(records),
         comparison=comparison_table(comparison) if comparison is not None else Table(),
@@ -136,6 +135,7 @@ def known_facts(
     objectives: Sequence[Objective],
     shape: Shape | None,
     records: Sequence[Record],
+    comparison: Comparison | None,
 ) -> list[tuple[str, str]]:
     """The given facts, then those that the records tell."""
     rows = [(name, str(value)) for name, value in facts.items() if name != "command"]
@@ -144,7 +144,10 @@ def known_facts(
             ("shape", f"{shape.length} positions, {shape.layers} layers, {shape.heads} heads")
         )
     rows.append(
-        ("objectives", "; ".join(f"{o.name} ({o.goal}, counted from {o.worst:g})" for o in objectives))
+        (
+            "objectives",
+            "; ".join(f"{o.name} ({o.goal}, counted from {o.worst:g})" for o in objectives),
+        )
     )
     protocols = sorted({record.protocol for record in records if record.protocol})
     if protocols and "protocol" not in facts:
@@ -152,6 +155,8 @@ def known_facts(
     seeds = sorted({record.seed for record in records})
     if seeds and "seeds" not in facts:
         rows.append(("evaluation seeds", ", ".join(map(str, seeds))))
+    if comparison is not None and comparison.run is not None:
+        rows.append(("runs of the comparison", str(comparison.run)))
     rows.append(("compute in all", spent(sum(record.seconds for record in records))))
     return rows
 
@@ -194,8 +199,8 @@ def draw(
             "front",
             plot_frontier(records, objectives, comparison),
             f"Sparsity against {score} with one front per strategy",
-            "Every finished trial; each line is a strategy's front: below it, something at "
-            "least as sparse scored better.",
+            "Every finished trial. Each line is a strategy's front: nothing that it found lies "
+            "beyond, sparser and better.",
         )
     if scored:
         add(
@@ -246,13 +251,15 @@ def chosen(
     candidates: list[tuple[str, Record]] = []
     if comparison is not None:
         candidates += [(str(record.params["mask"]), record) for record in comparison.records]
-    for name, study in studies.items():
-        candidates += [(f"{name} {record.number}", record) for record in pareto(study, objectives)]
+    owners = {id(record): name for name, study in studies.items() for record in study}
+    for record in pareto([record for study in studies.values() for record in study], objectives):
+        known = record.origin.partition("baseline:")[2]
+        candidates.append((known or f"{owners[id(record)]} {record.number}", record))
     for name, record in candidates:
         key = record.fingerprint or name
         if record.mask is not None and name not in named and key not in seen:
             seen.add(key)
-            named[name.replace("baseline:", "")] = record.mask
+            named[name] = record.mask
     return named
 
 

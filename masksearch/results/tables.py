@@ -11,7 +11,7 @@ from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.results.comparison import Comparison
 from masksearch.results.frontier import hypervolume, pareto
 
-DASH = "–"
+DASH = "-"  # where there is nothing to say
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ def heads(*names: str, text: Sequence[str] = ()) -> tuple[Cell, ...]:
     return tuple(Cell(name, number=name not in text) for name in names)
 
 
+def words(name: str) -> str:
+    """A value's name as a column's head."""
+    return name.replace("_", " ")
+
+
 def figure(value: float, places: int = 4) -> str:
     """A number to `places` significant digits; a dash for NaN."""
     return DASH if math.isnan(value) else f"{value:.{places}g}"
@@ -54,8 +59,8 @@ def spent(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.1f} seconds"
 
 
-def runs_table(studies: Mapping[str, Sequence[Record]]) -> Table:
-    """What each strategy did and what it cost; baselines in rows of their own."""
+def runs_table(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]) -> Table:
+    """What each strategy did, what it cost and reached; baselines in rows of their own."""
     head = heads(
         "strategy",
         "trials",
@@ -66,6 +71,7 @@ def runs_table(studies: Mapping[str, Sequence[Record]]) -> Table:
         "running",
         "masks",
         "compute",
+        "hypervolume",
         text=("strategy",),
     )
     rows: list[tuple[Cell, ...]] = []
@@ -82,18 +88,25 @@ def runs_table(studies: Mapping[str, Sequence[Record]]) -> Table:
             masks = len({record.fingerprint for record in group if record.fingerprint})
             cells = [str(count) for count in (len(group), *counts, masks)]
             seconds = spent(sum(record.seconds for record in group))
-            rows.append((Cell(title), *(Cell(cell) for cell in cells), Cell(seconds)))
+            front = pareto(group, objectives)
+            points = [[record.value(o.name) for o in objectives] for record in front]
+            reached = figure(hypervolume(points, objectives))
+            rows.append((Cell(title), *map(Cell, (*cells, seconds, reached))))
     return Table(head, tuple(rows))
 
 
-def front_table(
-    studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
-) -> Table:
+def front_table(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]) -> Table:
     """The joint front of all studies, best score first."""
     names = [objective.name for objective in objectives]
     also = [name for name in ("sparsity", "block_density") if name not in names]
     head = heads(
-        "strategy", "trial", *names, *also, "seed", "mask", text=("strategy", "mask")
+        "strategy",
+        "trial",
+        *map(words, names),
+        *map(words, also),
+        "seed",
+        "mask",
+        text=("strategy", "mask"),
     )
     rows: list[tuple[Cell, ...]] = []
     owners = {id(record): name for name, study in studies.items() for record in study}
@@ -119,24 +132,6 @@ def front_table(
     return Table(head, tuple(rows))
 
 
-def hypervolumes(
-    studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
-) -> dict[str, float]:
-    """Strategy -> hypervolume of its own trials, baselines left out."""
-    return {
-        name: hypervolume(
-            [
-                [record.value(objective.name) for objective in objectives]
-                for record in pareto(
-                    [r for r in study if not r.origin.startswith("baseline:")], objectives
-                )
-            ],
-            objectives,
-        )
-        for name, study in studies.items()
-    }
-
-
 def comparison_table(comparison: Comparison) -> Table:
     """One row per mask: means over seeds, intervals, and tasks with the majority mark."""
     judged = [
@@ -146,7 +141,8 @@ def comparison_table(comparison: Comparison) -> Table:
     ]
     tasks = comparison.tasks
     head = heads(
-        "mask", "kind", "sparsity", "blocks", *judged, "seeds", "failed", *tasks, "expression",
+        "mask", "kind", "sparsity", "block density", *judged, "seeds", "failed", *tasks,
+        "expression",
         text=("mask", "kind", "expression"),
     )  # fmt: skip
     rows: list[tuple[Cell, ...]] = []

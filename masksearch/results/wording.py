@@ -6,9 +6,11 @@ import math
 
 from masksearch.results.comparison import MATCHED, Comparison, Entry, Finding
 
+INDENT = "  "  # of the lines that give the figures behind an outcome
+
 
 def verdict_text(comparison: Comparison, findings: list[Finding], reference: str) -> str:
-    """One paragraph per searched mask, then the warnings; plain text, a line each."""
+    """The outcome of each searched mask with its figures indented below, then the warnings."""
     entries = comparison.entries
     searched = [entry for entry in entries.values() if entry.kind == "searched"]
     lines: list[str] = []
@@ -16,7 +18,8 @@ def verdict_text(comparison: Comparison, findings: list[Finding], reference: str
         lines.append("No searched mask is in this comparison, so there is nothing to decide.")
     for entry in searched:
         own = [finding for finding in findings if finding.mask == entry.name]
-        lines.append(about(comparison, entry, own))
+        lines.append(outcome(comparison, entry, own))
+        lines.extend(INDENT + line for line in details(comparison, entry, own))
     if findings:
         lines.append(
             f"Decided by paired differences over common seeds; {counted(len(findings))} "
@@ -31,24 +34,40 @@ def verdict_text(comparison: Comparison, findings: list[Finding], reference: str
     return "\n".join(lines)
 
 
+def outcome(comparison: Comparison, entry: Entry, findings: list[Finding]) -> str:
+    """One line: better than, worse than, not distinguishable from."""
+    score = comparison.objectives[0]
+    if not entry.scores:
+        return f"{entry.name}: no finished run ({entry.failed} failed), so nothing is known."
+    said: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.same:
+            word = "the same mask as"
+        else:
+            word = finding.outcome + (
+                " from" if finding.outcome == "not distinguishable" else " than"
+            )
+        said.setdefault(word, []).append(finding.against)
+    clauses = [f"{word} {' and '.join(names)}" for word, names in said.items()]
+    verdict = ", ".join(clauses) or "nothing to compare it with"
+    sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
+    return f"{entry.name}: {verdict} ({sparsity}{score.name} {entry.score})."
+
+
 def counted(number: int) -> str:
     """'1 comparison', '2 comparisons'."""
     return f"{number} comparison" + ("s" if number != 1 else "")
 
 
-def about(comparison: Comparison, entry: Entry, findings: list[Finding]) -> str:
-    """What is known of one searched mask."""
-    score = comparison.objectives[0]
+def details(comparison: Comparison, entry: Entry, findings: list[Finding]) -> list[str]:
+    """The figures behind one mask's outcome."""
     if not entry.scores:
-        return f"{entry.name}: no finished run ({entry.failed} failed), so nothing is known."
-    sentences = [
-        f"{entry.name} ({100 * entry.sparsity:.1f}% sparse, {score.name} {entry.score}):"
-    ]
-    sentences += [against(finding, comparison.entries[finding.against]) for finding in findings]
+        return []
+    lines = [against(finding) for finding in findings]
     hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
     if not hands:
-        sentences.append("No hand-designed mask has a finished run to compare it with.")
-    sign = 1 if score.goal == "max" else -1
+        lines.append("No hand-designed mask has a finished run to compare it with.")
+    sign = 1 if comparison.objectives[0].goal == "max" else -1
     above = [
         other
         for other in hands
@@ -57,12 +76,12 @@ def about(comparison: Comparison, entry: Entry, findings: list[Finding]) -> str:
     ]
     if above:
         best = max(above, key=lambda other: sign * other.score.mean)
-        sentences.append(
+        lines.append(
             f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
             f"better mean ({best.score.mean:.4g}), so the search has not beaten the "
             "hand-designed masks."
         )
-    return " ".join(sentences)
+    return lines
 
 
 def sparser(gap: float) -> str:
@@ -74,18 +93,18 @@ def sparser(gap: float) -> str:
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
 
 
-def against(finding: Finding, other: Entry) -> str:
+def against(finding: Finding) -> str:
     """One comparison as a sentence."""
     difference = finding.difference
     name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
     if finding.same:
-        return f"It is the same mask as {name}: equal bits, so no difference can be claimed."
+        return f"The same mask as {name}: equal bits, so no difference can be claimed."
     if difference.n_seeds == 0:
-        return f"Against {name}: no common seed, so not distinguishable."
+        return f"Not distinguishable from {name}: they have no seed in common."
     if difference.n_seeds == 1:
         return (
-            f"Against {name}: difference {difference.mean:+.4g} on 1 common seed, which decides "
-            "nothing: not distinguishable. Run more seeds."
+            f"Not distinguishable from {name}: difference {difference.mean:+.4g} on 1 common "
+            "seed, which decides nothing; run more seeds."
         )
     figures = (
         f"difference {difference.mean:+.4g}, {100 * difference.level:.4g}% interval "
@@ -93,10 +112,10 @@ def against(finding: Finding, other: Entry) -> str:
         f"{difference.n_seeds} seeds"
     )
     if finding.outcome == "better":
-        text = f"Better than {name}: {figures}."
-        if finding.gap < -MATCHED:
-            text += " It keeps more cells than that mask, so this is no fair win."
-        return text
+        fair = finding.gap >= -MATCHED or finding.role == "reference"
+        return f"Better than {name}: {figures}." + (
+            "" if fair else " It keeps more cells than that mask, so this is no fair win."
+        )
     if finding.outcome == "worse":
         return f"Worse than {name}: {figures}."
     return f"Not distinguishable from {name}, so it is not shown to be better: {figures}."
