@@ -103,6 +103,7 @@ class Proposal:
         params: The parameters that the space suggested (empty where there was no space).
         origin: Who proposes: a strategy's name, or `"baseline:star"`.
         seed: Seed of the evaluation; None = the study's.
+        memo: Strings that the strategy wants back in the record (a sampler's state, say).
     """
 
     number: int
@@ -110,6 +111,7 @@ class Proposal:
     params: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     seed: int | None = None
+    memo: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ class Record:
         artifacts: Name -> path, relative to the run folder.
         seconds: Wall time of the job.
         error: Reason of a failure, with the traceback; empty otherwise.
+        memo: What the proposal's strategy wanted back.
     """
 
     number: int
@@ -150,6 +153,7 @@ class Record:
     artifacts: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
+    memo: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def mask(self) -> Mask | None:
@@ -282,7 +286,8 @@ class GateBank(Protocol):
         Args:
             layer: Index of the attention layer, from 0.
             query: `[batch, heads, queries, width]`.
-            key: `[batch, heads, keys, width]`; `value` likewise.
+            key: `[batch, heads, keys, width]`.
+            value: `[batch, heads, keys, width]`.
             visible: bool `[batch | 1, heads | 1, queries, keys]` (padding, causality); None =
                 everything is visible. True = may attend.
             dropout: Probability of dropping an attention weight.

@@ -1,0 +1,169 @@
+"""First search on real text: two spaces and DAM on WikiText-2, judged on GLUE.
+
+    python experiments/01_first_search/run.py STAGE... --data FOLDER [--smoke]
+
+Stages: band, shifts, dam (searches by validation loss), compare (validation loss and GLUE),
+rates (does the order hold when every arm has its own learning rate), long (and with a longer
+run). Every stage resumes where it stopped; `tables` writes results/*.csv and figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import masksearch as ms
+from masksearch import masks
+
+HERE = Path(__file__).parent
+SPACES = HERE.parent.parent / "search_spaces"
+TRIALS = 10  # masks of each TPE search
+STEPS = 800  # about 2.5 minutes on one core
+LONG = 3_200  # steps of the longest run
+SEARCH_SEED = 100  # the comparison uses other seeds than the search
+SEEDS = (0, 1)
+RATES = (5e-4, 1e-3, 4e-3)  # beside the default of 2e-3
+TASKS = ("SST-2", "QQP", "MNLI")
+ROWS, DEV_ROWS = 6_000, 2_000
+DAM_GATES = {"structure": "toeplitz+global", "signed": True, "layers": 2}
+DAM_CONFIG = {"steps": 1_600, "warmup": 0.0625, "control": "multiplier", "density": 0.04}
+DAM_DENSITIES = (0.031, 0.04, 0.022)
+BY_HAND = masks.per_head(  # one signed offset a head, with a global token, without the diagonal
+    [masks.shifts([step]) | masks.global_tokens(1) for step in (-1, 1, -2, 2)]
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="holds wikitext-2/ and glue/")
+    parser.add_argument("--runs", type=Path, default=Path("runs/01_first_search"))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    experiment = Experiment(arguments.data, arguments.runs, arguments.smoke)
+    for stage in arguments.stages:
+        getattr(experiment, stage)()
+
+
+class Experiment:
+    """The stages; each is a study of its own below `runs`."""
+
+    def __init__(self, data: Path, runs: Path, smoke: bool) -> None:
+        self.runs, self.smoke = runs, smoke
+        self.steps, self.trials = (4, 2) if smoke else (STEPS, TRIALS)
+        self.text = ms.MlmEvaluator(data / "wikitext-2", steps=self.steps)
+        self.data = data
+
+    @property
+    def glue(self) -> ms.GlueEvaluator:
+        """Pre-training as in the searches, then fine-tuning on three tasks."""
+        return ms.GlueEvaluator(
+            self.data / "wikitext-2",
+            glue=self.data / "glue",
+            tasks=TASKS,
+            steps=self.steps,
+            rows=64 if self.smoke else ROWS,
+            dev_rows=64 if self.smoke else DEV_ROWS,
+            epochs=1 if self.smoke else 3,
+        )
+
+    def searched(self, name: str) -> ms.Study:
+        return ms.search(
+            ms.load_function(f"{SPACES / name}.py:space"),
+            self.text,
+            run=self.runs / name,
+            trials=self.trials,
+            strategy="tpe",
+            seed=SEARCH_SEED,
+            listeners=[say],
+        )
+
+    def band(self) -> ms.Study:
+        return self.searched("band_global")
+
+    def shifts(self) -> ms.Study:
+        return self.searched("head_shifts")
+
+    def dam(self) -> ms.Study:
+        config = {**DAM_CONFIG, "steps": 8} if self.smoke else DAM_CONFIG
+        return ms.search(
+            None,
+            self.text,
+            run=self.runs / "dam",
+            trials=1 + len(DAM_DENSITIES),
+            strategy="dam",
+            strategy_options={
+                "gates": DAM_GATES,
+                "config": config,
+                "densities": DAM_DENSITIES,
+            },
+            seed=SEARCH_SEED,
+            listeners=[say],
+        )
+
+    def candidates(self) -> dict[str, masks.Mask]:
+        """Dense, the six families, one mask by hand, random ones, and what was found."""
+        found = {
+            "tpe band": self.band().best().mask,
+            "tpe shifts": self.shifts().best().mask,
+            "dam": self.dam().best().mask,
+        }
+        count = round(128 * (1 - found["tpe shifts"].sparsity(128)))
+        return {
+            "dense": masks.full(),
+            **masks.FAMILIES,
+            "shifts by hand": BY_HAND,
+            "random keys": masks.random_keys(max(1, count), seed=1),
+            **found,
+        }
+
+    def compare(self) -> None:
+        comparison = ms.compare(
+            self.candidates(), self.glue, run=self.runs / "compare", seeds=SEEDS, listeners=[say]
+        )
+        print(comparison.verdict())
+
+    def arms(self) -> dict[str, masks.Mask]:
+        chosen = self.candidates()
+        return {name: chosen[name] for name in ("dense", "star", "tpe shifts", "dam")}
+
+    def rates(self) -> None:
+        for rate in RATES:
+            evaluator = replace(self.text, lr=rate)
+            run = self.runs / f"rate_{rate:g}"
+            ms.compare(self.arms(), evaluator, run=run, seeds=SEEDS[:1], listeners=[say])
+
+    def long(self) -> None:
+        evaluator = replace(self.text, steps=8 if self.smoke else LONG)
+        ms.compare(self.arms(), evaluator, run=self.runs / "long", seeds=SEEDS[:1], listeners=[say])
+
+    def tables(self) -> None:
+        """Small files only: one row a trial, without masks' bits."""
+        folder = HERE / "results" if not self.smoke else self.runs / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        for run in sorted(path.parent for path in self.runs.glob("*/study.db")):
+            frame = ms.Study(run).frame().drop(columns=["error"])
+            frame.to_csv(folder / f"{run.name}.csv", index=False, float_format="%.6g")
+            print(run.name, len(frame))
+        pd.set_option("display.width", 200)
+
+
+def say(record: ms.Record) -> None:
+    values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
+    name = record.params.get("mask", str(record.mask))
+    sparsity = record.measures.get("sparsity", float("nan"))
+    print(
+        f"{record.origin} {record.number} {record.status} seed {record.seed} {name} "
+        f"sparsity {sparsity:.4f}  {values}  {record.seconds:.0f} s {record.error[-300:]}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""`search`, `compare` and `Study`: the only place that knows all parts."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage
+
+from masksearch.contracts import (
+    Budget,
+    Evaluator,
+    Executor,
+    Listener,
+    OffersGradients,
+    Record,
+    Strategy,
+)
+from masksearch.errors import SearchError, unknown_name
+from masksearch.executors.local import Local
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import table_fingerprint
+from masksearch.results.study_store import StudyStore
+from masksearch.session import Session, parsed_constraint
+from masksearch.strategies.listed import Listed
+from masksearch.strategies.oneshot import DamStrategy
+from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy, Space
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from masksearch.results.comparison import Comparison
+
+STRATEGIES = (*SAMPLERS, "dam")
+
+
+class Study:
+    """The records of a run folder and what follows from them.
+
+    Args:
+        run: Folder of the run.
+        storage: As in `search`; None = the run folder's own database.
+    """
+
+    def __init__(self, run: Path | str, storage: str | BaseStorage | None = None) -> None:
+        self.run = Path(run)
+        self.store = StudyStore(self.run, storage, write=False)
+        self.objectives = self.store.objectives()
+        self.shape = self.store.shape()
+
+    def records(self) -> list[Record]:
+        """Every record, by trial number."""
+        return self.store.records()
+
+    def frame(self) -> pd.DataFrame:
+        """One row a trial: number, origin, status, mask, seed, values, measures, parameters."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "number": record.number,
+                "origin": record.origin,
+                "status": record.status,
+                "mask": str(record.mask) if record.mask is not None else "",
+                "seed": record.seed,
+                "step": record.step,
+                "seconds": record.seconds,
+                **record.measures,
+                **record.values,
+                **{f"params.{name}": value for name, value in record.params.items()},
+                "fingerprint": record.fingerprint,
+                "error": record.error,
+            }
+            for record in self.records()
+        )
+
+    def frontier(self) -> list[Record]:
+        """The records that no other beats in every objective (full-fidelity results only)."""
+        from masksearch.results.frontier import pareto
+
+        return pareto(self.records(), self.objectives)
+
+    def best(self, sparsity: float = 0.0) -> Record:
+        """The best first objective among the masks at least that sparse.
+
+        Raises:
+            SearchError: If there is none; says the sparsest that there is.
+        """
+        return best_of(self.records(), self.objectives[0].name, self.objectives[0].goal, sparsity)
+
+    def report(self, path: Path | str = "report.html") -> Path:
+        """Writes a self-contained HTML page, and its figures beside it.
+
+        A relative path is taken from the run folder.
+        """
+        from masksearch.reporting import report_on
+
+        return report_on(self.run, self.run / path)
+
+
+def best_of(records: Sequence[Record], name: str, goal: str, sparsity: float) -> Record:
+    """See `Study.best`."""
+    scored = [record for record in records if record.scored]
+    dense_enough = [r for r in scored if r.measures["sparsity"] >= sparsity - 1e-9]
+    if not dense_enough:
+        sparsest = max((r.measures["sparsity"] for r in scored), default=None)
+        raise SearchError(
+            f"no finished trial has a sparsity of {sparsity} or more; "
+            + ("none has finished" if sparsest is None else f"the sparsest has {sparsest:.4f}")
+        )
+    return (max if goal == "max" else min)(dense_enough, key=lambda record: record.value(name))
+
+
+def search(
+    space: Space | None,
+    evaluator: Evaluator,
+    *,
+    run: Path | str,
+    storage: str | BaseStorage | None = None,
+    trials: int | None = None,
+    seconds: float | None = None,
+    strategy: str | BaseSampler | Strategy = "tpe",
+    strategy_options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    executor: Executor | None = None,
+    scheduler: None = None,
+    constraints: Sequence[str] = (),
+    baselines: Mapping[str, Mask] | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Study:
+    """Searches masks; calling it again with the same run folder goes on where it stopped.
+
+    Args:
+        space: Draws a mask from an Optuna trial; None where the strategy needs none ("dam").
+        evaluator: Judges masks.
+        run: Folder of the run.
+        storage: None (SQLite in the run folder), `"journal:PATH"`, a database URL, or an
+            Optuna storage.
+        trials: End after that many trials of the strategy (done, reused or stopped).
+        seconds: End (between trials) after that much wall time of this call.
+        strategy: `"random"`, `"tpe"`, `"dam"`, an Optuna sampler, or an object with ask/tell.
+        strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`).
+        seed: Seed of the proposals and of every evaluation.
+        executor: Where jobs run; None = `Local()`.
+        scheduler: None: every trial runs to its end.
+        constraints: Such as `"sparsity >= 0.9"`, on measures that are known before training;
+            a mask that violates one is stopped without training.
+        baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
+        listeners: Called with every finished record.
+
+    Returns:
+        The study, ready to be read.
+
+    Raises:
+        ResumeError: If the folder holds a search with another space, evaluator or seed.
+        SearchError: If the first five trials all fail, the folder cannot be written, ...
+        UnknownNameError: If the strategy is unknown; names the nearest.
+    """
+    if trials is None and seconds is None:
+        raise SearchError("give trials= or seconds=, so that the search ends")
+    if scheduler is not None:
+        raise SearchError("scheduler must be None: every trial runs to its end")
+    limits = [parsed_constraint(text) for text in constraints]
+    run, options = Path(run), dict(strategy_options or {})
+    named = strategy_name(strategy)
+    facts = {
+        "kind": "search",
+        "strategy": named,
+        "strategy_options": json.dumps(options, sort_keys=True, default=str),
+        "space": source_of(space) if space is not None else "",
+        "seed": str(seed),
+        "constraints": json.dumps(list(constraints)),
+        **evaluator_facts(evaluator),
+    }
+    store = StudyStore(run, storage)
+    try:
+        chosen = build_strategy(strategy, space, evaluator, seed, run, options)
+        store.create(evaluator.objectives, facts)
+        listed = Listed(baselines or {}, [seed])
+        queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed.proposals]
+        session = Session(
+            store, chosen, evaluator, seed, Budget(trials, seconds), limits, listeners, queue
+        )
+        session.restore()
+        session.run_on(executor or Local())
+    finally:
+        store.close()
+    return Study(run, storage)
+
+
+def compare(
+    candidates: Mapping[str, Mask],
+    evaluator: Evaluator,
+    *,
+    run: Path | str,
+    seeds: Iterable[int] = range(5),
+    storage: str | BaseStorage | None = None,
+    executor: Executor | None = None,
+    listeners: Sequence[Listener] = (),
+) -> Comparison:
+    """Judges every mask on every seed; what the run folder already holds is not run again.
+
+    Args:
+        candidates: Name -> mask. `"dense"`, `"oracle"`, names of `masks.FAMILIES` and names
+            that start with `"random"` are controls; everything else counts as searched.
+        evaluator: Judges masks.
+        run: Folder of the comparison.
+        seeds: Evaluation seeds, shared by all masks; choose others than the search's, or the
+            winner is flattered.
+        storage: As in `search`.
+        executor: Where jobs run; None = `Local()`.
+        listeners: Called with every finished record.
+
+    Raises:
+        ValueError: If there are no masks or no seeds.
+        EmptyRowError, HeadCountError, ...: If a mask does not fit the evaluator's shape, before
+            anything is trained.
+    """
+    from masksearch.results.comparison import Comparison
+
+    run, seeds = Path(run), list(dict.fromkeys(seeds))
+    if not candidates or not seeds:
+        raise ValueError("compare needs at least one mask and one seed")
+    prints = {
+        name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in candidates.items()
+    }
+    store = StudyStore(run, storage)
+    try:
+        store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
+        held = {
+            (r.params.get("mask"), r.fingerprint, r.seed)
+            for r in store.records()
+            if r.status in ("done", "reused", "running")
+        }
+        queue = [
+            proposal
+            for proposal in Listed(candidates, seeds, "compare").proposals
+            if (proposal.params["mask"], prints[proposal.params["mask"]], proposal.seed) not in held
+        ]
+        session = Session(
+            store, Listed({}, []), evaluator, 0, Budget(), [], listeners, queue, strict=False
+        )
+        session.restore()
+        session.run_on(executor or Local())
+        wanted = [
+            record
+            for record in store.records()
+            if prints.get(record.params.get("mask", "")) == record.fingerprint
+            and record.seed in seeds
+        ]
+        objectives = store.objectives()
+    finally:
+        store.close()
+    return Comparison(tuple(wanted), objectives, run)
+
+
+def build_strategy(
+    strategy: str | BaseSampler | Strategy,
+    space: Space | None,
+    evaluator: Evaluator,
+    seed: int,
+    run: Path,
+    options: dict[str, Any],
+) -> Strategy:
+    """The strategy that a name, a sampler or an object stands for."""
+    if isinstance(strategy, str) and strategy == "dam":
+        if not isinstance(evaluator, OffersGradients):
+            raise SearchError(
+                f"strategy 'dam' needs an evaluator with differentiable(seed); "
+                f"{type(evaluator).__name__} has none"
+            )
+        from masksearch.gates.dam import DamConfig
+
+        config = dict(options.get("config", {}))
+        target = DamConfig(**config).density
+        return DamStrategy(
+            run,
+            gates=options.get("gates", {}),
+            config=config,
+            target=target,
+            densities=options.get("densities"),
+        )
+    if isinstance(strategy, str) and strategy not in SAMPLERS:
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    if isinstance(strategy, str | BaseSampler):
+        if space is None:
+            raise SearchError(f"strategy {strategy_name(strategy)!r} needs a space")
+        return OptunaStrategy(
+            space,
+            evaluator.objectives,
+            sampler=SAMPLERS[strategy] if isinstance(strategy, str) else strategy,
+            seed=seed,
+            name=strategy_name(strategy),
+        )
+    return strategy
+
+
+def strategy_name(strategy: str | BaseSampler | Strategy) -> str:
+    """The name under which a strategy's trials are shown."""
+    return strategy if isinstance(strategy, str) else type(strategy).__name__
+
+
+def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
+    """What must not change between two calls on one run folder."""
+    return {
+        "protocol": evaluator.protocol,
+        "shape": json.dumps(asdict(evaluator.shape)),
+        "objectives": json.dumps([[o.name, o.goal, o.worst] for o in evaluator.objectives]),
+    }
+
+
+def source_of(space: Space) -> str:
+    """Hash of what a space does: its source, or its byte code where there is no source."""
+    text = getattr(space, "masksearch_source", None)
+    if text is None:
+        try:
+            text = inspect.getsource(space)
+        except (OSError, TypeError):
+            code = getattr(space, "__code__", None)
+            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,44 @@
+"""A fixed list of masks, each on each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from masksearch.contracts import Evaluate, Proposal, Record
+from masksearch.masks.core import Mask
+
+
+class Listed:
+    """Proposes every mask on every seed, seed by seed.
+
+    Args:
+        masks: Name -> mask.
+        seeds: Evaluation seeds.
+        origin: Origin of the proposals.
+
+    Proposals carry `params = {"mask": name}`.
+    """
+
+    def __init__(
+        self, masks: Mapping[str, Mask], seeds: Iterable[int], origin: str = "listed"
+    ) -> None:
+        self.proposals = [
+            Proposal(number, Evaluate(mask), {"mask": name}, origin, seed)
+            for number, (seed, (name, mask)) in enumerate(
+                (seed, item) for seed in seeds for item in masks.items()
+            )
+        ]
+        self.known: set[int] = set()
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """The next of the list."""
+        draw = max(self.known, default=-1) + 1
+        if draw >= len(self.proposals):
+            return "done"
+        self.known.add(draw)
+        return self.proposals[draw]
+
+    def tell(self, record: Record) -> None:
+        """Learns that a draw is out or finished; results change nothing."""
+        self.known.add(record.number)

@@ -1,0 +1,68 @@
+"""DAM as a strategy: one joint training of gates and weights, then masks cut out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
+from masksearch.errors import MaskSearchError
+
+SPREAD = (1.0, 0.5, 2.0, 0.7, 1.4, 0.35, 2.8)  # densities tried, as multiples of the target
+
+
+class DamStrategy:
+    """Proposes a one-shot job, waits for its gates, then proposes their discretisations.
+
+    Args:
+        run: Folder that artifacts are relative to.
+        gates: Arguments of `masksearch.Gates` (structure, signed, layers, ...).
+        config: Arguments of `masksearch.DamConfig`.
+        target: Density that the gates are trained for, in (0, 1).
+        densities: Densities of the masks to cut; None = around the target.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        gates: Mapping[str, Any],
+        config: Mapping[str, Any],
+        target: float,
+        densities: Sequence[float] | None = None,
+    ) -> None:
+        self.run, self.gates, self.config = run, dict(gates), dict(config)
+        self.densities = tuple(densities or (min(0.9, target * factor) for factor in SPREAD))
+        self.known: set[int] = set()
+        self.found: Path | None = None
+        self.lost = False
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """First the training, then one mask for each density."""
+        from masksearch.gates.dam import DamResult
+
+        draw = max(self.known, default=-1) + 1
+        if draw == 0:
+            self.known.add(0)
+            return Proposal(0, OneShot(self.gates, self.config), {}, "dam")
+        if self.lost or draw > len(self.densities):
+            return "done"
+        if self.found is None:
+            return "wait"
+        density = self.densities[draw - 1]
+        job: Job
+        try:
+            job = Evaluate(DamResult.load(self.found).mask(sparsity=1 - density))
+        except (MaskSearchError, ValueError) as error:
+            job = Refused(f"{type(error).__name__}: {error}")
+        self.known.add(draw)
+        return Proposal(draw, job, {"density": density}, "dam")
+
+    def tell(self, record: Record) -> None:
+        """Learns where the gates lie, or that their training failed."""
+        self.known.add(record.number)
+        if isinstance(record.job, OneShot) and record.status != "running":
+            self.lost = "gates" not in record.artifacts
+            if not self.lost:
+                self.found = self.run / record.artifacts["gates"]
