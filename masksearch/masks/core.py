@@ -12,7 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, cast
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from masksearch.errors import (
     HeadCountError,
     LayerCountError,
+    LengthError,
     MaskFormatError,
     MaskSearchError,
     unknown_name,
@@ -413,6 +414,53 @@ class PerLayer(Mask):
 
     def resolve(self, length: int) -> Mask:
         return PerLayer(tuple(part.resolve(length) for part in self.of))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Cropped(Mask):
+    """The top-left corner of the mask at `at` positions, for inputs of at most that length.
+
+    Attention under it equals attention under the mask at `at` positions with the inputs padded
+    to that length, because padding is never attended to. So a searched table serves short
+    inputs too, and a family means the same at every length. A row whose kept keys all lie
+    beyond the input attends to nothing there, as it does in the padded form.
+
+    Args:
+        of: The mask.
+        at: The length that it is taken at, in positions (>= 1).
+
+    >>> from masksearch import masks
+    >>> masks.cropped(masks.blocks(2), at=4).dense(3)[0, 0].int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+
+    kind = "cropped"
+    of: Mask
+    at: int
+
+    def __post_init__(self) -> None:
+        children(self, (self.of,))
+        if isinstance(self.at, bool) or not isinstance(self.at, int) or self.at < 1:
+            raise ValueError(f"at must be a whole number >= 1, got {self.at!r}")
+
+    @property
+    def parts(self) -> tuple[Mask, ...]:
+        return (self.of,)
+
+    @property
+    def length(self) -> int | None:
+        return None
+
+    def allows(self, at: Points) -> Tensor:
+        if at.length > self.at:
+            raise LengthError(
+                f"the mask is cropped from {self.at} positions, asked for {at.length}; "
+                f"give inputs of at most {self.at} positions"
+            )
+        return self.of.allows(replace(at, length=self.at))
+
+    def resolve(self, length: int) -> Mask:
+        return Cropped(self.of.resolve(self.at), self.at)
 
 
 def grid(length: int) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks import families, patterns
-from masksearch.masks.core import Both, Complement, Either, Mask, PerHead, PerLayer
+from masksearch.masks.core import Both, Complement, Cropped, Either, Mask, PerHead, PerLayer
 
 FUNCTIONS = {
     name: getattr(families, name)
     for name in (
-        "full causal window dilated stride offsets shifts powers_of_two blocks block_columns "
+        "full causal cropped window dilated stride offsets shifts powers_of_two blocks block_columns "
         "global_tokens random_keys toeplitz per_head per_layer without_diagonal strided fixed "
         "log_sparse longformer bigbird star"
     ).split()
@@ -108,6 +108,8 @@ def expression(mask: Mask) -> str:
             return f"~{wrapped(part)}"
         case PerHead(of=parts) | PerLayer(of=parts):
             return f"{mask.kind}([{', '.join(map(expression, parts))}])"
+        case Cropped(of=part, at=at):
+            return f"cropped({expression(part)}, {at})"
         case patterns.Table(bits=bits):
             return f"table({'x'.join(map(str, bits.shape))}, {mask.digest[:8]})"
         case patterns.Toeplitz(bits=bits, signed=signed):

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from masksearch.masks.core import Mask, PerHead, PerLayer
+from masksearch.masks.core import Cropped, Mask, PerHead, PerLayer
 from masksearch.masks.patterns import (
     BlockColumns,
     Blocks,
@@ -117,6 +117,11 @@ def per_layer(of: Iterable[Mask]) -> Mask:
     return PerLayer(tuple(of))
 
 
+def cropped(mask: Mask, at: int) -> Mask:
+    """The top-left corner of the mask at `at` positions: what padding to `at` would compute."""
+    return Cropped(mask, at)
+
+
 def layer_of(mask: Mask, layer: int) -> Mask:
     """The mask of one layer alone (the mask itself where it does not tell layers apart)."""
     if mask.layers is None:
@@ -130,6 +135,8 @@ def layer_of(mask: Mask, layer: int) -> Mask:
             return Table(mask.bits[layer])
         case Toeplitz():
             return Toeplitz(mask.bits[layer], mask.signed)
+    if isinstance(mask, Cropped):
+        return Cropped(layer_of(mask.of, layer), mask.at)
     split = {"of": tuple(layer_of(part, layer) for part in mask.parts)}
     return type(mask)(**(split if len(mask.parts) > 1 else {"of": layer_of(mask.parts[0], layer)}))
 

@@ -19,7 +19,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name
-from masksearch.masks.core import Mask
+from masksearch.masks.core import Cropped, Mask
 from masksearch.masks.families import layer_of
 from masksearch.masks.lower import no_empty_rows
 
@@ -57,7 +57,10 @@ class Slot:
         if (keys, device) not in self.tables:
             assert self.mask is not None
             dense = self.mask.dense(keys)
-            no_empty_rows(dense)
+            if isinstance(self.mask, Cropped):  # its rows are judged at its own length
+                no_empty_rows(self.mask.of.dense(self.mask.at))
+            else:
+                no_empty_rows(dense)
             self.tables[keys, device] = None if dense.all() else dense[0][None].to(device)
         return self.tables[keys, device]
 
