@@ -1,0 +1,261 @@
+"""Judges a mask in seconds on sequences whose right mask is known.
+
+evaluator = PlantedEvaluator()
+for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
+    print(report.step, report.values)      # the last one holds "score"
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masksearch.contracts import (
+    Batch,
+    Differentiable,
+    Objective,
+    Report,
+    Shape,
+    mixed_seed,
+)
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.models.attach import attach
+from masksearch.models.sizes import MaskedLanguageModel, Output, encoder, size_named
+from masksearch.tasks.planted import FollowsTask, IntactTask, PlantedProcess, PlantedTask
+from masksearch.train import TrainConfig, train
+
+WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class PlantedEvaluator:
+    """Trains a small BERT under the mask on a planted process, then on two downstream tasks.
+
+    Pre-training is masked prediction; the pre-trained model is then fine-tuned, from the same
+    weights each time, to tell intact sequences from broken ones and following segments from
+    strange ones. The score is the mean of the two accuracies, 0.5 without the planted edges.
+    The weights, the order of the data and what is hidden derive from the seed alone, so that
+    masks judged with one seed differ in nothing but the mask.
+
+    Args:
+        process: The distribution; its `length` is the mask's.
+        steps: Optimiser steps of pre-training.
+        size: A name of `masksearch.models.sizes.SIZES`. One layer makes the planted edges the
+            only way; more layers can go round through other positions.
+        batch: Sequences of a batch (even).
+        lr: Peak learning rate of pre-training.
+        downstream_steps: Optimiser steps of each downstream task.
+        downstream_lr: Peak learning rate downstream.
+        initializer_range: Standard deviation of the initial weights, about 1 / sqrt(width): with
+            BERT's 0.02 attention starts flat and stays so for hundreds of steps.
+        held_out_sequences: Held-out sequences of each task (even).
+        reports: Number of reports during pre-training; their steps double up to `steps`.
+    """
+
+    process: PlantedProcess = PlantedProcess()
+    steps: int = 300
+    size: str = "nano"
+    batch: int = 32
+    lr: float = 4e-3
+    downstream_steps: int = 24
+    downstream_lr: float = 2e-3
+    initializer_range: float = 0.15
+    held_out_sequences: int = 1024
+    reports: int = 5
+
+    def __post_init__(self) -> None:
+        if self.reports < 1:
+            raise ValueError(f"reports must be at least 1, got {self.reports}")
+        if not self.initializer_range > 0:
+            raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
+        size_named(self.size)
+        for tried in (self.train_config, self.downstream_config, self.downstream_tasks):
+            del tried  # made once, so that wrong values are refused here
+
+    @property
+    def shape(self) -> Shape:
+        """What a mask is lowered to."""
+        size = size_named(self.size)
+        return Shape(self.process.length, size.layers, size.heads)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The downstream score (worst: nothing right) and the mask's sparsity."""
+        return (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """Settings of the pre-training."""
+        return TrainConfig(steps=self.steps, lr=self.lr)
+
+    @property
+    def downstream_config(self) -> TrainConfig:
+        """Settings of each downstream task."""
+        return TrainConfig(steps=self.downstream_steps, lr=self.downstream_lr)
+
+    @property
+    def task(self) -> PlantedTask:
+        """The pre-training task."""
+        return PlantedTask(self.process, self.batch, self.held_out_sequences)
+
+    @property
+    def downstream_tasks(self) -> tuple[IntactTask, FollowsTask]:
+        """The tasks that the score is the mean of."""
+        return (
+            IntactTask(self.process, self.batch, self.held_out_sequences),
+            FollowsTask(self.process, self.batch, self.held_out_sequences),
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Short hash of everything that a report depends on, beside mask and seed."""
+        parts = (
+            "planted-1",
+            self.process.digest,
+            asdict(size_named(self.size)),
+            asdict(self.train_config),
+            asdict(self.downstream_config),
+            self.batch,
+            self.initializer_range,
+            self.held_out_sequences,
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def model(self, seed: int) -> MaskedLanguageModel:
+        """A fresh model without a mask, its weights drawn from `seed`."""
+        body = encoder(
+            self.size,
+            self.process.ids,
+            self.process.length,
+            seed=mixed_seed(seed, WEIGHTS),
+            initializer_range=self.initializer_range,
+        )
+        return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
+
+    def differentiable(self, seed: int) -> Differentiable:
+        """What a one-shot search trains on: the same model and data, without a mask."""
+        batches = self.task.batches(mixed_seed(seed, DATA))
+        return Differentiable(self.model(seed), batches, self.task.held_out())
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Trains and yields reports.
+
+        Args:
+            mask: Any mask that fits `shape`.
+            seed: Seed of weights, data and hiding.
+            workdir: Not used; a run is too short for checkpoints.
+
+        Yields:
+            `{"accuracy", "loss"}` of the held-out masked tokens (accuracy on the paired ones
+            alone, in [0, process.ceiling]; loss in nats), and lastly the same with `score`,
+            `intact`, `follows` in [0, 1] and the majority's accuracy `intact/majority`,
+            `follows/majority`.
+
+        Raises:
+            EmptyRowError: If a query of the mask may attend to no key.
+            NonFiniteLossError: If a loss becomes NaN or infinite.
+        """
+        lower(mask, self.shape)  # refuses masks that do not fit before any training
+        model, held_out = self.model(seed), self.task.held_out()
+        attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
+        due = {max(1, self.steps >> halvings) for halvings in range(self.reports)}
+        batches = self.task.batches(mixed_seed(seed, DATA))
+        for step in train(model, batches, self.train_config):
+            if step.number in due:
+                values = self.masked_prediction(model, held_out)
+                yield Report(step.number, values)
+        pretrained = {name: value.clone() for name, value in model.state_dict().items()}
+        scores: dict[str, float] = {}
+        for task in self.downstream_tasks:
+            model.load_state_dict(pretrained)
+            scores[task.name] = self.downstream(model, task, mixed_seed(seed, DOWNSTREAM))
+        majority = {f"{name}/majority": 0.5 for name in scores}
+        score = sum(scores.values()) / len(scores)
+        last = self.steps + len(scores) * self.downstream_steps
+        yield Report(last, {**values, "score": score, **scores, **majority})
+
+    def masked_prediction(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
+        """Held-out accuracy on the hidden paired tokens and loss on all hidden tokens."""
+        paired = torch.zeros(self.process.length, dtype=torch.bool)
+        paired[self.process.paired.flatten()] = True
+        hits, among, total, tokens = 0, 0, 0.0, 0
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                scored = batch["labels"] != -100
+                output = model(**batch)
+                counted = paired.expand_as(scored)[scored]
+                hits += int((output.logits.argmax(-1) == batch["labels"][scored])[counted].sum())
+                among += int(counted.sum())
+                total += output.loss.item() * int(scored.sum())
+                tokens += int(scored.sum())
+        model.train()
+        return {"accuracy": hits / max(1, among), "loss": total / tokens}
+
+    def downstream(
+        self, model: MaskedLanguageModel, task: IntactTask | FollowsTask, seed: int
+    ) -> float:
+        """Fine-tunes the model on the task and returns its held-out accuracy."""
+        hidden = torch.zeros(self.process.length, dtype=torch.bool)
+        hidden[self.process.paired[:, 1]] = True
+        classifier = LikelihoodClassifier(model, hidden, self.process.mask_id)
+        for _ in train(classifier, task.batches(seed), self.downstream_config):
+            pass
+        classifier.eval()
+        hits, count = 0, 0
+        with torch.no_grad():
+            for batch in task.held_out():
+                logits = classifier(batch["input_ids"]).logits
+                hits += int((logits.argmax(-1) == batch["labels"]).sum())
+                count += len(batch["labels"])
+        return hits / count
+
+
+class LikelihoodClassifier(nn.Module):
+    """Tells real sequences from false ones by what the model says of their hidden tokens.
+
+    Some positions are hidden; the features are the sum and the minimum of the log-probabilities
+    that the model gives to the tokens that stood there, normalised over the batch, and a linear
+    layer turns them into two logits. Gradients reach every weight of the model. With one
+    attention layer a token cannot be compared with its partner before they meet, which is why
+    the comparison is made in the prediction head and not on pooled states.
+
+    Args:
+        model: The pre-trained model, with the mask on it; trained in place.
+        hidden: bool `[length]`, the positions that are hidden and scored.
+        mask_id: The id that hides a token.
+
+    Reference: Masked Language Model Scoring, arXiv 1910.14659 (pseudo-log-likelihood).
+    """
+
+    def __init__(self, model: MaskedLanguageModel, hidden: Tensor, mask_id: int) -> None:
+        super().__init__()
+        self.model = model
+        self.mask_id = mask_id
+        self.register_buffer("hidden", hidden, persistent=False)
+        self.norm = nn.BatchNorm1d(2, momentum=None)
+        self.out = nn.Linear(2, 2)
+        with torch.no_grad():  # likelier sequences start as class 1
+            self.out.weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+            self.out.bias.zero_()
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Output:
+        """Returns logits `[batch, 2]` and, given labels `[batch]`, the mean loss."""
+        hidden = self.get_buffer("hidden")
+        scored = torch.where(hidden, input_ids, -100)
+        logits = self.model(input_ids.masked_fill(hidden, self.mask_id), labels=scored).logits
+        answers = input_ids[:, hidden].flatten()
+        surprise = F.cross_entropy(logits.float(), answers, reduction="none")
+        found = -surprise.view(len(input_ids), -1)
+        features = self.norm(torch.stack([found.sum(1), found.amin(1)], 1))
+        decided = self.out(features)
+        if labels is None:
+            return Output(decided)
+        return Output(decided, F.cross_entropy(decided, labels))

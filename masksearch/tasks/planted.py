@@ -1,0 +1,401 @@
+"""Sequences whose dependencies are planted, so that the right mask is known.
+
+process = PlantedProcess(length=24, offsets=(11,), keys=2)
+process.edges                                    # bool [24, 24]: who depends on whom
+next(PlantedTask(process).batches(seed=0))       # {"input_ids", "labels"}: int64 [64, 24]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.contracts import Batch, generator
+from masksearch.masks.core import Mask
+
+PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS = 1, 2, 3, 4  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class PlantedProcess:
+    """A distribution over sequences in which each paired token determines its partner.
+
+    Position 0 holds the key, one of `keys` ids, uniformly (with one key it holds a free token).
+    Positions are paired by a fixed rule: the offsets take turns, and at its turn an offset d
+    pairs the smallest free s >= 1 whose s + d is free and inside the sequence; it ends when no
+    offset finds a pair. Hence no position is in two pairs, whatever the offsets. The first
+    token of a pair and every unpaired token are uniform and independent; the second one is
+
+        x[s + d] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
+
+    with r a relabelling of the vocabulary drawn from `seed`. For each key this is a permutation
+    of the vocabulary that is its own inverse, and two keys never agree on any token. So a token
+    is certain given its partner and the key, uniform given only one of them or neither, except
+    that a partner without its key leaves `keys` equally likely tokens.
+
+    Ids: tokens 0 .. vocabulary - 1, the mask id `vocabulary`, then the keys.
+
+    Args:
+        length: Positions of a sequence (>= 3).
+        vocabulary: Number of tokens (>= 2).
+        offsets: Distances of paired positions (distinct, 1 .. length - 2).
+        keys: Number of permutations that the token at position 0 chooses from, 1 .. vocabulary;
+            1 = no global token.
+        hidden: Probability that a position other than 0 is hidden in masked prediction.
+        seed: Seed of the relabelling.
+
+    Raises:
+        ValueError: If a value is out of its range or an offset finds no pair.
+
+    >>> PlantedProcess(length=8, offsets=(3,), keys=1).pairs
+    ((1, 4), (2, 5), (3, 6))
+    """
+
+    length: int = 24
+    vocabulary: int = 8
+    offsets: tuple[int, ...] = (11,)
+    keys: int = 2
+    hidden: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "offsets", tuple(self.offsets))
+        if self.length < 3:
+            raise ValueError(f"length must be at least 3 positions, got {self.length}")
+        if self.vocabulary < 2:
+            raise ValueError(f"vocabulary must be at least 2 tokens, got {self.vocabulary}")
+        if not 1 <= self.keys <= self.vocabulary:
+            raise ValueError(
+                f"keys must lie in 1 .. vocabulary = {self.vocabulary}, got {self.keys}; "
+                "more keys than tokens cannot all disagree: raise vocabulary or lower keys"
+            )
+        if not 0 < self.hidden < 1:
+            raise ValueError(f"hidden is a probability in (0, 1), got {self.hidden}")
+        if not self.offsets or len(set(self.offsets)) < len(self.offsets):
+            raise ValueError(f"offsets must be distinct and at least one, got {self.offsets}")
+        for offset in self.offsets:
+            if not 1 <= offset <= self.length - 2:
+                raise ValueError(
+                    f"offsets must lie in 1 .. length - 2 = {self.length - 2}, got {offset}; "
+                    "position 0 is in no pair: raise length or lower the offset"
+                )
+        unpaired = set(self.offsets) - {second - first for first, second in self.pairs}
+        if unpaired:
+            raise ValueError(
+                f"every offset needs a pair, {sorted(unpaired)} found no free positions in "
+                f"length {self.length}; raise length or drop the offset"
+            )
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Paired positions (first, second), in the order in which they were paired."""
+        free = [position > 0 for position in range(self.length)]
+        found: list[tuple[int, int]] = []
+        before = -1
+        while before < len(found):
+            before = len(found)
+            for offset in self.offsets:
+                for first in range(1, self.length - offset):
+                    if free[first] and free[first + offset]:
+                        free[first] = free[first + offset] = False
+                        found.append((first, first + offset))
+                        break
+        return tuple(found)
+
+    @cached_property
+    def paired(self) -> Tensor:
+        """The same as `pairs`: int64 `[pairs, 2]`."""
+        return torch.tensor(self.pairs)
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """What a hidden token needs: bool `[length, length]`, query by key.
+
+        Partner to partner in both directions and, with several keys, every paired position to
+        position 0. Without the diagonal.
+        """
+        needed = torch.zeros(self.length, self.length, dtype=torch.bool)
+        first, second = self.paired.unbind(1)
+        needed[first, second] = needed[second, first] = True
+        if self.keys > 1:
+            needed[self.paired.flatten(), 0] = True
+        return needed
+
+    @cached_property
+    def oracle(self) -> Mask:
+        """The sparsest mask that loses nothing: `edges`, and the diagonal so that no row is
+        empty."""
+        return masks.table(self.edges | torch.eye(self.length, dtype=torch.bool))
+
+    @property
+    def ids(self) -> int:
+        """Number of token ids: the vocabulary, the mask id and the keys."""
+        return self.vocabulary + 1 + (self.keys if self.keys > 1 else 0)
+
+    @property
+    def mask_id(self) -> int:
+        """The id that hides a token."""
+        return self.vocabulary
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy on hidden partner tokens without any edge: 1 / vocabulary.
+
+        A paired token is uniform, alone and given everything but its partner.
+        """
+        return 1 / self.vocabulary
+
+    @property
+    def ceiling(self) -> float:
+        """Largest expected accuracy on hidden partner tokens:
+        (1 - hidden) + hidden / vocabulary.
+
+        The partner of a hidden token is visible with probability 1 - hidden, and then the token
+        is certain, since the key is never hidden; otherwise nothing tells about it.
+        """
+        return 1 - self.hidden + self.hidden / self.vocabulary
+
+    @property
+    def ceiling_without_key(self) -> float:
+        """Like `ceiling` for a model that sees the partner and not the key:
+        (1 - hidden) / keys + hidden / vocabulary."""
+        return (1 - self.hidden) / self.keys + self.hidden / self.vocabulary
+
+    @property
+    def split(self) -> int:
+        """First position of the second segment: the cut that separates most pairs, the nearest
+        to the middle among equals."""
+        return min(
+            range(1, self.length),
+            key=lambda cut: (-len(self.crossing(cut)), abs(2 * cut - self.length)),
+        )
+
+    def crossing(self, cut: int) -> list[tuple[int, int]]:
+        """The pairs with one end before position `cut` and the other not."""
+        return [pair for pair in self.pairs if pair[0] < cut <= pair[1]]
+
+    @cached_property
+    def permutations(self) -> Tensor:
+        """int64 `[keys, vocabulary]`: the partner of each token under each key."""
+        random = generator(self.seed, PERMUTATIONS)
+        label = torch.randperm(self.vocabulary, generator=random)
+        key = torch.arange(self.keys)[:, None]
+        return label.argsort()[(key - label) % self.vocabulary]
+
+    @cached_property
+    def digest(self) -> str:
+        """Short hash of everything that the distribution depends on."""
+        fields = (
+            self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed
+        )  # fmt: skip
+        text = repr(("planted-1", fields, self.pairs, self.permutations.tolist()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def sample(self, count: int, random: torch.Generator) -> Tensor:
+        """Draws sequences: int64 `[count, length]`."""
+        tokens = torch.randint(self.vocabulary, (count, self.length), generator=random)
+        if self.keys > 1:
+            key = torch.randint(self.keys, (count,), generator=random)
+            tokens[:, 0] = self.vocabulary + 1 + key
+        first, second = self.paired.unbind(1)
+        tokens[:, second] = self.permutations[self.key(tokens)[:, None], tokens[:, first]]
+        return tokens
+
+    def key(self, tokens: Tensor) -> Tensor:
+        """Numbers of the sequences' keys: int64 `[count]`, from 0."""
+        if self.keys == 1:
+            return torch.zeros(len(tokens), dtype=torch.int64)
+        return tokens[:, 0] - (self.vocabulary + 1)
+
+    def masked(self, tokens: Tensor, random: torch.Generator) -> Batch:
+        """Hides tokens, each with probability `hidden`; never position 0.
+
+        Args:
+            tokens: Token ids `[count, length]`.
+            random: Source of the draws.
+
+        Returns:
+            `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
+            token is scored.
+        """
+        draw = torch.rand(tokens.shape, generator=random)
+        draw[:, 0] = 2.0
+        scored = draw < self.hidden
+        if not scored.any():
+            scored = draw == draw.min()
+        return {
+            "input_ids": tokens.masked_fill(scored, self.mask_id),
+            "labels": tokens.masked_fill(~scored, -100),
+        }
+
+
+@dataclass(frozen=True)
+class PlantedTask:
+    """Masked prediction on a planted process; every training batch is drawn anew.
+
+    Args:
+        process: The distribution.
+        batch: Sequences of a batch.
+        held_out_sequences: Number of held-out sequences.
+    """
+
+    process: PlantedProcess
+    batch: int = 64
+    held_out_sequences: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "held_out_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 sequence, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return "planted"
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Endless training batches, a function of `seed` alone."""
+        random = generator(seed)
+        while True:
+            yield self.process.masked(self.process.sample(self.batch, random), random)
+
+    def held_out(self) -> list[Batch]:
+        """The held-out sequences, the same in every call."""
+        random = generator(self.process.seed, HELD_OUT)
+        tokens = self.process.sample(self.held_out_sequences, random)
+        return [self.process.masked(part, random) for part in tokens.split(256)]
+
+
+@dataclass(frozen=True)
+class IntactTask:
+    """Downstream: is the sequence from the process (1), or was one pair broken (0)?
+
+    In half of the sequences the second token of one random pair is replaced by the token that
+    another key would give, or with one key by any other token. So nothing but that pair, read
+    together with the key, gives it away: the chance is 0.5, the ceiling 1.0, and a reader that
+    sees a share f of the pairs with their key can reach (1 + f) / 2.
+
+    Args:
+        process: The distribution.
+        batch: Sequences of a batch, half of each label (even).
+        held_out_sequences: Number of held-out sequences (even).
+    """
+
+    process: PlantedProcess
+    batch: int = 64
+    held_out_sequences: int = 1024
+
+    def __post_init__(self) -> None:
+        even(self.batch, self.held_out_sequences)
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return "intact"
+
+    @property
+    def ceiling(self) -> float:
+        """Largest expected accuracy: a replaced token always differs from the true one."""
+        return 1.0
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Endless balanced batches: `input_ids` `[batch, length]`, `labels` `[batch]`."""
+        random = generator(seed, INTACT)
+        while True:
+            yield self.draw(self.batch, random)
+
+    def held_out(self) -> list[Batch]:
+        """The held-out sequences, the same in every call."""
+        return [self.draw(self.held_out_sequences, generator(self.process.seed, INTACT, HELD_OUT))]
+
+    def draw(self, count: int, random: torch.Generator) -> Batch:
+        """Draws `count` sequences; the first half is intact."""
+        tokens = self.process.sample(count, random)
+        broken = tokens[count // 2 :]
+        chosen = torch.randint(len(self.process.pairs), (len(broken),), generator=random)
+        first, second = self.process.paired[chosen].unbind(1)
+        row, key = torch.arange(len(broken)), self.process.key(broken)
+        if self.process.keys > 1:
+            step = torch.randint(1, self.process.keys, (len(broken),), generator=random)
+            other = (key + step) % self.process.keys
+            broken[row, second] = self.process.permutations[other, broken[row, first]]
+        else:
+            step = torch.randint(1, self.process.vocabulary, (len(broken),), generator=random)
+            broken[row, second] = (broken[row, second] + step) % self.process.vocabulary
+        return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
+
+
+@dataclass(frozen=True)
+class FollowsTask:
+    """Downstream: does the second segment belong to the first (1), or to another sequence (0)?
+
+    The segments meet at `process.split`. In half of the sequences the second segment comes from
+    another sequence with the same key, so that only the pairs across the cut give it away; their
+    partners suffice, the key is not needed. The chance is 0.5.
+
+    Args:
+        process: The distribution.
+        batch: Sequences of a batch, half of each label (even).
+        held_out_sequences: Number of held-out sequences (even).
+    """
+
+    process: PlantedProcess
+    batch: int = 64
+    held_out_sequences: int = 1024
+
+    def __post_init__(self) -> None:
+        even(self.batch, self.held_out_sequences)
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return "follows"
+
+    @property
+    def ceiling(self) -> float:
+        """Largest expected accuracy: 1 - vocabulary^-c / 2, with c pairs across the cut.
+
+        With probability vocabulary^-c a strange segment fits by accident; then it is taken for
+        the true one.
+        """
+        crossing = len(self.process.crossing(self.process.split))
+        return 1 - float(self.process.vocabulary) ** -crossing / 2
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Endless balanced batches: `input_ids` `[batch, length]`, `labels` `[batch]`."""
+        random = generator(seed, FOLLOWS)
+        while True:
+            yield self.draw(self.batch, random)
+
+    def held_out(self) -> list[Batch]:
+        """The held-out sequences, the same in every call."""
+        random = generator(self.process.seed, FOLLOWS, HELD_OUT)
+        return [self.draw(self.held_out_sequences, random)]
+
+    def draw(self, count: int, random: torch.Generator) -> Batch:
+        """Draws `count` sequences; in the first half the second segment follows."""
+        tokens = self.process.sample(count, random)
+        strange = tokens[count // 2 :]
+        other = self.process.sample(len(strange), random)
+        if self.process.keys > 1:
+            other[:, 0] = strange[:, 0]
+        first, second = self.process.paired.unbind(1)
+        key = self.process.key(other)[:, None]
+        other[:, second] = self.process.permutations[key, other[:, first]]
+        strange[:, self.process.split :] = other[:, self.process.split :]
+        return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
+
+
+def even(*counts: int) -> None:
+    """Refuses numbers of sequences that cannot hold both labels equally often."""
+    for count in counts:
+        if count < 2 or count % 2:
+            raise ValueError(
+                f"balanced labels need an even number of sequences, got {count}; use {max(2, count + count % 2)}"
+            )
