@@ -59,7 +59,7 @@ def place_labels(
             box = Text.get_window_extent(note, renderer)
             outside = box.width * box.height - overlap(box, frame)
             hidden = sum(weight * overlap(box, other) for other, weight in taken)
-            choices.append((round(8 * outside + hidden, 3), index, box))
+            choices.append((8 * outside + hidden + 3 * index, index, box))
         _, index, box = min(choices, key=lambda choice: choice[:2])
         dx, dy, far = spots[index]
         move(note, dx, dy)

@@ -195,13 +195,22 @@ def draw(
     score = objectives[0].name
     scored = any(record.scored for record in records)
     if scored or comparison is not None:
+        together = comparison if same_protocol(records, comparison) else None
         add(
             "front",
-            plot_frontier(records, objectives, comparison),
+            plot_frontier(records if scored else [], objectives, together),
             f"Sparsity against {score} with one front per strategy",
             "Every finished trial. Each line is a strategy's front: nothing that it found lies "
             "beyond, sparser and better.",
         )
+        if comparison is not None and together is None:
+            add(
+                "compared",
+                plot_frontier([], objectives, comparison),
+                f"Sparsity against {score} of the masks compared",
+                "The masks compared, under another protocol than the search: the two figures' "
+                "scores cannot be set against each other.",
+            )
     if scored:
         add(
             "hypervolume",
@@ -238,6 +247,12 @@ def draw(
         "head.",
     )
     return figures, note
+
+
+def same_protocol(records: Sequence[Record], comparison: Comparison | None) -> bool:
+    """Whether a search's scores and a comparison's may stand in one figure."""
+    also = comparison.records if comparison is not None else ()
+    return len({record.protocol for record in (*records, *also) if record.scored}) <= 1
 
 
 def chosen(

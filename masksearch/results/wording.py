@@ -48,10 +48,15 @@ def outcome(comparison: Comparison, entry: Entry, findings: list[Finding]) -> st
                 " from" if finding.outcome == "not distinguishable" else " than"
             )
         said.setdefault(word, []).append(finding.against)
-    clauses = [f"{word} {' and '.join(names)}" for word, names in said.items()]
+    clauses = [f"{word} {listed(names)}" for word, names in said.items()]
     verdict = ", ".join(clauses) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
     return f"{entry.name}: {verdict} ({sparsity}{score.name} {entry.score})."
+
+
+def listed(names: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def counted(number: int) -> str:

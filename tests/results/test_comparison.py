@@ -8,6 +8,7 @@ import pytest
 from masksearch import masks
 from masksearch.contracts import Objective
 from masksearch.results.comparison import Comparison, front_of, kind_of
+from masksearch.results.wording import listed
 
 NEAR_STAR = masks.star() | masks.shifts([2])  # a little denser than star
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
@@ -132,6 +133,10 @@ def test_a_score_that_is_not_finite_is_a_failed_run(judged):
     comparison = judged({"mine": (masks.window(1), [0.9, math.nan])})
     entry = comparison.entries["mine"]
     assert (entry.scores, entry.failed) == ({0: 0.9}, 1)
+
+
+def test_names_are_listed():
+    assert [listed(list("abc")[:k]) for k in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
 def test_opponent_is_the_nearest_that_is_not_much_sparser(judged):

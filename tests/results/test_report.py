@@ -156,3 +156,17 @@ def test_report_is_the_same_twice(tmp_path, record, objectives):
         for name in "ab"
     ]
     assert pages[0] == pages[1]
+
+
+def test_other_protocols_get_a_figure_of_their_own(tmp_path, record, objectives, shape, compared):
+    runs = compared({"mine": (masks.window(1), [0.7, 0.8])}, protocol="longer")
+    path = write_report(
+        tmp_path / "r.html",
+        title="t",
+        studies={"tpe": [record(0, 0.7)]},
+        objectives=objectives,
+        comparison=Comparison(tuple(runs), objectives),
+        shape=shape,
+    )
+    assert (tmp_path / "figures" / "compared.png").exists()
+    assert "under another protocol than the search" in Page(path.read_text()).text
