@@ -8,7 +8,7 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
 from masksearch.models.sizes import MaskedLanguageModel, encoder, size_named
 from masksearch.tasks.corpus import Corpus, short_hash
@@ -165,13 +166,13 @@ class MlmEvaluator:
             list(moved(iter(task.held_out()), self.place)),
         )
 
-    def pretrain(self, mask: Mask, *, seed: int) -> Generator[Report, None, MaskedLanguageModel]:
-        """Trains under the mask; yields reports with the held-out loss.
+    def pretrain(self, model: MaskedLanguageModel, mask: Mask, *, seed: int) -> Iterator[Report]:
+        """Trains a fresh `self.model(seed)` in place under the mask, which stays on it.
 
-        Returns:
-            The trained model, with the mask on it (the value of `yield from`).
+        Yields:
+            Reports with the held-out loss; the last one at `steps`.
         """
-        model, task = self.model(seed), self.task()
+        task = self.task()
         held_out = list(moved(iter(task.held_out()), self.place))
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         batches = moved(task.batches(mixed_seed(seed, DATA)), self.place)
@@ -179,7 +180,6 @@ class MlmEvaluator:
         for step in train(model, batches, self.train_config, self.loss):
             if step.number in due:
                 yield Report(step.number, {"loss": self.held_out_loss(model, held_out)})
-        return model
 
     def held_out_loss(self, model: nn.Module, batches: list[Batch]) -> float:
         """Mean cross-entropy of the hidden held-out tokens, in nats; the mode is restored."""
@@ -196,7 +196,8 @@ class MlmEvaluator:
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result."""
-        yield from self.pretrain(mask, seed=seed)
+        lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
+        yield from self.pretrain(self.model(seed), mask, seed=seed)
 
 
 def report_steps(steps: int, count: int) -> tuple[int, ...]:

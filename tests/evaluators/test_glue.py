@@ -1,0 +1,227 @@
+"""GLUE fine-tuning as the judge of a mask."""
+
+import pickle
+import random
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from masksearch import masks
+from masksearch.errors import DataError, EmptyRowError, UnknownNameError
+from masksearch.evaluators.glue import (
+    CHECKPOINT,
+    Fitted,
+    GlueEvaluator,
+    Row,
+    padded,
+    sequences,
+    shuffled,
+)
+from masksearch.models.sizes import SequenceClassifier, encoder
+from masksearch.tasks.glue import Rows
+
+WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text, an SST-2 whose labels have words of their own, an MNLI, an STS-B."""
+    draw = random.Random(0)
+    folder = tmp_path_factory.mktemp("data")
+    lines = [" ".join(draw.choices(WORDS, k=8)) for _ in range(600)]
+    (folder / "text.txt").write_text("\n".join(lines))
+
+    def words(most: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(2, most)))
+
+    for name, count in (("train", 256), ("dev", 60)):
+        rows = ["sentence\tlabel"]
+        for _ in range(count):
+            label = draw.randint(0, 1)
+            half = WORDS[: len(WORDS) // 2] if label else WORDS[len(WORDS) // 2 :]
+            rows.append(f"{' '.join(draw.choices(half, k=draw.randint(2, 12)))}\t{label}")
+        write(folder / "glue" / "SST-2" / f"{name}.tsv", rows)
+        rows = ["sentence1\tsentence2\tscore"]
+        rows += [f"{words(9)}\t{words(9)}\t{draw.random() * 5:.3f}" for _ in range(count)]
+        write(folder / "glue" / "STS-B" / f"{name}.tsv", rows)
+    for name in ("train", "dev_matched", "dev_mismatched"):
+        rows = ["sentence1\tsentence2\tgold_label"]
+        labels = ["entailment", "neutral", "contradiction"]
+        rows += [f"{words(9)}\t{words(40)}\t{draw.choice(labels)}" for _ in range(40)]
+        write(folder / "glue" / "MNLI" / f"{name}.tsv", rows)
+    return folder
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def evaluator(data: Path, **settings: object) -> GlueEvaluator:
+    small = {
+        "tasks": ("SST-2",),
+        "steps": 4,
+        "reports": 2,
+        "size": "nano",
+        "length": 48,
+        "vocabulary": 120,
+        "batch": 8,
+        "epochs": 1,
+        "cache": data / "cache",
+        "held_out_sequences": 8,
+        "device": "cpu",
+    }
+    return GlueEvaluator(data / "text.txt", data / "glue", **(small | settings))  # type: ignore[arg-type]
+
+
+def test_last_report_holds_every_score(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, tasks=("MNLI", "STS-B"))
+    *curve, last = judge(masks.star(), seed=0, workdir=tmp_path)
+    assert [report.step for report in curve] == [2, 4]
+    assert all(set(report.values) == {"loss"} for report in curve)
+    names = {"MNLI", "MNLI-mm", "STS-B"}
+    assert set(last.values) == {"glue", "loss"} | names | {f"{name}/majority" for name in names}
+    assert last.values["loss"] == curve[-1].values["loss"]
+    assert last.values["glue"] == (last.values["MNLI"] + last.values["STS-B"]) / 2
+    assert last.values["STS-B/majority"] == 0.0
+    assert last.step == 4 + 2 + 8
+
+
+def test_the_same_twice(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, rows=64)
+    runs = [
+        list(judge(masks.star(), seed=seed, workdir=tmp_path / str(run)))
+        for run, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_fine_tuning_learns_what_can_be_learnt(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, epochs=4, finetune_lr=3e-3)
+    *_, last = judge(masks.star(), seed=0, workdir=tmp_path)
+    assert last.values["SST-2/majority"] < 0.7
+    assert last.values["SST-2"] > 0.85
+
+
+def test_pretraining_is_found_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, rows=32)
+    whole = list(judge(masks.star(), seed=0, workdir=tmp_path))
+    (tmp_path / CHECKPOINT).with_suffix(".partial").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        patch.setattr(GlueEvaluator, "pretrain", None)
+        again = list(judge(masks.star(), seed=0, workdir=tmp_path))
+    assert again == whole[-2:]
+    other = list(judge(masks.window(2), seed=0, workdir=tmp_path))
+    assert other != whole
+    (tmp_path / CHECKPOINT).write_bytes(b"garbage")
+    with pytest.warns(UserWarning, match="corrupt"):
+        assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
+
+
+def logits(table: torch.Tensor, rows: list[Row], data: Path, full: bool) -> torch.Tensor:
+    judge = evaluator(data)
+    corpus = judge.task().corpus
+    body = encoder("nano", corpus.vocabulary, 48, seed=0)
+    model = SequenceClassifier(body, 2, seed=1)
+    fitted = Fitted(model, table)
+    if full:
+        fitted.width = lambda longest: 48  # type: ignore[method-assign]
+    batch = padded(rows, fitted, corpus)
+    fitted.fit(batch["input_ids"].shape[1])
+    found: torch.Tensor = model(**batch).logits
+    return found
+
+
+def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.rand(1, 2, 48, 48, generator=generator) < 0.2
+    table |= torch.eye(48, dtype=torch.bool)
+    corpus = evaluator(data).task().corpus
+    rows = sequences(corpus, Rows([("ban dar kit",), ("gon",)], [0, 1]))
+    short, long = (logits(table, rows, data, full) for full in (False, True))
+    torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
+
+
+def test_a_corner_with_an_empty_row_is_passed_over() -> None:
+    table = torch.ones(1, 1, 48, 48, dtype=torch.bool)
+    fitted = Fitted(torch.nn.Identity(), table)
+    assert [fitted.width(longest) for longest in (1, 16, 17, 33, 48)] == [16, 16, 32, 48, 48]
+    table[0, 0, 3, :20] = False
+    assert [fitted.width(longest) for longest in (5, 21, 40)] == [32, 32, 48]
+    table[0, 0, 3, :47] = False
+    assert fitted.width(5) == 48
+
+
+def test_rows_become_segments(data: Path) -> None:
+    corpus = evaluator(data).task().corpus
+    cls, sep = corpus.special["cls"], corpus.special["sep"]
+    single, double = corpus.encode(["ban dar"])[0], corpus.encode(["kit"])[0]
+    (row,) = sequences(corpus, Rows([("ban dar", "kit")], [2]))
+    assert row.ids == [cls, *single, sep, *double, sep]
+    batch = padded([row], Fitted(torch.nn.Identity(), torch.ones(1, 1, 48, 48) > 0), corpus)
+    count, first = len(row.ids), len(single) + 2
+    assert batch["attention_mask"][0].tolist() == [1] * count + [0] * (16 - count)
+    segments = [0] * first + [1] * (count - first) + [0] * (16 - count)
+    assert batch["token_type_ids"][0].tolist() == segments
+    assert batch["labels"].tolist() == [2]
+    assert (batch["input_ids"][0, count:] == corpus.special["pad"]).all()
+
+
+@pytest.mark.parametrize(("one", "two"), [(100, 3), (3, 100), (100, 100), (22, 22)])
+def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: int) -> None:
+    corpus = evaluator(data).task().corpus
+    texts = (" ".join(["ban"] * one), " ".join(["kit"] * two))
+    left, right = (len(ids) for ids in corpus.encode(list(texts)))
+    (row,) = sequences(corpus, Rows([texts], [0]))
+    assert len(row.ids) == min(48, left + right + 3)
+    kept = (row.first - 2, len(row.ids) - row.first - 1)
+    assert kept[0] >= min(left, 22)
+    assert kept[1] >= min(right, 22)
+
+
+def test_an_epoch_shows_every_row_once(data: Path) -> None:
+    corpus = evaluator(data).task().corpus
+    fitted = Fitted(torch.nn.Identity(), torch.ones(1, 1, 48, 48) > 0)
+    rows = [Row([2, *[5] * (1 + i % 30), 3], 2, i) for i in range(70)]
+    labels = [b["labels"].tolist() for b in islice(shuffled(rows, 8, 0, fitted, corpus), 18)]
+    epochs = [sorted(chain.from_iterable(part)) for part in (labels[:9], labels[9:])]
+    assert epochs == [list(range(70))] * 2
+    assert labels[:9] != labels[9:]
+
+
+def test_protocol_and_pickle(data: Path) -> None:
+    base = evaluator(data)
+    changes: list[dict[str, object]] = [{"rows": 10}, {"dev_rows": 10}, {"epochs": 2}]
+    changes += [{"tasks": ("STS-B",)}, {"finetune_lr": 1e-3}, {"steps": 5}]
+    seen = {base.protocol} | {evaluator(data, **change).protocol for change in changes}
+    assert len(seen) == 7
+    assert pickle.loads(pickle.dumps(base)) == base
+    assert [objective.name for objective in base.objectives] == ["glue", "sparsity"]
+
+
+def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'SST-2'"):
+        evaluator(data, tasks=("SST2",))
+    with pytest.raises(ValueError, match="each once"):
+        evaluator(data, tasks=())
+    with pytest.raises(ValueError, match="epochs must be at least 1"):
+        evaluator(data, epochs=0)
+    with pytest.raises(DataError, match=r"no folder .*CoLA"):
+        next(evaluator(data, tasks=("CoLA",))(masks.star(), seed=0, workdir=tmp_path))
+    with pytest.raises(EmptyRowError):
+        next(evaluator(data)(masks.shifts([1]), seed=0, workdir=tmp_path))
