@@ -53,7 +53,7 @@ class Gates(nn.Module):
     Raises:
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
-            gates, `global_count` above the length, or hard-only forms with soft samples.
+            gates, `global_count` or `block` beyond the length, or `flip` without `hard`.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
     """
@@ -93,7 +93,8 @@ class Gates(nn.Module):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if form == "flip" and not hard:
             raise ValueError(
-                "form 'flip' computes with 0/1 gates, got hard=False; use form='log' for soft gates"
+                "form 'flip' computes with 0/1 gates, got hard=False; "
+                "use form='log' for soft gates"
             )
         if structure == "toeplitz+global" and not 1 <= global_count <= length:
             raise ValueError(
@@ -105,8 +106,7 @@ class Gates(nn.Module):
         self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
         self.length, self.heads, self.layers = length, heads, layers
         self.temperature, self.initial, self.seed = temperature, initial, seed
-        self.global_count = global_count if structure == "toeplitz+global" else 0
-        self.block = block
+        self.global_count, self.block = global_count, block
         self.enabled = True
         self.deterministic = False
 
@@ -124,7 +124,8 @@ class Gates(nn.Module):
         else:
             position = (key - query).abs()
         self.register_buffer("position", position.flatten(), persistent=False)
-        count = int(position.max()) + 1 + 2 * self.global_count
+        self.extra_rows = global_count if structure == "toeplitz+global" else 0
+        count = int(position.max()) + 1 + 2 * self.extra_rows
         self.logits = nn.Parameter(torch.full((layers, heads, count), float(initial)))
         self.generators: dict[torch.device, torch.Generator] = {}
         self.drawn: Tensor | None = None
@@ -148,7 +149,7 @@ class Gates(nn.Module):
             float `[layers, heads, length, length]`.
         """
         shape = (self.layers, self.heads, self.length, self.length)
-        count = self.global_count
+        count = self.extra_rows
         if self.structure == "free":
             return values.view(shape)
         own = values[..., : values.shape[-1] - 2 * count]
@@ -237,11 +238,11 @@ class Gates(nn.Module):
         return FORMS[self.form](query, key, value, visible, gate, dropout=dropout, scaling=scaling)
 
     def probabilities(self) -> Tensor:
-        """float `[layers, heads, length, length]`: how likely each edge is open. Differentiable."""
+        """Chance of each edge: float `[layers, heads, length, length]`, differentiable."""
         return self.table(self.logits.float().sigmoid())
 
     def density(self) -> Tensor:
-        """float `[layers, heads]`: mean probability over the table of all edges. Differentiable.
+        """Mean probability over the table of all edges: float `[layers, heads]`, differentiable.
 
         A gate costs what it covers: a Toeplitz gate counts once for each of its edges.
         """

@@ -23,7 +23,7 @@ from masksearch.contracts import Batch, Report
 from masksearch.errors import NonFiniteLossError, unknown_name
 from masksearch.gates.bank import Gates
 from masksearch.gates.health import entropy_bits
-from masksearch.gates.result import DamResult
+from masksearch.gates.result import DamResult as DamResult
 from masksearch.train import model_loss, parameter_groups
 
 Control = Literal["hinge", "multiplier", "penalty"]

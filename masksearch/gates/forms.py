@@ -40,7 +40,7 @@ class Form(Protocol):
         `[batch, heads, queries, width]` in the query's dtype.
     """
 
-    def __call__(
+    def __call__(  # noqa: D102
         self,
         query: Tensor,
         key: Tensor,
@@ -54,7 +54,7 @@ class Form(Protocol):
 
 
 def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
-    """bool `[queries, keys]`: each query's own key, where the queries are the last positions."""
+    """Each query's own key, the queries being the last positions: bool `[queries, keys]`."""
     return (
         torch.ones(queries, keys, dtype=torch.bool, device=device)
         .triu(keys - queries)
@@ -78,7 +78,7 @@ class Flip(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any,
         query: Tensor,
         key: Tensor,
@@ -115,7 +115,7 @@ class Flip(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         query, key, value, sign, odds, weights, dropped, output = ctx.saved_tensors
         grad = grad.to(value.dtype)
         used = weights if dropped is None else weights * dropped
@@ -153,8 +153,10 @@ def flip(
     dropout: float,
     scaling: float,
 ) -> Tensor:
-    """Exact attention over the keys with gate > 0.5; see `Flip` for the gradient. Meant for hard
-    gates: a soft gate acts as if it were rounded."""
+    """Exact attention over the keys with gate > 0.5; see `Flip` for the gradient.
+
+    Meant for hard gates: a soft gate acts as if it were rounded.
+    """
     output: Tensor = Flip.apply(  # type: ignore[no-untyped-call]
         query, key, value, gate.float(), visible, dropout, scaling
     )
@@ -204,7 +206,7 @@ def biased(
     dropout: float,
     scaling: float,
 ) -> Tensor:
-    """Attention with a bias `[heads | 1, queries, keys]` on the scores; invisible keys get -inf."""
+    """Attention with a bias `[heads | 1, queries, keys]` on the scores, -inf where invisible."""
     bias = bias[None].to(query.dtype)
     if visible is not None:
         bias = torch.where(visible, bias, -torch.inf)

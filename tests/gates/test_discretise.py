@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from masksearch.gates.bank import Gates
+from masksearch.gates.discretise import at_sparsity, at_threshold, ranking
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Tensor:
+    layers, heads, length = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 2)),
+        draw(st.integers(2, 7)),
+    )
+    levels = draw(st.sampled_from([2, 5, 1000]))  # few levels: many ties
+    source = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    return torch.randint(0, levels + 1, (layers, heads, length, length), generator=source) / levels
+
+
+@given(table=tables(), share=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(table: Tensor, share: float):
+    sparsity = share * (1 - 1 / table.shape[-1])
+    mask = at_sparsity(table, sparsity)
+    assert int(mask.sum()) == round((1 - sparsity) * table.numel())
+    assert mask.any(-1).all()
+
+
+@given(table=tables(), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@settings(max_examples=60, deadline=None)
+def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float]):
+    low, high = sorted(share * (1 - 1 / table.shape[-1]) for share in shares)
+    assert (at_sparsity(table, low) | ~at_sparsity(table, high)).all()
+
+
+@given(table=tables())
+@settings(max_examples=60, deadline=None)
+def test_ranking_matches_sorting_by_hand(table: Tensor):
+    layers, heads, n, _ = table.shape
+    cells = [
+        (-float(table[la, h, i, j]), abs(j - i), j > i, la, h, i, j)
+        for la in range(layers) for h in range(heads) for i in range(n) for j in range(n)
+    ]  # fmt: skip
+    best = {min(cell for cell in cells if cell[3:6] == row) for row in {c[3:6] for c in cells}}
+    order = sorted(cells, key=lambda cell: (cell not in best, cell))
+    places = ranking(table)
+    assert [int(places[cell[3:]]) for cell in order] == list(range(len(cells)))
+
+
+@given(table=tables(), threshold=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_threshold_adds_only_the_best_key_of_empty_rows(table: Tensor, threshold: float):
+    mask = at_threshold(table, threshold)
+    above = table >= threshold
+    for row, kept, chances in zip(
+        mask.flatten(0, 2), above.flatten(0, 2), table.flatten(0, 2), strict=True
+    ):
+        if kept.any():
+            assert torch.equal(row, kept)
+        else:
+            assert int(row.sum()) == 1
+            assert chances[row] == chances.max()
+
+
+def test_toeplitz_ties_fill_whole_offsets_nearest_first():
+    n = 8
+    gates = Gates("toeplitz", length=n, heads=1, signed=True)
+    gates.logits.data.fill_(0.0)
+    probabilities = gates.probabilities()
+    widths = [n] + [n - d for d in range(1, n) for _ in range(2)]
+    offsets = [0] + [sign * d for d in range(1, n) for sign in (-1, 1)]
+    position = torch.arange(n)
+    for count in range(1, len(offsets) + 1):
+        mask = at_sparsity(probabilities, 1 - sum(widths[:count]) / n**2)[0, 0]
+        want = torch.isin(position[None, :] - position[:, None], torch.tensor(offsets[:count]))
+        assert torch.equal(mask, want)
+
+
+def test_messages():
+    table = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"at most 1 - 1/n = 0.75 at length 4, got 0.9"):
+        at_sparsity(table, 0.9)
+    with pytest.raises(ValueError, match=r"sparsity must lie in \[0, 1\], got 1.5"):
+        at_sparsity(table, 1.5)
+    with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got -1"):
+        at_threshold(table, -1)
