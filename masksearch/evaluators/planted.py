@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -49,9 +49,11 @@ class PlantedEvaluator:
         steps: Optimiser steps of pre-training.
         size: A name of `masksearch.models.sizes.SIZES`. One layer makes the planted edges the
             only way; more layers can go round through other positions.
-        batch: Sequences of a batch (even).
+        batch: Sequences of a batch. Many small steps leave the plateaus (the partner is found
+            before the key) sooner than few large ones.
         lr: Peak learning rate of pre-training.
         downstream_steps: Optimiser steps of each downstream task.
+        downstream_batch: Sequences of a downstream batch (even).
         downstream_lr: Peak learning rate downstream.
         initializer_range: Standard deviation of the initial weights, about 1 / sqrt(width): with
             BERT's 0.02 attention starts flat and stays so for hundreds of steps.
@@ -59,12 +61,13 @@ class PlantedEvaluator:
         reports: Number of reports during pre-training; their steps double up to `steps`.
     """
 
-    process: PlantedProcess = PlantedProcess()
-    steps: int = 300
+    process: PlantedProcess = field(default_factory=PlantedProcess)
+    steps: int = 500
     size: str = "nano"
-    batch: int = 32
+    batch: int = 16
     lr: float = 4e-3
     downstream_steps: int = 24
+    downstream_batch: int = 32
     downstream_lr: float = 2e-3
     initializer_range: float = 0.15
     held_out_sequences: int = 1024
@@ -109,8 +112,8 @@ class PlantedEvaluator:
     def downstream_tasks(self) -> tuple[IntactTask, FollowsTask]:
         """The tasks that the score is the mean of."""
         return (
-            IntactTask(self.process, self.batch, self.held_out_sequences),
-            FollowsTask(self.process, self.batch, self.held_out_sequences),
+            IntactTask(self.process, self.downstream_batch, self.held_out_sequences),
+            FollowsTask(self.process, self.downstream_batch, self.held_out_sequences),
         )
 
     @property
@@ -123,6 +126,7 @@ class PlantedEvaluator:
             asdict(self.train_config),
             asdict(self.downstream_config),
             self.batch,
+            self.downstream_batch,
             self.initializer_range,
             self.held_out_sequences,
         )

@@ -130,7 +130,8 @@ class PlantedProcess:
     @cached_property
     def oracle(self) -> Mask:
         """The sparsest mask that loses nothing: `edges`, and the diagonal so that no row is
-        empty."""
+        empty.
+        """
         return masks.table(self.edges | torch.eye(self.length, dtype=torch.bool))
 
     @property
@@ -164,13 +165,15 @@ class PlantedProcess:
     @property
     def ceiling_without_key(self) -> float:
         """Like `ceiling` for a model that sees the partner and not the key:
-        (1 - hidden) / keys + hidden / vocabulary."""
+        (1 - hidden) / keys + hidden / vocabulary.
+        """
         return (1 - self.hidden) / self.keys + self.hidden / self.vocabulary
 
     @property
     def split(self) -> int:
         """First position of the second segment: the cut that separates most pairs, the nearest
-        to the middle among equals."""
+        to the middle among equals.
+        """
         return min(
             range(1, self.length),
             key=lambda cut: (-len(self.crossing(cut)), abs(2 * cut - self.length)),
@@ -269,7 +272,10 @@ class PlantedTask:
         """The held-out sequences, the same in every call."""
         random = generator(self.process.seed, HELD_OUT)
         tokens = self.process.sample(self.held_out_sequences, random)
-        return [self.process.masked(part, random) for part in tokens.split(256)]
+        return [
+            self.process.masked(tokens[start : start + 256], random)
+            for start in range(0, len(tokens), 256)
+        ]
 
 
 @dataclass(frozen=True)
@@ -396,6 +402,7 @@ def even(*counts: int) -> None:
     """Refuses numbers of sequences that cannot hold both labels equally often."""
     for count in counts:
         if count < 2 or count % 2:
+            even_one = max(2, count + count % 2)
             raise ValueError(
-                f"balanced labels need an even number of sequences, got {count}; use {max(2, count + count % 2)}"
+                f"balanced labels need an even number of sequences, got {count}; use {even_one}"
             )
