@@ -242,7 +242,8 @@ def compare(
         queue = [
             proposal
             for proposal in Listed(candidates, seeds, "compare").proposals
-            if (proposal.params["mask"], prints[proposal.params["mask"]], proposal.seed) not in held
+            if (proposal.params["mask"], prints[proposal.params["mask"]], proposal.seed)
+            not in held
         ]
         session = Session(
             store, Listed({}, []), evaluator, 0, Budget(), [], listeners, queue, strict=False
@@ -258,7 +259,7 @@ def compare(
         objectives = store.objectives()
     finally:
         store.close()
-    return Comparison(tuple(wanted), objectives, run)
+    return Comparison(tuple(wanted), objectives, run, shape=evaluator.shape)
 
 
 def build_strategy(

@@ -256,7 +256,9 @@ class StudyStore:
         trials = self.opened().get_trials(deepcopy=False)
         order = {t.number: t.user_attrs.get("result", {}).get("order", math.inf) for t in trials}
         records = [self.record(trial) for trial in trials]
-        return sorted(records, key=lambda record: (record.status == "running", order[record.number]))
+        return sorted(
+            records, key=lambda record: (record.status == "running", order[record.number])
+        )
 
     def record(self, trial: FrozenTrial) -> Record:
         """One Optuna trial as a record."""

@@ -1,0 +1,5 @@
+"""`python -m masksearch`."""
+
+from masksearch.cli import main
+
+main()

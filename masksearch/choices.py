@@ -1,0 +1,131 @@
+"""From command-line words to objects: which evaluator, which masks, which executor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from masksearch.contracts import Evaluator
+from masksearch.errors import MaskFormatError, MaskSearchError
+from masksearch.masks import parse
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import load_mask
+from masksearch.user_code import load_function
+
+if TYPE_CHECKING:
+    from masksearch.driver import Study
+
+
+class ChoiceError(MaskSearchError, ValueError):
+    """Options that do not go together."""
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Options that say how a mask is judged; None = the evaluator's own default."""
+
+    evaluator: str | None = None  # file.py:name
+    corpus: Path | None = None
+    tokenizer: str | None = None
+    glue: Path | None = None
+    tasks: str | None = None  # comma-separated
+    rows: int | None = None
+    size: str | None = None
+    length: int | None = None
+    vocabulary: int | None = None
+    steps: int | None = None
+    batch: int | None = None
+    lr: float | None = None
+
+    def build(self) -> Evaluator:
+        """The evaluator: the user's own, GLUE, masked LM on a corpus, or the planted corpus.
+
+        Raises:
+            ChoiceError: If options do not go together; says which.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.evaluator is not None:
+            others = sorted(set(given) - {"evaluator"})
+            if others:
+                flags = ", ".join(f"--{name}" for name in others)
+                raise ChoiceError(f"--evaluator brings its own settings; drop {flags}")
+            built: Evaluator = load_function(self.evaluator)()
+            return built
+        if self.corpus is None:
+            return self.planted(given)
+        settings: dict[str, Any] = {
+            name: given[name]
+            for name in ("tokenizer", "size", "length", "vocabulary", "steps", "batch", "lr")
+            if name in given
+        }
+        if self.glue is None:
+            stray = sorted({"tasks", "rows"} & set(given))
+            if stray:
+                raise ChoiceError(f"--{stray[0]} needs --glue FOLDER")
+            from masksearch.evaluators.mlm import MlmEvaluator
+
+            return MlmEvaluator(self.corpus, **settings)
+        from masksearch.evaluators.glue import GlueEvaluator
+
+        if self.tasks is not None:
+            names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+            settings["tasks"] = tuple(names)
+        if self.rows is not None:
+            settings["rows"] = self.rows
+        return GlueEvaluator(self.corpus, glue=self.glue, **settings)
+
+    def planted(self, given: dict[str, Any]) -> Evaluator:
+        """The embedded corpus, which needs no file."""
+        from masksearch.evaluators.planted import PlantedEvaluator
+
+        known = {"steps", "size", "batch", "lr"}
+        stray = sorted(set(given) - known)
+        if stray:
+            raise ChoiceError(
+                f"--{stray[0]} needs --corpus FILE_OR_FOLDER; without a corpus the planted one "
+                f"is used, which takes {', '.join('--' + name for name in sorted(known))}"
+            )
+        return PlantedEvaluator(**given)
+
+
+def read_mask(text: str) -> Mask:
+    """A mask named by an expression, a family, or a file (.json, .safetensors).
+
+    Raises:
+        MaskFormatError: If it is none of these.
+        FileNotFoundError: If a file is named that is not there.
+    """
+    if text.endswith((".json", ".safetensors")):
+        if not Path(text).is_file():
+            raise FileNotFoundError(f"{text}: no such mask file")
+        return load_mask(text)
+    return parse(text)
+
+
+def named_mask(text: str) -> tuple[str, Mask]:
+    """`NAME=MASK`, or a mask alone, which is its own name."""
+    name, separator, rest = text.partition("=")
+    if separator and name and not set(name) & set("()[]|&~"):  # an = inside a call is no name
+        return name, read_mask(rest)
+    return text, read_mask(text)
+
+
+def found_masks(study: Study, sparsities: list[float]) -> dict[str, Mask]:
+    """The best mask of a search at each least sparsity, named by strategy and sparsity."""
+    label = study.store.facts().get("strategy", study.run.name)
+    chosen: dict[str, Mask] = {}
+    for sparsity in sparsities or [0.0]:
+        record = study.best(sparsity)
+        if record.mask is None:
+            raise MaskFormatError(f"trial {record.number} of {study.run} has no mask")
+        name = label if not sparsity else f"{label} >= {sparsity:g}"
+        chosen[name if name not in chosen else f"{name} {record.number}"] = record.mask
+    return chosen
+
+
+def random_like(mask: Mask, length: int, seed: int) -> Mask:
+    """Random keys in the number that gives the mask's density (at least one a row)."""
+    from masksearch.masks import random_keys
+
+    return random_keys(max(1, round(mask.density(length) * length)), seed)

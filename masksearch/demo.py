@@ -1,0 +1,232 @@
+"""The demonstration: three strategies look for a planted mask, and the page says who found it.
+
+Everything runs on the embedded corpus: random search and TPE over one space, DAM without a
+space, then every mask that they chose against dense attention, the six hand-designed families,
+random keys and the planted mask itself, on seeds that no search has used.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import BaseTrial
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.contracts import Executor, Listener, Objective, Record
+from masksearch.driver import Study, compare, search
+from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.executors.local import Local
+from masksearch.masks.core import Mask
+from masksearch.reporting import NOTES, report_on
+from masksearch.results.comparison import Comparison
+from masksearch.tasks.planted import PlantedProcess
+
+TRIALS = 12  # masks of random search and of TPE, each
+SEARCH_SEED = 100  # the comparison uses the seeds below, so that no winner is flattered
+SEEDS = (0, 1, 2)
+ENOUGH = 0.8  # least sparsity of the mask that a strategy sends into the comparison
+GENEROUS = 2.0  # a mask counts as found up to this multiple of the planted mask's density
+DAM_GATES = {"structure": "toeplitz+global", "global_count": 2}
+DAM_CONFIG: dict[str, Any] = {}
+DAM_DENSITIES = (0.15, 0.1)
+
+Watch = Callable[[tuple[Objective, ...], int, str], AbstractContextManager[Listener]]
+
+
+def space(trial: BaseTrial) -> Mask:
+    """The diagonal, one or two distances on both sides, and perhaps a global token."""
+    distances = {0, trial.suggest_int("first", 1, 20)}
+    if trial.suggest_categorical("two", [False, True]):
+        distances.add(trial.suggest_int("second", 1, 20))
+    mask = masks.offsets(distances)
+    if trial.suggest_categorical("hub", [False, True]):
+        mask = mask | masks.global_tokens(1)
+    return mask
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How much of the planted structure a mask keeps."""
+
+    name: str
+    kept: int  # planted edges that the mask keeps
+    edges: int  # planted edges
+    density: float
+    planted_density: float
+
+    @property
+    def found(self) -> bool:
+        """Every planted edge kept, at no more than `GENEROUS` times the planted density."""
+        return self.kept == self.edges and self.density <= GENEROUS * self.planted_density
+
+    def __str__(self) -> str:
+        verdict = "found the planted mask" if self.found else "did not find the planted mask"
+        return (
+            f"{self.name} {verdict}: it keeps {self.kept} of {self.edges} planted edges at "
+            f"density {self.density:.3f} (planted: {self.planted_density:.3f})."
+        )
+
+
+def finding(name: str, mask: Mask, process: PlantedProcess, heads: int) -> Finding:
+    """Compares a mask with the truth; an edge counts where any head keeps it."""
+    table: Tensor = mask.dense(process.length, 1, heads)
+    kept = table.any(1)[0] & process.edges
+    return Finding(
+        name,
+        int(kept.sum()),
+        int(process.edges.sum()),
+        float(table.double().mean()),
+        process.oracle.density(process.length),
+    )
+
+
+def run_demo(
+    run: Path,
+    watch: Watch,
+    *,
+    slots: int = 2,
+    evaluator: PlantedEvaluator | None = None,
+    trials: int = TRIALS,
+    seeds: tuple[int, ...] = SEEDS,
+    dam_config: dict[str, Any] | None = None,
+) -> tuple[Path, list[str]]:
+    """Runs (or resumes) the demonstration.
+
+    Args:
+        run: Folder; each part is a study of its own below it.
+        watch: Makes a progress display from (objectives, expected records, title).
+        slots: Worker processes.
+        evaluator: Default: the planted corpus at its default size.
+        trials: Masks of random search and of TPE, each.
+        seeds: Evaluation seeds of the comparison.
+        dam_config: Arguments of `masksearch.DamConfig`.
+
+    Returns:
+        The page, and the verdict lines.
+    """
+    started = time.monotonic()
+    evaluator = evaluator or PlantedEvaluator()
+    executor = Local(slots=slots, threads=1)
+    studies = {
+        name: searched(name, run, evaluator, executor, watch, trials, dam_config or DAM_CONFIG)
+        for name in ("dam", "tpe", "random")
+    }
+    chosen = {f"{name} search": best_mask(study) for name, study in studies.items()}
+    process = evaluator.process
+    count = round(process.oracle.density(process.length) * process.length)
+    candidates = {
+        "dense": masks.full(),
+        **masks.FAMILIES,
+        "random keys": masks.random_keys(count, seed=0),
+        "oracle": process.oracle,
+        **{name: mask for name, mask in chosen.items() if mask is not None},
+    }
+    with watch(evaluator.objectives, len(candidates) * len(seeds), "compare") as listener:
+        comparison = compare(
+            candidates,
+            evaluator,
+            run=run / "compare",
+            seeds=seeds,
+            executor=executor,
+            listeners=[listener],
+        )
+    lines = verdicts(chosen, studies, comparison, evaluator)
+    notes = {
+        "title": "Who finds the planted mask?",
+        "verdicts": lines,
+        "facts": {
+            "corpus": described(process),
+            "protocol": evaluator.protocol,
+            "search seed": str(SEARCH_SEED),
+            "seeds of the comparison": ", ".join(map(str, seeds)),
+            "worker processes": str(slots),
+            "wall time of the last call": f"{time.monotonic() - started:.0f} s",
+        },
+    }
+    (run / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
+    command = f"masksearch demo --run {shlex.quote(str(run))}"
+    return report_on(run, run / "report.html", command=command), lines
+
+
+def searched(
+    name: str,
+    run: Path,
+    evaluator: PlantedEvaluator,
+    executor: Executor,
+    watch: Watch,
+    trials: int,
+    dam_config: dict[str, Any],
+) -> Study:
+    """One strategy's search."""
+    options: dict[str, Any] = {}
+    if name == "dam":
+        trials = 1 + len(DAM_DENSITIES)
+        options = {"gates": DAM_GATES, "config": dam_config, "densities": DAM_DENSITIES}
+    with watch(evaluator.objectives, trials, name) as listener:
+        return search(
+            None if name == "dam" else space,
+            evaluator,
+            run=run / name,
+            trials=trials,
+            strategy=name,
+            strategy_options=options,
+            seed=SEARCH_SEED,
+            executor=executor,
+            listeners=[listener],
+        )
+
+
+def best_mask(study: Study) -> Mask | None:
+    """The best score at a sparsity of at least `ENOUGH`; None where nothing was that sparse."""
+    sparse = [r for r in study.records() if r.scored and r.measures["sparsity"] >= ENOUGH]
+    best = max(sparse, key=lambda record: record.value("score"), default=None)
+    return best.mask if best is not None else None
+
+
+def verdicts(
+    chosen: dict[str, Mask | None],
+    studies: dict[str, Study],
+    comparison: Comparison,
+    evaluator: PlantedEvaluator,
+) -> list[str]:
+    """Who found the planted mask, with what compute."""
+    lines = []
+    for name, mask in chosen.items():
+        seconds = spent(studies[name.split()[0]].records())
+        if mask is None:
+            lines.append(f"{name} did not find the planted mask: nothing as sparse as {ENOUGH}.")
+            continue
+        found = finding(name, mask, evaluator.process, evaluator.shape.heads)
+        lines.append(f"{found} Compute: {seconds:.0f} s.")
+    hand = {
+        name: finding(name, mask, evaluator.process, 1) for name, mask in masks.FAMILIES.items()
+    }
+    covering = [name for name, found in hand.items() if found.kept == found.edges]
+    lines.append(
+        "Of the six hand-designed families, "
+        + (f"{' and '.join(covering)} keep" if covering else "none keeps")
+        + " every planted edge."
+    )
+    return lines
+
+
+def spent(records: list[Record]) -> float:
+    """Seconds of all trials, failed ones too."""
+    return sum(record.seconds for record in records)
+
+
+def described(process: PlantedProcess) -> str:
+    """The planted process in a line."""
+    return (
+        f"planted: {process.length} positions, {process.vocabulary} tokens, partners at "
+        f"distance {', '.join(map(str, process.offsets))}, {process.keys} permutations chosen by "
+        f"position 0; {int(process.edges.sum())} true edges"
+    )
