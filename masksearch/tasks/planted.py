@@ -35,9 +35,9 @@ class PlantedProcess:
         x[s + d] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
 
     with r a relabelling of the vocabulary drawn from `seed`. For each key this is a permutation
-    of the vocabulary that is its own inverse, and two keys never agree on any token. So a token
-    is certain given its partner and the key, uniform given only one of them or neither, except
-    that a partner without its key leaves `keys` equally likely tokens.
+    of the vocabulary that is its own inverse, and two keys never agree on any token. So a hidden
+    token is certain given its partner and the key, one of `keys` equally likely tokens given its
+    partner alone, and uniform without its partner.
 
     Ids: tokens 0 .. vocabulary - 1, the mask id `vocabulary`, then the keys.
 
@@ -164,7 +164,7 @@ class PlantedProcess:
 
     @property
     def ceiling_without_key(self) -> float:
-        """Like `ceiling` for a model that sees the partner and not the key:
+        """Like `ceiling` for a reader of nothing but the partner:
         (1 - hidden) / keys + hidden / vocabulary.
         """
         return (1 - self.hidden) / self.keys + self.hidden / self.vocabulary
