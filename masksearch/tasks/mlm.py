@@ -28,7 +28,8 @@ class MlmTask:
     Args:
         corpus: Packed sequences.
         batch: Sequences of a batch.
-        probability: Share of the tokens that are scored, in (0, 1].
+        probability: Share of a sequence's tokens that are scored, in (0, 1]; rounded to a whole
+            number of tokens, at least one, so that every batch has the same shapes.
         held_out_sequences: Largest number of held-out sequences, spread evenly over them.
 
     Reference: BERT, arXiv 1810.04805, Section 3.1 and Appendix A.1.
@@ -83,17 +84,16 @@ class MlmTask:
             random: Source of the draws.
 
         Returns:
-            `input_ids` and `labels` (-100 = not scored), int64 `[batch, length]`; at least one
-            token is scored.
+            `input_ids` and `labels` (-100 = not scored), int64 `[batch, length]`.
         """
         special = self.corpus.special
         tokens = tokens.to(torch.int64)
         draw = torch.rand(tokens.shape, generator=random)
         for role in ("cls", "sep", "pad"):
             draw.masked_fill_(tokens == special[role], 2.0)
-        scored = draw < self.probability
-        if not scored.any():
-            scored = draw == draw.min()
+        count = max(1, round(self.probability * (tokens.shape[1] - 2)))
+        chosen = draw.topk(count, dim=1, largest=False).indices
+        scored = torch.zeros_like(draw, dtype=torch.bool).scatter_(1, chosen, True) & (draw < 2)
         how = torch.rand(tokens.shape, generator=random)
         noise = torch.randint(self.corpus.vocabulary, tokens.shape, generator=random)
         shown = torch.where(scored & (how < 0.8), special["mask"], tokens)

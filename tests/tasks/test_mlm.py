@@ -28,7 +28,7 @@ def test_shares_are_80_10_10(corpus: Corpus) -> None:
     labels = torch.cat([batch["labels"] for batch in batches])
     inner = shown[:, 1:-1].numel()
     scored = labels != -100
-    assert scored.sum() / inner == pytest.approx(0.15, abs=0.005)
+    assert scored.sum() / inner == pytest.approx(4 / 30)
     hidden = shown[scored] == corpus.special["mask"]
     same = shown[scored] == labels[scored]
     assert hidden.float().mean() == pytest.approx(0.8, abs=0.01)
@@ -85,9 +85,20 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus) -> None:
     assert sum(len(batch["labels"]) for batch in everything) == len(corpus.held_out)
 
 
-def test_every_batch_scores_a_token(corpus: Corpus) -> None:
-    task = MlmTask(corpus, batch=1, probability=0.001)
-    assert all((batch["labels"] != -100).any() for batch in islice(task.batches(0), 200))
+@pytest.mark.parametrize(("probability", "count"), [(0.001, 1), (0.15, 4), (0.5, 15), (1, 30)])
+def test_every_sequence_scores_the_same_number(
+    corpus: Corpus, probability: float, count: int
+) -> None:
+    task = MlmTask(corpus, batch=5, probability=probability)
+    for batch in islice(task.batches(0), 20):
+        assert ((batch["labels"] != -100).sum(1) == count).all()
+
+
+def test_every_position_is_scored_alike(corpus: Corpus) -> None:
+    task = MlmTask(corpus, batch=64)
+    labels = torch.cat([batch["labels"] for batch in islice(task.batches(0), 100)])
+    shares = (labels[:, 1:-1] != -100).float().mean(0)
+    assert (shares - 4 / 30).abs().max() < 5 * (0.133 * 0.867 / len(labels)) ** 0.5
 
 
 def test_arguments_are_checked(corpus: Corpus, tmp_path: Path) -> None:
