@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from masksearch.contracts import Listener, Objective, Record
     from masksearch.driver import Study
 
-ClickError = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
+ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 
 
 class UsageMistake(MaskSearchError):
@@ -376,15 +376,26 @@ def dam_options(
     return options
 
 
+def wide_console() -> Any:
+    """Standard output; where it is no terminal, tables are not squeezed into 80 columns."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
 def print_front(study: Study) -> None:
     """The front of a search as a table."""
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Front of {study.run}")
+    table = Table(title=f"Front of {study.run}", title_justify="left")
     score = study.objectives[0].name
     for column in ("trial", "origin", "sparsity", score, "mask"):
-        table.add_column(column, justify="left" if column in ("origin", "mask") else "right")
+        left = column in ("origin", "mask")
+        fold: Any = "fold" if column == "mask" else "ellipsis"
+        table.add_column(
+            column, justify="left" if left else "right", no_wrap=column != "mask", overflow=fold
+        )
     for record in study.frontier():
         table.add_row(
             str(record.number),
@@ -393,7 +404,7 @@ def print_front(study: Study) -> None:
             f"{record.value(score):.4f}",
             str(record.mask),
         )
-    Console().print(table)
+    wide_console().print(table)
 
 
 def print_comparison(comparison: Any, as_json: bool) -> None:
@@ -402,16 +413,16 @@ def print_comparison(comparison: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(frame.to_json(orient="records"))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
     score = comparison.objectives[0].name
     for column in ("mask", "kind", "sparsity", f"{score} [95% interval]", "seeds", "failed"):
-        table.add_column(column, justify="left" if column in ("mask", "kind") else "right")
+        left = column in ("mask", "kind")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "mask")
     tasks = comparison.tasks
     for task in tasks:
-        table.add_column(task, justify="right")
+        table.add_column(task, justify="right", no_wrap=True)
     for row in frame.to_dict("records"):
         name = str(row["mask"])
         figures = [task_text(row, task) for task in tasks]
@@ -426,7 +437,7 @@ def print_comparison(comparison: Any, as_json: bool) -> None:
             str(row["failed"]),
             *figures,
         )
-    Console().print(table)
+    wide_console().print(table)
     if any("=" in task_text(row, task) for row in frame.to_dict("records") for task in tasks):
         typer.echo("= at the score of the majority class: the model has learned nothing there")
 
@@ -455,14 +466,14 @@ def last_line(record: Record) -> str:
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         typer.echo("stopped; repeat the command to go on where it stopped", err=True)
         sys.exit(130)
     except ClickError as error:
-        fail(error.format_message())  # type: ignore[attr-defined]
+        fail(error.format_message())
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()

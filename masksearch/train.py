@@ -1,7 +1,7 @@
 """One plain training loop, used by every evaluator and by DAM's warm-up.
 
-    for step in train(model, batches, TrainConfig(steps=300)):
-        print(step.number, step.loss)
+for step in train(model, batches, TrainConfig(steps=300)):
+    print(step.number, step.loss)
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def rate(step: int, config: TrainConfig) -> float:
     return max(0.0, (config.steps - step) / max(1, config.steps - rising))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Trainable parameters, matrices with decay and the rest without; gates are left out
     (they are trained by DAM with an optimiser of their own)."""
     decayed: list[Tensor] = []
@@ -95,9 +96,9 @@ def train(
         NonFiniteLossError: If a loss is NaN or infinite; names the step.
         ValueError: If the batches end too early.
     """
-    optimiser = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, fused=True
-    )
+    groups = parameter_groups(model, config.weight_decay)
+    trained = [parameter for group in groups for parameter in group["params"]]
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, config))
     model.train()
     for number in range(1, config.steps + 1):
@@ -113,7 +114,7 @@ def train(
             )
         optimiser.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        torch.nn.utils.clip_grad_norm_(trained, config.clip)
         optimiser.step()
         schedule.step()
         yield Step(number, number_value, batch["input_ids"].numel())

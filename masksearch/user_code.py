@@ -42,7 +42,9 @@ def load_function(spec: str) -> Any:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:
-        raise UserCodeError(f"{path}: importing it failed: {type(error).__name__}: {error}") from error
+        raise UserCodeError(
+            f"{path}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
     if not callable(getattr(module, name, None)):
         known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
         raise unknown_name(f"function in {path}", name, known)

@@ -141,7 +141,8 @@ class Experiment:
 
     def long(self) -> None:
         evaluator = replace(self.text, steps=8 if self.smoke else LONG)
-        ms.compare(self.arms(), evaluator, run=self.runs / "long", seeds=SEEDS[:1], listeners=[say])
+        run = self.runs / "long"
+        ms.compare(self.arms(), evaluator, run=run, seeds=SEEDS[:1], listeners=[say])
 
     def tables(self) -> None:
         """Small files only: one row a trial, without masks' bits."""

@@ -79,8 +79,8 @@ class PlantedEvaluator:
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
         size_named(self.size)
-        for tried in (self.train_config, self.downstream_config, self.downstream_tasks):
-            del tried  # made once, so that wrong values are refused here
+        _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
+        _ = (self.downstream_config, self.downstream_tasks)
 
     @property
     def shape(self) -> Shape:
@@ -245,10 +245,9 @@ class LikelihoodClassifier(nn.Module):
         self.mask_id = mask_id
         self.register_buffer("hidden", hidden, persistent=False)
         self.norm = nn.BatchNorm1d(2, momentum=None)
-        self.out = nn.Linear(2, 2)
-        with torch.no_grad():  # likelier sequences start as class 1
-            self.out.weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
-            self.out.bias.zero_()
+        # Likelier sequences start as class 1.
+        self.weight = nn.Parameter(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+        self.bias = nn.Parameter(torch.zeros(2))
 
     def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Output:
         """Returns logits `[batch, 2]` and, given labels `[batch]`, the mean loss."""
@@ -259,7 +258,7 @@ class LikelihoodClassifier(nn.Module):
         surprise = F.cross_entropy(logits.float(), answers, reduction="none")
         found = -surprise.view(len(input_ids), -1)
         features = self.norm(torch.stack([found.sum(1), found.amin(1)], 1))
-        decided = self.out(features)
+        decided = F.linear(features, self.weight, self.bias)
         if labels is None:
             return Output(decided)
         return Output(decided, F.cross_entropy(decided, labels))

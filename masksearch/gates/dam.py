@@ -45,11 +45,11 @@ class DamConfig:
     """
 
     steps: int = 1500  # optimiser steps
-    warmup: float = 0.33  # share of the steps with dense attention, gates at rest
+    warmup: float = 0.4  # share of the steps with dense attention, gates at rest
     density: float = 0.05  # target: mean probability of an edge, in (0, 1)
     control: Control = "hinge"
     strength: float = 1.0  # weight of the hinge, in nats of loss per e-fold of density
-    anneal: float = 0.6  # share of the steps after the warm-up in which the target sinks
+    anneal: float = 0.8  # share of the steps after the warm-up in which the target sinks
     multiplier_rate: float = 0.05  # growth of the multiplier, per step and e-fold of density
     penalty: float = 0.3  # nats of loss at density 1
     lr: float = 2e-3  # AdamW on the weights

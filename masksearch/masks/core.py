@@ -10,9 +10,10 @@ import base64
 import dataclasses
 import hashlib
 import json
+import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, cast
 
@@ -23,14 +24,13 @@ from torch import Tensor
 from masksearch.errors import (
     HeadCountError,
     LayerCountError,
-    LengthError,
     MaskFormatError,
-    MaskSearchError,
     unknown_name,
 )
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
 ROWS_AT_ONCE = 1 << 24  # cells that a row-wise measure holds in memory at a time
+MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,23 @@ class Mask:
 
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
+        from masksearch.masks.combinators import Either, joined
+
         return Either(joined(Either, self, other))
 
     def __and__(self, other: Mask) -> Mask:
+        from masksearch.masks.combinators import Both, joined
+
         return Both(joined(Both, self, other))
 
     def __sub__(self, other: Mask) -> Mask:
+        from masksearch.masks.combinators import Both, Complement, joined
+
         return Both(joined(Both, self, Complement(other)))
 
     def __invert__(self) -> Mask:
+        from masksearch.masks.combinators import Complement
+
         return Complement(self)
 
     # -- identity ----------------------------------------------------------------------------
@@ -155,7 +163,7 @@ class Mask:
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
             raise MaskFormatError(f"a mask is an object with a 'kind', got {str(data)[:80]}")
         if data["kind"] not in Mask.kinds:
-            raise unknown_name("mask kind", data["kind"], sorted(Mask.kinds))
+            raise MaskFormatError(str(unknown_name("mask kind", data["kind"], sorted(Mask.kinds))))
         cls = Mask.kinds[data["kind"]]
         known = [f.name for f in dataclasses.fields(cast(Any, cls))]
         given = {name: value for name, value in data.items() if name != "kind"}
@@ -166,9 +174,9 @@ class Mask:
             )
         try:
             return cls(**{name: unplain(value) for name, value in given.items()})
-        except MaskSearchError:
+        except MaskFormatError:
             raise
-        except (TypeError, ValueError, OverflowError, zlib.error) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
             raise MaskFormatError(f"{data['kind']} cannot be built: {error}") from error
 
     @staticmethod
@@ -180,8 +188,8 @@ class Mask:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise MaskFormatError(f"not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise MaskFormatError(f"not JSON that can be read: {error}") from error
         return Mask.from_dict(data)
 
     # -- lowering ----------------------------------------------------------------------------
@@ -207,7 +215,7 @@ class Mask:
         for layer in range(self.layers or 1):
             for head in range(self.heads or 1):
                 plane = self.allows(Points(query, key, length, layer, head))
-                yield plane.expand(torch.broadcast_shapes(query.shape, key.shape))
+                yield plane.expand(query.shape[0], key.shape[1])
 
     def dense(self, length: int, layers: int = 1, heads: int = 1) -> DenseMask:
         """The mask as a table. Rows may be empty; `masksearch.masks.lower` refuses those.
@@ -234,12 +242,12 @@ class Mask:
 
     def kept(self, length: int) -> int:
         """Number of kept cells over the distinct planes, in row chunks (no n x n tensor)."""
-        positions = torch.arange(length)
+        query, key = grid(length)
         chunk = max(1, ROWS_AT_ONCE // length)
         return sum(
             int(plane.sum())
-            for rows in positions.split(chunk)
-            for plane in self.planes(length, rows[:, None], positions[None, :])
+            for rows in torch.split(query, chunk)
+            for plane in self.planes(length, rows, key)
         )
 
     def density(self, length: int) -> float:
@@ -280,212 +288,12 @@ class Mask:
     __repr__ = __str__
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Either(Mask):
-    """Kept where any part keeps: `a | b`."""
-
-    kind = "or"
-    of: tuple[Mask, ...]
-
-    def __post_init__(self) -> None:
-        children(self, self.of)
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    def allows(self, at: Points) -> Tensor:
-        result = self.of[0].allows(at)
-        for part in self.of[1:]:
-            result = result | part.allows(at)
-        return result
-
-    def resolve(self, length: int) -> Mask:
-        return Either(tuple(part.resolve(length) for part in self.of))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Both(Mask):
-    """Kept where every part keeps: `a & b`; also `a - b` as `a & ~b`."""
-
-    kind = "and"
-    of: tuple[Mask, ...]
-
-    def __post_init__(self) -> None:
-        children(self, self.of)
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    def allows(self, at: Points) -> Tensor:
-        result = self.of[0].allows(at)
-        for part in self.of[1:]:
-            result = result & part.allows(at)
-        return result
-
-    def resolve(self, length: int) -> Mask:
-        return Both(tuple(part.resolve(length) for part in self.of))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Complement(Mask):
-    """Kept where the part does not keep: `~a`."""
-
-    kind = "not"
-    of: Mask
-
-    def __post_init__(self) -> None:
-        children(self, (self.of,))
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return (self.of,)
-
-    def allows(self, at: Points) -> Tensor:
-        return ~self.of.allows(at)
-
-    def resolve(self, length: int) -> Mask:
-        return Complement(self.of.resolve(length))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PerHead(Mask):
-    """Head h uses the h-th mask.
-
-    Raises:
-        HeadCountError: If a part itself tells heads apart.
-    """
-
-    kind = "per_head"
-    of: tuple[Mask, ...]
-
-    def __post_init__(self) -> None:
-        children(self, self.of)
-        if any(part.heads is not None for part in self.of):
-            raise HeadCountError("per_head takes masks that do not tell heads apart themselves")
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    @property
-    def heads(self) -> int | None:
-        return len(self.of)
-
-    def allows(self, at: Points) -> Tensor:
-        if isinstance(at.head, int):
-            return self.of[at.head].allows(at)
-        result = self.of[-1].allows(at)  # inside a mask_mod the head is a tensor
-        for index, part in enumerate(self.of[:-1]):
-            result = torch.where(at.head == index, part.allows(at), result)
-        return result
-
-    def resolve(self, length: int) -> Mask:
-        return PerHead(tuple(part.resolve(length) for part in self.of))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PerLayer(Mask):
-    """Layer l uses the l-th mask (parts may tell heads apart).
-
-    Raises:
-        LayerCountError: If a part itself tells layers apart.
-    """
-
-    kind = "per_layer"
-    of: tuple[Mask, ...]
-
-    def __post_init__(self) -> None:
-        children(self, self.of)
-        if any(part.layers is not None for part in self.of):
-            raise LayerCountError("per_layer takes masks that do not tell layers apart themselves")
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    @property
-    def layers(self) -> int | None:
-        return len(self.of)
-
-    def allows(self, at: Points) -> Tensor:
-        return self.of[at.layer].allows(at)
-
-    def resolve(self, length: int) -> Mask:
-        return PerLayer(tuple(part.resolve(length) for part in self.of))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Cropped(Mask):
-    """The top-left corner of the mask at `at` positions, for inputs of at most that length.
-
-    Attention under it equals attention under the mask at `at` positions with the inputs padded
-    to that length, because padding is never attended to. So a searched table serves short
-    inputs too, and a family means the same at every length. A row whose kept keys all lie
-    beyond the input attends to nothing there, as it does in the padded form.
-
-    Args:
-        of: The mask.
-        at: The length that it is taken at, in positions (>= 1).
-
-    >>> from masksearch import masks
-    >>> masks.cropped(masks.blocks(2), at=4).dense(3)[0, 0].int().tolist()
-    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
-    """
-
-    kind = "cropped"
-    of: Mask
-    at: int
-
-    def __post_init__(self) -> None:
-        children(self, (self.of,))
-        if isinstance(self.at, bool) or not isinstance(self.at, int) or self.at < 1:
-            raise ValueError(f"at must be a whole number >= 1, got {self.at!r}")
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return (self.of,)
-
-    @property
-    def length(self) -> int | None:
-        return None
-
-    def allows(self, at: Points) -> Tensor:
-        if at.length > self.at:
-            raise LengthError(
-                f"the mask is cropped from {self.at} positions, asked for {at.length}; "
-                f"give inputs of at most {self.at} positions"
-            )
-        return self.of.allows(replace(at, length=self.at))
-
-    def resolve(self, length: int) -> Mask:
-        return Cropped(self.of.resolve(self.at), self.at)
-
-
 def grid(length: int) -> tuple[Tensor, Tensor]:
     """Query positions as a column and key positions as a row, `[n, 1]` and `[1, n]`."""
     if length < 1:
         raise ValueError(f"length must be at least 1 position, got {length}")
     positions = torch.arange(length)
     return positions[:, None], positions[None, :]
-
-
-def children(mask: Mask, of: Sequence[Mask]) -> None:
-    """Checks the parts of a combination when it is built, so that errors name the culprit."""
-    if isinstance(of, Mask) or not of or not all(isinstance(part, Mask) for part in of):
-        raise TypeError(f"{mask.kind} combines one or more masks, got {of!r}")
-    _ = mask.heads, mask.layers, mask.length
-
-
-def joined(kind: type[Either] | type[Both], *of: Mask) -> tuple[Mask, ...]:
-    """Parts of a chain `a | b | c` side by side instead of nested."""
-    flat: list[Mask] = []
-    for part in of:
-        if not isinstance(part, Mask):
-            raise TypeError(f"masks combine with masks only, got {part!r}")
-        flat.extend(part.parts if isinstance(part, kind) else (part,))
-    return tuple(flat)
 
 
 def agreed(
@@ -516,11 +324,18 @@ def unplain(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(unplain(item) for item in value)
     if isinstance(value, dict) and set(value) == {"shape", "zlib"}:
-        shape = [int(size) for size in value["shape"]]
-        cells = int(np.prod(shape, dtype=np.int64)) if shape and min(shape) > 0 else 0
+        shape = value["shape"]
+        if not isinstance(shape, list) or not all(
+            type(size) is int and size > 0 for size in shape
+        ):
+            raise MaskFormatError(f"a table's shape is a list of sizes, got {str(shape)[:80]}")
+        cells = math.prod(shape)
+        if cells > MOST_CELLS:
+            raise MaskFormatError(f"a table has at most {MOST_CELLS} cells, got shape {shape}")
         size = (cells + 7) // 8
-        packed = zlib.decompressobj().decompress(base64.b64decode(value["zlib"]), size + 1)
-        if not cells or cells > 1 << 33 or len(packed) != size:
+        compressed = base64.b64decode(value["zlib"], validate=True)
+        packed = zlib.decompressobj().decompress(compressed, size + 1)
+        if len(packed) != size:
             raise MaskFormatError(f"a table of shape {shape} does not fit its {len(packed)} bytes")
         bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=cells).astype(bool)
         return torch.from_numpy(bits.reshape(shape))

@@ -5,21 +5,32 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
-from masksearch.masks import families, patterns
-from masksearch.masks.core import Both, Complement, Cropped, Either, Mask, PerHead, PerLayer
+from masksearch.masks import families, patterns, tables
+from masksearch.masks.combinators import Both, Complement, Cropped, Either, PerHead, PerLayer
+from masksearch.masks.core import Mask
+
+
+def toeplitz_of_lists(bits: Any, signed: bool = False) -> Mask:
+    """`masks.toeplitz` from nested lists of 0 and 1."""
+    rows = np.array(bits)  # ragged lists and masks raise, or become objects
+    if rows.dtype.kind not in "bi" or not np.isin(rows, (0, 1)).all():
+        raise MaskFormatError(f"toeplitz takes lists of 0 and 1, got {bits!r}")
+    return families.toeplitz(torch.from_numpy(rows.astype(bool)), signed)
+
 
 FUNCTIONS = {
     name: getattr(families, name)
     for name in (
-        "full causal cropped window dilated stride offsets shifts powers_of_two blocks block_columns "
-        "global_tokens random_keys toeplitz per_head per_layer without_diagonal strided fixed "
-        "log_sparse longformer bigbird star"
+        "full causal cropped window dilated stride offsets shifts powers_of_two blocks "
+        "block_columns global_tokens random_keys per_head per_layer without_diagonal strided "
+        "fixed log_sparse longformer bigbird star"
     ).split()
-}
+} | {"toeplitz": toeplitz_of_lists}
 LONGEST = 100_000  # characters of an expression
 SHOWN = 160  # largest number of bits that an expression spells out
 
@@ -72,9 +83,11 @@ def read(node: ast.expr, text: str) -> Any:
             if name not in FUNCTIONS:
                 raise unknown_name("mask", name, FUNCTIONS)
             arguments = [read(a, text) for a in getattr(node, "args", [])]
-            keywords = {k.arg: read(k.value, text) for k in getattr(node, "keywords", []) if k.arg}
-            if name == "toeplitz" and arguments:
-                arguments[0] = torch.tensor(arguments[0], dtype=torch.bool)
+            keywords = {}
+            for keyword in getattr(node, "keywords", []):
+                if keyword.arg is None:
+                    raise MaskFormatError("** cannot stand in a mask; write name=value")
+                keywords[keyword.arg] = read(keyword.value, text)
             return FUNCTIONS[name](*arguments, **keywords)
     piece = ast.get_source_segment(text.strip(), node) or type(node).__name__
     raise MaskFormatError(
@@ -92,9 +105,9 @@ def operand(node: ast.expr, text: str) -> Mask:
 
 def expression(mask: Mask) -> str:
     """The shortest expression of a mask; tables show their shape and digest only."""
-    for name, family in families.FAMILIES.items():
-        if mask.digest == family.digest:
-            return f"{name}()"
+    family = family_of(mask)
+    if family is not None:
+        return f"{family}()"
     match mask:
         case Either(of=parts):
             return " | ".join(wrapped(part) for part in parts)
@@ -110,9 +123,9 @@ def expression(mask: Mask) -> str:
             return f"{mask.kind}([{', '.join(map(expression, parts))}])"
         case Cropped(of=part, at=at):
             return f"cropped({expression(part)}, {at})"
-        case patterns.Table(bits=bits):
+        case tables.Table(bits=bits):
             return f"table({'x'.join(map(str, bits.shape))}, {mask.digest[:8]})"
-        case patterns.Toeplitz(bits=bits, signed=signed):
+        case tables.Toeplitz(bits=bits, signed=signed):
             if bits.numel() > SHOWN:
                 shape = "x".join(map(str, bits.shape))
                 return f"toeplitz({shape}{', signed' if signed else ''}, {mask.digest[:8]})"
@@ -128,7 +141,12 @@ def expression(mask: Mask) -> str:
 def wrapped(mask: Mask) -> str:
     """An operand; combinations in parentheses."""
     text = expression(mask)
-    return f"({text})" if isinstance(mask, Either | Both) and not text.endswith("()") else text
+    return f"({text})" if isinstance(mask, Either | Both) and family_of(mask) is None else text
+
+
+def family_of(mask: Mask) -> str | None:
+    """Name of the hand-designed family that has exactly this expression."""
+    return next((name for name, known in families.FAMILIES.items() if known == mask), None)
 
 
 def spelled(bits: Tensor) -> str:

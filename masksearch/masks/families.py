@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from masksearch.masks.core import Cropped, Mask, PerHead, PerLayer
+from masksearch.masks.combinators import Both, Complement, Cropped, Either, PerHead, PerLayer
+from masksearch.masks.core import Mask
 from masksearch.masks.patterns import (
     BlockColumns,
     Blocks,
@@ -24,11 +25,10 @@ from masksearch.masks.patterns import (
     RandomKeys,
     Shifts,
     Stride,
-    Table,
-    Toeplitz,
     Window,
     at_least,
 )
+from masksearch.masks.tables import Table, Toeplitz
 
 
 def full() -> Mask:
@@ -135,10 +135,13 @@ def layer_of(mask: Mask, layer: int) -> Mask:
             return Table(mask.bits[layer])
         case Toeplitz():
             return Toeplitz(mask.bits[layer], mask.signed)
-    if isinstance(mask, Cropped):
-        return Cropped(layer_of(mask.of, layer), mask.at)
-    split = {"of": tuple(layer_of(part, layer) for part in mask.parts)}
-    return type(mask)(**(split if len(mask.parts) > 1 else {"of": layer_of(mask.parts[0], layer)}))
+        case Cropped():
+            return Cropped(layer_of(mask.of, layer), mask.at)
+        case Complement():
+            return Complement(layer_of(mask.of, layer))
+        case Either() | Both() | PerHead():
+            return type(mask)(tuple(layer_of(part, layer) for part in mask.of))
+    raise TypeError(f"{mask.kind} tells layers apart in a way that layer_of does not know")
 
 
 def without_diagonal(mask: Mask) -> Mask:

@@ -78,7 +78,7 @@ def block_view(mask: Mask, length: int, block: int) -> Tensor:
     planes = (mask.layers or 1) * (mask.heads or 1)
     view = torch.zeros(planes, count, count, dtype=torch.bool)
     padded = torch.zeros(block, count * block, dtype=torch.bool)
-    for row, rows in enumerate(query.split(block)):
+    for row, rows in enumerate(torch.split(query, block)):
         for plane, cells in enumerate(mask.planes(length, rows, key)):
             padded.zero_()
             padded[: cells.shape[0], :length] = cells
@@ -154,14 +154,14 @@ def load_mask(path: Path | str) -> Mask:
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("masksearch_mask")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise MaskFormatError(f"{path}: not a readable safetensors file: {error}") from error
     if text is None:
         raise MaskFormatError(f"{path}: holds no mask (no 'masksearch_mask' in its metadata)")
     try:
         return Mask.from_dict(put_back(json.loads(text), tensors))
-    except (json.JSONDecodeError, KeyError, TypeError, MaskFormatError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise MaskFormatError(f"{path}: {error}") from error
 
 
@@ -191,6 +191,11 @@ def put_back(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [put_back(item, tensors) for item in value]
     if isinstance(value, dict):
         if set(value) == {"tensor"}:
-            return plain(tensors[value["tensor"]].bool())
+            cells = tensors[value["tensor"]]
+            if cells.dtype != torch.uint8 or (cells > 1).any():
+                raise MaskFormatError(
+                    f"{value['tensor']} holds {cells.dtype}, not cells of 0 and 1"
+                )
+            return plain(cells.bool())
         return {name: put_back(item, tensors) for name, item in value.items()}
     return value

@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masksearch.errors import LengthError, MaskFormatError
 from masksearch.masks.core import Mask, Points
+from masksearch.masks.tables import Table
+
+LARGEST = (1 << 63) - 1  # of an int64, in which positions and offsets are computed
 
 
 def at_least(name: str, value: Any, least: int) -> None:
     """Checks a whole number; the message says the rule and the value."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most 2**63 - 1, got {value}")
 
 
 def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
@@ -28,6 +32,8 @@ def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...
         raise ValueError(f"{name} must be a non-empty list of whole numbers, got {values!r}")
     if least is not None and found[0] < least:
         raise ValueError(f"{name} must be >= {least}, got {found[0]}")
+    if max(-found[0], found[-1]) > LARGEST:
+        raise ValueError(f"{name} must be at most 2**63 - 1 in size, got {found[0]}, {found[-1]}")
     return found
 
 
@@ -343,126 +349,3 @@ def hashed(values: Tensor, seed: int, stream: int) -> Tensor:
         state = (state ^ shifted(state, 27)) * signed(0x94D049BB133111EB)
         state = state ^ shifted(state, 31)
     return shifted(state, 2)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Table(Mask):
-    """Keep exactly the True cells of a table; has one length only.
-
-    Args:
-        bits: bool `[n, n]`, `[heads, n, n]` or `[layers, heads, n, n]`.
-
-    Raises:
-        MaskFormatError: If the shape or the type is another.
-
-    >>> Table(torch.eye(2, dtype=torch.bool)).dense(2)[0, 0].int().tolist()
-    [[1, 0], [0, 1]]
-    """
-
-    kind = "table"
-    bits: Tensor
-
-    def __post_init__(self) -> None:
-        bits = self.bits
-        if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
-            raise MaskFormatError(f"a table is a bool tensor, got {getattr(bits, 'dtype', bits)}")
-        if bits.ndim not in (2, 3, 4) or bits.shape[-1] != bits.shape[-2] or not bits.numel():
-            raise MaskFormatError(
-                "a table has shape [n, n], [heads, n, n] or [layers, heads, n, n], "
-                f"got {list(bits.shape)}"
-            )
-        object.__setattr__(self, "bits", bits.detach().cpu().clone())
-
-    @property
-    def heads(self) -> int | None:
-        return self.bits.shape[-3] if self.bits.ndim > 2 and self.bits.shape[-3] > 1 else None
-
-    @property
-    def layers(self) -> int | None:
-        return self.bits.shape[0] if self.bits.ndim == 4 and self.bits.shape[0] > 1 else None
-
-    @property
-    def length(self) -> int | None:
-        return self.bits.shape[-1]
-
-    def allows(self, at: Points) -> Tensor:
-        size = self.bits.shape[-1]
-        if at.length != size:
-            raise LengthError(
-                f"Table holds {size} positions, asked for {at.length}; searched tables do not "
-                f"stretch: pad the inputs to {size}, or search a structured mask"
-            )
-        table = (
-            self.bits.view(-1, size, size)
-            if self.bits.ndim < 4
-            else self.bits[at.layer if self.layers else 0]
-        )
-        if isinstance(at.head, int):
-            return table[at.head if self.heads else 0][at.query, at.key]
-        table = table.to(device=at.query.device, dtype=torch.int32)  # inductor: no captured bools
-        head = at.head if self.heads else torch.zeros_like(at.head)
-        return table[head, at.query, at.key] > 0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Toeplitz(Mask):
-    """Keep by offset alone: one bit for each distance, or for each signed offset.
-
-    Args:
-        bits: bool `[n]`, `[heads, n]` or `[layers, heads, n]` by |i - j|; signed: `2n - 1`
-            instead of `n`, by `j - i + n - 1`.
-        signed: Whether the two directions have bits of their own.
-
-    Lengths up to n are the top-left corner of the table at n; longer ones are refused.
-
-    >>> Toeplitz(torch.tensor([True, False, True])).dense(3)[0, 0, 0].int().tolist()
-    [1, 0, 1]
-    """
-
-    kind = "toeplitz"
-    bits: Tensor
-    signed: bool = False
-
-    def __post_init__(self) -> None:
-        bits = self.bits
-        if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
-            raise MaskFormatError(f"bits is a bool tensor, got {getattr(bits, 'dtype', bits)}")
-        if bits.ndim not in (1, 2, 3) or not bits.numel():
-            raise MaskFormatError(
-                "bits has shape [n], [heads, n] or [layers, heads, n] (2n - 1 when signed), "
-                f"got {list(bits.shape)}"
-            )
-        if self.signed and bits.shape[-1] % 2 == 0:
-            raise MaskFormatError(f"signed bits are 2n - 1, an odd number, got {bits.shape[-1]}")
-        object.__setattr__(self, "bits", bits.detach().cpu().clone())
-
-    @property
-    def reach(self) -> int:
-        """Farthest distance that has a bit, in positions."""
-        return self.bits.shape[-1] // 2 if self.signed else self.bits.shape[-1] - 1
-
-    @property
-    def heads(self) -> int | None:
-        return self.bits.shape[-2] if self.bits.ndim > 1 and self.bits.shape[-2] > 1 else None
-
-    @property
-    def layers(self) -> int | None:
-        return self.bits.shape[0] if self.bits.ndim == 3 and self.bits.shape[0] > 1 else None
-
-    def allows(self, at: Points) -> Tensor:
-        if at.length > self.reach + 1:
-            raise LengthError(
-                f"Toeplitz bits reach {self.reach + 1} positions, asked for {at.length}; offsets "
-                "beyond were not searched: pad the bits with False, or search at that length"
-            )
-        index = at.offset + self.reach if self.signed else at.offset.abs()
-        bits = (
-            self.bits.view(-1, self.bits.shape[-1])
-            if self.bits.ndim < 3
-            else self.bits[at.layer if self.layers else 0]
-        )
-        if isinstance(at.head, int):
-            return bits[at.head if self.heads else 0][index]
-        bits = bits.to(device=index.device, dtype=torch.int32)
-        head = at.head if self.heads else torch.zeros_like(at.head)
-        return bits[head, index] > 0

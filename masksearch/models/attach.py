@@ -7,10 +7,10 @@ many models. A module that is called several times (ALBERT) is one layer.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +19,45 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name
-from masksearch.masks.core import Cropped, Mask
+from masksearch.masks.combinators import Cropped
+from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
 from masksearch.masks.lower import no_empty_rows
+from masksearch.models.probe import (
+    PROBE,
+    Probe,
+    implementation,
+    pretrained,
+    probe,
+    probing_attention,
+)
 
 if TYPE_CHECKING:
     from masksearch.contracts import GateBank
 
-NAME, PROBE = "masksearch", "masksearch_probe"
+NAME = "masksearch"
 BACKENDS = ("auto", "sdpa")
+TABLES = 8  # lengths whose lowered table a layer keeps
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
-REACHABLE = "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, GPT-2, Llama, Qwen"
-CROSS = (
-    "{name} has cross-attention; attach to its encoder alone: ms.attach(model.get_encoder(), mask)"
-)
 
 
-@dataclass
 class Rows:
-    """Position of the first query of the running forward pass; None = keys minus queries."""
+    """Position of the first query of the running forward pass; None = keys minus queries.
 
-    start: int | None = None
+    Belongs to one configuration object, by which `mask_with_rows` finds it. A copied or
+    unpickled model has a configuration, and so rows, of its own.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.start: int | None = None
+        ROWS[id(config)] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"])  # type: ignore[misc]
 
 
 @dataclass
@@ -53,7 +71,7 @@ class Slot:
     tables: dict[tuple[int, torch.device], Tensor | None] = field(default_factory=dict)
 
     def table(self, keys: int, device: torch.device) -> Tensor | None:
-        """bool `[1, heads | 1, keys, keys]`, or None where everything is kept."""
+        """Bool `[1, heads | 1, keys, keys]`, or None where everything is kept."""
         if (keys, device) not in self.tables:
             assert self.mask is not None
             dense = self.mask.dense(keys)
@@ -61,6 +79,8 @@ class Slot:
                 no_empty_rows(self.mask.of.dense(self.mask.at))
             else:
                 no_empty_rows(dense)
+            while len(self.tables) >= TABLES:  # generation asks for a new length at every token
+                del self.tables[next(iter(self.tables))]
             self.tables[keys, device] = None if dense.all() else dense[0][None].to(device)
         return self.tables[keys, device]
 
@@ -74,23 +94,7 @@ class Attachment:
     hook: Any = None
 
 
-@dataclass(frozen=True)
-class Call:
-    """One attention call that the probe has seen."""
-
-    module: nn.Module
-    heads: int
-    queries: int
-    keys: int
-
-
-class Probe:
-    """Collects attention calls while it is active."""
-
-    calls: list[Call] | None = None
-
-
-ROWS: dict[int, Rows] = {}  # id(config) -> rows of the attached model
+ROWS: WeakValueDictionary[int, Rows] = WeakValueDictionary()  # id(config) -> rows
 SLOT = "masksearch_slot"
 ATTACHMENT = "masksearch_attachment"
 
@@ -125,8 +129,12 @@ def attach(
     """
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
-    detach(model, missing_ok=True)
     roots = pretrained(model)
+    if ATTACHMENT not in model.__dict__ and NAME in map(implementation, roots):
+        raise AttachError(
+            f"{type(model).__name__} already has a mask, put on through another module or through "
+            "a model with the same configuration object; detach that one first"
+        )
     calls = probe(model, roots, inputs)
     modules = list(dict.fromkeys(call.module for call in calls))
     heads = {call.heads for call in calls}
@@ -135,17 +143,18 @@ def attach(
     mask = mask_or_gates if isinstance(mask_or_gates, Mask) else None
     bank = None if mask is not None else cast("GateBank", mask_or_gates)
     check_counts(mask, bank, len(modules), heads.pop())
+    detach(model, missing_ok=True)  # only now: a refused mask leaves the earlier one in force
     attachment = Attachment(modules, [(root, implementation(root)) for root in roots])
     if bank is not None:
         model.add_module(GATES, cast(nn.Module, bank))
         attachment.hook = model.register_forward_pre_hook(draw_gates)
-    rows = Rows()
-    for layer, module in enumerate(modules):
-        single = layer_of(mask, layer) if mask is not None else None
-        module.__dict__[SLOT] = Slot(layer, single, bank, rows)
+    layers = {module: layer for layer, module in enumerate(modules)}
     for root in roots:
         root.set_attn_implementation(NAME)
-        ROWS[id(root.config)] = rows
+        rows = ROWS.get(id(root.config)) or Rows(root.config)
+        for module in layers.keys() & set(root.modules()):
+            single = layer_of(mask, layers[module]) if mask is not None else None
+            module.__dict__[SLOT] = Slot(layers[module], single, bank, rows)
     model.__dict__[ATTACHMENT] = attachment
     return model
 
@@ -168,81 +177,11 @@ def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
         module.__dict__.pop(SLOT, None)
     for root, previous in attachment.previous:
         root.set_attn_implementation(previous)
-        ROWS.pop(id(root.config), None)
     if attachment.hook is not None:
         attachment.hook.remove()
     if GATES in model._modules:
         del model._modules[GATES]
     return model
-
-
-def pretrained(model: nn.Module) -> list[PreTrainedModel]:
-    """The outermost Hugging Face models inside a module."""
-    if isinstance(model, PreTrainedModel):
-        return [model]
-    found = [root for child in model.children() for root in pretrained(child)]
-    if not found and not isinstance(model, nn.ModuleList | nn.Sequential):
-        return []
-    return found
-
-
-def implementation(root: PreTrainedModel) -> str:
-    """Name of the attention implementation that a model uses now."""
-    return str(root.config._attn_implementation or "sdpa")
-
-
-def probe(
-    model: nn.Module, roots: list[PreTrainedModel], inputs: Mapping[str, Any] | None
-) -> list[Call]:
-    """One forward pass without gradient that records every attention call in order."""
-    name = type(model).__name__
-    if not roots:
-        raise AttachError(f"{name} contains no Hugging Face model (PreTrainedModel)")
-    if any(getattr(root.config, "is_encoder_decoder", False) for root in roots):
-        raise AttachError(CROSS.format(name=name))
-    previous = [implementation(root) for root in roots]
-    training = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    given = dict(inputs) if inputs is not None else example_inputs(model, roots[0], device)
-    Probe.calls = []
-    try:
-        for root in roots:
-            root.set_attn_implementation(PROBE)
-        model.eval()
-        with torch.no_grad():
-            model(**given)
-        calls = Probe.calls
-    finally:
-        Probe.calls = None
-        for root, before in zip(roots, previous, strict=True):
-            root.set_attn_implementation(before)
-        for module, mode in training:
-            module.training = mode
-    if not calls:
-        raise AttachError(
-            f"{name} does not use transformers' attention interface, so no mask can be put on "
-            f"it; models that do include {REACHABLE}"
-        )
-    if any(call.queries != call.keys for call in calls):
-        raise AttachError(CROSS.format(name=name))
-    return calls
-
-
-def example_inputs(
-    model: nn.Module, root: PreTrainedModel, device: torch.device
-) -> dict[str, Tensor]:
-    """A few tokens or one empty image, by the name of the model's main input."""
-    names = inspect.signature(model.forward).parameters
-    config = root.config
-    if "input_ids" in names:
-        return {"input_ids": torch.ones(1, 5, dtype=torch.int64, device=device)}
-    if "pixel_values" in names:
-        side, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
-        return {"pixel_values": torch.zeros(1, channels, side, side, device=device)}
-    raise AttachError(
-        f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
-        "example arguments, so that the attention layers can be found"
-    )
 
 
 def check_counts(mask: Mask | None, bank: GateBank | None, layers: int, heads: int) -> None:
@@ -259,6 +198,8 @@ def check_counts(mask: Mask | None, bank: GateBank | None, layers: int, heads: i
 
 def draw_gates(model: nn.Module, inputs: Any) -> None:
     """Pre-forward hook: one sample of the gates serves the whole forward pass."""
+    if Probe.calls is not None:
+        return
     cast("GateBank", model.get_submodule(GATES)).draw()
 
 
@@ -287,6 +228,11 @@ def masked_attention(
         visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
         visible = visible.tril(start)[None, None]
     if slot.bank is not None:
+        if rest.get("position_bias") is not None:
+            raise AttachError(
+                f"{type(module).__name__} adds a position bias to its scores, which gates would "
+                "drop; search on a model without one, such as BERT"
+            )
         return gated(slot, module, query, key, value, visible, dropout, scaling)
     assert kept is not None
     rows = kept[:, :, start : start + queries]
@@ -339,7 +285,7 @@ def sdpa(
     is_causal: bool | None,
     rest: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """transformers' own SDPA path."""
+    """Transformers' own SDPA path."""
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
         module,
         query,
@@ -354,25 +300,12 @@ def sdpa(
     return out
 
 
-def probing_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **rest: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Records the call, then computes it as SDPA does."""
-    if Probe.calls is not None:
-        call = Call(module, query.shape[1], query.shape[2], key.shape[2])
-        Probe.calls.append(call)
-    out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **rest
-    )
-    return out
-
-
-def mask_with_rows(*args: Any, q_offset: int = 0, kv_offset: int = 0, **rest: Any) -> Any:
+def mask_with_rows(*args: Any, **rest: Any) -> Any:
     """SDPA's padding and causal mask; notes where the queries stand (static caches)."""
     rows = ROWS.get(id(rest.get("config")))
     if rows is not None:
-        rows.start = int(q_offset) - int(kv_offset)
-    return sdpa_mask(*args, q_offset=q_offset, kv_offset=kv_offset, **rest)
+        rows.start = int(rest.get("q_offset", 0)) - int(rest.get("kv_offset", 0))
+    return sdpa_mask(*args, **rest)
 
 
 AttentionInterface.register(NAME, masked_attention)

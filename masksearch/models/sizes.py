@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ def encoder(
         initializer_range=initializer_range,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return BertModel(config, add_pooling_layer=False)
 
 
@@ -98,7 +98,7 @@ class MaskedLanguageModel(nn.Module):
         self.encoder = encoder
         config = encoder.config
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.transform = nn.Linear(config.hidden_size, config.hidden_size)
             nn.init.normal_(self.transform.weight, std=config.initializer_range)
             nn.init.zeros_(self.transform.bias)
@@ -135,7 +135,7 @@ class MaskedLanguageModel(nn.Module):
             scored = (labels.flatten() != -100).nonzero().squeeze(1)
             hidden = hidden.index_select(0, scored)
         hidden = self.norm(F.gelu(self.transform(hidden)))
-        table = cast(nn.Embedding, self.encoder.embeddings.word_embeddings)
+        table = self.encoder.embeddings.word_embeddings
         logits = F.linear(hidden, table.weight, self.bias)
         if labels is None:
             return Output(logits)
@@ -157,7 +157,7 @@ class SequenceClassifier(nn.Module):
         self.encoder = encoder
         width = encoder.config.hidden_size
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.dense = nn.Linear(2 * width, width)
             self.out = nn.Linear(width, labels)
 

@@ -21,6 +21,8 @@ import filelock
 import optuna
 from optuna.distributions import json_to_distribution
 from optuna.exceptions import ExperimentalWarning
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.contracts import (
@@ -119,7 +121,7 @@ class StudyStore:
             self.study = optuna.create_study(
                 storage=self.storage,
                 study_name=self.name,
-                directions=["minimize" if o.goal == "min" else "maximize" for o in objectives],
+                directions=directions(objectives),
             )
             self.study.set_metric_names([o.name for o in objectives])
         described = [[o.name, o.goal, o.worst] for o in objectives]
@@ -306,6 +308,14 @@ class StudyStore:
         return Refused(data["reason"])
 
 
+def directions(objectives: Sequence[Objective]) -> list[StudyDirection]:
+    """Optuna's word for every goal."""
+    return [
+        StudyDirection.MINIMIZE if objective.goal == "min" else StudyDirection.MAXIMIZE
+        for objective in objectives
+    ]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Optuna's own log lines and notes on experimental features off: listeners report."""
@@ -327,8 +337,7 @@ def opened(
         return storage
     if isinstance(storage, str) and storage.startswith("journal:"):
         path = storage.removeprefix("journal:")
-        backend = optuna.storages.journal.JournalFileBackend(path)
-        return optuna.storages.JournalStorage(backend)
+        return optuna.storages.JournalStorage(JournalFileBackend(path))
     url = storage or f"sqlite:///{run.resolve() / 'study.db'}"
     try:
         return optuna.storages.get_storage(url)

@@ -21,7 +21,7 @@ from optuna.trial import BaseTrial, TrialState
 from masksearch.contracts import Evaluate, Job, Objective, Proposal, Record, Refused, mixed_seed
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
-from masksearch.results.study_store import quiet
+from masksearch.results.study_store import directions, quiet
 
 Space = Callable[[BaseTrial], Mask]
 STARTUP = 6  # random draws before TPE models anything; budgets here are tens of trials
@@ -73,9 +73,8 @@ class OptunaStrategy:
     ) -> None:
         self.space, self.objectives = space, tuple(objectives)
         self.sampler, self.seed, self.name = sampler, seed, name
-        directions = ["minimize" if o.goal == "min" else "maximize" for o in objectives]
         with quiet():
-            self.study = optuna.create_study(directions=directions)
+            self.study = optuna.create_study(directions=directions(objectives))
         self.numbers: dict[int, int] = {}  # draw -> number in the study in memory
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
