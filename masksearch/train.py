@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def rate(step: int, config: TrainConfig) -> float:
     return max(0.0, (config.steps - step) / max(1, config.steps - rising))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Trainable parameters, matrices with decay and the rest without; gates are left out
     (they are trained by DAM with an optimiser of their own)."""
     decayed: list[Tensor] = []
@@ -97,7 +97,7 @@ def train(
         ValueError: If the batches end too early.
     """
     groups = parameter_groups(model, config.weight_decay)
-    trained = [parameter for group in groups for parameter in group["params"]]
+    trained = [p for group in groups for p in cast("list[Tensor]", group["params"])]
     optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, config))
     model.train()

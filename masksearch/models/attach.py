@@ -7,10 +7,10 @@ many models. A module that is called several times (ALBERT) is one layer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,13 @@ class Rows:
     """
 
     def __init__(self, config: Any) -> None:
-        self.config = config
+        self.config = weakref.ref(config)
         self.start: int | None = None
         ROWS[id(config)] = self
+        weakref.finalize(config, ROWS.pop, id(config), None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config}
+        return {"config": self.config()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["config"])  # type: ignore[misc]
@@ -94,7 +95,7 @@ class Attachment:
     hook: Any = None
 
 
-ROWS: WeakValueDictionary[int, Rows] = WeakValueDictionary()  # id(config) -> rows
+ROWS: dict[int, Rows] = {}  # id(config) -> rows
 SLOT = "masksearch_slot"
 ATTACHMENT = "masksearch_attachment"
 
