@@ -1,0 +1,171 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from masksearch import masks
+from masksearch.contracts import OffersGradients
+from masksearch.errors import EmptyRowError, LengthError, NonFiniteLossError, UnknownNameError
+from masksearch.evaluators.planted import LikelihoodClassifier, PlantedEvaluator
+from masksearch.models.sizes import SIZES
+from masksearch.tasks.planted import PlantedProcess
+
+QUICK = PlantedEvaluator(
+    steps=8,
+    batch=4,
+    downstream_steps=2,
+    downstream_batch=4,
+    held_out_sequences=32,
+    reports=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def reports(evaluator, mask, seed=0):
+    return list(evaluator(mask, seed=seed, workdir=Path()))
+
+
+def test_reports_are_finite_and_the_last_one_holds_the_score():
+    found = reports(QUICK, masks.star())
+    assert [report.step for report in found] == [2, 4, 8, 12]
+    for report in found[:-1]:
+        assert set(report.values) == {"accuracy", "loss"}
+    last = found[-1].values
+    assert set(last) == {
+        "accuracy", "loss", "score", "intact", "follows", "intact/majority", "follows/majority"
+    }  # fmt: skip
+    assert all(math.isfinite(value) for report in found for value in report.values.values())
+    assert last["score"] == (last["intact"] + last["follows"]) / 2
+    assert last["intact/majority"] == last["follows/majority"] == 0.5
+
+
+def test_same_seed_gives_same_reports_whatever_the_global_state():
+    torch.manual_seed(1)
+    one = reports(QUICK, masks.window(3), seed=5)
+    state = torch.manual_seed(2).get_state()
+    two = reports(QUICK, masks.window(3), seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one == two
+    assert one != reports(QUICK, masks.window(3), seed=6)
+
+
+def test_equal_masks_by_other_expressions_give_equal_reports():
+    dense = masks.table(torch.ones(24, 24, dtype=torch.bool))
+    assert reports(QUICK, dense)[-1].values["loss"] == pytest.approx(
+        reports(QUICK, masks.full())[-1].values["loss"], abs=1e-4
+    )
+
+
+def test_closing_stops_the_run():
+    running = QUICK(masks.full(), seed=0, workdir=Path())
+    next(running)
+    running.close()
+    assert list(running) == []
+
+
+def test_shape_and_objectives():
+    assert (QUICK.shape.length, QUICK.shape.layers, QUICK.shape.heads) == (24, 1, 2)
+    assert [(o.name, o.goal) for o in QUICK.objectives] == [("score", "max"), ("sparsity", "max")]
+    assert SIZES["nano"].layers == 1
+
+
+def test_protocol_changes_with_every_setting_but_the_reports():
+    changes = {
+        "process": PlantedProcess(seed=1),
+        "steps": 9,
+        "size": "tiny",
+        "batch": 6,
+        "lr": 1e-3,
+        "downstream_steps": 3,
+        "downstream_batch": 6,
+        "downstream_lr": 1e-3,
+        "initializer_range": 0.1,
+        "held_out_sequences": 64,
+    }
+    protocols = {replace(QUICK, **{name: value}).protocol for name, value in changes.items()}
+    assert len(protocols | {QUICK.protocol}) == len(changes) + 1
+    assert replace(QUICK, reports=1).protocol == QUICK.protocol
+
+
+def test_differentiable_offers_the_model_and_data_of_a_run():
+    assert isinstance(QUICK, OffersGradients)
+    one, two = QUICK.differentiable(3), QUICK.differentiable(3)
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    batch = next(one.batches)
+    assert torch.equal(batch["input_ids"], next(two.batches)["input_ids"])
+    one.model(**batch).loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in one.model.parameters() if p.grad is not None)
+    assert sum(len(batch["input_ids"]) for batch in one.held_out) == 32
+
+
+def test_masks_that_do_not_fit_are_refused_before_training():
+    with pytest.raises(EmptyRowError):
+        reports(QUICK, masks.without_diagonal(masks.window(0)))
+    with pytest.raises(LengthError):
+        reports(QUICK, masks.table(torch.ones(8, 8, dtype=torch.bool)))
+
+
+def test_divergence_surfaces():
+    with pytest.raises(NonFiniteLossError, match="lower the learning rate"):
+        reports(replace(QUICK, lr=1e30, steps=50), masks.full())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"downstream_steps": 0}, "steps must be at least 1"),
+        ({"downstream_batch": 3}, "even number of sequences, got 3"),
+        ({"batch": 0}, "batch must be at least 1 sequence"),
+        ({"reports": 0}, "reports must be at least 1"),
+        ({"initializer_range": 0.0}, "initializer_range must be positive"),
+    ],
+)
+def test_wrong_values_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PlantedEvaluator(**arguments)
+
+
+def test_unknown_size_is_refused():
+    with pytest.raises(UnknownNameError, match="nano"):
+        PlantedEvaluator(size="nani")
+
+
+def test_likelihood_classifier_matches_a_loop():
+    process, model = QUICK.process, QUICK.model(0).eval()
+    tokens = QUICK.downstream_tasks[0].held_out()[0]["input_ids"][:6]
+    hidden = torch.zeros(process.length, dtype=torch.bool)
+    hidden[process.paired[:, 1]] = True
+    classifier = LikelihoodClassifier(model, hidden, process.mask_id).eval()
+    rows = []
+    for row in tokens.tolist():
+        shown = [process.mask_id if hidden[i] else token for i, token in enumerate(row)]
+        logits = model(torch.tensor([shown])).logits
+        rows.append([logits[i].log_softmax(0)[row[i]].item() for i in range(24) if hidden[i]])
+    features = torch.tensor([[sum(row), min(row)] for row in rows])
+    expected = classifier.norm(features) @ classifier.weight.T + classifier.bias
+    assert torch.allclose(classifier(tokens).logits, expected, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_dense_and_oracle_learn_and_window_does_not():
+    evaluator = PlantedEvaluator()
+    process = evaluator.process
+    for mask in (masks.full(), process.oracle):
+        last = reports(evaluator, mask)[-1].values
+        assert last["accuracy"] > process.ceiling - 0.05
+        assert last["score"] > 0.95
+    last = reports(evaluator, masks.window(3))[-1].values
+    assert last["accuracy"] < process.chance + 0.05
+    assert last["score"] < 0.56
