@@ -110,6 +110,7 @@ def test_protocol_follows_what_the_score_depends_on(corpus: Path) -> None:
     base = evaluator(corpus)
     changes = [{"steps": 21}, {"lr": 1e-3}, {"length": 18}, {"vocabulary": 150}, {"batch": 4}]
     changes += [{"precision": "bfloat16"}, {"size": "tiny"}, {"held_out_sequences": 16}]
+    changes += [{"initializer_range": 0.06}]
     seen = {base.protocol} | {evaluator(corpus, **change).protocol for change in changes}
     assert len(seen) == len(changes) + 1
     assert evaluator(corpus, reports=2, cache=corpus.parent / "two").protocol == base.protocol
