@@ -1,0 +1,50 @@
+"""A search that takes milliseconds: an evaluator with a known landscape, and a space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import BaseTrial
+
+from masksearch import masks
+from masksearch.contracts import Objective, Report, Shape
+from masksearch.masks import Mask
+
+
+@dataclass(frozen=True)
+class ToyEvaluator:
+    """Loss = |reach - 3| + seed / 100, read off the mask's density; calls are counted in a file."""
+
+    name: str = "toy"
+    nan_at: float | None = None  # sparsity from which on the loss is NaN
+    fails: bool = False
+    log: Path | None = None
+
+    shape = Shape(length=16, layers=2, heads=2)
+    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+
+    @property
+    def protocol(self) -> str:
+        return self.name
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{mask} {seed}\n")
+        if self.fails:
+            raise RuntimeError("the toy is broken")
+        sparsity = mask.sparsity(self.shape.length)
+        for step in (1, 2, 4):
+            loss = abs(sparsity - 0.6) + 1 / step + seed / 100
+            if self.nan_at is not None and sparsity > self.nan_at and step == 4:
+                loss = float("nan")
+            yield Report(step, {"loss": loss})
+
+
+def space(trial: BaseTrial) -> Mask:
+    """Conditional: a window, or a stride with the diagonal; 19 masks."""
+    if trial.suggest_categorical("family", ["window", "stride"]) == "window":
+        return masks.window(trial.suggest_int("reach", 0, 12))
+    return masks.stride(trial.suggest_int("period", 2, 7))

@@ -1,0 +1,377 @@
+"""search and compare: resume, reuse, refusals, failures. Nothing that was computed is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections import Counter
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import BaseTrial
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Evaluate, Proposal, Record
+from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
+from masksearch.results.study_store import StudyStore
+
+TOY = Path(__file__).parent / "contracts"
+
+
+def outcome(study: ms.Study) -> list[tuple[object, ...]]:
+    """What must be equal between two runs of one search."""
+    return [
+        (r.number, r.status, r.fingerprint, dict(r.params), dict(r.values), r.origin, r.seed)
+        for r in study.records()
+    ]
+
+
+def test_search_stores_every_trial_as_a_record(tmp_path):
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=12, strategy="tpe")
+    records = study.records()
+    assert len(records) == 12
+    assert {record.status for record in records} <= {"done", "reused"}
+    first = records[0]
+    assert [report.step for report in first.curve] == [1, 2, 4]
+    assert first.values["loss"] == first.curve[-1].values["loss"]
+    assert first.measures["sparsity"] == pytest.approx(first.mask.sparsity(16))
+    assert first.fingerprint == ms.fingerprint(first.mask, ToyEvaluator.shape)
+    frame = study.frame()
+    assert list(frame["number"]) == list(range(12))
+    assert {"loss", "sparsity", "block_density", "hops", "params.family"} <= set(frame.columns)
+
+
+def test_search_is_reproducible(tmp_path):
+    first = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=10, seed=3)
+    second = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=10, seed=3)
+    assert outcome(first) == outcome(second)
+
+
+@pytest.mark.parametrize("strategy", ["random", "tpe"])
+def test_search_in_two_calls_equals_one_call(tmp_path, strategy):
+    whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=12, strategy=strategy)
+    ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=5, strategy=strategy)
+    parts = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=12, strategy=strategy)
+    assert outcome(whole) == outcome(parts)
+
+
+def test_equal_masks_are_not_trained_twice(tmp_path):
+    log = tmp_path / "log"
+    study = ms.search(
+        space, ToyEvaluator(log=log), run=tmp_path / "run", trials=30, strategy="random"
+    )
+    calls = log.read_text().splitlines()
+    prints = [record.fingerprint for record in study.records()]
+    assert len(calls) == len(set(calls)) == len(set(prints)) < 30
+    reused = [record for record in study.records() if record.status == "reused"]
+    assert len(reused) == 30 - len(calls)
+    by_print = {r.fingerprint: r for r in study.records() if r.status == "done"}
+    assert all(record.values == by_print[record.fingerprint].values for record in reused)
+    assert all("reused_from" in record.artifacts for record in reused)
+
+
+def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
+    def twice(trial: BaseTrial) -> masks.Mask:
+        if trial.suggest_categorical("form", ["a", "b"]) == "a":
+            return masks.window(2)
+        return masks.window(2) | masks.window(1)
+
+    study = ms.search(twice, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
+    assert Counter(r.status for r in study.records()) == {"done": 1, "reused": 7}
+
+
+def test_baselines_come_first_and_on_top(tmp_path):
+    arguments = dict(run=tmp_path / "run", baselines=ms.FAMILIES)
+    study = ms.search(space, ToyEvaluator(), trials=4, **arguments)
+    origins = [record.origin for record in study.records()]
+    assert origins[:6] == [f"baseline:{name}" for name in ms.FAMILIES]
+    assert origins[6:] == ["tpe"] * 4
+    again = ms.search(space, ToyEvaluator(), trials=6, **arguments)
+    assert len(again.records()) == 12
+
+
+def test_frontier_and_best(tmp_path):
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=30, strategy="random")
+    front = study.frontier()
+    for record in study.records():
+        beaten = [
+            f
+            for f in front
+            if f.values["loss"] <= record.values["loss"]
+            and f.measures["sparsity"] >= record.measures["sparsity"]
+        ]
+        assert beaten
+    best = study.best(sparsity=0.7)
+    sparse = [r for r in study.records() if r.measures["sparsity"] >= 0.7]
+    assert best.values["loss"] == min(r.values["loss"] for r in sparse)
+    with pytest.raises(SearchError, match=r"sparsity of 0\.999 or more; the sparsest has 0\.9375"):
+        study.best(sparsity=0.999)
+
+
+def test_any_optuna_sampler_and_any_strategy_object(tmp_path):
+    sampler = optuna.samplers.QMCSampler(seed=1)
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=3, strategy=sampler)
+    assert {record.origin for record in study.records()} == {"QMCSampler"}
+
+    class Mine:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def ask(self) -> Proposal | str:
+            self.asked += 1
+            return Proposal(self.asked - 1, Evaluate(masks.window(self.asked)), origin="mine")
+
+        def tell(self, record: Record) -> None:
+            pass
+
+    study = ms.search(None, ToyEvaluator(), run=tmp_path / "b", trials=4, strategy=Mine())
+    assert [str(r.mask) for r in study.records()] == [f"window({n})" for n in range(1, 5)]
+
+
+def test_constraint_stops_a_mask_before_training(tmp_path):
+    log = tmp_path / "log"
+    study = ms.search(
+        space,
+        ToyEvaluator(log=log),
+        run=tmp_path / "run",
+        trials=20,
+        strategy="random",
+        constraints=["sparsity >= 0.6"],
+    )
+    statuses = {r.status for r in study.records() if r.measures["sparsity"] < 0.6}
+    assert statuses == {"stopped"}
+    assert all(r.measures["sparsity"] >= 0.6 for r in study.frontier())
+    assert len(log.read_text().splitlines()) < 20
+    with pytest.raises(ValueError, match="a constraint reads like 'sparsity >= 0.9'"):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=1, constraints=["sparse"])
+    with pytest.raises(UnknownNameError, match="did you mean 'sparsity'"):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=1, constraints=["sparsty<1"])
+
+
+def test_workers_give_what_one_process_gives(tmp_path):
+    arguments = dict(trials=6, strategy="random", seed=2)
+    alone = ms.search(space, ToyEvaluator(), run=tmp_path / "a", **arguments)
+    pool = ms.search(
+        space, ToyEvaluator(), run=tmp_path / "b", executor=ms.Local(slots=2), **arguments
+    )
+    assert [r[2:] for r in outcome(alone)] == [r[2:] for r in outcome(pool)]
+
+
+# -- failures -----------------------------------------------------------------------------------
+def test_failing_trials_are_recorded_and_the_search_goes_on(tmp_path):
+    def sometimes(trial: BaseTrial) -> masks.Mask:
+        kind = trial.suggest_categorical("kind", ["good", "raises", "none", "empty", "heads"])
+        if kind == "raises":
+            raise KeyError("my own bug")
+        if kind == "none":
+            return None  # type: ignore[return-value]
+        if kind == "empty":
+            return masks.shifts([-1])
+        if kind == "heads":
+            return masks.per_head([masks.full()] * 3)
+        return masks.window(trial.suggest_int("reach", 0, 15))
+
+    study = ms.search(sometimes, ToyEvaluator(), run=tmp_path / "r", trials=6, strategy="random")
+    records = study.records()
+    assert sum(record.status in ("done", "reused") for record in records) == 6
+    errors = {r.params["kind"]: r.error for r in records if r.status == "failed"}
+    assert "KeyError: 'my own bug'" in errors["raises"]
+    assert "the space returned NoneType, not a Mask" in errors["none"]
+    assert "EmptyRowError: layer 0, head 0, row 0 keeps no key" in errors["empty"]
+    assert "HeadCountError: the mask has 3 heads, asked for 2" in errors["heads"]
+
+
+def test_nan_is_a_failure_not_a_result(tmp_path):
+    study = ms.search(
+        space, ToyEvaluator(nan_at=0.7), run=tmp_path / "run", trials=8, strategy="random"
+    )
+    failed = [record for record in study.records() if record.status == "failed"]
+    assert failed
+    assert all(not record.values for record in failed)
+    assert all("loss = nan at step 4" in record.error for record in failed)
+    assert all(record.status in ("done", "reused") for record in study.frontier())
+
+
+def test_search_stops_when_the_first_five_fail(tmp_path):
+    with pytest.raises(SearchError, match="first 5 trials all failed.*the toy is broken"):
+        ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=50)
+    assert [r.status for r in ms.Study(tmp_path / "run").records()] == ["failed"] * 5
+
+
+def test_missing_objective_fails_the_trial(tmp_path):
+    class Silent(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            yield ms.Report(1, {"accuracy": 0.5})
+
+    with pytest.raises(SearchError, match="lacks loss; it holds accuracy"):
+        ms.search(space, Silent(), run=tmp_path / "run", trials=5)
+
+
+def test_unknown_strategy_names_the_nearest(tmp_path):
+    with pytest.raises(UnknownNameError, match=r"'tpee'; did you mean 'tpe'\? Known: random, tpe"):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1, strategy="tpee")
+
+
+def test_dam_needs_an_evaluator_with_gradients(tmp_path):
+    with pytest.raises(SearchError, match=r"needs an evaluator with differentiable\(seed\)"):
+        ms.search(None, ToyEvaluator(), run=tmp_path / "run", trials=1, strategy="dam")
+
+
+def test_endless_search_is_refused(tmp_path):
+    with pytest.raises(SearchError, match="give trials= or seconds="):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "run")
+
+
+def test_seconds_end_a_search_between_trials(tmp_path):
+    started = time.monotonic()
+    study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", seconds=0.5, strategy="random")
+    assert study.records()
+    assert time.monotonic() - started < 20
+
+
+def test_unwritable_folder_is_said_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SearchError, match="cannot write to the run folder"):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "file" / "run", trials=1)
+
+
+# -- resume -------------------------------------------------------------------------------------
+def test_resume_refuses_another_space_evaluator_or_seed(tmp_path):
+    run = tmp_path / "run"
+    ms.search(space, ToyEvaluator(), run=run, trials=2)
+
+    def other(trial: BaseTrial) -> masks.Mask:
+        return masks.window(trial.suggest_int("reach", 0, 3))
+
+    with pytest.raises(ResumeError, match=r"belongs to another search \(space: was"):
+        ms.search(other, ToyEvaluator(), run=run, trials=3)
+    with pytest.raises(ResumeError, match="protocol: was toy, now other"):
+        ms.search(space, ToyEvaluator("other"), run=run, trials=3)
+    with pytest.raises(ResumeError, match="seed: was 0, now 1"):
+        ms.search(space, ToyEvaluator(), run=run, trials=3, seed=1)
+    with pytest.raises(ResumeError, match="strategy: was tpe, now random"):
+        ms.search(space, ToyEvaluator(), run=run, trials=3, strategy="random")
+    assert len(ms.Study(run).records()) == 2
+
+
+def test_second_writer_is_refused(tmp_path):
+    store = StudyStore(tmp_path / "run")
+    try:
+        with pytest.raises(SearchError, match="another process is writing"):
+            ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
+    finally:
+        store.close()
+    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1)
+
+
+def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
+    whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=6)
+
+    class Interrupted(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            if len(Interrupted.seen) == 3:
+                raise KeyboardInterrupt
+            Interrupted.seen.append(mask)
+            yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+        seen: list[masks.Mask] = []  # noqa: RUF012
+
+    with pytest.raises(KeyboardInterrupt):
+        ms.search(space, Interrupted(), run=tmp_path / "b", trials=6)
+    left = [r for r in ms.Study(tmp_path / "b").records() if r.status == "running"]
+    assert len(left) == 1
+    resumed = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=6)
+    assert outcome(resumed) == outcome(whole)
+
+
+def test_killed_driver_loses_nothing(tmp_path):
+    """SIGKILL in the middle of a trial; the repeated search ends like an undisturbed one."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys, time
+        sys.path.insert(0, {str(TOY)!r})
+        from pathlib import Path
+        import masksearch as ms
+        from toy import ToyEvaluator, space
+
+        class Slow(ToyEvaluator):
+            def __call__(self, mask, *, seed, workdir):
+                for report in super().__call__(mask, seed=seed, workdir=workdir):
+                    time.sleep(0.1)
+                    yield report
+
+        ms.search(space, Slow(log=Path({str(tmp_path / "log")!r})), run={str(tmp_path / "run")!r},
+                  trials=8, strategy="tpe", seed=4)
+        """)
+    )
+    process = subprocess.Popen([sys.executable, str(script)])
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        log = tmp_path / "log"
+        if log.is_file() and len(log.read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = ms.Study(tmp_path / "run").records()
+    assert any(record.status == "running" for record in before)
+    subprocess.run([sys.executable, str(script)], check=True, timeout=120)
+    whole = ms.search(space, ToyEvaluator(), run=tmp_path / "whole", trials=8, seed=4)
+    assert outcome(ms.Study(tmp_path / "run")) == outcome(whole)
+    counts = Counter((tmp_path / "log").read_text().splitlines())
+    assert sum(counts.values()) - len(counts) == 1  # only the interrupted trial ran twice
+
+
+# -- compare ------------------------------------------------------------------------------------
+def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
+    log = tmp_path / "log"
+    candidates = {"dense": masks.full(), **ms.FAMILIES, "mine": masks.window(4)}
+    arguments = dict(run=tmp_path / "run", seeds=range(3))
+    comparison = ms.compare(candidates, ToyEvaluator(log=log), **arguments)
+    assert len(comparison.records) == 24
+    frame = comparison.frame()
+    assert set(frame["mask"]) == set(candidates)
+    assert set(frame["n_seeds"]) == {3}
+    ms.compare(candidates, ToyEvaluator(log=log), **arguments)
+    assert len(log.read_text().splitlines()) == 24
+    more = ms.compare(
+        candidates | {"new": masks.window(6)}, ToyEvaluator(log=log), **arguments
+    )
+    assert len(log.read_text().splitlines()) == 27
+    assert "new" in set(more.frame()["mask"])
+
+
+def test_compare_refuses_what_does_not_fit_before_training(tmp_path):
+    log = tmp_path / "log"
+    with pytest.raises(EmptyRowError):
+        ms.compare(
+            {"good": masks.full(), "bad": masks.shifts([-1])},
+            ToyEvaluator(log=log),
+            run=tmp_path / "run",
+        )
+    assert not log.exists()
+    with pytest.raises(ValueError, match="at least one mask and one seed"):
+        ms.compare({}, ToyEvaluator(), run=tmp_path / "run")
+
+
+def test_compare_of_a_changed_mask_forgets_the_old_one(tmp_path):
+    arguments = dict(run=tmp_path / "run", seeds=[0])
+    ms.compare({"mine": masks.window(4)}, ToyEvaluator(), **arguments)
+    comparison = ms.compare({"mine": masks.window(5)}, ToyEvaluator(), **arguments)
+    assert [str(record.mask) for record in comparison.records] == ["window(5)"]
+
+
+def test_failed_runs_of_a_comparison_are_tried_again(tmp_path):
+    arguments = dict(run=tmp_path / "run", seeds=[0, 1])
+    broken = ms.compare({"mine": masks.window(4)}, ToyEvaluator(fails=True), **arguments)
+    assert [record.status for record in broken.records] == ["failed", "failed"]
+    mended = ms.compare({"mine": masks.window(4)}, ToyEvaluator(), **arguments)
+    assert mended.frame()["n_seeds"].tolist() == [2]
