@@ -164,7 +164,7 @@ def test_dense_and_oracle_learn_and_window_does_not():
     process = evaluator.process
     for mask in (masks.full(), process.oracle):
         last = reports(evaluator, mask)[-1].values
-        assert last["accuracy"] > process.ceiling - 0.05
+        assert last["accuracy"] > process.ceiling - 0.1
         assert last["score"] > 0.95
     last = reports(evaluator, masks.window(3))[-1].values
     assert last["accuracy"] < process.chance + 0.05
