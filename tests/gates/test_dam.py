@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from masksearch.contracts import Batch, OneShot, Report
+from masksearch.errors import MaskFormatError, NonFiniteLossError, SearchError, UnknownNameError
+from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.gates.bank import Gates
+from masksearch.gates.dam import DamConfig, DensityControl, dam, dam_reports
+from masksearch.gates.oneshot import GATES_FILE, run_one_shot
+from masksearch.gates.result import DamResult
+from masksearch.masks.core import Mask
+from masksearch.models.attach import attach
+from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.tasks.planted import PlantedProcess
+
+
+def small_model(layers: int = 1) -> MaskedLanguageModel:
+    return MaskedLanguageModel(encoder(Size(layers, 16, 2), 11, 8, seed=0), seed=0)
+
+
+def random_batches(count: int = 10_000) -> Iterator[Batch]:
+    source = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        tokens = torch.randint(0, 11, (4, 8), generator=source)
+        yield {"input_ids": tokens, "labels": tokens}
+
+
+def recovery(probabilities: Tensor, edges: Tensor) -> tuple[float, float]:
+    """AUROC of the true edges, and the share of true ones among as many best edges."""
+    off = ~torch.eye(len(edges), dtype=torch.bool)
+    best = probabilities.amax((0, 1))
+    true, false = best[edges & off], best[~edges & off]
+    above = (true[:, None] > false).float() + 0.5 * (true[:, None] == false).float()
+    top = best.masked_fill(~off, -1).flatten().topk(len(true)).indices
+    return above.mean().item(), edges.flatten()[top].float().mean().item()
+
+
+def found(evaluator: PlantedEvaluator, gates: Gates, config: DamConfig, seed: int) -> DamResult:
+    source = evaluator.differentiable(seed)
+    return dam(source.model, source.batches, gates, config, held_out=source.held_out)
+
+
+def test_dam_finds_planted_edges_of_a_small_process():
+    evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
+    config = DamConfig(steps=250, lr=4e-3, density=0.12, gate_lr=0.05)
+    result = found(evaluator, Gates(length=12, heads=2, seed=1), config, seed=0)
+    auroc, precision = recovery(result.probabilities, evaluator.process.edges)
+    assert auroc >= 0.95
+    assert precision >= 0.8
+    assert result.health()["problems"] == []
+    assert result.held_out is not None
+    assert result.held_out < math.log(evaluator.process.vocabulary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_dam_finds_planted_edges(seed: int):
+    evaluator = PlantedEvaluator()
+    gates = Gates(length=24, heads=2, seed=seed)
+    result = found(evaluator, gates, DamConfig(steps=800, lr=4e-3), seed)
+    auroc, precision = recovery(result.probabilities, evaluator.process.edges)
+    assert auroc >= 0.995
+    assert precision >= 0.97
+
+
+@pytest.mark.slow
+def test_toeplitz_gates_find_the_planted_offset_and_column():
+    evaluator = PlantedEvaluator()
+    gates = Gates("toeplitz+global", length=24, heads=2)
+    found(evaluator, gates, DamConfig(steps=800, lr=4e-3, density=0.08), seed=0)
+    best = gates.logits.detach().amax((0, 1))
+    offsets, columns = best[1:24], best[-4:]
+    assert int(offsets.argmax()) + 1 == 11
+    assert int(columns.argmax()) == 0
+
+
+def test_reports_are_about_a_hundred_and_reach_the_target():
+    gates = Gates(length=8, heads=2, layers=2)
+    config = DamConfig(steps=200, density=0.25, gate_lr=0.1, warmup=0.1)
+    reports = list(dam_reports(small_model(2), random_batches(), gates, config))
+    assert len(reports) == 100
+    assert set(reports[0].values) == {"loss", "density", "target", "entropy", "control"}
+    assert reports[-1].step == 200
+    assert reports[-1].values["density"] < 0.27
+    assert gates.probabilities().shape == (2, 2, 8, 8)
+
+
+def test_two_runs_agree():
+    def run() -> DamResult:
+        gates = Gates("toeplitz", length=8, heads=2)
+        return dam(small_model(), random_batches(), gates, DamConfig(steps=30, density=0.9))
+
+    first, second = run(), run()
+    assert torch.equal(first.probabilities, second.probabilities)
+    assert first.curve == second.curve
+
+
+def test_warmup_leaves_gates_alone_and_trains_weights():
+    model, gates = small_model(), Gates(length=8, heads=2)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = DamConfig(steps=20, warmup=0.5, density=0.2)
+    for report in dam_reports(model, random_batches(), gates, config):
+        if report.step == 10:
+            assert (gates.logits == 2.0).all()
+    assert (gates.logits != 2.0).any()
+    assert any(not torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_gates_are_attached_only_for_the_run():
+    model, gates = small_model(), Gates(length=8, heads=2)
+    reports = dam_reports(model, random_batches(), gates, DamConfig(steps=50, density=0.5))
+    next(reports)
+    assert any(module is gates for module in model.modules())
+    reports.close()
+    assert all(module is not gates for module in model.modules())
+    attach(model, gates)
+    list(dam_reports(model, random_batches(), gates, DamConfig(steps=5, density=0.9)))
+    assert any(module is gates for module in model.modules())
+
+
+def test_optimisation_of_the_gates_ignores_weight_decay():
+    gates = Gates(length=8, heads=2, initial=3.0)
+    config = DamConfig(
+        steps=20, density=0.2, control="penalty", penalty=0.0, weight_decay=1e3, lr=1e-9
+    )
+    model = small_model()
+    attach(model, gates)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is gates.logits)
+    with pytest.warns(UserWarning, match="nothing was pruned"):
+        dam(model, random_batches(), gates, config)
+    assert (gates.logits - 3.0).abs().max() <= 20 * config.gate_lr + 1e-4
+
+
+def density_without_a_task(control: Any, length: int, heads: int, layers: int) -> float:
+    config = DamConfig(control=control, steps=200, warmup=0.0, density=0.1, gate_lr=0.05)
+    gates = Gates("toeplitz", length=length, heads=heads, layers=layers)
+    keeper = DensityControl(config, gates.density().mean().item())
+    optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr)
+    for step in range(config.steps):
+        optimiser.zero_grad()
+        keeper.cost(gates.density().mean(), step).backward()
+        optimiser.step()
+    return gates.density().mean().item()
+
+
+@pytest.mark.parametrize("control", ["hinge", "multiplier", "penalty"])
+def test_density_control_does_not_depend_on_size(control: Any):
+    small = density_without_a_task(control, 8, 2, 1)
+    assert density_without_a_task(control, 32, 3, 2) == pytest.approx(small, rel=1e-3)
+    assert small < 0.105
+    assert control != "hinge" or small > 0.09  # the others overshoot where no edge is useful
+
+
+def test_collapse_is_said():
+    gates = Gates(length=8, heads=2)
+    with pytest.warns(UserWarning, match="nothing was pruned"):
+        slow = dam(small_model(), random_batches(), gates, DamConfig(steps=5, density=0.2))
+    assert slow.health()["nothing_pruned"]
+    gates = Gates(length=8, heads=2, initial=-9.0)
+    with pytest.warns(UserWarning, match="nearly everything was pruned"):
+        empty = dam(small_model(), random_batches(), gates, DamConfig(steps=5, density=0.2))
+    assert empty.health()["pruned_away"]
+
+
+class Broken(nn.Module):
+    """Loses a number that is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_model()
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        output = self.inner(input_ids, labels)
+        if output.loss is not None:
+            output.loss = output.loss * torch.nan
+        return output
+
+
+def test_messages():
+    gates = Gates(length=8, heads=2)
+    with pytest.raises(NonFiniteLossError, match="nan at step 1 of 1500; lower lr"):
+        dam(Broken(), random_batches(), gates, DamConfig(density=0.2))
+    with pytest.raises(ValueError, match="the batches ended after 3 of 10 steps"):
+        dam(small_model(), random_batches(3), gates, DamConfig(steps=10, density=0.2))
+    with pytest.raises(ValueError, match=r"at least 1/n = 0.125 at length 8, got 0.1"):
+        dam(small_model(), random_batches(), gates, DamConfig(density=0.1))
+    for density in (0.0, 1.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"density is a share of the edges in \(0, 1\)"):
+            DamConfig(density=density)
+    with pytest.raises(UnknownNameError, match="did you mean 'hinge'"):
+        DamConfig(control="hinges")  # type: ignore[arg-type]
+    for name, value in (("warmup", 1.0), ("anneal", 0.0), ("lr", -1.0), ("penalty", -1.0)):
+        with pytest.raises(ValueError, match=f"{name} .*got {value}"):
+            DamConfig(**{name: value})
+    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
+        DamConfig(steps=1)
+
+
+def sample_result() -> DamResult:
+    probabilities = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    curve = (Report(1, {"loss": 2.0, "density": 0.8}), Report(2, {"loss": 1.0, "density": 0.5}))
+    gates = Gates("toeplitz", length=4, heads=2).arguments
+    return DamResult(probabilities, curve, 0.3, gates, {"steps": 2})
+
+
+def test_result_survives_saving(tmp_path: Path):
+    result = sample_result()
+    again = DamResult.load(result.save(tmp_path / "gates.safetensors"))
+    assert torch.equal(again.probabilities, result.probabilities)
+    assert (again.curve, again.target) == (result.curve, result.target)
+    assert (again.gates, again.config) == (result.gates, result.config)
+    assert again.mask(sparsity=0.5) == result.mask(sparsity=0.5)
+    with pytest.raises(ValueError, match=r"saved as \.safetensors, got 'gates\.pt'"):
+        result.save(tmp_path / "gates.pt")
+    with pytest.raises(FileNotFoundError, match="no gates at"):
+        DamResult.load(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
+    with pytest.raises(MaskFormatError, match="not a readable"):
+        DamResult.load(tmp_path / "bad.safetensors")
+
+
+def test_result_cuts_masks():
+    result = sample_result()
+    mask = result.mask(sparsity=0.5)
+    assert int(mask.dense(4, heads=2).sum()) == 16
+    assert result.mask(threshold=1.0).dense(4, heads=2).sum(-1).eq(1).all()
+    with pytest.raises(ValueError, match="either sparsity or threshold, got none"):
+        result.mask()
+    with pytest.raises(ValueError, match="either sparsity or threshold, got both"):
+        result.mask(sparsity=0.5, threshold=0.5)
+
+
+def test_health_matches_loop():
+    result = sample_result()
+    p = result.probabilities
+    health = result.health()
+    assert health["density"] == pytest.approx(p.mean().item())
+    assert health["diagonal"] == pytest.approx(
+        sum(float(p[0, h, i, i]) for h in (0, 1) for i in range(4)) / 8
+    )
+    far = [float(p[0, h, i, j]) for h in (0, 1) for i, j in ((0, 3), (3, 0))]
+    assert health["by_distance"][3] == pytest.approx(sum(far) / 4)
+    flat = p.flatten().tolist()
+    assert health["undecided"] == pytest.approx(sum(0.1 < x < 0.9 for x in flat) / len(flat))
+    bits = [-x * math.log2(x) - (1 - x) * math.log2(1 - x) for x in flat]
+    assert health["entropy"] == pytest.approx(sum(bits) / len(bits), rel=1e-5)
+    assert health["target_missed"]
+
+
+def test_one_shot_writes_gates(tmp_path: Path):
+    evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
+    job = OneShot({"structure": "toeplitz"}, {"steps": 20, "density": 0.85})
+    reports = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "trial"))
+    result = DamResult.load(tmp_path / "trial" / GATES_FILE)
+    assert result.probabilities.shape == (1, 2, 12, 12)
+    assert result.curve == tuple(reports)
+    assert "held_out" in reports[-1].values
+    again = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "again"))
+    assert again == reports
+
+
+class NoGradients:
+    shape = PlantedEvaluator().shape
+    objectives = ()
+    protocol = ""
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        yield Report(0, {})
+
+
+def test_one_shot_messages(tmp_path: Path):
+    with pytest.raises(SearchError, match=r"differentiable.*, NoGradients has none"):
+        next(run_one_shot(NoGradients(), OneShot(), seed=0, workdir=tmp_path))
+    for job in (OneShot({"lenght": 3}, {}), OneShot({}, {"step": 3})):
+        with pytest.raises(SearchError, match=r"arguments of Gates and DamConfig: .*unexpected"):
+            next(run_one_shot(PlantedEvaluator(), job, seed=0, workdir=tmp_path))
