@@ -1,17 +1,16 @@
-"""Shared by all tests: importable helpers of this folder, and quiet, offline libraries."""
+"""Shared by all tests: importable helpers, quick examples, quiet and offline libraries."""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-for folder in ("", "contracts"):  # for `mask_trees` and `toy`
-    sys.path.insert(0, str(Path(__file__).parent / folder))
-
 import torch
 from hypothesis import HealthCheck, settings
 
+for folder in ("", "contracts"):  # for `mask_trees` and `toy`
+    sys.path.insert(0, str(Path(__file__).parent / folder))
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs
 settings.register_profile(
     "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]

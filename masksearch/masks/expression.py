@@ -15,7 +15,7 @@ from masksearch.masks.combinators import Both, Complement, Cropped, Either, PerH
 from masksearch.masks.core import Mask
 
 
-def toeplitz_of_lists(bits: Any, signed: bool = False) -> Mask:
+def toeplitz(bits: Any, signed: bool = False) -> Mask:
     """`masks.toeplitz` from nested lists of 0 and 1."""
     rows = np.array(bits)  # ragged lists and masks raise, or become objects
     if rows.dtype.kind not in "bi" or not np.isin(rows, (0, 1)).all():
@@ -30,7 +30,7 @@ FUNCTIONS = {
         "block_columns global_tokens random_keys per_head per_layer without_diagonal strided "
         "fixed log_sparse longformer bigbird star"
     ).split()
-} | {"toeplitz": toeplitz_of_lists}
+} | {"toeplitz": toeplitz}
 LONGEST = 100_000  # characters of an expression
 SHOWN = 160  # largest number of bits that an expression spells out
 
@@ -53,13 +53,18 @@ def parse(text: str) -> Mask:
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
         if isinstance(error, MaskSearchError):
             raise
-        reason = getattr(error, "msg", None) or str(error)
-        raise MaskFormatError(f"cannot read the mask {text!r}: {reason}") from error
+        reason = getattr(error, "msg", None) or str(error) or "it is nested too deeply"
+        raise MaskFormatError(f"cannot read the mask {short(text)}: {reason}") from error
     except TypeError as error:
-        raise MaskFormatError(f"cannot read the mask {text!r}: {error}") from error
+        raise MaskFormatError(f"cannot read the mask {short(text)}: {error}") from error
     if not isinstance(value, Mask):
-        raise MaskFormatError(f"{text!r} is not a mask; write for example 'bigbird(2, 1, 2)'")
+        raise MaskFormatError(f"{short(text)} is not a mask; write for example 'bigbird(2, 1, 2)'")
     return value
+
+
+def short(text: str) -> str:
+    """The text in quotes, its middle left out where it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}")
 
 
 def read(node: ast.expr, text: str) -> Any:
@@ -87,11 +92,14 @@ def read(node: ast.expr, text: str) -> Any:
             for keyword in getattr(node, "keywords", []):
                 if keyword.arg is None:
                     raise MaskFormatError("** cannot stand in a mask; write name=value")
+                if keyword.arg in keywords:
+                    raise MaskFormatError(f"{name} is given {keyword.arg} twice")
                 keywords[keyword.arg] = read(keyword.value, text)
             return FUNCTIONS[name](*arguments, **keywords)
     piece = ast.get_source_segment(text.strip(), node) or type(node).__name__
     raise MaskFormatError(
-        f"{piece!r} cannot stand in a mask; masks are calls such as window(3), combined by | & - ~"
+        f"{short(piece)} cannot stand in a mask; "
+        "masks are calls such as window(3), combined by | & - ~"
     )
 
 

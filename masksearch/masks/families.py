@@ -27,6 +27,7 @@ from masksearch.masks.patterns import (
     Stride,
     Window,
     at_least,
+    distinct,
 )
 from masksearch.masks.tables import Table, Toeplitz
 
@@ -58,12 +59,12 @@ def stride(period: int) -> Mask:
 
 def offsets(distances: Iterable[int]) -> Mask:
     """Keep the keys whose distance |i - j| is in the set."""
-    return Offsets(tuple(distances))
+    return Offsets(distinct("distances", distances, 0))
 
 
 def shifts(steps: Iterable[int]) -> Mask:
     """Keep the keys whose signed offset j - i is in the set: -1 previous, 2 second next."""
-    return Shifts(tuple(steps))
+    return Shifts(distinct("steps", steps))
 
 
 def powers_of_two() -> Mask:
@@ -89,7 +90,7 @@ def global_tokens(count: int | None = None, *, positions: Sequence[int] | None =
         at_least("count", count, 1)
         positions = range(count)
     assert positions is not None  # for the type checker; both None was refused above
-    return GlobalTokens(tuple(positions))
+    return GlobalTokens(distinct("positions", positions, 0))
 
 
 def random_keys(count: int, seed: int = 0) -> Mask:

@@ -1,0 +1,128 @@
+"""Hypothesis strategies for random mask expressions, over every leaf and combination.
+
+All masks of one length are compatible: they tell apart no heads or `HEADS`, no layers or
+`LAYERS`. `sized_trees` draws a length with its mask, `pairs` two masks of one length.
+"""
+
+from functools import cache
+
+import torch
+from hypothesis import strategies as st
+
+from masksearch import masks
+
+HEADS, LAYERS = 2, 3
+Drawn = st.SearchStrategy[masks.Mask]
+Sized = st.SearchStrategy[tuple[int, masks.Mask]]
+
+
+@cache
+def bits(*shape: int) -> st.SearchStrategy[torch.Tensor]:
+    """bool tensors of that shape."""
+    cells = int(torch.Size(shape).numel())
+    return st.integers(0, 2**cells - 1).map(
+        lambda drawn: torch.tensor([bool(drawn >> i & 1) for i in range(cells)]).view(shape)
+    )
+
+
+@cache
+def toeplitz(length: int, *front: int) -> Drawn:
+    """Toeplitz masks that reach the length, or a little farther."""
+    unsigned = st.integers(length, length + 2).flatmap(
+        lambda size: bits(*front, size).map(masks.toeplitz)
+    )
+    signed = bits(*front, 2 * length - 1).map(lambda drawn: masks.toeplitz(drawn, signed=True))
+    return unsigned | signed
+
+
+@cache
+def leaves(length: int, tables: bool = True) -> Drawn:
+    """Every kind of leaf that tells neither heads nor layers apart."""
+    small, positive = st.integers(0, length + 1), st.integers(1, length + 1)
+    some = st.lists(small, min_size=1, max_size=3)
+    choices = [
+        st.just(masks.full()),
+        st.just(masks.causal()),
+        st.just(masks.powers_of_two()),
+        st.builds(masks.window, small),
+        st.builds(masks.dilated, small, positive),
+        st.builds(masks.stride, positive),
+        st.builds(masks.offsets, some),
+        st.builds(masks.shifts, st.lists(st.integers(-length, length), min_size=1, max_size=3)),
+        st.builds(masks.blocks, positive),
+        positive.flatmap(lambda size: st.builds(masks.block_columns, st.just(size), last(size))),
+        st.builds(masks.global_tokens, positive),
+        st.builds(lambda found: masks.global_tokens(positions=found), some),
+        st.builds(masks.random_keys, small, st.integers(0, 2**63 - 1)),
+        st.sampled_from(list(masks.FAMILIES.values())),
+        toeplitz(length),
+    ]
+    return st.one_of(choices + [bits(length, length).map(masks.table)] * tables)
+
+
+@cache
+def last(size: int) -> st.SearchStrategy[int]:
+    """Kept columns of a block."""
+    return st.integers(1, size)
+
+
+def combined(base: Drawn, most: int = 4) -> Drawn:
+    """Masks of that kind combined by | & - ~."""
+    return st.recursive(
+        base,
+        lambda part: st.one_of(
+            st.builds(lambda a, b: a | b, part, part),
+            st.builds(lambda a, b: a & b, part, part),
+            st.builds(lambda a, b: a - b, part, part),
+            st.builds(lambda a: ~a, part),
+            st.builds(masks.without_diagonal, part),
+        ),
+        max_leaves=most,
+    )
+
+
+@cache
+def trees(length: int, tables: bool = True, layers: bool = True, heads: bool = True) -> Drawn:
+    """Masks that have that length (and maybe others)."""
+    single = combined(
+        leaves(length, tables)
+        | st.integers(length, length + 3).flatmap(
+            lambda at: st.builds(masks.cropped, leaves(at, tables), st.just(at))
+        )
+    )
+    kinds = [single]
+    if heads:
+        kinds += [
+            st.lists(single, min_size=HEADS, max_size=HEADS).map(masks.per_head),
+            toeplitz(length, HEADS),
+        ] + [bits(HEADS, length, length).map(masks.table)] * tables
+    headed = combined(st.one_of(kinds), 3)
+    if not layers:
+        return headed
+    layered = [
+        headed,
+        st.lists(headed, min_size=LAYERS, max_size=LAYERS).map(masks.per_layer),
+        toeplitz(length, LAYERS, HEADS if heads else 1),
+    ] + [bits(LAYERS, HEADS if heads else 1, length, length).map(masks.table)] * tables
+    return combined(st.one_of(layered), 2)
+
+
+def sized_trees(
+    longest: int = 6, tables: bool = True, layers: bool = True, heads: bool = True
+) -> Sized:
+    """`(length, mask)`."""
+    return st.integers(1, longest).flatmap(
+        lambda length: st.tuples(st.just(length), trees(length, tables, layers, heads))
+    )
+
+
+def pairs(longest: int = 6) -> st.SearchStrategy[tuple[int, masks.Mask, masks.Mask]]:
+    """`(length, mask, mask)`."""
+    return st.integers(1, longest).flatmap(
+        lambda length: st.tuples(st.just(length), trees(length), trees(length))
+    )
+
+
+def kinds_of(mask: masks.Mask) -> set[str]:
+    """Every kind that occurs in an expression."""
+    return {mask.kind}.union(*(kinds_of(part) for part in mask.parts))

@@ -1,0 +1,393 @@
+"""Masks as values: laws of their algebra, identity, counts, and reading what anyone wrote."""
+
+import base64
+import copy
+import json
+import pickle
+import tracemalloc
+import zlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mask_trees import HEADS, LAYERS, kinds_of, pairs, sized_trees
+from torch import Tensor
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.errors import (
+    HeadCountError,
+    LayerCountError,
+    LengthError,
+    MaskFormatError,
+)
+from masksearch.masks import core
+
+
+def dense(mask: masks.Mask, length: int) -> Tensor:
+    return mask.dense(length, LAYERS, HEADS)
+
+
+def test_trees_cover_every_kind():
+    seen: set[str] = set()
+
+    @settings(max_examples=200, derandomize=True, database=None)
+    @given(sized_trees(4))
+    def collect(sized):
+        seen.update(kinds_of(sized[1]))
+
+    collect()
+    assert seen == set(masks.Mask.kinds)
+
+
+# -- laws --------------------------------------------------------------------------------------
+@given(pairs())
+def test_algebra_laws(drawn):
+    length, a, b = drawn
+    one, two = dense(a, length), dense(b, length)
+    assert torch.equal(dense(a | b, length), one | two)
+    assert torch.equal(dense(a & b, length), one & two)
+    assert torch.equal(dense(a - b, length), one & ~two)
+    assert torch.equal(dense(~a, length), ~one)
+    assert torch.equal(dense(~(a | b), length), dense(~a & ~b, length))
+    assert torch.equal(dense(~(a & b), length), dense(~a | ~b, length))
+    assert torch.equal(dense(a | a, length), dense(a & a, length))
+    assert torch.equal(dense(~~a, length), one)
+    assert dense(a | ~a, length).all()
+    assert not dense(a & ~a, length).any()
+
+
+@settings(max_examples=25)
+@given(sized_trees(4))
+def test_dense_matches_allows_at_single_points(sized):
+    length, mask = sized
+    table = dense(mask, length)
+    for layer, head, query, key in torch.cartesian_prod(
+        torch.arange(LAYERS), torch.arange(HEADS), torch.arange(length), torch.arange(length)
+    ).tolist():
+        at = masks.Points(torch.tensor(query), torch.tensor(key), length, layer, head)
+        assert bool(mask.allows(at)) == bool(table[layer, head, query, key])
+
+
+@given(sized_trees())
+def test_measures_match_dense(sized):
+    length, mask = sized
+    table = mask.dense(length)  # the planes that the mask tells apart
+    assert mask.kept(length) == int(table.sum())
+    assert mask.density(length) == pytest.approx(float(table.double().mean()))
+    assert mask.sparsity(length) == pytest.approx(1 - float(dense(mask, length).double().mean()))
+
+
+def test_kept_in_chunks_equals_whole(monkeypatch):
+    mask = masks.per_head([masks.bigbird(), masks.causal()])
+    whole = mask.kept(17)
+    monkeypatch.setattr(core, "ROWS_AT_ONCE", 3 * 17)
+    assert mask.kept(17) == whole == int(mask.dense(17).sum())
+
+
+@given(sized_trees(layers=False))
+def test_mask_mod_matches_dense(sized):
+    length, mask = sized
+    positions, heads = torch.arange(length), torch.arange(HEADS)
+    predicate = mask.mask_mod(length)
+    found = predicate(
+        torch.tensor(0), heads[:, None, None], positions[:, None], positions[None, :]
+    )
+    found = found.expand(HEADS, length, length)
+    assert torch.equal(found, mask.dense(length, 1, HEADS)[0])
+
+
+@given(sized_trees())
+def test_resolve_keeps_bits_and_removes_random_leaves(sized):
+    length, mask = sized
+    resolved = mask.resolve(length)
+    assert torch.equal(dense(resolved, length), dense(mask, length))
+    assert "random_keys" not in kinds_of(resolved)
+
+
+@given(sized_trees())
+def test_layer_of_matches_dense(sized):
+    length, mask = sized
+    for layer in range(LAYERS):
+        single = masks.layer_of(mask, layer)
+        assert single.layers is None
+        assert torch.equal(single.dense(length, 1, HEADS)[0], dense(mask, length)[layer])
+
+
+# -- identity ----------------------------------------------------------------------------------
+@given(sized_trees())
+def test_json_round_trip(sized):
+    length, mask = sized
+    back = masks.Mask.from_json(mask.to_json())
+    assert back == mask
+    assert hash(back) == hash(mask)
+    assert back.digest == mask.digest
+    assert back.to_json() == mask.to_json()
+    assert torch.equal(dense(back, length), dense(mask, length))
+
+
+@given(sized_trees())
+def test_copies_are_equal(sized):
+    _, mask = sized
+    assert pickle.loads(pickle.dumps(mask)) == mask
+    assert copy.deepcopy(mask) == mask
+
+
+def test_json_field_order_does_not_matter():
+    text = '{"reach": 4, "gap": 2, "kind": "dilated"}'
+    assert masks.Mask.from_json(text) == masks.dilated(4, 2)
+
+
+def test_equality_is_structural_and_fingerprint_is_not():
+    a, b = masks.window(1), masks.offsets([0, 1])
+    assert a != b
+    assert ms.fingerprint(a, Shape(9, 2, 2)) == ms.fingerprint(b, Shape(9, 2, 2))
+    assert masks.window(1) != 1
+    assert len({masks.window(1), masks.window(1), masks.window(2)}) == 2
+
+
+def test_offsets_and_positions_are_sets():
+    assert masks.offsets([3, 1, 1]) == masks.offsets([1, 3])
+    assert masks.global_tokens(positions=[1, 0]) == masks.global_tokens(2)
+
+
+def test_chains_are_flat_and_masks_are_frozen():
+    chain = masks.window(1) | masks.stride(3) | masks.full()
+    assert len(chain.parts) == 3
+    with pytest.raises(AttributeError):
+        masks.window(1).reach = 2
+
+
+def test_tables_do_not_follow_their_source():
+    bits = torch.ones(2, 2, dtype=torch.bool)
+    mask = masks.table(bits)
+    bits[:] = False
+    assert mask.dense(2).all()
+
+
+# -- counts ------------------------------------------------------------------------------------
+def test_counts_of_combinations():
+    two = masks.per_head([masks.window(1), masks.full()])
+    three = masks.per_layer([two, masks.full(), two])
+    assert (two.heads, two.layers, two.length) == (2, None, None)
+    assert (three.heads, three.layers) == (2, 3)
+    assert (~three | masks.causal()).layers == 3
+    assert masks.table(torch.ones(3, 2, 5, 5, dtype=torch.bool)).layers == 3
+    assert masks.table(torch.ones(1, 2, 5, 5, dtype=torch.bool)).layers is None
+    assert masks.table(torch.ones(1, 5, 5, dtype=torch.bool)).heads is None
+    assert masks.table(torch.ones(5, 5, dtype=torch.bool)).length == 5
+
+
+def test_layers_inside_heads():
+    layered = masks.per_layer([masks.window(0), masks.full()])
+    for mask in (masks.per_head([layered]), masks.per_head([layered, masks.causal()])):
+        assert mask.layers == 2
+        assert torch.equal(
+            masks.layer_of(mask, 1).dense(4), masks.per_head(mask_parts(mask)).dense(4)
+        )
+
+
+def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
+    return [masks.layer_of(part, 1) for part in mask.parts]
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (
+            lambda: masks.per_head([masks.full()] * 2) | masks.per_head([masks.full()] * 3),
+            HeadCountError,
+            "parts of one mask have 2 and 3 heads",
+        ),
+        (
+            lambda: masks.per_layer([masks.full()] * 2) & masks.per_layer([masks.full()] * 3),
+            LayerCountError,
+            "parts of one mask have 2 and 3 layers",
+        ),
+        (
+            lambda: masks.per_head([masks.per_head([masks.full()])]),
+            HeadCountError,
+            "per_head takes masks that do not tell heads apart themselves",
+        ),
+        (
+            lambda: masks.per_layer([masks.per_layer([masks.full()])]),
+            LayerCountError,
+            "per_layer takes masks that do not tell layers apart themselves",
+        ),
+        (
+            lambda: masks.per_head([masks.full()] * 2).dense(4, heads=3),
+            HeadCountError,
+            "the mask has 2 heads, asked for 3; per_head needs one mask for each head",
+        ),
+        (
+            lambda: masks.per_layer([masks.full()] * 2).dense(4, layers=3),
+            LayerCountError,
+            "the mask has 2 layers, asked for 3; per_layer needs one mask for each layer",
+        ),
+        (
+            lambda: masks.per_layer([masks.full()] * 2).mask_mod(4),
+            LayerCountError,
+            r"mask_mod serves one layer, the mask has 2; call masks.layer_of",
+        ),
+        (
+            lambda: square(4) | square(5),
+            MaskFormatError,
+            "tables of 4 and 5 positions cannot be in one mask",
+        ),
+        (
+            lambda: square(4).dense(5),
+            LengthError,
+            "Table holds 4 positions, asked for 5; .* pad the inputs to 4",
+        ),
+        (
+            lambda: masks.toeplitz(torch.ones(4, dtype=torch.bool)).dense(5),
+            LengthError,
+            "Toeplitz bits reach 4 positions, asked for 5",
+        ),
+        (
+            lambda: masks.cropped(masks.full(), 4).dense(5),
+            LengthError,
+            "cropped from 4 positions, asked for 5; give inputs of at most 4",
+        ),
+        (
+            lambda: masks.cropped(square(4), 5),
+            LengthError,
+            "a table of 4 positions cannot be taken at 5; crop it at=4",
+        ),
+        (lambda: masks.cropped(masks.full(), 0), ValueError, "at must be a whole number >= 1"),
+        (lambda: masks.full().dense(0), ValueError, "length must be at least 1 position, got 0"),
+        (lambda: masks.full().density(0), ValueError, "length must be at least 1 position"),
+        (lambda: masks.full() | 3, TypeError, "masks combine with masks only, got 3"),
+        (lambda: masks.per_head([]), TypeError, "per_head combines one or more masks"),
+        (lambda: masks.per_head([1]), TypeError, "per_head combines one or more masks"),
+        (
+            lambda: masks.layer_of(masks.per_layer([masks.full()] * 2), 2),
+            ValueError,
+            r"layer must be in \[0, 2\), got 2",
+        ),
+    ],
+)
+def test_mismatch_messages(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+def square(size: int) -> masks.Mask:
+    return masks.table(torch.ones(size, size, dtype=torch.bool))
+
+
+# -- reading what anyone wrote -----------------------------------------------------------------
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["kind", "of", "reach", "bits", "shape", "zlib", "at", "x"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+
+
+def read(text: str) -> None:
+    """Either a mask that can be written again, or MaskFormatError."""
+    try:
+        mask = masks.Mask.from_json(text)
+    except MaskFormatError:
+        return
+    assert masks.Mask.from_json(mask.to_json()) == mask
+
+
+@given(st.text() | JSON.map(json.dumps))
+def test_any_json_is_refused_cleanly(text):
+    read(text)
+
+
+@settings(max_examples=100)
+@given(sized_trees(3), st.data())
+def test_edited_masks_are_refused_cleanly(sized, data):
+    tree = sized[1].to_dict()
+    node = tree
+    while isinstance(node.get("of"), dict | list) and data.draw(st.booleans()):
+        node = data.draw(st.sampled_from(node["of"])) if type(node["of"]) is list else node["of"]
+    if isinstance(node.get("bits"), dict) and data.draw(st.booleans()):
+        node = node["bits"]
+    node[data.draw(st.sampled_from([*sorted(node), "extra"]))] = data.draw(
+        JSON
+        | st.sampled_from([["full"], [{"kind": "full"}], sorted(masks.Mask.kinds)[0], 1 << 70])
+    )
+    read(json.dumps(tree))
+
+
+def table_json(shape: object, packed: bytes) -> str:
+    data = base64.b64encode(zlib.compress(packed)).decode()
+    return json.dumps({"kind": "table", "bits": {"shape": shape, "zlib": data}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("1" * 5000, "not JSON"),
+        ("[]", "a mask is an object with a 'kind'"),
+        ("{}", "a mask is an object with a 'kind'"),
+        ('{"kind": 3}', "a mask is an object with a 'kind'"),
+        ('{"kind": "widow", "reach": 1}', "unknown mask kind 'widow'; did you mean 'window'"),
+        ('{"kind": "window"}', r"window has the fields \['reach'\], got \[\]"),
+        ('{"kind": "window", "reach": 1, "x": 2}', r"got \['reach', 'x'\].*another version"),
+        ('{"kind": "window", "reach": -1}', "window cannot be built: reach must be"),
+        ('{"kind": "window", "reach": 1.5}', "whole number"),
+        ('{"kind": "window", "reach": true}', "whole number"),
+        ('{"kind": "window", "reach": NaN}', "whole number"),
+        ('{"kind": "window", "reach": 9223372036854775808}', r"at most 2\*\*63 - 1"),
+        ('{"kind": "offsets", "distances": [99999999999999999999]}', r"at most 2\*\*63 - 1"),
+        ('{"kind": "or", "of": []}', "or combines one or more masks"),
+        ('{"kind": "or", "of": {"kind": "full"}}', "or combines one or more masks"),
+        ('{"kind": "not", "of": [{"kind": "full"}]}', "not combines one or more masks"),
+        (
+            '{"kind": "per_head", "of": [{"kind": "per_head", "of": [{"kind": "full"}]}]}',
+            "per_head cannot be built: per_head takes masks",
+        ),
+        ('{"kind": "not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
+        ('{"kind": "table", "bits": [[true]]}', "a table is a bool tensor"),
+        (table_json([2, 3], b"\0"), r"a table has shape \[n, n\]"),
+        (table_json([4, 4], b"\0"), "does not fit its 1 bytes"),
+        (table_json([2, 2], b"\0\0"), "does not fit its 2 bytes"),
+        (table_json([0, 0], b""), "shape is a list of sizes"),
+        (table_json([-2, -2], b"\0"), "shape is a list of sizes"),
+        (table_json([], b"\0"), "does not fit|has shape"),
+        (table_json("22", b"\0"), "shape is a list of sizes"),
+        (table_json([2.0, 2.0], b"\0"), "shape is a list of sizes"),
+        (table_json([1 << 40, 1 << 40], b"\0"), "at most 4294967296 cells"),
+        (table_json([1 << 32, 1 << 32], b"\0"), "at most 4294967296 cells"),
+        ('{"kind":"table","bits":{"shape":[2,2],"zlib":"???"}}', "table cannot be built"),
+        ('{"kind":"table","bits":{"shape":[2,2],"zlib":"AAAA"}}', "table cannot be built"),
+        ('{"kind":"table","bits":{"shape":[2,2],"zlib":7}}', "table cannot be built"),
+        ('{"kind":"toeplitz","bits":true,"signed":false}', "bits is a bool tensor"),
+    ],
+)
+def test_from_json_says_what_is_wrong(text, message):
+    with pytest.raises(MaskFormatError, match=message):
+        masks.Mask.from_json(text)
+
+
+def test_signed_must_be_a_bool():
+    text = masks.toeplitz(torch.ones(3, dtype=torch.bool)).to_json()
+    with pytest.raises(MaskFormatError, match="signed is True or False, got 'no'"):
+        masks.Mask.from_json(text.replace("false", '"no"'))
+
+
+def test_zlib_bomb_is_never_unpacked():
+    text = table_json([2, 2], bytes(100 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(MaskFormatError, match="does not fit its 2 bytes"):
+            masks.Mask.from_json(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * len(text)

@@ -1,0 +1,225 @@
+"""From the expression to tables, block views, FlexAttention and files."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mask_trees import HEADS, LAYERS, sized_trees, trees
+from safetensors.torch import save_file
+from torch.nn.attention.flex_attention import create_mask
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
+from masksearch.masks.lower import block_view, flex_block_mask, load_mask, lower, save_mask
+
+
+# -- the gate ----------------------------------------------------------------------------------
+@given(sized_trees())
+def test_lower_is_dense_or_empty_row_error(sized):
+    length, mask = sized
+    shape = Shape(length, LAYERS, HEADS)
+    dense = mask.dense(length, LAYERS, HEADS)
+    if dense.any(-1).all():
+        assert torch.equal(lower(mask, shape), dense)
+    else:
+        with pytest.raises(EmptyRowError):
+            lower(mask, shape)
+
+
+def test_empty_row_error_names_layer_head_and_row():
+    bits = torch.ones(3, 2, 5, 5, dtype=torch.bool)
+    bits[1, 1, 3] = bits[2, 0, 0] = False
+    message = r"layer 1, head 1, row 3 keeps no key \(2 empty rows of 30\).*masks.window\(0\)"
+    with pytest.raises(EmptyRowError, match=message):
+        lower(masks.table(bits), Shape(5, 3, 2))
+    lower(masks.table(bits) | masks.window(0), Shape(5, 3, 2))
+
+
+def test_lower_checks_counts():
+    with pytest.raises(LayerCountError, match="2 layers, asked for 1"):
+        lower(masks.per_layer([masks.full()] * 2), Shape(4, 1, 1))
+    with pytest.raises(HeadCountError, match="2 heads, asked for 1"):
+        lower(masks.per_head([masks.full()] * 2), Shape(4, 1, 1))
+
+
+# -- blocks ------------------------------------------------------------------------------------
+@given(sized_trees(), st.integers(1, 4))
+def test_block_view_is_max_pool_of_dense(sized, block):
+    length, mask = sized
+    dense = mask.dense(length)
+    count = -(-length // block)
+    view = block_view(mask, length, block)
+    assert view.shape == (*dense.shape[:2], count, count)
+    for row in range(count):
+        for column in range(count):
+            tile = dense[
+                :, :, row * block : (row + 1) * block, column * block : (column + 1) * block
+            ]
+            assert torch.equal(view[:, :, row, column], tile.flatten(2).any(-1))
+
+
+def test_block_view_refuses_no_block():
+    with pytest.raises(ValueError, match="block must be at least 1 position, got 0"):
+        block_view(masks.full(), 4, 0)
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_flex_block_mask_covers_random_trees(data):
+    length = data.draw(st.sampled_from([5, 8]))
+    mask = data.draw(trees(length, layers=False)) | masks.window(0)
+    flex_agrees(mask, length, 4)
+
+
+def flex_agrees(mask: masks.Mask, length: int, block: int) -> None:
+    heads = mask.heads or 1
+    made = create_mask(mask.mask_mod(length), None, heads, length, length, device="cpu")
+    assert torch.equal(made[0], mask.dense(length, 1, heads)[0])
+    blocks = flex_block_mask(mask, length, block)
+    count = -(-length // block)
+    assert blocks.to_dense().shape[-2:] == (count, count)
+    assert torch.equal(
+        blocks.to_dense().bool().view(heads, count, count), block_view(mask, length, block)[0]
+    )
+
+
+def generated(*shape: int) -> torch.Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.7
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.per_head([masks.window(2), masks.bigbird(1, 1, 2, seed=3), masks.causal()]),
+        masks.table(generated(3, 40, 40)) | masks.window(0),
+        masks.toeplitz(generated(2, 40)) | masks.window(0),
+        masks.toeplitz(generated(79), signed=True) | masks.window(0),
+        masks.cropped(masks.bigbird(1, 1, 2), 64) - masks.shifts([1]),
+        masks.shifts([-1, 0, 2]) | masks.global_tokens(positions=[3, 30]),
+        *masks.FAMILIES.values(),
+    ],
+    ids=lambda mask: str(mask)[:30],
+)
+def test_flex_block_mask_matches_dense(mask):
+    flex_agrees(mask, 40, 16)
+
+
+def test_flex_block_mask_refuses_layers_and_empty_rows():
+    with pytest.raises(LayerCountError, match="layer_of"):
+        flex_block_mask(masks.per_layer([masks.full()] * 2), 8)
+    with pytest.raises(EmptyRowError):
+        flex_block_mask(masks.shifts([3]), 8)
+
+
+# -- files -------------------------------------------------------------------------------------
+@settings(max_examples=20)
+@given(sized_trees())
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_save_and_load_round_trip(tmp_path_factory, suffix, sized):
+    folder = tmp_path_factory.mktemp("masks")
+    path = folder / "deep" / f"mask{suffix}"
+    assert save_mask(sized[1], path) == path
+    assert load_mask(path) == sized[1]
+    assert load_mask(str(path)) == sized[1]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_big_tables_are_tensors_in_safetensors(tmp_path):
+    bits = generated(2, 64, 64)
+    path = ms.save_mask(masks.table(bits) | masks.window(0), tmp_path / "mask.safetensors")
+    assert path.stat().st_size > bits.numel()
+    assert torch.equal(
+        ms.load_mask(path).dense(64), (masks.table(bits) | masks.window(0)).dense(64)
+    )
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pkl", ""])
+def test_other_suffixes_are_refused(tmp_path, suffix):
+    path = tmp_path / f"mask{suffix}"
+    with pytest.raises(ValueError, match=r"saved as \.json or \.safetensors"):
+        save_mask(masks.full(), path)
+    with pytest.raises(MaskFormatError, match=r"ends in \.json or \.safetensors"):
+        load_mask(path)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_missing_file(tmp_path, suffix):
+    with pytest.raises(FileNotFoundError, match=f"nowhere{suffix}"):
+        load_mask(tmp_path / f"nowhere{suffix}")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_truncated_files_are_refused(tmp_path, suffix):
+    path = save_mask(masks.table(generated(8, 8)), tmp_path / f"mask{suffix}")
+    whole = path.read_bytes()
+    for size in [0, 1, 7, 8, 9, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(MaskFormatError, match=f"mask{suffix}"):
+            load_mask(path)
+
+
+@settings(max_examples=60)
+@given(st.data())
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_flipped_bytes_give_a_mask_or_mask_format_error(tmp_path_factory, suffix, data):
+    path = save_mask(
+        masks.per_head([masks.table(generated(4, 4)), masks.window(1)]),
+        tmp_path_factory.getbasetemp() / f"flipped{suffix}",
+    )
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content) - 1))
+        content[place] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    refused = path.name
+    try:
+        load_mask(path).to_json()
+    except MaskFormatError as error:
+        refused = str(error)
+    assert path.name in refused
+
+
+def foreign(path: Path, tree: object, **tensors: torch.Tensor) -> Path:
+    save_file(tensors, path, metadata={"masksearch_mask": json.dumps(tree)})
+    return path
+
+
+def test_foreign_and_edited_safetensors_are_refused(tmp_path):
+    path = tmp_path / "mask.safetensors"
+    save_file({"weight": torch.ones(3)}, path)
+    with pytest.raises(MaskFormatError, match="holds no mask"):
+        load_mask(path)
+    table = {"kind": "table", "bits": {"tensor": "table0"}}
+    eye = torch.eye(3, dtype=torch.uint8)
+    assert load_mask(foreign(path, table, table0=eye)) == masks.table(eye.bool())
+    for tree, tensors, message in [
+        (table, {}, "table0"),
+        (table, {"table0": eye.float()}, "torch.float32, not cells of 0 and 1"),
+        (table, {"table0": eye * 2}, "torch.uint8, not cells of 0 and 1"),
+        (table, {"table0": eye[:2].contiguous()}, r"got \[2, 3\]"),
+        (table, {"table0": torch.zeros(0, 0, dtype=torch.uint8)}, "list of sizes"),
+        ({"kind": "table", "bits": {"tensor": ["table0"]}}, {"table0": eye}, "unhashable"),
+        ({"kind": "tabel", "bits": {"tensor": "table0"}}, {"table0": eye}, "did you mean"),
+        ([], {}, "object with a 'kind'"),
+    ]:
+        with pytest.raises(MaskFormatError, match=f"mask.safetensors: .*{message}"):
+            load_mask(foreign(path, tree, **tensors))
+    save_file({}, path, metadata={"masksearch_mask": "{"})
+    with pytest.raises(MaskFormatError, match="Expecting property name"):
+        load_mask(path)
+    path.write_bytes(struct.pack("<Q", 1 << 60) + b"{}")
+    with pytest.raises(MaskFormatError, match="not a readable safetensors file"):
+        load_mask(path)
+
+
+def test_json_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "mask.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MaskFormatError, match=r"mask\.json"):
+        load_mask(path)

@@ -1,0 +1,163 @@
+"""Measures against definitions written out again."""
+
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import given, settings
+from mask_trees import HEADS, LAYERS, sized_trees
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.masks.measure import (
+    block_density,
+    distance_histogram,
+    empty_rows,
+    fingerprint,
+    hops,
+    measures,
+    overlap,
+)
+
+
+def farthest(table: torch.Tensor) -> float:
+    """Breadth-first search over (position, layers passed): steps from the worst query back."""
+    layers, _, size, _ = table.shape
+    worst = 0.0
+    for query in range(size):  # information flows key -> query, so walk the layers backwards
+        best = float("inf")
+        for last in range(layers * size + 1):  # paths of exactly `last` steps, or staying put
+            reached, queue = {query}, deque([(query, last)])
+            seen = {(query, last)}
+            while queue:
+                at, left = queue.popleft()
+                if left == 0:
+                    continue
+                union = table[(left - 1) % layers].any(0)[at]
+                for key in [*union.nonzero().flatten().tolist(), at]:
+                    reached.add(key)
+                    if (key, left - 1) not in seen:
+                        seen.add((key, left - 1))
+                        queue.append((key, left - 1))
+            if len(reached) == size:
+                best = last
+                break
+        worst = max(worst, best)
+    return worst
+
+
+@settings(max_examples=30)
+@given(sized_trees(5))
+def test_hops_match_breadth_first_search(sized):
+    length, mask = sized
+    table = mask.dense(length)
+    assert hops(table) == farthest(table)
+
+
+@pytest.mark.parametrize(
+    ("mask", "length", "expected"),
+    [
+        (masks.full(), 1, 0),
+        (masks.full(), 9, 1),
+        (masks.window(1), 9, 8),
+        (masks.window(3), 10, 3),
+        (masks.star(), 64, 2),
+        (masks.powers_of_two(), 16, 3),
+        (masks.window(0), 4, float("inf")),
+        (masks.causal(), 4, float("inf")),
+        (masks.blocks(2), 4, float("inf")),
+        (masks.per_head([masks.causal(), ~masks.causal()]), 7, 1),
+        (masks.per_layer([masks.causal(), ~masks.causal()]), 7, 2),
+        (masks.per_layer([masks.blocks(2), masks.stride(2)]), 8, 2),
+    ],
+)
+def test_hops_of_known_masks(mask, length, expected):
+    assert hops(mask.dense(length)) == expected
+
+
+def test_block_density_by_hand():
+    assert block_density(masks.window(0), 128, 32) == 1 / 4
+    assert block_density(masks.window(1), 128, 32) == 10 / 16
+    assert block_density(masks.blocks(32), 128, 32) == 1 / 4
+    assert block_density(masks.star(), 100, 64) == 1.0
+    assert block_density(masks.per_head([masks.full(), masks.window(0)]), 64, 32) == 3 / 4
+
+
+@given(sized_trees())
+def test_overlap_by_counting(sized):
+    length, mask = sized
+    one, two = mask.dense(length), masks.causal().dense(length).expand_as(mask.dense(length))
+    union = int((one | two).sum())
+    assert overlap(one, two) == pytest.approx(int((one & two).sum()) / union)
+    assert overlap(one, one) == 1.0
+    assert overlap(one, ~one) == 0.0
+    assert overlap(one & ~one, two & ~two) == 1.0
+
+
+@given(sized_trees())
+def test_distance_histogram_matches_loop(sized):
+    length, mask = sized
+    table = mask.dense(length)
+    found = distance_histogram(table)
+    assert found.shape == (length,)
+    for distance in range(length):
+        cells = [
+            table[..., q, k].double().mean().item()
+            for q in range(length)
+            for k in range(length)
+            if abs(q - k) == distance
+        ]
+        assert found[distance].item() == pytest.approx(sum(cells) / len(cells), abs=1e-6)
+
+
+@given(sized_trees())
+def test_empty_rows_by_counting(sized):
+    table = sized[1].dense(sized[0])
+    assert empty_rows(table) == sum(not row.any() for row in table.flatten(0, 2))
+
+
+SHAPE = Shape(12, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (masks.window(2), masks.offsets([0, 1, 2])),
+        (masks.dilated(4, 1), masks.window(4)),
+        (masks.strided(4), masks.stride(4) | masks.window(3)),
+        (masks.full(), ~masks.shifts([99])),
+        (masks.causal(), masks.full() - masks.shifts(range(1, 12))),
+        (masks.star(), masks.per_head([masks.star(), masks.longformer(1, 1)])),
+        (masks.star(), masks.per_layer([masks.star()] * 2)),
+        (masks.bigbird(), masks.table(masks.bigbird().dense(12)[0, 0])),
+        (masks.window(3), masks.toeplitz(torch.tensor([True] * 4 + [False] * 8))),
+    ],
+)
+def test_equal_bits_have_one_fingerprint(one, two):
+    assert one != two
+    assert fingerprint(one, SHAPE) == fingerprint(two, SHAPE)
+
+
+def test_fingerprint_tells_bits_and_shapes_apart():
+    found = {
+        fingerprint(mask, shape)
+        for mask in [*masks.FAMILIES.values(), masks.full(), masks.window(0)]
+        for shape in [SHAPE, Shape(12, 2, 1), Shape(12, 1, 2), Shape(13, 2, 2)]
+    }
+    assert len(found) == 8 * 4
+    assert ms.fingerprint(masks.full(), SHAPE) == fingerprint(masks.full(), SHAPE)
+
+
+@given(sized_trees())
+def test_measures_match_the_table(sized):
+    length, mask = sized[0], sized[1] | masks.window(0)
+    table = mask.dense(length, LAYERS, HEADS).double()
+    found = measures(mask, Shape(length, LAYERS, HEADS), block=2)
+    assert found["density"] == pytest.approx(table.mean().item())
+    assert found["sparsity"] == pytest.approx(1 - table.mean().item())
+    assert found["block_density"] == block_density(mask, length, 2)
+    assert found["hops"] == hops(table.bool())
+    if length > 1:
+        off = table[..., ~torch.eye(length, dtype=torch.bool)]
+        assert found["sparsity_off_diagonal"] == pytest.approx(1 - off.mean().item(), abs=1e-6)

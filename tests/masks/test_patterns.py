@@ -1,0 +1,179 @@
+"""Each leaf against its rule, written again as a loop over (query, key)."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from masksearch import masks
+from masksearch.errors import MaskFormatError
+
+BITS = [True, False, True, True, False, False, True]
+
+RULES = [
+    (masks.full(), lambda q, k: True),
+    (masks.causal(), lambda q, k: k <= q),
+    (masks.window(0), lambda q, k: q == k),
+    (masks.window(2), lambda q, k: -2 <= q - k <= 2),
+    (masks.dilated(4, 2), lambda q, k: abs(q - k) in (0, 2, 4)),
+    (masks.dilated(5, 3), lambda q, k: abs(q - k) in (0, 3)),
+    (masks.stride(3), lambda q, k: (q - k) % 3 == 0),
+    (masks.offsets([0, 3, 99]), lambda q, k: abs(q - k) in (0, 3, 99)),
+    (masks.shifts([-1, 2]), lambda q, k: k == q - 1 or k == q + 2),
+    (masks.powers_of_two(), lambda q, k: abs(q - k) in (1, 2, 4, 8, 16)),
+    (masks.blocks(3), lambda q, k: q // 3 == k // 3),
+    (masks.block_columns(4, 2), lambda q, k: k % 4 in (2, 3)),
+    (masks.block_columns(4), lambda q, k: k % 4 == 3),
+    (masks.global_tokens(2), lambda q, k: q < 2 or k < 2),
+    (masks.global_tokens(positions=[1, 5, 70]), lambda q, k: q in (1, 5) or k in (1, 5)),
+    (masks.toeplitz(torch.tensor(BITS)), lambda q, k: BITS[abs(q - k)]),
+    (masks.toeplitz(torch.tensor(BITS), signed=True), lambda q, k: BITS[k - q + 3]),
+    (masks.cropped(masks.block_columns(20), 20), lambda q, k: k == 19),
+]
+
+
+@pytest.mark.parametrize(("mask", "rule"), RULES, ids=lambda value: str(value)[:40])
+def test_leaf_matches_loop(mask, rule):
+    length = 4 if "signed" in str(mask) else 7 if mask.kind == "toeplitz" else 13
+    dense = mask.dense(length)
+    assert dense.shape == (1, 1, length, length)
+    assert dense.dtype == torch.bool
+    assert all(dense[0, 0, q, k] == rule(q, k) for q in range(length) for k in range(length))
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 5, 5), (2, 3, 5, 5), (2, 1, 5, 5)])
+def test_table_returns_its_bits(shape):
+    bits = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    dense = masks.table(bits).dense(5, 2, 3)
+    assert all(
+        torch.equal(dense[layer, head], bits.expand(2, 3, 5, 5)[layer, head])
+        for layer in range(2)
+        for head in range(3)
+    )
+
+
+def test_toeplitz_per_layer_and_head_matches_loop():
+    bits = torch.rand(2, 3, 9, generator=torch.Generator().manual_seed(0)) > 0.5
+    for signed, length in ((False, 9), (False, 6), (True, 5), (True, 3)):
+        dense = masks.toeplitz(bits, signed).dense(length)
+        assert all(
+            dense[at, head, q, k] == bits[at, head, k - q + 4 if signed else abs(q - k)]
+            for at in range(2)
+            for head in range(3)
+            for q in range(length)
+            for k in range(length)
+        )
+
+
+def test_cropped_is_the_corner():
+    mask = masks.bigbird(1, 1, 2, seed=5)
+    assert torch.equal(masks.cropped(mask, 20).dense(8), mask.dense(20)[..., :8, :8])
+    assert not torch.equal(mask.dense(8), mask.dense(20)[..., :8, :8])
+
+
+# -- random keys -------------------------------------------------------------------------------
+def kept(mask: masks.Mask, length: int, row: int) -> list[int]:
+    return mask.dense(length)[0, 0, row].nonzero().flatten().tolist()
+
+
+def test_random_keys_golden_rows():
+    # Written down once from this implementation: a stored mask must mean the same for ever, on
+    # every machine and version. A change here breaks every stored BigBird-like mask.
+    first = [kept(masks.random_keys(3, seed=0), 20, row) for row in (0, 1, 19)]
+    assert first == [[3, 13, 14], [1, 9, 14], [7, 11, 19]]
+    assert [kept(masks.random_keys(2, seed=7), 128, row) for row in (0, 127)] == [
+        [62, 64],
+        [5, 94],
+    ]
+    assert kept(masks.random_keys(2, seed=2**63 - 1), 128, 5) == [13, 82]
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 9, 10, 12])
+def test_random_keys_keeps_exactly_count_distinct_keys(count):
+    for seed in range(20):
+        rows = masks.random_keys(count, seed).dense(10)[0, 0].sum(-1)
+        assert (rows == min(count, 10)).all()
+
+
+def test_random_keys_differ_by_seed_row_and_length():
+    one, two = (masks.random_keys(4, seed).dense(64)[0, 0] for seed in (0, 1))
+    assert not torch.equal(one, two)
+    assert len({tuple(row.tolist()) for row in one}) > 60
+    assert masks.random_keys(4, 0) != masks.random_keys(4, 1)
+    expected = 4 * 4 / 64  # shared keys of two independent rows
+    assert float((one & two).sum(-1).float().mean()) == pytest.approx(expected, abs=0.25)
+    neighbours = (one[1:] & one[:-1]).sum(-1).float().mean()
+    assert float(neighbours) == pytest.approx(expected, abs=0.25)
+
+
+def test_random_keys_are_uniform():
+    """Chi-square over columns, over the columns of one row, and over the distance to the query."""
+    tables = [masks.random_keys(3, seed).dense(32)[0, 0] for seed in range(150)]
+    total = torch.stack(tables).sum(0)
+    assert chisquare(total.sum(0).numpy()).pvalue > 1e-3
+    assert chisquare(total[5].numpy()).pvalue > 1e-3
+    assert chisquare(total[31].numpy()).pvalue > 1e-3
+    ring = torch.stack([total[q].roll(-q) for q in range(32)]).sum(0)
+    assert chisquare(ring.numpy()).pvalue > 1e-3
+
+
+def test_random_keys_pairs_are_uniform():
+    """Floyd's algorithm favours no pair of keys."""
+    pairs = torch.zeros(6, 6)
+    for seed in range(300):
+        table = masks.random_keys(2, seed).dense(6)[0, 0].float()
+        pairs += table.T @ table
+    assert chisquare(pairs[torch.triu(torch.ones(6, 6), 1) > 0].numpy()).pvalue > 1e-3
+
+
+def test_random_keys_do_not_touch_the_global_generator():
+    before = torch.get_rng_state()
+    masks.random_keys(4, 3).dense(16)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# -- messages ----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: masks.window(-1), ValueError, "reach must be a whole number >= 0, got -1"),
+        (lambda: masks.window(1.5), ValueError, "reach must be a whole number >= 0, got 1.5"),
+        (lambda: masks.window(True), ValueError, "reach must be a whole number >= 0, got True"),
+        (lambda: masks.window(1 << 63), ValueError, r"reach must be at most 2\*\*63 - 1"),
+        (lambda: masks.dilated(2, 0), ValueError, "gap must be a whole number >= 1, got 0"),
+        (lambda: masks.stride(0), ValueError, "period must be a whole number >= 1, got 0"),
+        (lambda: masks.strided(0), ValueError, "period must be a whole number >= 1, got 0"),
+        (lambda: masks.offsets([]), ValueError, "distances must be a non-empty list"),
+        (lambda: masks.offsets(3), ValueError, "distances must be a list of whole numbers, got 3"),
+        (lambda: masks.offsets([-1]), ValueError, "distances must be >= 0, got -1"),
+        (lambda: masks.offsets([1, "a"]), ValueError, "distances must be a list of whole"),
+        (lambda: masks.shifts([0.5]), ValueError, "steps must be a non-empty list of whole"),
+        (lambda: masks.shifts([-(1 << 64)]), ValueError, r"steps must be at most 2\*\*63 - 1"),
+        (lambda: masks.blocks(0), ValueError, "size must be a whole number >= 1, got 0"),
+        (lambda: masks.block_columns(3, 4), ValueError, "last must be at most size = 3, got 4"),
+        (lambda: masks.block_columns(3, 0), ValueError, "last must be a whole number >= 1, got 0"),
+        (lambda: masks.global_tokens(0), ValueError, "count must be a whole number >= 1, got 0"),
+        (lambda: masks.global_tokens(), ValueError, "takes a count or positions"),
+        (lambda: masks.global_tokens(1, positions=[0]), ValueError, "exactly one of them"),
+        (
+            lambda: masks.global_tokens(positions=[-1]),
+            ValueError,
+            "positions must be >= 0, got -1",
+        ),
+        (lambda: masks.random_keys(-1), ValueError, "count must be a whole number >= 0, got -1"),
+        (lambda: masks.random_keys(1, -1), ValueError, "seed must be a whole number >= 0, got -1"),
+        (lambda: masks.table(torch.ones(2, 2)), MaskFormatError, "bool tensor, got torch.float32"),
+        (lambda: masks.table([[True]]), MaskFormatError, r"bool tensor, got \[\[True\]\]"),
+        (lambda: masks.table(torch.ones(2, 3) > 0), MaskFormatError, r"got \[2, 3\]"),
+        (lambda: masks.table(torch.ones(0, 0) > 0), MaskFormatError, r"got \[0, 0\]"),
+        (lambda: masks.toeplitz(torch.ones(3)), MaskFormatError, "bool tensor, got torch.float32"),
+        (lambda: masks.toeplitz(torch.tensor(True)), MaskFormatError, r"got \[\]"),
+        (
+            lambda: masks.toeplitz(torch.ones(4) > 0, signed=True),
+            MaskFormatError,
+            "signed bits are 2n - 1, an odd number, got 4",
+        ),
+    ],
+)
+def test_bad_arguments_say_rule_and_value(build, error, message):
+    with pytest.raises(error, match=message):
+        build()

@@ -1,0 +1,41 @@
+"""`import masksearch` is light: heavy libraries are loaded when they are first needed."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "ray",
+    "transformers",
+    "pandas",
+    "matplotlib",
+    "optuna",
+    "scipy",
+    "sklearn",
+    "safetensors",
+}
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import masksearch; from masksearch import masks; masks.bigbird().dense(8)",
+        pytest.param(
+            "import masksearch.cli",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("masksearch.cli") is None, reason="no command line yet"
+            ),
+        ),
+    ],
+)
+def test_import_loads_nothing_heavy(statement):
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    loaded = {name.split(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
+    assert "torch" in loaded or "cli" in statement
+    assert not loaded & HEAVY
