@@ -28,7 +28,12 @@ from masksearch.contracts import (
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
-from masksearch.models.sizes import MaskedLanguageModel, encoder, size_named
+from masksearch.models.sizes import (
+    MaskedLanguageModel,
+    encoder,
+    initial_spread,
+    size_named,
+)
 from masksearch.tasks.corpus import Corpus, short_hash
 from masksearch.tasks.mlm import MlmTask
 from masksearch.train import TrainConfig, train
@@ -51,8 +56,8 @@ class MlmEvaluator:
         vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
         batch: Sequences of a batch.
         lr: Peak learning rate of AdamW.
-        initializer_range: Standard deviation of the initial weights (BERT's 0.02 is made for a
-            width of 768; narrow models learn sooner from about 0.06).
+        initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a
+            width of 768, scaled by 1 / sqrt(width) (0.049 for "tiny").
         tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub.
         held_out: Text to hold out; default: see `Corpus.load`.
         held_out_sequences: Largest number of held-out sequences in a report.
@@ -74,7 +79,7 @@ class MlmEvaluator:
     vocabulary: int = 4096
     batch: int = 32
     lr: float = 2e-3
-    initializer_range: float = 0.02
+    initializer_range: float | None = None
     tokenizer: str | Path | None = None
     held_out: Path | str | None = None
     held_out_sequences: int = 512
@@ -124,12 +129,13 @@ class MlmEvaluator:
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
         task = self.task()
+        width = size_named(self.size).width
         return {
             "data": task.corpus.digest,
             "size": asdict(size_named(self.size)),
             "train": asdict(self.train_config),
             "batch": self.batch,
-            "initializer_range": self.initializer_range,
+            "initializer_range": self.initializer_range or initial_spread(width),
             "probability": task.probability,
             "held_out": self.held_out_sequences,
             "precision": self.precision,

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 NAME = "masksearch"
 BACKENDS = ("auto", "sdpa")
+BIAS = (
+    "{name} adds a bias to its attention scores, which gates would drop; search on a model "
+    "without one, such as BERT"
+)
 TABLES = 8  # lengths whose lowered table a layer keeps
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
 
@@ -230,10 +234,7 @@ def masked_attention(
         visible = visible.tril(start)[None, None]
     if slot.bank is not None:
         if rest.get("position_bias") is not None:
-            raise AttachError(
-                f"{type(module).__name__} adds a position bias to its scores, which gates would "
-                "drop; search on a model without one, such as BERT"
-            )
+            raise AttachError(BIAS.format(name=type(module).__name__))
         return gated(slot, module, query, key, value, visible, dropout, scaling)
     assert kept is not None
     rows = kept[:, :, start : start + queries]
@@ -262,7 +263,10 @@ def gated(
     if groups > 1 and key.shape[1] != query.shape[1]:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     if visible is not None and visible.dtype != torch.bool:
-        visible = visible > torch.finfo(visible.dtype).min / 2
+        seen = visible > torch.finfo(visible.dtype).min / 2
+        if visible[seen].any():
+            raise AttachError(BIAS.format(name=type(module).__name__))
+        visible = seen
     out = slot.bank.attend(
         slot.layer if slot.bank.layers > 1 else 0,
         query,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,11 @@ def size_named(name: str) -> Size:
     return SIZES[name]
 
 
+def initial_spread(width: int) -> float:
+    """Standard deviation of the initial weights at a width: BERT's 0.02 at 768, as 1/sqrt."""
+    return 0.02 * math.sqrt(768 / width)
+
+
 def encoder(
     size: str | Size,
     vocabulary: int,
@@ -48,7 +54,7 @@ def encoder(
     *,
     seed: int,
     dropout: float = 0.0,
-    initializer_range: float = 0.02,
+    initializer_range: float | None = None,
 ) -> BertModel:
     """A Hugging Face `BertModel` with random weights drawn from `seed` alone.
 
@@ -58,7 +64,8 @@ def encoder(
         length: Longest sequence, in positions.
         seed: Seed of the weights; the global generator is left as it was.
         dropout: Probability, for hidden states and attention weights alike.
-        initializer_range: Standard deviation of the initial weights.
+        initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a
+            width of 768, scaled by 1 / sqrt(width): narrow models learn sooner from it.
     """
     from transformers import BertConfig, BertModel
 
@@ -72,7 +79,9 @@ def encoder(
         max_position_embeddings=length,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        initializer_range=initializer_range,
+        initializer_range=initial_spread(size.width)
+        if initializer_range is None
+        else initializer_range,
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,0 +1,159 @@
+"""The command line: what it prints, what it writes, and one line with exit code 2 for mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from masksearch import cli
+
+SPACE = """
+from masksearch import masks
+
+def space(trial):
+    return masks.window(trial.suggest_int("reach", 0, 12))
+"""
+EVALUATOR = """
+import sys
+sys.path.insert(0, {folder!r})
+from toy import ToyEvaluator
+
+def toy():
+    return ToyEvaluator()
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "my_space.py").write_text(SPACE)
+    toy = str(Path(__file__).parent / "contracts")
+    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    return tmp_path
+
+
+def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of one command."""
+    monkeypatch.setattr(sys, "argv", ["masksearch", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
+
+
+def test_show_says_what_a_mask_is(monkeypatch, capsys, tmp_path):
+    png = tmp_path / "deep" / "out.png"
+    code, out, _ = run(
+        monkeypatch, capsys, "show", "bigbird(2,1,2)", "--length", 64, "--png", png
+    )
+    assert code == 0
+    assert "sparsity 0.86" in out
+    assert "empty rows 0" in out
+    assert png.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_show_as_json(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "show", "star", "--length", 128, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["sparsity"] == pytest.approx(0.9613, abs=1e-4)
+    assert facts["shape"] == [1, 1, 128, 128]
+
+
+def test_show_counts_empty_rows(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "show", "shifts([-1])", "--length", 8)
+    assert code == 0
+    assert "empty rows 1" in out
+    assert "cannot be attached" in out
+
+
+def test_search_compare_report(monkeypatch, capsys, files):
+    toy = files / "my_proxy.py:toy"
+    found = files / "found"
+    search = (
+        "search", files / "my_space.py:space", "--evaluator", toy, "--run", found,
+        "--trials", 6, "--families",
+    )  # fmt: skip
+    code, out, err = run(monkeypatch, capsys, *search)
+    assert code == 0
+    assert "Front of" in out
+    assert "12/12" in err
+    code, _, err = run(monkeypatch, capsys, *search)
+    assert code == 0
+    assert "1/" not in err  # nothing is run again
+    code, out, _ = run(
+        monkeypatch, capsys, "compare", "--found", found, "--mask", "mine=window(3)",
+        "--evaluator", toy, "--run", files / "compared", "--seeds", 2,
+    )  # fmt: skip
+    assert code == 0
+    assert "tpe" in out
+    assert "Holm" in out
+    code, out, _ = run(monkeypatch, capsys, "report", found)
+    assert code == 0
+    page = Path(out.removeprefix("report: ").strip())
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert (found / "figures" / "front.pdf").is_file()
+
+
+def test_evaluate_prints_seeds_and_interval(monkeypatch, capsys, files):
+    code, out, _ = run(
+        monkeypatch, capsys, "evaluate", "window(3)", "--seeds", 3,
+        "--evaluator", files / "my_proxy.py:toy", "--json",
+    )  # fmt: skip
+    row = json.loads(out)[0]
+    assert code == 0
+    assert row["n_seeds"] == 3
+    assert row["loss low"] < row["loss"] < row["loss high"]
+
+
+MISTAKES = {
+    "unknown family": (["show", "bigbrd(2)"], "did you mean 'bigbird'"),
+    "negative reach": (["show", "window(-1)"], "reach must be a whole number >= 0, got -1"),
+    "code": (["show", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
+    "missing mask file": (["show", "nowhere.json"], "no such mask file"),
+    "unknown option": (["show", "star", "--lenght", "3"], "No such option"),
+    "no space": (["search"], "strategy 'tpe' needs a space"),
+    "missing space file": (["search", "nowhere.py:space"], "no such file"),
+    "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
+    "no colon": (["search", "my_space.py"], "file.py:function"),
+    "unknown strategy": (
+        ["search", "my_space.py:space", "--strategy", "tpee"],
+        "did you mean 'tpe'",
+    ),
+    "dam option": (
+        ["search", "my_space.py:space", "--density", "0.1"],
+        "belong to strategy dam",
+    ),
+    "tasks without glue": (
+        ["evaluate", "star", "--corpus", "my_space.py", "--tasks", "RTE"],
+        "--tasks needs --glue",
+    ),
+    "length without corpus": (["evaluate", "star", "--length", "8"], "needs --corpus"),
+    "missing corpus": (["evaluate", "star", "--corpus", "nowhere"], "nowhere"),
+    "no run": (["report", "nowhere"], "no such run folder"),
+    "empty run": (["report", "."], "holds no study"),
+    "table too long": (["show", "toeplitz([1,1,1])", "--length", "9"], "reach 3 positions"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, files, arguments, message):
+    import re
+
+    monkeypatch.chdir(files)
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+
+
+def test_python_m_masksearch_shows_help():
+    done = subprocess.run(
+        [sys.executable, "-m", "masksearch", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "show", "evaluate", "search", "compare", "report"):
+        assert command in done.stdout
