@@ -12,6 +12,7 @@ from masksearch.models.sizes import (
     SequenceClassifier,
     Size,
     encoder,
+    initial_spread,
     size_named,
 )
 
@@ -159,3 +160,10 @@ def test_one_label_is_a_regression():
     out = model(tokens(3, 5), labels=torch.tensor([0.5, 4.0, 2.0]))
     errors = [(out.logits[i, 0] - y) ** 2 for i, y in enumerate([0.5, 4.0, 2.0])]
     assert out.loss.item() == pytest.approx(sum(e.item() for e in errors) / 3, rel=1e-5)
+
+
+def test_initial_spread_is_berts_at_its_width():
+    assert initial_spread(768) == 0.02  # BERT, initializer_range of the released configuration
+    assert initial_spread(192) == pytest.approx(0.04)
+    wide = encoder(SMALL, 400, 16, seed=0)
+    assert wide.config.initializer_range == initial_spread(32)
