@@ -129,3 +129,25 @@ def random_like(mask: Mask, length: int, seed: int) -> Mask:
     from masksearch.masks import random_keys
 
     return random_keys(max(1, round(mask.density(length) * length)), seed)
+
+
+def dam_options(
+    density: float | None,
+    structure: str | None,
+    signed: bool,
+    gate_layers: int | None,
+    steps: int | None,
+    strategy: str,
+) -> dict[str, Any]:
+    """Options of the one-shot strategy; others refuse them."""
+    gates = {"structure": structure, "signed": signed or None, "layers": gate_layers}
+    config = {"density": density, "steps": steps}
+    options = {
+        "gates": {name: value for name, value in gates.items() if value is not None},
+        "config": {name: value for name, value in config.items() if value is not None},
+    }
+    if strategy != "dam":
+        if options["gates"] or options["config"]:
+            raise ChoiceError("--density, --structure, --signed, ... belong to strategy dam")
+        return {}
+    return options

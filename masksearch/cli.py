@@ -16,8 +16,7 @@ import typer
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
-    from masksearch.contracts import Listener, Objective, Record
-    from masksearch.driver import Study
+    from masksearch.contracts import Listener, Objective
 
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 
@@ -89,6 +88,7 @@ def show(
     from masksearch.choices import read_mask
     from masksearch.masks.lower import block_view
     from masksearch.masks.measure import empty_rows, hops
+    from masksearch.printing import sketch
 
     if length < 1 or block < 1:
         raise UsageMistake(f"--length and --block are at least 1, got {length} and {block}")
@@ -155,6 +155,7 @@ def evaluate(
     from masksearch.choices import Judging, read_mask
     from masksearch.driver import compare
     from masksearch.executors.local import Local
+    from masksearch.printing import last_line, print_comparison
 
     judging = Judging(
         evaluator, corpus, tokenizer, glue, tasks, rows, size, length, vocabulary, steps, batch, lr
@@ -224,10 +225,11 @@ def search(
     lr: Lr = None,
 ) -> None:
     """Search masks. Repeating the command goes on where it stopped."""
-    from masksearch.choices import Judging
+    from masksearch.choices import Judging, dam_options
     from masksearch.driver import search as run_search
     from masksearch.executors.local import Local
     from masksearch.masks import FAMILIES
+    from masksearch.printing import print_front
     from masksearch.user_code import load_function
 
     if space is None and strategy != "dam":
@@ -299,6 +301,7 @@ def compare(
     from masksearch.driver import compare as run_compare
     from masksearch.executors.local import Local
     from masksearch.masks import FAMILIES, full
+    from masksearch.printing import print_comparison
 
     judging = Judging(
         evaluator, corpus, tokenizer, glue, tasks, rows, size, length, vocabulary, steps, batch, lr
@@ -352,115 +355,6 @@ def watching(
     from masksearch.results.listeners import Watcher
 
     return Watcher(objectives, total, title)
-
-
-def dam_options(
-    density: float | None,
-    structure: str | None,
-    signed: bool,
-    gate_layers: int | None,
-    steps: int | None,
-    strategy: str,
-) -> dict[str, Any]:
-    """Options of the one-shot strategy; others refuse them."""
-    gates = {"structure": structure, "signed": signed or None, "layers": gate_layers}
-    config = {"density": density, "steps": steps}
-    options = {
-        "gates": {name: value for name, value in gates.items() if value is not None},
-        "config": {name: value for name, value in config.items() if value is not None},
-    }
-    if strategy != "dam":
-        if options["gates"] or options["config"]:
-            raise UsageMistake("--density, --structure, --signed, ... belong to strategy dam")
-        return {}
-    return options
-
-
-def wide_console() -> Any:
-    """Standard output; where it is no terminal, tables are not squeezed into 80 columns."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def print_front(study: Study) -> None:
-    """The front of a search as a table."""
-    from rich.table import Table
-
-    table = Table(title=f"Front of {study.run}", title_justify="left")
-    score = study.objectives[0].name
-    for column in ("trial", "origin", "sparsity", score, "mask"):
-        left = column in ("origin", "mask")
-        fold: Any = "fold" if column == "mask" else "ellipsis"
-        table.add_column(
-            column, justify="left" if left else "right", no_wrap=column != "mask", overflow=fold
-        )
-    for record in study.frontier():
-        table.add_row(
-            str(record.number),
-            record.origin,
-            f"{record.measures['sparsity']:.4f}",
-            f"{record.value(score):.4f}",
-            str(record.mask),
-        )
-    wide_console().print(table)
-
-
-def print_comparison(comparison: Any, as_json: bool) -> None:
-    """A comparison as JSON rows or as a table."""
-    frame = comparison.frame()
-    if as_json:
-        typer.echo(frame.to_json(orient="records"))
-        return
-    from rich.table import Table
-
-    table = Table()
-    score = comparison.objectives[0].name
-    for column in ("mask", "kind", "sparsity", f"{score} [95% interval]", "seeds", "failed"):
-        left = column in ("mask", "kind")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column != "mask")
-    tasks = comparison.tasks
-    for task in tasks:
-        table.add_column(task, justify="right", no_wrap=True)
-    for row in frame.to_dict("records"):
-        name = str(row["mask"])
-        figures = [task_text(row, task) for task in tasks]
-        entry = comparison.entries[name]
-        score_text = str(entry.score) if entry.scores else "no result"
-        table.add_row(
-            name,
-            str(row["kind"]),
-            f"{row['sparsity']:.4f}",
-            score_text,
-            str(row["n_seeds"]),
-            str(row["failed"]),
-            *figures,
-        )
-    wide_console().print(table)
-    if any("=" in task_text(row, task) for row in frame.to_dict("records") for task in tasks):
-        typer.echo("= at the score of the majority class: the model has learned nothing there")
-
-
-def task_text(row: dict[Any, Any], task: str) -> str:
-    """A task's mean, marked where it is only the majority class's score."""
-    value = row.get(task)
-    if value is None or value != value:
-        return "-"
-    return f"{value:.4f}" + ("=" if row.get(f"{task} at majority") else "")
-
-
-def sketch(table: Any) -> list[str]:
-    """A small mask as text; large ones need --png."""
-    if table.shape[-1] > 64:
-        return ["(--png FILE draws it; masks of up to 64 positions are drawn here)"]
-    plane = table.any(0).any(0)
-    return ["".join("##" if kept else " ." for kept in row) for row in plane.tolist()]
-
-
-def last_line(record: Record) -> str:
-    """The last line of a record's error."""
-    return record.error.strip().splitlines()[-1] if record.error.strip() else "no reason given"
 
 
 def main() -> None:

@@ -46,9 +46,7 @@ def run(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
 
 def test_show_says_what_a_mask_is(monkeypatch, capsys, tmp_path):
     png = tmp_path / "deep" / "out.png"
-    code, out, _ = run(
-        monkeypatch, capsys, "show", "bigbird(2,1,2)", "--length", 64, "--png", png
-    )
+    code, out, _ = run(monkeypatch, capsys, "show", "bigbird(2,1,2)", "--length", 64, "--png", png)
     assert code == 0
     assert "sparsity 0.86" in out
     assert "empty rows 0" in out

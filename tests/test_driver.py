@@ -149,7 +149,7 @@ def test_constraint_stops_a_mask_before_training(tmp_path):
     assert statuses == {"stopped"}
     assert all(r.measures["sparsity"] >= 0.6 for r in study.frontier())
     assert len(log.read_text().splitlines()) < 20
-    with pytest.raises(ValueError, match="a constraint reads like 'sparsity >= 0.9'"):
+    with pytest.raises(ValueError, match=r"a constraint reads like 'sparsity >= 0\.9'"):
         ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=1, constraints=["sparse"])
     with pytest.raises(UnknownNameError, match="did you mean 'sparsity'"):
         ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=1, constraints=["sparsty<1"])
@@ -200,7 +200,7 @@ def test_nan_is_a_failure_not_a_result(tmp_path):
 
 
 def test_search_stops_when_the_first_five_fail(tmp_path):
-    with pytest.raises(SearchError, match="first 5 trials all failed.*the toy is broken"):
+    with pytest.raises(SearchError, match=r"first 5 trials all failed.*the toy is broken"):
         ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=50)
     assert [r.status for r in ms.Study(tmp_path / "run").records()] == ["failed"] * 5
 
@@ -342,9 +342,7 @@ def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
     assert set(frame["n_seeds"]) == {3}
     ms.compare(candidates, ToyEvaluator(log=log), **arguments)
     assert len(log.read_text().splitlines()) == 24
-    more = ms.compare(
-        candidates | {"new": masks.window(6)}, ToyEvaluator(log=log), **arguments
-    )
+    more = ms.compare(candidates | {"new": masks.window(6)}, ToyEvaluator(log=log), **arguments)
     assert len(log.read_text().splitlines()) == 27
     assert "new" in set(more.frame()["mask"])
 

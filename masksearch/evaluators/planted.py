@@ -28,7 +28,8 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
 from masksearch.models.sizes import MaskedLanguageModel, Output, encoder, size_named
-from masksearch.tasks.planted import FollowsTask, IntactTask, PlantedProcess, PlantedTask
+from masksearch.tasks.planted import PlantedProcess, PlantedTask
+from masksearch.tasks.planted_pairs import FollowsTask, IntactTask
 from masksearch.train import TrainConfig, train
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers

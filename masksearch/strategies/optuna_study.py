@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -83,7 +84,8 @@ class OptunaStrategy:
         if isinstance(self.sampler, BaseSampler):
             self.study.sampler = self.sampler
         else:
-            self.study.sampler = self.sampler(mixed_seed(self.seed, draw) % 2**32)
+            stream = zlib.crc32(self.name.encode())  # strategies of one seed draw apart
+            self.study.sampler = self.sampler(mixed_seed(self.seed, stream, draw) % 2**32)
         trial = self.study.ask()
         self.numbers[draw] = trial.number
         job: Job

@@ -127,7 +127,9 @@ print(json.dumps(found))
 
 
 def test_other_seed_draws_others():
-    draws = [[asked(optuna_strategy("random", seed)).params for _ in range(1)] for seed in range(9)]
+    draws = [
+        [asked(optuna_strategy("random", seed)).params for _ in range(1)] for seed in range(9)
+    ]
     assert len({json.dumps(draw, sort_keys=True) for draw in draws}) > 3
 
 

@@ -15,7 +15,7 @@ from masksearch.masks import Mask
 
 @dataclass(frozen=True)
 class ToyEvaluator:
-    """Loss = |reach - 3| + seed / 100, read off the mask's density; calls are counted in a file."""
+    """Loss = |sparsity - 0.6| + 1 / step + seed / 100; every call is written to `log`."""
 
     name: str = "toy"
     nan_at: float | None = None  # sparsity from which on the loss is NaN

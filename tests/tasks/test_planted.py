@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from masksearch.contracts import Shape, generator
 from masksearch.masks.lower import lower
-from masksearch.tasks.planted import FollowsTask, IntactTask, PlantedProcess, PlantedTask
+from masksearch.tasks.planted import PlantedProcess, PlantedTask
+from masksearch.tasks.planted_pairs import FollowsTask, IntactTask
 
 PROCESSES = [
     PlantedProcess(),
