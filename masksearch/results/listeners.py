@@ -77,7 +77,8 @@ class Watcher:
         if self.bar is not None:
             self.bar.update(self.task, completed=self.seen, best=self.summary())
             if record.status == "failed":
-                self.bar.console.print(f"trial {record.number} failed: {reason(record)}")
+                line = f"trial {record.number} failed: {reason(record)}"
+                self.bar.console.print(line, markup=False, highlight=False)
         else:
             of = f"/{self.total}" if self.total else ""
             self.console.print(

@@ -1,0 +1,135 @@
+"""Records survive the storage bit for bit, whatever the storage."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+import pytest
+import torch
+
+from masksearch import masks
+from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
+from masksearch.errors import ResumeError, SearchError
+from masksearch.results.study_store import StudyStore
+
+OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
+
+
+def running(job=None, **settings) -> Record:
+    values = dict(
+        number=-1,
+        status="running",
+        job=job or Evaluate(masks.window(2)),
+        fingerprint="f" * 64,
+        protocol="p",
+        seed=3,
+        params={"reach": 2, "kind": "a"},
+        origin="tpe",
+        measures={"sparsity": 0.7, "hops": math.inf},
+        memo={"note": "kept"},
+    )
+    return Record(**(values | settings))
+
+
+def finished(record: Record, number: int, **settings) -> Record:
+    from dataclasses import replace
+
+    values = dict(
+        number=number,
+        status="done",
+        values={"loss": 0.25},
+        step=4,
+        curve=(Report(2, {"loss": 0.5}), Report(4, {"loss": 0.25})),
+        artifacts={"gates": f"trials/{number}/gates.safetensors"},
+        seconds=1.5,
+    )
+    return replace(record, **(values | settings))
+
+
+@pytest.fixture(params=["sqlite", "journal", "object"])
+def store(request, tmp_path):
+    storage = {
+        "sqlite": None,
+        "journal": f"journal:{tmp_path / 'log'}",
+        "object": optuna.storages.InMemoryStorage(),
+    }[request.param]
+    store = StudyStore(tmp_path / "run", storage)
+    assert store.create(OBJECTIVES, FACTS) is False
+    yield store
+    store.close()
+
+
+def test_records_come_back_as_they_went_in(store):
+    record = running()
+    number = store.begin(record, draw=0)
+    (read,) = store.records()
+    assert read == finished(record, number, status="running", values={}, step=0, curve=(),
+                            artifacts={}, seconds=0.0)  # fmt: skip
+    done = finished(record, number)
+    store.finish(done)
+    assert store.records() == [done]
+    assert store.draws() == {0: 0}
+
+
+def test_statuses_become_optuna_states(store):
+    jobs = {
+        "done": Evaluate(masks.full()),
+        "reused": Evaluate(masks.full()),
+        "stopped": Evaluate(masks.full()),
+        "failed": Refused("no mask"),
+    }
+    for draw, (status, job) in enumerate(jobs.items()):
+        record = running(job)
+        number = store.begin(record, draw)
+        values = {"loss": 1.0} if status != "failed" else {}
+        store.finish(finished(record, number, status=status, values=values))
+    record = running(OneShot({"structure": "free"}, {"steps": 3}))
+    number = store.begin(record, 4)
+    store.finish(finished(record, number, values={"density": 0.1}))
+    states = [trial.state.name for trial in store.opened().get_trials()]
+    assert states == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "PRUNED"]
+    assert store.opened().get_trials()[0].values == [1.0, 0.7]
+    assert [record.status for record in store.records()] == [*jobs, "done"]
+    assert store.records()[4].job == record.job
+
+
+def test_big_mask_is_a_file_beside_the_study(store):
+    bits = torch.rand(2, 2, 200, 200, generator=torch.Generator().manual_seed(0)) > 0.5
+    record = running(Evaluate(masks.table(bits)))
+    store.begin(record, 0)
+    assert (store.run / "masks" / ("f" * 64 + ".safetensors")).is_file()
+    assert store.records()[0].job == record.job
+
+
+def test_told_is_in_the_order_of_completion(store):
+    for draw in range(4):
+        store.begin(running(), draw)
+    for number in (2, 0, 3):
+        store.finish(finished(running(), number))
+    assert [record.number for record in store.told()] == [2, 0, 3, 1]
+
+
+def test_other_facts_are_refused_with_the_difference(store):
+    with pytest.raises(ResumeError, match="protocol: was p, now q"):
+        store.create(OBJECTIVES, FACTS | {"protocol": "q"})
+    assert store.create(OBJECTIVES, FACTS) is True
+
+
+def test_foreign_trial_is_named(store):
+    store.opened().add_trial(
+        optuna.trial.create_trial(values=[1.0, 2.0], params={}, distributions={})
+    )
+    with pytest.raises(SearchError, match=r"trial 0 of .* was not written by masksearch"):
+        store.records()
+
+
+def test_folder_without_a_study(tmp_path):
+    with pytest.raises(SearchError, match="holds no study"):
+        StudyStore(tmp_path, write=False)
+
+
+def test_storage_that_cannot_be_opened(tmp_path):
+    with pytest.raises(SearchError, match="cannot open the storage nonsense://x"):
+        StudyStore(tmp_path / "run", "nonsense://x")
