@@ -157,25 +157,21 @@ class GlueEvaluator(MlmEvaluator):
             max(1, len(task.labels)),
             seed=mixed_seed(seed, CLASSIFIER),
         ).to(self.place)
-        fitted = Fitted(classifier, table)
+        attach(classifier, masks.cropped(masks.table(table), self.length))
         rows = sequences(corpus, data.train)
-        batches = shuffled(rows, self.finetune_batch, mixed_seed(seed, ROW_ORDER), fitted, corpus)
-
-        def loss(module: nn.Module, batch: Batch) -> Tensor:
-            fitted.fit(batch["input_ids"].shape[1])
-            return self.loss(module, batch)
-
-        for _ in train(classifier, moved(batches, self.place), self.finetune_config(data), loss):
+        batches = shuffled(rows, self.finetune_batch, mixed_seed(seed, ROW_ORDER), corpus)
+        config = self.finetune_config(data)
+        for _ in train(classifier, moved(batches, self.place), config, self.loss):
             pass
         values = {}
         for name, part in data.dev.items():
-            predictions = self.predict(classifier, sequences(corpus, part), fitted, corpus)
+            predictions = self.predict(classifier, sequences(corpus, part), corpus)
             values[name] = score(task, predictions, part.labels)[task.metrics[0]]
             values[f"{name}/majority"] = majority(task, part.labels)
         return values
 
     def predict(
-        self, classifier: SequenceClassifier, rows: list[Row], fitted: Fitted, corpus: Corpus
+        self, classifier: SequenceClassifier, rows: list[Row], corpus: Corpus
     ) -> list[float]:
         """Class numbers, or scores of a regression, in the order of the rows."""
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
@@ -184,9 +180,8 @@ class GlueEvaluator(MlmEvaluator):
         with torch.no_grad():
             for start in range(0, len(order), 64):
                 chosen = order[start : start + 64]
-                batch = padded([rows[index] for index in chosen], fitted, corpus)
+                batch = padded([rows[index] for index in chosen], corpus)
                 batch = {name: part.to(self.place) for name, part in batch.items()}
-                fitted.fit(batch["input_ids"].shape[1])
                 del batch["labels"]
                 with torch.autocast(
                     self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16"
@@ -205,42 +200,6 @@ class Row:
     ids: list[int]
     first: int  # positions of the first segment
     label: float  # a score, or a class number (an int)
-
-
-class Fitted:
-    """Puts on a model the top-left corner of a mask that a batch needs.
-
-    Args:
-        model: The model that is trained.
-        table: bool `[layers, heads, length, length]`.
-    """
-
-    def __init__(self, model: nn.Module, table: Tensor) -> None:
-        self.model = model
-        self.table = table
-        self.corners: dict[int, Mask] = {}
-        self.now = 0
-
-    def width(self, longest: int) -> int:
-        """Positions that a batch is padded to, at most the length.
-
-        A corner in which a query keeps no key at all is passed over; the whole mask has no
-        such query.
-        """
-        length = self.table.shape[-1]
-        for width in range(-(-longest // WIDTH) * WIDTH, length, WIDTH):
-            if self.table[..., :width, :width].any(-1).all():
-                return width
-        return length
-
-    def fit(self, width: int) -> None:
-        """Attaches the corner of that width, unless it is on the model already."""
-        if width == self.now:
-            return
-        if width not in self.corners:
-            self.corners[width] = masks.table(self.table[..., :width, :width].contiguous())
-        attach(self.model, self.corners[width])
-        self.now = width
 
 
 def sequences(corpus: Corpus, rows: Rows) -> list[Row]:
@@ -268,9 +227,10 @@ def sequences(corpus: Corpus, rows: Rows) -> list[Row]:
     return found
 
 
-def padded(rows: list[Row], fitted: Fitted, corpus: Corpus) -> Batch:
+def padded(rows: list[Row], corpus: Corpus) -> Batch:
     """One batch: ids, attention mask, segment ids `[rows, width]` and labels `[rows]`."""
-    width = fitted.width(max(len(row.ids) for row in rows))
+    longest = max(len(row.ids) for row in rows)
+    width = min(corpus.length, -(-longest // WIDTH) * WIDTH)
     lengths = torch.tensor([[len(row.ids)] for row in rows])
     first = torch.tensor([[row.first] for row in rows])
     at = torch.arange(width)
@@ -285,9 +245,7 @@ def padded(rows: list[Row], fitted: Fitted, corpus: Corpus) -> Batch:
     }
 
 
-def shuffled(
-    rows: list[Row], size: int, seed: int, fitted: Fitted, corpus: Corpus
-) -> Iterator[Batch]:
+def shuffled(rows: list[Row], size: int, seed: int, corpus: Corpus) -> Iterator[Batch]:
     """Endless batches of similar length; every row comes once an epoch."""
     random = generator(seed)
     while True:
@@ -297,7 +255,7 @@ def shuffled(
             pool = sorted(order[start : start + POOL * size], key=lambda i: len(rows[i].ids))
             batches += [pool[first : first + size] for first in range(0, len(pool), size)]
         for index in torch.randperm(len(batches), generator=random).tolist():
-            yield padded([rows[i] for i in batches[index]], fitted, corpus)
+            yield padded([rows[i] for i in batches[index]], corpus)
 
 
 @lru_cache(maxsize=16)

@@ -13,13 +13,13 @@ from masksearch import masks
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.glue import (
     CHECKPOINT,
-    Fitted,
     GlueEvaluator,
     Row,
     padded,
     sequences,
     shuffled,
 )
+from masksearch.models.attach import attach
 from masksearch.models.sizes import SequenceClassifier, encoder
 from masksearch.tasks.glue import Rows
 
@@ -133,38 +133,32 @@ def test_pretraining_is_found_again(
         assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
 
 
-def logits(table: torch.Tensor, rows: list[Row], data: Path, full: bool) -> torch.Tensor:
+def logits(table: torch.Tensor, rows: list[Row], data: Path, width: int) -> torch.Tensor:
     judge = evaluator(data)
     corpus = judge.task().corpus
-    body = encoder("nano", corpus.vocabulary, 48, seed=0)
-    model = SequenceClassifier(body, 2, seed=1)
-    fitted = Fitted(model, table)
-    if full:
-        fitted.width = lambda longest: 48  # type: ignore[method-assign]
-    batch = padded(rows, fitted, corpus)
-    fitted.fit(batch["input_ids"].shape[1])
+    model = SequenceClassifier(encoder("nano", corpus.vocabulary, 48, seed=0), 2, seed=1)
+    attach(model, masks.cropped(masks.table(table), 48))
+    batch = padded(rows, corpus)
+    spare = width - batch["input_ids"].shape[1]
+    for name in ("input_ids", "attention_mask", "token_type_ids"):
+        batch[name] = torch.nn.functional.pad(batch[name], (0, spare))
     found: torch.Tensor = model(**batch).logits
     return found
 
 
-def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
+@pytest.mark.parametrize("empty", [False, True], ids=["kept", "a row empty in the corner"])
+def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     table = torch.rand(1, 2, 48, 48, generator=generator) < 0.2
     table |= torch.eye(48, dtype=torch.bool)
+    if empty:
+        table[0, 0, 3, :47] = False
+        table[0, 0, 3, 47] = True
     corpus = evaluator(data).task().corpus
     rows = sequences(corpus, Rows([("ban dar kit",), ("gon",)], [0, 1]))
-    short, long = (logits(table, rows, data, full) for full in (False, True))
+    assert padded(rows, corpus)["input_ids"].shape[1] == 16
+    short, long = (logits(table, rows, data, width) for width in (16, 48))
     torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
-
-
-def test_a_corner_with_an_empty_row_is_passed_over() -> None:
-    table = torch.ones(1, 1, 48, 48, dtype=torch.bool)
-    fitted = Fitted(torch.nn.Identity(), table)
-    assert [fitted.width(longest) for longest in (1, 16, 17, 33, 48)] == [16, 16, 32, 48, 48]
-    table[0, 0, 3, :20] = False
-    assert [fitted.width(longest) for longest in (5, 21, 40)] == [32, 32, 48]
-    table[0, 0, 3, :47] = False
-    assert fitted.width(5) == 48
 
 
 def test_rows_become_segments(data: Path) -> None:
@@ -173,7 +167,7 @@ def test_rows_become_segments(data: Path) -> None:
     single, double = corpus.encode(["ban dar"])[0], corpus.encode(["kit"])[0]
     (row,) = sequences(corpus, Rows([("ban dar", "kit")], [2]))
     assert row.ids == [cls, *single, sep, *double, sep]
-    batch = padded([row], Fitted(torch.nn.Identity(), torch.ones(1, 1, 48, 48) > 0), corpus)
+    batch = padded([row], corpus)
     count, first = len(row.ids), len(single) + 2
     assert batch["attention_mask"][0].tolist() == [1] * count + [0] * (16 - count)
     segments = [0] * first + [1] * (count - first) + [0] * (16 - count)
@@ -196,9 +190,8 @@ def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: in
 
 def test_an_epoch_shows_every_row_once(data: Path) -> None:
     corpus = evaluator(data).task().corpus
-    fitted = Fitted(torch.nn.Identity(), torch.ones(1, 1, 48, 48) > 0)
     rows = [Row([2, *[5] * (1 + i % 30), 3], 2, i) for i in range(70)]
-    labels = [b["labels"].tolist() for b in islice(shuffled(rows, 8, 0, fitted, corpus), 18)]
+    labels = [b["labels"].tolist() for b in islice(shuffled(rows, 8, 0, corpus), 18)]
     epochs = [sorted(chain.from_iterable(part)) for part in (labels[:9], labels[9:])]
     assert epochs == [list(range(70))] * 2
     assert labels[:9] != labels[9:]
