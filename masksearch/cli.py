@@ -108,7 +108,8 @@ def show(
         from masksearch.results.pictures import plot_masks
 
         png.parent.mkdir(parents=True, exist_ok=True)
-        plot_masks({str(found)[:60]: table}, length, *table.shape[:2]).savefig(png, dpi=150)
+        picture = plot_masks({str(found)[:60]: table}, length, *table.shape[:2])
+        picture.savefig(png, dpi=150, bbox_inches="tight")
         facts["png"] = str(png)
     if as_json:
         typer.echo(json.dumps(facts))

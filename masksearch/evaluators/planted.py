@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -55,6 +55,11 @@ class PlantedEvaluator:
         lr: Peak learning rate of pre-training.
         downstream_steps: Optimiser steps of each downstream task.
         downstream_batch: Sequences of a downstream batch (even).
+        gate_batch: Sequences of a batch of a one-shot search; gates want less noise than weights.
+            This and the next are no part of the protocol.
+        gate_initializer_range: Standard deviation of a one-shot search's initial weights. At the
+            spread of a trial, dense attention can saturate on a query's own position for good,
+            and DAM then loses that position's edges.
         downstream_lr: Peak learning rate downstream.
         initializer_range: Standard deviation of the initial weights, 1 to 1.5 / sqrt(width): with
             BERT's 0.02 attention starts flat and stays so for hundreds of steps.
@@ -69,6 +74,8 @@ class PlantedEvaluator:
     lr: float = 4e-3
     downstream_steps: int = 24
     downstream_batch: int = 32
+    gate_batch: int = 64
+    gate_initializer_range: float = 0.12
     downstream_lr: float = 2e-3
     initializer_range: float = 0.18
     held_out_sequences: int = 1024
@@ -145,9 +152,11 @@ class PlantedEvaluator:
         return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
 
     def differentiable(self, seed: int) -> Differentiable:
-        """What a one-shot search trains on: the same model and data, without a mask."""
-        batches = self.task.batches(mixed_seed(seed, DATA))
-        return Differentiable(self.model(seed), batches, self.task.held_out())
+        """What a one-shot search trains on: the same model and process, without a mask."""
+        task = replace(self.task, batch=self.gate_batch)
+        batches = task.batches(mixed_seed(seed, DATA))
+        gentle = replace(self, initializer_range=self.gate_initializer_range)
+        return Differentiable(gentle.model(seed), batches, self.task.held_out())
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Trains and yields reports.

@@ -56,7 +56,7 @@ class DamConfig:
     rise: float = 0.03  # share of the steps in which that rate rises
     gate_lr: float = 0.02  # Adam on the gates' logits
     weight_decay: float = 0.01  # on the weight matrices, never on gates
-    clip: float = 1.0  # largest norm of the weights' gradient
+    clip: float = 5.0  # largest norm of the weights' gradient; 1 loses edges
 
     def __post_init__(self) -> None:
         if self.control not in get_args(Control):

@@ -9,9 +9,11 @@ Four forms compute the same attention for a hard (0 or 1) gate and differ in its
 - `additive`: softmax(score - 1e4 (1 - gate)), as published with DAM. Kept edges get 1e4 times
   the gradient of `log`, dropped edges none.
 
-Every form keeps the diagonal: a hard gate that closes a query's own position is treated as
-open in the forward pass (and still learns), so that no row of the gate is empty. A query all of
-whose open keys are invisible (a padded query) has the output 0 and passes no gradient.
+A query whose gates are all closed keeps its own position in the forward pass (and the gate still
+learns), so that no row is empty. Any other diagonal gate acts as it is drawn: a position that
+stares at itself can only learn to look elsewhere while its own key is dropped. A query all of
+whose open keys are invisible (a padded query) has the output 0 and passes no gradient, except in
+the `additive` form, where it attends to every visible key.
 """
 
 from __future__ import annotations
@@ -62,10 +64,16 @@ def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
     )
 
 
-def with_diagonal(gate: Tensor) -> Tensor:
-    """The gate with hard-closed diagonal entries opened in value; gradients as before."""
-    own = own_position(gate.shape[-2], gate.shape[-1], gate.device)
-    return gate + ((gate.detach() == 0) & own).to(gate.dtype)
+def repaired(kept: Tensor) -> Tensor:
+    """The kept edges, bool `[.., queries, keys]`, with the own key of every empty row."""
+    own = own_position(kept.shape[-2], kept.shape[-1], kept.device)
+    return kept | (own & ~kept.any(-1, keepdim=True))
+
+
+def without_empty_rows(gate: Tensor) -> Tensor:
+    """The gate with the own key of hard-closed rows opened in value; gradients as before."""
+    kept = gate.detach() > 0
+    return gate + (repaired(kept) & ~kept).to(gate.dtype)
 
 
 class Flip(torch.autograd.Function):
@@ -88,7 +96,7 @@ class Flip(torch.autograd.Function):
         dropout: float,
         scaling: float,
     ) -> Tensor:
-        kept = (gate > 0.5) | own_position(gate.shape[-2], gate.shape[-1], gate.device)
+        kept = repaired(gate > 0.5)
         scores = ((query * scaling) @ key.transpose(-1, -2)).float()
         sign = torch.where(kept, -1.0, 1.0)  # [heads | 1, queries, keys]
         if visible is not None:
@@ -174,7 +182,7 @@ def log(
     scaling: float,
 ) -> Tensor:
     """softmax(score + log gate): right for soft gates; a hard-closed edge learns nothing."""
-    gate = with_diagonal(gate)
+    gate = without_empty_rows(gate)
     bias = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
     return biased(query, key, value, visible, bias, dropout, scaling)
 
@@ -193,7 +201,7 @@ def additive(
 
     Reference: SparseBERT, arXiv 2102.12871.
     """
-    bias = (1 - with_diagonal(gate)) * -1e4
+    bias = (1 - without_empty_rows(gate)) * -1e4
     return biased(query, key, value, visible, bias, dropout, scaling)
 
 
@@ -232,7 +240,7 @@ def product(
         weights = scores.masked_fill(~visible, lowest).softmax(-1) * visible
     else:
         weights = scores.softmax(-1)
-    weights = weights * with_diagonal(gate)
+    weights = weights * without_empty_rows(gate)
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
     return F.dropout(weights, dropout).to(value.dtype) @ value
 

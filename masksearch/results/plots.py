@@ -314,6 +314,7 @@ def save(figure: Figure, folder: Path | str, name: str) -> tuple[Path, Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    figure.savefig(png, dpi=150, metadata={"Software": "masksearch"})
-    figure.savefig(pdf, metadata={"Creator": "masksearch", "CreationDate": None})
+    facts = {"Creator": "masksearch", "CreationDate": None}
+    figure.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": "masksearch"})
+    figure.savefig(pdf, bbox_inches="tight", metadata=facts)
     return png, pdf

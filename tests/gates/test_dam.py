@@ -63,9 +63,9 @@ def test_dam_finds_planted_edges_of_a_small_process():
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_dam_finds_planted_edges(seed: int):
-    evaluator = PlantedEvaluator(PlantedProcess(length=32))
-    gates = Gates(length=32, heads=2, seed=seed)
-    result = found(evaluator, gates, DamConfig(steps=2000), seed)
+    evaluator = PlantedEvaluator()
+    gates = Gates(length=24, heads=2, seed=seed)
+    result = found(evaluator, gates, DamConfig(), seed)
     auroc, precision = recovery(result.probabilities, evaluator.process.edges)
     assert auroc >= 0.995
     assert precision >= 0.97
