@@ -1,0 +1,113 @@
+"""Every evaluator keeps the same promises, at sizes that take a second."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from toy import ToyEvaluator
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Evaluator, OffersGradients
+
+WORDS = ("the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "one", "old", "dog")
+
+
+def text_file(folder: Path) -> Path:
+    path = folder / "text.txt"
+    order = torch.randint(0, len(WORDS), (400, 12), generator=torch.Generator().manual_seed(0))
+    lines = (" ".join(WORDS[index] for index in row) for row in order.tolist())
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def glue_folder(folder: Path) -> Path:
+    task = folder / "glue" / "SST-2"
+    task.mkdir(parents=True)
+    for name, count in (("train", 16), ("dev", 8)):
+        rows = [f"the {'red cat' if i % 2 else 'old dog'} sat\t{i % 2}" for i in range(count)]
+        (task / f"{name}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    return folder / "glue"
+
+
+def planted(folder: Path) -> Evaluator:
+    process = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
+    return ms.PlantedEvaluator(process, steps=6, downstream_steps=2, held_out_sequences=32)
+
+
+def text(folder: Path) -> Evaluator:
+    return ms.MlmEvaluator(text_file(folder), **SMALL, cache=folder / "cache")
+
+
+def glue(folder: Path) -> Evaluator:
+    corpus, tasks = text_file(folder), glue_folder(folder)
+    settings = {**SMALL, "cache": folder / "cache"}
+    return ms.GlueEvaluator(corpus, glue=tasks, tasks=("SST-2",), epochs=1, **settings)
+
+
+SMALL = dict(steps=6, size="nano", length=16, vocabulary=60, batch=4, held_out_sequences=8)
+MAKERS: dict[str, Callable[[Path], Evaluator]] = {
+    "toy": lambda folder: ToyEvaluator(),
+    "planted": planted,
+    "mlm": text,
+    "glue": glue,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+class TestEvaluator:
+    def test_last_report_holds_the_objectives(self, make, tmp_path):
+        evaluator = make(tmp_path)
+        reports = list(evaluator(masks.star(), seed=0, workdir=tmp_path / "work"))
+        steps = [report.step for report in reports]
+        assert steps == sorted(steps)
+        mask_measures = {"sparsity", "density", "block_density", "hops"}
+        for objective in evaluator.objectives:
+            assert objective.name in reports[-1].values or objective.name in mask_measures
+            assert math.isfinite(objective.worst)
+        assert all(math.isfinite(v) for report in reports for v in report.values.values())
+
+    def test_runs_twice_alike_and_leaves_the_global_generator(self, make, tmp_path):
+        evaluator = make(tmp_path)
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first = list(evaluator(masks.star(), seed=3, workdir=tmp_path / "a"))
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(2)
+        assert list(evaluator(masks.star(), seed=3, workdir=tmp_path / "b")) == first
+
+    def test_survives_pickling_with_its_protocol(self, make, tmp_path):
+        evaluator = make(tmp_path)
+        copy = pickle.loads(pickle.dumps(evaluator))
+        assert copy.protocol == evaluator.protocol
+        assert copy.shape == evaluator.shape
+        assert len(pickle.dumps(evaluator)) < 20_000
+
+    def test_closing_the_generator_stops_it(self, make, tmp_path):
+        reports = make(tmp_path)(masks.star(), seed=0, workdir=tmp_path / "work")
+        next(reports)
+        reports.close()
+        assert list(reports) == []
+
+    def test_mask_of_another_shape_is_refused(self, make, tmp_path):
+        evaluator = make(tmp_path)
+        if isinstance(evaluator, ToyEvaluator):
+            pytest.skip("the toy reads the sparsity only")
+        wrong = masks.per_head([masks.full()] * (evaluator.shape.heads + 1))
+        with pytest.raises(ms.errors.HeadCountError):
+            list(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
+
+    def test_differentiable_offers_batches_with_a_loss(self, make, tmp_path):
+        evaluator = make(tmp_path)
+        if not isinstance(evaluator, OffersGradients):
+            pytest.skip("no gradients offered")
+        offered = evaluator.differentiable(0)
+        loss = offered.model(**next(offered.batches)).loss
+        loss.backward()
+        assert math.isfinite(loss.item())
+        assert offered.held_out
