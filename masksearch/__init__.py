@@ -24,6 +24,20 @@ from masksearch.contracts import (
     Report,
     Shape,
 )
+from masksearch.errors import (
+    AttachError,
+    DataError,
+    EmptyRowError,
+    HeadCountError,
+    LayerCountError,
+    LengthError,
+    MaskFormatError,
+    MaskSearchError,
+    NonFiniteLossError,
+    ResumeError,
+    SearchError,
+    UnknownNameError,
+)
 from masksearch.masks import FAMILIES, Mask
 from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
 from masksearch.masks.measure import fingerprint
@@ -65,16 +79,25 @@ LAZY = {
 
 __all__ = [
     "FAMILIES",
+    "AttachError",
     "Budget",
     "Comparison",
     "DamConfig",
     "DamResult",
+    "DataError",
+    "EmptyRowError",
     "Evaluate",
     "Gates",
     "GlueEvaluator",
+    "HeadCountError",
+    "LayerCountError",
+    "LengthError",
     "Local",
     "Mask",
+    "MaskFormatError",
+    "MaskSearchError",
     "MlmEvaluator",
+    "NonFiniteLossError",
     "Objective",
     "OneShot",
     "PlantedEvaluator",
@@ -82,8 +105,11 @@ __all__ = [
     "Proposal",
     "Record",
     "Report",
+    "ResumeError",
+    "SearchError",
     "Shape",
     "Study",
+    "UnknownNameError",
     "attach",
     "compare",
     "dam",

@@ -10,11 +10,11 @@ a longer run). Every stage resumes where it stopped; `tables` writes results/*.c
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 
 import masksearch as ms
@@ -32,8 +32,9 @@ RATES = (1e-3, 4e-3)  # beside the default of 2e-3
 TASKS = ("SST-2", "QQP", "MNLI")
 ROWS, DEV_ROWS = 4_000, 1_000
 DAM_GATES = {"structure": "toeplitz+global", "signed": True, "layers": 2}
-DAM_CONFIG = {"steps": 1_600, "warmup": 0.0625, "control": "multiplier", "density": 0.04}
-DAM_DENSITIES = (0.031, 0.04, 0.022)
+DAM_CONFIG = {"steps": 1_600, "warmup": 0.0625, "anneal": 0.4, "density": 0.031, "clip": 1.0}
+DAM_DENSITIES = (0.031, 0.022)
+FIGURES = {"compare": ("front", "masks"), "dam": ("dam",)}  # kept in results/
 BY_HAND = masks.per_head(  # one signed offset a head, with a global token, without the diagonal
     [masks.shifts([step]) | masks.global_tokens(1) for step in (-1, 1, -2, 2)]
 )
@@ -175,10 +176,15 @@ class Experiment:
         folder = HERE / "results" if not self.smoke else self.runs / "results"
         folder.mkdir(parents=True, exist_ok=True)
         for run in sorted(path.parent for path in self.runs.glob("*/study.db")):
-            frame = ms.Study(run).frame().drop(columns=["error"])
-            frame.to_csv(folder / f"{run.name}.csv", index=False, float_format="%.6g")
+            study = ms.Study(run)
+            frame = study.frame().drop(columns=["error", "fingerprint"])
+            frame.to_csv(folder / f"{run.name}.csv", index=False, float_format="%.5g")
+            study.report("report.html")
+            for figure in FIGURES.get(run.name, ()):
+                shutil.copy(run / "figures" / f"{figure}.png", folder / f"{run.name}_{figure}.png")
             print(run.name, len(frame))
-        pd.set_option("display.width", 200)
+        for name, mask in self.found().items():
+            ms.save_mask(mask, folder / f"{name.replace(' ', '_')}.json")
 
 
 def say(record: ms.Record) -> None:

@@ -99,7 +99,7 @@ class TestEvaluator:
         if isinstance(evaluator, ToyEvaluator):
             pytest.skip("the toy reads the sparsity only")
         wrong = masks.per_head([masks.full()] * (evaluator.shape.heads + 1))
-        with pytest.raises(ms.errors.HeadCountError):
+        with pytest.raises(ms.HeadCountError):
             list(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
 
     def test_differentiable_offers_batches_with_a_loss(self, make, tmp_path):
