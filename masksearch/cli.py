@@ -339,13 +339,17 @@ def compare(
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder, or one that holds several.")],
     out: Annotated[Path | None, typer.Option(help="The page; default: report.html in it.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help="The search's --storage, if it had one.")
+    ] = None,
 ) -> None:
     """Write the page of a run folder, and its figures as PNG and PDF."""
     from masksearch.reporting import report_on
 
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run folder")
-    typer.echo(f"report: {report_on(run, out or run / 'report.html').resolve()}")
+    page = report_on(run, out or run / "report.html", storage=storage)
+    typer.echo(f"report: {page.resolve()}")
 
 
 # -- what the commands share -----------------------------------------------------------------

@@ -50,7 +50,7 @@ class Study:
     """
 
     def __init__(self, run: Path | str, storage: str | BaseStorage | None = None) -> None:
-        self.run = Path(run)
+        self.run, self.storage = Path(run), storage
         self.store = StudyStore(self.run, storage, write=False)
         self.objectives = self.store.objectives()
         self.shape = self.store.shape()
@@ -102,7 +102,7 @@ class Study:
         """
         from masksearch.reporting import report_on
 
-        return report_on(self.run, self.run / path)
+        return report_on(self.run, self.run / path, storage=self.storage)
 
 
 def best_of(records: Sequence[Record], name: str, goal: str, sparsity: float) -> Record:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from optuna.storages import BaseStorage
+
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
@@ -31,12 +33,18 @@ class Found:
     facts: Mapping[str, str]
 
 
-def studies_in(run: Path) -> list[Found]:
+def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Found]:
     """The study of a run folder, or those of its direct subfolders.
+
+    Args:
+        run: The folder.
+        storage: Where the run's study lies, if it is not the folder's own database.
 
     Raises:
         SearchError: If there is none.
     """
+    if storage is not None:
+        return [opened(run, storage)]
     folders = [run] if (run / "study.db").is_file() else sorted(run.glob("*/"))
     found = [opened(folder) for folder in folders if (folder / "study.db").is_file()]
     if not found:
@@ -51,9 +59,9 @@ def studies_in(run: Path) -> list[Found]:
     ]
 
 
-def opened(folder: Path) -> Found:
+def opened(folder: Path, storage: str | BaseStorage | None = None) -> Found:
     """Reads one study."""
-    store = StudyStore(folder, write=False)
+    store = StudyStore(folder, storage, write=False)
     facts = store.facts()
     name = facts.get("strategy", folder.name)
     return Found(
@@ -76,7 +84,13 @@ def comparison_of(study: Found) -> Comparison:
     return Comparison(records, study.objectives, study.run, shape=study.shape)
 
 
-def report_on(run: Path, path: Path, *, command: str = "") -> Path:
+def report_on(
+    run: Path,
+    path: Path,
+    *,
+    command: str = "",
+    storage: str | BaseStorage | None = None,
+) -> Path:
     """Writes the page of a run folder, with its figures beside it.
 
     Searches stand together; a comparison with the same objectives is drawn over their fronts,
@@ -86,11 +100,12 @@ def report_on(run: Path, path: Path, *, command: str = "") -> Path:
         run: A run folder, or one whose direct subfolders are runs.
         path: Of the page.
         command: How to reproduce it; printed on the page.
+        storage: Where the run's study lies, if it is not the folder's own database.
 
     Returns:
         The path of the (first) page.
     """
-    found = studies_in(run)
+    found = studies_in(run, storage)
     searches = [study for study in found if study.kind == "search"]
     comparisons = [study for study in found if study.kind == "compare"]
     main = searches[0] if searches else comparisons[0]
