@@ -155,10 +155,9 @@ class Session:
             return record
         try:
             mask, shape = proposal.job.mask, self.evaluator.shape
-            known = measures(mask, shape)
-            return replace(
-                record, fingerprint=table_fingerprint(lower(mask, shape)), measures=known
-            )
+            table = lower(mask, shape)
+            known = measures(mask, shape, table=table)
+            return replace(record, fingerprint=table_fingerprint(table), measures=known)
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))
 

@@ -54,22 +54,33 @@ def hops(table: DenseMask) -> float:
     Args:
         table: bool `[layers, heads, n, n]`.
     """
-    steps = table.any(1)  # one union per layer
-    steps = steps | torch.eye(steps.shape[-1], dtype=torch.bool)  # the residual path
-    reached = torch.eye(steps.shape[-1], dtype=torch.bool)
-    for count in range(steps.shape[-1] * steps.shape[0] + 1):
-        if reached.all():
-            return float(count)
-        further = (steps[count % len(steps)].float() @ reached.float()) > 0
-        if count >= len(steps) and torch.equal(further, reached) and stuck(steps, reached):
+    own = torch.eye(table.shape[-1], dtype=torch.bool)
+    if own.all():
+        return 0.0
+    steps = table.any(1) | own  # one union per layer, and the residual path
+    cycle = own
+    for step in steps:
+        cycle = composed(step, cycle)
+    powers = [cycle]  # the cycle 1, 2, 4, 8, .. times
+    while not powers[-1].all():
+        powers.append(composed(powers[-1], powers[-1]))
+        if torch.equal(powers[-1], powers[-2]):
             return float("inf")
-        reached = further
-    return float("inf")
+    reached, count = own, 0
+    for exponent, power in reversed(list(enumerate(powers))):
+        further = composed(power, reached)
+        if not further.all():  # the largest number of whole cycles that is not enough
+            reached, count = further, count + len(steps) * 2**exponent
+    for step in steps:
+        reached, count = composed(step, reached), count + 1
+        if reached.all():
+            break
+    return float(count)
 
 
-def stuck(steps: Tensor, reached: Tensor) -> bool:
-    """Whether no layer's step reaches anything new."""
-    return all(torch.equal((step.float() @ reached.float()) > 0, reached) for step in steps)
+def composed(later: Tensor, earlier: Tensor) -> Tensor:
+    """What is reached by one relation after another, bool `[n, n]`."""
+    return (later.float() @ earlier.float()) > 0
 
 
 def overlap(first: DenseMask, second: DenseMask) -> float:
@@ -87,14 +98,22 @@ def distance_histogram(table: DenseMask) -> Tensor:
     return kept / torch.bincount(distance, minlength=size)
 
 
-def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float]:
+def measures(
+    mask: Mask, shape: HasShape, block: int = BLOCK, table: DenseMask | None = None
+) -> dict[str, float]:
     """The measures that every record carries.
+
+    Args:
+        mask: Any mask.
+        shape: What it is lowered to.
+        block: Side of a kernel's block, in positions.
+        table: The lowered mask, where it is at hand already.
 
     Returns:
         `sparsity` and `density` in [0, 1] of the lowered table, `sparsity_off_diagonal` (over
         the cells with i != j), `block_density` at `block` positions, `hops`.
     """
-    table = lower(mask, shape)
+    table = lower(mask, shape) if table is None else table
     size = shape.length
     kept = table.float().mean((0, 1))
     off = size * size - size
