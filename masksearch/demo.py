@@ -33,6 +33,7 @@ TRIALS = 16  # masks of random search and of TPE, each
 SEARCH_SEED = 100  # the comparison uses the seeds below, so that no winner is flattered
 SEEDS = (0, 1, 2)
 ENOUGH = 0.8  # least sparsity of the mask that a strategy sends into the comparison
+TIE = 0.005  # scores that close are equal: the sparser mask is chosen
 GENEROUS = 2.0  # a mask counts as found up to this multiple of the planted mask's density
 DAM_GATES = {"structure": "toeplitz+global", "global_count": 2}
 DAM_CONFIG: dict[str, Any] = {"steps": 1500, "density": 0.1}
@@ -185,10 +186,12 @@ def searched(
 
 
 def best_mask(study: Study) -> Mask | None:
-    """The best score at a sparsity of at least `ENOUGH`; None where nothing was that sparse."""
+    """The sparsest mask within `TIE` of the best score at a sparsity of at least `ENOUGH`; None
+    where nothing was that sparse."""
     sparse = [r for r in study.records() if r.scored and r.measures["sparsity"] >= ENOUGH]
-    best = max(sparse, key=lambda record: record.value("score"), default=None)
-    return best.mask if best is not None else None
+    top = max((record.value("score") for record in sparse), default=0.0)
+    best = [record for record in sparse if record.value("score") >= top - TIE]
+    return max(best, key=lambda r: r.measures["sparsity"]).mask if best else None
 
 
 def verdicts(
