@@ -19,6 +19,7 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.reporting import comparison_of, studies_in
 
 HERE = Path(__file__).parent
 SPACES = HERE.parent.parent / "search_spaces"
@@ -183,6 +184,10 @@ class Experiment:
             for figure in FIGURES.get(run.name, ()):
                 shutil.copy(run / "figures" / f"{figure}.png", folder / f"{run.name}_{figure}.png")
             print(run.name, len(frame))
+        judged = comparison_of(studies_in(self.runs / "compare")[0])
+        by_loss = replace(judged, objectives=self.text.objectives)
+        text = f"Validation loss\n\n{by_loss.verdict()}\n\nTasks\n\n{judged.verdict()}\n"
+        (folder / "verdict.txt").write_text(text, encoding="utf-8")
         for name, mask in self.found().items():
             ms.save_mask(mask, folder / f"{name.replace(' ', '_')}.json")
 
