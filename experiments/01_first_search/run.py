@@ -35,7 +35,7 @@ ROWS, DEV_ROWS = 4_000, 1_000
 DAM_GATES = {"structure": "toeplitz+global", "signed": True, "layers": 2}
 DAM_CONFIG = {"steps": 1_600, "warmup": 0.0625, "anneal": 0.4, "density": 0.031, "clip": 1.0}
 DAM_DENSITIES = (0.031, 0.022)
-FIGURES = {"compare": ("front", "masks"), "dam": ("dam",)}  # kept in results/
+FIGURES = {"compare": ("front",), "dam": ("dam",)}  # kept in results/
 BY_HAND = masks.per_head(  # one signed offset a head, with a global token, without the diagonal
     [masks.shifts([step]) | masks.global_tokens(1) for step in (-1, 1, -2, 2)]
 )
