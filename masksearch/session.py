@@ -21,7 +21,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import MaskSearchError, SearchError, unknown_name
 from masksearch.masks.lower import lower
-from masksearch.masks.measure import measures, table_fingerprint
+from masksearch.masks.measure import MEASURES, measures, table_fingerprint
 from masksearch.results.study_store import StudyStore
 
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
@@ -65,7 +65,8 @@ class Session:
     def restore(self) -> None:
         """Tells the strategy everything that the study holds; interrupted trials run again."""
         self.draws = self.store.draws()
-        for record in self.store.told():
+        told = self.store.told()
+        for record in told:
             draw = self.draws[record.number]
             if draw >= 0:
                 self.strategy.tell(replace(record, number=draw))
@@ -74,7 +75,7 @@ class Session:
                 self.open[record.number] = record
             else:
                 self.note(record)
-        done = {record.origin for record in self.store.records()}
+        done = {record.origin for record in told}
         self.queue = [p for p in self.queue if p.origin == "compare" or p.origin not in done]
         self.failures, self.finished = [], 0
 
@@ -249,9 +250,8 @@ def parsed_constraint(text: str) -> tuple[str, Callable[[float], bool], str]:
     if match is None:
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
     name, sign, limit = match[1], match[2], float(match[3])
-    known = ("sparsity", "density", "block_density", "hops", "sparsity_off_diagonal")
-    if name not in known:
-        raise unknown_name("measure", name, known)
+    if name not in MEASURES:
+        raise unknown_name("measure", name, MEASURES)
     tests: dict[str, Callable[[float], bool]] = {
         "<=": lambda value: value <= limit,
         ">=": lambda value: value >= limit,

@@ -10,6 +10,7 @@ from pathlib import Path
 from masksearch.contracts import Evaluate, Evaluator, OneShot, Proposal, Record, Report
 from masksearch.errors import MaskSearchError
 from masksearch.gates.oneshot import run_one_shot
+from masksearch.masks.measure import MEASURES
 
 
 def carry_out(
@@ -80,13 +81,12 @@ def check_finite(report: Report) -> None:
 
 def check_complete(curve: list[Report], evaluator: Evaluator, proposal: Proposal) -> None:
     """The last report must hold every objective that is not a measure of the mask."""
-    known = {"sparsity", "density", "block_density", "hops", "sparsity_off_diagonal"}
     if not curve:
         raise ValueError("the evaluator reported nothing; yield at least one Report")
     missing = [
         o.name
         for o in evaluator.objectives
-        if o.name not in curve[-1].values and o.name not in known
+        if o.name not in curve[-1].values and o.name not in MEASURES
     ]
     if missing:
         raise ValueError(

@@ -12,6 +12,7 @@ from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import HasShape, block_view, lower
 
 BLOCK = 64  # side of a kernel's block, in positions
+MEASURES = ("sparsity", "density", "block_density", "hops", "sparsity_off_diagonal")
 
 
 def fingerprint(mask: Mask, shape: HasShape) -> str:

@@ -41,6 +41,7 @@ from masksearch.masks.lower import load_mask, save_mask
 
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own
 STATES = {
+    "running": TrialState.RUNNING,
     "done": TrialState.COMPLETE,
     "reused": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,

@@ -22,7 +22,7 @@ from optuna.trial import BaseTrial, TrialState
 from masksearch.contracts import Evaluate, Job, Objective, Proposal, Record, Refused, mixed_seed
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
-from masksearch.results.study_store import directions, quiet
+from masksearch.results.study_store import STATES, directions, quiet
 
 Space = Callable[[BaseTrial], Mask]
 STARTUP = 6  # random draws before TPE models anything; budgets here are tens of trials
@@ -108,13 +108,7 @@ class OptunaStrategy:
 
     def tell(self, record: Record) -> None:
         """Takes a result, or (status "running") learns that a draw is out."""
-        state = {
-            "running": TrialState.RUNNING,
-            "done": TrialState.COMPLETE,
-            "reused": TrialState.COMPLETE,
-            "stopped": TrialState.PRUNED,
-            "failed": TrialState.FAIL,
-        }[record.status]
+        state = STATES[record.status]
         complete = state is TrialState.COMPLETE
         values = [record.value(o.name) for o in self.objectives] if complete else None
         with quiet():
