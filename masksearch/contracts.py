@@ -7,7 +7,7 @@ Implementations do not inherit from the protocols below; they only have their me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -104,6 +104,7 @@ class Proposal:
         origin: Who proposes: a strategy's name, or `"baseline:star"`.
         seed: Seed of the evaluation; None = the study's.
         memo: Strings that the strategy wants back in the record (a sampler's state, say).
+        starts: How often it was begun before without coming to an end (killed runs).
     """
 
     number: int
@@ -112,6 +113,7 @@ class Proposal:
     origin: str = ""
     seed: int | None = None
     memo: Mapping[str, str] = field(default_factory=dict)
+    starts: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class Record:
         measures: What is known of the mask without training: sparsity, block density, hops.
         artifacts: Name -> path, relative to the run folder.
         seconds: Wall time of the job.
-        error: Reason of a failure, with the traceback; empty otherwise.
+        error: Reason of a failure (with the traceback) or of a stop; empty otherwise.
         memo: What the proposal's strategy wanted back.
     """
 
@@ -188,6 +190,16 @@ class Budget:
 
 
 Listener = Callable[[Record], None]
+OnReport = Callable[[int, Report], bool]  # trial number and its report -> whether it goes on
+
+
+@runtime_checkable
+class RemembersRecords(Protocol):
+    """A listener that also wants the records that a resumed study holds already."""
+
+    def restore(self, records: Sequence[Record]) -> None:
+        """Takes the finished records, in the order of their completion, before any new one."""
+        ...
 
 
 class Evaluator(Protocol):
@@ -233,8 +245,35 @@ class Strategy(Protocol):
     def tell(self, record: Record) -> None: ...
 
 
+class Scheduler(Protocol):
+    """Decides at each report whether a trial goes on (multi-fidelity).
+
+    LAW: its state is a function of its constructor's arguments and of the observations so far,
+    in their order. An observation of a (number, step) that was seen before changes nothing and
+    gets the answer that it got then. `repr` names every argument: a search that is resumed with
+    another scheduler is refused.
+    """
+
+    def observe(self, number: int, report: Report, measures: Mapping[str, float]) -> bool:
+        """Takes one report of a trial.
+
+        Args:
+            number: Trial number in the study.
+            report: What the evaluator has reported (not its last report).
+            measures: What is known of the mask without training (`sparsity`, ...).
+
+        Returns:
+            False = the trial ends here, with status "stopped".
+        """
+        ...
+
+
 class Executor(Protocol):
-    """Carries proposals out, hands each record to `on_record`, then tells the strategy."""
+    """Carries proposals out, hands each record to `on_record`, then tells the strategy.
+
+    Every report of a running job is handed to `on_report`; where that answers False the job's
+    generator is closed and its record is "stopped".
+    """
 
     def run(
         self,
@@ -245,6 +284,7 @@ class Executor(Protocol):
         seed: int,
         workdir: Path,
         on_record: Listener,
+        on_report: OnReport,
     ) -> None: ...
 
 

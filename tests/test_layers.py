@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 RANKS = [
     {"errors", "masks"},
-    {"contracts"},
+    {"contracts", "constraints"},
     {"results", "models", "train"},
     {"tasks"},
     {"gates", "positions", "evaluators"},

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-from masksearch.contracts import Evaluate, Evaluator, OneShot, Proposal, Record, Report
+from masksearch.contracts import Evaluate, Evaluator, OneShot, OnReport, Proposal, Record, Report
 from masksearch.errors import MaskSearchError
 from masksearch.gates.oneshot import run_one_shot
 from masksearch.masks.measure import MEASURES
 
+EARLY = "ended early by the scheduler"
 
-def carry_out(
-    proposal: Proposal, evaluator: Evaluator, *, seed: int, workdir: Path, folder: str
-) -> Record:
-    """Runs a job to its end; whatever goes wrong in it becomes a failed record.
+
+class Work:
+    """One job, report by report; whatever goes wrong in it becomes a failed record.
 
     Args:
         proposal: The job and its number.
@@ -24,49 +25,105 @@ def carry_out(
         seed: Seed of the evaluation where the proposal names none.
         workdir: The run folder.
         folder: Folder of this trial below `workdir`; artifacts are recorded relative to it.
-
-    Returns:
-        A record with status "done" or "failed". Its fingerprint and measures are left to the
-        driver, which knows them already.
     """
-    started, curve, error = time.monotonic(), list[Report](), ""
-    seed = seed if proposal.seed is None else proposal.seed
-    place = workdir / folder
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        match proposal.job:
+
+    def __init__(
+        self, proposal: Proposal, evaluator: Evaluator, *, seed: int, workdir: Path, folder: str
+    ) -> None:
+        self.proposal, self.evaluator, self.folder = proposal, evaluator, folder
+        self.seed = seed if proposal.seed is None else proposal.seed
+        self.place = workdir / folder
+        self.started = time.monotonic()
+        self.curve: list[Report] = []
+        self.error = self.ended_early = ""
+        self.reports: Iterator[Report] | None = None
+
+    def advance(self) -> Report | None:
+        """The next report; None when the job has ended, well or badly."""
+        if self.error or self.ended_early:
+            return None
+        try:
+            if self.reports is None:
+                self.reports = self.begun()
+            report = next(self.reports, None)
+            if report is not None:
+                check_finite(report)
+                self.curve.append(report)
+                return report
+            if isinstance(self.proposal.job, Evaluate):
+                check_complete(self.curve, self.evaluator, self.proposal)
+        except MaskSearchError as problem:
+            self.error = f"{type(problem).__name__}: {problem}"
+        except Exception:  # the record keeps the traceback; the search goes on
+            self.error = traceback.format_exc()
+        return None
+
+    def begun(self) -> Iterator[Report]:
+        """The job's generator."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        match self.proposal.job:
             case Evaluate(mask=mask):
-                reports = evaluator(mask, seed=seed, workdir=place)
+                return self.evaluator(mask, seed=self.seed, workdir=self.place)
             case OneShot():
-                reports = run_one_shot(evaluator, proposal.job, seed=seed, workdir=place)
-            case _:
-                raise ValueError(f"{type(proposal.job).__name__} is no job to run")
-        for report in reports:
-            check_finite(report)
-            curve.append(report)
-        if isinstance(proposal.job, Evaluate):
-            check_complete(curve, evaluator, proposal)
-    except MaskSearchError as problem:
-        error = f"{type(problem).__name__}: {problem}"
-    except Exception:  # the record keeps the traceback; the search goes on
-        error = traceback.format_exc()
-    gates = place / "gates.safetensors"
-    return Record(
-        number=proposal.number,
-        status="failed" if error else "done",
-        job=proposal.job,
-        protocol=evaluator.protocol,
-        seed=seed,
-        params=proposal.params,
-        origin=proposal.origin,
-        values={} if error or not curve else dict(curve[-1].values),
-        step=curve[-1].step if curve else 0,
-        curve=tuple(curve),
-        artifacts={} if error or not gates.is_file() else {"gates": f"{folder}/{gates.name}"},
-        seconds=time.monotonic() - started,
-        error=error,
-        memo=proposal.memo,
-    )
+                return run_one_shot(
+                    self.evaluator, self.proposal.job, seed=self.seed, workdir=self.place
+                )
+        raise ValueError(f"{type(self.proposal.job).__name__} is no job to run")
+
+    def stop(self) -> None:
+        """Ends the job early: its record is "stopped" and keeps the last report's values."""
+        close = getattr(self.reports, "close", None)
+        if close is not None:
+            close()
+        step = self.curve[-1].step if self.curve else 0
+        self.ended_early = f"{EARLY} at step {step}"
+
+    def record(self) -> Record:
+        """What became of it: "done", "stopped" or "failed". Its fingerprint and measures are
+        left to the driver, which knows them already."""
+        gates = self.place / "gates.safetensors"
+        return Record(
+            number=self.proposal.number,
+            status="failed" if self.error else "stopped" if self.ended_early else "done",
+            job=self.proposal.job,
+            protocol=self.evaluator.protocol,
+            seed=self.seed,
+            params=self.proposal.params,
+            origin=self.proposal.origin,
+            values={} if self.error or not self.curve else dict(self.curve[-1].values),
+            step=self.curve[-1].step if self.curve else 0,
+            curve=tuple(self.curve),
+            artifacts=(
+                {"gates": f"{self.folder}/{gates.name}"}
+                if not self.error and gates.is_file()
+                else {}
+            ),
+            seconds=time.monotonic() - self.started,
+            error=self.error or self.ended_early,
+            memo=self.proposal.memo,
+        )
+
+
+def carry_out(
+    proposal: Proposal,
+    evaluator: Evaluator,
+    *,
+    seed: int,
+    workdir: Path,
+    folder: str,
+    on_report: OnReport | None = None,
+) -> Record:
+    """Runs a job to its end, or until `on_report` answers False. Arguments as in `Work`."""
+    work = Work(proposal, evaluator, seed=seed, workdir=workdir, folder=folder)
+    while (report := work.advance()) is not None:
+        if on_report is not None and not on_report(proposal.number, report):
+            work.stop()
+    return work.record()
+
+
+def folder_of(proposal: Proposal) -> str:
+    """Folder of a trial below the run folder."""
+    return f"trials/{proposal.number}"
 
 
 def check_finite(report: Report) -> None:
