@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,24 @@ STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
+
+
+OBSERVED = "observed:"  # + the observation's order in the study: one attribute each
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a scheduler was shown of a trial, and what it answered.
+
+    Args:
+        number: Trial number in the study.
+        report: The report that it was shown.
+        goes_on: Whether the trial went on.
+    """
+
+    number: int
+    report: Report
+    goes_on: bool
 
 
 class StudyStore:
@@ -86,6 +104,8 @@ class StudyStore:
         self.study: optuna.Study | None = None
         self.count = 0
         self.finished = 0
+        self.observed = 0
+        self.begun: dict[int, int] = {}  # running trial -> how often it was begun
 
     # -- the study ---------------------------------------------------------------------------
     def create(self, objectives: Sequence[Objective], facts: Mapping[str, str]) -> bool:
@@ -143,6 +163,14 @@ class StudyStore:
         trials = self.study.get_trials(deepcopy=False)
         self.count = len(trials)
         self.finished = sum(trial.state.is_finished() for trial in trials)
+        self.observed = 1 + max(
+            (order for trial in trials for order, _ in observed(trial)), default=-1
+        )
+        self.begun = {
+            trial.number: int(trial.user_attrs.get("starts", 1))
+            for trial in trials
+            if not trial.state.is_finished()
+        }
 
     def opened(self) -> optuna.Study:
         """The Optuna study, for whoever wants Optuna's own tools."""
@@ -188,6 +216,7 @@ class StudyStore:
             user_attrs={
                 "origin": record.origin,
                 "draw": draw,
+                "starts": 1,
                 "seed": record.seed,
                 "mask": str(record.mask) if record.mask is not None else "",
                 "job": self.job_data(record),
@@ -200,15 +229,50 @@ class StudyStore:
         )
         self.opened().add_trial(trial)
         self.count += 1
+        self.begun[self.count - 1] = 1
         return self.count - 1
+
+    def again(self, number: int) -> int:
+        """Counts that an interrupted trial is begun once more.
+
+        Args:
+            number: A running trial.
+
+        Returns:
+            How often it has now been begun (its first time counts).
+        """
+        if number not in self.begun:
+            raise ValueError(f"trial {number} of {self.run} is not running; begin another trial")
+        count = self.begun[number] + 1
+        self.storage.set_trial_user_attr(self.trial_id(number), "starts", count)
+        self.begun[number] = count
+        return count
+
+    def starts(self) -> dict[int, int]:
+        """Running trial -> how often it was begun."""
+        self.opened()
+        return dict(self.begun)
+
+    def observe(self, number: int, report: Report, goes_on: bool) -> None:
+        """Writes what a scheduler was shown and what it answered, while the trial runs.
+
+        Args:
+            number: A running trial.
+            report: What the scheduler was shown.
+            goes_on: What it answered.
+        """
+        self.storage.set_trial_user_attr(
+            self.trial_id(number),
+            f"{OBSERVED}{self.observed}",
+            [report.step, finite(report.values), goes_on],
+        )
+        self.observed += 1
 
     def finish(self, record: Record) -> None:
         """Writes a result: curve and values first, then the trial's state."""
         study = self.opened()
         self.storage.set_trial_user_attr(
-            self.storage.get_trial_id_from_study_id_trial_number(
-                self.storage.get_study_id_from_name(self.name), record.number
-            ),
+            self.trial_id(record.number),
             "result",
             {
                 "status": record.status,
@@ -227,7 +291,13 @@ class StudyStore:
         if state is TrialState.COMPLETE:
             values = [record.value(objective.name) for objective in self.objectives()]
         study.tell(record.number, values=values, state=state)
+        self.begun.pop(record.number, None)
         self.finished += 1
+
+    def trial_id(self, number: int) -> int:
+        """The storage's own number of a trial."""
+        study = self.storage.get_study_id_from_name(self.name)
+        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
 
     def job_data(self, record: Record) -> dict[str, Any]:
         """A job as plain data; a big mask becomes a file beside the study."""
@@ -262,6 +332,15 @@ class StudyStore:
         return sorted(
             records, key=lambda record: (record.status == "running", order[record.number])
         )
+
+    def observations(self) -> list[Observation]:
+        """What schedulers were shown and answered, in the order in which it happened."""
+        found = {
+            order: Observation(trial.number, Report(step, infinite(values)), goes_on)
+            for trial in self.opened().get_trials(deepcopy=False)
+            for order, (step, values, goes_on) in observed(trial)
+        }
+        return [found[order] for order in sorted(found)]
 
     def record(self, trial: FrozenTrial) -> Record:
         """One Optuna trial as a record."""
@@ -307,6 +386,13 @@ class StudyStore:
             case "one_shot":
                 return OneShot(data["gates"], data["config"])
         return Refused(data["reason"])
+
+
+def observed(trial: FrozenTrial) -> Iterator[tuple[int, list[Any]]]:
+    """A trial's observations: their order in the study and what was stored."""
+    for key, value in trial.user_attrs.items():
+        if key.startswith(OBSERVED):
+            yield int(key.removeprefix(OBSERVED)), value
 
 
 def directions(objectives: Sequence[Objective]) -> list[StudyDirection]:

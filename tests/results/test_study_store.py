@@ -11,7 +11,7 @@ import torch
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
 from masksearch.errors import ResumeError, SearchError
-from masksearch.results.study_store import StudyStore
+from masksearch.results.study_store import Observation, StudyStore
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
@@ -133,3 +133,33 @@ def test_folder_without_a_study(tmp_path):
 def test_storage_that_cannot_be_opened(tmp_path):
     with pytest.raises(SearchError, match="cannot open the storage nonsense://x"):
         StudyStore(tmp_path / "run", "nonsense://x")
+
+
+def test_starts_count_every_beginning_of_a_running_trial(store):
+    for draw in range(2):
+        store.begin(running(), draw)
+    assert store.again(1) == 2
+    assert store.again(1) == 3
+    assert store.starts() == {0: 1, 1: 3}
+    store.load()  # what a resumed search reads
+    assert store.starts() == {0: 1, 1: 3}
+    store.finish(finished(running(), 1))
+    assert store.starts() == {0: 1}
+    with pytest.raises(ValueError, match=r"trial 1 of .* is not running"):
+        store.again(1)
+
+
+def test_observations_come_back_in_their_order(store):
+    for draw in range(2):
+        store.begin(running(), draw)
+    made = [
+        Observation(1, Report(2, {"loss": 0.5}), True),
+        Observation(0, Report(2, {"loss": math.inf}), True),
+        Observation(1, Report(4, {"loss": 0.4, "more": 1.0}), False),
+    ]
+    for seen in made[:2]:
+        store.observe(seen.number, seen.report, seen.goes_on)
+    store.load()  # a resumed search counts on
+    store.observe(made[2].number, made[2].report, made[2].goes_on)
+    store.finish(finished(running(), 1, status="stopped"))
+    assert store.observations() == made
