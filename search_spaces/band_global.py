@@ -1,7 +1,8 @@
 """Windows with global tokens: the shape of Longformer, with and without the diagonal.
 
 192 masks: reach 1 to 32 on each side, 0 to 2 global tokens, the diagonal kept or dropped.
-Every row keeps a neighbour, so no mask has empty rows (lengths of 2 or more).
+Holds longformer(6, 1), star, and every window up to 32. Every row keeps a neighbour, so no mask
+has empty rows (lengths of 2 or more).
 
     masksearch search search_spaces/band_global.py:space --trials 20 --run runs/band
 """

@@ -1,8 +1,9 @@
 """One or two distances, with or without a global token: small enough to be searched by hand.
 
-About 1,100 masks at 32 positions. The demonstration searches a space of this kind, because the
-planted corpus has its true edges at one distance and at a global token: random search has to be
-lucky, a sampler has to learn, DAM sees the gradient.
+600 masks (1,200 parameter combinations). The demonstration searches a space of this kind,
+because the planted corpus has its true edges at one distance and at a global token: random
+search has to be lucky, a sampler has to learn, DAM sees the gradient. Holds star, and every
+distance with a global token. Lengths of 25 or more tell all its masks apart.
 
     masksearch search search_spaces/distances.py:space --trials 20 --run runs/distances
 """

@@ -1,8 +1,9 @@
 """Signed offsets per head: each head looks at one or two neighbours, in one direction each.
 
-About 8 billion masks for four heads: each head takes one or two signed offsets from -4 to 4
-(without 0), all layers alike; one global token or none; the diagonal kept or dropped. Rows at
-the ends of the sequence, whose neighbours lie outside, keep the global token or themselves.
+5,038,848 masks for four heads (107,495,424 parameter combinations): each head takes one or two
+signed offsets from -4 to 4 (without 0), all layers alike; one global token or none; the diagonal
+kept or dropped. Rows at the ends of the sequence, whose neighbours lie outside, keep the global
+token or themselves. Holds star, and one neighbour a head. Layers apart: head_layer_shifts.py.
 
 Heads fixed to one offset: Raganato et al. 2020, "Fixed Encoder Self-Attention Patterns".
 
