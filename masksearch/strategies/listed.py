@@ -29,16 +29,15 @@ class Listed:
                 (seed, item) for seed in seeds for item in masks.items()
             )
         ]
-        self.known: set[int] = set()
+        self.next = 0
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next of the list."""
-        draw = max(self.known, default=-1) + 1
-        if draw >= len(self.proposals):
+        if self.next >= len(self.proposals):
             return "done"
-        self.known.add(draw)
-        return self.proposals[draw]
+        self.next += 1
+        return self.proposals[self.next - 1]
 
     def tell(self, record: Record) -> None:
         """Learns that a draw is out or finished; results change nothing."""
-        self.known.add(record.number)
+        self.next = max(self.next, record.number + 1)
