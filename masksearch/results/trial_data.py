@@ -1,0 +1,226 @@
+"""What stands in an Optuna trial: its user attributes, and the way back to a record.
+
+Format 2 has two attributes for people (`origin`, `mask`), `starts`, one `proposal` and one
+`result` (few rows are fast to write and read), and one `observed:N` for each observation of a
+scheduler. Format 1 spread the proposal over attributes of their own; it is still read.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from masksearch.contracts import Evaluate, Job, Objective, OneShot, Record, Refused, Report
+from masksearch.errors import MaskFormatError, SearchError
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import load_mask, save_mask
+
+FORMAT = 2
+INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own
+STATES = {
+    "running": TrialState.RUNNING,
+    "done": TrialState.COMPLETE,
+    "reused": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+OBSERVED = "observed:"  # + the observation's order in the study: one attribute each
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a scheduler was shown of a trial, and what it answered.
+
+    Args:
+        number: Trial number in the study.
+        report: The report that it was shown.
+        goes_on: Whether the trial went on.
+    """
+
+    number: int
+    report: Report
+    goes_on: bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the study holds of one trial."""
+
+    record: Record
+    draw: int
+    order: float  # among the finished ones; infinity where there is none
+    observations: tuple[tuple[int, Observation], ...]
+
+
+def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
+    """The user attributes of a trial that begins; a big mask becomes a file in `run`."""
+    return {
+        "origin": record.origin,
+        "mask": str(record.mask) if record.mask is not None else "",
+        "starts": 1,
+        "proposal": {
+            "draw": draw,
+            "seed": record.seed,
+            "job": job_data(record, run),
+            "fingerprint": record.fingerprint,
+            "protocol": record.protocol,
+            "measures": finite(record.measures),
+            "params": dict(record.params),
+            "memo": dict(record.memo),
+        },
+    }
+
+
+def result_data(record: Record, order: int) -> dict[str, Any]:
+    """The attribute `result` of a finished trial; `order` counts the finished ones."""
+    return {
+        "status": record.status,
+        "values": finite(record.values),
+        "step": record.step,
+        "curve": [[report.step, finite(report.values)] for report in record.curve],
+        "artifacts": dict(record.artifacts),
+        "seconds": record.seconds,
+        "error": record.error,
+        "order": order,
+    }
+
+
+def end_of(
+    record: Record, objectives: Sequence[Objective]
+) -> tuple[TrialState, list[float] | None]:
+    """A finished record's state in Optuna, and its objectives where it has them.
+
+    Raises:
+        ValueError: If one of them is NaN.
+    """
+    state = STATES[record.status]
+    if state is TrialState.COMPLETE and isinstance(record.job, OneShot):
+        return TrialState.PRUNED, None
+    if state is not TrialState.COMPLETE:
+        return state, None
+    values = [float(record.value(objective.name)) for objective in objectives]
+    if any(math.isnan(value) for value in values):
+        raise ValueError(f"trial {record.number} has NaN for an objective; let it fail")
+    return state, values
+
+
+def job_data(record: Record, run: Path) -> dict[str, Any]:
+    """A job as plain data; a big mask becomes a file beside the study."""
+    match record.job:
+        case Evaluate(mask=mask):
+            data = mask.to_dict()
+            if len(mask.to_json()) <= INLINE:
+                return {"kind": "evaluate", "mask": data}
+            name = f"masks/{record.fingerprint or mask.digest}.safetensors"
+            if not (run / name).is_file():
+                with save_mask(mask, run / name).open("rb") as file:
+                    os.fsync(file.fileno())  # the study must not outlive its masks
+            return {"kind": "evaluate", "file": name}
+        case OneShot(gates=gates, config=config):
+            return {"kind": "one_shot", "gates": dict(gates), "config": dict(config)}
+        case Refused(reason=reason):
+            return {"kind": "refused", "reason": reason}
+
+
+def entry_of(trial: FrozenTrial, run: Path) -> Entry:
+    """All that the study holds of one trial; errors as in `record_of`."""
+    known = trial.user_attrs
+    return Entry(
+        record_of(trial, run),
+        int(known.get("proposal", known).get("draw", -1)),
+        float(known.get("result", {}).get("order", math.inf)),
+        tuple(observed(trial)),
+    )
+
+
+def record_of(trial: FrozenTrial, run: Path) -> Record:
+    """One Optuna trial as a record.
+
+    Raises:
+        SearchError: If masksearch has not written the trial, or its mask file is gone.
+    """
+    known = trial.user_attrs
+    proposal = known.get("proposal", known)  # format 1 had no `proposal`
+    if "job" not in proposal:
+        raise SearchError(
+            f"trial {trial.number} of {run} was not written by masksearch; "
+            "keep other trials in a study of their own"
+        )
+    record = Record(
+        number=trial.number,
+        status="running",
+        job=job_of(proposal["job"], trial.number, run),
+        fingerprint=proposal["fingerprint"],
+        protocol=proposal["protocol"],
+        seed=proposal["seed"],
+        params=proposal["params"],
+        origin=known["origin"],
+        measures=infinite(proposal["measures"]),
+        memo=proposal["memo"],
+    )
+    result = known.get("result")
+    if result is None or not trial.state.is_finished():
+        return record
+    return replace(
+        record,
+        status=result["status"],
+        values=infinite(result["values"]),
+        step=result["step"],
+        curve=tuple(Report(step, infinite(values)) for step, values in result["curve"]),
+        artifacts=result["artifacts"],
+        seconds=result["seconds"],
+        error=result["error"],
+    )
+
+
+def job_of(data: Mapping[str, Any], number: int, run: Path) -> Job:
+    """Inverse of `job_data`.
+
+    Raises:
+        SearchError: If the mask's file is missing or damaged. A record without its mask would
+            silently change fronts and what is reused, so no study is read without it.
+    """
+    match data["kind"]:
+        case "evaluate":
+            if "file" not in data:
+                return Evaluate(Mask.from_dict(data["mask"]))
+            try:
+                return Evaluate(load_mask(run / data["file"]))
+            except FileNotFoundError as error:
+                raise SearchError(
+                    f"the mask of trial {number} is missing: {run / data['file']}; "
+                    "restore it from a copy of the run folder"
+                ) from error
+            except MaskFormatError as error:
+                raise SearchError(
+                    f"the mask of trial {number} is damaged: {error}; "
+                    "restore it from a copy of the run folder"
+                ) from error
+        case "one_shot":
+            return OneShot(data["gates"], data["config"])
+    return Refused(data["reason"])
+
+
+def observed(trial: FrozenTrial) -> Iterator[tuple[int, Observation]]:
+    """A trial's observations and their order in the study."""
+    for key, value in trial.user_attrs.items():
+        if key.startswith(OBSERVED):
+            step, values, goes_on = value
+            seen = Observation(trial.number, Report(step, infinite(values)), goes_on)
+            yield int(key.removeprefix(OBSERVED)), seen
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | str]:
+    """Floats for JSON; infinities as text, because databases refuse them."""
+    return {key: v if math.isfinite(v) else repr(v) for key, v in values.items()}
+
+
+def infinite(values: Mapping[str, float | str]) -> dict[str, float]:
+    """Inverse of `finite`."""
+    return {key: float(value) for key, value in values.items()}
