@@ -5,7 +5,7 @@
 
     mask = masks.window(3) | masks.global_tokens(1)
 
-Importing it loads torch and nothing heavier; everything else is loaded when it is first used.
+Importing it loads nothing heavy, not even torch; every name is loaded when it is first used.
 """
 
 from __future__ import annotations
@@ -13,44 +13,48 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from masksearch import masks
-from masksearch.contracts import (
-    Budget,
-    Evaluate,
-    Objective,
-    OneShot,
-    Proposal,
-    Record,
-    Report,
-    Shape,
-)
-from masksearch.errors import (
-    AttachError,
-    DataError,
-    EmptyRowError,
-    HeadCountError,
-    LayerCountError,
-    LengthError,
-    MaskFormatError,
-    MaskSearchError,
-    NonFiniteLossError,
-    ResumeError,
-    SearchError,
-    UnknownNameError,
-)
-from masksearch.masks import FAMILIES, Mask
-from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
-from masksearch.masks.measure import fingerprint
-
 if TYPE_CHECKING:
+    from masksearch import masks
+    from masksearch.constraints import Constraint
+    from masksearch.contracts import (
+        Budget,
+        Evaluate,
+        Objective,
+        OneShot,
+        Proposal,
+        Record,
+        Report,
+        Shape,
+    )
     from masksearch.driver import Study, compare, search
+    from masksearch.errors import (
+        AttachError,
+        DataError,
+        EmptyRowError,
+        HeadCountError,
+        LayerCountError,
+        LengthError,
+        MaskFormatError,
+        MaskSearchError,
+        NonFiniteLossError,
+        ResumeError,
+        SearchError,
+        UnknownNameError,
+    )
+    from masksearch.evaluators.cost import CostEvaluator
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator
+    from masksearch.evaluators.with_cost import WithCost
+    from masksearch.executors.halving import ParetoHalving
     from masksearch.executors.local import Local
+    from masksearch.executors.ray_tune import RayTune
     from masksearch.gates.bank import Gates
     from masksearch.gates.dam import DamConfig, dam
     from masksearch.gates.result import DamResult
+    from masksearch.masks import FAMILIES, Mask
+    from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
+    from masksearch.masks.measure import fingerprint
     from masksearch.models.attach import attach, detach
     from masksearch.results.comparison import Comparison
     from masksearch.tasks.planted import PlantedProcess
@@ -59,21 +63,53 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 LAZY = {
+    "FAMILIES": "masksearch.masks",
+    "AttachError": "masksearch.errors",
+    "Budget": "masksearch.contracts",
     "Comparison": "masksearch.results.comparison",
+    "Constraint": "masksearch.constraints",
+    "CostEvaluator": "masksearch.evaluators.cost",
     "DamConfig": "masksearch.gates.dam",
     "DamResult": "masksearch.gates.result",
+    "DataError": "masksearch.errors",
+    "EmptyRowError": "masksearch.errors",
+    "Evaluate": "masksearch.contracts",
     "Gates": "masksearch.gates.bank",
     "GlueEvaluator": "masksearch.evaluators.glue",
+    "HeadCountError": "masksearch.errors",
+    "LayerCountError": "masksearch.errors",
+    "LengthError": "masksearch.errors",
     "Local": "masksearch.executors.local",
+    "Mask": "masksearch.masks",
+    "MaskFormatError": "masksearch.errors",
+    "MaskSearchError": "masksearch.errors",
     "MlmEvaluator": "masksearch.evaluators.mlm",
+    "NonFiniteLossError": "masksearch.errors",
+    "Objective": "masksearch.contracts",
+    "OneShot": "masksearch.contracts",
+    "ParetoHalving": "masksearch.executors.halving",
     "PlantedEvaluator": "masksearch.evaluators.planted",
     "PlantedProcess": "masksearch.tasks.planted",
+    "Proposal": "masksearch.contracts",
+    "RayTune": "masksearch.executors.ray_tune",
+    "Record": "masksearch.contracts",
+    "Report": "masksearch.contracts",
+    "ResumeError": "masksearch.errors",
+    "SearchError": "masksearch.errors",
+    "Shape": "masksearch.contracts",
     "Study": "masksearch.driver",
+    "UnknownNameError": "masksearch.errors",
+    "WithCost": "masksearch.evaluators.with_cost",
     "attach": "masksearch.models.attach",
     "compare": "masksearch.driver",
     "dam": "masksearch.gates.dam",
     "detach": "masksearch.models.attach",
+    "fingerprint": "masksearch.masks.measure",
+    "flex_block_mask": "masksearch.masks.lower",
     "load_function": "masksearch.user_code",
+    "load_mask": "masksearch.masks.lower",
+    "lower": "masksearch.masks.lower",
+    "save_mask": "masksearch.masks.lower",
     "search": "masksearch.driver",
 }
 
@@ -82,6 +118,8 @@ __all__ = [
     "AttachError",
     "Budget",
     "Comparison",
+    "Constraint",
+    "CostEvaluator",
     "DamConfig",
     "DamResult",
     "DataError",
@@ -100,9 +138,11 @@ __all__ = [
     "NonFiniteLossError",
     "Objective",
     "OneShot",
+    "ParetoHalving",
     "PlantedEvaluator",
     "PlantedProcess",
     "Proposal",
+    "RayTune",
     "Record",
     "Report",
     "ResumeError",
@@ -110,6 +150,7 @@ __all__ = [
     "Shape",
     "Study",
     "UnknownNameError",
+    "WithCost",
     "attach",
     "compare",
     "dam",
@@ -127,6 +168,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
+    if name == "masks":
+        return importlib.import_module("masksearch.masks")
     if name not in LAZY:
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}")
     value = getattr(importlib.import_module(LAZY[name]), name)

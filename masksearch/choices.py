@@ -1,13 +1,13 @@
-"""From command-line words to objects: which evaluator, which masks, which executor."""
+"""From command-line words to objects: which evaluator, masks, executor and scheduler."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from masksearch.contracts import Evaluator
-from masksearch.errors import MaskFormatError, MaskSearchError
+from masksearch.contracts import Evaluator, Executor, Scheduler
+from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import load_mask
@@ -15,6 +15,9 @@ from masksearch.user_code import load_function
 
 if TYPE_CHECKING:
     from masksearch.driver import Study
+
+
+EXECUTORS = ("local", "ray")
 
 
 class ChoiceError(MaskSearchError, ValueError):
@@ -87,6 +90,67 @@ class Judging:
                 f"is used, which takes {', '.join('--' + name for name in sorted(known))}"
             )
         return PlantedEvaluator(**given)
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Options that say where jobs run."""
+
+    executor: str = "local"
+    slots: int = 1
+    limit: float | None = None  # seconds of a trial
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    scratch: str | None = None
+
+    def build(self) -> Executor:
+        """The executor.
+
+        Raises:
+            ChoiceError: If options of Ray are given for the local one.
+            UnknownNameError: If the executor is unknown.
+        """
+        if self.executor not in EXECUTORS:
+            raise unknown_name("executor", self.executor, EXECUTORS)
+        if self.executor == "local":
+            for name in ("address", "cpus", "gpus", "scratch"):
+                if getattr(self, name) is not None:
+                    raise ChoiceError(f"--{name} belongs to --executor ray")
+            from masksearch.executors.local import Local
+
+            return Local(self.slots, limit_seconds=self.limit)
+        from masksearch.executors.ray_tune import RayTune
+
+        resources = {"cpu": self.cpus, "gpu": self.gpus}
+        return RayTune(
+            self.address,
+            slots=self.slots,
+            resources={"cpu": 1.0}
+            | {name: amount for name, amount in resources.items() if amount is not None},
+            storage_path=self.scratch,
+            limit_seconds=self.limit,
+        )
+
+
+def halving_of(
+    steps: str | None, metric: str, factor: int, evaluator: Evaluator
+) -> Scheduler | None:
+    """The scheduler that `--halving 62,125` asks for.
+
+    Raises:
+        ChoiceError: If the steps are no ascending integers.
+    """
+    if steps is None:
+        return None
+    from masksearch.executors.halving import ParetoHalving
+
+    try:
+        rungs = tuple(int(text) for text in steps.split(","))
+    except ValueError:
+        raise ChoiceError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
+    goals: dict[str, Literal["min", "max"]] = {o.name: o.goal for o in evaluator.objectives}
+    return ParetoHalving(rungs=rungs, metric=metric, goal=goals.get(metric, "min"), factor=factor)
 
 
 def read_mask(text: str) -> Mask:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
+from masksearch.constraints import parsed_constraint
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -20,6 +21,7 @@ from masksearch.contracts import (
     Listener,
     OffersGradients,
     Record,
+    Scheduler,
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
@@ -28,7 +30,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.results.study_store import StudyStore
-from masksearch.session import Session, parsed_constraint
+from masksearch.session import Session
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.oneshot import DamStrategy
 from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy, Space
@@ -130,7 +132,7 @@ def search(
     strategy_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     executor: Executor | None = None,
-    scheduler: None = None,
+    scheduler: Scheduler | None = None,
     constraints: Sequence[str] = (),
     baselines: Mapping[str, Mask] | None = None,
     listeners: Sequence[Listener] = (),
@@ -149,9 +151,11 @@ def search(
         strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`).
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.
-        scheduler: None: every trial runs to its end.
-        constraints: Such as `"sparsity >= 0.9"`, on measures that are known before training;
-            a mask that violates one is stopped without training.
+        scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
+            to its end.
+        constraints: Such as `"sparsity >= 0.9"`. A mask that violates one on a measure that is
+            known before training is stopped without training; one on an objective that is
+            reported (a measured latency) is checked at the end.
         baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
         listeners: Called with every finished record.
 
@@ -165,9 +169,8 @@ def search(
     """
     if trials is None and seconds is None:
         raise SearchError("give trials= or seconds=, so that the search ends")
-    if scheduler is not None:
-        raise SearchError("scheduler must be None: every trial runs to its end")
-    limits = [parsed_constraint(text) for text in constraints]
+    reported = [objective.name for objective in evaluator.objectives]
+    limits = [parsed_constraint(text, reported) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
     named = strategy_name(strategy)
     facts = {
@@ -177,6 +180,7 @@ def search(
         "space": source_of(space) if space is not None else "",
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
+        "scheduler": "" if scheduler is None else repr(scheduler),
         **evaluator_facts(evaluator),
     }
     store = StudyStore(run, storage)
@@ -186,7 +190,16 @@ def search(
         listed = Listed(baselines or {}, [seed])
         queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed.proposals]
         session = Session(
-            store, chosen, evaluator, seed, Budget(trials, seconds), limits, listeners, queue
+            store,
+            chosen,
+            evaluator,
+            seed,
+            Budget(trials, seconds),
+            constraints=limits,
+            scheduler=scheduler,
+            listeners=listeners,
+            queue=queue,
+            title=f"search by {named}",
         )
         session.restore()
         session.run_on(executor or Local())
@@ -246,7 +259,15 @@ def compare(
             not in held
         ]
         session = Session(
-            store, Listed({}, []), evaluator, 0, Budget(), [], listeners, queue, strict=False
+            store,
+            Listed({}, []),
+            evaluator,
+            0,
+            Budget(),
+            listeners=listeners,
+            queue=queue,
+            strict=False,
+            title="compare",
         )
         session.restore()
         session.run_on(executor or Local())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+from masksearch.constraints import Constraint
 from masksearch.contracts import (
     Budget,
     Evaluate,
@@ -17,16 +18,19 @@ from masksearch.contracts import (
     Proposal,
     Record,
     Refused,
+    RemembersRecords,
+    Report,
+    Scheduler,
     Strategy,
 )
-from masksearch.errors import MaskSearchError, SearchError, unknown_name
+from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.lower import lower
-from masksearch.masks.measure import MEASURES, measures, table_fingerprint
+from masksearch.masks.measure import measures, table_fingerprint
+from masksearch.results.status import StatusBoard
 from masksearch.results.study_store import StudyStore
 
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
-CONSTRAINT = re.compile(r"\s*(\w+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
 
 
 class Session:
@@ -34,7 +38,20 @@ class Session:
 
     Between strategy and executor it writes every proposal before it runs, answers equal masks
     from what has been run, refuses what cannot run, hands interrupted trials out again under
-    their own numbers, and counts the budget.
+    their own numbers, asks the scheduler at each report, and counts the budget.
+
+    Args:
+        store: The study, open for writing.
+        strategy: Proposes jobs.
+        evaluator: Judges masks.
+        seed: Seed of every evaluation whose proposal names none.
+        budget: When to end.
+        constraints: Violated ones make a trial "stopped".
+        scheduler: Ends trials early; None = every trial runs to its end.
+        listeners: Called with every finished record.
+        queue: Jobs that come before the strategy's (baselines).
+        strict: Whether a search whose first trials all fail stops.
+        title: What the status file says of the run.
     """
 
     def __init__(
@@ -44,63 +61,105 @@ class Session:
         evaluator: Evaluator,
         seed: int,
         budget: Budget,
-        limits: Sequence[tuple[str, Callable[[float], bool], str]],
-        listeners: Sequence[Listener],
-        queue: Sequence[Proposal],
+        *,
+        constraints: Sequence[Constraint] = (),
+        scheduler: Scheduler | None = None,
+        listeners: Sequence[Listener] = (),
+        queue: Sequence[Proposal] = (),
         strict: bool = True,
+        title: str = "",
     ) -> None:
         self.store, self.strategy, self.evaluator = store, strategy, evaluator
-        self.seed, self.budget, self.limits, self.listeners = seed, budget, limits, listeners
-        self.queue, self.strict = list(queue), strict
+        self.seed, self.budget, self.constraints = seed, budget, tuple(constraints)
+        self.scheduler, self.listeners = scheduler, listeners
+        self.queue, self.strict = deque(queue), strict
+        self.board = StatusBoard(store.run, evaluator.objectives, budget, title)
         self.started = time.monotonic()
         self.draws: dict[int, int] = {}  # trial number -> the strategy's draw (-1: none)
         self.open: dict[int, Record] = {}  # running trials, as they were begun
-        self.again: list[Record] = []  # interrupted trials, to be run again
+        self.again: deque[Record] = deque()  # trials that run (again) before anything new
+        self.interrupted: set[int] = set()  # those that another call had begun
+        self.out: set[int] = set()  # in the executor's hands
         self.deferred: list[Record] = []  # equal to a mask that is running
         self.results: dict[tuple[str, str, int], Record] = {}
+        self.decided: dict[tuple[int, int], bool] = {}  # (trial, step) -> the scheduler's answer
         self.counted = 0
         self.failures: list[Record] = []  # in a row
         self.finished = 0
 
     def restore(self) -> None:
-        """Tells the strategy everything that the study holds; interrupted trials run again."""
+        """Tells everyone what the study holds; interrupted trials run again."""
         self.draws = self.store.draws()
         told = self.store.told()
+        ended = [record for record in told if record.status != "running"]
+        if self.scheduler is not None:
+            known = {record.number: record.measures for record in told}
+            for seen in self.store.observations():
+                self.scheduler.observe(seen.number, seen.report, known[seen.number])
+                self.decided[seen.number, seen.report.step] = seen.goes_on
         for record in told:
             draw = self.draws[record.number]
             if draw >= 0:
                 self.strategy.tell(replace(record, number=draw))
             if record.status == "running":
                 self.again.append(record)
+                self.interrupted.add(record.number)
                 self.open[record.number] = record
             else:
                 self.note(record)
+        for listener in self.listeners:
+            if isinstance(listener, RemembersRecords):
+                listener.restore(ended)
         done = {record.origin for record in told}
-        self.queue = [p for p in self.queue if p.origin == "compare" or p.origin not in done]
+        self.queue = deque(p for p in self.queue if p.origin == "compare" or p.origin not in done)
         self.failures, self.finished = [], 0
+        self.board.restore(ended, self.expected())
+
+    def expected(self) -> int | None:
+        """Records that this call will bring, where that is known."""
+        trials = self.budget.trials
+        if trials is None and self.strict:
+            return None
+        others = len(self.queue) + sum(self.draws[record.number] < 0 for record in self.again)
+        return others + max(0, (trials or 0) - self.counted)
 
     def run_on(self, executor: Executor) -> None:
         """Lets the executor work until the budget is spent."""
-        executor.run(
-            self,
-            self.evaluator,
-            budget=self.budget,
-            seed=self.seed,
-            workdir=self.store.run,
-            on_record=lambda record: None,
-        )
+        state = "interrupted"
+        try:
+            executor.run(
+                self,
+                self.evaluator,
+                budget=self.budget,
+                seed=self.seed,
+                workdir=self.store.run,
+                on_record=lambda record: None,
+                on_report=self.report,
+            )
+            state = "ended"
+        except SearchError as error:
+            state = f"stopped: {error}"
+            raise
+        finally:
+            self.board.end(state)
 
     # -- the executor's side -------------------------------------------------------------------
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next job to run: interrupted ones first, then baselines, then the strategy's."""
         while True:
             if self.again:
-                return as_proposal(self.again.pop(0))
+                record = self.again.popleft()
+                settled = self.settled(record)
+                if settled is None:
+                    return self.handed_out(record)
+                if settled.status != "running":
+                    self.settle(settled)
+                continue
             if self.budget.seconds is not None and self.elapsed >= self.budget.seconds:
                 return "done"
             draw = -1
             if self.queue:
-                proposal = self.queue.pop(0)
+                proposal = self.queue.popleft()
             else:
                 pending = sum(self.draws[n] >= 0 for n in self.open)
                 if self.budget.trials is not None and self.counted + pending >= self.budget.trials:
@@ -116,14 +175,55 @@ class Session:
             self.open[number] = record
             settled = self.settled(record)
             if settled is None:
-                return as_proposal(record)
+                return self.handed_out(record)
             if settled.status != "running":
                 self.settle(settled)
+
+    def handed_out(self, record: Record) -> Proposal:
+        """A stored record as the proposal that it was, now on its way to an executor."""
+        starts = 0
+        if record.number in self.interrupted:
+            self.interrupted.discard(record.number)
+            starts = self.store.again(record.number) - 1
+        self.board.began(record)
+        self.out.add(record.number)
+        return Proposal(
+            record.number,
+            record.job,
+            record.params,
+            record.origin,
+            record.seed,
+            record.memo,
+            starts,
+        )
+
+    def report(self, number: int, report: Report) -> bool:
+        """Takes a running job's report; False = the scheduler ends it here."""
+        self.board.reported(number, report)
+        record = self.open.get(number)
+        if self.scheduler is None or record is None or not isinstance(record.job, Evaluate):
+            return True
+        key = number, report.step
+        if key not in self.decided:
+            goes_on = self.scheduler.observe(number, report, record.measures)
+            self.store.observe(number, report, goes_on)
+            self.decided[key] = goes_on
+        return self.decided[key]
 
     def tell(self, record: Record) -> None:
         """Takes a finished job: writes it, passes it on, answers equal masks that waited."""
         begun = self.open[record.number]
-        record = replace(record, fingerprint=begun.fingerprint, measures=begun.measures)
+        record = replace(
+            record,
+            fingerprint=begun.fingerprint,
+            measures=begun.measures,
+            protocol=begun.protocol,
+            memo=begun.memo,
+        )
+        if record.status == "done" and isinstance(record.job, Evaluate):
+            reason = self.violation(record, early=False)
+            if reason:
+                record = replace(record, status="stopped", error=reason)
         self.settle(record)
         waiting = [r for r in self.deferred if key_of(r) == key_of(record)]
         self.deferred = [r for r in self.deferred if key_of(r) != key_of(record)]
@@ -169,36 +269,39 @@ class Session:
             return replace(record, status="failed", error=record.job.reason)
         if not isinstance(record.job, Evaluate):
             return None
-        for name, holds, text in self.limits:
-            if not holds(record.value(name)):
-                reason = f"violates {text}: {name} = {record.value(name):.6g}"
-                return replace(record, status="stopped", error=reason)
+        reason = self.violation(record, early=True)
+        if reason:
+            return replace(record, status="stopped", error=reason)
         same = self.results.get(key_of(record))
         if same is not None:
             return replace(
                 record,
-                status="reused",
+                status="reused" if same.status == "done" else "stopped",
                 values=same.values,
                 step=same.step,
                 curve=same.curve,
                 artifacts={"reused_from": str(same.number)},
+                error=same.error,
             )
-        if any(
-            key_of(other) == key_of(record)
-            for number, other in self.open.items()
-            if number != record.number and other not in self.deferred
-        ):
+        if any(key_of(self.open[number]) == key_of(record) for number in self.out):
             self.deferred.append(record)
             return record
         return None
+
+    def violation(self, record: Record, *, early: bool) -> str:
+        """Why a record violates a constraint; empty where it keeps all of that kind."""
+        reasons = (c.violated_by(record) for c in self.constraints if c.early is early)
+        return next(filter(None, reasons), "")
 
     def settle(self, record: Record) -> None:
         """A record is final: disk first, then the strategy, then the listeners."""
         self.store.finish(record)
         self.open.pop(record.number, None)
+        self.out.discard(record.number)
         self.note(record)
         if self.draws[record.number] >= 0:
             self.strategy.tell(replace(record, number=self.draws[record.number]))
+        self.board.ended(record)
         for listener in self.listeners:
             listener(record)
         self.stop_if_hopeless()
@@ -209,7 +312,7 @@ class Session:
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if self.draws[record.number] >= 0 and record.status != "failed":
             self.counted += 1
-        if record.status == "done" and isinstance(record.job, Evaluate):
+        if record.status in ("done", "stopped") and record.curve:
             self.results[key_of(record)] = record
 
     def stop_if_hopeless(self) -> None:
@@ -228,34 +331,6 @@ class Session:
             )
 
 
-def as_proposal(record: Record) -> Proposal:
-    """A stored record as the proposal that it was."""
-    return Proposal(
-        record.number, record.job, record.params, record.origin, record.seed, record.memo
-    )
-
-
 def key_of(record: Record) -> tuple[str, str, int]:
     """What makes two trials the same: (fingerprint, protocol, seed), never the parameters."""
     return record.fingerprint, record.protocol, record.seed
-
-
-def parsed_constraint(text: str) -> tuple[str, Callable[[float], bool], str]:
-    """`"sparsity >= 0.9"` as (name, predicate, text).
-
-    Raises:
-        ValueError: If the text is not `NAME <= NUMBER` or the like, or NAME is no measure.
-    """
-    match = CONSTRAINT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
-    name, sign, limit = match[1], match[2], float(match[3])
-    if name not in MEASURES:
-        raise unknown_name("measure", name, MEASURES)
-    tests: dict[str, Callable[[float], bool]] = {
-        "<=": lambda value: value <= limit,
-        ">=": lambda value: value >= limit,
-        "<": lambda value: value < limit,
-        ">": lambda value: value > limit,
-    }
-    return name, tests[sign], text

@@ -15,7 +15,7 @@ RANKS = [
     {"strategies"},
     {"executors"},
     {"session", "driver", "reporting", "choices", "user_code", "demo", "printing"},
-    {"cli"},
+    {"cli", "cli_options", "cli_search"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 TOP = {"__init__", "__main__"}  # the façade and the entry point stand above all parts

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import re
+import signal
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 from toy import ToyEvaluator
 
 from masksearch import masks
-from masksearch.contracts import Budget, Evaluate, OneShot, Proposal, Record
+from masksearch.contracts import Budget, Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
 from masksearch.executors.local import Local
 from masksearch.executors.work import carry_out
 from masksearch.strategies.listed import Listed
 
 
-def run(executor: Local, strategy, evaluator, workdir: Path) -> list[Record]:
+def run(
+    executor: Local, strategy, evaluator, workdir: Path, on_report=lambda number, report: True
+) -> list[Record]:
     records: list[Record] = []
     executor.run(
-        strategy, evaluator, budget=Budget(), seed=7, workdir=workdir, on_record=records.append
+        strategy,
+        evaluator,
+        budget=Budget(),
+        seed=7,
+        workdir=workdir,
+        on_record=records.append,
+        on_report=on_report,
     )
     return records
 
@@ -47,11 +58,121 @@ class Crashing(ToyEvaluator):
 def test_dead_worker_fails_its_trial_only(tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(5)}, [0])
     records = run(Local(slots=2), listed, Crashing(), tmp_path)
-    failed = [record for record in records if record.status == "failed"]
     assert sorted(record.number for record in records) == list(range(5))
-    assert any(record.params["mask"] == "w2" for record in failed)
-    assert "worker process died" in failed[0].error
-    assert sum(record.status == "done" for record in records) >= 3
+    (failed,) = [record for record in records if record.status == "failed"]
+    assert failed.params["mask"] == "w2"
+    assert failed.error == "the worker process died 2 times in this trial: exit code 9"
+    assert failed.protocol == "toy"
+
+
+@dataclass(frozen=True)
+class Signalled(ToyEvaluator):
+    """Its process is killed from outside, as the kernel does when memory runs out."""
+
+    number: int = signal.SIGKILL
+
+    def __call__(self, mask, *, seed, workdir):
+        if str(mask) == "window(1)":
+            os.kill(os.getpid(), self.number)
+        yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, r"SIGKILL \(out of memory\?\)"), (signal.SIGSEGV, "SIGSEGV")],
+)
+def test_cause_of_death_is_named(number, words, tmp_path):
+    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
+    records = run(Local(slots=2), listed, Signalled(number=number), tmp_path)
+    (failed,) = [record for record in records if record.status == "failed"]
+    assert re.search(words, failed.error)
+    assert len(records) == 3
+
+
+@dataclass(frozen=True)
+class DiesOnce(ToyEvaluator):
+    """Dies in its first attempt at each mask."""
+
+    def __call__(self, mask, *, seed, workdir):
+        mark = workdir / "tried"
+        if not mark.exists():
+            mark.write_text("once")
+            os._exit(3)
+        yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+
+@pytest.mark.slow
+def test_job_of_a_dead_worker_runs_again_and_counts_once(tmp_path):
+    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
+    records = run(Local(slots=2), listed, DiesOnce(), tmp_path)
+    assert sorted(record.number for record in records) == [0, 1, 2]
+    assert {record.status for record in records} == {"done"}
+
+
+@dataclass(frozen=True)
+class Hanging(ToyEvaluator):
+    """Never comes back from one mask."""
+
+    def __call__(self, mask, *, seed, workdir):
+        while str(mask) == "window(1)":
+            time.sleep(0.05)
+        yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+
+def test_hanging_trial_meets_the_time_limit(tmp_path):
+    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
+    records = run(Local(limit_seconds=1.0), listed, Hanging(), tmp_path)
+    statuses = {record.params["mask"]: record.status for record in records}
+    assert statuses == {"w0": "done", "w1": "failed", "w2": "done"}
+    (failed,) = [record for record in records if record.status == "failed"]
+    assert failed.error == "ran longer than the time limit of 1 s"
+    assert failed.seconds >= 1.0
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_reports_reach_the_driver_in_order_and_can_stop_a_job(slots, tmp_path):
+    heard: dict[int, list[int]] = {}
+
+    def on_report(number: int, report: Report) -> bool:
+        heard.setdefault(number, []).append(report.step)
+        return not (number == 1 and report.step == 2)
+
+    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
+    records = run(Local(slots), listed, ToyEvaluator(), tmp_path, on_report)
+    assert heard == {0: [1, 2, 4], 1: [1, 2], 2: [1, 2, 4]}
+    (stopped,) = [record for record in records if record.status == "stopped"]
+    assert (stopped.number, stopped.step, len(stopped.curve)) == (1, 2, 2)
+    assert stopped.error == "ended early by the scheduler at step 2"
+    assert stopped.values == stopped.curve[-1].values
+
+
+@pytest.mark.slow
+def test_suspect_runs_in_a_process_of_its_own(tmp_path):
+    class Again(Listed):
+        def ask(self):
+            proposal = super().ask()
+            return proposal if isinstance(proposal, str) else replace(proposal, starts=2)
+
+    here = os.getpid()
+    (record,) = run(Local(), Again({"w2": masks.window(2)}, [0]), Crashing(), tmp_path)
+    assert os.getpid() == here
+    assert record.status == "failed"
+
+
+@pytest.mark.slow
+def test_worker_that_cannot_load_the_evaluator_ends_the_search(tmp_path):
+    with pytest.raises(SearchError, match=r"(?s)cannot load the evaluator.*no such thing"):
+        run(Local(slots=2), Listed({"w": masks.window(1)}, [0]), Unloadable(), tmp_path)
+
+
+class Unloadable(ToyEvaluator):
+    def __reduce__(self):
+        return refuse, ()
+
+
+def refuse() -> None:
+    raise RuntimeError("no such thing")
 
 
 def test_strategy_that_waits_for_nothing_is_an_error(tmp_path):
@@ -66,6 +187,8 @@ def test_strategy_that_waits_for_nothing_is_an_error(tmp_path):
 def test_slots_must_be_positive():
     with pytest.raises(ValueError, match="slots must be at least 1, got 0"):
         Local(slots=0)
+    with pytest.raises(ValueError, match="limit_seconds must be positive, got 0"):
+        Local(limit_seconds=0)
 
 
 def test_carry_out_keeps_the_traceback(tmp_path):

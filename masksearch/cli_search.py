@@ -1,0 +1,303 @@
+"""The commands that judge masks: evaluate, search, resume, compare."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masksearch import cli_options as options
+from masksearch.errors import MaskSearchError
+
+if TYPE_CHECKING:
+    from masksearch.contracts import Evaluator, Executor, Objective
+    from masksearch.results.listeners import Watcher
+
+
+COMMAND = "command.json"  # what `resume` repeats
+PATHS = {"run", "corpus", "glue", "found"}
+CODE = {"space", "evaluator"}  # file.py:function
+
+
+class UsageMistake(MaskSearchError):
+    """Options that do not go together."""
+
+
+@options.taking(options.JUDGING, options.PLACING)
+def evaluate(
+    mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 1,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Keep the results there; default: a temporary one."),
+    ] = None,
+    as_json: options.Json = False,
+    **given: Any,
+) -> None:
+    """One mask's score under a protocol, with its interval over seeds."""
+    import tempfile
+
+    from masksearch.choices import read_mask
+    from masksearch.driver import compare
+    from masksearch.printing import last_line, print_comparison
+
+    built, found = judged(given), read_mask(mask)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = run or Path(temporary) / "evaluate"
+        with watching(built.objectives, seeds, "evaluate") as listener:
+            comparison = compare(
+                {mask: found},
+                built,
+                run=folder,
+                seeds=range(seeds),
+                executor=placed(given),
+                listeners=[listener],
+            )
+    failed = [record for record in comparison.records if record.status == "failed"]
+    print_comparison(comparison, as_json)
+    if failed:
+        raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {last_line(failed[0])}")
+
+
+@options.taking(options.JUDGING, options.PLACING)
+def search(
+    space: Annotated[
+        str | None, typer.Argument(help="file.py:function that draws a mask; none for dam.")
+    ] = None,
+    run: options.Run = Path("runs/search"),
+    strategy: Annotated[
+        str, typer.Option(help="random, tpe, nsga2, nsga3, gp, qmc, evolution or dam.")
+    ] = "tpe",
+    trials: Annotated[int | None, typer.Option(help="End after that many trials.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="End after that much time.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of proposals and evaluations.")] = 0,
+    storage: options.Storage = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help="Such as 'sparsity >= 0.9'; repeatable.")
+    ] = None,
+    families: Annotated[
+        bool, typer.Option("--families", help="Judge the hand-designed families first.")
+    ] = False,
+    halving: Annotated[
+        str | None,
+        typer.Option(help="Steps at which hopeless trials end, such as 62,125,250."),
+    ] = None,
+    halving_metric: Annotated[
+        str, typer.Option(help="Reported value that they are judged by, beside sparsity.")
+    ] = "loss",
+    halving_factor: Annotated[
+        int, typer.Option(help="One of that many trials goes on at each of the steps.")
+    ] = 2,
+    log: options.Log = None,
+    density: Annotated[
+        float | None, typer.Option(help="dam: density that the gates are trained for.")
+    ] = None,
+    structure: Annotated[
+        str | None, typer.Option(help="dam: free, symmetric, toeplitz, toeplitz+global, block.")
+    ] = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="dam: offsets have a direction.")
+    ] = False,
+    gate_layers: Annotated[
+        int | None, typer.Option(help="dam: layers with gates of their own; 1 = shared.")
+    ] = None,
+    dam_steps: Annotated[int | None, typer.Option(help="dam: optimiser steps.")] = None,
+    **given: Any,
+) -> None:
+    """Search masks. Repeating the command goes on where it stopped."""
+    options_given = {**locals(), **given}
+    del options_given["given"]
+    from masksearch.choices import dam_options, halving_of
+    from masksearch.driver import search as run_search
+    from masksearch.masks import FAMILIES
+    from masksearch.printing import print_front
+    from masksearch.results.loggers import opened_loggers
+    from masksearch.user_code import load_function
+
+    if space is None and strategy != "dam":
+        raise UsageMistake(f"strategy {strategy!r} needs a space: file.py:function")
+    if trials is None and seconds is None:
+        trials = options_given["trials"] = 20
+    built = judged(given)
+    of_strategy = dam_options(density, structure, signed, gate_layers, dam_steps, strategy)
+    scheduler = halving_of(halving, halving_metric, halving_factor, built)
+    baselines = FAMILIES if families else {}
+    total = None if trials is None else trials + len(baselines)
+    names = [name.strip() for name in (log or "").split(",") if name.strip()]
+    with (
+        watching(built.objectives, total, strategy) as listener,
+        opened_loggers(names, run, built.objectives) as loggers,
+    ):
+        remember(run, "search", options_given)
+        study = run_search(
+            load_function(space) if space is not None and strategy != "dam" else None,
+            built,
+            run=run,
+            storage=storage,
+            trials=trials,
+            seconds=seconds,
+            strategy=strategy,
+            strategy_options=of_strategy,
+            seed=seed,
+            executor=placed(given),
+            scheduler=scheduler,
+            constraints=tuple(constraint or ()),
+            baselines=baselines,
+            listeners=[listener, *loggers],
+        )
+    print_front(study)
+    typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a search or comparison.")],
+    trials: Annotated[int | None, typer.Option(help="Another number of trials.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Another time.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Another executor.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Another number of jobs at a time.")] = None,
+    address: Annotated[str | None, typer.Option(help="Another Ray cluster.")] = None,
+) -> None:
+    """Go on with a search or comparison that was started from the command line."""
+    path = run / COMMAND
+    if not path.is_file():
+        if not run.is_dir():
+            raise UsageMistake(f"{run}: no such run folder")
+        raise UsageMistake(
+            f"{run} was not started from the command line (it holds no {COMMAND}); "
+            "call ms.search or ms.compare again with the same arguments"
+        )
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    given = stored["options"]
+    changed = {
+        "trials": trials,
+        "seconds": seconds,
+        "executor": executor,
+        "slots": slots,
+        "address": address,
+    }
+    given.update({name: value for name, value in changed.items() if value is not None})
+    given["run"] = str(run)
+    for name in PATHS & set(given):
+        if given[name] is not None:
+            value = given[name]
+            given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
+    commands: dict[str, Callable[..., None]] = {"search": search, "compare": compare}
+    commands[stored["command"]](**given)
+
+
+@options.taking(options.JUDGING, options.PLACING)
+def compare(
+    mask: Annotated[list[str] | None, typer.Option(help="MASK or NAME=MASK; repeatable.")] = None,
+    found: Annotated[
+        list[Path] | None, typer.Option(help="Run folder of a search: its best mask; repeatable.")
+    ] = None,
+    sparsity: Annotated[
+        list[float] | None, typer.Option(help="Least sparsity of the masks from --found.")
+    ] = None,
+    run: options.Run = Path("runs/compare"),
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(help="First seed; use others than the search's.")
+    ] = 1000,
+    controls: Annotated[
+        bool, typer.Option(help="Also judge dense attention, the families and random keys.")
+    ] = True,
+    as_json: options.Json = False,
+    **given: Any,
+) -> None:
+    """Judge masks side by side on shared seeds: searched, hand-designed, random, dense."""
+    options_given = {**locals(), **given}
+    del options_given["given"]
+    from masksearch.choices import found_masks, named_mask, random_like
+    from masksearch.driver import Study
+    from masksearch.driver import compare as run_compare
+    from masksearch.masks import FAMILIES, full
+    from masksearch.printing import print_comparison
+
+    built = judged(given)
+    mine = dict(named_mask(text) for text in mask or [])
+    for folder in found or []:
+        for name, chosen in found_masks(Study(folder), sparsity or []).items():
+            mine[name if name not in mine else f"{name} ({folder.name})"] = chosen
+    candidates = dict(mine)
+    if controls:
+        alike = {
+            f"random like {name}": random_like(chosen, built.shape.length, seed=0)
+            for name, chosen in mine.items()
+            if name not in FAMILIES
+        }
+        candidates = {"dense": full(), **FAMILIES, **alike, **mine}
+    with watching(built.objectives, len(candidates) * seeds, "compare") as listener:
+        remember(run, "compare", options_given)
+        comparison = run_compare(
+            candidates,
+            built,
+            run=run,
+            seeds=range(first_seed, first_seed + seeds),
+            executor=placed(given),
+            listeners=[listener],
+        )
+    print_comparison(comparison, as_json)
+    if not as_json:
+        typer.echo(comparison.verdict())
+        typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
+
+
+# -- what the commands share -------------------------------------------------------------------
+def judged(given: Mapping[str, Any]) -> Evaluator:
+    """The evaluator that a command's options name."""
+    from masksearch.choices import Judging
+
+    return Judging(**{field.name: given[field.name] for field in fields(Judging)}).build()
+
+
+def placed(given: Mapping[str, Any]) -> Executor:
+    """The executor that a command's options name."""
+    from masksearch.choices import Placing
+
+    return Placing(**{field.name: given[field.name] for field in fields(Placing)}).build()
+
+
+def watching(
+    objectives: tuple[Objective, ...], total: int | None, title: str
+) -> AbstractContextManager[Watcher]:
+    """A progress display on standard error."""
+    from masksearch.results.listeners import Watcher
+
+    return Watcher(objectives, total, title)
+
+
+def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
+    """Writes what `resume` repeats into the run folder, with absolute paths.
+
+    A command that the folder holds already stays: it belongs to the study there, and `search`
+    itself refuses another one.
+    """
+    path = run / COMMAND
+    if path.is_file():
+        return
+    plain: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in PATHS and value is not None:
+            many = isinstance(value, list)
+            plain[name] = [str(Path(v).resolve()) for v in value] if many else absolute(value)
+        elif name in CODE and value is not None:
+            file, colon, function = str(value).rpartition(":")
+            plain[name] = f"{Path(file).resolve()}{colon}{function}"
+        elif name == "storage" and str(value).startswith("journal:"):
+            plain[name] = f"journal:{absolute(value.removeprefix('journal:'))}"
+        else:
+            plain[name] = value
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"command": command, "options": plain}, indent=1), encoding="utf-8")
+
+
+def absolute(path: Path | str) -> str:
+    """A path that holds from any folder."""
+    return str(Path(path).resolve())
