@@ -70,7 +70,8 @@ class ParetoHalving:
     rebuilds its state. One-shot jobs have no mask to rank and are not to be observed.
 
     Args:
-        rungs: Steps of the rungs, rising (>= 1).
+        rungs: Steps of the rungs, rising (>= 1); to save anything they lie well before the
+            evaluator's last report.
         metric: Name of the reported value to rank by.
         goal: `"min"` or `"max"`, of the metric.
         factor: Of `factor` trials about one goes on (> 1).
