@@ -1,0 +1,195 @@
+"""What a trial costs the driver, measured with an evaluator that does nothing.
+
+Sampler and masks by CPU time, the storages by wall time (they wait for the disk), Ray Tune by the
+driver's CPU time (`dispatch`, `report`) and what a single slot waits beyond it (`latency`). Used
+by `scaling.py --measure`.
+"""
+
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SPACE = Path(__file__).parents[1] / "search_spaces" / "head_shifts.py"  # 14 parameters
+MILESTONES = {"random": (0, 500, 1000, 2000), "tpe": (10, 50, 100, 200, 500, 1000, 2000)}
+
+
+def measured(postgres: str | None, with_ray: bool) -> dict[str, Any]:
+    """Every cost, on this machine."""
+    import optuna
+    import torch
+
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, optuna {optuna.__version__}",
+        "load": os.getloadavg()[0],  # of everybody, in processes
+        "ask": {name: asked(name, at) for name, at in MILESTONES.items()},
+        "lower": lowered(),
+        "storage": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        storages = {"sqlite": None, "journal": f"journal:{folder}/journal", "postgresql": postgres}
+        for name, storage in storages.items():
+            if storage is not None or name == "sqlite":
+                found["storage"][name] = stored(Path(folder) / f"r{os.getpid()}_{name}", storage)
+    if with_ray:
+        found["ray"] = dispatched()
+    return found
+
+
+def proposals(name: str, told: Sequence[Any] = ()) -> Any:
+    """A strategy of that name on a space of 14 parameters, which has been told some records."""
+    from masksearch.contracts import Objective
+    from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy
+    from masksearch.user_code import load_function
+
+    space = load_function(f"{SPACE}:space")
+    objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+    strategy = OptunaStrategy(space, objectives, sampler=SAMPLERS[name], seed=0, name=name)
+    for record in told:
+        strategy.tell(record)
+    return strategy
+
+
+def histories(count: int) -> list[Any]:
+    """Finished records of random masks, with made-up losses."""
+    from masksearch.contracts import Record
+
+    strategy, losses = proposals("random"), np.random.default_rng(0).random((count, 2))
+    asked_for = [strategy.ask() for _ in range(count)]
+    return [
+        Record(
+            p.number,
+            "done",
+            p.job,
+            params=p.params,
+            memo=p.memo,
+            origin=p.origin,
+            values={"loss": float(loss), "sparsity": float(sparsity)},
+        )
+        for p, (loss, sparsity) in zip(asked_for, losses, strict=True)
+    ]
+
+
+def asked(name: str, milestones: Sequence[int], repeats: int = 10) -> list[tuple[int, float]]:
+    """(trials so far, median CPU seconds of one ask and tell)."""
+    history, found = histories(max(milestones)), []
+    for count in milestones:
+        strategy, times = proposals(name, history[:count]), []
+        strategy.ask()  # takes in what it was told
+        for _ in range(repeats):
+            start = time.process_time()
+            p = strategy.ask()
+            strategy.tell(replace(history[0], number=p.number, params=p.params, job=p.job))
+            times.append(time.process_time() - start)
+        found.append((count, statistics.median(times)))
+    return found
+
+
+def lowered(count: int = 30) -> float:
+    """Median CPU seconds of lowering, hashing and measuring a mask, length 128."""
+    from masksearch.contracts import Shape
+    from masksearch.masks.lower import lower
+    from masksearch.masks.measure import measures, table_fingerprint
+
+    times, shape = [], Shape(128, 4, 4)
+    for record in histories(count):
+        start = time.process_time()
+        table = lower(record.mask, shape)
+        table_fingerprint(table)
+        measures(record.mask, shape, table=table)
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
+    """Median wall seconds of the driver's writes."""
+    from masksearch.contracts import Objective, Report
+    from masksearch.results.study_store import StudyStore
+
+    store, times = StudyStore(run, storage), {"begin": [], "observe": [], "finish": []}
+    store.create((Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0)), {})
+    curve = tuple(Report(step, {"loss": 1.0}) for step in range(10))
+    for record in histories(count):
+        clock = [time.perf_counter()]
+        number = store.begin(replace(record, status="running"), record.number)
+        clock.append(time.perf_counter())
+        store.observe(number, curve[0], True)
+        clock.append(time.perf_counter())
+        store.finish(replace(record, number=number, curve=curve))
+        clock.append(time.perf_counter())
+        for name, (start, end) in zip(times, pairwise(clock), strict=True):
+            times[name].append(end - start)
+    store.close()
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class NoOp:
+    """An evaluator whose trials take no time."""
+
+    def __init__(self, reports: int) -> None:
+        from masksearch.contracts import Objective, Shape
+
+        self.reports, self.shape, self.protocol = reports, Shape(16, 1, 4), f"no-op {reports}"
+        self.objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+
+    def __call__(self, mask: Any, *, seed: int, workdir: Path) -> Iterator[Any]:
+        from masksearch.contracts import Report
+
+        for step in range(self.reports):
+            yield Report(step, {"loss": 1.0})
+
+
+def dispatched(few: int = 1, many: int = 11) -> dict[str, float]:
+    """What Ray Tune adds to a trial, against the same search in this process."""
+    from masksearch.executors.local import Local
+    from masksearch.executors.ray_tune import RayTune
+
+    local_cpu, _ = pace(Local(1), few)
+    cpu, wall = pace(RayTune(slots=1), few)
+    more_cpu, more_wall = pace(RayTune(slots=1), many)
+    _, two_slots = pace(RayTune(slots=2), few)
+    report = max(0.0, (more_cpu - cpu) / (many - few))
+    return {
+        "dispatch": cpu - local_cpu - few * report,
+        "report": report,
+        "latency": wall - cpu,
+        "report_latency": max(0.0, (more_wall - wall) / (many - few) - report),
+        "wall_of_trial_one_slot": wall,
+        "wall_of_trial_two_slots": two_slots,
+    }
+
+
+def pace(executor: Any, reports: int, warm: int = 15, count: int = 75) -> tuple[float, float]:
+    """(CPU seconds of this process, wall seconds) of a trial once the search runs."""
+    import cloudpickle
+    import optuna
+
+    import masksearch as ms
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this
+    clock: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ms.search(
+            proposals("random").space,
+            NoOp(reports),
+            run=Path(folder) / "run",
+            storage=optuna.storages.InMemoryStorage(),
+            trials=count,
+            strategy="random",
+            executor=executor,
+            listeners=[lambda record: clock.append((time.process_time(), time.perf_counter()))],
+        )
+    (cpu, wall), (cpu_end, wall_end) = clock[warm], clock[-1]
+    trials = len(clock) - 1 - warm
+    return (cpu_end - cpu) / trials, (wall_end - wall) / trials
