@@ -122,6 +122,8 @@ class ToldStudy:
             self.count += 1
         number = self.trial_id(record.number)
         for name, text in json.loads(record.memo.get("distributions", "{}")).items():
+            if name not in record.params:
+                continue
             kind = json_to_distribution(text)
             value = kind.to_internal_repr(record.params[name])
             self.storage.set_trial_param(number, name, value, kind)

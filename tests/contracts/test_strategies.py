@@ -3,45 +3,96 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
-from toy import ToyEvaluator, space
+import torch
+from toy import ToyEvaluator
+from toy import space as conditional
 
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal, Record, Strategy
+from masksearch.constraints import Constraint
+from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record, Refused, Strategy
+from masksearch.gates.result import DamResult
+from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.listed import Listed
+from masksearch.strategies.oneshot import DamStrategy
 from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy
 
-OBJECTIVES = ToyEvaluator.objectives
+OBJECTIVES = {
+    1: (Objective("loss", "min", 10.0),),
+    2: ToyEvaluator.objectives,
+    3: (*ToyEvaluator.objectives, Objective("cost", "min", 20.0)),
+}
+NAMES = ("random", "tpe", "nsga2", "nsga3", "qmc", "evolution")  # gp is slow: a few cases
+STATUSES = ("done", "done", "stopped", "reused", "failed", "done")
+SPARSE = Constraint("sparsity", ">=", 0.3)
+
+pytestmark = pytest.mark.filterwarnings("ignore:strategy 'nsga")
 
 
-def optuna_strategy(name: str, seed: int = 0) -> Strategy:
-    return OptunaStrategy(space, OBJECTIVES, sampler=SAMPLERS[name], seed=seed, name=name)
+def flat(trial):
+    """Every mask has both parameters: 60 draws, fewer masks."""
+    reach, count = trial.suggest_int("reach", 0, 11), trial.suggest_int("count", 1, 5)
+    return masks.window(reach) | masks.global_tokens(count)
+
+
+def unshaped(trial):
+    """Four digits; what is feasible is a matter of their sum."""
+    digits = [trial.suggest_int(f"digit{index}", 0, 9) for index in range(4)]
+    return masks.window(sum(digits))
+
+
+def build(
+    name, *, seed=0, space=conditional, objectives=OBJECTIVES[2], constraints=()
+) -> Strategy:
+    if name == "evolution":
+        return EvolutionStrategy(
+            space, objectives, seed=seed, population=8, constraints=constraints
+        )
+    return OptunaStrategy(
+        space, objectives, sampler=SAMPLERS[name], seed=seed, name=name, constraints=constraints
+    )
+
+
+def listed() -> Listed:
+    return Listed({f"w{reach}": masks.window(reach) for reach in range(90)}, [0])
 
 
 MAKERS: dict[str, Callable[[], Strategy]] = {
-    "random": lambda: optuna_strategy("random"),
-    "tpe": lambda: optuna_strategy("tpe"),
-    "listed": lambda: Listed({f"w{r}": masks.window(r) for r in range(40)}, [0]),
+    **{name: lambda name=name: build(name) for name in NAMES},
+    **{f"{name}-flat": lambda name=name: build(name, space=flat) for name in NAMES},
+    **{
+        f"{name}-constrained": lambda name=name: build(name, space=flat, constraints=(SPARSE,))
+        for name in ("tpe", "nsga2", "evolution")
+    },
+    "listed": listed,
 }
 
 
-def record_of(proposal: Proposal, status: str = "done") -> Record:
+def record_of(proposal: Proposal, status: str = "done", length: int = 16) -> Record:
+    """What becomes of a proposal: the loss is NaN where it failed, partial where it stopped."""
+    if isinstance(proposal.job, Refused):
+        return Record(
+            proposal.number, "failed", proposal.job, params=proposal.params, memo=proposal.memo
+        )
     assert isinstance(proposal.job, Evaluate)
-    sparsity = proposal.job.mask.sparsity(16)
-    values = {"loss": abs(sparsity - 0.6)} if status in ("done", "reused") else {}
+    sparsity = proposal.job.mask.sparsity(length)
+    values = {"loss": abs(sparsity - 0.6), "cost": float(len(proposal.params))}
     return Record(
         proposal.number,
         status,  # type: ignore[arg-type]
         proposal.job,
         params=proposal.params,
-        values=values,
+        values={**values, "loss": float("nan")} if status == "failed" else values,
+        step=2,
         measures={"sparsity": sparsity},
         memo=proposal.memo,
         error="broken" if status == "failed" else "",
@@ -54,103 +105,212 @@ def asked(strategy: Strategy) -> Proposal:
     return proposal
 
 
+def run(strategy: Strategy, draws: int) -> list[Proposal]:
+    """One slot; every kind of outcome."""
+    proposals = []
+    for index in range(draws):
+        proposals.append(asked(strategy))
+        strategy.tell(record_of(proposals[-1], STATUSES[index % len(STATUSES)]))
+    return proposals
+
+
+def run_in_slots(strategy: Strategy, draws: int, slots: int = 3) -> tuple[list[Record], ...]:
+    """Several slots that finish in any order; the told records, and those still running."""
+    order, told, running = random.Random(0), [], []
+    for index in range(draws):
+        proposal = asked(strategy)
+        running.append(record_of(proposal, STATUSES[index % len(STATUSES)]))
+        if len(running) == slots:
+            told.append(running.pop(order.randrange(slots)))
+            strategy.tell(told[-1])
+    return told, running
+
+
+def resumed(make: Callable[[], Strategy], told: Sequence[Record], running: Sequence[Record]):
+    """As a session resumes: what has finished, in that order, then what is still out."""
+    copy = make()
+    for record in told:
+        copy.tell(record)
+    for record in running:
+        copy.tell(replace(record, status="running", values={}, step=0, error=""))
+    return copy
+
+
+def essence(proposal: Proposal):
+    return proposal.number, proposal.job, dict(proposal.params), dict(proposal.memo)
+
+
+def content(strategy: Strategy):
+    """Everything that a sampler can read of the study in memory."""
+    if not isinstance(strategy, OptunaStrategy):
+        return None
+    storage = strategy.memory.storage
+    trials = [
+        (t.number, t.state, t.params, t.distributions, t.values, t.system_attrs)
+        for t in strategy.study.get_trials()
+    ]
+    return trials, storage.get_study_system_attrs(strategy.memory.id)
+
+
+def assert_law(make: Callable[[], Strategy], draws: int) -> None:
+    """An original, a copy and one told in another order go on alike, and know the same."""
+    original = make()
+    told, running = run_in_slots(original, draws)
+    shuffled = random.Random(1).sample(told, len(told))
+    copies = [resumed(make, told, running), resumed(make, shuffled, running[::-1])]
+    for record in [*running, None, None]:
+        wanted = asked(original)
+        for copy in copies:
+            assert essence(asked(copy)) == essence(wanted)
+            assert content(copy) == content(original)
+        for strategy in [original, *copies]:
+            if record is not None:
+                strategy.tell(record)
+
+
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 class TestStrategy:
-    def test_numbers_its_draws_from_zero(self, make):
-        strategy = make()
-        for number in range(5):
-            proposal = asked(strategy)
-            assert proposal.number == number
-            strategy.tell(record_of(proposal))
-
-    def test_same_seed_same_proposals(self, make):
-        first, second = make(), make()
-        for _ in range(20):
-            a, b = asked(first), asked(second)
-            assert (a.job, a.params) == (b.job, b.params)
-            first.tell(record_of(a))
-            second.tell(record_of(b))
+    def test_same_seed_same_proposals_numbered_from_zero(self, make):
+        first, second = run(make(), 12), run(make(), 12)
+        assert list(map(essence, first)) == list(map(essence, second))
+        assert [proposal.number for proposal in first] == list(range(12))
 
     def test_resumed_copy_asks_what_the_original_asks(self, make):
-        original, told = make(), []
-        for index in range(14):
-            proposal = asked(original)
-            record = record_of(proposal, ["done", "failed", "stopped", "reused"][index % 4])
-            original.tell(record)
-            told.append(record)
-        copy = make()
-        for record in told:
-            copy.tell(record)
-        for _ in range(3):
-            a, b = asked(original), asked(copy)
-            assert (a.number, a.job, a.params) == (b.number, b.job, b.params)
+        assert_law(make, 50)
 
     def test_running_record_is_not_drawn_again(self, make):
-        original = make()
-        proposals = [asked(original) for _ in range(3)]
+        proposals = [asked(strategy := make()), asked(strategy), asked(strategy)]
         copy = make()
-        copy.tell(record_of(proposals[0]))
-        copy.tell(record_of(proposals[2]))
         copy.tell(replace(record_of(proposals[1]), status="running", values={}))
-        assert asked(copy).number == 3
+        copy.tell(record_of(proposals[2]))
+        copy.tell(record_of(proposals[0]))
+        assert essence(asked(copy))[0] == 3
 
     def test_takes_failed_and_stopped_records(self, make):
         strategy = make()
-        for status in ["failed"] * 6 + ["stopped"] * 6 + ["done"] * 3:
+        for status in ["failed"] * 9 + ["stopped"] * 9 + ["done"] * 3:
             strategy.tell(record_of(asked(strategy), status))
-        assert asked(strategy).number == 15
+        assert asked(strategy).number == 21
 
 
-@pytest.mark.parametrize("name", ["random", "tpe"])
-def test_proposals_equal_those_of_another_process(name):
+@pytest.mark.parametrize("count", OBJECTIVES)
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_one_two_and_three_objectives(name, count):
+    make = lambda: build(name, space=flat, objectives=OBJECTIVES[count])  # noqa: E731
+    assert len({json.dumps(p.params) for p in run(make(), 26)}) > 5
+
+
+@pytest.mark.parametrize("count", OBJECTIVES)
+def test_gp_keeps_the_law(count):
+    constraints = (SPARSE, Constraint("cost", "<=", 5)) if count == 2 else ()
+    objectives = OBJECTIVES[count]
+    assert_law(lambda: build("gp", space=flat, objectives=objectives, constraints=constraints), 17)
+
+
+def test_proposals_equal_those_of_another_process():
     code = f"""
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_strategies import asked, optuna_strategy, record_of
-strategy = optuna_strategy({name!r})
-found = []
-for _ in range(12):
-    proposal = asked(strategy)
-    found.append(dict(proposal.params))
-    strategy.tell(record_of(proposal))
-print(json.dumps(found))
+from test_strategies import NAMES, build, flat, run
+print(json.dumps({{n: [p.params for p in run(build(n, space=flat), 34)] for n in NAMES}}))
 """
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    strategy, here = optuna_strategy(name), []
-    for _ in range(12):
-        proposal = asked(strategy)
-        here.append(dict(proposal.params))
-        strategy.tell(record_of(proposal))
+    here = {name: [dict(p.params) for p in run(build(name, space=flat), 34)] for name in NAMES}
     assert json.loads(output) == here
 
 
-def test_other_seed_draws_others():
-    draws = [
-        [asked(optuna_strategy("random", seed)).params for _ in range(1)] for seed in range(9)
-    ]
-    assert len({json.dumps(draw, sort_keys=True) for draw in draws}) > 3
+@pytest.mark.parametrize("name", NAMES)
+def test_other_seed_draws_others(name):
+    draws = [[p.params for p in run(build(name, seed=seed, space=flat), 6)] for seed in range(5)]
+    assert len({json.dumps(draw, sort_keys=True) for draw in draws}) == 5
 
 
-def test_tpe_beats_random_on_the_toy():
-    """TPE must use what it is told: its later draws lie nearer to the optimum."""
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "evolution"])
+def test_learns_what_is_feasible_from_stopped_masks(name):
+    """Feasible is one draw in 40; a mask that is not feasible is stopped without a score."""
+    limit = Constraint("sparsity", ">=", 0.8)
+
+    def share(name: str) -> float:
+        feasible = []
+        for seed in range(2):
+            strategy = build(name, seed=seed, space=unshaped, constraints=(limit,))
+            for _ in range(100):
+                proposal = asked(strategy)
+                sparsity = sum(proposal.params.values()) / 36
+                feasible.append(limit.holds(sparsity))
+                record = replace(record_of(proposal), measures={"sparsity": sparsity})
+                if not feasible[-1]:
+                    record = replace(record, status="stopped", values={}, step=0)
+                strategy.tell(record)
+        return sum(feasible) / len(feasible)
+
+    assert share(name) > 3 * share("random")
+
+
+@pytest.mark.parametrize("name", ["tpe", "evolution"])
+def test_later_draws_are_better_than_random_ones(name):
+    """Who uses what it is told comes nearer to the best of 10,000 masks."""
 
     def late_loss(name: str, seed: int) -> float:
-        strategy, losses = optuna_strategy(name, seed), []
+        strategy = build(name, seed=seed, space=unshaped, objectives=OBJECTIVES[1])
+        losses = []
         for _ in range(40):
-            record = record_of(asked(strategy))
-            losses.append(record.values["loss"])
-            strategy.tell(record)
-        return sum(losses[20:]) / 20
+            proposal = asked(strategy)
+            digits = zip(proposal.params.values(), (3, 1, 4, 1), strict=True)
+            losses.append(sum(abs(digit - best) for digit, best in digits) / 10)
+            strategy.tell(replace(record_of(proposal), values={"loss": losses[-1]}))
+        return sum(losses[20:])
 
-    tpe = sum(late_loss("tpe", seed) for seed in range(3))
-    random = sum(late_loss("random", seed) for seed in range(3))
-    assert tpe < random
+    searched, drawn = (sum(late_loss(n, seed) for seed in range(3)) for n in (name, "random"))
+    assert searched < 0.9 * drawn
+
+
+@pytest.mark.parametrize("name", ["nsga2", "nsga3"])
+@pytest.mark.filterwarnings("always:strategy 'nsga")
+def test_genetic_sampler_warns_once_on_a_conditional_space(name):
+    with pytest.warns(UserWarning, match=rf"'{name}' on a conditional space.*'evolution' or") as w:
+        run(build(name), 20)
+    assert len(w) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(build(name, space=flat), 20)
 
 
 def test_sampler_object_is_used_as_it_is():
     sampler = optuna.samplers.RandomSampler(seed=5)
-    strategy = OptunaStrategy(space, OBJECTIVES, sampler=sampler, seed=0, name="mine")
+    strategy = OptunaStrategy(conditional, OBJECTIVES[2], sampler=sampler, seed=0, name="mine")
     assert asked(strategy).origin == "mine"
     assert strategy.study.sampler is sampler
+
+
+def test_exhausted_grid_is_done():
+    grid = {"reach": [1, 2, 3], "count": [1, 2]}
+    sampler = optuna.samplers.GridSampler(grid, seed=0)
+    strategy = OptunaStrategy(flat, OBJECTIVES[2], sampler=sampler, seed=0, name="grid")
+    drawn = {json.dumps(p.params) for p in run(strategy, 6)}
+    assert len(drawn) == 6
+    assert strategy.ask() == "done"
+
+
+def test_dam_keeps_the_law(tmp_path):
+    likely = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    DamResult(likely, (), 0.5).save(tmp_path / "gates.safetensors")
+
+    def make():
+        return DamStrategy(tmp_path, gates={}, config={}, target=0.5, densities=(0.5, 0.4, 0.3))
+
+    original = make()
+    first = asked(original)
+    assert isinstance(first.job, OneShot)
+    assert original.ask() == "wait"
+    gates = {"gates": "gates.safetensors"}
+    trained = Record(0, "done", first.job, artifacts=gates, origin="dam")
+    original.tell(trained)
+    cut = asked(original)
+    copy = resumed(make, [trained], [record_of(cut, length=8)])
+    assert essence(asked(copy)) == essence(asked(original))
+    for strategy in (original, copy):
+        asked(strategy)
+        assert strategy.ask() == "done"
