@@ -51,7 +51,7 @@ def moved(trial: BaseTrial, plain, place: str, least: int = 0):
     if "last" in new:
         new["last"] = min(new["last"], new["size"])
     if new["kind"] == "or":
-        names = [f"{place}.{i}.kept" for i in range(1, len(new["of"]))]
+        names = [f"{place}.of.{i}.kept" for i in range(1, len(new["of"]))]
         kept = [True] + [trial.suggest_categorical(name, [True, False]) for name in names]
         new["of"] = [part for part, stays in zip(new["of"], kept, strict=True) if stays]
     return new

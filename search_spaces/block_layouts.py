@@ -23,7 +23,7 @@ RANKS = 10  # about `level` of 10 blocks off the diagonal are kept
 def space(trial: BaseTrial) -> masks.Mask:
     """The diagonal blocks and the kept ones, the same in every head and layer."""
     size = LENGTH // GRID
-    level = trial.suggest_int("level", 0, RANKS)
+    level = trial.suggest_int("level", 1, RANKS, log=True)
     bits = masks.blocks(size).dense(LENGTH)[0, 0]
     for row in range(GRID):
         for column in range(GRID):

@@ -22,7 +22,7 @@ RANKS = 10  # about `level` of 10 distances are kept
 
 def space(trial: BaseTrial) -> masks.Mask:
     """The kept distances, and perhaps a global token."""
-    level = trial.suggest_int("level", 0, RANKS)
+    level = trial.suggest_int("level", 1, RANKS, log=True)
     signs = (-1, 1) if SIGNED else (1,)
     kept = [
         sign * distance

@@ -3,7 +3,7 @@
 600 masks (1,200 parameter combinations). The demonstration searches a space of this kind,
 because the planted corpus has its true edges at one distance and at a global token: random
 search has to be lucky, a sampler has to learn, DAM sees the gradient. Holds star, and every
-distance with a global token. Lengths of 25 or more tell all its masks apart.
+distance with a global token. Lengths of 26 or more tell all its masks apart.
 
     masksearch search search_spaces/distances.py:space --trials 20 --run runs/distances
 """

@@ -1,42 +1,397 @@
-"""Every ready-made space draws valid masks, is pure, and is short."""
+"""Every ready-made space draws valid masks, is pure and short, and holds what it says it holds."""
 
 from __future__ import annotations
 
+import ast
+import statistics
+import sys
+import time
+from math import comb, prod
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import FixedTrial
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.trial import BaseTrial, FixedTrial
 
 import masksearch as ms
+from masksearch import masks
 from masksearch.masks import Mask
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
+SHAPE = ms.Shape(64, 2, 4)
+
+
+def loaded(name, **constants):
+    """A fresh module of a space, with other constants on top."""
+    module = sys.modules[ms.load_function(f"{FOLDER / name}.py:space").__module__]
+    assert set(constants) <= set(vars(module))
+    vars(module).update(constants)
+    return module
+
+
+def trials(sampler_seed, count):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=sampler_seed))
+    return [study.ask() for _ in range(count)]
+
+
+def same(mask, other, length=128):
+    """Whether two masks keep the same cells in two layers of four heads."""
+    return bool((mask.dense(length, 2, 4) == other.dense(length, 2, 4)).all())
+
+
+class Scripted(FixedTrial):
+    """Follows a list of choices by index, then takes the first choice of each parameter."""
+
+    def __init__(self, script):
+        super().__init__({})
+        self.script, self.taken, self.sizes = script, [], []
+
+    def _suggest(self, name, distribution):
+        if name in self._suggested_params:
+            return self._suggested_params[name]
+        if isinstance(distribution, CategoricalDistribution):
+            choices = distribution.choices
+        else:
+            assert isinstance(distribution, IntDistribution), f"{name} cannot be counted"
+            choices = range(distribution.low, distribution.high + 1, distribution.step)
+        place = len(self.taken)
+        index = self.script[place] if place < len(self.script) else 0
+        self.taken.append(index)
+        self.sizes.append(len(choices))
+        self._suggested_params[name] = choices[index]
+        return choices[index]
+
+
+def every_mask(space):
+    """One mask for each parameter combination, whatever the conditions (an odometer)."""
+    script = []
+    while True:
+        trial = Scripted(script)
+        yield space(trial)
+        script = trial.taken
+        while script and script[-1] == trial.sizes[len(script) - 1] - 1:
+            script = script[:-1]
+        if not script:
+            return
+        script = [*script[:-1], script[-1] + 1]
+
+
+def counted(space, length=128, layers=1, heads=1):
+    """Parameter combinations, and masks told apart by their bits."""
+    tables = [mask.dense(length, layers, heads) for mask in every_mask(space)]
+    return len(tables), len({table.numpy().tobytes() for table in tables})
+
+
+FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 class TestSpace:
     def test_draws_masks_without_empty_rows(self, path):
         space = ms.load_function(f"{path}:space")
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         drawn = set()
-        for _ in range(40):
-            mask = space(study.ask())
+        for trial in trials(0, 40):
+            mask = space(trial)
             assert isinstance(mask, Mask)
-            table = ms.lower(mask, ms.Shape(64, 2, 4))
-            assert table.any(-1).all()
+            assert ms.lower(mask, SHAPE).any(-1).all()
+            assert ms.Mask.from_json(mask.to_json()) == mask
+            assert not any("/" in name for name in trial.params)
             drawn.add(mask.digest)
         assert len(drawn) > 5
 
     def test_replays_from_its_parameters(self, path):
         space = ms.load_function(f"{path}:space")
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-        for _ in range(10):
-            trial = study.ask()
+        for trial in trials(1, 10):
             assert space(trial) == space(FixedTrial(trial.params))
+
+    def test_is_flat_or_conditional_as_the_readme_says(self, path):
+        space = ms.load_function(f"{path}:space")
+        drawn = trials(5, 20)
+        assert all(isinstance(space(trial), Mask) for trial in drawn)
+        asked = {tuple(trial.params) for trial in drawn}
+        assert (len(asked) == 1) == (path.stem in FLAT)
 
     def test_is_short_and_says_how_to_run_it(self, path):
         text = path.read_text(encoding="utf-8")
         assert len(text.splitlines()) <= 60
         assert f"masksearch search search_spaces/{path.name}:space" in text
+
+    def test_imports_masksearch_and_optuna_trial_only(self, path):
+        modules = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(node.module)
+        assert modules <= {"masksearch", "optuna.trial", "collections.abc"}
+
+    def test_stands_in_the_table_with_its_picture(self, path):
+        readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+        assert f"[{path.name}]({path.name})" in readme
+        assert f"../docs/images/spaces/{path.stem}.png" in readme
+        picture = FOLDER.parent / "docs" / "images" / "spaces" / f"{path.stem}.png"
+        assert 2_000 < picture.stat().st_size <= 60_000
+
+    @pytest.mark.slow
+    def test_a_draw_takes_milliseconds(self, path):
+        space = ms.load_function(f"{path}:space")
+        seconds = []
+        for trial in trials(2, 60):
+            start = time.perf_counter()
+            space(trial)
+            seconds.append(time.perf_counter() - start)
+        assert statistics.median(seconds) < 0.02  # the rule is 0.01; twice that on a busy machine
+
+
+class TestSizes:
+    """Combinations and masks: counted where few, else counted small and by a formula."""
+
+    def says(self, name, *numbers):
+        text = " ".join(loaded(name).__doc__.split())
+        for number in numbers:
+            assert number in text, f"{name}.py does not say {number}"
+
+    def test_band_global(self):
+        assert counted(loaded("band_global").space) == (192, 192)
+        self.says("band_global", "192 masks")
+
+    def test_distances(self):
+        for length in (26, 64):
+            assert counted(loaded("distances").space, length) == (1_200, 600)
+        self.says("distances", "600 masks", "1,200 parameter")
+
+    def test_dilated_layers(self):
+        def size(layers, most):
+            return (most * most) ** layers * 3 * 2
+
+        assert counted(loaded("dilated_layers", LAYERS=1, MOST=3).space, 64) == (size(1, 3),) * 2
+        assert counted(loaded("dilated_layers", LAYERS=2, MOST=2).space, 64) == (size(2, 2),) * 2
+        self.says("dilated_layers", f"{size(2, 8):,} masks")
+
+    @pytest.mark.parametrize(
+        ("name", "layers"), [("head_shifts", {}), ("head_layer_shifts", {"LAYERS": 1})]
+    )
+    def test_shifts(self, name, layers):
+        def size(planes, offsets):
+            combinations = (offsets * (1 + offsets)) ** planes * 4
+            return combinations, (offsets + comb(offsets, 2)) ** planes * 3
+
+        space = loaded(name, HEADS=2, OFFSETS=[-1, 1, 2], **layers).space
+        assert counted(space, 16, heads=2) == size(2, 3)
+        combinations, number = size(8 if layers else 4, 8)
+        write = short if layers else "{:,}".format
+        self.says(name, f"{write(number)} masks", f"{write(combinations)} parameter")
+
+    def test_head_families(self):
+        space = loaded("head_families", HEADS=1, LAYERS=1).space
+        combinations = sum(1 for _ in every_mask(space))
+        assert combinations % 3 == 0  # the hubs are asked once, after every head
+        self.says("head_families", f"{short((combinations // 3) ** 8 * 3, 1)} parameter")
+
+    @pytest.mark.parametrize("signed", [False, True])
+    def test_distance_bits(self, signed):
+        space = loaded("distance_bits", FARTHEST=2 if signed else 4, SIGNED=signed, RANKS=2).space
+        assert counted(space, 8) == (2 * 2**4 * 4, 3 * 2**4)
+        self.says("distance_bits", f"{short(3 * 2**64, 1)} masks", "3 x 2^64", "3 x 2^128")
+
+    def test_block_layouts(self):
+        space = loaded("block_layouts", GRID=3, LENGTH=6, RANKS=2).space
+        assert counted(space, 6) == (2 * 2**6, 2**6)
+        self.says("block_layouts", f"{short(2**56, 1)} masks", "2^56")
+
+    def test_around(self):
+        numbers = [5, 3, 2, 3, 3]  # reach 4 to 8, position 0 to 2, kept, hubs, diagonal
+        module = loaded("around", EDITS=1, FARTHEST=1)
+        assert counted(module.around(module.CENTRE, 16), 16)[0] == prod(numbers) * 3
+        self.says("around", f"{prod(numbers) * (3 * 16) ** 3:,} parameter")
+
+
+def short(number, digits=2):
+    """1,234 as 1.23e3."""
+    mantissa, exponent = f"{number:.{digits}e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+class TestContents:
+    """What a space holds: a point of it has the same bits at 128 positions."""
+
+    @pytest.mark.parametrize(
+        ("params", "mask"),
+        [
+            ({"reach": 6, "hubs": 1, "diagonal": True}, masks.longformer(6, 1)),
+            ({"reach": 1, "hubs": 1, "diagonal": True}, masks.star()),
+            ({"reach": 32, "hubs": 0, "diagonal": True}, masks.window(32)),
+        ],
+    )
+    def test_band_global(self, params, mask):
+        assert same(loaded("band_global").space(FixedTrial(params)), mask)
+
+    def test_distances(self):
+        params = {"first": 11, "two": False, "hub": True}
+        mask = loaded("distances").space(FixedTrial(params))
+        assert same(mask, masks.offsets([0, 11]) | masks.global_tokens(1))
+        assert same(loaded("distances").space(FixedTrial(params | {"first": 1})), masks.star())
+
+    @pytest.mark.parametrize(
+        ("keys", "gap", "hubs", "mask"),
+        [
+            (6, 1, 1, masks.longformer(6, 1)),
+            (1, 1, 1, masks.star()),
+            (8, 1, 0, masks.window(8)),
+            (3, 5, 0, masks.dilated(15, 5)),
+        ],
+    )
+    def test_dilated_layers(self, keys, gap, hubs, mask):
+        params = {f"l{layer}.keys": keys for layer in (0, 1)}
+        params |= {f"l{layer}.gap": gap for layer in (0, 1)} | {"hubs": hubs, "diagonal": True}
+        assert same(loaded("dilated_layers").space(FixedTrial(params)), mask)
+
+    def test_shifts_hold_star_and_one_layer_holds_the_other(self):
+        both = {"first": -1, "two": True, "second": 1}
+        params = {f"h{head}.{name}": value for head in range(4) for name, value in both.items()}
+        params |= {"hub": True, "diagonal": True}
+        assert same(loaded("head_shifts").space(FixedTrial(params)), masks.star())
+        of_head = loaded("head_shifts").space
+        of_layer = loaded("head_layer_shifts").space
+        for trial in trials(3, 20):
+            mask = of_head(trial)
+            params = {
+                f"l{layer}.{name}": v for name, v in trial.params.items() for layer in (0, 1)
+            }
+            assert same(of_layer(FixedTrial(params | trial.params)), mask)
+
+    @pytest.mark.parametrize(
+        ("name", "family", "numbers", "hubs"),
+        [
+            ("strided", "strided", {"period": 4}, 0),
+            ("fixed", "fixed", {"size": 4, "last": 1}, 0),
+            ("longformer", "window", {"reach": 6}, 1),
+            ("log_sparse", "log_sparse", {}, 0),
+            ("bigbird", "bigbird", {"reach": 2, "count": 1, "keys": 2, "seed": 0}, 0),
+            ("star", "window", {"reach": 1}, 1),
+        ],
+    )
+    def test_head_families_hold_every_family(self, name, family, numbers, hubs):
+        params = {"hubs": hubs}
+        for place in (f"l{layer}.h{head}" for layer in (0, 1) for head in range(4)):
+            params[f"{place}.family"] = family
+            params |= {f"{place}.{family}.{key}": value for key, value in numbers.items()}
+        assert same(loaded("head_families").space(FixedTrial(params)), ms.FAMILIES[name])
+
+    def bits(self, distances, hub):
+        params = {f"d{distance}": 1 if distance in distances else 2 for distance in range(1, 65)}
+        params |= {"level": 1, "hub": hub, "diagonal": True}
+        return loaded("distance_bits").space(FixedTrial(params))
+
+    def test_distance_bits(self):
+        assert same(self.bits(range(1, 7), True), masks.longformer(6, 1))
+        assert same(self.bits({1}, True), masks.star())
+        assert same(self.bits({2**power for power in range(7)}, False), masks.log_sparse())
+        assert same(self.bits(range(1, 65), False), masks.window(64))
+        assert same(self.bits({7, 14, 21}, False), masks.dilated(21, 7))
+
+    def test_signed_distance_bits(self):
+        module = loaded("distance_bits", SIGNED=True)
+        params = {f"d{step}": 1 if step in (-1, 3) else 10 for step in range(-64, 65) if step}
+        params |= {"level": 9, "hub": False, "diagonal": False}
+        assert same(module.space(FixedTrial(params)), masks.shifts([-1, 0, 3]))
+
+    @pytest.mark.parametrize(
+        ("kept", "mask"),
+        [
+            (lambda query, key: False, masks.blocks(16)),
+            (lambda query, key: query // 2 == key // 2, masks.blocks(32)),
+            (lambda query, key: query // 4 == key // 4, masks.blocks(64)),
+            (lambda query, key: True, masks.full()),
+            (lambda query, key: 0 in (query, key), masks.blocks(16) | masks.global_tokens(16)),
+            (
+                lambda query, key: key == 7,
+                masks.blocks(16) | masks.block_columns(128, last=16),
+            ),
+        ],
+    )
+    def test_block_layouts(self, kept, mask):
+        params = {f"q{q}.k{k}": 1 if kept(q, k) else 2 for q in range(8) for k in range(8)}
+        assert same(loaded("block_layouts").space(FixedTrial(params | {"level": 1})), mask)
+
+
+NOTHING = {"hubs": 0, "diagonal": "as it is", "at.of.1.kept": True}
+NOTHING |= {f"edit{edit}": "none" for edit in range(3)}
+NOTHING |= {f"edit{edit}.distance": 1 for edit in range(3)}
+
+
+def unmoved(numbers):
+    """A trial without edits, and with the numbers of the expression as given."""
+    return FixedTrial(NOTHING | numbers)
+
+
+class TestAround:
+    def test_holds_its_centre_and_known_neighbours(self):
+        space = loaded("around").space
+        here = {"at.of.0.reach": 6, "at.of.1.positions.0": 0}
+        assert same(space(unmoved(here)), masks.longformer(6, 1))
+        assert same(space(unmoved(here | {"at.of.1.kept": False})), masks.window(6))
+        assert same(space(unmoved(here | {"at.of.0.reach": 4})), masks.longformer(4, 1))
+        assert same(space(unmoved(here | {"hubs": 2})), masks.longformer(6, 2))
+        edited = here | {"edit0": "add", "edit0.distance": 9, "edit2": "remove"}
+        expected = (masks.longformer(6, 1) | masks.offsets([9])) - masks.offsets([1])
+        assert same(space(unmoved(edited)), expected)
+        dropped = masks.without_diagonal(masks.longformer(6, 1))
+        assert same(space(unmoved(here | {"diagonal": "dropped"})), dropped)
+
+    def test_a_table_does_not_move_but_takes_edits(self):
+        table = masks.table(masks.window(3).dense(32)[0, 0])
+        space = loaded("around").around(table, length=32)
+        assert space(unmoved({})) == table
+        added = space(unmoved({"edit1": "add", "edit1.distance": 8}))
+        assert same(added, masks.window(3) | masks.offsets([8]), 32)
+
+    def test_the_diagonal_comes_back_where_rows_would_be_empty(self):
+        space = loaded("around").around(masks.window(0))
+        assert same(space(unmoved({"at.reach": 0, "diagonal": "dropped"})), masks.window(0))
+
+    def test_a_resumed_search_notices_another_centre(self):
+        around = loaded("around").around
+        sources = {around(masks.window(reach)).masksearch_source for reach in (2, 3)}
+        assert len(sources) == 2
+
+    @settings(max_examples=30, deadline=None)
+    @given(
+        text=st.sampled_from(
+            [
+                *map(str, ms.FAMILIES.values()),
+                "window(0)",
+                "shifts([-1]) | global_tokens(1)",
+                "window(3) - window(0)",
+                "blocks(2) & ~stride(3)",
+                "per_head([window(1), stride(2), shifts([1]), fixed(2, 2)])",
+                "per_layer([dilated(4, 2), per_head([blocks(1), window(0), full(), star()])])",
+            ]
+        ),
+        seed=st.integers(0, 1_000),
+    )
+    def test_no_row_is_empty_around_any_mask(self, text, seed):
+        centre = masks.parse(text)
+        (trial,) = trials(seed, 1)
+        space = loaded("around").around(centre, length=64)
+        mask = space(trial)
+        assert ms.lower(mask, SHAPE).any(-1).all()
+        assert space(FixedTrial(trial.params)) == mask
+
+
+def test_a_trial_is_all_that_a_space_reads(monkeypatch):
+    """No global generator decides anything: the draws of a seed are the same after a reseed."""
+    import torch
+
+    assert issubclass(Scripted, BaseTrial)
+    for path in FILES:
+        space = ms.load_function(f"{path}:space")
+        state = torch.random.get_rng_state()
+        first = [space(trial) for trial in trials(4, 5)]
+        assert torch.equal(torch.random.get_rng_state(), state)
+        torch.rand(3)
+        assert [space(trial) for trial in trials(4, 5)] == first
