@@ -30,8 +30,8 @@ PATIENCE = 60.0  # seconds that a server which went away is waited for
 class StudyLock(Protocol):
     """What a driver holds while it writes."""
 
-    def check(self) -> None:
-        """Fails if the lock has been lost; called before every write."""
+    def check(self) -> bool:
+        """Called before every write: False if the lock had been lost and was taken again."""
         ...
 
     def release(self) -> None:
@@ -112,8 +112,9 @@ class FileLocked:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
             path.write_text(holder(), encoding="utf-8")
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """A lock file is not lost while its process lives."""
+        return True
 
     def release(self) -> None:
         """Lets another driver write."""
@@ -179,24 +180,26 @@ class ServerLocked:
         ).first()
         return (str(row[0]), int(row[1])) if row else ("", self.backend)
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Takes the lock again if its session was lost; waits for a server that went away.
+
+        Returns:
+            Whether it had been held all the time.
 
         Raises:
             SearchError: If the server stays away for a minute, or another driver has come.
         """
         try:
             ask(self.connection, "SELECT 1")
-            return
-        except exc.DBAPIError:
-            self.connection.invalidate()
-            self.connection.close()
+            return True
+        except exc.SQLAlchemyError:
+            self.release()
         deadline = time.monotonic() + PATIENCE
         with explained(self.place, f"no answer for {PATIENCE:g} s from"):
             while True:
                 try:
                     self.connection = self.taken()
-                    return
+                    return False
                 except exc.DBAPIError:
                     if time.monotonic() > deadline:
                         raise

@@ -15,7 +15,6 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,12 +41,15 @@ from masksearch.results.trial_data import (
     OBSERVED,
     Entry,
     Observation,
+    check_format,
     end_of,
     entry_of,
     finite,
     observed,
+    own_version,
     proposal_data,
     result_data,
+    starts_of,
 )
 from masksearch.results.trial_data import STATES as STATES
 
@@ -149,7 +151,7 @@ class StudyStore:
         """Writes what the study is; of one that is described already only who writes to it."""
         study = self.opened()
         known = study.user_attrs
-        for key, value in (("format", FORMAT), ("masksearch", version("masksearch"))):
+        for key, value in (("format", FORMAT), ("masksearch", own_version())):
             if known.get(key) != value:
                 study.set_user_attr(key, value)
         if not described:
@@ -167,31 +169,18 @@ class StudyStore:
         """
         with explained(self.place):
             try:
-                with quiet():
-                    self.study = optuna.load_study(study_name=self.name, storage=self.storage)
+                self.study = optuna.load_study(study_name=self.name, storage=self.storage)
             except KeyError as error:
-                raise SearchError(
-                    f"the storage of {self.run} holds no study {self.name!r}"
-                ) from error
+                message = f"the storage of {self.run} holds no study {self.name!r}"
+                raise SearchError(message) from error
             known = self.study.user_attrs
-        if known.get("format", 1) > FORMAT:
-            raise SearchError(
-                f"{self.run} was written by masksearch {known.get('masksearch', '(unknown)')} in "
-                f"format {known['format']}; this is masksearch {version('masksearch')}, which "
-                f"reads formats up to {FORMAT}; install that version, or a newer one"
-            )
+        check_format(known, self.run)
         self.goals = ()
         trials = self.trials()
         self.ids = [trial._trial_id for trial in trials]
         self.finished = sum(trial.state.is_finished() for trial in trials)
-        self.observed = 1 + max(
-            (order for trial in trials for order, _ in observed(trial)), default=-1
-        )
-        self.begun = {
-            trial.number: int(trial.user_attrs.get("starts", 1))
-            for trial in trials
-            if not trial.state.is_finished()
-        }
+        self.observed = 1 + max((seen[0] for t in trials for seen in observed(t)), default=-1)
+        self.begun = starts_of(trials)
 
     def opened(self) -> optuna.Study:
         """The Optuna study, for whoever wants Optuna's own tools."""
@@ -235,7 +224,8 @@ class StudyStore:
                 the reserve), the storage fails, or another driver has taken over.
         """
         for lock in self.locks:
-            lock.check()
+            if not lock.check():
+                self.check_unchanged()
         try:
             with explained(self.place):
                 return action()
@@ -252,6 +242,19 @@ class StudyStore:
                 f"disk full at {self.place.path or self.run}: the {len(ended)} finished results"
                 f"{last} are safe; free space and repeat the command"
             ) from full
+
+    def check_unchanged(self) -> None:
+        """After the study's lock was lost and taken again: has nobody else written?
+
+        Raises:
+            SearchError: If somebody has.
+        """
+        trials = self.trials()
+        if len(trials) != len(self.ids) or starts_of(trials) != self.begun:
+            raise SearchError(
+                f"another process has written to {self.run} while the storage was out of reach; "
+                "repeat the command to go on from there"
+            )
 
     def begin(self, record: Record, draw: int) -> int:
         """Writes a proposal as a RUNNING trial.

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,25 @@ class Entry:
     draw: int
     order: float  # among the finished ones; infinity where there is none
     observations: tuple[tuple[int, Observation], ...]
+
+
+def own_version() -> str:
+    """The version of this masksearch, also where it runs without being installed."""
+    return str(vars(sys.modules["masksearch"])["__version__"])
+
+
+def check_format(known: Mapping[str, Any], run: Path) -> None:
+    """Refuses a study whose attributes `known` say that a newer masksearch has written it.
+
+    Raises:
+        SearchError: Names both versions.
+    """
+    if known.get("format", 1) > FORMAT:
+        raise SearchError(
+            f"{run} was written by masksearch {known.get('masksearch', '(unknown)')} in format "
+            f"{known['format']}; this is masksearch {own_version()}, which reads formats up to "
+            f"{FORMAT}; install that version, or a newer one"
+        )
 
 
 def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
@@ -205,6 +225,15 @@ def job_of(data: Mapping[str, Any], number: int, run: Path) -> Job:
         case "one_shot":
             return OneShot(data["gates"], data["config"])
     return Refused(data["reason"])
+
+
+def starts_of(trials: Iterable[FrozenTrial]) -> dict[int, int]:
+    """Running trial -> how often it was begun."""
+    return {
+        trial.number: int(trial.user_attrs.get("starts", 1))
+        for trial in trials
+        if not trial.state.is_finished()
+    }
 
 
 def observed(trial: FrozenTrial) -> Iterator[tuple[int, Observation]]:

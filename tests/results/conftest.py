@@ -1,9 +1,17 @@
-"""Synthetic records: plain data, no model behind them."""
+"""Synthetic records: plain data, no model behind them. And a database server, and a small disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -81,3 +89,84 @@ def one_shot() -> Record:
         0, "done", OneShot({"structure": "free"}), protocol="p", origin="dam", curve=curve,
         values=dict(curve[-1].values), seconds=60.0,
     )  # fmt: skip
+
+
+class Server:
+    """A PostgreSQL server of its own in a folder of its own, reached by TCP with a password."""
+
+    user, password = "searcher", "s3cret:word"
+
+    def __init__(self, binaries: Path) -> None:
+        self.binaries = binaries
+        self.folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+        self.owner: dict[str, Any] = {}
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            self.owner = {"user": "postgres", "group": "postgres", "extra_groups": []}
+            shutil.chown(self.folder, "postgres", "postgres")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        word = self.folder / "word"
+        word.write_text(self.password)
+        word.chmod(0o644)
+        self.call(
+            "initdb", "-D", self.folder / "data", "-U", self.user, "-A", "scram-sha-256",
+            f"--pwfile={word}", "--no-sync", "-E", "UTF8", "--locale=C",
+        )  # fmt: skip
+
+    def call(self, program: str, *arguments: object) -> None:
+        subprocess.run(
+            [self.binaries / program, *map(str, arguments)], check=True, cwd=self.folder,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=60, **self.owner,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -F"
+        log = self.folder / "log"
+        self.call("pg_ctl", "-D", self.folder / "data", "-l", log, "-o", options, "-w", "start")
+
+    def stop(self) -> None:
+        self.call("pg_ctl", "-D", self.folder / "data", "-m", "immediate", "-w", "stop")
+
+    def url(self, password: str = password, scheme: str = "postgresql") -> str:
+        place = f"127.0.0.1:{self.port}/postgres"
+        return f"{scheme}://{self.user}:{quote(password, safe='')}@{place}"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A running PostgreSQL server; the test is skipped where there is none to start."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed")
+    found = [Path(found).parent for found in [shutil.which("initdb")] if found]
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    places = [place for place in found if (place / "pg_ctl").exists()]
+    if not places:
+        pytest.skip("no PostgreSQL server here (no initdb, no pg_ctl)")
+    if os.geteuid() == 0:
+        try:
+            pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL refuses root, and there is no user postgres")
+    try:
+        server = Server(places[0])
+        server.start()
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"the PostgreSQL server does not start: {getattr(error, 'stderr', error)}")
+    yield server
+    server.stop()
+    shutil.rmtree(server.folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MiB; the test is skipped where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    done = mount and subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if not done or done.returncode:
+        pytest.skip(f"no small disk can be mounted: {done.stderr if done else 'no mount'}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

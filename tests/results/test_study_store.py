@@ -8,10 +8,12 @@ import optuna
 import pytest
 import torch
 
+import masksearch
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
 from masksearch.errors import ResumeError, SearchError
 from masksearch.results.study_store import Observation, StudyStore
+from masksearch.results.trial_data import FORMAT
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
@@ -163,3 +165,98 @@ def test_observations_come_back_in_their_order(store):
     store.observe(made[2].number, made[2].report, made[2].goes_on)
     store.finish(finished(running(), 1, status="stopped"))
     assert store.observations() == made
+
+
+def test_newer_format_names_both_versions(store):
+    study = store.opened()
+    assert study.user_attrs["format"] == FORMAT
+    assert study.user_attrs["masksearch"] == masksearch.__version__
+    study.set_user_attr("format", FORMAT + 1)
+    study.set_user_attr("masksearch", "9.8.7")
+    message = (
+        rf"was written by masksearch 9\.8\.7 in format {FORMAT + 1}; this is masksearch "
+        rf"{masksearch.__version__}, which reads formats up to {FORMAT}; install"
+    )
+    with pytest.raises(SearchError, match=message):
+        store.create(OBJECTIVES, FACTS)
+
+
+def test_first_format_is_still_read(tmp_path):
+    """A study as masksearch wrote it before formats had numbers, attribute by attribute."""
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(
+        storage=storage, study_name="run", directions=["minimize", "maximize"]
+    )
+    study.set_user_attr("objectives", [["loss", "min", 10.0], ["sparsity", "max", 0.0]])
+    study.set_user_attr("facts", FACTS)
+    attributes = {
+        "origin": "tpe", "draw": 7, "seed": 3, "mask": "window(2)", "fingerprint": "f" * 64,
+        "job": {"kind": "evaluate", "mask": masks.window(2).to_dict()}, "protocol": "p",
+        "measures": {"sparsity": 0.7, "hops": "inf"}, "params": {"reach": 2, "kind": "a"},
+        "memo": {"note": "kept"},
+    }  # fmt: skip
+    result = {
+        "status": "done", "values": {"loss": 0.25}, "step": 4, "seconds": 1.5, "error": "",
+        "curve": [[2, {"loss": 0.5}], [4, {"loss": 0.25}]], "order": 0,
+        "artifacts": {"gates": "trials/0/gates.safetensors"},
+    }  # fmt: skip
+    for more in ({"result": result}, {}):
+        trial = optuna.trial.create_trial(
+            state=optuna.trial.TrialState.COMPLETE if more else optuna.trial.TrialState.RUNNING,
+            values=[0.25, 0.7] if more else None,
+            user_attrs=attributes | more,
+        )
+        study.add_trial(trial)
+    store = StudyStore(tmp_path / "run", storage)
+    assert store.create(OBJECTIVES, FACTS) is True
+    assert store.records() == [
+        finished(running(), 0),
+        running(number=1),
+    ]
+    assert store.draws() == {0: 7, 1: 7}
+    assert store.starts() == {1: 1}
+    store.finish(finished(running(), 1))  # and it goes on
+    assert store.told()[1] == finished(running(), 1)
+    assert store.opened().user_attrs["format"] == FORMAT  # older releases keep off from now on
+    store.close()
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_lost_mask_file_is_named(store, damage):
+    bits = torch.rand(2, 2, 200, 200, generator=torch.Generator().manual_seed(0)) > 0.5
+    store.begin(running(), 0)
+    store.begin(running(Evaluate(masks.table(bits))), 1)
+    (file,) = (store.run / "masks").glob("*")
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(SearchError, match=rf"mask of trial 1 is (missing|damaged).*{file.name}"):
+        store.records()
+
+
+def test_study_whose_maker_was_killed_is_completed(tmp_path):
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(storage=storage, study_name="run", directions=["minimize", "maximize"])
+    store = StudyStore(tmp_path / "run", storage)
+    store.create(OBJECTIVES, FACTS)
+    assert store.facts() == FACTS
+    assert store.objectives() == OBJECTIVES
+    store.close()
+
+
+def test_finished_trials_are_parsed_once(store):
+    for draw in range(3):
+        store.begin(running(), draw)
+    store.finish(finished(running(), 1))
+    first = store.records()
+    assert store.records()[1] is first[1]
+    store.finish(finished(running(), 2))
+    assert [record.status for record in store.records()] == ["running", "done", "done"]
+
+
+def test_nan_objective_is_no_result(store):
+    number = store.begin(running(), 0)
+    with pytest.raises(ValueError, match="trial 0 has NaN"):
+        store.finish(finished(running(), number, values={"loss": math.nan}))
+    assert store.records()[0].status == "running"
