@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from masksearch.constraints import parsed_constraint
+from masksearch.constraints import Constraint, parsed_constraint
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -31,6 +31,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.results.study_store import StudyStore
 from masksearch.session import Session
+from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.oneshot import DamStrategy
 from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy, Space
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 
     from masksearch.results.comparison import Comparison
 
-STRATEGIES = (*SAMPLERS, "dam")
+OPTIONS = {"dam": ("gates", "config", "densities"), "evolution": ("population", "sample")}
+STRATEGIES = (*SAMPLERS, "evolution", "dam")
 
 
 class Study:
@@ -147,8 +149,10 @@ def search(
             Optuna storage.
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call.
-        strategy: `"random"`, `"tpe"`, `"dam"`, an Optuna sampler, or an object with ask/tell.
-        strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`).
+        strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
+            `"dam"`, an Optuna sampler, or an object with ask/tell.
+        strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`); for
+            "evolution": `population`, `sample` (see `EvolutionStrategy`).
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
@@ -185,7 +189,7 @@ def search(
     }
     store = StudyStore(run, storage)
     try:
-        chosen = build_strategy(strategy, space, evaluator, seed, run, options)
+        chosen = build_strategy(strategy, space, evaluator, seed, run, options, limits)
         store.create(evaluator.objectives, facts)
         listed = Listed(baselines or {}, [seed])
         queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed.proposals]
@@ -290,8 +294,14 @@ def build_strategy(
     seed: int,
     run: Path,
     options: dict[str, Any],
+    constraints: Sequence[Constraint] = (),
 ) -> Strategy:
     """The strategy that a name, a sampler or an object stands for."""
+    named = strategy_name(strategy)
+    known = OPTIONS.get(named, ()) if isinstance(strategy, str) else ()
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of strategy {named!r}:", option, known or ["(none)"])
     if isinstance(strategy, str) and strategy == "dam":
         if not isinstance(evaluator, OffersGradients):
             raise SearchError(
@@ -309,17 +319,22 @@ def build_strategy(
             target=target,
             densities=options.get("densities"),
         )
-    if isinstance(strategy, str) and strategy not in SAMPLERS:
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
     if isinstance(strategy, str | BaseSampler):
         if space is None:
-            raise SearchError(f"strategy {strategy_name(strategy)!r} needs a space")
+            raise SearchError(f"strategy {named!r} needs a space")
+        if strategy == "evolution":
+            return EvolutionStrategy(
+                space, evaluator.objectives, seed=seed, constraints=constraints, **options
+            )
         return OptunaStrategy(
             space,
             evaluator.objectives,
             sampler=SAMPLERS[strategy] if isinstance(strategy, str) else strategy,
             seed=seed,
-            name=strategy_name(strategy),
+            name=named,
+            constraints=constraints,
         )
     return strategy
 

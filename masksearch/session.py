@@ -205,7 +205,7 @@ class Session:
             return True
         key = number, report.step
         if key not in self.decided:
-            goes_on = self.scheduler.observe(number, report, record.measures)
+            goes_on = bool(self.scheduler.observe(number, report, record.measures))
             self.store.observe(number, report, goes_on)
             self.decided[key] = goes_on
         return self.decided[key]

@@ -45,6 +45,7 @@ class Message:
     seconds: float
     report: Report | None = None
     error: str = ""
+    broken: bool = False  # the worker cannot load the evaluator
     artifacts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)  # artifacts, where they must travel
     retires: bool = False  # the process takes no other trial
@@ -191,6 +192,8 @@ class Desk:
         """See `hear`."""
         trial = self.open[name]
         trial.seconds = message.seconds
+        if message.broken:
+            raise SearchError(f"a worker process cannot load the evaluator: {message.error}")
         if message.report is None:
             trial.work.error = message.error
             for file, content in message.files.items():
@@ -209,10 +212,10 @@ class Desk:
     def buried(self, name: str, death: Death) -> None:
         """See `bury`."""
         trial, limit = self.open[name], self.limit_seconds
-        lived = 0.0 if death.started is None else time.time() - death.started
-        if limit is not None and death.process and lived >= limit:
-            trial.seconds = lived
-            trial.work.error = f"time limit of {limit:g} s\n{self.last_words(trial)}".strip()
+        trial.seconds = 0.0 if death.started is None else time.time() - death.started
+        if limit is not None and death.process and trial.seconds >= limit:
+            reason = f"ran longer than the time limit of {limit:g} s"
+            trial.work.error = f"{reason}\n{self.last_words(trial)}".strip()
             return self.settle(name)
         trial.deaths += death.counts
         if trial.deaths > self.max_failures:

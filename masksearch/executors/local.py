@@ -234,6 +234,8 @@ class Pool:
         proposal = worker.proposal
         if kind == "broken":
             raise SearchError(f"a worker process cannot load the evaluator: {content}")
+        if kind == "fatal":
+            raise SearchError(content)
         if kind == "ready":
             worker.ready, worker.since = True, time.monotonic()
         elif kind == "report" and proposal is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import faulthandler
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -34,6 +35,7 @@ class Crew:
     threads: int  # torch threads
     gpu: float  # share of a GPU, where below 1
     reuse: bool  # whether the process takes further trials
+    paths: tuple[str, ...] = ()  # where the driver finds its modules
 
 
 class Outpost:
@@ -49,6 +51,7 @@ class Outpost:
         self.evaluator: Evaluator
         self.work: Work | None = None
         self.clock: TextIO | None = None
+        self.seen: frozenset[tuple[str, int]] = frozenset()  # the folder when it was last saved
         self.retired = False
 
     def take(self, parcel: Parcel, scratch: Path) -> None:
@@ -79,8 +82,12 @@ class Outpost:
         if self.retired:
             raise RuntimeError("this worker process ends after a failed trial")
         try:
-            self.work = self.work or self.opened()
-        except Exception:  # the record keeps it: the evaluator cannot be loaded, no disk, ...
+            self.crew = self.crew or self.prepared()
+        except Exception:  # told to the driver, which stops the search with it
+            return Message(self.seconds, error=traceback.format_exc(), broken=True)
+        try:
+            self.work = self.work or self.opened(self.crew)
+        except Exception:  # the record keeps it: no disk, a mask that cannot be loaded, ...
             return self.ended(Message(self.seconds, error=traceback.format_exc()))
         report = self.work.advance()
         if report is not None:
@@ -88,7 +95,9 @@ class Outpost:
         record, root, files = self.work.record(), self.root, {}
         if self.travels:
             files = {name: (root / name).read_bytes() for name in record.artifacts.values()}
-        return self.ended(Message(self.seconds, None, self.work.error, record.artifacts, files))
+        return self.ended(
+            Message(self.seconds, error=self.work.error, artifacts=record.artifacts, files=files)
+        )
 
     def due(self) -> bool:
         """Whether the trial's folder has changed, and is to be saved now."""
@@ -126,15 +135,15 @@ class Outpost:
     def prepared(self) -> Crew:
         """This process made ready, once."""
         crew = self.fetch(self.parcel.crew)
+        sys.path += [path for path in crew.paths if path not in sys.path]
         self.evaluator = cloudpickle.loads(crew.evaluator)
         torch.set_num_threads(crew.threads)
         if 0 < crew.gpu < 1 and torch.cuda.is_available():
             torch.cuda.set_per_process_memory_fraction(crew.gpu)
         return crew
 
-    def opened(self) -> Work:
+    def opened(self, crew: Crew) -> Work:
         """The trial's job, with what an earlier attempt has left."""
-        crew = self.crew = self.crew or self.prepared()
         self.begun = self.saved = time.monotonic()
         proposal = cloudpickle.loads(self.parcel.proposal)
         folder = folder_of(proposal)
@@ -153,9 +162,8 @@ class Outpost:
         """The last message of a trial. A failure may leave the process unsound (a CUDA error,
         memory that is held): it takes no other trial."""
         self.disarm()
-        self.retired = message.retires = bool(message.error) and (
-            self.crew is None or self.crew.reuse
-        )
+        reuse = self.crew is not None and self.crew.reuse
+        self.retired = message.retires = bool(message.error) and reuse
         return message
 
     def disarm(self) -> None:

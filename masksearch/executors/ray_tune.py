@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +27,15 @@ from masksearch.contracts import Budget, Evaluator, Listener, OnReport, Strategy
 from masksearch.errors import SearchError
 from masksearch.executors.desk import Death, Desk, Parcel
 from masksearch.executors.outpost import Crew, Outpost
-from masksearch.executors.surroundings import environment, interruptible, logging_at
+from masksearch.executors.surroundings import (
+    environment,
+    interruptible,
+    loaded_by_path,
+    logging_at,
+)
 
 try:
-    import pyarrow.fs
+    import pyarrow.fs  # type: ignore[import-untyped, unused-ignore]
     import ray
     from ray import tune
     from ray.air.execution._internal import RayActorManager
@@ -115,7 +121,19 @@ class RayTune:
         on_report: OnReport,
     ) -> None:
         """Asks until the strategy is done; see `masksearch.contracts.Executor`."""
-        workdir = workdir.resolve()
+        with loaded_by_path():
+            self.carry_out(strategy, evaluator, seed, workdir.resolve(), on_record, on_report)
+
+    def carry_out(
+        self,
+        strategy: Strategy,
+        evaluator: Evaluator,
+        seed: int,
+        workdir: Path,
+        on_record: Listener,
+        on_report: OnReport,
+    ) -> None:
+        """See `run`."""
         crew = Crew(
             cloudpickle.dumps(evaluator),
             seed,
@@ -125,6 +143,7 @@ class RayTune:
             threads=max(1, int(self.needs.get("cpu", 1))),
             gpu=self.needs.get("gpu", 0.0),
             reuse=self.reuse,
+            paths=tuple(sys.path),
         )
         desk = Desk(
             strategy,
@@ -230,7 +249,8 @@ class RayTune:
         """
         names = {"cpu": "CPU", "gpu": "GPU"}
         needs = {names.get(key, key): amount for key, amount in self.needs.items()}
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        listed: Any = ray.nodes  # not typed in Ray
+        nodes = [node["Resources"] for node in listed() if node["Alive"]]
         if any(all(has.get(k, 0) >= v for k, v in needs.items()) for has in nodes):
             return
         text = f"no node has the resources of one trial, {dict(self.needs)}"
@@ -246,7 +266,7 @@ class Asking(Searcher):
         super().__init__()
         self.desk = desk
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """A trial's configuration, None = later, FINISHED = never again."""
         parcel = self.desk.ask(trial_id)
         if isinstance(parcel, Parcel):
@@ -269,7 +289,7 @@ class Watching(FIFOScheduler):
     """Tune's scheduler: hears every report before the next step is asked for."""
 
     def __init__(self, desk: Desk) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.desk = desk
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:

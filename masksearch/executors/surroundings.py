@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from types import FrameType
+
+import cloudpickle
 
 
 @contextmanager
@@ -57,3 +61,30 @@ def interruptible(first: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():  # Tune leaves a SIGUSR1 handler behind
             signal.signal(number, handler)
+
+
+@contextmanager
+def loaded_by_path() -> Iterator[None]:
+    """What modules define that nobody else can import travels by value.
+
+    These are the modules that were loaded from a path, such as a search space that is named on
+    the command line.
+    """
+    modules = []
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        own = getattr(module, "__name__", "")  # frozen modules have another
+        if own != name or name == "__main__" or "." in name or not file.endswith(".py"):
+            continue
+        found = PathFinder.find_spec(name)
+        if found is None or found.origin != file:
+            modules.append(module)
+    registered = set(cloudpickle.list_registry_pickle_by_value())
+    modules = [module for module in modules if module.__name__ not in registered]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)

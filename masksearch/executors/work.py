@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 import traceback
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from masksearch.contracts import Evaluate, Evaluator, OneShot, OnReport, Proposal, Record, Report
-from masksearch.errors import MaskSearchError
+from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.oneshot import run_one_shot
 from masksearch.masks.measure import MEASURES
 
@@ -52,6 +53,13 @@ class Work:
                 return report
             if isinstance(self.proposal.job, Evaluate):
                 check_complete(self.curve, self.evaluator, self.proposal)
+        except OSError as problem:
+            if problem.errno == errno.ENOSPC:  # no fault of the mask's: it will run again
+                raise SearchError(
+                    f"the disk is full at {self.place} ({problem}); everything that was finished "
+                    "is kept: free space and resume the search"
+                ) from problem
+            self.error = traceback.format_exc()
         except MaskSearchError as problem:
             self.error = f"{type(problem).__name__}: {problem}"
         except Exception:  # the record keeps the traceback; the search goes on

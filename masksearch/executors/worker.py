@@ -18,6 +18,7 @@ from typing import Any
 import cloudpickle
 
 from masksearch.contracts import Report
+from masksearch.errors import SearchError
 from masksearch.executors.work import carry_out, folder_of
 
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
@@ -57,14 +58,18 @@ def serve(descriptor: int, parent: int) -> None:
             proposal = cloudpickle.loads(pipe.recv_bytes())
         except EOFError:
             return
-        record = carry_out(
-            proposal,
-            evaluator,
-            seed=seed,
-            workdir=workdir,
-            folder=folder_of(proposal),
-            on_report=goes_on,
-        )
+        try:
+            record = carry_out(
+                proposal,
+                evaluator,
+                seed=seed,
+                workdir=workdir,
+                folder=folder_of(proposal),
+                on_report=goes_on,
+            )
+        except SearchError as error:  # a full disk: the search ends, the job stays open
+            say(pipe, "fatal", str(error))
+            return
         say(pipe, "record", record)
 
 

@@ -1,0 +1,93 @@
+"""Runs a search in a process of its own and kills it again and again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import masksearch as ms
+
+JOB = Path(__file__).parent / "job.py"
+
+
+def started(*words: str) -> subprocess.Popen[str]:
+    """The search as a process; it has said that it starts."""
+    process = subprocess.Popen(
+        [sys.executable, str(JOB), *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "starts\n"
+    return process
+
+
+@dataclass
+class Kills:
+    """What happened until the search was through."""
+
+    kills: int
+    starts: int
+
+
+def killed_until_done(
+    words: tuple[str, ...], *, kills: int, seed: int, longest: float, number: int = signal.SIGKILL
+) -> Kills:
+    """Kills the search at `kills` random moments, then lets it end.
+
+    Args:
+        words: Arguments of job.py.
+        kills: How often.
+        seed: Of the moments.
+        longest: Seconds after the start of a search within which it is killed.
+        number: The signal.
+    """
+    moments = random.Random(seed)
+    done, starts = 0, 0
+    while done < kills:
+        process = started(*words)
+        starts += 1
+        try:
+            process.wait(timeout=moments.uniform(0, longest))
+            break  # it was through before it could be killed
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            process.wait(timeout=60)
+            done += 1
+    deadline = time.monotonic() + 300
+    process = started(*words)
+    assert process.wait(timeout=deadline - time.monotonic()) == 0
+    return Kills(done, starts + 1)
+
+
+def outcome(study: ms.Study, *, by_draw: bool = False) -> list[tuple[object, ...]]:
+    """What must be equal between an undisturbed run and one that was killed.
+
+    With several slots equal masks may be answered in another order, so that which of them is
+    the "reused" one differs; their number, parameters and values do not.
+    """
+    rows = []
+    for record in study.records():
+        status = record.status
+        if by_draw and status == "reused":
+            status = "done"
+        rows.append(
+            (
+                record.number,
+                status,
+                record.fingerprint,
+                sorted(record.params.items()),
+                sorted(record.values.items()),
+                [(report.step, dict(report.values)) for report in record.curve],
+                record.origin,
+                record.seed,
+            )
+        )
+    return rows
