@@ -1,9 +1,10 @@
 """Any set of blocks on a grid of 8 x 8 blocks: sparsity that a block kernel turns into speed.
 
 7.2e16 masks (2^56): every block off the diagonal is kept or dropped; the diagonal blocks always
-stay, so no row is empty. A table of LENGTH positions, which does not stretch: shorter inputs use
-its top-left corner, longer ones are refused. Holds full, blocks of 16, 32 and 64 positions, and
-those with global blocks or with windows of blocks (BigBird's block form, arXiv 2007.14062).
+stay, so no row is empty. A table of LENGTH positions (set it to the encoder's), which does not
+stretch: shorter inputs use its top-left corner, longer ones are refused. Holds full, blocks of
+16, 32 and 64 positions, and those with global blocks or with windows of blocks (BigBird's block
+form, arXiv 2007.14062).
 
 A block is drawn as a rank of 1 to 10, kept where it is at most `level`: bits drawn on their own
 would all give about half of the blocks, and a sampler would never see a sparse mask.
