@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -277,7 +278,8 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
     """Writes what `resume` repeats into the run folder, with absolute paths.
 
     A command that the folder holds already stays: it belongs to the study there, and `search`
-    itself refuses another one.
+    itself refuses another one. Passwords are not written: PostgreSQL takes them from PGPASSWORD
+    or ~/.pgpass.
     """
     path = run / COMMAND
     if path.is_file():
@@ -290,8 +292,8 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
         elif name in CODE and value is not None:
             file, colon, function = str(value).rpartition(":")
             plain[name] = f"{Path(file).resolve()}{colon}{function}"
-        elif name == "storage" and str(value).startswith("journal:"):
-            plain[name] = f"journal:{absolute(value.removeprefix('journal:'))}"
+        elif name == "storage" and value is not None:
+            plain[name] = without_password(value)
         else:
             plain[name] = value
     run.mkdir(parents=True, exist_ok=True)
@@ -301,3 +303,14 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
 def absolute(path: Path | str) -> str:
     """A path that holds from any folder."""
     return str(Path(path).resolve())
+
+
+def without_password(storage: str) -> str:
+    """A storage as it may be written down; journals with their absolute path.
+
+    >>> without_password("postgresql://me:secret@db/masks")
+    'postgresql://me@db/masks'
+    """
+    if storage.startswith("journal:"):
+        return f"journal:{absolute(storage.removeprefix('journal:'))}"
+    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1@", storage)

@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from masksearch.checkpoints import Checkpoints
 
-TENSORS = {"weight": torch.arange(6.0).reshape(2, 3), "count": torch.tensor(3), "none": torch.ones(0)}
+TENSORS = {
+    "weight": torch.arange(6.0).reshape(2, 3),
+    "count": torch.tensor(3),
+    "none": torch.ones(0),
+}
 
 
 def test_nothing_saved_is_nothing_found(tmp_path):

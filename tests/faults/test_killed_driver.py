@@ -59,9 +59,7 @@ def test_killed_search_keeps_what_the_scheduler_has_seen(tmp_path):
 def test_driver_of_ray_killed_at_random_moments_loses_nothing(tmp_path):
     run = tmp_path / "killed" / "run"
     run.parent.mkdir()
-    happened = killed_until_done(
-        (str(run), "ray", "random", "60"), kills=20, seed=3, longest=14.0
-    )
+    happened = killed_until_done((str(run), "ray", "random", "60"), kills=20, seed=3, longest=14.0)
     assert happened.kills >= 5
     expected = outcome(whole(tmp_path, "pool", "random", 60), by_draw=True)
     assert outcome(ms.Study(run), by_draw=True) == expected
