@@ -1,0 +1,281 @@
+"""Judges a mask by what it costs, without training: milliseconds a mask.
+
+evaluator = CostEvaluator(length=1024, measure=("block_density", "latency_ratio"))
+[report] = evaluator(masks.window(64), seed=0, workdir=Path("run"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masksearch.contracts import Objective, Report, Shape, generator
+from masksearch.errors import unknown_name
+from masksearch.masks.core import Mask, grid
+from masksearch.masks.families import layer_of
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import MEASURES, hops, measures
+from masksearch.models.kernels import GatherPlan, gather_attention
+
+ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
+MEASURED = ("latency_ratio", "latency")  # depend on the machine
+CELLS = 1 << 16  # cells of a mask that are looked at together: they stay in a core's cache
+STREAM = 31  # stream of random numbers
+
+
+@dataclass(frozen=True)
+class CostEvaluator:
+    """Reports costs of one forward pass of self-attention under the mask.
+
+    Analytic costs are exact and the same on every machine:
+
+    * `sparsity`, `density`, `sparsity_off_diagonal`, `block_density` (at `block`): in [0, 1].
+    * `hops`: attention steps until every position has reached every other; `layers * length`,
+      more than any mask needs, where some position is never reached.
+    * `flops`: multiply-adds of the block kernel's two products, over all layers and heads.
+    * `memory`: bytes of the kept blocks' scores in float32, and of the kernel's index plan.
+
+    Measured costs differ from run to run by some percent, and from machine to machine:
+
+    * `latency`: milliseconds of the faster of two kernels, masked dense attention and block
+      gather (dense attention without a mask where the mask keeps everything), over all layers.
+    * `latency_ratio`: the same over dense attention without a mask, timed in turn with it. The
+      honest figure: it holds against changes of the clock rate, and 1 is where a mask stops
+      paying.
+
+    Times are processor time of one thread, so that other processes add little, in the median of
+    `repeats` rounds after one round of warm-up. A report with a measured cost also holds
+    `latency_dense`, `latency_masked` and `latency_gather`, in milliseconds.
+
+    Args:
+        length: Positions.
+        layers: Attention layers.
+        heads: Heads of a layer.
+        width: Width of one head.
+        block: Side of the kernel's block, in positions.
+        measure: The objectives, by name, in this order.
+        repeats: Rounds of a measured cost.
+
+    Raises:
+        UnknownNameError: If `measure` names no cost.
+        ValueError: If it names none, or one twice, or a number is less than 1.
+    """
+
+    length: int = 1024
+    layers: int = 1
+    heads: int = 4
+    width: int = 64
+    block: int = 64
+    measure: tuple[str, ...] = ("block_density",)
+    repeats: int = 5
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "measure", tuple(self.measure))
+        for name in self.measure:
+            if name not in ANALYTIC + MEASURED:
+                raise unknown_name("cost", name, ANALYTIC + MEASURED)
+        if not self.measure or len(set(self.measure)) < len(self.measure):
+            raise ValueError(f"measure names one or more costs, each once, got {self.measure}")
+        for name in ("width", "block", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        _ = self.shape
+
+    @property
+    def shape(self) -> Shape:
+        """What a mask is lowered to."""
+        return Shape(self.length, self.layers, self.heads)
+
+    @property
+    def pairs(self) -> int:
+        """(query block, key block) pairs of dense attention, over all layers and heads."""
+        return (-(-self.length // self.block)) ** 2 * self.layers * self.heads
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The chosen costs. The worst is dense attention; for `latency` it is dense attention
+        at 10^10 multiply-adds a second, a slow processor core."""
+        tile = self.block * self.block
+        dense_flops = 2.0 * self.width * tile * self.pairs
+        worst = {
+            "density": 1.0,
+            "block_density": 1.0,
+            "hops": float(self.layers * self.length),
+            "flops": dense_flops,
+            "memory": 4.0 * tile * self.pairs,
+            "latency": dense_flops / 1e10 * 1e3,
+            "latency_ratio": 1.0,
+        }
+        return tuple(
+            Objective(name, "min", worst[name])
+            if name in worst
+            else Objective(name, "max", 0.0)  # the two kinds of sparsity
+            for name in self.measure
+        )
+
+    @property
+    def protocol(self) -> str:
+        """Short hash of all settings; with a measured cost also of processor and versions."""
+        parts = ("cost-1", asdict(self), machine() if self.timed else "")
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @property
+    def timed(self) -> bool:
+        """Whether a measured cost is among the objectives."""
+        return not set(MEASURED).isdisjoint(self.measure)
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields one report, of the costs in `measure`.
+
+        Args:
+            mask: Any mask that fits `shape`.
+            seed: Seed of the numbers that a measured cost computes with; nothing else.
+            workdir: Not used.
+
+        Raises:
+            EmptyRowError, HeadCountError, LayerCountError, LengthError: If the mask does not
+                fit.
+        """
+        yield Report(0, self.costs(mask, seed=seed, strict=True))
+
+    def costs(self, mask: Mask, *, seed: int = 0, strict: bool = False) -> dict[str, float]:
+        """The chosen costs by name, and the times of the single kernels where they were taken.
+
+        Args:
+            mask: Any mask that fits `shape`.
+            seed: Seed of the numbers that a measured cost computes with.
+            strict: Whether a query that keeps no key is an EmptyRowError.
+        """
+        mask.counts(self.layers, self.heads)
+        counted = not {"density", "sparsity"}.isdisjoint(self.measure)
+        blocks, kept, empty = tally(mask, self.length, self.block, counted)
+        if strict and empty:
+            lower(mask, self.shape)  # raises, and names the row
+        tile = self.block * self.block
+        known = {
+            "density": kept,
+            "sparsity": 1 - kept,
+            "block_density": blocks,
+            "flops": 2 * self.width * tile * blocks * self.pairs,
+        }
+        if "sparsity_off_diagonal" in self.measure:
+            known |= measures(mask, self.shape, self.block)
+        if "hops" in self.measure:
+            steps = hops(mask.dense(self.length, self.layers, self.heads))
+            known["hops"] = min(steps, float(self.layers * self.length))
+        if "memory" in self.measure:
+            scores = 4 * tile * blocks * self.pairs
+            known["memory"] = scores + sum(plan.bytes for plan in self.plans(mask))
+        times = self.latencies(mask, seed) if self.timed else {}
+        known |= times
+        return {name: float(known[name]) for name in (*self.measure, *sorted(times))}
+
+    def plans(self, mask: Mask) -> list[GatherPlan]:
+        """One plan for each layer that the mask tells apart."""
+        return [
+            GatherPlan.of_mask(mask, self.length, self.block, layer)
+            for layer in range(mask.layers or 1)
+        ]
+
+    def latencies(self, mask: Mask, seed: int) -> dict[str, float]:
+        """Times the kernels in turn: milliseconds for all layers, and the ratio to dense."""
+        source = generator(seed, STREAM)
+        shape = (1, self.heads, self.length, self.width)
+        query, key, value = (torch.randn(shape, generator=source) for _ in range(3))
+        scaling = self.width**-0.5
+        totals: dict[str, float] = {"dense": 0.0, "masked": 0.0, "gather": 0.0, "best": 0.0}
+        plans = self.plans(mask)
+        for layer, plan in enumerate(plans):
+            table = layer_of(mask, layer).dense(self.length)
+            bias = None if table.all() else table
+
+            def attend(bias: Tensor | None) -> Tensor:
+                return F.scaled_dot_product_attention(query, key, value, bias, scale=scaling)
+
+            def gather(plan: GatherPlan) -> Tensor:
+                return gather_attention(query, key, value, plan, scaling=scaling)
+
+            kernels = [partial(attend, None), partial(attend, bias), partial(gather, plan)]
+            times = raced(kernels, self.repeats)
+            if bias is None:  # the first two kernels are one: nothing but noise tells them apart
+                times[1] = times[0]
+            for name, spent in zip(totals, [*times, min(times[1:])], strict=True):
+                totals[name] += spent * 1e3 * self.layers / len(plans)
+        return {
+            "latency": totals["best"],
+            "latency_ratio": totals["best"] / totals["dense"],
+            "latency_dense": totals["dense"],
+            "latency_masked": totals["masked"],
+            "latency_gather": totals["gather"],
+        }
+
+
+def tally(mask: Mask, length: int, block: int, cells: bool) -> tuple[float, float, bool]:
+    """Looks at every cell once, without a table of all of them.
+
+    Args:
+        mask: Any mask.
+        length: Positions; the last block may be ragged.
+        block: Side of a block, in positions.
+        cells: Whether the kept cells are counted, too.
+
+    Returns:
+        Kept share of the blocks and of the cells (0 if not counted), both in [0, 1], and
+        whether a row is empty.
+    """
+    count = -(-length // block)
+    missing = count * block - length
+    query, key = grid(length)
+    bands: list[Tensor] = []  # bool [planes, rows, blocks]: what each row keeps of each block
+    kept = 0
+    for rows in torch.split(query, max(1, CELLS // length)):
+        for plane in mask.planes(length, rows, key):
+            kept += int(plane.count_nonzero()) if cells else 0
+            padded = F.pad(plane, (0, missing)) if missing else plane
+            bands.append(padded.reshape(len(rows), count, block).any(2))
+    planes = (mask.layers or 1) * (mask.heads or 1)
+    table = torch.stack([torch.cat(bands[plane::planes]) for plane in range(planes)])
+    empty = not bool(table.any(2).all())
+    blocks = F.pad(table, (0, 0, 0, missing)).view(planes, count, block, count).any(2)
+    return float(blocks.double().mean()), kept / (planes * length * length), empty
+
+
+def raced(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[float]:
+    """Median processor seconds of each, run in turn on one thread after one round unmeasured."""
+    times: list[list[float]] = [[] for _ in kernels]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for _ in range(repeats + 1):
+                for spent, kernel in zip(times, kernels, strict=True):
+                    start = time.thread_time()
+                    kernel()
+                    spent.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return [statistics.median(spent[1:]) for spent in times]
+
+
+@cache
+def machine() -> str:
+    """What a measured cost depends on: processor, threads, instruction set and torch."""
+    model = platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        lines = described.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        model = named[0] if named else model
+    return (
+        f"{model}, 1 thread, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    )
