@@ -24,6 +24,7 @@ from masksearch.contracts import Evaluate, Job, Objective, Proposal, Record, Ref
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.results.study_store import quiet
+from masksearch.strategies.grouped_tpe import GroupedTpe
 from masksearch.strategies.told_study import Filler, ToldStudy, Verdicts
 
 Space = Callable[[BaseTrial], Mask]
@@ -38,18 +39,12 @@ def random_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
 
 
 def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """Multivariate, grouped TPE that also counts running trials.
+    """Multivariate TPE in groups that also counts running trials.
 
     Optuna switches multivariate off for several objectives by default; on mixed conditional
     spaces the grouped form is the better one.
     """
-    return optuna.samplers.TPESampler(
-        multivariate=True,
-        group=True,
-        constant_liar=True,
-        n_startup_trials=STARTUP,
-        seed=draw_seed,
-    )
+    return GroupedTpe(seed=draw_seed, startup=STARTUP)
 
 
 def nsga2_sampler(draw_seed: int, search_seed: int) -> BaseSampler:

@@ -37,6 +37,10 @@ class EndableStudy(optuna.Study):
 
     over = False
 
+    def __init__(self, storage: InMemoryStorage, sampler: BaseSampler) -> None:
+        super().__init__(NAME, storage, sampler=sampler)
+        self.rows: dict[int, dict[str, float]] = {}  # what a sampler remembers of finished trials
+
     def stop(self) -> None:
         """Notes that there is nothing left to draw."""
         self.over = True
@@ -71,7 +75,7 @@ class ToldStudy:
         self.storage = InMemoryStorage()
         with quiet():
             self.id = self.storage.create_new_study(directions(objectives), NAME)
-            self.study = EndableStudy(NAME, self.storage, sampler=sampler)
+            self.study = EndableStudy(self.storage, sampler)
         self.count = 0  # trials so far
         self.finished: set[int] = set()
 
