@@ -1,0 +1,84 @@
+"""Evaluators for the Ray tests, in a module that worker processes can import."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from masksearch.contracts import Objective, Report, Shape
+from masksearch.masks import Mask
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """Loss = 100 * number + step, in four reports; some trials go wrong at step 2.
+
+    `how`: trial number -> "raise", "nan", "exit", "exit once", "kill once", "hang", "spin".
+    A checkpoint of one line a step is written to the trial's folder, and read again.
+    """
+
+    how: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0  # of a step
+    diary: str = ""  # folder for a line per step, whatever becomes of the trial's own
+
+    shape = Shape(length=16, layers=2, heads=2)
+    objectives = (Objective("loss", "min", 1e4),)
+    protocol = "troubled"
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        number, state = int(workdir.name), workdir / "state"
+        done = len(state.read_text().splitlines()) if state.is_file() else 0
+        for step in range(done + 1, STEPS + 1):
+            if self.diary:
+                with (Path(self.diary) / str(number)).open("a") as file:
+                    file.write(f"{step} {os.getpid()} {workdir}\n")
+            time.sleep(self.seconds)
+            if step == 2:
+                self.go_wrong(self.how.get(number, ""), workdir, number)
+            with state.open("a") as file:
+                file.write(f"{step}\n")
+            if self.how.get(number) == "gates":
+                (workdir / "gates.safetensors").write_bytes(b"gates of %d" % number)
+            nan = self.how.get(number) == "nan" and step == 2
+            yield Report(step, {"loss": float("nan") if nan else 100.0 * number + step})
+
+    def go_wrong(self, how: str, workdir: Path, number: int) -> None:
+        if how == "raise":
+            raise ValueError(f"trial {number} is broken")
+        if how == "exit":
+            os._exit(3)
+        if how in ("exit once", "kill once"):
+            mark = Path(self.diary) / f"{number}.died"
+            if not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if how == "hang":
+            time.sleep(600)
+        if how == "spin":  # holds the interpreter lock
+            re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+@dataclass(frozen=True)
+class Unloadable:
+    """Pickles, and fails where it is unpickled."""
+
+    shape = Shape(length=16, layers=2, heads=2)
+    objectives = (Objective("loss", "min", 1e4),)
+    protocol = "unloadable"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return refuse, ()
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        yield Report(1, {"loss": 1.0})
+
+
+def refuse() -> None:
+    raise ImportError("no such data on this node")

@@ -1,0 +1,371 @@
+"""The Ray Tune executor, on one small Ray that all tests share."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_fixtures import STEPS, Troubled, Unloadable
+from toy import ToyEvaluator, space
+
+from masksearch import masks
+from masksearch.contracts import Budget, Record, Report
+from masksearch.driver import compare, search
+from masksearch.errors import SearchError
+from masksearch.executors.local import Local
+from masksearch.strategies.listed import Listed
+from masksearch.user_code import load_function
+
+ray = pytest.importorskip("ray")
+from masksearch.executors.ray_tune import RayTune, losses  # noqa: E402
+
+pytestmark = pytest.mark.ray
+PACKAGE = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two CPUs of this machine."""
+    from masksearch.executors.surroundings import environment
+
+    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            _node_ip_address="127.0.0.1",
+        )
+    yield ray
+    ray.shutdown()
+
+
+class Run:
+    """One call of the executor, with all that it said."""
+
+    def __init__(self, folder, evaluator, count=4, goes_on=None, strategy=None, **options):
+        self.records: list[Record] = []
+        self.reports: list[tuple[int, int]] = []
+        self.goes_on = goes_on or (lambda number, report: True)
+        strategy = strategy or Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
+        began = time.monotonic()
+        try:
+            RayTune(**({"slots": 2} | options)).run(
+                strategy,
+                evaluator,
+                budget=Budget(),
+                seed=0,
+                workdir=folder,
+                on_record=self.records.append,
+                on_report=self.heard,
+            )
+        finally:
+            self.seconds = time.monotonic() - began
+
+    def heard(self, number: int, report: Report) -> bool:
+        self.reports.append((number, report.step))
+        return self.goes_on(number, report)
+
+    def by_number(self) -> dict[int, Record]:
+        assert len({r.number for r in self.records}) == len(self.records), "a record came twice"
+        return {r.number: r for r in self.records}
+
+    def steps(self, number: int) -> list[int]:
+        return [step for n, step in self.reports if n == number]
+
+
+def free_cpus(seconds: float = 15.0) -> float:
+    """CPUs that no trial holds, once Ray has noticed."""
+    end = time.monotonic() + seconds
+    while (free := ray.available_resources().get("CPU", 0.0)) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    return free
+
+
+# -- one run in which much goes wrong ----------------------------------------------------------
+HOW = {1: "raise", 2: "nan", 3: "exit", 4: "kill once", 5: "hang", 6: "spin"}
+
+
+@pytest.fixture(scope="module")
+def troubled(cluster, tmp_path_factory):
+    diary = tmp_path_factory.mktemp("diary")
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGUSR1)]
+    environ = dict(os.environ)
+    run = Run(
+        tmp_path_factory.mktemp("run"),
+        Troubled(HOW, diary=str(diary)),
+        count=10,
+        max_failures=1,
+        limit_seconds=4.0,
+    )
+    run.diary = {
+        int(path.name): [line.split() for line in path.read_text().splitlines()]
+        for path in diary.iterdir()
+        if path.suffix == ""
+    }
+    run.restored = handlers == [
+        signal.getsignal(n) for n in (signal.SIGINT, signal.SIGUSR1)
+    ] and environ == dict(os.environ)
+    return run
+
+
+def test_every_proposal_has_one_record(troubled):
+    assert sorted(troubled.by_number()) == list(range(10))
+
+
+def test_others_are_not_affected(troubled):
+    records = troubled.by_number()
+    for number in (0, 7, 8, 9):
+        assert records[number].status == "done", records[number].error
+        assert records[number].values == {"loss": 100.0 * number + STEPS}
+        assert troubled.steps(number) == [1, 2, 3, 4]
+        assert [r.step for r in records[number].curve] == [1, 2, 3, 4]
+
+
+def test_a_failing_trial_keeps_its_traceback(troubled):
+    record = troubled.by_number()[1]
+    assert record.status == "failed"
+    assert 'raise ValueError(f"trial {number} is broken")' in record.error
+    assert record.error.strip().endswith("ValueError: trial 1 is broken")
+    assert record.values == {}
+
+
+def test_nan_is_a_failure(troubled):
+    record = troubled.by_number()[2]
+    assert record.status == "failed"
+    assert "loss = nan at step 2" in record.error
+
+
+def test_a_dying_process_is_tried_again_and_then_a_failure(troubled):
+    record = troubled.by_number()[3]
+    assert record.status == "failed"
+    assert record.error.startswith("the worker process or its node died 2 times in this trial")
+    assert len({pid for _, pid, _ in troubled.diary[3]}) == 2
+
+
+def test_a_process_that_is_killed_once_costs_nothing(troubled):
+    record = troubled.by_number()[4]
+    assert record.status == "done"
+    assert record.values == {"loss": 404.0}
+    steps = [int(step) for step, _, _ in troubled.diary[4]]
+    assert steps == [1, 2, 2, 3, 4]  # its checkpoint was found again
+
+
+@pytest.mark.parametrize("number", [5, 6])  # in Python; in C code that holds the interpreter
+def test_a_trial_that_hangs_is_ended_at_the_limit_and_not_tried_again(troubled, number):
+    record = troubled.by_number()[number]
+    assert record.status == "failed"
+    assert record.error.startswith("ran longer than the time limit of 4 s")
+    assert "in go_wrong" in record.error
+    assert [r.step for r in record.curve] == [1]
+    assert len({pid for _, pid, _ in troubled.diary[number]}) == 1
+    assert 4.0 <= record.seconds < 8.0
+
+
+def test_a_process_takes_no_trial_after_a_failure(troubled):
+    ends = {lines[-1][1]: number for number, lines in troubled.diary.items() if number in HOW}
+    for number, lines in troubled.diary.items():
+        for _, pid, _ in lines:
+            if pid in ends and ends[pid] != number and HOW[ends[pid]] != "kill once":
+                assert number < ends[pid], f"trial {number} ran after {ends[pid]} in {pid}"
+
+
+def test_processes_are_reused_after_success(troubled):
+    fine = [troubled.diary[n][-1][1] for n in (7, 8, 9)]
+    assert len(set(fine)) < 3
+
+
+def test_environment_and_signals_are_put_back(troubled):
+    assert troubled.restored
+
+
+# -- the same results as the executor of one machine -----------------------------------------
+def essence(record: Record):
+    return record.number, record.status, record.params, dict(record.values), len(record.curve)
+
+
+def test_random_search_equals_local(cluster, tmp_path):
+    found = {}
+    for name, executor in {"local": Local(), "ray": RayTune(slots=2)}.items():
+        study = search(
+            space,
+            ToyEvaluator(),
+            run=tmp_path / name,
+            trials=9,
+            strategy="random",
+            seed=3,
+            executor=executor,
+        )
+        found[name] = {(r.status == "reused", *essence(r)[2:]) for r in []} or sorted(
+            (str(r.mask), r.params.items().__repr__(), dict(r.values)["loss"])
+            for r in study.records()
+        )
+    assert found["ray"] == found["local"]
+
+
+def test_compare_equals_local(cluster, tmp_path):
+    candidates = {f"w{i}": masks.window(i) for i in range(3)}
+    found = {}
+    for name, executor in {"local": Local(), "ray": RayTune(slots=2)}.items():
+        result = compare(
+            candidates, ToyEvaluator(), run=tmp_path / name, seeds=range(2), executor=executor
+        )
+        found[name] = sorted(essence(r) for r in result.records)
+    assert found["ray"] == found["local"]
+
+
+# -- ends --------------------------------------------------------------------------------------
+def test_on_report_ends_a_trial(cluster, tmp_path):
+    run = Run(tmp_path, Troubled(), goes_on=lambda number, report: (number, report.step) != (2, 2))
+    records = run.by_number()
+    assert [records[n].status for n in range(4)] == ["done", "done", "stopped", "done"]
+    assert records[2].values == {"loss": 202.0}
+    assert len(records[2].curve) == 2
+    assert run.steps(2) == [1, 2]
+
+
+@pytest.mark.parametrize("problem", [SearchError("enough"), KeyboardInterrupt()], ids=repr)
+def test_what_a_strategy_raises_comes_out_as_it_is(cluster, tmp_path, problem):
+    class Angry(Listed):
+        def tell(self, record):
+            raise problem
+
+    strategy = Angry({f"w{i}": masks.window(i) for i in range(4)}, [0])
+    with pytest.raises(type(problem)) as caught:
+        Run(tmp_path, Troubled(seconds=0.3), strategy=strategy)
+    assert caught.value is problem
+    assert free_cpus() == 2
+
+
+def test_what_on_report_raises_ends_long_trials_too(cluster, tmp_path):
+    def goes_on(number, report):
+        raise KeyError(number)
+
+    began = time.monotonic()
+    with pytest.raises(KeyError):
+        Run(tmp_path, Troubled({1: "hang"}, seconds=0.2), count=2, goes_on=goes_on)
+    assert free_cpus() == 2
+    assert time.monotonic() - began < 60
+
+
+def test_an_evaluator_that_cannot_be_loaded_stops_the_search(cluster, tmp_path):
+    with pytest.raises(SearchError, match="cannot load the evaluator.*\n.*no such data|no such"):
+        Run(tmp_path, Unloadable())
+
+
+# -- where trials work -------------------------------------------------------------------------
+def test_folders_that_travel(cluster, tmp_path):
+    storage, run_folder, diary = (tmp_path / name for name in ("storage", "run", "diary"))
+    diary.mkdir()
+    evaluator = Troubled({0: "kill once", 1: "gates", 2: "raise"}, diary=str(diary), seconds=0.1)
+    run = Run(run_folder, evaluator, count=3, storage_path=str(storage), checkpoint_seconds=0.0)
+    records = run.by_number()
+    assert [records[n].status for n in range(3)] == ["done", "done", "failed"], records
+    lines = [line.split() for line in (diary / "0").read_text().splitlines()]
+    assert [int(step) for step, _, _ in lines] == [1, 2, 2, 3, 4]
+    assert len({folder for _, _, folder in lines}) == 2, "the checkpoint was not carried over"
+    assert not any(Path(folder).is_relative_to(tmp_path) for _, _, folder in lines)
+    assert not any(Path(folder).exists() for _, _, folder in lines[2:]), "scratch is left behind"
+    gates = run_folder / records[1].artifacts["gates"]
+    assert gates.read_bytes() == b"gates of 1"
+    assert list(storage.iterdir()) == []
+
+
+def test_user_code_that_was_named_by_path(cluster, tmp_path):
+    file = tmp_path / "my_own_proxy.py"
+    file.write_text(
+        textwrap.dedent("""
+        from dataclasses import dataclass
+        from masksearch.contracts import Objective, Report, Shape
+        from masksearch.masks import Mask
+
+        LOSS = 7.0
+
+        @dataclass(frozen=True)
+        class Mine(Mask):
+            kind = "mine"
+            def allows(self, at):
+                return at.offset.abs() <= 1
+
+        @dataclass(frozen=True)
+        class Proxy:
+            shape = Shape(length=16, layers=1, heads=1)
+            objectives = (Objective("loss", "min", 10.0),)
+            protocol = "mine"
+            def __call__(self, mask, *, seed, workdir):
+                assert isinstance(mask, Mine)
+                yield Report(1, {"loss": LOSS})
+
+        def proxy():
+            return Proxy()
+
+        def mine():
+            return Mine()
+    """)
+    )
+    evaluator, mask = load_function(f"{file}:proxy")(), load_function(f"{file}:mine")()
+    evaluator = type(mask).allows.__globals__["Proxy"]()
+    file.unlink()
+    run = Run(tmp_path / "run", evaluator, strategy=Listed({"mine": mask}, [0]))
+    assert [(r.status, dict(r.values)) for r in run.records] == [("done", {"loss": 7.0})], (
+        run.records
+    )
+    assert run.records[0].mask == mask
+
+
+# -- what cannot work --------------------------------------------------------------------------
+def test_ray_client_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(SearchError, match="ray job submit.*address='auto'"):
+        Run(tmp_path, Troubled(), address="ray://head:10001")
+
+
+def test_resources_that_nobody_has_are_refused(cluster, tmp_path):
+    with pytest.raises(SearchError, match="no node has the resources of one trial"):
+        Run(tmp_path, Troubled(), resources={"cpu": 1, "gpu": 64})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slots": 0}, "slots must be at least 1, got 0"),
+        ({"max_failures": -1}, "max_failures must be at least 0, got -1"),
+        ({"limit_seconds": 0.0}, "limit_seconds must be positive, got 0.0"),
+        ({"resources": {"gpu": -1}}, "resources must not be negative"),
+    ],
+)
+def test_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        RayTune(**options)
+
+
+def test_every_loss_of_a_worker_ends_its_trial_only():
+    from ray.air.execution._internal import RayActorManager
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+    seen = []
+    before = RayActorManager._actor_task_failed
+    try:
+        RayActorManager._actor_task_failed = lambda self, task, exception: seen.append(exception)
+        with losses():
+            manager = RayActorManager.__new__(RayActorManager)
+            for error in (OutOfMemoryError("memory"), NodeDiedError("node"), RayActorError()):
+                manager._actor_task_failed(tracked_actor_task=None, exception=error)
+    finally:
+        RayActorManager._actor_task_failed = before
+    assert [type(error) for error in seen] == [RayActorError] * 3
+    assert [str(error) for error in seen[:2]] == [
+        "OutOfMemoryError: memory",
+        "NodeDiedError: node",
+    ]
