@@ -2,7 +2,7 @@
 
 Sampler and masks by CPU time, the storages by wall time (they wait for the disk), Ray Tune by the
 driver's CPU time (`dispatch`, `report`) and what a single slot waits beyond it (`latency`). Used
-by `scaling.py --measure`.
+by `scaling.py --measure`. Of repeated measurements the lower quartile counts.
 """
 
 import os
@@ -47,6 +47,11 @@ def measured(postgres: str | None, with_ray: bool) -> dict[str, Any]:
     return found
 
 
+def usual(times: Sequence[float]) -> float:
+    """The lower quartile: what it takes when nobody else is in the way."""
+    return statistics.quantiles(times, n=4)[0]
+
+
 def proposals(name: str, told: Sequence[Any] = ()) -> Any:
     """A strategy of that name on a space of 14 parameters, which has been told some records."""
     from masksearch.contracts import Objective
@@ -82,7 +87,7 @@ def histories(count: int) -> list[Any]:
 
 
 def asked(name: str, milestones: Sequence[int], repeats: int = 10) -> list[tuple[int, float]]:
-    """(trials so far, median CPU seconds of one ask and tell)."""
+    """(trials so far, usual CPU seconds of one ask and tell)."""
     history, found = histories(max(milestones)), []
     for count in milestones:
         strategy, times = proposals(name, history[:count]), []
@@ -92,12 +97,12 @@ def asked(name: str, milestones: Sequence[int], repeats: int = 10) -> list[tuple
             p = strategy.ask()
             strategy.tell(replace(history[0], number=p.number, params=p.params, job=p.job))
             times.append(time.process_time() - start)
-        found.append((count, statistics.median(times)))
+        found.append((count, usual(times)))
     return found
 
 
 def lowered(count: int = 30) -> float:
-    """Median CPU seconds of lowering, hashing and measuring a mask, length 128."""
+    """Usual CPU seconds of lowering, hashing and measuring a mask, length 128."""
     from masksearch.contracts import Shape
     from masksearch.masks.lower import lower
     from masksearch.masks.measure import measures, table_fingerprint
@@ -109,11 +114,11 @@ def lowered(count: int = 30) -> float:
         table_fingerprint(table)
         measures(record.mask, shape, table=table)
         times.append(time.process_time() - start)
-    return statistics.median(times)
+    return usual(times)
 
 
 def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
-    """Median wall seconds of the driver's writes."""
+    """Usual wall seconds of the driver's writes."""
     from masksearch.contracts import Objective, Report
     from masksearch.results.study_store import StudyStore
 
@@ -131,7 +136,7 @@ def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
         for name, (start, end) in zip(times, pairwise(clock), strict=True):
             times[name].append(end - start)
     store.close()
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: usual(values) for name, values in times.items()}
 
 
 class NoOp:

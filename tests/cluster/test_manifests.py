@@ -90,6 +90,7 @@ def test_launcher_keeps_the_head_on_demand_and_idle_and_workers_on_spot() -> Non
 def test_launcher_sends_the_token_as_a_file_and_opens_no_dashboard() -> None:
     config = launcher()
     assert config["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     (start,) = [line for line in config["head_start_ray_commands"] if "--head" in line]
     assert "--dashboard-host=127.0.0.1" in start
     assert "0.0.0.0" not in (CLUSTER / "ray-cluster.yaml").read_text()
