@@ -151,8 +151,7 @@ class ToldStudy:
         for step, value in outcome.partial.items():
             self.storage.set_trial_intermediate_value(key, step, value)
         values = None if outcome.values is None else list(outcome.values)
-        with quiet():
-            self.study.tell(number, values=values, state=outcome.state)
+        self.study.tell(number, values=values, state=outcome.state)
 
 
 def excesses(record: Record, constraints: Sequence[Constraint]) -> dict[str, float]:

@@ -1,0 +1,158 @@
+"""Aging evolution: children differ in one parameter, parents are the best of the latest."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from masksearch import masks
+from masksearch.constraints import Constraint
+from masksearch.contracts import Evaluate, Objective, Record, Refused
+from masksearch.strategies.evolution import EvolutionStrategy, by_rank_and_crowding, crowding
+
+ONE = (Objective("loss", "min", 10.0),)
+TWO = (*ONE, Objective("sparsity", "max", 0.0))
+MASK = Evaluate(masks.window(1))
+
+
+def nested(trial):
+    """A tree: each family has parameters of its own, and each layer a family."""
+    total = 0
+    for layer in range(2):
+        family = trial.suggest_categorical(f"l{layer}.family", ["window", "stride", "both"])
+        if family != "stride":
+            total += trial.suggest_int(f"l{layer}.reach", 0, 9)
+        if family != "window":
+            total += trial.suggest_int(f"l{layer}.period", 2, 9)
+    return masks.window(total)
+
+
+def finished(proposal, status="done", loss=1.0, **measures):
+    values = {"loss": loss} if status == "done" else {}
+    return Record(
+        proposal.number, status, proposal.job, params=proposal.params, values=values,
+        measures=measures, memo=proposal.memo,
+    )  # fmt: skip
+
+
+def record(number, loss, sparsity=0.5):
+    return Record(number, "done", MASK, values={"loss": loss}, measures={"sparsity": sparsity})
+
+
+def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
+    strategy, drawn, children = EvolutionStrategy(nested, ONE, seed=0, population=6), {}, 0
+    for _ in range(60):
+        proposal = strategy.ask()
+        drawn[proposal.number] = dict(proposal.params)
+        if "parent" in proposal.memo:
+            parent, child = drawn[int(proposal.memo["parent"])], proposal.params
+            shared = parent.keys() & child.keys()
+            assert [n for n in shared if parent[n] != child[n]] == [proposal.memo["changed"]]
+            if not proposal.memo["changed"].endswith("family"):
+                assert parent.keys() == child.keys()
+            children += 1
+        strategy.tell(finished(proposal, loss=len(proposal.params)))
+    assert children == 54
+
+
+def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
+    strategy = EvolutionStrategy(nested, ONE, seed=0, population=5)
+    for number in range(40):
+        proposal = strategy.ask()
+        assert ("parent" in proposal.memo) == (number >= 5)
+        if number >= 5:
+            assert number - 5 <= int(proposal.memo["parent"]) < number
+        strategy.tell(finished(proposal, loss=float(number)))
+
+
+def test_parameters_are_not_proposed_twice_while_others_are_near():
+    strategy, seen = EvolutionStrategy(nested, ONE, seed=0, population=6), []
+    for _ in range(80):
+        proposal = strategy.ask()
+        seen.append(json.dumps(proposal.params, sort_keys=True))
+        strategy.tell(finished(proposal))
+    assert len(set(seen)) >= 79
+
+
+def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
+    limit = Constraint("sparsity", ">=", 0.9)
+    strategy = EvolutionStrategy(nested, ONE, seed=0, population=4, constraints=(limit,))
+    parents = set()
+    for number in range(30):
+        proposal = strategy.ask()
+        if number > 4:
+            parents.add(int(proposal.memo["parent"]))
+        if number == 4:
+            strategy.tell(finished(proposal, sparsity=0.95))
+        else:
+            status = "stopped" if number % 2 else "failed"
+            strategy.tell(finished(proposal, status, sparsity=number / 100))
+    assert parents == {4}
+
+
+def test_stopped_records_breed_by_their_violation_where_nothing_was_scored():
+    limit = Constraint("sparsity", ">=", 0.9)
+    strategy = EvolutionStrategy(nested, ONE, seed=0, population=4, sample=4, constraints=(limit,))
+    for sparsity in (0.1, 0.7, 0.3, 0.2):
+        strategy.tell(finished(strategy.ask(), "stopped", sparsity=sparsity))
+    assert strategy.ask().memo["parent"] == "1"
+
+
+def test_feasible_parent_wins_over_a_better_one_that_violates_a_limit():
+    limit = Constraint("latency", "<=", 5)
+    strategy = EvolutionStrategy(nested, ONE, seed=0, population=2, sample=2, constraints=(limit,))
+    strategy.tell(finished(strategy.ask(), loss=0.1, latency=9.0))
+    strategy.tell(finished(strategy.ask(), loss=0.9, latency=4.0))
+    assert strategy.ask().memo["parent"] == "1"
+
+
+def test_without_any_parent_draws_stay_random():
+    strategy = EvolutionStrategy(nested, ONE, seed=0, population=2)
+    for _ in range(8):
+        proposal = strategy.ask()
+        assert "parent" not in proposal.memo
+        strategy.tell(finished(proposal, "failed"))
+
+
+def test_ranking_puts_fronts_first_and_the_lonely_before_the_crowded():
+    rows = {0: (1, 0.1), 1: (2, 0.5), 2: (2.1, 0.52), 3: (3, 0.9), 4: (3, 0.2), 5: (9, 0.1)}
+    records = [record(number, *row) for number, row in rows.items()]
+    order = [r.number for r in by_rank_and_crowding(records, TWO)]
+    assert set(order[:2]) == {0, 3}
+    assert set(order[2:4]) == {1, 2}
+    assert order[4:] == [4, 5]
+
+
+def test_one_objective_ranks_by_value():
+    order = by_rank_and_crowding([record(n, loss) for n, loss in enumerate((3, 1, 2))], ONE)
+    assert [r.number for r in order] == [1, 2, 0]
+
+
+def test_crowding_is_that_of_nsga2():
+    found = crowding({0: (0.0, 4.0), 1: (1.0, 2.0), 2: (4.0, 0.0)})
+    assert found == {0: math.inf, 1: 2.0, 2: math.inf}
+    assert crowding({0: (1.0,), 1: (1.0,)}) == {0: 0.0, 1: 0.0}
+
+
+def test_space_that_raises_is_refused_with_its_reason():
+    def broken(trial):
+        trial.suggest_int("reach", 0, 3)
+        raise KeyError("no such family")
+
+    job = EvolutionStrategy(broken, ONE, seed=0).ask().job
+    assert isinstance(job, Refused)
+    assert "no such family" in job.reason
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"population": 1}, "population must be at least 2, got 1"),
+        ({"population": 4, "sample": 5}, "sample must be between 1 and the population, got 5"),
+    ],
+)
+def test_wrong_sizes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EvolutionStrategy(nested, ONE, seed=0, **arguments)
