@@ -42,7 +42,7 @@ def check(plan: GatherPlan, table: Tensor, batch: int = 2) -> None:
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=35)
 @given(sized_trees(longest=9), st.integers(1, 4))
 def test_gather_equals_dense_on_random_masks(sized, block):
     length, mask = sized

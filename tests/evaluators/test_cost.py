@@ -1,0 +1,189 @@
+"""Costs of a mask against loops over its cells; measured ones by their relations only."""
+
+import math
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mask_trees import HEADS, LAYERS, sized_trees
+
+from masksearch import masks
+from masksearch.errors import EmptyRowError, HeadCountError, LengthError, UnknownNameError
+from masksearch.evaluators import cost
+from masksearch.evaluators.cost import ANALYTIC, MEASURED, CostEvaluator
+from masksearch.masks.lower import block_view
+from masksearch.masks.measure import measures
+from masksearch.models.kernels import GatherPlan
+
+SMALL = CostEvaluator(length=40, layers=2, heads=3, width=8, block=16)
+
+
+def values(evaluator: CostEvaluator, mask: masks.Mask) -> dict[str, float]:
+    [report] = evaluator(mask, seed=0, workdir=Path("unused"))
+    return dict(report.values)
+
+
+@settings(deadline=None, max_examples=25)
+@given(sized_trees(longest=9), st.integers(1, 4))
+def test_analytic_costs_match_the_measures(sized, block):
+    length, mask = sized
+    evaluator = CostEvaluator(length, LAYERS, HEADS, width=4, block=block, measure=ANALYTIC)
+    found = evaluator.costs(mask)
+    known = measures(mask, evaluator.shape, block, mask.dense(length, LAYERS, HEADS))
+    for name in ("sparsity", "density", "block_density", "sparsity_off_diagonal"):
+        assert found[name] == pytest.approx(known.get(name, 1.0), abs=1e-6)
+    unreached = LAYERS * length
+    assert found["hops"] == min(known["hops"], unreached)
+    assert known["hops"] == math.inf or known["hops"] < unreached
+    pairs = int(block_view(mask, length, block).expand(LAYERS, HEADS, -1, -1).sum())
+    assert found["flops"] == pytest.approx(2 * 4 * block * block * pairs)
+
+
+@settings(deadline=None, max_examples=25)
+@given(sized_trees(longest=9), st.integers(1, 4), st.integers(1, 30))
+def test_tally_finds_empty_rows_in_any_chunks(sized, block, cells):
+    length, mask = sized
+    table = mask.dense(length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "CELLS", cells)
+        blocks, kept, empty = cost.tally(mask, length, block, True)
+    assert empty == (not table.any(-1).all())
+    assert kept == pytest.approx(float(table.double().mean()))
+    assert blocks == pytest.approx(float(block_view(mask, length, block).double().mean()))
+
+
+def test_memory_is_scores_and_plan():
+    mask = masks.window(3)
+    plan = GatherPlan.of_mask(mask, 40, block=16)
+    pairs = 7 * 2 * 3  # 7 of 9 blocks, 2 layers, 3 heads
+    found = values(replace(SMALL, measure=("memory",)), mask)
+    assert found == {"memory": 4 * 16 * 16 * pairs + plan.bytes}
+
+
+def test_only_what_was_chosen_is_reported_in_that_order():
+    evaluator = replace(SMALL, measure=("flops", "sparsity"))
+    assert list(values(evaluator, masks.star())) == ["flops", "sparsity"]
+    assert [objective.name for objective in evaluator.objectives] == ["flops", "sparsity"]
+    assert [objective.goal for objective in evaluator.objectives] == ["min", "max"]
+
+
+def test_dense_attention_is_the_worst():
+    evaluator = replace(SMALL, length=48, measure=(*ANALYTIC, *MEASURED))
+    chosen = set(ANALYTIC) - {"memory", "hops"}
+    found = replace(evaluator, measure=tuple(chosen)).costs(masks.full())
+    for objective in evaluator.objectives:
+        assert math.isfinite(objective.worst)
+        if objective.name in chosen:
+            assert found[objective.name] == pytest.approx(objective.worst)
+
+
+def test_default_objectives_are_not_measured():
+    assert not set(CostEvaluator().measure) & set(MEASURED)
+    mask = masks.random_keys(3, 0) | masks.window(0)
+    assert values(SMALL, mask) == values(SMALL, mask)
+
+
+def test_latency_is_the_faster_kernel_for_all_layers():
+    evaluator = replace(SMALL, length=64, layers=2, measure=("latency",), repeats=2)
+    for mask in (masks.window(3), masks.per_layer([masks.window(3), masks.star()])):
+        found = values(evaluator, mask)
+        total = sum(found[f"latency_{kernel}"] for kernel in ("masked", "gather"))
+        assert 0 < found["latency"] <= min(found["latency_masked"], found["latency_gather"])
+        assert found["latency"] < total
+        assert found["latency_ratio"] == found["latency"] / found["latency_dense"]
+
+
+def test_times_are_added_over_the_layers(monkeypatch):
+    spent = iter([[4e-3, 5e-3, 1e-3], [4e-3, 3e-3, 9e-3]])
+    monkeypatch.setattr(cost, "raced", lambda kernels, repeats: next(spent))
+    evaluator = replace(SMALL, measure=("latency_ratio",))
+    found = values(evaluator, masks.per_layer([masks.window(3), masks.star()]))
+    assert found == pytest.approx(
+        {
+            "latency_ratio": 0.5,
+            "latency": 4.0,
+            "latency_dense": 8.0,
+            "latency_masked": 8.0,
+            "latency_gather": 10.0,
+        }
+    )
+    spent = iter([[4e-3, 5e-3, 1e-3]])
+    assert values(evaluator, masks.star())["latency"] == pytest.approx(2.0)  # both layers alike
+
+
+def test_a_full_mask_is_dense_attention(monkeypatch):
+    monkeypatch.setattr(cost, "raced", lambda kernels, repeats: [2e-3, 3e-3, 7e-3])
+    assert values(replace(SMALL, measure=("latency_ratio",)), masks.full())["latency_ratio"] == 1.0
+
+
+def test_kernels_are_raced_on_one_thread_in_turn_and_threads_come_back():
+    before, order = torch.get_num_threads(), []
+
+    def kernel(name: str):
+        return lambda: order.append((name, torch.get_num_threads())) or torch.zeros(1)
+
+    times = cost.raced([kernel("a"), kernel("b")], repeats=2)
+    assert order == [("a", 1), ("b", 1)] * 3
+    assert len(times) == 2
+    assert all(spent >= 0 for spent in times)
+    assert torch.get_num_threads() == before
+
+
+def test_protocol_changes_with_every_setting_and_with_the_machine_if_measured(monkeypatch):
+    others = [
+        replace(SMALL, **change)
+        for change in (
+            {"length": 41},
+            {"layers": 1},
+            {"heads": 2},
+            {"width": 9},
+            {"block": 8},
+            {"measure": ("flops",)},
+            {"measure": ("latency",)},
+            {"repeats": 6},
+        )
+    ]
+    protocols = [evaluator.protocol for evaluator in (SMALL, *others)]
+    assert len(set(protocols)) == len(protocols)
+    monkeypatch.setattr(cost, "machine", lambda: "another")
+    changed = [e.protocol for e in (SMALL, *others)]
+    assert [e for e, a, b in zip((SMALL, *others), protocols, changed, strict=True) if a != b] == [
+        replace(SMALL, measure=("latency",))
+    ]
+
+
+def test_machine_names_processor_threads_and_torch():
+    assert torch.__version__ in cost.machine()
+    assert "1 thread" in cost.machine()
+
+
+def test_survives_pickling():
+    copy = pickle.loads(pickle.dumps(SMALL))
+    assert copy == SMALL
+    assert copy.protocol == SMALL.protocol
+
+
+def test_masks_that_do_not_fit_are_refused():
+    with pytest.raises(EmptyRowError, match="layer 0, head 0, row 0 keeps no key"):
+        values(SMALL, masks.shifts([-1]))
+    with pytest.raises(HeadCountError):
+        values(SMALL, masks.per_head([masks.full()] * 2))
+    with pytest.raises(LengthError):
+        values(SMALL, masks.table(torch.ones(8, 8, dtype=torch.bool)))
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(UnknownNameError, match="did you mean 'latency'"):
+        CostEvaluator(measure=("latencie",))
+    with pytest.raises(ValueError, match="each once"):
+        CostEvaluator(measure=("flops", "flops"))
+    with pytest.raises(ValueError, match="one or more"):
+        CostEvaluator(measure=())
+    with pytest.raises(ValueError, match="block must be at least 1, got 0"):
+        CostEvaluator(block=0)
+    with pytest.raises(ValueError, match="length must be at least 1"):
+        CostEvaluator(length=0)

@@ -1,0 +1,199 @@
+"""An evaluator with costs on top: reports, objectives, gradients, lengths."""
+
+import math
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+from torch import nn
+
+from masksearch import masks
+from masksearch.contracts import Differentiable, Objective, OffersGradients, Report, Shape
+from masksearch.errors import EmptyRowError, HeadCountError, LengthError
+from masksearch.evaluators import cost
+from masksearch.evaluators.cost import CostEvaluator
+from masksearch.evaluators.with_cost import WithCost
+from masksearch.masks import Mask
+from masksearch.masks.lower import lower
+
+TIMES = {"latency", "latency_ratio", "latency_dense", "latency_masked", "latency_gather"}
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Three reports; counts how it ends in `log`."""
+
+    log: Path | None = None
+    shape = Shape(length=16, layers=1, heads=2)
+    objectives = (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
+    protocol = "inner"
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        lower(mask, self.shape)
+        try:
+            for step in (1, 2, 3):
+                yield Report(step, {"score": step / 3 + seed})
+        finally:
+            if self.log is not None:
+                self.log.write_text("closed")
+
+
+@dataclass(frozen=True)
+class Learning(Inner):
+    """The same, and it offers gradients."""
+
+    def differentiable(self, seed: int) -> Differentiable:
+        return Differentiable(nn.Linear(seed, 1), iter([]), [])
+
+
+def reports(evaluator: WithCost, mask: Mask) -> list[Report]:
+    return list(evaluator(mask, seed=2, workdir=Path("unused")))
+
+
+def test_every_report_holds_its_own_values_and_the_costs():
+    evaluator = WithCost(Inner(), memory=True, block=4, repeats=1)
+    inner = list(Inner()(masks.star(), seed=2, workdir=Path("unused")))
+    found = reports(evaluator, masks.star())
+    assert [report.step for report in found] == [report.step for report in inner]
+    for mine, own in zip(found, inner, strict=True):
+        assert set(mine.values) == {"score", "memory"} | TIMES
+        assert mine.values["score"] == own.values["score"]
+        assert {name: mine.values[name] for name in TIMES} == {
+            name: found[-1].values[name] for name in TIMES
+        }
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ["latency_ratio"]),
+        ({"latency": "ratio"}, ["latency_ratio"]),
+        ({"latency": "milliseconds"}, ["latency"]),
+        ({"memory": True}, ["latency_ratio", "memory"]),
+        ({"latency": False, "memory": True}, ["memory"]),
+    ],
+    ids=str,
+)
+def test_objectives_are_the_inner_ones_and_the_chosen_costs(settings, names):
+    evaluator = WithCost(Inner(), block=4, repeats=1, **settings)
+    assert evaluator.objectives[:2] == Inner.objectives
+    added = evaluator.objectives[2:]
+    assert [objective.name for objective in added] == names
+    assert all(o.goal == "min" and math.isfinite(o.worst) for o in added)
+    last = reports(evaluator, masks.star())[-1]
+    assert set(names) <= set(last.values)
+
+
+def test_memory_alone_is_deterministic_and_not_timed():
+    evaluator = WithCost(Inner(), latency=False, memory=True, block=4)
+    assert reports(evaluator, masks.star()) == reports(evaluator, masks.star())
+    assert set(reports(evaluator, masks.star())[-1].values) == {"score", "memory"}
+
+
+def test_it_offers_gradients_exactly_where_the_inner_one_does():
+    assert not isinstance(WithCost(Inner()), OffersGradients)
+    learning = WithCost(Learning())
+    assert isinstance(learning, OffersGradients)
+    assert learning.differentiable(5).model.in_features == 5
+    assert isinstance(replace(learning, block=32), OffersGradients)
+    assert not isinstance(replace(learning, evaluator=Inner()), OffersGradients)
+
+
+@pytest.mark.parametrize("inner", [Inner(), Learning()], ids=["plain", "learning"])
+def test_survives_pickling_by_value_and_by_name(inner):
+    evaluator = WithCost(inner, length=32, memory=True)
+    cloudpickle.register_pickle_by_value(__import__(__name__))
+    try:
+        shipped = cloudpickle.dumps(evaluator)
+    finally:
+        cloudpickle.unregister_pickle_by_value(__import__(__name__))
+    copy = cloudpickle.loads(shipped)
+    assert copy.protocol == evaluator.protocol
+    assert copy.objectives == evaluator.objectives
+    assert isinstance(copy, OffersGradients) == isinstance(evaluator, OffersGradients)
+
+
+def test_wraps_one_that_is_wrapped_already():
+    outer = WithCost(WithCost(Learning(), latency=False, memory=True), latency=True, repeats=1)
+    assert [o.name for o in outer.objectives] == ["score", "sparsity", "memory", "latency_ratio"]
+    assert isinstance(outer, OffersGradients)
+    assert pickle.loads(pickle.dumps(WithCost(CostEvaluator()))) == WithCost(CostEvaluator())
+
+
+def test_protocol_joins_the_inner_one_and_the_settings(monkeypatch):
+    evaluator = WithCost(Inner(), memory=True)
+    changes = (
+        {"length": 32},
+        {"block": 8},
+        {"width": 8},
+        {"repeats": 2},
+        {"memory": False},
+        {"latency": False},
+        {"latency": "milliseconds"},
+    )
+    others = [evaluator, *(replace(evaluator, **change) for change in changes)]
+    assert len({other.protocol for other in others}) == len(others)
+    before = evaluator.protocol
+    monkeypatch.setattr(Inner, "protocol", "another")
+    assert evaluator.protocol != before
+    before = evaluator.protocol
+    monkeypatch.setattr(cost, "machine", lambda: "another")
+    assert evaluator.protocol != before
+
+
+def test_closing_it_closes_the_run_within(tmp_path):
+    log = tmp_path / "log"
+    running = WithCost(Inner(log), repeats=1)(masks.star(), seed=0, workdir=tmp_path)
+    next(running)
+    assert not log.exists()
+    running.close()
+    assert log.read_text() == "closed"
+    assert list(running) == []
+
+
+def memory_at(length: int | None, mask: Mask) -> float:
+    evaluator = WithCost(Inner(), latency=False, memory=True, length=length, block=4)
+    return reports(evaluator, mask)[-1].values["memory"]
+
+
+def test_costs_are_taken_at_their_own_length():
+    own = CostEvaluator(64, 1, 2, block=4, measure=("memory",))
+    assert memory_at(64, masks.window(3)) == own.costs(masks.window(3))["memory"]
+    assert memory_at(64, masks.window(3)) > memory_at(None, masks.window(3))
+
+
+def test_a_table_is_cropped_to_a_shorter_length_and_refused_at_a_longer_one():
+    table = masks.table(torch.ones(16, 16, dtype=torch.bool))
+    shorter = CostEvaluator(8, 1, 2, block=4, measure=("memory",))
+    assert memory_at(8, table) == shorter.costs(masks.full())["memory"]
+    with pytest.raises(LengthError, match=r"taken at 32 positions.*length=None"):
+        memory_at(32, table)
+    bits = masks.toeplitz(torch.ones(16, dtype=torch.bool))
+    assert memory_at(8, bits) == shorter.costs(masks.full())["memory"]
+    with pytest.raises(LengthError, match=r"taken at 32 positions.*length=None"):
+        memory_at(32, bits)
+    with pytest.raises(LengthError, match="Table holds 8 positions, asked for 16"):
+        memory_at(None, masks.table(torch.ones(8, 8, dtype=torch.bool)))
+
+
+def test_masks_that_do_not_fit_are_refused_before_any_training(tmp_path):
+    log = tmp_path / "log"
+    evaluator = WithCost(Inner(log), repeats=1)
+    with pytest.raises(EmptyRowError):
+        reports(evaluator, masks.shifts([-1]))
+    with pytest.raises(HeadCountError):
+        reports(evaluator, masks.per_head([masks.full()] * 3))
+    assert not log.exists()
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="no cost is chosen"):
+        WithCost(Inner(), latency=False)
+    with pytest.raises(ValueError, match="latency is True, False"):
+        WithCost(Inner(), latency="seconds")
+    with pytest.raises(ValueError, match=r"objective already: .*latency_ratio"):
+        WithCost(WithCost(Inner()))
