@@ -40,7 +40,9 @@ class WithCost:
         memory: Whether `memory` is an objective.
         length: Positions at which the costs are taken; None = the evaluator's. A mask of rules
             is taken at that length as it is. One that holds a table is cropped where `length`
-            is shorter, and refused where it is longer: tables do not stretch.
+            is shorter, and refused where it is longer: tables do not stretch. A search knows
+            masks by their cells at the evaluator's own length: two that are equal there are one
+            mask to it, and share the costs of the one that was judged first.
         block: Side of the kernel's block, in positions.
         width: Width of one head.
         repeats: Rounds of a latency.
