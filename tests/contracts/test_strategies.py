@@ -200,11 +200,16 @@ def test_takes_one_two_and_three_objectives(name, count):
     assert len({json.dumps(p.params) for p in run(make(), 26)}) > 5
 
 
-@pytest.mark.parametrize("count", OBJECTIVES)
+@pytest.mark.parametrize(
+    "count", [1, *(pytest.param(count, marks=pytest.mark.slow) for count in (2, 3))]
+)
 def test_gp_keeps_the_law(count):
-    constraints = (SPARSE, Constraint("cost", "<=", 5)) if count == 2 else ()
+    constraints = () if count == 3 else (SPARSE, Constraint("cost", "<=", 5))
     objectives = OBJECTIVES[count]
-    assert_law(lambda: build("gp", space=flat, objectives=objectives, constraints=constraints), 17)
+    assert_law(
+        lambda: build("gp", space=flat, objectives=objectives, constraints=constraints),
+        16 if count == 1 else 19,
+    )
 
 
 def test_proposals_equal_those_of_another_process():
@@ -212,12 +217,12 @@ def test_proposals_equal_those_of_another_process():
 import json, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_strategies import NAMES, build, flat, run
-print(json.dumps({{n: [p.params for p in run(build(n, space=flat), 34)] for n in NAMES}}))
+print(json.dumps({{n: [p.params for p in run(build(n, space=flat), 32)] for n in NAMES}}))
 """
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    here = {name: [dict(p.params) for p in run(build(name, space=flat), 34)] for name in NAMES}
+    here = {name: [dict(p.params) for p in run(build(name, space=flat), 32)] for name in NAMES}
     assert json.loads(output) == here
 
 
