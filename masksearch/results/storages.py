@@ -120,6 +120,8 @@ def opened(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
         url = place.url.replace("{", "{{").replace("}", "}}") if storage is None else place.url
         try:
             database = RDBStorage(url, engine_kwargs=engine_settings(place))
+        except RuntimeError as error:  # tables of another Optuna
+            raise SearchError(f"cannot open the storage {place.shown}: {error}") from error
         except (exc.IntegrityError, exc.OperationalError, exc.ProgrammingError) as error:
             if "already exists" not in str(error) and "duplicate key" not in str(error):
                 raise
@@ -189,7 +191,7 @@ def explained(place: Place, failed: str = "cannot use the storage") -> Iterator[
     try:
         yield
     except (StorageInternalError, exc.SQLAlchemyError, sqlite3.Error, OSError, ImportError,
-            json.JSONDecodeError, UnicodeDecodeError, RuntimeError) as error:  # fmt: skip
+            json.JSONDecodeError, UnicodeDecodeError) as error:  # fmt: skip
         if isinstance(error, SearchError):
             raise
         known = known_problem(error, place)
