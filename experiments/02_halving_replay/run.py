@@ -148,16 +148,17 @@ def rows(study: Study, slots: int, outcomes: dict[Any, list[Outcome]]) -> list[d
             whole = everything.front(objectives)
             lost = [100 * (1 - outcome.front(objectives) / whole) for outcome in done]
             row |= spread(f"{label} lost %", lost)
-            pairs = zip(done, nothing, strict=True)
-            gained = [
-                100
-                * (a.front(objectives, study.budget) - b.front(objectives, study.budget))
-                / whole
-                for a, b in pairs
-            ]
-            row |= spread(f"{label} gained % at equal steps", gained)
-            error = 1.96 * float(np.std(gained, ddof=1)) / math.sqrt(len(gained))
-            row[f"{label} gained % of its mean +-"] = error
+            if slots == 1:  # with more, the trials that run when the budget ends blur it
+                pairs = zip(done, nothing, strict=True)
+                gained = [
+                    100
+                    * (a.front(objectives, study.budget) - b.front(objectives, study.budget))
+                    / whole
+                    for a, b in pairs
+                ]
+                row |= spread(f"{label} gained % at equal steps", gained)
+                error = 1.96 * float(np.std(gained, ddof=1)) / math.sqrt(len(gained))
+                row[f"{label} gained % of its mean +-"] = error
         result.append(row)
     return result
 
@@ -181,7 +182,7 @@ def signal(found: Sequence[Study]) -> list[dict[str, Any]]:
 
 def save_table(path: Path, table: Sequence[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")  # gaps stay empty
         writer.writeheader()
         writer.writerows(
             {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in table

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -276,3 +279,13 @@ def test_repr_names_every_argument_and_no_state():
         )
     )
     assert scheduler == eval(text)
+
+
+@pytest.mark.slow
+def test_the_replay_smoke():
+    script = Path(__file__).parents[2] / "experiments" / "02_halving_replay" / "run.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--smoke"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "planted seed 1, 8 slots" in done.stdout
