@@ -11,12 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,14 +30,17 @@ from masksearch.executors.surroundings import (
     interruptible,
     loaded_by_path,
     logging_at,
+    own_token,
+    replaced,
+    shelf,
 )
 
 try:
-    import pyarrow.fs  # type: ignore[import-untyped, unused-ignore]
     import ray
     from ray import tune
+    from ray._private import ray_constants
     from ray.air.execution._internal import RayActorManager
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
     from ray.tune.result import SHOULD_CHECKPOINT
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
@@ -121,30 +122,7 @@ class RayTune:
         on_report: OnReport,
     ) -> None:
         """Asks until the strategy is done; see `masksearch.contracts.Executor`."""
-        with loaded_by_path():
-            self.carry_out(strategy, evaluator, seed, workdir.resolve(), on_record, on_report)
-
-    def carry_out(
-        self,
-        strategy: Strategy,
-        evaluator: Evaluator,
-        seed: int,
-        workdir: Path,
-        on_record: Listener,
-        on_report: OnReport,
-    ) -> None:
-        """See `run`."""
-        crew = Crew(
-            cloudpickle.dumps(evaluator),
-            seed,
-            workdir=str(workdir) if self.storage_path is None else None,
-            limit_seconds=self.limit_seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-            threads=max(1, int(self.needs.get("cpu", 1))),
-            gpu=self.needs.get("gpu", 0.0),
-            reuse=self.reuse,
-            paths=tuple(sys.path),
-        )
+        workdir = workdir.resolve()
         desk = Desk(
             strategy,
             evaluator,
@@ -155,22 +133,42 @@ class RayTune:
             max_failures=self.max_failures,
             limit_seconds=self.limit_seconds,
         )
-        level = logging.CRITICAL if self.quiet else None
-        with environment(TUNE_SETTINGS), logging_at("ray", level), self.cluster():
+        with (
+            environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
+            loaded_by_path(),
+            silence(self.quiet),
+            losses(),
+            self.cluster(),
+        ):
             self.check_room()
-            desk.crew = ray.put(crew)
-            with self.experiment() as (folder, name), interruptible(desk.interrupt), losses():
-                self.tuner(desk, folder, name).fit()
+            desk.crew = ray.put(self.crew(evaluator, seed, workdir))
+            with shelf(self.storage_path) as place, interruptible(desk.interrupt):
+                self.tuner(desk, *place).fit()
         if desk.problem is not None:
             raise desk.problem
 
+    def crew(self, evaluator: Evaluator, seed: int, workdir: Path) -> Crew:
+        """What all trials share."""
+        return Crew(
+            cloudpickle.dumps(evaluator),
+            seed,
+            workdir=str(workdir) if self.storage_path is None else None,
+            limit_seconds=self.limit_seconds,
+            checkpoint_seconds=self.checkpoint_seconds,
+            threads=max(1, int(self.needs.get("cpu", 1))),
+            gpu=self.needs.get("gpu", 0.0),
+            reuse=self.reuse,
+            paths=tuple(sys.path),
+        )
+
     def tuner(self, desk: Desk, folder: str, name: str) -> tune.Tuner:
         """A fresh Tuner whose searcher, scheduler and stopper speak for the desk."""
+        watching = Watching(desk)
         return tune.Tuner(
             tune.with_resources(Worker, dict(self.needs)),
             tune_config=tune.TuneConfig(
                 search_alg=Asking(desk),
-                scheduler=Watching(desk),
+                scheduler=watching,
                 num_samples=-1,
                 max_concurrent_trials=self.slots,
                 reuse_actors=self.reuse,
@@ -181,35 +179,19 @@ class RayTune:
                 name=name,
                 storage_path=folder,
                 verbose=0,
-                stop=Stopping(desk),
+                stop=Stopping(desk, watching),
                 failure_config=tune.FailureConfig(max_failures=0),  # see Desk.bury
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
             ),
         )
 
     @contextmanager
-    def experiment(self) -> Iterator[tuple[str, str]]:
-        """Where Tune keeps its files while it runs: (folder or URI, name)."""
-        name = f"masksearch-{secrets.token_hex(4)}"
-        if self.storage_path is None:
-            with tempfile.TemporaryDirectory(prefix="masksearch-") as folder:
-                yield folder, name
-            return
-        folder = self.storage_path
-        if "://" not in folder:
-            folder = str(Path(folder).resolve())
-        try:
-            yield folder, name
-        finally:
-            files, path = pyarrow.fs.FileSystem.from_uri(folder)
-            files.delete_dir(f"{path}/{name}")
-
-    @contextmanager
     def cluster(self) -> Iterator[None]:
         """A Ray that answers; what was started or joined here is left again at the end."""
-        if self.address is not None and self.address.startswith("ray://"):
+        client: Any = ray.util.client.ray  # not typed in Ray
+        if (self.address or "").startswith("ray://") or client.is_connected():
             raise SearchError(
-                f"RayTune must run on a node of the cluster, got address={self.address!r}: "
+                "RayTune must run on a node of the cluster, not as a client of it (ray://): "
                 "Ray would carry the search itself to the head node, away from its study. "
                 "Start it there with `ray job submit -- masksearch search ...`, or in a shell "
                 "of the head node with address='auto'"
@@ -229,10 +211,13 @@ class RayTune:
             }
         if self.quiet:
             arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        with environment({"RAY_USAGE_STATS_ENABLED": "0", **token(self.address)}):
+        near = replaced(ray_constants, "ENABLE_RAY_CLUSTER", self.address is not None)
+        settings = {"RAY_USAGE_STATS_ENABLED": "0"}
+        with environment(settings | (own_token() if self.address is None else {})):
             try:
-                ray.init(**arguments)
-            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                with near:  # a Ray of this machine alone listens on 127.0.0.1, as on macOS
+                    ray.init(**arguments)
+            except (RayError, RuntimeError, ValueError, OSError) as error:
                 raise SearchError(
                     f"Ray at address={self.address!r} does not answer: {error}"
                 ) from error
@@ -291,6 +276,26 @@ class Watching(FIFOScheduler):
     def __init__(self, desk: Desk) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.desk = desk
+        self.trials: dict[str, Any] = {}  # those that have not ended
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its configuration."""
+        return {}
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """A trial is about to be placed."""
+        self.trials[trial.trial_id] = trial
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+        """A trial has ended."""
+        self.trials.pop(trial.trial_id, None)
+
+    def kill(self) -> None:
+        """Ends the processes of all trials now: Tune would wait for them, up to 15 s."""
+        for trial in self.trials.values():
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+        self.trials = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
@@ -301,6 +306,7 @@ class Watching(FIFOScheduler):
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker process has ended, or failed outside of its job."""
+        self.trials.pop(trial.trial_id, None)
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         death = Death(
             reason=str(error),
@@ -315,8 +321,8 @@ class Watching(FIFOScheduler):
 class Stopping(tune.Stopper):
     """Tune's stopper: ends the experiment once something has been raised."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, desk: Desk, watching: Watching) -> None:
+        self.desk, self.watching = desk, watching
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops a single trial."""
@@ -324,6 +330,8 @@ class Stopping(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked at every step."""
+        if self.desk.problem is not None:
+            self.watching.kill()
         return self.desk.problem is not None
 
 
@@ -362,10 +370,8 @@ def losses() -> Iterator[None]:
     Tune raises RuntimeError, and with it ends the whole experiment, where a worker was ended
     for lack of memory, or its answer was lost with a node: these are no `RayActorError`.
     """
-    names = ("_actor_task_failed", "_actor_start_failed")
-    before = {name: getattr(RayActorManager, name) for name in names}
 
-    def patched(original: Callable[..., None]) -> Callable[..., None]:
+    def tolerant(original: Callable[..., None]) -> Callable[..., None]:
         def handle(self: Any, *task: Any, exception: Exception, **named: Any) -> None:
             if not isinstance(exception, RayActorError | RayTaskError):
                 exception = RayActorError(error_msg=f"{type(exception).__name__}: {exception}")
@@ -373,24 +379,22 @@ def losses() -> Iterator[None]:
 
         return handle
 
-    for name, original in before.items():
-        setattr(RayActorManager, name, patched(original))
-    try:
+    with ExitStack() as stack:
+        for name in ("_actor_task_failed", "_actor_start_failed"):
+            handler = tolerant(getattr(RayActorManager, name))
+            stack.enter_context(replaced(RayActorManager, name, handler))
         yield
-    finally:
-        for name, original in before.items():
-            setattr(RayActorManager, name, original)
 
 
-def token(address: str | None) -> dict[str, str]:
-    """Environment of a Ray started here whose token cannot be written to the home folder."""
-    named = any(
-        n in os.environ for n in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    )
-    home = Path.home() / ".ray"
-    if address is not None or named or (home / "auth_token").is_file():
-        return {}
-    place = home if home.is_dir() else Path.home()
-    if place.is_dir() and os.access(place, os.W_OK):
-        return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+@contextmanager
+def silence(quiet: bool) -> Iterator[None]:
+    """Keeps Ray's loggers, and what it prints on this process's output, away."""
+    if not quiet:
+        yield
+        return
+    printer = "print_to_stdstream"  # a report of every lost worker, on the standard output
+    with (
+        logging_at("ray", logging.CRITICAL),
+        replaced(ray._private.worker, printer, lambda *line, **named: None),
+    ):
+        yield

@@ -1,46 +1,75 @@
-"""What a library changes in this process while it runs, put back at the end."""
+"""What a cluster library needs around it while it runs: settings, folders, signals.
+
+Everything is put back at the end.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import cloudpickle
 
+TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first
+
 
 @contextmanager
-def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables."""
-    before = {name: os.environ.get(name) for name in settings}
+def environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> Iterator[None]:
+    """Environment variables.
+
+    Args:
+        settings: Name -> value.
+        family: Beginnings of the names of others that may change meanwhile.
+    """
+    before = dict(os.environ)
     os.environ.update(settings)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
+        for name in {*before, *os.environ}:
+            if name not in settings and not name.startswith(family or "\0"):
+                continue
+            if name in before:
+                os.environ[name] = before[name]
             else:
-                os.environ[name] = value
+                os.environ.pop(name, None)
 
 
 @contextmanager
-def logging_at(name: str, level: int | None) -> Iterator[None]:
-    """A logger's level; None leaves it alone."""
+def logging_at(name: str, level: int) -> Iterator[None]:
+    """A logger's level."""
     logger = logging.getLogger(name)
     before = logger.level
-    if level is not None:
-        logger.setLevel(level)
+    logger.setLevel(level)
     try:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of a module or class; one that is not there stays away."""
+    if not hasattr(owner, name):
+        yield
+        return
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 @contextmanager
@@ -88,3 +117,42 @@ def loaded_by_path() -> Iterator[None]:
     finally:
         for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextmanager
+def shelf(storage_path: str | None) -> Iterator[tuple[str, str]]:
+    """A folder or URI, and a new name in it, for files that are removed at the end.
+
+    Args:
+        storage_path: Where it is to be; None = among this machine's temporary files.
+    """
+    name = f"masksearch-{secrets.token_hex(4)}"
+    if storage_path is None:
+        with tempfile.TemporaryDirectory(prefix="masksearch-") as folder:
+            yield folder, name
+        return
+    from pyarrow import fs  # type: ignore[import-untyped, unused-ignore]
+
+    place = storage_path if "://" in storage_path else str(Path(storage_path).resolve())
+    try:
+        yield place, name
+    finally:
+        files, path = fs.FileSystem.from_uri(place)
+        if files.get_file_info(f"{path}/{name}").type == fs.FileType.Directory:
+            files.delete_dir(f"{path}/{name}")
+
+
+def own_token() -> dict[str, str]:
+    """Environment of a Ray that starts here, where its token cannot be kept in the home folder.
+
+    Ray asks every process for a token, which it keeps in `~/.ray/auth_token`; where that cannot
+    be written, this search gets a token of its own.
+    """
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    folder = Path.home() / ".ray"
+    if any(name in os.environ for name in names) or (folder / "auth_token").is_file():
+        return {}
+    place = folder if folder.is_dir() else Path.home()
+    if place.is_dir() and os.access(place, os.W_OK):
+        return {}
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}

@@ -1,0 +1,112 @@
+"""Whole searches in a process of their own: `python ray_scripts.py NAME FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from ray_fixtures import Troubled
+
+from masksearch import masks
+from masksearch.contracts import Budget
+from masksearch.executors.ray_tune import RayTune
+from masksearch.strategies.listed import Listed
+
+
+def run(folder: Path, evaluator: Troubled, count: int, on_report=None, **options) -> list:
+    records: list = []
+    RayTune(**options).run(
+        Listed({f"w{i}": masks.window(i) for i in range(count)}, [0]),
+        evaluator,
+        budget=Budget(),
+        seed=0,
+        workdir=folder,
+        on_record=records.append,
+        on_report=on_report or (lambda number, report: True),
+    )
+    return records
+
+
+def say(**facts: object) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+def interrupted(folder: Path) -> None:
+    """Two trials that hang; the parent sends SIGINT after the first reports."""
+
+    def on_report(number, report):
+        say(report=number)
+        return True
+
+    try:
+        run(folder, Troubled({0: "hang", 1: "hang"}), 4, on_report, slots=2)
+    except KeyboardInterrupt:
+        import ray
+
+        say(interrupted=True, ray=ray.is_initialized())
+
+
+def alone(folder: Path) -> None:
+    """A Ray of its own; what listens where."""
+    listening: list[str] = []
+
+    def on_report(number, report):
+        import psutil
+
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            found = process.net_connections("tcp")
+            listening.extend(c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN)
+        return True
+
+    records = run(folder, Troubled({1: "exit"}), 2, on_report, slots=1, max_failures=0)
+    import ray
+
+    say(
+        status=[r.status for r in records],
+        listening=sorted(set(listening)),
+        ray=ray.is_initialized(),
+        environ=sorted(n for n in os.environ if n.startswith(("RAY_", "TUNE_"))),
+    )
+
+
+def node_lost(folder: Path) -> None:
+    """Three nodes of one CPU; one is taken away while trials run."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.CRITICAL)
+    seen: set[int] = set()
+    lost = threading.Event()
+
+    def on_report(number, report):
+        seen.add(number)
+        if len(seen) == 4 and not lost.is_set():
+            lost.set()
+            threading.Thread(target=cluster.remove_node, args=(nodes[0],)).start()
+        return True
+
+    records = run(folder, Troubled(seconds=0.7), 12, on_report, slots=3)
+    say(
+        lost=lost.is_set(),
+        nodes=sum(node["Alive"] for node in ray.nodes()),
+        values=sorted((r.number, r.status, r.values["loss"]) for r in records),
+    )
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    {"interrupted": interrupted, "alone": alone, "node_lost": node_lost}[sys.argv[1]](
+        Path(sys.argv[2])
+    )
+    say(seconds=time.monotonic() - began)
