@@ -1,24 +1,27 @@
 # make demo   the demonstration: a few minutes, no data needed
 # make test   ruff, mypy and the default tests
-# Both make a virtual environment in .venv first, and install again only when the versions change.
+# make test-all   every test that needs no GPU: faults, Ray, long ones
+# Each makes a virtual environment in .venv first, and installs again only when versions change.
 
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/installed
+BASE := .venv/installed
+STAMP := .venv/installed-dev
 
 .PHONY: demo test test-all install format clean
 
-demo: $(STAMP)
+demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
 
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -m "not gpu and not ray" -n 2
+	$(BIN)/python -m pytest -m "ray and not gpu"
 
 install: $(STAMP)
 
@@ -27,9 +30,13 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # torch first: its exact version is the one that has a build for machines without a GPU
-$(STAMP): pyproject.toml constraints.txt
+$(BASE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $(BASE)
+
+$(STAMP): $(BASE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 

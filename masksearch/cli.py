@@ -18,6 +18,12 @@ from masksearch.errors import MaskSearchError
 
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+RESUMABLE = (
+    "stopped; what was finished is kept. "
+    "`masksearch resume RUN`, or the same command again, goes on where it stopped"
+)
+
 app = typer.Typer(
     name="masksearch",
     help="Search the attention masks of Transformers, and compare them with hand-designed ones.",
@@ -144,18 +150,15 @@ def main() -> None:
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo(
-            "stopped; what was finished is kept. "
-            "`masksearch resume RUN`, or the same command again, goes on where it stopped",
-            err=True,
-        )
-        sys.exit(130)
+        code = INTERRUPTED
     except ClickError as error:
         fail(error.format_message())
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
         fail(str(error))
+    if code == INTERRUPTED:  # typer answers Ctrl-C with this exit code
+        typer.echo(RESUMABLE, err=True)
     sys.exit(code or 0)
 
 

@@ -85,5 +85,7 @@ def parsed_constraint(text: str, reported: Iterable[str] = ()) -> Constraint:
     try:
         limit = float(match[3])
     except ValueError:
-        raise ValueError(f"a constraint ends with a number, got {match[3]!r} in {text!r}") from None
+        raise ValueError(
+            f"a constraint ends with a number, got {match[3]!r} in {text!r}"
+        ) from None
     return Constraint(name, sign, limit)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +200,8 @@ def search(
             seed,
             Budget(trials, seconds),
             constraints=limits,
-            scheduler=scheduler,
+            # a scheduler that has served another search begins anew
+            scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
             queue=queue,
             title=f"search by {named}",

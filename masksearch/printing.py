@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def print_front(study: Study) -> None:
             record.origin,
             f"{record.measures['sparsity']:.4f}",
             f"{record.value(score):.4f}",
-            str(record.mask),
+            escape(str(record.mask)),  # its brackets are no markup
         )
     wide_console().print(table)
 
@@ -49,7 +50,14 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
         return
     table = Table()
     score = comparison.objectives[0].name
-    for column in ("mask", "kind", "sparsity", f"{score} [95% interval]", "seeds", "failed"):
+    for column in (
+        "mask",
+        "kind",
+        "sparsity",
+        escape(f"{score} [95% interval]"),
+        "seeds",
+        "failed",
+    ):
         left = column in ("mask", "kind")
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "mask")
     tasks = comparison.tasks
@@ -61,7 +69,7 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
         entry = comparison.entries[name]
         score_text = str(entry.score) if entry.scores else "no result"
         table.add_row(
-            name,
+            escape(name),
             str(row["kind"]),
             f"{row['sparsity']:.4f}",
             score_text,

@@ -81,7 +81,7 @@ class Session:
         self.interrupted: set[int] = set()  # those that another call had begun
         self.out: set[int] = set()  # in the executor's hands
         self.deferred: list[Record] = []  # equal to a mask that is running
-        self.results: dict[tuple[str, str, int], Record] = {}
+        self.results: dict[tuple[str, str, int, str], Record] = {}
         self.decided: dict[tuple[int, int], bool] = {}  # (trial, step) -> the scheduler's answer
         self.counted = 0
         self.failures: list[Record] = []  # in a row
@@ -225,8 +225,8 @@ class Session:
             if reason:
                 record = replace(record, status="stopped", error=reason)
         self.settle(record)
-        waiting = [r for r in self.deferred if key_of(r) == key_of(record)]
-        self.deferred = [r for r in self.deferred if key_of(r) != key_of(record)]
+        waiting = [r for r in self.deferred if self.key_of(r) == self.key_of(record)]
+        self.deferred = [r for r in self.deferred if self.key_of(r) != self.key_of(record)]
         for other in waiting:
             copy = self.settled(other)
             if copy is not None and copy.status != "running":
@@ -272,7 +272,7 @@ class Session:
         reason = self.violation(record, early=True)
         if reason:
             return replace(record, status="stopped", error=reason)
-        same = self.results.get(key_of(record))
+        same = self.results.get(self.key_of(record))
         if same is not None:
             return replace(
                 record,
@@ -283,10 +283,20 @@ class Session:
                 artifacts={"reused_from": str(same.number)},
                 error=same.error,
             )
-        if any(key_of(self.open[number]) == key_of(record) for number in self.out):
+        if any(self.key_of(self.open[number]) == self.key_of(record) for number in self.out):
             self.deferred.append(record)
             return record
         return None
+
+    def key_of(self, record: Record) -> tuple[str, str, int, str]:
+        """What makes two trials the same: (fingerprint, protocol, seed), never the parameters.
+
+        Where the evaluator looks at the mask at another length than its shape's, masks that are
+        equal there may differ, and only equal expressions are the same.
+        """
+        beyond = getattr(self.evaluator, "beyond_shape", False)
+        digest = record.mask.digest if beyond and record.mask is not None else ""
+        return record.fingerprint, record.protocol, record.seed, digest
 
     def violation(self, record: Record, *, early: bool) -> str:
         """Why a record violates a constraint; empty where it keeps all of that kind."""
@@ -313,7 +323,7 @@ class Session:
         if self.draws[record.number] >= 0 and record.status != "failed":
             self.counted += 1
         if record.status in ("done", "stopped") and record.curve:
-            self.results[key_of(record)] = record
+            self.results[self.key_of(record)] = record
 
     def stop_if_hopeless(self) -> None:
         """Ends a search in which nothing works.
@@ -329,8 +339,3 @@ class Session:
                 f"the {'first' if first else 'last'} {count} trials all failed; trial "
                 f"{self.failures[0].number}: {reason[-1]} (all reasons are in {self.store.run})"
             )
-
-
-def key_of(record: Record) -> tuple[str, str, int]:
-    """What makes two trials the same: (fingerprint, protocol, seed), never the parameters."""
-    return record.fingerprint, record.protocol, record.seed

@@ -211,7 +211,7 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "stopped; what was finished is kept." in err
     assert "masksearch resume RUN" in err
     assert "Traceback" not in err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import signal
 import subprocess
@@ -85,6 +87,131 @@ def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
 
     study = ms.search(twice, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
     assert Counter(r.status for r in study.records()) == {"done": 1, "reused": 7}
+
+
+def test_masks_that_differ_beyond_the_shape_are_not_one(tmp_path):
+    class Longer(ToyEvaluator):
+        beyond_shape = True  # costs, say, are taken at another length
+
+    candidates = {"a": masks.full(), "b": masks.window(15), "c": masks.full()}  # equal at n = 16
+    one = ms.compare(candidates, ToyEvaluator(), run=tmp_path / "one", seeds=[0])
+    assert [r.status for r in one.records] == ["done", "reused", "reused"]
+    more = ms.compare(candidates, Longer(), run=tmp_path / "more", seeds=[0])
+    assert [r.status for r in more.records] == ["done", "done", "reused"]
+
+
+def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
+    study = ms.search(
+        space,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        trials=20,
+        strategy="random",
+        constraints=["loss <= 0.4", "sparsity >= 0.3"],
+    )
+    seen = Counter()
+    for record in study.records():
+        if record.measures["sparsity"] < 0.3:
+            assert (record.status, dict(record.values)) == ("stopped", {})
+        elif record.values["loss"] > 0.4:
+            assert record.status == "stopped"
+            assert record.error.startswith("violates loss <= 0.4: loss = ")
+        else:
+            assert record.status in ("done", "reused")
+        seen[record.status] += 1
+    assert seen["stopped"] > 3
+    assert seen["done"]
+    assert all(record.values["loss"] <= 0.4 for record in study.frontier())
+
+
+def test_scheduler_stops_trials_and_its_observations_are_kept(tmp_path):
+    arguments = dict(run=tmp_path / "run", strategy="random", scheduler=ms.ParetoHalving((1, 2)))
+    study = ms.search(space, ToyEvaluator(), trials=14, **arguments)
+    stopped = [r for r in study.records() if r.status == "stopped" and r.curve]
+    assert stopped
+    assert all(r.step == r.curve[-1].step <= 2 for r in stopped)
+    assert all(r.status in ("done", "reused") for r in study.frontier())
+    whole = ms.search(space, ToyEvaluator(), trials=20, **{**arguments, "run": tmp_path / "whole"})
+    assert outcome(ms.search(space, ToyEvaluator(), trials=20, **arguments)) == outcome(whole)
+    with pytest.raises(ResumeError, match=r"scheduler: was ParetoHalving"):
+        ms.search(space, ToyEvaluator(), trials=21, run=tmp_path / "run", strategy="random")
+
+
+def test_listener_that_remembers_is_told_what_a_resumed_study_holds(tmp_path):
+    class Remembering:
+        def __init__(self) -> None:
+            self.old: list[int] = []
+            self.new: list[int] = []
+
+        def restore(self, records: list[Record]) -> None:
+            self.old = [record.number for record in records]
+
+        def __call__(self, record: Record) -> None:
+            self.new.append(record.number)
+
+    for trials, old, new in ((3, [], [0, 1, 2]), (5, [0, 1, 2], [3, 4])):
+        listener = Remembering()
+        ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=trials, listeners=[listener])
+        assert (listener.old, listener.new) == (old, new)
+
+
+def test_options_of_a_strategy_are_checked(tmp_path):
+    arguments = dict(run=tmp_path / "run", trials=1)
+    with pytest.raises(UnknownNameError, match="did you mean 'population'"):
+        ms.search(
+            space,
+            ToyEvaluator(),
+            strategy="evolution",
+            strategy_options={"populations": 3},
+            **arguments,
+        )
+    with pytest.raises(UnknownNameError, match=r"option of strategy 'tpe': 'gates'"):
+        ms.search(space, ToyEvaluator(), strategy_options={"gates": {}}, **arguments)
+
+
+def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
+    """Two open trials of one mask: the first runs, the second is answered from it."""
+    store = StudyStore(tmp_path / "run")
+    evaluator = ToyEvaluator()
+    facts = {"kind": "compare", "protocol": "toy"}
+    shape = evaluator.shape
+    facts["shape"] = (
+        f'{{"length": {shape.length}, "layers": {shape.layers}, "heads": {shape.heads}}}'
+    )
+    facts["objectives"] = json.dumps([[o.name, o.goal, o.worst] for o in evaluator.objectives])
+    store.create(evaluator.objectives, facts)
+    mask = masks.window(3)
+    for name in "ab":
+        record = Record(
+            -1,
+            "running",
+            Evaluate(mask),
+            fingerprint=ms.fingerprint(mask, shape),
+            protocol="toy",
+            params={"mask": name},
+            origin="compare",
+            measures={"sparsity": mask.sparsity(16)},
+        )
+        store.begin(record, -1)
+    store.close()
+    comparison = ms.compare(
+        {"a": mask, "b": mask},
+        evaluator,
+        run=tmp_path / "run",
+        seeds=[0],
+        executor=ms.Local(slots=2),
+    )
+    assert [r.status for r in comparison.records] == ["done", "reused"]
+
+
+def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=6, seconds=100)
+    jumps = itertools.cycle([0.0, -3e6, 5e7, -1e8])
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
+    jumped = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=6, seconds=100)
+    assert outcome(jumped) == outcome(whole)
+    assert all(0 <= record.seconds < 60 for record in jumped.records())
 
 
 def test_baselines_come_first_and_on_top(tmp_path):

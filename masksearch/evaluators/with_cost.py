@@ -40,9 +40,8 @@ class WithCost:
         memory: Whether `memory` is an objective.
         length: Positions at which the costs are taken; None = the evaluator's. A mask of rules
             is taken at that length as it is. One that holds a table is cropped where `length`
-            is shorter, and refused where it is longer: tables do not stretch. A search knows
-            masks by their cells at the evaluator's own length: two that are equal there are one
-            mask to it, and share the costs of the one that was judged first.
+            is shorter, and refused where it is longer: tables do not stretch. A search then
+            answers only equal expressions from its study, not equal cells (`beyond_shape`).
         block: Side of the kernel's block, in positions.
         width: Width of one head.
         repeats: Rounds of a latency.
@@ -92,6 +91,11 @@ class WithCost:
     def shape(self) -> Shape:
         """The inner evaluator's."""
         return self.evaluator.shape
+
+    @property
+    def beyond_shape(self) -> bool:
+        """Whether a mask is looked at beyond `shape`, where masks of equal cells may differ."""
+        return self.length not in (None, self.shape.length)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

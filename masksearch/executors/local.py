@@ -26,6 +26,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError
+from masksearch.executors.surroundings import loaded_by_path
 from masksearch.executors.work import carry_out, folder_of
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
@@ -71,7 +72,8 @@ class Local:
         threads = self.threads or max(1, (os.cpu_count() or 1) // self.slots)
         pool = Pool(self.slots, threads, evaluator, seed, workdir, on_report, self.limit_seconds)
         if self.slots > 1 or self.limit_seconds is not None:
-            pool.run(strategy, on_record)
+            with loaded_by_path():
+                pool.run(strategy, on_record)
             return
         if self.threads is not None:
             torch.set_num_threads(self.threads)
@@ -79,7 +81,8 @@ class Local:
             if proposal == "wait":
                 raise SearchError("the strategy waits although no job is running")
             if proposal.starts >= SUSPECT:
-                record = pool.alone(proposal)
+                with loaded_by_path():
+                    record = pool.alone(proposal)
             else:
                 record = carry_out(
                     proposal,

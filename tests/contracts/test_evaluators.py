@@ -56,6 +56,8 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "planted": planted,
     "mlm": text,
     "glue": glue,
+    "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
+    "with_cost": lambda folder: ms.WithCost(planted(folder), latency=False, memory=True),
 }
 
 
