@@ -100,7 +100,7 @@ class Checkpoints:
             try:
                 with safe_open(path, framework="pt") as file:
                     metadata = file.metadata() or {}
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
                 text = metadata["state"]
                 if metadata["digest"] != digest(text, tensors):
                     raise ValueError("its contents do not match its digest")
@@ -129,5 +129,5 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record
+from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.results.study_store import StudyStore
 
@@ -173,20 +173,14 @@ def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
     """Two open trials of one mask: the first runs, the second is answered from it."""
     store = StudyStore(tmp_path / "run")
     evaluator = ToyEvaluator()
-    facts = {"kind": "compare", "protocol": "toy"}
-    shape = evaluator.shape
-    facts["shape"] = (
-        f'{{"length": {shape.length}, "layers": {shape.layers}, "heads": {shape.heads}}}'
-    )
-    facts["objectives"] = json.dumps([[o.name, o.goal, o.worst] for o in evaluator.objectives])
-    store.create(evaluator.objectives, facts)
+    store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
     mask = masks.window(3)
     for name in "ab":
         record = Record(
             -1,
             "running",
             Evaluate(mask),
-            fingerprint=ms.fingerprint(mask, shape),
+            fingerprint=ms.fingerprint(mask, evaluator.shape),
             protocol="toy",
             params={"mask": name},
             origin="compare",

@@ -155,18 +155,3 @@ def server() -> Iterator[Server]:
     yield server
     server.stop()
     shutil.rmtree(server.folder)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB; the test is skipped where none can be mounted."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    done = mount and subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True
-    )
-    if not done or done.returncode:
-        pytest.skip(f"no small disk can be mounted: {done.stderr if done else 'no mount'}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)

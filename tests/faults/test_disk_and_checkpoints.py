@@ -1,0 +1,117 @@
+"""A full disk at the checkpoint and a damaged checkpoint: the study ends as without them."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from killing import outcome
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch.checkpoints import Checkpoints
+from masksearch.errors import SearchError
+
+
+@dataclass(frozen=True)
+class Keeping(ToyEvaluator):
+    """Keeps a checkpoint after each report; goes on after the last one that is whole."""
+
+    megabytes: float = 0.01
+    full: bool = False  # whether the disk is full at the third trial
+
+    def __call__(self, mask, *, seed, workdir):
+        kept = Checkpoints(workdir)
+        found = kept.load()
+        done = 0 if found is None else found.step
+        for report in super().__call__(mask, seed=seed, workdir=workdir):
+            if report.step > done:
+                if self.full and workdir.name == "2":
+                    raise OSError(errno.ENOSPC, "No space left on device", str(workdir))
+                kept.save(report.step, {"state": torch.zeros(int(self.megabytes * 250_000))})
+            yield report
+
+
+@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(tmp_path, slots):
+    arguments = dict(run=tmp_path / "run", trials=6, strategy="random", seed=1)
+    with pytest.raises(SearchError, match=r"the disk is full at .*trials/2"):
+        ms.search(space, Keeping(full=True), executor=ms.Local(slots), **arguments)
+    records = ms.Study(tmp_path / "run").records()
+    assert {r.status for r in records[:2]} == {"done"}
+    assert records[2].status == "running"
+    study = ms.search(space, Keeping(), **arguments)
+    whole = ms.search(space, Keeping(), **{**arguments, "run": tmp_path / "whole"})
+    assert outcome(study, by_draw=slots > 1) == outcome(whole, by_draw=slots > 1)
+
+
+def test_really_full_disk_at_a_checkpoint(small_disk, tmp_path):
+    """On a file system of a few megabytes, with the study elsewhere."""
+    run = small_disk / "run"
+    storage = f"journal:{tmp_path / 'journal'}"
+    arguments = dict(run=run, storage=storage, trials=8, strategy="random", seed=1)
+    with pytest.raises(SearchError, match=r"the disk is full.*free space"):
+        ms.search(space, Keeping(megabytes=1.5), **arguments)
+    finished = [r for r in ms.Study(run, storage).records() if r.status == "done"]
+    assert finished
+    for path in run.glob("trials/*/*.safetensors"):
+        path.unlink()  # the user frees space
+    small = replace(Keeping(), megabytes=0.01)
+    study = ms.search(space, small, **arguments)
+    whole = ms.search(space, small, **{**arguments, "run": tmp_path / "w", "storage": None})
+    assert outcome(study) == outcome(whole)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_damaged_checkpoint_of_an_interrupted_trial_costs_only_time(tmp_path, damage):
+    class Interrupted(Keeping):
+        def __call__(self, mask, *, seed, workdir):
+            for report in super().__call__(mask, seed=seed, workdir=workdir):
+                if workdir.name == "2" and report.step == 4:
+                    raise KeyboardInterrupt
+                yield report
+
+    arguments = dict(run=tmp_path / "run", trials=6, strategy="random", seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        ms.search(space, Interrupted(), **arguments)
+    newest, before = Checkpoints(tmp_path / "run/trials/2").files()
+    if damage is None:
+        newest.write_bytes(newest.read_bytes()[:-7])
+        before.write_bytes(b"\x00" * 100)
+    else:
+        newest.write_bytes(damage)
+    study = ms.search(space, Keeping(), **arguments)
+    whole = ms.search(space, Keeping(), **{**arguments, "run": tmp_path / "whole"})
+    assert outcome(study) == outcome(whole)
+
+
+def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
+    """A job that took the search down twice runs apart, and then fails alone."""
+    import os
+
+    from masksearch.results.study_store import StudyStore
+
+    class Fatal(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            if workdir.name == "1":
+                os._exit(11)
+            yield from super().__call__(mask, seed=seed, workdir=workdir)
+
+    arguments = dict(run=tmp_path / "run", trials=4, strategy="random", seed=1)
+    for _ in range(2):  # the process would be gone each time: a child stands for it
+        child = os.fork()
+        if child == 0:
+            ms.search(space, Fatal(), **arguments)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 11
+    store = StudyStore(Path(tmp_path / "run"), write=False)
+    store.load()
+    assert store.starts() == {1: 2}
+    study = ms.search(space, Fatal(), **arguments)
+    records = study.records()
+    assert records[1].status == "failed"
+    assert "the worker process died 2 times in this trial: exit code 11" in records[1].error
+    assert sum(record.status in ("done", "reused") for record in records) == 4
