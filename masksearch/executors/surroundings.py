@@ -155,4 +155,4 @@ def own_token() -> dict[str, str]:
     place = folder if folder.is_dir() else Path.home()
     if place.is_dir() and os.access(place, os.W_OK):
         return {}
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+    return {"RAY_AUTH_TOKEN": TOKEN}

@@ -348,7 +348,7 @@ def test_a_ray_of_its_own_listens_at_home_says_nothing_and_goes(tmp_path):
     assert facts["status"] == ["done", "failed"], out
     assert set(facts["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
     assert not facts["ray"]
-    assert facts["environ"] == []
+    assert set(facts["environ"]) <= {"RAY_CLIENT_MODE"}  # set where ray is imported
     assert all(line.startswith("{") for line in out.splitlines()), out
 
 
