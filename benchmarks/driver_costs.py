@@ -1,8 +1,8 @@
 """What a trial costs the driver, measured with an evaluator that does nothing.
 
 Sampler and masks by CPU time, the storages by wall time (they wait for the disk), Ray Tune by the
-driver's CPU time (`dispatch`, `report`) and what a single slot waits beyond it (`latency`). Used
-by `scaling.py --measure`. Of repeated measurements the lower quartile counts.
+wall time of trials that do nothing. Of repeated measurements the lower quartile counts. Used by
+`scaling.py --measure`.
 """
 
 import os
@@ -140,11 +140,12 @@ def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
 
 
 class NoOp:
-    """An evaluator whose trials take no time."""
+    """An evaluator whose trials take no time, or sleep."""
 
-    def __init__(self, reports: int) -> None:
+    def __init__(self, reports: int, seconds: float = 0.0) -> None:
         from masksearch.contracts import Objective, Shape
 
+        self.pause = seconds / reports
         self.reports, self.shape, self.protocol = reports, Shape(16, 1, 4), f"no-op {reports}"
         self.objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
@@ -152,30 +153,40 @@ class NoOp:
         from masksearch.contracts import Report
 
         for step in range(self.reports):
+            time.sleep(self.pause)
             yield Report(step, {"loss": 1.0})
 
 
 def dispatched(few: int = 1, many: int = 11) -> dict[str, float]:
-    """What Ray Tune adds to a trial, against the same search in this process."""
+    """What Ray Tune adds to a trial, against the same search in this process.
+
+    `dispatch` and `report` come from two slots that never wait, so they bound the rate of a busy
+    driver; workers and driver share this machine's cores, which makes them dear rather than
+    cheap. `latency` is what a single slot waits beyond that.
+    """
     from masksearch.executors.local import Local
     from masksearch.executors.ray_tune import RayTune
 
     local_cpu, _ = pace(Local(1), few)
-    cpu, wall = pace(RayTune(slots=1), few)
-    more_cpu, more_wall = pace(RayTune(slots=1), many)
-    _, two_slots = pace(RayTune(slots=2), few)
-    report = max(0.0, (more_cpu - cpu) / (many - few))
+    cpu, alone = pace(RayTune(slots=1), few)
+    _, alone_many = pace(RayTune(slots=1), many)
+    _, busy = pace(RayTune(slots=2), few)
+    _, busy_many = pace(RayTune(slots=2), many)
+    report = max(0.0, (busy_many - busy) / (many - few))
     return {
-        "dispatch": cpu - local_cpu - few * report,
+        "dispatch": max(0.0, busy - local_cpu - few * report),
         "report": report,
-        "latency": wall - cpu,
-        "report_latency": max(0.0, (more_wall - wall) / (many - few) - report),
-        "wall_of_trial_one_slot": wall,
-        "wall_of_trial_two_slots": two_slots,
+        "latency": max(0.0, alone - busy),
+        "report_latency": max(0.0, (alone_many - alone) / (many - few) - report),
+        "wall_of_trial_one_slot": alone,
+        "wall_of_trial_two_slots": busy,
+        "driver_cpu_of_trial": cpu,
     }
 
 
-def pace(executor: Any, reports: int, warm: int = 15, count: int = 75) -> tuple[float, float]:
+def pace(
+    executor: Any, reports: int, warm: int = 15, count: int = 75, seconds: float = 0.0
+) -> tuple[float, float]:
     """(CPU seconds of this process, wall seconds) of a trial once the search runs."""
     import cloudpickle
     import optuna
@@ -187,7 +198,7 @@ def pace(executor: Any, reports: int, warm: int = 15, count: int = 75) -> tuple[
     with tempfile.TemporaryDirectory() as folder:
         ms.search(
             proposals("random").space,
-            NoOp(reports),
+            NoOp(reports, seconds),
             run=Path(folder) / "run",
             storage=optuna.storages.InMemoryStorage(),
             trials=count,
@@ -198,3 +209,13 @@ def pace(executor: Any, reports: int, warm: int = 15, count: int = 75) -> tuple[
     (cpu, wall), (cpu_end, wall_end) = clock[warm], clock[-1]
     trials = len(clock) - 1 - warm
     return (cpu_end - cpu) / trials, (wall_end - wall) / trials
+
+
+def slept(slots: int, seconds: float, reports: int, rounds: int = 15) -> float:
+    """Wall seconds of a trial that sleeps, with that many slots of a real Ray Tune, after ten
+    rounds in which the worker processes start."""
+    from masksearch.executors.ray_tune import RayTune
+
+    executor = RayTune(slots=slots, resources={"cpu": 1 / slots})
+    _, wall = pace(executor, reports, 10 * slots - 1, rounds * slots, seconds)
+    return wall

@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py --measure     # measures this machine, then simulates
     python benchmarks/scaling.py               # simulates with results/scaling.json
+    python benchmarks/scaling.py --check       # one case simulated, and run with Ray Tune
 
 One process draws every proposal, writes it, hands it to a worker, takes its reports and writes
 its result; everything else waits for it. The simulation gives that process one queue: a trial
@@ -155,9 +156,13 @@ def drawn(mean: float, count: int, seed: int = 0, spread: float = SPREAD) -> lis
 
 
 # -- the command -------------------------------------------------------------------------------
-def costs_of(found: dict[str, Any], strategy: str, storage: str) -> Costs:
-    """Measured costs, for the simulation."""
-    ray, disk = found.get("ray", {}), found["storage"][storage]
+def costs_of(
+    found: dict[str, Any], strategy: str, storage: str, *, halving: bool = False
+) -> Costs:
+    """Measured costs, for the simulation; with halving every report is written too."""
+    ray, disk = dict(found.get("ray", {})), found["storage"][storage]
+    if halving:
+        ray["report"] = ray.get("report", 0.0) + disk["observe"]
     return Costs(
         ask=tuple((int(at), float(seconds)) for at, seconds in found["ask"][strategy]),
         lower=found["lower"],
@@ -167,14 +172,16 @@ def costs_of(found: dict[str, Any], strategy: str, storage: str) -> Costs:
     )
 
 
-def curves(found: dict[str, Any], slots: Sequence[int], trials: int) -> list[dict[str, Any]]:
+def curves(
+    found: dict[str, Any], slots: Sequence[int], trials: int, *, halving: bool = False
+) -> list[dict[str, Any]]:
     """One row a length, strategy, storage and number of slots."""
     rows = []
     for length, mean in LENGTHS.items():
         durations = drawn(mean, trials)
         for strategy in found["ask"]:
             for storage in found["storage"]:
-                costs = costs_of(found, strategy, storage)
+                costs = costs_of(found, strategy, storage, halving=halving)
                 for count in slots:
                     outcome = simulate(durations, count, costs)
                     rows.append(
@@ -190,6 +197,24 @@ def curves(found: dict[str, Any], slots: Sequence[int], trials: int) -> list[dic
                         }
                     )
     return rows
+
+
+def check(found: dict[str, Any], slots: int = 4, seconds: float = 2.0) -> dict[str, float]:
+    """Seconds a trial that sleeps takes, simulated and run (study in memory)."""
+    from driver_costs import slept  # beside this file
+
+    costs = costs_of(
+        found | {"storage": {"none": {"begin": 0.0, "finish": 0.0}}}, "random", "none"
+    )
+    count = 20 * slots
+    outcome = simulate([seconds] * count, slots, costs, reports=REPORTS)
+    return {
+        "slots": slots,
+        "seconds": seconds,
+        "ideal": seconds / slots,
+        "simulated": outcome.seconds / count,
+        "run": slept(slots, seconds, REPORTS),
+    }
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -219,7 +244,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("efficiency (ideal / actual time)")
     panels[0].legend(fontsize=8)
-    figure.suptitle(f"One driver, {TRIALS} trials: simulated with measured costs", fontsize=10)
+    figure.suptitle(
+        f"One driver, {TRIALS} trials: simulated with measured costs", fontsize=10, y=1.04
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     pyplot.close(figure)
@@ -231,6 +258,8 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true", help="measure this machine first")
     parser.add_argument("--postgres", help="URL of an empty PostgreSQL database to measure")
     parser.add_argument("--no-ray", action="store_true", help="leave Ray Tune out of --measure")
+    parser.add_argument("--check", action="store_true", help="run one case with Ray Tune")
+    parser.add_argument("--halving", action="store_true", help="reports are written, too")
     for name in ("dispatch", "report", "latency"):
         parser.add_argument(f"--{name}", type=float, help="seconds; instead of the measured")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -243,9 +272,13 @@ def main() -> None:
         options.results.parent.mkdir(parents=True, exist_ok=True)
         options.results.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(options.results.read_text())
+    if options.check:
+        found["check"] = check(found)
+        options.results.write_text(json.dumps(found, indent=1) + "\n")
+        print(found["check"])
     given = {name: getattr(options, name) for name in ("dispatch", "report", "latency")}
     found["ray"] = found.get("ray", {}) | {k: v for k, v in given.items() if v is not None}
-    rows = curves(found, SLOTS, TRIALS)
+    rows = curves(found, SLOTS, TRIALS, halving=options.halving)
     print("length strategy storage     slots   hours  efficiency driver bottleneck")
     for r in rows:
         print(
