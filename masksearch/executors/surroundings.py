@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -105,7 +104,9 @@ def loaded_by_path() -> Iterator[None]:
         own = getattr(module, "__name__", "")  # frozen modules have another
         if own != name or name == "__main__" or "." in name or not file.endswith(".py"):
             continue
-        found = PathFinder.find_spec(name)
+        finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+        specs = (find(name, None) for find in finders if find is not None)
+        found = next((spec for spec in specs if spec is not None), None)
         if found is None or found.origin != file:
             modules.append(module)
     registered = set(cloudpickle.list_registry_pickle_by_value())

@@ -31,7 +31,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize(("mask", "rule"), RULES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("mask", "rule"), RULES, ids=[str(mask)[:40] for mask, _ in RULES])
 def test_leaf_matches_loop(mask, rule):
     length = 4 if "signed" in str(mask) else 7 if mask.kind == "toeplitz" else 13
     dense = mask.dense(length)
