@@ -101,13 +101,13 @@ def loaded_by_path() -> Iterator[None]:
     modules = []
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or ""
-        own = getattr(module, "__name__", "")  # frozen modules have another
-        if own != name or name == "__main__" or "." in name or not file.endswith(".py"):
+        own = getattr(module, "__name__", "") == name and name != "__main__"
+        if not own or name in sys.stdlib_module_names or "." in name or file[-3:] != ".py":
             continue
         finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
         specs = (find(name, None) for find in finders if find is not None)
-        found = next((spec for spec in specs if spec is not None), None)
-        if found is None or found.origin != file:
+        found = next((spec.origin for spec in specs if spec is not None), None)
+        if os.path.realpath(found or "") != os.path.realpath(file):
             modules.append(module)
     registered = set(cloudpickle.list_registry_pickle_by_value())
     modules = [module for module in modules if module.__name__ not in registered]
