@@ -236,6 +236,19 @@ class OffersGradients(Protocol):
     def differentiable(self, seed: int) -> Differentiable: ...
 
 
+@runtime_checkable
+class CarriesData(Protocol):
+    """An evaluator whose data can travel with it, to machines that do not see its files."""
+
+    def packed(self) -> Evaluator:
+        """The same evaluator holding its data in memory; it reads no file.
+
+        Its shape, objectives, protocol and reports are those of the evaluator itself, here and
+        in any process that unpickles it. Packing a packed one changes nothing.
+        """
+        ...
+
+
 class Strategy(Protocol):
     """Proposes masks. LAW: its state is a function of its constructor's arguments and of the
     records told so far, in their order. A record told with status "running" says that this

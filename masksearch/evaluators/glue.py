@@ -10,12 +10,15 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, Self, overload
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,8 +30,17 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach, detach
 from masksearch.models.sizes import MaskedLanguageModel, SequenceClassifier
-from masksearch.tasks.corpus import Corpus, short_hash
-from masksearch.tasks.glue import TASKS, GlueData, Rows, load_glue, majority, score, task_named
+from masksearch.tasks.corpus import Corpus, short_hash, small
+from masksearch.tasks.glue import (
+    TASKS,
+    GlueData,
+    GlueTask,
+    Rows,
+    load_glue,
+    majority,
+    score,
+    task_named,
+)
 from masksearch.train import TrainConfig, train
 
 CLASSIFIER, ROW_ORDER = 21, 22  # streams of random numbers
@@ -64,6 +76,9 @@ class GlueEvaluator(MlmEvaluator):
     epochs: int = 3
     finetune_lr: float = 5e-4
     finetune_batch: int = 32
+    carried_tasks: Mapping[str, GlueTokens] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,16 +102,31 @@ class GlueEvaluator(MlmEvaluator):
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
+        source = self.data if self.carried_tasks is None else self.tokens
         return super().settings() | {
-            "glue": {name: self.data(name).digest for name in self.tasks},
+            "glue": {name: source(name).digest for name in self.tasks},
             "epochs": self.epochs,
             "finetune_lr": self.finetune_lr,
             "finetune_batch": self.finetune_batch,
         }
 
     def data(self, task: str) -> GlueData:
-        """A task's rows, read once a process."""
+        """A task's rows as text, read once a process."""
         return read_glue(self.glue, task, self.rows, self.dev_rows)
+
+    def tokens(self, task: str) -> GlueTokens:
+        """A task's tokenized rows: the carried ones, or read and tokenized once a process."""
+        if self.carried_tasks is not None:
+            return self.carried_tasks[task]
+        return read_tokens(self.task().corpus, self.glue, task, self.rows, self.dev_rows)
+
+    def packed(self) -> Self:
+        """The same evaluator with corpus and tokenized rows in memory; see `MlmEvaluator`."""
+        made = super().packed()
+        if made.carried_tasks is None:
+            tokens = {name: self.tokens(name) for name in self.tasks}
+            object.__setattr__(made, "carried_tasks", tokens)
+        return made
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score.
@@ -110,7 +140,7 @@ class GlueEvaluator(MlmEvaluator):
             DataError: Before any training, if a task cannot be read.
         """
         table = lower(mask, self.shape)
-        data = {name: self.data(name) for name in self.tasks}
+        data = {name: self.tokens(name) for name in self.tasks}
         model = self.model(seed)
         key = short_hash(self.protocol, mask.digest, str(seed))
         loss = restore(model, workdir / CHECKPOINT, key)
@@ -131,13 +161,13 @@ class GlueEvaluator(MlmEvaluator):
         values["glue"] = math.fsum(values[name] for name in self.tasks) / len(self.tasks)
         yield Report(steps, values)
 
-    def finetune_config(self, data: GlueData) -> TrainConfig:
+    def finetune_config(self, data: GlueTokens) -> TrainConfig:
         """Settings of a task's fine-tuning."""
         steps = self.epochs * math.ceil(len(data.train) / self.finetune_batch)
         return TrainConfig(steps=steps, lr=self.finetune_lr)
 
     def finetune(
-        self, model: MaskedLanguageModel, data: GlueData, table: Tensor, *, seed: int
+        self, model: MaskedLanguageModel, data: GlueTokens, table: Tensor, *, seed: int
     ) -> dict[str, float]:
         """Fine-tunes a copy of the encoder on one task.
 
@@ -158,20 +188,19 @@ class GlueEvaluator(MlmEvaluator):
             seed=mixed_seed(seed, CLASSIFIER),
         ).to(self.place)
         attach(classifier, masks.cropped(masks.table(table), self.length))
-        rows = sequences(corpus, data.train)
-        batches = shuffled(rows, self.finetune_batch, mixed_seed(seed, ROW_ORDER), corpus)
+        batches = shuffled(data.train, self.finetune_batch, mixed_seed(seed, ROW_ORDER), corpus)
         config = self.finetune_config(data)
         for _ in train(classifier, moved(batches, self.place), config, self.loss):
             pass
         values = {}
         for name, part in data.dev.items():
-            predictions = self.predict(classifier, sequences(corpus, part), corpus)
-            values[name] = score(task, predictions, part.labels)[task.metrics[0]]
-            values[f"{name}/majority"] = majority(task, part.labels)
+            predictions, labels = self.predict(classifier, part, corpus), part.labels.tolist()
+            values[name] = score(task, predictions, labels)[task.metrics[0]]
+            values[f"{name}/majority"] = majority(task, labels)
         return values
 
     def predict(
-        self, classifier: SequenceClassifier, rows: list[Row], corpus: Corpus
+        self, classifier: SequenceClassifier, rows: Sequence[Row], corpus: Corpus
     ) -> list[float]:
         """Class numbers, or scores of a regression, in the order of the rows."""
         order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
@@ -200,6 +229,59 @@ class Row:
     ids: list[int]
     first: int  # positions of the first segment
     label: float  # a score, or a class number (an int)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows(Sequence[Row]):
+    """Many rows in four arrays, in memory and in a pickle; a row is made where it is read.
+
+    Args:
+        ids: Every row's ids, one row after the other.
+        ends: Where each row's ids end.
+        firsts: Each row's `first`.
+        labels: Each row's label: integers, or floats of a regression.
+    """
+
+    ids: NDArray[Any] = field(repr=False)
+    ends: NDArray[Any] = field(repr=False)
+    firsts: NDArray[Any] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> TokenRows:
+        """Those rows (one or more), integers in the smallest type that holds them."""
+        labels = np.array([row.label for row in rows])
+        return cls(
+            small(np.concatenate([row.ids for row in rows])),
+            small(np.cumsum([len(row.ids) for row in rows])),
+            small(np.array([row.first for row in rows])),
+            labels if labels.dtype.kind == "f" else small(labels),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        index = range(len(self))[index]
+        start = int(self.ends[index - 1]) if index else 0
+        ids = self.ids[start : int(self.ends[index])].tolist()
+        return Row(ids, int(self.firsts[index]), self.labels[index].item())
+
+
+@dataclass(frozen=True, eq=False)
+class GlueTokens:
+    """A task with its tokenized rows; otherwise like `GlueData`."""
+
+    task: GlueTask
+    train: TokenRows
+    dev: Mapping[str, TokenRows]
+    digest: str
 
 
 def sequences(corpus: Corpus, rows: Rows) -> list[Row]:
@@ -245,7 +327,7 @@ def padded(rows: list[Row], corpus: Corpus) -> Batch:
     }
 
 
-def shuffled(rows: list[Row], size: int, seed: int, corpus: Corpus) -> Iterator[Batch]:
+def shuffled(rows: Sequence[Row], size: int, seed: int, corpus: Corpus) -> Iterator[Batch]:
     """Endless batches of similar length; every row comes once an epoch."""
     random = generator(seed)
     while True:
@@ -262,6 +344,17 @@ def shuffled(rows: list[Row], size: int, seed: int, corpus: Corpus) -> Iterator[
 def read_glue(folder: Path | str, task: str, rows: int | None, dev_rows: int | None) -> GlueData:
     """A task's rows, read once a process."""
     return load_glue(folder, task, rows, dev_rows=dev_rows)
+
+
+@lru_cache(maxsize=16)
+def read_tokens(
+    corpus: Corpus, folder: Path | str, task: str, rows: int | None, dev_rows: int | None
+) -> GlueTokens:
+    """A task's tokenized rows, made once a process."""
+    data = read_glue(folder, task, rows, dev_rows)
+    dev = {name: TokenRows.of(sequences(corpus, part)) for name, part in data.dev.items()}
+    train = TokenRows.of(sequences(corpus, data.train))
+    return GlueTokens(data.task, train, dev, data.digest)
 
 
 def save(model: nn.Module, path: Path, key: str, loss: float) -> None:

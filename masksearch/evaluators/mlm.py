@@ -7,12 +7,13 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,7 @@ class MlmEvaluator:
     cache: Path | None = None
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
+    carried: Corpus | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.reports < 1:
@@ -141,9 +143,24 @@ class MlmEvaluator:
             "precision": self.precision,
         }
 
+    def packed(self) -> Self:
+        """The same evaluator with its data in memory, for machines that do not see its files.
+
+        A `dataclasses.replace` of it holds no data: another length or vocabulary is another
+        corpus, and is read.
+
+        Raises:
+            DataError: If the data cannot be read here.
+        """
+        if self.carried is not None:
+            return self
+        made = copy.copy(self)
+        object.__setattr__(made, "carried", self.task().corpus)
+        return made
+
     def task(self) -> MlmTask:
         """The pre-training task; the corpus is read once a process."""
-        corpus = read_corpus(
+        corpus = self.carried or read_corpus(
             self.corpus, self.tokenizer, self.vocabulary, self.length, self.cache, self.held_out
         )
         return MlmTask(corpus, self.batch, held_out_sequences=self.held_out_sequences)

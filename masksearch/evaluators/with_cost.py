@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from masksearch.contracts import Evaluator, Objective, OffersGradients, Report, Shape
+from masksearch.contracts import (
+    CarriesData,
+    Evaluator,
+    Objective,
+    OffersGradients,
+    Report,
+    Shape,
+)
 from masksearch.errors import LengthError
 from masksearch.evaluators.cost import CostEvaluator
 from masksearch.masks.core import Mask
@@ -31,7 +38,8 @@ class WithCost:
       `latency_dense`, `latency_masked` and `latency_gather`; one is an objective.
     * `memory`: bytes of the kept blocks' scores and of the kernel's index plan.
 
-    It offers gradients (`differentiable`) exactly where the inner evaluator does.
+    It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
+    inner evaluator does.
 
     Args:
         evaluator: Any evaluator.
@@ -71,6 +79,8 @@ class WithCost:
         if isinstance(self.evaluator, OffersGradients):
             # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
             object.__setattr__(self, "differentiable", self.evaluator.differentiable)
+        if isinstance(self.evaluator, CarriesData):
+            object.__setattr__(self, "packed", self.packed_within)
 
     @property
     def cost(self) -> CostEvaluator:
@@ -107,6 +117,20 @@ class WithCost:
         """Short hash of the inner protocol and of the costs' settings."""
         text = f"with-cost-1 {self.evaluator.protocol} {self.cost.protocol}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def packed_within(self) -> WithCost:
+        """The same around the packed inner evaluator; called `packed` where that one can be.
+
+        Raises:
+            TypeError: If the inner evaluator cannot carry its data.
+        """
+        if not isinstance(self.evaluator, CarriesData):
+            raise TypeError(
+                f"{type(self.evaluator).__name__} has no packed(): its data cannot travel; give "
+                "it one (masksearch.contracts.CarriesData), or a file system that workers share"
+            )
+        inner = self.evaluator.packed()
+        return self if inner is self.evaluator else replace(self, evaluator=inner)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields the inner evaluator's reports, each with the costs.

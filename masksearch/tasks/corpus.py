@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch.errors import DataError
+from masksearch.tasks.token_cache import read_cache, write_cache
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -39,9 +41,12 @@ WORDS = 1_000  # a longer line is cut into pieces of that many words
 FORMAT = "1"  # of the cache files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """Token sequences of one length, with the tokenizer that made them.
+
+    Pickles small: the ids in the smallest integer type that holds them, the tokenizer as its
+    JSON text.
 
     Args:
         train: int32 `[sequences, length]`, every row `[CLS] ... [SEP]`.
@@ -56,6 +61,10 @@ class Corpus:
     tokenizer: Tokenizer = field(repr=False)
     special: dict[str, int]
     digest: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        ids = small(self.train.numpy()), small(self.held_out.numpy())
+        return unpickled, (*ids, self.tokenizer.to_str(), self.special, self.digest)
 
     @property
     def length(self) -> int:
@@ -144,6 +153,25 @@ class Corpus:
             special=special,
             digest=short_hash(*content, made.to_str(), str(length)),
         )
+
+
+def unpickled(
+    train: NDArray[Any], held_out: NDArray[Any], text: str, special: dict[str, int], digest: str
+) -> Corpus:
+    """A corpus from what its pickle holds: small arrays of ids and the tokenizer's JSON."""
+    from tokenizers import Tokenizer
+
+    tensors = [torch.from_numpy(ids.astype(np.int32)) for ids in (train, held_out)]
+    return Corpus(tensors[0], tensors[1], Tokenizer.from_str(text), special, digest)
+
+
+def small(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Integers from 0 in the smallest type that holds them.
+
+    >>> small(np.array([0, 4095])).dtype
+    dtype('uint16')
+    """
+    return numbers.astype(np.min_scalar_type(int(numbers.max())))
 
 
 def short_hash(*parts: str) -> str:
@@ -348,44 +376,3 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
             )
         found[role] = int(known[0])
     return found
-
-
-def read_cache(path: Path) -> tuple[dict[str, Tensor], str] | None:
-    """Token streams and the tokenizer's JSON, or None (with a warning) for a corrupt file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            streams = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        warnings.warn(f"cache file {path} is corrupt ({error}); it is made again", stacklevel=3)
-        return None
-    text = metadata.get("tokenizer", "")
-    if metadata.get("checksum") != checksum(streams, text):
-        warnings.warn(f"cache file {path} fails its checksum; it is made again", stacklevel=3)
-        return None
-    return streams, text
-
-
-def checksum(streams: dict[str, Tensor], text: str) -> str:
-    """SHA-256 over the streams and the tokenizer."""
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(streams):
-        digest.update(f"{name}:{len(streams[name])};".encode())
-        digest.update(streams[name].numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_cache(path: Path, streams: dict[str, Tensor], text: str) -> None:
-    """Writes the cache in one move; a folder that cannot be written to costs a warning."""
-    from safetensors.torch import save_file
-
-    metadata = {"tokenizer": text, "checksum": checksum(streams, text)}
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(streams, partial, metadata)
-        partial.replace(path)
-    except OSError as error:
-        warnings.warn(f"cannot cache the tokens in {path.parent}: {error}", stacklevel=3)
