@@ -35,14 +35,12 @@ def serve(descriptor: int, parent: int) -> None:
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
     try:
-        paths, threads, payload = cloudpickle.loads(pipe.recv_bytes())
+        paths, threads, payload = cloudpickle.loads(heard(pipe))
         sys.path[:] = paths
         import torch
 
         torch.set_num_threads(threads)
         evaluator, seed, workdir = cloudpickle.loads(payload)
-    except EOFError:
-        return
     except Exception:  # told to the driver, which stops the search with it
         say(pipe, "broken", traceback.format_exc())
         return
@@ -50,14 +48,11 @@ def serve(descriptor: int, parent: int) -> None:
 
     def goes_on(number: int, report: Report) -> bool:
         say(pipe, "report", report)
-        answer: bool = cloudpickle.loads(pipe.recv_bytes())
+        answer: bool = cloudpickle.loads(heard(pipe))
         return answer
 
     while True:
-        try:
-            proposal = cloudpickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
+        proposal = cloudpickle.loads(heard(pipe))
         try:
             record = carry_out(
                 proposal,
@@ -71,6 +66,14 @@ def serve(descriptor: int, parent: int) -> None:
             say(pipe, "fatal", str(error))
             return
         say(pipe, "record", record)
+
+
+def heard(pipe: Connection) -> bytes:
+    """The driver's next message; a driver that is gone ends the worker."""
+    try:
+        return pipe.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(0)
 
 
 def say(pipe: Connection, kind: str, content: Any) -> None:
