@@ -37,6 +37,10 @@ class Parcel:
     def __repr__(self) -> str:
         return self.name
 
+    def empty(self) -> None:
+        """Nobody needs it any more; Tune keeps it."""
+        self.proposal, self.crew, self.checkpoint = b"", None, None
+
 
 @dataclass
 class Message:
@@ -228,7 +232,9 @@ class Desk:
         checkpoint = death.checkpoint or trial.parcel.checkpoint
         trial.lost += 1
         again = f"{trial.proposal.number}.{trial.proposal.starts + trial.lost}"
-        trial.parcel = replace(trial.parcel, name=again, checkpoint=checkpoint)
+        parcel, trial.parcel = trial.parcel, replace(trial.parcel, name=again)
+        parcel.empty()
+        trial.parcel.checkpoint = checkpoint
         self.again.append(trial)
         return None
 
@@ -247,7 +253,7 @@ class Desk:
         record = replace(trial.work.record(), seconds=trial.seconds)
         if artifacts is not None:
             record = replace(record, artifacts=dict(artifacts))
-        trial.parcel.proposal = b""
+        trial.parcel.empty()
         self.answer = ""
         self.on_record(record)
         self.strategy.tell(record)

@@ -64,11 +64,11 @@ class RayTune:
     """Executor for one machine or a cluster, through Ray Tune.
 
     Args:
-        address: None = use the Ray that this process has started already, else start one on
-            this machine, bound to 127.0.0.1, and stop it at the end; `"auto"` = join the
-            cluster that this machine belongs to; `"HOST:PORT"` = join that one.
+        address: None = use the Ray that this process has joined already, else start one here
+            (on 127.0.0.1) and stop it at the end; `"auto"` or `"HOST:PORT"` = join a cluster.
         slots: Trials at a time.
-        resources: What a trial occupies, such as `{"cpu": 4, "gpu": 0.5}`; None = one CPU.
+        resources: What a trial occupies, such as `{"cpu": 4, "gpu": 0.5}`; None = one CPU. A
+            trial that shall use a GPU must ask for one, or for a share of its memory.
         storage_path: None = every node sees the run folder (one machine, or NFS), and trials
             work there. A path or URI such as `"s3://bucket/runs"`: trials work in a folder of
             their node; it is copied there for a retry on another node, and artifacts come

@@ -269,5 +269,5 @@ def test_a_parcel_is_short_shared_and_emptied(tmp_path):
     assert repr(parcel) == "0.0"
     outpost.take(parcel, tmp_path)
     story.finish("a", outpost)
-    assert parcel.proposal == b""
+    assert (parcel.proposal, parcel.crew) == (b"", None)
     assert cloudpickle.loads(cloudpickle.dumps(story.desk)).__dict__ == {}

@@ -223,6 +223,19 @@ def test_compare_equals_local(cluster, tmp_path):
     assert found["ray"] == found["local"]
 
 
+def test_many_quick_trials_are_told_once_each_and_share_processes(cluster, tmp_path):
+    """Tune asks for a worker and drops it where another one has become free meanwhile."""
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    run = Run(tmp_path / "run", Troubled(diary=str(diary)), count=25)
+    assert sorted(run.by_number()) == list(range(25))
+    assert all(r.status == "done" for r in run.records)
+    pids = {line.split()[1] for path in diary.iterdir() for line in path.read_text().splitlines()}
+    assert len(pids) <= 3
+    for number in range(25):
+        assert run.steps(number) == [1, 2, 3, 4]
+
+
 # -- ends --------------------------------------------------------------------------------------
 def test_on_report_ends_a_trial(cluster, tmp_path):
     run = Run(tmp_path, Troubled(), goes_on=lambda number, report: (number, report.step) != (2, 2))
