@@ -2,28 +2,37 @@
 
 import pickle
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from masksearch import masks
+from masksearch.contracts import CarriesData, Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.glue import (
     CHECKPOINT,
     GlueEvaluator,
     Row,
+    TokenRows,
     padded,
     sequences,
     shuffled,
 )
+from masksearch.evaluators.with_cost import WithCost
+from masksearch.masks import Mask
 from masksearch.models.attach import attach
 from masksearch.models.sizes import SequenceClassifier, encoder
 from masksearch.tasks.glue import Rows
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -205,6 +214,56 @@ def test_protocol_and_pickle(data: Path) -> None:
     assert len(seen) == 7
     assert pickle.loads(pickle.dumps(base)) == base
     assert [objective.name for objective in base.objectives] == ["glue", "sparsity"]
+
+
+@pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
+def test_packed_is_the_same_where_no_file_is(
+    data: Path, tmp_path: Path, here: Outcome, elsewhere: Outcome
+) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    inner = evaluator(folder, tasks=("MNLI", "STS-B"), rows=24, dev_rows=20)
+    judge = WithCost(inner, latency=False, memory=True)
+    expected, packed = here(judge, masks.star()), judge.packed()
+    shutil.rmtree(folder)
+    assert expected["one-shot"][::2] == ("done", "")
+    assert elsewhere(packed, masks.star()) == expected
+
+
+def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
+    judge = evaluator(data, rows=10)
+    packed = judge.packed()
+    assert isinstance(judge, CarriesData)
+    assert packed.packed() is packed
+    assert type(packed) is GlueEvaluator
+    assert (packed, hash(packed), repr(packed)) == (judge, hash(judge), repr(judge))
+    assert list(packed.carried_tasks) == ["SST-2"]
+    assert len(packed.tokens("SST-2").train) == 10
+    more = [evaluator(data, **change) for change in ({"rows": 200}, {"tasks": ("SST-2", "MNLI")})]
+    assert all(len(pickle.dumps(m.packed())) > len(pickle.dumps(packed)) for m in more)
+
+
+def test_rows_are_tokenized_once_a_process(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = evaluator(data)
+    whole, text = judge.tokens("SST-2"), judge.data("SST-2").train
+    assert list(whole.train) == sequences(judge.task().corpus, text)
+    monkeypatch.setattr("masksearch.evaluators.glue.sequences", None)
+    assert evaluator(data, steps=2).tokens("SST-2") is whole
+
+
+number_rows = st.lists(st.integers(0, 70_000), min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(number_rows, st.integers(0, 48), st.integers(0, 2)), min_size=1))
+def test_token_rows_give_their_rows_back(parts: list[tuple[list[int], int, int]]) -> None:
+    for kind in (int, float):
+        rows = [Row(ids, first, kind(label)) for ids, first, label in parts]
+        held: TokenRows = pickle.loads(pickle.dumps(TokenRows.of(rows)))
+        assert list(held) == rows
+        assert held[-1] == rows[-1]
+        assert held[1:] == rows[1:]
+        assert all(type(row.label) is kind for row in held)
+        with pytest.raises(IndexError):
+            held[len(rows)]
 
 
 def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:

@@ -4,19 +4,28 @@ import math
 import os
 import pickle
 import random
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from masksearch import masks
+from masksearch.contracts import CarriesData, Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.mlm import MlmEvaluator, report_steps
+from masksearch.masks import Mask
+from masksearch.tasks.corpus import Corpus, small
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
 )
+
+Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -122,6 +131,67 @@ def test_pickle_is_small_and_equal(corpus: Path) -> None:
     text = pickle.dumps(judge)
     assert len(text) < 2000
     assert pickle.loads(text) == judge
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
+def test_packed_is_the_same_where_no_file_is(
+    corpus: Path, tmp_path: Path, here: Outcome, elsewhere: Outcome
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    vocabulary = folder / "vocab.txt"
+    names = evaluator(corpus).task().corpus.tokenizer.get_vocab()
+    vocabulary.write_text("\n".join(sorted(names, key=lambda name: names[name])))
+    text = Path(shutil.copy(corpus, folder))
+    judge = evaluator(text, cache=folder / "cache", tokenizer=vocabulary)
+    expected, packed = here(judge, masks.star()), judge.packed()
+    shutil.rmtree(folder)
+    assert expected["one-shot"][::2] == ("done", "")
+    assert elsewhere(packed, masks.star()) == expected
+
+
+def test_packed_equals_and_is_packed_once(corpus: Path) -> None:
+    judge = evaluator(corpus)
+    packed = judge.packed()
+    assert isinstance(judge, CarriesData)
+    assert packed.packed() is packed
+    assert packed is not judge
+    assert type(packed) is MlmEvaluator
+    assert packed == judge
+    assert hash(packed) == hash(judge)
+    assert repr(packed) == repr(judge)
+    assert len(pickle.dumps(judge)) < 2000 < len(pickle.dumps(packed))
+    assert replace(packed, length=18).task().corpus.length == 18  # reads its own corpus
+
+
+def test_a_corpus_pickles_small_and_whole(corpus: Path) -> None:
+    whole = evaluator(corpus).task().corpus
+    shipped = pickle.dumps(whole)
+    copy: Corpus = pickle.loads(shipped)
+    assert torch.equal(copy.train, whole.train)
+    assert torch.equal(copy.held_out, whole.held_out)
+    assert copy.train.dtype == torch.int32
+    assert (copy.special, copy.digest) == (whole.special, whole.digest)
+    assert copy.encode(["ban nab dor"]) == whole.encode(["ban nab dor"])
+    ids = whole.train.numel() + whole.held_out.numel()  # a byte each: 200 words
+    assert len(shipped) < ids + len(whole.tokenizer.to_str()) + 1000
+    copy.train[0, 0] = 1  # memory of its own
+
+
+@pytest.mark.parametrize(
+    ("largest", "kind"),
+    [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65_535, "uint16"), (65_536, "uint32")],
+)
+def test_ids_take_the_smallest_type_that_holds_them(largest: int, kind: str) -> None:
+    ids = np.array([[0, largest]], dtype=np.int32)
+    assert small(ids).dtype == kind
+    assert (small(ids) == ids).all()
+
+
+def test_packing_names_a_missing_corpus(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such text file"):
+        MlmEvaluator(tmp_path / "nowhere").packed()
 
 
 def test_relative_paths_are_made_absolute(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:

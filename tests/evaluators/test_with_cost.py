@@ -12,7 +12,14 @@ import torch
 from torch import nn
 
 from masksearch import masks
-from masksearch.contracts import Differentiable, Objective, OffersGradients, Report, Shape
+from masksearch.contracts import (
+    CarriesData,
+    Differentiable,
+    Objective,
+    OffersGradients,
+    Report,
+    Shape,
+)
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError
 from masksearch.evaluators import cost
 from masksearch.evaluators.cost import CostEvaluator
@@ -48,6 +55,16 @@ class Learning(Inner):
 
     def differentiable(self, seed: int) -> Differentiable:
         return Differentiable(nn.Linear(seed, 1), iter([]), [])
+
+
+@dataclass(frozen=True)
+class Carrying(Learning):
+    """The same, and its data can travel."""
+
+    data: bytes = b""
+
+    def packed(self) -> "Carrying":
+        return self if self.data else replace(self, data=bytes(10_000))
 
 
 def reports(evaluator: WithCost, mask: Mask) -> list[Report]:
@@ -101,6 +118,32 @@ def test_it_offers_gradients_exactly_where_the_inner_one_does():
     assert learning.differentiable(5).model.in_features == 5
     assert isinstance(replace(learning, block=32), OffersGradients)
     assert not isinstance(replace(learning, evaluator=Inner()), OffersGradients)
+
+
+def test_it_carries_data_exactly_where_the_inner_one_does():
+    assert not isinstance(WithCost(Learning()), CarriesData)
+    evaluator = WithCost(Carrying(), latency=False, memory=True, block=32)
+    assert isinstance(evaluator, CarriesData)
+    packed = evaluator.packed()
+    assert packed == replace(evaluator, evaluator=Carrying().packed())
+    assert packed.packed() is packed
+    assert packed.protocol == evaluator.protocol
+    assert packed.objectives == evaluator.objectives
+    assert not isinstance(replace(packed, evaluator=Inner()), CarriesData)
+    outer = WithCost(evaluator, repeats=1)  # wrapped twice
+    assert outer.packed().evaluator == packed
+    with pytest.raises(TypeError, match=r"Inner has no packed\(\)"):
+        WithCost(Inner()).packed_within()
+
+
+def test_a_packed_one_holds_its_data_once_in_a_pickle():
+    packed = WithCost(Carrying()).packed()
+    for shipped in (cloudpickle.dumps(packed), pickle.dumps(packed)):
+        copy = pickle.loads(shipped)
+        assert len(shipped) < 12_000
+        assert copy == packed
+        assert copy.packed() is copy
+        assert copy.differentiable.__self__ is copy.evaluator
 
 
 @pytest.mark.parametrize("inner", [Inner(), Learning()], ids=["plain", "learning"])
