@@ -207,7 +207,8 @@ class Evaluator(Protocol):
 
     Calling it returns a generator of reports; the last report is the result, closing the
     generator stops the run. Checkpoints go to `workdir` and are found there again. Evaluators
-    are cheap to pickle: data is loaded where they run.
+    are cheap to pickle: data is loaded where they run, or travels with them (`CarriesData`). One
+    that looks at a mask beyond `shape` (at another length) says so: `beyond_shape = True`.
     """
 
     @property

@@ -49,7 +49,7 @@ class Message:
     seconds: float
     report: Report | None = None
     error: str = ""
-    broken: bool = False  # the worker cannot load the evaluator
+    fatal: bool = False  # the search ends with this error; the trial stays open
     artifacts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)  # artifacts, where they must travel
     retires: bool = False  # the process takes no other trial
@@ -196,8 +196,8 @@ class Desk:
         """See `hear`."""
         trial = self.open[name]
         trial.seconds = message.seconds
-        if message.broken:
-            raise SearchError(f"a worker process cannot load the evaluator: {message.error}")
+        if message.fatal:
+            raise SearchError(message.error)
         if message.report is None:
             trial.work.error = message.error
             for file, content in message.files.items():

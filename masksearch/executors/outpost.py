@@ -18,7 +18,8 @@ from typing import Any, TextIO
 import cloudpickle
 import torch
 
-from masksearch.contracts import Evaluator
+from masksearch.contracts import CarriesData, Evaluator
+from masksearch.errors import SearchError
 from masksearch.executors.desk import STUCK, Message, Parcel
 from masksearch.executors.work import Work, folder_of
 
@@ -84,12 +85,18 @@ class Outpost:
         try:
             self.crew = self.crew or self.prepared()
         except Exception:  # told to the driver, which stops the search with it
-            return Message(self.seconds, error=traceback.format_exc(), broken=True)
+            reason = f"a worker process cannot load the evaluator: {traceback.format_exc()}"
+            return Message(self.seconds, error=reason, fatal=True)
         try:
             self.work = self.work or self.opened(self.crew)
         except Exception:  # the record keeps it: no disk, a mask that cannot be loaded, ...
             return self.ended(Message(self.seconds, error=traceback.format_exc()))
-        report = self.work.advance()
+        try:
+            report = self.work.advance()
+        except SearchError as error:  # a full disk; of one node, another may take the trial
+            if self.travels:
+                raise
+            return Message(self.seconds, error=str(error), fatal=True)
         if report is not None:
             return Message(self.seconds, report)
         record, root, files = self.work.record(), self.root, {}
@@ -179,3 +186,11 @@ def contents(folder: Path) -> frozenset[tuple[str, int]]:
     """Every file of a folder with the time of its last change."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != STUCK)
     return frozenset((str(path), path.stat().st_mtime_ns) for path in files)
+
+
+def carried(evaluator: Evaluator) -> bytes:
+    """An evaluator as it travels: with its data, where it offers that, so that no node has to
+    see its files."""
+    whole = evaluator.packed() if isinstance(evaluator, CarriesData) else evaluator
+    content: bytes = cloudpickle.dumps(whole)
+    return content

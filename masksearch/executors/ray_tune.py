@@ -24,7 +24,7 @@ import cloudpickle
 from masksearch.contracts import Budget, Evaluator, Listener, OnReport, Strategy
 from masksearch.errors import SearchError
 from masksearch.executors.desk import Death, Desk, Parcel
-from masksearch.executors.outpost import Crew, Outpost
+from masksearch.executors.outpost import Crew, Outpost, carried
 from masksearch.executors.surroundings import (
     environment,
     interruptible,
@@ -150,7 +150,7 @@ class RayTune:
     def crew(self, evaluator: Evaluator, seed: int, workdir: Path) -> Crew:
         """What all trials share."""
         return Crew(
-            cloudpickle.dumps(evaluator),
+            carried(evaluator),
             seed,
             workdir=str(workdir) if self.storage_path is None else None,
             limit_seconds=self.limit_seconds,

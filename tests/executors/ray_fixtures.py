@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -20,7 +21,8 @@ STEPS = 4
 class Troubled:
     """Loss = 100 * number + step, in four reports; some trials go wrong at step 2.
 
-    `how`: trial number -> "raise", "nan", "exit", "exit once", "kill once", "hang", "spin".
+    `how`: trial number -> "raise", "nan", "exit", "exit once", "kill once", "full", "hang",
+    "spin".
     A checkpoint of one line a step is written to the trial's folder, and read again.
     """
 
@@ -59,6 +61,8 @@ class Troubled:
             if not mark.exists():
                 mark.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if how == "full":
+            raise OSError(errno.ENOSPC, "No space left on device", str(workdir))
         if how == "hang":
             time.sleep(600)
         if how == "spin":  # holds the interpreter lock

@@ -276,6 +276,20 @@ def test_an_evaluator_that_cannot_be_loaded_stops_the_search(cluster, tmp_path):
 
 
 # -- where trials work -------------------------------------------------------------------------
+def test_a_full_disk_ends_the_search_and_the_trial_stays_open(cluster, tmp_path):
+    told: list[int] = []
+
+    class Telling(Listed):
+        def tell(self, record: Record) -> None:
+            told.append(record.number)
+            super().tell(record)
+
+    strategy = Telling({f"w{i}": masks.window(i) for i in range(6)}, [0])
+    with pytest.raises(SearchError, match=r"the disk is full at .*trials/2"):
+        Run(tmp_path, Troubled({2: "full"}), strategy=strategy)
+    assert 2 not in told
+
+
 def test_folders_that_travel(cluster, tmp_path):
     storage, run_folder, diary = (tmp_path / name for name in ("storage", "run", "diary"))
     diary.mkdir()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch.checkpoints import Checkpoints
-from masksearch.contracts import Executor, Report
+from masksearch.contracts import Executor, Record, Report
 from masksearch.masks import Mask
 
 cloudpickle.register_pickle_by_value(toy)  # worker processes do not know this folder
@@ -49,24 +51,65 @@ def executor(name: str) -> Executor:
             return ms.Local(slots=2, threads=1)
         case "ray":
             return ms.RayTune(slots=2)
+        case "nodes":
+            return ms.RayTune(slots=3)
     raise ValueError(name)
+
+
+@contextmanager
+def losing_a_node() -> Iterator[Callable[[Record], None]]:
+    """Three nodes of one CPU on this machine, and a listener that takes one away after the fourth
+    record, while trials run on it."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
+    seen: list[int] = []
+
+    def remove_a_busy_one() -> None:
+        while True:
+            free = ray._private.state.available_resources_per_node()
+            for node in nodes:
+                if free.get(node.node_id, {}).get("CPU", 0) < 1:
+                    time.sleep(1.2)  # into the trial
+                    cluster.remove_node(node, allow_graceful=False)
+                    return
+            time.sleep(0.05)
+
+    def listener(record: Record) -> None:
+        seen.append(record.number)
+        if len(seen) == 4:
+            threading.Thread(target=remove_a_busy_one).start()
+
+    yield listener
+    ray.shutdown()
+    cluster.shutdown()
 
 
 def main(run: str, where: str, strategy: str, trials: str) -> None:
     scheduler = ms.ParetoHalving(rungs=(2,)) if strategy == "halving" else None
     if scheduler is not None:
         strategy = "random"
-    print("starts", flush=True)
-    ms.search(
-        space,
-        Steady(log=Path(run).parent / "log"),
-        run=run,
-        trials=int(trials),
-        strategy=strategy,
-        seed=4,
-        executor=executor(where),
-        scheduler=scheduler,
-    )
+    with losing_a_node() if where == "nodes" else nullcontext(print_nothing) as listener:
+        print("starts", flush=True)
+        ms.search(
+            space,
+            Steady(log=Path(run).parent / "log", pause=1.0 if where == "nodes" else 0.25),
+            run=run,
+            trials=int(trials),
+            strategy=strategy,
+            seed=4,
+            executor=executor(where),
+            scheduler=scheduler,
+            listeners=[listener],
+        )
+
+
+def print_nothing(record: Record) -> None:
+    """A listener that does nothing."""
 
 
 if __name__ == "__main__":

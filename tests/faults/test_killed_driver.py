@@ -63,3 +63,17 @@ def test_driver_of_ray_killed_at_random_moments_loses_nothing(tmp_path):
     assert happened.kills >= 5
     expected = outcome(whole(tmp_path, "pool", "random", 60), by_draw=True)
     assert outcome(ms.Study(run), by_draw=True) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_lost_node_changes_nothing_in_the_study(tmp_path):
+    """Three nodes on one machine, one taken away while trials run on it."""
+    run = tmp_path / "lost" / "run"
+    run.parent.mkdir()
+    killed_until_done((str(run), "nodes", "random", "30"), kills=0, seed=0, longest=1)
+    study = ms.Study(run)
+    expected = outcome(whole(tmp_path, "pool", "random", 30), by_draw=True)
+    assert outcome(study, by_draw=True) == expected
+    calls = Counter((run.parent / "log").read_text().splitlines())
+    assert sum(calls.values()) > len(calls), "no trial was lost with the node"
