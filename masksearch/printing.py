@@ -24,8 +24,8 @@ def wide_console() -> Console:
 def print_front(study: Study) -> None:
     """The front of a search as a table."""
     table = Table(title=f"Front of {study.run}", title_justify="left")
-    score = study.objectives[0].name
-    for column in ("trial", "origin", "sparsity", score, "mask"):
+    shown = [o.name for o in study.objectives if o.name != "sparsity"]
+    for column in ("trial", "origin", "sparsity", *shown, "mask"):
         left = column in ("origin", "mask")
         fold: Any = "fold" if column == "mask" else "ellipsis"
         table.add_column(
@@ -36,7 +36,7 @@ def print_front(study: Study) -> None:
             str(record.number),
             record.origin,
             f"{record.measures['sparsity']:.4f}",
-            f"{record.value(score):.4f}",
+            *(f"{record.value(name):.4f}" for name in shown),
             escape(str(record.mask)),  # its brackets are no markup
         )
     wide_console().print(table)

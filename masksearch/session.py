@@ -206,6 +206,7 @@ class Session:
         key = number, report.step
         if key not in self.decided:
             goes_on = bool(self.scheduler.observe(number, report, record.measures))
+            goes_on |= self.draws[number] < 0  # baselines are compared with, and never ended
             self.store.observe(number, report, goes_on)
             self.decided[key] = goes_on
         return self.decided[key]

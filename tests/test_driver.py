@@ -137,6 +137,30 @@ def test_scheduler_stops_trials_and_its_observations_are_kept(tmp_path):
         ms.search(space, ToyEvaluator(), trials=21, run=tmp_path / "run", strategy="random")
 
 
+def test_scheduler_never_ends_baselines(tmp_path):
+    class Strict:
+        """Ends everything at once."""
+
+        def observe(self, number, report, measures):
+            return False
+
+        def __repr__(self):
+            return "Strict()"
+
+    study = ms.search(
+        space,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        trials=3,
+        strategy="random",
+        scheduler=Strict(),
+        baselines={"star": masks.star(), "w": masks.window(1)},
+    )
+    statuses = [(r.origin, r.status, r.step) for r in study.records()]
+    assert statuses[:2] == [("baseline:star", "done", 4), ("baseline:w", "done", 4)]
+    assert {row[1:] for row in statuses[2:]} <= {("stopped", 1), ("reused", 4)}
+
+
 def test_listener_that_remembers_is_told_what_a_resumed_study_holds(tmp_path):
     class Remembering:
         def __init__(self) -> None:
