@@ -84,6 +84,18 @@ def comparison_of(study: Found) -> Comparison:
     return Comparison(records, study.objectives, study.run, shape=study.shape)
 
 
+def limits_of(searches: Sequence[Found]) -> dict[str, str]:
+    """What the searches were not allowed, or ended early, for the page."""
+    found: dict[str, str] = {}
+    for study in searches:
+        constraints = ", ".join(json.loads(study.facts.get("constraints", "[]")))
+        scheduler = study.facts.get("scheduler", "")
+        for label, text in (("constraints", constraints), ("early stopping", scheduler)):
+            if text and text not in found.get(label, ""):
+                found[label] = f"{found[label]}; {text}" if label in found else text
+    return found
+
+
 def report_on(
     run: Path,
     path: Path,
@@ -119,6 +131,7 @@ def report_on(
     notes = read_notes(run)
     facts = {
         "protocol": main.facts.get("protocol", ""),
+        **limits_of(searches),
         **notes.get("facts", {}),
         "command": command or f"masksearch report {run}",
     }

@@ -229,3 +229,14 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
     subprocess.run([*words, "--trials", "9", "--run", str(whole)], check=True, timeout=120)
     by_draw = slots == "2"
     assert outcome(ms.Study(folder), by_draw=by_draw) == outcome(ms.Study(whole), by_draw=by_draw)
+
+
+def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    words = [*job, "--trials", 6, "--run", folder, "--halving", "1,2"]
+    run(monkeypatch, capsys, *words, "--constraint", "sparsity >= 0.2")
+    code, _, err = run(monkeypatch, capsys, "report", folder)
+    assert code == 0, err
+    page = (folder / "report.html").read_text()
+    assert "ParetoHalving(rungs=(1, 2)" in page
+    assert "sparsity &gt;= 0.2" in page
