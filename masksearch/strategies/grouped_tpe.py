@@ -25,10 +25,10 @@ from optuna.samplers._tpe.sampler import (
     default_gamma,
     default_gamma_multiobjective,
 )
-from optuna.search_space.group_decomposed import _SearchSpaceGroup
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from masksearch.strategies.branches import Branches
 from masksearch.strategies.told_study import EndableStudy
 
 Cells = dict[str, float]
@@ -74,7 +74,7 @@ class GroupedTpe(TPESampler):
                 deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED), use_cache=True
             )
             enough = len(finished) >= self._n_startup_trials
-            self.groups = groups_of(finished) if enough else []
+            self.groups = groups_of(finished, study) if enough else []
         if not self.groups:
             return self._random_sampler.sample_independent(
                 study, trial, param_name, param_distribution
@@ -137,20 +137,19 @@ def row_of(trial: FrozenTrial, study: Study) -> Cells:
     return found
 
 
-def groups_of(trials: Sequence[FrozenTrial]) -> list[dict[str, BaseDistribution]]:
+def groups_of(
+    trials: Sequence[FrozenTrial], study: Study | None = None
+) -> list[dict[str, BaseDistribution]]:
     """Groups of parameters that always occur together, each sorted by name.
 
-    Only the first trial of each set of parameters matters; a parameter with one value is left
-    out.
+    Args:
+        trials: Finished trials.
+        study: Remembers what was seen of its trials at earlier draws.
+
+    A parameter with one value is left out; of one whose distribution changes, that of the
+    earliest trial counts.
     """
-    group, seen = _SearchSpaceGroup(), set()
+    kept = study.branches if isinstance(study, EndableStudy) else Branches()
     for trial in trials:
-        names = tuple(trial.distributions)
-        if names not in seen:
-            seen.add(names)
-            group.add_distributions(trial.distributions)
-    return [
-        found
-        for each in group.search_spaces
-        if (found := {name: kind for name, kind in sorted(each.items()) if not kind.single()})
-    ]
+        kept.add(trial)
+    return kept.groups()

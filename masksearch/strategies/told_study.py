@@ -25,6 +25,7 @@ from masksearch.constraints import Constraint
 from masksearch.contracts import Objective, Record
 from masksearch.masks.measure import MEASURES
 from masksearch.results.study_store import STATES, directions, quiet
+from masksearch.strategies.branches import Branches
 
 STRICT = 1e-12  # excess of a value that sits on the limit of a strict constraint
 NAME = "told"
@@ -40,6 +41,7 @@ class EndableStudy(optuna.Study):
     def __init__(self, storage: InMemoryStorage, sampler: BaseSampler) -> None:
         super().__init__(NAME, storage, sampler=sampler)
         self.rows: dict[int, dict[str, float]] = {}  # what a sampler remembers of finished trials
+        self.branches = Branches()  # and of the sets of parameters that they had
 
     def stop(self) -> None:
         """Notes that there is nothing left to draw."""
