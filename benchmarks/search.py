@@ -202,7 +202,7 @@ def draw(found: dict[str, Any]) -> None:
     axes.set(xlabel="trials so far", ylabel="driver's milliseconds a trial", xscale="log")
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center", bbox_to_anchor=(0.4, 0.38))
     figure.savefig(FIGURE, dpi=130)
 
 
@@ -210,8 +210,10 @@ def main() -> None:
     """Runs the parts that are named, or all."""
     parts = {"orchestration": orchestration, "sampler": sampler, "study": study}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", default=list(parts), choices=[*parts, []])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
     chosen = parser.parse_args().parts or list(parts)
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"unknown part {', '.join(unknown)}; known: {', '.join(parts)}")
     found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for name in chosen:
         scratch = Path(tempfile.mkdtemp())

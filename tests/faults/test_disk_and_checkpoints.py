@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch.checkpoints import Checkpoints
 from masksearch.errors import SearchError
+from masksearch.results.study_store import StudyStore
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,28 @@ def test_damaged_checkpoint_of_an_interrupted_trial_costs_only_time(tmp_path, da
     assert outcome(study) == outcome(whole)
 
 
+@pytest.mark.slow
+def test_worker_that_is_killed_once_changes_nothing_in_the_study(tmp_path):
+    class DiesOnce(Keeping):
+        def __call__(self, mask, *, seed, workdir):
+            for report in super().__call__(mask, seed=seed, workdir=workdir):
+                mark = workdir / "died"
+                if report.step == 2 and not mark.exists():
+                    mark.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield report
+
+    arguments = dict(trials=5, strategy="random", seed=1)
+    study = ms.search(
+        space, DiesOnce(), run=tmp_path / "run", executor=ms.Local(slots=2), **arguments
+    )
+    whole = ms.search(space, Keeping(), run=tmp_path / "whole", **arguments)
+    assert outcome(study, by_draw=True) == outcome(whole, by_draw=True)
+    assert list(tmp_path.glob("run/trials/*/died"))
+
+
 def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
     """A job that took the search down twice runs apart, and then fails alone."""
-    import os
-
-    from masksearch.results.study_store import StudyStore
 
     class Fatal(ToyEvaluator):
         def __call__(self, mask, *, seed, workdir):
