@@ -40,14 +40,36 @@ class Judging:
     steps: int | None = None
     batch: int | None = None
     lr: float | None = None
+    latency: bool = False  # an objective more
+    memory: bool = False  # an objective more
+    cost_length: int | None = None  # positions at which both are taken
 
     def build(self) -> Evaluator:
-        """The evaluator: the user's own, GLUE, masked LM on a corpus, or the planted corpus.
+        """The evaluator: the user's own, GLUE, masked LM on a corpus, or the planted corpus; with
+        the costs that were asked for.
 
         Raises:
             ChoiceError: If options do not go together; says which.
         """
-        given = {name: value for name, value in vars(self).items() if value is not None}
+        judged = self.judging()
+        if self.latency or self.memory:
+            from masksearch.evaluators.with_cost import WithCost
+
+            return WithCost(
+                judged, latency=self.latency, memory=self.memory, length=self.cost_length
+            )
+        if self.cost_length is not None:
+            raise ChoiceError("--cost-length needs --latency or --memory")
+        return judged
+
+    def judging(self) -> Evaluator:
+        """The evaluator without costs."""
+        costs = ("latency", "memory", "cost_length")
+        given = {
+            name: value
+            for name, value in vars(self).items()
+            if value is not None and name not in costs
+        }
         if self.evaluator is not None:
             others = sorted(set(given) - {"evaluator"})
             if others:

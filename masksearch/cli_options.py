@@ -65,6 +65,21 @@ JUDGING: dict[str, tuple[Any, Any]] = {
     "steps": (Annotated[int | None, typer.Option(help="Optimiser steps of pre-training.")], None),
     "batch": (Annotated[int | None, typer.Option(help="Sequences of a batch.")], None),
     "lr": (Annotated[float | None, typer.Option(help="Peak learning rate.")], None),
+    "latency": (
+        Annotated[
+            bool,
+            typer.Option("--latency", help="Also minimise the measured time over dense's."),
+        ],
+        False,
+    ),
+    "memory": (
+        Annotated[bool, typer.Option("--memory", help="Also minimise the bytes of the scores.")],
+        False,
+    ),
+    "cost_length": (
+        Annotated[int | None, typer.Option(help="Positions at which these costs are taken.")],
+        None,
+    ),
 }
 
 PLACING: dict[str, tuple[Any, Any]] = {

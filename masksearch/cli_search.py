@@ -255,14 +255,19 @@ def judged(given: Mapping[str, Any]) -> Evaluator:
     """The evaluator that a command's options name."""
     from masksearch.choices import Judging
 
-    return Judging(**{field.name: given[field.name] for field in fields(Judging)}).build()
+    return Judging(**chosen(given, Judging)).build()
 
 
 def placed(given: Mapping[str, Any]) -> Executor:
     """The executor that a command's options name."""
     from masksearch.choices import Placing
 
-    return Placing(**{field.name: given[field.name] for field in fields(Placing)}).build()
+    return Placing(**chosen(given, Placing)).build()
+
+
+def chosen(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The options that are fields of a dataclass; a stored command may lack newer ones."""
+    return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
 
 def watching(

@@ -240,3 +240,16 @@ def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path,
     page = (folder / "report.html").read_text()
     assert "ParetoHalving(rungs=(1, 2)" in page
     assert "sparsity &gt;= 0.2" in page
+
+
+def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]
+    code, out, err = run(monkeypatch, capsys, *words, "--memory", "--cost-length", 256)
+    assert code == 0, err
+    study = ms.Study(folder)
+    assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]
+    assert all(record.values["memory"] > 0 for record in study.frontier())
+    assert "memory" in out
+    code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--cost-length", 256)
+    assert (code, err) == (2, "error: --cost-length needs --latency or --memory\n")
