@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from masksearch.evaluators.with_cost import WithCost
     from masksearch.executors.halving import ParetoHalving
     from masksearch.executors.local import Local
-    from masksearch.executors.ray_tune import RayTune
+    from masksearch.executors.on_ray import RayTune
     from masksearch.gates.bank import Gates
     from masksearch.gates.dam import DamConfig, dam
     from masksearch.gates.result import DamResult
@@ -91,7 +91,7 @@ LAZY = {
     "PlantedEvaluator": "masksearch.evaluators.planted",
     "PlantedProcess": "masksearch.tasks.planted",
     "Proposal": "masksearch.contracts",
-    "RayTune": "masksearch.executors.ray_tune",
+    "RayTune": "masksearch.executors.on_ray",
     "Record": "masksearch.contracts",
     "Report": "masksearch.contracts",
     "ResumeError": "masksearch.errors",

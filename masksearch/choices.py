@@ -142,7 +142,7 @@ class Placing:
             from masksearch.executors.local import Local
 
             return Local(self.slots, limit_seconds=self.limit)
-        from masksearch.executors.ray_tune import RayTune
+        from masksearch.executors.on_ray import RayTune
 
         resources = {"cpu": self.cpus, "gpu": self.gpus}
         return RayTune(

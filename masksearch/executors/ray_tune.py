@@ -13,17 +13,17 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
-from masksearch.contracts import Budget, Evaluator, Listener, OnReport, Strategy
+from masksearch.contracts import Evaluator, Listener, OnReport, Strategy
 from masksearch.errors import SearchError
 from masksearch.executors.desk import Death, Desk, Parcel
+from masksearch.executors.on_ray import RayTune
 from masksearch.executors.outpost import Crew, Outpost, carried
 from masksearch.executors.surroundings import (
     environment,
@@ -59,69 +59,23 @@ TUNE_SETTINGS = {  # read by Tune from the environment, while it runs
 }
 
 
-@dataclass(frozen=True)
-class RayTune:
-    """Executor for one machine or a cluster, through Ray Tune.
+class Tuning:
+    """One search on Ray Tune, as its settings say."""
 
-    Args:
-        address: None = use the Ray that this process has joined already, else start one here
-            (on 127.0.0.1) and stop it at the end; `"auto"` or `"HOST:PORT"` = join a cluster.
-        slots: Trials at a time.
-        resources: What a trial occupies, such as `{"cpu": 4, "gpu": 0.5}`; None = one CPU. A
-            trial that shall use a GPU must ask for one, or for a share of its memory.
-        storage_path: None = every node sees the run folder (one machine, or NFS), and trials
-            work there. A path or URI such as `"s3://bucket/runs"`: trials work in a folder of
-            their node; it is copied there for a retry on another node, and artifacts come
-            back with the result.
-        max_failures: So often a trial is begun again when its process or its node dies.
-        limit_seconds: Wall time after which a trial's process is ended; None = no limit.
-        reuse: Whether a worker process takes another trial after one that went well.
-        checkpoint_seconds: With `storage_path`: least time between two copies, in seconds.
-        dashboard: Whether a Ray that is started here serves its dashboard (on 127.0.0.1).
-        quiet: Keeps Ray's own messages away.
-
-    Raises:
-        SearchError: At `run`, if Ray cannot be reached or no node could hold a trial.
-    """
-
-    address: str | None = None
-    slots: int = 2
-    resources: Mapping[str, float] | None = None
-    storage_path: str | None = None
-    max_failures: int = 2
-    limit_seconds: float | None = None
-    reuse: bool = True
-    checkpoint_seconds: float = 30.0
-    dashboard: bool = False
-    quiet: bool = True
-
-    def __post_init__(self) -> None:
-        if self.slots < 1:
-            raise ValueError(f"slots must be at least 1, got {self.slots}")
-        if self.max_failures < 0:
-            raise ValueError(f"max_failures must be at least 0, got {self.max_failures}")
-        if self.limit_seconds is not None and self.limit_seconds <= 0:
-            raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
-        if any(amount < 0 for amount in self.needs.values()):
-            raise ValueError(f"resources must not be negative, got {dict(self.needs)}")
-
-    @property
-    def needs(self) -> Mapping[str, float]:
-        """What a trial occupies."""
-        return {"cpu": 1} if self.resources is None else self.resources
+    def __init__(self, settings: RayTune) -> None:
+        self.settings = settings
 
     def run(
         self,
         strategy: Strategy,
         evaluator: Evaluator,
         *,
-        budget: Budget,
         seed: int,
         workdir: Path,
         on_record: Listener,
         on_report: OnReport,
     ) -> None:
-        """Asks until the strategy is done; see `masksearch.contracts.Executor`."""
+        """See `RayTune.run`."""
         workdir = workdir.resolve()
         desk = Desk(
             strategy,
@@ -130,19 +84,19 @@ class RayTune:
             workdir=workdir,
             on_record=on_record,
             on_report=on_report,
-            max_failures=self.max_failures,
-            limit_seconds=self.limit_seconds,
+            max_failures=self.settings.max_failures,
+            limit_seconds=self.settings.limit_seconds,
         )
         with (
             environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
             loaded_by_path(),
-            silence(self.quiet),
+            silence(self.settings.quiet),
             losses(),
             self.cluster(),
         ):
             self.check_room()
             desk.crew = ray.put(self.crew(evaluator, seed, workdir))
-            with shelf(self.storage_path) as place, interruptible(desk.interrupt):
+            with shelf(self.settings.storage_path) as place, interruptible(desk.interrupt):
                 self.tuner(desk, *place).fit()
         if desk.problem is not None:
             raise desk.problem
@@ -152,12 +106,12 @@ class RayTune:
         return Crew(
             carried(evaluator),
             seed,
-            workdir=str(workdir) if self.storage_path is None else None,
-            limit_seconds=self.limit_seconds,
-            checkpoint_seconds=self.checkpoint_seconds,
-            threads=max(1, int(self.needs.get("cpu", 1))),
-            gpu=self.needs.get("gpu", 0.0),
-            reuse=self.reuse,
+            workdir=str(workdir) if self.settings.storage_path is None else None,
+            limit_seconds=self.settings.limit_seconds,
+            checkpoint_seconds=self.settings.checkpoint_seconds,
+            threads=max(1, int(self.settings.needs.get("cpu", 1))),
+            gpu=self.settings.needs.get("gpu", 0.0),
+            reuse=self.settings.reuse,
             paths=tuple(sys.path),
         )
 
@@ -165,13 +119,13 @@ class RayTune:
         """A fresh Tuner whose searcher, scheduler and stopper speak for the desk."""
         watching = Watching(desk)
         return tune.Tuner(
-            tune.with_resources(Worker, dict(self.needs)),
+            tune.with_resources(Worker, dict(self.settings.needs)),
             tune_config=tune.TuneConfig(
                 search_alg=Asking(desk),
                 scheduler=watching,
                 num_samples=-1,
-                max_concurrent_trials=self.slots,
-                reuse_actors=self.reuse,
+                max_concurrent_trials=self.settings.slots,
+                reuse_actors=self.settings.reuse,
                 trial_name_creator=str,
                 trial_dirname_creator=lambda trial: trial.config["parcel"].name,
             ),
@@ -189,7 +143,7 @@ class RayTune:
     def cluster(self) -> Iterator[None]:
         """A Ray that answers; what was started or joined here is left again at the end."""
         client: Any = ray.util.client.ray  # not typed in Ray
-        if (self.address or "").startswith("ray://") or client.is_connected():
+        if (self.settings.address or "").startswith("ray://") or client.is_connected():
             raise SearchError(
                 "RayTune must run on a node of the cluster, not as a client of it (ray://): "
                 "Ray would carry the search itself to the head node, away from its study. "
@@ -199,27 +153,27 @@ class RayTune:
         if ray.is_initialized():
             yield
             return
-        arguments: dict[str, Any] = {"address": self.address}
-        if self.address is None:
-            cpus = math.ceil(self.slots * self.needs.get("cpu", 1))
+        arguments: dict[str, Any] = {"address": self.settings.address}
+        if self.settings.address is None:
+            cpus = math.ceil(self.settings.slots * self.settings.needs.get("cpu", 1))
             arguments = {
                 "address": "local",
                 "num_cpus": max(cpus, os.cpu_count() or 1),
-                "include_dashboard": self.dashboard,
+                "include_dashboard": self.settings.dashboard,
                 "dashboard_host": "127.0.0.1",
                 "_node_ip_address": "127.0.0.1",
             }
-        if self.quiet:
+        if self.settings.quiet:
             arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        near = replaced(ray_constants, "ENABLE_RAY_CLUSTER", self.address is not None)
+        near = replaced(ray_constants, "ENABLE_RAY_CLUSTER", self.settings.address is not None)
         settings = {"RAY_USAGE_STATS_ENABLED": "0"}
-        with environment(settings | (own_token() if self.address is None else {})):
+        with environment(settings | (own_token() if self.settings.address is None else {})):
             try:
                 with near:  # a Ray of this machine alone listens on 127.0.0.1, as on macOS
                     ray.init(**arguments)
             except (RayError, RuntimeError, ValueError, OSError) as error:
                 raise SearchError(
-                    f"Ray at address={self.address!r} does not answer: {error}"
+                    f"Ray at address={self.settings.address!r} does not answer: {error}"
                 ) from error
             try:
                 yield
@@ -233,13 +187,13 @@ class RayTune:
             SearchError: If no node is big enough and none can be added.
         """
         names = {"cpu": "CPU", "gpu": "GPU"}
-        needs = {names.get(key, key): amount for key, amount in self.needs.items()}
+        needs = {names.get(key, key): amount for key, amount in self.settings.needs.items()}
         listed: Any = ray.nodes  # not typed in Ray
         nodes = [node["Resources"] for node in listed() if node["Alive"]]
         if any(all(has.get(k, 0) >= v for k, v in needs.items()) for has in nodes):
             return
-        text = f"no node has the resources of one trial, {dict(self.needs)}"
-        if self.address is None:
+        text = f"no node has the resources of one trial, {dict(self.settings.needs)}"
+        if self.settings.address is None:
             raise SearchError(f"{text}; lower them with RayTune(resources=...)")
         warnings.warn(f"{text}; waiting for one to join the cluster", stacklevel=3)
 

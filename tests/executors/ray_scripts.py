@@ -14,7 +14,7 @@ from ray_fixtures import Troubled
 
 from masksearch import masks
 from masksearch.contracts import Budget
-from masksearch.executors.ray_tune import RayTune
+from masksearch.executors.on_ray import RayTune
 from masksearch.strategies.listed import Listed
 
 

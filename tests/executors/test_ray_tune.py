@@ -25,12 +25,13 @@ from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.halving import ParetoHalving
 from masksearch.executors.local import Local
+from masksearch.executors.on_ray import RayTune
 from masksearch.strategies.listed import Listed
 from masksearch.tasks.planted import PlantedProcess
 from masksearch.user_code import load_function
 
 ray = pytest.importorskip("ray")
-from masksearch.executors.ray_tune import RayTune, losses  # noqa: E402
+from masksearch.executors.ray_tune import losses  # noqa: E402
 
 pytestmark = pytest.mark.ray
 PACKAGE = Path(__file__).parents[2]
@@ -460,8 +461,14 @@ def test_a_lost_node_costs_no_record(tmp_path):
 
 
 def test_without_ray_the_remedy_is_named(tmp_path):
-    code = "import sys; sys.modules['ray'] = None; import masksearch.executors.ray_tune"
+    code = (
+        "import sys; sys.modules['ray'] = None; from masksearch import *; import masksearch as ms;"
+        "print(ms.RayTune(slots=3));"
+        f"ms.compare({{'w': masks.window(1)}}, ms.CostEvaluator(length=16), run={str(tmp_path)!r},"
+        " executor=ms.RayTune())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RayTune(address=None, slots=3" in done.stdout
     assert 'pip install "masksearch[ray]"' in done.stderr
     assert "SearchError" in done.stderr
 
