@@ -1,4 +1,4 @@
-"""A search as a process of its own, to be killed: python job.py RUN EXECUTOR STRATEGY TRIALS."""
+"""A search as a process of its own, to be killed: job.py RUN EXECUTOR STRATEGY TRIALS PAUSE."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ cloudpickle.register_pickle_by_value(toy)  # worker processes do not know this f
 class Steady(ToyEvaluator):
     """Takes its time, keeps a checkpoint at each report and goes on from the last one."""
 
-    pause: float = 0.25  # seconds before each report
+    pause: float = 0.0  # seconds before each report
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         kept = Checkpoints(workdir)
@@ -89,7 +89,7 @@ def losing_a_node() -> Iterator[Callable[[Record], None]]:
     cluster.shutdown()
 
 
-def main(run: str, where: str, strategy: str, trials: str) -> None:
+def main(run: str, where: str, strategy: str, trials: str, pause: str) -> None:
     scheduler = ms.ParetoHalving(rungs=(2,)) if strategy == "halving" else None
     if scheduler is not None:
         strategy = "random"
@@ -97,7 +97,7 @@ def main(run: str, where: str, strategy: str, trials: str) -> None:
         print("starts", flush=True)
         ms.search(
             space,
-            Steady(log=Path(run).parent / "log", pause=1.0 if where == "nodes" else 0.25),
+            Steady(log=Path(run).parent / "log", pause=float(pause)),
             run=run,
             trials=int(trials),
             strategy=strategy,

@@ -38,7 +38,12 @@ class Kills:
 
 
 def killed_until_done(
-    words: tuple[str, ...], *, kills: int, seed: int, longest: float, number: int = signal.SIGKILL
+    words: tuple[str, ...],
+    *,
+    kills: int,
+    seed: int,
+    window: tuple[float, float] = (0, 0),
+    number: int = signal.SIGKILL,
 ) -> Kills:
     """Kills the search at `kills` random moments, then lets it end.
 
@@ -46,7 +51,7 @@ def killed_until_done(
         words: Arguments of job.py.
         kills: How often.
         seed: Of the moments.
-        longest: Seconds after the start of a search within which it is killed.
+        window: Seconds after the start of a search between which it is killed.
         number: The signal.
     """
     moments = random.Random(seed)
@@ -55,7 +60,7 @@ def killed_until_done(
         process = started(*words)
         starts += 1
         try:
-            process.wait(timeout=moments.uniform(0, longest))
+            process.wait(timeout=moments.uniform(*window))
             break  # it was through before it could be killed
         except subprocess.TimeoutExpired:
             process.send_signal(number)
