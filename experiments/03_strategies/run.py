@@ -149,12 +149,14 @@ def write(curves: dict[str, np.ndarray], trials: int, out: Path) -> None:
     """The table of the README."""
     with (out / "summary.csv").open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(["strategy", "search seeds", "trials", "share", "half interval"])
+        titles = ["share", "half interval", "minus random", "half interval"]
+        rows.writerow(["strategy", "search seeds", "trials", *titles])
         for strategy, curve in curves.items():
             for at in (at for at in MILESTONES if at <= trials):
                 column = curve[:, at - 1]
-                figures = [f"{column.mean():.4f}", f"{interval(column):.4f}"]
-                rows.writerow([strategy, len(curve), at, *figures])
+                ahead = column - curves["random"][: len(column), at - 1]  # by search seed
+                figures = [column.mean(), interval(column), ahead.mean(), interval(ahead)]
+                rows.writerow([strategy, len(curve), at, *(f"{x:.4f}" for x in figures)])
 
 
 def draw(curves: dict[str, np.ndarray], out: Path) -> None:
@@ -169,6 +171,7 @@ def draw(curves: dict[str, np.ndarray], out: Path) -> None:
         (line,) = axes.plot(count, mean, label=f"{strategy} ({len(curve)} seeds)")
         axes.fill_between(count, mean - half, mean + half, color=line.get_color(), alpha=0.12)
     axes.set(xlabel="trials", ylabel="share of the reachable hypervolume above chance")
+    axes.set_ylim(0, 1.02)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(out / "strategies.png", dpi=130)

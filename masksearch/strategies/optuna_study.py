@@ -148,8 +148,9 @@ class OptunaStrategy:
         if self.memory.study.over:
             return "done"
         before = self.memory.attributes()
-        trial = self.memory.draw(self.sampler_of(draw))
-        job = drawn_job(self.space, trial)
+        with quiet():  # a GP says so where it falls back to its default kernel
+            trial = self.memory.draw(self.sampler_of(draw))
+            job = drawn_job(self.space, trial)
         memo = self.memory.memo(trial, before)
         self.next += 1
         self.held.add(draw)
