@@ -25,6 +25,7 @@ from masksearch.errors import SearchError
 from masksearch.results.storages import Place, explained
 
 PATIENCE = 60.0  # seconds that a server which went away is waited for
+GLANCE = 0.5  # seconds that a lock file is waited for
 
 
 class StudyLock(Protocol):
@@ -102,7 +103,7 @@ class FileLocked:
             with contextlib.suppress(OSError):  # some systems let nobody read a locked file
                 who = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
             self.lock = filelock.FileLock(path)
-            self.lock.acquire(timeout=0)
+            self.lock.acquire(timeout=GLANCE)  # `masksearch status` may be looking
         except filelock.Timeout as error:
             raise refused(what, who, remedy) from error
         except OSError as error:
