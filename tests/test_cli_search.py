@@ -124,7 +124,9 @@ def test_status_tells_a_killed_search_from_a_running_one(monkeypatch, capsys, tm
     assert "search by tpe, killed; " in out
     assert f"go on with: masksearch resume {folder}" in out
     with filelock.FileLock(folder / ".writer.lock"):
+        (folder / ".writer.lock").write_text("pid 1 on host")
         _, out, _ = run(monkeypatch, capsys, "status", folder)
+        assert (folder / ".writer.lock").read_text() == "pid 1 on host"  # for a second driver
     assert "search by tpe, running; " in out
 
 

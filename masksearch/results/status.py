@@ -186,12 +186,16 @@ def state_of(run: Path) -> dict[str, Any]:
             else f"{run}: no such run folder"
         )
     if state["state"] == "running":
+        lock = run / ".writer.lock"
+        holder = lock.read_text(encoding="utf-8") if lock.is_file() else ""
         try:
-            with filelock.FileLock(run / ".writer.lock", timeout=0):
+            with filelock.FileLock(lock, timeout=0):
                 state["state"] = "killed"
                 state["seconds_left"] = None
         except filelock.Timeout:
             state["elapsed"] += max(0.0, time.time() - state["updated"])
+            if holder and not lock.read_text(encoding="utf-8"):  # trying a lock empties its file
+                lock.write_text(holder, encoding="utf-8")
     return state
 
 
