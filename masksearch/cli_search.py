@@ -46,7 +46,7 @@ def evaluate(
 
     from masksearch.choices import read_mask
     from masksearch.driver import compare
-    from masksearch.printing import last_line, print_comparison
+    from masksearch.printing import print_comparison
 
     built, found = judged(given), read_mask(mask)
     with tempfile.TemporaryDirectory() as temporary:
@@ -63,7 +63,8 @@ def evaluate(
     failed = [record for record in comparison.records if record.status == "failed"]
     print_comparison(comparison, as_json)
     if failed:
-        raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {last_line(failed[0])}")
+        reason = failed[0].reason or "no reason given"
+        raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {reason}")
 
 
 @options.taking(options.JUDGING, options.PLACING)

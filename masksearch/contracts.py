@@ -167,6 +167,12 @@ class Record:
         """Whether the record holds a full-fidelity result (done or reused) of a mask."""
         return self.status in ("done", "reused") and isinstance(self.job, Evaluate)
 
+    @property
+    def reason(self) -> str:
+        """The last line of the error that says something; empty where there is none."""
+        lines = [line for line in self.error.splitlines() if line.strip()]
+        return lines[-1].strip() if lines else ""
+
     def value(self, name: str) -> float:
         """The reported value of that name or, failing that, the measure of that name.
 

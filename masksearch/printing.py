@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from masksearch.contracts import Record
     from masksearch.driver import Study
     from masksearch.results.comparison import Comparison
 
@@ -96,8 +95,3 @@ def sketch(table: Any) -> list[str]:
         return ["(--png FILE draws it; masks of up to 64 positions are drawn here)"]
     plane = table.any(0).any(0)
     return ["".join("##" if kept else " ." for kept in row) for row in plane.tolist()]
-
-
-def last_line(record: Record) -> str:
-    """The last line of a record's error."""
-    return record.error.strip().splitlines()[-1] if record.error.strip() else "no reason given"

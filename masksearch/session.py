@@ -335,8 +335,8 @@ class Session:
         count = len(self.failures)
         first = self.strict and count == self.finished == FIRST_FAILURES
         if first or count >= ROW_OF_FAILURES:
-            reason = self.failures[0].error.strip().splitlines() or ["no reason given"]
+            reason = self.failures[0].reason or "no reason given"
             raise SearchError(
                 f"the {'first' if first else 'last'} {count} trials all failed; trial "
-                f"{self.failures[0].number}: {reason[-1]} (all reasons are in {self.store.run})"
+                f"{self.failures[0].number}: {reason} (all reasons are in {self.store.run})"
             )

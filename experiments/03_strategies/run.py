@@ -21,6 +21,7 @@ import optuna
 import masksearch as ms
 from masksearch.contracts import Report
 from masksearch.results.frontier import hypervolume, hypervolume_curve
+from masksearch.results.stats import interval
 from masksearch.results.study_store import quiet
 
 HERE = Path(__file__).parent
@@ -106,7 +107,7 @@ def search(out: Path, strategies: Sequence[str], trials: int, seeds: int, slow: 
         runs = [found(strategy, seed, trials, evaluator) for seed in range(count)]
         curves[strategy] = np.array(runs) / best
         last = curves[strategy][:, -1]
-        print(f"{strategy}: {last.mean():.3f} +- {interval(last):.3f}", flush=True)
+        print(f"{strategy}: {last.mean():.3f} +- {half_of(last):.3f}", flush=True)
     write(curves, trials, out)
     draw(curves, out)
 
@@ -136,13 +137,10 @@ def found(strategy: str, seed: int, trials: int, evaluator: Recorded) -> list[fl
     return [p.hypervolume for p in hypervolume_curve(records, evaluator.objectives)]
 
 
-def interval(values: np.ndarray) -> float:
+def half_of(values: np.ndarray) -> float:
     """Half a 95 % interval of the mean (Student's t)."""
-    from scipy import stats
-
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    mean, low, _ = interval(values.tolist(), 0.95)
+    return mean - low
 
 
 def write(curves: dict[str, np.ndarray], trials: int, out: Path) -> None:
@@ -155,7 +153,12 @@ def write(curves: dict[str, np.ndarray], trials: int, out: Path) -> None:
             for at in (at for at in MILESTONES if at <= trials):
                 column = curve[:, at - 1]
                 ahead = column - curves["random"][: len(column), at - 1]  # by search seed
-                figures = [column.mean(), interval(column), ahead.mean(), interval(ahead)]
+                figures = [
+                    column.mean(),
+                    half_of(column),
+                    ahead.mean(),
+                    half_of(ahead),
+                ]
                 rows.writerow([strategy, len(curve), at, *(f"{x:.4f}" for x in figures)])
 
 
@@ -167,7 +170,7 @@ def draw(curves: dict[str, np.ndarray], out: Path) -> None:
     for strategy, curve in curves.items():
         count = np.arange(1, curve.shape[1] + 1)
         mean = curve.mean(0)
-        half = np.array([interval(column) for column in curve.T])
+        half = np.array([half_of(column) for column in curve.T])
         (line,) = axes.plot(count, mean, label=f"{strategy} ({len(curve)} seeds)")
         axes.fill_between(count, mean - half, mean + half, color=line.get_color(), alpha=0.12)
     axes.set(xlabel="trials", ylabel="share of the reachable hypervolume above chance")

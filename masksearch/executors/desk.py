@@ -16,7 +16,7 @@ import cloudpickle
 
 from masksearch.contracts import Evaluator, Listener, OnReport, Proposal, Report, Strategy
 from masksearch.errors import SearchError
-from masksearch.executors.work import Work, folder_of
+from masksearch.executors.work import Work, folder_of, nothing_to_wait_for
 
 STUCK = "time_limit.txt"  # where a process that is ended at its time limit says what it did
 
@@ -177,7 +177,7 @@ class Desk:
         if self.open:
             return "wait"  # a result may bring new proposals
         if self.answer == "wait":
-            raise SearchError("the strategy waits although no job is running")
+            raise nothing_to_wait_for()
         return "done"
 
     def opened(self, proposal: Proposal) -> Trial:

@@ -27,7 +27,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError
 from masksearch.executors.surroundings import loaded_by_path
-from masksearch.executors.work import carry_out, folder_of
+from masksearch.executors.work import Work, carry_out, folder_of, nothing_to_wait_for
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
 TRIES = 2  # deaths of a worker after which its job has failed
@@ -79,7 +79,7 @@ class Local:
             torch.set_num_threads(self.threads)
         while (proposal := strategy.ask()) != "done":
             if proposal == "wait":
-                raise SearchError("the strategy waits although no job is running")
+                raise nothing_to_wait_for()
             if proposal.starts >= SUSPECT:
                 with loaded_by_path():
                     record = pool.alone(proposal)
@@ -142,7 +142,7 @@ class Pool:
                 while not done and len(self.busy()) < self.slots:
                     proposal = strategy.ask()
                     if proposal == "wait" and not self.busy():
-                        raise SearchError("the strategy waits although no job is running")
+                        raise nothing_to_wait_for()
                     if isinstance(proposal, str):
                         done = proposal == "done"
                         break
@@ -276,16 +276,15 @@ class Pool:
 
     def lost(self, proposal: Proposal, reason: str, worker: Worker) -> Record:
         """The record of a job that has no other end."""
-        return replace(
-            Record(proposal.number, "failed", proposal.job),
-            params=proposal.params,
-            origin=proposal.origin,
-            protocol=self.evaluator.protocol,
-            seed=self.seed if proposal.seed is None else proposal.seed,
-            memo=proposal.memo,
-            seconds=time.monotonic() - worker.since,
-            error=reason,
+        work = Work(
+            proposal,
+            self.evaluator,
+            seed=self.seed,
+            workdir=self.workdir,
+            folder=folder_of(proposal),
         )
+        work.error = reason
+        return replace(work.record(), seconds=time.monotonic() - worker.since)
 
 
 def cause_of_death(code: int) -> str:

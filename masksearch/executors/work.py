@@ -129,6 +129,11 @@ def carry_out(
     return work.record()
 
 
+def nothing_to_wait_for() -> SearchError:
+    """The error where a strategy answers "wait" and no job is running."""
+    return SearchError("the strategy waits although no job is running")
+
+
 def folder_of(proposal: Proposal) -> str:
     """Folder of a trial below the run folder."""
     return f"trials/{proposal.number}"

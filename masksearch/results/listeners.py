@@ -113,7 +113,7 @@ class Watcher:
         if self.screen is not None:
             self.screen.refresh()
         if record.status == "failed":
-            self.print(f"trial {record.number} failed: {reason(record)}")
+            self.print(f"trial {record.number} failed: {record.reason}")
         elif self.state.joined:
             self.print(f"{line}  joined the front")
 
@@ -154,12 +154,6 @@ def summarised(state: Snapshot, score: Objective) -> str:
     return "  ".join(parts)
 
 
-def reason(record: Record) -> str:
-    """The last line of a record's error."""
-    lines = [line for line in record.error.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
-
-
 def described(record: Record, objectives: Sequence[Objective]) -> str:
     """One record in one line."""
     name = record.params.get("mask") or (str(record.mask) if record.mask is not None else "")
@@ -170,5 +164,5 @@ def described(record: Record, objectives: Sequence[Objective]) -> str:
     parts += [f"{key} {known[key]:.4f}" for key in shown if key in known]
     parts.append(f"{record.seconds:.1f} s")
     if record.error:
-        parts.append(reason(record)[:200])
+        parts.append(record.reason[:200])
     return "  ".join(part for part in parts if part)

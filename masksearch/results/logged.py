@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Self
 
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
-from masksearch.results.listeners import reason
 from masksearch.results.live import LiveFront, Snapshot
 
 FIRST_WAIT, LONGEST_WAIT = 15.0, 600.0  # seconds before a sink that failed is tried again
@@ -43,7 +42,7 @@ class Entry:
     @property
     def error(self) -> str:
         """The last line of the record's error; empty where there was none."""
-        return reason(self.record)
+        return self.record.reason
 
     @property
     def figures(self) -> dict[str, float]:

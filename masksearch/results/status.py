@@ -98,8 +98,8 @@ class StatusBoard:
     def consider(self, record: Record) -> None:
         """Keeps the last failures and their reasons."""
         if record.status == "failed":
-            lines = record.error.strip().splitlines() or ["no reason given"]
-            entry = {"number": record.number, "origin": record.origin, "reason": lines[-1][:300]}
+            reason = record.reason[:300] or "no reason given"
+            entry = {"number": record.number, "origin": record.origin, "reason": reason}
             self.failures = [*self.failures, entry][-FAILURES:]
 
     def write_soon(self, period: float = PERIOD) -> None:
