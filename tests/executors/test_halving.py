@@ -283,7 +283,7 @@ def test_repr_names_every_argument_and_no_state():
 
 @pytest.mark.slow
 def test_the_replay_smoke():
-    script = Path(__file__).parents[2] / "experiments" / "02_halving_replay" / "run.py"
+    script = Path(__file__).parents[2] / "experiments" / "04_halving_replay" / "run.py"
     done = subprocess.run(
         [sys.executable, str(script), "--smoke"], capture_output=True, text=True, check=False
     )

@@ -1,8 +1,8 @@
 """Does any strategy find more than random search in the same number of trials? See README.md.
 
-python experiments/03_strategies/run.py record    # every mask of the space, judged once
-python experiments/03_strategies/run.py search    # searches on the recorded table: no training
-python experiments/03_strategies/run.py --smoke
+python experiments/05_strategies/run.py record    # every mask of the space, judged once
+python experiments/05_strategies/run.py search    # searches on the recorded table: no training
+python experiments/05_strategies/run.py --smoke
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does stopping trials early cost hypervolume? Recorded curves, replayed in random orders.
 
-    python experiments/02_halving_replay/run.py [record] [text] [replay] [--runs FOLDER] [--smoke]
+    python experiments/04_halving_replay/run.py [record] [text] [replay] [--runs FOLDER] [--smoke]
 
 `record` trains the masks (minutes; it goes on where it stopped), `text` takes the curves of
 experiments/01_first_search out of its runs folder, `replay` needs no training and writes the
