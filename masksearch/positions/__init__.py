@@ -1,0 +1,1 @@
+"""Which positions of the attention matrix matter: maps, learned scales, gradients, drops."""

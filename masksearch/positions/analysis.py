@@ -1,0 +1,156 @@
+"""Which attention positions matter, measured in one of four ways.
+
+found = importance(model, batches, method="drop", per="model", special={"[CLS]": 101})
+found.diagonal.mean, found.by_offset, found.special["[CLS]"], found.frame()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import get_args
+
+from torch import nn
+
+from masksearch.contracts import Batch
+from masksearch.errors import unknown_name
+from masksearch.positions.carried import Special, listed, shape_of
+from masksearch.positions.dropping import Progress, drop
+from masksearch.positions.effects import first_order
+from masksearch.positions.learned import learned
+from masksearch.positions.result import Importance as Importance
+from masksearch.positions.result import Method, Per
+
+NEAR = 16  # farthest offset that "drop" measures unless it is told others
+
+
+def importance(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    method: Method = "gradient",
+    per: Per = "head",
+    special: Special | None = None,
+    offsets: Iterable[int] | None = None,
+    keys: Iterable[int] | None = None,
+    steps: int = 1000,
+    lr: float = 2e-3,
+    gate_lr: float = 0.02,
+    initial: float = 0.0,
+    progress: Progress | None = None,
+) -> Importance:
+    """Measures how much the positions of the attention matrix matter.
+
+    With P the attention weights, y = P v, and L the loss of a batch:
+
+    - `"gradient"`: -dL/dA of (P * A) v at A = 1, which is -P dL/dP. One backward pass a batch.
+    - `"flip"`: the first-order rise of L when that pair is dropped and the others share its
+      weight, -P/(1 - P) <dL/dy, v_j - y> (1 - P is taken as 0.1 where it is smaller).
+    - `"drop"`: the rise of L itself when an offset, a key position or a special token is dropped
+      and the softmax is taken over the remaining keys. A row that would be empty keeps what it
+      has. It takes batches x (1 + units x scopes) forward passes, units being the offsets, keys
+      and special tokens, scopes 1, layers, or layers x heads by `per`.
+    - `"learned"`: A = sigmoid(alpha) in (P * A) v, alpha trained together with the weights, from
+      the weights that the model has, by AdamW as `train` does; alpha by Adam without decay.
+
+    Positive = taking the pair out raises the loss (`"learned"`: A near 1 = kept). Intervals are
+    Student's t over batches, which are taken to be equally large. The first three run in eval
+    mode. Whatever the method, the model is left as it was: weights, gradients, modes, and the
+    mask on it, under which everything is measured.
+
+    Args:
+        model: A Hugging Face model, or a module that contains one, whose `model(**batch).loss`
+            is the mean over scored tokens.
+        batches: List of dicts of tensors with labels, all of one length n. `"learned"` goes over
+            a list as often as it needs, and also takes an iterator of at least `steps` batches.
+        method: See above.
+        per: What is told apart: every `"head"`, every `"layer"`, or nothing (`"model"`).
+        special: Name -> token id (or several ids), found wherever it stands in each sequence;
+            needs `input_ids` in the batches.
+        offsets: Signed offsets (key minus query) of the profile, in -(n - 1) .. n - 1; 0 is
+            always added. None = all; for `"drop"` those within 16.
+        keys: Key positions of the profile, in 0 .. n - 1. None = all.
+        steps: Optimiser steps of `"learned"`.
+        lr: Its peak learning rate of the weights.
+        gate_lr: Its learning rate of alpha.
+        initial: Its first alpha; 0 starts every scale at 1/2, where alpha moves it most.
+        progress: Called by `"drop"` with the forward passes done and in all, first with 0.
+
+    Returns:
+        Values `[layers | 1, heads | 1, n, n]` (not for `"drop"`), profiles with intervals, a
+        table and a file.
+
+    Raises:
+        UnknownNameError: For an unknown method or `per`.
+        ValueError: For an offset or key out of range, or batches that cannot be used.
+        AttachError: If the model's attention cannot be reached, or gates are on it.
+        LengthError: If the batches differ in length.
+        NonFiniteLossError: If a loss is NaN or infinite.
+
+    Reference: SparseBERT, arXiv 2102.12871 (`"learned"`; its initial alpha is not known to us).
+    `"gradient"` is gradient x attention as for inputs in arXiv 1605.01713.
+    """
+    if method not in get_args(Method):
+        raise unknown_name("importance method", method, get_args(Method))
+    if per not in get_args(Per):
+        raise unknown_name("resolution", per, get_args(Per))
+    if method == "learned" and isinstance(batches, Iterator):
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("importance is learned from batches, got none; pass at least one")
+        found = [first]
+    else:
+        found = listed(batches)
+    shape = shape_of(model, found[0])
+    last = shape.length - 1
+    reach = min(NEAR, last) if method == "drop" else last
+    at = {0, *(range(-reach, reach + 1) if offsets is None else offsets)}
+    columns = set(range(last + 1) if keys is None else keys)
+    for name, given, least in (("offsets", at, -last), ("keys", columns, 0)):
+        outside = sorted(unit for unit in given if not least <= unit <= last)
+        if outside:
+            raise ValueError(
+                f"{name} of sequences of {shape.length} positions lie in {least} .. {last}, got "
+                f"{outside[0]}; leave it out"
+            )
+    units = (tuple(sorted(at)), tuple(sorted(columns)))
+    if method == "drop":
+        return drop(
+            model,
+            found,
+            shape,
+            per=per,
+            special=special,
+            offsets=units[0],
+            keys=units[1],
+            progress=progress,
+        )
+    if method != "learned":
+        return first_order(
+            model,
+            found,
+            shape,
+            method=method,
+            per=per,
+            special=special,
+            offsets=units[0],
+            keys=units[1],
+        )
+    if not (gate_lr > 0 and math.isfinite(initial)):
+        raise ValueError(
+            f"gate_lr must be above 0 and initial finite, got {gate_lr} and {initial}"
+        )
+    return learned(
+        model,
+        batches,
+        found[0],
+        shape,
+        per=per,
+        special=special,
+        offsets=units[0],
+        keys=units[1],
+        steps=steps,
+        lr=lr,
+        gate_lr=gate_lr,
+        initial=initial,
+    )

@@ -1,0 +1,254 @@
+"""What an importance analysis leaves: values, profiles with intervals, a table, a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from masksearch.errors import MaskFormatError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Method = Literal["gradient", "flip", "drop", "learned"]
+Per = Literal["model", "layer", "head"]
+FORMAT = "masksearch-importance-1"
+LEVEL = 0.95  # of every interval
+
+
+class Measured(NamedTuple):
+    """A mean over batches with its 95% t-interval; bounds are NaN below two batches."""
+
+    mean: Tensor  # [layers | 1, heads | 1], or with one more axis
+    low: Tensor
+    high: Tensor
+
+
+def measured(samples: Tensor) -> Measured:
+    """Mean and Student's t-interval over the first axis, `[batches, ..]` -> `[..]`."""
+    count = len(samples)
+    mean = samples.mean(0)
+    if count < 2:
+        unknown = torch.full_like(mean, math.nan)
+        return Measured(mean, unknown, unknown.clone())
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) / math.sqrt(count)
+    half = samples.std(0) * reach
+    return Measured(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Importance by offset, or by key position.
+
+    Args:
+        at: Signed offsets (key minus query), or positions of keys.
+        mean: float `[layers | 1, heads | 1, len(at)]`.
+        low: Lower bound of the 95% interval, or NaN.
+        high: Upper bound.
+        cells: float `[len(at)]`: valid pairs of each, mean over sequences, layers and heads.
+    """
+
+    at: tuple[int, ...]
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+    cells: Tensor
+
+    def one(self, at: int) -> Measured:
+        """The measurement there, each `[layers | 1, heads | 1]`.
+
+        Raises:
+            KeyError: If it was not measured; says what was.
+        """
+        if at not in self.at:
+            raise KeyError(f"{at} was not measured; known: {', '.join(map(str, self.at))}")
+        index = self.at.index(at)
+        return Measured(self.mean[..., index], self.low[..., index], self.high[..., index])
+
+    def per_cell(self) -> Profile:
+        """Divided by `cells`: what one pair of a sequence adds. NaN where there is none."""
+        cells = torch.where(self.cells > 0, self.cells, math.nan)
+        mean, low, high = (part / cells for part in (self.mean, self.low, self.high))
+        return Profile(self.at, mean, low, high, torch.ones_like(self.cells))
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """How much attention positions matter.
+
+    For `"gradient"`, `"flip"` and `"drop"` a value is the rise of the loss, in nats per scored
+    token, if these pairs are taken out of every sequence (to first order for the first two).
+    Profiles and `special` give the effect of taking all pairs of an offset, of a key position or
+    of a token; `Profile.per_cell` that of one pair. For `"learned"` a value is the scale A in
+    (0, 1), and profiles are means over pairs.
+
+    Args:
+        method: How it was measured.
+        per: What is told apart. Pooled axes have length 1: effects of the same pairs in all
+            heads (or layers and heads) are those of taking them out everywhere at once.
+        length: Positions n.
+        values: float `[layers | 1, heads | 1, n, n]`, or None for `"drop"`.
+        errors: Standard error of the values over batches, the same shape; None for `"drop"` and
+            `"learned"`, NaN for a single batch.
+        by_offset: Profile over signed offsets (key minus query), 0 always among them.
+        by_key: Profile over key positions.
+        special: Name -> mean, low and high, each `[layers | 1, heads | 1]`: attention to such
+            tokens as keys, wherever they stand.
+        special_cells: Name -> valid pairs, mean over sequences, layers and heads.
+        loss: Mean loss of the batches, nothing taken out (`"learned"`: of the last tenth of the
+            steps, under the scales).
+        batches: Number of batches.
+        forwards: Forward passes that it took.
+    """
+
+    method: Method
+    per: Per
+    length: int
+    values: Tensor | None
+    errors: Tensor | None
+    by_offset: Profile
+    by_key: Profile
+    special: Mapping[str, Measured] = field(default_factory=dict)
+    special_cells: Mapping[str, float] = field(default_factory=dict)
+    loss: float = math.nan
+    batches: int = 0
+    forwards: int = 0
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The offsets that were measured."""
+        return self.by_offset.at
+
+    @property
+    def diagonal(self) -> Measured:
+        """The positions that attend to themselves (offset 0): each `[layers | 1, heads | 1]`."""
+        return self.by_offset.one(0)
+
+    def frame(self) -> pd.DataFrame:
+        """Long table: kind, unit, layer, head, mean, low, high, cells.
+
+        Kinds are `offset`, `key` and `special`; the diagonal is offset 0. A pooled layer or head
+        is called `all`.
+        """
+        import pandas as pd
+
+        columns: list[tuple[str, list[int] | list[str], Measured, list[float]]] = [
+            (
+                kind,
+                list(profile.at),
+                Measured(profile.mean, profile.low, profile.high),
+                profile.cells.tolist(),
+            )
+            for kind, profile in (("offset", self.by_offset), ("key", self.by_key))
+        ]
+        if self.special:
+            found = self.special.values()
+            joined = Measured(
+                torch.stack([token.mean for token in found], -1),
+                torch.stack([token.low for token in found], -1),
+                torch.stack([token.high for token in found], -1),
+            )
+            cells = [self.special_cells[name] for name in self.special]
+            columns.append(("special", list(self.special), joined, cells))
+        rows: list[dict[str, Any]] = []
+        for kind, units, (mean, low, high), counts in columns:
+            for layer in range(mean.shape[0]):
+                for head in range(mean.shape[1]):
+                    place = {
+                        "layer": "all" if self.per == "model" else layer,
+                        "head": head if self.per == "head" else "all",
+                    }
+                    numbers = (part[layer, head].tolist() for part in (mean, low, high))
+                    for unit, m, lo, hi, cells_there in zip(units, *numbers, counts, strict=True):
+                        bounds = {"mean": m, "low": lo, "high": hi, "cells": cells_there}
+                        rows.append({"kind": kind, "unit": unit, **place, **bounds})
+        names = ["kind", "unit", "layer", "head", "mean", "low", "high", "cells"]
+        return pd.DataFrame(rows, columns=names)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes one `.safetensors` file: tensors, and the rest as JSON metadata.
+
+        Raises:
+            ValueError: If the path has another ending.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        if path.suffix != ".safetensors":
+            raise ValueError(f"importance is saved as .safetensors, got {path.name!r}; rename it")
+        tensors: dict[str, Tensor] = {}
+        for name in ("values", "errors"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                tensors[name] = tensor
+        for name in ("by_offset", "by_key"):
+            profile: Profile = getattr(self, name)
+            for part in ("mean", "low", "high", "cells"):
+                tensors[f"{name}.{part}"] = getattr(profile, part)
+        for number, found in enumerate(self.special.values()):
+            tensors |= {f"special.{number}.{part}": t for part, t in found._asdict().items()}
+        plain = ("method", "per", "length", "batches", "forwards")
+        about = {name: getattr(self, name) for name in plain} | {
+            "loss": None if math.isnan(self.loss) else self.loss,
+            "at": [self.by_offset.at, self.by_key.at],
+            "special": [[name, self.special_cells[name]] for name in self.special],
+        }
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(stored, path, metadata={"format": FORMAT, "importance": json.dumps(about)})
+        return path
+
+    @staticmethod
+    def load(path: str | Path) -> Importance:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            MaskFormatError: If the file is not one of `save`.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no importance at {path}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise MaskFormatError(
+                        f"{path} holds no importance of masksearch (format "
+                        f"{metadata.get('format')!r}, expected {FORMAT!r})"
+                    )
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+        about = json.loads(metadata["importance"])
+        at, special, loss = about.pop("at"), about.pop("special"), about.pop("loss")
+        profiles = {
+            name: Profile(
+                tuple(units),
+                *(tensors[f"{name}.{part}"] for part in ("mean", "low", "high", "cells")),
+            )
+            for name, units in zip(("by_offset", "by_key"), at, strict=True)
+        }
+        return Importance(
+            **about,
+            by_offset=profiles["by_offset"],
+            by_key=profiles["by_key"],
+            loss=math.nan if loss is None else loss,
+            values=tensors.get("values"),
+            errors=tensors.get("errors"),
+            special={
+                name: Measured(*(tensors[f"special.{k}.{part}"] for part in Measured._fields))
+                for k, (name, _) in enumerate(special)
+            },
+            special_cells=dict(special),
+        )
