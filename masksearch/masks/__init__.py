@@ -36,10 +36,12 @@ from masksearch.masks.families import (
     window,
     without_diagonal,
 )
+from masksearch.masks.nearest import NearestFamily, nearest_family
 
 __all__ = [
     "FAMILIES",
     "Mask",
+    "NearestFamily",
     "Points",
     "bigbird",
     "block_columns",
@@ -53,6 +55,7 @@ __all__ = [
     "layer_of",
     "log_sparse",
     "longformer",
+    "nearest_family",
     "offsets",
     "parse",
     "per_head",

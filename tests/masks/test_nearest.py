@@ -1,0 +1,229 @@
+"""Structured masks are found again from their tables, also from noisy ones; noise is not named."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.errors import HeadCountError, LengthError
+from masksearch.masks.description import (
+    WORD,
+    description_bits,
+    error_bits,
+    expression_bits,
+    listing_bits,
+    set_bits,
+)
+from masksearch.masks.lower import lower
+from masksearch.masks.nearest import nearest_family
+
+N = 32
+small = st.integers(1, 6)
+signed = st.integers(-8, 8)
+bases = st.one_of(
+    st.sampled_from([masks.log_sparse(), masks.star(), masks.causal(), masks.powers_of_two()]),
+    small.map(masks.window),
+    st.builds(masks.dilated, st.integers(8, 16), st.integers(2, 4)),
+    st.integers(2, 8).map(masks.stride),
+    st.integers(2, 8).map(masks.strided),
+    st.integers(3, 8).map(masks.blocks),
+    st.builds(masks.block_columns, st.integers(3, 8), st.integers(1, 2)),
+    st.builds(masks.fixed, st.integers(3, 8), st.integers(1, 2)),
+    st.builds(masks.longformer, small, st.integers(1, 3)),
+    st.sets(signed, min_size=1, max_size=3).map(masks.shifts),
+    st.sets(st.integers(0, 16), min_size=1, max_size=3).map(masks.offsets),
+    st.sets(st.integers(0, N - 1), min_size=1, max_size=3).map(
+        lambda positions: masks.global_tokens(positions=sorted(positions))
+    ),
+)
+GENERATOR = torch.Generator().manual_seed(5)
+NOISE = torch.rand(2, 2, N, N, generator=GENERATOR) < 0.05
+
+
+@st.composite
+def structured(draw: st.DrawFn) -> masks.Mask:
+    """A base, with one further set where it adds cells, and perhaps only the earlier keys."""
+    mask = draw(bases)
+    if draw(st.booleans()):
+        mask = mask & masks.causal()
+    elif draw(st.booleans()):
+        further = draw(st.sampled_from([masks.shifts([9, -11]), masks.global_tokens(2)]))
+        mask = mask | further
+    return mask
+
+
+def noisy(mask: masks.Mask) -> masks.Mask:
+    """The table of the mask with one cell in twenty flipped."""
+    dense = mask.dense(N)
+    return masks.table(dense ^ NOISE[: dense.shape[0], : dense.shape[1]])
+
+
+@given(mask=structured())
+@settings(max_examples=40)
+def test_structured_tables_are_found_again(mask: masks.Mask):
+    table = mask.dense(N)
+    if not table.any(-1).all():
+        return  # the repair of empty rows has its own test
+    found = nearest_family(masks.table(table))
+    assert found.bits <= description_bits(mask, table) + 1e-9
+    assert found.iou == 1
+    assert found.missing == found.extra == 0
+    assert found.explained
+
+
+@given(mask=structured(), share=st.floats(0, 0.3), seed=st.integers(0, 99))
+@settings(max_examples=15)
+def test_result_is_consistent_for_any_table(mask: masks.Mask, share: float, seed: int):
+    flipped = torch.rand(N, N, generator=torch.Generator().manual_seed(seed)) < share
+    table = mask.dense(N)[0, 0] ^ flipped
+    found = nearest_family(masks.table(table))
+    dense = lower(found.mask, Shape(N, 1, 1))[0, 0]  # refuses empty rows
+    cells = [(bool(table[i, j]), bool(dense[i, j])) for i in range(N) for j in range(N)]
+    assert found.missing == cells.count((True, False))
+    assert found.extra == cells.count((False, True))
+    both, either = cells.count((True, True)), N * N - cells.count((False, False))
+    assert found.iou == pytest.approx(both / either)
+    assert masks.parse(found.text) == found.mask
+    assert found.bits <= description_bits(masks.window(0), table[None, None]) + 1e-9
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.star(),
+        masks.strided(4),
+        masks.window(3),
+        masks.per_head([masks.shifts([-1, 2]), masks.shifts([-3, 1])]),
+        masks.per_layer([masks.window(4), masks.fixed()]),
+    ],
+    ids=str,
+)
+def test_flipped_cells_do_not_hide_the_mask(mask: masks.Mask):
+    found = nearest_family(noisy(mask))
+    assert found.mask == mask
+    assert found.explained
+    assert 0.4 < found.iou < 1
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.9])
+def test_random_tables_are_not_explained(density: float):
+    generator = torch.Generator().manual_seed(round(100 * density))
+    found = nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
+    assert not found.explained
+    assert len(found.text) < 80  # noise is not listed shift by shift
+    lower(found.mask, Shape(N, 1, 2))
+
+
+def test_heads_and_layers_have_masks_of_their_own_only_where_they_differ():
+    heads = masks.per_head([masks.window(2), masks.stride(4), masks.star()])
+    layers = masks.per_layer([masks.window(2), heads])
+    assert nearest_family(masks.table(heads.dense(16))).mask == heads
+    assert nearest_family(masks.table(layers.dense(16))).mask == layers
+    alike = masks.per_layer([heads, heads])
+    assert nearest_family(masks.table(alike.dense(16))).mask == heads
+    assert nearest_family(masks.table(masks.star().dense(16, 2, 3))).mask == masks.star()
+
+
+def test_the_random_keys_of_bigbird_stay_unnamed():
+    assert nearest_family(masks.table(masks.bigbird().dense(64))).text == "window(2) | " + (
+        "global_tokens(1)"
+    )
+
+
+def test_a_named_table_stretches():
+    found = nearest_family(noisy(masks.longformer(3, 1)))
+    assert torch.equal(found.mask.dense(256), masks.longformer(3, 1).dense(256))
+    assert torch.equal(nearest_family(masks.bigbird(), 64).mask.dense(16), (
+        masks.window(2) | masks.global_tokens(1)).dense(16))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (masks.shifts([-1]), "shifts([-1]) | window(0)"),
+        (masks.per_head([masks.shifts([2]), masks.star()]),
+         "per_head([shifts([2]) | window(0), star()])"),
+    ],
+)  # fmt: skip
+def test_empty_rows_get_the_diagonal(mask: masks.Mask, text: str):
+    found = nearest_family(masks.table(mask.dense(N)))
+    assert found.text == text
+    assert found.explained
+    assert found.extra == N
+    lower(found.mask, Shape(N, 1, found.mask.heads or 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_tiny_uniform_tables(size: int, kept: int):
+    found = nearest_family(masks.table(torch.full((size, size), bool(kept))))
+    assert found.explained == bool(kept)
+    assert found.iou == kept
+    lower(found.mask, Shape(size, 1, 1))
+
+
+def test_lengths_and_counts_that_do_not_fit():
+    table = masks.table(torch.eye(8, dtype=torch.bool))
+    with pytest.raises(LengthError, match="Table holds 8 positions, asked for 16"):
+        nearest_family(table, 16)
+    with pytest.raises(LengthError, match=r"star\(\) has any length.*length=128"):
+        nearest_family(masks.star())
+    with pytest.raises(ValueError, match="length must be at least 1"):
+        nearest_family(masks.star(), 0)
+    with pytest.raises(HeadCountError, match="2 heads, asked for 3"):
+        nearest_family(masks.per_head([masks.star()] * 2), 8, heads=3)
+
+
+# -- prices ------------------------------------------------------------------------------------
+@given(size=st.integers(0, 12))
+def test_a_set_costs_its_size_and_which_one(size: int):
+    want = 2 * math.log2(size + 1) + 1 + math.log2(math.comb(12, size))
+    assert float(set_bits(size, 12)) == pytest.approx(want)
+
+
+def test_more_errors_never_cost_less():
+    costs: Tensor = error_bits(torch.arange(101), 100)
+    assert (costs.diff() > 0).all()
+    assert listing_bits(90, 100) == listing_bits(10, 100) == pytest.approx(float(costs[10]))
+
+
+@pytest.mark.parametrize(
+    ("mask", "bits"),
+    [
+        (masks.star(), WORD),
+        (masks.window(2), WORD + 3),
+        (masks.dilated(4, 2), WORD + 6),
+        (masks.window(2) & masks.causal(), 3 * WORD + 3),
+        (~masks.causal(), 2 * WORD),
+        (masks.global_tokens(2), WORD + 1 + 3),
+        (masks.offsets([1, 2]), WORD + 2 * math.log2(3) + 1 + math.log2(math.comb(7, 2))),
+        (masks.shifts([-1]), WORD + 3 + math.log2(13)),
+    ],
+    ids=str,
+)
+def test_expressions_cost_their_words_and_numbers(mask: masks.Mask, bits: float):
+    assert expression_bits(mask, 7) == pytest.approx(bits)
+
+
+def test_groups_pay_for_their_own_errors():
+    table = masks.window(1).dense(7, 2, 2)
+    table[0, 0, 0, 6] = True
+    whole = description_bits(masks.window(1), table)
+    assert whole == pytest.approx(WORD + 3 + float(error_bits(1, 4 * 49)))
+    split = description_bits(masks.per_head([masks.window(1)] * 2), table)
+    parts = float(error_bits(1, 98)) + float(error_bits(0, 98))
+    assert split == pytest.approx(WORD + 2 * (WORD + 3) + parts)
+    with pytest.raises(TypeError, match="random_keys has no description"):
+        description_bits(masks.bigbird(seed=7), table)
+
+
+@pytest.mark.slow
+def test_larger_tables_take_seconds():
+    noise = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0)) < 0.05
+    mask = masks.per_head([masks.star(), masks.window(3), masks.shifts([-1, 2]), masks.strided()])
+    assert nearest_family(masks.table(mask.dense(128, 2) ^ noise)).mask == mask
