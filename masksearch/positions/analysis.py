@@ -30,6 +30,7 @@ def importance(
     *,
     method: Method = "gradient",
     per: Per = "head",
+    signed: bool = True,
     special: Special | None = None,
     offsets: Iterable[int] | None = None,
     keys: Iterable[int] | None = None,
@@ -65,6 +66,9 @@ def importance(
             a list as often as it needs, and also takes an iterator of at least `steps` batches.
         method: See above.
         per: What is told apart: every `"head"`, every `"layer"`, or nothing (`"model"`).
+        signed: False = `"gradient"` and `"flip"` take the absolute value of each pair's effect
+            in each sequence before they add up. In a trained model signed effects cancel: some
+            sequences want more of a weight, others less.
         special: Name -> token id (or several ids), found wherever it stands in each sequence;
             needs `input_ids` in the batches.
         offsets: Signed offsets (key minus query) of the profile, in -(n - 1) .. n - 1; 0 is
@@ -88,12 +92,18 @@ def importance(
         NonFiniteLossError: If a loss is NaN or infinite.
 
     Reference: SparseBERT, arXiv 2102.12871 (`"learned"`; its initial alpha is not known to us).
-    `"gradient"` is gradient x attention as for inputs in arXiv 1605.01713.
+    `"gradient"` is gradient x input (arXiv 1605.01713) with attention weights as the input;
+    without the sign, as arXiv 1905.10650 ranks heads.
     """
     if method not in get_args(Method):
         raise unknown_name("importance method", method, get_args(Method))
     if per not in get_args(Per):
         raise unknown_name("resolution", per, get_args(Per))
+    if not signed and method not in ("gradient", "flip"):
+        raise ValueError(
+            f"signed=False adds up first-order effects and does nothing for method {method!r}; "
+            "leave it out, or use method='gradient'"
+        )
     if method == "learned" and isinstance(batches, Iterator):
         first = next(batches, None)
         if first is None:
@@ -132,6 +142,7 @@ def importance(
             shape,
             method=method,
             per=per,
+            signed=signed,
             special=special,
             offsets=units[0],
             keys=units[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ def first_order(
     *,
     method: Method,
     per: Per,
+    signed: bool,
     special: Special | None,
     offsets: tuple[int, ...],
     keys: tuple[int, ...],
@@ -95,6 +97,7 @@ def first_order(
             to = {name: torch.zeros(size, dtype=torch.float64) for name in standing}
             for (layer, leaf, valid), grad in zip(calls, grads, strict=True):
                 rise = -(grad * leaf.detach()).view(len(valid), shape.heads, *square) * valid
+                rise = rise if signed else rise.abs()
                 table[layer] += rise.double().sum(0).cpu()
                 share = valid.double().mean(1) / len(calls)
                 counts += share.mean(0).cpu() / len(batches)
@@ -108,7 +111,7 @@ def first_order(
             samples.append(torch.cat([offset_sums(table), table.sum(-2)], -1))
             for name, sums in to.items():
                 tokens[name].append(pooled(sums, per))
-    return assembled(
+    result = assembled(
         (method, per),
         values.mean,
         values.error(),
@@ -119,6 +122,7 @@ def first_order(
         losses,
         forwards=len(batches),
     )
+    return replace(result, signed=signed)
 
 
 def assembled(

@@ -63,6 +63,7 @@ def importance_dynamics(
     at: Iterable[int] | None = None,
     method: Method = "gradient",
     per: Per = "model",
+    signed: bool = True,
     special: Special | None = None,
     offsets: Iterable[int] | None = None,
     keys: Iterable[int] | None = None,
@@ -79,6 +80,7 @@ def importance_dynamics(
             `steps`, and `steps`.
         method: `"gradient"`, `"flip"` or `"drop"` (at its cost, each time).
         per: What is told apart.
+        signed: See `importance`.
         special: Name -> token id (or several ids).
         offsets: Signed offsets of the profiles; see `importance`.
         keys: Key positions of the profiles.
@@ -112,6 +114,7 @@ def importance_dynamics(
             judged,
             method=method,
             per=per,
+            signed=signed,
             special=special,
             offsets=wanted,
             keys=columns,

@@ -107,6 +107,7 @@ class Importance:
             steps, under the scales).
         batches: Number of batches.
         forwards: Forward passes that it took.
+        signed: False = every effect is the sum over sequences of its absolute value in each.
     """
 
     method: Method
@@ -121,6 +122,7 @@ class Importance:
     loss: float = math.nan
     batches: int = 0
     forwards: int = 0
+    signed: bool = True
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -195,7 +197,7 @@ class Importance:
                 tensors[f"{name}.{part}"] = getattr(profile, part)
         for number, found in enumerate(self.special.values()):
             tensors |= {f"special.{number}.{part}": t for part, t in found._asdict().items()}
-        plain = ("method", "per", "length", "batches", "forwards")
+        plain = ("method", "per", "length", "batches", "forwards", "signed")
         about = {name: getattr(self, name) for name in plain} | {
             "loss": None if math.isnan(self.loss) else self.loss,
             "at": [self.by_offset.at, self.by_key.at],

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from masksearch.contracts import Batch
+
+LENGTH, LAYERS, HEADS, VOCABULARY = 7, 2, 3, 13
+
+
+def bert(seed: int = 0, implementation: str = "sdpa", spread: float = 0.5) -> Any:
+    """A tiny random BERT with a masked-LM head and attention that is far from flat."""
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=12,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        intermediate_size=16,
+        max_position_embeddings=LENGTH,
+        initializer_range=spread,
+        attn_implementation=implementation,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return BertForMaskedLM(config).eval()
+
+
+def random_batches(count: int, size: int = 3, padded: bool = True) -> list[Batch]:
+    """Random tokens; in padded ones the second sequence has 2 positions less, the third 3."""
+    source = torch.Generator().manual_seed(5)
+    found = []
+    for _ in range(count):
+        tokens = torch.randint(3, VOCABULARY, (size, LENGTH), generator=source)
+        real = torch.ones(size, LENGTH, dtype=torch.int64)
+        if padded:
+            real[1, -2:] = 0
+            real[2, -3:] = 0
+        labels = torch.where(real.bool(), tokens, -100)
+        found.append({"input_ids": tokens, "attention_mask": real, "labels": labels})
+    return found
+
+
+@pytest.fixture
+def model() -> Any:
+    return bert()

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.errors import (
+    AttachError,
+    LengthError,
+    MaskFormatError,
+    NonFiniteLossError,
+    UnknownNameError,
+)
+from masksearch.gates.bank import Gates
+from masksearch.models.attach import ATTACHMENT, attach, detach
+from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.positions.analysis import importance
+from masksearch.positions.dropping import drop_forwards
+from masksearch.positions.result import Importance, measured
+from masksearch.results.stats import interval
+from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
+
+
+def loss_of(model, batch):
+    with torch.no_grad():
+        return model(**batch).loss.item()
+
+
+def handwritten(model, batch, scale: Tensor) -> Tensor:
+    """BERT's loss computed from its weights, P scaled by `[layers, heads, n, n]`."""
+    body = model.bert
+    x = body.embeddings(batch["input_ids"])
+    hidden = batch["attention_mask"][:, None, None, :] == 0
+    for layer, block in enumerate(body.encoder.layer):
+        attention, n = block.attention, x.shape[1]
+        query, key, value = (
+            part(x).view(len(x), n, HEADS, -1).transpose(1, 2)
+            for part in (attention.self.query, attention.self.key, attention.self.value)
+        )
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1) * scale[layer]
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        x = attention.output.LayerNorm(attention.output.dense(mixed) + x)
+        inner = F.gelu(block.intermediate.dense(x))
+        x = block.output.LayerNorm(block.output.dense(inner) + x)
+    return F.cross_entropy(model.cls(x).flatten(0, 1), batch["labels"].flatten())
+
+
+def test_gradient_matches_autograd_on_a_handwritten_attention(model):
+    batches = random_batches(2)
+    found = importance(model, batches)
+    expected = []
+    for batch in batches:
+        scale = torch.ones(LAYERS, HEADS, LENGTH, LENGTH, requires_grad=True)
+        loss = handwritten(model, batch, scale)
+        assert loss.item() == pytest.approx(loss_of(model, batch), rel=1e-5)
+        expected.append(-torch.autograd.grad(loss, scale)[0])
+    both = torch.stack(expected)
+    torch.testing.assert_close(found.values, both.mean(0), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found.errors, both.std(0) / math.sqrt(2), rtol=1e-4, atol=1e-6)
+    assert found.forwards == found.batches == 2
+
+
+def test_gradient_is_the_slope_of_the_loss(model):
+    batch = random_batches(1)[0]
+    found = importance(model, [batch], per="model", offsets=[1])
+    scale = torch.ones(LAYERS, HEADS, LENGTH, LENGTH)
+    step = 1e-2 * torch.ones(LENGTH - 1).diag(1)
+    with torch.no_grad():
+        down, up = handwritten(model, batch, scale - step), handwritten(model, batch, scale + step)
+    slope = (down - up).item() / 2e-2
+    assert found.by_offset.one(1).mean.item() == pytest.approx(slope, rel=0.02, abs=1e-4)
+    assert found.by_offset.one(1).low.isnan().all()  # one batch has no interval
+
+
+def test_flip_is_the_gradient_of_open_gates(model):
+    batch = random_batches(1)[0]
+    found = importance(model, [batch], method="flip")
+    gates = Gates("free", length=LENGTH, heads=HEADS, layers=LAYERS, form="flip")
+    gates.deterministic = True
+    attach(model, gates)
+    model.eval()
+    gates.draw()
+    gates.drawn.retain_grad()
+    drawn = gates.drawn
+    gates.draw = lambda: None
+    model(**batch).loss.backward()
+    detach(model)
+    torch.testing.assert_close(found.values, -drawn.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("method", ["gradient", "flip"])
+def test_pools_are_sums_and_sizes_bound_signed_effects(model, method):
+    batches = random_batches(3)
+    by_head = importance(model, batches, method=method, special={"token": 4})
+    by_layer = importance(model, batches, method=method, per="layer", special={"token": 4})
+    whole = importance(model, batches, method=method, per="model", special={"token": 4})
+    torch.testing.assert_close(by_head.values.sum(1, keepdim=True), by_layer.values)
+    torch.testing.assert_close(by_layer.values.sum(0, keepdim=True), whole.values)
+    offsets, keys = whole.by_offset, whole.by_key
+    torch.testing.assert_close(offsets.mean.sum(-1), whole.values.sum((-2, -1)))
+    torch.testing.assert_close(keys.mean, whole.values.sum(-2))
+    torch.testing.assert_close(
+        whole.special["token"].mean, by_head.special["token"].mean.sum().view(1, 1)
+    )
+    sizes = importance(model, batches, method=method, signed=False)
+    assert (sizes.values >= by_head.values.abs() - 1e-7).all()
+    assert not sizes.signed
+
+
+def test_padding_has_no_importance_and_no_cells(model):
+    for batch in (batches := random_batches(2)):
+        batch["attention_mask"][:, -2:] = 0
+        batch["labels"][:, -2:] = -100
+    for method in ("gradient", "flip", "drop"):
+        found = importance(model, batches, method=method, per="model")
+        assert found.by_key.mean[..., -2:].abs().max() == 0, method
+        assert found.by_key.cells[-2:].sum() == 0, method
+        assert found.by_offset.one(LENGTH - 1).mean.abs().max() == 0, method
+        lengths = [n for batch in batches for n in batch["attention_mask"].sum(1).tolist()]
+        assert found.by_key.cells.sum().item() == pytest.approx(
+            sum(n * n for n in lengths) / len(lengths)
+        )
+
+
+def test_drop_is_the_loss_under_a_table_mask(model):
+    batches = random_batches(3)
+    found = importance(model, batches, method="drop", per="model", offsets=[-2, 0], keys=[1])
+    position = torch.arange(LENGTH)
+    column = (position == 1).expand(LENGTH, LENGTH)
+    for kept, unit in [
+        (position[None] - position[:, None] != -2, found.by_offset.one(-2)),
+        (~torch.eye(LENGTH, dtype=torch.bool), found.diagonal),
+        (~column, found.by_key.one(1)),
+    ]:
+        effects = []
+        for batch in batches:
+            before = loss_of(model, batch)
+            attach(model, masks.table(kept))
+            effects.append(loss_of(model, batch) - before)
+            detach(model)
+        mean, low, high = interval(effects, 0.95)
+        assert unit.mean.item() == pytest.approx(mean, abs=1e-5)
+        assert unit.low.item() == pytest.approx(low, abs=1e-5)
+        assert unit.high.item() == pytest.approx(high, abs=1e-5)
+    assert found.by_offset.at == (-2, 0)
+    assert found.values is None
+
+
+@pytest.mark.parametrize("per", ["layer", "head"])
+def test_drop_in_one_layer_or_head(model, per):
+    batch = random_batches(1)[0]
+    found = importance(model, [batch], method="drop", per=per, offsets=[0], keys=[])
+    assert found.diagonal.mean.shape == (LAYERS, HEADS if per == "head" else 1)
+    open_, without = masks.full(), masks.without_diagonal(masks.full())
+    heads = [open_, open_, without] if per == "head" else [without] * HEADS
+    attach(model, masks.per_layer([open_, masks.per_head(heads)]))
+    under = loss_of(model, batch)
+    detach(model)
+    effect = found.diagonal.mean[1, -1].item()
+    assert effect == pytest.approx(under - loss_of(model, batch), abs=1e-5)
+
+
+def test_drop_states_its_cost_before_it_starts(model):
+    told: list[tuple[int, int]] = []
+    found = importance(
+        model,
+        random_batches(2),
+        method="drop",
+        offsets=[1],
+        keys=[0],
+        special={"token": 4},
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told[0] == (0, 2 * (1 + 4 * LAYERS * HEADS))  # offsets 0 and 1, a key, a token
+    assert told[-1] == (found.forwards, found.forwards) == (told[0][1],) * 2
+    from masksearch.contracts import Shape
+
+    assert drop_forwards(Shape(LENGTH, LAYERS, HEADS), 2, "layer", 4) == 2 * (1 + 4 * LAYERS)
+
+
+def test_special_tokens_are_found_wherever_they_stand(model):
+    batch = random_batches(1)[0]
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["input_ids"] == 5, 6)
+    batch["input_ids"][0, 4] = batch["input_ids"][1, 2] = batch["input_ids"][1, 0] = 5
+    batch["input_ids"][2, 6] = 5  # a padded position
+    found = importance(model, [batch], method="drop", per="model", special={"five": 5})
+    kept = torch.ones(3, LENGTH, LENGTH, dtype=torch.bool)
+    kept[0, :, 4] = kept[1, :, 2] = kept[1, :, 0] = False
+    losses, scored = 0.0, 0
+    for b in range(3):  # the mean over tokens, put together from single sequences
+        single = {name: tensor[b : b + 1] for name, tensor in batch.items()}
+        attach(model, masks.table(kept[b]))
+        count = int((single["labels"] != -100).sum())
+        losses, scored = losses + count * loss_of(model, single), scored + count
+        detach(model)
+    expected = losses / scored - loss_of(model, batch)
+    assert found.special["five"].mean.item() == pytest.approx(expected, abs=1e-5)
+    assert found.special_cells["five"] == pytest.approx((7 + 2 * 5 + 0) / 3)
+    gradient = importance(model, [batch], special={"five": 5})
+    first = {name: tensor[:1] for name, tensor in batch.items()}
+    share = (first["labels"] != -100).sum() / (batch["labels"] != -100).sum()
+    alone = importance(model, [first], special={"five": 5}, keys=[4])
+    torch.testing.assert_close(alone.special["five"].mean, alone.by_key.one(4).mean)
+    second = {name: tensor[1:2] for name, tensor in batch.items()}
+    part = (second["labels"] != -100).sum() / (batch["labels"] != -100).sum()
+    other = importance(model, [second], keys=[0, 2]).by_key.mean.sum(-1)
+    together = alone.special["five"].mean * share + other * part
+    torch.testing.assert_close(gradient.special["five"].mean, together, rtol=1e-3, atol=1e-6)
+
+
+def test_flip_and_gradient_rank_offsets_as_dropping_does_where_effects_are_small():
+    model = bert(spread=0.12)
+    batches = random_batches(2, size=16, padded=False)
+    exact = importance(model, batches, method="drop", per="model").by_offset.mean.flatten()
+    flip = importance(model, batches, method="flip", per="model").by_offset.mean.flatten()
+    assert torch.corrcoef(torch.stack([exact, flip]))[0, 1] > 0.9
+    large = exact.abs() > exact.abs().median()
+    assert torch.equal(exact[large] > 0, flip[large] > 0)
+
+
+def test_learned_scales_leave_weights_as_they_were(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = importance(
+        model, random_batches(2), method="learned", steps=3, special={"token": 4}, gate_lr=0.1
+    )
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert found.values.shape == (LAYERS, HEADS, LENGTH, LENGTH)
+    assert found.errors is None
+    moved = found.values[..., :4, :4] != 0.5
+    assert moved.float().mean() > 0.9
+    assert found.values.sub(0.5).abs().max() < 0.08  # Adam's three steps of 0.1 at slope 1/4
+    mean = found.values[..., :1, 1:2].flatten()  # offset 1 includes the pair (0, 1)
+    assert found.by_offset.one(1).mean.shape == (LAYERS, HEADS)
+    assert mean.isfinite().all()
+    assert found.special["token"].mean.isfinite().all()
+    assert found.batches == 3
+
+
+def test_learned_profile_is_the_mean_over_pairs(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batches = random_batches(1, padded=False)
+    found = importance(model, batches, method="learned", steps=2, per="model", initial=1.0)
+    for offset in (-3, 0, 2):
+        mean = found.values[0, 0].diagonal(offset).mean()
+        torch.testing.assert_close(found.by_offset.one(offset).mean[0, 0], mean)
+        assert found.by_offset.cells[found.offsets.index(offset)] == LENGTH - abs(offset)
+    torch.testing.assert_close(found.by_key.mean[0, 0], found.values[0, 0].mean(0))
+    again = importance(model, iter(batches * 2), method="learned", steps=2, per="model", initial=1)
+    torch.testing.assert_close(again.values, found.values)
+
+
+@pytest.mark.parametrize("method", ["gradient", "flip", "drop", "learned"])
+def test_the_model_is_left_as_it_was(model, method):
+    star = masks.per_layer([masks.star(), masks.window(2)])
+    attach(model, star)
+    batches = random_batches(2)
+    model.train()
+    model.bert.encoder.layer[0].eval()
+    modes = [module.training for module in model.modules()]
+    model(**batches[0]).loss.backward()
+    grads = {name: (p.grad, p.grad.clone()) for name, p in model.named_parameters()}
+    attachment, names = model.__dict__[ATTACHMENT], set(dict(model.named_modules()))
+    model.eval()
+    before = loss_of(model, batches[0])
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    importance(model, batches, method=method, steps=2, keys=[0], offsets=[0], per="model")
+    assert [module.training for module in model.modules()] == modes
+    assert model.__dict__[ATTACHMENT] is attachment
+    assert set(dict(model.named_modules())) == names
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is grads[name][0]
+        assert torch.equal(parameter.grad, grads[name][1])
+    model.eval()
+    assert loss_of(model, batches[0]) == before
+    detach(model)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_mask_on_the_model_is_studied_under():
+    model = MaskedLanguageModel(encoder(Size(2, 16, 2), 13, LENGTH, seed=0), seed=0)
+    attach(model, masks.window(1))
+    batches = random_batches(2, padded=False)
+    found = importance(model, batches)
+    outside = ~masks.window(1).dense(LENGTH)[0, 0]
+    assert found.values[..., outside].abs().max() == 0
+    assert found.values[..., ~outside].abs().min() > 0
+    dropped = importance(model, batches, method="drop", per="model", keys=[0])
+    assert dropped.by_offset.one(3).mean.abs().max() == 0
+    assert dropped.by_key.cells.tolist() == [2]
+
+
+def test_frozen_weights_have_the_same_gradient(model):
+    batches = random_batches(1)
+    expected = importance(model, batches).values
+    model.requires_grad_(False)
+    with torch.no_grad():
+        torch.testing.assert_close(importance(model, batches).values, expected)
+
+
+@pytest.mark.parametrize("method", ["flip", "drop"])
+def test_save_and_load(model, tmp_path, method):
+    found = importance(
+        model, random_batches(2), method=method, per="layer", special={"[CLS]": 4, "a.b": 5}
+    )
+    loaded = Importance.load(found.save(tmp_path / "new" / "importance.safetensors"))
+    assert loaded.frame().equals(found.frame())
+    assert (loaded.values is None) == (method == "drop")
+    if found.values is not None:
+        assert torch.equal(loaded.values, found.values)
+        assert torch.equal(loaded.errors, found.errors)
+    for name in ("method", "per", "length", "loss", "batches", "forwards", "signed", "offsets"):
+        assert getattr(loaded, name) == getattr(found, name)
+
+
+def test_frame_names_what_is_pooled(model):
+    frame = importance(model, random_batches(2), per="layer", keys=[0], special={"t": 4}).frame()
+    assert set(frame["layer"]) == {0, 1}
+    assert set(frame["head"]) == {"all"}
+    assert len(frame) == LAYERS * (2 * LENGTH - 1 + 1 + 1)
+    row = frame[(frame["kind"] == "offset") & (frame["unit"] == 2) & (frame["layer"] == 0)]
+    assert row["low"].item() < row["mean"].item() < row["high"].item()
+
+
+def test_per_cell_divides_by_pairs(model):
+    profile = importance(model, random_batches(2, padded=False), per="model").by_offset
+    single = profile.per_cell()
+    torch.testing.assert_close(single.one(5).mean * 2, profile.one(5).mean)
+    with pytest.raises(KeyError, match="99 was not measured; known: -6"):
+        profile.one(99)
+
+
+def test_intervals_match_the_scalar_ones():
+    samples = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = measured(samples)
+    for index in range(3):
+        expected = interval(samples[:, index].tolist(), 0.95)
+        assert [part[index].item() for part in found] == pytest.approx(list(expected))
+
+
+def test_messages(model, tmp_path):
+    batches = random_batches(1)
+    with pytest.raises(UnknownNameError, match="did you mean 'gradient'"):
+        importance(model, batches, method="gradients")
+    with pytest.raises(UnknownNameError, match="resolution"):
+        importance(model, batches, per="row")
+    with pytest.raises(ValueError, match=r"offsets .* lie in -6 \.\. 6, got 7"):
+        importance(model, batches, offsets=[7])
+    with pytest.raises(ValueError, match=r"keys .* lie in 0 \.\. 6, got -1"):
+        importance(model, batches, keys=[-1])
+    with pytest.raises(ValueError, match="may be endless"):
+        importance(model, itertools.cycle(batches))
+    with pytest.raises(ValueError, match="signed=False"):
+        importance(model, batches, method="drop", signed=False)
+    with pytest.raises(ValueError, match="gate_lr must be above 0"):
+        importance(model, batches, method="learned", gate_lr=0)
+    short = {name: tensor[:, :5] for name, tensor in batches[0].items()}
+    with pytest.raises(LengthError, match="pad the batches to one length"):
+        importance(model, [*batches, short])
+    empty = {**batches[0], "labels": torch.full((3, LENGTH), -100)}
+    with pytest.raises(NonFiniteLossError, match="loss of batch 0 is nan"):
+        importance(model, [empty])
+    wordless = {"inputs_embeds": torch.zeros(3, LENGTH, 12), "labels": batches[0]["labels"]}
+    with pytest.raises(ValueError, match="found by their ids"):
+        importance(model, [wordless], special={"[CLS]": 1})
+    assert ATTACHMENT not in model.__dict__
+    attach(model, Gates(length=LENGTH, heads=HEADS))
+    with pytest.raises(AttachError, match="carries trainable gates"):
+        importance(model, batches)
+    with pytest.raises(FileNotFoundError, match="no importance at"):
+        Importance.load(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(MaskFormatError, match="not a readable"):
+        Importance.load(tmp_path / "bad.safetensors")
