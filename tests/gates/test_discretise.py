@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from masksearch.errors import EmptyRowError, UnknownNameError
 from masksearch.gates.bank import Gates
-from masksearch.gates.discretise import at_sparsity, at_threshold, ranking
+from masksearch.gates.discretise import Per, at_sparsity, at_threshold, ranking, top_keys
+
+PARTS = ["mask", "layer", "head"]
+parts = st.sampled_from(PARTS)
 
 
 @st.composite
@@ -22,20 +28,89 @@ def tables(draw: st.DrawFn) -> Tensor:
     return torch.randint(0, levels + 1, (layers, heads, length, length), generator=source) / levels
 
 
-@given(table=tables(), share=st.floats(0, 1))
+def split(table: Tensor, per: Per) -> list[Tensor]:
+    """The parts of a mask that have a sparsity of their own."""
+    layers, heads = table.shape[:2]
+    if per == "mask":
+        return [table]
+    if per == "layer":
+        return [table[la : la + 1] for la in range(layers)]
+    return [table[la : la + 1, h : h + 1] for la in range(layers) for h in range(heads)]
+
+
+@given(table=tables(), share=st.floats(0, 1), per=parts)
 @settings(max_examples=60, deadline=None)
-def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(table: Tensor, share: float):
+def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(
+    table: Tensor, share: float, per: Per
+):
     sparsity = share * (1 - 1 / table.shape[-1])
-    mask = at_sparsity(table, sparsity)
-    assert int(mask.sum()) == round((1 - sparsity) * table.numel())
+    mask = at_sparsity(table, sparsity, per)
+    for part in split(mask, per):
+        assert int(part.sum()) == round((1 - sparsity) * part.numel())
     assert mask.any(-1).all()
 
 
-@given(table=tables(), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+@given(table=tables(), share=st.floats(0, 1), per=parts)
+@settings(max_examples=40, deadline=None)
+def test_each_part_is_cut_as_if_it_were_alone(table: Tensor, share: float, per: Per):
+    sparsity = share * (1 - 1 / table.shape[-1])
+    mask = at_sparsity(table, sparsity, per)
+    for part, cut in zip(split(table, per), split(mask, per), strict=True):
+        assert torch.equal(at_sparsity(part, sparsity), cut)
+
+
+@given(table=tables(), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), per=parts)
 @settings(max_examples=60, deadline=None)
-def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float]):
+def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float], per: Per):
     low, high = sorted(share * (1 - 1 / table.shape[-1]) for share in shares)
-    assert (at_sparsity(table, low) | ~at_sparsity(table, high)).all()
+    assert (at_sparsity(table, low, per) | ~at_sparsity(table, high, per)).all()
+
+
+@given(seed=st.integers(0, 1000), share=st.floats(0, 1), per=parts, axis=st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
+    seed: int, share: float, per: Per, axis: int
+):
+    source = torch.Generator().manual_seed(seed)
+    size = (2, 3, 5, 5)
+    table = torch.randperm(150, generator=source).view(size) / 150  # without ties
+    order = torch.randperm(size[axis], generator=source)
+
+    def permuted(cells: Tensor) -> Tensor:
+        chosen = cells.index_select(axis, order)
+        return chosen.index_select(3, order) if axis == 2 else chosen
+
+    mask = at_sparsity(table, 0.8 * share, per)
+    assert torch.equal(at_sparsity(permuted(table), 0.8 * share, per), permuted(mask))
+    assert torch.equal(top_keys(permuted(table), 2), permuted(top_keys(table, 2)))
+
+
+@given(table=tables(), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_top_keys_match_sorting_each_row(table: Tensor, data: st.DataObject):
+    n = table.shape[-1]
+    keys = data.draw(st.integers(1, n))
+    for row, chances in enumerate(table.flatten(0, 2).tolist()):
+        i = row % n
+        order = sorted(range(n), key=lambda j: (-chances[j], abs(j - i), j > i))
+        kept = top_keys(table, keys).flatten(0, 2)[row].nonzero().flatten().tolist()
+        assert kept == sorted(order[:keys])
+
+
+@given(table=tables(), share=st.floats(0, 1), per=parts)
+@settings(max_examples=60, deadline=None)
+def test_refusing_empty_rows_keeps_the_likeliest_or_raises(table: Tensor, share: float, per: Per):
+    kept = round((1 - share) * split(table, per)[0].numel())
+    places = ranking(table, per, empty_rows="refuse")
+    wanted = places < kept
+    for part, chances in zip(split(wanted, per), split(table, per), strict=True):
+        if 0 < kept < part.numel():
+            assert chances[part].min() >= chances[~part].max()
+    if wanted.any(-1).all():
+        assert torch.equal(at_sparsity(table, share, per, empty_rows="refuse"), wanted)
+        return
+    with pytest.raises(EmptyRowError):
+        at_sparsity(table, share, per, empty_rows="refuse")
 
 
 @given(table=tables())
@@ -89,3 +164,30 @@ def test_messages():
         at_sparsity(table, 1.5)
     with pytest.raises(ValueError, match=r"threshold must lie in \[0, 1\], got -1"):
         at_threshold(table, -1)
+    with pytest.raises(ValueError, match=r"keys must be a whole number in 1 \.\. n = 4, got 5"):
+        top_keys(table, 5)
+    with pytest.raises(ValueError, match=r"in 1 \.\. n = 4, got True"):
+        top_keys(table, True)
+    with pytest.raises(UnknownNameError, match="unknown part of a mask 'heads'; did you mean"):
+        at_sparsity(table, 0.5, "heads")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="unknown rule for empty rows 'keep'"):
+        at_threshold(table, 0.5, empty_rows="keep")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="probabilities hold NaN"):
+        ranking(table * torch.nan)
+
+
+def test_empty_rows_are_refused_by_name():
+    table = torch.full((2, 1, 3, 3), 0.9)
+    table[1, 0, 2] = 0.1
+    for cut in (at_threshold, at_sparsity):
+        with pytest.raises(EmptyRowError, match="layer 1, head 0, row 2 keeps no key"):
+            cut(table, 0.5, empty_rows="refuse")
+    assert at_threshold(table, 0.5)[1, 0, 2].tolist() == [False, False, True]
+
+
+def test_ranking_of_a_whole_model_is_quick():
+    table = torch.rand(12, 12, 128, 128, generator=torch.Generator().manual_seed(0))
+    begin = time.process_time()
+    places = ranking(table)
+    assert time.process_time() - begin < 2  # about 0.6 s on one core
+    assert int(places.max()) + 1 == table.numel()
