@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
+
+from masksearch import masks
+from masksearch.results.stats import PairedDifference
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FOLDERS = sorted(path.parent for path in FOLDER.glob("*/run.py"))
@@ -38,3 +45,108 @@ def test_first_search_smoke(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "dam" in done.stdout
     assert (tmp_path / "runs" / "results" / "compare.csv").is_file()
+
+
+@pytest.fixture
+def importance(monkeypatch):
+    """Loads a module of 02_importance."""
+    monkeypatch.syspath_prepend(str(FOLDER / "02_importance"))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield load
+    for name in ("stacked", "approximation", "controls"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(("length", "depth"), list(itertools.product((2, 3, 4), (1, 2, 3))))
+def test_importance_predicts_whose_token_reaches_whom(importance, length, depth):
+    stacked, arms = importance("stacked"), importance("approximation").ARMS
+    size = stacked.Size(length, vocabulary=3, depth=depth, width=8, heads=2, inner=8)
+    weights = stacked.weights(size, [0] * len(arms))
+    x = torch.tensor([[0, 1, 2, 0][:length]])
+    before = stacked.logits(weights, size, arms, x)
+    for key in range(length):
+        other = x.clone()
+        other[0, key] = (x[0, key] + 1) % 3
+        moved = (stacked.logits(weights, size, arms, other) - before).abs().amax((1, 3)) > 1e-4
+        for arm, changed in zip(arms, moved, strict=True):
+            assert changed.equal(stacked.influences(arm, length, depth)[:, key]), (arm, key)
+
+
+def test_importance_ceiling_counts_what_is_left_to_guess(importance):
+    approximation = importance("approximation")
+    x = approximation.all_sequences(3)
+    everything = torch.ones(3, 3, dtype=torch.bool)
+    others = ~torch.eye(3, dtype=torch.bool)
+    for name in approximation.MAPS:
+        assert approximation.ceiling(x, approximation.target(name, x, 0), everything) == 1
+    assert approximation.ceiling(x, x, others) == 1 / 4  # a token of four is guessed
+    assert approximation.ceiling(x, x.roll(-1, 1), others) == 1
+
+
+def test_importance_models_of_a_stack_stay_apart(importance):
+    stacked, approximation = importance("stacked"), importance("approximation")
+    x = approximation.all_sequences(3)
+    size = stacked.Size(3, vocabulary=4, depth=1, width=8, heads=2, inner=8)
+    maps = torch.stack([approximation.target(name, x, 0) for name in ("sorting", "parity")])
+    arms = [approximation.ARMS[1], approximation.ARMS[3]]
+    settings = {"steps": 12, "batch": 16, "lr": 4e-3, "every": 4}
+    both = stacked.fit(size, arms, [5, 6], x, maps, **settings)
+    for model in (0, 1):
+        alone = stacked.fit(size, arms[model:][:1], [5 + model], x, maps[model:][:1], **settings)
+        assert alone[0].tokens == pytest.approx(both[model].tokens, abs=0.02)
+    assert both[0] != both[1]
+
+
+@pytest.mark.parametrize("mask", [masks.full(), masks.star()], ids=str)
+def test_importance_random_cells_are_as_many_as_the_diagonal(importance, mask):
+    controls = importance("controls")
+    whole = mask.dense(12)[0, 0]
+    draws = [controls.without_random(mask, 12, seed).dense(12)[0, 0] for seed in (0, 1)]
+    for left in draws:
+        gone = whole & ~left
+        assert (gone.sum(1) == 1).all()
+        assert not gone.diagonal().any()
+        assert not (left & ~whole).any()
+    assert not draws[0].equal(draws[1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (-0.01, 0.01, "equivalent"),
+        (0.001, 0.019, "equivalent"),
+        (0.01, 0.03, "more"),
+        (-0.03, -0.01, "less"),
+        (-0.03, 0.01, "undecided"),
+        (float("nan"), float("nan"), "one seed decides nothing"),
+    ],
+)
+def test_importance_verdict_needs_the_whole_interval_inside_the_margin(
+    importance, low, high, word
+):
+    difference = PairedDifference((low + high) / 2, low, high, 0.5, 4, 2)
+    assert importance("controls").verdict(difference, 0.02) == word
+
+
+@pytest.mark.slow
+def test_importance_smoke(tmp_path):
+    script = FOLDER / "02_importance" / "run.py"
+    stages, files = ["approximation", "planted"], ["approximation.csv", "planted.png"]
+    arguments = ["--smoke", "--runs", str(tmp_path / "runs")]
+    if DATA is not None:
+        stages += ["text", "importance"]
+        files += ["text_differences.csv", "importance_text.png", "dynamics_planted.csv"]
+        arguments += ["--data", DATA]
+    done = subprocess.run(
+        [sys.executable, str(script), *stages, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "undecided" in done.stdout or "equivalent" in done.stdout
+    for name in files:
+        assert (tmp_path / "runs" / "results" / name).is_file()

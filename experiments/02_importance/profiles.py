@@ -1,0 +1,222 @@
+"""Which positions matter to a dense model: maps, profiles over offsets, and over training."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import masksearch as ms
+from masksearch.positions.analysis import importance
+from masksearch.positions.maps import attention_maps
+from masksearch.positions.over_training import importance_dynamics
+from masksearch.positions.result import Importance
+from masksearch.results.stats import Estimate, estimate
+from masksearch.train import TrainConfig
+
+COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A kind of dense model whose positions are studied."""
+
+    name: str
+    evaluator: ms.PlantedEvaluator | ms.MlmEvaluator
+    special: Mapping[str, Sequence[int]]  # name -> token ids
+    near: tuple[int, ...]  # offsets that are followed during training
+    steps: int  # optimiser steps, also of the learned scales
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was measured of one seed."""
+
+    units: dict[tuple[str, str, str], float]  # method, kind, unit -> value
+    table: Tensor  # [n, n], flip, all layers and heads together
+    curve: dict[tuple[int, str], float]  # step, unit -> rise of the loss
+    losses: dict[int, float]  # step -> held-out loss
+
+
+def units_of(found: Importance) -> dict[tuple[str, str, str], float]:
+    """The mean over layers (all are pooled but for the learned scales)."""
+    frame = found.frame()
+    means = frame.groupby(["kind", "unit"], sort=False)["mean"].mean()
+    return {(found.method, kind, str(unit)): value for (kind, unit), value in means.items()}
+
+
+def seen(subject: Subject, seed: int) -> Seen:
+    """Trains one dense model, following it, then measures it in every way."""
+    config = TrainConfig(steps=subject.steps, lr=subject.evaluator.lr)
+    made = subject.evaluator.differentiable(seed)
+    dynamics = importance_dynamics(
+        made.model,
+        made.batches,
+        held_out=made.held_out,
+        steps=subject.steps,
+        method="drop",
+        special=subject.special,
+        offsets=subject.near,
+        keys=(),
+        config=config,
+    )
+    units: dict[tuple[str, str, str], float] = {}
+    length = made.held_out[0]["input_ids"].shape[1]
+    every = range(1 - length, length)
+    for method in ("gradient", "flip", "drop"):
+        found = importance(
+            made.model,
+            made.held_out,
+            method=method,
+            per="model",
+            special=subject.special,
+            offsets=every,
+        )
+        units |= units_of(found)
+        if method == "flip":
+            table = found.values[0, 0]
+    looks = attention_maps(made.model, made.held_out, special=subject.special)
+    shares = looks.by_offset.nanmean((0, 1)).tolist()
+    for offset, share in zip(looks.offsets, shares, strict=True):
+        units["attention", "offset", str(offset)] = share
+    for name, share in looks.special.items():
+        units["attention", "special", name] = share.mean().item()
+    fresh = subject.evaluator.differentiable(seed)
+    units |= units_of(
+        importance(
+            fresh.model,
+            itertools.islice(fresh.batches, subject.steps),
+            method="learned",
+            per="layer",
+            special=subject.special,
+            steps=subject.steps,
+            lr=subject.evaluator.lr,
+        )
+    )
+    rows = dynamics.frame()
+    rows = rows[rows["kind"] != "key"]
+    curve = {
+        (step, str(unit)): mean
+        for step, unit, mean in zip(rows["step"], rows["unit"], rows["mean"], strict=True)
+    }
+    losses = {s: one.loss for s, one in zip(dynamics.steps, dynamics.snapshots, strict=True)}
+    return Seen(units, table, curve, losses)
+
+
+def profiles(subject: Subject, out: Path) -> None:
+    """All seeds of one subject; writes its tables and its figure."""
+    found: list[Seen] = []
+    for seed in subject.seeds:
+        started = time.monotonic()
+        found.append(seen(subject, seed))
+        loss = found[-1].losses[subject.steps]
+        print(
+            f"{subject.name} seed {seed}: held-out loss {loss:.3f}, "
+            f"{time.monotonic() - started:.0f} s",
+            flush=True,
+        )
+    units = {key: estimate([one.units[key] for one in found]) for key in found[0].units}
+    curve = {key: estimate([one.curve[key] for one in found]) for key in found[0].curve}
+    losses = {step: estimate([one.losses[step] for one in found]) for step in found[0].losses}
+    titles = ["mean", "low", "high", "seeds"]
+    with (out / f"importance_{subject.name}.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["method", "kind", "unit", *titles])
+        table.writerows([*key, *numbers(value)] for key, value in units.items())
+    with (out / f"dynamics_{subject.name}.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["step", "unit", *titles])
+        table.writerows([step, "held-out loss", *numbers(v)] for step, v in losses.items())
+        table.writerows([*key, *numbers(value)] for key, value in curve.items())
+    rank(subject, found)
+    total = torch.stack([one.table for one in found]).mean(0)
+    draw(subject, units, curve, total, out / f"importance_{subject.name}.png")
+
+
+def numbers(value: Estimate) -> list[str]:
+    """Mean, bounds and seeds for a table."""
+    return [f"{x:.5g}" for x in (value.mean, value.low, value.high)] + [str(value.n_seeds)]
+
+
+def rank(subject: Subject, found: Sequence[Seen]) -> None:
+    """Prints the diagonal's place among the offsets, 1 = the least important, for every seed."""
+    for method in ("gradient", "flip", "drop", "learned", "attention"):
+        places = []
+        for one in found:
+            values = {
+                unit: value
+                for (how, kind, unit), value in one.units.items()
+                if how == method and kind == "offset"
+            }
+            places.append(1 + sum(value < values["0"] for value in values.values()))
+        print(f"{subject.name} {method}: diagonal is number {places} of {len(values)} offsets")
+
+
+def draw(
+    subject: Subject,
+    units: Mapping[tuple[str, str, str], Estimate],
+    curve: Mapping[tuple[int, str], Estimate],
+    table: Tensor,
+    path: Path,
+) -> None:
+    """The map, the profiles of two methods over the offsets, and the training run."""
+    figure = Figure(figsize=(14, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 4)
+    top = table.abs().max().item()
+    image = panels[0].imshow(table, cmap="PuOr_r", vmin=-top, vmax=top)
+    figure.colorbar(image, ax=panels[0], shrink=0.8)
+    panels[0].set(title="rise of the loss, one pair dropped\n(first order)")
+    panels[0].set(xlabel="key position", ylabel="query position")
+    for panel, method, label in (
+        (panels[1], "drop", "rise of the loss (nats), offset dropped"),
+        (panels[2], "learned", "learned scale, mean of the offset's pairs"),
+    ):
+        line = {
+            int(unit): value
+            for (how, kind, unit), value in units.items()
+            if how == method and kind == "offset"
+        }
+        at = sorted(line)
+        means = [line[offset].mean for offset in at]
+        panel.plot(at, means, ".-", color=COLOURS[1], label="offset")
+        panel.fill_between(
+            at,
+            [line[offset].low for offset in at],
+            [line[offset].high for offset in at],
+            color=COLOURS[1],
+            alpha=0.2,
+        )
+        panel.plot(0, line[0].mean, "o", color=COLOURS[2], label="diagonal")
+        for number, name in enumerate(subject.special):
+            value = units[method, "special", name].mean
+            panel.axhline(value, color=COLOURS[3 + number], linestyle="--", label=f"to {name}")
+        panel.set(xlabel="offset (key minus query)", title=label)
+    followed = [(str(offset), f"offset {offset:+d}" if offset else "diagonal") for offset in
+                subject.near] + [(name, f"to {name}") for name in subject.special]  # fmt: skip
+    steps = sorted({step for step, _ in curve})
+    for unit, label in followed:
+        means = [curve[step, unit].mean for step in steps]
+        colour = COLOURS[2] if unit == "0" else None
+        width = 2.2 if unit == "0" else 1.2
+        panels[3].plot(steps, means, label=label, color=colour, linewidth=width)
+        if unit == "0":
+            low, high = ([getattr(curve[s, unit], b) for s in steps] for b in ("low", "high"))
+            panels[3].fill_between(steps, low, high, color=colour, alpha=0.2)
+    panels[3].set_xscale("symlog", linthresh=1)
+    panels[3].set(xlabel="optimiser steps", title="rise of the loss (nats) while training")
+    for panel in panels[1:]:
+        panel.axhline(0, color="0.6", linewidth=0.6)
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize=7)
+    figure.suptitle(f"{subject.name}, dense attention, {len(subject.seeds)} seeds", fontsize=10)
+    figure.savefig(path, dpi=120)
