@@ -46,8 +46,11 @@ def learned(
     counts = torch.zeros(square, dtype=torch.float64)
     token_counts = {name: torch.zeros(square, dtype=torch.float64) for name in special or {}}
     standing: dict[str, Tensor] = {}
+    calls = 0
 
     def seen(layer: int, scale: Tensor, valid: Tensor) -> None:
+        nonlocal calls
+        calls += 1
         share = valid.to(torch.float32).mean(1)  # over heads
         counts.add_(share.mean(0).cpu())
         for name, at in standing.items():
@@ -86,7 +89,6 @@ def learned(
                     if name in weights:
                         tensor.copy_(weights[name])
         values = bank.scales().detach().double().cpu()
-    calls = max(1, steps * shape.layers)
     lines = torch.cat([mean_over(values, counts, by) for by in ("offset", "key")], -1)
     unknown = torch.full_like(lines, math.nan)
     tokens = {

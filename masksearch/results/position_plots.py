@@ -16,6 +16,7 @@ RISE = "rise of the loss when dropped (nats)"
 SHARES, EFFECTS = "Blues", "RdBu_r"  # from 0 up; around 0, red = dropping it hurts
 WIDEST = 10.0  # inches
 SIDE = 2.2  # inches of a heat map, at most
+TICKS = 10  # of an axis of offsets, at most
 LINES = 8  # lines of a panel that get a name
 
 
@@ -201,7 +202,8 @@ def plot_importance_dynamics(
         origin="lower",
         interpolation="nearest",
     )
-    marks = sorted({0, len(at) // 2, len(at) - 1, *([at.index(0)] if 0 in at else [])})
+    zero, stride = at.index(0) if 0 in at else 0, max(1, -(-len(at) // TICKS))
+    marks = range(zero % stride, len(at), stride)
     axes.set_yticks(marks, [str(at[mark]) for mark in marks])
     axes.set_ylabel("offset (key minus query)", fontsize=11, color=INK)
     bar = figure.colorbar(picture, ax=axes)

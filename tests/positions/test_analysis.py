@@ -298,6 +298,74 @@ def test_a_mask_on_the_model_is_studied_under():
     assert dropped.by_key.cells.tolist() == [2]
 
 
+def test_a_causal_model_has_no_importance_ahead():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 13, "n_positions": LENGTH, "n_embd": 12, "n_layer": 2, "n_head": 3}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.5)).eval()
+    batches = random_batches(2, padded=False)
+    ahead = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+    for method in ("gradient", "flip"):
+        values = importance(model, batches, method=method).values
+        assert values[..., ahead].abs().max() == 0
+        assert values[..., LENGTH - 2, :3].abs().min() > 0
+    found = importance(model, batches, method="drop", per="model", keys=[])
+    assert found.by_offset.one(1).mean.item() == 0
+    assert found.by_offset.cells[found.offsets.index(0)] == LENGTH - 1  # row 0 has no other key
+    assert found.by_offset.cells[found.offsets.index(-1)] == LENGTH - 1
+
+
+def test_a_layer_that_is_called_twice_adds_up():
+    from transformers import AlbertConfig, AlbertForMaskedLM
+
+    config = AlbertConfig(
+        vocab_size=13,
+        embedding_size=8,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=16,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = AlbertForMaskedLM(config).eval()
+    batches = random_batches(1)
+    found = importance(model, batches, offsets=[1])
+    assert found.values.shape[0] == 1
+    drop = importance(model, batches, method="drop", per="model", offsets=[1])
+    learned = importance(model, batches, method="learned", steps=2, offsets=[1])
+    for other in (drop, learned):
+        torch.testing.assert_close(other.by_offset.cells, found.by_offset.cells)
+    attach(model, scaled := Tilted())
+    loss = model(**batches[0]).loss
+    slope = torch.autograd.grad(loss, scaled.tilt)[0]
+    detach(model)
+    torch.testing.assert_close(found.by_offset.one(1).mean.sum(), -slope)
+
+
+class Tilted(torch.nn.Module):
+    """Attention whose weights on the next position are multiplied by `tilt`."""
+
+    length, layers, heads = LENGTH, 1, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tilt = torch.nn.Parameter(torch.ones(()))
+
+    def draw(self) -> None:
+        pass
+
+    def attend(self, layer, query, key, value, visible, *, dropout, scaling):
+        scores = query @ key.transpose(-1, -2) * scaling
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        following = torch.ones(LENGTH - 1).diag(1)
+        return (weights * (1 + following * (self.tilt - 1))) @ value
+
+
 def test_frozen_weights_have_the_same_gradient(model):
     batches = random_batches(1)
     expected = importance(model, batches).values
