@@ -22,7 +22,9 @@ from masksearch.positions.result import Importance
 from masksearch.results.stats import Estimate, estimate
 from masksearch.train import TrainConfig
 
-COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+METHODS = ("gradient", "flip", "drop", "learned", "attention")
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")
+DIAGONAL = "#D55E00"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ def seen(subject: Subject, seed: int) -> Seen:
         for step, unit, mean in zip(rows["step"], rows["unit"], rows["mean"], strict=True)
     }
     losses = {s: one.loss for s, one in zip(dynamics.steps, dynamics.snapshots, strict=True)}
+    for method in METHODS:
+        line = [v for (how, kind, _), v in units.items() if (how, kind) == (method, "offset")]
+        own = units[method, "offset", "0"]
+        least = 1 + sum(value < own for value in line)
+        units[method, "place", f"diagonal, of {len(line)} offsets"] = least  # 1 = matters least
     return Seen(units, table, curve, losses)
 
 
@@ -137,7 +144,6 @@ def profiles(subject: Subject, out: Path) -> None:
         table.writerow(["step", "unit", *titles])
         table.writerows([step, "held-out loss", *numbers(v)] for step, v in losses.items())
         table.writerows([*key, *numbers(value)] for key, value in curve.items())
-    rank(subject, found)
     total = torch.stack([one.table for one in found]).mean(0)
     draw(subject, units, curve, total, out / f"importance_{subject.name}.png")
 
@@ -145,20 +151,6 @@ def profiles(subject: Subject, out: Path) -> None:
 def numbers(value: Estimate) -> list[str]:
     """Mean, bounds and seeds for a table."""
     return [f"{x:.5g}" for x in (value.mean, value.low, value.high)] + [str(value.n_seeds)]
-
-
-def rank(subject: Subject, found: Sequence[Seen]) -> None:
-    """Prints the diagonal's place among the offsets, 1 = the least important, for every seed."""
-    for method in ("gradient", "flip", "drop", "learned", "attention"):
-        places = []
-        for one in found:
-            values = {
-                unit: value
-                for (how, kind, unit), value in one.units.items()
-                if how == method and kind == "offset"
-            }
-            places.append(1 + sum(value < values["0"] for value in values.values()))
-        print(f"{subject.name} {method}: diagonal is number {places} of {len(values)} offsets")
 
 
 def draw(
@@ -175,45 +167,39 @@ def draw(
     top = table.abs().max().item()
     image = panels[0].imshow(table, cmap="PuOr_r", vmin=-top, vmax=top)
     figure.colorbar(image, ax=panels[0], shrink=0.8)
-    panels[0].set(title="rise of the loss, one pair dropped\n(first order)")
+    panels[0].set_title("rise of the loss, one pair dropped\n(nats, first order)", fontsize=9)
     panels[0].set(xlabel="key position", ylabel="query position")
-    for panel, method, label in (
-        (panels[1], "drop", "rise of the loss (nats), offset dropped"),
-        (panels[2], "learned", "learned scale, mean of the offset's pairs"),
+    for panel, method, title in (
+        (panels[1], "drop", "rise of the loss, a whole offset dropped\n(nats)"),
+        (panels[2], "learned", "learned scale\n(mean of the pairs)"),
     ):
         line = {
             int(unit): value
             for (how, kind, unit), value in units.items()
-            if how == method and kind == "offset"
+            if (how, kind) == (method, "offset")
         }
         at = sorted(line)
-        means = [line[offset].mean for offset in at]
-        panel.plot(at, means, ".-", color=COLOURS[1], label="offset")
-        panel.fill_between(
-            at,
-            [line[offset].low for offset in at],
-            [line[offset].high for offset in at],
-            color=COLOURS[1],
-            alpha=0.2,
-        )
-        panel.plot(0, line[0].mean, "o", color=COLOURS[2], label="diagonal")
-        for number, name in enumerate(subject.special):
+        low, high = [line[i].low for i in at], [line[i].high for i in at]
+        panel.plot(at, [line[i].mean for i in at], ".-", color=COLOURS[0], label="offset")
+        panel.fill_between(at, low, high, color=COLOURS[0], alpha=0.2)
+        panel.plot(0, line[0].mean, "o", color=DIAGONAL, label="diagonal")
+        for colour, name in zip(COLOURS[1:], subject.special, strict=False):
             value = units[method, "special", name].mean
-            panel.axhline(value, color=COLOURS[3 + number], linestyle="--", label=f"to {name}")
-        panel.set(xlabel="offset (key minus query)", title=label)
-    followed = [(str(offset), f"offset {offset:+d}" if offset else "diagonal") for offset in
-                subject.near] + [(name, f"to {name}") for name in subject.special]  # fmt: skip
+            panel.axhline(value, color=colour, linestyle="--", label=f"to {name}")
+        panel.set_xlabel("offset (key minus query)")
+        panel.set_title(title, fontsize=9)
     steps = sorted({step for step, _ in curve})
-    for unit, label in followed:
-        means = [curve[step, unit].mean for step in steps]
-        colour = COLOURS[2] if unit == "0" else None
-        width = 2.2 if unit == "0" else 1.2
-        panels[3].plot(steps, means, label=label, color=colour, linewidth=width)
-        if unit == "0":
-            low, high = ([getattr(curve[s, unit], b) for s in steps] for b in ("low", "high"))
-            panels[3].fill_between(steps, low, high, color=colour, alpha=0.2)
+    followed = {str(offset): f"offset {offset:+d}" for offset in subject.near if offset}
+    followed |= {name: f"to {name}" for name in subject.special} | {"0": "diagonal"}
+    for colour, (unit, label) in zip(COLOURS, followed.items(), strict=False):
+        colour = DIAGONAL if unit == "0" else colour
+        line = [curve[step, unit] for step in steps]
+        panels[3].plot(steps, [one.mean for one in line], label=label, color=colour)
+        low, high = [one.low for one in line], [one.high for one in line]
+        panels[3].fill_between(steps, low, high, color=colour, alpha=0.15)
     panels[3].set_xscale("symlog", linthresh=1)
-    panels[3].set(xlabel="optimiser steps", title="rise of the loss (nats) while training")
+    panels[3].set_xlabel("optimiser steps")
+    panels[3].set_title("rise of the loss, dropped while training\n(nats)", fontsize=9)
     for panel in panels[1:]:
         panel.axhline(0, color="0.6", linewidth=0.6)
         panel.grid(alpha=0.3)
