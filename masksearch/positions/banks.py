@@ -199,7 +199,7 @@ class ThinnedAttention(Studied):
             if whole is None:
                 whole = torch.ones(1, 1, self.length, self.length, dtype=torch.bool)
                 whole = whole.to(query.device)
-            kept = whole & ~self.removed
+            kept = whole & ~(self.removed & valid)
             kept = kept | (whole & ~kept.any(-1, keepdim=True))
             self.cells.append((valid & ~kept).sum((-2, -1)).double().mean().item())
             if self.head is not None:

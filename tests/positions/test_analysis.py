@@ -128,6 +128,16 @@ def test_padding_has_no_importance_and_no_cells(model):
         )
 
 
+@pytest.mark.parametrize("method", ["gradient", "flip", "drop"])
+def test_padded_queries_have_no_importance_even_where_they_are_scored(model, method):
+    batch = random_batches(1)[0]
+    batch["attention_mask"][:, -2:] = 0
+    batch["labels"][:, -2:] = 5
+    found = importance(model, [batch], method=method, per="model", keys=[])
+    assert found.by_offset.one(1 - LENGTH).mean.abs().max() == 0  # the last query, padded
+    assert found.by_offset.one(3 - LENGTH).mean.abs().max() > 0
+
+
 def test_drop_is_the_loss_under_a_table_mask(model):
     batches = random_batches(3)
     found = importance(model, batches, method="drop", per="model", offsets=[-2, 0], keys=[1])
