@@ -11,15 +11,19 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Batch, generator
+from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
+from masksearch.tasks.pairing import Groups, at_random, by_offsets, mirrored
 
-PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS = 1, 2, 3, 4  # streams of random numbers
+Pairing = Literal["offsets", "mirrored", "free"]
+PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS, PAIRING = 1, 2, 3, 4, 5  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -27,31 +31,41 @@ class PlantedProcess:
     """A distribution over sequences in which each paired token determines its partner.
 
     Position 0 holds the key, one of `keys` ids, uniformly (with one key it holds a free token).
-    Positions are paired by a fixed rule: the offsets take turns, and at its turn an offset d
-    pairs the smallest free s >= 1 whose s + d is free and inside the sequence; it ends when no
-    offset finds a pair. Hence no position is in two pairs, whatever the offsets. The first
-    token of a pair and every unpaired token are uniform and independent; the second one is
+    The other positions are paired by a rule: with `pairing` "offsets", the offsets take turns,
+    and at its turn an offset d pairs the smallest free s >= 1 whose s + d is free and inside the
+    sequence, until no offset finds a pair; with "mirrored", s pairs with length - s; with "free",
+    the positions are matched at random, from `seed`. Hence no position is in two pairs. The
+    first token of a pair and every unpaired token are uniform and independent; the second one is
 
-        x[s + d] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
+        x[t] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
 
     with r a relabelling of the vocabulary drawn from `seed`. For each key this is a permutation
     of the vocabulary that is its own inverse, and two keys never agree on any token. So a hidden
     token is certain given its partner and the key, one of `keys` equally likely tokens given its
     partner alone, and uniform without its partner.
 
+    With `parents` = 2, "pairs" are groups of three positions (s, s + d, s + 2d, or three at
+    random) and the last token is a function of both others: the labels r of a group add up to k
+    modulo the vocabulary. Each token of a group is then certain given all others and the key, and
+    uniform as long as one of the others is unknown.
+
     Ids: tokens 0 .. vocabulary - 1, the mask id `vocabulary`, then the keys.
 
     Args:
         length: Positions of a sequence (>= 3).
         vocabulary: Number of tokens (>= 2).
-        offsets: Distances of paired positions (distinct, 1 .. length - 2).
+        offsets: Distances of paired positions (distinct, 1 .. length - 2); only for `pairing`
+            "offsets", otherwise set to ().
         keys: Number of permutations that the token at position 0 chooses from, 1 .. vocabulary;
             1 = no global token.
         hidden: Probability that a position other than 0 is hidden in masked prediction.
-        seed: Seed of the relabelling.
+        seed: Seed of the relabelling and of a free pairing.
+        pairing: `"offsets"`, `"mirrored"` or `"free"`.
+        parents: Tokens that determine another one: 1 or, unless mirrored, 2.
 
     Raises:
         ValueError: If a value is out of its range or an offset finds no pair.
+        UnknownNameError: For another pairing.
 
     >>> PlantedProcess(length=8, offsets=(3,), keys=1).pairs
     ((1, 4), (2, 5), (3, 6))
@@ -63,11 +77,25 @@ class PlantedProcess:
     keys: int = 2
     hidden: float = 0.15
     seed: int = 0
+    pairing: Pairing = "offsets"
+    parents: int = 1
 
     def __post_init__(self) -> None:
+        if self.pairing not in get_args(Pairing):
+            raise unknown_name("pairing", self.pairing, get_args(Pairing))
         object.__setattr__(self, "offsets", tuple(self.offsets))
-        if self.length < 3:
-            raise ValueError(f"length must be at least 3 positions, got {self.length}")
+        if self.pairing != "offsets":
+            object.__setattr__(self, "offsets", ())
+        if self.parents not in (1, 2):
+            raise ValueError(f"parents must be 1 or 2, got {self.parents}")
+        if self.parents == 2 and self.pairing == "mirrored":
+            raise ValueError(
+                "mirrored positions come in pairs, got parents=2; use pairing 'offsets' or 'free'"
+            )
+        if self.length < 2 + self.parents:
+            raise ValueError(
+                f"length must be at least {2 + self.parents} positions, got {self.length}"
+            )
         if self.vocabulary < 2:
             raise ValueError(f"vocabulary must be at least 2 tokens, got {self.vocabulary}")
         if not 1 <= self.keys <= self.vocabulary:
@@ -77,6 +105,8 @@ class PlantedProcess:
             )
         if not 0 < self.hidden < 1:
             raise ValueError(f"hidden is a probability in (0, 1), got {self.hidden}")
+        if self.pairing != "offsets":
+            return
         if not self.offsets or len(set(self.offsets)) < len(self.offsets):
             raise ValueError(f"offsets must be distinct and at least one, got {self.offsets}")
         for offset in self.offsets:
@@ -85,7 +115,7 @@ class PlantedProcess:
                     f"offsets must lie in 1 .. length - 2 = {self.length - 2}, got {offset}; "
                     "position 0 is in no pair: raise length or lower the offset"
                 )
-        unpaired = set(self.offsets) - {second - first for first, second in self.pairs}
+        unpaired = set(self.offsets) - {pair[1] - pair[0] for pair in self.pairs}
         if unpaired:
             raise ValueError(
                 f"every offset needs a pair, {sorted(unpaired)} found no free positions in "
@@ -93,36 +123,32 @@ class PlantedProcess:
             )
 
     @cached_property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Paired positions (first, second), in the order in which they were paired."""
-        free = [position > 0 for position in range(self.length)]
-        found: list[tuple[int, int]] = []
-        before = -1
-        while before < len(found):
-            before = len(found)
-            for offset in self.offsets:
-                for first in range(1, self.length - offset):
-                    if free[first] and free[first + offset]:
-                        free[first] = free[first + offset] = False
-                        found.append((first, first + offset))
-                        break
-        return tuple(found)
+    def pairs(self) -> Groups:
+        """Paired positions (first, second), or (first, second, third) with two parents, in
+        rising order.
+        """
+        size = self.parents + 1
+        if self.pairing == "offsets":
+            return by_offsets(self.length, self.offsets, size)
+        if self.pairing == "mirrored":
+            return mirrored(self.length)
+        return at_random(self.length, size, generator(self.seed, PAIRING))
 
     @cached_property
     def paired(self) -> Tensor:
-        """The same as `pairs`: int64 `[pairs, 2]`."""
+        """The same as `pairs`: int64 `[pairs, parents + 1]`."""
         return torch.tensor(self.pairs)
 
     @cached_property
     def edges(self) -> Tensor:
         """What a hidden token needs: bool `[length, length]`, query by key.
 
-        Partner to partner in both directions and, with several keys, every paired position to
-        position 0. Without the diagonal.
+        Each position of a pair to the others of it and, with several keys, every paired
+        position to position 0. Without the diagonal.
         """
         needed = torch.zeros(self.length, self.length, dtype=torch.bool)
-        first, second = self.paired.unbind(1)
-        needed[first, second] = needed[second, first] = True
+        needed[self.paired[:, :, None], self.paired[:, None, :]] = True
+        needed.fill_diagonal_(False)
         if self.keys > 1:
             needed[self.paired.flatten(), 0] = True
         return needed
@@ -148,26 +174,31 @@ class PlantedProcess:
     def chance(self) -> float:
         """Expected accuracy on hidden partner tokens without any edge: 1 / vocabulary.
 
-        A paired token is uniform, alone and given everything but its partner.
+        A paired token is uniform, alone and given everything but one of its partners.
         """
         return 1 / self.vocabulary
 
     @property
     def ceiling(self) -> float:
         """Largest expected accuracy on hidden partner tokens:
-        (1 - hidden) + hidden / vocabulary.
+        known + (1 - known) / vocabulary, with known = (1 - hidden)^parents.
 
-        The partner of a hidden token is visible with probability 1 - hidden, and then the token
+        All partners of a hidden token are visible with probability `known`, and then the token
         is certain, since the key is never hidden; otherwise nothing tells about it.
         """
-        return 1 - self.hidden + self.hidden / self.vocabulary
+        return self.known + (1 - self.known) / self.vocabulary
 
     @property
     def ceiling_without_key(self) -> float:
-        """Like `ceiling` for a reader of nothing but the partner:
-        (1 - hidden) / keys + hidden / vocabulary.
+        """Like `ceiling` for a reader of nothing but the partners:
+        known / keys + (1 - known) / vocabulary.
         """
-        return (1 - self.hidden) / self.keys + self.hidden / self.vocabulary
+        return self.known / self.keys + (1 - self.known) / self.vocabulary
+
+    @property
+    def known(self) -> float:
+        """Probability that every partner of a position is visible: (1 - hidden)^parents."""
+        return (1 - self.hidden) ** self.parents
 
     @property
     def split(self) -> int:
@@ -179,24 +210,45 @@ class PlantedProcess:
             key=lambda cut: (-len(self.crossing(cut)), abs(2 * cut - self.length)),
         )
 
-    def crossing(self, cut: int) -> list[tuple[int, int]]:
+    def crossing(self, cut: int) -> list[tuple[int, ...]]:
         """The pairs with one end before position `cut` and the other not."""
-        return [pair for pair in self.pairs if pair[0] < cut <= pair[1]]
+        return [pair for pair in self.pairs if pair[0] < cut <= pair[-1]]
 
     @cached_property
     def permutations(self) -> Tensor:
-        """int64 `[keys, vocabulary]`: the partner of each token under each key."""
-        random = generator(self.seed, PERMUTATIONS)
-        label = torch.randperm(self.vocabulary, generator=random)
+        """int64 `[keys, vocabulary]`: the partner of each token under each key (of two parents:
+        of the token whose label is the sum of theirs).
+        """
         key = torch.arange(self.keys)[:, None]
-        return label.argsort()[(key - label) % self.vocabulary]
+        return self.labels.argsort()[(key - self.labels) % self.vocabulary]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The relabelling r: int64 `[vocabulary]`."""
+        random = generator(self.seed, PERMUTATIONS)
+        return torch.randperm(self.vocabulary, generator=random)
+
+    def last_tokens(self, key: Tensor, others: Tensor) -> Tensor:
+        """The last token of a pair, given the key's number and its other tokens.
+
+        Args:
+            key: int64 `[..]`.
+            others: int64 `[.., parents]`.
+
+        Returns:
+            int64 `[..]`.
+        """
+        label = self.labels[others].sum(-1) % self.vocabulary
+        return self.permutations[key, self.labels.argsort()[label]]
 
     @cached_property
     def digest(self) -> str:
         """Short hash of everything that the distribution depends on."""
-        fields = (
+        fields: tuple[object, ...] = (
             self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed
         )  # fmt: skip
+        if (self.pairing, self.parents) != ("offsets", 1):
+            fields = (*fields, self.pairing, self.parents)
         text = repr(("planted-1", fields, self.pairs, self.permutations.tolist()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -206,8 +258,12 @@ class PlantedProcess:
         if self.keys > 1:
             key = torch.randint(self.keys, (count,), generator=random)
             tokens[:, 0] = self.vocabulary + 1 + key
-        first, second = self.paired.unbind(1)
-        tokens[:, second] = self.permutations[self.key(tokens)[:, None], tokens[:, first]]
+        return self.completed(tokens)
+
+    def completed(self, tokens: Tensor) -> Tensor:
+        """Puts the last token of every pair in its place, in place: int64 `[count, length]`."""
+        others = tokens[:, self.paired[:, :-1]]
+        tokens[:, self.paired[:, -1]] = self.last_tokens(self.key(tokens)[:, None], others)
         return tokens
 
     def key(self, tokens: Tensor) -> Tensor:

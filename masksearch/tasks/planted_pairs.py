@@ -15,7 +15,7 @@ from masksearch.tasks.planted import FOLLOWS, HELD_OUT, INTACT, PlantedProcess
 class IntactTask:
     """Downstream: is the sequence from the process (1), or was one pair broken (0)?
 
-    In half of the sequences the second token of one random pair is replaced by the token that
+    In half of the sequences the last token of one random pair is replaced by the token that
     another key would give, or with one key by any other token. So nothing but that pair, read
     together with the key, gives it away: the chance is 0.5, the ceiling 1.0, and a reader that
     sees a share f of the pairs with their key can reach (1 + f) / 2.
@@ -58,15 +58,16 @@ class IntactTask:
         tokens = self.process.sample(count, random)
         broken = tokens[count // 2 :]
         chosen = torch.randint(len(self.process.pairs), (len(broken),), generator=random)
-        first, second = self.process.paired[chosen].unbind(1)
-        row, key = torch.arange(len(broken)), self.process.key(broken)
+        members = self.process.paired[chosen]
+        row, last, key = torch.arange(len(broken)), members[:, -1], self.process.key(broken)
         if self.process.keys > 1:
             step = torch.randint(1, self.process.keys, (len(broken),), generator=random)
             other = (key + step) % self.process.keys
-            broken[row, second] = self.process.permutations[other, broken[row, first]]
+            others = broken.gather(1, members[:, :-1])
+            broken[row, last] = self.process.last_tokens(other, others)
         else:
             step = torch.randint(1, self.process.vocabulary, (len(broken),), generator=random)
-            broken[row, second] = (broken[row, second] + step) % self.process.vocabulary
+            broken[row, last] = (broken[row, last] + step) % self.process.vocabulary
         return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
 
 
@@ -124,9 +125,7 @@ class FollowsTask:
         other = self.process.sample(len(strange), random)
         if self.process.keys > 1:
             other[:, 0] = strange[:, 0]
-        first, second = self.process.paired.unbind(1)
-        key = self.process.key(other)[:, None]
-        other[:, second] = self.process.permutations[key, other[:, first]]
+        self.process.completed(other)
         strange[:, self.process.split :] = other[:, self.process.split :]
         return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
 

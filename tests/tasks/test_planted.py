@@ -184,6 +184,151 @@ def test_follows_breaks_only_pairs_across_the_cut(process):
     assert right == pytest.approx(task.ceiling, abs=0.02)
 
 
+GROUPED = [
+    PlantedProcess(pairing="mirrored"),
+    PlantedProcess(length=23, pairing="mirrored", keys=1),
+    PlantedProcess(length=16, pairing="free", keys=3),
+    PlantedProcess(length=17, offsets=(5, 2), parents=2, keys=1, vocabulary=5),
+    PlantedProcess(length=16, pairing="free", parents=2, keys=3, vocabulary=4, hidden=0.3),
+]
+grouped = pytest.mark.parametrize("process", GROUPED, ids=lambda process: process.digest)
+
+
+@grouped
+def test_grouped_positions_determine_each_other(process):
+    label = process.labels.tolist()
+    tokens = process.sample(300, generator(1))
+    for row, key in zip(tokens.tolist(), process.key(tokens).tolist(), strict=True):
+        for group in process.pairs:
+            assert len(group) == process.parents + 1
+            assert sum(label[row[position]] for position in group) % process.vocabulary == key
+
+
+@grouped
+def test_grouped_edges_match_loop(process):
+    group_of = {position: group for group in process.pairs for position in group}
+    assert sum(map(len, process.pairs)) == len(group_of)  # no position twice
+    assert 0 not in group_of
+    for query, key in itertools.product(range(process.length), repeat=2):
+        together = query != key and key in group_of.get(query, ())
+        needed = together or (process.keys > 1 and query in group_of and key == 0)
+        assert process.edges[query, key] == needed
+
+
+@grouped
+def test_grouped_ceilings_match_a_decoder_by_labels(process):
+    random = generator(3)
+    tokens = process.sample(4000, random)
+    batch = process.masked(tokens, random)
+    label, inverse = process.labels.tolist(), process.labels.argsort().tolist()
+    hits = blind = count = 0
+    keys = process.key(tokens).tolist()
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), keys, strict=True)
+    for shown, labels, key in rows:
+        for group in process.pairs:
+            for position in group:
+                if labels[position] == -100:
+                    continue
+                others = [shown[other] for other in group if other != position]
+                seen = process.mask_id not in others
+                total = sum(label[token] for token in others) if seen else 0
+                hits += inverse[(key - total) % process.vocabulary] == labels[position]
+                blind += inverse[-total % process.vocabulary] == labels[position]
+                count += 1
+    assert hits / count == pytest.approx(process.ceiling, abs=0.02)
+    assert blind / count == pytest.approx(process.ceiling_without_key, abs=0.025)
+
+
+@grouped
+def test_grouped_tokens_are_uniform(process):
+    tokens = process.sample(4000, generator(2))
+    for position in process.pairs[0]:
+        share = torch.bincount(tokens[:, position], minlength=process.vocabulary) / 4000
+        assert (share - 1 / process.vocabulary).abs().max() < 0.03
+
+
+@grouped
+def test_grouped_downstream_breaks_one_group_or_those_across_the_cut(process):
+    label = process.labels.tolist()
+
+    def broken(batch):
+        keys = process.key(batch["input_ids"]).tolist()
+        return torch.tensor(
+            [
+                [
+                    sum(label[row[p]] for p in group) % process.vocabulary != key
+                    for group in process.pairs
+                ]
+                for row, key in zip(batch["input_ids"].tolist(), keys, strict=True)
+            ]
+        )
+
+    (batch,) = IntactTask(process, held_out_sequences=200).held_out()
+    count = broken(batch).sum(1)
+    assert torch.equal(count, 1 - batch["labels"])
+    task = FollowsTask(process, held_out_sequences=2000)
+    (batch,) = task.held_out()
+    wrong = broken(batch)
+    across = torch.tensor([min(group) < process.split <= max(group) for group in process.pairs])
+    assert not wrong[:, ~across].any()
+    right = (~wrong.any(1) == (batch["labels"] == 1)).float().mean().item()
+    assert right == pytest.approx(task.ceiling, abs=0.02)
+
+
+def test_mirrored_pairs_match_loop():
+    for length in range(3, 12):
+        expected = {frozenset((s, length - s)) for s in range(1, length) if 2 * s != length}
+        process = PlantedProcess(length=length, pairing="mirrored")
+        assert {frozenset(pair) for pair in process.pairs} == expected
+        assert process.offsets == ()
+
+
+def test_free_pairing_uses_every_position_and_depends_on_the_seed_alone():
+    for length, parents in ((9, 1), (8, 1), (10, 2), (12, 2)):
+        one, two, other = (
+            PlantedProcess(length=length, pairing="free", parents=parents, seed=seed)
+            for seed in (0, 0, 1)
+        )
+        assert sum(map(len, one.pairs)) == (length - 1) // (parents + 1) * (parents + 1)
+        assert one.pairs == two.pairs
+        assert one.pairs != other.pairs
+
+
+def test_groups_of_three_are_equally_spaced():
+    process = PlantedProcess(length=20, offsets=(3,), parents=2)
+    assert process.pairs == (
+        (1, 4, 7),
+        (2, 5, 8),
+        (3, 6, 9),
+        (10, 13, 16),
+        (11, 14, 17),
+        (12, 15, 18),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "digest"),
+    [  # as they were before pairings and parents: stored results refer to them
+        ({}, "7266eb41d6529bd1"),
+        ({"length": 32, "keys": 4, "vocabulary": 9}, "5d1936e4f1a3eb07"),
+        ({"length": 32, "offsets": (7, 3, 1), "keys": 1}, "3340e9df888ebb84"),
+        (
+            {
+                "length": 17,
+                "offsets": (2, 9),
+                "keys": 3,
+                "vocabulary": 5,
+                "hidden": 0.4,
+                "seed": 3,
+            },
+            "1ea7ba3016608f80",
+        ),
+    ],
+)
+def test_digest_is_stable(arguments, digest):
+    assert PlantedProcess(**arguments).digest == digest
+
+
 def test_split_separates_most_pairs():
     process = PlantedProcess(length=24, offsets=(11,))
     assert process.split == 12
@@ -199,6 +344,10 @@ def test_digest_changes_with_every_field():
         PlantedProcess(keys=3),
         PlantedProcess(hidden=0.2),
         PlantedProcess(seed=1),
+        PlantedProcess(pairing="mirrored"),
+        PlantedProcess(pairing="free"),
+        PlantedProcess(offsets=(5,)),
+        PlantedProcess(offsets=(5,), parents=2),
     ]
     assert len({process.digest for process in variants}) == len(variants)
     assert PlantedProcess().digest == PlantedProcess().digest
@@ -215,6 +364,11 @@ def test_digest_changes_with_every_field():
         ({"offsets": ()}, "at least one"),
         ({"offsets": (3, 3)}, "distinct"),
         ({"offsets": (23,)}, r"1 .. length - 2 = 22, got 23; .* raise length"),
+        ({"pairing": "chained"}, "unknown pairing 'chained'"),
+        ({"parents": 3}, "parents must be 1 or 2, got 3"),
+        ({"parents": 2, "pairing": "mirrored"}, "mirrored .* use pairing 'offsets' or 'free'"),
+        ({"parents": 2, "length": 3}, "at least 4 positions, got 3"),
+        ({"parents": 2, "offsets": (12,)}, r"\[12\] found no free positions in length 24"),
         ({"length": 4, "offsets": (1, 2)}, r"every offset needs a pair, \[2\] .* raise length"),
     ],
 )
