@@ -308,6 +308,7 @@ class Executor(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
 class Task(Protocol):
     """A source of training and held-out batches for `model(**batch).loss`."""
 

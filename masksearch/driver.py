@@ -312,7 +312,7 @@ def build_strategy(
         from masksearch.gates.dam import DamConfig
 
         config = dict(options.get("config", {}))
-        target = DamConfig(**config).density
+        target = DamConfig(**config).target
         return DamStrategy(
             run,
             gates=options.get("gates", {}),

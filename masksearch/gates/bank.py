@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from masksearch.contracts import generator
@@ -18,6 +19,8 @@ from masksearch.errors import HeadCountError, LayerCountError, LengthError, unkn
 from masksearch.gates.forms import FORMS
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
+Noise = Literal["gumbel", "hard-concrete"]
+STRETCH = 0.1  # a hard-concrete gate is stretched by this much on either side of [0, 1]
 
 
 class Gates(nn.Module):
@@ -39,8 +42,12 @@ class Gates(nn.Module):
         signed: Toeplitz gates by j - i instead of |i - j|.
         form: How a gate acts and what it learns: `"flip"`, `"log"`, `"product"`, `"additive"`.
         hard: Sample 0 or 1 with a straight-through gradient, else values in between.
-        temperature: Of the Gumbel-sigmoid, above 0; lower is closer to 0 or 1.
+        noise: `"gumbel"`: Gumbel-sigmoid; `"hard-concrete"`: the same stretched to (-0.1, 1.1)
+            and clamped, so that soft gates are exactly 0 or 1 with some probability.
+        temperature: Of the sample, above 0; lower is closer to 0 or 1.
         initial: First value of every logit (2.0: open with probability 0.88).
+        initial_density: Mean probability of an edge at the start, in (0, 1), in place of
+            `initial`.
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
         block: Edge of a tile in positions, for `"block"`.
         seed: Seed of the sampling noise.
@@ -48,17 +55,23 @@ class Gates(nn.Module):
     Attributes:
         logits: float `[layers, heads, gates]`; the last axis is the structure's own.
         enabled: False = plain dense attention (a warm-up).
+        cooled: Factor on the temperature, set by a run that anneals it.
+        drawn: The sample at hand, float `[layers, heads, length, length]`, or None.
+        fixed: Used as it is instead of a sample while it is not None; the same shape.
         deterministic: True = no sampling noise, in training mode too.
 
     Raises:
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
-            gates, `global_count` or `block` beyond the length, or `flip` without `hard`.
+            gates, `global_count` or `block` beyond the length, `flip` or hard gates where the
+            other arguments make soft ones.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
+        Hard-concrete gates: Louizos et al., arXiv 1712.01312, Section 2.2.
     """
 
     position: Tensor  # int64 [length * length], the gate of each edge, in reading order
+    coverage: Tensor  # float [gates], share of the table that each gate covers
 
     def __init__(
         self,
@@ -70,8 +83,10 @@ class Gates(nn.Module):
         signed: bool = False,
         form: str = "flip",
         hard: bool = True,
+        noise: Noise = "gumbel",
         temperature: float = 1.0,
         initial: float = 2.0,
+        initial_density: float | None = None,
         global_count: int = 4,
         block: int = 16,
         seed: int = 0,
@@ -81,6 +96,8 @@ class Gates(nn.Module):
             raise unknown_name("gate structure", structure, get_args(Structure))
         if form not in FORMS:
             raise unknown_name("gate form", form, FORMS)
+        if noise not in get_args(Noise):
+            raise unknown_name("gate noise", noise, get_args(Noise))
         for name, value in (("length", length), ("heads", heads), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -96,6 +113,13 @@ class Gates(nn.Module):
                 "form 'flip' computes with 0/1 gates, got hard=False; "
                 "use form='log' for soft gates"
             )
+        if noise == "hard-concrete" and hard:
+            raise ValueError(
+                "hard-concrete gates are soft between 0 and 1, got hard=True; "
+                "use hard=False with form='log' or 'product'"
+            )
+        if initial_density is not None and not 0 < initial_density < 1:
+            raise ValueError(f"initial_density must lie in (0, 1), got {initial_density}")
         if structure == "toeplitz+global" and not 1 <= global_count <= length:
             raise ValueError(
                 f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
@@ -105,7 +129,8 @@ class Gates(nn.Module):
             raise ValueError(f"block must lie in 1..length = 1..{length}, got {block}")
         self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
         self.length, self.heads, self.layers = length, heads, layers
-        self.temperature, self.initial, self.seed = temperature, initial, seed
+        self.noise, self.temperature, self.cooled, self.seed = noise, temperature, 1.0, seed
+        self.initial, self.initial_density = initial, initial_density
         self.global_count, self.block = global_count, block
         self.enabled = True
         self.deterministic = False
@@ -125,17 +150,24 @@ class Gates(nn.Module):
             position = (key - query).abs()
         self.register_buffer("position", position.flatten(), persistent=False)
         self.extra_rows = global_count if structure == "toeplitz+global" else 0
-        count = int(position.max()) + 1 + 2 * self.extra_rows
-        self.logits = nn.Parameter(torch.full((layers, heads, count), float(initial)))
+        covered = position.flatten().bincount() / length**2
+        lines = torch.full((2 * self.extra_rows,), 1 / length)
+        self.register_buffer("coverage", torch.cat([covered, lines]), persistent=False)
+        shape = (layers, heads, len(self.coverage))
+        self.logits = nn.Parameter(torch.full(shape, float(initial)))
+        if initial_density is not None:
+            with torch.no_grad():
+                self.logits.sub_(self.shift_to(self.logits.detach(), initial_density))
         self.generators: dict[torch.device, torch.Generator] = {}
         self.drawn: Tensor | None = None
+        self.fixed: Tensor | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
         names = (
-            *("structure", "length", "heads", "layers", "signed", "form", "hard"),
-            *("temperature", "initial", "global_count", "block", "seed"),
+            *("structure", "length", "heads", "layers", "signed", "form", "hard", "noise"),
+            *("temperature", "initial", "initial_density", "global_count", "block", "seed"),
         )
         return {name: getattr(self, name) for name in names}
 
@@ -148,7 +180,7 @@ class Gates(nn.Module):
         Returns:
             float `[layers, heads, length, length]`.
         """
-        shape = (self.layers, self.heads, self.length, self.length)
+        shape = (*values.shape[:2], self.length, self.length)
         count = self.extra_rows
         if self.structure == "free":
             return values.view(shape)
@@ -164,21 +196,23 @@ class Gates(nn.Module):
 
     def draw(self) -> None:
         """Samples every gate once; the next calls of `attend` use this sample."""
-        if not self.enabled:
-            self.drawn = None
+        if not self.enabled or self.fixed is not None:
+            self.drawn = self.fixed if self.enabled else None
             return
         logits = self.logits.float()
         if self.training and not self.deterministic:
             uniform = torch.rand(
-                logits.shape, generator=self.noise(logits.device), device=logits.device
+                logits.shape, generator=self.source(logits.device), device=logits.device
             ).clamp_(1e-6, 1 - 1e-6)
-            logits = (logits + uniform.logit()) / self.temperature
+            logits = (logits + uniform.logit()) / (self.temperature * self.cooled)
         soft = logits.sigmoid()
+        if self.noise == "hard-concrete":
+            soft = (soft * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
         if self.hard:
             soft = (soft.detach() > 0.5).float() + (soft - soft.detach())
         self.drawn = self.table(soft)
 
-    def noise(self, device: torch.device) -> torch.Generator:
+    def source(self, device: torch.device) -> torch.Generator:
         """The generator of the sampling noise on that device."""
         if device not in self.generators:
             seed = generator(self.seed, 0x6A7E).initial_seed()
@@ -237,16 +271,47 @@ class Gates(nn.Module):
             gate = gate[:, keys - queries : keys, :keys]
         return FORMS[self.form](query, key, value, visible, gate, dropout=dropout, scaling=scaling)
 
+    def chances(self, logits: Tensor) -> Tensor:
+        """Chance that a gate with that logit is not closed, at the uncooled temperature."""
+        if self.noise == "hard-concrete":
+            logits = logits - self.temperature * math.log(STRETCH / (1 + STRETCH))
+        return logits.sigmoid()
+
     def probabilities(self) -> Tensor:
         """Chance of each edge: float `[layers, heads, length, length]`, differentiable."""
-        return self.table(self.logits.float().sigmoid())
+        return self.table(self.chances(self.logits.float()))
 
     def density(self) -> Tensor:
         """Mean probability over the table of all edges: float `[layers, heads]`, differentiable.
 
         A gate costs what it covers: a Toeplitz gate counts once for each of its edges.
         """
-        return self.probabilities().mean((-2, -1))
+        return self.density_of(self.logits.float())
+
+    def density_of(self, logits: Tensor) -> Tensor:
+        """The density that these logits, `[.., heads, gates]`, would give: `[.., heads]`."""
+        chances = self.chances(logits)
+        if not self.extra_rows:  # every edge has one gate
+            return (chances * self.coverage).sum(-1)
+        return self.table(chances).mean((-2, -1))
+
+    def shift_to(self, logits: Tensor, density: float) -> float:
+        """What to subtract from every logit for that density; below 0 where they must rise.
+
+        Args:
+            logits: float `[layers | 1, heads, gates]`.
+            density: Mean probability of an edge, in (0, 1); it is met within about 1e-5.
+        """
+
+        def excess(shift: float) -> float:
+            return self.density_of(logits.double() - shift).mean().item() - density
+
+        high, low = 0.05, -0.05
+        while excess(high) > 0 and high < 1e3:
+            high *= 4
+        while excess(low) < 0 and low > -1e3:
+            low *= 4
+        return float(brentq(excess, low, high, xtol=1e-4))
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
@@ -255,6 +320,13 @@ class Gates(nn.Module):
             f"{self.structure}{sign}, length={self.length}, heads={self.heads}, "
             f"layers={self.layers}, form={self.form}"
         )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Gates:
+        """Moves with the model, but stays fp32: bf16 cannot hold small steps of a logit."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for tensor in (self.logits, self.coverage):
+            tensor.data = tensor.data.float()
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the sample at hand (part of a graph); generators as their states."""

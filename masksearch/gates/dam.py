@@ -10,117 +10,36 @@ towards the target density.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from masksearch.contracts import Batch, Report
-from masksearch.errors import NonFiniteLossError, unknown_name
+from masksearch.checkpoints import Checkpoints
+from masksearch.contracts import Batch, Report, Task
+from masksearch.errors import LayerCountError
 from masksearch.gates.bank import Gates
-from masksearch.gates.health import entropy_bits
+from masksearch.gates.config import DamConfig as DamConfig
+from masksearch.gates.config import preset as preset_named
+from masksearch.gates.joint import JointTraining
 from masksearch.gates.result import DamResult as DamResult
-from masksearch.train import model_loss, parameter_groups
 
-Control = Literal["hinge", "multiplier", "penalty"]
-
-
-@dataclass(frozen=True)
-class DamConfig:
-    """How gates and weights are trained together.
-
-    The density is held by one of three controls, none of which depends on length, heads or
-    layers: `"hinge"` adds `strength` x log(density / target) while that is positive, the target
-    sinking geometrically from the first density to the last; `"multiplier"` adds m x density,
-    where m grows every step by `multiplier_rate` x log(density / target) and never falls below
-    0; `"penalty"` adds `penalty` x density (the original DAM; its density is not known before).
-
-    Raises:
-        ValueError: If a value is out of range.
-        UnknownNameError: For an unknown control.
-    """
-
-    steps: int = 1500  # optimiser steps
-    warmup: float = 0.4  # share of the steps with dense attention, gates at rest
-    density: float = 0.05  # target: mean probability of an edge, in (0, 1)
-    control: Control = "hinge"
-    strength: float = 1.0  # weight of the hinge, in nats of loss per e-fold of density
-    anneal: float = 0.8  # share of the steps after the warm-up in which the target sinks
-    multiplier_rate: float = 0.05  # growth of the multiplier, per step and e-fold of density
-    penalty: float = 0.3  # nats of loss at density 1
-    lr: float = 2e-3  # AdamW on the weights
-    rise: float = 0.03  # share of the steps in which that rate rises
-    gate_lr: float = 0.02  # Adam on the gates' logits
-    weight_decay: float = 0.01  # on the weight matrices, never on gates
-    clip: float = 5.0  # largest norm of the weights' gradient; 1 loses edges
-
-    def __post_init__(self) -> None:
-        if self.control not in get_args(Control):
-            raise unknown_name("density control", self.control, get_args(Control))
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, got {self.steps}")
-        if not 0 < self.density < 1:
-            raise ValueError(f"density is a share of the edges in (0, 1), got {self.density}")
-        for name in ("warmup", "rise"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share in [0, 1), got {getattr(self, name)}")
-        if not 0 < self.anneal <= 1:
-            raise ValueError(f"anneal is a share in (0, 1], got {self.anneal}")
-        for name in ("lr", "gate_lr", "clip", "strength", "multiplier_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("penalty", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps before the gates act; at least one step is left for them."""
-        return min(round(self.warmup * self.steps), self.steps - 1)
-
-
-class DensityControl:
-    """What is added to the loss so that the gates reach the target density."""
-
-    def __init__(self, config: DamConfig, initial: float) -> None:
-        self.config = config
-        self.initial = initial
-        self.multiplier = 0.0
-
-    def target(self, step: int) -> float:
-        """Density that is asked for at that step (from 0)."""
-        config = self.config
-        if config.control != "hinge":
-            return config.density
-        last = min(config.density, self.initial)
-        gated = config.anneal * (config.steps - config.warmup_steps)
-        part = min(1.0, max(0, step - config.warmup_steps) / gated)
-        return float(self.initial * (last / self.initial) ** part)
-
-    def cost(self, density: Tensor, step: int) -> Tensor:
-        """The term of the loss, in nats; call it once a step."""
-        config = self.config
-        if config.control == "penalty":
-            return config.penalty * density
-        excess = (density / self.target(step)).log()
-        if config.control == "hinge":
-            return config.strength * excess.clamp_min(0)
-        grown = self.multiplier + config.multiplier_rate * excess.item()
-        self.multiplier = max(0.0, grown)
-        return self.multiplier * density
+Batches = Iterable[Batch] | Task
 
 
 def dam_reports(
     model: nn.Module,
-    batches: Iterator[Batch],
+    batches: Batches,
     gates: Gates,
     config: DamConfig,
     *,
     held_out: Sequence[Batch] = (),
+    gate_batches: Batches | None = None,
+    seed: int = 0,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 60.0,
 ) -> Iterator[Report]:
     """Trains in place and reports about a hundred times; stop by closing the iterator.
 
@@ -130,26 +49,36 @@ def dam_reports(
     Args:
         model: A Hugging Face model, or a module holding one, whose `model(**batch).loss` is
             differentiable.
-        batches: At least `config.steps` batches.
+        batches: Batches (mappings of tensors) in any iterable, begun again where it ends (an
+            iterator cannot be, and must hold enough), or a Task.
         gates: Trained in place; read them afterwards.
         config: Steps, rates and target.
-        held_out: Batches on which the last report's `held_out` loss is measured.
+        held_out: Batches on which the last report's `held_out` losses are measured; a Task
+            brings its own.
+        gate_batches: What the gates learn on where `config.levels` is 2; None = every other one
+            of `batches`.
+        seed: Of a Task's batches.
+        checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
+            as it would have, given the same batches from their beginning.
+        checkpoint_seconds: Wall time between two checkpoints.
 
     Yields:
         Reports with `loss` (mean over the batches since the last report), `density`, `target`,
-        `entropy` (bits) and `control` (the term added to the loss).
+        `entropy` (bits), `control` (the term added to the loss) and, with gates at work on the
+        held-out batches, at the end `held_out` (gates rounded), `relaxed`, `sampled` and
+        `discretised`, see `masksearch.gates.joint`.
 
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite; names the step.
-        ValueError: If the target density is below one key a row, or the batches end too early.
+        ResumeError: If the checkpoints are of another run.
+        LayerCountError: If there are targets for another number of layers.
+        ValueError: If a target density is below one key a row, or the batches end too early.
     """
-    if config.density * gates.length < 1:
-        raise ValueError(
-            f"every row keeps a key, so density is at least 1/n = {1 / gates.length:.6g} at "
-            f"length {gates.length}, got {config.density}"
-        )
+    check_targets(gates, config)
     from masksearch.models.attach import attach, detach
 
+    if isinstance(batches, Task) and not held_out:
+        held_out = batches.held_out()
     device = next(model.parameters()).device
     gates.to(device)
     ours = all(module is not gates for module in model.modules())
@@ -158,94 +87,53 @@ def dam_reports(
     if ours:
         attach(model, gates)
     try:
-        yield from joint_steps(model, batches, gates, config, device, held_out)
+        run = JointTraining(model, gates, config, held_out)
+        yield from run.reports(
+            endless(batches, seed),
+            None if gate_batches is None else endless(gate_batches, seed),
+            checkpoints,
+            checkpoint_seconds,
+        )
     finally:
-        gates.enabled = True
+        gates.enabled, gates.cooled = True, 1.0
         if ours:
             detach(model)
         model.train(training)
 
 
-def joint_steps(
-    model: nn.Module,
-    batches: Iterator[Batch],
-    gates: Gates,
-    config: DamConfig,
-    device: torch.device,
-    held_out: Sequence[Batch],
-) -> Iterator[Report]:
-    """The loop of `dam_reports`, on a model that has the gates."""
-    own = {id(parameter) for parameter in gates.parameters()}
-    groups: list[dict[str, object]] = []
-    weights: list[Tensor] = []
-    for group in parameter_groups(model, config.weight_decay):
-        members = [p for p in group["params"] if id(p) not in own]  # type: ignore[attr-defined]
-        weights += members
-        groups.append({**group, "params": members, "lr": config.lr, "betas": (0.9, 0.98)})
-    gate_group = {"params": [gates.logits], "lr": config.gate_lr, "weight_decay": 0.0}
-    optimiser = torch.optim.AdamW([*groups, gate_group], betas=(0.9, 0.999), fused=True)
-    rising = max(1, round(config.rise * config.steps))
-    control = DensityControl(config, gates.density().mean().item())
-    pause = max(1, config.steps // 100)
-    losses: list[float] = []
-    for step in range(config.steps):
-        for group in optimiser.param_groups[:-1]:
-            group["lr"] = config.lr * min(1.0, (step + 1) / rising)
-        gates.enabled = step >= config.warmup_steps
-        batch = next(batches, None)
-        if batch is None:
-            raise ValueError(f"the batches ended after {step} of {config.steps} steps")
-        loss = model_loss(model, on(batch, device))
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            raise NonFiniteLossError(
-                f"the loss became {losses[-1]} at step {step + 1} of {config.steps}; "
-                "lower lr or gate_lr"
-            )
-        optimiser.zero_grad(set_to_none=True)
-        density = gates.density().mean()
-        cost = torch.zeros_like(density)
-        if gates.enabled:
-            cost = control.cost(density, step)
-            loss = loss + cost
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, config.clip)
-        optimiser.step()
-        last = step + 1 == config.steps
-        if (step + 1) % pause == 0 or last:
-            values = {
-                "loss": sum(losses) / len(losses),
-                "density": density.item(),
-                "target": control.target(step),
-                "entropy": entropy_bits(gates.probabilities().detach()).item(),
-                "control": cost.item(),
-            }
-            if last and held_out:
-                values["held_out"] = held_out_loss(model, held_out, device)
-            losses.clear()
-            yield Report(step + 1, values)
+def check_targets(gates: Gates, config: DamConfig) -> None:
+    """Whether the gates can reach the target densities."""
+    if len(config.targets) > 1 and len(config.targets) != gates.layers:
+        raise LayerCountError(
+            f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
+            "give one share for all, or one for each layer of the gates"
+        )
+    if min(config.targets) * gates.length < 1:
+        raise ValueError(
+            f"every row keeps a key, so density is at least 1/n = {1 / gates.length:.6g} at "
+            f"length {gates.length}, got {config.density}"
+        )
 
 
-def on(batch: Batch, device: torch.device) -> Batch:
-    """The batch on that device."""
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@torch.no_grad()
-def held_out_loss(model: nn.Module, batches: Sequence[Batch], device: torch.device) -> float:
-    """Mean loss over the batches in eval mode, where gates are rounded."""
-    model.eval()
-    total = sum(model_loss(model, on(batch, device)).item() for batch in batches)
-    model.train()
-    return total / len(batches)
+def endless(batches: Batches, seed: int) -> Iterator[Batch]:
+    """The batches as one iterator; what can be begun again is, whenever it ends."""
+    if isinstance(batches, Task):
+        yield from batches.batches(seed)
+    elif isinstance(batches, Iterator):
+        yield from batches
+    else:
+        found = True
+        while found:
+            found = False
+            for batch in batches:
+                found = True
+                yield batch
 
 
 def finished(gates: Gates, config: DamConfig, curve: Sequence[Report]) -> DamResult:
     """The result of gates after `dam_reports`; warns where the run collapsed."""
     probabilities = gates.probabilities().detach().float().cpu()
-    result = DamResult(
-        probabilities, tuple(curve), config.density, gates.arguments, asdict(config)
-    )
+    result = DamResult(probabilities, tuple(curve), config.target, gates.arguments, asdict(config))
     for problem in result.health()["problems"]:
         warnings.warn(f"DAM: {problem}", stacklevel=3)
     return result
@@ -253,37 +141,67 @@ def finished(gates: Gates, config: DamConfig, curve: Sequence[Report]) -> DamRes
 
 def dam(
     model: nn.Module,
-    batches: Iterator[Batch],
+    batches: Batches,
     gates: Gates,
     config: DamConfig | None = None,
     *,
+    preset: str | None = None,
     held_out: Sequence[Batch] | None = None,
+    gate_batches: Batches | None = None,
+    seed: int = 0,
     on_report: Callable[[Report], None] | None = None,
+    checkpoints: Path | str | None = None,
 ) -> DamResult:
     """Trains weights and gates together and returns what the gates have learned.
 
     Args:
         model: A Hugging Face model, or a module holding one, whose `model(**batch).loss` is
-            differentiable; trained in place and left without the gates (unless it had them).
-        batches: At least `config.steps` batches (dicts of tensors).
+            differentiable; from scratch or pre-trained. Trained in place and left without the
+            gates (unless it had them).
+        batches: Batches (mappings of tensors) in any iterable, begun again where it ends, or a
+            Task.
         gates: Trained in place.
         config: Steps, rates and target; None = `DamConfig()`.
-        held_out: Batches for a final loss under the rounded gates.
+        preset: `"sparsebert"`: the published algorithm, see `masksearch.gates.published`.
+        held_out: Batches for the losses of the health card; a Task brings its own.
+        gate_batches: What the gates learn on where `config.levels` is 2; None = every other one
+            of `batches`.
+        seed: Of a Task's batches.
         on_report: Called about a hundred times with a `Report`.
+        checkpoints: A folder in which the state is kept every minute; a run that was killed goes
+            on there and gives the same result bit for bit on one machine.
 
     Returns:
         Probabilities, curve, masks at any sparsity, and `health()`.
 
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite.
-        ValueError: If the target density is below one key a row, or the batches end too early.
+        ResumeError: If the folder holds another run's checkpoints.
+        LengthError, HeadCountError, LayerCountError: If the gates do not fit the model.
+        UnknownNameError: For an unknown preset.
+        ValueError: If a target density is below one key a row, or the batches end too early.
 
     Reference: SparseBERT, arXiv 2102.12871, Section 4 (the idea; gradient and density control
         are our own).
     """
-    config = config or DamConfig()
+    if preset is not None and config is not None:
+        raise ValueError(
+            f"preset={preset!r} is a config of its own; give one of the two (a changed preset is "
+            "dataclasses.replace(masksearch.gates.config.preset(..), ..))"
+        )
+    config = config or (DamConfig() if preset is None else preset_named(preset))
     curve = []
-    for report in dam_reports(model, batches, gates, config, held_out=held_out or ()):
+    kept = Checkpoints(Path(checkpoints), "dam") if checkpoints is not None else None
+    for report in dam_reports(
+        model,
+        batches,
+        gates,
+        config,
+        held_out=held_out or (),
+        gate_batches=gate_batches,
+        seed=seed,
+        checkpoints=kept,
+    ):
         curve.append(report)
         if on_report:
             on_report(report)

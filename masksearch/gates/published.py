@@ -107,8 +107,8 @@ class PublishedGates(Gates):
 
         `drawn` is exactly 0 or 1; its gradient is that of the soft sample.
         """
-        if not self.enabled:
-            self.drawn = None
+        if not self.enabled or self.fixed is not None:
+            self.drawn = self.fixed if self.enabled else None
             return
         logits = self.logits.float()
         if not self.deterministic:

@@ -56,7 +56,7 @@ class Table(Mask):
         if at.length != size:
             raise LengthError(
                 f"Table holds {size} positions, asked for {at.length}; searched tables do not "
-                f"stretch: pad the inputs to {size}, or search a structured mask"
+                f"stretch: use masks.nearest_family(mask), or pad the inputs to {size}"
             )
         table = (
             self.bits.view(-1, size, size)

@@ -13,7 +13,8 @@ from masksearch.contracts import Batch, OneShot, Report
 from masksearch.errors import MaskFormatError, NonFiniteLossError, SearchError, UnknownNameError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.bank import Gates
-from masksearch.gates.dam import DamConfig, DensityControl, dam, dam_reports
+from masksearch.gates.control import DensityControl
+from masksearch.gates.dam import DamConfig, dam, dam_reports
 from masksearch.gates.oneshot import GATES_FILE, run_one_shot
 from masksearch.gates.result import DamResult
 from masksearch.masks.core import Mask
@@ -138,24 +139,39 @@ def test_optimisation_of_the_gates_ignores_weight_decay():
     assert (gates.logits - 3.0).abs().max() <= 20 * config.gate_lr + 1e-4
 
 
-def density_without_a_task(control: Any, length: int, heads: int, layers: int) -> float:
-    config = DamConfig(control=control, steps=200, warmup=0.0, density=0.1, gate_lr=0.05)
+def noisy_density(control: Any, scale: float, shape: tuple[int, int, int]) -> float:
+    """Where a control brings gates whose task is nothing but noise of that size."""
+    length, heads, layers = shape
+    config = DamConfig(control=control, steps=600, warmup=0.0, density=0.1)
     gates = Gates("toeplitz", length=length, heads=heads, layers=layers)
-    keeper = DensityControl(config, gates.density().mean().item())
-    optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr)
+    keeper = DensityControl(config, gates.density().mean()[None].detach())
+    optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr, eps=1e-20)
+    noise = torch.Generator().manual_seed(0)
     for step in range(config.steps):
         optimiser.zero_grad()
-        keeper.cost(gates.density().mean(), step).backward()
+        task = torch.randn(gates.logits.shape, generator=noise) * gates.logits.sigmoid()
+        (keeper.cost(gates, step) + scale * (task * gates.logits).mean()).backward()
+        keeper.push(gates, step)
         optimiser.step()
     return gates.density().mean().item()
 
 
-@pytest.mark.parametrize("control", ["hinge", "multiplier", "penalty"])
-def test_density_control_does_not_depend_on_size(control: Any):
-    small = density_without_a_task(control, 8, 2, 1)
-    assert density_without_a_task(control, 32, 3, 2) == pytest.approx(small, rel=0.05)
-    assert small < 0.105
-    assert control != "hinge" or small > 0.08  # the others overshoot where no edge is useful
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("shape", [(8, 2, 1), (32, 3, 2)])
+def test_the_hinge_reaches_its_target_at_any_scale_and_size(
+    scale: float, shape: tuple[int, int, int]
+):
+    assert noisy_density("hinge", scale, shape) == pytest.approx(0.1, abs=0.005)
+
+
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
+def test_the_multiplier_grows_until_the_density_falls(scale: float):
+    assert noisy_density("multiplier", scale, (16, 2, 1)) < 0.13
+
+
+def test_a_penalty_does_not_depend_on_size():
+    small = noisy_density("penalty", 1e-4, (8, 2, 1))
+    assert noisy_density("penalty", 1e-4, (32, 3, 2)) == pytest.approx(small, rel=0.1)
 
 
 def test_collapse_is_said():

@@ -1,0 +1,161 @@
+"""How a DAM run is carried out: steps, rates, density, and the preset of the published run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from masksearch.errors import unknown_name
+from masksearch.gates.published import published_rate
+
+Control = Literal["hinge", "multiplier", "penalty", "sum"]
+Optimiser = Literal["adamw", "lamb"]
+Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["linear", "sqrt"]
+
+
+@dataclass(frozen=True)
+class DamConfig:
+    """How gates and weights are trained together.
+
+    The density of the gates (mean probability of an edge) is held by one of four controls:
+
+    - `"hinge"`: while the density is above its target, the gradient of log density is added to
+      that of the gates, `strength` times as large as the task's has been (root mean squares). So
+      the scale of the task's loss does not matter.
+    - `"multiplier"`: m x density is added to the loss; m starts at `multiplier` and grows every
+      step by the factor (density / target) ^ `multiplier_rate`, so that it finds any scale.
+    - `"penalty"`: `penalty` x density is added; which density that gives is not known before.
+    - `"sum"`: `penalty` x the number of open edges of the sample is added, as published.
+
+    For the first two the target sinks geometrically from the first density to `density`. None
+    but `"sum"` changes its meaning with length, heads or layers.
+
+    With `levels` = 2 the gates learn on batches of their own, the weights on the others (the
+    first-order form of bilevel search).
+
+    Raises:
+        ValueError: If a value is out of range.
+        UnknownNameError: For an unknown control, optimiser or precision.
+
+    Reference: SparseBERT, arXiv 2102.12871 (one level); DARTS, arXiv 1806.09055 (two levels).
+    """
+
+    steps: int = 1500  # optimiser steps
+    warmup: float = 0.4  # share of the steps with dense attention, gates at rest
+    density: float | Sequence[float] = 0.05  # target in (0, 1): of the table, or one a layer
+    control: Control = "hinge"
+    strength: float = 0.3  # size of the hinge's gradient, as a multiple of the task's
+    anneal: float = 0.8  # share of the steps after the warm-up in which the target sinks
+    multiplier: float = 0.01  # first multiplier, in nats of loss at density 1
+    multiplier_rate: float = 0.05  # its growth a step, per e-fold of density
+    penalty: float = 0.3  # nats of loss at density 1 (of one edge, for control "sum")
+    levels: int = 1  # 1: one loss; 2: the gates learn on batches of their own
+    micro_batches: int = 1  # batches whose gradients are averaged, each with its own sample
+    cooling: float = 1.0  # factor on the gates' temperature at the end, reached geometrically
+    lr: float = 2e-3  # peak rate of the weights
+    rise: float = 0.03  # share of the steps in which that rate rises
+    schedule: Schedule = "linear"  # of the rate; "sqrt": the published one, for gates too
+    final_lr: float = 1.0  # what "linear" leaves of the rate at the last step
+    gate_lr: float = 0.02  # Adam on the gates' logits
+    weight_decay: float = 0.01  # on the weight matrices, never on gates
+    clip: float = 5.0  # largest norm of the weights' gradient; 1 loses edges
+    optimiser: Optimiser = "adamw"  # "lamb": the published one, for weights and gates together
+    precision: Precision = "float32"  # "bfloat16": autocast; gates and their costs stay fp32
+
+    def __post_init__(self) -> None:
+        choices = {
+            "control": Control,
+            "optimiser": Optimiser,
+            "precision": Precision,
+            "schedule": Schedule,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise unknown_name(f"DAM {name}", getattr(self, name), get_args(known))
+        if not isinstance(self.density, (int, float)):
+            object.__setattr__(self, "density", tuple(float(share) for share in self.density))
+        if not self.targets or not all(0 < share < 1 for share in self.targets):
+            raise ValueError(f"density is a share of the edges in (0, 1), got {self.density}")
+        if self.steps < 2:
+            raise ValueError(f"steps must be at least 2, got {self.steps}")
+        if self.levels not in (1, 2):
+            raise ValueError(f"levels must be 1 or 2, got {self.levels}")
+        if self.micro_batches < 1:
+            raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
+        if self.optimiser == "lamb" and (self.levels == 2 or self.control == "hinge"):
+            raise ValueError(
+                "LAMB trains weights and gates in one step with one clip, so it takes levels=1 "
+                f"and another control, got levels={self.levels}, control={self.control!r}"
+            )
+        for name in ("warmup", "rise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share in [0, 1), got {getattr(self, name)}")
+        for name in ("anneal", "cooling"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.final_lr <= 1:
+            raise ValueError(f"final_lr is a share in [0, 1], got {self.final_lr}")
+        for name in ("lr", "gate_lr", "clip", "strength", "multiplier", "multiplier_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("penalty", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The target densities: one for the whole table, or one a layer."""
+        return (self.density,) if isinstance(self.density, (int, float)) else tuple(self.density)
+
+    @property
+    def target(self) -> float:
+        """Target density of the whole table."""
+        return sum(self.targets) / len(self.targets)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the gates act; at least one step is left for them."""
+        return min(round(self.warmup * self.steps), self.steps - 1)
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate at a step (from 0); of the gates too, where "sqrt"."""
+        if self.schedule == "sqrt":
+            return published_rate(step + 1, self.steps, warmup=self.rise)
+        rising = max(1, round(self.rise * self.steps))
+        if step < rising:
+            return (step + 1) / rising
+        return 1 - (1 - self.final_lr) * (step - rising) / max(1, self.steps - rising)
+
+    def cooled(self, step: int) -> float:
+        """Factor on the gates' temperature at a step (from 0)."""
+        gated = max(1, self.steps - 1 - self.warmup_steps)
+        return float(self.cooling ** min(1.0, max(0, step - self.warmup_steps) / gated))
+
+
+def preset(name: str) -> DamConfig:
+    """The settings of that name.
+
+    `"sparsebert"`: the published run (see `masksearch.gates.published`), which took 7,038 steps
+    of 128 micro-batches; change either with `dataclasses.replace`.
+
+    Raises:
+        UnknownNameError: For another name.
+    """
+    if name != "sparsebert":
+        raise unknown_name("DAM preset", name, ("sparsebert",))
+    return DamConfig(
+        steps=7038,
+        warmup=0.0,
+        control="sum",
+        penalty=5e-5,
+        micro_batches=128,
+        optimiser="lamb",
+        lr=6e-3,
+        gate_lr=6e-3,
+        schedule="sqrt",
+        rise=0.2843,
+        weight_decay=0.01,
+        clip=1.0,
+    )
