@@ -1,0 +1,269 @@
+"""Does DAM find planted edges, at what density, in what time; and what does a step cost?
+
+    python benchmarks/dam.py                  # everything
+    python benchmarks/dam.py A B --seeds 5    # some parts
+    python benchmarks/dam.py --smoke          # every part in seconds; its figures mean nothing
+
+    A  n = 32, one offset and a global token, free gates
+    B  n = 64, two offsets and a global token, free gates
+    C  Toeplitz gates on processes without a global token: are the planted offsets on top?
+    G  the same search with the loss multiplied by 1,000 and by 0.001
+    H  how a gate acts, how density is controlled, and the published algorithm
+    I  time of a training step against the same model with dense SDPA
+
+Every run is kept in results/dam_runs.csv as it ends, and is not repeated; the summary goes to
+results/dam.json. One thread; CPU seconds stand beside wall seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from planted_runs import Cells, Row, Setting, shown, summary
+
+import masksearch as ms
+from masksearch.contracts import generator
+from masksearch.gates.dam import dam_reports
+from masksearch.models.sizes import MaskedLanguageModel, encoder
+from masksearch.train import TrainConfig, train
+
+HERE = Path(__file__).parent
+ONE = ms.PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)
+TWO = ms.PlantedProcess(length=64, vocabulary=32, offsets=(11, 23), keys=4)
+SMALL = ms.PlantedProcess(length=16, vocabulary=8, offsets=(5,), keys=2)
+SEEDS, SCALE_SEEDS, FORM_SEEDS = 5, 2, 3
+GOALS = {  # figure: (at least, at most)
+    "A": {"auroc": (0.995, None), "precision": (0.97, None), "cpu_seconds": (None, 60)},
+    "B": {"auroc": (0.98, None), "precision": (0.95, None), "cpu_seconds": (None, 240)},
+    "C": {"value": (1.0, None)},
+}
+SLOWER = {"log": 1.15, "flip": 1.5}  # at most, as a multiple of the dense step's time
+STEP = {"size": "mini", "length": 128, "vocabulary": 4096, "batch": 8, "rounds": 24}
+
+
+def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
+    """Part -> cell -> what is run."""
+    one, two = (SMALL, SMALL) if smoke else (ONE, TWO)
+    quick = {"steps": 12, "density": 0.1} if smoke else {}
+    toeplitz = {}
+    for offsets in ((5,),) if smoke else ((11,), (5, 11)):
+        process = ms.PlantedProcess(
+            length=one.length, vocabulary=one.vocabulary, offsets=offsets, keys=1
+        )
+        for signed in (False, True):
+            name = f"offsets {offsets}, {'signed' if signed else 'symmetric'}"
+            toeplitz[name] = Setting(
+                process,
+                {**quick, "density": bands(process)},
+                {"structure": "toeplitz", "signed": signed},
+            )
+    scales = {
+        f"loss x {factor:g}": Setting(one, quick, loss_factor=factor) for factor in (1e3, 1e-3)
+    }
+    soft = {"hard": False}
+    forms = {  # beside part A, which is the default: flip, hard
+        "log, soft": Setting(one, quick, {"form": "log", **soft}),
+        "log, hard": Setting(one, quick, {"form": "log"}),
+        "log, hard-concrete": Setting(
+            one, quick, {"form": "log", "noise": "hard-concrete", **soft}
+        ),
+        "product, hard": Setting(one, quick, {"form": "product"}),
+        "additive, hard": Setting(one, quick, {"form": "additive"}),
+        "flip, multiplier": Setting(one, {**quick, "control": "multiplier"}),
+        "flip, fixed penalty": Setting(one, {**quick, "control": "penalty"}),
+        "flip, two levels": Setting(one, {**quick, "levels": 2}),
+        "flip, no warm-up": Setting(one, {**quick, "warmup": 0.0}),
+        "flip, growing from .03": Setting(
+            one, {**quick, "warmup": 0.0}, {"initial_density": 0.03}
+        ),
+        "published": Setting(one, {"steps": 1500, "micro_batches": 1}, preset="sparsebert"),
+    }
+    if smoke:
+        forms = {name: forms[name] for name in ("log, soft", "flip, growing from .03")}
+    return {
+        "A": {"n = 32": Setting(one, quick)},
+        "B": {"n = 64": Setting(two, quick)},
+        "C": toeplitz,
+        "G": scales,
+        "H": forms,
+    }
+
+
+def bands(process: ms.PlantedProcess) -> float:
+    """Density of whole bands at the planted offsets, in both directions; at least 1 / n."""
+    edges = sum(2 * (process.length - offset) for offset in process.offsets)
+    return max(edges, process.length) / process.length**2
+
+
+def searched(setting: Setting, seed: int) -> Row:
+    """One run of DAM; with Toeplitz gates also whether the planted offsets are on top."""
+    result, row = setting.run(seed)
+    if setting.gates.get("structure") == "toeplitz":
+        row |= offsets_on_top(result.probabilities, setting)
+    return row
+
+
+def offsets_on_top(probabilities: torch.Tensor, setting: Setting) -> Row:
+    """`value`: 1 if every planted offset is likelier than every other one, else 0; `margin`: the
+    least probability of a planted offset minus the largest of the others."""
+    best = probabilities.amax((0, 1))
+    length = len(best)
+    planted = {sign * offset for offset in setting.process.offsets for sign in (-1, 1)}
+    of = {o: best.diagonal(o).mean().item() for o in range(1 - length, length) if o}
+    least = min(of[offset] for offset in planted)
+    margin = least - max(value for offset, value in of.items() if offset not in planted)
+    return {"value": float(margin > 0), "margin": margin}
+
+
+def step_times(smoke: bool) -> dict[str, list[float]]:
+    """CPU seconds of a training step of each kind, interleaved: dense, log, flip, dense, .."""
+    rounds = 3 if smoke else STEP["rounds"]
+    size = "nano" if smoke else STEP["size"]
+    random = generator(0)
+    ids = torch.randint(STEP["vocabulary"], (STEP["batch"], STEP["length"]), generator=random)
+    hidden = torch.rand(ids.shape, generator=random) < 0.15
+    batch = {"input_ids": ids, "labels": ids.masked_fill(~hidden, -100)}
+
+    def model() -> MaskedLanguageModel:
+        body = encoder(size, STEP["vocabulary"], STEP["length"], seed=0)
+        return MaskedLanguageModel(body, seed=0)
+
+    def gated(form: str) -> Iterator[object]:
+        body = model()
+        gates = ms.Gates(
+            "free",
+            length=STEP["length"],
+            heads=body.config.num_attention_heads,
+            layers=body.config.num_hidden_layers,
+            form=form,
+            hard=form == "flip",
+        )
+        config = ms.DamConfig(steps=rounds + 2, warmup=0.0)  # few steps: each is reported
+        return iter(dam_reports(body, [batch], gates, config))
+
+    def endless() -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            yield batch
+
+    kinds: dict[str, Iterator[object]] = {
+        "dense": iter(train(model(), endless(), TrainConfig(steps=rounds + 2))),
+        "log": gated("log"),
+        "flip": gated("flip"),
+    }
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in range(rounds + 1):
+        for kind, steps in kinds.items():
+            start = time.process_time()
+            next(steps)
+            if number:  # the first step of each builds its state
+                times[kind].append(time.process_time() - start)
+    for steps in kinds.values():
+        steps.close()  # type: ignore[attr-defined]
+    return times
+
+
+def steps(cells: Cells, smoke: bool) -> None:
+    """Part I: the ratio of every round, so that a change of the machine's load hits both."""
+    wanted = range(1, (3 if smoke else STEP["rounds"]) + 1)
+    if len(cells.of("I").get("log", ())) >= len(wanted):
+        return
+    times = step_times(smoke)
+    for kind in SLOWER:
+        for number, dense, own in zip(wanted, times["dense"], times[kind], strict=True):
+            figures = {"value": own / dense, "cpu_seconds": own, "dense": dense}
+            cells.run("I", kind, number, lambda _, figures=figures: figures)
+
+
+def judged(part: str, found: dict[str, list[Row]]) -> dict[str, object]:
+    """Summary of each cell, with whether the goals are met by the mean and by every run."""
+    out: dict[str, object] = {}
+    for cell, rows in found.items():
+        entry = summary(rows)
+        for name, (least, most) in GOALS.get(part, {}).items():
+            mean = entry[name]["mean"]
+            worst = entry[name]["least"] if least is not None else entry[name]["most"]
+            entry[f"goal {name}"] = {
+                "goal": f">= {least}" if least is not None else f"<= {most}",
+                "met by the mean": mean >= least if least is not None else mean <= most,
+                "met by every run": worst >= least if least is not None else worst <= most,
+            }
+        if part == "I":
+            ratios = sorted(row["value"] for row in rows)
+            quarters = statistics.quantiles(ratios, n=4)
+            entry = {
+                "ratio": statistics.median(ratios),
+                "quartiles": [quarters[0], quarters[2]],
+                "rounds": len(ratios),
+                "seconds": statistics.median(row["cpu_seconds"] for row in rows),
+                "dense seconds": statistics.median(row["dense"] for row in rows),
+                "goal": f"<= {SLOWER[cell]}",
+                "met": statistics.median(ratios) <= SLOWER[cell],
+            }
+        out[cell] = entry
+    return out
+
+
+def table(part: str, found: dict[str, list[Row]]) -> str:
+    """The part's figures for a README."""
+    columns = {
+        "I": ("value", "cpu_seconds", "dense"),
+        "C": ("value", "margin", "density", "target", "cpu_seconds"),
+    }.get(part, ("auroc", "precision", "density", "target", "cpu_seconds", "wall_seconds"))
+    lines = [f"| {part} | runs | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for cell, rows in found.items():
+        figures = [
+            shown(rows, name, 1 if "seconds" in name and part != "I" else 4) for name in columns
+        ]
+        lines.append(f"| {cell} | {len(rows)} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the parts that are named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    known = ("A", "B", "C", "I", "G", "H")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(known))
+    parser.add_argument(
+        "--seeds", type=int, help=f"of A, B and C {SEEDS}, G {SCALE_SEEDS}, H {FORM_SEEDS}"
+    )
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--smoke", action="store_true", help="12 steps; give another --out")
+    given = parser.parse_args()
+    chosen = given.parts or list(known)
+    if unknown := set(chosen) - set(known):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    if given.smoke and given.out == HERE / "results":
+        parser.error("--smoke needs another --out: its figures must not mix with real ones")
+    torch.set_num_threads(1)
+    cells = Cells(given.out / "dam_runs.csv")
+    report = given.out / "dam.json"
+    found = json.loads(report.read_text()) if report.is_file() else {}
+    for part in chosen:
+        if part == "I":
+            steps(cells, given.smoke)
+        else:
+            count = given.seeds or {"G": SCALE_SEEDS, "H": FORM_SEEDS}.get(part, SEEDS)
+            for cell, setting in settings(given.smoke)[part].items():
+                for seed in range(1 if given.smoke else count):
+                    cells.run(part, cell, seed, partial(searched, setting))
+        found[part] = {
+            "cells": judged(part, cells.of(part)),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "load": os.getloadavg()[0],
+        }
+        report.write_text(json.dumps(found, indent=1) + "\n")
+        print(table(part, cells.of(part)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
