@@ -51,11 +51,18 @@ if TYPE_CHECKING:
     from masksearch.executors.on_ray import RayTune
     from masksearch.gates.bank import Gates
     from masksearch.gates.dam import DamConfig, dam
+    from masksearch.gates.perturbation import perturbation_scores
     from masksearch.gates.result import DamResult
     from masksearch.masks import FAMILIES, Mask
     from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
     from masksearch.masks.measure import fingerprint
+    from masksearch.masks.nearest import NearestFamily, nearest_family
     from masksearch.models.attach import attach, detach
+    from masksearch.positions.analysis import importance
+    from masksearch.positions.controls import diagonal_controls
+    from masksearch.positions.maps import AttentionMaps, attention_maps
+    from masksearch.positions.over_training import importance_dynamics
+    from masksearch.positions.result import Importance
     from masksearch.results.comparison import Comparison
     from masksearch.tasks.planted import PlantedProcess
     from masksearch.user_code import load_function
@@ -65,6 +72,7 @@ __version__ = "0.1.0"
 LAZY = {
     "FAMILIES": "masksearch.masks",
     "AttachError": "masksearch.errors",
+    "AttentionMaps": "masksearch.positions.maps",
     "Budget": "masksearch.contracts",
     "Comparison": "masksearch.results.comparison",
     "Constraint": "masksearch.constraints",
@@ -77,6 +85,7 @@ LAZY = {
     "Gates": "masksearch.gates.bank",
     "GlueEvaluator": "masksearch.evaluators.glue",
     "HeadCountError": "masksearch.errors",
+    "Importance": "masksearch.positions.result",
     "LayerCountError": "masksearch.errors",
     "LengthError": "masksearch.errors",
     "Local": "masksearch.executors.local",
@@ -84,6 +93,7 @@ LAZY = {
     "MaskFormatError": "masksearch.errors",
     "MaskSearchError": "masksearch.errors",
     "MlmEvaluator": "masksearch.evaluators.mlm",
+    "NearestFamily": "masksearch.masks.nearest",
     "NonFiniteLossError": "masksearch.errors",
     "Objective": "masksearch.contracts",
     "OneShot": "masksearch.contracts",
@@ -101,14 +111,20 @@ LAZY = {
     "UnknownNameError": "masksearch.errors",
     "WithCost": "masksearch.evaluators.with_cost",
     "attach": "masksearch.models.attach",
+    "attention_maps": "masksearch.positions.maps",
     "compare": "masksearch.driver",
     "dam": "masksearch.gates.dam",
     "detach": "masksearch.models.attach",
+    "diagonal_controls": "masksearch.positions.controls",
     "fingerprint": "masksearch.masks.measure",
     "flex_block_mask": "masksearch.masks.lower",
+    "importance": "masksearch.positions.analysis",
+    "importance_dynamics": "masksearch.positions.over_training",
     "load_function": "masksearch.user_code",
     "load_mask": "masksearch.masks.lower",
     "lower": "masksearch.masks.lower",
+    "nearest_family": "masksearch.masks.nearest",
+    "perturbation_scores": "masksearch.gates.perturbation",
     "save_mask": "masksearch.masks.lower",
     "search": "masksearch.driver",
 }
@@ -116,6 +132,7 @@ LAZY = {
 __all__ = [
     "FAMILIES",
     "AttachError",
+    "AttentionMaps",
     "Budget",
     "Comparison",
     "Constraint",
@@ -128,6 +145,7 @@ __all__ = [
     "Gates",
     "GlueEvaluator",
     "HeadCountError",
+    "Importance",
     "LayerCountError",
     "LengthError",
     "Local",
@@ -135,6 +153,7 @@ __all__ = [
     "MaskFormatError",
     "MaskSearchError",
     "MlmEvaluator",
+    "NearestFamily",
     "NonFiniteLossError",
     "Objective",
     "OneShot",
@@ -152,15 +171,21 @@ __all__ = [
     "UnknownNameError",
     "WithCost",
     "attach",
+    "attention_maps",
     "compare",
     "dam",
     "detach",
+    "diagonal_controls",
     "fingerprint",
     "flex_block_mask",
+    "importance",
+    "importance_dynamics",
     "load_function",
     "load_mask",
     "lower",
     "masks",
+    "nearest_family",
+    "perturbation_scores",
     "save_mask",
     "search",
 ]

@@ -309,10 +309,10 @@ def build_strategy(
                 f"strategy 'dam' needs an evaluator with differentiable(seed); "
                 f"{type(evaluator).__name__} has none"
             )
-        from masksearch.gates.dam import DamConfig
+        from masksearch.gates.config import configured
 
         config = dict(options.get("config", {}))
-        target = DamConfig(**config).target
+        target = configured(config).target
         return DamStrategy(
             run,
             gates=options.get("gates", {}),

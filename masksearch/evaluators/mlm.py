@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self
@@ -193,10 +193,18 @@ class MlmEvaluator:
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
         task = self.task()
+        even, odd = (
+            replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))
+            for part in (0, 1)
+        )
         return Differentiable(
             self.model(seed),
             moved(task.batches(mixed_seed(seed, DATA)), self.place),
             list(moved(iter(task.held_out()), self.place)),
+            (
+                moved(even.batches(mixed_seed(seed, DATA)), self.place),
+                moved(odd.batches(mixed_seed(seed, DATA)), self.place),
+            ),
         )
 
     def pretrain(self, model: MaskedLanguageModel, mask: Mask, *, seed: int) -> Iterator[Report]:

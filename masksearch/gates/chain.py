@@ -29,7 +29,7 @@ def loss_chain(
         gates: Left as they were.
         loss: Loss of a batch.
         batches: At least one.
-        density: Of the mask that is cut.
+        density: Of the mask that is cut; at least one key a row.
 
     Returns:
         In nats: `relaxed` (every gate at its probability), `sampled` (mean over four samples),
@@ -59,7 +59,7 @@ def loss_chain(
         gates.eval()
         gates.deterministic = True
         found["held_out"] = mean()
-        cut = at_sparsity(probabilities.cpu(), 1 - density)
+        cut = at_sparsity(probabilities.cpu(), 1 - max(density, 1 / gates.length))
         gates.fixed = cut.to(probabilities)
         found["discretised"] = mean()
     finally:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from masksearch.errors import unknown_name
 from masksearch.gates.published import published_rate
@@ -29,8 +29,9 @@ class DamConfig:
     - `"penalty"`: `penalty` x density is added; which density that gives is not known before.
     - `"sum"`: `penalty` x the number of open edges of the sample is added, as published.
 
-    For the first two the target sinks geometrically from the first density to `density`. None
-    but `"sum"` changes its meaning with length, heads or layers.
+    For the first two the target sinks geometrically from the first density to `density`; for the
+    others `density` only says where the mask of the health card is cut. None but `"sum"` changes
+    its meaning with length, heads or layers.
 
     With `levels` = 2 the gates learn on batches of their own, the weights on the others (the
     first-order form of bilevel search).
@@ -115,6 +116,11 @@ class DamConfig:
         return sum(self.targets) / len(self.targets)
 
     @property
+    def aims(self) -> bool:
+        """Whether the control holds the density at the target, and not just lowers it."""
+        return self.control in ("hinge", "multiplier")
+
+    @property
     def warmup_steps(self) -> int:
         """Steps before the gates act; at least one step is left for them."""
         return min(round(self.warmup * self.steps), self.steps - 1)
@@ -159,3 +165,14 @@ def preset(name: str) -> DamConfig:
         weight_decay=0.01,
         clip=1.0,
     )
+
+
+def configured(arguments: Mapping[str, Any]) -> DamConfig:
+    """A configuration from plain data: fields of `DamConfig`, over those of a `preset`.
+
+    >>> configured({"preset": "sparsebert", "steps": 100}).control
+    'sum'
+    """
+    changed = dict(arguments)
+    name = changed.pop("preset", None)
+    return DamConfig(**changed) if name is None else replace(preset(name), **changed)

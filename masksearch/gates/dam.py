@@ -27,6 +27,7 @@ from masksearch.gates.joint import JointTraining
 from masksearch.gates.result import DamResult as DamResult
 
 Batches = Iterable[Batch] | Task
+CHECKPOINT_SECONDS = 60.0  # wall time between two checkpoints
 
 
 def dam_reports(
@@ -39,7 +40,7 @@ def dam_reports(
     gate_batches: Batches | None = None,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Iterator[Report]:
     """Trains in place and reports about a hundred times; stop by closing the iterator.
 
@@ -72,6 +73,7 @@ def dam_reports(
         NonFiniteLossError: If a loss is NaN or infinite; names the step.
         ResumeError: If the checkpoints are of another run.
         LayerCountError: If there are targets for another number of layers.
+        LengthError: If a batch is longer than the gates.
         ValueError: If a target density is below one key a row, or the batches end too early.
     """
     check_targets(gates, config)
@@ -108,7 +110,7 @@ def check_targets(gates: Gates, config: DamConfig) -> None:
             f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
             "give one share for all, or one for each layer of the gates"
         )
-    if min(config.targets) * gates.length < 1:
+    if config.aims and min(config.targets) * gates.length < 1:
         raise ValueError(
             f"every row keeps a key, so density is at least 1/n = {1 / gates.length:.6g} at "
             f"length {gates.length}, got {config.density}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch, Report
-from masksearch.errors import NonFiniteLossError, ResumeError
+from masksearch.errors import LengthError, NonFiniteLossError, ResumeError
 from masksearch.gates.bank import Gates
 from masksearch.gates.chain import loss_chain
 from masksearch.gates.config import DamConfig
@@ -161,6 +161,12 @@ class JointTraining:
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"the batches ended after {step} of {self.config.steps} steps")
+        tokens = batch.get("input_ids")
+        if tokens is not None and tokens.shape[-1] > self.gates.length:
+            raise LengthError(
+                f"these gates hold {self.gates.length} positions, a batch has "
+                f"{tokens.shape[-1]}; build them with the longest sequence's length"
+            )
         return batch
 
     def loss(self, batch: Batch) -> Tensor:

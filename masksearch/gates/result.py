@@ -14,7 +14,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Report
 from masksearch.errors import MaskFormatError
-from masksearch.gates.discretise import at_sparsity, at_threshold
+from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
 from masksearch.gates.health import Health, health
 from masksearch.masks.core import Mask
 
@@ -29,7 +29,8 @@ class DamResult:
         probabilities: float32 `[layers, heads, n, n]` on the CPU: how likely each edge is open.
             An axis of 1 means shared by all layers or heads.
         curve: Reports, oldest first, with `loss`, `density`, `target`, `entropy`, `control`; the
-            last one also has `held_out` where held-out batches were given.
+            last one also has `relaxed`, `sampled`, `held_out` and `discretised` where held-out
+            batches were given (see `masksearch.gates.chain`).
         target: Density that was asked for.
         gates: Arguments of the `Gates`.
         config: Fields of the `DamConfig`.
@@ -46,27 +47,52 @@ class DamResult:
         """Loss on the held-out batches under the rounded gates, or None without any."""
         return self.curve[-1].values.get("held_out") if self.curve else None
 
-    def mask(self, *, sparsity: float | None = None, threshold: float | None = None) -> Mask:
-        """Cuts a mask from the probabilities; give exactly one of the two arguments.
+    def mask(
+        self,
+        *,
+        sparsity: float | None = None,
+        threshold: float | None = None,
+        keys: int | None = None,
+        per: Per = "mask",
+        empty_rows: EmptyRows = "best",
+    ) -> Mask:
+        """Cuts a mask from the probabilities; give exactly one of the first three arguments.
 
         Args:
-            sparsity: Share of closed edges over all layers and heads, in [0, 1 - 1/n]. Exactly
-                round((1 - sparsity) x layers x heads x n x n) edges are kept: the best key of
-                each row, then the likeliest of all; ties go to the nearer offset.
-            threshold: Lowest kept probability, in [0, 1]; a row without any keeps its best key.
+            sparsity: Share of closed edges, in [0, 1 - 1/n]. Exactly round((1 - sparsity) x
+                cells) edges are kept: the best key of each row, then the likeliest; ties go to
+                the nearer offset.
+            threshold: Lowest kept probability, in [0, 1].
+            keys: Number of keys that every row keeps, 1..n.
+            per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.
+            empty_rows: `"best"`: a row that would be empty keeps its best key, which counts in
+                the density; `"refuse"`: it is an error.
 
         Returns:
             A table mask of length n.
 
         Raises:
-            ValueError: If none or both are given, one is out of range, or rows would be empty.
+            ValueError: If none or several are given, or one is out of range.
+            EmptyRowError: If a row would be empty and `empty_rows` is `"refuse"`.
         """
-        if sparsity is not None and threshold is None:
-            return masks.table(at_sparsity(self.probabilities, sparsity))
-        if threshold is not None and sparsity is None:
-            return masks.table(at_threshold(self.probabilities, threshold))
-        given = "none" if sparsity is None else "both"
-        raise ValueError(f"mask() takes either sparsity or threshold, got {given}")
+        given = [
+            name
+            for name, value in (("sparsity", sparsity), ("threshold", threshold), ("keys", keys))
+            if value is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                "mask() takes exactly one of sparsity, threshold and keys, got "
+                f"{' and '.join(given) or 'none'}"
+            )
+        if sparsity is not None:
+            kept = at_sparsity(self.probabilities, sparsity, per, empty_rows=empty_rows)
+        elif threshold is not None:
+            kept = at_threshold(self.probabilities, threshold, empty_rows=empty_rows)
+        else:
+            assert keys is not None
+            kept = top_keys(self.probabilities, keys)
+        return masks.table(kept)
 
     def health(self) -> Health:
         """Density against the target, undecided gates, and whether the run collapsed."""
