@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from masksearch.contracts import Objective, OneShot, Record, Shape
-from masksearch.errors import SearchError
+from masksearch.errors import MaskFormatError, SearchError
+from masksearch.gates.agreement import Response, response
+from masksearch.gates.health import health, warmup_steps
 from masksearch.gates.result import DamResult
 from masksearch.results.comparison import Comparison
+from masksearch.results.dam_section import DamCard, DamRuns
 from masksearch.results.report import write_report
 from masksearch.results.study_store import StudyStore
 
@@ -144,7 +148,7 @@ def report_on(
         facts=facts,
         shape=main.shape,
         verdicts=notes.get("verdicts", []),
-        dam_health=dam_health(searches),
+        dam=dam_health(searches),
     )
     for study in comparisons:
         if not beside or study is not beside[0]:
@@ -152,19 +156,97 @@ def report_on(
     return page
 
 
-def dam_health(searches: Sequence[Found]) -> dict[str, float] | None:
-    """The health card of the last one-shot job that left its gates."""
-    health: dict[str, float] | None = None
+def dam_health(searches: Sequence[Found]) -> DamRuns | None:
+    """The health cards of every one-shot job that left its gates, and what they say together.
+
+    Runs whose jobs are equal differ in their seed: their agreement is measured. Runs with equal
+    gates and several settings of one density control give a response. None where no gates are.
+    """
+    found: list[tuple[str, Record, DamResult, float | None]] = []
+    missing: list[str] = []
     for study in searches:
         for record in study.records:
-            if isinstance(record.job, OneShot) and "gates" in record.artifacts:
-                card = DamResult.load(study.run / record.artifacts["gates"]).health()
-                health = {
-                    name: float(value)
-                    for name, value in card.items()
-                    if isinstance(value, int | float)
-                }
-    return health
+            if not isinstance(record.job, OneShot) or "gates" not in record.artifacts:
+                continue
+            name = f"{study.name}, trial {record.number} (seed {record.seed})"
+            try:
+                result = DamResult.load(study.run / record.artifacts["gates"])
+            except (FileNotFoundError, MaskFormatError) as error:
+                missing.append(f"{name}: {error}.")
+                continue
+            found.append((name, record, result, retrained_loss(study.records, result.target)))
+    if not found and not missing:
+        return None
+    cards = []
+    agreements: dict[str, Mapping[str, Any]] = {}
+    for index, (name, record, result, retrained) in enumerate(found):
+        twins = [
+            place
+            for place, (_, other, table, _) in enumerate(found)
+            if other.job == record.job
+            and table.probabilities.shape == result.probabilities.shape
+            and table.target == result.target
+        ]
+        others = [found[place][2].probabilities for place in twins if place != index]
+        card = health(
+            result.probabilities,
+            target=result.target,
+            initial=result.curve[0].values["density"] if result.curve else 1.0,
+            curve=result.curve,
+            warmup_steps=warmup_steps(result.config),
+            retrained=retrained,
+            others=others,
+            gates=result.gates,
+        )
+        if card["agreement"] is not None and twins[0] == index:
+            agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card["agreement"]
+        title = f"{name}: {gates_name(result)} gates, target {100 * result.target:.3g}%"
+        cards.append(
+            DamCard(title, record, card, result.probabilities, warmup_steps(result.config))
+        )
+    return DamRuns(cards, agreements, responses([result for _, _, result, _ in found]), missing)
+
+
+def gates_name(result: DamResult) -> str:
+    """The structure of a result's gates, in a word or two."""
+    name = str(result.gates.get("structure", "free"))
+    return f"{name}, signed" if result.gates.get("signed") else name
+
+
+def retrained_loss(records: Sequence[Record], target: float) -> float | None:
+    """The loss of the mask that DAM cut nearest to the target density, trained from scratch.
+
+    None unless its evaluator reports a `loss` and its density is within a tenth of the target.
+    """
+    cut = [
+        (abs(math.log(density / target)), record.values["loss"])
+        for record in records
+        if record.origin == "dam"
+        and record.scored
+        and math.isfinite(record.values.get("loss", math.nan))
+        and (density := float(record.params.get("density", 0.0))) > 0
+    ]
+    distance, loss = min(cut, default=(math.inf, math.nan))
+    return loss if distance <= math.log(1.1) else None
+
+
+def responses(results: Sequence[DamResult]) -> list[Response]:
+    """One response for each density control that was tried at several settings."""
+    groups: dict[str, list[DamResult]] = {}
+    for result in results:
+        if "control" in result.config:
+            kind = json.dumps([result.config["control"], {**result.gates, "seed": None}])
+            groups.setdefault(kind, []).append(result)
+    found = [
+        response(
+            [
+                (result.config, result.probabilities.mean().item(), result.held_out)
+                for result in group
+            ]
+        )
+        for group in groups.values()
+    ]
+    return [one for one in found if len({point["asked"] for point in one["points"]}) > 1]
 
 
 def read_notes(run: Path) -> dict[str, Any]:

@@ -9,14 +9,11 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import Report
-from masksearch.gates.agreement import Agreement, agreement, mean
+from masksearch.gates.agreement import Agreement, agreement
+from masksearch.gates.collapse import PATIENCE
+from masksearch.gates.collapse import CollapseWatch as CollapseWatch
 
 LARGE_GAP = 0.05  # nats, and share of the loss before it: a step of the loss chain above both
-RISE = 0.1  # nats by which a loss must rise, at least, to count as lost function
-RISE_SHARE = 0.05  # and the share of the loss at the end of the warm-up
-FALL_SHARE = 0.25  # and the share of what the warm-up had gained
-PATIENCE = 5  # reports in a row above that
-SMOOTH = 3  # reports whose mean is the loss at the end of the warm-up
 
 
 class Losses(TypedDict):
@@ -58,7 +55,7 @@ class Health(TypedDict):
     pruned_away: bool  # next to nothing is left: density below a quarter of the target
     nothing_pruned: bool  # density above nine tenths of where the gates started
     target_missed: bool  # density above 1.25 times the target
-    function_lost: bool  # the training loss ended far above that at the end of the warm-up
+    function_lost: bool  # loss far above that of the warm-up; that of the cut mask, if known, too
     problems: list[str]  # the flags above, in words
     notes: list[str]  # large steps of the loss chain, in words
     warnings: list[str]  # what a CollapseWatch says of the curve, with the steps
@@ -73,98 +70,7 @@ def entropy_bits(probabilities: Tensor) -> Tensor:
 def warmup_steps(config: Mapping[str, Any]) -> int:
     """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say."""
     steps = int(config.get("steps", 0))
-    return max(0, min(round(config.get("warmup", 0.0) * steps), steps - 1))
-
-
-class CollapseWatch:
-    """Says while a run is going on that it collapses, once for each kind of collapse.
-
-    - Everything is pruned: density below a quarter of that step's target.
-    - Nothing is pruned: after half of the steps with gates the density is above 0.9 of the first
-      one, although that step's target is lower.
-    - The function is lost: for `PATIENCE` reports in a row the loss lies above that at the end
-      of the warm-up (mean of its last `SMOOTH` reports; without a warm-up: the lowest mean of
-      `SMOOTH` reports so far) by more than the largest of 0.1 nats, 5% of it, and a quarter of
-      what it had fallen by since the first report.
-
-    Args:
-        config_target: Density that is asked for at the end, in (0, 1).
-        initial: Density at the start.
-        warmup_steps: Steps before the gates act.
-        steps: Optimiser steps of the run.
-
-    Attributes:
-        above: Reports in a row, up to the last one, whose loss counts as lost function.
-        level: The loss that they are held against; None = not known yet.
-        latest: Loss of the last report.
-    """
-
-    def __init__(
-        self, config_target: float, initial: float, warmup_steps: int, steps: int
-    ) -> None:
-        self.config_target, self.initial = config_target, initial
-        self.warmup_steps, self.steps = warmup_steps, steps
-        self.losses: list[float] = []  # of the reports that make up the level
-        self.first: float | None = None
-        self.level: float | None = None
-        self.latest: float | None = None
-        self.above = 0
-        self.said: set[str] = set()
-
-    def look(self, report: Report) -> str | None:
-        """Takes the next report (`loss`, `density`, `target`) and returns a new warning, if any."""
-        self.follow(report)
-        if report.step <= self.warmup_steps:
-            return None
-        values = report.values
-        density, target = values["density"], values.get("target", self.config_target)
-        asked = max(target, self.config_target)
-        halfway = self.warmup_steps + (self.steps - self.warmup_steps) / 2
-        if "pruned away" not in self.said and density < asked / 4:
-            self.said.add("pruned away")
-            return (
-                f"step {report.step}: nearly everything is pruned (density {density:.4g}, target "
-                f"now {asked:.4g}); lower gate_lr, or use control='exact'"
-            )
-        if (
-            "nothing pruned" not in self.said
-            and report.step >= halfway
-            and density > 0.9 * self.initial
-            and target < 0.9 * self.initial
-        ):
-            self.said.add("nothing pruned")
-            return (
-                f"step {report.step}: nothing is pruned yet (density {density:.4g}, at the start "
-                f"{self.initial:.4g}, target now {target:.4g}); raise gate_lr or the control's "
-                "strength"
-            )
-        if "function lost" not in self.said and self.above >= PATIENCE:
-            self.said.add("function lost")
-            return (
-                f"step {report.step}: the loss has risen to {values['loss']:.4g} from "
-                f"{self.level:.4g} before the gates; edges go faster than the weights can follow: "
-                "train for more steps, lower gate_lr, or ask for a higher density"
-            )
-        return None
-
-    def follow(self, report: Report) -> None:
-        """Keeps the level of the loss, and counts reports above it."""
-        loss = report.values.get("loss")
-        if loss is None:
-            return
-        self.latest = loss
-        self.first = loss if self.first is None else self.first
-        warm = report.step <= self.warmup_steps
-        if self.level is not None and not warm:
-            margin = max(RISE, RISE_SHARE * self.level, FALL_SHARE * (self.first - self.level))
-            self.above = self.above + 1 if loss > self.level + margin else 0
-        if warm or not self.warmup_steps:
-            self.losses = [*self.losses, loss][-SMOOTH:]
-            recent = mean(self.losses)
-            if warm:
-                self.level = recent
-            elif len(self.losses) == SMOOTH:
-                self.level = recent if self.level is None else min(self.level, recent)
+    return max(0, min(round(float(config.get("warmup", 0.0)) * steps), steps - 1))
 
 
 def health(
@@ -212,7 +118,8 @@ def health(
     target_missed = density > 1.25 * target
     watch = CollapseWatch(target, initial, warmup_steps, curve[-1].step if curve else 0)
     warnings = [line for report in curve if (line := watch.look(report)) is not None]
-    function_lost = watch.above >= PATIENCE
+    cut = losses["discretised"]
+    function_lost = watch.above >= PATIENCE and (cut is None or watch.lost(cut))
     problems = []
     if pruned_away:
         problems.append(
@@ -255,7 +162,7 @@ def health(
         target_missed=target_missed,
         function_lost=function_lost,
         problems=problems,
-        notes=gap_notes(losses, gaps, undecided),
+        notes=gap_notes(losses, gaps, undecided, cut_cause(density, target, length, undecided)),
         warnings=warnings,
     )
 
@@ -295,31 +202,47 @@ def loss_chain(curve: Sequence[Report], retrained: float | None) -> tuple[Losses
     return losses, gaps
 
 
-def gap_notes(losses: Losses, gaps: Gaps, undecided: float) -> list[str]:
-    """One sentence for every large step of the loss chain."""
-    open_gates = f"{100 * undecided:.0f}% of the edges are undecided"
+def cut_cause(density: float, target: float, length: int, undecided: float) -> str:
+    """The likeliest reason why a mask cut at the target density is worse than the gates."""
+    rows = 1 / (length * target)
+    if density > 1.1 * target:
+        return f"the gates have reached {density:.4g} only; train longer, or cut the mask there"
+    if rows > 0.5:
+        return (
+            f"every row keeps a key, which takes {100 * min(1.0, rows):.0f}% of the edges at this "
+            "density; ask for a higher one"
+        )
+    if undecided >= 0.01:
+        return f"{100 * undecided:.0f}% of the edges are undecided; train longer"
+    return "the order of the gates near the cut says little; train longer"
+
+
+def gap_notes(losses: Losses, gaps: Gaps, undecided: float, cause: str) -> list[str]:
+    """One sentence for every large step of the loss chain; `cause`: why the cut may cost."""
+    noise = "unlikely edges are drawn now and then, and each of them disturbs"
+    if undecided >= 0.01:
+        noise = f"{100 * undecided:.0f}% of the edges are undecided"
     steps = (
         (
             losses["relaxed"],
             gaps["sampling"],
-            f"from soft to sampled gates: {open_gates}; train longer, or set cooling below 1",
+            f"from soft to sampled gates: {noise}; train longer, or set cooling below 1",
             "from soft to sampled gates: the weights know sampled gates only, so the relaxed "
             "loss says little here",
         ),
         (
             losses["sampled"],
             gaps["discretisation"],
-            f"when the mask is cut at the target density: {open_gates}; train longer, or cut "
-            "at the density that the gates have reached",
-            "when the mask is cut at the target density: the noise of the samples held it up",
+            f"when the mask is cut at the target density: {cause}",
+            "when the mask is cut at the target density: the noise of the samples had raised it",
         ),
         (
             losses["discretised"],
             gaps["retraining"],
             "when the mask is trained from scratch: it leans on the weights that it was found "
             "with, or had fewer steps to train",
-            "when the mask is trained from scratch: the joint training left its weights behind; "
-            "judge masks by retraining only",
+            "when the mask is trained from scratch: the weights of the joint training lag behind "
+            "the mask; judge masks by retraining only",
         ),
     )
     notes = []

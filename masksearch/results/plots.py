@@ -10,15 +10,15 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 
-from masksearch.contracts import Objective, Record, Report
+from masksearch.contracts import Objective, Record
 from masksearch.results.comparison import Comparison, Entry
 from masksearch.results.frontier import hypervolume_curve, pareto
 from masksearch.results.labels import place_labels
 from masksearch.results.pictures import plot_masks
 
-__all__ = ["plot_dam", "plot_frontier", "plot_hypervolume", "plot_masks", "save"]
+__all__ = ["plot_frontier", "plot_hypervolume", "plot_masks", "save"]
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; the shape says it twice.
 STYLES = {
@@ -275,37 +275,6 @@ def plot_hypervolume(
         axes.set_xlim(left=0)
     if len(curves) > 0:
         by_trials.legend(fontsize=10, frameon=False, loc="lower right")
-    return figure
-
-
-def plot_dam(curve: Sequence[Report]) -> Figure:
-    """DAM's density (log scale) with its target, and its loss, over the training steps.
-
-    Args:
-        curve: Reports with `density` and, where known, `target` (both in (0, 1]) and `loss`.
-    """
-    figure = new_figure(8.4, 5.6)
-    density, loss = figure.subplots(2, 1, sharex=True)
-    for name, colour, style in (("density", "#D55E00", "-"), ("target", "#222222", "--")):
-        points = [(r.step, r.values[name]) for r in curve if r.values.get(name, 0.0) > 0]
-        if points:
-            x, y = zip(*points, strict=True)
-            density.plot(x, y, style, color=colour, linewidth=1.8, label=name)
-    points = [(r.step, r.values["loss"]) for r in curve if "loss" in r.values]
-    if points:
-        loss.plot(*zip(*points, strict=True), color="#0072B2", linewidth=1.6)
-    clean(density, "", "density (kept share of cells)")
-    clean(loss, "optimiser steps", "training loss (nats)")
-    if density.lines:
-        density.set_yscale("log")
-        density.yaxis.set_major_formatter(ScalarFormatter())
-        density.yaxis.set_minor_locator(NullLocator())
-        ticks = [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
-        low, high = density.get_ylim()
-        shown = [tick for tick in ticks if low <= tick <= high]
-        if len(shown) >= 2:
-            density.set_yticks(shown, [f"{tick:g}" for tick in shown])
-        density.legend(fontsize=10, frameon=False)
     return figure
 
 

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from masksearch.contracts import Objective, OneShot, Record, Shape
+from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
+from masksearch.results.dam_section import CARDS, DamRuns, Part, Picture, dam_pictures, part_of
 from masksearch.results.frontier import pareto
-from masksearch.results.plots import plot_dam, plot_frontier, plot_hypervolume, plot_masks, save
+from masksearch.results.plots import plot_frontier, plot_hypervolume, plot_masks, save
 from masksearch.results.tables import (
     Table,
     comparison_table,
     findings_table,
     front_table,
-    health_table,
     runs_table,
     spent,
 )
@@ -46,7 +46,7 @@ def write_report(
     facts: Mapping[str, str] = {},
     shape: Shape | None = None,
     verdicts: Sequence[str] = (),
-    dam_health: Mapping[str, float] | None = None,
+    dam: DamRuns | None = None,
 ) -> Path:
     """Writes the page, and its figures as PNG and PDF into `figures/` beside it.
 
@@ -63,7 +63,7 @@ def write_report(
             under "To reproduce".
         shape: What the masks were lowered to; without it no mask is drawn.
         verdicts: Further lines for the head of the page.
-        dam_health: Name -> figure of DAM's health card.
+        dam: Health cards of the DAM runs among the records, and what they say together.
 
     Returns:
         The path of the page.
@@ -76,7 +76,12 @@ def write_report(
     records = [record for study in studies.values() for record in study]
     everything = records + (list(comparison.records) if comparison is not None else [])
     command = facts.get("command", "")
-    figures, masks_note = draw(path.parent / "figures", studies, objectives, comparison, shape)
+    dam = dam or DamRuns()
+    drawn = list(dam_pictures(dam, records))
+    folder = path.parent / "figures"
+    figures, masks_note = draw(
+        folder, studies, objectives, comparison, shape, [picture for _, picture in drawn]
+    )
     failed = [record for record in everything if record.status == "failed"]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -91,8 +96,12 @@ def write_report(
         comparison=comparison_table(comparison) if comparison is not None else Table(),
         findings=findings_table(comparison) if comparison is not None else Table(),
         masks_note=masks_note,
-        dam=[key for key in figures if key.startswith("dam")],
-        health=health_table(dam_health or {}),
+        dam=[
+            part_of(card, [picture for owner, picture in drawn if owner == index])
+            for index, card in enumerate(dam.cards[:CARDS])
+        ],
+        dam_together=together(dam, [picture for owner, picture in drawn if owner is None]),
+        dam_missing=dam.missing,
         failures=[failure(record) for record in failed[:FAILURES]],
         failed=len(failed),
         total=len(everything),
@@ -182,6 +191,7 @@ def draw(
     objectives: Sequence[Objective],
     comparison: Comparison | None,
     shape: Shape | None,
+    dam: Sequence[Picture],
 ) -> tuple[dict[str, dict[str, str]], str]:
     """Makes and saves every figure; returns them for the page, and a note on the masks."""
     records = [record for study in studies.values() for record in study]
@@ -219,15 +229,8 @@ def draw(
             "Hypervolume of each strategy's own trials, baselines left out; one search each, "
             "so the difference between two strategies has no interval.",
         )
-    curves = [r for r in records if isinstance(r.job, OneShot) and r.curve]
-    for index, record in enumerate(curves):
-        key = "dam" if len(curves) == 1 else f"dam_{index}"
-        add(
-            key,
-            plot_dam(record.curve),
-            "DAM's density and loss over the training steps",
-            f"Trial {record.number}: density of the gates with its target, and the loss.",
-        )
+    for made in dam:
+        add(made.key, made.figure, made.alt, made.caption)
     named = chosen(studies, objectives, comparison)
     if not named or shape is None:
         return figures, "The masks' shape is not known here, so none is drawn." if named else ""
@@ -247,6 +250,17 @@ def draw(
         "head.",
     )
     return figures, note
+
+
+def together(dam: DamRuns, pictures: Sequence[Picture]) -> Part:
+    """What several DAM runs say together, and the curves of runs without a card."""
+    left = len(dam.cards) - CARDS
+    notes = [f"{CARDS} of {len(dam.cards)} runs are shown in full."] if left > 0 else []
+    return Part(
+        "Several runs together" if dam.agreements or dam.responses else "",
+        notes=notes,
+        wide=[picture.key for picture in pictures],
+    )
 
 
 def same_protocol(records: Sequence[Record], comparison: Comparison | None) -> bool:

@@ -12,6 +12,7 @@ from masksearch.results.comparison import Comparison
 from masksearch.results.frontier import hypervolume, pareto
 
 DASH = "-"  # where there is nothing to say
+CARD = ("figure", "value", "what it means")  # head of DAM's health card
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,93 @@ def findings_table(comparison: Comparison) -> Table:
     return Table(head, tuple(rows))
 
 
-def health_table(health: Mapping[str, float]) -> Table:
-    """DAM's health card."""
-    rows = tuple((Cell(name.replace("_", " ")), Cell(figure(v))) for name, v in health.items())
-    return Table(heads("figure", "value", text=("figure",)), rows)
+def health_table(health: Mapping[str, Any]) -> Table:
+    """DAM's health card in words: a figure, its value, and what it means.
+
+    Args:
+        health: The fields of `masksearch.gates.health.Health`.
+    """
+    length = len(health["by_distance"])
+    shares = [share for layer in health["by_head"] for share in layer]
+    rows = [
+        (
+            "density",
+            f"{percent(health['density'])} (asked for: {percent(health['target'])})",
+            "mean probability of an edge at the end",
+        ),
+        (
+            "density by head",
+            f"{percent(min(shares))} to {percent(max(shares))}",
+            "of the emptiest and of the fullest head",
+        ),
+        ("entropy", f"{figure(health['entropy'], 3)} bits", "0: every gate has decided; 1: none"),
+        (
+            "undecided",
+            percent(health["undecided"]),
+            "edges with a probability between 0.1 and 0.9",
+        ),
+        (
+            "diagonal",
+            f"{percent(health['diagonal_mass'])} of the mass",
+            f"mean probability {figure(health['diagonal'], 3)}; equal gates would have "
+            f"{percent(health['diagonal_uniform'])} of the mass there",
+        ),
+        (
+            "within 4 positions",
+            f"{percent(sum(health['mass_by_distance'][:5]))} of the mass",
+            f"equal gates would have {percent(near(length, 4))}",
+        ),
+        (
+            "strongest offsets",
+            strongest(health["by_offset"]),
+            "key minus query, with the mean probability of an edge there",
+        ),
+    ]
+    losses = health["losses"]
+    for name, title, meaning in (
+        ("relaxed", "loss, soft gates", "held out, nats; gates replaced by their probabilities"),
+        ("sampled", "loss, sampled gates", "gates drawn, mean over several draws"),
+        ("rounded", "loss, rounded gates", "edges kept from a probability of 1/2"),
+        ("discretised", "loss, mask cut", "cut at the target density; the same weights"),
+        ("retrained", "loss, retrained", "that mask, trained from scratch"),
+    ):
+        value = losses[name]
+        rows.append((title, "not measured" if value is None else figure(value), meaning))
+    found = health["agreement"]
+    if found is None:
+        rows.append(("agreement of seeds", "one seed", "not known from a single run"))
+    else:
+        rows += [
+            (
+                "agreement of seeds",
+                f"IoU {figure(found['iou'], 3)} (chance {figure(found['chance'], 3)})",
+                f"mean over pairs of {found['seeds']} seeds, masks cut at the target density",
+            ),
+            (
+                "with heads matched",
+                f"IoU {figure(found['matched'], 3)} (chance {figure(found['matched_chance'], 3)})",
+                "heads of a layer in the order that agrees best",
+            ),
+        ]
+    cells = tuple((Cell(name), Cell(value), Cell(meaning)) for name, value, meaning in rows)
+    return Table(heads(*CARD, text=CARD), cells)
+
+
+def near(length: int, reach: int) -> float:
+    """Share of a table's cells with |i - j| <= reach."""
+    reach = min(reach, length - 1)
+    return (length + sum(2 * (length - distance) for distance in range(1, reach + 1))) / length**2
+
+
+def strongest(by_offset: Sequence[float], count: int = 4) -> str:
+    """The offsets of the largest mean probability, nearer ones first among equals."""
+    length = (len(by_offset) + 1) // 2
+    order = sorted(
+        range(1 - length, length),
+        key=lambda offset: (-round(by_offset[offset + length - 1], 6), abs(offset), offset),
+    )
+    return ", ".join(
+        f"{offset:+d} ({by_offset[offset + length - 1]:.2f})" if offset else
+        f"0 ({by_offset[length - 1]:.2f})"
+        for offset in order[:count]
+    )  # fmt: skip

@@ -13,7 +13,6 @@ from masksearch.results.comparison import Comparison
 from masksearch.results.labels import overlap
 from masksearch.results.pictures import planes
 from masksearch.results.plots import (
-    plot_dam,
     plot_frontier,
     plot_hypervolume,
     plot_masks,
@@ -72,13 +71,6 @@ def test_hypervolume_leaves_baselines_out(study, objectives):
     assert len(plot_hypervolume({"empty": []}, objectives).axes) == 2
 
 
-def test_dam_has_a_logarithmic_density(one_shot):
-    figure = plot_dam(one_shot.curve)
-    assert figure.axes[0].get_yscale() == "log"
-    assert len(figure.axes[0].get_lines()) == 2
-    assert len(plot_dam(()).axes) == 2
-
-
 def test_equal_layers_and_heads_are_one_panel():
     assert planes(masks.star(), 16, 3, 2).shape == (1, 1, 16, 16)
     two = masks.per_head([masks.star(), masks.window(2)])
@@ -103,8 +95,8 @@ def test_picture_shows_the_bits():
     assert torch.equal(dark, masks.window(1).dense(8)[0, 0])
 
 
-def test_save_writes_png_and_pdf(tmp_path, one_shot):
-    png, pdf = save(plot_dam(one_shot.curve), tmp_path / "new", "dam")
+def test_save_writes_png_and_pdf(tmp_path):
+    png, pdf = save(plot_masks({"w": masks.window(1)}, 8), tmp_path / "new", "masks")
     assert png.read_bytes().startswith(b"\x89PNG")
     assert pdf.read_bytes().startswith(b"%PDF")
 

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 from masksearch import masks
+from masksearch.contracts import Report, generator
+from masksearch.gates.health import health
+from masksearch.gates.result import DamResult
+from masksearch.reporting import Found, dam_health
 from masksearch.results.comparison import Comparison
 from masksearch.results.report import write_report
+from masksearch.results.tables import health_table, near, strongest
 
 VOID = {"meta", "img", "br"}
 
@@ -68,7 +75,6 @@ def full(tmp_path_factory, studies, objectives, shape, compared):
         facts={"machine": "2 cores", "command": "masksearch search x.py:space"},
         shape=shape,
         verdicts=["A line of mine."],
-        dam_health={"discretisation_gap": 0.01},
     )
 
 
@@ -80,7 +86,7 @@ def test_page_is_complete(full):
         "2 cores",
         "16 positions, 2 layers, 2 heads",
         "1 of 15 trials failed",
-        "discretisation gap",
+        "Differentiable attention masks (DAM)",
         "masksearch search x.py:space",
         "≤ constant",
         "(1 seed)",
@@ -170,3 +176,152 @@ def test_other_protocols_get_a_figure_of_their_own(tmp_path, record, objectives,
     )
     assert (tmp_path / "figures" / "compared.png").exists()
     assert "under another protocol than the search" in Page(path.read_text()).text
+
+
+@pytest.fixture
+def dam_study(tmp_path, one_shot, record, objectives, shape):
+    """A study of one DAM run: its gates on the disk, and masks cut from them."""
+
+    def make(seed: int, target: float = 0.25, cut: tuple[tuple[float, float], ...] = ()) -> Found:
+        folder = tmp_path / f"run_{seed}_{target}"
+        folder.mkdir()
+        last = one_shot.curve[-1]
+        losses = {"held_out": 2.2, "relaxed": 2.0, "sampled": 2.6, "discretised": 2.7}
+        curve = (*one_shot.curve[:-1], Report(last.step, {**last.values, **losses}))
+        DamResult(
+            torch.rand(2, 2, 16, 16, generator=generator(seed)),
+            curve,
+            target,
+            {"structure": "free", "length": 16, "heads": 2, "layers": 2},
+            {"steps": 39, "warmup": 0.4, "control": "hinge", "density": target},
+        ).save(folder / "gates.safetensors")
+        job = replace(one_shot.job, config={"density": target})
+        first = replace(
+            one_shot, job=job, curve=curve, seed=seed, artifacts={"gates": "gates.safetensors"}
+        )
+        rest = [
+            record(1 + k, 0.7, masks.window(k), origin="dam", params={"density": density},
+                   values={"loss": loss})
+            for k, (density, loss) in enumerate(cut)
+        ]  # fmt: skip
+        name = f"dam_{seed}_{target}"
+        return Found(folder, "search", name, [first, *rest], objectives, shape, {})
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Figures are made and named, but not rendered; returns their names."""
+    names = []
+
+    def save(figure, folder, name):
+        names.append(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(b"png")
+        return folder / f"{name}.png", folder / f"{name}.pdf"
+
+    monkeypatch.setattr("masksearch.results.report.save", save)
+    return names
+
+
+def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
+    study = dam_study(0, cut=((0.1, 9.0), (0.25, 3.5)))
+    path = write_report(
+        tmp_path / "page" / "r.html",
+        title="t",
+        studies={"dam": study.records},
+        objectives=objectives,
+        shape=shape,
+        dam=dam_health([study]),
+    )
+    page = Page(path.read_text())
+    for expected in (
+        "dam_0_0.25, trial 0 (seed 0): free gates, target 25%",
+        "The target was missed",
+        "The loss rises by 0.6 nats from soft to sampled gates",
+        "The loss rises by 0.8 nats when the mask is trained from scratch",
+        "loss, retrained 3.5",
+        "agreement of seeds one seed",
+        "of the mass",
+    ):
+        assert expected in page.text
+    assert "Several runs together" not in page.text
+    folder = path.parent / "figures"
+    for name in ("dam", "dam_gates", "dam_offsets", "dam_losses", "dam_decided"):
+        assert (folder / f"{name}.png").stat().st_size > 2000
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert all(attrs["alt"] for attrs in images)
+    assert len(images) == 3 + 5
+
+
+def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monkeypatch):
+    monkeypatch.setattr("masksearch.results.dam_section.CARDS", 1)
+    monkeypatch.setattr("masksearch.results.report.CARDS", 1)
+    found = [dam_study(0), dam_study(1), dam_study(0, 0.5)]
+    runs = dam_health(found)
+    assert list(runs.agreements) == ["free, 25%"]
+    assert runs.agreements["free, 25%"]["seeds"] == 2
+    (response,) = runs.responses
+    assert [point["asked"] for point in response["points"]] == [0.25, 0.25, 0.5]
+    path = write_report(
+        tmp_path / "page" / "r.html",
+        title="t",
+        studies={study.name: study.records for study in found},
+        objectives=objectives,
+        dam=runs,
+    )
+    page = Page(path.read_text())
+    assert "Several runs together" in page.text
+    assert "1 of 3 runs are shown in full." in page.text
+    assert "mean over pairs of 2 seeds" in page.text
+    assert {"dam_0_gates", "dam_1", "dam_2", "dam_agreement", "dam_response"} <= set(quick)
+    assert "dam_1_gates" not in quick
+    assert sum(tag == "img" for tag, _ in page.tags) == len(quick) == len(set(quick))
+
+
+def test_lost_gates_are_said_to_be_lost(dam_study, tmp_path, objectives, quick):
+    study = dam_study(0)
+    (study.run / "gates.safetensors").unlink()
+    runs = dam_health([study])
+    assert not runs.cards
+    path = write_report(
+        tmp_path / "r.html",
+        title="t",
+        studies={"dam": study.records},
+        objectives=objectives,
+        dam=runs,
+    )
+    assert "dam_0_0.25, trial 0 (seed 0): no gates at" in Page(path.read_text()).text
+    assert quick == ["dam"]  # the curve is in the record
+    assert dam_health([replace(study, records=[])]) is None
+
+
+@pytest.mark.parametrize(
+    ("cut", "loss"),
+    [
+        ((), None),
+        (((0.25, 3.0), (0.24, 2.0)), 3.0),
+        (((0.2, 3.0), (0.3, 2.0)), None),  # of another density
+        (((0.26, 3.0), (0.2, 2.0)), 3.0),
+        (((0.25, float("nan")),), None),
+    ],
+)
+def test_retrained_is_the_mask_nearest_to_the_target(dam_study, cut, loss):
+    (card,) = dam_health([dam_study(0, cut=cut)]).cards
+    assert card.health["losses"]["retrained"] == loss
+
+
+def test_health_table_is_in_words():
+    table = torch.zeros(1, 2, 8, 8)
+    table[0, 0].diagonal(-1).fill_(0.9)
+    table[0, 1].fill_diagonal_(0.5)
+    rows = health_table(health(table, target=0.1, initial=0.9)).rows
+    cells = {row[0].text: row[1].text for row in rows}
+    assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
+    assert cells["diagonal"] == "38.8% of the mass"  # 8 x 0.5 of 8 x 0.5 + 7 x 0.9
+    assert cells["loss, retrained"] == "not measured"
+    assert strongest([0.1, 0.2, 0.1]) == "0 (0.20), -1 (0.10), +1 (0.10)"
+    for n in (1, 3, 9):
+        cells_near = sum(abs(i - j) <= 4 for i in range(n) for j in range(n))
+        assert near(n, 4) == pytest.approx(cells_near / n**2)
