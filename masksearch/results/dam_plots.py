@@ -127,7 +127,7 @@ def plot_gates(probabilities: Tensor) -> Figure:
     if not named:
         axes.set_xlabel("head", fontsize=10, color=INK)
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=16)
-    bar.set_label("probability that the edge is open", fontsize=9, color=INK)
+    bar.set_label("gate probability", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     return figure
 
@@ -266,7 +266,7 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
         agreements: Name of the runs -> `seeds`, `iou`, `chance`, `matched`, `matched_chance`,
             `by_pair`, `matched_by_pair`.
     """
-    figure = new_figure(max(HALF[0], 1.6 + 1.9 * len(agreements)), HALF[1])
+    figure = new_figure(max(8.4, 1.6 + 1.9 * len(agreements)), HALF[1])
     axes = figure.add_subplot()
     clean(axes, "", "overlap of two seeds' masks (IoU)")
     axes.grid(visible=False, axis="x")
@@ -291,7 +291,8 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
             )  # fmt: skip
     names = [f"{name}\n({found['seeds']} seeds)" for name, found in agreements.items()]
     axes.set_xticks(range(len(names)), names, fontsize=9)
-    axes.set_xlim(-0.6, len(names) - 0.4)
+    spare = max(0.0, 3 - len(names)) / 2  # keeps few bars slender
+    axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
     axes.set_ylim(0, 1.02)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
