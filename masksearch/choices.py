@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -223,17 +226,63 @@ def dam_options(
     signed: bool,
     gate_layers: int | None,
     steps: int | None,
+    settings: Sequence[str],
     strategy: str,
 ) -> dict[str, Any]:
-    """Options of the one-shot strategy; others refuse them."""
-    gates = {"structure": structure, "signed": signed or None, "layers": gate_layers}
-    config = {"density": density, "steps": steps}
-    options = {
-        "gates": {name: value for name, value in gates.items() if value is not None},
-        "config": {name: value for name, value in config.items() if value is not None},
-    }
+    """Options of the one-shot strategy; others refuse them.
+
+    Args:
+        density: Target density.
+        structure: Of the gates.
+        signed: Whether offsets have a direction.
+        gate_layers: Layers with gates of their own.
+        steps: Optimiser steps.
+        settings: Further ones as "name=value": arguments of `Gates` or `DamConfig`, `preset`, or
+            `densities` (of the masks that are cut). Values are read as JSON where they can be.
+        strategy: Name of the strategy.
+
+    Raises:
+        ChoiceError: If another strategy is given such options, or a setting has no "=".
+        UnknownNameError: If nothing has that setting.
+    """
+    named = {"structure": structure, "signed": signed or None, "layers": gate_layers}
+    gates = {name: value for name, value in named.items() if value is not None}
+    aims = {"density": density, "steps": steps}
+    config = {name: value for name, value in aims.items() if value is not None}
     if strategy != "dam":
-        if options["gates"] or options["config"]:
-            raise ChoiceError("--density, --structure, --signed, ... belong to strategy dam")
+        if gates or config or settings:
+            raise ChoiceError("--density, --structure, --dam, ... belong to strategy dam")
         return {}
+    options: dict[str, Any] = {"gates": gates, "config": config}
+    if settings:
+        from masksearch.gates.bank import Gates
+        from masksearch.gates.config import DamConfig
+
+        of_gates = set(inspect.signature(Gates).parameters) - {"length", "seed"}
+        of_config = {field.name for field in fields(DamConfig)}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ChoiceError(f"--dam takes name=value, got {setting!r}")
+            value = read_value(text)
+            if name not in {"preset", "densities"} | of_gates | of_config:
+                raise unknown_name(
+                    "setting of --dam",
+                    name,
+                    sorted({"preset", "densities"} | of_gates | of_config),
+                )
+            if name == "densities":
+                options["densities"] = value
+            if name == "preset" or name in of_gates:
+                gates[name] = value
+            if name == "preset" or name in of_config:
+                config[name] = value
     return options
+
+
+def read_value(text: str) -> Any:
+    """The JSON value that a text is, or else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

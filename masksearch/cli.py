@@ -58,6 +58,9 @@ def show(
     heads: Annotated[int | None, typer.Option(help="Heads; default: those of the mask.")] = None,
     block: Annotated[int, typer.Option(help="Side of a kernel's block, in positions.")] = 64,
     png: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Name the structured mask that explains it best.")
+    ] = False,
     as_json: options.Json = False,
 ) -> None:
     """What a mask is: sparsity, block density, empty rows, and a picture."""
@@ -80,6 +83,13 @@ def show(
         "empty_rows": empty,
         "hops": hops(table) if not empty else None,
     }
+    if nearest:
+        from masksearch.masks.nearest import nearest_family
+
+        named = nearest_family(found, length, layers=table.shape[0], heads=table.shape[1])
+        facts["nearest"] = {
+            "mask": named.text, "iou": named.iou, "explained": named.explained
+        }  # fmt: skip
     if png is not None:
         from masksearch.results.pictures import plot_masks
 
@@ -94,6 +104,9 @@ def show(
     typer.echo(f"{found}  [layers x heads x queries x keys: {size}]")
     typer.echo(f"sparsity {facts['sparsity']:.5f}   block density {facts['block_density']:.3f} ")
     typer.echo(f"(blocks of {block})   empty rows {empty}   hops {facts['hops']}")
+    if nearest:
+        verdict = "explains it" if named.explained else "does not explain it"
+        typer.echo(f"nearest structured mask ({verdict}; IoU {named.iou:.3f}): {named.text}")
     if empty:
         typer.echo("a mask with empty rows cannot be attached; add for example | window(0)")
     if png is None:

@@ -110,6 +110,13 @@ def search(
         int | None, typer.Option(help="dam: layers with gates of their own; 1 = shared.")
     ] = None,
     dam_steps: Annotated[int | None, typer.Option(help="dam: optimiser steps.")] = None,
+    dam: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="dam: any other setting of its gates or run, as name=value; repeatable: "
+            "levels=2, control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05]."
+        ),
+    ] = None,
     **given: Any,
 ) -> None:
     """Search masks. Repeating the command goes on where it stopped."""
@@ -127,7 +134,9 @@ def search(
     if trials is None and seconds is None:
         trials = options_given["trials"] = 20
     built = judged(given)
-    of_strategy = dam_options(density, structure, signed, gate_layers, dam_steps, strategy)
+    of_strategy = dam_options(
+        density, structure, signed, gate_layers, dam_steps, dam or (), strategy
+    )
     scheduler = halving_of(halving, halving_metric, halving_factor, built)
     baselines = FAMILIES if families else {}
     total = None if trials is None else trials + len(baselines)

@@ -61,6 +61,31 @@ def test_show_as_json(monkeypatch, capsys):
     assert facts["shape"] == [1, 1, 128, 128]
 
 
+def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
+    from masksearch import masks
+    from masksearch.masks.lower import save_mask
+
+    table = masks.star().dense(32)[0, 0]
+    table[3, 20] = True
+    path = save_mask(masks.table(table), tmp_path / "found.safetensors")
+    code, out, _ = run(monkeypatch, capsys, "show", path, "--length", 32, "--nearest", "--json")
+    assert code == 0
+    named = json.loads(out)["nearest"]
+    assert masks.parse(named["mask"]).dense(32).equal(masks.star().dense(32))
+    assert named["iou"] == pytest.approx(1 - 1 / int(table.sum()))
+
+
+def test_dam_settings_reach_gates_and_run():
+    from masksearch.choices import dam_options
+
+    settings = ["levels=2", "form=log", "hard=false", "preset=sparsebert", "densities=[0.1, 0.2]"]
+    assert dam_options(0.1, "free", False, None, 8, settings, "dam") == {
+        "gates": {"structure": "free", "form": "log", "hard": False, "preset": "sparsebert"},
+        "config": {"density": 0.1, "steps": 8, "levels": 2, "preset": "sparsebert"},
+        "densities": [0.1, 0.2],
+    }
+
+
 def test_show_counts_empty_rows(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "show", "shifts([-1])", "--length", 8)
     assert code == 0
@@ -124,6 +149,14 @@ MISTAKES = {
     "dam option": (
         ["search", "my_space.py:space", "--density", "0.1"],
         "belong to strategy dam",
+    ),
+    "dam setting": (
+        ["search", "--strategy", "dam", "--dam", "levls=2"],
+        "did you mean 'levels'",
+    ),
+    "dam setting without a value": (
+        ["search", "--strategy", "dam", "--dam", "levels"],
+        "--dam takes name=value, got 'levels'",
     ),
     "tasks without glue": (
         ["evaluate", "star", "--corpus", "my_space.py", "--tasks", "RTE"],
