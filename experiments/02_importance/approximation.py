@@ -166,4 +166,4 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         panel.set_title(f"{length} positions, {depth} layer{'s' * (depth > 1)}", fontsize=8)
     title = "Share of right tokens (in brackets: the most that can be reached)"
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)

@@ -22,10 +22,10 @@ from masksearch import masks
 
 HERE = Path(__file__).parent
 STAGES = ("approximation", "planted", "text", "importance")
-PLANTED_SEEDS = range(16)  # the first 8 first; see README.md
+PLANTED_SEEDS = range(16)
 PLANTED_MARGINS = {"score": 0.02, "loss": 0.02}  # accuracy in [0, 1]; nats
 TEXT = {"length": 16, "vocabulary": 1024, "batch": 64, "steps": 600}  # dense leaves its plateau
-TEXT_SEEDS = range(6)  # the first 4 first
+TEXT_SEEDS = range(6)
 TEXT_MARGINS = {"loss": 0.05}  # nats; the families of 01_first_search lie .02 to 1.3 apart
 PROFILE_STEPS = {"planted": 500, "text": 600}
 PROFILE_SEEDS = range(4)
