@@ -40,7 +40,7 @@ HERE = Path(__file__).parent
 ONE = ms.PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)
 TWO = ms.PlantedProcess(length=64, vocabulary=32, offsets=(11, 23), keys=4)
 SMALL = ms.PlantedProcess(length=16, vocabulary=8, offsets=(5,), keys=2)
-SEEDS, SCALE_SEEDS, FORM_SEEDS = 5, 2, 3
+SEEDS, SCALE_SEEDS, FORM_SEEDS = 5, 2, 3  # of A to C, G, H
 GOALS = {  # figure: (at least, at most)
     "A": {"auroc": (0.995, None), "precision": (0.97, None), "cpu_seconds": (None, 60)},
     "B": {"auroc": (0.98, None), "precision": (0.95, None), "cpu_seconds": (None, 240)},
@@ -90,7 +90,10 @@ def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
     if smoke:
         forms = {name: forms[name] for name in ("log, soft", "flip, growing from .03")}
     return {
-        "A": {"n = 32": Setting(one, quick)},
+        "A": {
+            "n = 32": Setting(one, quick),
+            "n = 32, 2,500 steps": Setting(one, {"steps": 2500} | quick),
+        },
         "B": {"n = 64": Setting(two, quick)},
         "C": toeplitz,
         "G": scales,

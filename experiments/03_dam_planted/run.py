@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 import masksearch as ms
+from masksearch.gates.discretise import at_sparsity
 from masksearch.models.sizes import Size
 from masksearch.results.frontier import hypervolume
 from masksearch.strategies.oneshot import SPREAD
@@ -54,6 +55,11 @@ def base(process: ms.PlantedProcess, steps: int | None, **changes: object) -> Se
 def processes() -> dict[str, ms.PlantedProcess]:
     """The grid: one thing at a time differs from the first."""
     found = {"n 24, vocabulary 8, offset 11, 2 keys, hidden .15": PROCESS}
+    found["mirrored"] = replace(PROCESS, pairing="mirrored")
+    found["free pairing"] = replace(PROCESS, pairing="free")
+    found["two parents, offset 5, 1 key"] = replace(PROCESS, offsets=(5,), parents=2, keys=1)
+    found["two parents, offset 5, 2 keys"] = replace(PROCESS, offsets=(5,), parents=2)
+    found["two parents, free, 1 key"] = replace(PROCESS, pairing="free", parents=2, keys=1)
     for offsets in ((1,), (20,), (3, 11), (2, 5, 11)):
         found[f"offsets {offsets}"] = replace(PROCESS, offsets=offsets)
     for keys in (1, 4, 8):
@@ -64,11 +70,6 @@ def processes() -> dict[str, ms.PlantedProcess]:
         found[f"hidden {hidden}"] = replace(PROCESS, hidden=hidden)
     found["n 16, offset 7"] = replace(PROCESS, length=16, offsets=(7,))
     found["n 48"] = replace(PROCESS, length=48)
-    found["mirrored"] = replace(PROCESS, pairing="mirrored")
-    found["free pairing"] = replace(PROCESS, pairing="free")
-    found["two parents, offset 5, 1 key"] = replace(PROCESS, offsets=(5,), parents=2, keys=1)
-    found["two parents, offset 5, 2 keys"] = replace(PROCESS, offsets=(5,), parents=2)
-    found["two parents, free, 1 key"] = replace(PROCESS, pairing="free", parents=2, keys=1)
     return found
 
 
@@ -90,17 +91,21 @@ def searched(setting: Setting, seed: int) -> Row:
     return setting.run(seed)[1]
 
 
-def retrained(setting: Setting, quick: dict[str, int], seed: int) -> Row:
+def retrained(setting: Setting, quick: dict[str, int], seed: int, merged: bool = False) -> Row:
     """One run of DAM; its mask, the planted one and dense attention trained from scratch.
 
     `score`, `oracle` and `dense` are downstream scores for one layer (chance .5, so that `share`
-    is that of what the planted mask gains), held-out accuracies on paired tokens for more.
+    is that of what the planted mask gains), held-out accuracies on paired tokens for more. With
+    `merged`, an edge's probability is its largest over the heads, which then share one mask.
     """
     result, row = setting.run(seed)
     evaluator = replace(setting.evaluator, **quick)
     process = setting.process
+    probabilities = result.probabilities
+    if merged:
+        probabilities = probabilities.amax(1, keepdim=True)
     candidates = {
-        "score": result.mask(sparsity=1 - oracle_density(process)),
+        "score": ms.masks.table(at_sparsity(probabilities, 1 - oracle_density(process))),
         "oracle": process.oracle,
         "dense": ms.masks.full(),
     }
@@ -130,6 +135,9 @@ def retrain(cells: Cells, smoke: bool) -> None:
     setting = base(PROCESS, 12 if smoke else None)
     for seed in range(1 if smoke else SEEDS):
         cells.run("retrain", "n 24", seed, partial(retrained, setting, quick))
+    for seed in range(0 if smoke else SEEDS):
+        make = partial(retrained, setting, quick, merged=True)
+        cells.run("retrain", "n 24, heads merged", seed, make)
 
 
 def robustness(cells: Cells, smoke: bool) -> None:
@@ -246,6 +254,7 @@ def draw(cells: Cells, out: Path) -> None:
         for name, mark in (("auroc", "o"), ("precision", "x"), ("density", ".")):
             left.plot(target, [row[name] for row in runs], mark, alpha=0.6, label=name)
         left.axvline(runs[0]["true_density"], color="k", lw=0.8, ls=":", label="planted edges")
+        left.legend(fontsize=8)
     left.set(xlabel="density asked for", ylabel="each run", xscale="log", ylim=(-0.03, 1.03))
     found = {c: r for c, r in cells.of("search").items() if c != "the planted mask alone"}
     for place, rows in enumerate(found.values()):
@@ -255,7 +264,6 @@ def draw(cells: Cells, out: Path) -> None:
     right.invert_yaxis()
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    left.legend(fontsize=8)
     figure.savefig(out / "planted.png", dpi=130)
     plt.close(figure)
 
