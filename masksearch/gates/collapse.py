@@ -66,7 +66,7 @@ class CollapseWatch:
             self.said.add("pruned away")
             return (
                 f"step {report.step}: nearly everything is pruned (density {density:.4g}, target "
-                f"now {asked:.4g}); lower gate_lr, or use control='exact'"
+                f"now {asked:.4g}); lower gate_lr, or use control='hinge'"
             )
         if (
             "nothing pruned" not in self.said

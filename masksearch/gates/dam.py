@@ -21,6 +21,7 @@ from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch, Report, Task
 from masksearch.errors import LayerCountError
 from masksearch.gates.bank import Gates
+from masksearch.gates.collapse import CollapseWatch
 from masksearch.gates.config import DamConfig as DamConfig
 from masksearch.gates.config import preset as preset_named
 from masksearch.gates.joint import JointTraining
@@ -44,8 +45,9 @@ def dam_reports(
 ) -> Iterator[Report]:
     """Trains in place and reports about a hundred times; stop by closing the iterator.
 
-    The gates are attached to the model unless they are part of it already; what was attached
-    here is detached at the end.
+    Warns while it goes on where everything is pruned, nothing is, or the loss is lost. The gates
+    are attached to the model unless they are part of it already; what was attached here is
+    detached at the end.
 
     Args:
         model: A Hugging Face model, or a module holding one, whose `model(**batch).loss` is
@@ -90,12 +92,18 @@ def dam_reports(
         attach(model, gates)
     try:
         run = JointTraining(model, gates, config, held_out)
-        yield from run.reports(
+        first = gates.density().mean().item()
+        watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)
+        for report in run.reports(
             endless(batches, seed),
             None if gate_batches is None else endless(gate_batches, seed),
             checkpoints,
             checkpoint_seconds,
-        )
+        ):
+            problem = watch.look(report)
+            if problem is not None:
+                warnings.warn(f"DAM: {problem}", stacklevel=2)
+            yield report
     finally:
         gates.enabled, gates.cooled = True, 1.0
         if ours:

@@ -124,7 +124,7 @@ def health(
     if pruned_away:
         problems.append(
             f"nearly everything was pruned (density {density:.4f}, target {target:.4f}): "
-            "lower gate_lr, or use control='exact'"
+            "lower gate_lr, or use control='hinge'"
         )
     if nothing_pruned:
         problems.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from masksearch import masks
 from masksearch.contracts import Report
 from masksearch.errors import MaskFormatError
 from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
-from masksearch.gates.health import Health, health
+from masksearch.gates.health import Health, health, warmup_steps
 from masksearch.masks.core import Mask
 
 FORMAT = "masksearch-gates-1"
@@ -94,10 +94,29 @@ class DamResult:
             kept = top_keys(self.probabilities, keys)
         return masks.table(kept)
 
-    def health(self) -> Health:
-        """Density against the target, undecided gates, and whether the run collapsed."""
-        initial = self.curve[0].values["density"] if self.curve else 1.0
-        return health(self.probabilities, target=self.target, initial=initial)
+    def health(
+        self, *, others: Sequence[DamResult] = (), retrained: float | None = None
+    ) -> Health:
+        """Density against the target, the losses from relaxed to retrained, undecided gates, mass
+        by distance, agreement of seeds, and whether the run collapsed.
+
+        Args:
+            others: The same gates trained with other seeds.
+            retrained: Held-out loss of a model trained from scratch under the mask of the target
+                density.
+        """
+        density = self.probabilities.mean().item()
+        aims = self.config.get("control", "hinge") in ("hinge", "multiplier")
+        return health(
+            self.probabilities,
+            target=self.target if aims else density,
+            initial=self.curve[0].values["density"] if self.curve else 1.0,
+            curve=self.curve,
+            warmup_steps=warmup_steps(self.config),
+            retrained=retrained,
+            others=[other.probabilities for other in others],
+            gates=self.gates,
+        )
 
     def save(self, path: str | Path) -> Path:
         """Writes one `.safetensors` file: the probabilities, and the rest as JSON metadata.
