@@ -1,0 +1,139 @@
+"""Benchmarks and the planted DAM experiment: documented, and their smoke runs end."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import masksearch as ms
+from masksearch.gates.recovery import recovery
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+PLANTED = ROOT / "experiments" / "03_dam_planted" / "run.py"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Loads a script by path, with benchmarks/ importable as it is when they run."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names: list[str] = []
+
+    def module(path: Path, name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, path)
+        loaded = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        names.append(name)
+        return loaded
+
+    yield module
+    for name in (*names, "planted_runs"):
+        sys.modules.pop(name, None)
+
+
+def run(script: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_every_script_is_in_the_readme():
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for script in FOLDER.glob("*.py"):
+        if "__main__" in script.read_text(encoding="utf-8"):
+            assert f"`{script.name}`" in text
+
+
+def test_finished_runs_are_read_and_not_repeated(load, tmp_path):
+    runs = load(FOLDER / "planted_runs.py", "planted_runs")
+    calls: list[int] = []
+
+    def make(seed: int) -> dict[str, object]:
+        calls.append(seed)
+        return {"auroc": 0.25 * seed, "problems": "none, or some", "held_out": None}
+
+    path = tmp_path / "runs.csv"
+    first = [runs.Cells(path).run("A", "cell, one", seed, make) for seed in (1, 2)]
+    again = runs.Cells(path)
+    assert [again.run("A", "cell, one", seed, make)["auroc"] for seed in (1, 2)] == [0.25, 0.5]
+    assert calls == [1, 2]
+    assert [row["auroc"] for row in first] == [0.25, 0.5]
+    again.run("A", "another", 1, make)
+    again.run("B", "cell, one", 1, make)
+    assert calls == [1, 2, 1, 1]
+    kept = runs.Cells(path)
+    assert list(kept.of("A")) == ["cell, one", "another"]
+    assert runs.summary(kept.of("A")["cell, one"])["auroc"]["mean"] == pytest.approx(0.375)
+    assert kept.of("A")["another"][0]["problems"] == "none, or some"
+
+
+def test_scaled_loss_has_scaled_gradients(load):
+    runs = load(FOLDER / "planted_runs.py", "planted_runs")
+    evaluator = ms.PlantedEvaluator()
+    source = evaluator.differentiable(0)
+    batch = next(source.batches)
+    plain = torch.autograd.grad(source.model(**batch).loss, source.model.bias)[0]
+    scaled = torch.autograd.grad(runs.Scaled(source.model, 1e3)(**batch).loss, source.model.bias)[
+        0
+    ]
+    assert torch.allclose(scaled, 1e3 * plain, rtol=1e-4)
+
+
+def test_planted_offsets_on_top_are_told_from_others(load):
+    load(FOLDER / "planted_runs.py", "planted_runs")
+    dam = load(FOLDER / "dam.py", "dam_benchmark")
+    process = ms.PlantedProcess(length=12, offsets=(5,), keys=1)
+    setting = dam.Setting(process, gates={"structure": "toeplitz", "signed": True})
+    gates = torch.full((1, 2, 12, 12), 0.1)
+    for offset in (-5, 5):
+        gates[0, 0].diagonal(offset).fill_(0.6)
+    found = dam.offsets_on_top(gates, setting)
+    assert found["value"] == 1
+    assert found["margin"] == pytest.approx(0.5)
+    gates[0, 1, 0, 11] = 0.7  # one far corner is an offset of its own
+    assert dam.offsets_on_top(gates, setting)["value"] == 0
+
+
+def test_planted_masks_reach_full_recovery_by_the_measure_used(load):
+    load(FOLDER / "planted_runs.py", "planted_runs")
+    experiment = load(PLANTED, "dam_planted")
+    for process in experiment.processes().values():
+        assert recovery(process.oracle.dense(process.length).float(), process.edges) == (1, 1)
+
+
+@pytest.mark.slow
+def test_dam_benchmark_smoke(tmp_path):
+    text = run(FOLDER / "dam.py", "--smoke", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "dam.json").read_text(encoding="utf-8"))
+    assert set(found) == set("ABCGHI")
+    assert 0 <= found["A"]["cells"]["n = 32"]["auroc"]["mean"] <= 1
+    assert found["I"]["cells"]["flip"]["ratio"] > 0
+    assert "| n = 32 | 1 |" in text
+    rows = (tmp_path / "dam_runs.csv").read_text(encoding="utf-8")
+    run(FOLDER / "dam.py", "A", "--smoke", "--out", str(tmp_path))
+    assert (tmp_path / "dam_runs.csv").read_text(encoding="utf-8") == rows
+
+
+@pytest.mark.slow
+def test_dam_planted_smoke(tmp_path):
+    run(PLANTED, "--smoke", "--out", str(tmp_path))
+    with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
+        parts = {row["part"] for row in csv.DictReader(file)}
+    assert parts == {"density", "retrain", "search", "grid"}
+    assert (tmp_path / "planted.png").stat().st_size > 1000
+    assert "## grid" in (tmp_path / "tables.md").read_text(encoding="utf-8")
