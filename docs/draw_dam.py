@@ -1,0 +1,212 @@
+"""Runs DAM where the edges are known, well and badly, and draws what came of it.
+
+    python docs/draw_dam.py      # docs/images/dam_*.png and a table; about two minutes, one core
+
+Process: 24 positions, 8 tokens; a hidden token depends on its partner 11 positions away and on
+the key token at position 0. Model: a BERT of width 64 with 2 heads, one layer unless said.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+import masksearch as ms
+from masksearch.contracts import mixed_seed
+from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
+from masksearch.gates.agreement import agreement
+from masksearch.gates.recovery import recovery
+from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.results.dam_plots import (
+    plot_agreement,
+    plot_dam,
+    plot_decided,
+    plot_gates,
+    plot_losses,
+)
+from masksearch.results.plots import INK, clean, new_figure
+from masksearch.tasks.planted import PlantedTask
+from masksearch.train import TrainConfig, train
+
+IMAGES = Path(__file__).parent / "images"
+COLOURS = 128  # of a saved picture
+DPI = 90
+WIDTH, HEADS = 64, 2  # of the model
+SEEDS = 3
+EVALUATOR = ms.PlantedEvaluator()
+PROCESS = EVALUATOR.process
+TASK = PlantedTask(PROCESS, 32, 256)  # sequences of a batch, and held out
+HEALTHY = {"steps": 800, "warmup": 0.5, "density": 0.1}  # the planted edges: 0.076
+RUNS: dict[str, dict[str, object]] = {  # one thing changed in each
+    "healthy": {},
+    "no warm-up": {"warmup": 0.0},
+    "all pruned": {"control": "penalty", "penalty": 1000.0},
+    "not pruned": {"gate_lr": 5e-4},
+    "undecided": {"density": 0.4},
+}
+FLAGS = ("pruned_away", "nothing_pruned", "target_missed", "function_lost")
+AGREED = ("iou", "chance", "matched", "matched_chance")
+BLUE, ORANGE = "#0072B2", "#D55E00"
+
+
+def model(seed: int, layers: int = 1) -> MaskedLanguageModel:
+    """A fresh model without a mask."""
+    body = encoder(
+        Size(layers, WIDTH, HEADS),
+        PROCESS.ids,
+        PROCESS.length,
+        seed=mixed_seed(seed, WEIGHTS),
+        initializer_range=EVALUATOR.gate_initializer_range,
+    )
+    return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD))
+
+
+def searched(seed: int, layers: int = 1, **changes: object) -> ms.DamResult:
+    """One run of DAM with free gates, one set for each layer and head."""
+    gates = ms.Gates("free", length=PROCESS.length, heads=HEADS, layers=layers, seed=seed)
+    config = ms.DamConfig(**{**HEALTHY, **changes})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "DAM: ")  # shown as the health card's
+        return ms.dam(model(seed, layers), TASK, gates, config, seed=mixed_seed(seed, DATA))
+
+
+def retrained(mask: ms.Mask, seed: int) -> float:
+    """Held-out loss of fresh weights trained under the mask, in nats."""
+    fresh, held_out = model(seed), TASK.held_out()
+    ms.attach(fresh, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
+    config = TrainConfig(steps=HEALTHY["steps"], lr=ms.DamConfig().lr)
+    for _ in train(fresh, TASK.batches(mixed_seed(seed, DATA)), config):
+        pass
+    fresh.eval()
+    with torch.no_grad():
+        losses = [fresh(**batch).loss.item() for batch in held_out]
+    return sum(losses) / len(losses)
+
+
+def side_by_side(results: Mapping[str, ms.DamResult]) -> Figure:
+    """A column for each run: its gates (largest over the heads), density and loss.
+
+    Circles are the planted edges; the diagonal is nobody's.
+    """
+    figure = new_figure(2.05 * len(results), 5.6)
+    rows = figure.subplots(3, len(results), gridspec_kw={"height_ratios": [1.9, 1, 1]})
+    for place, (name, result) in enumerate(results.items()):
+        gates, density, loss = rows[:, place]
+        found = recovery(result.probabilities, PROCESS.edges)
+        draw_gates(gates, result.probabilities.amax((0, 1)))
+        gates.set_title(name, fontsize=11, color=INK)
+        gates.set_xlabel(f"AUROC {found.auroc:.3f}", fontsize=9, color=INK)
+        warm = result.config["warmup"] * result.config["steps"]
+        steps = [report.step for report in result.curve]
+        clean(density, "", "density" if place == 0 else "")
+        clean(loss, "steps", "loss (nats)" if place == 0 else "")
+        density.plot(steps, [r.values["density"] for r in result.curve], color=ORANGE)
+        if result.config["control"] == "hinge":
+            targets = [r.values["target"] for r in result.curve]
+            density.plot(steps, targets, "--", color=INK, linewidth=1)
+        loss.plot(steps, [r.values["loss"] for r in result.curve], color=BLUE)
+        density.set_ylim(0, 1)
+        loss.set_ylim(0, 2.4)
+        for axes in (density, loss):
+            axes.axvspan(0, warm, color="#EEF1F4", zorder=0, linewidth=0)
+            axes.tick_params(labelsize=8, labelleft=place == 0)
+        density.tick_params(labelbottom=False)
+    return figure
+
+
+def draw_gates(axes: Axes, table: Tensor) -> None:
+    """One table of probabilities, queries down, with the planted edges as circles."""
+    axes.imshow(table.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="none")
+    query, key = PROCESS.edges.nonzero(as_tuple=True)
+    axes.scatter(key, query, s=11, facecolors="none", edgecolors=ORANGE, linewidths=0.8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#AAAAAA")
+
+
+def gates_of(results: Sequence[ms.DamResult]) -> Figure:
+    """The planted edges, then every head of each run, as one row of heat maps."""
+    heads = [PROCESS.edges.float()[None, None], *(result.probabilities for result in results)]
+    figure = plot_gates(torch.cat(heads, dim=1))
+    names = ["planted"] + [f"head {head}" for _ in results for head in range(HEADS)]
+    axes = figure.axes[0]
+    axes.set_xticks(axes.get_xticks(), names)
+    axes.set_yticks([])
+    return figure
+
+
+def write(figure: Figure, name: str) -> None:
+    """A small PNG."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    path = IMAGES / f"dam_{name}.png"
+    Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
+
+
+def described(name: str, result: ms.DamResult, seed: int) -> str:
+    """A line of the table of docs/dam.md."""
+    found, card = recovery(result.probabilities, PROCESS.edges), result.health()
+    loss, density = result.held_out, card["density"]
+    figures = f"{found.auroc:.3f} | {found.precision:.2f} | {density:.3f} | {loss:.2f}"
+    said = [flag for flag in FLAGS if card[flag]]
+    return f"| {name} | {seed} | {figures} | {card['undecided']:.2f} | {', '.join(said)} |"
+
+
+def draw() -> None:
+    """All figures, and the table."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    results = {name: searched(0, **changes) for name, changes in RUNS.items()}
+    seeds = {
+        "warm-up 0.5": [results["healthy"], *(searched(seed) for seed in range(1, SEEDS))],
+        "no warm-up": [
+            results["no warm-up"],
+            *(searched(seed, warmup=0.0) for seed in range(1, SEEDS)),
+        ],
+        "warm-up 0.5, two layers": [searched(seed, layers=2) for seed in range(SEEDS)],
+    }
+    healthy = results["healthy"]
+    fresh = retrained(healthy.mask(sparsity=1 - HEALTHY["density"]), seed=SEEDS)
+    card = healthy.health(retrained=fresh)
+    write(gates_of([healthy]), "gates")
+    write(plot_dam(healthy.curve, round(HEALTHY["warmup"] * HEALTHY["steps"])), "course")
+    write(side_by_side(results), "failures")
+    write(plot_losses(card["losses"]), "losses")
+    write(plot_decided(healthy.probabilities), "decided")
+    overlaps = {
+        name: agreement(
+            [result.probabilities for result in group],
+            density=HEALTHY["density"],
+            gates=group[0].gates,
+        )
+        for name, group in seeds.items()
+    }
+    write(plot_agreement(overlaps), "agreement")
+    print("| run | seed | AUROC | precision | density | held-out loss | undecided | flags |")
+    for name, result in results.items():
+        print(described(name, result, 0))
+    for name, group in seeds.items():
+        for seed, result in enumerate(group):
+            if result not in results.values():
+                print(described(name, result, seed))
+    for name, found in overlaps.items():
+        print(f"{name}: " + " ".join(f"{key} {found[key]:.3f}" for key in AGREED))
+    print(card["losses"], card["notes"])
+    for name, result in results.items():
+        print(name, [*result.health()["problems"], *result.health()["warnings"]])
+    print(f"{time.perf_counter() - start:.0f} s, CPU {time.process_time():.0f} s")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    draw()

@@ -1,0 +1,107 @@
+"""What docs/dam.md says: its snippets run, its names exist, its gradients are those."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from transformers import BertConfig, BertForMaskedLM
+
+import masksearch as ms
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.forms import FORMS
+from masksearch.gates.health import Health
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "dam.md").read_text(encoding="utf-8")
+STEPS, TRIALS = 4, 2  # in place of the page's
+OTHER = {"seed"}  # arguments of `dam` that the page names
+
+
+def shortened(snippet: str) -> str:
+    """The snippet with a few steps and trials, and without the page that it writes."""
+    snippet = snippet.replace('study.report("report.html")', "study.report")
+    snippet = re.sub(r'(steps"?[=:] ?)\d+', rf"\g<1>{STEPS}", snippet)
+    return re.sub(r"trials=\d+", f"trials={TRIALS}", snippet)
+
+
+def tiny_bert(*_: object) -> BertForMaskedLM:
+    """Stands for the pre-trained model, which is not downloaded."""
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=32,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=32,
+        )
+    )
+
+
+@pytest.mark.filterwarnings("ignore:DAM. ")
+def test_snippets_run_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(transformers.BertForMaskedLM, "from_pretrained", tiny_bert)
+    evaluator = ms.PlantedEvaluator
+    quick = {"steps": STEPS, "downstream_steps": 1, "held_out_sequences": 32}
+    monkeypatch.setattr(ms, "PlantedEvaluator", lambda process: evaluator(process, **quick))
+    space: dict[str, object] = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for snippet in re.findall(r"```python\n(.*?)```", PAGE, re.S):
+            exec(compile(shortened(snippet), "docs/dam.md", "exec"), space)
+    assert len(space["study"].records()) == TRIALS  # type: ignore[attr-defined]
+    assert space["found"].probabilities.shape == (1, 2, 24, 24)  # type: ignore[attr-defined]
+    assert space["published"].config["control"] == "sum"  # type: ignore[attr-defined]
+    assert (tmp_path / "gates.safetensors").is_file()
+
+
+def test_named_settings_exist():
+    known = {field.name for field in fields(ms.DamConfig)} | OTHER
+    for taker in (ms.Gates, ms.dam, at_sparsity, ms.DamResult.mask, ms.DamResult.health):
+        known |= set(inspect.signature(taker).parameters)
+    prose = re.sub(r"```.*?```", "", PAGE, flags=re.S)
+    named = set(re.findall(r"`(?:\w+\()?(\w+)=[^=]", prose)) - {"name"}
+    assert named > {"control", "warmup", "noise", "retrained"}
+    assert named <= known
+
+
+def test_health_fields_are_those_of_the_card():
+    start = PAGE.index("| field | look at it for |")
+    rows = PAGE[start : PAGE.index("\n\n", start)].splitlines()[2:]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(Health.__annotations__)
+
+
+def test_pictures_exist():
+    named = re.findall(r"!\[[^]]+\]\((images/dam_\w+\.png)\)", PAGE)
+    assert len(named) == len(set(named)) >= 4
+    assert all((DOCS / name).is_file() for name in named)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_gradient_is_the_weight_of_the_table(form):
+    """dL/dM_ij = w_ij <g_i, v_j - y_i>, with the table's w."""
+    make = torch.Generator().manual_seed(0)
+    query, key, value, grad = (torch.randn(1, 1, 5, 4, generator=make) for _ in range(4))
+    kept = torch.rand(5, 5, generator=make) < 0.5
+    kept |= torch.eye(5, dtype=torch.bool)
+    gate = kept.float()[None].requires_grad_()
+    output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=0.5)
+    (output * grad).sum().backward()
+    odds = (query @ key.mT * 0.5)[0, 0].exp()
+    odds = odds / (odds * kept).sum(-1, keepdim=True)
+    weight = {
+        "flip": torch.where(kept, odds / (1 - odds).clamp_min(0.1), odds / (1 + odds)),
+        "log": odds * kept,
+        "product": odds,
+        "additive": 1e4 * odds * kept,
+    }[form]
+    gain = grad[0, 0] @ value[0, 0].T - (grad * output.detach())[0, 0].sum(-1, keepdim=True)
+    torch.testing.assert_close(gate.grad[0], weight * gain, rtol=1e-3, atol=1e-4)
