@@ -87,6 +87,10 @@ def grid(steps: int | None) -> dict[str, Setting]:
         for heads in (8, 1, 4)
     }
     planted = {name: base(process, steps) for name, process in processes().items()}
+    few = replace(PROCESS, offsets=(5,), parents=2, keys=1, vocabulary=3)
+    for longer in (1500, 4500):
+        name = f"two parents, offset 5, 1 key, vocabulary 3, {longer:,} steps"
+        several[name] = base(few, steps or longer)
     first = dict(list(planted.items())[:5])
     return first | stacked | several | planted
 
@@ -176,6 +180,7 @@ def search(cells: Cells, smoke: bool) -> None:
     evaluator = ms.PlantedEvaluator(PROCESS, **quick)
     whole = strategies.reachable(rows, recorded.objectives)
     config = {"density": TARGET} | ({"steps": 12} if smoke else {})
+
     def dam(seed: int) -> Row:
         result, row = Setting(PROCESS, config).run(seed)
         points, prices = [], []
