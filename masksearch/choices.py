@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 EXECUTORS = ("local", "ray")
+OF_CUTS = ("densities", "merge_heads")  # settings of the masks that strategy dam cuts
 
 
 class ChoiceError(MaskSearchError, ValueError):
@@ -238,7 +239,8 @@ def dam_options(
         gate_layers: Layers with gates of their own.
         steps: Optimiser steps.
         settings: Further ones as "name=value": arguments of `Gates` or `DamConfig`, `preset`, or
-            `densities` (of the masks that are cut). Values are read as JSON where they can be.
+            `densities` and `merge_heads` (of the masks that are cut). Values are read as JSON
+            where they can be.
         strategy: Name of the strategy.
 
     Raises:
@@ -265,14 +267,11 @@ def dam_options(
             if not equals:
                 raise ChoiceError(f"--dam takes name=value, got {setting!r}")
             value = read_value(text)
-            if name not in {"preset", "densities"} | of_gates | of_config:
-                raise unknown_name(
-                    "setting of --dam",
-                    name,
-                    sorted({"preset", "densities"} | of_gates | of_config),
-                )
-            if name == "densities":
-                options["densities"] = value
+            known = {"preset", *OF_CUTS} | of_gates | of_config
+            if name not in known:
+                raise unknown_name("setting of --dam", name, sorted(known))
+            if name in OF_CUTS:
+                options[name] = value
             if name == "preset" or name in of_gates:
                 gates[name] = value
             if name == "preset" or name in of_config:

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
     from masksearch.results.comparison import Comparison
 
-OPTIONS = {"dam": ("gates", "config", "densities"), "evolution": ("population", "sample")}
+OPTIONS = {
+    "dam": ("gates", "config", "densities", "merge_heads"),
+    "evolution": ("population", "sample"),
+}
 STRATEGIES = (*SAMPLERS, "evolution", "dam")
 
 
@@ -319,6 +322,7 @@ def build_strategy(
             config=config,
             target=target,
             densities=options.get("densities"),
+            merge_heads=bool(options.get("merge_heads", False)),
         )
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)

@@ -78,11 +78,13 @@ def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
 def test_dam_settings_reach_gates_and_run():
     from masksearch.choices import dam_options
 
-    settings = ["levels=2", "form=log", "hard=false", "preset=sparsebert", "densities=[0.1, 0.2]"]
+    settings = ["levels=2", "form=log", "hard=false", "preset=sparsebert"]
+    settings += ["densities=[0.1, 0.2]", "merge_heads=true"]
     assert dam_options(0.1, "free", False, None, 8, settings, "dam") == {
         "gates": {"structure": "free", "form": "log", "hard": False, "preset": "sparsebert"},
         "config": {"density": 0.1, "steps": 8, "levels": 2, "preset": "sparsebert"},
         "densities": [0.1, 0.2],
+        "merge_heads": True,
     }
 
 

@@ -150,3 +150,19 @@ def test_importance_smoke(tmp_path):
     assert "undecided" in done.stdout or "equivalent" in done.stdout
     for name in files:
         assert (tmp_path / "runs" / "results" / name).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+def test_dam_text_smoke(tmp_path):
+    script = FOLDER / "06_dam_text" / "run.py"
+    arguments = ["find", "judge", "table", "--data", str(DATA), "--seeds", "0", "--smoke"]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments, "--runs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = (tmp_path / "results" / "judged.csv").read_text().splitlines()
+    assert {row.split(",")[0] for row in rows[1:]} == {"dam", "star", "by hand"}

@@ -43,8 +43,8 @@ class DamConfig:
     Reference: SparseBERT, arXiv 2102.12871 (one level); DARTS, arXiv 1806.09055 (two levels).
     """
 
-    steps: int = 1500  # optimiser steps
-    warmup: float = 0.4  # share of the steps with dense attention, gates at rest
+    steps: int = 2500  # optimiser steps
+    warmup: float = 0.5  # share of the steps with dense attention, gates at rest
     density: float | Sequence[float] = 0.05  # target in (0, 1): of the table, or one a layer
     control: Control = "hinge"
     strength: float = 0.3  # size of the hinge's gradient, as a multiple of the task's

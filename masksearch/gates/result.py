@@ -54,6 +54,7 @@ class DamResult:
         threshold: float | None = None,
         keys: int | None = None,
         per: Per = "mask",
+        merge_heads: bool = False,
         empty_rows: EmptyRows = "best",
     ) -> Mask:
         """Cuts a mask from the probabilities; give exactly one of the first three arguments.
@@ -65,6 +66,8 @@ class DamResult:
             threshold: Lowest kept probability, in [0, 1].
             keys: Number of keys that every row keeps, 1..n.
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.
+            merge_heads: One mask for all heads of a layer, by an edge's largest probability:
+                weights that are trained anew may use the heads in another way.
             empty_rows: `"best"`: a row that would be empty keeps its best key, which counts in
                 the density; `"refuse"`: it is an error.
 
@@ -85,13 +88,16 @@ class DamResult:
                 "mask() takes exactly one of sparsity, threshold and keys, got "
                 f"{' and '.join(given) or 'none'}"
             )
+        table = self.probabilities
+        if merge_heads:
+            table = table.amax(1, keepdim=True)
         if sparsity is not None:
-            kept = at_sparsity(self.probabilities, sparsity, per, empty_rows=empty_rows)
+            kept = at_sparsity(table, sparsity, per, empty_rows=empty_rows)
         elif threshold is not None:
-            kept = at_threshold(self.probabilities, threshold, empty_rows=empty_rows)
+            kept = at_threshold(table, threshold, empty_rows=empty_rows)
         else:
             assert keys is not None
-            kept = top_keys(self.probabilities, keys)
+            kept = top_keys(table, keys)
         return masks.table(kept)
 
     def health(

@@ -21,6 +21,7 @@ class DamStrategy:
         config: Arguments of `masksearch.DamConfig`.
         target: Density that the gates are trained for, in (0, 1).
         densities: Densities of the masks to cut; None = around the target.
+        merge_heads: Cut one mask for all heads of a layer.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class DamStrategy:
         config: Mapping[str, Any],
         target: float,
         densities: Sequence[float] | None = None,
+        merge_heads: bool = False,
     ) -> None:
         self.run, self.gates, self.config = run, dict(gates), dict(config)
         self.densities = tuple(densities or (min(0.9, target * factor) for factor in SPREAD))
+        self.merge_heads = merge_heads
         self.known: set[int] = set()
         self.found: Path | None = None
         self.lost = False
@@ -53,7 +56,8 @@ class DamStrategy:
         density = self.densities[draw - 1]
         job: Job
         try:
-            job = Evaluate(DamResult.load(self.found).mask(sparsity=1 - density))
+            result = DamResult.load(self.found)
+            job = Evaluate(result.mask(sparsity=1 - density, merge_heads=self.merge_heads))
         except (MaskSearchError, ValueError) as error:
             job = Refused(f"{type(error).__name__}: {error}")
         self.known.add(draw)

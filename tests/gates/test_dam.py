@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, OneShot, Report
-from masksearch.errors import MaskFormatError, NonFiniteLossError, SearchError, UnknownNameError
+from masksearch.errors import (
+    EmptyRowError,
+    MaskFormatError,
+    NonFiniteLossError,
+    SearchError,
+    UnknownNameError,
+)
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.bank import Gates
 from masksearch.gates.control import DensityControl
@@ -202,7 +208,7 @@ class Broken(nn.Module):
 
 def test_messages():
     gates = Gates(length=8, heads=2)
-    with pytest.raises(NonFiniteLossError, match="nan at step 1 of 1500; lower lr"):
+    with pytest.raises(NonFiniteLossError, match="nan at step 1 of 2500; lower lr"):
         dam(Broken(), random_batches(), gates, DamConfig(density=0.2))
     with pytest.raises(ValueError, match="the batches ended after 3 of 10 steps"):
         dam(small_model(), random_batches(3), gates, DamConfig(steps=10, density=0.2))
@@ -252,6 +258,25 @@ def test_result_cuts_masks():
         result.mask()
     with pytest.raises(ValueError, match="got sparsity and threshold"):
         result.mask(sparsity=0.5, threshold=0.5)
+
+
+def test_masks_by_row_by_head_and_merged():
+    result = sample_result()
+    by_row = result.mask(keys=2).dense(4, heads=2)
+    assert by_row.sum(-1).eq(2).all()
+    by_head = result.mask(sparsity=0.5, per="head").dense(4, heads=2)
+    assert by_head.sum((-2, -1)).eq(8).all()
+    merged = result.mask(threshold=0.6, merge_heads=True)
+    assert merged.heads is None or merged.heads == 1
+    p = result.probabilities[0]
+    for query in range(4):
+        best = max(float(p[h, query, k]) for h in (0, 1) for k in range(4))
+        for key in range(4):
+            likely = max(float(p[0, query, key]), float(p[1, query, key]))
+            kept = bool(merged.dense(4)[0, 0, query, key])
+            assert kept == (likely >= 0.6 or (best < 0.6 and likely == best))
+    with pytest.raises(EmptyRowError, match="layer 0, head 0"):
+        result.mask(threshold=1.0, empty_rows="refuse")
 
 
 def test_health_matches_loop():
