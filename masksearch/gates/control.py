@@ -58,7 +58,7 @@ class DensityControl:
         return density.mean()[None] if len(self.config.targets) == 1 else density.mean(-1)
 
     def cost(self, gates: Gates, step: int) -> Tensor:
-        """The term of the loss, in nats, a fp32 scalar; call it once a step."""
+        """The term of the loss, in nats: a fp32 scalar."""
         config = self.config
         if config.control == "hinge":
             return gates.logits.new_zeros(())
@@ -67,11 +67,18 @@ class DensityControl:
         density = self.densities(gates)
         if config.control == "penalty":
             return config.penalty * density.mean()
-        excess = (density / self.target(step).to(density.device)).log()
-        for place, part in enumerate(excess.tolist()):
-            grown = math.log(self.multiplier[place]) + config.multiplier_rate * part
-            self.multiplier[place] = math.exp(max(-30.0, min(30.0, grown)))
         return (density.new_tensor(self.multiplier) * density).mean()
+
+    @torch.no_grad()
+    def grow(self, gates: Gates, step: int) -> None:
+        """Before a step: moves the multiplier by how far the density is off its target."""
+        if self.config.control != "multiplier":
+            return
+        density = self.densities(gates)
+        excess = (density / self.target(step).to(density.device)).log().tolist()
+        for place, part in enumerate(excess):
+            grown = math.log(self.multiplier[place]) + self.config.multiplier_rate * part
+            self.multiplier[place] = math.exp(max(-30.0, min(30.0, grown)))
 
     def push(self, gates: Gates, step: int) -> float:
         """Adds the hinge's gradient to that of the logits, before an optimiser step.

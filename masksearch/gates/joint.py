@@ -130,6 +130,8 @@ class JointTraining:
         count, cost = self.config.micro_batches, 0.0
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
+        if controlled:
+            self.control.grow(self.gates, self.step)
         for _ in range(count):
             loss = self.loss(self.taken(batches, self.step))
             value = loss.item()
@@ -199,7 +201,8 @@ class JointTraining:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain facts from which `restore` goes on."""
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        weights = self.model.state_dict()  # cloned: tied ones share memory, which files cannot
+        tensors = {f"model.{name}": value.clone() for name, value in weights.items()}
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)

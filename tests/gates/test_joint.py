@@ -26,6 +26,7 @@ from masksearch.errors import (
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.bank import Gates
 from masksearch.gates.config import DamConfig, configured, preset
+from masksearch.gates.control import DensityControl
 from masksearch.gates.dam import dam, dam_reports
 from masksearch.gates.oneshot import GATES_FILE, run_one_shot
 from masksearch.gates.published import PublishedGates
@@ -199,18 +200,25 @@ def test_half_precision_leaves_gates_and_costs_whole():
     assert [report.values["loss"] for report in result.curve] == pytest.approx(losses, rel=0.02)
 
 
-def test_gates_on_a_hugging_face_model():
-    made = BertForMaskedLM(
-        BertConfig(
-            vocab_size=11,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=8,
-        )
-    )
+TINY_BERT = BertConfig(
+    vocab_size=11,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=8,
+)
+
+
+def test_gates_on_a_hugging_face_model(tmp_path: Path):
+    made = BertForMaskedLM(TINY_BERT)  # its weights are tied
     config = DamConfig(steps=5, density=0.5)
+    kept = Checkpoints(tmp_path, "dam")
+    gates = Gates(length=8, heads=2, layers=2)
+    list(dam_reports(made, batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0))
+    again = Gates(length=8, heads=2, layers=2)
+    list(dam_reports(BertForMaskedLM(TINY_BERT), batches(), again, config, checkpoints=kept))
+    assert torch.equal(gates.logits, again.logits)
     result = dam(made, batches(), Gates(length=8, heads=2, layers=2), config)
     assert result.probabilities.shape == (2, 2, 8, 8)
     with pytest.raises(HeadCountError, match="the gates have 3 heads, the model 2"):
@@ -222,16 +230,7 @@ def test_gates_on_a_hugging_face_model():
 
 
 def test_the_preset_runs_the_published_algorithm_on_both_losses():
-    made = BertForPreTraining(
-        BertConfig(
-            vocab_size=11,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=8,
-        )
-    )
+    made = BertForPreTraining(TINY_BERT)
     pairs = [{**batch, "next_sentence_label": torch.tensor([0, 1, 1, 0])} for batch in batches(2)]
     short = replace(preset("sparsebert"), steps=4, micro_batches=2)
     gates = PublishedGates("toeplitz", length=8, heads=2)
@@ -281,6 +280,21 @@ def test_the_chain_of_losses_leaves_everything_as_it_was():
     assert {"relaxed", "sampled", "held_out", "discretised"} <= set(last)
     assert {name: last[name] for name in without.curve[-1].values} == without.curve[-1].values
     assert (gates.form, gates.fixed, gates.deterministic) == ("flip", None, False)
+
+
+def test_the_multiplier_grows_once_a_step_however_many_batches_it_has():
+    gates = Gates(length=8, heads=2)
+    keeper = DensityControl(
+        DamConfig(control="multiplier", density=0.3), gates.density().mean()[None].detach()
+    )
+    first = list(keeper.multiplier)
+    for _ in range(3):
+        keeper.cost(gates, 2499)
+    assert keeper.multiplier == first
+    keeper.grow(gates, 2499)
+    assert keeper.multiplier[0] == pytest.approx(
+        first[0] * (gates.density().mean().item() / 0.3) ** 0.05
+    )
 
 
 def test_settings_that_do_not_go_together():
