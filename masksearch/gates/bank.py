@@ -269,6 +269,20 @@ class Gates(nn.Module):
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
             gate = gate[:, keys - queries : keys, :keys]
+        return self.act(query, key, value, visible, gate, dropout=dropout, scaling=scaling)
+
+    def act(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        gate: Tensor,
+        *,
+        dropout: float,
+        scaling: float,
+    ) -> Tensor:
+        """One layer's attention under its gate; see `masksearch.gates.forms.Form`."""
         return FORMS[self.form](query, key, value, visible, gate, dropout=dropout, scaling=scaling)
 
     def chances(self, logits: Tensor) -> Tensor:

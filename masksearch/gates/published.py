@@ -47,7 +47,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import generator
-from masksearch.errors import HeadCountError, LengthError, unknown_name
+from masksearch.errors import unknown_name
 from masksearch.gates.bank import Gates
 from masksearch.gates.forms import biased
 
@@ -119,42 +119,18 @@ class PublishedGates(Gates):
         hard = (logits[..., 0] >= logits[..., 1]).to(soft.dtype)
         self.drawn = self.table(hard + (soft - soft.detach()))
 
-    def attend(
+    def act(
         self,
-        layer: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
         visible: Tensor | None,
+        gate: Tensor,
         *,
         dropout: float,
         scaling: float,
     ) -> Tensor:
-        """One layer's attention under the drawn gates; see `contracts.GateBank.attend`.
-
-        A query whose gates are all closed attends to every visible key.
-
-        Raises:
-            LengthError: If there are more than `length` keys.
-            HeadCountError: If the query's heads are not the gates' (and the gates not shared).
-            RuntimeError: If nothing has been drawn.
-        """
-        if self.drawn is None:
-            return super().attend(
-                layer, query, key, value, visible, dropout=dropout, scaling=scaling
-            )
-        queries, keys = query.shape[-2], key.shape[-2]
-        if self.heads not in (1, query.shape[1]):
-            raise HeadCountError(
-                f"these gates have {self.heads} heads, the attention {query.shape[1]}; "
-                "build them with the model's number of heads, or heads=1 to share them"
-            )
-        if keys > self.length or queries > keys:
-            raise LengthError(
-                f"these gates hold {self.length} positions, got {queries} queries and {keys} keys"
-                "; build them with the longest sequence's length"
-            )
-        gate = self.drawn[0, :, keys - queries : keys, :keys]
+        """One layer's attention; a query without an open gate attends to every visible key."""
         return biased(query, key, value, visible, (1 - gate) * MASKED, dropout, scaling)
 
     def chances(self, logits: Tensor) -> Tensor:

@@ -64,11 +64,11 @@ def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
             axes.axvspan(0, warmup_steps, color="#EEF1F4", zorder=0, linewidth=0)
         loss.annotate(
             "warm-up: dense attention",
-            (warmup_steps / 2, 1),
+            (0, 1),
             xycoords=("data", "axes fraction"),
-            xytext=(0, -4),
+            xytext=(4, -4),
             textcoords="offset points",
-            ha="center",
+            ha="left",
             va="top",
             fontsize=9,
             color="#555555",
