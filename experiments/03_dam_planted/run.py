@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from planted_runs import Cells, Row, Setting, judged, oracle_density, shown  # noqa: E402
 
 PROCESS = ms.PlantedProcess()  # n = 24, vocabulary 8, one offset, 2 keys
+RECIPE = {"steps": 1500, "warmup": 0.4}  # beside the defaults of DamConfig
 SEEDS, GRID_SEEDS = 5, 2
 FACTORS = (1.0, 2.0, 4.0)  # of the planted edges' density; the least possible comes first
 WIDTH = 64
@@ -47,8 +48,10 @@ JUDGE = 0  # evaluation seed of `search`, that of experiments/05_strategies
 
 # -- settings ----------------------------------------------------------------------------------
 def base(process: ms.PlantedProcess, steps: int | None, **changes: object) -> Setting:
-    """DAM with its defaults, asked for the density of the planted edges and the diagonal."""
-    config = {"density": oracle_density(process)} | ({} if steps is None else {"steps": steps})
+    """DAM by the recipe, asked for the density of the planted edges and the diagonal."""
+    config = {**RECIPE, "density": oracle_density(process)}
+    if steps is not None:
+        config["steps"] = steps
     return Setting(process, config, **changes)  # type: ignore[arg-type]
 
 
@@ -134,7 +137,7 @@ def density(cells: Cells, smoke: bool) -> None:
     true = PROCESS.edges.float().mean().item()
     wanted = {"1/n": 1 / PROCESS.length} | {f"x {factor:g}": factor * true for factor in FACTORS}
     for cell, target in wanted.items():
-        config = {"density": target} | ({"steps": 12} if smoke else {})
+        config = {**RECIPE, "density": target} | ({"steps": 12} if smoke else {})
         for seed in range(1 if smoke else SEEDS):
             cells.run("density", cell, seed, partial(searched, Setting(PROCESS, config)))
 
@@ -179,7 +182,7 @@ def search(cells: Cells, smoke: bool) -> None:
     quick = {"steps": 8, "downstream_steps": 2} if smoke else {}
     evaluator = ms.PlantedEvaluator(PROCESS, **quick)
     whole = strategies.reachable(rows, recorded.objectives)
-    config = {"density": TARGET} | ({"steps": 12} if smoke else {})
+    config = {**RECIPE, "density": TARGET} | ({"steps": 12} if smoke else {})
 
     def dam(seed: int) -> Row:
         result, row = Setting(PROCESS, config).run(seed)
