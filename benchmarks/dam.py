@@ -40,6 +40,8 @@ HERE = Path(__file__).parent
 ONE = ms.PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)
 TWO = ms.PlantedProcess(length=64, vocabulary=32, offsets=(11, 23), keys=4)
 SMALL = ms.PlantedProcess(length=16, vocabulary=8, offsets=(5,), keys=2)
+SHORT = {"steps": 1500, "warmup": 0.4}  # of the parts that compare
+LONGER = {"steps": 2500, "warmup": 0.4}
 SEEDS, SCALE_SEEDS, FORM_SEEDS = 5, 2, 3  # of A to C, G, H
 GOALS = {  # figure: (at least, at most)
     "A": {"auroc": (0.995, None), "precision": (0.97, None), "cpu_seconds": (None, 60)},
@@ -53,7 +55,8 @@ STEP = {"size": "mini", "length": 128, "vocabulary": 4096, "batch": 8, "rounds":
 def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
     """Part -> cell -> what is run."""
     one, two = (SMALL, SMALL) if smoke else (ONE, TWO)
-    quick = {"steps": 12, "density": 0.1} if smoke else {}
+    quick = {"steps": 12, "density": 0.1} if smoke else dict(SHORT)
+    usual = quick if smoke else {}
     toeplitz = {}
     for offsets in ((5,),) if smoke else ((11,), (5, 11)):
         process = ms.PlantedProcess(
@@ -88,10 +91,14 @@ def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
         forms = {name: forms[name] for name in ("log, soft", "flip, growing from .03")}
     return {
         "A": {
-            "n = 32": Setting(one, quick),
-            "n = 32, 2,500 steps": Setting(one, {"steps": 2500} | quick),
+            "n = 32": Setting(one, usual),
+            "n = 32, 1,500 steps, 600 of warm-up": Setting(one, quick),
+            "n = 32, 2,500 steps, 1,000 of warm-up": Setting(one, quick if smoke else LONGER),
         },
-        "B": {"n = 64": Setting(two, quick)},
+        "B": {
+            "n = 64": Setting(two, usual),
+            "n = 64, 1,500 steps, 600 of warm-up": Setting(two, quick),
+        },
         "C": toeplitz,
         "G": scales,
         "H": forms,
