@@ -182,6 +182,7 @@ def test_a_penalty_does_not_depend_on_size():
     assert noisy_density("penalty", 1e-4, (32, 3, 2)) == pytest.approx(small, rel=0.1)
 
 
+@pytest.mark.filterwarnings("ignore:DAM")
 def test_collapse_is_said():
     gates = Gates(length=8, heads=2)
     with pytest.warns(UserWarning, match=r"step 4: nothing is pruned yet|nothing was pruned"):
