@@ -23,7 +23,8 @@ class DamConfig:
 
     - `"hinge"`: while the density is above its target, the gradient of log density is added to
       that of the gates, `strength` times as large as the task's has been (root mean squares). So
-      the scale of the task's loss does not matter.
+      the scale of the task's loss does not matter. Once the target has stopped sinking, it is
+      subtracted where the density is more than .004 below.
     - `"multiplier"`: m x density is added to the loss; m starts at `multiplier` and grows every
       step by the factor (density / target) ^ `multiplier_rate`, so that it finds any scale.
     - `"penalty"`: `penalty` x density is added; which density that gives is not known before.

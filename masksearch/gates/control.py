@@ -14,6 +14,7 @@ from masksearch.gates.published import published_penalty
 SMALLEST = 1e-30  # root mean square of a gradient that is divided by
 LATE = 0.02  # excess of log density above which the hinge grows stronger
 GROWTH = 1.02  # factor on its strength at such a step; undone at any other
+SHORT = 0.004  # density by which the last target may be fallen short of without a pull upwards
 
 
 class DensityControl:
@@ -83,8 +84,11 @@ class DensityControl:
     def push(self, gates: Gates, step: int) -> float:
         """Adds the hinge's gradient to that of the logits, before an optimiser step.
 
+        It pushes down where a target is exceeded and, once the target has stopped sinking, pulls
+        up where the density is below it by more than `SHORT`.
+
         Returns:
-            The largest factor on the gradient of log density; 0 where no target is exceeded.
+            The largest factor on the gradient of log density; 0 where nothing was to be done.
         """
         gradient = gates.logits.grad
         if self.config.control != "hinge" or gradient is None:
@@ -92,19 +96,24 @@ class DensityControl:
         self.count += 1
         densities = self.densities(gates)
         (slope,) = torch.autograd.grad(densities.log().sum(), gates.logits)
-        excess = (densities.detach() / self.target(step).to(densities.device)).log().tolist()
+        target = self.target(step).to(densities.device)
+        excess = (densities.detach() / target).log().tolist()
+        short = (target - densities.detach() > SHORT).tolist()
+        settled = self.target(step - 1).tolist() == target.tolist()
         largest = 0.0
         for place, (task, own) in enumerate(
             zip(self.parts(gradient), self.parts(slope), strict=True)
         ):
             self.power[place] += task.square().mean().item()
-            grown = self.strength[place] * (GROWTH if excess[place] > LATE else 1 / GROWTH)
+            low = settled and short[place]
+            lags = low or excess[place] > LATE
+            grown = self.strength[place] * (GROWTH if lags else 1 / GROWTH)
             self.strength[place] = max(self.config.strength, grown)
-            if excess[place] > 0:
+            if low or excess[place] > 0:
                 usual = math.sqrt(self.power[place] / self.count)
                 size = max(own.square().mean().sqrt().item(), SMALLEST)
                 factor = self.strength[place] * usual / size
-                task.add_(own, alpha=factor)
+                task.add_(own, alpha=math.copysign(factor, excess[place]))
                 largest = max(largest, factor)
         return largest
 

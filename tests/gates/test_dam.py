@@ -172,6 +172,21 @@ def test_the_hinge_reaches_its_target_at_any_scale_and_size(
     assert noisy_density("hinge", scale, shape) == pytest.approx(0.1, abs=0.005)
 
 
+def test_the_hinge_pulls_up_what_the_task_has_closed():
+    config = DamConfig(steps=400, warmup=0.0, density=0.3, anneal=0.2)
+    gates = Gates("toeplitz", length=8, heads=2)
+    keeper = DensityControl(config, gates.density().mean()[None].detach())
+    optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr, eps=1e-20)
+    for step in range(config.steps):
+        optimiser.zero_grad()
+        (1e-3 * gates.logits.sigmoid().sum()).backward()  # a task that wants everything closed
+        keeper.push(gates, step)
+        optimiser.step()
+        if step == 150:
+            assert gates.density().mean().item() < 0.3
+    assert gates.density().mean().item() == pytest.approx(0.3, abs=0.02)
+
+
 @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2])
 def test_the_multiplier_grows_until_the_density_falls(scale: float):
     assert noisy_density("multiplier", scale, (16, 2, 1)) < 0.13
