@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.forms import FORMS
+from masksearch.gates.forms import FORMS, Form
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
 Noise = Literal["gumbel", "hard-concrete"]
@@ -269,21 +269,12 @@ class Gates(nn.Module):
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
             gate = gate[:, keys - queries : keys, :keys]
-        return self.act(query, key, value, visible, gate, dropout=dropout, scaling=scaling)
+        return self.acts(query, key, value, visible, gate, dropout=dropout, scaling=scaling)
 
-    def act(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        gate: Tensor,
-        *,
-        dropout: float,
-        scaling: float,
-    ) -> Tensor:
-        """One layer's attention under its gate; see `masksearch.gates.forms.Form`."""
-        return FORMS[self.form](query, key, value, visible, gate, dropout=dropout, scaling=scaling)
+    @property
+    def acts(self) -> Form:
+        """How a gate acts on one attention call."""
+        return FORMS[self.form]
 
     def chances(self, logits: Tensor) -> Tensor:
         """Chance that a gate with that logit is not closed, at the uncooled temperature."""

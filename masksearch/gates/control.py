@@ -14,6 +14,7 @@ from masksearch.gates.published import published_penalty
 SMALLEST = 1e-30  # root mean square of a gradient that is divided by
 LATE = 0.02  # excess of log density above which the hinge grows stronger
 GROWTH = 1.02  # factor on its strength at such a step; undone at any other
+STATE = ("initial", "multiplier", "strength", "power", "count")  # what a checkpoint holds of it
 SHORT = 0.004  # density by which the last target may be fallen short of without a pull upwards
 
 
@@ -22,18 +23,19 @@ class DensityControl:
 
     Args:
         config: Names the control and the target (one, or one a layer).
-        initial: Densities at the start, float `[1]` or `[layers]`, as `densities` gives them.
+        gates: As they are at the start.
 
     Attributes:
+        initial: Densities at the start, one for each target.
         multiplier: Of the control `"multiplier"`, one for each target.
         strength: Of the hinge, one for each target; grows while the density lags behind.
         power: Sum of the mean squares of the task's gradient, one for each target.
         count: Number of gradients in that sum.
     """
 
-    def __init__(self, config: DamConfig, initial: Tensor) -> None:
+    def __init__(self, config: DamConfig, gates: Gates) -> None:
         self.config = config
-        self.initial = [float(share) for share in initial]
+        self.initial: list[float] = self.densities(gates).tolist()
         self.multiplier = [config.multiplier] * len(config.targets)
         self.strength = [config.strength] * len(config.targets)
         self.power = [0.0] * len(config.targets)
@@ -95,21 +97,23 @@ class DensityControl:
             return 0.0
         self.count += 1
         densities = self.densities(gates)
-        (slope,) = torch.autograd.grad(densities.log().sum(), gates.logits)
         target = self.target(step).to(densities.device)
         excess = (densities.detach() / target).log().tolist()
-        short = (target - densities.detach() > SHORT).tolist()
         settled = self.target(step - 1).tolist() == target.tolist()
+        low = [settled and short for short in (target - densities.detach() > SHORT).tolist()]
+        due = [below or part > 0 for below, part in zip(low, excess, strict=True)]
+        slope = gradient
+        if any(due):  # its graph is not needed otherwise
+            (slope,) = torch.autograd.grad(densities.log().sum(), gates.logits)
         largest = 0.0
         for place, (task, own) in enumerate(
             zip(self.parts(gradient), self.parts(slope), strict=True)
         ):
             self.power[place] += task.square().mean().item()
-            low = settled and short[place]
-            lags = low or excess[place] > LATE
+            lags = low[place] or excess[place] > LATE
             grown = self.strength[place] * (GROWTH if lags else 1 / GROWTH)
             self.strength[place] = max(self.config.strength, grown)
-            if low or excess[place] > 0:
+            if due[place]:
                 usual = math.sqrt(self.power[place] / self.count)
                 size = max(own.square().mean().sqrt().item(), SMALLEST)
                 factor = self.strength[place] * usual / size

@@ -22,7 +22,7 @@ from masksearch.errors import LengthError, NonFiniteLossError, ResumeError
 from masksearch.gates.bank import Gates
 from masksearch.gates.chain import loss_chain
 from masksearch.gates.config import DamConfig
-from masksearch.gates.control import DensityControl
+from masksearch.gates.control import STATE, DensityControl
 from masksearch.gates.health import entropy_bits
 from masksearch.gates.lamb import Lamb
 from masksearch.train import model_loss, parameter_groups
@@ -48,8 +48,7 @@ class JointTraining:
         self.device = next(model.parameters()).device
         self.weights: list[Tensor] = []
         self.optimisers = self.built()
-        plain = DensityControl(config, torch.ones(len(config.targets)))
-        self.control = DensityControl(config, plain.densities(gates).detach())
+        self.control = DensityControl(config, gates)
         self.step = 0  # optimiser steps that are done
         self.losses: list[float] = []  # since the last report
         self.curve: list[Report] = []
@@ -214,11 +213,7 @@ class JointTraining:
             "run": self.identity(),
             "losses": self.losses,
             "curve": [asdict(report) for report in self.curve],
-            "multiplier": self.control.multiplier,
-            "initial": self.control.initial,
-            "strength": self.control.strength,
-            "power": self.control.power,
-            "count": self.control.count,
+            "control": {name: getattr(self.control, name) for name in STATE},
         }
         return tensors, facts
 
@@ -259,6 +254,6 @@ class JointTraining:
         self.gates.source(self.device).set_state(tensors["random.gates"])
         self.losses = list(facts["losses"])
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
-        for name in ("multiplier", "initial", "strength", "power", "count"):
-            setattr(self.control, name, facts[name])
+        for name in STATE:
+            setattr(self.control, name, facts["control"][name])
         self.step = found.step

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from masksearch.contracts import generator
 from masksearch.errors import unknown_name
 from masksearch.gates.bank import Gates
-from masksearch.gates.forms import biased
+from masksearch.gates.forms import Form, biased
 
 PublishedStructure = Literal["symmetric", "toeplitz"]
 SPREAD = 1e-3  # standard deviation of the first logits
@@ -119,23 +119,28 @@ class PublishedGates(Gates):
         hard = (logits[..., 0] >= logits[..., 1]).to(soft.dtype)
         self.drawn = self.table(hard + (soft - soft.detach()))
 
-    def act(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        gate: Tensor,
-        *,
-        dropout: float,
-        scaling: float,
-    ) -> Tensor:
-        """One layer's attention; a query without an open gate attends to every visible key."""
-        return biased(query, key, value, visible, (1 - gate) * MASKED, dropout, scaling)
+    @property
+    def acts(self) -> Form:
+        """How a gate acts on one attention call."""
+        return published_form
 
     def chances(self, logits: Tensor) -> Tensor:
         """Chance that a gate with these two logits, on the last axis, is open."""
         return (logits[..., 0] - logits[..., 1]).sigmoid()
+
+
+def published_form(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    gate: Tensor,
+    *,
+    dropout: float,
+    scaling: float,
+) -> Tensor:
+    """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
+    return biased(query, key, value, visible, (1 - gate) * MASKED, dropout, scaling)
 
 
 def sparsebert_gates(

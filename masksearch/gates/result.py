@@ -13,10 +13,10 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Report
-from masksearch.errors import MaskFormatError
 from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
 from masksearch.gates.health import Health, health, warmup_steps
 from masksearch.masks.core import Mask
+from masksearch.stored import read_tensors
 
 FORMAT = "masksearch-gates-1"
 
@@ -154,22 +154,7 @@ class DamResult:
             FileNotFoundError: If there is no such file.
             MaskFormatError: If the file is not one of `save`.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no gates at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise MaskFormatError(
-                        f"{path} holds no gates of masksearch (format "
-                        f"{metadata.get('format')!r}, expected {FORMAT!r})"
-                    )
-                probabilities: Tensor = file.get_tensor("probabilities")
-        except SafetensorError as error:
-            raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+        tensors, metadata = read_tensors(path, what="gates", expected=FORMAT)
         about = json.loads(metadata["dam"])
         curve = tuple(Report(item["step"], item["values"]) for item in about.pop("curve"))
-        return DamResult(probabilities.to(torch.float32), curve, **about)
+        return DamResult(tensors["probabilities"].to(torch.float32), curve, **about)

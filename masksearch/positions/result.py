@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from masksearch.errors import MaskFormatError
+from masksearch.stored import read_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,22 +216,7 @@ class Importance:
             FileNotFoundError: If there is no such file.
             MaskFormatError: If the file is not one of `save`.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no importance at {path}")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise MaskFormatError(
-                        f"{path} holds no importance of masksearch (format "
-                        f"{metadata.get('format')!r}, expected {FORMAT!r})"
-                    )
-                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+        tensors, metadata = read_tensors(path, what="importance", expected=FORMAT)
         about = json.loads(metadata["importance"])
         at, special, loss = about.pop("at"), about.pop("special"), about.pop("loss")
         profiles = {

@@ -151,7 +151,7 @@ def noisy_density(control: Any, scale: float, shape: tuple[int, int, int]) -> fl
     length, heads, layers = shape
     config = DamConfig(control=control, steps=600, warmup=0.0, density=0.1)
     gates = Gates("toeplitz", length=length, heads=heads, layers=layers)
-    keeper = DensityControl(config, gates.density().mean()[None].detach())
+    keeper = DensityControl(config, gates)
     optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr, eps=1e-20)
     noise = torch.Generator().manual_seed(0)
     for step in range(config.steps):
@@ -175,7 +175,7 @@ def test_the_hinge_reaches_its_target_at_any_scale_and_size(
 def test_the_hinge_pulls_up_what_the_task_has_closed():
     config = DamConfig(steps=400, warmup=0.0, density=0.3, anneal=0.2)
     gates = Gates("toeplitz", length=8, heads=2)
-    keeper = DensityControl(config, gates.density().mean()[None].detach())
+    keeper = DensityControl(config, gates)
     optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr, eps=1e-20)
     for step in range(config.steps):
         optimiser.zero_grad()

@@ -284,9 +284,7 @@ def test_the_chain_of_losses_leaves_everything_as_it_was():
 
 def test_the_multiplier_grows_once_a_step_however_many_batches_it_has():
     gates = Gates(length=8, heads=2)
-    keeper = DensityControl(
-        DamConfig(control="multiplier", density=0.3), gates.density().mean()[None].detach()
-    )
+    keeper = DensityControl(DamConfig(control="multiplier", density=0.3), gates)
     first = list(keeper.multiplier)
     for _ in range(3):
         keeper.cost(gates, 2499)
