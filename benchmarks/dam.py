@@ -33,7 +33,8 @@ from planted_runs import Cells, Row, Setting, shown, summary
 import masksearch as ms
 from masksearch.contracts import generator
 from masksearch.gates.dam import dam_reports
-from masksearch.models.sizes import MaskedLanguageModel, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import encoder
 from masksearch.train import TrainConfig, train
 
 HERE = Path(__file__).parent

@@ -22,7 +22,8 @@ from masksearch.evaluators.planted import HEAD, WEIGHTS
 from masksearch.gates.config import preset
 from masksearch.gates.published import sparsebert_gates
 from masksearch.gates.recovery import recovery
-from masksearch.models.sizes import SIZES, MaskedLanguageModel, Output, Size, encoder
+from masksearch.models.heads import MaskedLanguageModel, Output
+from masksearch.models.sizes import SIZES, Size, encoder
 from masksearch.results.stats import estimate
 
 NANO = SIZES["nano"]

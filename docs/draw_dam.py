@@ -25,7 +25,8 @@ from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
 from masksearch.gates.agreement import agreement
 from masksearch.gates.recovery import recovery
-from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import Size, encoder
 from masksearch.results.dam_plots import (
     plot_agreement,
     plot_dam,

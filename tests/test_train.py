@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch
 from masksearch.errors import NonFiniteLossError
-from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import Size, encoder
 from masksearch.train import Step, TrainConfig, parameter_groups, rate, train
 
 

@@ -29,7 +29,7 @@ from masksearch.evaluators.mlm import MlmEvaluator, moved
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach, detach
-from masksearch.models.sizes import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
 from masksearch.tasks.corpus import Corpus, short_hash, small
 from masksearch.tasks.glue import (
     TASKS,

@@ -29,12 +29,8 @@ from masksearch.contracts import (
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
-from masksearch.models.sizes import (
-    MaskedLanguageModel,
-    encoder,
-    initial_spread,
-    size_named,
-)
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import encoder, initial_spread, size_named
 from masksearch.tasks.corpus import Corpus, short_hash
 from masksearch.tasks.mlm import MlmTask
 from masksearch.train import TrainConfig, train

@@ -27,7 +27,8 @@ from masksearch.contracts import (
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
-from masksearch.models.sizes import MaskedLanguageModel, Output, encoder, size_named
+from masksearch.models.heads import MaskedLanguageModel, Output
+from masksearch.models.sizes import encoder, size_named
 from masksearch.tasks.planted import PlantedProcess, PlantedTask
 from masksearch.tasks.planted_pairs import FollowsTask, IntactTask
 from masksearch.train import TrainConfig, train

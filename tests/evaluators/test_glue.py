@@ -28,7 +28,8 @@ from masksearch.evaluators.glue import (
 from masksearch.evaluators.with_cost import WithCost
 from masksearch.masks import Mask
 from masksearch.models.attach import attach
-from masksearch.models.sizes import SequenceClassifier, encoder
+from masksearch.models.heads import SequenceClassifier
+from masksearch.models.sizes import encoder
 from masksearch.tasks.glue import Rows
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]

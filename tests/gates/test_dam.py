@@ -25,7 +25,8 @@ from masksearch.gates.oneshot import GATES_FILE, run_one_shot
 from masksearch.gates.result import DamResult
 from masksearch.masks.core import Mask
 from masksearch.models.attach import attach
-from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import Size, encoder
 from masksearch.tasks.planted import PlantedProcess
 
 

@@ -31,7 +31,8 @@ from masksearch.gates.dam import dam, dam_reports
 from masksearch.gates.oneshot import GATES_FILE, run_one_shot
 from masksearch.gates.published import PublishedGates
 from masksearch.gates.result import DamResult
-from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import Size, encoder
 from masksearch.tasks.planted import PlantedProcess, PlantedTask
 
 pytestmark = pytest.mark.filterwarnings("ignore:DAM")  # a few steps prune next to nothing

@@ -16,7 +16,8 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.forms import repaired
 from masksearch.gates.perturbation import over_edges, perturbation_scores, ranks
 from masksearch.models.attach import ATTACHMENT, attach, detach
-from masksearch.models.sizes import MaskedLanguageModel, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import encoder
 from masksearch.tasks.planted import PlantedProcess, PlantedTask
 
 PROCESS = PlantedProcess(length=6, offsets=(2,), keys=1, vocabulary=4)

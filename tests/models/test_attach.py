@@ -26,7 +26,8 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.models.attach import attach, detach
-from masksearch.models.sizes import MaskedLanguageModel, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import encoder
 
 HEADS, VOCABULARY, WIDTH = 4, 50, 32
 SMALL = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "attn_implementation": "sdpa"}

@@ -6,15 +6,8 @@ import pytest
 import torch
 
 from masksearch.errors import UnknownNameError
-from masksearch.models.sizes import (
-    SIZES,
-    MaskedLanguageModel,
-    SequenceClassifier,
-    Size,
-    encoder,
-    initial_spread,
-    size_named,
-)
+from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.sizes import SIZES, Size, encoder, initial_spread, size_named
 
 SMALL = Size(layers=2, width=32, heads=4)
 

@@ -18,7 +18,8 @@ from masksearch.errors import (
 )
 from masksearch.gates.bank import Gates
 from masksearch.models.attach import ATTACHMENT, attach, detach
-from masksearch.models.sizes import MaskedLanguageModel, Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import Size, encoder
 from masksearch.positions.analysis import importance
 from masksearch.positions.dropping import drop_forwards
 from masksearch.positions.result import Importance, measured
