@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "masksearch"
 RANKS = [
     {"errors", "masks"},
     {"contracts", "constraints"},
-    {"results", "models", "train", "checkpoints", "stored"},
+    {"results", "models", "train", "accumulation", "train_state", "lamb", "checkpoints", "stored"},
     {"tasks"},
     {"gates", "positions", "evaluators"},
     {"strategies"},

@@ -131,7 +131,7 @@ class MlmEvaluator:
         return {
             "data": task.corpus.digest,
             "size": asdict(size_named(self.size)),
-            "train": asdict(self.train_config),
+            "train": self.train_config.identity,
             "batch": self.batch,
             "initializer_range": self.initializer_range or initial_spread(width),
             "probability": task.probability,

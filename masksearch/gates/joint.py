@@ -24,8 +24,9 @@ from masksearch.gates.chain import loss_chain
 from masksearch.gates.config import DamConfig
 from masksearch.gates.control import STATE, DensityControl
 from masksearch.gates.health import entropy_bits
-from masksearch.gates.lamb import Lamb
+from masksearch.lamb import Lamb
 from masksearch.train import model_loss, parameter_groups
+from masksearch.train_state import restore_random, restore_state, training_state
 
 REPORTS = 100  # of a run, about
 GATE_EPS = 1e-20  # of Adam on the gates: far below any gradient, so that their scale is free
@@ -200,15 +201,8 @@ class JointTraining:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain facts from which `restore` goes on."""
-        weights = self.model.state_dict()  # cloned: tied ones share memory, which files cannot
-        tensors = {f"model.{name}": value.clone() for name, value in weights.items()}
-        tensors["random"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = training_state(self.model, self.optimisers)
         tensors["random.gates"] = self.gates.source(self.device).get_state()
-        for name, optimiser in self.optimisers.items():
-            for place, entry in optimiser.state_dict()["state"].items():
-                tensors |= {f"{name}.{place}.{key}": value for key, value in entry.items()}
         facts = {
             "run": self.identity(),
             "losses": self.losses,
@@ -234,23 +228,8 @@ class JointTraining:
                 f"{checkpoints.folder} holds the checkpoint of a run with other "
                 f"{', '.join(differing)}; give the same arguments, or another folder"
             )
-        weights = {
-            name.removeprefix("model."): value
-            for name, value in tensors.items()
-            if name.startswith("model.")
-        }
-        self.model.load_state_dict(weights)
-        for name, optimiser in self.optimisers.items():
-            stored = optimiser.state_dict()
-            entries: dict[int, dict[str, Tensor]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"{name}."):
-                    _, place, part = key.split(".")
-                    entries.setdefault(int(place), {})[part] = value
-            optimiser.load_state_dict({**stored, "state": entries})
-        torch.set_rng_state(tensors["random"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        restore_state(tensors, self.model, self.optimisers)
+        restore_random(tensors, self.device)
         self.gates.source(self.device).set_state(tensors["random.gates"])
         self.losses = list(facts["losses"])
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.gates.lamb import Lamb
+from masksearch.lamb import Lamb
 from masksearch.gates.published import published_penalty, sparsebert_gates
 from masksearch.models.attach import attach, detach
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from masksearch.gates.lamb import Lamb
+from masksearch.lamb import Lamb
 
 SHAPES = [[(3, 4), (5,)], [(2, 2), (1,)], [(4,)]]  # of three groups
 GROUPS: list[dict[str, Any]] = [
