@@ -1,107 +1,56 @@
-"""The GLUE tasks as TSV folders on disk, their metrics and their majority scores.
+"""The GLUE tasks from TSV folders on disk or from the Hub, their metrics and majority scores.
 
-data = load_glue("glue", "MRPC", rows=2_000)
+data = load_glue("glue", "MRPC", rows=2_000)               # or "hf:nyu-mll/glue"
 data.train.texts[0], data.train.labels[0]
 score(data.task, predictions, data.dev["MRPC"].labels)     # {"accuracy": .., "f1": ..}
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from masksearch.contracts import generator
-from masksearch.errors import DataError, unknown_name
+from masksearch.errors import DataError
 from masksearch.tasks.corpus import content_hash, short_hash
+from masksearch.tasks.glue_average import GlueScore, glue_score, reported
+from masksearch.tasks.glue_hub import glue_place, is_hub, read_hub
+from masksearch.tasks.glue_metrics import at_majority, majority, majority_scores, score
+from masksearch.tasks.glue_rows import Rows, read_rows
+from masksearch.tasks.glue_table import (
+    KNOWN,
+    NLI,
+    PAIR,
+    PLANTED,
+    TASKS,
+    TWO_WAY,
+    GlueTask,
+    task_named,
+    task_number,
+)
 
-Column = str | int  # a name of the header, or a number where there is none
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    """Where a task's texts and labels stand, and how it is scored.
-
-    Args:
-        name: Name of the task and of its folder.
-        texts: Columns of the one or two texts.
-        label: Column of the label.
-        labels: The labels by class number; none = a regression.
-        metrics: Official metrics; the first one is the primary.
-        dev: Development sets: name -> file names, the first that exists is taken. The first
-            set is required, the others are optional.
-        columns: Fields of a line in a file without a header; None = there is a header.
-    """
-
-    name: str
-    texts: tuple[Column, ...]
-    label: Column
-    labels: tuple[str, ...] = ("0", "1")
-    metrics: tuple[str, ...] = ("accuracy",)
-    dev: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    columns: int | None = None
-
-    @property
-    def dev_files(self) -> Mapping[str, tuple[str, ...]]:
-        """Development sets, by default one in dev.tsv."""
-        return self.dev or {self.name: ("dev.tsv",)}
-
-
-PAIR = ("sentence1", "sentence2")
-NLI = ("entailment", "neutral", "contradiction")
-TWO_WAY = ("entailment", "not_entailment")
-TASKS = {
-    task.name: task
-    for task in (
-        GlueTask("CoLA", (3,), 1, metrics=("matthews", "accuracy"), columns=4),
-        GlueTask("SST-2", ("sentence",), "label"),
-        GlueTask("MRPC", ("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1")),
-        GlueTask("STS-B", PAIR, "score", labels=(), metrics=("pearson", "spearman")),
-        GlueTask(
-            "QQP",
-            ("question1", "question2"),
-            "is_duplicate",
-            metrics=("accuracy", "f1"),
-            dev={"QQP": ("dev.tsv", "heldout.tsv")},
-        ),
-        GlueTask(
-            "MNLI",
-            PAIR,
-            "gold_label",
-            labels=NLI,
-            dev={
-                "MNLI": ("dev_matched.tsv",),
-                "MNLI-mm": ("dev_mismatched.tsv", "dev_mismatched_sample.tsv"),
-            },
-        ),
-        GlueTask("QNLI", ("question", "sentence"), "label", labels=TWO_WAY),
-        GlueTask("RTE", PAIR, "label", labels=TWO_WAY),
-        GlueTask("WNLI", PAIR, "label"),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Examples: one or two texts each, and the class number (or the score)."""
-
-    texts: list[tuple[str, ...]] = field(repr=False)
-    labels: list[float] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def sample(self, count: int | None, seed: int) -> Rows:
-        """At most `count` rows, drawn by `seed`, in their order in the file."""
-        if count is None or count >= len(self):
-            return self
-        if count < 1:
-            raise ValueError(f"rows must be at least 1, got {count}")
-        chosen = torch.randperm(len(self), generator=generator(seed))[:count].sort().values
-        indices = chosen.tolist()
-        return Rows([self.texts[i] for i in indices], [self.labels[i] for i in indices])
+__all__ = [
+    "NLI",
+    "PAIR",
+    "PLANTED",
+    "TASKS",
+    "TWO_WAY",
+    "GlueData",
+    "GlueScore",
+    "GlueTask",
+    "Rows",
+    "at_majority",
+    "glue_place",
+    "glue_score",
+    "load_glue",
+    "majority",
+    "majority_scores",
+    "read_rows",
+    "reported",
+    "score",
+    "task_named",
+    "task_number",
+]
 
 
 @dataclass(frozen=True)
@@ -111,14 +60,7 @@ class GlueData:
     task: GlueTask
     train: Rows
     dev: Mapping[str, Rows]
-    digest: str  # hash of the files and of the row limits
-
-
-def task_named(name: str) -> GlueTask:
-    """The task of that name; an unknown one raises UnknownNameError with the nearest."""
-    if name not in TASKS:
-        raise unknown_name("GLUE task", name, TASKS)
-    return TASKS[name]
+    digest: str  # hash of the data and of the row limits
 
 
 def load_glue(
@@ -129,163 +71,77 @@ def load_glue(
     dev_rows: int | None = None,
     seed: int = 0,
 ) -> GlueData:
-    """Reads a task from `folder/<task>/`.
+    """Reads a task from `folder/<task>/`, or from the Hub.
 
     Args:
-        folder: The GLUE folder, with one folder a task in the official TSV layout.
-        task: A name of `TASKS`.
+        folder: The GLUE folder, with one folder a task in the official TSV layout; or
+            `"hf:<owner>/<name>"` (`"hf:nyu-mll/glue"`), or `"hf:<folder>"` for a local folder in
+            the Hub's form (see `masksearch.tasks.glue_hub.read_hub`).
+        task: A name of `TASKS` or `PLANTED`.
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
         seed: Seed of the samples.
 
+    Returns:
+        The rows. Equal rows have different digests when read from TSV and in the Hub's form.
+
     Raises:
-        DataError: If a folder, file or column is missing, a file is empty, or a line is
-            malformed; names the file and the line.
+        DataError: If a folder, file or column is missing, a file is empty, a line is malformed
+            or a label is wrong or hidden (names the file and the line), or if the Hub cannot be
+            reached.
         UnknownNameError: If there is no such task.
     """
     row = task_named(task)
-    place = Path(folder) / row.name
-    if not place.is_dir():
-        raise DataError(f"no folder {place}: a GLUE folder holds one folder a task ({row.name})")
-    files = {"train": place / "train.tsv"}
-    if not files["train"].is_file():
-        raise DataError(f"no file {files['train']}")
-    for name, candidates in row.dev_files.items():
-        found = [place / file for file in candidates if (place / file).is_file()]
-        if found:
-            files[name] = found[0]
-        elif name == row.name:
-            raise DataError(f"{place} holds no {' or '.join(candidates)}")
-    read = {name: read_rows(path, row) for name, path in files.items()}
-    train = read.pop("train").sample(rows, seed)
+    if is_hub(folder):
+        train, dev, content = read_hub(str(folder), row)
+    else:
+        files = task_files(Path(folder), row)
+        dev = {name: read_rows(path, row) for name, path in files.items()}
+        train, content = dev.pop("train"), content_hash(list(files.values()))
     return GlueData(
         row,
-        train,
-        {name: part.sample(dev_rows, seed) for name, part in read.items()},
-        short_hash(content_hash(list(files.values())), str(rows), str(dev_rows), str(seed)),
+        train.sample(rows, seed),
+        {name: part.sample(dev_rows, seed) for name, part in dev.items()},
+        short_hash(content, str(rows), str(dev_rows), str(seed)),
     )
 
 
-def read_rows(path: Path, task: GlueTask) -> Rows:
-    """Reads one TSV file; quote marks are text, not quoting."""
-    lines = path.read_bytes().split(b"\n")  # nothing else ends a line: texts hold U+2028
-    while lines and not lines[-1].strip():
-        lines.pop()
-    start = 0 if task.columns else 1
-    if len(lines) <= start:
-        raise DataError(f"{path} is empty; {task.name} needs at least one row")
-    wanted = (*task.texts, task.label)
-    if task.columns:
-        fields, places = task.columns, [int(column) for column in wanted]
-    else:
-        header = decoded(path, 1, lines[0])
-        missing = [str(column) for column in wanted if column not in header]
-        if missing:
-            raise DataError(
-                f"{path}, line 1: no column {', '.join(missing)}; {task.name} needs the columns "
-                f"{', '.join(map(str, wanted))}, found {', '.join(header)}"
-            )
-        fields, places = len(header), [header.index(str(column)) for column in wanted]
-    texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
-    for number, raw in enumerate(lines[start:], start=start + 1):
-        cells = decoded(path, number, raw)
-        if len(cells) != fields:
-            raise DataError(
-                f"{path}, line {number}: expected {fields} tab-separated fields, found "
-                f"{len(cells)}; mend or remove the line"
-            )
-        *text, label = (cells[place] for place in places)
-        texts.append(tuple(text))
-        labels.append(label_number(path, number, label, task))
-    return Rows(texts, labels)
+def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
+    """A task's files: "train", then its development sets by name."""
+    place = folder / task.name
+    if not place.is_dir():
+        raise DataError(f"no folder {place}: {advice(folder)}")
+    files = {"train": place / "train.tsv"}
+    if not files["train"].is_file():
+        raise DataError(f"no file {files['train']}")
+    for name, candidates in task.dev_files.items():
+        found = [place / file for file in candidates if (place / file).is_file()]
+        if found:
+            files[name] = found[0]
+        elif name == next(iter(task.dev_files)):
+            raise DataError(f"{place} holds no {' or '.join(candidates)}")
+    return files
 
 
-def decoded(path: Path, number: int, raw: bytes) -> list[str]:
-    """Fields of a line; a byte-order mark before the first is dropped."""
-    try:
-        line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8"
-        ) from error
-    return line.split("\t")
+def advice(folder: Path) -> str:
+    """What to do about a folder that does not hold the task's folder."""
+    if (folder / "train.tsv").is_file():
+        return (
+            f"{folder} is a task's own folder; give the GLUE folder that holds it "
+            f"({folder.parent})"
+        )
+    held = [name for name in KNOWN if (folder / name).is_dir()]
+    if held:
+        return f"a GLUE folder holds one folder a task, this one has {', '.join(held)}"
+    inside = sorted(path for path in folder.glob("*") if is_glue(path))
+    if inside:
+        return f"the GLUE folder seems to be {inside[0]}"
+    return (
+        f"{folder} is no GLUE folder, which holds one folder a task ({', '.join(TASKS)}), each "
+        "with train.tsv and dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv)"
+    )
 
 
-def label_number(path: Path, number: int, label: str, task: GlueTask) -> float:
-    """Class number of a label, or the score of a regression."""
-    if task.labels:
-        if label not in task.labels:
-            raise DataError(
-                f"{path}, line {number}: unknown label {label!r}; {task.name} has "
-                f"{', '.join(task.labels)}"
-            )
-        return task.labels.index(label)
-    try:
-        return float(label)
-    except ValueError:
-        raise DataError(f"{path}, line {number}: score {label!r} is not a number") from None
-
-
-def score(
-    task: GlueTask, predictions: Sequence[float], labels: Sequence[float]
-) -> dict[str, float]:
-    """The task's official metrics, the primary one first.
-
-    Args:
-        task: What is scored.
-        predictions: Class numbers, or scores of a regression.
-        labels: The truth, of the same length.
-
-    Returns:
-        Metric -> value. Correlations with a constant are 0.
-
-    Raises:
-        ValueError: If the lengths differ or there is nothing to score.
-    """
-    from scipy.stats import pearsonr, spearmanr
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
-    if len(predictions) != len(labels) or not labels:
-        raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
-    constant = len(set(predictions)) == 1 or len(set(labels)) == 1
-    values: dict[str, float] = {}
-    for metric in task.metrics:
-        if metric == "accuracy":
-            values[metric] = float(accuracy_score(labels, predictions))
-        elif metric == "f1":
-            values[metric] = float(f1_score(labels, predictions, zero_division=0.0))
-        elif constant:
-            values[metric] = 0.0
-        elif metric == "matthews":
-            values[metric] = float(matthews_corrcoef(labels, predictions))
-        elif metric == "pearson":
-            values[metric] = float(pearsonr(predictions, labels).statistic)
-        else:
-            values[metric] = float(spearmanr(predictions, labels).statistic)
-    return values
-
-
-def majority(task: GlueTask, labels: Sequence[float]) -> float:
-    """Primary score of always predicting the most frequent label: what knowing nothing earns.
-
-    >>> majority(TASKS["SST-2"], [1, 1, 0, 1])
-    0.75
-    """
-    commonest = max(sorted(set(labels)), key=list(labels).count)
-    return score(task, [commonest] * len(labels), labels)[task.metrics[0]]
-
-
-def at_majority(values: Mapping[str, float], margin: float = 0.01) -> list[str]:
-    """Tasks whose score does not beat the majority score: they tell masks apart by noise.
-
-    Args:
-        values: What `GlueEvaluator` reports: `"<task>"` and `"<task>/majority"`.
-        margin: How much a score has to be above.
-
-    >>> at_majority({"SST-2": 0.73, "SST-2/majority": 0.51, "RTE": 0.53, "RTE/majority": 0.53})
-    ['RTE']
-    """
-    suffix = "/majority"
-    names = [name.removesuffix(suffix) for name in values if name.endswith(suffix)]
-    return [name for name in names if values[name] <= values[name + suffix] + margin]
+def is_glue(folder: Path) -> bool:
+    """Whether a folder holds the folder of an official task."""
+    return any((folder / name).is_dir() for name in TASKS)
