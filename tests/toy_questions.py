@@ -1,0 +1,106 @@
+"""Tiny SQuAD and SWAG files whose answers follow a local rule, and a tokenizer that fits them."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masksearch.tasks.corpus import Corpus, special_ids, word_piece
+
+WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+MARKERS = ["zo", "zu", "ze"]
+GOOD, BAD = WORDS[:20], WORDS[40:]
+EXTRA = [
+    "what",
+    "comes",
+    "after",
+    "then",
+    "?",
+    ",",
+    ".",
+    "un",
+    "##do",
+    "##ing",
+    "cafe",
+    "18",
+    "95",
+]
+
+
+def toy_corpus(length: int) -> Corpus:
+    """A lower-case WordPiece tokenizer of whole words; the sequences are of no interest."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *EXTRA, *MARKERS, *WORDS]
+    made = word_piece({name: number for number, name in enumerate(names)})
+    ids = torch.zeros(2, length, dtype=torch.int32)
+    return Corpus(ids, ids, made, special_ids(made), f"toy-{length}")
+
+
+def squad_json(
+    articles: int, questions: int, *, seed: int, impossible: float = 0.0, words: int = 9
+) -> dict[str, Any]:
+    """The official form: the answer is the word after the marker that the question names.
+
+    A share of `impossible` has no marker in the paragraph, and no answer.
+    """
+    draw = random.Random(seed)
+    flags = [draw.random() < impossible for _ in range(articles * questions)]
+    data = []
+    for number in range(articles):
+        paragraphs = []
+        for index in range(questions):
+            text, marker = draw.choices(WORDS, k=words), draw.choice(MARKERS)
+            place = draw.randrange(words - 1)
+            missing = flags[number * questions + index]
+            if not missing:
+                text[place] = marker
+            start = len(" ".join(text[: place + 1])) + 1
+            entry: dict[str, Any] = {
+                "id": f"s{seed}-{number}-{index}",
+                "question": f"what comes after {marker} ?",
+                "answers": [] if missing else [{"text": text[place + 1], "answer_start": start}],
+            }
+            if impossible:
+                entry["is_impossible"] = missing
+            paragraphs.append({"context": " ".join(text) + ".", "qas": [entry]})
+        data.append({"title": f"article {number} of {seed}", "paragraphs": paragraphs})
+    return {"version": "v2.0" if impossible else "1.1", "data": data}
+
+
+def swag_rows(count: int, *, seed: int) -> list[dict[str, Any]]:
+    """The right ending is made of the first words of the list, the others of its last ones."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        answer = draw.randrange(4)
+        choices = [
+            " ".join(draw.choices(GOOD if index == answer else BAD, k=draw.randint(2, 5)))
+            for index in range(4)
+        ]
+        start = " ".join(draw.choices(WORDS, k=draw.randint(3, 6)))
+        rows.append({"startphrase": start, "answer": answer, "choices": choices})
+    return rows
+
+
+def write_text(path: Path, lines: int = 600) -> Path:
+    """Text over the same words, to pre-train on."""
+    draw = random.Random(0)
+    known = [*WORDS, *MARKERS]
+    rows = (" ".join(draw.choices(known, k=8)) for _ in range(lines))
+    path.write_text("what comes after ?\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def write_squad(path: Path, content: Any) -> Path:
+    """Writes one JSON file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_swag(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Writes JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
