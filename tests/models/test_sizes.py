@@ -1,13 +1,16 @@
-"""The proxy encoders and their heads, against the same computed by hand."""
+"""The named encoders of every architecture, and the masks on them."""
 
-import math
+import inspect
 
 import pytest
 import torch
 
+from masksearch import masks
 from masksearch.errors import UnknownNameError
-from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
-from masksearch.models.sizes import SIZES, Size, encoder, initial_spread, size_named
+from masksearch.gates.published import published_rate
+from masksearch.models.attach import attach
+from masksearch.models.published import SPARSEBERT
+from masksearch.models.sizes import ARCHITECTURES, SIZES, Size, encoder, initial_spread, size_named
 
 SMALL = Size(layers=2, width=32, heads=4)
 
@@ -24,22 +27,17 @@ def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda seed: encoder(SMALL, 40, 16, seed=seed),
-        lambda seed: MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=seed),
-        lambda seed: SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=seed),
-    ],
-    ids=["encoder", "masked_lm", "classifier"],
-)
-def test_weights_follow_the_seed_and_nothing_else(build):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_follow_the_seed_and_nothing_else(architecture):
+    def build(seed: int) -> dict[str, torch.Tensor]:
+        return weights(encoder(SMALL, 40, 16, seed=seed, architecture=architecture))
+
     state = torch.get_rng_state()
-    first = weights(build(5))
+    first = build(5)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)  # a moved global generator changes nothing
-    assert same(first, weights(build(5)))
-    assert not same(first, weights(build(6)))
+    assert same(first, build(5))
+    assert not same(first, build(6))
     torch.set_rng_state(state)
 
 
@@ -66,97 +64,88 @@ def test_unknown_size_gives_the_nearest():
         encoder("huge", 40, 16, seed=0)
 
 
-# -- the masked language model -----------------------------------------------------------------
-def test_masked_lm_loss_is_cross_entropy_over_scored_positions():
-    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0, initializer_range=0.3), seed=1)
-    given, labels = tokens(3, 8), torch.full((3, 8), -100)
-    scored = [(0, 1), (0, 7), (1, 3), (2, 0), (2, 5)]
-    for row, column in scored:
-        labels[row, column] = (7 * row + column) % 40
-    out = model(given, labels=labels)
-    assert out.logits.shape == (5, 40)
-    hidden = model.encoder(input_ids=given).last_hidden_state
-    surprises = []
-    for (row, column), logits in zip(scored, out.logits, strict=True):
-        x = hidden[row, column] @ model.transform.weight.T + model.transform.bias
-        x = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-        x = (x - x.mean()) / (x.var(unbiased=False) + model.norm.eps).sqrt()
-        x = x * model.norm.weight + model.norm.bias
-        table = model.encoder.embeddings.word_embeddings.weight
-        mine = table @ x + model.bias
-        assert torch.allclose(mine, logits, atol=1e-4)
-        surprises.append(-(mine - mine.logsumexp(0))[labels[row, column]])
-    assert out.loss.item() == pytest.approx(torch.stack(surprises).mean().item(), abs=1e-5)
-
-
-def test_masked_lm_scores_every_token_without_labels():
-    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
-    out = model(tokens(3, 8))
-    assert out.logits.shape == (24, 40)
-    assert out.loss is None
-    labels = torch.full((3, 8), -100)
-    labels[1, 2] = 4
-    assert torch.allclose(out.logits[10], model(tokens(3, 8), labels=labels).logits[0], atol=1e-5)
-
-
-def test_masked_lm_output_table_is_tied():
-    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
-    assert sum(p.numel() == 40 * 32 for p in model.parameters()) == 1
-    labels = torch.zeros(1, 4, dtype=torch.int64)
-    model(torch.full((1, 4), 3), labels=labels).loss.backward()
-    grad = model.encoder.embeddings.word_embeddings.weight.grad
-    assert (grad.abs().sum(1) > 0).all()
-
-
-def test_masked_lm_ignores_padding():
-    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
-    given, labels = tokens(1, 6), torch.full((1, 6), -100)
-    labels[0, 2] = 9
-    padded = torch.cat([given, torch.full((1, 3), 5)], 1)
-    visible = (torch.arange(9) < 6).long()[None]
-    longer = torch.cat([labels, torch.full((1, 3), -100)], 1)
-    alone = model(given, labels=labels).loss
-    inside = model(padded, labels=longer, attention_mask=visible).loss
-    assert inside.item() == pytest.approx(alone.item(), abs=1e-5)
-
-
-# -- the classifier ----------------------------------------------------------------------------
-def test_classifier_matches_the_formula():
-    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=1)
-    given, labels = tokens(2, 5), torch.tensor([2, 0])
-    out = model(given, labels=labels)
-    hidden = model.encoder(input_ids=given).last_hidden_state
-    for row in range(2):
-        both = torch.cat([hidden[row, 0], hidden[row].sum(0) / 5])
-        inner = torch.tanh(model.dense.weight @ both + model.dense.bias)
-        logits = model.out.weight @ inner + model.out.bias
-        assert torch.allclose(out.logits[row], logits, atol=1e-5)
-    chosen = out.logits.log_softmax(-1)[[0, 1], labels]
-    assert out.loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-5)
-    assert model(given).loss is None
-    assert model.config is model.encoder.config
-
-
-def test_classifier_ignores_padding():
-    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=1)
-    given = tokens(1, 6)
-    padded = torch.cat([given, torch.full((1, 4), 7)], 1)
-    visible = (torch.arange(10) < 6).long()[None]
-    alone = model(given, attention_mask=torch.ones_like(given)).logits
-    assert torch.allclose(model(padded, attention_mask=visible).logits, alone, atol=1e-5)
-    assert torch.allclose(model(given).logits, alone, atol=1e-5)
-    assert not torch.allclose(model(padded).logits, alone, atol=1e-5)
-
-
-def test_one_label_is_a_regression():
-    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 1, seed=1)
-    out = model(tokens(3, 5), labels=torch.tensor([0.5, 4.0, 2.0]))
-    errors = [(out.logits[i, 0] - y) ** 2 for i, y in enumerate([0.5, 4.0, 2.0])]
-    assert out.loss.item() == pytest.approx(sum(e.item() for e in errors) / 3, rel=1e-5)
-
-
 def test_initial_spread_is_berts_at_its_width():
     assert initial_spread(768) == 0.02  # BERT, initializer_range of the released configuration
     assert initial_spread(192) == pytest.approx(0.04)
     wide = encoder(SMALL, 400, 16, seed=0)
     assert wide.config.initializer_range == initial_spread(32)
+
+
+# -- other architectures -----------------------------------------------------------------------
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_the_size_and_takes_the_whole_length(architecture):
+    model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
+    assert (config.num_attention_heads, config.vocab_size) == (4, 40)
+    assert config.pad_token_id == 3
+    assert config.initializer_range == initial_spread(32)
+    full = tokens(2, 16) % 36 + 4  # no padding among them
+    out = model(input_ids=full).last_hidden_state
+    assert out.shape == (2, 16, 32)
+    assert out.isfinite().all()
+    moved = model(input_ids=full.flip(1)).last_hidden_state.flip(1)
+    assert not torch.allclose(out, moved, atol=1e-4)  # the order of the tokens counts
+    if architecture != "modernbert":  # whose positions are rotations, without an end
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, 17), 5))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_reaches_every_architecture(architecture):
+    given = tokens(1, 8) % 36 + 4
+    for dropout, moves in ((0.0, False), (0.5, True)):
+        model = encoder(SMALL, 40, 16, seed=0, dropout=dropout, architecture=architecture).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            one, two = (model(input_ids=given).last_hidden_state for _ in range(2))
+        assert torch.equal(one, two) is not moves
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_changes_nothing(architecture):
+    model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
+    given = tokens(1, 6) % 36 + 4
+    padded = torch.cat([given, torch.full((1, 5), 3)], 1)
+    visible = (torch.arange(11) < 6).long()[None]
+    alone = model(input_ids=given).last_hidden_state
+    inside = model(input_ids=padded, attention_mask=visible).last_hidden_state[:, :6]
+    assert torch.allclose(alone, inside, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_gradient_crosses_a_masked_edge(architecture):
+    size = Size(layers=1, width=32, heads=4)
+    model = encoder(size, 40, 16, seed=0, initializer_range=0.3, architecture=architecture).eval()
+    attach(model, masks.per_head([masks.window(reach) for reach in range(4)]))
+    leaves: list[torch.Tensor] = []
+
+    def replaced(module: torch.nn.Module, given: object, out: torch.Tensor) -> torch.Tensor:
+        leaves.append(out.detach().requires_grad_())
+        return leaves[-1]
+
+    model.get_submodule("embeddings").register_forward_hook(replaced)
+    out = model(input_ids=tokens(1, 12) % 36 + 4).last_hidden_state
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    for query in range(12):
+        (grad,) = torch.autograd.grad(
+            (out[0, query] * direction).sum(), leaves[-1], retain_graph=True
+        )
+        crossed = grad[0].abs().amax(-1) > 0
+        assert crossed.tolist() == [abs(query - key) < 4 for key in range(12)]
+
+
+def test_unknown_architecture_and_pad():
+    with pytest.raises(UnknownNameError, match="unknown architecture 'robert'; did you mean"):
+        encoder(SMALL, 40, 16, seed=0, architecture="robert")
+    with pytest.raises(ValueError, match=r"pad must be a token id in 0\.\.39, got 40"):
+        encoder(SMALL, 40, 16, seed=0, pad=40)
+
+
+def test_sparsebert_is_bert_base_as_published():
+    model = SPARSEBERT
+    assert size_named(model.size) == Size(12, 768, 12)
+    assert model.batch * model.steps == 461_242_368  # sequences, of 128 positions
+    assert initial_spread(768) == model.initializer_range
+    signature = inspect.signature(published_rate).parameters
+    assert signature["warmup"].default == model.warmup
