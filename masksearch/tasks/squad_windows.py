@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from masksearch.contracts import Batch
 from masksearch.tasks.corpus import Corpus, small
 from masksearch.tasks.squad import Question, Reading
 
@@ -144,31 +142,6 @@ class Windows(Sequence[Window]):
         return Window(
             [*ids, *self.contexts[place : place + count].tolist(), sep], len(ids), (first, last)
         )
-
-    def batch(self, indices: Sequence[int], multiple: int = 16) -> Batch:
-        """Those windows, padded to their longest and to a multiple of some positions.
-
-        Returns:
-            `input_ids`, `attention_mask`, `token_type_ids` `[windows, width]`, and
-            `start_positions`, `end_positions` `[windows]`.
-        """
-        chosen = [self[index] for index in indices]
-        longest = max(len(window.ids) for window in chosen)
-        width = min(self.length, -(-longest // multiple) * multiple)
-        ids = torch.full((len(chosen), width), self.special["pad"])
-        for row, window in zip(ids, chosen, strict=True):
-            row[: len(window.ids)] = torch.tensor(window.ids)
-        at = torch.arange(width)
-        shown = at < torch.tensor([[len(window.ids)] for window in chosen])
-        second = shown & (at >= torch.tensor([[window.first] for window in chosen]))
-        spans = torch.tensor([window.span for window in chosen])
-        return {
-            "input_ids": ids,
-            "attention_mask": shown.long(),
-            "token_type_ids": second.long(),
-            "start_positions": spans[:, 0],
-            "end_positions": spans[:, 1],
-        }
 
 
 def make_windows(

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +57,6 @@ def test_a_window_by_hand() -> None:
     question = ["[CLS]", "what", "comes", "after", "zo", "?", "[SEP]"]
     assert shown(windows, 0) == [*question, *"ban zo bar , bas . bat [SEP]".split()]
     assert (windows[0].first, windows[0].span) == (7, (9, 11))
-    batch = windows.batch([0])
-    assert batch["input_ids"].shape == (1, 16)
-    assert batch["attention_mask"][0].tolist() == [1] * 15 + [0]
-    assert batch["token_type_ids"][0].tolist() == [0] * 7 + [1] * 8 + [0]
-    assert batch["input_ids"][0, 15] == CORPUS.special["pad"]
-    assert (batch["start_positions"].tolist(), batch["end_positions"].tolist()) == ([9], [11])
 
 
 def test_the_answer_is_in_every_window_that_holds_it_whole() -> None:

@@ -1,0 +1,241 @@
+"""SWAG: which of several endings goes on from a start.
+
+data = load_swag("swag")             # a folder with train.csv and val.csv, or a file
+data.train[0].start, data.train[0].choices, data.train[0].label
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masksearch.contracts import generator
+from masksearch.errors import DataError
+from masksearch.tasks.corpus import content_hash, short_hash
+
+HELD_OUT_SHARE = 0.2  # of the starts, where one file serves both ends
+CHOICE_ORDER = 43  # stream of random numbers
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+FORMS = (
+    "startphrase, choices and answer (JSON lines), or sent1 and sent2 (or startphrase), ending0, "
+    "ending1, .. and label (CSV, Parquet, the Hub)"
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A start and its possible endings; `label` is the index of the right one."""
+
+    start: str
+    choices: tuple[str, ...]
+    label: int
+
+
+@dataclass(frozen=True)
+class SwagData:
+    """Training and held-out items, all with the same number of choices.
+
+    Args:
+        train: What is trained on.
+        dev: What is scored.
+        source: Where the two parts come from, in words.
+        digest: Hash of the items and of how they were split.
+    """
+
+    train: Sequence[Item] = field(repr=False)
+    dev: Sequence[Item] = field(repr=False)
+    source: str
+    digest: str
+
+
+def load_swag(
+    path: Path | str,
+    held_out: Path | str | None = None,
+    *,
+    rows: int | None = None,
+    dev_rows: int | None = None,
+    seed: int = 0,
+) -> SwagData:
+    """Reads SWAG.
+
+    Args:
+        path: A file (`.csv`, `.jsonl`, `.parquet`), or a folder with one whose name begins with
+            train and one whose name begins with val. A file alone (also where it is the only
+            one of the folder) is split: a fifth of the starts, drawn by `seed`, is held out.
+        held_out: A file to hold out.
+        rows: Largest number of training items; more are sampled by `seed`.
+        dev_rows: The same for the held-out items.
+        seed: Seed of the split and of the samples.
+
+    Raises:
+        DataError: If a file is missing, empty or malformed; names the file and the row.
+    """
+    files = swag_files(Path(path), held_out)
+    parts = [read_swag(file) for file in files]
+    if len(parts) == 1:
+        train, dev = split(parts[0], seed, files[0])
+        source = (
+            f"{files[0].name} alone: {len(dev)} of {len(parts[0])} items, by starts drawn by seed "
+            f"{seed}, are held out"
+        )
+    else:
+        train, dev = parts
+        source = f"{files[0].name}, held out {files[1].name}"
+    counts = {len(item.choices) for item in (*train, *dev)}
+    if len(counts) > 1:
+        raise DataError(f"{source}: items have {sorted(counts)} choices; all need the same number")
+    return SwagData(
+        sample(train, rows, seed),
+        sample(dev, dev_rows, seed),
+        source,
+        short_hash("swag-1", content_hash(files), source, str(rows), str(dev_rows), str(seed)),
+    )
+
+
+def swag_files(path: Path, held_out: Path | str | None) -> list[Path]:
+    """The training file and the held-out one, or the one that is to be split."""
+    found = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+        files = [file for file in files if not file.stem.startswith("test")]
+        files = [file for file in files if not file.stem.endswith("_full")]  # other columns
+        kinds = {
+            kind: [file for file in files if file.stem.startswith(kind)]
+            for kind in ("train", "val")
+        }
+        if held_out is not None:
+            kinds["val"] = []
+        for kind, named in kinds.items():
+            if len(named) > 1:
+                names = ", ".join(file.name for file in named)
+                raise DataError(f"{path} holds {names}: several {kind} files; give the file")
+        found = [file for named in kinds.values() for file in named]
+        found = found or (files if len(files) == 1 else [])
+        if not found:
+            raise DataError(
+                f"{path} holds neither train nor val with the suffix {', '.join(SUFFIXES)}"
+            )
+    found += [Path(held_out)] if held_out is not None else []
+    for file in found:
+        if not file.is_file():
+            raise DataError(f"no such SWAG file or folder: {file}")
+        if file.suffix not in SUFFIXES:
+            raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
+    return found
+
+
+def read_swag(path: Path) -> list[Item]:
+    """Reads one file; see `items` for its columns."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        try:
+            return items(parquet.read_table(path).to_pylist(), str(path))
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} is not a Parquet file: {error}") from error
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8"
+        ) from error
+    if path.suffix == ".csv":
+        return items(csv.DictReader(io.StringIO(text, newline="")), str(path))
+    return items(json_lines(text, path), str(path))
+
+
+def json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
+    """The objects of a file with one JSON object a line."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: not a JSON object: {line:.40}")
+        yield row
+
+
+def items(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
+    """Items from rows in SWAG's official CSV columns, the Hub's, or those of the JSON lines.
+
+    Args:
+        rows: With `startphrase` (or `sent1` and `sent2`); `choices` (or `ending0`, `ending1`,
+            ..); `label` (or `answer`).
+        source: What to call it in errors.
+
+    Raises:
+        DataError: If a row lacks a column, has fewer than two choices or another number than the
+            first row, or its label is not the index of a choice.
+    """
+    found: list[Item] = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, item {number}"
+        start = row.get("startphrase")
+        if start is None and "sent1" in row and "sent2" in row:
+            start = f"{row['sent1']} {row['sent2']}"
+        choices = row.get("choices")
+        if choices is None:
+            names = [f"ending{index}" for index in range(len(row))]
+            choices = [row[name] for name in names if row.get(name) is not None]
+        label = row.get("label", row.get("answer"))
+        if start is None or label is None or not choices:
+            has = ", ".join(str(key) for key in row)
+            raise DataError(f"{where}: columns are missing; needed: {FORMS}; found: {has}")
+        if not isinstance(start, str) or not all(isinstance(choice, str) for choice in choices):
+            raise DataError(f"{where}: start and choices are texts, found {start!r}, {choices!r}")
+        if len(choices) < 2:
+            raise DataError(f"{where}: {len(choices)} choice; at least 2 are needed")
+        if found and len(choices) != len(found[0].choices):
+            raise DataError(
+                f"{where}: {len(choices)} choices, item 1 has {len(found[0].choices)}; all items "
+                "need the same number"
+            )
+        if str(label) not in map(str, range(len(choices))):
+            hint = (
+                " (a test set without labels cannot be used)" if str(label) in ("-1", "") else ""
+            )
+            raise DataError(
+                f"{where}: label {label!r} is not the index of a choice, 0 to "
+                f"{len(choices) - 1}{hint}"
+            )
+        found.append(Item(start, tuple(choices), int(label)))
+    if not found:
+        raise DataError(f"{source} is empty; give a SWAG file with at least one item")
+    return found
+
+
+def split(whole: Sequence[Item], seed: int, path: Path) -> tuple[list[Item], list[Item]]:
+    """Two parts without a common start; the second holds a fifth of the starts."""
+    starts = list(dict.fromkeys(item.start for item in whole))
+    if len(starts) < 2:
+        raise DataError(
+            f"{path}: one file is split by start into training and held-out items, and this one "
+            "holds 1; give a file to hold out (held_out=)"
+        )
+    order = torch.randperm(len(starts), generator=generator(seed, CHOICE_ORDER)).tolist()
+    held = {starts[index] for index in order[: max(1, round(HELD_OUT_SHARE * len(starts)))]}
+    train = [item for item in whole if item.start not in held]
+    return train, [item for item in whole if item.start in held]
+
+
+def sample(whole: Sequence[Item], count: int | None, seed: int) -> Sequence[Item]:
+    """At most `count` items, drawn by `seed`, in their order in the file."""
+    if count is None or count >= len(whole):
+        return whole
+    if count < 1:
+        raise ValueError(f"rows must be at least 1, got {count}")
+    chosen = torch.randperm(len(whole), generator=generator(seed, CHOICE_ORDER))[:count]
+    return [whole[index] for index in chosen.sort().values.tolist()]

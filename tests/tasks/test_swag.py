@@ -1,0 +1,180 @@
+"""SWAG: files in three forms, how one is split, what is refused, and sequences."""
+
+import csv
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_questions import WORDS, swag_rows, toy_corpus, write_swag
+
+from masksearch.errors import DataError
+from masksearch.tasks.swag import Item, items, load_swag, read_swag
+from masksearch.tasks.swag_rows import ChoiceRows, make_choices
+
+CORPUS = toy_corpus(16)
+ROWS = swag_rows(12, seed=0)
+COLUMNS = ["", "video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source"]
+COLUMNS += [*(f"ending{index}" for index in range(4)), "label"]
+
+
+def official(row: dict[str, Any]) -> dict[str, Any]:
+    """The row in the columns of the official CSV."""
+    one, *two = row["startphrase"].split()
+    found = dict.fromkeys(COLUMNS, "x") | {"sent1": one, "sent2": " ".join(two)}
+    found |= {f"ending{index}": choice for index, choice in enumerate(row["choices"])}
+    return found | {"startphrase": row["startphrase"], "label": row["answer"]}
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_every_form_gives_the_same_items(tmp_path: Path) -> None:
+    rows = [ROWS[0] | {"startphrase": 'He said "no,\nno". She'}, *ROWS[1:]]
+    lines = read_swag(write_swag(tmp_path / "a.jsonl", rows))
+    assert lines[3] == Item(rows[3]["startphrase"], tuple(rows[3]["choices"]), rows[3]["answer"])
+    table = read_swag(write_csv(tmp_path / "a.csv", [official(row) for row in rows]))
+    assert table == lines
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    whole = [official(row) for row in rows]
+    parquet.write_table(arrow.Table.from_pylist(whole), tmp_path / "a.parquet")
+    assert read_swag(tmp_path / "a.parquet") == lines
+    apart = [{k: v for k, v in official(row).items() if k != "startphrase"} for row in rows[1:]]
+    assert items(apart, "rows") == lines[1:]
+
+
+def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train.csv", [official(row) for row in ROWS[:8]])
+    write_csv(tmp_path / "val.csv", [official(row) for row in ROWS[8:]])
+    for left_out in ("train_full.csv", "test.csv"):
+        (tmp_path / left_out).write_text("something else")
+    data = load_swag(tmp_path)
+    assert (len(data.train), len(data.dev)) == (8, 4)
+    assert data.source == "train.csv, held out val.csv"
+    part = load_swag(tmp_path, rows=5, dev_rows=2)
+    assert (len(part.train), len(part.dev)) == (5, 2)
+    assert part.digest != data.digest
+    places = [list(data.train).index(item) for item in part.train]
+    assert places == sorted(places) != list(range(5))
+    assert part == load_swag(tmp_path, rows=5, dev_rows=2)
+    with pytest.raises(ValueError, match="rows must be at least 1"):
+        load_swag(tmp_path, rows=0)
+    write_swag(tmp_path / "val.jsonl", ROWS)
+    with pytest.raises(DataError, match=r"val\.csv, val\.jsonl: several val files"):
+        load_swag(tmp_path)
+
+
+def test_one_file_is_split_by_starts(tmp_path: Path) -> None:
+    doubled = [row for row in ROWS for _ in range(2)]
+    path = write_swag(tmp_path / "swag_val.jsonl", doubled)
+    data = load_swag(path)
+    assert "swag_val.jsonl alone: 4 of 24 items, by starts drawn by seed 0" in data.source
+    assert not {item.start for item in data.train} & {item.start for item in data.dev}
+    assert len(data.train) + len(data.dev) == 24
+    assert load_swag(tmp_path) == data
+    assert len({load_swag(path, seed=seed).dev[0] for seed in range(5)}) > 1
+    other = write_swag(tmp_path / "other.jsonl", ROWS)
+    assert len(load_swag(path, other).dev) == 12
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"answer": 4}, r"item 2: label 4 is not the index of a choice, 0 to 3"),
+    ({"answer": -1}, r"label -1 is not .* \(a test set without labels"),
+    ({"answer": "good"}, r"label 'good' is not the index"),
+    ({"answer": True}, r"label True is not the index"),
+    ({"answer": None}, r"item 2: columns are missing; needed: .*; found: startphrase, answer, ch"),
+    ({"startphrase": None}, r"item 2: columns are missing"),
+    ({"startphrase": 3}, r"item 2: start and choices are texts, found 3"),
+    ({"choices": ["a"], "answer": 0}, r"item 2: 1 choice; at least 2 are needed"),
+    ({"choices": []}, r"item 2: columns are missing"),
+    ({"choices": ["a", "b", "c"]}, r"item 2: 3 choices, item 1 has 4"),
+    ({"choices": ["a", 1, "c", "d"]}, r"item 2: start and choices are texts"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD)
+def test_bad_items_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    rows = [ROWS[0], ROWS[1] | {"answer": 0} | change]
+    with pytest.raises(DataError, match=message):
+        read_swag(write_swag(tmp_path / "a.jsonl", rows))
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(DataError, match="holds neither train nor val"):
+        load_swag(tmp_path)
+    with pytest.raises(DataError, match=r"no such SWAG file or folder: .*a\.jsonl"):
+        load_swag(path)
+    for raw, message in (
+        (b"", "is empty"),
+        (b"\n{", "line 2 is not JSON"),
+        (b"{}", "item 1: columns are missing"),
+        (b"[]", "line 1: not a JSON object"),
+        (b'\n{"a": "na\xefve"}', "line 2: byte 0xef is not UTF-8"),
+    ):
+        path.write_bytes(raw)
+        with pytest.raises(DataError, match=message):
+            list(read_swag(path))
+    write_swag(path, [ROWS[0]] * 3)
+    with pytest.raises(DataError, match=r"one file is split by start .* holds 1"):
+        load_swag(path)
+    (tmp_path / "a.parquet").write_bytes(b"PAR")
+    with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file"):
+        read_swag(tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"a\.txt: a SWAG file ends in \.csv"):
+        load_swag(tmp_path / "a.txt")
+    write_swag(path, ROWS)
+    other = write_swag(tmp_path / "b.jsonl", [ROWS[0] | {"choices": ["a", "b"], "answer": 0}])
+    with pytest.raises(DataError, match=r"items have \[2, 4\] choices"):
+        load_swag(path, other)
+
+
+def test_sequences_by_hand() -> None:
+    rows = make_choices(CORPUS, [Item("ban bar", ("kat", "kit kon"), 1)])
+    (made,) = rows
+    tokens = [[CORPUS.tokenizer.id_to_token(number) for number in ids] for ids in made.ids]
+    assert tokens[0] == ["[CLS]", "ban", "bar", "[SEP]", "kat", "[SEP]"]
+    assert tokens[1] == ["[CLS]", "ban", "bar", "[SEP]", "kit", "kon", "[SEP]"]
+    assert (made.first, made.label, rows.choices, rows.lengths) == ([4, 4], 1, 2, [7])
+
+
+texts = st.integers(1, 20).map(lambda count: " ".join(WORDS[:count]))
+
+
+@given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4))
+def test_long_items_are_cut_at_the_outer_ends(parts: list[tuple[str, str, str]]) -> None:
+    rows = make_choices(CORPUS, [Item(start, ends, 0) for start, *ends in parts])  # type: ignore[arg-type]
+    held: ChoiceRows = pickle.loads(pickle.dumps(rows))
+    assert list(held) == list(rows) == rows[:]
+    for (start, *endings), made, length in zip(parts, rows, rows.lengths, strict=True):
+        assert length == max(len(ids) for ids in made.ids) <= 16
+        for ending, ids, first in zip(endings, made.ids, made.first, strict=True):
+            left, right = (CORPUS.encode([text])[0] for text in (start, ending))
+            one, two = ids[1 : first - 1], ids[first:-1]
+            assert one == left[len(left) - len(one) :]
+            assert two == right[: len(two)]
+            assert len(ids) == min(16, len(left) + len(right) + 3)
+            assert len(one) >= min(len(left), 13 // 3)
+            assert two == right or len(one) == min(len(left), 13 // 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+def test_the_real_file() -> None:
+    data = load_swag(Path(os.environ["MASKSEARCH_DATA"]) / "swag")
+    assert len(data.train) + len(data.dev) == 500
+    labels = Counter(item.label for item in (*data.train, *data.dev))
+    assert set(labels) == {0, 1, 2, 3}
+    assert max(labels.values()) / 500 < 0.32  # what a constant answer earns
