@@ -1,4 +1,4 @@
-"""Plain text on disk -> packed sequences of token ids, cached.
+"""Plain text -> packed sequences of token ids, cached.
 
 corpus = Corpus.load("wikitext-2", length=128)
 corpus.train        # int32 [sequences, 128], every row `[CLS] ... [SEP]`, no padding
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,49 +23,82 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch.errors import DataError
-from masksearch.tasks.token_cache import read_cache, write_cache
+from masksearch.tasks.hub_text import HubText, is_hub
+from masksearch.tasks.packing import (
+    Boundaries,
+    Sequences,
+    TokenStream,
+    encode_stream,
+    id_type,
+)
+from masksearch.tasks.text_files import (
+    HELD_OUT_SHARE,
+    content_hash,
+    marked_pieces,
+    split_files,
+    text_files,
+)
+from masksearch.tasks.token_cache import Cached, TokenSpool, alone, read_cache, write_cache
+from masksearch.tasks.tokenizer import (
+    id_count,
+    open_tokenizer,
+    special_ids,
+    train_tokenizer,
+    word_piece,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-HELD_OUT_STEMS = ("valid", "validation", "dev")
-HELD_OUT_SHARE = 0.05  # of the tokens, where no file is held out
-SPECIALS = {  # role -> spellings, the first one is used by trained vocabularies
-    "pad": ("[PAD]", "<pad>"),
-    "unknown": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
-LINES = 16_384  # pieces of text encoded at once
-WORDS = 1_000  # a longer line is cut into pieces of that many words
-FORMAT = "1"  # of the cache files
+__all__ = [
+    "Corpus",
+    "content_hash",
+    "open_tokenizer",
+    "short_hash",
+    "small",
+    "special_ids",
+    "split_files",
+    "text_files",
+    "train_tokenizer",
+    "word_piece",
+]
+
+FORMAT = "2"  # of the cache files
+BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """Token sequences of one length, with the tokenizer that made them.
 
-    Pickles small: the ids in the smallest integer type that holds them, the tokenizer as its
-    JSON text.
+    Pickles small and self-contained: the ids in the smallest integer type that holds them, the
+    tokenizer as its JSON text; what comes back holds tensors.
 
     Args:
-        train: int32 `[sequences, length]`, every row `[CLS] ... [SEP]`.
-        held_out: int32 `[sequences, length]`.
+        train: int32 `[sequences, length]`, every row `[CLS] ... [SEP]`: a tensor, or
+            `Sequences` over a mapped file, which are read like one.
+        held_out: The same.
         tokenizer: A `tokenizers.Tokenizer`.
         special: Token ids by role: pad, unknown, cls, sep, mask.
         digest: Hash of the text, the tokenizer and the length.
+        begins: Where documents and paragraphs begin in the text of `train` and `held_out`
+            (all rows without `[CLS]` and `[SEP]`, one after the other); None = not known.
     """
 
-    train: Tensor
-    held_out: Tensor
+    train: Tensor | Sequences
+    held_out: Tensor | Sequences
     tokenizer: Tokenizer = field(repr=False)
     special: dict[str, int]
     digest: str
+    begins: tuple[Boundaries, Boundaries] | None = field(default=None, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         ids = small(self.train.numpy()), small(self.held_out.numpy())
-        return unpickled, (*ids, self.tokenizer.to_str(), self.special, self.digest)
+        begins = self.begins and tuple(
+            small(array) for part in self.begins for array in (part.documents, part.paragraphs)
+        )
+        text = self.tokenizer.to_str()
+        return unpickled, (*ids, text, self.special, self.digest, begins)
 
     @property
     def length(self) -> int:
@@ -81,6 +115,28 @@ class Corpus:
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [one.ids for one in encoded]
 
+    def check_fits(self, vocabulary: int, positions: int) -> None:
+        """Checks that a model can read the sequences.
+
+        Args:
+            vocabulary: Rows of the model's token embedding.
+            positions: Longest sequence that the model takes.
+
+        Raises:
+            DataError: If a token id or a position is beyond what the model has.
+        """
+        if id_count(self.tokenizer) > vocabulary:
+            raise DataError(
+                f"the tokenizer's ids go up to {id_count(self.tokenizer) - 1:,}, the model's "
+                f"vocabulary holds {vocabulary:,}; give the model's own tokenizer with "
+                "--tokenizer PATH (tokenizer=PATH in Python)"
+            )
+        if self.length > positions:
+            raise DataError(
+                f"sequences hold {self.length:,} positions, the model takes {positions:,}; give "
+                f"a length of at most {positions:,}"
+            )
+
     @classmethod
     def load(
         cls,
@@ -91,6 +147,7 @@ class Corpus:
         length: int = 128,
         cache: Path | None = None,
         held_out: Path | str | None = None,
+        tokens: int | None = None,
     ) -> Corpus:
         """Reads, tokenizes and packs plain text (UTF-8, with or without a byte-order mark).
 
@@ -99,70 +156,156 @@ class Corpus:
         the tokens are.
 
         Args:
-            path: A text file, or a folder of `*.txt` files (read in the order of their names).
+            path: A text file, a folder of `*.txt` files (read in the order of their names), or
+                a dataset `hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N]` of the Hugging Face Hub
+                (`masksearch.tasks.hub_text`).
             tokenizer: A folder, `vocab.txt` or `tokenizer.json` on disk, or a name on the
                 Hugging Face Hub. None = train a lower-case WordPiece vocabulary on the
                 training text.
             vocabulary: Size of the trained vocabulary (ignored with `tokenizer`).
             length: Positions of a sequence, with `[CLS]` and `[SEP]` (>= 3).
             cache: Folder of the cache; default `$MASKSEARCH_CACHE` or `~/.cache/masksearch`.
-            held_out: A text file or folder to hold out.
+            held_out: What to hold out, spelled like `path`.
+            tokens: Number of tokens to stop at, in the training and in the held-out text; None
+                = all. A vocabulary is then trained on their first 8 bytes a token.
 
         Raises:
-            DataError: If a path is missing, a file is not UTF-8, the text is too short, or the
-                tokenizer cannot be found or lacks a special token.
+            DataError: If a path is missing, a file is not UTF-8, the text is too short, the
+                tokenizer cannot be found or lacks a special token, or the Hub cannot be reached.
         """
         if length < 3:
             raise ValueError(f"length must be at least 3 ([CLS], a token, [SEP]), got {length}")
-        train_files, held_files = split_files(Path(path), held_out)
+        if tokens is not None and tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {tokens}")
         folder = cache or Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch")
-        content = [content_hash(train_files), content_hash(held_files)]
+        folder = folder.expanduser()
         given = None if tokenizer is None else open_tokenizer(tokenizer)
         spelled = f"trained:{vocabulary}" if given is None else given.to_str()
-        target = (
-            folder.expanduser() / f"corpus-{short_hash(FORMAT, *content, spelled)}.safetensors"
-        )
+        limit = [] if tokens is None else [f"tokens:{tokens}"]
+        key = short_hash(FORMAT, *source_key(path, held_out), spelled, *limit)
+        target = folder / f"corpus-{key}.arrow"
         stored = read_cache(target) if target.exists() else None
         if stored is None:
-            made = given or train_tokenizer(train_files, vocabulary, whole=bool(held_files))
-            streams = {
-                "train": encode_stream(made, pieces(train_files)),
-                "held_out": encode_stream(made, pieces(held_files)),
-            }
-            write_cache(target, streams, made.to_str())
-        else:
-            from tokenizers import Tokenizer
+            with alone(target):
+                stored = read_cache(target) if target.exists() else None
+                stored = stored or tokenized(path, held_out, given, vocabulary, tokens, target)
+        from tokenizers import Tokenizer
 
-            streams, text = stored
-            made = Tokenizer.from_str(text)
-        train, held = streams["train"], streams["held_out"]
-        if not held_files:
-            cut = max(round(HELD_OUT_SHARE * len(train)), min(length - 2, len(train)))
-            train, held = train[: len(train) - cut], train[len(train) - cut :]
-        if len(train) < 2 * (length - 2) or len(held) < length - 2:
+        made = given or Tokenizer.from_str(stored.tokenizer)
+        special = special_ids(made)
+        train, held = stored.streams["train"], stored.streams["held_out"]
+        count, inner = len(train.ids), length - 2
+        if not stored.content[1]:
+            cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
+            train, held = train.part(0, count - cut), train.part(count - cut, count)
+        if len(train.ids) < 2 * inner or len(held.ids) < inner:
             raise DataError(
-                f"{path} holds {len(train):,} tokens to train on and {len(held):,} held out; "
-                f"at least two training sequences and one held-out sequence of {length} "
+                f"{path} holds {len(train.ids):,} tokens to train on and {len(held.ids):,} held "
+                f"out; at least two training sequences and one held-out sequence of {length} "
                 f"positions are needed: give more text or a smaller length"
             )
-        special = special_ids(made)
+        whole = [stream.part(0, len(stream.ids) // inner * inner) for stream in (train, held)]
+        content = [one or content_hash([]) for one in stored.content]
         return cls(
-            train=pack(train, length, special),
-            held_out=pack(held, length, special),
+            train=Sequences.packed(train.ids, length, special),
+            held_out=Sequences.packed(held.ids, length, special),
             tokenizer=made,
             special=special,
-            digest=short_hash(*content, made.to_str(), str(length)),
+            digest=short_hash(*content, made.to_str(), str(length), *limit),
+            begins=(whole[0].begins, whole[1].begins),
         )
+
+
+def tokenized(
+    path: Path | str,
+    held_out: Path | str | None,
+    given: Tokenizer | None,
+    vocabulary: int,
+    tokens: int | None,
+    target: Path,
+) -> Cached:
+    """Reads and tokenizes the text, and writes the cache file `target`.
+
+    Returns:
+        The streams `train` and `held_out`, and the hashes of their text (empty = no such text).
+    """
+    with text_of(path, held_out, target.parent) as (train_files, held_files):
+        made = given or train_tokenizer(
+            train_files,
+            vocabulary,
+            whole=bool(held_files),
+            limit=None if tokens is None else BYTES_OF_TOKEN * tokens,
+        )
+        streams = {
+            name: encode_stream(made, marked_pieces(files), TokenSpool(target.parent), tokens)
+            if files
+            else TokenStream(np.empty(0, id_type(made)), Boundaries(*[np.empty(0, np.int64)] * 2))
+            for name, files in (("train", train_files), ("held_out", held_files))
+        }
+        content = [content_hash(files) if files else "" for files in (train_files, held_files)]
+    write_cache(target, streams, made.to_str(), content)
+    return Cached(streams, made.to_str(), content)
+
+
+def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
+    """What the cache of a text is named after: hashes of its files, or the dataset's name."""
+    if not is_hub(path) and not is_hub(held_out or ""):
+        return [content_hash(files) for files in split_files(Path(path), held_out)]
+    parts = [] if held_out is None else ["held out"]
+    for one in (path, held_out):
+        if one is not None and is_hub(one):
+            parts += HubText.parse(one).key()
+        elif one is not None:
+            parts.append(content_hash(split_files(Path(one), None)[0]))
+    return parts
+
+
+@contextmanager
+def text_of(
+    path: Path | str, held_out: Path | str | None, folder: Path
+) -> Iterator[tuple[list[Path], list[Path]]]:
+    """Files of training and held-out text; those of a dataset live as long as the context."""
+    if not is_hub(path) and not is_hub(held_out or ""):
+        yield split_files(Path(path), held_out)
+        return
+    place = folder if folder.is_dir() and os.access(folder, os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place, prefix="text-") as name:
+        scratch = Path(name)
+        train: list[Path | None]
+        held: list[Path | None]
+        if is_hub(path):
+            text = HubText.parse(path)
+            train = [text.write(scratch / "train.txt", "train")]
+            held = [text.write(scratch / "held.txt")] if held_out is None else []
+        else:
+            found = split_files(Path(path), None)
+            train, held = [*found[0]], [*found[1]]
+        if held_out is not None and is_hub(held_out):
+            text = HubText.parse(held_out)
+            other = scratch / "held.txt"
+            held = [text.write(other) or text.write(other, "train")]
+        elif held_out is not None:
+            held = [*text_files(Path(held_out))]
+        yield [file for file in train if file], [file for file in held if file]
 
 
 def unpickled(
-    train: NDArray[Any], held_out: NDArray[Any], text: str, special: dict[str, int], digest: str
+    train: NDArray[Any],
+    held_out: NDArray[Any],
+    text: str,
+    special: dict[str, int],
+    digest: str,
+    begins: tuple[NDArray[Any], ...] | None = None,
 ) -> Corpus:
     """A corpus from what its pickle holds: small arrays of ids and the tokenizer's JSON."""
     from tokenizers import Tokenizer
 
     tensors = [torch.from_numpy(ids.astype(np.int32)) for ids in (train, held_out)]
-    return Corpus(tensors[0], tensors[1], Tokenizer.from_str(text), special, digest)
+    known = None
+    if begins is not None:
+        wide = [array.astype(np.int64) for array in begins]
+        known = Boundaries(*wide[:2]), Boundaries(*wide[2:])
+    return Corpus(tensors[0], tensors[1], Tokenizer.from_str(text), special, digest, known)
 
 
 def small(numbers: NDArray[Any]) -> NDArray[Any]:
@@ -177,202 +320,3 @@ def small(numbers: NDArray[Any]) -> NDArray[Any]:
 def short_hash(*parts: str) -> str:
     """16 hexadecimal digits of SHA-256 over the parts, which cannot run into each other."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def text_files(path: Path) -> list[Path]:
-    """The file itself, or the *.txt files of a folder by name."""
-    if path.is_dir():
-        files = sorted(file for file in path.glob("*.txt") if file.is_file())
-        if not files:
-            raise DataError(f"{path} holds no *.txt file; give a text file or a folder of them")
-        return files
-    if not path.is_file():
-        raise DataError(f"no such text file or folder: {path}")
-    return [path]
-
-
-def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], list[Path]]:
-    """Training files and held-out files.
-
-    Files called test (and, beside an explicit `held_out`, valid) belong to neither.
-    """
-    files = text_files(path)
-    held = [file for file in files if file.stem.lower() in HELD_OUT_STEMS]
-    if not path.is_dir():
-        held = []
-    left_out = {*held, *(file for file in files if path.is_dir() and file.stem.lower() == "test")}
-    if held_out is not None:
-        held = text_files(Path(held_out))
-    train = [file for file in files if file not in left_out and file not in held]
-    if not train:
-        raise DataError(f"{path} holds no training text beside its held-out and test files")
-    return train, held
-
-
-def content_hash(files: list[Path]) -> str:
-    """Hash of the bytes of the files, in order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
-def pieces(files: list[Path], stop: int | None = None) -> Iterator[str]:
-    """Lines that are not blank, long ones cut at words, of the first `stop` bytes."""
-    seen = 0
-    for file in files:
-        with file.open("rb") as handle:
-            for number, raw in enumerate(handle, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise DataError(
-                        f"{file}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; "
-                        "convert the file to UTF-8 (iconv -t utf-8)"
-                    ) from error
-                if len(line) <= 8 * WORDS:
-                    if stop is not None and seen >= stop:
-                        return
-                    if not line.isspace():
-                        yield line
-                    seen += len(raw)
-                    continue
-                words = line.split()
-                for start in range(0, len(words), WORDS):
-                    if stop is not None and seen >= stop:
-                        return
-                    piece = " ".join(words[start : start + WORDS])
-                    yield piece
-                    seen += len(piece.encode())
-
-
-def encode_stream(tokenizer: Tokenizer, texts: Iterable[str]) -> Tensor:
-    """All token ids of the texts, one after the other: int32 `[tokens]`."""
-    texts = iter(texts)
-    parts = [torch.empty(0, dtype=torch.int32)]
-    while chunk := list(islice(texts, LINES)):
-        encoded = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-        ids = [token for one in encoded for token in one.ids]
-        parts.append(torch.tensor(ids, dtype=torch.int32))
-    return torch.cat(parts)
-
-
-def pack(stream: Tensor, length: int, special: dict[str, int]) -> Tensor:
-    """Sequences `[CLS] ... [SEP]` without padding; the incomplete last one is dropped."""
-    body = stream[: len(stream) // (length - 2) * (length - 2)].view(-1, length - 2)
-    edge = body.new_ones((len(body), 1))
-    return torch.cat([edge * special["cls"], body, edge * special["sep"]], 1)
-
-
-def word_piece(vocabulary: dict[str, int]) -> Tokenizer:
-    """BERT's WordPiece tokenizer over that vocabulary; lower case unless it holds capitals."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    names = [spellings[0] for spellings in SPECIALS.values()]
-    cased = any(token != token.lower() for token in vocabulary if token[:1] != "[")
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=not cased, strip_accents=not cased)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.decoder = decoders.WordPiece()
-    made.add_special_tokens([name for name in names if name in vocabulary])
-    return made
-
-
-def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Tokenizer:
-    """A lower-case WordPiece vocabulary, the same on every machine.
-
-    The trainer numbers letters in the order of a hash table, and breaks ties by number. So it
-    runs twice: once for the alphabet, then with the alphabet in a fixed order.
-
-    Args:
-        files: Training text.
-        vocabulary: Largest number of token ids, the five special ones among them.
-        whole: Whether all of the text is trained on, or only what the held-out share leaves.
-    """
-    from tokenizers import Tokenizer, models, trainers
-
-    if vocabulary < 32:
-        raise ValueError(f"a vocabulary needs at least 32 token ids, got {vocabulary}")
-    stop = None
-    if not whole:
-        stop = round((1 - HELD_OUT_SHARE) * sum(file.stat().st_size for file in files))
-    first = [spellings[0] for spellings in SPECIALS.values()]
-    alphabet: list[str] = []
-    for size in (len(first), vocabulary):
-        made = word_piece({name: number for number, name in enumerate(first)})
-        plain = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        plain.normalizer, plain.pre_tokenizer = made.normalizer, made.pre_tokenizer
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=size, special_tokens=first + alphabet, show_progress=False
-        )
-        plain.train_from_iterator(pieces(files, stop), trainer)
-        alphabet = sorted(set(plain.get_vocab()) - set(first)) if not alphabet else alphabet
-    return word_piece(plain.get_vocab())
-
-
-def open_tokenizer(name: str | Path) -> Tokenizer:
-    """A tokenizer from a folder, a file, or the Hugging Face Hub (no code of its own is run).
-
-    Raises:
-        DataError: If there is none, or it cannot be read.
-    """
-    from tokenizers import Tokenizer
-
-    path = Path(name).expanduser()
-    if path.is_dir():
-        known = [path / "tokenizer.json", path / "vocab.txt"]
-        path = next((file for file in known if file.is_file()), path)
-    if path.is_file() and path.suffix == ".json":
-        text = path.read_text(encoding="utf-8")
-        try:
-            made = Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise DataError(f"{path} is not a tokenizer.json file: {error}") from error
-        made.no_padding()
-        made.no_truncation()
-        return made
-    if path.is_file():
-        tokens = path.read_text(encoding="utf-8-sig").splitlines()
-        if "[UNK]" not in tokens:
-            raise DataError(
-                f"{path} is not a WordPiece list (one token a line) with [UNK] in it; "
-                "give a vocab.txt, a tokenizer.json or a folder that holds one"
-            )
-        return word_piece({token: number for number, token in enumerate(tokens)})
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(str(name), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"no tokenizer {str(name)!r}: neither a vocab.txt, a tokenizer.json or a folder on "
-            "disk nor a name that the Hugging Face Hub answered for; without a network, give a "
-            "local one with --tokenizer PATH (tokenizer=PATH in Python), or none to train one"
-        ) from error
-    fast = getattr(loaded, "backend_tokenizer", None)
-    if fast is None:
-        raise DataError(f"tokenizer {str(name)!r} has no fast version (tokenizer.json)")
-    made = Tokenizer.from_str(fast.to_str())
-    made.no_padding()
-    made.no_truncation()
-    return made
-
-
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """Ids of the five special tokens by role.
-
-    Raises:
-        DataError: If the tokenizer lacks one; names the spellings that were tried.
-    """
-    found = {}
-    for role, spellings in SPECIALS.items():
-        ids = [tokenizer.token_to_id(name) for name in spellings]
-        known = [number for number in ids if number is not None]
-        if not known:
-            raise DataError(
-                f"the tokenizer has no {role} token ({' or '.join(spellings)}); "
-                "masked-language-model training needs one: use a BERT-like tokenizer"
-            )
-        found[role] = int(known[0])
-    return found

@@ -1,0 +1,123 @@
+"""Plain text on disk: which files, which lines, and where documents begin.
+
+train, held_out = split_files(Path("wikitext-2"), None)
+for mark, piece in marked_pieces(train):     # mark: TEXT, PARAGRAPH or DOCUMENT
+    ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from masksearch.errors import DataError
+
+HELD_OUT_STEMS = ("valid", "validation", "dev")
+HELD_OUT_SHARE = 0.05  # of the tokens, where no file is held out
+WORDS = 1_000  # a longer line is cut into pieces of that many words
+TEXT, PARAGRAPH, DOCUMENT = 0, 1, 2  # what begins with a piece
+HEADING = re.compile(r"\s*= (?!= ).*(?<! =) =\s*")  # of a WikiText article: one "=" on each side
+
+
+def text_files(path: Path) -> list[Path]:
+    """The file itself, or the *.txt files of a folder by name."""
+    if path.is_dir():
+        files = sorted(file for file in path.glob("*.txt") if file.is_file())
+        if not files:
+            raise DataError(f"{path} holds no *.txt file; give a text file or a folder of them")
+        return files
+    if not path.is_file():
+        raise DataError(f"no such text file or folder: {path}")
+    return [path]
+
+
+def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], list[Path]]:
+    """Training files and held-out files.
+
+    Files called test (and, beside an explicit `held_out`, valid) belong to neither.
+    """
+    files = text_files(path)
+    held = [file for file in files if file.stem.lower() in HELD_OUT_STEMS]
+    if not path.is_dir():
+        held = []
+    left_out = {*held, *(file for file in files if path.is_dir() and file.stem.lower() == "test")}
+    if held_out is not None:
+        held = text_files(Path(held_out))
+    train = [file for file in files if file not in left_out and file not in held]
+    if not train:
+        raise DataError(f"{path} holds no training text beside its held-out and test files")
+    return train, held
+
+
+def content_hash(files: list[Path]) -> str:
+    """Hash of the bytes of the files, in order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def decoded(raw: bytes, file: Path, number: int) -> str:
+    """A line as text.
+
+    Raises:
+        DataError: If it is not UTF-8 or holds a NUL byte; names the file and the line.
+    """
+    remedy = "convert the file to UTF-8 (iconv -t utf-8)"
+    if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{file}, line 1: begins like UTF-16, which is not UTF-8; {remedy}")
+    if b"\0" in raw:
+        raise DataError(
+            f"{file}, line {number}: holds a NUL byte, so it is a binary file; give plain text"
+        )
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{file}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; {remedy}"
+        ) from error
+
+
+def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, long ones cut at words, of the first `stop` bytes.
+
+    Every file begins a document (`DOCUMENT`), and so does the heading of a WikiText article
+    (` = Title = `). In a file without such headings, what follows a blank line begins a
+    paragraph (`PARAGRAPH`). Everything else is `TEXT`.
+    """
+    seen = 0
+    for file in files:
+        mark, headings = DOCUMENT, False
+        with file.open("rb") as handle:
+            for number, raw in enumerate(handle, start=1):
+                line = decoded(raw, file, number)
+                if len(line) <= 8 * WORDS:
+                    if stop is not None and seen >= stop:
+                        return
+                    if not line.isspace():
+                        if line.endswith(("=\n", "= \n", "=", "=\r\n")) and HEADING.fullmatch(
+                            line
+                        ):
+                            mark, headings = DOCUMENT, True
+                        yield mark, line
+                        mark = TEXT
+                    elif not headings:
+                        mark = max(mark, PARAGRAPH)
+                    seen += len(raw)
+                    continue
+                words = line.split()
+                for start in range(0, len(words), WORDS):
+                    if stop is not None and seen >= stop:
+                        return
+                    piece = " ".join(words[start : start + WORDS])
+                    yield mark, piece
+                    mark = TEXT
+                    seen += len(piece.encode())
+
+
+def pieces(files: list[Path], stop: int | None = None) -> Iterator[str]:
+    """The text of `marked_pieces`."""
+    return (piece for _, piece in marked_pieces(files, stop))
