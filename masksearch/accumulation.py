@@ -127,7 +127,7 @@ def split(batch: Batch, rows: int | None) -> Iterator[Batch]:
 
 
 def scored(batch: Batch) -> tuple[int, ...]:
-    """How many labels of each kind a batch scores: of `labels`, then of every `*_labels`.
+    """How many labels of each kind a batch scores: of `labels`, then of every `*_label`.
 
     Integer labels of -100 are not scored. Without any labels every row counts once.
 
@@ -136,9 +136,9 @@ def scored(batch: Batch) -> tuple[int, ...]:
     ...     "labels": torch.tensor([[1, -100, 2], [4, 5, -100]]),
     ... }
     >>> scored(batch | {"next_labels": torch.tensor([0, 1])})
-    (4, 2)
+    (3, 2)
     """
-    names = [name for name in batch if name == "labels" or name.endswith("_labels")]
+    names = [name for name in batch if name == "labels" or name.endswith("_label")]
     if not names:
         return (len(batch["input_ids"]),)
     names.sort(key=lambda name: (name != "labels", name))

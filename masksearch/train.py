@@ -29,6 +29,7 @@ from masksearch.train_state import restore_random, restore_state, training_state
 log = logging.getLogger(__name__)
 
 Optimiser = Literal["adamw", "lamb"]
+Schedule = Literal["linear", "sqrt"]
 Batches = Iterator[Batch] | Callable[[int], Iterator[Batch]]
 FIRST = ("steps", "lr", "warmup", "weight_decay", "betas", "clip")  # always part of an identity
 UNREAD = 20  # steps on a GPU between two looks at the losses: each look waits for the GPU
@@ -36,7 +37,7 @@ UNREAD = 20  # steps on a GPU between two looks at the losses: each look waits f
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a proxy is trained: linear warm-up, then linear decay to zero.
+    """How a proxy is trained: linear warm-up, then decay to zero.
 
     With `micro_batches`, that many batches are one optimiser step; its loss and gradient are
     those of one batch of all their rows.
@@ -50,6 +51,7 @@ class TrainConfig:
     clip: float = 1.0  # largest norm of the gradient
     micro_batches: int = 1  # batches of an optimiser step
     optimiser: Optimiser = "adamw"  # "lamb": for large effective batches
+    schedule: Schedule = "linear"  # of the decay; "sqrt": as sqrt(1 - progress), as in SparseBERT
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -62,6 +64,8 @@ class TrainConfig:
             raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
         if self.optimiser not in get_args(Optimiser):
             raise unknown_name("optimiser", self.optimiser, get_args(Optimiser))
+        if self.schedule not in get_args(Schedule):
+            raise unknown_name("schedule", self.schedule, get_args(Schedule))
 
     @property
     def identity(self) -> dict[str, object]:
@@ -110,7 +114,10 @@ def following(callback: Follower) -> Iterator[None]:
 
 
 def rate(step: int, config: TrainConfig) -> float:
-    """Factor on the learning rate before step `step` (from 0): up linearly, then down to 0."""
+    """Factor on the learning rate of step `step` (from 0): up linearly, then down to 0."""
+    if config.schedule == "sqrt":
+        progress = (step + 1) / config.steps
+        return progress / config.warmup if progress < config.warmup else (1 - progress) ** 0.5
     rising = max(1, round(config.warmup * config.steps))
     if step < rising:
         return (step + 1) / rising

@@ -10,32 +10,39 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
-from masksearch.contracts import (
-    Batch,
-    Differentiable,
-    Objective,
-    Report,
-    Shape,
-    mixed_seed,
+from masksearch.checkpoints import Checkpoints
+from masksearch.contracts import Batch, Differentiable, Objective, Report, Shape, mixed_seed
+from masksearch.errors import unknown_name
+from masksearch.evaluators.presets import preset_named
+from masksearch.evaluators.pretraining import (
+    PAIRS,
+    Precision,
+    Pretraining,
+    held_out_values,
+    losses,
+    moved,
+    read_corpus,
+    read_weights,
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import encoder, initial_spread, size_named
+from masksearch.models.pretrained import Pretrained
+from masksearch.models.sizes import ARCHITECTURES, encoder, initial_spread, size_named
 from masksearch.tasks.corpus import Corpus, short_hash
 from masksearch.tasks.mlm import MlmTask
-from masksearch.train import TrainConfig, train
+from masksearch.train import Optimiser, Schedule, TrainConfig, train
 
-WEIGHTS, HEAD, DATA = 11, 12, 13  # streams of random numbers
+WEIGHTS, HEAD, DATA, NOISE = 11, 12, 13, 14  # streams of random numbers
+PRETRAINING = "pretraining"  # name of its checkpoints
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class MlmEvaluator:
     The weights, the order of the data and what is hidden derive from the seed alone, so that
     masks judged with one seed differ in nothing but the mask.
 
+    With `weights` the training starts from a checkpoint, whose shape, vocabulary and (where none
+    is given) tokenizer are taken; `size`, `architecture`, `vocabulary` and `initializer_range`
+    are then ignored, and `steps=0` judges the checkpoint under the mask as it is.
+
     Args:
         corpus: A text file or a folder of `*.txt` files.
         steps: Optimiser steps of pre-training.
@@ -52,7 +63,7 @@ class MlmEvaluator:
         length: Positions of a sequence.
         vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
         batch: Sequences of a batch.
-        lr: Peak learning rate of AdamW.
+        lr: Peak learning rate.
         initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a
             width of 768, scaled by 1 / sqrt(width) (0.049 for "tiny").
         tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub.
@@ -62,13 +73,28 @@ class MlmEvaluator:
         cache: Folder of the token cache; default: see `Corpus.load`.
         device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
         precision: `"float32"`, or `"bfloat16"` for autocast.
+        pretraining: `"mlm"`; `"mlm+next"` adds BERT's next-sentence prediction, `"mlm+order"`
+            ALBERT's sentence order: two segments a sequence, with padding.
+        whole_words: Whether all tokens of a word are hidden together.
+        weights: A checkpoint to start from: a folder or a name on the Hugging Face Hub, see
+            `masksearch.models.pretrained.open_pretrained`; None = random weights.
+        architecture: A name of `masksearch.models.sizes.ARCHITECTURES`.
+        dropout: Of hidden states and attention weights, in [0, 1); None = 0 from scratch, and
+            what a checkpoint configures.
+        micro_batches: Batches of an optimiser step: `batch * micro_batches` sequences.
+        optimiser: `"adamw"`, or `"lamb"` for large batches.
+        warmup: Share of the steps in which the learning rate rises.
+        schedule: How it falls then: `"linear"`, or `"sqrt"` of what is left (SparseBERT).
+        compile: Whether the model is compiled (`torch.compile`); it pays in long runs.
+        checkpoint_seconds: Wall time between two checkpoints, in the working folder, from which
+            a killed run goes on; on a CPU it ends bit for bit as it would have.
 
     Raises:
         DataError: When it is called, or asked for its protocol, and the corpus is missing,
             too small or not UTF-8.
     """
 
-    corpus: Path | str
+    corpus: Path | str | None
     _: KW_ONLY
     steps: int = 800
     size: str = "tiny"
@@ -83,41 +109,109 @@ class MlmEvaluator:
     reports: int = 8
     cache: Path | None = None
     device: str = "auto"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
+    pretraining: Pretraining = "mlm"
+    whole_words: bool = False
+    weights: str | Path | None = None
+    architecture: str = "bert"
+    dropout: float | None = None
+    micro_batches: int = 1
+    optimiser: Optimiser = "adamw"
+    warmup: float = 0.06
+    schedule: Schedule = "linear"
+    compile: bool = False
+    checkpoint_seconds: float = 60.0
     carried: Corpus | None = field(default=None, init=False, repr=False, compare=False)
+    carried_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
+
+    needs_corpus: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.reports < 1:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
+        if self.pretraining not in get_args(Pretraining):
+            raise unknown_name("pre-training", self.pretraining, get_args(Pretraining))
+        if self.architecture not in ARCHITECTURES:
+            raise unknown_name("architecture", self.architecture, ARCHITECTURES)
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.corpus is None and (self.needs_corpus or self.weights is None):
+            other = "" if self.needs_corpus else ", or the weights of a checkpoint to fine-tune"
+            raise ValueError(f"there is no corpus; give a text file or a folder{other}")
         size_named(self.size)
-        self.train_config  # noqa: B018  (checks steps and lr)
+        if self.steps != 0 or self.weights is None:
+            self.train_config  # noqa: B018  (checks steps, lr and the like)
         # Workers may run in another folder.
-        object.__setattr__(self, "corpus", Path(self.corpus).expanduser().resolve())
-        if self.held_out is not None:
-            object.__setattr__(self, "held_out", Path(self.held_out).expanduser().resolve())
-        if self.tokenizer is not None and Path(self.tokenizer).expanduser().exists():
-            object.__setattr__(self, "tokenizer", Path(self.tokenizer).expanduser().resolve())
+        for name in ("corpus", "held_out"):
+            if getattr(self, name) is not None:
+                found = Path(getattr(self, name)).expanduser().resolve()
+                object.__setattr__(self, name, found)
+        for name in ("tokenizer", "weights"):
+            given = getattr(self, name)
+            if given is not None and Path(given).expanduser().exists():
+                object.__setattr__(self, name, Path(given).expanduser().resolve())
+
+    @classmethod
+    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
+        """An evaluator with published settings.
+
+        evaluator = MlmEvaluator.preset("sparsebert", "wikipedia", device="cuda")
+
+        Args:
+            name: `"sparsebert"`: BERT-base as in SparseBERT (arXiv 2102.12871), whose batches
+                of 65,536 sequences are 1,024 batches of 64 each step; change `batch` and
+                `micro_batches` together.
+            args: Positional arguments of the evaluator, such as the corpus.
+            changes: Settings in place of the preset's.
+
+        Raises:
+            UnknownNameError: If there is no such preset.
+        """
+        known = {each.name for each in fields(cls)}
+        chosen = {key: value for key, value in preset_named(name).items() if key in known}
+        return cls(*args, **(chosen | changes))
+
+    @property
+    def start(self) -> Pretrained:
+        """The checkpoint that the training starts from, opened once a process.
+
+        Raises:
+            DataError: If it cannot be opened.
+        """
+        if self.weights is None:
+            raise ValueError("this evaluator trains from scratch; it has no weights to open")
+        return self.carried_start or read_weights(self.weights)
 
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to."""
+        if self.weights is not None:
+            return self.start.shape(self.length)
         size = size_named(self.size)
         return Shape(self.length, size.layers, size.heads)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """Held-out loss in nats a token (worst: a uniform guess) and the mask's sparsity."""
+        vocabulary = self.vocabulary if self.weights is None else self.start.vocabulary
         return (
-            Objective("loss", "min", math.log(self.vocabulary)),
+            Objective("loss", "min", math.log(vocabulary)),
             Objective("sparsity", "max", 0.0),
         )
 
     @property
     def train_config(self) -> TrainConfig:
         """Settings of the pre-training."""
-        return TrainConfig(steps=self.steps, lr=self.lr)
+        return TrainConfig(
+            steps=self.steps,
+            lr=self.lr,
+            warmup=self.warmup,
+            micro_batches=self.micro_batches,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+        )
 
     @property
     def protocol(self) -> str:
@@ -126,18 +220,24 @@ class MlmEvaluator:
 
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
-        task = self.task()
-        width = size_named(self.size).width
-        return {
-            "data": task.corpus.digest,
-            "size": asdict(size_named(self.size)),
-            "train": self.train_config.identity,
-            "batch": self.batch,
-            "initializer_range": self.initializer_range or initial_spread(width),
-            "probability": task.probability,
-            "held_out": self.held_out_sequences,
+        scratch, size = self.weights is None, size_named(self.size)
+        task = None if self.corpus is None else self.task()
+        spread = self.initializer_range or initial_spread(size.width)
+        found: dict[str, object] = {
+            "data": task and task.corpus.digest,
+            "size": asdict(size) if scratch else self.start.digest,
+            "train": self.train_config.identity if task and self.steps else None,
+            "batch": self.batch if task else None,
+            "initializer_range": spread if scratch else None,
+            "probability": task and task.probability,
+            "held_out": self.held_out_sequences if task else None,
             "precision": self.precision,
         }
+        later = ("pretraining", "whole_words", "architecture", "dropout", "compile")
+        for each in fields(self):  # where they are the default, older protocols keep their ids
+            if each.name in later and getattr(self, each.name) != each.default:
+                found[each.name] = getattr(self, each.name)
+        return found
 
     def packed(self) -> Self:
         """The same evaluator with its data in memory, for machines that do not see its files.
@@ -152,39 +252,68 @@ class MlmEvaluator:
             return self
         made = copy.copy(self)
         object.__setattr__(made, "carried", self.task().corpus)
+        if self.weights is not None:
+            object.__setattr__(made, "carried_start", self.start)
         return made
 
-    def task(self) -> MlmTask:
+    def task(self) -> Any:
         """The pre-training task; the corpus is read once a process."""
+        if self.corpus is None:
+            raise ValueError("this evaluator only fine-tunes; it has no corpus to pre-train on")
         corpus = self.carried or read_corpus(
-            self.corpus, self.tokenizer, self.vocabulary, self.length, self.cache, self.held_out
+            self.corpus,
+            self.tokenizer,
+            self.vocabulary,
+            self.length,
+            self.cache,
+            self.held_out,
+            None if self.weights is None else self.start,
         )
-        return MlmTask(corpus, self.batch, held_out_sequences=self.held_out_sequences)
+        pairs, most = PAIRS.get(self.pretraining), self.held_out_sequences
+        if pairs is None:
+            return MlmTask(corpus, self.batch, held_out_sequences=most)
+        from masksearch.tasks.sentence_pairs import SentencePairTask
+
+        return SentencePairTask(
+            corpus,
+            self.batch,
+            held_out_sequences=most,
+            kind=pairs,
+            whole_words=self.whole_words,
+        )
 
     def model(self, seed: int) -> MaskedLanguageModel:
-        """A fresh model without a mask, its weights drawn from `seed`."""
-        vocabulary = self.task().corpus.vocabulary
+        """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
+        head, pairs = mixed_seed(seed, HEAD), self.pretraining in PAIRS
+        if self.weights is not None:
+            start = self.start.masked_language_model(head, pairs=pairs, dropout=self.dropout)
+            return start.to(self.place)
+        corpus = self.task().corpus
         body = encoder(
             self.size,
-            vocabulary,
+            corpus.vocabulary,
             self.length,
             seed=mixed_seed(seed, WEIGHTS),
+            dropout=self.dropout or 0.0,
             initializer_range=self.initializer_range,
+            architecture=self.architecture,
+            pad=0 if self.architecture == "bert" else corpus.special["pad"],
         )
-        return MaskedLanguageModel(body, seed=mixed_seed(seed, HEAD)).to(self.place)
+        return MaskedLanguageModel(body, seed=head, pairs=pairs).to(self.place)
 
     @property
     def place(self) -> torch.device:
         """The device that trains."""
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if self.device == "auto" else self.device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss of a batch at the evaluator's precision."""
-        with torch.autocast(self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            loss: Tensor = model(**batch).loss
-        return loss
+        """Loss of a batch at the evaluator's precision: the sum of what is learnt."""
+        return self.losses(model, batch).sum()
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Loss of the hidden tokens and, with sentence pairs, that of the pairs: each a mean."""
+        return losses(model, batch, self.precision)
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
@@ -203,38 +332,64 @@ class MlmEvaluator:
             ),
         )
 
-    def pretrain(self, model: MaskedLanguageModel, mask: Mask, *, seed: int) -> Iterator[Report]:
+    def pretrain(
+        self, model: MaskedLanguageModel, mask: Mask, *, seed: int, workdir: Path | None = None
+    ) -> Iterator[Report]:
         """Trains a fresh `self.model(seed)` in place under the mask, which stays on it.
 
+        Args:
+            model: The model.
+            mask: A mask that fits `shape`.
+            seed: Seed of the evaluation.
+            workdir: Where checkpoints are kept and found again; None = nowhere.
+
         Yields:
-            Reports with the held-out loss; the last one at `steps`.
+            Reports with the held-out loss; the last one at `steps`. A run that goes on from a
+            checkpoint yields the earlier reports again first.
         """
         task = self.task()
         held_out = list(moved(iter(task.held_out()), self.place))
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
-        batches = moved(task.batches(mixed_seed(seed, DATA)), self.place)
+        if self.steps == 0:
+            yield Report(0, self.held_out_values(model, held_out))
+            return
+        if self.compile:
+            model.compile()
         due = report_steps(self.steps, self.reports)
-        for step in train(model, batches, self.train_config, self.loss):
+        kept = None if workdir is None else Checkpoints(workdir, PRETRAINING)
+        memory: dict[str, Any] = {"curve": []}
+        steps = train(
+            model,
+            moved(task.batches(mixed_seed(seed, DATA)), self.place),
+            self.train_config,
+            self.losses,
+            checkpoints=kept,
+            checkpoint_seconds=self.checkpoint_seconds,
+            key=short_hash(self.protocol, mask.digest, str(seed)),
+            memory=memory,
+            noise_seed=mixed_seed(seed, NOISE),
+        )
+        for number, values in memory["curve"]:
+            yield Report(number, values)
+        for step in steps:
             if step.number in due:
-                yield Report(step.number, {"loss": self.held_out_loss(model, held_out)})
+                values = self.held_out_values(model, held_out)
+                memory["curve"].append([step.number, values])
+                yield Report(step.number, values)
 
     def held_out_loss(self, model: nn.Module, batches: list[Batch]) -> float:
         """Mean cross-entropy of the hidden held-out tokens, in nats; the mode is restored."""
-        training = model.training
-        model.eval()
-        total, tokens = 0.0, 0
-        with torch.no_grad():
-            for batch in batches:
-                count = int((batch["labels"] != -100).sum())
-                total += self.loss(model, batch).item() * count
-                tokens += count
-        model.train(training)
-        return total / tokens
+        return self.held_out_values(model, batches)["loss"]
+
+    def held_out_values(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
+        """What a report holds: see `masksearch.evaluators.pretraining.held_out_values`."""
+        return held_out_values(model, batches, self.precision)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result."""
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
-        yield from self.pretrain(self.model(seed), mask, seed=seed)
+        yield from self.pretrain(self.model(seed), mask, seed=seed, workdir=workdir)
+        Checkpoints(workdir, PRETRAINING).clear()
 
 
 def report_steps(steps: int, count: int) -> tuple[int, ...]:
@@ -244,29 +399,3 @@ def report_steps(steps: int, count: int) -> tuple[int, ...]:
     (6, 12, 25, 50, 100, 200, 400, 800)
     """
     return tuple(sorted({max(1, steps >> halvings) for halvings in range(count)}))
-
-
-def moved(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
-    """The batches on that device."""
-    for batch in batches:
-        yield {name: tensor.to(place) for name, tensor in batch.items()}
-
-
-@lru_cache(maxsize=4)
-def read_corpus(
-    path: Path | str,
-    tokenizer: str | Path | None,
-    vocabulary: int,
-    length: int,
-    cache: Path | None,
-    held_out: Path | str | None,
-) -> Corpus:
-    """The corpus, read once a process."""
-    return Corpus.load(
-        path,
-        tokenizer=tokenizer,
-        vocabulary=vocabulary,
-        length=length,
-        cache=cache,
-        held_out=held_out,
-    )

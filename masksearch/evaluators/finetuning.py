@@ -1,0 +1,343 @@
+"""What the evaluators that fine-tune share: pre-training, then copies of the encoder on tasks."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from torch import Tensor, nn
+
+from masksearch import masks
+from masksearch.checkpoints import Checkpoints
+from masksearch.contracts import Batch, Report, mixed_seed
+from masksearch.evaluators.finished import Scores, restore, save
+from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator
+from masksearch.evaluators.pretraining import moved
+from masksearch.evaluators.rows import TokenSource, Vocabulary, read_vocabulary
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.models.attach import attach, detach
+from masksearch.tasks.corpus import Corpus, short_hash
+from masksearch.train import TrainConfig, train
+
+ROUND, DROPOUT = 25, 26  # streams of random numbers
+CHECKPOINT = "pretrained.safetensors"
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class FineTuning(MlmEvaluator, ABC):
+    """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
+
+    A subclass names its tasks and says how one is fine-tuned and scored:
+
+        downstream -> tuple[str, ...]       (property) names of the tasks, in order
+        task_settings() -> dict             what the scores depend on: hashes of the data, limits
+        prepare()                           reads every task; raises DataError
+        finetune_steps(name) -> int         optimiser steps of a task's fine-tuning
+        finetune(encoder, name, table, *, seed, workdir) -> dict[str, float]
+                                            trains a head on `encoder` (a copy) by
+                                            `self.finetuned(..)` and returns scores by name
+        summary(values) -> dict[str, float] what the last report adds to all scores
+
+    The rest is here: reports, the working folder, seeds, frozen layers; `self.source` tokenizes,
+    `self.place` is the device. A pre-training that is finished, scores of finished tasks and the
+    state of the training under way are kept in the working folder and found there again, so that
+    a killed run ends as it would have, on a CPU bit for bit.
+
+    With `corpus=None` (and `weights`) nothing is pre-trained.
+
+    Every sequence sees the mask at the evaluator's `length`. A batch of shorter ones is computed
+    on the mask's top-left corner, which gives the same numbers as padding to `length`, because
+    padded keys are hidden anyway, in less time.
+
+    Args:
+        finetune_lr: Peak learning rate of fine-tuning.
+        finetune_batch: Rows of a fine-tuning batch.
+        epochs: Passes over the training rows.
+        finetune_seeds: Fine-tuning runs of a task, from the same pre-trained weights. A score is
+            their mean; with two or more, `"<score>/std"` is their standard deviation.
+        frozen: Lower layers that fine-tuning leaves as they are, the embeddings included (0 =
+            the embeddings alone); `"all"` = only the head is trained; None = everything is.
+    """
+
+    _: KW_ONLY
+    finetune_lr: float = 5e-4
+    finetune_batch: int = 32
+    epochs: int = 3
+    finetune_seeds: int = 1
+    frozen: int | Literal["all"] | None = None
+    carried_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
+
+    needs_corpus: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for limit in ("epochs", "finetune_batch", "finetune_seeds"):
+            if getattr(self, limit) < 1:
+                raise ValueError(f"{limit} must be at least 1, got {getattr(self, limit)}")
+        TrainConfig(steps=1, lr=self.finetune_lr)
+        if self.frozen not in (None, "all") and not int(self.frozen) >= 0:
+            raise ValueError(
+                f"frozen is a number of layers (>= 0), 'all' or None, got {self.frozen!r}"
+            )
+
+    # -- what a subclass says ------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def downstream(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+
+    @abstractmethod
+    def task_settings(self) -> dict[str, object]:
+        """What the scores depend on beside `MlmEvaluator`'s settings and the fields below."""
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Reads every task, once a process; called before any training.
+
+        Raises:
+            DataError: If a task cannot be read.
+        """
+
+    @abstractmethod
+    def finetune_steps(self, name: str) -> int:
+        """Optimiser steps of a task's fine-tuning."""
+
+    @abstractmethod
+    def finetune(
+        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
+    ) -> dict[str, float]:
+        """Fine-tunes on one task.
+
+        Args:
+            encoder: A copy of the pre-trained encoder, without a mask, to be trained in place.
+            name: The task.
+            table: The mask, bool `[layers, heads, length, length]`.
+            seed: Seed of the head, the order of the rows and the dropout.
+            workdir: For `finetuned`.
+
+        Returns:
+            Score -> value; of a name that ends in `/majority` what knowing nothing earns.
+        """
+
+    @abstractmethod
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """What the last report adds, given every score."""
+
+    # -- what is shared ------------------------------------------------------------------------
+    def settings(self) -> dict[str, object]:
+        """Everything that a score depends on, beside mask and seed."""
+        found = super().settings()
+        if self.corpus is None:
+            found["data"] = self.source.digest
+        found |= self.task_settings()
+        for name in ("epochs", "finetune_lr", "finetune_batch"):
+            found[name] = getattr(self, name)
+        later = {"finetune_seeds": 1, "frozen": None}  # hashed where they are not the default
+        own = {name: getattr(self, name) for name in later}
+        return found | {name: value for name, value in own.items() if value != later[name]}
+
+    @property
+    def source(self) -> TokenSource:
+        """What turns the tasks' text into ids: the corpus, or the checkpoint's tokenizer."""
+        if self.corpus is not None:
+            corpus: Corpus = self.task().corpus
+            return corpus
+        if self.carried_source is not None:
+            return self.carried_source
+        self.start.shape(self.length)
+        made = read_vocabulary(self.tokenizer or self.start.tokenizer_source, self.length)
+        self.start.check_tokens(made.vocabulary, made.special["pad"])
+        return made
+
+    def packed(self) -> Self:
+        """The same evaluator with its data in memory; subclasses add their tasks' rows."""
+        if self.corpus is not None:
+            return super().packed()
+        if self.carried_source is not None:
+            return self
+        made = copy.copy(self)
+        object.__setattr__(made, "carried_start", self.start)
+        object.__setattr__(made, "carried_source", self.source)
+        return made
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields pre-training reports `{"loss": ..}`, then one with every score.
+
+        Raises:
+            DataError: Before any training, if a task cannot be read.
+        """
+        table = lower(mask, self.shape)
+        self.prepare()
+        values: dict[str, float] = {}
+        reports = self.pretrained(mask, seed=seed, workdir=workdir)
+        while True:
+            try:
+                report = next(reports)
+            except StopIteration as end:
+                model: nn.Module = end.value
+                break
+            values = dict(report.values)
+            yield report
+        scores = Scores(workdir / SCORES, short_hash(self.protocol, mask.digest, str(seed)))
+        steps = 0 if self.corpus is None else self.steps
+        for name in self.downstream:
+            values |= self.rounds(model, name, table, scores, seed=seed, workdir=workdir)
+            steps += self.finetune_steps(name)
+        yield Report(steps, values | self.summary(values))
+
+    def pretrained(
+        self, mask: Mask, *, seed: int, workdir: Path
+    ) -> Generator[Report, None, nn.Module]:
+        """Pre-trains, or finds a finished pre-training of the same mask, seed and settings.
+
+        Yields:
+            The reports of the pre-training, again where it is found.
+
+        Returns:
+            The model (its `encoder` is what is fine-tuned), without a mask.
+        """
+        model = self.model(seed)
+        if self.corpus is None:
+            return model
+        key = short_hash(self.protocol, mask.digest, str(seed))
+        if self.steps == 0:  # there is nothing to keep
+            yield from self.pretrain(model, mask, seed=seed)
+            detach(model, missing_ok=True)
+            return model
+        curve = restore(model, workdir / CHECKPOINT, key, self.steps)
+        if curve is not None:
+            yield from curve
+            return model
+        curve = []
+        for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
+            curve.append(report)
+            yield report
+        save(model, workdir / CHECKPOINT, key, curve)
+        Checkpoints(workdir, PRETRAINING).clear()
+        detach(model, missing_ok=True)
+        return model
+
+    def rounds(
+        self,
+        model: nn.Module,
+        name: str,
+        table: Tensor,
+        scores: Scores,
+        *,
+        seed: int,
+        workdir: Path,
+    ) -> dict[str, float]:
+        """Scores of one task: the mean over the fine-tuning seeds, and their deviation."""
+        found: list[dict[str, float]] = []
+        for number in range(self.finetune_seeds):
+            own = seed if number == 0 else mixed_seed(seed, ROUND, number)
+            known = scores.get(f"{name}.{number}")
+            if known is None:
+                encoder = copy.deepcopy(model.get_submodule("encoder"))
+                known = self.finetune(encoder, name, table, seed=own, workdir=workdir)
+                scores.put(f"{name}.{number}", known)
+                Checkpoints(workdir, training_name(name, own)).clear()
+            found.append(known)
+        if len(found) == 1:
+            return found[0]
+        values: dict[str, float] = {}
+        for score in found[0]:
+            each = [one[score] for one in found]
+            values[score] = statistics.fmean(each)
+            if not score.endswith("/majority"):
+                values[f"{score}/std"] = statistics.stdev(each)
+        return values
+
+    def finetuned(
+        self,
+        head: nn.Module,
+        batches: Callable[[int], Iterator[Batch]],
+        steps: int,
+        table: Tensor,
+        *,
+        name: str,
+        seed: int,
+        workdir: Path,
+    ) -> None:
+        """Trains a head and the encoder below it, in place, under the mask, with checkpoints.
+
+        The head is left on the evaluator's device, with the mask on it.
+
+        Args:
+            head: Module with an `encoder`; `head(**batch).loss` is what is trained.
+            batches: `start -> iterator` over the batches from number `start` on, on any device.
+            steps: Optimiser steps.
+            table: The mask, bool `[layers, heads, length, length]`.
+            name: The task, as in `downstream`.
+            seed: Of this run; names its checkpoints, and seeds its dropout.
+            workdir: Where its checkpoints are kept.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or infinite.
+        """
+        head.to(self.place)
+        attach(head, masks.cropped(masks.table(table), self.length))
+        freeze(head.get_submodule("encoder"), self.frozen)
+        run = train(
+            head,
+            lambda start: moved(batches(start), self.place),
+            TrainConfig(steps=steps, lr=self.finetune_lr),
+            self.loss,
+            checkpoints=Checkpoints(workdir, training_name(name, seed)),
+            checkpoint_seconds=self.checkpoint_seconds,
+            key=short_hash(self.protocol, masks.table(table).digest, name, str(seed)),
+            noise_seed=mixed_seed(seed, DROPOUT),
+        )
+        for _ in run:
+            pass
+
+
+def training_name(name: str, seed: int) -> str:
+    """Name of a fine-tuning's checkpoints."""
+    return f"finetuning.{name}.{seed:x}"
+
+
+def freeze(encoder: nn.Module, frozen: int | Literal["all"] | None) -> None:
+    """Takes the embeddings and the lowest layers (or everything) out of the training.
+
+    Args:
+        encoder: A Hugging Face encoder.
+        frozen: See `FineTuning`.
+
+    Raises:
+        ValueError: If the encoder's layers are not a list of modules of their own.
+    """
+    if frozen is None:
+        return
+    if frozen == "all":
+        encoder.requires_grad_(False)
+        return
+    config: Any = encoder.config
+    stacks = [
+        module
+        for module in encoder.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    if not stacks:
+        raise ValueError(
+            f"{type(encoder).__name__} has no list of {config.num_hidden_layers} layers (they "
+            "share weights, perhaps); use frozen='all' or None"
+        )
+    if frozen > len(stacks[0]):
+        raise ValueError(
+            f"frozen={frozen}, but the encoder has {len(stacks[0])} layers; use at most that many"
+        )
+    layers = [{id(p) for p in layer.parameters()} for layer in stacks[0]]
+    trained = set().union(*layers[frozen:])
+    inside, above = set().union(*layers), False
+    for parameter in encoder.parameters():  # in order: embeddings, layers, a last norm
+        above = above or id(parameter) in inside
+        own = id(parameter) in trained or (above and id(parameter) not in inside)
+        parameter.requires_grad_(own)
