@@ -153,11 +153,8 @@ def reach(name: str) -> None:
         DataError: If the Hub is out of reach, or has no such data set.
     """
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # of its HTTP client: no connection
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]
 
     if constants.HF_HUB_OFFLINE:
         return  # `datasets` then reads its cache, or says at once that there is none
@@ -165,7 +162,7 @@ def reach(name: str) -> None:
         HfApi().dataset_info(name, timeout=PATIENCE)
     except (HfHubHTTPError, HFValidationError) as error:
         raise DataError(f"no data set {PREFIX}{name} on the Hub: {error}; {LOCAL_WAY}") from error
-    except (HTTPError, OSError) as error:
+    except (ClientError, OSError) as error:
         raise DataError(
             f"the Hugging Face Hub cannot be reached for {PREFIX}{name} ({error}); {LOCAL_WAY}"
         ) from error
