@@ -1,0 +1,332 @@
+"""The heads, against the same computed by hand, on encoders of every architecture."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as hf
+
+from masksearch import masks
+from masksearch.models.attach import attach
+from masksearch.models.heads import (
+    ChoiceScorer,
+    MaskedLanguageModel,
+    SequenceClassifier,
+    SpanPredictor,
+)
+from masksearch.models.sizes import ARCHITECTURES, Size, encoder
+
+SMALL = Size(layers=2, width=32, heads=4)
+
+
+def albert() -> hf.PreTrainedModel:
+    """Embeddings of 16, hidden states of 32."""
+    config = hf.AlbertConfig(
+        vocab_size=40,
+        embedding_size=16,
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    return hf.AlbertModel(config, add_pooling_layer=False)
+
+
+def small_electra() -> hf.PreTrainedModel:
+    config = hf.ElectraConfig(
+        vocab_size=40,
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    return hf.ElectraModel(config)
+
+
+def body(name: str) -> hf.PreTrainedModel:
+    """A random encoder in evaluation mode, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        if name == "albert":
+            return albert().eval()
+        if name == "small electra":
+            return small_electra().eval()
+    return encoder(SMALL, 40, 16, seed=0, architecture=name, pad=3).eval()
+
+
+BODIES = [*ARCHITECTURES, "albert", "small electra"]
+HEADS = {
+    "masked lm": lambda body, seed: MaskedLanguageModel(body, seed=seed),
+    "with pairs": lambda body, seed: MaskedLanguageModel(body, seed=seed, pairs=True),
+    "classifier": lambda body, seed: SequenceClassifier(body, 3, seed=seed),
+    "span": lambda body, seed: SpanPredictor(body, seed=seed),
+    "choice": lambda body, seed: ChoiceScorer(body, seed=seed),
+}
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def batch(head: str) -> dict[str, torch.Tensor]:
+    """Two padded rows (of two choices each) with segments and labels."""
+    given = tokens(2, 10) % 36 + 4
+    visible = torch.ones_like(given)
+    visible[1, 7:] = 0
+    given[1, 7:] = 3
+    parts = {
+        "input_ids": given,
+        "attention_mask": visible,
+        "token_type_ids": (torch.arange(10) > 4).long().expand(2, 10),
+    }
+    if head == "choice":
+        parts = {name: part.unsqueeze(1).expand(2, 2, 10) for name, part in parts.items()}
+        return parts | {"labels": torch.tensor([1, 0])}
+    if head == "span":
+        positions = torch.tensor([2, 5])
+        return parts | {"start_positions": positions, "end_positions": positions + 1}
+    if head == "classifier":
+        return parts | {"labels": torch.tensor([2, 0])}
+    labels = given.where((torch.arange(10) % 3 == 1) & visible.bool(), -100)
+    pairs = {"next_sentence_label": torch.tensor([0, 1])} if head == "with pairs" else {}
+    return parts | {"labels": labels} | pairs
+
+
+# -- every head on every encoder ---------------------------------------------------------------
+@pytest.mark.parametrize("head", HEADS)
+class TestContract:
+    def test_weights_follow_the_seed_and_nothing_else(self, head):
+        def build(seed: int) -> dict[str, torch.Tensor]:
+            return weights(HEADS[head](body("bert"), seed))
+
+        state = torch.get_rng_state()
+        first = build(5)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.rand(3)  # a moved global generator changes nothing
+        assert same(first, build(5))
+        assert not same(first, build(6))
+        torch.set_rng_state(state)
+
+    @pytest.mark.parametrize("name", BODIES)
+    def test_trains_any_encoder_and_reads_no_padding(self, head, name):
+        model, given = HEADS[head](body(name), 1), batch(head)
+        out = model(**given)
+        assert out.loss.isfinite()
+        out.loss.backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+        assert model.config is model.encoder.config
+        hidden = given["attention_mask"] == 0
+        segments = given["token_type_ids"].masked_fill(hidden, 0)
+        if name != "roberta":  # counts positions by the padding id
+            given["input_ids"] = given["input_ids"].masked_fill(hidden, 9)
+        again = model(**given | {"token_type_ids": segments})
+        assert again.loss.item() == pytest.approx(out.loss.item(), abs=1e-5)
+
+    def test_segments_count_where_the_encoder_knows_them(self, head):
+        for name in BODIES:
+            model, given = HEADS[head](body(name), 1), batch(head)
+            one = model(**given).logits
+            two = model(**given | {"token_type_ids": 1 - given["token_type_ids"]}).logits
+            knows = name not in ("roberta", "distilbert", "modernbert")
+            assert torch.equal(one, two) is not knows, name
+
+    def test_takes_a_mask(self, head):
+        model, given = HEADS[head](body("bert"), 1), batch(head)
+        before = model(**given).logits
+        attach(model, masks.window(0))
+        assert not torch.allclose(model(**given).logits, before, atol=1e-4)
+        copied = copy.deepcopy(model)
+        assert torch.equal(copied(**given).logits, model(**given).logits)
+
+
+# -- the masked language model -----------------------------------------------------------------
+def test_masked_lm_loss_is_cross_entropy_over_scored_positions():
+    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0, initializer_range=0.3), seed=1)
+    given, labels = tokens(3, 8), torch.full((3, 8), -100)
+    scored = [(0, 1), (0, 7), (1, 3), (2, 0), (2, 5)]
+    for row, column in scored:
+        labels[row, column] = (7 * row + column) % 40
+    out = model(given, labels=labels)
+    assert out.logits.shape == (5, 40)
+    hidden = model.encoder(input_ids=given).last_hidden_state
+    surprises = []
+    for (row, column), logits in zip(scored, out.logits, strict=True):
+        x = hidden[row, column] @ model.transform.weight.T + model.transform.bias
+        x = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+        x = (x - x.mean()) / (x.var(unbiased=False) + model.norm.eps).sqrt()
+        x = x * model.norm.weight + model.norm.bias
+        table = model.encoder.embeddings.word_embeddings.weight
+        mine = table @ x + model.bias
+        assert torch.allclose(mine, logits, atol=1e-4)
+        surprises.append(-(mine - mine.logsumexp(0))[labels[row, column]])
+    assert out.loss.item() == pytest.approx(torch.stack(surprises).mean().item(), abs=1e-5)
+
+
+def test_masked_lm_scores_every_token_without_labels():
+    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
+    out = model(tokens(3, 8))
+    assert out.logits.shape == (24, 40)
+    assert out.loss is None
+    labels = torch.full((3, 8), -100)
+    labels[1, 2] = 4
+    assert torch.allclose(out.logits[10], model(tokens(3, 8), labels=labels).logits[0], atol=1e-5)
+
+
+def test_masked_lm_output_table_is_tied():
+    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
+    assert sum(p.numel() == 40 * 32 for p in model.parameters()) == 1
+    labels = torch.zeros(1, 4, dtype=torch.int64)
+    model(torch.full((1, 4), 3), labels=labels).loss.backward()
+    grad = model.encoder.embeddings.word_embeddings.weight.grad
+    assert (grad.abs().sum(1) > 0).all()
+
+
+def test_masked_lm_ignores_padding():
+    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
+    given, labels = tokens(1, 6), torch.full((1, 6), -100)
+    labels[0, 2] = 9
+    padded = torch.cat([given, torch.full((1, 3), 5)], 1)
+    visible = (torch.arange(9) < 6).long()[None]
+    longer = torch.cat([labels, torch.full((1, 3), -100)], 1)
+    alone = model(given, labels=labels).loss
+    inside = model(padded, labels=longer, attention_mask=visible).loss
+    assert inside.item() == pytest.approx(alone.item(), abs=1e-5)
+
+
+# -- the classifier ----------------------------------------------------------------------------
+def test_classifier_matches_the_formula():
+    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=1)
+    given, labels = tokens(2, 5), torch.tensor([2, 0])
+    out = model(given, labels=labels)
+    hidden = model.encoder(input_ids=given).last_hidden_state
+    for row in range(2):
+        both = torch.cat([hidden[row, 0], hidden[row].sum(0) / 5])
+        inner = torch.tanh(model.dense.weight @ both + model.dense.bias)
+        logits = model.out.weight @ inner + model.out.bias
+        assert torch.allclose(out.logits[row], logits, atol=1e-5)
+    chosen = out.logits.log_softmax(-1)[[0, 1], labels]
+    assert out.loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-5)
+    assert model(given).loss is None
+    assert model.config is model.encoder.config
+
+
+def test_classifier_ignores_padding():
+    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 3, seed=1)
+    given = tokens(1, 6)
+    padded = torch.cat([given, torch.full((1, 4), 7)], 1)
+    visible = (torch.arange(10) < 6).long()[None]
+    alone = model(given, attention_mask=torch.ones_like(given)).logits
+    assert torch.allclose(model(padded, attention_mask=visible).logits, alone, atol=1e-5)
+    assert torch.allclose(model(given).logits, alone, atol=1e-5)
+    assert not torch.allclose(model(padded).logits, alone, atol=1e-5)
+
+
+def test_one_label_is_a_regression():
+    model = SequenceClassifier(encoder(SMALL, 40, 16, seed=0), 1, seed=1)
+    out = model(tokens(3, 5), labels=torch.tensor([0.5, 4.0, 2.0]))
+    errors = [(out.logits[i, 0] - y) ** 2 for i, y in enumerate([0.5, 4.0, 2.0])]
+    assert out.loss.item() == pytest.approx(sum(e.item() for e in errors) / 3, rel=1e-5)
+
+
+def test_masked_lm_projects_to_narrow_embeddings():
+    for name in ("albert", "small electra"):
+        model = MaskedLanguageModel(body(name), seed=1)
+        assert model.transform.weight.shape == (16, 32)
+        assert model(tokens(2, 5)).logits.shape == (10, 40)
+        assert sum(p.numel() == 40 * 16 for p in model.parameters()) == 1
+
+
+def test_a_sentence_pair_head_adds_its_cross_entropy():
+    model = MaskedLanguageModel(body("bert"), seed=1, pairs=True)
+    given = batch("with pairs")
+    out = model(**given)
+    hidden = model.encoder(**{k: given[k] for k in list(given)[:3]}).last_hidden_state
+    pooled = torch.tanh(hidden[:, 0] @ model.pooler.weight.T + model.pooler.bias)
+    logits = pooled @ model.pair.weight.T + model.pair.bias
+    assert torch.allclose(out.pair_logits, logits, atol=1e-6)
+    surprise = -logits.log_softmax(-1)[[0, 1], [0, 1]].mean()
+    alone = model(**{k: v for k, v in given.items() if k != "next_sentence_label"})
+    assert alone.pair_logits is not None
+    assert out.loss.item() == pytest.approx((alone.loss + surprise).item(), abs=1e-5)
+    del given["labels"]
+    assert model(**given).loss.item() == pytest.approx(surprise.item(), abs=1e-6)
+
+
+def test_a_sentence_pair_head_leaves_the_other_weights():
+    plain, both = (MaskedLanguageModel(body("bert"), seed=1, pairs=pairs) for pairs in (0, 1))
+    assert torch.equal(plain.transform.weight, both.transform.weight)
+    assert set(both.state_dict()) - set(plain.state_dict()) == {
+        f"{part}.{kind}" for part in ("pooler", "pair") for kind in ("weight", "bias")
+    }
+    assert plain(tokens(2, 5)).pair_logits is None
+    with pytest.raises(ValueError, match="without a sentence-pair head; build it with"):
+        plain(tokens(2, 5), next_sentence_label=torch.tensor([0, 1]))
+
+
+# -- spans and choices -------------------------------------------------------------------------
+def test_span_loss_is_the_mean_of_both_cross_entropies():
+    model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    out = model(**given)
+    assert out.logits.shape == (2, 10, 2)
+    assert out.logits[1, 7:].eq(-math.inf).all()
+    assert out.logits[0].isfinite().all()
+    total = 0.0
+    for part, name in enumerate(("start_positions", "end_positions")):
+        for row in range(2):
+            scores = out.logits[row, : (10, 7)[row], part]
+            total += (scores.logsumexp(0) - scores[given[name][row]]).item()
+    assert out.loss.item() == pytest.approx(total / 4, abs=1e-5)
+    assert out.logits[1].softmax(0)[7:].eq(0).all()
+
+
+@pytest.mark.parametrize("outside", [-1, 10, 99, 8])
+def test_span_positions_outside_are_ignored(outside):
+    model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    given["start_positions"] = torch.tensor([2, outside])
+    given["end_positions"] = torch.tensor([3, outside])
+    out = model(**given)
+    scores = out.logits[0]
+    expected = (F.cross_entropy(scores.T, torch.tensor([2, 3]))).item()
+    assert out.loss.item() == pytest.approx(expected, abs=1e-5)
+    given |= {name: torch.tensor([-1, outside]) for name in ("start_positions", "end_positions")}
+    nothing = model(**given).loss
+    nothing.backward()
+    assert nothing.item() == 0
+
+
+def test_span_positions_come_together():
+    model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    del given["end_positions"]
+    with pytest.raises(ValueError, match="come together"):
+        model(**given)
+    del given["start_positions"]
+    assert model(**given).loss is None
+
+
+def test_choices_are_scored_one_by_one():
+    model, given = ChoiceScorer(body("bert"), seed=1), batch("choice")
+    given["input_ids"] = tokens(2, 2, 10)
+    out = model(**given)
+    assert out.logits.shape == (2, 2)
+    for row in range(2):
+        for choice in range(2):
+            one = {k: v[row, choice][None] for k, v in given.items() if k != "labels"}
+            first = model.encoder(**one).last_hidden_state[0, 0]
+            inner = torch.tanh(model.dense.weight @ first + model.dense.bias)
+            score = (model.out.weight @ inner + model.out.bias).item()
+            assert out.logits[row, choice].item() == pytest.approx(score, abs=1e-5)
+    chosen = out.logits.log_softmax(-1)[[0, 1], given["labels"]]
+    assert out.loss.item() == pytest.approx(-chosen.mean().item(), abs=1e-6)
+    assert model(given["input_ids"]).loss is None
