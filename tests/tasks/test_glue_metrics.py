@@ -71,6 +71,7 @@ def test_class_metrics_follow_their_definitions(pairs: list[tuple[int, int]]) ->
     assert list(found) == ["matthews", "accuracy"]
 
 
+@settings(max_examples=25)
 @given(scores)
 def test_correlations_follow_their_definitions(pairs: list[tuple[float, float]]) -> None:
     guess, truth = [p for p, _ in pairs], [t for _, t in pairs]
