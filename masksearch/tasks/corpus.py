@@ -239,7 +239,9 @@ def tokenized(
         streams = {
             name: encode_stream(made, marked_pieces(files), TokenSpool(target.parent), tokens)
             if files
-            else TokenStream(np.empty(0, id_type(made)), Boundaries(*[np.empty(0, np.int64)] * 2))
+            else TokenStream(
+                np.empty(0, id_type(made)), Boundaries(0, *[np.empty(0, np.int64)] * 2)
+            )
             for name, files in (("train", train_files), ("held_out", held_files))
         }
         content = [content_hash(files) if files else "" for files in (train_files, held_files)]
@@ -304,7 +306,8 @@ def unpickled(
     known = None
     if begins is not None:
         wide = [array.astype(np.int64) for array in begins]
-        known = Boundaries(*wide[:2]), Boundaries(*wide[2:])
+        counts = [len(ids) * (ids.shape[1] - 2) for ids in (train, held_out)]
+        known = Boundaries(counts[0], *wide[:2]), Boundaries(counts[1], *wide[2:])
     return Corpus(tensors[0], tensors[1], Tokenizer.from_str(text), special, digest, known)
 
 

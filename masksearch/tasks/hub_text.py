@@ -1,7 +1,9 @@
 """Text from the Hugging Face Hub, or from a folder of json, parquet, csv or text files.
 
-    hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N]        hf:wikimedia/wikipedia@20231101.en#text?rows=5000
-    hf:/path/to/folder[#COLUMN][?rows=N]
+    hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N]
+    hf:FOLDER[#COLUMN][?rows=N]
+
+    hf:wikimedia/wikipedia@20231101.en#text?rows=5000
 
 The rows are streamed: no more is read than what is asked for. The split `train` is trained on,
 `validation` (or valid, dev) is held out. A row is a document, and blank lines inside it are taken

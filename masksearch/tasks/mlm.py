@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from masksearch.contracts import Batch, generator
 from masksearch.tasks.corpus import Corpus
+from masksearch.tasks.masking import Masking
+from masksearch.tasks.tokenizer import word_starts
 
 ORDER, MASKING, HELD_OUT = 1, 2, 3  # streams of random numbers
 
@@ -31,6 +34,13 @@ class MlmTask:
         probability: Share of a sequence's tokens that are scored, in (0, 1]; rounded to a whole
             number of tokens, at least one, so that every batch has the same shapes.
         held_out_sequences: Largest number of held-out sequences, spread evenly over them.
+        whole_words: Whether all tokens of a word are hidden together. The number of scored
+            tokens stays the same; where no word fits into what is left of it, one is cut
+            (`Masking`).
+
+    Raises:
+        DataError: On the first batch, if `whole_words` is asked for with a tokenizer that does
+            not mark words.
 
     Reference: BERT, arXiv 1810.04805, Section 3.1 and Appendix A.1.
     """
@@ -39,6 +49,7 @@ class MlmTask:
     batch: int = 32
     probability: float = 0.15
     held_out_sequences: int = 512
+    whole_words: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -53,18 +64,30 @@ class MlmTask:
         """The task's name."""
         return "mlm"
 
-    def batches(self, seed: int) -> Iterator[Batch]:
+    @cached_property
+    def masking(self) -> Masking:
+        """Hides tokens of this corpus."""
+        corpus = self.corpus
+        starts = word_starts(corpus.tokenizer) if self.whole_words else None
+        return Masking(corpus.vocabulary, corpus.special, self.probability, starts)
+
+    def batches(self, seed: int, start: int = 0) -> Iterator[Batch]:
         """Endless training batches, a function of `seed` alone.
 
         Every sequence comes once before any comes again; what is masked is drawn anew.
+
+        Args:
+            seed: Source of the order and of the masking.
+            start: Batches to leave out: the first one is what an iterator from 0 gives as
+                number `start`. Their draws are made again, their sequences are not read.
         """
         order, masking = generator(seed, ORDER), generator(seed, MASKING)
-        rows = torch.empty(0, dtype=torch.int64)
-        while True:
-            while len(rows) < self.batch:
-                rows = torch.cat([rows, torch.randperm(len(self.corpus.train), generator=order)])
-            yield self.masked(self.corpus.train[rows[: self.batch]], masking)
-            rows = rows[self.batch :]
+        shape = torch.Size((self.batch, self.corpus.length))
+        for number, rows in enumerate(orders(len(self.corpus.train), self.batch, order)):
+            if number < start:
+                passed_over(shape, self.corpus.vocabulary, masking)
+            else:
+                yield self.masked(self.corpus.train[rows], masking)
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, masked once: the same batches in every call."""
@@ -86,16 +109,22 @@ class MlmTask:
         Returns:
             `input_ids` and `labels` (-100 = not scored), int64 `[batch, length]`.
         """
-        special = self.corpus.special
-        tokens = tokens.to(torch.int64)
-        draw = torch.rand(tokens.shape, generator=random)
-        for role in ("cls", "sep", "pad"):
-            draw.masked_fill_(tokens == special[role], 2.0)
-        count = max(1, round(self.probability * (tokens.shape[1] - 2)))
-        chosen = draw.topk(count, dim=1, largest=False).indices
-        scored = torch.zeros_like(draw, dtype=torch.bool).scatter_(1, chosen, True) & (draw < 2)
-        how = torch.rand(tokens.shape, generator=random)
-        noise = torch.randint(self.corpus.vocabulary, tokens.shape, generator=random)
-        shown = torch.where(scored & (how < 0.8), special["mask"], tokens)
-        shown = torch.where(scored & (how >= 0.9), noise, shown)
-        return {"input_ids": shown, "labels": tokens.masked_fill(~scored, -100)}
+        return self.masking(tokens, self.masking.count(tokens.shape[1] - 2), random)
+
+
+def orders(items: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
+    """Numbers of the items of each batch, int64 `[batch]`, without end: every item comes once
+    before any comes again."""
+    rows = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(rows) < batch:
+            rows = torch.cat([rows, torch.randperm(items, generator=random)])
+        yield rows[:batch]
+        rows = rows[batch:]
+
+
+def passed_over(shape: torch.Size, vocabulary: int, random: torch.Generator) -> None:
+    """Makes the draws of one `Masking` and forgets them."""
+    torch.rand(shape, generator=random)
+    torch.rand(shape, generator=random)
+    torch.randint(vocabulary, shape, generator=random)

@@ -34,10 +34,12 @@ class Boundaries:
     """Where documents and paragraphs of a stream begin.
 
     Args:
-        documents: int64, rising; the first is 0. Begins of files, WikiText articles and rows.
+        tokens: Length of the stream.
+        documents: int64, rising; the first is 0. Begins of files and of WikiText articles.
         paragraphs: The same with what follows blank lines; holds all of `documents`.
     """
 
+    tokens: int
     documents: NDArray[np.int64]
     paragraphs: NDArray[np.int64]
 
@@ -48,7 +50,7 @@ class Boundaries:
             inside = begins[np.searchsorted(begins, start) : np.searchsorted(begins, stop)] - start
             first = np.zeros(1 if stop > start else 0, np.int64)
             kept.append(np.union1d(first, inside))
-        return Boundaries(*kept)
+        return Boundaries(stop - start, *kept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,9 @@ def encode_stream(
         np.unique(np.concatenate([np.zeros(1, np.int64), *begins[least]]))
         for least in (DOCUMENT, PARAGRAPH)
     ]
-    return TokenStream(stream, Boundaries(*(found[found < len(stream)] for found in known)))
+    return TokenStream(
+        stream, Boundaries(len(stream), *(found[found < len(stream)] for found in known))
+    )
 
 
 def chunks(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[str]]]:

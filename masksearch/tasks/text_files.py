@@ -98,9 +98,7 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
                     if stop is not None and seen >= stop:
                         return
                     if not line.isspace():
-                        if line.endswith(("=\n", "= \n", "=", "=\r\n")) and HEADING.fullmatch(
-                            line
-                        ):
+                        if line[:3].lstrip()[:1] == "=" and HEADING.fullmatch(line):
                             mark, headings = DOCUMENT, True
                         yield mark, line
                         mark = TEXT

@@ -47,7 +47,7 @@ class TokenSpool:
         self.file: IO[bytes] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
+            self.file = tempfile.TemporaryFile(dir=folder, buffering=0)
         except OSError as error:
             warnings.warn(f"cannot cache the tokens in {folder}: {error}", stacklevel=4)
 
@@ -94,7 +94,9 @@ def read_cache(path: Path) -> Cached | None:
                     batch.column(name).values.to_numpy()
                     for name in ("ids", "documents", "paragraphs")
                 )
-                streams[batch.column("stream")[0].as_py()] = TokenStream(ids, Boundaries(*begins))
+                streams[batch.column("stream")[0].as_py()] = TokenStream(
+                    ids, Boundaries(len(ids), *begins)
+                )
         text, content = metadata["tokenizer"], metadata["content"]
         if metadata["checksum"] == checksum(streams, text, content):
             return Cached(streams, text, json.loads(content))

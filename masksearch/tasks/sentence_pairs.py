@@ -1,0 +1,227 @@
+"""Pairs of segments with hidden tokens: BERT's next sentence, ALBERT's sentence order.
+
+task = SentencePairTask(Corpus.load("wikitext-2"), kind="next")
+batch = next(task.batches(seed=0))
+# input_ids labels attention_mask token_type_ids: int64 [32, 128]; next_sentence_label: int64 [32]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masksearch.contracts import Batch, generator
+from masksearch.errors import DataError
+from masksearch.tasks.corpus import Corpus
+from masksearch.tasks.masking import Masking
+from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, orders, passed_over
+from masksearch.tasks.packing import Boundaries, Sequences
+from masksearch.tasks.segments import SHORTEST, Windows, sentences
+from masksearch.tasks.tokenizer import sentence_ends, word_starts
+
+PAIRS = 4  # stream of random numbers, beside those of the masked language model
+DRAWS = (
+    4  # of a pair: where it is parted, which kind it is, the other window, where that is parted
+)
+
+
+@dataclass(frozen=True)
+class SentencePairTask:
+    """Tell whether one segment follows the other, and predict hidden tokens, at the same time.
+
+    A sequence is `[CLS] a [SEP] b [SEP]`, padded where a document is too short to fill it.
+
+    * `kind="next"` (BERT): in half of the pairs b is what follows a (label 0), in the others it
+      comes from another document (label 1), and as many tokens of it as it has.
+    * `kind="order"` (ALBERT): b follows a (label 0), or a follows b (label 1: swapped).
+
+    The labels are those of Hugging Face's `next_sentence_label`. Segments are whole stretches
+    of text, as in BERT ("an arbitrary span of contiguous text"): each begins with a sentence, and
+    together they are cut at the length of a sequence. A sentence ends with `.`, `!`, `?` or the
+    like, or with its document.
+
+    A document is what a file holds or, in a file with headings of WikiText articles
+    (` = Title = `), an article; in a file without such headings blank lines part documents too,
+    unless `blank_lines` is False. A row of a dataset of the Hub is a document. Of the tokens,
+    those that `corpus.train` leaves out at its end are left out here.
+
+    Args:
+        corpus: A loaded corpus; its sequences are not used, only its text.
+        batch: Pairs of a batch.
+        probability: Share of a pair's tokens that are scored, in (0, 1], rounded to a whole
+            number, at least one: the same in all pairs that fill the sequence, fewer in short
+            ones.
+        held_out_sequences: Largest number of held-out pairs, spread evenly over them.
+        kind: `"next"` or `"order"`.
+        whole_words: Whether all tokens of a word are hidden together (`Masking`).
+        blank_lines: Whether blank lines part documents.
+        share: (k, n): of the training pairs' windows only every n-th, from number k on.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        DataError: On the first batch, if the corpus does not say where documents begin, or holds
+            too few of them.
+
+    Reference: BERT, arXiv 1810.04805, Sections 3.1 and A.2; ALBERT, arXiv 1909.11942,
+        Section 3.1.
+    """
+
+    corpus: Corpus
+    batch: int = 32
+    probability: float = 0.15
+    held_out_sequences: int = 512
+    kind: Literal["next", "order"] = "next"
+    whole_words: bool = False
+    blank_lines: bool = True
+    share: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1 pair, got {self.batch}")
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"probability is a share in (0, 1], got {self.probability}")
+        if self.held_out_sequences < 1:
+            raise ValueError(f"held_out_sequences must be >= 1, got {self.held_out_sequences}")
+        if self.kind not in ("next", "order"):
+            raise ValueError(f"kind must be 'next' or 'order', got {self.kind!r}")
+        if not 0 <= self.share[0] < self.share[1]:
+            raise ValueError(f"share is (k, n) with 0 <= k < n, got {self.share}")
+        if self.corpus.length < SHORTEST + 3:
+            raise ValueError(
+                f"a pair needs a length of at least {SHORTEST + 3} positions, "
+                f"got {self.corpus.length}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return f"mlm+{self.kind}"
+
+    @cached_property
+    def masking(self) -> Masking:
+        """Hides tokens of this corpus."""
+        corpus = self.corpus
+        starts = word_starts(corpus.tokenizer) if self.whole_words else None
+        return Masking(corpus.vocabulary, corpus.special, self.probability, starts)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The training text, cut; made once."""
+        return self.windows_of("train", self.corpus.train, 0)
+
+    def windows_of(self, part: str, rows: Tensor | Sequences, number: int) -> Windows:
+        """The text of `rows`, cut into windows."""
+        begins: Boundaries | None = self.corpus.begins and self.corpus.begins[number]
+        if isinstance(rows, Sequences):
+            ids = rows.body.reshape(-1)
+        else:
+            ids = rows[:, 1:-1].reshape(-1).numpy()
+        if begins is None or begins.tokens != len(ids):
+            raise DataError(
+                f"sentence pairs need a corpus that knows where the documents of its {part} text "
+                "begin: take one from Corpus.load as it is (share=(k, n) chooses a part of it)"
+            )
+        documents = begins.paragraphs if self.blank_lines else begins.documents
+        ends = sentence_ends(self.corpus.tokenizer).numpy()
+        made = Windows.cut(ids, documents, sentences(ids, ends), self.corpus.length - 3)
+        groups = len(set(made.group[0].tolist()))
+        if groups < 1 + (self.kind == "next"):
+            raise DataError(
+                f"the {part} text holds {groups} documents of at least {SHORTEST} tokens; "
+                f"kind={self.kind!r} needs {1 + (self.kind == 'next')}: part documents by blank "
+                "lines or files" + (", or use kind='order'" if self.kind == "next" else "")
+            )
+        return made
+
+    def batches(self, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Endless training batches, a function of `seed` alone.
+
+        Every window of the text comes once before any comes again; how it is parted, its kind
+        and what is masked are drawn anew.
+
+        Args:
+            seed: Source of the order, the pairs and the masking.
+            start: Batches to leave out: the first one is what an iterator from 0 gives as
+                number `start`. Their draws are made again, their text is not read.
+        """
+        order, masking = generator(seed, ORDER), generator(seed, MASKING)
+        pairs = generator(seed, PAIRS)
+        shape = torch.Size((self.batch, self.corpus.length))
+        chosen = torch.arange(self.share[0], len(self.windows), self.share[1])
+        if not len(chosen):
+            raise DataError(f"share {self.share} of {len(self.windows)} windows holds none")
+        for number, items in enumerate(orders(len(chosen), self.batch, order)):
+            if number < start:
+                torch.rand(self.batch, DRAWS, generator=pairs, dtype=torch.float64)
+                passed_over(shape, self.corpus.vocabulary, masking)
+            else:
+                yield self.paired(self.windows, chosen[items], pairs, masking)
+
+    def held_out(self) -> list[Batch]:
+        """Pairs of the held-out text, drawn once: the same batches in every call."""
+        windows = self.windows_of("held-out", self.corpus.held_out, 1)
+        masking, pairs = generator(HELD_OUT), generator(HELD_OUT, PAIRS)
+        count = min(len(windows), self.held_out_sequences)
+        items = torch.arange(count) * len(windows) // count
+        return [
+            self.paired(windows, items[start : start + self.batch], pairs, masking)
+            for start in range(0, count, self.batch)
+        ]
+
+    def paired(
+        self, windows: Windows, items: Tensor, pairs: torch.Generator, masking: torch.Generator
+    ) -> Batch:
+        """The pairs of some windows, masked.
+
+        Args:
+            windows: The text.
+            items: Numbers of the windows, int64 `[batch]`.
+            pairs: Source of where they are parted, and of their kinds.
+            masking: Source of the masking.
+
+        Returns:
+            `input_ids`, `labels` (-100 = not scored), `attention_mask` (0 = padding) and
+            `token_type_ids` (1 = the second segment and its `[SEP]`), int64 `[batch, length]`;
+            `next_sentence_label`, int64 `[batch]`.
+        """
+        draws = torch.rand(len(items), DRAWS, generator=pairs, dtype=torch.float64)
+        part, changed, other, other_part = draws.unbind(1)
+        wrong = changed < 0.5
+        left, middle = windows.begin[items], windows.parted(items, part)
+        right, size = middle, windows.end[items] - middle
+        if self.kind == "next":
+            drawn = windows.elsewhere(items, other)
+            begin = windows.parted(drawn, other_part)
+            right = torch.where(wrong, begin, right)
+            size = torch.where(wrong, torch.minimum(size, windows.stop[drawn] - begin), size)
+            sizes = middle - left, size
+        else:
+            swapped = torch.where(wrong, right, left), torch.where(wrong, left, right)
+            sizes = (
+                torch.where(wrong, size, middle - left),
+                torch.where(wrong, middle - left, size),
+            )
+            left, right = swapped
+        place = torch.arange(self.corpus.length)
+        one, two = (1 + sizes[0])[:, None], (2 + sizes[0] + sizes[1])[:, None]  # the two [SEP]
+        source = torch.where(
+            place < one, left[:, None] + place - 1, right[:, None] + place - one - 1
+        )
+        special = self.corpus.special
+        found = windows.ids[source.clamp(0, len(windows.ids) - 1).numpy()]
+        tokens = torch.from_numpy(found.astype(np.int64))
+        tokens[:, 0] = special["cls"]
+        tokens.masked_fill_((place == one) | (place == two), special["sep"])
+        tokens.masked_fill_(place > two, special["pad"])
+        return {
+            **self.masking(tokens, self.masking.count(sizes[0] + sizes[1]), masking),
+            "attention_mask": (place <= two).long(),
+            "token_type_ids": ((place > one) & (place <= two)).long(),
+            "next_sentence_label": wrong.long(),
+        }
