@@ -107,7 +107,8 @@ def weight_files(folder: Path) -> list[Path]:
                 "AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(new_folder)"
             )
         raise DataError(
-            f"{folder} holds no model.safetensors; give the folder that save_pretrained wrote"
+            f"{folder} holds no model.safetensors; give the folder that save_pretrained wrote, or "
+            "a Hub checkpoint that has safetensors (pickled weights are not downloaded)"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -67,11 +67,20 @@ def saved(folder: Path, name: str = "bert", maker: type | None = None) -> hf.Pre
     return model.eval()
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Every kind of checkpoint, saved and opened once: name -> (original, opened)."""
+    made = {}
+    for number, name in enumerate(SAVED):
+        folder = tmp_path_factory.mktemp(f"checkpoint{number}")
+        made[name] = saved(folder, name), open_pretrained(str(folder))
+    return made
+
+
 @pytest.mark.parametrize("name", SAVED)
 class TestContract:
-    def test_describes_the_checkpoint(self, name, tmp_path):
-        saved(tmp_path, name)
-        start = open_pretrained(tmp_path)
+    def test_describes_the_checkpoint(self, name, checkpoints):
+        _, start = checkpoints[name]
         _, config, layers, positions = SAVED[name]
         assert (start.architecture, start.vocabulary, start.width) == (config.model_type, 40, 32)
         assert start.positions == positions
@@ -83,9 +92,9 @@ class TestContract:
         assert len(pickle.dumps(start)) < 1500
         assert pickle.loads(pickle.dumps(start)) == start
 
-    def test_logits_are_those_of_the_original(self, name, tmp_path):
-        theirs = saved(tmp_path, name)
-        mine = open_pretrained(str(tmp_path)).masked_language_model(seed=0).eval()
+    def test_logits_are_those_of_the_original(self, name, checkpoints):
+        theirs, start = checkpoints[name]
+        mine = start.masked_language_model(seed=0).eval()
         given = tokens(2, 12) % 30 + 4
         visible = torch.ones_like(given)
         visible[1, 8:] = 0
@@ -95,9 +104,8 @@ class TestContract:
         assert torch.allclose(found[visible.bool()], expected[visible.bool()], atol=1e-4)
         assert found.std() > 0.1
 
-    def test_encoder_is_fresh_bare_and_takes_a_mask(self, name, tmp_path):
-        theirs = saved(tmp_path, name)
-        start = open_pretrained(tmp_path)
+    def test_encoder_is_fresh_bare_and_takes_a_mask(self, name, checkpoints):
+        theirs, start = checkpoints[name]
         state = torch.get_rng_state()
         one, two = start.encoder(), start.encoder()
         assert torch.equal(torch.get_rng_state(), state)
@@ -112,9 +120,8 @@ class TestContract:
             attach(SequenceClassifier(two, 2, seed=0), masks.window(1))
             assert not torch.allclose(two(input_ids=given).last_hidden_state, expected, atol=0.01)
 
-    def test_dropout_is_as_configured_or_as_asked(self, name, tmp_path):
-        saved(tmp_path, name)
-        start = open_pretrained(tmp_path)
+    def test_dropout_is_as_configured_or_as_asked(self, name, checkpoints):
+        _, start = checkpoints[name]
 
         def rates(model: torch.nn.Module) -> set[float]:
             return {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)}
