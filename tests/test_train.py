@@ -1,17 +1,24 @@
 """The one training loop."""
 
+import errno
+import logging
 import math
+import warnings
 from collections.abc import Iterator
+from itertools import islice
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch
 from masksearch.errors import NonFiniteLossError
+from masksearch.gates.published import published_rate
+from masksearch.lamb import Lamb
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.sizes import Size, encoder
-from masksearch.train import Step, TrainConfig, parameter_groups, rate, train
+from masksearch.train import Step, TrainConfig, following, parameter_groups, rate, train
 
 
 class Linear(nn.Module):
@@ -173,6 +180,9 @@ def test_batches_that_end_early():
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"lr": 0.0}, "lr must be positive, got 0.0"),
         ({"lr": math.nan}, "lr must be positive, got nan"),
+        ({"micro_batches": 0}, "micro_batches must be at least 1, got 0"),
+        ({"optimiser": "lam"}, "unknown optimiser 'lam'; did you mean 'lamb'"),
+        ({"schedule": "cosine"}, "unknown schedule 'cosine'"),
         ({"warmup": 1.5}, r"warmup is a share of the steps in \[0, 1\], got 1.5"),
     ],
 )
@@ -212,3 +222,228 @@ def test_gates_are_neither_trained_nor_part_of_the_clipped_norm():
     list(train(gated, endless(), config, with_gates))
     assert torch.equal(plain.matrix, gated.matrix)
     assert torch.equal(gates.weight, before)
+
+
+# -- several batches a step, another optimiser, another schedule --------------------------------
+def test_micro_batches_equal_one_large_batch():
+    given = [next(tokens(seed)) for seed in range(12)]
+    large = [{n: torch.cat([b[n] for b in given[i : i + 3]]) for n in given[0]} for i in (0, 3, 6)]
+    one, other = small(), small()
+    whole = list(train(one, iter(large), TrainConfig(steps=3)))
+    parts = list(train(other, iter(given), TrainConfig(steps=3, micro_batches=3)))
+    assert [step.loss for step in parts] == pytest.approx([step.loss for step in whole], abs=1e-5)
+    assert [step.tokens for step in parts] == [step.tokens for step in whole] == [96] * 3
+    for name, weight in one.state_dict().items():
+        assert torch.allclose(weight, other.state_dict()[name], atol=1e-4), name
+
+
+def test_lamb_equals_its_optimiser():
+    config = TrainConfig(steps=3, lr=0.02, warmup=0.0, optimiser="lamb", clip=0.5)
+    model, mine = Linear(), Linear()
+    list(train(model, endless(), config, squared))
+    optimiser = Lamb(
+        [{"params": [mine.matrix]}, {"params": [mine.bias], "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+        max_grad_norm=0.5,
+    )
+    batches = endless()
+    for factor in (1, 1, 1 / 2):
+        for group in optimiser.param_groups:
+            group["lr"] = 0.02 * factor
+        optimiser.zero_grad()
+        squared(mine, next(batches)).backward()
+        optimiser.step()
+    assert torch.allclose(model.matrix, mine.matrix, atol=1e-6)
+    assert torch.allclose(model.bias, mine.bias, atol=1e-6)
+
+
+def test_sqrt_schedule_is_the_published_one():
+    config = TrainConfig(steps=50, warmup=0.2843, schedule="sqrt")
+    expected = [published_rate(update, 50) for update in range(1, 51)]
+    assert [rate(step, config) for step in range(50)] == pytest.approx(expected)
+
+
+def test_identity_holds_new_fields_where_they_differ():
+    """Protocols hash it: that of the first version's fields must not move."""
+    first = {
+        "steps": 800,
+        "lr": 2e-3,
+        "warmup": 0.06,
+        "weight_decay": 0.01,
+        "betas": (0.9, 0.98),
+        "clip": 1.0,
+    }
+    assert repr(TrainConfig().identity) == repr(first)
+    changed = TrainConfig(micro_batches=2, optimiser="lamb")
+    assert changed.identity == first | {"micro_batches": 2, "optimiser": "lamb"}
+
+
+# -- a run that is killed ------------------------------------------------------------------------
+def dropping(seed: int = 0) -> MaskedLanguageModel:
+    return MaskedLanguageModel(encoder(Size(1, 16, 2), 20, 8, seed=seed, dropout=0.3), seed=seed)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in model.state_dict().values()]
+
+
+def same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def from_batch(start: int) -> Iterator[Batch]:
+    yield from islice(tokens(), start, None)
+
+
+@pytest.mark.parametrize("source", ["iterator", "function"])
+@pytest.mark.parametrize(
+    "config",
+    [TrainConfig(steps=9), TrainConfig(steps=9, micro_batches=2, optimiser="lamb")],
+    ids=["adamw", "lamb"],
+)
+@pytest.mark.parametrize("killed", [1, 5, 9])
+def test_a_killed_run_ends_as_it_would_have(source, config, killed, tmp_path):
+    """Bit for bit, with dropout; the steps after the last checkpoint are done again."""
+
+    def batches():
+        return tokens() if source == "iterator" else from_batch
+
+    model = dropping()
+    straight = list(train(model, batches(), config, noise_seed=5))
+    kept = Checkpoints(tmp_path)
+    steps = train(
+        dropping(), batches(), config, noise_seed=5, checkpoints=kept, checkpoint_seconds=0.0
+    )
+    first = [next(steps) for _ in range(killed)]
+    steps.close()
+    again = dropping(int(killed > 1))  # its weights come from the checkpoint
+    rest = list(
+        train(again, batches(), config, noise_seed=5, checkpoints=kept, checkpoint_seconds=0.0)
+    )
+    done = rest[0].number - 1 if rest else 9
+    assert first[:done] + rest == straight
+    assert done == max(0, killed - 1)  # a checkpoint is taken when the next step is asked for
+    if done:
+        assert same(weights(again), weights(model))
+
+
+def test_the_global_generator_is_part_of_the_state(tmp_path):
+    """Without a seed of its own, dropout draws from torch's generator."""
+    config = TrainConfig(steps=6)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        straight = list(train(dropping(), tokens(), config))
+        torch.manual_seed(3)
+        steps = train(
+            dropping(), tokens(), config, checkpoints=Checkpoints(tmp_path), checkpoint_seconds=0
+        )
+        first = [next(steps) for _ in range(4)]
+        steps.close()
+        torch.manual_seed(99)
+        rest = list(train(dropping(), tokens(), config, checkpoints=Checkpoints(tmp_path)))
+    assert first[:3] + rest == straight
+
+
+def test_noise_of_a_seed_leaves_the_global_generator():
+    state = torch.get_rng_state()
+    runs = [
+        list(train(dropping(), tokens(), TrainConfig(steps=4), noise_seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+
+
+def test_memory_comes_back_with_the_state(tmp_path):
+    config, memory = TrainConfig(steps=5), {"curve": []}
+    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    steps = train(small(), tokens(), config, memory=memory, **options)
+    for step in steps:
+        memory["curve"].append([step.number, step.loss])
+        if step.number == 4:
+            break
+    steps.close()
+    found = {"curve": [], "other": 1}
+    rest = train(small(), tokens(), config, memory=found, **options)
+    assert found == {"curve": memory["curve"][:3], "other": 1}  # before any step
+    assert next(rest).number == 4
+
+
+def test_another_runs_checkpoint_is_passed_over(tmp_path, caplog):
+    config = TrainConfig(steps=5)
+    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    list(train(small(), tokens(), config, key="one", **options))
+    with caplog.at_level(logging.WARNING):
+        other = list(train(small(), tokens(), config, key="two", **options))
+    assert "checkpoint of another run (one)" in caplog.text
+    assert [step.number for step in other] == [1, 2, 3, 4, 5]
+    assert list(train(small(), tokens(), config, key="two", **options)) == []
+
+
+def test_wall_time_decides_when_a_checkpoint_is_taken(tmp_path, monkeypatch):
+    clock, saved = [0.0], []
+    monkeypatch.setattr("masksearch.train.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step, *rest: saved.append(step))
+    for _ in train(
+        Linear(),
+        endless(),
+        TrainConfig(steps=9),
+        squared,
+        checkpoints=Checkpoints(tmp_path),
+        checkpoint_seconds=25.0,
+    ):
+        clock[0] += 10.0
+    assert saved == [3, 6, 9]
+
+
+def test_a_full_disk_costs_a_warning_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    straight = list(train(small(), tokens(), TrainConfig(steps=8)))
+    steps = train(small(), tokens(), TrainConfig(steps=8), **options)
+    first = [next(steps) for _ in range(4)]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("masksearch.checkpoints.save_file", full)
+    with pytest.warns(UserWarning, match="no checkpoint after step 4 .*No space left") as caught:
+        rest = list(steps)
+    assert len(caught) == 1  # not at every step
+    assert first + rest == straight
+    monkeypatch.undo()
+    again = list(train(small(), tokens(), TrainConfig(steps=8), **options))
+    assert again == straight[3:]
+
+
+def test_out_of_memory_goes_on_with_fewer_rows(tmp_path):
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        if len(batch["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found: Tensor = model(**batch).loss
+        return found
+
+    config = TrainConfig(steps=4)
+    options = {"checkpoints": Checkpoints(tmp_path), "checkpoint_seconds": 0.0}
+    plain = list(train(small(), tokens(), config))
+    with pytest.warns(UserWarning, match="out of memory with 4 rows at once") as caught:
+        halved = list(train(small(), tokens(), config, loss, **options))
+    assert len(caught) == 1
+    assert [step.loss for step in halved] == pytest.approx([s.loss for s in plain], abs=1e-4)
+    Checkpoints(tmp_path).files()[0].unlink()  # that of step 4; the rows are part of step 3's
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(train(small(), tokens(), config, loss, **options)) == halved[3:]
+
+
+# -- followers ---------------------------------------------------------------------------------
+def test_followers_see_every_step_of_their_context():
+    seen: list[tuple[int, int]] = []
+    config = TrainConfig(steps=3)
+    with following(lambda step, config: seen.append((step.number, config.steps))):
+        with following(lambda step, config: seen.append((-step.number, config.steps))):
+            steps = train(Linear(), endless(), config, squared)
+            next(steps)
+        next(steps)
+    next(steps)
+    assert seen == [(1, 3), (-1, 3), (2, 3)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
@@ -25,6 +25,7 @@ from masksearch.evaluators.pretraining import (
     PAIRS,
     Precision,
     Pretraining,
+    half,
     held_out_values,
     losses,
     moved,
@@ -38,7 +39,9 @@ from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.pretrained import Pretrained
 from masksearch.models.sizes import ARCHITECTURES, encoder, initial_spread, size_named
 from masksearch.tasks.corpus import Corpus, short_hash
+from masksearch.tasks.hub_text import is_hub
 from masksearch.tasks.mlm import MlmTask
+from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.train import Optimiser, Schedule, TrainConfig, train
 
 WEIGHTS, HEAD, DATA, NOISE = 11, 12, 13, 14  # streams of random numbers
@@ -57,7 +60,7 @@ class MlmEvaluator:
     are then ignored, and `steps=0` judges the checkpoint under the mask as it is.
 
     Args:
-        corpus: A text file or a folder of `*.txt` files.
+        corpus: A text file, a folder of `*.txt` files, or a dataset `hf:...`; see `Corpus.load`.
         steps: Optimiser steps of pre-training.
         size: A name of `masksearch.models.sizes.SIZES`.
         length: Positions of a sequence.
@@ -85,7 +88,7 @@ class MlmEvaluator:
         optimiser: `"adamw"`, or `"lamb"` for large batches.
         warmup: Share of the steps in which the learning rate rises.
         schedule: How it falls then: `"linear"`, or `"sqrt"` of what is left (SparseBERT).
-        compile: Whether the model is compiled (`torch.compile`); it pays in long runs.
+        compile: Whether pre-training is compiled (`torch.compile`); it pays in long runs.
         checkpoint_seconds: Wall time between two checkpoints, in the working folder, from which
             a killed run goes on; on a CPU it ends bit for bit as it would have.
 
@@ -143,11 +146,10 @@ class MlmEvaluator:
         size_named(self.size)
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
-        # Workers may run in another folder.
-        for name in ("corpus", "held_out"):
-            if getattr(self, name) is not None:
-                found = Path(getattr(self, name)).expanduser().resolve()
-                object.__setattr__(self, name, found)
+        for name in ("corpus", "held_out"):  # workers may run in another folder
+            text = getattr(self, name)
+            if text is not None and not is_hub(text):
+                object.__setattr__(self, name, Path(text).expanduser().resolve())
         for name in ("tokenizer", "weights"):
             given = getattr(self, name)
             if given is not None and Path(given).expanduser().exists():
@@ -256,7 +258,7 @@ class MlmEvaluator:
             object.__setattr__(made, "carried_start", self.start)
         return made
 
-    def task(self) -> Any:
+    def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
         if self.corpus is None:
             raise ValueError("this evaluator only fine-tunes; it has no corpus to pre-train on")
@@ -271,15 +273,11 @@ class MlmEvaluator:
         )
         pairs, most = PAIRS.get(self.pretraining), self.held_out_sequences
         if pairs is None:
-            return MlmTask(corpus, self.batch, held_out_sequences=most)
-        from masksearch.tasks.sentence_pairs import SentencePairTask
-
+            return MlmTask(
+                corpus, self.batch, held_out_sequences=most, whole_words=self.whole_words
+            )
         return SentencePairTask(
-            corpus,
-            self.batch,
-            held_out_sequences=most,
-            kind=pairs,
-            whole_words=self.whole_words,
+            corpus, self.batch, held_out_sequences=most, kind=pairs, whole_words=self.whole_words
         )
 
     def model(self, seed: int) -> MaskedLanguageModel:
@@ -318,10 +316,7 @@ class MlmEvaluator:
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
         task = self.task()
-        even, odd = (
-            replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))
-            for part in (0, 1)
-        )
+        even, odd = (half(task, part) for part in (0, 1))
         return Differentiable(
             self.model(seed),
             moved(task.batches(mixed_seed(seed, DATA)), self.place),
@@ -360,7 +355,7 @@ class MlmEvaluator:
         memory: dict[str, Any] = {"curve": []}
         steps = train(
             model,
-            moved(task.batches(mixed_seed(seed, DATA)), self.place),
+            lambda start: moved(task.batches(mixed_seed(seed, DATA), start), self.place),
             self.train_config,
             self.losses,
             checkpoints=kept,

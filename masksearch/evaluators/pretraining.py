@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch
 from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.corpus import Corpus
+from masksearch.tasks.mlm import MlmTask
+from masksearch.tasks.sentence_pairs import SentencePairTask
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
@@ -72,6 +75,13 @@ def held_out_values(
     if pairs:
         values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
     return values
+
+
+def half(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:
+    """The task on every second sequence (or pair) of its training text, from `part` (0 or 1)."""
+    if isinstance(task, SentencePairTask):
+        return replace(task, share=(part, 2))
+    return replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))
 
 
 def moved(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
