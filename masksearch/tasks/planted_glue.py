@@ -3,7 +3,7 @@
 corpus = PlantedGlue()
 corpus.write(Path("planted"))
 GlueEvaluator("planted/text", "planted", tasks=("acceptability",), length=corpus.length, ..)
-corpus.oracle()                                  # the mask that loses nothing
+corpus.oracle()                                  # the mask that shows every planted pair
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class PlantedGlue:
         return {name: PlantedGlueTask(name, self.process) for name in PLANTED}
 
     def oracle(self, length: int | None = None) -> Mask:
-        """The sparsest mask that loses nothing in pre-training and in any of the tasks.
+        """The union of the tasks' oracles, which is also what pre-training needs.
 
         Args:
             length: See `PlantedGlueTask.oracle`.

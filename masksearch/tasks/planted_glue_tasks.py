@@ -29,8 +29,9 @@ class PlantedGlueTask:
     position 0 is [CLS] and position `process.length` is [SEP]. Where a task has two sentences,
     the word at position `cut` gives way to [SEP]: `[CLS] a [SEP] b [SEP]` is as long, every other
     word stays where it was in pre-training, and the pairs (s, t) with s < cut < t have one word
-    in each sentence. All words are uniform, alone and in any set that holds no whole pair, so a
-    reader that sees none of the pairs does not beat the majority, whatever else it sees.
+    in each sentence. All words are uniform (but in the mismatched set), alone and in any set that
+    holds no whole pair, so nobody beats the majority who cannot compare the words of a pair. A
+    model compares them where one sees the other, or at a third position that sees both.
 
     - acceptability (CoLA): 1 = a sequence of the process, 0 = in one random pair the second word
       is replaced by another one. Without one of the P pairs, 1 / (2 P) of the rows go wrong.
@@ -53,7 +54,8 @@ class PlantedGlueTask:
         process: The distribution; one key, one parent, a vocabulary of at least 3 words.
 
     Raises:
-        UnknownNameError: For another name.
+        UnknownNameError: For an unknown name.
+        DataError: For the name of an official task.
         ValueError: If the process does not fit, or no pair can lie across two sentences.
     """
 
@@ -114,8 +116,8 @@ class PlantedGlueTask:
         return 1.0
 
     def oracle(self, length: int | None = None) -> Mask:
-        """The sparsest mask that loses nothing: both directions of `pairs`, and the diagonal so
-        that no row is empty.
+        """The mask that shows every pair and nothing else: both directions of `pairs`, and the
+        diagonal so that no row is empty. Pre-training needs both directions, a label one of them.
 
         Args:
             length: Positions of the mask; default and least value `self.length`. At more, the

@@ -304,7 +304,8 @@ def test_what_does_not_fit_is_named() -> None:
 @pytest.mark.slow
 def test_acceptability_needs_the_planted_edges(tmp_path: Path) -> None:
     """Text file, tokenizer, pre-training, TSV, fine-tuning, Matthews: with the planted edges a
-    one-layer model reads the task, without them it knows nothing, however dense the mask."""
+    one-layer model reads the task; under a mask that holds more keys, but none of those, it
+    knows nothing. (No third position may see both words either: it could compare them.)"""
     from masksearch.evaluators.glue import GlueEvaluator
 
     corpus = PlantedGlue(SMALL.process, rows=2_160)
@@ -324,11 +325,12 @@ def test_acceptability_needs_the_planted_edges(tmp_path: Path) -> None:
         device="cpu",
     )
     found = {}
-    blind = masks.full() - masks.offsets([6])
+    blind = masks.window(2)
+    assert blind.density(corpus.length) > corpus.oracle().density(corpus.length)
     for name, mask in (("oracle", corpus.oracle()), ("blind", blind)):
         *_, last = evaluator(mask, seed=0, workdir=tmp_path / name)
         found[name] = last.values
-    assert found["oracle"]["acceptability"] > 0.6
+    assert found["oracle"]["acceptability"] > 0.8
     assert found["blind"]["acceptability"] < 0.15
     assert found["oracle"]["acceptability/majority"] == 0.0
     assert found["oracle"]["loss"] < 0.6 < 1.5 < found["blind"]["loss"]
