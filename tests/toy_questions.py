@@ -29,16 +29,18 @@ EXTRA = [
 ]
 
 
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *EXTRA, *MARKERS, *WORDS]
+
+
 def toy_corpus(length: int) -> Corpus:
     """A lower-case WordPiece tokenizer of whole words; the sequences are of no interest."""
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *EXTRA, *MARKERS, *WORDS]
-    made = word_piece({name: number for number, name in enumerate(names)})
+    made = word_piece({name: number for number, name in enumerate(TOKENS)})
     ids = torch.zeros(2, length, dtype=torch.int32)
     return Corpus(ids, ids, made, special_ids(made), f"toy-{length}")
 
 
 def squad_json(
-    articles: int, questions: int, *, seed: int, impossible: float = 0.0, words: int = 9
+    articles: int, questions: int, *, seed: int, impossible: float = 0.0, words: int = 7
 ) -> dict[str, Any]:
     """The official form: the answer is the word after the marker that the question names.
 
@@ -83,13 +85,12 @@ def swag_rows(count: int, *, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_text(path: Path, lines: int = 600) -> Path:
-    """Text over the same words, to pre-train on."""
+def write_text(folder: Path, lines: int = 200) -> None:
+    """Text over the same words, `text.txt`, to pre-train on, and its `vocab.txt`."""
     draw = random.Random(0)
-    known = [*WORDS, *MARKERS]
-    rows = (" ".join(draw.choices(known, k=8)) for _ in range(lines))
-    path.write_text("what comes after ?\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return path
+    rows = (" ".join(draw.choices(WORDS, k=8)) for _ in range(lines))
+    (folder / "text.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(TOKENS) + "\n", encoding="utf-8")
 
 
 def write_squad(path: Path, content: Any) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,15 @@ class Reading:
         """The questions of those articles."""
         chosen = set(articles)
         return Reading(self.contexts, [q for q in self.questions if q.article in chosen])
+
+    def trimmed(self) -> Reading:
+        """The same questions with their own paragraphs alone."""
+        asked = sorted({question.context for question in self.questions})
+        place = {context: index for index, context in enumerate(asked)}
+        return Reading(
+            [self.contexts[context] for context in asked],
+            [replace(q, context=place[q.context]) for q in self.questions],
+        )
 
     def sample(self, count: int | None, seed: int) -> Reading:
         """At most `count` questions, drawn by `seed`, in their order in the file."""
@@ -174,7 +183,9 @@ def load_squad(
         dev.sample(dev_rows, seed),
         train.nullable or dev.nullable,
         source,
-        short_hash("squad-1", content_hash(files), source, str(rows), str(dev_rows), str(seed)),
+        short_hash(
+            "squad-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
+        ),
     )
 
 

@@ -9,20 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masksearch.tasks.corpus import Corpus, small
+from masksearch.tasks.corpus import small
 from masksearch.tasks.squad import Question, Reading
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding
+    from tokenizers import Encoding, Tokenizer
 
 Numbers = NDArray[Any]
 TEXTS = 4_096  # texts that are tokenized at once
 QUESTION, START, COUNT, FIRST, LAST = range(5)  # columns of Windows.rows
+
+
+class Source(Protocol):
+    """What turns text into ids: a `Corpus`, or a tokenizer with a length."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizes with character offsets."""
+        ...
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Token ids by role: pad, unknown, cls, sep, mask."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Largest number of positions of a sequence."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -145,22 +170,22 @@ class Windows(Sequence[Window]):
 
 
 def make_windows(
-    corpus: Corpus, reading: Reading, size: WindowSize | None = None, *, training: bool = True
+    source: Source, reading: Reading, size: WindowSize | None = None, *, training: bool = True
 ) -> Windows:
     """Tokenizes questions and paragraphs and cuts them into windows.
 
     Args:
-        corpus: Whose tokenizer is used.
+        source: A corpus, or a tokenizer with a length.
         reading: The questions.
-        size: How a paragraph is cut; None = windows of the corpus's length.
+        size: How a paragraph is cut; None = windows of the source's length.
         training: Whether questions whose answers do not stand where the file says are left out;
             else they stay, with [CLS] as their target.
     """
-    size = size or WindowSize(corpus.length)
+    size = size or WindowSize(source.length)
     asked = sorted({question.context for question in reading.questions})
     place = {context: index for index, context in enumerate(asked)}
-    paragraphs = encoded(corpus, [reading.contexts[context] for context in asked])
-    asking = [one.ids for one in encoded(corpus, [q.text for q in reading.questions])]
+    paragraphs = encoded(source, [reading.contexts[context] for context in asked])
+    asking = [one.ids for one in encoded(source, [q.text for q in reading.questions])]
     offsets = [np.array(one.offsets, np.int32).reshape(-1, 2) for one in paragraphs]
     rows: list[tuple[int, int, int, int, int]] = []
     kept: list[int] = []
@@ -185,19 +210,19 @@ def make_windows(
         *joined([asking[number] for number in kept]),
         small(np.array([place[reading.questions[number].context] for number in kept] or [0])),
         small(np.array(rows, np.int64).reshape(-1, 5)) if rows else np.zeros((0, 5), np.uint8),
-        corpus.special,
+        source.special,
         size.length,
         len(reading) - len(kept),
         cut,
     )
 
 
-def encoded(corpus: Corpus, texts: Sequence[str]) -> list[Encoding]:
+def encoded(source: Source, texts: Sequence[str]) -> list[Encoding]:
     """The texts with token ids and character offsets, without special tokens."""
     return [
         one
         for start in range(0, len(texts), TEXTS)
-        for one in corpus.tokenizer.encode_batch(
+        for one in source.tokenizer.encode_batch(
             list(texts[start : start + TEXTS]), add_special_tokens=False
         )
     ]

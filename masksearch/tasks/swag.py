@@ -95,7 +95,9 @@ def load_swag(
         sample(train, rows, seed),
         sample(dev, dev_rows, seed),
         source,
-        short_hash("swag-1", content_hash(files), source, str(rows), str(dev_rows), str(seed)),
+        short_hash(
+            "swag-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
+        ),
     )
 
 

@@ -12,8 +12,8 @@ from typing import overload
 
 import numpy as np
 
-from masksearch.tasks.corpus import Corpus, small
-from masksearch.tasks.squad_windows import Numbers, joined
+from masksearch.tasks.corpus import small
+from masksearch.tasks.squad_windows import Numbers, Source, joined
 from masksearch.tasks.swag import Item
 
 
@@ -98,12 +98,12 @@ def part(flat: Numbers, ends: Numbers, index: int) -> list[int]:
     return found
 
 
-def make_choices(corpus: Corpus, found: Sequence[Item]) -> ChoiceRows:
+def make_choices(source: Source, found: Sequence[Item]) -> ChoiceRows:
     """Tokenizes items (one or more, with the same number of choices)."""
     return ChoiceRows(
-        *joined(corpus.encode([item.start for item in found])),
-        *joined(corpus.encode([choice for item in found for choice in item.choices])),
+        *joined(source.encode([item.start for item in found])),
+        *joined(source.encode([choice for item in found for choice in item.choices])),
         small(np.array([item.label for item in found])),
-        corpus.special,
-        corpus.length,
+        source.special,
+        source.length,
     )

@@ -1,0 +1,280 @@
+"""Judges a mask by SQuAD: pre-training under the mask, then fine-tuning a span predictor under it.
+
+evaluator = SquadEvaluator("wikitext-2", "squad", length=384)
+*curve, last = evaluator(masks.longformer(6, 1), seed=0, workdir=Path("run"))
+print(last.values["exact"], last.values["f1"])
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from masksearch.contracts import Batch, Objective, mixed_seed
+from masksearch.errors import DataError
+from masksearch.evaluators.finetuning import FineTuning
+from masksearch.evaluators.rows import batches_an_epoch, bucketed, by_length, padded_ids
+from masksearch.models.heads import SpanPredictor
+from masksearch.tasks.squad import Reading, SquadData, load_squad
+from masksearch.tasks.squad_decode import Answer, decode
+from masksearch.tasks.squad_metrics import score
+from masksearch.tasks.squad_windows import Numbers, Source, Windows, WindowSize, make_windows
+
+SPAN, WINDOW_ORDER = 51, 52  # streams of random numbers
+TASK = "SQuAD"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SquadEvaluator(FineTuning):
+    """Pre-trains like `MlmEvaluator`, then fine-tunes a span predictor on SQuAD 1.1 or 2.0.
+
+    With `corpus=None` and `weights` it only fine-tunes a checkpoint. See `FineTuning` for what is
+    kept in the working folder.
+
+    The last report holds, beside `"loss"` of a pre-training, `"exact"` and `"f1"`, official
+    scores as shares of 1. Where some question has no answer (SQuAD 2.0), also `"HasAns/.."` and
+    `"NoAns/.."`, and the scores at the best null threshold, `"best_exact"`, `"best_f1"` and
+    `"best_../threshold"`. That threshold is found on the very held-out questions that are scored,
+    as in the official script: these scores are upper bounds, and `"exact"` and `"f1"`, at
+    `null_threshold`, are the ones to compare masks by. `"exact/majority"` and `"f1/majority"` are
+    the better of two answers that need no question: none, and the whole paragraph.
+
+    Args:
+        squad: A SQuAD file, or a folder with train-v*.json and dev-v*.json. A file alone is split
+            by article: see `masksearch.tasks.squad.load_squad`; `data().source` says what was
+            done.
+        squad_held_out: A SQuAD file to hold out.
+        rows: Largest number of training questions; a fixed sample.
+        dev_rows: The same for the held-out questions; None = all.
+        split_seed: Seed of the split and the samples.
+        max_question: Longest question in tokens, None = 64 or half of the length.
+        stride: Step from one window over a paragraph to the next, in tokens, None = a third of
+            the length.
+        max_answer: Longest answer in tokens.
+        null_threshold: No answer is given where its score exceeds the best span's by more.
+
+    Raises:
+        DataError: When it is called, or asked for its protocol, and a file is missing or
+            malformed.
+    """
+
+    squad: Path | str
+    _: KW_ONLY
+    squad_held_out: Path | str | None = None
+    rows: int | None = 10_000
+    dev_rows: int | None = 2_000
+    split_seed: int = 0
+    max_question: int | None = None
+    stride: int | None = None
+    max_answer: int = 30
+    null_threshold: float = 0.0
+    carried_squad: SquadTokens | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("squad", "squad_held_out"):
+            if getattr(self, name) is not None:
+                place = Path(getattr(self, name)).expanduser().resolve()
+                object.__setattr__(self, name, place)
+        for limit in ("rows", "dev_rows", "max_answer"):
+            value = getattr(self, limit)
+            if value is not None and value < 1:
+                raise ValueError(f"{limit} must be at least 1, got {value}")
+        self.window  # noqa: B018  (checks the sizes)
+
+    @property
+    def window(self) -> WindowSize:
+        """How paragraphs are cut."""
+        return WindowSize(self.length, self.max_question, self.stride)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """F1 of the held-out answers, and the mask's sparsity."""
+        return (Objective("f1", "max", 0.0), Objective("sparsity", "max", 0.0))
+
+    @property
+    def downstream(self) -> tuple[str, ...]:
+        """The one task."""
+        return (TASK,)
+
+    def task_settings(self) -> dict[str, object]:
+        """Hash of the questions, and how they are cut and decoded."""
+        carried = self.carried_squad
+        return {
+            "squad": self.data().digest if carried is None else carried.digest,
+            "window": (self.window.longest_question, self.window.step),
+            "max_answer": self.max_answer,
+            "null_threshold": self.null_threshold,
+        }
+
+    @property
+    def places(self) -> tuple[Path | str, Path | str | None, int | None, int | None, int]:
+        """What `read_data` reads."""
+        return self.squad, self.squad_held_out, self.rows, self.dev_rows, self.split_seed
+
+    def data(self) -> SquadData:
+        """The questions as text, read once a process."""
+        return read_data(*self.places)
+
+    def tokens(self) -> SquadTokens:
+        """The tokenized questions: the carried ones, or made once a process."""
+        if self.carried_squad is not None:
+            return self.carried_squad
+        source = cast("Source", self.source)  # both kinds of sources have a tokenizer
+        return read_tokens(source, *self.places, self.window)
+
+    def prepare(self) -> None:
+        """Reads and tokenizes the questions."""
+        self.tokens()
+
+    def packed(self) -> Self:
+        """The same evaluator with corpus and tokenized questions in memory."""
+        made = super().packed()
+        if made.carried_squad is None:
+            object.__setattr__(made, "carried_squad", self.tokens())
+        return made
+
+    def finetune_steps(self, name: str) -> int:
+        """Optimiser steps of the fine-tuning."""
+        return self.epochs * batches_an_epoch(len(self.tokens().train), self.finetune_batch)
+
+    def finetune(
+        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
+    ) -> dict[str, float]:
+        """Fine-tunes on the training questions; scores the held-out ones."""
+        data = self.tokens()
+        head = SpanPredictor(encoder, seed=mixed_seed(seed, SPAN))  # type: ignore[arg-type]
+        order = mixed_seed(seed, WINDOW_ORDER)
+        self.finetuned(
+            head,
+            lambda start: self.batches(data.train, order, start),
+            self.finetune_steps(name),
+            table,
+            name=name,
+            seed=seed,
+            workdir=workdir,
+        )
+        found = self.answers(head)
+        gold = {question.id: question.answers for question in data.reading.questions}
+        values = score(
+            {question: answer.text for question, answer in found.items()},
+            gold,
+            nullable=data.nullable,
+            null_scores={question: answer.null_score for question, answer in found.items()}
+            if data.nullable
+            else None,
+            threshold=self.null_threshold,
+        )
+        return values | trivial(data.reading, nullable=data.nullable)
+
+    def batches(self, windows: Windows, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Endless batches of windows of similar length; every window comes once an epoch."""
+        for chosen in bucketed(windows.lengths.tolist(), self.finetune_batch, seed, start):
+            spans = torch.tensor([windows[index].span for index in chosen])
+            yield self.inputs(windows, chosen) | {
+                "start_positions": spans[:, 0],
+                "end_positions": spans[:, 1],
+            }
+
+    def inputs(self, windows: Windows, chosen: list[int]) -> Batch:
+        """Those windows, padded."""
+        rows = [windows[index] for index in chosen]
+        return padded_ids([row.ids for row in rows], [row.first for row in rows], self.source)
+
+    def answers(self, head: nn.Module) -> dict[str, Answer]:
+        """The answers to the held-out questions, by question id."""
+        data = self.tokens()
+        lengths = data.dev.lengths.tolist()
+        tables: dict[int, Numbers] = {}
+        head.eval()
+        with torch.no_grad():
+            for chosen in by_length(lengths):
+                batch = self.inputs(data.dev, chosen)
+                batch = {name: part.to(self.place) for name, part in batch.items()}
+                with torch.autocast(
+                    self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+                ):
+                    logits = head(**batch).logits.float().cpu().numpy()
+                for index, table in zip(chosen, logits, strict=True):
+                    tables[index] = table[: lengths[index]]
+        ordered = [tables[index] for index in range(len(lengths))]
+        return decode(data.dev, ordered, data.reading, max_answer=self.max_answer)
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Nothing beyond the scores."""
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class SquadTokens:
+    """Training and held-out questions as windows, and the held-out ones as text."""
+
+    train: Windows
+    dev: Windows
+    reading: Reading
+    nullable: bool
+    digest: str
+
+
+def trivial(reading: Reading, *, nullable: bool) -> dict[str, float]:
+    """What the better of two answers that need no question earns: none, the whole paragraph.
+
+    Returns:
+        `exact/majority` and `f1/majority`.
+    """
+    gold = {question.id: question.answers for question in reading.questions}
+    whole = {q.id: reading.contexts[q.context] for q in reading.questions}
+    kinds = [score(said, gold, nullable=nullable) for said in (dict.fromkeys(gold, ""), whole)]
+    return {f"{name}/majority": max(kind[name] for kind in kinds) for name in ("exact", "f1")}
+
+
+@lru_cache(maxsize=4)
+def read_data(
+    squad: Path | str,
+    held_out: Path | str | None,
+    rows: int | None,
+    dev_rows: int | None,
+    seed: int,
+) -> SquadData:
+    """The questions, read once a process; the log says where both parts come from."""
+    data = load_squad(squad, held_out, rows=rows, dev_rows=dev_rows, seed=seed)
+    log.info("SQuAD: %s", data.source)
+    return data
+
+
+@lru_cache(maxsize=4)
+def read_tokens(
+    source: Source,
+    squad: Path | str,
+    held_out: Path | str | None,
+    rows: int | None,
+    dev_rows: int | None,
+    seed: int,
+    window: WindowSize,
+) -> SquadTokens:
+    """The tokenized questions, made once a process."""
+    data = read_data(squad, held_out, rows, dev_rows, seed)
+    train = make_windows(source, data.train, window)
+    if train.misplaced:
+        log.warning(
+            "SQuAD: %d of %d training questions are left out, because no answer stands where the "
+            "file says",
+            train.misplaced,
+            len(data.train),
+        )
+    if not len(train):
+        raise DataError(
+            f"{squad}: no training question is left, because no answer stands where the file says"
+        )
+    reading = data.dev.trimmed()
+    dev = make_windows(source, reading, window, training=False)
+    return SquadTokens(train, dev, reading, data.nullable, data.digest)

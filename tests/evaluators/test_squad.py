@@ -1,0 +1,281 @@
+"""SQuAD fine-tuning as the judge of a mask."""
+
+import logging
+import math
+import os
+import pickle
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from toy_questions import squad_json, write_squad, write_text
+
+from masksearch import masks
+from masksearch.contracts import CarriesData
+from masksearch.errors import DataError, EmptyRowError
+from masksearch.evaluators.squad import SquadEvaluator, trivial
+from masksearch.masks import Mask
+from masksearch.models.attach import attach
+from masksearch.models.heads import SpanPredictor
+from masksearch.models.sizes import encoder
+from masksearch.tasks.squad import Question, Reading
+from masksearch.tasks.squad_windows import WindowSize
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text; SQuAD of both versions whose answer is the word after a marker."""
+    folder = tmp_path_factory.mktemp("data")
+    write_text(folder)
+    for name, impossible in (("one", 0.0), ("two", 0.3)):
+        for seed, (part, articles) in enumerate((("train", 8), ("dev", 2))):
+            made = squad_json(articles, 45, seed=seed, impossible=impossible)
+            write_squad(folder / name / f"{part}-v.json", made)
+    return folder
+
+
+def evaluator(data: Path, name: str = "one", **settings: object) -> SquadEvaluator:
+    small = {
+        "steps": 2,
+        "reports": 1,
+        "size": "nano",
+        "length": 32,
+        "tokenizer": data / "vocab.txt",
+        "batch": 8,
+        "epochs": 1,
+        "finetune_batch": 16,
+        "finetune_lr": 5e-3,
+        "cache": data / "cache",
+        "held_out_sequences": 8,
+        "device": "cpu",
+    }
+    return SquadEvaluator(data / "text.txt", data / name, **(small | settings))  # type: ignore[arg-type]
+
+
+def last_values(judge: SquadEvaluator, mask: Mask, workdir: Path) -> dict[str, float]:
+    *_, last = judge(mask, seed=0, workdir=workdir)
+    return dict(last.values)
+
+
+def test_what_the_mask_lets_see_is_learnt(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, "two", epochs=4)
+    near = last_values(judge, masks.window(1), tmp_path / "near")
+    assert near["f1/majority"] < 0.4
+    assert near["f1"] > 0.9
+    assert near["HasAns/exact"] > 0.9
+    assert near["NoAns/exact"] > 0.9
+    alone = last_values(judge, masks.window(0), tmp_path / "alone")  # no word sees its neighbour
+    assert alone["best_f1"] < 0.5
+
+
+@pytest.mark.parametrize(
+    "mask", [masks.star(), masks.bigbird(2, 1, 2, seed=0), masks.strided(4)], ids=str
+)
+def test_reports(data: Path, tmp_path: Path, mask: Mask) -> None:
+    judge = evaluator(data, rows=24, dev_rows=10)
+    *curve, last = judge(mask, seed=0, workdir=tmp_path)
+    assert [report.step for report in curve] == [2]
+    assert last.step == 2 + 2  # two batches of at most 16 windows
+    scores = {"exact", "f1"}
+    assert set(last.values) == {"loss"} | scores | {f"{name}/majority" for name in scores}
+    assert last.values["loss"] == curve[-1].values["loss"]
+    assert all(0 <= last.values[name] <= 1 for name in scores)
+
+
+def test_reports_of_version_2(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, "two", rows=16)
+    values = last_values(judge, masks.star(), tmp_path)
+    for metric in ("exact", "f1"):
+        for name in (metric, f"HasAns/{metric}", f"NoAns/{metric}", f"best_{metric}"):
+            assert 0 <= values[name] <= 1
+        assert f"best_{metric}/threshold" in values
+        assert values[metric] <= values[f"best_{metric}"]
+    strict = evaluator(data, "two", rows=16, null_threshold=-1e9)
+    silent = last_values(strict, masks.star(), tmp_path / "strict")
+    assert (silent["HasAns/f1"], silent["NoAns/f1"]) == (0.0, 1.0)
+    assert silent["f1"] == silent["f1/majority"]
+
+
+def test_the_same_twice_and_found_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, rows=32, dev_rows=20)
+    runs = [
+        list(judge(masks.star(), seed=seed, workdir=tmp_path / str(run)))
+        for run, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    monkeypatch.setattr(SquadEvaluator, "pretrain", None)
+    monkeypatch.setattr(SquadEvaluator, "finetune", None)
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]
+
+
+def test_a_killed_fine_tuning_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, rows=64, dev_rows=20, checkpoint_seconds=0.0)
+    whole = list(judge(masks.star(), seed=0, workdir=tmp_path / "whole"))
+    kept = SquadEvaluator.batches
+    starts: list[int] = []
+
+    def broken(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
+        starts.append(start)
+        yield from islice(kept(self, windows, seed, start), 2)
+        raise KeyboardInterrupt
+
+    run = judge(masks.star(), seed=0, workdir=tmp_path / "killed")
+    monkeypatch.setattr(SquadEvaluator, "batches", broken)
+    with pytest.raises(KeyboardInterrupt):
+        list(run)
+
+    def counted(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
+        starts.append(start)
+        return kept(self, windows, seed, start)
+
+    monkeypatch.setattr(SquadEvaluator, "batches", counted)
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "killed"))[-1] == whole[-1]
+    assert starts == [0, 2]
+
+
+def test_batches_hold_every_window_once_an_epoch(data: Path) -> None:
+    judge = evaluator(data, rows=50)
+    windows = judge.tokens().train
+    found = list(islice(judge.batches(windows, 0), -(-len(windows) // 16)))
+    assert found[0]["input_ids"].shape[1] == 16  # not the whole length of 32
+    rows = sorted(
+        tuple(ids[mask.bool()].tolist())
+        for batch in found
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    )
+    assert rows == sorted(tuple(window.ids) for window in windows)
+    batch = found[0]
+    answer = batch["input_ids"].gather(1, batch["start_positions"][:, None])[:, 0]
+    marker = batch["input_ids"].gather(1, batch["start_positions"][:, None] - 1)[:, 0]
+    asked = batch["input_ids"][:, 4]  # [CLS] what comes after <marker>
+    assert torch.equal(marker, asked)
+    assert not torch.equal(answer, asked)
+    after = batch["token_type_ids"].gather(1, batch["start_positions"][:, None])
+    assert after.all()
+
+
+def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
+    judge = evaluator(data, rows=8)
+    table = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.3
+    table |= torch.eye(32, dtype=torch.bool)
+    vocabulary = judge.task().corpus.vocabulary
+    head = SpanPredictor(encoder("nano", vocabulary, 32, seed=0), seed=1)
+    attach(head, masks.cropped(masks.table(table), 32))
+    short = judge.inputs(judge.tokens().train, [0, 1, 2])
+    width = short["input_ids"].shape[1]
+    assert width < 32
+    long = {name: torch.nn.functional.pad(x, (0, 32 - width)) for name, x in short.items()}
+    one, two = head(**short).logits, head(**long).logits[:, :width]
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_protocol_and_pickle(data: Path) -> None:
+    base = evaluator(data)
+    changes: list[dict[str, object]] = [{"rows": 10}, {"dev_rows": 10}, {"epochs": 2}]
+    changes += [{"stride": 5}, {"max_question": 9}, {"max_answer": 4}, {"null_threshold": 1.0}]
+    changes += [{"finetune_lr": 1e-3}, {"split_seed": 1}, {"name": "two"}, {"steps": 5}]
+    seen = {base.protocol} | {evaluator(data, **change).protocol for change in changes}  # type: ignore[arg-type]
+    assert len(seen) == 12
+    assert pickle.loads(pickle.dumps(base)) == base
+    assert [objective.name for objective in base.objectives] == ["f1", "sparsity"]
+    assert base.window == WindowSize(32)
+
+
+def test_packed_is_the_same_without_files(data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    judge = evaluator(folder, "two", rows=20, dev_rows=10)
+    expected = list(judge(masks.star(), seed=3, workdir=tmp_path / "here"))
+    packed, protocol = judge.packed(), judge.protocol
+    assert isinstance(judge, CarriesData)
+    assert packed.packed() is packed
+    assert packed == judge
+    shutil.rmtree(folder)
+    sent: SquadEvaluator = pickle.loads(pickle.dumps(packed))
+    assert sent.protocol == protocol
+    assert list(sent(masks.star(), seed=3, workdir=tmp_path / "there")) == expected
+    more = evaluator(data, "two", rows=200, dev_rows=10).packed()
+    assert len(pickle.dumps(more)) > len(pickle.dumps(packed))
+
+
+def test_a_single_file_is_split_and_says_so(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    judge = evaluator(data, "one/train-v.json")
+    with caplog.at_level(logging.INFO, logger="masksearch"):
+        source = judge.data().source
+    assert source == "train-v.json alone: 2 of 8 articles, drawn by seed 0, are held out"
+    assert source in caplog.text
+    other = evaluator(data, "one/train-v.json", squad_held_out=data / "one" / "dev-v.json")
+    assert len(other.data().dev) == 90
+
+
+def test_answers_that_need_no_question() -> None:
+    questions = [Question("q", "?", 0, "T", ("b",), (2,)), Question("r", "?", 0, "T")]
+    reading = Reading(["x b c d"], questions)
+    assert trivial(reading, nullable=True) == {"exact/majority": 0.5, "f1/majority": 0.5}
+    one = Reading(reading.contexts, questions[:1])
+    assert trivial(one, nullable=False) == {"exact/majority": 0.0, "f1/majority": 0.4}
+
+
+def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
+    for change, message in (
+        ({"max_answer": 0}, "max_answer must be at least 1"),
+        ({"rows": 0}, "rows must be at least 1"),
+        ({"length": 7}, "at least 8 positions"),
+        ({"max_question": 30}, "question of 30 tokens does not fit into 32"),
+        ({"stride": 0}, "stride must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluator(data, **change)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="no such SQuAD file or folder"):
+        next(evaluator(data, "none")(masks.star(), seed=0, workdir=tmp_path))
+    with pytest.raises(EmptyRowError):
+        next(evaluator(data)(masks.shifts([1]), seed=0, workdir=tmp_path))
+
+
+def test_misplaced_answers_are_counted(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = squad_json(4, 5, seed=0)
+    entries = [p["qas"][0] for article in content["data"] for p in article["paragraphs"]]
+    for entry in entries[:3]:
+        entry["answers"] = [{"text": "zzz", "answer_start": 0}]
+    path = str(write_squad(tmp_path / "x.json", content))
+    held = write_squad(tmp_path / "y.json", squad_json(1, 3, seed=9))
+    with caplog.at_level(logging.WARNING, logger="masksearch"):
+        assert len(evaluator(data, path, squad_held_out=held).tokens().train) == 17
+    assert "3 of 20 training questions are left out" in caplog.text
+    for entry in entries[3:]:
+        entry["answers"] = [{"text": "zzz", "answer_start": 0}]
+    path = str(write_squad(tmp_path / "z.json", content))
+    with pytest.raises(DataError, match="no training question is left"):
+        evaluator(data, path, squad_held_out=held).tokens()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+def test_real_questions(tmp_path: Path) -> None:
+    folder = Path(os.environ["MASKSEARCH_DATA"])
+    judge = SquadEvaluator(
+        folder / "wikitext-2",
+        folder / "squad",
+        steps=20,
+        reports=1,
+        tokenizer=folder / "bert-vocab" / "vocab.txt",
+        rows=200,
+        dev_rows=100,
+        epochs=1,
+        device="cpu",
+        cache=tmp_path / "cache",
+    )
+    values = last_values(judge, masks.star(), tmp_path / "work")
+    assert all(math.isfinite(value) for value in values.values())
+    assert 0 < values["f1/majority"] < 0.2
+    assert values["exact/majority"] < 0.02

@@ -1,0 +1,182 @@
+"""SWAG fine-tuning as the judge of a mask."""
+
+import math
+import os
+import pickle
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from toy_questions import GOOD, TOKENS, swag_rows, write_swag, write_text
+
+from masksearch import masks
+from masksearch.contracts import CarriesData
+from masksearch.errors import DataError, EmptyRowError
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.masks import Mask
+from masksearch.models.attach import attach
+from masksearch.models.heads import ChoiceScorer
+from masksearch.models.sizes import encoder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text; items whose right ending has words of its own."""
+    folder = tmp_path_factory.mktemp("data")
+    write_text(folder)
+    write_swag(folder / "swag" / "train.jsonl", swag_rows(160, seed=0))
+    write_swag(folder / "swag" / "val.jsonl", swag_rows(60, seed=1))
+    return folder
+
+
+def evaluator(data: Path, name: str = "swag", **settings: object) -> SwagEvaluator:
+    small = {
+        "steps": 2,
+        "reports": 1,
+        "size": "nano",
+        "length": 32,
+        "tokenizer": data / "vocab.txt",
+        "batch": 8,
+        "epochs": 1,
+        "finetune_batch": 8,
+        "finetune_lr": 3e-3,
+        "cache": data / "cache",
+        "held_out_sequences": 8,
+        "device": "cpu",
+    }
+    return SwagEvaluator(data / "text.txt", data / name, **(small | settings))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mask", [masks.star(), masks.full(), masks.longformer(3, 1)], ids=str)
+def test_what_can_be_learnt_is_learnt(data: Path, tmp_path: Path, mask: Mask) -> None:
+    judge = evaluator(data, epochs=2)
+    *curve, last = judge(mask, seed=0, workdir=tmp_path)
+    assert [report.step for report in curve] == [2]
+    assert last.step == 2 + 2 * 20
+    assert set(last.values) == {"loss", "accuracy", "accuracy/majority"}
+    assert last.values["accuracy/majority"] < 0.45
+    assert last.values["accuracy"] > 0.9
+
+
+def test_a_start_that_sees_no_ending_learns_nothing(data: Path, tmp_path: Path) -> None:
+    mask = masks.window(0)  # [CLS], which is scored, sees itself alone: all choices are equal
+    *_, last = evaluator(data)(mask, seed=0, workdir=tmp_path)
+    labels = evaluator(data).tokens().dev.labels.tolist()
+    assert last.values["accuracy"] == labels.count(0) / len(labels)
+
+
+def test_the_same_twice_and_found_again(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, rows=16, finetune_seeds=2, finetune_lr=1e-4)
+    runs = [
+        list(judge(masks.star(), seed=seed, workdir=tmp_path / str(run)))
+        for run, seed in enumerate((0, 0, 1))
+    ]
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    assert "accuracy/std" in runs[0][-1].values
+    monkeypatch.setattr(SwagEvaluator, "finetune", None)
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]
+
+
+def test_batches_hold_every_item_once_an_epoch(data: Path) -> None:
+    judge = evaluator(data, rows=20)
+    rows = judge.tokens().train
+    found = list(islice(judge.batches(rows, 0), 3))
+    assert sorted(len(batch["labels"]) for batch in found) == [4, 8, 8]
+    good = {TOKENS.index(word) for word in GOOD}
+    seen = []
+    for batch in found:
+        shape = batch["input_ids"].shape
+        assert shape[1:] == (4, 16)  # not the whole length of 32
+        assert batch["attention_mask"].shape == batch["token_type_ids"].shape == shape
+        for ids, second, shown, label in zip(
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["attention_mask"],
+            batch["labels"],
+            strict=True,
+        ):
+            endings = [
+                set(one[kind.bool()].tolist()) for one, kind in zip(ids, second, strict=True)
+            ]
+            right = [len(ending & good) == len(ending) - 1 for ending in endings]  # and [SEP]
+            assert right == [index == label for index in range(4)]
+            seen.append(tuple(map(tuple, (ids * shown).tolist())))
+    assert len(set(seen)) == 20
+
+
+def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
+    judge = evaluator(data, rows=8)
+    table = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.3
+    table |= torch.eye(32, dtype=torch.bool)
+    vocabulary = judge.task().corpus.vocabulary
+    head = ChoiceScorer(encoder("nano", vocabulary, 32, seed=0), seed=1)
+    attach(head, masks.cropped(masks.table(table), 32))
+    short = judge.inputs(judge.tokens().train, [0, 1, 2])
+    del short["labels"]
+    long = {name: torch.nn.functional.pad(x, (0, 16)) for name, x in short.items()}
+    assert long["input_ids"].shape == (3, 4, 32)
+    one, two = head(**short).logits, head(**long).logits
+    assert one.shape == (3, 4)
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_protocol_pickle_and_packed(data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    base = evaluator(folder, rows=10, dev_rows=10)
+    changes: list[dict[str, object]] = [{"rows": 9}, {"dev_rows": 9}, {"epochs": 2}]
+    changes += [{"finetune_lr": 1e-4}, {"split_seed": 1}, {"name": "swag/val.jsonl"}]
+    made = [evaluator(folder, **({"rows": 10, "dev_rows": 10} | change)) for change in changes]  # type: ignore[arg-type]
+    assert len({base.protocol} | {judge.protocol for judge in made}) == 7
+    assert [objective.name for objective in base.objectives] == ["accuracy", "sparsity"]
+    assert pickle.loads(pickle.dumps(base)) == base
+    expected = list(base(masks.star(), seed=3, workdir=tmp_path / "here"))
+    packed, protocol = base.packed(), base.protocol
+    assert isinstance(base, CarriesData)
+    assert packed.packed() is packed
+    shutil.rmtree(folder)
+    sent: SwagEvaluator = pickle.loads(pickle.dumps(packed))
+    assert sent.protocol == protocol
+    assert list(sent(masks.star(), seed=3, workdir=tmp_path / "there")) == expected
+
+
+def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="dev_rows must be at least 1"):
+        evaluator(data, dev_rows=0)
+    with pytest.raises(ValueError, match="at least 8 positions, got 7"):
+        evaluator(data, length=7)
+    with pytest.raises(DataError, match="no such SWAG file or folder"):
+        next(evaluator(data, "none")(masks.star(), seed=0, workdir=tmp_path))
+    with pytest.raises(EmptyRowError):
+        next(evaluator(data)(masks.shifts([1]), seed=0, workdir=tmp_path))
+    rows = [swag_rows(1, seed=0)[0] | {"answer": 7}]
+    path = write_swag(tmp_path / "x.jsonl", rows)
+    with pytest.raises(DataError, match="label 7 is not the index of a choice"):
+        next(evaluator(data, str(path))(masks.star(), seed=0, workdir=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+def test_real_items(tmp_path: Path) -> None:
+    folder = Path(os.environ["MASKSEARCH_DATA"])
+    judge = SwagEvaluator(
+        folder / "wikitext-2",
+        folder / "swag",
+        steps=20,
+        reports=1,
+        tokenizer=folder / "bert-vocab" / "vocab.txt",
+        rows=100,
+        epochs=1,
+        device="cpu",
+        cache=tmp_path / "cache",
+    )
+    *_, last = judge(masks.star(), seed=0, workdir=tmp_path / "work")
+    assert all(math.isfinite(value) for value in last.values.values())
+    assert 0.25 <= last.values["accuracy/majority"] < 0.4
+    assert 0.1 < last.values["accuracy"] < 0.5
