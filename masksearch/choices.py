@@ -279,6 +279,32 @@ def dam_options(
     return options
 
 
+def shared_options(settings: Sequence[str], strategy: str) -> dict[str, Any]:
+    """Options of the strategies that begin with a super-net; others refuse them.
+
+    Args:
+        settings: As "name=value"; see `SharedStrategy`. Values are read as JSON where they can be.
+        strategy: Name of the strategy.
+
+    Raises:
+        ChoiceError: If another strategy is given such options, or a setting has no "=".
+        UnknownNameError: If the strategy has no such setting.
+    """
+    from masksearch.strategies.shared import NAMES, OPTIONS
+
+    if settings and strategy not in NAMES:
+        raise ChoiceError(f"--shared belongs to strategy {', '.join(NAMES)}")
+    options: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ChoiceError(f"--shared takes name=value, got {setting!r}")
+        if name not in OPTIONS:
+            raise unknown_name("setting of --shared", name, OPTIONS)
+        options[name] = read_value(text)
+    return options
+
+
 def read_value(text: str) -> Any:
     """The JSON value that a text is, or else the text itself."""
     try:

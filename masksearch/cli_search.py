@@ -74,7 +74,8 @@ def search(
     ] = None,
     run: options.Run = Path("runs/search"),
     strategy: Annotated[
-        str, typer.Option(help="random, tpe, nsga2, nsga3, gp, qmc, evolution or dam.")
+        str,
+        typer.Option(help="random, tpe, nsga2, nsga3, gp, qmc, evolution, dam or shared+tpe."),
     ] = "tpe",
     trials: Annotated[int | None, typer.Option(help="End after that many trials.")] = None,
     seconds: Annotated[float | None, typer.Option(help="End after that much time.")] = None,
@@ -117,12 +118,19 @@ def search(
             "levels=2, control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05]."
         ),
     ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shared+tpe: a setting of its super-net or of what that judges, as name=value; "
+            "repeatable: steps=2000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
+        ),
+    ] = None,
     **given: Any,
 ) -> None:
     """Search masks. Repeating the command goes on where it stopped."""
     options_given = {**locals(), **given}
     del options_given["given"]
-    from masksearch.choices import dam_options, halving_of
+    from masksearch.choices import dam_options, halving_of, shared_options
     from masksearch.driver import search as run_search
     from masksearch.masks import FAMILIES
     from masksearch.printing import print_front
@@ -136,7 +144,7 @@ def search(
     built = judged(given)
     of_strategy = dam_options(
         density, structure, signed, gate_layers, dam_steps, dam or (), strategy
-    )
+    ) | shared_options(shared or (), strategy)
     scheduler = halving_of(halving, halving_metric, halving_factor, built)
     baselines = FAMILIES if families else {}
     total = None if trials is None else trials + len(baselines)

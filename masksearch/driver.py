@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
@@ -25,6 +23,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
+from masksearch.evaluators.shared_masks import source_of
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
@@ -35,6 +34,9 @@ from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.oneshot import DamStrategy
 from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy, Space
+from masksearch.strategies.shared import NAMES as SHARED
+from masksearch.strategies.shared import OPTIONS as OF_SHARED
+from masksearch.strategies.shared import SharedStrategy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +46,9 @@ if TYPE_CHECKING:
 OPTIONS = {
     "dam": ("gates", "config", "densities", "merge_heads"),
     "evolution": ("population", "sample"),
+    **dict.fromkeys(SHARED, OF_SHARED),
 }
-STRATEGIES = (*SAMPLERS, "evolution", "dam")
+STRATEGIES = (*SAMPLERS, "evolution", "dam", *SHARED)
 
 
 class Study:
@@ -153,9 +156,11 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"dam"`, an Optuna sampler, or an object with ask/tell.
+            `"dam"`, `"shared+tpe"` (or `"shared+random"`, `"shared+evolution"`), an Optuna
+            sampler, or an object with ask/tell.
         strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`); for
-            "evolution": `population`, `sample` (see `EvolutionStrategy`).
+            "evolution": `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
+            `steps`, `candidates`, `bands`, ... (see `SharedStrategy`).
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
@@ -306,12 +311,13 @@ def build_strategy(
     for option in options:
         if option not in known:
             raise unknown_name(f"option of strategy {named!r}:", option, known or ["(none)"])
-    if isinstance(strategy, str) and strategy == "dam":
+    if isinstance(strategy, str) and strategy in ("dam", *SHARED):
         if not isinstance(evaluator, OffersGradients):
             raise SearchError(
-                f"strategy 'dam' needs an evaluator with differentiable(seed); "
+                f"strategy {strategy!r} needs an evaluator with differentiable(seed); "
                 f"{type(evaluator).__name__} has none"
             )
+    if isinstance(strategy, str) and strategy == "dam":
         from masksearch.gates.config import configured
 
         config = dict(options.get("config", {}))
@@ -329,6 +335,10 @@ def build_strategy(
     if isinstance(strategy, str | BaseSampler):
         if space is None:
             raise SearchError(f"strategy {named!r} needs a space")
+        if isinstance(strategy, str) and strategy in SHARED:
+            return SharedStrategy(
+                run, space, name=strategy, options=options, constraints=constraints
+            )
         if strategy == "evolution":
             return EvolutionStrategy(
                 space, evaluator.objectives, seed=seed, constraints=constraints, **options
@@ -356,15 +366,3 @@ def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
         "shape": json.dumps(asdict(evaluator.shape)),
         "objectives": json.dumps([[o.name, o.goal, o.worst] for o in evaluator.objectives]),
     }
-
-
-def source_of(space: Space) -> str:
-    """Hash of what a space does: its source, or its byte code where there is no source."""
-    text = getattr(space, "masksearch_source", None)
-    if text is None:
-        try:
-            text = inspect.getsource(space)
-        except (OSError, TypeError):
-            code = getattr(space, "__code__", None)
-            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

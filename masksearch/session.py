@@ -11,6 +11,7 @@ from typing import Literal
 from masksearch.constraints import Constraint
 from masksearch.contracts import (
     Budget,
+    EquipsJobs,
     Evaluate,
     Evaluator,
     Executor,
@@ -187,9 +188,10 @@ class Session:
             starts = self.store.again(record.number) - 1
         self.board.began(record)
         self.out.add(record.number)
+        strategy, job = self.strategy, record.job
         return Proposal(
             record.number,
-            record.job,
+            strategy.equipped(job) if isinstance(strategy, EquipsJobs) else job,
             record.params,
             record.origin,
             record.seed,

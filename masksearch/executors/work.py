@@ -9,11 +9,22 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from masksearch.contracts import Evaluate, Evaluator, OneShot, OnReport, Proposal, Record, Report
+from masksearch.contracts import (
+    Evaluate,
+    Evaluator,
+    OneShot,
+    OnReport,
+    Proposal,
+    Record,
+    Report,
+    Shared,
+)
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.oneshot import run_one_shot
 from masksearch.masks.measure import MEASURES
+from masksearch.strategies.shared import run_shared
 
+ARTIFACTS = {"gates": "gates.safetensors", "ranking": "ranking.json"}  # of a job without a mask
 EARLY = "ended early by the scheduler"
 
 
@@ -76,6 +87,10 @@ class Work:
                 return run_one_shot(
                     self.evaluator, self.proposal.job, seed=self.seed, workdir=self.place
                 )
+            case Shared():
+                return run_shared(
+                    self.evaluator, self.proposal.job, seed=self.seed, workdir=self.place
+                )
         raise ValueError(f"{type(self.proposal.job).__name__} is no job to run")
 
     def stop(self) -> None:
@@ -89,7 +104,7 @@ class Work:
     def record(self) -> Record:
         """What became of it: "done", "stopped" or "failed". Its fingerprint and measures are
         left to the driver, which knows them already."""
-        gates = self.place / "gates.safetensors"
+        found = {} if self.error else ARTIFACTS
         return Record(
             number=self.proposal.number,
             status="failed" if self.error else "stopped" if self.ended_early else "done",
@@ -101,11 +116,11 @@ class Work:
             values={} if self.error or not self.curve else dict(self.curve[-1].values),
             step=self.curve[-1].step if self.curve else 0,
             curve=tuple(self.curve),
-            artifacts=(
-                {"gates": f"{self.folder}/{gates.name}"}
-                if not self.error and gates.is_file()
-                else {}
-            ),
+            artifacts={
+                name: f"{self.folder}/{file}"
+                for name, file in found.items()
+                if (self.place / file).is_file()
+            },
             seconds=time.monotonic() - self.started,
             error=self.error or self.ended_early,
             memo=self.proposal.memo,

@@ -17,7 +17,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from masksearch.contracts import Evaluate, Job, Objective, OneShot, Record, Refused, Report
+from masksearch.contracts import Evaluate, Job, Objective, OneShot, Record, Refused, Report, Shared
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import load_mask, save_mask
@@ -120,7 +120,7 @@ def end_of(
         ValueError: If one of them is NaN.
     """
     state = STATES[record.status]
-    if state is TrialState.COMPLETE and isinstance(record.job, OneShot):
+    if state is TrialState.COMPLETE and isinstance(record.job, OneShot | Shared):
         return TrialState.PRUNED, None
     if state is not TrialState.COMPLETE:
         return state, None
@@ -144,6 +144,8 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
             return {"kind": "evaluate", "file": name}
         case OneShot(gates=gates, config=config):
             return {"kind": "one_shot", "gates": dict(gates), "config": dict(config)}
+        case Shared(config=config):
+            return {"kind": "shared", "config": dict(config)}
         case Refused(reason=reason):
             return {"kind": "refused", "reason": reason}
 
@@ -224,6 +226,8 @@ def job_of(data: Mapping[str, Any], number: int, run: Path) -> Job:
                 ) from error
         case "one_shot":
             return OneShot(data["gates"], data["config"])
+        case "shared":
+            return Shared(data["config"])
     return Refused(data["reason"])
 
 

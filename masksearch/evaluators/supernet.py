@@ -1,0 +1,349 @@
+"""One set of weights trained under many masks: the super-net and its training.
+
+    for step in train_supernet(source, draws, SuperNetConfig(), checkpoints=Checkpoints(folder)):
+        print(step.number, step.loss)
+    HeldOut(source.model, shape, source.held_out).losses(tables)      # forward passes only
+
+The weights are trained with masks that a space draws, several in every batch, and judge any mask
+afterwards. The ranking is that of the weights at hand: it says which masks this model can use,
+not which would have trained a better one (Yu et al., arXiv 1902.08142, find little correlation
+on recurrent cells), which is why the best are trained for real.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masksearch.checkpoints import Checkpoint, Checkpoints
+from masksearch.contracts import Batch, Differentiable, Shape
+from masksearch.errors import NonFiniteLossError, ResumeError
+from masksearch.evaluators.shared_masks import MaskBank, shared_out
+from masksearch.masks.core import DenseMask
+from masksearch.models.attach import attach, detach
+from masksearch.train import Step, TrainConfig, parameter_groups, rate
+
+UNSCORED = -100  # label of a token that does not count
+TOKENS = 2048  # positions of a forward pass
+AGREEMENT = 1e-4  # relative difference up to which two ways to a loss are the same
+
+
+class Draws(Protocol):
+    """A numbered sequence of lowered masks of one shape."""
+
+    @property
+    def shape(self) -> Shape:
+        """What the masks are lowered to."""
+        ...
+
+    def table(self, number: int) -> DenseMask:
+        """A mask, by its number alone: bool `[layers, heads, n, n]`."""
+        ...
+
+
+@dataclass(frozen=True)
+class SuperNetConfig:
+    """How the shared weights are trained: AdamW as in `TrainConfig`, under drawn masks."""
+
+    steps: int = 2000  # optimiser steps
+    masks_per_step: int = 4  # masks drawn for a batch; its rows are shared out among them
+    sandwich: bool = False  # the dense mask is one mask more in every batch
+    lr: float = 2e-3  # peak learning rate
+
+    def __post_init__(self) -> None:
+        if self.masks_per_step < 1:
+            raise ValueError(f"masks_per_step must be at least 1, got {self.masks_per_step}")
+        _ = self.train_config  # checks steps and lr
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """The optimiser's part."""
+        return TrainConfig(steps=self.steps, lr=self.lr)
+
+
+class SuperNetTraining:
+    """The state of one training: weights, optimiser, number of steps.
+
+    Args:
+        source: Model and batches; the model is trained in place.
+        draws: Where the masks come from: step s takes the numbers from s * masks_per_step on.
+        config: Steps, masks and rate.
+        identity: What a checkpoint must agree with to be gone on from.
+    """
+
+    def __init__(
+        self, source: Differentiable, draws: Draws, config: SuperNetConfig, identity: str = ""
+    ) -> None:
+        self.source, self.draws, self.config = source, draws, config
+        self.identity = {"of": identity, **asdict(config)}
+        self.step = 0
+        training = config.train_config
+        groups = parameter_groups(source.model, training.weight_decay)
+        self.weights = [p for group in groups for p in cast("list[Tensor]", group["params"])]
+        self.optimiser = torch.optim.AdamW(
+            groups, lr=training.lr, betas=training.betas, fused=True
+        )
+
+    def run(self, checkpoints: Checkpoints | None, checkpoint_seconds: float) -> Iterator[Step]:
+        """Trains to the end; what a checkpoint holds is not repeated."""
+        model, config = self.source.model, self.config
+        found = checkpoints.load() if checkpoints is not None else None
+        if found is not None:
+            self.restore(found)
+        for _ in range(self.step):
+            next(self.source.batches)
+        bank = MaskBank(self.draws.shape)
+        saved = time.monotonic()
+        model.train()
+        attached = False
+        try:
+            while self.step < config.steps:
+                batch = next(self.source.batches, None)
+                if batch is None:
+                    raise ValueError(
+                        f"the batches ended after {self.step} of {config.steps} steps"
+                    )
+                if not attached:
+                    inputs = {n: t[:1] for n, t in batch.items() if n != "labels"}
+                    attach(model, bank, inputs=inputs)
+                    model.train()
+                    attached = True
+                bank.put(*self.masks(len(batch["input_ids"])))
+                yield self.advance(batch)
+                due = time.monotonic() - saved >= checkpoint_seconds
+                if checkpoints is not None and due and self.step < config.steps:
+                    checkpoints.save(self.step, self.tensors(), {"of": self.identity})
+                    saved = time.monotonic()
+        finally:
+            if attached:
+                detach(model)
+
+    def masks(self, rows: int) -> tuple[Tensor, Tensor]:
+        """The masks of the next step, and the mask of each row.
+
+        Raises:
+            ValueError: If the batch has fewer rows than masks.
+        """
+        count = self.config.masks_per_step
+        tables = [self.draws.table(self.step * count + index) for index in range(count)]
+        if self.config.sandwich:
+            tables.append(torch.ones_like(tables[0]))
+        if len(tables) > rows:
+            raise ValueError(
+                f"a batch of {rows} rows cannot carry {len(tables)} masks; lower masks_per_step "
+                "or raise the evaluator's batch"
+            )
+        return torch.stack(tables), shared_out(rows, len(tables))
+
+    def advance(self, batch: Batch) -> Step:
+        """One optimiser step."""
+        config = self.config.train_config
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.lr * rate(self.step, config)
+        loss: Tensor = self.source.model(**batch).loss
+        value = loss.item()
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                f"the super-net's loss became {value} at step {self.step + 1} of "
+                f"{config.steps}; lower the learning rate"
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
+        self.optimiser.step()
+        self.step += 1
+        return Step(self.step, value, batch["input_ids"].numel())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint needs."""
+        found = {f"model.{name}": value for name, value in weights_of(self.source.model).items()}
+        for place, entry in self.optimiser.state_dict()["state"].items():
+            found |= {f"optimiser.{place}.{key}": value for key, value in entry.items()}
+        return found
+
+    def restore(self, found: Checkpoint) -> None:
+        """Goes back to a checkpoint.
+
+        Raises:
+            ResumeError: If it is of another training.
+        """
+        if found.facts.get("of") != self.identity:
+            raise ResumeError(
+                f"the checkpoint is of another super-net ({found.facts.get('of')}, asked for "
+                f"{self.identity}); give another folder"
+            )
+        weights, entries = {}, dict[int, dict[str, Tensor]]()
+        for key, value in found.tensors.items():
+            if key.startswith("model."):
+                weights[key.removeprefix("model.")] = value
+            else:
+                _, place, part = key.split(".")
+                entries.setdefault(int(place), {})[part] = value
+        self.source.model.load_state_dict(weights)
+        stored = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({**stored, "state": entries})
+        self.step = found.step
+
+
+def train_supernet(
+    source: Differentiable,
+    draws: Draws,
+    config: SuperNetConfig,
+    *,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 60.0,
+    identity: str = "",
+) -> Iterator[Step]:
+    """Trains a model in place under masks that change from step to step and row to row.
+
+    A run that is killed goes on from its checkpoint and ends with the same weights, bit for bit
+    on one machine, given the same batches from their beginning.
+
+    Args:
+        source: Model and batches, whose `input_ids` are `[batch, length]`.
+        draws: Where the masks come from.
+        config: Steps, masks and rate.
+        checkpoints: Where the state is kept.
+        checkpoint_seconds: Wall time between two checkpoints.
+        identity: Names what is trained; a checkpoint of another name is refused.
+
+    Yields:
+        One `Step` per optimiser step; its loss is the mean over the masks of the batch.
+
+    Raises:
+        NonFiniteLossError: If a loss is NaN or infinite.
+        ResumeError: If the checkpoint is of another training.
+        ValueError: If a batch has fewer rows than masks, or the batches end too early.
+
+    Reference: Guo et al., Single Path One-Shot, arXiv 1904.00420 (uniform sampling); Yu & Huang,
+        arXiv 1903.05134 (the sandwich rule: the largest network is in every step).
+    """
+    run = SuperNetTraining(source, draws, config, identity)
+    yield from run.run(checkpoints, checkpoint_seconds)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's tensors (tied ones share memory, which files cannot)."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+class HeldOut:
+    """Judges masks on fixed batches by forward passes.
+
+    The model is used, never changed; it is in eval mode afterwards and without the masks.
+
+    Args:
+        model: The super-net.
+        shape: Of the masks.
+        batches: Held-out batches.
+        tokens: Largest number of positions in a forward pass, about. Larger batches are cut into
+            pieces; where a piece is smaller, several masks share a pass. A few thousand stay in
+            a CPU's cache; a GPU wants a hundred times as many.
+    """
+
+    def __init__(
+        self, model: nn.Module, shape: Shape, batches: Sequence[Batch], tokens: int = TOKENS
+    ) -> None:
+        if not batches:
+            raise ValueError("masks are judged on held-out batches, got none")
+        self.model, self.shape = model, shape
+        self.separable: bool | None = None  # whether a pass tells the masks' losses apart
+        self.rows = max(1, tokens // shape.length)
+        self.batches = [
+            {name: tensor[start : start + self.rows] for name, tensor in batch.items()}
+            for batch in batches
+            for start in range(0, len(batch["input_ids"]), self.rows)
+        ]
+
+    def losses(self, tables: Sequence[DenseMask]) -> list[float]:
+        """Held-out loss of each mask: the mean over all scored tokens of all batches.
+
+        Args:
+            tables: bool `[layers, heads, n, n]` each.
+
+        Returns:
+            In nats (the model's own unit), in the order given.
+        """
+        if not tables:
+            return []
+        bank = MaskBank(self.shape)
+        inputs = {name: t[:1] for name, t in self.batches[0].items() if name != "labels"}
+        self.model.eval()
+        attach(self.model, bank, inputs=inputs)
+        totals, counts = torch.zeros(len(tables), dtype=torch.float64), 0.0
+        try:
+            with torch.no_grad():
+                for batch in filter(scored_in, self.batches):
+                    many = max(1, self.rows // len(batch["input_ids"]))
+                    if many > 1 and not self.splits(bank, batch):
+                        many = 1
+                    for start in range(0, len(tables), many):
+                        group = torch.stack(list(tables[start : start + many]))
+                        sums, count = self.group(bank, batch, group)
+                        totals[start : start + many] += sums
+                    counts += count
+        finally:
+            detach(self.model)
+        return [float(total) / counts for total in totals]
+
+    def group(self, bank: MaskBank, batch: Batch, group: Tensor) -> tuple[Tensor, float]:
+        """The summed losses of one batch under several masks `[masks, ..]`, and the number of
+        scored tokens that each has."""
+        rows, masks = len(batch["input_ids"]), len(group)
+        bank.put(group, torch.arange(masks).repeat_interleave(rows))
+        if masks == 1:
+            count = scored_in(batch)
+            loss = self.model(**batch).loss
+            return torch.tensor([loss.item() * count], dtype=torch.float64), count
+        repeated = {
+            name: tensor.repeat(masks, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()
+        }
+        sums = token_sums(self.model(**repeated), repeated, masks)
+        assert sums is not None
+        return sums, scored_in(batch)
+
+    def splits(self, bank: MaskBank, batch: Batch) -> bool:
+        """Whether the model's loss is the mean of its tokens' cross-entropies, so that the loss
+        of each mask can be told from one pass; found out once."""
+        if self.separable is None:
+            side = (self.shape.length, self.shape.length)
+            dense = torch.ones(1, self.shape.layers, self.shape.heads, *side, dtype=torch.bool)
+            bank.put(dense, torch.zeros(len(batch["input_ids"]), dtype=torch.int64))
+            output = self.model(**batch)
+            sums, loss = token_sums(output, batch, 1), output.loss.item()
+            allowed = AGREEMENT * max(1.0, abs(loss))
+            self.separable = (
+                sums is not None and abs(float(sums) / scored_in(batch) - loss) <= allowed
+            )
+        return self.separable
+
+
+def scored_in(batch: Batch) -> float:
+    """Number of labels that count."""
+    return float((batch["labels"] != UNSCORED).sum())
+
+
+def token_sums(output: Any, batch: Batch, masks: int) -> Tensor | None:
+    """Summed cross-entropies of each of `masks` equal parts of a batch: float64 `[masks]`.
+
+    None where the output's logits are not one row for each scored label.
+    """
+    logits, labels = getattr(output, "logits", None), batch["labels"]
+    if not isinstance(logits, Tensor) or logits.dim() < 2:
+        return None
+    scored = labels != UNSCORED
+    if logits.shape[:-1] == labels.shape:
+        logits = logits[scored]
+    if logits.dim() != 2 or len(logits) != int(scored.sum()):
+        return None
+    losses = F.cross_entropy(logits.float(), labels[scored], reduction="none").double().cpu()
+    part = shared_out(len(labels), masks).view(-1, *[1] * (labels.dim() - 1))
+    where = part.expand(labels.shape)[scored.cpu()]
+    return torch.zeros(masks, dtype=torch.float64).index_add_(0, where, losses)

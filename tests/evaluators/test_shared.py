@@ -1,0 +1,318 @@
+"""The evaluator of shared weights: one training, then forward passes."""
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cloudpickle
+import pytest
+import torch
+from torch import nn
+
+from masksearch import masks
+from masksearch.checkpoints import Checkpoints
+from masksearch.contracts import Objective, Report, Shape
+from masksearch.errors import (
+    EmptyRowError,
+    HeadCountError,
+    NonFiniteLossError,
+    ResumeError,
+    SearchError,
+)
+from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.evaluators.shared import SharedWeights, trimmed
+from masksearch.evaluators.shared_masks import SpaceDraws
+from masksearch.evaluators.supernet import (
+    HeldOut,
+    SuperNetConfig,
+    train_supernet,
+    weights_of,
+)
+from masksearch.masks.lower import lower
+from masksearch.models.attach import attach, detach
+from masksearch.tasks.planted import PlantedProcess
+
+PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
+INNER = PlantedEvaluator(PROCESS, gate_batch=8, held_out_sequences=40)
+TRIO = [masks.window(1), masks.full(), masks.per_head([masks.star(), masks.window(2)])]
+
+
+def space(trial):
+    return masks.window(trial.suggest_int("reach", 1, 6))
+
+
+def other_space(trial):
+    return masks.window(trial.suggest_int("reach", 1, 5))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> SharedWeights:
+    """Trained once for all tests that only read it."""
+    folder = tmp_path_factory.mktemp("nets")
+    return SharedWeights(INNER, space, steps=12, folder=folder, held_out_sequences=None)
+
+
+def plain_loss(shared: SharedWeights, mask: masks.Mask) -> float:
+    """The stored weights on the held-out batches, by the evaluator's own means."""
+    model = INNER.model(0)
+    found = Checkpoints(shared.place, "weights").load()
+    assert found is not None
+    model.load_state_dict(found.tensors)
+    if mask != masks.full():
+        attach(model, mask)
+    return INNER.masked_prediction(model, INNER.task.held_out())["loss"]
+
+
+@pytest.mark.parametrize("mask", TRIO, ids=str)
+def test_judged_is_the_held_out_loss_of_the_stored_weights(shared, mask):
+    (values,) = shared.judge([mask])
+    assert values["loss"] == pytest.approx(plain_loss(shared, mask), rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [12, 100, 480, 5000])
+def test_many_at_once_are_judged_as_one_by_one(shared, tokens):
+    """From passes of one sequence to passes of many masks."""
+    wide = replace(shared, tokens=tokens)
+    together = [values["loss"] for values in wide.judge(TRIO)]
+    alone = [shared.judge([mask])[0]["loss"] for mask in TRIO]
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert len(set(alone)) == 3
+    assert shared.judge([]) == []
+
+
+def test_training_with_one_mask_makes_that_mask_better(tmp_path):
+    fixed = SharedWeights(INNER, lambda trial: masks.window(4), steps=60, folder=tmp_path)
+    fresh = HeldOut(INNER.differentiable(0).model, INNER.shape, INNER.task.held_out())
+    (before,) = fresh.losses([lower(masks.window(4), INNER.shape)])
+    (after,) = fixed.judge([masks.window(4)])
+    assert after["loss"] < before - 0.02
+
+
+def test_judging_changes_no_weight_and_leaves_no_mask(shared):
+    held_out, weights = shared.loaded
+    kept = copy.deepcopy(dict(weights))
+    state = torch.get_rng_state()
+    shared.judge(TRIO)
+    replace(shared, adapt_steps=2).judge(TRIO[:1])
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, value in held_out.model.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+    with pytest.raises(ValueError, match="nothing is attached"):
+        detach(held_out.model)
+
+
+def test_adaptation_helps_and_depends_on_the_seed_alone(shared):
+    adapting = replace(shared, adapt_steps=6)
+    first, again = adapting.judge(TRIO, seed=3), adapting.judge(TRIO, seed=3)
+    assert first == again
+    other = adapting.judge(TRIO, seed=4)
+    for values, others, mask in zip(first, other, TRIO, strict=True):
+        assert values["shared_loss"] == pytest.approx(shared.judge([mask])[0]["loss"], rel=1e-5)
+        assert values["shared_loss"] == others["shared_loss"]
+        assert values["loss"] != others["loss"]
+    mean = sum(v["loss"] - v["shared_loss"] for v in first) / 3
+    assert mean < 0
+    assert shared.judge(TRIO, seed=3) == shared.judge(TRIO, seed=4)
+
+
+def test_call_yields_one_report(shared, tmp_path):
+    (report,) = shared(TRIO[0], seed=0, workdir=tmp_path)
+    assert report == Report(0, shared.judge([TRIO[0]])[0])
+    assert [o.name for o in shared.objectives] == ["loss", "sparsity"]
+    assert shared.shape == INNER.shape
+
+
+CHANGES = {
+    "steps": dict(steps=13),
+    "masks": dict(masks_per_step=2),
+    "sandwich": dict(sandwich=True),
+    "seed": dict(seed=1),
+    "lr": dict(lr=1e-3),
+    "space": dict(space=other_space),
+    "evaluator": dict(evaluator=replace(INNER, lr=1e-3)),
+    "batch": dict(evaluator=replace(INNER, gate_batch=16)),
+    "spread": dict(evaluator=replace(INNER, gate_initializer_range=0.2)),
+    "adapt": dict(adapt_steps=1),
+    "adapt more": dict(adapt_steps=2),
+    "adapt lr": dict(adapt_steps=1, adapt_lr=1.0),
+    "held out": dict(held_out_sequences=8),
+}
+
+
+def test_protocol_changes_with_all_that_matters_and_nothing_else(shared, tmp_path):
+    protocols = [shared.protocol, *(replace(shared, **c).protocol for c in CHANGES.values())]
+    assert len(set(protocols)) == len(protocols)
+    same = replace(shared, tokens=7, folder=tmp_path, checkpoint_seconds=1.0)
+    assert same.protocol == shared.protocol
+    trained_alike = {"adapt", "adapt more", "adapt lr", "held out"}
+    for name, change in CHANGES.items():
+        assert (replace(shared, **change).key == shared.key) is (name in trained_alike), name
+
+
+def test_found_again_not_trained_again(shared):
+    assert not list(replace(shared).prepared())
+    facts = json.loads((shared.place / "supernet.json").read_text())
+    assert facts["config"]["steps"] == 12
+    assert facts["evaluator"] == INNER.protocol
+
+
+def test_pickle_is_small_and_finds_the_super_net(shared):
+    expected = shared.judge(TRIO)
+    data = pickle.dumps(shared)
+    assert len(data) < 3000
+    assert pickle.loads(data).judge(TRIO) == expected
+    assert cloudpickle.loads(cloudpickle.dumps(shared)).protocol == shared.protocol
+
+
+def test_packed_reads_no_file(shared, tmp_path):
+    packed = replace(shared, folder=shared.folder).packed()
+    moved = cloudpickle.loads(cloudpickle.dumps(packed))
+    object.__setattr__(moved, "folder", tmp_path / "nowhere")
+    assert moved.judge(TRIO) == shared.judge(TRIO)
+    assert moved.protocol == shared.protocol
+    assert not (tmp_path / "nowhere").exists()
+    assert packed.packed() is packed
+
+
+def weights_after(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
+    """Trains 9 steps with a checkpoint after each; begins anew after `stop_at` of them."""
+    config = SuperNetConfig(steps=9, masks_per_step=3, sandwich=True, lr=4e-3)
+    while True:
+        source = INNER.differentiable(0)
+        steps = train_supernet(
+            source,
+            SpaceDraws(space, INNER.shape, 0),
+            config,
+            checkpoints=Checkpoints(folder),
+            checkpoint_seconds=0.0,
+        )
+        for step in steps:
+            if step.number == stop_at:
+                stop_at = None
+                steps.close()
+                break
+        else:
+            return weights_of(source.model)
+
+
+def test_killed_training_goes_on_bit_for_bit(tmp_path):
+    whole, resumed = weights_after(tmp_path / "a", None), weights_after(tmp_path / "b", 5)
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def test_checkpoint_of_another_training_is_refused(tmp_path):
+    weights_after(tmp_path, None)
+    other = SuperNetConfig(steps=20)
+    with pytest.raises(ResumeError, match="another super-net"):
+        next(
+            train_supernet(
+                INNER.differentiable(0),
+                SpaceDraws(space, INNER.shape, 0),
+                other,
+                checkpoints=Checkpoints(tmp_path),
+            )
+        )
+
+
+def test_damaged_super_net_is_trained_again(tmp_path):
+    made = SharedWeights(INNER, space, steps=4, folder=tmp_path)
+    expected = made.judge(TRIO)
+    (file,) = Checkpoints(made.place, "weights").files()
+    file.write_bytes(file.read_bytes()[:100])
+    assert replace(made).judge(TRIO) == expected
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_super_net(tmp_path):
+    code = f"""
+import sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+torch.set_num_threads(1)
+from pathlib import Path
+from test_shared import INNER, TRIO, SharedWeights, space
+made = SharedWeights(INNER, space, steps=150, folder=Path({str(tmp_path)!r}))
+print(len(list(made.prepared())), [v["loss"] for v in made.judge(TRIO)])
+"""
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    lines = [process.communicate()[0].split(" ", 1) for process in running]
+    assert all(process.returncode == 0 for process in running)
+    reports, losses = zip(*lines, strict=True)
+    assert sorted(map(int, reports)) == [0, 50]  # one trained, the other waited
+    assert losses[0] == losses[1]
+
+
+@dataclass(frozen=True)
+class Bare:
+    shape = Shape(12, 1, 2)
+    objectives = (Objective("score", "max", 0.0),)
+    protocol = "bare"
+
+    def __call__(self, mask, *, seed, workdir) -> Iterator[Report]:
+        yield Report(1, {"score": 0.0})
+
+
+class Odd(nn.Module):
+    """A model whose loss is not its tokens' mean, so masks cannot share a pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids, labels=None):
+        output = self.inner(input_ids=input_ids, labels=labels)
+        if labels is not None:
+            output.loss = output.loss + 1.0
+        return output
+
+
+def test_loss_that_is_no_mean_of_tokens_is_judged_one_mask_at_a_time():
+    source = INNER.differentiable(0)
+    tables = [lower(mask, INNER.shape) for mask in TRIO]
+    plain = HeldOut(source.model, INNER.shape, source.held_out, 10_000).losses(tables)
+    odd = HeldOut(Odd(source.model), INNER.shape, source.held_out, 10_000).losses(tables)
+    assert odd == pytest.approx([loss + 1 for loss in plain], rel=1e-5)
+
+
+def test_masks_that_do_not_fit_are_refused_before_any_training(tmp_path):
+    made = SharedWeights(INNER, space, steps=10**6, folder=tmp_path)
+    with pytest.raises(HeadCountError):
+        made.judge([masks.full(), masks.per_head([masks.full()] * 3)])
+    with pytest.raises(EmptyRowError):
+        made.judge([masks.full() - masks.full()])
+    assert not made.place.exists()
+
+
+def test_errors_say_what_to_do(tmp_path):
+    with pytest.raises(SearchError, match=r"differentiable\(seed\), Bare has none; use"):
+        SharedWeights(Bare(), space)
+    with pytest.raises(SearchError, match="the space gave no mask"):
+        _ = SharedWeights(INNER, lambda trial: masks.table(torch.ones(3, 3).bool())).protocol
+    with pytest.raises(ValueError, match="8 rows cannot carry 9 masks; lower masks_per_step"):
+        SharedWeights(INNER, space, masks_per_step=9, folder=tmp_path).judge(TRIO)
+    with pytest.raises(NonFiniteLossError, match="super-net's loss became"):
+        SharedWeights(INNER, space, steps=20, lr=1e30, folder=tmp_path).judge(TRIO)
+    for wrong in (dict(steps=0), dict(masks_per_step=0), dict(adapt_steps=-1), dict(tokens=0)):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least"):
+            SharedWeights(INNER, space, **wrong)
+    with pytest.raises(ValueError, match="held-out batches, got none"):
+        HeldOut(nn.Linear(1, 1), INNER.shape, [])
+
+
+def test_trimmed_keeps_the_first_sequences():
+    batches = [
+        {"input_ids": torch.arange(6).view(3, 2)},
+        {"input_ids": torch.arange(4).view(2, 2)},
+    ]
+    assert [len(b["input_ids"]) for b in trimmed(batches, 4)] == [3, 1]
+    assert [len(b["input_ids"]) for b in trimmed(batches, 2)] == [2]
+    assert len(trimmed(batches, None)) == 2
