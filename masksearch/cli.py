@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from masksearch import cli_options as options
+from masksearch.cli_proxy import proxy_card
 from masksearch.cli_search import compare, evaluate, resume, search, watching
 from masksearch.errors import MaskSearchError
 
@@ -138,6 +139,7 @@ def status(
 
 app.command()(resume)
 app.command()(compare)
+app.command("proxy-card")(proxy_card)
 
 
 @app.command()

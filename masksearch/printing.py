@@ -12,6 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from masksearch.driver import Study
     from masksearch.results.comparison import Comparison
+    from masksearch.results.proxy_card import ProxyCard
 
 
 def wide_console() -> Console:
@@ -79,6 +80,24 @@ def print_comparison(comparison: Comparison, as_json: bool) -> None:
     wide_console().print(table)
     if any("=" in task_text(row, task) for row in frame.to_dict("records") for task in tasks):
         typer.echo("= at the score of the majority class: the model has learned nothing there")
+
+
+def print_proxy_card(card: ProxyCard) -> None:
+    """The rows of a proxy card as tables: its budgets, then the further measures."""
+    from masksearch.results.proxy_tables import REFERENCE, brief_table, others_table
+
+    for title, cells in (("", brief_table(card)), ("other measures", others_table(card))):
+        if not cells.rows:
+            continue
+        table = Table(title=title or None, title_justify="left")
+        for cell in cells.head:
+            side: Any = "right" if cell.number else "left"
+            table.add_column(escape(cell.text), justify=side, no_wrap=True)
+        for row in cells.rows:
+            table.add_row(*(escape(cell.text) for cell in row))
+        wide_console().print(table)
+    if any(row.is_reference for row in card.rows):
+        typer.echo(f"{REFERENCE} the reference itself")
 
 
 def task_text(row: dict[Any, Any], task: str) -> str:

@@ -18,6 +18,8 @@ from masksearch.gates.health import health, warmup_steps
 from masksearch.gates.result import DamResult
 from masksearch.results.comparison import Comparison
 from masksearch.results.dam_section import DamCard, DamRuns
+from masksearch.results.proxy_card import FEWEST, ProxyCard
+from masksearch.results.proxy_observations import goals_of
 from masksearch.results.report import write_report
 from masksearch.results.study_store import StudyStore
 
@@ -149,11 +151,46 @@ def report_on(
         shape=main.shape,
         verdicts=notes.get("verdicts", []),
         dam=dam_health(searches),
+        proxy=card_of_studies(found),
     )
     for study in comparisons:
         if not beside or study is not beside[0]:
             comparison_of(study).report(path.with_name(f"{study.run.name}.html"))
     return page
+
+
+def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyCard | None:
+    """The card of a report's own studies; None where their runs cannot give one.
+
+    The first objective is the target; the proxy is the loss where it is reported along the
+    way, else the objective itself. Only studies of the first one's protocol go in.
+    """
+    scored = [record for study in studies for record in study.records if record.scored]
+    if not scored:
+        return None
+    protocol = scored[0].protocol
+    records = {
+        str(study.run): [r for r in study.records if r.protocol == protocol or not r.scored]
+        for study in studies
+    }
+    alike = [record for record in scored if record.protocol == protocol]
+    target = studies[0].objectives[0].name
+    steps = {(name, report.step) for r in alike for report in r.curve for name in report.values}
+    along = {name for name, step in steps if any(step < other for _, other in steps)}
+    proxy = "loss" if "loss" in along else target
+    if len({record.fingerprint for record in alike}) < FEWEST or proxy not in along:
+        return None
+    objectives = [objective for study in studies for objective in study.objectives]
+    try:
+        return ProxyCard.of(
+            records,
+            proxy=proxy,
+            target=target,
+            goals=goals_of(records, objectives),
+            resamples=resamples,
+        )
+    except SearchError:  # too few masks have both values, or there is no shorter budget
+        return None
 
 
 def dam_health(searches: Sequence[Found]) -> DamRuns | None:

@@ -9,13 +9,14 @@ PACKAGE = Path(__file__).parents[1] / "masksearch"
 RANKS = [
     {"errors", "masks"},
     {"contracts", "constraints"},
-    {"results", "models", "train", "accumulation", "train_state", "lamb", "checkpoints", "stored"},
+    {"results", "models", "train", "accumulation", "train_state", "lamb", "checkpoints", "stored"}
+    | {"distributed"},
     {"tasks"},
     {"gates", "positions", "evaluators"},
     {"strategies"},
     {"executors"},
-    {"session", "driver", "reporting", "choices", "user_code", "demo", "printing"},
-    {"cli", "cli_options", "cli_search"},
+    {"session", "driver", "reporting", "proxy_runs", "choices", "user_code", "demo", "printing"},
+    {"cli", "cli_options", "cli_proxy", "cli_search"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 TOP = {"__init__", "__main__"}  # the façade and the entry point stand above all parts

@@ -168,7 +168,7 @@ class ProxyCard:
             )
         work = Work(cells, proxy, target, goals, judge, bands, top, resamples, seed, level)
         rows = work.rows()
-        if not any(row.masks > 1 and not row.is_reference for row in rows):
+        if all(row.is_reference for row in rows):
             raise SearchError(
                 f"{proxy} was observed at no other budget than the reference's ({judge[1]:,} "
                 "steps), or for one mask only; a proxy card needs reports along the way, or "

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Goal = Literal["min", "max"]
 COLUMNS = ("mask", "density", "seed", "budget", "measure", "value")
 CURVE = "one run"  # every budget of a mask is a report along one and the same run
+NOT_ANNEALED = (
+    "Every budget is a report along one run of the full length: its learning rate was not "
+    "annealed to 0 there, so a run that is planned to be that short may rank masks differently."
+)
 OWN_END = "own runs"  # every budget is the end of a run of its own
 
 
@@ -93,6 +97,22 @@ def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> Goal:
     return "min" if measure.lower().endswith(lower) else "max"
 
 
+def goals_of(
+    records: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
+) -> dict[str, Goal]:
+    """Measure -> goal: that of the studies' objective of that name, else by its name."""
+    measures = {
+        name for found in records.values() for record in found for name in record.values
+    } | {
+        name
+        for found in records.values()
+        for record in found
+        for report in record.curve
+        for name in report.values
+    }
+    return {name: default_goal(name, objectives) for name in sorted(measures)}
+
+
 def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = None) -> Observed:
     """Every report of every finished run, as observations.
 
@@ -152,17 +172,12 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
             observations += of_record(record, OWN_END, last=True)
     observations = without_repeats(observations)
     if len(protocols) == 1:
-        facts = (
-            "Every budget is a report along one run of the full length: its learning rate was "
-            "not annealed to 0 there, so a run that is planned to be that short may rank "
-            "masks differently.",
-        )
         if all(len(record.curve) < 2 for record in finished.values()):
             raise SearchError(
                 f"{', '.join(runs)}: the runs hold no curves (one report each), so there is no "
                 "shorter budget to judge; use an evaluator that reports along the way"
             )
-        return Observed(tuple(observations), left_out, CURVE, facts)
+        return Observed(tuple(observations), left_out, CURVE, (NOT_ANNEALED,))
     facts = (
         f"'{OWN_END}': each budget is the end of runs of its own protocol, annealed to that end. "
         f"'{CURVE}': reports along the reference's runs, not annealed there.",

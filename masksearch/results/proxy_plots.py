@@ -35,6 +35,16 @@ def plot_proxy(card: ProxyCard) -> Figure:
     figure = new_figure(15.0, 4.9)
     agreement, values, pairs = figure.subplots(1, 3)
     draw_agreement(agreement, card)
+    figure.legend(
+        *agreement.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4 if len(card.series()) == 1 else 3,
+        fontsize=10,
+        frameon=False,
+        title=f"left: tau-b with {100 * card.level:g}% intervals shaded"
+        + ("; the noise ceiling is unknown (one seed)" if card.seeds < 2 else ""),
+        title_fontsize=10,
+    )
     if card.cells is None or not card.series():
         return figure
     low, high = limits(list(card.masks.values()))
@@ -111,14 +121,6 @@ def draw_agreement(axes: Axes, card: ProxyCard) -> None:
     axes.set_ylim(max(-1.05, min([-0.1, *drawn]) - 0.05), 1.05)
     if budgets:
         budget_axis(axes, budgets)
-    axes.legend(
-        fontsize=9, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1
-    )
-    if not math.isfinite(ceiling.value):
-        axes.annotate(
-            "noise ceiling unknown: one seed", (0.02, 0.02), xycoords="axes fraction", fontsize=9,
-            color="#666666",
-        )  # fmt: skip
 
 
 def line(

@@ -106,7 +106,7 @@ class Work:
         return table if self.goals[measure] == "max" else -table
 
     def rows(self) -> tuple[Budget, ...]:
-        """One for every budget of the proxy."""
+        """One for every budget of the proxy at which two masks can be compared."""
         truth = self.value(*self.judge, self.target)
         found = []
         for schedule, budget in self.cells.budgets(self.proxy):
@@ -114,7 +114,9 @@ class Work:
             short = self.value(schedule, budget, self.proxy)
             x, y = seed_mean(short), seed_mean(truth)
             both = np.isfinite(x) & np.isfinite(y)
-            same = self.proxy == self.target and budget == self.judge[1]
+            same = self.proxy == self.target and np.array_equal(short, truth, equal_nan=True)
+            if both.sum() < 2 or (same and schedule != self.judge[0]):
+                continue
             sizes = {self.label(k): self.count(k, int(both.sum())) for k in self.top}
             known = np.where(both, y, np.nan)
             found.append(
@@ -122,7 +124,7 @@ class Work:
                     schedule,
                     budget,
                     int(both.sum()),
-                    same and np.array_equal(short, truth, equal_nan=True),
+                    same,
                     self.draws.tau(short, truth, banded=False),
                     self.draws.tau(short, truth, banded=True),
                     self.draws.tau_between_seeds(short, truth, banded=True),

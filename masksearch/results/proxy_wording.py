@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from masksearch.results.proxy_stats import Interval
-
 if TYPE_CHECKING:
     from masksearch.results.proxy_card import ProxyCard
     from masksearch.results.proxy_rows import Budget
@@ -37,6 +35,12 @@ def objections(card: ProxyCard) -> list[str]:
             f"two seeds of {card.target} do not agree within density bands (tau "
             f"{card.ceiling_within}, the interval includes 0): the reference itself does not "
             "rank these masks; run more seeds or longer"
+        )
+    elif abs(card.density_tau_within) >= card.fraction * card.ceiling_within.value:
+        found.append(
+            f"density alone ranks {card.target} within its bands (tau "
+            f"{card.density_tau_within:.2f}, ceiling {card.ceiling_within.value:.2f}): agreement "
+            "within bands this wide may be density's; use narrower bands, or masks of one density"
         )
     return found
 
@@ -97,20 +101,24 @@ def shortfall(card: ProxyCard, rows: list[Budget], rule: str) -> str:
 def figures(card: ProxyCard) -> list[str]:
     """What stands behind the verdict."""
     lines = []
+    same = card.proxy == card.target
+    which = "Longest budget short of the reference" if same else "Longest budget of the proxy"
     for name, rows in card.series().items():
         last = rows[-1]
+        text = f"{last.across} across densities, {last.within} within density bands"
+        if not math.isnan(last.between_seeds.value):
+            text += f", {last.between_seeds} within bands between seeds"
+        if not math.isnan(last.regret):
+            text += f"; picking the best of each band by it gives away {last.regret:.3g} of "
+            text += f"{card.target} (at random {last.at_random:.3g})"
+        lines.append(f"{which}, {last.budget:,} steps ({name}, {last.masks} masks): tau-b {text}.")
+    if card.seeds < 2:
+        lines.append(f"Noise ceiling (two seeds of {card.target}): unknown, one seed.")
+    else:
         lines.append(
-            f"Longest budget short of the reference, {last.budget:,} steps ({name}, {last.masks} "
-            f"masks): tau-b {last.across} across densities, {last.within} within density bands"
-            + ("" if math.isnan(last.between_seeds.value)
-               else f", {last.between_seeds} within bands between seeds")
-            + f"; picking the best of each band by it gives away {last.regret:.3g} of "
-            f"{card.target} (at random {last.at_random:.3g})."
-        )  # fmt: skip
-    lines.append(
-        f"Noise ceiling (two seeds of {card.target}): {ceiling(card.ceiling)} across densities, "
-        f"{ceiling(card.ceiling_within)} within bands."
-    )
+            f"Noise ceiling (two seeds of {card.target}): {card.ceiling} across densities, "
+            f"{card.ceiling_within} within bands."
+        )
     lines.append(
         f"Density alone ranks {card.target} with tau-b {number(card.density_tau)} (sparser is "
         f"better: +1), {number(card.density_tau_within)} within bands."
@@ -136,11 +144,6 @@ def figures(card: ProxyCard) -> list[str]:
             + "."
         )  # fmt: skip
     return lines
-
-
-def ceiling(interval: Interval) -> str:
-    """A ceiling, or that there is none."""
-    return "unknown, one seed" if math.isnan(interval.value) else str(interval)
 
 
 def number(value: float, places: int = 2) -> str:

@@ -19,6 +19,8 @@ from masksearch.masks.core import Mask
 from masksearch.results.dam_section import CARDS, DamRuns, Part, Picture, dam_pictures, part_of
 from masksearch.results.frontier import pareto
 from masksearch.results.plots import plot_frontier, plot_hypervolume, plot_masks, save
+from masksearch.results.proxy_plots import plot_proxy
+from masksearch.results.proxy_tables import budgets_table, others_table
 from masksearch.results.tables import (
     Table,
     comparison_table,
@@ -30,6 +32,7 @@ from masksearch.results.tables import (
 
 if TYPE_CHECKING:
     from masksearch.results.comparison import Comparison
+    from masksearch.results.proxy_card import ProxyCard
 
 PICTURES = 16  # masks that are drawn at most
 FAILURES = 20  # failed trials that are printed in full at most
@@ -47,6 +50,7 @@ def write_report(
     shape: Shape | None = None,
     verdicts: Sequence[str] = (),
     dam: DamRuns | None = None,
+    proxy: ProxyCard | None = None,
 ) -> Path:
     """Writes the page, and its figures as PNG and PDF into `figures/` beside it.
 
@@ -64,6 +68,7 @@ def write_report(
         shape: What the masks were lowered to; without it no mask is drawn.
         verdicts: Further lines for the head of the page.
         dam: Health cards of the DAM runs among the records, and what they say together.
+        proxy: How far to trust the short runs among the records.
 
     Returns:
         The path of the page.
@@ -80,7 +85,7 @@ def write_report(
     drawn = list(dam_pictures(dam, records))
     folder = path.parent / "figures"
     figures, masks_note = draw(
-        folder, studies, objectives, comparison, shape, [picture for _, picture in drawn]
+        folder, studies, objectives, comparison, shape, [picture for _, picture in drawn], proxy
     )
     failed = [record for record in everything if record.status == "failed"]
     environment = Environment(
@@ -102,6 +107,9 @@ def write_report(
         ],
         dam_together=together(dam, [picture for owner, picture in drawn if owner is None]),
         dam_missing=dam.missing,
+        proxy=proxy.verdict().splitlines() if proxy is not None else [],
+        proxy_rows=budgets_table(proxy) if proxy is not None else Table(),
+        proxy_others=others_table(proxy) if proxy is not None else Table(),
         failures=[failure(record) for record in failed[:FAILURES]],
         failed=len(failed),
         total=len(everything),
@@ -192,6 +200,7 @@ def draw(
     comparison: Comparison | None,
     shape: Shape | None,
     dam: Sequence[Picture],
+    proxy: ProxyCard | None,
 ) -> tuple[dict[str, dict[str, str]], str]:
     """Makes and saves every figure; returns them for the page, and a note on the masks."""
     records = [record for study in studies.values() for record in study]
@@ -231,6 +240,15 @@ def draw(
         )
     for made in dam:
         add(made.key, made.figure, made.alt, made.caption)
+    if proxy is not None:
+        add(
+            "proxy",
+            plot_proxy(proxy),
+            f"Rank agreement of {proxy.proxy} with {proxy.target} over the budget of the proxy",
+            "Left: Kendall's tau-b of the masks' ranking at each budget with the reference, and "
+            "the noise ceiling (two seeds of the reference). Middle: every mask over the budget; "
+            "where lines cross, a shorter run ranks otherwise. Right: each mask by both.",
+        )
     named = chosen(studies, objectives, comparison)
     if not named or shape is None:
         return figures, "The masks' shape is not known here, so none is drawn." if named else ""

@@ -1,0 +1,133 @@
+"""From which step on does a short pre-training rank masks as a long one, or as GLUE does?
+
+    python experiments/07_proxy/card.py --runs FOLDER [--scores FOLDER] [--results FOLDER]
+
+Reads what `pretrain.py` has finished (`MASK-SEED.json`, with the curve of the MLM loss) and,
+where there are any, the scores of fine-tuning each checkpoint (`scores-*.json`). Writes the
+cards, their tables and figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from masksearch.errors import MaskSearchError
+from masksearch.results.proxy_card import ProxyCard
+from masksearch.results.proxy_observations import NOT_ANNEALED, Observation, Observed
+
+HERE = Path(__file__).parent
+MARGIN = 0.005  # a mean score within this of the constant prediction's has learned nothing
+MEAN = "mean of the tasks"
+
+
+def curves(folder: Path) -> list[Observation]:
+    """Every point of every finished run's loss curve."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(run, dict) and "curve" in run:
+            found += [
+                Observation(run["mask"], run["density"], run["seed"], int(step), "loss", loss)
+                for step, loss in run["curve"].items()
+            ]
+    return found
+
+
+def scores(folder: Path) -> list[dict[str, Any]]:
+    """Every fine-tuning: mask, seed, step of the checkpoint, task, setting, score, majority."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("scores-*.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        found += rows if isinstance(rows, list) else [rows]
+    return found
+
+
+def of_scores(rows: Iterable[dict[str, Any]], densities: dict[str, float]) -> list[Observation]:
+    """The scores as observations: one measure a task and setting, and their mean a setting.
+
+    Several fine-tunings of one checkpoint are averaged. The mean is taken where all tasks of
+    that setting are there, so that masks are never compared over different tasks.
+    """
+    cells: dict[tuple[str, int, int, str, str], list[float]] = defaultdict(list)
+    for row in rows:
+        if row["mask"] in densities:
+            key = (row["mask"], row["seed"], row["step"], str(row["setting"]), row["task"])
+            cells[key].append(row["score"])
+    tasks: dict[str, set[str]] = defaultdict(set)
+    runs: dict[tuple[str, int, int, str], dict[str, float]] = defaultdict(dict)
+    for (mask, seed, step, setting, task), values in cells.items():
+        tasks[setting].add(task)
+        runs[mask, seed, step, setting][task] = math.fsum(values) / len(values)
+    found = []
+    for (mask, seed, step, setting), values in runs.items():
+        if values.keys() == tasks[setting] and len(values) > 1:
+            values = {**values, MEAN: math.fsum(values.values()) / len(values)}
+        found += [
+            Observation(mask, densities[mask], seed, step, f"{task} ({setting})", value)
+            for task, value in values.items()
+        ]
+    return found
+
+
+def at_majority(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Mean score of each task, setting and step over masks and seeds, beside the majority's."""
+    frame = pd.DataFrame(list(rows)).groupby(["setting", "task", "step"])
+    means = frame[["score", "majority"]].mean().reset_index()
+    means["learned"] = means["score"] > means["majority"] + MARGIN
+    return means
+
+
+def write(card: ProxyCard, folder: Path, name: str) -> None:
+    """A card as a figure, tables and text."""
+    card.plot(folder / f"{name}.png")
+    card.frame().round(5).to_csv(folder / f"{name}.csv", index=False)
+    card.choices().round(5).to_csv(folder / f"{name}_choices.csv", index=False)
+    if card.others:
+        card.others_frame().round(5).to_csv(folder / f"{name}_others.csv", index=False)
+    (folder / f"{name}.txt").write_text(card.verdict() + "\n", encoding="utf-8")
+    print(f"== {name}\n{card.verdict()}\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/07_proxy"))
+    parser.add_argument("--scores", type=Path, help="default: the runs' folder")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--bands", type=int, help="density bands; default: factors of two")
+    arguments = parser.parse_args()
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    losses = curves(arguments.runs)
+    if not losses:
+        parser.error(f"{arguments.runs} holds no finished run (MASK-SEED.json with a curve)")
+    densities = {o.mask: o.density for o in losses}
+    rows = scores(arguments.scores or arguments.runs)
+    tuned = of_scores(rows, densities)
+    options: dict[str, Any] = {"bands": arguments.bands}
+    pd.DataFrame([vars(o) for o in [*losses, *tuned]])[
+        ["mask", "density", "seed", "budget", "measure", "value"]
+    ].round(6).to_csv(arguments.results / "observations.csv", index=False)
+    observed = Observed((*losses, *tuned), facts=(NOT_ANNEALED,))
+    write(ProxyCard.from_observations(observed, **options), arguments.results, "loss")
+    if rows:
+        at_majority(rows).round(5).to_csv(arguments.results / "learned.csv", index=False)
+    for target in sorted({o.measure for o in tuned if o.measure.startswith(MEAN)}):
+        setting = target.removeprefix(f"{MEAN} (").removesuffix(")")
+        name = "".join(sign if sign.isalnum() else "_" for sign in f"glue {setting}")
+        try:
+            card = ProxyCard.from_observations(observed, target=target, **options)
+        except MaskSearchError as error:
+            print(f"== {name}\nno card: {error}\n")
+            continue
+        write(card, arguments.results, name)
+
+
+if __name__ == "__main__":
+    main()
