@@ -28,10 +28,12 @@ from masksearch.evaluators.pretraining import (
     half,
     held_out_values,
     losses,
+    made_task,
     moved,
     read_corpus,
     read_weights,
 )
+from masksearch.evaluators.pretrains_together import PretrainsTogether
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
@@ -49,7 +51,7 @@ PRETRAINING = "pretraining"  # name of its checkpoints
 
 
 @dataclass(frozen=True)
-class MlmEvaluator:
+class MlmEvaluator(PretrainsTogether):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that
@@ -271,14 +273,8 @@ class MlmEvaluator:
             self.held_out,
             None if self.weights is None else self.start,
         )
-        pairs, most = PAIRS.get(self.pretraining), self.held_out_sequences
-        if pairs is None:
-            return MlmTask(
-                corpus, self.batch, held_out_sequences=most, whole_words=self.whole_words
-            )
-        return SentencePairTask(
-            corpus, self.batch, held_out_sequences=most, kind=pairs, whole_words=self.whole_words
-        )
+        pairs = PAIRS.get(self.pretraining)
+        return made_task(corpus, self.batch, self.held_out_sequences, pairs, self.whole_words)
 
     def model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""

@@ -75,6 +75,7 @@ class StackedModels(nn.Module):
         super().__init__()
         check_alike(models)
         self.config = models[0].config
+        self.eps = models[0].norm.eps  # the head's; the encoder's is its configuration's
         state = dict(models[0].named_parameters())
         names = [name for name in ordered(self.config.num_hidden_layers) if name != WORDS]
         unknown = sorted(state.keys() ^ {*names, WORDS})
@@ -166,7 +167,8 @@ class StackedModels(nn.Module):
         at = batch.at.expand(count, -1)
         hidden = hidden.gather(1, at.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         hidden = linear(hidden, matrices["transform.weight"], vectors["transform.bias"])
-        hidden = norm(F.gelu(hidden), vectors["norm.weight"], vectors["norm.bias"])
+        scale, shift = vectors["norm.weight"], vectors["norm.bias"]
+        hidden = norm(F.gelu(hidden), scale, shift, self.eps)
         logits = linear(hidden, self.words, vectors["bias"]).flatten(0, 1)
         targets = batch.targets.expand(count, -1)
         each = F.cross_entropy(logits.float(), targets.flatten(), reduction="none")
@@ -236,7 +238,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.unsqueeze(1), inputs, weight.transpose(1, 2))
 
 
-def norm(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+def norm(inputs: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Each model's own layer norm, over the last axis of `[models, rows, width]`."""
     plain = F.layer_norm(inputs, inputs.shape[-1:], eps=eps)
     return torch.addcmul(bias.unsqueeze(1), plain, weight.unsqueeze(1))
@@ -273,14 +275,23 @@ def check_alike(models: Sequence[MaskedLanguageModel]) -> None:
     first = models[0].config
     for model in models:
         config = model.config
+        if config.model_type != "bert":
+            raise ValueError(
+                f"models that train together are BERT encoders, got {config.model_type!r}; "
+                "train them one after the other"
+            )
         for name in SAME:
             one, other = getattr(first, name), getattr(config, name)
             if one != other:
                 raise ValueError(
                     f"models that train together are alike; {name} is {one} and {other}"
                 )
-        if config.hidden_act != "gelu":
-            raise ValueError(f"the activation must be gelu, got {config.hidden_act!r}")
+        head = getattr(model, "activation", None)
+        if config.hidden_act != "gelu" or getattr(head, "approximate", "none") != "none":
+            raise ValueError(
+                "models that train together have exact GELU as their activation, got "
+                f"{config.hidden_act!r} in the encoder and {head} in the head"
+            )
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
             if getattr(config, name):
                 raise ValueError(

@@ -1,0 +1,348 @@
+"""Speed of the proxy's training, as ratios measured side by side in one run.
+
+    python benchmarks/proxy.py                        # pretrain, finetune and together: 15 minutes
+    python benchmarks/proxy.py pretrain --data FOLDER # FOLDER/wikitext-2 instead of random tokens
+    python benchmarks/proxy.py scores --data FOLDER   # FOLDER/glue/SST-2: the scores, three seeds
+    python benchmarks/proxy.py sizes together --device cuda
+
+pretrain: tokens/s against transformers' Trainer with `BertForMaskedLM` of the same size.
+finetune: examples/s on short texts against the Trainer, padded to 128 and padded by batch.
+scores: accuracy after the same number of steps, each of the three ways.
+together: K models with K masks as one program against one after the other.
+sizes: tokens/s of tiny ... base and their share of what a large matrix product reaches.
+Repetitions take turns (A B A B); figures are medians over their steps. CPU figures are seconds of
+the process on one thread, so that a neighbour's load counts little. The Trainer needs the package
+`accelerate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from proxy_finetuning import finetuning, scores
+from proxy_sides import (
+    clock,
+    flops,
+    on,
+    own_pretraining,
+    random_corpus,
+    timed,
+    trainers_pretraining,
+)
+
+from masksearch import masks
+from masksearch.models.attach import attach
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.sizes import encoder, size_named
+from masksearch.models.trained_together import train_together
+from masksearch.tasks.corpus import Corpus
+from masksearch.tasks.mlm import MlmTask
+from masksearch.train import TrainConfig, train
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and how often."""
+
+    place: torch.device
+    data: Path | None
+    smoke: bool
+
+    @property
+    def length(self) -> int:
+        return 16 if self.smoke else 128
+
+    @property
+    def vocabulary(self) -> int:
+        return 64 if self.smoke else 4096
+
+    @property
+    def batch(self) -> int:
+        return 4 if self.smoke else 32
+
+    @property
+    def size(self) -> str:
+        return "nano" if self.smoke else "tiny"
+
+    @property
+    def rounds(self) -> int:
+        return 1 if self.smoke else 4
+
+    @property
+    def steps(self) -> int:
+        return 4 if self.smoke else 12
+
+    def corpus(self) -> Corpus:
+        """WikiText-2, or random tokens."""
+        if self.data is None:
+            return random_corpus(self.length, self.vocabulary, 256 if self.smoke else 2048)
+        text = self.data / "wikitext-2"
+        return Corpus.load(text, vocabulary=self.vocabulary, length=self.length)
+
+
+def side_by_side(
+    sides: dict[str, Callable[[], list[float]]], rounds: int
+) -> dict[str, dict[str, float]]:
+    """Median seconds a step of every side; the sides take turns."""
+    found: dict[str, list[list[float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            found[name].append(side())
+    return {
+        name: {
+            "seconds": statistics.median(second for part in parts for second in part),
+            "fastest_round": min(statistics.median(part) for part in parts),
+            "slowest_round": max(statistics.median(part) for part in parts),
+        }
+        for name, parts in found.items()
+    }
+
+
+def pretrain(setting: Setting) -> dict[str, Any]:
+    """Pre-training against the Trainer, with a dense mask and with star."""
+    corpus = setting.corpus()
+    tokens = setting.batch * setting.length
+    found: dict[str, Any] = {"size": setting.size, "batch": setting.batch, "goal": 1.3}
+    for name, mask in (("dense", masks.full()), ("star", masks.star())):
+        rest = (corpus, mask, setting.size, setting.batch, setting.steps, setting.place)
+        times = side_by_side(
+            {
+                "own": lambda rest=rest: own_pretraining(*rest),
+                "trainer": lambda rest=rest: trainers_pretraining(*rest),
+            },
+            setting.rounds,
+        )
+        found[name] = {
+            "tokens_per_second": {side: tokens / each["seconds"] for side, each in times.items()},
+            "ratio": times["trainer"]["seconds"] / times["own"]["seconds"],
+            "times": times,
+        }
+        rates = found[name]["tokens_per_second"]
+        print(
+            f"pre-training, {name}: {rates['own']:,.0f} tokens/s, Trainer "
+            f"{rates['trainer']:,.0f}, {found[name]['ratio']:.2f} x (goal 1.3)",
+            flush=True,
+        )
+    return found
+
+
+def finetune(setting: Setting) -> dict[str, Any]:
+    """Fine-tuning on short texts against the Trainer."""
+    steps = 4 if setting.smoke else 40
+    sides = finetuning(setting.data, setting.size, setting.batch, steps, setting.place)
+    times = side_by_side(sides, setting.rounds)
+    own = times["own"]["seconds"]
+    found: dict[str, Any] = {
+        "examples_per_second": {name: setting.batch / t["seconds"] for name, t in times.items()},
+        "ratio_to_padded": times["padded"]["seconds"] / own,
+        "ratio_to_dynamic": times["dynamic"]["seconds"] / own,
+        "times": times,
+        "goal": 2.0,
+    }
+    rates = found["examples_per_second"]
+    print(
+        f"fine-tuning: {rates['own']:,.0f} examples/s; Trainer padded to 128 "
+        f"{rates['padded']:,.0f}, {found['ratio_to_padded']:.2f} x (goal 2); padded by batch "
+        f"{rates['dynamic']:,.0f}, {found['ratio_to_dynamic']:.2f} x",
+        flush=True,
+    )
+    return found
+
+
+def accuracy(setting: Setting) -> dict[str, Any]:
+    """The scores of the three ways of fine-tuning."""
+    rows, seeds, epochs = (64, 1, 1) if setting.smoke else (4000, 3, 3)
+    found = scores(setting.data, setting.size, setting.batch, rows, seeds, epochs, setting.place)
+    for name, values in found.items():
+        spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+        print(
+            f"fine-tuning, {name}: accuracy {statistics.mean(values):.4f}, standard deviation "
+            f"{spread:.4f} over {len(values)} seeds",
+            flush=True,
+        )
+    return {"rows": rows, "epochs": epochs, "accuracy": found}
+
+
+def one_by_one(
+    corpus: Corpus, size: str, batch: int, chosen: list[Any], steps: int, place: torch.device
+) -> Iterator[list[float]]:
+    """Trains each mask's model alone; yields the seconds of its steps."""
+    for seed, mask in enumerate(chosen):
+        body = encoder(size, corpus.vocabulary, corpus.length, seed=seed)
+        model = MaskedLanguageModel(body, seed=seed).to(place)
+        attach(model, mask, inputs={"input_ids": corpus.train[:1].long().to(place)})
+        batches = on(place, MlmTask(corpus, batch).batches(0))
+        yield timed(train(model, batches, TrainConfig(steps=steps, lr=5e-4)), place)
+
+
+def all_at_once(
+    corpus: Corpus,
+    size: str,
+    batch: int,
+    chosen: list[Any],
+    steps: int,
+    place: torch.device,
+    compiled: bool,
+) -> list[float]:
+    """Trains all of them as one program; the seconds of its steps."""
+    models = [
+        MaskedLanguageModel(
+            encoder(size, corpus.vocabulary, corpus.length, seed=seed), seed=seed
+        ).to(place)
+        for seed in range(len(chosen))
+    ]
+    batches = MlmTask(corpus, batch).batches(0)
+    config = TrainConfig(steps=steps, lr=5e-4)
+    return timed(train_together(models, chosen, batches, config, compiled=compiled), place)
+
+
+def together(setting: Setting) -> dict[str, Any]:
+    """K models with K masks as one program, against one after the other."""
+    gpu = setting.place.type == "cuda"
+    cases = [("nano", 16, 32), ("tiny", 32, 128)] if not setting.smoke else [("nano", 4, 16)]
+    counts = (1, 4, 16, 64) if gpu else (1, 4)
+    found: dict[str, Any] = {"goal": "8 x at tiny sizes on a GPU"}
+    for size, batch, length in cases:
+        corpus = random_corpus(length, setting.vocabulary, 512)
+        for count in (2,) if setting.smoke else counts:
+            chosen = [masks.window(1 + at % (length // 2)) for at in range(count)]
+            base = (corpus, size, batch, chosen[:2], setting.steps, setting.place)
+            alone: list[float] = []
+            joint: dict[bool, list[float]] = {False: []} | ({True: []} if gpu else {})
+            for _ in range(max(1, setting.rounds // 2)):
+                for each in one_by_one(*base):
+                    alone += each
+                for compiled in joint:
+                    rest = (corpus, size, batch, chosen, setting.steps, setting.place, compiled)
+                    joint[compiled] += all_at_once(*rest)
+            tokens, single = batch * length, statistics.median(alone)
+            for compiled, seconds in joint.items():
+                whole = statistics.median(seconds)
+                name = f"{size}, {count} models" + (", compiled" if compiled else "")
+                found[name] = {
+                    "tokens_per_second": count * tokens / whole,
+                    "tokens_per_second_alone": tokens / single,
+                    "ratio": count * single / whole,
+                }
+                print(
+                    f"{name}: {count * tokens / whole:,.0f} tokens/s together, "
+                    f"{tokens / single:,.0f} one by one, {count * single / whole:.2f} x",
+                    flush=True,
+                )
+    return found
+
+
+def sizes(setting: Setting) -> dict[str, Any]:
+    """Tokens/s of every size, and their share of what a matrix product reaches here."""
+    gpu = setting.place.type == "cuda"
+    kind = torch.bfloat16 if gpu else torch.float32
+    peak = matrix_product(setting.place, kind, 64 if setting.smoke else 8192 if gpu else 1024)
+    found: dict[str, Any] = {"matrix_product_tflops": peak / 1e12, "precision": str(kind)}
+    names = ("tiny", "mini", "small", "medium", "base") if gpu else ("tiny", "mini")
+    for name in ("nano",) if setting.smoke else names:
+        corpus = random_corpus(setting.length, 30_522 if gpu else setting.vocabulary, 512)
+        batch = 4 if setting.smoke else 256 if gpu else 32
+        for compiled in (False, True) if gpu else (False,):
+            body = encoder(name, corpus.vocabulary, corpus.length, seed=0)
+            model = MaskedLanguageModel(body, seed=0).to(setting.place)
+            attach(model, masks.star())
+            if compiled:
+                body.compile(dynamic=False)
+
+            def loss(model: Any, batch: Any) -> Any:
+                with torch.autocast(setting.place.type, kind, enabled=gpu):
+                    return model(**batch).loss
+
+            batches = on(setting.place, MlmTask(corpus, batch).batches(0))
+            config = TrainConfig(steps=4 if setting.smoke else 30 if gpu else 5)
+            seconds = statistics.median(timed(train(model, batches, config, loss), setting.place))
+            rate = batch * setting.length / seconds
+            share = rate * flops(name, setting.length, corpus.vocabulary) / peak
+            label = name + (", compiled" if compiled else "")
+            layers, width = size_named(name).layers, size_named(name).width
+            found[label] = {"tokens_per_second": rate, "share_of_matrix_product": share}
+            print(
+                f"{label} ({layers} x {width}, batch {batch}): {rate:,.0f} tokens/s, "
+                f"{share:.0%} of a matrix product's speed",
+                flush=True,
+            )
+    return found
+
+
+def matrix_product(place: torch.device, kind: torch.dtype, side: int) -> float:
+    """Floating-point operations a second of a square matrix product."""
+    left, right = (torch.randn(side, side, device=place, dtype=kind) for _ in range(2))
+    times = []
+    for _ in range(10):
+        start = clock(place)
+        for _ in range(4):
+            left @ right
+        times.append((clock(place) - start) / 4)
+    return 2 * side**3 / max(statistics.median(times[2:]), 1e-9)
+
+
+PARTS = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "scores": accuracy,
+    "together": together,
+    "sizes": sizes,
+}
+DEFAULT = ("pretrain", "finetune", "together")
+
+
+def main() -> None:
+    """Runs the parts that are named."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--data", type=Path, help="folder with wikitext-2/ and glue/")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--smoke", action="store_true", help="tiny, to see that it runs")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of proxy.json")
+    given = parser.parse_args()
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    if given.device == "cpu":
+        torch.set_num_threads(1)
+    setting = Setting(torch.device(given.device), given.data, given.smoke)
+    machine = (
+        torch.cuda.get_device_name()
+        if given.device == "cuda"
+        else f"{platform.machine()}, 1 thread of {os.cpu_count()} cores"
+    )
+    path = given.out / "proxy.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name in given.parts or DEFAULT:
+        start, cpu = time.perf_counter(), time.process_time()
+        result = PARTS[name](setting)
+        key = name if given.device == "cpu" else f"{name} on {given.device}"
+        found[key] = result | {
+            "text": "random tokens" if given.data is None else given.data.name,
+            "machine": machine,
+            "load": os.getloadavg()[0],
+            "versions": {"torch": torch.__version__, "python": platform.python_version()},
+            "seconds": {
+                "wall": time.perf_counter() - start,
+                "cpu": time.process_time() - cpu,
+            },
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"written to {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
