@@ -142,7 +142,7 @@ class Windows(Sequence[Window]):
     @property
     def lengths(self) -> Numbers:
         """int `[windows]`: positions of every window."""
-        asking = np.diff(self.question_ends, prepend=0)
+        asking = np.diff(self.question_ends.astype(np.int64), prepend=0)
         found: Numbers = asking[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
         return found
 

@@ -264,7 +264,7 @@ def test_misplaced_answers_are_counted(
 def test_real_questions(tmp_path: Path) -> None:
     folder = Path(os.environ["MASKSEARCH_DATA"])
     judge = SquadEvaluator(
-        folder / "wikitext-2",
+        folder / "wikitext-2" / "valid.txt",
         folder / "squad",
         steps=20,
         reports=1,

@@ -166,7 +166,7 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
 def test_real_items(tmp_path: Path) -> None:
     folder = Path(os.environ["MASKSEARCH_DATA"])
     judge = SwagEvaluator(
-        folder / "wikitext-2",
+        folder / "wikitext-2" / "valid.txt",
         folder / "swag",
         steps=20,
         reports=1,

@@ -226,6 +226,14 @@ def test_a_paragraph_without_a_token() -> None:
     assert (found["q"].text, found["r"].text) == ("", "ban")
 
 
+def test_lengths_beyond_the_smallest_integers() -> None:
+    text = " ".join((WORDS * 5)[:220])
+    reading = asked(text, WORDS[0], text=" ".join(WORDS))
+    windows = make_windows(CORPUS, reading, WindowSize(384))
+    assert windows.rows.dtype == np.uint8
+    assert windows.lengths.tolist() == [64 + 220 + 3]
+
+
 def test_nothing_to_train_on() -> None:
     wrong = Question("w", "?", 0, "T", ("bas",), (0,))
     windows = make_windows(CORPUS, Reading(["ban bar"], [wrong]))
