@@ -63,7 +63,7 @@ __all__ = [
     "word_piece",
 ]
 
-FORMAT = "2"  # of the cache files
+FORMAT = "4"  # of the cache files
 BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 
 

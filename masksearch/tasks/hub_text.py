@@ -178,13 +178,13 @@ class HubText:
 def problems_of(source: HubText) -> Iterator[None]:
     """What the libraries raise for a dataset, as one line."""
     import pyarrow as pa
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
 
     try:
         yield
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError, pa.ArrowException) as error:
+    except (OSError, ValueError, RuntimeError, HTTPError, pa.ArrowException) as error:
         said = " ".join(str(error).split())
         raise DataError(
             f"{PREFIX}{source.name} cannot be read: {said or type(error).__name__}; check its "

@@ -23,7 +23,8 @@ class Masking:
 
     With whole words, words are drawn in a random order, and one that no longer fits is passed
     over (as in BERT's own code). Where no word is left that fits, the first tokens of the next
-    one fill the number up: so it is met exactly, at the price of a cut word now and then.
+    one fill the number up: so it is met exactly, at the price of a cut word now and then. Words
+    of one token are scored somewhat more often than long ones, since they always fit.
 
     Args:
         vocabulary: Number of token ids that a random token is drawn from.

@@ -153,7 +153,7 @@ class SentencePairTask:
         order, masking = generator(seed, ORDER), generator(seed, MASKING)
         pairs = generator(seed, PAIRS)
         shape = torch.Size((self.batch, self.corpus.length))
-        chosen = torch.arange(self.share[0], len(self.windows), self.share[1])
+        chosen = torch.arange(len(self.windows))[self.share[0] :: self.share[1]]
         if not len(chosen):
             raise DataError(f"share {self.share} of {len(self.windows)} windows holds none")
         for number, items in enumerate(orders(len(chosen), self.batch, order)):

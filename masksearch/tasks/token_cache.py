@@ -1,7 +1,7 @@
 """The token cache on disk: streams of token ids and the tokenizer that made them.
 
-One Arrow IPC file, read as a memory map: processes on one machine share its pages, and a stream
-larger than the memory can be trained on.
+One Arrow IPC stream with its SHA-256 behind it, read as a memory map: processes on one machine
+share its pages, and a text larger than the memory can be trained on.
 
 write_cache(path, {"train": stream}, tokenizer.to_str(), ["hash of the text"])
 streams, text, content = read_cache(path)
@@ -23,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksearch.tasks.packing import Boundaries, TokenStream
+
+DIGEST = 32  # bytes of SHA-256
+COLUMNS = ["ids", "documents", "paragraphs"]
 
 
 class Cached(NamedTuple):
@@ -81,68 +84,71 @@ class TokenSpool:
 
 
 def read_cache(path: Path) -> Cached | None:
-    """What the file holds, mapped; None (with a warning) for a file that is corrupt."""
+    """What the file holds, mapped; None (with a warning) for a file that is corrupt.
+
+    The checksum is looked at before anything else is: Arrow follows the addresses in a file
+    without a doubt, and a wrong one would end the process.
+    """
     import pyarrow as pa
 
+    reason = "it fails its checksum"
     try:
-        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as file:
-            metadata = {k.decode(): v.decode() for k, v in (file.schema.metadata or {}).items()}
-            streams = {}
-            for number in range(file.num_record_batches):
-                batch = file.get_batch(number)
-                ids, *begins = (
-                    batch.column(name).values.to_numpy()
-                    for name in ("ids", "documents", "paragraphs")
-                )
-                streams[batch.column("stream")[0].as_py()] = TokenStream(
-                    ids, Boundaries(len(ids), *begins)
-                )
-        text, content = metadata["tokenizer"], metadata["content"]
-        if metadata["checksum"] == checksum(streams, text, content):
-            return Cached(streams, text, json.loads(content))
-        reason = "it fails its checksum"
-    except (pa.ArrowException, OSError, KeyError, ValueError, AttributeError) as error:
+        with pa.memory_map(str(path)) as source:
+            whole = source.read_buffer()
+        end = whole.size - DIGEST
+        if (
+            end >= 0
+            and hashlib.sha256(memoryview(whole)[:end]).digest() == whole[end:].to_pybytes()
+        ):
+            return cached(whole[:end])
+    except (pa.ArrowException, OSError, KeyError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
     warnings.warn(f"cache file {path} is corrupt ({reason}); it is made again", stacklevel=3)
     return None
 
 
-def checksum(streams: dict[str, TokenStream], text: str, content: str) -> str:
-    """SHA-256 over the streams, the tokenizer and the hashes of the text."""
-    digest = hashlib.sha256(json.dumps([text, content]).encode())
-    for name in sorted(streams):
-        stream = streams[name]
-        for array in (stream.ids, stream.begins.documents, stream.begins.paragraphs):
-            digest.update(f"{name}:{array.dtype}:{len(array)};".encode())
-            digest.update(array.data)
-    return digest.hexdigest()
+def cached(whole: Any) -> Cached:
+    """What an Arrow buffer holds; its arrays lie in the buffer."""
+    import pyarrow as pa
+
+    streams = {}
+    with pa.ipc.open_stream(whole) as reader:
+        metadata = reader.schema.metadata
+        for name, batch in zip(json.loads(metadata[b"streams"]), reader, strict=True):
+            ids, *begins = (batch.column(column).values.to_numpy() for column in COLUMNS)
+            streams[name] = TokenStream(ids, Boundaries(len(ids), *begins))
+    content = json.loads(metadata[b"content"])
+    return Cached(streams, metadata[b"tokenizer"].decode(), content)
 
 
 def write_cache(
     path: Path, streams: dict[str, TokenStream], text: str, content: list[str]
 ) -> None:
-    """Writes the cache in one move; a folder that cannot be written to costs a warning."""
+    """Writes the cache in one move; a folder that cannot be written to costs a warning.
+
+    Args:
+        path: The file.
+        streams: Token streams by name, at least one, all of one integer type.
+        text: The tokenizer's JSON.
+        content: Hashes of the text.
+    """
     import pyarrow as pa
 
-    hashes = json.dumps(content)
-    metadata = {
-        "tokenizer": text,
-        "content": hashes,
-        "checksum": checksum(streams, text, hashes),
-    }
-    names = ["stream", "ids", "documents", "paragraphs"]
+    about = {"tokenizer": text, "content": json.dumps(content), "streams": json.dumps([*streams])}
+    batches = []
+    for stream in streams.values():
+        arrays = [stream.ids, stream.begins.documents, stream.begins.paragraphs]
+        made = pa.RecordBatch.from_arrays([one_list(array) for array in arrays], names=COLUMNS)
+        batches.append(made.replace_schema_metadata(about))
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            writer = None
-            for name, stream in streams.items():
-                arrays = [stream.ids, stream.begins.documents, stream.begins.paragraphs]
-                columns = [pa.array([name]), *map(one_list, arrays)]
-                batch = pa.record_batch(columns, names=names).replace_schema_metadata(metadata)
-                if writer is None:
-                    writer = stack.enter_context(pa.ipc.new_file(str(partial), batch.schema))
-                writer.write_batch(batch)
+        with partial.open("wb+") as file:
+            with pa.ipc.new_stream(file, batches[0].schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            file.seek(0)
+            file.write(hashlib.file_digest(file, "sha256").digest())  # at its end
         partial.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
@@ -154,9 +160,11 @@ def one_list(values: NDArray[Any]) -> Any:
     """An Arrow array of one list over the memory of `values`; nothing is copied."""
     import pyarrow as pa
 
-    kind = pa.from_numpy_dtype(values.dtype)
-    held = pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), held)
+    def flat(array: NDArray[Any]) -> Any:  # pa.array would load pandas
+        kind = pa.from_numpy_dtype(array.dtype)
+        return pa.Array.from_buffers(kind, len(array), [None, pa.py_buffer(array)])
+
+    return pa.LargeListArray.from_arrays(flat(np.array([0, len(values)])), flat(values))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from masksearch.errors import DataError
 from masksearch.tasks.corpus import Corpus, train_tokenizer
+from masksearch.tasks.packing import Sequences
 
 WORDS = [f"{a}{b}{c}" for a in "bdgk" for b in "aeiou" for c in ("n", "rt", "st", "lling")]
 real = pytest.mark.skipif(
@@ -133,14 +134,16 @@ def test_cache_is_used_and_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert first.encode(["ban dart"]) == again.encode(["ban dart"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
 def test_corrupt_cache_is_made_again(folder: Path, damage: str) -> None:
     first = load(folder)
     (file,) = (folder.parent / "cache").glob("*.arrow")
     data = bytearray(file.read_bytes())
     if damage == "flipped":
         data[-5] ^= 1
-    changed = {"cut": bytes(data[:-40]), "flipped": bytes(data), "text": b"hello"}[damage]
+    changed = {"cut": bytes(data[:-40]), "flipped": bytes(data), "text": b"hello", "empty": b""}[
+        damage
+    ]
     file.write_bytes(changed)
     with pytest.warns(UserWarning, match="made again"):
         again = load(folder)
@@ -221,6 +224,74 @@ def test_tokenizer_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match=r"no tokenizer 'masksearch/nothing'.*--tokenizer"):
         load(folder, tokenizer="masksearch/nothing")
+
+
+def test_rows_lie_in_the_mapped_file(folder: Path) -> None:
+    corpus = load(folder)
+    again = load(folder)
+    for part in (again.train, again.held_out):
+        assert isinstance(part, Sequences)
+        assert part.body.dtype == "uint8"
+        assert not part.body.flags.owndata
+    assert torch.equal(corpus.train, again.train)
+
+
+def test_cut_off_disk_leaves_a_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written: the tokens stay in memory."""
+    whole = load(folder)
+    blocked = folder.parent / "file"
+    blocked.write_text("")
+    with pytest.warns(UserWarning, match="cannot cache"):
+        alone = load(folder, cache=blocked)
+    assert torch.equal(alone.train, whole.train)
+    assert alone.digest == whole.digest
+
+
+def test_digest_of_known_text_stays(tmp_path: Path) -> None:
+    """SOURCE: the corpus before it was mapped; protocols of stored records rest on it."""
+    (tmp_path / "a.txt").write_text(text(3000), encoding="utf-8")
+    assert load(tmp_path / "a.txt").digest == "4935da8bf0845ed8"
+
+
+def test_a_limit_of_tokens_stops_early(folder: Path) -> None:
+    whole, some = load(folder), load(folder, tokens=1_000)
+    assert some.digest != whole.digest
+    assert len(some.train) == 950 // 14
+    assert len(some.held_out) == 50 // 14
+    given = folder.parent / "tokenizer.json"
+    whole.tokenizer.save(str(given))
+    (folder / "valid.txt").write_text(text(2_000, 5))
+    apart = load(folder, tokens=700, tokenizer=given)
+    assert len(apart.train) == len(apart.held_out) == 50
+    assert torch.equal(apart.train, load(folder, tokenizer=given).train[:50].tensor())
+    with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
+        load(folder, tokens=0)
+
+
+def test_documents_are_known_after_packing(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(text(200, seed) for seed in range(20)))
+    corpus = load(path)
+    assert corpus.begins is not None
+    found = []
+    for part, rows in zip(corpus.begins, (corpus.train, corpus.held_out), strict=True):
+        assert part.tokens == rows[:, 1:-1].numel()
+        assert part.documents.tolist() == [0]
+        found.append(part.paragraphs.tolist())
+    ids = corpus.train[:, 1:-1].flatten().tolist()
+    starts = [corpus.encode([text(200, seed)])[0][:5] for seed in range(18)]
+    assert [ids[at : at + 5] for at in found[0]][:18] == starts
+
+
+def test_a_model_that_is_too_small_is_named(folder: Path) -> None:
+    corpus = load(folder)
+    corpus.check_fits(corpus.vocabulary, 16)
+    with pytest.raises(
+        DataError, match=r"ids go up to \d+, the model's vocabulary holds 50;.*--t"
+    ):
+        corpus.check_fits(50, 16)
+    with pytest.raises(DataError, match=r"hold 16 positions, the model takes 15; give a length"):
+        corpus.check_fits(1_000, 15)
 
 
 @real

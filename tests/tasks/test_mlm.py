@@ -1,14 +1,19 @@
 """BERT's masking."""
 
+import hashlib
 import random
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from masksearch.errors import DataError
 from masksearch.tasks.corpus import Corpus
 from masksearch.tasks.mlm import MlmTask
+from masksearch.tasks.tokenizer import word_piece
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +113,67 @@ def test_arguments_are_checked(corpus: Corpus, tmp_path: Path) -> None:
         MlmTask(corpus, probability=0)
     with pytest.raises(ValueError, match="held_out_sequences"):
         MlmTask(corpus, held_out_sequences=0)
+
+
+def test_draws_are_those_of_recorded_experiments() -> None:
+    """SOURCE: the task before it could hide whole words, on the same rows."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(95))]
+    body = torch.randint(
+        5, 100, (50, 14), generator=torch.Generator().manual_seed(0), dtype=torch.int32
+    )
+    edge = torch.ones(50, 1, dtype=torch.int32)
+    rows = torch.cat([edge * 2, body, edge * 3], 1)
+    special = {"pad": 0, "unknown": 1, "cls": 2, "sep": 3, "mask": 4}
+    made = word_piece({name: number for number, name in enumerate(names)})
+    task = MlmTask(Corpus(rows[:40], rows[40:], made, special, "x"), batch=16)
+    digest = hashlib.sha256()
+    for batch in [*islice(task.batches(3), 12), *task.held_out()]:
+        for name in ("input_ids", "labels"):
+            digest.update(batch[name].numpy().tobytes())
+    assert digest.hexdigest()[:16] == "ef58ecc392ac6749"
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    start=st.integers(0, 90),
+    batch=st.sampled_from([1, 7, 64, 300]),
+    whole_words=st.booleans(),
+)
+def test_batches_go_on_where_they_are_asked_to(
+    corpus: Corpus, seed: int, start: int, batch: int, whole_words: bool
+) -> None:
+    task = MlmTask(corpus, batch=batch, whole_words=whole_words)
+    start = start if batch < 300 else start % 6  # more than an epoch in either case
+    undisturbed = islice(task.batches(seed), start, start + 2)
+    for one, two in zip(undisturbed, islice(task.batches(seed, start=start), 2), strict=True):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_whole_words_are_hidden_together(tmp_path: Path) -> None:
+    """A vocabulary of syllables: every word is two tokens."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    syllables = [first + vowel for first in "bdgk" for vowel in "aeiou"]
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join([*names, *syllables, *("##" + s for s in syllables)])
+    )
+    draw = random.Random(0)
+    words = ["".join(draw.choices(syllables, k=2)) for _ in range(4_000)]
+    (tmp_path / "a.txt").write_text(" ".join(words))
+    settings = {"tokenizer": tmp_path / "vocab.txt", "length": 34, "cache": tmp_path}
+    corpus = Corpus.load(tmp_path / "a.txt", **settings)  # type: ignore[arg-type]
+    for batch in islice(MlmTask(corpus, probability=0.25, whole_words=True).batches(0), 10):
+        scored = (batch["labels"] != -100)[:, 1:-1].view(len(batch["labels"]), 16, 2)
+        assert torch.equal(scored[..., 0], scored[..., 1])
+        assert (scored.sum((1, 2)) == 8).all()
+
+
+def test_whole_words_need_marks(corpus: Corpus) -> None:
+    from dataclasses import replace
+
+    from tokenizers import Tokenizer, models
+
+    names = corpus.tokenizer.get_vocab()
+    plain = Tokenizer(models.WordLevel(names, "[UNK]"))
+    task = MlmTask(replace(corpus, tokenizer=plain), whole_words=True)
+    with pytest.raises(DataError, match="whole words cannot be told"):
+        next(task.batches(0))

@@ -1,0 +1,206 @@
+"""Next sentences and their order."""
+
+import pickle
+import random
+from dataclasses import replace
+from itertools import islice, pairwise
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masksearch.contracts import Batch, Task
+from masksearch.errors import DataError
+from masksearch.tasks.corpus import Corpus
+from masksearch.tasks.sentence_pairs import SentencePairTask
+
+Kind = Literal["next", "order"]
+KINDS: list[Kind] = ["next", "order"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Documents of numbered words: the words tell the document and the place in it."""
+    folder = tmp_path_factory.mktemp("pairs")
+    draw = random.Random(0)
+    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+    paragraphs = []
+    for number in range(60):
+        lines = [
+            " ".join([f"{words[number]}", *draw.choices(words[60:], k=draw.randint(2, 9)), "."])
+            for _ in range(draw.randint(1, 12))
+        ]
+        paragraphs.append("\n".join(lines))
+    (folder / "a.txt").write_text("\n\n".join(paragraphs))
+    (folder / "valid.txt").write_text("\n\n".join(paragraphs[:15]))
+    return Corpus.load(folder, vocabulary=300, length=32, cache=folder)
+
+
+def restored(batch: Batch) -> list[list[int]]:
+    return torch.where(batch["labels"] == -100, batch["input_ids"], batch["labels"]).tolist()
+
+
+def segments(corpus: Corpus, batch: Batch) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The two segments of each row; checks the form of the row on the way."""
+    cls, sep, pad = (corpus.special[role] for role in ("cls", "sep", "pad"))
+    found = []
+    for row, kind, seen in zip(
+        restored(batch),
+        batch["token_type_ids"].tolist(),
+        batch["attention_mask"].tolist(),
+        strict=True,
+    ):
+        one, two = (at for at, token in enumerate(row) if token == sep)
+        assert row[0] == cls
+        assert all(token == pad for token in row[two + 1 :])
+        assert kind == [0] * (one + 1) + [1] * (two - one) + [0] * (len(row) - two - 1)
+        assert seen == [1] * (two + 1) + [0] * (len(row) - two - 1)
+        found.append((tuple(row[1:one]), tuple(row[one + 1 : two])))
+    return found
+
+
+def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
+    """Every stretch of the text that stays in a document."""
+    ids = rows[:, 1:-1].reshape(-1).tolist()
+    begins = corpus.begins
+    assert begins is not None
+    number = 0 if rows is corpus.train else 1
+    bounds = [*begins[number].paragraphs.tolist(), len(ids)]
+    return {
+        tuple(ids[one:two])
+        for start, stop in pairwise(bounds)
+        for one in range(start, stop)
+        for two in range(one + 1, min(stop, one + 30) + 1)
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_pairs_are_what_their_labels_say(corpus: Corpus, kind: Kind, whole_words: bool) -> None:
+    task = SentencePairTask(corpus, batch=16, kind=kind, whole_words=whole_words)
+    known = stretches(corpus, corpus.train)
+    followed = 0
+    for batch in islice(task.batches(0), 25):
+        assert all(tensor.dtype == torch.int64 for tensor in batch.values())
+        assert batch["next_sentence_label"].shape == (16,)
+        labels = batch["next_sentence_label"].tolist()
+        for (one, two), label in zip(segments(corpus, batch), labels, strict=True):
+            assert one in known
+            assert two in known
+            assert len(one) >= 1 <= len(two)
+            if kind == "next":
+                assert (one + two in known) == (label == 0)
+                followed += one + two in known
+            else:
+                assert (two + one if label else one + two) in known
+    assert kind == "order" or followed > 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_are_even(corpus: Corpus, kind: Kind) -> None:
+    task = SentencePairTask(corpus, batch=100, kind=kind)
+    labels = torch.cat([batch["next_sentence_label"] for batch in islice(task.batches(1), 40)])
+    assert labels.float().mean() == pytest.approx(0.5, abs=0.04)
+
+
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_scored_tokens_are_a_share_of_the_pair(corpus: Corpus, whole_words: bool) -> None:
+    task = SentencePairTask(corpus, batch=32, whole_words=whole_words)
+    for batch in islice(task.batches(2), 10):
+        real = batch["attention_mask"].sum(1) - 3
+        scored = (batch["labels"] != -100).sum(1)
+        assert scored.tolist() == [max(1, round(0.15 * count)) for count in real.tolist()]
+        assert scored.max() == round(0.15 * 29)
+
+
+def test_an_epoch_shows_every_window_once(corpus: Corpus) -> None:
+    task = SentencePairTask(corpus, batch=5, kind="order")
+    count = len(task.windows)
+    seen = []
+    for batch in islice(task.batches(0), -(-count // 5)):
+        labels = batch["next_sentence_label"].tolist()
+        seen += [
+            two + one if label else one + two
+            for (one, two), label in zip(segments(corpus, batch), labels, strict=True)
+        ]
+    ids = torch.from_numpy(task.windows.ids.astype("int64"))
+    bounds = zip(task.windows.begin.tolist(), task.windows.end.tolist(), strict=True)
+    windows = [tuple(ids[one:two].tolist()) for one, two in bounds]
+    assert sorted(seen[:count]) == sorted(windows)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    start=st.integers(0, 60),
+    kind=st.sampled_from(KINDS),
+    whole_words=st.booleans(),
+)
+def test_batches_go_on_where_they_are_asked_to(
+    corpus: Corpus, seed: int, start: int, kind: Kind, whole_words: bool
+) -> None:
+    task = SentencePairTask(corpus, batch=7, kind=kind, whole_words=whole_words)
+    one = next(islice(task.batches(seed), start, None))
+    two = next(task.batches(seed, start=start))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
+    task = SentencePairTask(corpus, batch=4, held_out_sequences=6, kind=kind)
+    assert isinstance(task, Task)
+    one, two = task.held_out(), task.held_out()
+    assert [len(batch["labels"]) for batch in one] == [4, 2]
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(one, two, strict=True) for name in a)
+    known = stretches(corpus, corpus.held_out)
+    assert all(segment in known for row in segments(corpus, one[0]) for segment in row)
+    assert task.name == f"mlm+{kind}"
+
+
+def test_shares_are_apart_and_whole(corpus: Corpus) -> None:
+    task = SentencePairTask(corpus, batch=1, kind="order")
+    parts = [
+        {
+            tuple(sorted(sum(segments(corpus, batch)[0], ())))
+            for batch in islice(replace(task, share=(number, 2)).batches(0), 400)
+        }
+        for number in (0, 1)
+    ]
+    whole = {tuple(sorted(sum(segments(corpus, b)[0], ()))) for b in islice(task.batches(0), 400)}
+    assert parts[0] | parts[1] == whole
+    assert len(parts[0] & parts[1]) <= 3  # windows that hold the same words
+
+
+def test_a_pickled_corpus_gives_the_same_pairs(corpus: Corpus) -> None:
+    shipped = pickle.loads(pickle.dumps(corpus))
+    for one, two in zip(
+        islice(SentencePairTask(corpus).batches(0), 3),
+        islice(SentencePairTask(shipped).batches(0), 3),
+        strict=True,
+    ):
+        assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_errors_say_what_to_do(corpus: Corpus) -> None:
+    with pytest.raises(ValueError, match="'next' or 'order', got 'nsp'"):
+        SentencePairTask(corpus, kind="nsp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch must be at least 1"):
+        SentencePairTask(corpus, batch=0)
+    with pytest.raises(ValueError, match="probability is a share"):
+        SentencePairTask(corpus, probability=1.5)
+    with pytest.raises(ValueError, match="held_out_sequences"):
+        SentencePairTask(corpus, held_out_sequences=0)
+    with pytest.raises(ValueError, match=r"share is \(k, n\)"):
+        SentencePairTask(corpus, share=(2, 2))
+    with pytest.raises(ValueError, match="length of at least 7"):
+        SentencePairTask(replace(corpus, train=corpus.train[:, :6]))
+    for changed in (replace(corpus, begins=None), replace(corpus, train=corpus.train[::2])):
+        with pytest.raises(DataError, match=r"documents of its train text begin.*share=\(k, n\)"):
+            next(SentencePairTask(changed).batches(0))
+    with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):
+        next(SentencePairTask(corpus, blank_lines=False).batches(0))
+    next(SentencePairTask(corpus, blank_lines=False, kind="order").batches(0))
+    with pytest.raises(DataError, match="holds none"):
+        next(SentencePairTask(corpus, share=(5_000, 5_001)).batches(0))
