@@ -33,9 +33,12 @@ class Judging:
     """Options that say how a mask is judged; None = the evaluator's own default."""
 
     evaluator: str | None = None  # file.py:name
-    corpus: Path | None = None
+    corpus: str | None = None
     tokenizer: str | None = None
-    glue: Path | None = None
+    weights: str | None = None
+    glue: str | None = None
+    squad: str | None = None
+    swag: str | None = None
     tasks: str | None = None  # comma-separated
     rows: int | None = None
     size: str | None = None
@@ -44,18 +47,25 @@ class Judging:
     steps: int | None = None
     batch: int | None = None
     lr: float | None = None
+    preset: str | None = None
+    set: Sequence[str] | None = None  # name=value
     latency: bool = False  # an objective more
     memory: bool = False  # an objective more
     cost_length: int | None = None  # positions at which both are taken
+    reuse: Path | None = None  # folder of results that are never run again
 
     def build(self) -> Evaluator:
-        """The evaluator: the user's own, GLUE, masked LM on a corpus, or the planted corpus; with
-        the costs that were asked for.
+        """The evaluator: the user's own, a downstream task, masked LM on a corpus, or the planted
+        corpus; with the costs that were asked for.
 
         Raises:
             ChoiceError: If options do not go together; says which.
         """
         judged = self.judging()
+        if self.reuse is not None:
+            from masksearch.evaluators.cached import Cached
+
+            judged = Cached(judged, self.reuse)
         if self.latency or self.memory:
             from masksearch.evaluators.with_cost import WithCost
 
@@ -68,11 +78,11 @@ class Judging:
 
     def judging(self) -> Evaluator:
         """The evaluator without costs."""
-        costs = ("latency", "memory", "cost_length")
+        around = ("latency", "memory", "cost_length", "reuse")
         given = {
             name: value
             for name, value in vars(self).items()
-            if value is not None and name not in costs
+            if value not in (None, []) and name not in around
         }
         if self.evaluator is not None:
             others = sorted(set(given) - {"evaluator"})
@@ -81,41 +91,82 @@ class Judging:
                 raise ChoiceError(f"--evaluator brings its own settings; drop {flags}")
             built: Evaluator = load_function(self.evaluator)()
             return built
-        if self.corpus is None:
+        tasks = [name for name in ("glue", "squad", "swag") if name in given]
+        if len(tasks) > 1:
+            raise ChoiceError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
+        if self.corpus is None and not (self.weights and tasks):
             return self.planted(given)
-        settings: dict[str, Any] = {
-            name: given[name]
-            for name in ("tokenizer", "size", "length", "vocabulary", "steps", "batch", "lr")
-            if name in given
-        }
-        if self.glue is None:
-            stray = sorted({"tasks", "rows"} & set(given))
-            if stray:
-                raise ChoiceError(f"--{stray[0]} needs --glue FOLDER")
-            from masksearch.evaluators.mlm import MlmEvaluator
-
-            return MlmEvaluator(self.corpus, **settings)
-        from masksearch.evaluators.glue import GlueEvaluator
-
+        if self.tasks is not None and self.glue is None:
+            raise ChoiceError("--tasks needs --glue FOLDER")
+        if self.rows is not None and not tasks:
+            raise ChoiceError("--rows needs --glue, --squad or --swag")
+        kind = evaluator_kind(tasks[0] if tasks else "mlm")
+        settings = {name: given[name] for name in given if name not in ("corpus", "set", "preset")}
         if self.tasks is not None:
             names = [name.strip() for name in self.tasks.split(",") if name.strip()]
             settings["tasks"] = tuple(names)
-        if self.rows is not None:
-            settings["rows"] = self.rows
-        return GlueEvaluator(self.corpus, glue=self.glue, **settings)
+        settings |= set_options(kind, self.set or ())
+        if self.preset is not None:
+            return kind.preset(self.preset, self.corpus, **settings)  # type: ignore[no-any-return]
+        return kind(self.corpus, **settings)  # type: ignore[no-any-return]
 
     def planted(self, given: dict[str, Any]) -> Evaluator:
         """The embedded corpus, which needs no file."""
         from masksearch.evaluators.planted import PlantedEvaluator
 
-        known = {"steps", "size", "batch", "lr"}
-        stray = sorted(set(given) - known)
+        known = ("steps", "size", "batch", "lr", "set")
+        stray = sorted(set(given) - set(known))
         if stray:
             raise ChoiceError(
-                f"--{stray[0]} needs --corpus FILE_OR_FOLDER; without a corpus the planted one "
-                f"is used, which takes {', '.join('--' + name for name in sorted(known))}"
+                f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue, --squad "
+                "or --swag); without a corpus the planted one is used, which takes "
+                f"{', '.join('--' + name for name in sorted(known))}"
             )
-        return PlantedEvaluator(**given)
+        settings = {name: value for name, value in given.items() if name != "set"}
+        return PlantedEvaluator(**settings, **set_options(PlantedEvaluator, self.set or ()))
+
+
+def evaluator_kind(task: str) -> Any:
+    """The evaluator's class for a downstream task, or for the pre-training alone ("mlm")."""
+    match task:
+        case "glue":
+            from masksearch.evaluators.glue import GlueEvaluator
+
+            return GlueEvaluator
+        case "squad":
+            from masksearch.evaluators.squad import SquadEvaluator
+
+            return SquadEvaluator
+        case "swag":
+            from masksearch.evaluators.swag import SwagEvaluator
+
+            return SwagEvaluator
+    from masksearch.evaluators.mlm import MlmEvaluator
+
+    return MlmEvaluator
+
+
+def set_options(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set name=value` gives an evaluator beside the options that have names of their own.
+
+    Raises:
+        ChoiceError: If there is no "=".
+        UnknownNameError: If the evaluator has no such setting.
+    """
+    own = {option.name for option in fields(Judging)}
+    known = [f.name for f in fields(kind) if f.init and f.name not in own | {"process"}]
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ChoiceError(f"--set takes name=value, got {setting!r}")
+        if name in own:
+            raise ChoiceError(f"{name} has an option of its own: --{name}")
+        if name not in known:
+            raise unknown_name(f"setting of {kind.__name__}", name, known)
+        value = read_value(text)
+        found[name] = tuple(value) if isinstance(value, list) else value
+    return found
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,10 @@ JUDGING: dict[str, tuple[Any, Any]] = {
     ),
     "corpus": (
         Annotated[
-            Path | None,
-            typer.Option(help="Plain text, a file or a folder; default: the planted corpus."),
+            str | None,
+            typer.Option(
+                help="Plain text: a file, a folder or hf:OWNER/NAME; default: the planted corpus."
+            ),
         ],
         None,
     ),
@@ -42,7 +44,36 @@ JUDGING: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
-    "glue": (Annotated[Path | None, typer.Option(help="Folder in GLUE's TSV layout.")], None),
+    "weights": (
+        Annotated[
+            str | None,
+            typer.Option(help="Start from a checkpoint: a folder or a name on the Hub."),
+        ],
+        None,
+    ),
+    "glue": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="Fine-tune on GLUE: a folder in its TSV layout, or hf:nyu-mll/glue."
+            ),
+        ],
+        None,
+    ),
+    "squad": (
+        Annotated[
+            str | None,
+            typer.Option(help="Fine-tune on SQuAD: a JSON file, or a folder with train and dev."),
+        ],
+        None,
+    ),
+    "swag": (
+        Annotated[
+            str | None,
+            typer.Option(help="Fine-tune on SWAG: a file (JSONL, CSV), a folder, or hf:..."),
+        ],
+        None,
+    ),
     "tasks": (
         Annotated[str | None, typer.Option(help="GLUE tasks, such as SST-2,QQP,MNLI.")],
         None,
@@ -65,6 +96,27 @@ JUDGING: dict[str, tuple[Any, Any]] = {
     "steps": (Annotated[int | None, typer.Option(help="Optimiser steps of pre-training.")], None),
     "batch": (Annotated[int | None, typer.Option(help="Sequences of a batch.")], None),
     "lr": (Annotated[float | None, typer.Option(help="Peak learning rate.")], None),
+    "preset": (
+        Annotated[str | None, typer.Option(help="Published settings: sparsebert.")],
+        None,
+    ),
+    "set": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                help="Any other setting of the evaluator, as name=value; repeatable: "
+                "precision=bfloat16, pretraining=mlm+order, epochs=2, finetune_seeds=3, frozen=1."
+            ),
+        ],
+        None,
+    ),
+    "reuse": (
+        Annotated[
+            Path | None,
+            typer.Option(help="Keep results there; what it holds is not run again in any study."),
+        ],
+        None,
+    ),
     "latency": (
         Annotated[
             bool,

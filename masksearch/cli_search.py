@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 COMMAND = "command.json"  # what `resume` repeats
-PATHS = {"run", "corpus", "glue", "found"}
+PATHS = {"run", "found", "reuse"}
+PLACES = {"corpus", "tokenizer", "weights", "glue", "squad", "swag"}  # here, or on the Hub
 CODE = {"space", "evaluator"}  # file.py:function
 
 
@@ -312,6 +313,8 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
         if name in PATHS and value is not None:
             many = isinstance(value, list)
             plain[name] = [str(Path(v).resolve()) for v in value] if many else absolute(value)
+        elif name in PLACES and value is not None:
+            plain[name] = absolute(value) if Path(value).expanduser().exists() else value
         elif name in CODE and value is not None:
             file, colon, function = str(value).rpartition(":")
             plain[name] = f"{Path(file).resolve()}{colon}{function}"
@@ -325,7 +328,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
 
 def absolute(path: Path | str) -> str:
     """A path that holds from any folder."""
-    return str(Path(path).resolve())
+    return str(Path(path).expanduser().resolve())
 
 
 def without_password(storage: str) -> str:
