@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch, Differentiable, Objective, Report, Shape, mixed_seed
-from masksearch.errors import unknown_name
+from masksearch.errors import DataError, unknown_name
 from masksearch.evaluators.presets import preset_named
 from masksearch.evaluators.pretraining import (
     PAIRS,
@@ -263,7 +263,7 @@ class MlmEvaluator(PretrainsTogether):
     def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
         if self.corpus is None:
-            raise ValueError("this evaluator only fine-tunes; it has no corpus to pre-train on")
+            raise DataError("this evaluator only fine-tunes; give it a corpus to pre-train on")
         corpus = self.carried or read_corpus(
             self.corpus,
             self.tokenizer,

@@ -77,6 +77,28 @@ def held_out_values(
     return values
 
 
+@lru_cache(maxsize=4)
+def made_task(
+    corpus: Corpus,
+    batch: int,
+    held_out_sequences: int,
+    pairs: Literal["next", "order"] | None,
+    whole_words: bool,
+) -> MlmTask | SentencePairTask:
+    """The task, made once a process: it keeps how it has cut the text into pairs."""
+    if pairs is None:
+        return MlmTask(
+            corpus, batch, held_out_sequences=held_out_sequences, whole_words=whole_words
+        )
+    return SentencePairTask(
+        corpus,
+        batch,
+        held_out_sequences=held_out_sequences,
+        kind=pairs,
+        whole_words=whole_words,
+    )
+
+
 def half(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:
     """The task on every second sequence (or pair) of its training text, from `part` (0 or 1)."""
     if isinstance(task, SentencePairTask):

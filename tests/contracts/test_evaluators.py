@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_checkpoint import tiny_checkpoint
 from toy import ToyEvaluator
 
 import masksearch as ms
@@ -44,6 +45,33 @@ def text(folder: Path) -> Evaluator:
     return ms.MlmEvaluator(text_file(folder), **SMALL, cache=folder / "cache")
 
 
+def pairs(folder: Path) -> Evaluator:
+    changes = {"pretraining": "mlm+order", "whole_words": True, "dropout": 0.1, "length": 20}
+    settings = {**SMALL, **changes, "cache": folder / "cache"}
+    return ms.MlmEvaluator(text_file(folder), **settings)
+
+
+def from_weights(folder: Path) -> Evaluator:
+    weights = tiny_checkpoint(folder / "checkpoint", list(WORDS))
+    settings = {**SMALL, "cache": folder / "cache"}
+    return ms.MlmEvaluator(text_file(folder), weights=weights, **settings)
+
+
+def finetuning(folder: Path) -> Evaluator:
+    weights = tiny_checkpoint(folder / "checkpoint", list(WORDS))
+    tasks = glue_folder(folder)
+    return ms.GlueEvaluator(
+        None,
+        glue=tasks,
+        weights=weights,
+        tasks=("SST-2",),
+        epochs=1,
+        length=16,
+        finetune_seeds=2,
+        frozen=1,
+    )
+
+
 def glue(folder: Path) -> Evaluator:
     corpus, tasks = text_file(folder), glue_folder(folder)
     settings = {**SMALL, "cache": folder / "cache"}
@@ -55,6 +83,9 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "toy": lambda folder: ToyEvaluator(),
     "planted": planted,
     "mlm": text,
+    "pairs": pairs,
+    "from weights": from_weights,
+    "fine-tuning": finetuning,
     "glue": glue,
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
     "with_cost": lambda folder: ms.WithCost(planted(folder), latency=False, memory=True),
@@ -108,6 +139,10 @@ class TestEvaluator:
         evaluator = make(tmp_path)
         if not isinstance(evaluator, OffersGradients):
             pytest.skip("no gradients offered")
+        if getattr(evaluator, "corpus", "") is None:
+            with pytest.raises(ms.DataError, match="give it a corpus to pre-train on"):
+                evaluator.differentiable(0)
+            return
         offered = evaluator.differentiable(0)
         loss = offered.model(**next(offered.batches)).loss
         loss.backward()

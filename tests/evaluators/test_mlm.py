@@ -6,6 +6,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
-from masksearch.contracts import CarriesData, Evaluator
-from masksearch.errors import DataError, EmptyRowError, UnknownNameError
+from masksearch.contracts import CarriesData, Evaluator, Report, Shape
+from masksearch.errors import DataError, EmptyRowError, LengthError, UnknownNameError
 from masksearch.evaluators.mlm import MlmEvaluator, report_steps
 from masksearch.masks import Mask
 from masksearch.tasks.corpus import Corpus, small
+from masksearch.train import Step, TrainConfig, following
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
@@ -119,7 +122,9 @@ def test_protocol_follows_what_the_score_depends_on(corpus: Path) -> None:
     base = evaluator(corpus)
     changes = [{"steps": 21}, {"lr": 1e-3}, {"length": 18}, {"vocabulary": 150}, {"batch": 4}]
     changes += [{"precision": "bfloat16"}, {"size": "tiny"}, {"held_out_sequences": 16}]
-    changes += [{"initializer_range": 0.06}]
+    changes += [{"initializer_range": 0.06}, {"pretraining": "mlm+next"}, {"whole_words": True}]
+    changes += [{"architecture": "roberta"}, {"dropout": 0.1}, {"micro_batches": 2}]
+    changes += [{"optimiser": "lamb"}, {"warmup": 0.1}, {"schedule": "sqrt"}, {"compile": True}]
     seen = {base.protocol} | {evaluator(corpus, **change).protocol for change in changes}
     assert len(seen) == len(changes) + 1
     assert evaluator(corpus, reports=2, cache=corpus.parent / "two").protocol == base.protocol
@@ -218,6 +223,14 @@ def test_errors(corpus: Path, tmp_path: Path) -> None:
         MlmEvaluator(corpus, size="tinny")
     with pytest.raises(ValueError, match="steps must be at least 1"):
         MlmEvaluator(corpus, steps=0)
+    with pytest.raises(ValueError, match=r"there is no corpus; give a text file or a folder$"):
+        MlmEvaluator(None)
+    with pytest.raises(UnknownNameError, match="unknown pre-training 'nsp'"):
+        MlmEvaluator(corpus, pretraining="nsp")  # type: ignore[arg-type]
+    with pytest.raises(UnknownNameError, match="unknown architecture 'gpt'"):
+        MlmEvaluator(corpus, architecture="gpt")
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
+        MlmEvaluator(corpus, dropout=1.0)
     with pytest.raises(ValueError, match="reports must be at least 1"):
         MlmEvaluator(corpus, reports=0)
     with pytest.raises(ValueError, match="float32 or bfloat16"):
@@ -226,6 +239,182 @@ def test_errors(corpus: Path, tmp_path: Path) -> None:
         _ = MlmEvaluator(tmp_path / "nowhere").protocol
     with pytest.raises(EmptyRowError):
         list(evaluator(corpus)(masks.shifts([1]), seed=0, workdir=tmp_path))
+
+
+# -- a run that is killed ------------------------------------------------------------------------
+class Killed(Exception):
+    """Ends a run from outside, in the middle of a step."""
+
+
+def reports_until(
+    judge: Evaluator, workdir: Path, steps: int, mask: Mask | None = None, seed: int = 3
+) -> list[Report]:
+    """The reports of a run that is killed after so many optimiser steps."""
+    count = 0
+
+    def kill(step: Step, config: TrainConfig) -> None:
+        nonlocal count
+        count += 1
+        if count == steps:
+            raise Killed
+
+    found = []
+    with following(kill), suppress(Killed):
+        for report in judge(mask or masks.window(1), seed=seed, workdir=workdir):
+            found.append(report)
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dropout": 0.2},
+        {"pretraining": "mlm+order", "micro_batches": 2, "optimiser": "lamb", "whole_words": True},
+    ],
+    ids=["adamw", "lamb, pairs"],
+)
+def test_a_killed_run_ends_as_it_would_have(
+    corpus: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6, **change)
+    straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
+    assert not list((tmp_path / "straight").glob("*"))  # a finished run leaves nothing
+    for killed in (1, 4):
+        place = tmp_path / str(killed)
+        first = reports_until(judge, place, killed)
+        assert first == straight[: len(first)]
+        if killed == 4:  # killed again where it had been killed before
+            assert reports_until(judge, place, 1) == first
+        assert list(judge(masks.window(1), seed=3, workdir=place)) == straight
+
+
+def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:
+    judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6)
+    straight = list(judge(masks.star(), seed=0, workdir=tmp_path / "straight"))
+    reports = judge(masks.star(), seed=0, workdir=tmp_path / "closed")
+    assert [next(reports) for _ in range(2)] == straight[:2]
+    reports.close()
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path / "closed")) == straight
+
+
+def test_another_runs_state_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    """Another mask or seed in the same folder starts from the beginning."""
+    judge = evaluator(corpus, checkpoint_seconds=0.0, steps=4)
+    for change in ({"mask": masks.star()}, {"seed": 4}):
+        reports_until(judge, tmp_path, 3, **change)  # type: ignore[arg-type]
+        straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
+        assert list(judge(masks.window(1), seed=3, workdir=tmp_path)) == straight
+
+
+# -- what is pre-trained, and how ----------------------------------------------------------------
+def test_pairs_are_reported_beside_the_loss(corpus: Path, tmp_path: Path) -> None:
+    judge = evaluator(corpus, pretraining="mlm+order", steps=4)
+    *_, last = judge(masks.full(), seed=0, workdir=tmp_path)
+    assert set(last.values) == {"loss", "pair_loss", "pair_accuracy"}
+    assert 0 <= last.values["pair_accuracy"] <= 1
+    parts = judge.differentiable(0)
+    batch = next(parts.batches)
+    both = judge.losses(parts.model, batch)
+    assert both.shape == (2,)
+    assert parts.model(**batch).loss.item() == pytest.approx(both.sum().item(), rel=1e-6)
+    assert judge.loss(parts.model, batch).item() == both.sum().item()
+    assert parts.halves is not None
+    assert not torch.equal(*(next(half)["input_ids"] for half in parts.halves))
+
+
+def test_dropout_is_drawn_from_the_seed(corpus: Path, tmp_path: Path) -> None:
+    dropping = evaluator(corpus, dropout=0.3)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = list(dropping(masks.star(), seed=0, workdir=tmp_path))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert list(dropping(masks.star(), seed=0, workdir=tmp_path)) == first
+    assert list(evaluator(corpus)(masks.star(), seed=0, workdir=tmp_path)) != first
+
+
+def test_micro_batches_are_one_step(corpus: Path) -> None:
+    judge = evaluator(corpus, micro_batches=3)
+    seen: list[int] = []
+    with following(lambda step, config: seen.append(step.tokens)):
+        list(judge(masks.full(), seed=0, workdir=corpus.parent / "micro"))
+    assert seen == [3 * 8 * 16] * 10
+
+
+def test_other_architectures_train(corpus: Path, tmp_path: Path) -> None:
+    judge = evaluator(corpus, architecture="distilbert", steps=3)
+    assert type(judge.model(0).encoder).__name__ == "DistilBertModel"
+    *_, last = judge(masks.star(), seed=0, workdir=tmp_path)
+    assert math.isfinite(last.values["loss"])
+
+
+def test_preset_is_the_published_run(corpus: Path) -> None:
+    judge = MlmEvaluator.preset("sparsebert", corpus)
+    config = judge.train_config
+    assert judge.shape == Shape(128, 12, 12)
+    assert (judge.batch * judge.micro_batches, config.steps) == (65_536, 7_038)
+    assert (config.optimiser, config.schedule, config.lr) == ("lamb", "sqrt", 6e-3)
+    assert (judge.pretraining, judge.dropout, judge.vocabulary) == ("mlm+next", 0.1, 30_522)
+    assert MlmEvaluator.preset("sparsebert", corpus, steps=5, batch=2).steps == 5
+    with pytest.raises(
+        UnknownNameError, match="unknown preset 'sparse'; did you mean 'sparsebert'"
+    ):
+        MlmEvaluator.preset("sparse", corpus)
+
+
+# -- from a checkpoint ---------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+    words += [word[::-1] for word in words]
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"), sorted(set(words)))
+
+
+def test_weights_bring_shape_tokenizer_and_vocabulary(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    judge = evaluator(corpus, weights=checkpoint, size="base", steps=4)
+    assert judge.shape == Shape(16, 2, 2)
+    assert judge.task().corpus.vocabulary == judge.start.vocabulary
+    assert judge.objectives[0].worst == math.log(judge.start.vocabulary)
+    stored = judge.start.encoder(dropout=0.0).state_dict()
+    for name, weight in judge.model(0).encoder.state_dict().items():
+        assert torch.equal(weight, stored[name])
+    as_it_is = evaluator(corpus, weights=checkpoint, steps=0)
+    (report,) = as_it_is(masks.full(), seed=0, workdir=tmp_path)
+    held_out = judge.task().held_out()
+    assert report == Report(0, {"loss": judge.held_out_loss(judge.model(0), held_out)})
+    assert list(judge(masks.full(), seed=0, workdir=tmp_path))[-1].step == 4
+    seen = {judge.protocol, as_it_is.protocol, evaluator(corpus, steps=4).protocol}
+    assert len(seen) == 3
+    assert evaluator(corpus, weights=checkpoint, steps=4).protocol == judge.protocol
+    assert pickle.loads(pickle.dumps(judge)) == judge
+
+
+def test_weights_that_do_not_fit_are_refused_before_training(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(LengthError, match="48 positions, asked for 64"):
+        next(
+            evaluator(corpus, weights=checkpoint, length=64)(
+                masks.full(), seed=0, workdir=tmp_path
+            )
+        )
+    larger = tiny_checkpoint(tmp_path / "larger", ["ban", "dar"], more=3)
+    with pytest.raises(DataError, match="the tokenizer has 10 ids"):
+        next(evaluator(corpus, weights=larger)(masks.full(), seed=0, workdir=tmp_path))
+    with pytest.raises(DataError):
+        _ = evaluator(corpus, weights=tmp_path / "nowhere").protocol
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(corpus: Path, tmp_path: Path) -> None:
+    runs = [
+        list(evaluator(corpus, compile=compiled)(masks.star(), seed=0, workdir=tmp_path))
+        for compiled in (False, True)
+    ]
+    losses = [[report.values["loss"] for report in run] for run in runs]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
 
 
 @real

