@@ -1,10 +1,11 @@
 """From which step on does a short pre-training rank masks as a long one, or as GLUE does?
 
     python experiments/07_proxy/card.py --runs FOLDER [--scores FOLDER] [--results FOLDER]
+    python experiments/07_proxy/card.py --recorded   # the curves that 04_halving_replay recorded
 
-Reads what `pretrain.py` has finished (`MASK-SEED.json`, with the curve of the MLM loss) and,
-where there are any, the scores of fine-tuning each checkpoint (`scores-*.json`). Writes the
-cards, their tables and figures.
+The first reads what `pretrain.py` has finished (`MASK-SEED.json`, with the curve of the MLM
+loss) and, where there are any, the scores of fine-tuning each checkpoint (`scores-*.json`).
+Writes the cards, their tables and figures.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from masksearch.results.proxy_card import ProxyCard
 from masksearch.results.proxy_observations import NOT_ANNEALED, Observation, Observed
 
 HERE = Path(__file__).parent
+RECORDED = {  # file of 04_halving_replay/results -> what its score is
+    "curves": "score",  # planted corpus
+    "text_400": "loss",  # WikiText-2, 400 steps
+    "text_800": "glue",  # WikiText-2, 800 steps, then SST-2, QQP, MNLI
+}
 MARGIN = 0.005  # a mean score within this of the constant prediction's has learned nothing
 MEAN = "mean of the tasks"
 
@@ -85,9 +91,22 @@ def at_majority(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return means
 
 
+def recorded(path: Path, score: str) -> list[Observation]:
+    """The curves of a table of 04_halving_replay, with the score at the end."""
+    found = []
+    for row in pd.read_csv(path).to_dict("records"):
+        points = {int(k.removeprefix("loss@")): row[k] for k in row if k.startswith("loss@")}
+        values = [("loss", step, loss) for step, loss in points.items()]
+        found += [
+            Observation(row["mask"], 1 - row["sparsity"], row["seed"], step, measure, value)
+            for measure, step, value in [*values, (score, row["last"], row["score"])]
+        ]
+    return found
+
+
 def write(card: ProxyCard, folder: Path, name: str) -> None:
     """A card as a figure, tables and text."""
-    card.plot(folder / f"{name}.png")
+    card.plot(folder / f"{name}.png", dpi=90)
     card.frame().round(5).to_csv(folder / f"{name}.csv", index=False)
     card.choices().round(5).to_csv(folder / f"{name}_choices.csv", index=False)
     if card.others:
@@ -102,8 +121,16 @@ def main() -> None:
     parser.add_argument("--scores", type=Path, help="default: the runs' folder")
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--bands", type=int, help="density bands; default: factors of two")
+    parser.add_argument("--recorded", action="store_true", help="cards of 04_halving_replay")
     arguments = parser.parse_args()
     arguments.results.mkdir(parents=True, exist_ok=True)
+    if arguments.recorded:
+        for name, score in RECORDED.items():
+            path = HERE.parent / "04_halving_replay" / "results" / f"{name}.csv"
+            observed = Observed(tuple(recorded(path, score)), facts=(NOT_ANNEALED,))
+            card = ProxyCard.from_observations(observed, target=score, bands=arguments.bands)
+            write(card, arguments.results, f"recorded_{name}")
+        return
     losses = curves(arguments.runs)
     if not losses:
         parser.error(f"{arguments.runs} holds no finished run (MASK-SEED.json with a curve)")

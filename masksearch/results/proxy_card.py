@@ -315,11 +315,11 @@ class ProxyCard:
         )
         return found
 
-    def plot(self, path: Path | str) -> Path:
+    def plot(self, path: Path | str, dpi: int = 150) -> Path:
         """Writes the figure (`.png`, `.pdf`, ...); folders are made."""
         from masksearch.results.proxy_plots import plot_proxy
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        plot_proxy(self).savefig(path, dpi=150, bbox_inches="tight")
+        plot_proxy(self).savefig(path, dpi=dpi, bbox_inches="tight")
         return path

@@ -14,8 +14,10 @@ REFERENCE = "="  # marks the budget that is the reference itself
 def brief_table(card: ProxyCard) -> Table:
     """The columns of `budgets_table` that a terminal has room for."""
     whole = budgets_table(card)
-    wanted = ("schedule", "steps", "masks", "tau-b, all", "tau-b in bands", "between seeds")
-    wanted += ("front held", f"regret ({card.target})", "at random")
+    wanted = {
+        "schedule", "steps", "masks", "tau-b, all", "tau-b in bands", "between seeds",
+        "front held", f"regret ({card.target})", "at random",
+    }  # fmt: skip
     places = [place for place, cell in enumerate(whole.head) if cell.text in wanted]
     return Table(
         tuple(whole.head[place] for place in places),

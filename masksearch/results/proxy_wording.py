@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from masksearch.results.proxy_rows import Budget
 
 LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
+HIGH = 0.9  # reliability beside which a low ceiling needs a word
 
 
 def objections(card: ProxyCard) -> list[str]:
@@ -77,7 +78,7 @@ def verdict_text(card: ProxyCard) -> str:
                 lines.append(f"  {label}{shortfall(card, card.series()[name], rule)}")
         if low:
             lines.append(
-                "  The ceiling is low: seeds differ as much as most masks of one band do. "
+                "  The ceiling is low: most masks of one band differ by no more than seeds do. "
                 "Such a ranking finds masks that stand out, and no more; use several seeds a mask."
             )
     lines += figures(card)
@@ -137,6 +138,11 @@ def figures(card: ProxyCard) -> list[str]:
             f"{number(narrow.reliability)}), of {card.seeds} seeds "
             f"{number(wide.of_seeds(card.seeds))} ({number(narrow.of_seeds(card.seeds))})."
         )
+        if narrow.reliability > HIGH and card.ceiling_within.value < LOW:
+            lines.append(
+                "A few masks far from the rest make that reliability; the noise ceiling counts "
+                "every pair of masks alike, and most of them lie close together."
+            )
     lines += list(card.facts)
     if card.left_out:
         lines.append(

@@ -1,0 +1,85 @@
+"""Experiment 07's cards: what the finished pre-trainings and their fine-tunings make."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "07_proxy" / "card.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("proxy_experiment_card", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    scores = []
+    for index in range(12):
+        for seed in (0, 1):
+            facts = {
+                "mask": f"m{index}",
+                "density": 0.1 + index % 2 / 100,
+                "seed": seed,
+                "curve": {"100": 5 - index / 20 - seed / 100, "400": 4 - index / 10},
+            }
+            (tmp_path / f"m{index}-{seed}.json").write_text(json.dumps(facts))
+            for task, majority in (("SST-2", 0.5), ("QQP", 0.62)):
+                row = {"mask": f"m{index}", "seed": seed, "step": 400, "setting": "full"}
+                row |= {"task": task, "score": majority + index / 100, "majority": majority}
+                scores.append(row)
+    scores.append({**scores[0], "mask": "unknown"})
+    scores.append({**scores[0], "score": scores[0]["score"] + 0.2})  # a second fine-tuning
+    (tmp_path / "scores-0.json").write_text(json.dumps(scores))
+    return tmp_path
+
+
+def test_curves_and_scores_become_observations(script, folder):
+    losses = script.curves(folder)
+    assert len(losses) == 12 * 2 * 2
+    densities = {o.mask: o.density for o in losses}
+    tuned = script.of_scores(script.scores(folder), densities)
+    values = {(o.mask, o.seed, o.measure): o.value for o in tuned}
+    assert values["m0", 0, "SST-2 (full)"] == pytest.approx(0.6)  # mean of two fine-tunings
+    assert values["m3", 1, "mean of the tasks (full)"] == pytest.approx((0.53 + 0.65) / 2)
+    assert "unknown" not in {o.mask for o in tuned}
+    learned = script.at_majority(script.scores(folder)).set_index("task")["learned"]
+    assert learned.to_dict() == {"SST-2": True, "QQP": True}
+
+
+@pytest.mark.slow
+def test_cards_are_written(script, folder, monkeypatch, capsys, tmp_path):
+    results = tmp_path / "results"
+    words = ["card.py", "--runs", folder, "--results", results, "--bands", 1]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+    script.main()
+    out = capsys.readouterr().out
+    assert "Valid from 100 steps on: loss as a proxy of loss at 400 steps." in out
+    for name in ("loss.png", "loss.csv", "glue_full.txt", "observations.csv", "learned.csv"):
+        assert (results / name).is_file()
+
+
+def test_recorded_curves_are_read(script):
+    place = SCRIPT.parents[1] / "04_halving_replay" / "results" / "text_400.csv"
+    found = script.recorded(place, "loss")
+    assert len({o.mask for o in found}) == 24
+    assert sorted({o.budget for o in found}) == [3, 6, 12, 25, 50, 100, 200, 400]
+
+
+def test_a_folder_without_runs_is_a_mistake(script, monkeypatch, capsys, tmp_path):
+    words = ["card.py", "--runs", str(tmp_path), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit):
+        script.main()
+    assert "holds no finished run" in capsys.readouterr().err
