@@ -10,9 +10,9 @@ finetune: examples/s on short texts against the Trainer, padded to 128 and padde
 scores: accuracy after the same number of steps, each of the three ways.
 together: K models with K masks as one program against one after the other.
 sizes: tokens/s of tiny ... base and their share of what a large matrix product reaches.
-Repetitions take turns (A B A B); figures are medians over their steps. CPU figures are seconds of
-the process on one thread, so that a neighbour's load counts little. The Trainer needs the package
-`accelerate`.
+Repetitions take turns (A B A B); figures are medians over them of the mean step. CPU figures are
+seconds of the process on one thread, so that a neighbour's load counts little. The Trainer needs
+the package `accelerate`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        return 4 if self.smoke else 12
+        return 4 if self.smoke else 12 if self.place.type == "cpu" else 60
 
     def corpus(self) -> Corpus:
         """WikiText-2, or random tokens."""
@@ -96,18 +97,19 @@ class Setting:
 def side_by_side(
     sides: dict[str, Callable[[], list[float]]], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Median seconds a step of every side; the sides take turns."""
-    found: dict[str, list[list[float]]] = {name: [] for name in sides}
+    """Seconds a step of every side, the mean of a round's steps (they differ in length) and the
+    median of the rounds; the sides take turns."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
-            found[name].append(side())
+            found[name].append(statistics.fmean(side()))
     return {
         name: {
-            "seconds": statistics.median(second for part in parts for second in part),
-            "fastest_round": min(statistics.median(part) for part in parts),
-            "slowest_round": max(statistics.median(part) for part in parts),
+            "seconds": statistics.median(means),
+            "fastest_round": min(means),
+            "slowest_round": max(means),
         }
-        for name, parts in found.items()
+        for name, means in found.items()
     }
 
 
@@ -164,7 +166,7 @@ def finetune(setting: Setting) -> dict[str, Any]:
 
 def accuracy(setting: Setting) -> dict[str, Any]:
     """The scores of the three ways of fine-tuning."""
-    rows, seeds, epochs = (64, 1, 1) if setting.smoke else (4000, 3, 3)
+    rows, seeds, epochs = (64, 1, 1) if setting.smoke else (2000, 3, 3)
     found = scores(setting.data, setting.size, setting.batch, rows, seeds, epochs, setting.place)
     for name, values in found.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
@@ -185,7 +187,7 @@ def one_by_one(
         model = MaskedLanguageModel(body, seed=seed).to(place)
         attach(model, mask, inputs={"input_ids": corpus.train[:1].long().to(place)})
         batches = on(place, MlmTask(corpus, batch).batches(0))
-        yield timed(train(model, batches, TrainConfig(steps=steps, lr=5e-4)), place)
+        yield timed(train(model, batches, TrainConfig(steps=steps, lr=5e-4)), steps, place)
 
 
 def all_at_once(
@@ -206,23 +208,25 @@ def all_at_once(
     ]
     batches = MlmTask(corpus, batch).batches(0)
     config = TrainConfig(steps=steps, lr=5e-4)
-    return timed(train_together(models, chosen, batches, config, compiled=compiled), place)
+    run = train_together(models, chosen, batches, config, compiled=compiled)
+    return timed(run, steps, place)
 
 
 def together(setting: Setting) -> dict[str, Any]:
     """K models with K masks as one program, against one after the other."""
     gpu = setting.place.type == "cuda"
     cases = [("nano", 16, 32), ("tiny", 32, 128)] if not setting.smoke else [("nano", 4, 16)]
-    counts = (1, 4, 16, 64) if gpu else (1, 4)
+    counts = (1, 4, 16, 64)
     found: dict[str, Any] = {"goal": "8 x at tiny sizes on a GPU"}
     for size, batch, length in cases:
         corpus = random_corpus(length, setting.vocabulary, 512)
-        for count in (2,) if setting.smoke else counts:
+        most = 64 if gpu else 16 if size == "nano" else 4  # a CPU gains nothing from more
+        for count in (2,) if setting.smoke else [c for c in counts if c <= most]:
             chosen = [masks.window(1 + at % (length // 2)) for at in range(count)]
             base = (corpus, size, batch, chosen[:2], setting.steps, setting.place)
             alone: list[float] = []
             joint: dict[bool, list[float]] = {False: []} | ({True: []} if gpu else {})
-            for _ in range(max(1, setting.rounds // 2)):
+            for _ in range(2 if gpu else 1):
                 for each in one_by_one(*base):
                     alone += each
                 for compiled in joint:
@@ -268,7 +272,8 @@ def sizes(setting: Setting) -> dict[str, Any]:
 
             batches = on(setting.place, MlmTask(corpus, batch).batches(0))
             config = TrainConfig(steps=4 if setting.smoke else 30 if gpu else 5)
-            seconds = statistics.median(timed(train(model, batches, config, loss), setting.place))
+            run = train(model, batches, config, loss)
+            seconds = statistics.median(timed(run, config.steps, setting.place))
             rate = batch * setting.length / seconds
             share = rate * flops(name, setting.length, corpus.vocabulary) / peak
             label = name + (", compiled" if compiled else "")
@@ -315,6 +320,12 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    wanted = {"pretrain", "finetune", "scores"} & set(given.parts or DEFAULT)
+    if wanted and find_spec("accelerate") is None:
+        parser.error(
+            f"transformers' Trainer, for {', '.join(sorted(wanted))}, needs the package "
+            "accelerate: pip install accelerate"
+        )
     if given.device == "cpu":
         torch.set_num_threads(1)
     setting = Setting(torch.device(given.device), given.data, given.smoke)
@@ -328,9 +339,9 @@ def main() -> None:
     for name in given.parts or DEFAULT:
         start, cpu = time.perf_counter(), time.process_time()
         result = PARTS[name](setting)
-        key = name if given.device == "cpu" else f"{name} on {given.device}"
+        key = name if given.data is None else f"{name}, real text"
+        key += "" if given.device == "cpu" else f", {given.device}"
         found[key] = result | {
-            "text": "random tokens" if given.data is None else given.data.name,
             "machine": machine,
             "load": os.getloadavg()[0],
             "versions": {"torch": torch.__version__, "python": platform.python_version()},

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -60,20 +61,20 @@ def classifier(size: str, seed: int) -> SequenceClassifier:
     return made
 
 
-def texts(data: Path | None, count: int) -> Texts:
-    """SST-2, or rows as long as SST-2's whose first words tell their class."""
+def texts(data: Path | None, rows: int) -> Texts:
+    """SST-2, or rows as long as SST-2's, of random words."""
     if data is not None:
         corpus = Corpus.load(data / "wikitext-2", vocabulary=VOCABULARY, length=LENGTH)
         parts = [read(data / "glue" / "SST-2" / f"{name}.tsv") for name in ("train", "dev")]
         draw = torch.Generator().manual_seed(0)
-        order = torch.randperm(len(parts[0]), generator=draw)[:count].tolist()
-        rows = [
+        order = torch.randperm(len(parts[0]), generator=draw)[:rows].tolist()
+        made = [
             TokenRows.of(sequences(corpus, [(text,) for text, _ in part], [at for _, at in part]))
             for part in ([parts[0][index] for index in order], parts[1])
         ]
-        return Texts(corpus, rows[0], rows[1])
+        return Texts(corpus, *made)
     corpus = random_corpus(LENGTH, VOCABULARY, 64)
-    return Texts(corpus, made_up(corpus, count, 0), made_up(corpus, 256, 1))
+    return Texts(corpus, made_up(corpus, rows, 0), made_up(corpus, 256, 1))
 
 
 def read(path: Path) -> list[tuple[str, int]]:
@@ -83,10 +84,10 @@ def read(path: Path) -> list[tuple[str, int]]:
     return [(sentence, int(label)) for sentence, label in pairs]
 
 
-def made_up(corpus: Corpus, count: int, seed: int) -> TokenRows:
+def made_up(corpus: Corpus, number: int, seed: int) -> TokenRows:
     """Rows of random words, their lengths log-normal; class 1 holds more odd than even ids."""
     draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randn(count, generator=draw).mul(0.75).add(2.35).exp().long().clamp(1, 120)
+    lengths = torch.randn(number, generator=draw).mul(0.75).add(2.35).exp().long().clamp(1, 120)
     rows = []
     for length in lengths.tolist():
         ids = torch.randint(5, VOCABULARY, (length,), generator=draw).tolist()
@@ -101,7 +102,8 @@ def own(
 ) -> list[float]:
     """Trains with masksearch's loop; seconds of each step."""
     batches = on(place, shuffled(found.train, batch, seed, found.corpus))
-    return timed(train(model.to(place), batches, TrainConfig(steps=steps, lr=LR)), place)
+    run = train(model.to(place), batches, TrainConfig(steps=steps, lr=LR))
+    return timed(run, steps, place)
 
 
 def trainers(
@@ -144,11 +146,13 @@ WAYS: dict[str, Callable[..., list[float]]] = {
 def finetuning(
     data: Path | None, size: str, batch: int, steps: int, place: torch.device
 ) -> dict[str, Callable[[], list[float]]]:
-    """The three ways, each as a function that trains a fresh model and returns its seconds."""
+    """The three ways, each as a function that trains a fresh model and returns its seconds; every
+    call takes other batches."""
     found = texts(data, max(256, 4 * steps * batch))
+    seeds = {name: count() for name in WAYS}
 
     def side(name: str) -> list[float]:
-        return WAYS[name](found, classifier(size, 0), batch, steps, 0, place)
+        return WAYS[name](found, classifier(size, 0), batch, steps, next(seeds[name]), place)
 
     return {name: partial(side, name) for name in WAYS}
 

@@ -37,12 +37,41 @@ def clock(place: torch.device) -> float:
     return time.perf_counter()
 
 
-def timed(steps: Iterator[Any], place: torch.device) -> list[float]:
-    """Seconds of each step but the first ones."""
-    stamps = []
-    for _ in steps:
-        stamps.append(clock(place))
-    return [b - a for a, b in zip(stamps[SKIPPED - 1 :], stamps[SKIPPED:], strict=False)]
+class Stopwatch:
+    """Seconds of each step but the first ones. A GPU is waited for twice, not at every step:
+    what it gives is the mean of all steps.
+
+    Args:
+        place: Where the steps run.
+        steps: How many there will be.
+    """
+
+    def __init__(self, place: torch.device, steps: int) -> None:
+        self.place, self.steps, self.done = place, steps, 0
+        self.stamps: list[float] = []
+
+    def tick(self) -> None:
+        """A step has ended."""
+        self.done += 1
+        if self.place.type == "cpu" or self.done in (SKIPPED, self.steps):
+            self.stamps.append(clock(self.place))
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of each counted step."""
+        if self.place.type != "cpu":
+            return [(self.stamps[1] - self.stamps[0]) / (self.steps - SKIPPED)]
+        return [
+            b - a for a, b in zip(self.stamps[SKIPPED - 1 :], self.stamps[SKIPPED:], strict=False)
+        ]
+
+
+def timed(run: Iterator[Any], steps: int, place: torch.device) -> list[float]:
+    """Runs a training of that many steps to its end; seconds of each counted step."""
+    watch = Stopwatch(place, steps)
+    for _ in run:
+        watch.tick()
+    return watch.seconds
 
 
 def on(place: torch.device, batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
@@ -59,7 +88,7 @@ def own_pretraining(
     model = MaskedLanguageModel(body, seed=0).to(place)
     attach(model, mask, inputs={"input_ids": corpus.train[:1].long().to(place)})
     batches = on(place, MlmTask(corpus, batch).batches(0))
-    return timed(train(model, batches, TrainConfig(steps=steps, lr=LR)), place)
+    return timed(train(model, batches, TrainConfig(steps=steps, lr=LR)), steps, place)
 
 
 def trainers_pretraining(
@@ -110,11 +139,11 @@ def trained(
     """Trains with the Trainer at its fastest; seconds of each step but the first ones."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-    stamps: list[float] = []
+    watch = Stopwatch(place, steps)
 
     class Stamps(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            stamps.append(clock(place))
+            watch.tick()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -149,7 +178,7 @@ def trained(
         )
         trainer.pop_callback(PrinterCallback)
         trainer.train()
-    return [b - a for a, b in zip(stamps[SKIPPED - 1 :], stamps[SKIPPED:], strict=False)]
+    return watch.seconds
 
 
 def random_corpus(length: int, vocabulary: int, rows: int) -> Corpus:

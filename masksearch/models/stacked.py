@@ -47,7 +47,7 @@ class Arranged:
 
     def to(self, place: torch.device) -> Arranged:
         """The same on that device."""
-        if place.type == "cpu":
+        if self.ids.device.type == place.type:
             return self
         parts = (part.pin_memory() for part in (self.ids, self.at, self.targets))
         return Arranged(*(part.to(place, non_blocking=True) for part in parts))

@@ -194,3 +194,27 @@ def test_training_arguments_must_fit():
         list(train_together(models, MASKS[:2], itertools.islice(drawn(0), 2), CONFIG))
     with pytest.raises(ValueError, match="micro_batches = 2 is not followed"):
         TrainedTogether(models, None, TrainConfig(micro_batches=2))
+
+
+def test_half_precision_is_near_the_full_one():
+    found = []
+    for precision in ("float32", "bfloat16"):
+        run = TrainedTogether([made(0), made(1)], None, CONFIG, precision=precision)
+        found.append([step.loss for step in run.step([next(drawn(0))]).values()])
+    assert found[1] == pytest.approx(found[0], abs=0.02)
+    assert found[1] != found[0]
+
+
+@pytest.mark.slow
+def test_forward_is_one_graph_also_after_a_model_has_left():
+    """What torch.compile needs; compiling itself takes minutes and a compiler."""
+    found = []
+    for fullgraph in (True, False):
+        run = TrainedTogether([made(seed) for seed in range(3)], None, CONFIG)
+        if fullgraph:
+            run.forward = torch.compile(run.stack, backend="eager", fullgraph=True)
+        batches = drawn(0)
+        run.step([next(batches)])
+        run.leave([1])
+        found.append([step.loss for step in run.step([next(batches)]).values()])
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
