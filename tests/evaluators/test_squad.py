@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_text(folder)
     for name, impossible in (("one", 0.0), ("two", 0.3)):
-        for seed, (part, articles) in enumerate((("train", 8), ("dev", 2))):
+        for seed, (part, articles) in enumerate((("train", 6), ("dev", 2))):
             made = squad_json(articles, 45, seed=seed, impossible=impossible)
             write_squad(folder / name / f"{part}-v.json", made)
     return folder
@@ -208,7 +208,7 @@ def test_a_single_file_is_split_and_says_so(data: Path, caplog: pytest.LogCaptur
     judge = evaluator(data, "one/train-v.json")
     with caplog.at_level(logging.INFO, logger="masksearch"):
         source = judge.data().source
-    assert source == "train-v.json alone: 2 of 8 articles, drawn by seed 0, are held out"
+    assert source == "train-v.json alone: 1 of 6 articles, drawn by seed 0, are held out"
     assert source in caplog.text
     other = evaluator(data, "one/train-v.json", squad_held_out=data / "one" / "dev-v.json")
     assert len(other.data().dev) == 90
@@ -266,7 +266,8 @@ def test_real_questions(tmp_path: Path) -> None:
     judge = SquadEvaluator(
         folder / "wikitext-2" / "valid.txt",
         folder / "squad",
-        steps=20,
+        steps=5,
+        held_out_sequences=32,
         reports=1,
         tokenizer=folder / "bert-vocab" / "vocab.txt",
         rows=200,

@@ -49,7 +49,7 @@ def evaluator(data: Path, name: str = "swag", **settings: object) -> SwagEvaluat
     return SwagEvaluator(data / "text.txt", data / name, **(small | settings))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("mask", [masks.star(), masks.full(), masks.longformer(3, 1)], ids=str)
+@pytest.mark.parametrize("mask", [masks.star(), masks.longformer(3, 1)], ids=str)
 def test_what_can_be_learnt_is_learnt(data: Path, tmp_path: Path, mask: Mask) -> None:
     judge = evaluator(data, epochs=2)
     *curve, last = judge(mask, seed=0, workdir=tmp_path)
@@ -168,7 +168,8 @@ def test_real_items(tmp_path: Path) -> None:
     judge = SwagEvaluator(
         folder / "wikitext-2" / "valid.txt",
         folder / "swag",
-        steps=20,
+        steps=5,
+        held_out_sequences=32,
         reports=1,
         tokenizer=folder / "bert-vocab" / "vocab.txt",
         rows=100,
