@@ -122,9 +122,10 @@ class HubText:
             first = list(islice(rows, PEEKED))
             column = self.chosen_column(first[0]) if first else ""
             texts = self.texts(chain(first, rows), column)
-            lines = any(not (row[column] or "").strip() for row in first)
+            head = list(islice(texts, PEEKED))
+            lines = not all(text.strip() for text in head)
             with target.open("w", encoding="utf-8", newline="") as file:
-                for text in texts:
+                for text in chain(head, texts):
                     file.write(text + "\n" if lines else document(text))
         return target
 

@@ -115,7 +115,7 @@ def cached(whole: Any) -> Cached:
     with pa.ipc.open_stream(whole) as reader:
         metadata = reader.schema.metadata
         for name, batch in zip(json.loads(metadata[b"streams"]), reader, strict=True):
-            ids, *begins = (batch.column(column).values.to_numpy() for column in COLUMNS)
+            ids, *begins = (in_place(batch.column(column).values) for column in COLUMNS)
             streams[name] = TokenStream(ids, Boundaries(len(ids), *begins))
     content = json.loads(metadata[b"content"])
     return Cached(streams, metadata[b"tokenizer"].decode(), content)
@@ -158,13 +158,18 @@ def write_cache(
 
 def one_list(values: NDArray[Any]) -> Any:
     """An Arrow array of one list over the memory of `values`; nothing is copied."""
-    import pyarrow as pa
+    import pyarrow as pa  # its ways from and to numpy would load pandas
 
-    def flat(array: NDArray[Any]) -> Any:  # pa.array would load pandas
+    def flat(array: NDArray[Any]) -> Any:
         kind = pa.from_numpy_dtype(array.dtype)
         return pa.Array.from_buffers(kind, len(array), [None, pa.py_buffer(array)])
 
     return pa.LargeListArray.from_arrays(flat(np.array([0, len(values)])), flat(values))
+
+
+def in_place(values: Any) -> NDArray[Any]:
+    """An Arrow array of integers as a numpy array over its memory."""
+    return np.frombuffer(values.buffers()[1], str(values.type), len(values))
 
 
 @contextlib.contextmanager
