@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
+from masksearch.distributed import Group
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,11 @@ class Accumulator:
 
     Args:
         rows: Largest number of rows of a part; None = whole batches.
+        group: The processes that share the rows of every batch.
     """
 
-    def __init__(self, rows: int | None = None) -> None:
-        self.rows = rows
+    def __init__(self, rows: int | None = None, group: Group | None = None) -> None:
+        self.rows, self.group = rows, group or Group()
 
     def gradients(
         self,
@@ -43,6 +45,9 @@ class Accumulator:
     ) -> Tensor:
         """Fresh gradients of the mean loss over all labels of the batches.
 
+        In a group of several processes each gets the gradient of its own rows, as their part of
+        that mean: the whole is the sum over the processes.
+
         Args:
             model: Its parameters get the gradients.
             batches: One or more.
@@ -52,19 +57,20 @@ class Accumulator:
             check: Called with each part's loss before its gradient is taken.
 
         Returns:
-            The loss, detached, on the model's device.
+            The loss (or this process's part of it), detached, on the model's device.
 
         Raises:
             torch.OutOfMemoryError: If memory runs out with one row (on a CPU a RuntimeError).
         """
-        started, largest = self.rows, max(len(batch["input_ids"]) for batch in batches)
+        own = [self.group.share(batch) for batch in batches]
+        started, largest = self.rows, max(len(batch["input_ids"]) for batch in own)
         while True:
             begin()
             try:
-                value = self.attempt(model, batches, loss, check)
+                value = self.attempt(model, batches, own, loss, check)
             except RuntimeError as error:
                 rows = min(largest, self.rows or largest)
-                if rows == 1 or not out_of_memory(error):
+                if rows <= 1 or not out_of_memory(error):
                     raise
                 log.info("out of memory with %d rows at once: %s", rows, error)
             else:
@@ -85,20 +91,25 @@ class Accumulator:
         self,
         model: nn.Module,
         batches: Sequence[Batch],
+        own: Sequence[Batch],
         loss: Loss,
         check: Callable[[Tensor], None],
     ) -> Tensor:
-        """One forward and backward pass of every part."""
-        parts = [part for batch in batches for part in split(batch, self.rows)]
-        if len(parts) == 1:
+        """One forward and backward pass of every part of this process's own rows."""
+        alone = self.group.size == 1
+        parts = [part for batch in own for part in split(batch, self.rows)]
+        if len(parts) == 1 and alone:
             value = loss(model, parts[0]).sum()
             check(value)
             value.backward()  # type: ignore[no-untyped-call]
             return value.detach()
         counts = [scored(part) for part in parts]
-        totals = [sum(column) for column in zip(*counts, strict=True)]
+        whole = counts if alone else [scored(batch) for batch in batches]
+        totals = [sum(column) for column in zip(*whole, strict=True)]
         found: list[Tensor] = []
         for part, count in zip(parts, counts, strict=True):
+            if not len(part["input_ids"]):  # fewer rows than processes
+                continue
             means = loss(model, part).reshape(-1)
             shares = [n / max(1, total) for n, total in zip(count, totals, strict=True)]
             # A mean over no label is NaN; it has no share in the whole.
@@ -109,6 +120,8 @@ class Accumulator:
             check(value)
             value.backward()  # type: ignore[no-untyped-call]
             found.append(value.detach())
+        if not found and any(totals):  # the other processes have them
+            return torch.zeros((), device=batches[0]["input_ids"].device)
         if not found:
             raise ValueError("no label of the batch is scored (every one is -100)")
         return torch.stack(found).sum()

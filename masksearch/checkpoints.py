@@ -6,6 +6,7 @@
     kept.save(step, tensors, {"loss": 2.5})  # replaces the older of two
 
 Two generations are kept, so that a file that was damaged later costs one of them, not the run.
+Of several processes (`masksearch.distributed`) the first one writes and removes; all read.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from masksearch.distributed import group
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,8 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Removes every checkpoint, when the run has its result."""
+        if not group().first:
+            return
         for path in self.files():
             path.unlink(missing_ok=True)
 

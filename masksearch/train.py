@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from masksearch.accumulation import Accumulator
 from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch, mixed_seed
+from masksearch.distributed import group
 from masksearch.errors import NonFiniteLossError, unknown_name
 from masksearch.lamb import Lamb
 from masksearch.train_state import restore_random, restore_state, training_state
@@ -162,6 +163,10 @@ def train(
     one row, with one warning: the gradient stays that of the whole batch (but for rounding, and
     for a model with batch normalisation).
 
+    Under `masksearch.distributed.joined` each process computes its rows of every batch; losses,
+    gradients and weights are those of one process with the whole batches (but for rounding).
+    Model and batches must be the same on all; the first process writes the checkpoints.
+
     Args:
         model: Any module; left in training mode.
         batches: At least `config.steps * config.micro_batches` batches, as an iterator, or as a
@@ -177,7 +182,8 @@ def train(
         memory: Plain data (JSON) of the caller's that goes into checkpoints; it is brought back
             in place, before `train` returns.
         noise_seed: Seed of what the model draws from torch's global generator (dropout), which
-            is left as it was; None = it draws from that generator.
+            is left as it was; several processes draw differently from it. None = it draws from
+            that generator.
 
     Yields:
         One `Step` per optimiser step; in a run that goes on, from the next one.
@@ -187,6 +193,7 @@ def train(
             up to 20 steps late.
         ValueError: If the batches end too early.
         torch.OutOfMemoryError: If memory runs out with a single row (on a CPU a RuntimeError).
+        ResumeError: If several processes find different checkpoints.
     """
     return Training(
         model, batches, config, loss, checkpoints, checkpoint_seconds, key, memory, noise_seed
@@ -216,11 +223,13 @@ class Training:
         self.trained = [p for group in groups for p in cast("list[Tensor]", group["params"])]
         self.device = self.trained[0].device if self.trained else torch.device("cpu")
         self.optimiser = built(groups, config)
-        self.accumulator = Accumulator()
+        self.group = group()
+        self.accumulator = Accumulator(group=self.group)
         self.done = 0  # optimiser steps
         self.unread: list[tuple[int, Tensor]] = []  # losses on a GPU nobody has looked at
         self.random: dict[str, Tensor] = {}  # states of global generators, to be put back
         self.restore()
+        self.group.agreed(self.done, self.device)
         self.batches = self.following_batches(batches)
         model.train()
 
@@ -235,7 +244,7 @@ class Training:
 
     def run(self) -> Generator[Step, None, None]:
         """The remaining steps."""
-        if self.random and self.noise_seed is None:
+        if self.random and self.noise_seed is None and self.group.first:
             restore_random(self.random, self.device)
         saved, full = time.monotonic(), False
         while self.done < self.config.steps:
@@ -243,7 +252,9 @@ class Training:
             for follower in FOLLOWERS.get():
                 follower(step, self.config)
             yield step
-            if self.checkpoints is None or time.monotonic() - saved < self.checkpoint_seconds:
+            if self.checkpoints is None or not self.group.first:
+                continue
+            if time.monotonic() - saved < self.checkpoint_seconds:
                 continue
             self.read()
             try:
@@ -261,11 +272,15 @@ class Training:
     def advance(self) -> Step:
         """One optimiser step."""
         factor = rate(self.done, self.config)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.config.lr * factor
+        for each in self.optimiser.param_groups:
+            each["lr"] = self.config.lr * factor
         batches = [self.taken(self.batches) for _ in range(self.config.micro_batches)]
         with self.noise() as begin:
             value = self.accumulator.gradients(self.model, batches, self.loss, begin, self.check)
+        if self.group.size > 1:
+            self.group.sum_together([value], self.device)
+            self.refuse_at_once(value)  # on every process: none waits for another
+            self.group.sum_gradients(self.trained, self.device)
         if self.config.optimiser == "adamw":  # LAMB clips by itself
             torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip)
         self.optimiser.step()
@@ -289,7 +304,8 @@ class Training:
             def begin() -> None:
                 self.optimiser.zero_grad(set_to_none=True)
                 if self.noise_seed is not None:
-                    drawn = mixed_seed(self.noise_seed, self.done)
+                    own = () if self.group.first else (self.group.rank,)
+                    drawn = mixed_seed(self.noise_seed, self.done, *own)
                     torch.default_generator.manual_seed(drawn)
                     if self.device.type == "cuda":
                         index = self.device.index or 0
@@ -305,6 +321,11 @@ class Training:
         return batch
 
     def check(self, value: Tensor) -> None:
+        """Refuses a part's NaN or infinite loss; several processes do so after its sum."""
+        if self.group.size == 1:
+            self.refuse_at_once(value)
+
+    def refuse_at_once(self, value: Tensor) -> None:
         """Refuses a NaN or infinite loss, where looking at it costs nothing."""
         if self.device.type != "cuda":
             self.refuse(self.done + 1, value.item())

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from masksearch.contracts import Report
+from masksearch.distributed import group
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Scores:
     def put(self, name: str, values: dict[str, float]) -> None:
         """Keeps the scores of a run, in one move."""
         self.found[name] = values
+        if not group().first:
+            return
         partial = self.path.with_suffix(".partial")
         text = json.dumps({"key": self.key, "scores": self.found}, indent=1)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +53,9 @@ class Scores:
 
 
 def save(model: nn.Module, path: Path, key: str, curve: list[Report]) -> None:
-    """Keeps the pre-trained weights and their reports, in one move."""
+    """Keeps the pre-trained weights and their reports, in one move; several processes once."""
+    if not group().first:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
