@@ -1,0 +1,148 @@
+"""Models written for transformers, read back by it and by `open_pretrained`."""
+
+import errno
+import json
+import logging
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from masksearch import masks
+from masksearch.errors import AttachError
+from masksearch.models.attach import attach
+from masksearch.models.export import save_masked_language_model, with_their_epsilon
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.pretrained import open_pretrained
+from masksearch.models.sizes import ARCHITECTURES, Size, encoder
+from masksearch.tasks.tokenizer import open_tokenizer, special_ids, word_piece
+
+LENGTH, VOCABULARY = 12, 40
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "mask", "##s", "."]
+
+
+def made(architecture: str = "bert", *, pairs: bool = False) -> MaskedLanguageModel:
+    """A model whose every weight is drawn, biases too, as training would leave them."""
+    body = encoder(Size(2, 16, 2), VOCABULARY, LENGTH, seed=0, architecture=architecture, pad=1)
+    model = with_their_epsilon(MaskedLanguageModel(body, seed=0, pairs=pairs))
+    drawn = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=drawn), alpha=0.1)
+    return model.eval()
+
+
+def logits(model: nn.Module) -> Tensor:
+    drawn = torch.Generator().manual_seed(1)
+    tokens = torch.randint(3, VOCABULARY, (3, LENGTH), generator=drawn)
+    with torch.no_grad():
+        return model(input_ids=tokens).logits.reshape(-1, VOCABULARY)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_both_readers_compute_the_same(tmp_path, architecture):
+    from transformers import AutoModelForMaskedLM
+
+    model = made(architecture)
+    expected = logits(model)
+    attach(model, masks.window(1))
+    masked = logits(model)
+    assert save_masked_language_model(model, tmp_path / "out") == tmp_path / "out"
+    assert torch.equal(logits(model), masked)  # the mask is still on
+    theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
+    assert torch.allclose(logits(theirs), expected, atol=1e-5)
+    assert theirs.config._attn_implementation != "masksearch"
+    start = open_pretrained(tmp_path / "out")
+    assert (start.architecture, start.has_head, start.has_pair_head) == (architecture, True, False)
+    again = start.masked_language_model(seed=9).eval()
+    assert torch.allclose(logits(again), expected, atol=1e-5)
+    attach(again, masks.window(1))
+    assert torch.allclose(logits(again), masked, atol=1e-5)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json", "model.safetensors"
+    ]  # fmt: skip
+
+
+def test_a_pair_head_of_bert_is_kept(tmp_path):
+    from transformers import BertForPreTraining
+
+    model = made(pairs=True)
+    save_masked_language_model(model, tmp_path)
+    tokens = torch.randint(3, VOCABULARY, (5, LENGTH), generator=torch.Generator().manual_seed(2))
+    start = open_pretrained(tmp_path)
+    assert start.has_pair_head
+    again = start.masked_language_model(seed=9, pairs=True).eval()
+    theirs = BertForPreTraining.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        mine = model(tokens).pair_logits
+        assert torch.allclose(again(tokens).pair_logits, mine, atol=1e-5)
+        assert torch.allclose(theirs(tokens).seq_relationship_logits, mine, atol=1e-5)
+    assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+def test_a_pair_head_of_another_is_left_out_with_a_warning(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "masksearch"):
+        save_masked_language_model(made("electra", pairs=True), tmp_path)
+    assert "sentence-pair head is not written" in caplog.text
+    assert open_pretrained(tmp_path).has_head
+
+
+def test_without_their_epsilon_logits_are_close(tmp_path):
+    model = made()
+    model.norm.eps = 1e-5
+    save_masked_language_model(model, tmp_path)
+    again = open_pretrained(tmp_path).masked_language_model(seed=0).eval()
+    assert torch.allclose(logits(again), logits(model), atol=1e-2)
+
+
+def test_tokenizer_is_read_by_both(tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = word_piece({token: number for number, token in enumerate(TOKENS)})
+    special = special_ids(tokenizer)
+    save_masked_language_model(made(), tmp_path, tokenizer=tokenizer, special=special)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("a small mask.")["input_ids"] == [2, 5, 6, 7, 9, 3]
+    pair = theirs("a mask", "small masks")
+    assert pair["input_ids"] == [2, 5, 7, 3, 6, 7, 8, 3]
+    assert pair["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert (theirs.mask_token, theirs.pad_token_id, theirs.model_max_length) == ("[MASK]", 0, 12)
+    start = open_pretrained(tmp_path)
+    ours = open_tokenizer(start.tokenizer_source)
+    assert ours.get_vocab() == tokenizer.get_vocab()
+    assert special_ids(ours) == special
+    assert tokenizer.post_processor is None  # the caller's own is as it was
+
+
+def test_a_tokenizer_needs_its_special_tokens(tmp_path):
+    tokenizer = word_piece({token: number for number, token in enumerate(TOKENS)})
+    with pytest.raises(ValueError, match=r"pass special=special_ids\(tokenizer\)"):
+        save_masked_language_model(made(), tmp_path, tokenizer=tokenizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_activation_is_refused(tmp_path):
+    model = made()
+    model.activation = nn.ReLU()
+    with pytest.raises(AttachError, match=r"activation .*, this model ReLU\(\)"):
+        save_masked_language_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_model(tmp_path, monkeypatch):
+    from transformers import BertForMaskedLM
+
+    save_masked_language_model(made(), tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("IoError: No space left on device (os error 28)")
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
+    with pytest.raises(OSError, match="cannot write the model") as error:
+        save_masked_language_model(made(), tmp_path)
+    assert error.value.errno == errno.ENOSPC
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
+    assert len(list(tmp_path.iterdir())) == 2
