@@ -41,14 +41,19 @@ if TYPE_CHECKING:
         SearchError,
         UnknownNameError,
     )
+    from masksearch.evaluators.cached import Cached
     from masksearch.evaluators.cost import CostEvaluator
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator
+    from masksearch.evaluators.shared import SharedWeights
+    from masksearch.evaluators.squad import SquadEvaluator
+    from masksearch.evaluators.swag import SwagEvaluator
     from masksearch.evaluators.with_cost import WithCost
     from masksearch.executors.halving import ParetoHalving
     from masksearch.executors.local import Local
     from masksearch.executors.on_ray import RayTune
+    from masksearch.executors.together import Together
     from masksearch.gates.bank import Gates
     from masksearch.gates.dam import DamConfig, dam
     from masksearch.gates.perturbation import perturbation_scores
@@ -58,13 +63,18 @@ if TYPE_CHECKING:
     from masksearch.masks.measure import fingerprint
     from masksearch.masks.nearest import NearestFamily, nearest_family
     from masksearch.models.attach import attach, detach
+    from masksearch.models.pretrained import Pretrained, open_pretrained
     from masksearch.positions.analysis import importance
     from masksearch.positions.controls import diagonal_controls
     from masksearch.positions.maps import AttentionMaps, attention_maps
     from masksearch.positions.over_training import importance_dynamics
     from masksearch.positions.result import Importance
+    from masksearch.proxy_runs import proxy_card
     from masksearch.results.comparison import Comparison
+    from masksearch.results.proxy_card import ProxyCard
+    from masksearch.tasks.glue import GlueScore, glue_score
     from masksearch.tasks.planted import PlantedProcess
+    from masksearch.tasks.planted_glue import PlantedGlue
     from masksearch.user_code import load_function
 
 __version__ = "0.1.0"
@@ -74,6 +84,7 @@ LAZY = {
     "AttachError": "masksearch.errors",
     "AttentionMaps": "masksearch.positions.maps",
     "Budget": "masksearch.contracts",
+    "Cached": "masksearch.evaluators.cached",
     "Comparison": "masksearch.results.comparison",
     "Constraint": "masksearch.constraints",
     "CostEvaluator": "masksearch.evaluators.cost",
@@ -84,6 +95,7 @@ LAZY = {
     "Evaluate": "masksearch.contracts",
     "Gates": "masksearch.gates.bank",
     "GlueEvaluator": "masksearch.evaluators.glue",
+    "GlueScore": "masksearch.tasks.glue",
     "HeadCountError": "masksearch.errors",
     "Importance": "masksearch.positions.result",
     "LayerCountError": "masksearch.errors",
@@ -99,15 +111,22 @@ LAZY = {
     "OneShot": "masksearch.contracts",
     "ParetoHalving": "masksearch.executors.halving",
     "PlantedEvaluator": "masksearch.evaluators.planted",
+    "PlantedGlue": "masksearch.tasks.planted_glue",
     "PlantedProcess": "masksearch.tasks.planted",
+    "Pretrained": "masksearch.models.pretrained",
     "Proposal": "masksearch.contracts",
+    "ProxyCard": "masksearch.results.proxy_card",
     "RayTune": "masksearch.executors.on_ray",
     "Record": "masksearch.contracts",
     "Report": "masksearch.contracts",
     "ResumeError": "masksearch.errors",
     "SearchError": "masksearch.errors",
     "Shape": "masksearch.contracts",
+    "SharedWeights": "masksearch.evaluators.shared",
+    "SquadEvaluator": "masksearch.evaluators.squad",
     "Study": "masksearch.driver",
+    "SwagEvaluator": "masksearch.evaluators.swag",
+    "Together": "masksearch.executors.together",
     "UnknownNameError": "masksearch.errors",
     "WithCost": "masksearch.evaluators.with_cost",
     "attach": "masksearch.models.attach",
@@ -118,13 +137,16 @@ LAZY = {
     "diagonal_controls": "masksearch.positions.controls",
     "fingerprint": "masksearch.masks.measure",
     "flex_block_mask": "masksearch.masks.lower",
+    "glue_score": "masksearch.tasks.glue",
     "importance": "masksearch.positions.analysis",
     "importance_dynamics": "masksearch.positions.over_training",
     "load_function": "masksearch.user_code",
     "load_mask": "masksearch.masks.lower",
     "lower": "masksearch.masks.lower",
     "nearest_family": "masksearch.masks.nearest",
+    "open_pretrained": "masksearch.models.pretrained",
     "perturbation_scores": "masksearch.gates.perturbation",
+    "proxy_card": "masksearch.proxy_runs",
     "save_mask": "masksearch.masks.lower",
     "search": "masksearch.driver",
 }
@@ -134,6 +156,7 @@ __all__ = [
     "AttachError",
     "AttentionMaps",
     "Budget",
+    "Cached",
     "Comparison",
     "Constraint",
     "CostEvaluator",
@@ -144,6 +167,7 @@ __all__ = [
     "Evaluate",
     "Gates",
     "GlueEvaluator",
+    "GlueScore",
     "HeadCountError",
     "Importance",
     "LayerCountError",
@@ -159,15 +183,22 @@ __all__ = [
     "OneShot",
     "ParetoHalving",
     "PlantedEvaluator",
+    "PlantedGlue",
     "PlantedProcess",
+    "Pretrained",
     "Proposal",
+    "ProxyCard",
     "RayTune",
     "Record",
     "Report",
     "ResumeError",
     "SearchError",
     "Shape",
+    "SharedWeights",
+    "SquadEvaluator",
     "Study",
+    "SwagEvaluator",
+    "Together",
     "UnknownNameError",
     "WithCost",
     "attach",
@@ -178,6 +209,7 @@ __all__ = [
     "diagonal_controls",
     "fingerprint",
     "flex_block_mask",
+    "glue_score",
     "importance",
     "importance_dynamics",
     "load_function",
@@ -185,7 +217,9 @@ __all__ = [
     "lower",
     "masks",
     "nearest_family",
+    "open_pretrained",
     "perturbation_scores",
+    "proxy_card",
     "save_mask",
     "search",
 ]
