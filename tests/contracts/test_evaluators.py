@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from tiny_checkpoint import tiny_checkpoint
 from toy import ToyEvaluator
+from toy_questions import squad_json, swag_rows
 
 import masksearch as ms
 from masksearch import masks
@@ -78,6 +80,21 @@ def glue(folder: Path) -> Evaluator:
     return ms.GlueEvaluator(corpus, glue=tasks, tasks=("SST-2",), epochs=1, **settings)
 
 
+def squad(folder: Path) -> Evaluator:
+    path = folder / "squad.json"
+    path.write_text(json.dumps(squad_json(5, 2, seed=0)), encoding="utf-8")
+    settings = {**SMALL, "length": 24, "cache": folder / "cache"}
+    return ms.SquadEvaluator(text_file(folder), path, epochs=1, **settings)
+
+
+def swag(folder: Path) -> Evaluator:
+    path = folder / "swag.jsonl"
+    rows = swag_rows(10, seed=0)
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    settings = {**SMALL, "length": 24, "cache": folder / "cache"}
+    return ms.SwagEvaluator(text_file(folder), path, epochs=1, **settings)
+
+
 SMALL = dict(steps=6, size="nano", length=16, vocabulary=60, batch=4, held_out_sequences=8)
 MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "toy": lambda folder: ToyEvaluator(),
@@ -87,6 +104,9 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "from weights": from_weights,
     "fine-tuning": finetuning,
     "glue": glue,
+    "squad": squad,
+    "swag": swag,
+    "cached": lambda folder: ms.Cached(text(folder), folder / "judged"),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
     "with_cost": lambda folder: ms.WithCost(planted(folder), latency=False, memory=True),
 }
