@@ -300,13 +300,14 @@ def test_minilm_learns_sst2_in_a_few_steps(minilm: Path, tmp_path: Path) -> None
         rows=480,
         dev_rows=200,
         epochs=1,
-        finetune_lr=1e-4,
+        finetune_lr=2e-4,
+        finetune_batch=16,
         length=64,
         device="cpu",
     )
     (report,) = judge(masks.full(), seed=0, workdir=tmp_path)
-    assert report.step == 15
-    assert report.values["SST-2"] > 0.7 > report.values["SST-2/majority"]
+    assert report.step == 30
+    assert report.values["SST-2"] > report.values["SST-2/majority"] + 0.15
 
 
 @pytest.fixture(autouse=True, scope="module")
