@@ -18,7 +18,7 @@ from masksearch.gates.published import published_rate
 from masksearch.lamb import Lamb
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.sizes import Size, encoder
-from masksearch.train import Step, TrainConfig, following, parameter_groups, rate, train
+from masksearch.train import Step, TrainConfig, Training, following, parameter_groups, rate, train
 
 
 class Linear(nn.Module):
@@ -447,3 +447,32 @@ def test_followers_see_every_step_of_their_context():
         next(steps)
     next(steps)
     assert seen == [(1, 3), (-1, 3), (2, 3)]
+
+
+# -- on a GPU, where looking at a loss waits ------------------------------------------------------
+def unseen(losses: list[float]) -> Training:
+    """A training whose losses are looked at now and then, as on a GPU, with these losses."""
+    given = iter(losses)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return squared(model, batch) * 0 + next(given)
+
+    config = TrainConfig(steps=len(losses))
+    made = Training(Linear(), endless(), config, loss, None, 0.0, "", None, None)
+    made.device = torch.device("cuda")  # all else stays on the CPU
+    return made
+
+
+def test_losses_are_fetched_when_they_are_read():
+    steps = list(unseen([1.5, 2.5]).run())
+    assert [type(step.value) for step in steps] == [Tensor, Tensor]
+    assert [step.loss for step in steps] == [1.5, 2.5]
+
+
+def test_a_loss_that_nobody_read_is_still_found():
+    done = []
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 3 of 45 \(seen after step 20\)"):
+        done.extend(unseen([1.0, 1.0, math.nan] + [1.0] * 42).run())
+    last = unseen([1.0] * 24 + [math.inf])
+    with pytest.raises(NonFiniteLossError, match="inf at step 25 of 25; lower"):
+        list(last.run())

@@ -1,5 +1,6 @@
 """GLUE fine-tuning as the judge of a mask."""
 
+import os
 import pickle
 import random
 import shutil
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
 from masksearch.contracts import CarriesData, Evaluator
@@ -24,6 +26,7 @@ from masksearch.masks import Mask
 from masksearch.models.attach import attach
 from masksearch.models.heads import SequenceClassifier
 from masksearch.models.sizes import encoder
+from masksearch.tasks.glue import TASKS, glue_score
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
@@ -272,3 +275,29 @@ def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:
         next(evaluator(data, tasks=("CoLA",))(masks.star(), seed=0, workdir=tmp_path))
     with pytest.raises(EmptyRowError):
         next(evaluator(data)(masks.shifts([1]), seed=0, workdir=tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA is not set")
+def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
+    place = Path(os.environ["MASKSEARCH_DATA"])
+    names = (place / "bert-vocab" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    words = [name for name in names if not (name[0] == "[" and name[-1] == "]" and len(name) > 2)]
+    judge = GlueEvaluator(
+        None,
+        place / "glue",
+        weights=tiny_checkpoint(tmp_path / "checkpoint", words),
+        tasks=tuple(TASKS),
+        rows=32,
+        dev_rows=32,
+        epochs=1,
+        length=48,
+        device="cpu",
+    )
+    (report,) = judge(masks.star(), seed=0, workdir=tmp_path)
+    assert report.step == 9
+    found = glue_score(report.values)
+    assert report.values["glue"] == found.nine
+    assert report.values["glue/without_rte"] == found.without_rte
+    assert all(f"{name}/majority" in report.values for name in (*TASKS, "MNLI-mm"))
+    assert glue_score(report.values, "bert").nine is not None
