@@ -30,7 +30,6 @@ from masksearch.evaluators.rows import (
 )
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import (
-    TASKS,
     GlueData,
     GlueTask,
     glue_place,
@@ -42,6 +41,7 @@ from masksearch.tasks.glue import (
     task_named,
     task_number,
 )
+from masksearch.tasks.glue_average import COLUMNS
 
 CLASSIFIER, ROW_ORDER = 21, 22  # streams of random numbers
 
@@ -181,10 +181,11 @@ class GlueEvaluator(FineTuning):
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The GLUE score."""
-        if set(TASKS) & set(self.tasks):
+        if set(COLUMNS) <= set(values):
             found = glue_score(values)
-            if found.nine is not None and found.without_rte is not None:
-                return {"glue": found.nine, "glue/without_rte": found.without_rte}
+            assert found.nine is not None
+            assert found.without_rte is not None
+            return {"glue": found.nine, "glue/without_rte": found.without_rte}
         return {"glue": math.fsum(values[name] for name in self.tasks) / len(self.tasks)}
 
 

@@ -1,0 +1,107 @@
+"""Every pre-training and every downstream task trains and is scored: on planted data, and on real
+rows where they are at hand."""
+
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.tasks.glue import PLANTED, TASKS
+from masksearch.tasks.planted_glue import PlantedGlue
+
+SMALL = dict(steps=4, size="nano", batch=8, held_out_sequences=16)
+
+
+def last(evaluator, tmp_path: Path) -> ms.Report:
+    """The result under a star mask; every figure of it is finite."""
+    *_, report = evaluator(masks.star(), seed=0, workdir=tmp_path / "work")
+    assert all(math.isfinite(value) for value in report.values.values())
+    return report
+
+
+def test_every_planted_task_goes_from_text_file_to_official_metric(tmp_path):
+    process = ms.PlantedProcess(length=14, vocabulary=8, offsets=(3,), keys=1)
+    corpus = PlantedGlue(process, lines=60, valid_lines=20, rows=32, dev_rows=24, seed=0)
+    corpus.write(tmp_path / "data")
+    evaluator = ms.GlueEvaluator(
+        tmp_path / "data" / "text",
+        glue=tmp_path / "data",
+        tasks=tuple(PLANTED),
+        length=corpus.length,
+        epochs=1,
+        cache=tmp_path / "cache",
+        **SMALL,
+    )
+    found = last(evaluator, tmp_path)
+    sets = [name for task in PLANTED.values() for name in task.dev_files]
+    assert set(sets) <= set(found.values)
+    assert found.values["glue"] == pytest.approx(
+        sum(found.values[name] for name in PLANTED) / len(PLANTED)
+    )
+    assert found.step == 4 + len(PLANTED)  # one batch each
+
+
+@pytest.fixture
+def data() -> Path:
+    folder = os.environ.get("MASKSEARCH_DATA")
+    if not folder:
+        pytest.skip("MASKSEARCH_DATA is not set")
+    return Path(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_real_glue_rows(data, task, tmp_path):
+    evaluator = ms.GlueEvaluator(
+        data / "wikitext-2",
+        glue=data / "glue",
+        tasks=(task,),
+        rows=64,
+        dev_rows=64,
+        epochs=1,
+        **SMALL,
+    )
+    found = last(evaluator, tmp_path)
+    for name in TASKS[task].dev_files:
+        assert -1 <= found.values[name] <= 1
+        assert f"{name}/majority" in found.values
+
+
+@pytest.mark.slow
+def test_all_nine_give_the_papers_average(data, tmp_path):
+    evaluator = ms.GlueEvaluator(
+        data / "wikitext-2",
+        glue=data / "glue",
+        tasks=tuple(TASKS),
+        rows=16,
+        dev_rows=32,
+        epochs=1,
+        **SMALL,
+    )
+    found = last(evaluator, tmp_path)
+    score = ms.glue_score(found.values)
+    assert score.missing == ()
+    assert found.values["glue"] == pytest.approx(score.nine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pretraining", ["mlm", "mlm+next", "mlm+order"])
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_real_text(data, pretraining, whole_words, tmp_path):
+    evaluator = ms.MlmEvaluator(
+        data / "wikitext-2", pretraining=pretraining, whole_words=whole_words, **SMALL
+    )
+    found = last(evaluator, tmp_path)
+    assert ("pair_accuracy" in found.values) == (pretraining != "mlm")
+
+
+@pytest.mark.slow
+def test_real_questions_and_endings(data, tmp_path):
+    few = dict(rows=64, dev_rows=32, epochs=1, **SMALL)
+    squad = ms.SquadEvaluator(data / "wikitext-2", data / "squad" / "dev-v1.1.json", **few)
+    assert {"exact", "f1"} <= set(last(squad, tmp_path / "squad").values)
+    swag = ms.SwagEvaluator(data / "wikitext-2", data / "swag" / "swag_val500.jsonl", **few)
+    assert 0 <= last(swag, tmp_path / "swag").values["accuracy"] <= 1
