@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from masksearch.masks.nearest import NearestFamily, nearest_family
     from masksearch.models.attach import attach, detach
     from masksearch.models.pretrained import Pretrained, open_pretrained
+    from masksearch.models.trained_together import train_together
     from masksearch.positions.analysis import importance
     from masksearch.positions.controls import diagonal_controls
     from masksearch.positions.maps import AttentionMaps, attention_maps
@@ -149,6 +150,7 @@ LAZY = {
     "proxy_card": "masksearch.proxy_runs",
     "save_mask": "masksearch.masks.lower",
     "search": "masksearch.driver",
+    "train_together": "masksearch.models.trained_together",
 }
 
 __all__ = [
@@ -222,6 +224,7 @@ __all__ = [
     "proxy_card",
     "save_mask",
     "search",
+    "train_together",
 ]
 
 

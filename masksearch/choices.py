@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from masksearch.driver import Study
 
 
-EXECUTORS = ("local", "ray")
+EXECUTORS = ("local", "together", "ray")
 OF_CUTS = ("densities", "merge_heads")  # settings of the masks that strategy dam cuts
 
 
@@ -190,10 +190,20 @@ class Placing:
         """
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
-        if self.executor == "local":
+        if self.executor != "ray":
             for name in ("address", "cpus", "gpus", "scratch"):
                 if getattr(self, name) is not None:
                     raise ChoiceError(f"--{name} belongs to --executor ray")
+        if self.executor == "together":
+            if self.limit is not None:
+                raise ChoiceError(
+                    "--limit does not go with --executor together: a group's jobs "
+                    "are one program; use --executor local"
+                )
+            from masksearch.executors.together import Together
+
+            return Together(self.slots)
+        if self.executor == "local":
             from masksearch.executors.local import Local
 
             return Local(self.slots, limit_seconds=self.limit)

@@ -135,7 +135,10 @@ JUDGING: dict[str, tuple[Any, Any]] = {
 }
 
 PLACING: dict[str, tuple[Any, Any]] = {
-    "executor": (Annotated[str, typer.Option(help="local or ray.")], "local"),
+    "executor": (
+        Annotated[str, typer.Option(help="local, together (small trials as one program) or ray.")],
+        "local",
+    ),
     "slots": (Slots, 1),
     "limit": (
         Annotated[

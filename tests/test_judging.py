@@ -5,7 +5,7 @@ import json
 import pytest
 
 import masksearch as ms
-from masksearch.choices import ChoiceError, Judging
+from masksearch.choices import ChoiceError, Judging, Placing
 from masksearch.cli_search import COMMAND, remember
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.cached import Cached
@@ -83,3 +83,14 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
     remember(tmp_path / "run", "search", given)
     stored = json.loads((tmp_path / "run" / COMMAND).read_text())["options"]
     assert stored == {**given, "corpus": str(tmp_path / "text.txt")}
+
+
+def test_executors_by_name():
+    assert Placing(executor="together", slots=3).build() == ms.Together(3)
+    assert Placing(slots=2).build() == ms.Local(2)
+    with pytest.raises(ChoiceError, match="--gpus belongs to --executor ray"):
+        Placing(executor="together", gpus=0.5).build()
+    with pytest.raises(ChoiceError, match="--limit does not go with --executor together"):
+        Placing(executor="together", limit=3.0).build()
+    with pytest.raises(UnknownNameError, match="togehter"):
+        Placing(executor="togehter").build()
