@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -289,13 +289,16 @@ def chosen(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
     return {field.name: given[field.name] for field in fields(kind) if field.name in given}
 
 
+@contextmanager
 def watching(
     objectives: tuple[Objective, ...], total: int | None, title: str
-) -> AbstractContextManager[Watcher]:
-    """A progress display on standard error."""
+) -> Iterator[Watcher]:
+    """A progress display on standard error, with the steps of trainings in this process."""
+    from masksearch.progress_bar import progress
     from masksearch.results.listeners import Watcher
 
-    return Watcher(objectives, total, title)
+    with Watcher(objectives, total, title) as watcher, progress(within=watcher):
+        yield watcher
 
 
 def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:

@@ -56,6 +56,7 @@ class Watcher:
         self.bar: Progress | None = None  # both only on a terminal, while it is entered
         self.screen: Live | None = None
         self.task = TaskID(0)
+        self.below: list[Progress] = []  # bars of others, shown where they hold any
 
     @property
     def best(self) -> Record | None:
@@ -87,9 +88,10 @@ class Watcher:
             self.bar = self.screen = None
 
     def drawn(self) -> Group:
-        """The bar, and below it the state of the search in one line."""
+        """The bar, those of `below`, and the state of the search in one line."""
         assert self.bar is not None
-        return Group(self.bar, Text(self.summary(), no_wrap=True, overflow="ellipsis"))
+        others = [bars for bars in self.below if bars.tasks]
+        return Group(self.bar, *others, Text(self.summary(), no_wrap=True, overflow="ellipsis"))
 
     def restore(self, records: Sequence[Record]) -> None:
         """Starts from the finished records that a resumed study holds."""
