@@ -148,6 +148,18 @@ MISTAKES = {
         ["search", "my_space.py:space", "--strategy", "tpee"],
         "did you mean 'tpe'",
     ),
+    "shared option": (
+        ["search", "my_space.py:space", "--shared", "steps=3"],
+        "--shared belongs to strategy shared.tpe",
+    ),
+    "shared setting": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "step=3"],
+        "unknown setting of --shared 'step'",
+    ),
+    "shared setting without a value": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "steps"],
+        "--shared takes name=value, got 'steps'",
+    ),
     "dam option": (
         ["search", "my_space.py:space", "--density", "0.1"],
         "belong to strategy dam",

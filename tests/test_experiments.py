@@ -166,3 +166,26 @@ def test_dam_text_smoke(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = (tmp_path / "results" / "judged.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {"dam", "star", "by hand"}
+
+
+@pytest.mark.slow
+def test_shared_weights_smoke(tmp_path):
+    script = FOLDER / "08_shared_weights" / "run.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--smoke", "--run", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = (tmp_path / "results" / "table.csv").read_text().splitlines()[1:]
+    assert line.startswith("graded,smoke,100,9,")
+
+
+@pytest.mark.parametrize("density", [0.1, 0.29, 0.3, 0.84, 0.85, 0.0])
+def test_shared_weights_bands_are_half_open(monkeypatch, density):
+    monkeypatch.syspath_prepend(str(FOLDER / "08_shared_weights"))
+    truth = importlib.import_module("truth")
+    sys.modules.pop("truth")
+    band = truth.band_of(density, (0.1, 0.3, 0.85))
+    assert band == {0.1: 0, 0.29: 0, 0.3: 1, 0.84: 1}.get(density)

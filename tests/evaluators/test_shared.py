@@ -24,6 +24,7 @@ from masksearch.errors import (
     ResumeError,
     SearchError,
 )
+from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.evaluators.shared import SharedWeights, trimmed
 from masksearch.evaluators.shared_masks import SpaceDraws
@@ -316,3 +317,24 @@ def test_trimmed_keeps_the_first_sequences():
     assert [len(b["input_ids"]) for b in trimmed(batches, 4)] == [3, 1]
     assert [len(b["input_ids"]) for b in trimmed(batches, 2)] == [2]
     assert len(trimmed(batches, None)) == 2
+
+
+def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):
+    words = ("the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "one", "old", "dog")
+    order = torch.randint(0, len(words), (300, 12), generator=torch.Generator().manual_seed(0))
+    text = "\n".join(" ".join(words[index] for index in row) for row in order.tolist())
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    inner = MlmEvaluator(
+        tmp_path / "text.txt",
+        **dict(steps=6, size="nano", length=16, vocabulary=60, batch=4, held_out_sequences=8),
+        cache=tmp_path / "cache",
+    )
+    made = SharedWeights(inner, space, steps=3, folder=tmp_path / "nets", tokens=160)
+    assert made.objectives[0] == inner.objectives[0]
+    model = inner.model(0)
+    judged = made.packed().judge([*TRIO[:2], masks.star()])
+    model.load_state_dict(made.loaded[1])
+    for mask, values in zip([*TRIO[:2], masks.star()], judged, strict=True):
+        attach(model, mask)
+        own = inner.held_out_loss(model, inner.differentiable(0).held_out)
+        assert values["loss"] == pytest.approx(own, rel=1e-5), mask

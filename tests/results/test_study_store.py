@@ -10,7 +10,7 @@ import torch
 
 import masksearch
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
+from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report, Shared
 from masksearch.errors import ResumeError, SearchError
 from masksearch.results.study_store import Observation, StudyStore
 from masksearch.results.trial_data import FORMAT
@@ -95,6 +95,19 @@ def test_statuses_become_optuna_states(store):
     assert store.opened().get_trials()[0].values == [1.0, 0.7]
     assert [record.status for record in store.records()] == [*jobs, "done"]
     assert store.records()[4].job == record.job
+
+
+def test_job_of_a_super_net_comes_back_without_its_space(store):
+    config = {"sampler": "tpe", "candidates": 9, "constraints": [], "net": {"steps": 3}}
+    record = running(Shared(config, lambda trial: masks.full()), fingerprint="", measures={})
+    number = store.begin(record, 0)
+    store.finish(finished(record, number, values={"judged": 9.0}))
+    (read,) = store.records()
+    assert read.job == record.job
+    assert read.job.config == config
+    assert read.job.space is None
+    assert store.opened().get_trials()[0].state.name == "PRUNED"  # it has no objectives
+    assert read.status == "done"
 
 
 def test_big_mask_is_a_file_beside_the_study(store):
