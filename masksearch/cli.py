@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from masksearch import cli_options as options
+from masksearch.cli_pretrain import pretrain
 from masksearch.cli_proxy import proxy_card
 from masksearch.cli_search import compare, evaluate, resume, search, watching
 from masksearch.errors import MaskSearchError
@@ -140,6 +141,7 @@ def status(
 app.command()(resume)
 app.command()(compare)
 app.command("proxy-card")(proxy_card)
+app.command()(pretrain)
 
 
 @app.command()
