@@ -222,7 +222,7 @@ def table(given: argparse.Namespace, out: Path) -> None:
     """results/table.csv: agreement and ceiling across densities and within bands."""
     judged = json.loads((out / "judged.json").read_text(encoding="utf-8"))
     lines = []
-    for name, landscape, variant, seed in planned(given.landscapes):
+    for name, _landscape, variant, seed in planned(given.landscapes):
         key = f"{name} | {variant} | {seed}"
         if key not in judged:
             continue
