@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Record,
         Report,
         Shape,
+        Shared,
     )
     from masksearch.driver import Study, compare, search
     from masksearch.errors import (
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from masksearch.positions.maps import AttentionMaps, attention_maps
     from masksearch.positions.over_training import importance_dynamics
     from masksearch.positions.result import Importance
+    from masksearch.progress_bar import progress
     from masksearch.proxy_runs import proxy_card
     from masksearch.results.comparison import Comparison
     from masksearch.results.proxy_card import ProxyCard
@@ -123,6 +125,7 @@ LAZY = {
     "ResumeError": "masksearch.errors",
     "SearchError": "masksearch.errors",
     "Shape": "masksearch.contracts",
+    "Shared": "masksearch.contracts",
     "SharedWeights": "masksearch.evaluators.shared",
     "SquadEvaluator": "masksearch.evaluators.squad",
     "Study": "masksearch.driver",
@@ -147,6 +150,7 @@ LAZY = {
     "nearest_family": "masksearch.masks.nearest",
     "open_pretrained": "masksearch.models.pretrained",
     "perturbation_scores": "masksearch.gates.perturbation",
+    "progress": "masksearch.progress_bar",
     "proxy_card": "masksearch.proxy_runs",
     "save_mask": "masksearch.masks.lower",
     "search": "masksearch.driver",
@@ -196,6 +200,7 @@ __all__ = [
     "ResumeError",
     "SearchError",
     "Shape",
+    "Shared",
     "SharedWeights",
     "SquadEvaluator",
     "Study",
@@ -221,6 +226,7 @@ __all__ = [
     "nearest_family",
     "open_pretrained",
     "perturbation_scores",
+    "progress",
     "proxy_card",
     "save_mask",
     "search",

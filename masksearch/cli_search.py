@@ -123,7 +123,7 @@ def search(
         list[str] | None,
         typer.Option(
             help="shared+tpe: a setting of its super-net or of what that judges, as name=value; "
-            "repeatable: steps=2000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
+            "repeatable: steps=1000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
         ),
     ] = None,
     **given: Any,

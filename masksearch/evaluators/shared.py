@@ -1,6 +1,6 @@
 """Judges masks by forward passes of one super-net that was trained with masks of a space.
 
-shared = SharedWeights(PlantedEvaluator(), space, steps=2000)
+shared = SharedWeights(PlantedEvaluator(), space, steps=500)
 shared.judge([masks.star(), masks.window(3)])     # trains the super-net, once; then milliseconds
 """
 
@@ -49,7 +49,7 @@ from masksearch.models.attach import attach, detach
 from masksearch.train import TrainConfig, train
 
 ADAPTATION = 32  # stream of random numbers
-DEFAULT_LR = 2e-3
+DEFAULT_STEPS, DEFAULT_LR = 1000, 2e-3  # where the wrapped evaluator says nothing
 GENTLE = 0.25  # of the super-net's rate: the rate of an adaptation
 REPORTS = 50  # of a super-net's training
 WORST = 10.0  # nats; reference for the hypervolume where the wrapped evaluator has no loss
@@ -74,7 +74,8 @@ class SharedWeights:
     Args:
         evaluator: Any evaluator with `differentiable(seed)`: model, batches, held-out batches.
         space: Draws the masks that the super-net is trained with.
-        steps: Optimiser steps of the super-net.
+        steps: Optimiser steps of the super-net; None = as many as the wrapped evaluator trains one
+            mask for, or 1,000 where it does not say.
         masks_per_step: Masks in a batch; its rows are shared out among them.
         sandwich: Whether every batch also carries the dense mask.
         seed: Seed of the super-net's weights, data and masks.
@@ -95,7 +96,7 @@ class SharedWeights:
     evaluator: Evaluator
     space: Space
     _: KW_ONLY
-    steps: int = 2000
+    steps: int | None = None
     masks_per_step: int = 4
     sandwich: bool = False
     seed: int = 0
@@ -148,9 +149,14 @@ class SharedWeights:
     @property
     def config(self) -> SuperNetConfig:
         """How the super-net is trained."""
-        of_trials = getattr(getattr(self.evaluator, "train_config", None), "lr", DEFAULT_LR)
+        of_trials = getattr(self.evaluator, "train_config", None)
+        steps = int(getattr(of_trials, "steps", DEFAULT_STEPS))
+        lr = float(getattr(of_trials, "lr", DEFAULT_LR))
         return SuperNetConfig(
-            self.steps, self.masks_per_step, self.sandwich, self.lr or float(of_trials)
+            steps if self.steps is None else self.steps,
+            self.masks_per_step,
+            self.sandwich,
+            self.lr or lr,
         )
 
     @property
@@ -214,7 +220,7 @@ class SharedWeights:
             if finished.load() is not None:
                 return
             started, source, losses = time.monotonic(), self.source(self.seed), list[float]()
-            running = Checkpoints(self.place, "training")
+            running, steps = Checkpoints(self.place, "training"), self.config.steps
             for step in train_supernet(
                 source,
                 self.draws,
@@ -224,7 +230,7 @@ class SharedWeights:
                 identity=self.key,
             ):
                 losses.append(step.loss)
-                if step.number == self.steps or step.number % max(1, self.steps // REPORTS) == 0:
+                if step.number == steps or step.number % max(1, steps // REPORTS) == 0:
                     mean = sum(losses) / len(losses)
                     losses.clear()
                     yield Report(step.number, {"supernet_loss": mean})
@@ -237,7 +243,7 @@ class SharedWeights:
             }
             text = json.dumps(facts, indent=1)
             (self.place / "supernet.json").write_text(text, encoding="utf-8")
-            finished.save(self.steps, weights_of(source.model), facts)
+            finished.save(steps, weights_of(source.model), facts)
             running.clear()
 
     @cached_property

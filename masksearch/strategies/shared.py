@@ -264,7 +264,9 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
         done, every = start + len(opened), max(AT_ONCE, wanted // REPORTS)
         if found and (done // every > start // every or done >= wanted):
             best = min(candidate.loss for candidate in found.values())
-            yield Report(shared.steps + done, {"judged": float(len(found)), "shared_loss": best})
+            yield Report(
+                shared.config.steps + done, {"judged": float(len(found)), "shared_loss": best}
+            )
         if len(opened) < min(AT_ONCE, wanted - start):
             break
     if not found:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import tiny_checkpoint
-from toy import ToyEvaluator
+from toy import ToyEvaluator, space
 from toy_questions import squad_json, swag_rows
 
 import masksearch as ms
@@ -95,6 +95,10 @@ def swag(folder: Path) -> Evaluator:
     return ms.SwagEvaluator(text_file(folder), path, epochs=1, **settings)
 
 
+def shared(folder: Path) -> Evaluator:
+    return ms.SharedWeights(planted(folder), space, steps=4, folder=folder / "nets")
+
+
 SMALL = dict(steps=6, size="nano", length=16, vocabulary=60, batch=4, held_out_sequences=8)
 MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "toy": lambda folder: ToyEvaluator(),
@@ -106,6 +110,7 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "glue": glue,
     "squad": squad,
     "swag": swag,
+    "shared": shared,
     "cached": lambda folder: ms.Cached(text(folder), folder / "judged"),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
     "with_cost": lambda folder: ms.WithCost(planted(folder), latency=False, memory=True),
