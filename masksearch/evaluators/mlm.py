@@ -27,6 +27,7 @@ from masksearch.evaluators.pretraining import (
     Pretraining,
     half,
     held_out_values,
+    located,
     losses,
     made_task,
     moved,
@@ -349,9 +350,10 @@ class MlmEvaluator(PretrainsTogether):
         due = report_steps(self.steps, self.reports)
         kept = None if workdir is None else Checkpoints(workdir, PRETRAINING)
         memory: dict[str, Any] = {"curve": []}
+        data_seed = mixed_seed(seed, DATA)
         steps = train(
             model,
-            lambda start: moved(task.batches(mixed_seed(seed, DATA), start), self.place),
+            lambda start: moved(located(task.batches(data_seed, start)), self.place),
             self.train_config,
             self.losses,
             checkpoints=kept,

@@ -106,6 +106,17 @@ def half(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairT
     return replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))
 
 
+def located(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Adds to each batch where its scored tokens stand (`scored` of `MaskedLanguageModel`), which
+    a model on a GPU would have to wait for; not where rows have different numbers of them."""
+    for batch in batches:
+        marked = batch["labels"] != -100
+        counts = marked.sum(1)
+        if (counts == counts[0]).all():
+            batch = batch | {"scored": marked.nonzero()[:, 1].view(len(marked), -1)}
+        yield batch
+
+
 def moved(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
     """The batches on that device; copies to a GPU run beside its work."""
     for batch in batches:

@@ -116,6 +116,7 @@ class MaskedLanguageModel(Head):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         next_sentence_label: Tensor | None = None,
+        scored: Tensor | None = None,
     ) -> Output:
         """Scores the tokens whose label is not -100 (every token where `labels` is None).
 
@@ -126,6 +127,8 @@ class MaskedLanguageModel(Head):
             token_type_ids: Segment ids, `[batch, length]`.
             next_sentence_label: int64 `[batch]`, 0 = the second segment follows the first, 1 =
                 it was drawn from elsewhere.
+            scored: Where the labels of each row stand, int64 `[batch, scored tokens of a row]`,
+                rising; None = they are looked for, for which the CPU waits for a GPU.
 
         Returns:
             logits `[scored tokens, vocabulary]` in reading order; the loss is the sum of the
@@ -137,13 +140,16 @@ class MaskedLanguageModel(Head):
         full = self.hidden(input_ids, attention_mask, token_type_ids)
         hidden = full.flatten(0, 1)
         if labels is not None:
-            scored = (labels.flatten() != -100).nonzero().squeeze(1)
-            hidden = hidden.index_select(0, scored)
+            if scored is None:
+                at = (labels.flatten() != -100).nonzero().squeeze(1)
+            else:
+                at = (scored + row_starts(labels)).flatten()
+            hidden = hidden.index_select(0, at)
         hidden = self.norm(self.activation(self.transform(hidden)))
         logits = F.linear(hidden, self.embeddings, self.bias)
         loss = None
         if labels is not None:
-            targets = labels.flatten().index_select(0, scored)
+            targets = labels.flatten().index_select(0, at)
             loss = F.cross_entropy(logits.float(), targets)
         if self.pooler is None or self.pair is None:
             if next_sentence_label is not None:
@@ -304,6 +310,12 @@ class ChoiceScorer(Head):
         hidden = self.hidden(input_ids.reshape(-1, input_ids.shape[-1]), *flat)
         logits = self.out(torch.tanh(self.dense(hidden[:, 0]))).reshape(input_ids.shape[:-1])
         return Output(logits, None if labels is None else F.cross_entropy(logits.float(), labels))
+
+
+def row_starts(table: Tensor) -> Tensor:
+    """Places of the first cell of each row in the flattened table, int64 `[rows, 1]`."""
+    rows, columns = table.shape
+    return torch.arange(rows, device=table.device).unsqueeze(1) * columns
 
 
 def drawn(inputs: int, outputs: int, spread: float) -> nn.Linear:
