@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from masksearch.contracts import Evaluator, Executor, Scheduler
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
@@ -22,6 +24,13 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "together", "ray")
 OF_CUTS = ("densities", "merge_heads")  # settings of the masks that strategy dam cuts
+SPELLED: dict[Any, str] = {  # what `--set` takes, in words
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: 'a list such as ["a", "b"]',
+    NoneType: "null",
+}
 
 
 class ChoiceError(MaskSearchError, ValueError):
@@ -150,9 +159,10 @@ def set_options(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
     """What `--set name=value` gives an evaluator beside the options that have names of their own.
 
     Raises:
-        ChoiceError: If there is no "=".
+        ChoiceError: If there is no "=", or the value is not of the setting's type.
         UnknownNameError: If the evaluator has no such setting.
     """
+    kinds = get_type_hints(kind)
     own = {option.name for option in fields(Judging)}
     known = [f.name for f in fields(kind) if f.init and f.name not in own | {"process"}]
     found: dict[str, Any] = {}
@@ -164,9 +174,30 @@ def set_options(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
             raise ChoiceError(f"{name} has an option of its own: --{name}")
         if name not in known:
             raise unknown_name(f"setting of {kind.__name__}", name, known)
-        value = read_value(text)
-        found[name] = tuple(value) if isinstance(value, list) else value
+        found[name] = read_setting(name, text, kinds[name])
     return found
+
+
+def read_setting(name: str, text: str, hint: Any) -> Any:
+    """The value of `--set name=text`, of the type that the annotation asks for.
+
+    >>> read_setting("lr", ".1", float), read_setting("held_out", "7", str | None)
+    (0.1, '7')
+    """
+    kinds = {get_origin(one) or one for one in (get_args(hint) or [hint])}
+    kinds = {Literal} if get_origin(hint) is Literal else kinds
+    value = read_value(text)
+    if isinstance(value, list):
+        value = tuple(value)
+    if float in kinds and isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            value = value if int in kinds and isinstance(value, int) else float(value)
+    if type(value) in kinds:
+        return value
+    if kinds & {str, Path, Literal}:
+        return text
+    wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
+    raise ChoiceError(f"--set {name} takes {wanted}, got {text!r}")
 
 
 @dataclass(frozen=True)

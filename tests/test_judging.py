@@ -5,7 +5,7 @@ import json
 import pytest
 
 import masksearch as ms
-from masksearch.choices import ChoiceError, Judging, Placing
+from masksearch.choices import ChoiceError, Judging, Placing, evaluator_kind, set_options
 from masksearch.cli_search import COMMAND, remember
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.cached import Cached
@@ -74,6 +74,46 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(UnknownNameError, match=r"'dropuot'.*dropout"):
         Judging(corpus="a", set=["dropuot=.1"]).build()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("dropout=.1", 0.1),
+        ("checkpoint_seconds=0", 0.0),
+        ("whole_words=true", True),
+        ("pretraining=mlm+next", "mlm+next"),
+        ("initializer_range=null", None),
+        ("device=cpu", "cpu"),
+        ("held_out=hf:7", "hf:7"),
+    ],
+)
+def test_a_setting_is_read_as_its_type(setting, value):
+    built = Judging(corpus="a", set=[setting]).build()
+    found = getattr(built, setting.partition("=")[0])
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("checkpoint_seconds=soon", "--set checkpoint_seconds takes a number, got 'soon'"),
+        ("whole_words=1", "--set whole_words takes true or false, got '1'"),
+        ("reports=2.5", "--set reports takes a whole number, got '2.5'"),
+        ("reports=true", "--set reports takes a whole number, got 'true'"),
+        ("dropout=none", "--set dropout takes a number or null, got 'none'"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(setting, message):
+    with pytest.raises(ChoiceError, match=message):
+        Judging(corpus="a", set=[setting]).build()
+
+
+def test_every_setting_of_every_evaluator_has_a_type():
+    kinds = [evaluator_kind(task) for task in ("mlm", "glue", "squad", "swag")]
+    for kind in (*kinds, ms.PlantedEvaluator):
+        assert set_options(kind, ["reports=3"]) == {"reports": 3}
 
 
 def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch):

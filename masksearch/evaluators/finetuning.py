@@ -82,7 +82,7 @@ class FineTuning(MlmEvaluator, ABC):
             if getattr(self, limit) < 1:
                 raise ValueError(f"{limit} must be at least 1, got {getattr(self, limit)}")
         TrainConfig(steps=1, lr=self.finetune_lr)
-        if self.frozen not in (None, "all") and not int(self.frozen) >= 0:
+        if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
             raise ValueError(
                 f"frozen is a number of layers (>= 0), 'all' or None, got {self.frozen!r}"
             )
@@ -204,6 +204,7 @@ class FineTuning(MlmEvaluator, ABC):
             The model (its `encoder` is what is fine-tuned), without a mask.
         """
         model = self.model(seed)
+        check_frozen(model.encoder, self.frozen)
         if self.corpus is None:
             return model
         key = short_hash(self.protocol, mask.digest, str(seed))
@@ -304,21 +305,14 @@ def training_name(name: str, seed: int) -> str:
     return f"finetuning.{name}.{seed:x}"
 
 
-def freeze(encoder: nn.Module, frozen: int | Literal["all"] | None) -> None:
-    """Takes the embeddings and the lowest layers (or everything) out of the training.
-
-    Args:
-        encoder: A Hugging Face encoder.
-        frozen: See `FineTuning`.
+def check_frozen(encoder: nn.Module, frozen: int | Literal["all"] | None) -> list[nn.ModuleList]:
+    """The encoder's lists of layers, where only some of them are frozen.
 
     Raises:
-        ValueError: If the encoder's layers are not a list of modules of their own.
+        ValueError: If there is no such list, or it has fewer layers than are to be frozen.
     """
-    if frozen is None:
-        return
-    if frozen == "all":
-        encoder.requires_grad_(False)
-        return
+    if not isinstance(frozen, int):
+        return []
     config: Any = encoder.config
     stacks = [
         module
@@ -334,6 +328,24 @@ def freeze(encoder: nn.Module, frozen: int | Literal["all"] | None) -> None:
         raise ValueError(
             f"frozen={frozen}, but the encoder has {len(stacks[0])} layers; use at most that many"
         )
+    return stacks
+
+
+def freeze(encoder: nn.Module, frozen: int | Literal["all"] | None) -> None:
+    """Takes the embeddings and the lowest layers (or everything) out of the training.
+
+    Args:
+        encoder: A Hugging Face encoder.
+        frozen: See `FineTuning`.
+
+    Raises:
+        ValueError: See `check_frozen`.
+    """
+    stacks = check_frozen(encoder, frozen)
+    if frozen == "all":
+        encoder.requires_grad_(False)
+    if not isinstance(frozen, int):
+        return
     layers = [{id(p) for p in layer.parameters()} for layer in stacks[0]]
     trained = set().union(*layers[frozen:])
     inside, above = set().union(*layers), False

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch, Differentiable, Objective, Report, Shape, mixed_seed
-from masksearch.errors import DataError, unknown_name
+from masksearch.errors import DataError, NonFiniteLossError, unknown_name
 from masksearch.evaluators.presets import preset_named
 from masksearch.evaluators.pretraining import (
     PAIRS,
@@ -367,6 +367,11 @@ class MlmEvaluator(PretrainsTogether):
         for step in steps:
             if step.number in due:
                 values = self.held_out_values(model, held_out)
+                if not all(map(math.isfinite, values.values())):
+                    raise NonFiniteLossError(
+                        f"the held-out loss became {values['loss']} at step {step.number} of "
+                        f"{self.steps}; lower the learning rate (--lr)"
+                    )
                 memory["curve"].append([step.number, values])
                 yield Report(step.number, values)
 

@@ -17,6 +17,7 @@ from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.corpus import Corpus
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.sentence_pairs import SentencePairTask
+from masksearch.tasks.tokenizer import id_count, open_tokenizer, special_ids
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
@@ -152,7 +153,9 @@ def read_corpus(
     if start is not None:
         start.shape(length)
         tokenizer = tokenizer or start.tokenizer_source
-    corpus = Corpus.load(
+        made = open_tokenizer(tokenizer)
+        start.check_tokens(id_count(made), special_ids(made)["pad"])
+    return Corpus.load(
         path,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
@@ -160,6 +163,3 @@ def read_corpus(
         cache=cache,
         held_out=held_out,
     )
-    if start is not None:
-        start.check_tokens(corpus.vocabulary, corpus.special["pad"])
-    return corpus

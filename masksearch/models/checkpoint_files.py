@@ -76,7 +76,8 @@ def downloaded(name: str, revision: str | None = None) -> Path:
         raise DataError(
             f"no folder {name!r}, and the Hugging Face Hub gave no checkpoint of that name "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-            "without a network, give a local folder with config.json and model.safetensors"
+            "without a network, give a local folder with config.json and model.safetensors "
+            "(--weights FOLDER)"
         ) from error
     return Path(folder)
 

@@ -122,10 +122,14 @@ class Pretrained:
             DataError: If it has more ids than the encoder, or pads with another id where
                 positions are counted by it.
         """
-        use = "use the checkpoint's own tokenizer (tokenizer=pretrained.tokenizer_source)"
+        use = (
+            "use the checkpoint's own tokenizer: leave --tokenizer out (tokenizer=None of an "
+            "evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
+        )
         if vocabulary > self.vocabulary:
             raise DataError(
-                f"the tokenizer has {vocabulary} ids, {self.name} embeds {self.vocabulary}; {use}"
+                f"the tokenizer has {vocabulary:,} ids, {self.name} embeds "
+                f"{self.vocabulary:,}; {use}"
             )
         if self.padded_positions and pad != self.pad:
             raise DataError(

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,37 +106,15 @@ class Corpus:
         """Positions of a sequence."""
         return self.train.shape[1]
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
-        """Number of token ids."""
-        return int(self.tokenizer.get_vocab_size())
+        """Number of token ids: the largest one and one."""
+        return id_count(self.tokenizer)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
         encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [one.ids for one in encoded]
-
-    def check_fits(self, vocabulary: int, positions: int) -> None:
-        """Checks that a model can read the sequences.
-
-        Args:
-            vocabulary: Rows of the model's token embedding.
-            positions: Longest sequence that the model takes.
-
-        Raises:
-            DataError: If a token id or a position is beyond what the model has.
-        """
-        if id_count(self.tokenizer) > vocabulary:
-            raise DataError(
-                f"the tokenizer's ids go up to {id_count(self.tokenizer) - 1:,}, the model's "
-                f"vocabulary holds {vocabulary:,}; give the model's own tokenizer with "
-                "--tokenizer PATH (tokenizer=PATH in Python)"
-            )
-        if self.length > positions:
-            raise DataError(
-                f"sequences hold {self.length:,} positions, the model takes {positions:,}; give "
-                f"a length of at most {positions:,}"
-            )
 
     @classmethod
     def load(

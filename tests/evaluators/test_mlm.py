@@ -18,7 +18,13 @@ from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
 from masksearch.contracts import CarriesData, Evaluator, Report, Shape
-from masksearch.errors import DataError, EmptyRowError, LengthError, UnknownNameError
+from masksearch.errors import (
+    DataError,
+    EmptyRowError,
+    LengthError,
+    NonFiniteLossError,
+    UnknownNameError,
+)
 from masksearch.evaluators.mlm import MlmEvaluator, report_steps
 from masksearch.masks import Mask
 from masksearch.tasks.corpus import Corpus, small
@@ -81,6 +87,11 @@ def test_reports_are_the_same_twice(corpus: Path, tmp_path: Path) -> None:
     assert runs[0] != runs[2]
     assert [report.step for report in runs[0]] == [1, 2, 5, 10]
     assert all(set(report.values) == {"loss"} for report in runs[0])
+
+
+def test_a_held_out_loss_that_is_not_finite_names_the_remedy(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match="loss became nan at step 1 of 4; lower the le"):
+        list(evaluator(corpus, steps=4, lr=1e30)(masks.full(), seed=0, workdir=tmp_path))
 
 
 def test_loss_falls(corpus: Path, tmp_path: Path) -> None:

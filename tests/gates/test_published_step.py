@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.lamb import Lamb
 from masksearch.gates.published import published_penalty, sparsebert_gates
+from masksearch.lamb import Lamb
 from masksearch.models.attach import attach, detach
 
 N, HEADS, WIDTH = 8, 2, 4

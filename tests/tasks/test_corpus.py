@@ -283,15 +283,15 @@ def test_documents_are_known_after_packing(tmp_path: Path) -> None:
     assert [ids[at : at + 5] for at in found[0]][:18] == starts
 
 
-def test_a_model_that_is_too_small_is_named(folder: Path) -> None:
-    corpus = load(folder)
-    corpus.check_fits(corpus.vocabulary, 16)
-    with pytest.raises(
-        DataError, match=r"ids go up to \d+, the model's vocabulary holds 50;.*--t"
-    ):
-        corpus.check_fits(50, 16)
-    with pytest.raises(DataError, match=r"hold 16 positions, the model takes 15; give a length"):
-        corpus.check_fits(1_000, 15)
+def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) -> None:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    listed = tmp_path / "vocab.txt"
+    listed.write_text("\n".join([*names, "ab", "ab", "ab", "cd"]))
+    path = tmp_path / "a.txt"
+    path.write_text("ab cd " * 200)
+    corpus = load(path, tokenizer=listed)
+    assert int(corpus.train[:].tensor().max()) == 8
+    assert corpus.vocabulary == 9
 
 
 @real
