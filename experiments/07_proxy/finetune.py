@@ -26,15 +26,17 @@ from safetensors.torch import load_file
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import generator, mixed_seed
-from masksearch.evaluators.glue import GlueTokens, TokenRows, padded, sequences, shuffled
+from masksearch.evaluators.glue import GlueTokens
+from masksearch.evaluators.rows import TokenRows, padded, sequences, shuffled
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach
-from masksearch.models.sizes import SequenceClassifier
+from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
 from masksearch.train import TrainConfig, train
 
 TASKS = ("SST-2", "QQP", "MNLI", "CoLA", "BShift", "Order")
 ROWS, DEV_ROWS = 4_000, 2_000
+MORE = {"BShift": 8_000}  # training rows
 BATCH = 32
 EPOCHS = {"full": 2, "frozen": 4}
 RATES = {"full": 5e-4, "frozen": 2e-3}
@@ -57,7 +59,13 @@ def main() -> None:
     rows, dev_rows = (64, 64) if arguments.smoke else (ROWS, DEV_ROWS)
     pretraining = ms.MlmEvaluator(arguments.data / "wikitext-2")
     tokens = {
-        name: tokenized(pretraining, arguments.data, name, rows, dev_rows)
+        name: tokenized(
+            pretraining,
+            arguments.data,
+            name,
+            rows if arguments.smoke else MORE.get(name, rows),
+            dev_rows,
+        )
         for name in arguments.tasks.split(",")
     }
     wanted = [
@@ -130,8 +138,12 @@ def tokenized(
     else:
         read = load_glue(data / "glue", name, rows, dev_rows=dev_rows)
         task, train_rows, dev = read.task, read.train, dict(read.dev)
-    tokens = {part: TokenRows.of(sequences(corpus, found)) for part, found in dev.items()}
-    return GlueTokens(task, TokenRows.of(sequences(corpus, train_rows)), tokens, name)
+    tokens = {
+        part: TokenRows.of(sequences(corpus, found.texts, found.labels))
+        for part, found in dev.items()
+    }
+    trained = TokenRows.of(sequences(corpus, train_rows.texts, train_rows.labels))
+    return GlueTokens(task, trained, tokens, name)
 
 
 def probe(name: str, path: Path, count: int) -> Rows:
