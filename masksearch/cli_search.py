@@ -272,7 +272,7 @@ def compare(
 # -- what the commands share -------------------------------------------------------------------
 def judged(given: Mapping[str, Any]) -> Evaluator:
     """The evaluator that a command's options name."""
-    from masksearch.choices import Judging
+    from masksearch.judging import Judging
 
     return Judging(**chosen(given, Judging)).build()
 

@@ -5,12 +5,13 @@ import json
 import pytest
 
 import masksearch as ms
-from masksearch.choices import ChoiceError, Judging, Placing, evaluator_kind, set_options
+from masksearch.choices import Placing
 from masksearch.cli_search import COMMAND, remember
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.cached import Cached
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.judging import ChoiceError, Judging, evaluator_kind, set_options
 
 
 def test_text_alone_is_masked_language_modelling(tmp_path):

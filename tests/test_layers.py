@@ -16,7 +16,7 @@ RANKS = [
     {"strategies"},
     {"executors"},
     {"session", "driver", "reporting", "proxy_runs", "choices", "user_code", "demo", "printing"}
-    | {"progress_bar"},
+    | {"progress_bar", "judging"},
     {"cli", "cli_options", "cli_pretrain", "cli_proxy", "cli_search"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
