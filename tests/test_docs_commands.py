@@ -1,0 +1,58 @@
+"""Every command that the documentation shows exists, with its options."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from masksearch.cli import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+COMMANDS = typer.main.get_command(app).commands
+
+
+def shown(page: Path) -> list[tuple[str, list[str]]]:
+    """Commands of a page with the options that follow them."""
+    found = []
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = line.split(" #")[0].split()
+            for place, word in enumerate(words[:-1]):
+                if word == "masksearch" and words[place + 1] != "...":
+                    options = [w.split("=")[0] for w in words[place + 2 :] if w[:2] == "--"]
+                    found.append((words[place + 1], options))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page):
+    for command, options in shown(page):
+        assert command in COMMANDS, f"{page.name} shows `masksearch {command}`"
+        known = {name for parameter in COMMANDS[command].params for name in parameter.opts}
+        for option in options:
+            assert option in known | {"--help"}, f"{page.name}: masksearch {command} {option}"
+
+
+def test_the_walk_sees_commands():
+    assert ("pretrain", ["--corpus", "--size", "--steps", "--out"]) in shown(
+        ROOT / "docs" / "proxy.md"
+    )
+    assert sum(len(shown(page)) for page in PAGES) > 20
+
+
+def test_the_planted_snippet_runs(tmp_path, monkeypatch):
+    """docs/proxy.md: text, tasks and oracle without any data."""
+    page = (ROOT / "docs" / "proxy.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    snippet = next(text for text in snippets if "Planted" in text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    names: dict[str, object] = {}
+    exec(snippet, names)
+    evaluator, oracle = names["evaluator"], names["oracle"]
+    assert evaluator.shape.length == names["planted"].length
+    assert evaluator.tokens("acceptability").task.primary == "matthews"
+    assert 0 < oracle.sparsity(evaluator.shape.length) < 1
