@@ -195,7 +195,7 @@ def test_fine_tuning_moves_what_is_not_frozen(
 def test_frozen_refuses(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen is a number of layers"):
         evaluator(data, frozen=-1)
-    with pytest.raises(ValueError, match="frozen is a number of layers.*'some'"):
+    with pytest.raises(ValueError, match=r"frozen is a number of layers.*'some'"):
         evaluator(data, frozen="some")
     reports = evaluator(data, frozen=9)(masks.star(), seed=0, workdir=tmp_path)
     with pytest.raises(ValueError, match="frozen=9, but the encoder has"):
