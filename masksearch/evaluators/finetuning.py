@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from masksearch import masks
@@ -17,8 +18,8 @@ from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Batch, Report, mixed_seed
 from masksearch.evaluators.finished import Scores, restore, save
 from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator
-from masksearch.evaluators.pretraining import moved
-from masksearch.evaluators.rows import TokenSource, Vocabulary, read_vocabulary
+from masksearch.evaluators.pretraining import autocast, moved
+from masksearch.evaluators.rows import TokenSource, Vocabulary, by_length, read_vocabulary
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.attach import attach, detach
@@ -43,7 +44,7 @@ class FineTuning(MlmEvaluator, ABC):
         finetune(encoder, name, table, *, seed, workdir) -> dict[str, float]
                                             trains a head on `encoder` (a copy) by
                                             `self.finetuned(..)` and returns scores by name
-        summary(values) -> dict[str, float] what the last report adds to all scores
+        summary(values) -> dict[str, float] what the last report adds to all scores (optional)
 
     The rest is here: reports, the working folder, seeds, frozen layers; `self.source` tokenizes,
     `self.place` is the device. A pre-training that is finished, scores of finished tasks and the
@@ -126,9 +127,9 @@ class FineTuning(MlmEvaluator, ABC):
             Score -> value; of a name that ends in `/majority` what knowing nothing earns.
         """
 
-    @abstractmethod
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """What the last report adds, given every score."""
+        """What the last report adds, given every score; by default nothing."""
+        return {}
 
     # -- what is shared ------------------------------------------------------------------------
     def settings(self) -> dict[str, object]:
@@ -298,6 +299,27 @@ class FineTuning(MlmEvaluator, ABC):
         )
         for _ in run:
             pass
+
+    def predicted(
+        self, head: nn.Module, lengths: Sequence[int], inputs: Callable[[list[int]], Batch]
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Logits of every row, in batches of similar length.
+
+        Args:
+            head: What `finetuned` has trained; put into evaluation mode.
+            lengths: Tokens of each row.
+            inputs: Numbers of rows -> their batch; `labels` in it are left out.
+
+        Yields:
+            Numbers of rows, and their logits: float32, on the CPU.
+        """
+        head.eval()
+        for chosen in by_length(lengths):
+            given = inputs(chosen)
+            batch = {n: part.to(self.place) for n, part in given.items() if n != "labels"}
+            with torch.no_grad(), autocast(batch, self.precision):
+                logits = head(**batch).logits
+            yield chosen, logits.float().cpu()
 
 
 def training_name(name: str, seed: int) -> str:

@@ -14,16 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 
-from masksearch.contracts import Objective, mixed_seed
+from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.rows import (
     TokenRows,
     TokenSource,
     batches_an_epoch,
-    by_length,
     padded,
     sequences,
     shuffled,
@@ -164,19 +162,14 @@ class GlueEvaluator(FineTuning):
     def predict(self, classifier: nn.Module, rows: TokenRows) -> list[float]:
         """Class numbers, or scores of a regression, in the order of the rows."""
         predictions = [0.0] * len(rows)
-        classifier.eval()
-        with torch.no_grad():
-            for chosen in by_length(rows.lengths):
-                batch = padded([rows[index] for index in chosen], self.source)
-                batch = {name: part.to(self.place) for name, part in batch.items()}
-                del batch["labels"]
-                with torch.autocast(
-                    self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-                ):
-                    logits = classifier(**batch).logits.float()
-                found = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
-                for index, value in zip(chosen, found.tolist(), strict=True):
-                    predictions[index] = float(value)
+
+        def inputs(chosen: list[int]) -> Batch:
+            return padded([rows[index] for index in chosen], self.source)
+
+        for chosen, logits in self.predicted(classifier, rows.lengths, inputs):
+            found = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
+            for index, value in zip(chosen, found.tolist(), strict=True):
+                predictions[index] = float(value)
         return predictions
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:

@@ -8,9 +8,9 @@ print(last.values["exact"], last.values["f1"])
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self, cast
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.rows import batches_an_epoch, bucketed, by_length, padded_ids
+from masksearch.evaluators.rows import batches_an_epoch, bucketed, padded_ids
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad import Reading, SquadData, load_squad
 from masksearch.tasks.squad_decode import Answer, decode
@@ -195,23 +195,11 @@ class SquadEvaluator(FineTuning):
         data = self.tokens()
         lengths = data.dev.lengths.tolist()
         tables: dict[int, Numbers] = {}
-        head.eval()
-        with torch.no_grad():
-            for chosen in by_length(lengths):
-                batch = self.inputs(data.dev, chosen)
-                batch = {name: part.to(self.place) for name, part in batch.items()}
-                with torch.autocast(
-                    self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-                ):
-                    logits = head(**batch).logits.float().cpu().numpy()
-                for index, table in zip(chosen, logits, strict=True):
-                    tables[index] = table[: lengths[index]]
+        for chosen, logits in self.predicted(head, lengths, partial(self.inputs, data.dev)):
+            for index, table in zip(chosen, logits.numpy(), strict=True):
+                tables[index] = table[: lengths[index]]
         ordered = [tables[index] for index in range(len(lengths))]
         return decode(data.dev, ordered, data.reading, max_answer=self.max_answer)
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Nothing beyond the scores."""
-        return {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self, cast
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.rows import batches_an_epoch, bucketed, by_length, padded_ids
+from masksearch.evaluators.rows import batches_an_epoch, bucketed, padded_ids
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.squad_windows import Source
 from masksearch.tasks.swag import SwagData, load_swag
@@ -167,23 +167,10 @@ class SwagEvaluator(FineTuning):
         """The chosen ending of every held-out item, in their order; of equals the first."""
         rows = self.tokens().dev
         found = [0] * len(rows)
-        head.eval()
-        with torch.no_grad():
-            for chosen in by_length(rows.lengths):
-                batch = self.inputs(rows, chosen)
-                batch = {name: part.to(self.place) for name, part in batch.items()}
-                del batch["labels"]
-                with torch.autocast(
-                    self.place.type, torch.bfloat16, enabled=self.precision == "bfloat16"
-                ):
-                    logits = head(**batch).logits.float()
-                for index, choice in zip(chosen, logits.argmax(-1).tolist(), strict=True):
-                    found[index] = choice
+        for chosen, logits in self.predicted(head, rows.lengths, partial(self.inputs, rows)):
+            for index, choice in zip(chosen, logits.argmax(-1).tolist(), strict=True):
+                found[index] = choice
         return found
-
-    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Nothing beyond the scores."""
-        return {}
 
 
 @dataclass(frozen=True, eq=False)
