@@ -70,7 +70,7 @@ JUDGING: dict[str, tuple[Any, Any]] = {
     "swag": (
         Annotated[
             str | None,
-            typer.Option(help="Fine-tune on SWAG: a file (JSONL, CSV), a folder, or hf:..."),
+            typer.Option(help="Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder."),
         ],
         None,
     ),

@@ -113,13 +113,16 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
         raise DataError(f"no folder {place}: {advice(folder)}")
     files = {"train": place / "train.tsv"}
     if not files["train"].is_file():
-        raise DataError(f"no file {files['train']}")
+        raise DataError(f"no file {files['train']}; put the training rows of {task.name} there")
     for name, candidates in task.dev_files.items():
         found = [place / file for file in candidates if (place / file).is_file()]
         if found:
             files[name] = found[0]
         elif name == next(iter(task.dev_files)):
-            raise DataError(f"{place} holds no {' or '.join(candidates)}")
+            raise DataError(
+                f"{place} holds no {' or '.join(candidates)}; put the development set of "
+                f"{task.name} there, on which a mask is scored"
+            )
     return files
 
 

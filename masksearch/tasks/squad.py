@@ -206,7 +206,10 @@ def squad_files(path: Path, held_out: Path | str | None) -> list[Path]:
     found += [Path(held_out)] if held_out is not None else []
     for file in found:
         if not file.is_file():
-            raise DataError(f"no such SQuAD file or folder: {file}")
+            raise DataError(
+                f"no such SQuAD file or folder: {file}; give one on disk (--squad PATH), the "
+                "Hub is not asked"
+            )
     return found
 
 

@@ -127,7 +127,10 @@ def swag_files(path: Path, held_out: Path | str | None) -> list[Path]:
     found += [Path(held_out)] if held_out is not None else []
     for file in found:
         if not file.is_file():
-            raise DataError(f"no such SWAG file or folder: {file}")
+            raise DataError(
+                f"no such SWAG file or folder: {file}; give one on disk (--swag PATH), the "
+                "Hub is not asked"
+            )
         if file.suffix not in SUFFIXES:
             raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
     return found

@@ -69,7 +69,7 @@ def test_columns_are_found_by_name(tmp_path: Path) -> None:
 def test_heldout_serves_where_there_is_no_dev(tmp_path: Path) -> None:
     header = "id\tquestion1\tquestion2\tis_duplicate"
     write(tmp_path / "QQP", "train.tsv", header, "0\ta\tb\t1")
-    with pytest.raises(DataError, match=r"QQP holds no dev\.tsv or heldout\.tsv"):
+    with pytest.raises(DataError, match=r"QQP holds no dev\.tsv or heldout\.tsv; put"):
         load_glue(tmp_path, "QQP")
     write(tmp_path / "QQP", "heldout.tsv", header, "0\ta\tb\t0")
     assert load_glue(tmp_path, "QQP").dev["QQP"].labels == [0]
