@@ -52,7 +52,7 @@ def test_curves_and_scores_become_observations(script, folder):
     tuned = script.of_scores(script.scores(folder), densities)
     values = {(o.mask, o.seed, o.measure): o.value for o in tuned}
     assert values["m0", 0, "SST-2 (full)"] == pytest.approx(0.6)  # mean of two fine-tunings
-    assert values["m3", 1, "mean of the tasks (full)"] == pytest.approx((0.53 + 0.65) / 2)
+    assert values["m3", 1, "mean of the GLUE tasks (full)"] == pytest.approx((0.53 + 0.65) / 2)
     assert "unknown" not in {o.mask for o in tuned}
     learned = script.at_majority(script.scores(folder)).set_index("task")["learned"]
     assert learned.to_dict() == {"SST-2": True, "QQP": True}

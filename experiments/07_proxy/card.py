@@ -1,7 +1,7 @@
 """From which step on does a short pre-training rank masks as a long one, or as GLUE does?
 
-    python experiments/07_proxy/card.py --runs FOLDER [--scores FOLDER] [--results FOLDER]
-    python experiments/07_proxy/card.py --recorded   # the curves that 04_halving_replay recorded
+    python experiments/07_proxy/run.py card --runs FOLDER [--scores FOLDER] [--results FOLDER]
+    python experiments/07_proxy/run.py card --recorded   # the curves of 04_halving_replay
 
 The first reads what `pretrain.py` has finished (`MASK-SEED.json`, with the curve of the MLM
 loss) and, where there are any, the scores of fine-tuning each checkpoint (`scores-*.json`).
@@ -31,7 +31,8 @@ RECORDED = {  # file of 04_halving_replay/results -> what its score is
     "text_800": "glue",  # WikiText-2, 800 steps, then SST-2, QQP, MNLI
 }
 MARGIN = 0.005  # a mean score within this of the constant prediction's has learned nothing
-MEAN = "mean of the tasks"
+MEAN = "mean of the GLUE tasks"
+PROBES = {"BShift", "Order"}  # are no part of that mean
 
 
 def curves(folder: Path) -> list[Observation]:
@@ -57,7 +58,7 @@ def scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def of_scores(rows: Iterable[dict[str, Any]], densities: dict[str, float]) -> list[Observation]:
-    """The scores as observations: one measure a task and setting, and their mean a setting.
+    """The scores as observations: one measure a task and setting, and a mean of the GLUE tasks.
 
     Several fine-tunings of one checkpoint are averaged. The mean is taken where all tasks of
     that setting are there, so that masks are never compared over different tasks.
@@ -74,8 +75,9 @@ def of_scores(rows: Iterable[dict[str, Any]], densities: dict[str, float]) -> li
         runs[mask, seed, step, setting][task] = math.fsum(values) / len(values)
     found = []
     for (mask, seed, step, setting), values in runs.items():
-        if values.keys() == tasks[setting] and len(values) > 1:
-            values = {**values, MEAN: math.fsum(values.values()) / len(values)}
+        glue = {task: value for task, value in values.items() if task not in PROBES}
+        if glue.keys() == tasks[setting] - PROBES and len(glue) > 1:
+            values = {**values, MEAN: math.fsum(glue.values()) / len(glue)}
         found += [
             Observation(mask, densities[mask], seed, step, f"{task} ({setting})", value)
             for task, value in values.items()
@@ -145,9 +147,9 @@ def main() -> None:
     write(ProxyCard.from_observations(observed, **options), arguments.results, "loss")
     if rows:
         at_majority(rows).round(5).to_csv(arguments.results / "learned.csv", index=False)
-    for target in sorted({o.measure for o in tuned if o.measure.startswith(MEAN)}):
-        setting = target.removeprefix(f"{MEAN} (").removesuffix(")")
-        name = "".join(sign if sign.isalnum() else "_" for sign in f"glue {setting}")
+    for target in sorted({o.measure for o in tuned if o.measure.startswith((MEAN, *PROBES))}):
+        short = target.replace(MEAN, "glue").lower()
+        name = "_".join("".join(sign if sign.isalnum() else " " for sign in short).split())
         try:
             card = ProxyCard.from_observations(observed, target=target, **options)
         except MaskSearchError as error:

@@ -1,6 +1,6 @@
 """Fine-tunes what pretrain.py has kept, on GLUE tasks and two probes of word order.
 
-    python experiments/07_proxy/finetune.py --data FOLDER [--runs FOLDER] [--steps 800,3200]
+    python experiments/07_proxy/run.py finetune --data FOLDER [--runs FOLDER] [--steps 800,3200]
         [--seeds 0] [--settings full,frozen] [--part 0/2] [--smoke]
 
 Settings: `full` trains every weight for two epochs, `frozen` only the head, for four. Two probes

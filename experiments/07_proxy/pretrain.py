@@ -1,6 +1,6 @@
 """Pre-trains one small BERT for each mask and seed, and keeps its weights along the way.
 
-    python experiments/07_proxy/pretrain.py --data FOLDER [--runs FOLDER] [--part 0/2] [--smoke]
+    python experiments/07_proxy/run.py pretrain --data FOLDER [--runs FOLDER] [--part 0/2]
 
 What is finished is not run again; `--part 0/2` takes every second run, for two processes.
 """

@@ -19,7 +19,7 @@ def objections(card: ProxyCard) -> list[str]:
 
     found = []
     if card.chance > CHANCE:
-        reach = "any tau" if math.isinf(card.chance) else f"a tau of +-{card.chance:.2f}"
+        reach = "any tau" if card.chance > 1 else f"a tau of +-{card.chance:.2f}"
         found.append(
             f"too few masks: {len(card.masks)} in density bands of {listed(card.band_sizes)}; two "
             f"unrelated rankings reach {reach} within bands in 1 of 20 cases, more than "
