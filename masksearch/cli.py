@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -162,6 +163,7 @@ def report(
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
     signal.signal(signal.SIGTERM, stopped)
+    warnings.formatwarning = one_line
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Exit as stop:
@@ -183,6 +185,11 @@ def fail(message: str) -> None:
     """One line, exit code 2."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
     sys.exit(2)
+
+
+def one_line(message: Warning | str, *where: object, **line: object) -> str:
+    """A warning as people read it: without the place in the code."""
+    return f"warning: {' '.join(str(message).split())}\n"
 
 
 def stopped(number: int, frame: object) -> None:

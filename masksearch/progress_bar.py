@@ -92,7 +92,8 @@ class StepBar:
         self.tokens_rate += ((self.tokens - tokens) / span - self.tokens_rate) * share
         self.before = (now, step.number, self.tokens)
         if self.screen is None:
-            self.console.print(self.line(step, config, now), markup=False, highlight=False)
+            line = self.line(step, config, now)
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
         if self.task is None:
             self.task = self.screen.add_task("", total=config.steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,13 @@ def test_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, files, argumen
     assert out == ""
     assert re.search(message, err), err
     assert err.count("\n") == 1
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    run(monkeypatch, capsys, "show", "window(1)")
+    said = warnings.formatwarning("a cache\n is corrupt", UserWarning, "file.py", 3, "code()")
+    assert said == "warning: a cache is corrupt\n"
 
 
 def test_python_m_masksearch_shows_help():

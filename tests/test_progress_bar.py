@@ -57,6 +57,17 @@ def test_one_bar_with_steps_rate_and_loss(clock):
     assert not screen.tasks
 
 
+def test_a_log_gets_whole_lines(clock):
+    narrow = Console(file=io.StringIO(), force_terminal=False, width=20)
+    bar, config = StepBar("training", narrow, None), TrainConfig(steps=100)
+    for number in (1, 2, 3):
+        clock[0] += 1_000
+        bar(Step(number, 3.0, 50), config)
+    lines = narrow.file.getvalue().splitlines()
+    assert lines
+    assert all(line.startswith("training ") and line.endswith(" left") for line in lines)
+
+
 def test_every_training_gets_a_bar_of_its_own(clock):
     screen = bars(fake(True))
     bar = StepBar("training", fake(True), screen)
