@@ -15,19 +15,14 @@ from typing import Any
 from masksearch.errors import DataError
 from masksearch.tasks.glue_rows import Rows, checked_score, hidden_label
 from masksearch.tasks.glue_table import GlueTask, HubForm
+from masksearch.tasks.hub_text import PREFIX, is_hub
 
-PREFIX = "hf:"
 PATIENCE = 10.0  # seconds until the Hub counts as out of reach
 LOCAL_WAY = (
     "without the Hub, give a folder of TSV files (--glue FOLDER), or a local copy in the Hub's "
     "form (--glue hf:/FOLDER with FOLDER/<config>/<split>-*.parquet); HF_HUB_OFFLINE=1 reads "
     "what was downloaded before"
 )
-
-
-def is_hub(place: Path | str) -> bool:
-    """Whether a folder argument is spelled `hf:...`."""
-    return str(place).startswith(PREFIX)
 
 
 def glue_place(place: Path | str) -> Path | str:
