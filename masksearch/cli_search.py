@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -273,6 +274,12 @@ def compare(
 def judged(given: Mapping[str, Any]) -> Evaluator:
     """The evaluator that a command's options name."""
     from masksearch.judging import Judging
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageMistake(
+            "under torchrun every process would open the same study; torchrun is for "
+            "`masksearch pretrain`: use --slots, or --executor ray"
+        )
 
     return Judging(**chosen(given, Judging)).build()
 

@@ -6,7 +6,7 @@ import pytest
 
 import masksearch as ms
 from masksearch.choices import Placing
-from masksearch.cli_search import COMMAND, remember
+from masksearch.cli_search import COMMAND, UsageMistake, judged, remember
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.cached import Cached
 from masksearch.evaluators.squad import SquadEvaluator
@@ -135,3 +135,9 @@ def test_executors_by_name():
         Placing(executor="together", limit=3.0).build()
     with pytest.raises(UnknownNameError, match="togehter"):
         Placing(executor="togehter").build()
+
+
+def test_a_study_is_refused_under_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageMistake, match="torchrun is for `masksearch pretrain`"):
+        judged({})
