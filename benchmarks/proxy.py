@@ -12,7 +12,7 @@ together: K models with K masks as one program against one after the other.
 sizes: tokens/s of tiny ... base and their share of what a large matrix product reaches.
 Repetitions take turns (A B A B); figures are medians over them of the mean step. CPU figures are
 seconds of the process on one thread, so that a neighbour's load counts little. The Trainer needs
-the package `accelerate`.
+the package `accelerate` (`pip install 'masksearch[bench]'`).
 """
 
 from __future__ import annotations
@@ -324,7 +324,7 @@ def main() -> None:
     if wanted and find_spec("accelerate") is None:
         parser.error(
             f"transformers' Trainer, for {', '.join(sorted(wanted))}, needs the package "
-            "accelerate: pip install accelerate"
+            "accelerate: pip install 'masksearch[bench]'"
         )
     if given.device == "cpu":
         torch.set_num_threads(1)
