@@ -14,7 +14,7 @@ from pathlib import Path
 from masksearch.errors import DataError
 from masksearch.tasks.corpus import content_hash, short_hash
 from masksearch.tasks.glue_average import GlueScore, glue_score, reported
-from masksearch.tasks.glue_hub import glue_place, is_hub, read_hub
+from masksearch.tasks.glue_hub import glue_place, read_hub
 from masksearch.tasks.glue_metrics import at_majority, majority, majority_scores, score
 from masksearch.tasks.glue_rows import Rows, read_rows
 from masksearch.tasks.glue_table import (
@@ -28,6 +28,7 @@ from masksearch.tasks.glue_table import (
     task_named,
     task_number,
 )
+from masksearch.tasks.hub_text import is_hub
 
 __all__ = [
     "NLI",
