@@ -12,17 +12,14 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from masksearch.contracts import (
-    CarriesData,
-    Evaluator,
     Objective,
-    OffersGradients,
     Report,
-    Shape,
 )
+from masksearch.evaluators.around import Around
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 
@@ -30,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Cached:
+class Cached(Around):
     """Keeps the reports of every finished run, for all studies that share the folder.
 
     A study answers equal masks from its own records already; this is for several studies, or a
@@ -49,21 +46,11 @@ class Cached:
             other machines must see it.
     """
 
-    evaluator: Evaluator
     folder: Path | str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
-        if isinstance(self.evaluator, OffersGradients):
-            # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
-            object.__setattr__(self, "differentiable", self.evaluator.differentiable)
-        if isinstance(self.evaluator, CarriesData):
-            object.__setattr__(self, "packed", self.packed_within)
-
-    @property
-    def shape(self) -> Shape:
-        """The inner evaluator's."""
-        return self.evaluator.shape
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -79,13 +66,6 @@ class Cached:
     def beyond_shape(self) -> bool:
         """The inner evaluator's."""
         return bool(getattr(self.evaluator, "beyond_shape", False))
-
-    def packed_within(self) -> Cached:
-        """The same around the packed inner evaluator; called `packed` where that one can be."""
-        if not isinstance(self.evaluator, CarriesData):
-            raise TypeError(f"{type(self.evaluator).__name__} has no packed()")
-        inner = self.evaluator.packed()
-        return self if inner is self.evaluator else replace(self, evaluator=inner)
 
     def place(self, mask: Mask, seed: int) -> Path:
         """The file of a run, there or not."""

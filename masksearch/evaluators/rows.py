@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from masksearch.contracts import Batch, generator
 from masksearch.tasks.corpus import short_hash, small
-from masksearch.tasks.tokenizer import id_count, open_tokenizer, special_ids
+from masksearch.tasks.tokenizer import encode, id_count, open_tokenizer, special_ids
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -76,8 +76,7 @@ class Vocabulary:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [one.ids for one in encoded]
+        return encode(self.tokenizer, texts)
 
 
 @lru_cache(maxsize=4)

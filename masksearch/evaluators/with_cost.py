@@ -13,21 +13,18 @@ from pathlib import Path
 from typing import Literal
 
 from masksearch.contracts import (
-    CarriesData,
-    Evaluator,
     Objective,
-    OffersGradients,
     Report,
-    Shape,
 )
 from masksearch.errors import LengthError
+from masksearch.evaluators.around import Around
 from masksearch.evaluators.cost import CostEvaluator
 from masksearch.masks.core import Mask
 from masksearch.masks.families import cropped
 
 
 @dataclass(frozen=True)
-class WithCost:
+class WithCost(Around):
     """Runs an evaluator and adds costs of the mask to its reports and objectives.
 
     The costs are taken before the training, and every report carries them, the last one
@@ -58,7 +55,6 @@ class WithCost:
         ValueError: If neither cost is chosen, or the evaluator has an objective of that name.
     """
 
-    evaluator: Evaluator
     latency: bool | Literal["ratio", "milliseconds"] = True
     memory: bool = False
     length: int | None = None
@@ -76,11 +72,7 @@ class WithCost:
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"the evaluator has such an objective already: {', '.join(names)}")
-        if isinstance(self.evaluator, OffersGradients):
-            # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
-            object.__setattr__(self, "differentiable", self.evaluator.differentiable)
-        if isinstance(self.evaluator, CarriesData):
-            object.__setattr__(self, "packed", self.packed_within)
+        super().__post_init__()
 
     @property
     def cost(self) -> CostEvaluator:
@@ -98,11 +90,6 @@ class WithCost:
         )
 
     @property
-    def shape(self) -> Shape:
-        """The inner evaluator's."""
-        return self.evaluator.shape
-
-    @property
     def beyond_shape(self) -> bool:
         """Whether a mask is looked at beyond `shape`, where masks of equal cells may differ."""
         return self.length not in (None, self.shape.length)
@@ -117,20 +104,6 @@ class WithCost:
         """Short hash of the inner protocol and of the costs' settings."""
         text = f"with-cost-1 {self.evaluator.protocol} {self.cost.protocol}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def packed_within(self) -> WithCost:
-        """The same around the packed inner evaluator; called `packed` where that one can be.
-
-        Raises:
-            TypeError: If the inner evaluator cannot carry its data.
-        """
-        if not isinstance(self.evaluator, CarriesData):
-            raise TypeError(
-                f"{type(self.evaluator).__name__} has no packed(): its data cannot travel; give "
-                "it one (masksearch.contracts.CarriesData), or a file system that workers share"
-            )
-        inner = self.evaluator.packed()
-        return self if inner is self.evaluator else replace(self, evaluator=inner)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields the inner evaluator's reports, each with the costs.

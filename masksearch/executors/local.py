@@ -80,18 +80,7 @@ class Local:
         while (proposal := strategy.ask()) != "done":
             if proposal == "wait":
                 raise nothing_to_wait_for()
-            if proposal.starts >= SUSPECT:
-                with loaded_by_path():
-                    record = pool.alone(proposal)
-            else:
-                record = carry_out(
-                    proposal,
-                    evaluator,
-                    seed=seed,
-                    workdir=workdir,
-                    folder=folder_of(proposal),
-                    on_report=on_report,
-                )
+            record = pool.here(proposal)
             on_record(record)
             strategy.tell(record)
 
@@ -154,6 +143,20 @@ class Pool:
                         done = False  # a result may bring new proposals
         finally:
             self.close()
+
+    def here(self, proposal: Proposal) -> Record:
+        """Runs one job in this process; one that took the search down twice runs apart."""
+        if proposal.starts >= SUSPECT:
+            with loaded_by_path():
+                return self.alone(proposal)
+        return carry_out(
+            proposal,
+            self.evaluator,
+            seed=self.seed,
+            workdir=self.workdir,
+            folder=folder_of(proposal),
+            on_report=self.on_report,
+        )
 
     def alone(self, proposal: Proposal) -> Record:
         """Carries one job out in a process of its own."""

@@ -22,8 +22,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError
 from masksearch.executors.local import SUSPECT, Pool
-from masksearch.executors.surroundings import loaded_by_path
-from masksearch.executors.work import Work, carry_out, folder_of, nothing_to_wait_for
+from masksearch.executors.work import Work, folder_of, nothing_to_wait_for
 from masksearch.masks.core import Mask
 
 
@@ -90,6 +89,7 @@ class Together:
                 "not offer (it has no method `together`); use Local() or RayTune()"
             )
         evaluator.together([], seeds=[])  # refuses before anything has begun
+        alone = Pool(1, torch.get_num_threads(), evaluator, seed, workdir, on_report)
         while proposals := self.asked(strategy):
             group = [proposal for proposal in proposals if fits(proposal)]
             works = [
@@ -100,20 +100,8 @@ class Together:
             for proposal in proposals:
                 if proposal.number in records:
                     record = records[proposal.number]
-                elif proposal.starts >= SUSPECT:
-                    threads = torch.get_num_threads()
-                    pool = Pool(1, threads, evaluator, seed, workdir, on_report)
-                    with loaded_by_path():
-                        record = pool.alone(proposal)
                 else:
-                    record = carry_out(
-                        proposal,
-                        evaluator,
-                        seed=seed,
-                        workdir=workdir,
-                        folder=folder_of(proposal),
-                        on_report=on_report,
-                    )
+                    record = alone.here(proposal)
                 on_record(record)
                 strategy.tell(record)
 

@@ -41,6 +41,7 @@ from masksearch.tasks.text_files import (
 )
 from masksearch.tasks.token_cache import Cached, TokenSpool, alone, read_cache, write_cache
 from masksearch.tasks.tokenizer import (
+    encode,
     id_count,
     open_tokenizer,
     special_ids,
@@ -113,8 +114,7 @@ class Corpus:
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        encoded = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [one.ids for one in encoded]
+        return encode(self.tokenizer, texts)
 
     @classmethod
     def load(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch.tasks.text_files import DOCUMENT, PARAGRAPH
-from masksearch.tasks.tokenizer import id_count
+from masksearch.tasks.tokenizer import encode, id_count
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -93,8 +93,7 @@ def encode_stream(
     begins: dict[int, list[NDArray[np.int64]]] = {DOCUMENT: [], PARAGRAPH: []}
     count = 0
     for marks, chunk in chunks(texts):
-        encoded = tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-        ids = [one.ids for one in encoded]
+        ids = encode(tokenizer, chunk)
         ends = count + np.cumsum([len(one) for one in ids], dtype=np.int64)
         starts = np.concatenate([[count], ends[:-1]])
         for least, found in begins.items():

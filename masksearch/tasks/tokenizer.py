@@ -221,3 +221,8 @@ def sentence_ends(tokenizer: Tokenizer) -> Tensor:
         if plain[-1:] in SENTENCE_ENDS and not any(map(str.isalnum, plain.lstrip("ĠĊ▁"))):
             found[number] = True
     return found
+
+
+def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens."""
+    return [one.ids for one in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
