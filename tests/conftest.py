@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-for folder in ("", "contracts", "faults"):  # for `mask_trees`, `toy`, `killing`
+for folder in ("", "contracts", "faults", "models"):  # `mask_trees`, `toy`, `killing`, ...
     sys.path.insert(0, str(Path(__file__).parent / folder))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

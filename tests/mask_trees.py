@@ -36,6 +36,26 @@ def toeplitz(length: int, *front: int) -> Drawn:
 
 
 @cache
+def layouts(length: int, *front: int) -> Drawn:
+    """Block layouts that reach the length, or a little farther."""
+    blocks = st.integers(max(1, -(-length // 4)), length + 1)
+    return blocks.flatmap(
+        lambda block: st.builds(
+            masks.block_layout, bits(*front, *[-(-length // block)] * 2), st.just(block)
+        )
+    )
+
+
+@cache
+def grids(length: int) -> Drawn:
+    """Axial masks that reach the length, or a little farther."""
+    shapes = st.tuples(st.integers(1, length + 1), st.integers(0, length))
+    return shapes.map(
+        lambda shape: masks.axial(max(1, -(-(length - shape[1]) // shape[0])), *shape)
+    )
+
+
+@cache
 def leaves(length: int, tables: bool = True) -> Drawn:
     """Every kind of leaf that tells neither heads nor layers apart."""
     small, positive = st.integers(0, length + 1), st.integers(1, length + 1)
@@ -56,6 +76,11 @@ def leaves(length: int, tables: bool = True) -> Drawn:
         st.builds(masks.random_keys, small, st.integers(0, 2**63 - 1)),
         st.sampled_from(list(masks.FAMILIES.values())),
         toeplitz(length),
+        st.builds(masks.columns, positive),
+        st.builds(lambda found: masks.columns(positions=found), some),
+        st.builds(masks.butterfly, positive),
+        grids(length),
+        layouts(length),
     ]
     return st.one_of(choices + [bits(length, length).map(masks.table)] * tables)
 
@@ -95,6 +120,7 @@ def trees(length: int, tables: bool = True, layers: bool = True, heads: bool = T
         kinds += [
             st.lists(single, min_size=HEADS, max_size=HEADS).map(masks.per_head),
             toeplitz(length, HEADS),
+            layouts(length, HEADS),
         ] + [bits(HEADS, length, length).map(masks.table)] * tables
     headed = combined(st.one_of(kinds), 3)
     if not layers:
@@ -103,6 +129,7 @@ def trees(length: int, tables: bool = True, layers: bool = True, heads: bool = T
         headed,
         st.lists(headed, min_size=LAYERS, max_size=LAYERS).map(masks.per_layer),
         toeplitz(length, LAYERS, HEADS if heads else 1),
+        layouts(length, LAYERS, HEADS if heads else 1),
     ] + [bits(LAYERS, HEADS if heads else 1, length, length).map(masks.table)] * tables
     return combined(st.one_of(layered), 2)
 

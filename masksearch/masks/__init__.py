@@ -6,14 +6,20 @@
 torch.Size([1, 1, 128, 128])
 """
 
+from masksearch.masks.content import ContentMask, special_tokens
 from masksearch.masks.core import Mask, Points
-from masksearch.masks.expression import parse
+from masksearch.masks.expression import parse, parse_content
 from masksearch.masks.families import (
     FAMILIES,
+    a_shape,
+    axial,
     bigbird,
     block_columns,
+    block_layout,
     blocks,
+    butterfly,
     causal,
+    columns,
     cropped,
     dilated,
     fixed,
@@ -33,23 +39,45 @@ from masksearch.masks.families import (
     strided,
     table,
     toeplitz,
+    vertical_slash,
     window,
     without_diagonal,
+)
+from masksearch.masks.interop import (
+    from_4d,
+    from_block_layout,
+    from_block_mask,
+    from_mask_mod,
+    from_numpy,
+    to_4d,
+    to_block_layout,
+    to_numpy,
 )
 from masksearch.masks.nearest import NearestFamily, nearest_family
 
 __all__ = [
     "FAMILIES",
+    "ContentMask",
     "Mask",
     "NearestFamily",
     "Points",
+    "a_shape",
+    "axial",
     "bigbird",
     "block_columns",
+    "block_layout",
     "blocks",
+    "butterfly",
     "causal",
+    "columns",
     "cropped",
     "dilated",
     "fixed",
+    "from_4d",
+    "from_block_layout",
+    "from_block_mask",
+    "from_mask_mod",
+    "from_numpy",
     "full",
     "global_tokens",
     "layer_of",
@@ -58,16 +86,22 @@ __all__ = [
     "nearest_family",
     "offsets",
     "parse",
+    "parse_content",
     "per_head",
     "per_layer",
     "powers_of_two",
     "random_keys",
     "shifts",
+    "special_tokens",
     "star",
     "stride",
     "strided",
     "table",
+    "to_4d",
+    "to_block_layout",
+    "to_numpy",
     "toeplitz",
+    "vertical_slash",
     "window",
     "without_diagonal",
 ]

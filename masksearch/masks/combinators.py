@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError, LengthError
+from masksearch.masks.arguments import settle
 from masksearch.masks.core import Mask, Points
 
 
@@ -172,8 +173,7 @@ class Cropped(Mask):
 
     def __post_init__(self) -> None:
         children(self, (self.of,))
-        if isinstance(self.at, bool) or not isinstance(self.at, int) or self.at < 1:
-            raise ValueError(f"at must be a whole number >= 1, got {self.at!r}")
+        settle(self, "at", 1)
         if self.of.length not in (None, self.at):
             raise LengthError(
                 f"a table of {self.of.length} positions cannot be taken at {self.at}; "
@@ -203,7 +203,7 @@ class Cropped(Mask):
 def children(mask: Mask, of: Sequence[Mask]) -> None:
     """Checks the parts of a combination when it is built, so that errors name the culprit."""
     if isinstance(of, Mask) or not of or not all(isinstance(part, Mask) for part in of):
-        raise TypeError(f"{mask.kind} combines one or more masks, got {of!r}")
+        raise TypeError(f"{mask.kind} combines one or more masks of positions, got {of!r}")
     _ = mask.heads, mask.layers, mask.length
 
 

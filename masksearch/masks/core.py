@@ -8,27 +8,22 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
-import json
 import math
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.errors import (
-    HeadCountError,
-    LayerCountError,
-    MaskFormatError,
-    unknown_name,
-)
+from masksearch.errors import LayerCountError, MaskFormatError, unknown_name
+from masksearch.masks.arguments import whole
+from masksearch.masks.tree import MaskTree, kind_of, parsed
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
+SHORT = 256  # positions up to which all cells are looked at; longer masks are taken by tiles
 ROWS_AT_ONCE = 1 << 24  # cells that a row-wise measure holds in memory at a time
 MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 
@@ -57,18 +52,18 @@ class Points:
         return self.key - self.query
 
 
-class Mask:
+class Mask(MaskTree):
     """Base of all masks. Build masks with the functions of `masksearch.masks`.
 
     Masks combine with `|` (either allows), `&` (both allow), `~` (complement) and `-`
     (without). Equality and hash are structural; `masksearch.fingerprint` compares bits.
     """
 
-    kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[Mask]]] = {}
+    by_offset: ClassVar[bool] = False  # whether a leaf's cells depend on key - query alone
 
-    def __init_subclass__(cls) -> None:
-        if "kind" in cls.__dict__:
+    def __init_subclass__(cls, stored: bool = True) -> None:
+        if stored and "kind" in cls.__dict__:
             Mask.kinds[cls.kind] = cls
 
     def allows(self, at: Points) -> Tensor:
@@ -82,47 +77,49 @@ class Mask:
         """
         raise NotImplementedError
 
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor | None:
+        """Which square tiles of the table look alike, so that each kind is looked at once.
+
+        Args:
+            row: int64 `[rows, 1]`, the first query of each tile.
+            column: int64 `[1, columns]`, the first key of each tile.
+            block: Positions of a tile's side.
+
+        Returns:
+            int64, below 2^62 in size, that broadcasts to `[rows, columns]` (it need not have
+            that shape): tiles with equal keys hold equal cells, in every layer and head. None
+            where nothing is known; each tile is then looked at.
+        """
+        return column - row if self.by_offset else None
+
     # -- structure ---------------------------------------------------------------------------
     @property
     def parts(self) -> tuple[Mask, ...]:
         """Direct children (empty for a leaf)."""
         return ()
 
-    @property
-    def heads(self) -> int | None:
-        """Number of heads that the mask tells apart; None = the same for any number."""
-        return agreed([part.heads for part in self.parts], HeadCountError, "heads")
-
-    @property
-    def layers(self) -> int | None:
-        """Number of layers that the mask tells apart; None = the same for any number."""
-        return agreed([part.layers for part in self.parts], LayerCountError, "layers")
-
-    @property
-    def length(self) -> int | None:
-        """The only length that the mask has, in positions; None = any."""
-        found = {part.length for part in self.parts} - {None}
-        if len(found) > 1:
-            sizes = " and ".join(str(size) for size in sorted(cast(set[int], found)))
-            raise MaskFormatError(f"tables of {sizes} positions cannot be in one mask")
-        return found.pop() if found else None
-
     def resolve(self, length: int) -> Mask:
-        """The same mask with every random leaf replaced by its table at that length."""
+        """The same mask with every random leaf replaced by the keys that it draws there."""
         return self
 
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
+        if takes_over(other):
+            return NotImplemented
         from masksearch.masks.combinators import Either, joined
 
         return Either(joined(Either, self, other))
 
     def __and__(self, other: Mask) -> Mask:
+        if takes_over(other):
+            return NotImplemented
         from masksearch.masks.combinators import Both, joined
 
         return Both(joined(Both, self, other))
 
     def __sub__(self, other: Mask) -> Mask:
+        if takes_over(other):
+            return NotImplemented
         from masksearch.masks.combinators import Both, Complement, joined
 
         return Both(joined(Both, self, Complement(other)))
@@ -133,25 +130,10 @@ class Mask:
         return Complement(self)
 
     # -- identity ----------------------------------------------------------------------------
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mask) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the expression (its JSON form), in hex."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data: `{"kind": ..., **fields}`."""
         fields = dataclasses.fields(cast(Any, self))
         return {"kind": self.kind} | {f.name: plain(getattr(self, f.name)) for f in fields}
-
-    def to_json(self) -> str:
-        """Canonical JSON of the expression; `Mask.from_json` reads it back."""
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_dict(data: Any) -> Mask:
@@ -160,16 +142,22 @@ class Mask:
         Raises:
             MaskFormatError: If the data is not the plain form of a mask.
         """
-        if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
-            raise MaskFormatError(f"a mask is an object with a 'kind', got {str(data)[:80]}")
-        if data["kind"] not in Mask.kinds:
-            raise MaskFormatError(str(unknown_name("mask kind", data["kind"], sorted(Mask.kinds))))
-        cls = Mask.kinds[data["kind"]]
+        kind = kind_of(data)
+        if kind not in Mask.kinds:
+            from masksearch.masks.content import ContentMask
+
+            if kind in ContentMask.kinds:
+                raise MaskFormatError(
+                    f"{kind} is a content mask, which depends on the tokens; "
+                    "masks.ContentMask.from_json reads it, and masksearch.attach puts it on models"
+                )
+            raise MaskFormatError(str(unknown_name("mask kind", kind, sorted(Mask.kinds))))
+        cls = Mask.kinds[kind]
         known = [f.name for f in dataclasses.fields(cast(Any, cls))]
         given = {name: value for name, value in data.items() if name != "kind"}
         if sorted(given) != sorted(known):
             raise MaskFormatError(
-                f"{data['kind']} has the fields {known}, got {sorted(given)}; "
+                f"{kind} has the fields {known}, got {sorted(given)}; "
                 "the file was written by another version or edited"
             )
         try:
@@ -177,7 +165,7 @@ class Mask:
         except MaskFormatError:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
-            raise MaskFormatError(f"{data['kind']} cannot be built: {error}") from error
+            raise MaskFormatError(f"{kind} cannot be built: {error}") from error
 
     @staticmethod
     def from_json(text: str) -> Mask:
@@ -186,30 +174,9 @@ class Mask:
         Raises:
             MaskFormatError: If the text is not JSON, or not a mask.
         """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MaskFormatError(f"not JSON that can be read: {error}") from error
-        return Mask.from_dict(data)
+        return Mask.from_dict(parsed(text))
 
     # -- lowering ----------------------------------------------------------------------------
-    def counts(self, layers: int, heads: int) -> None:
-        """Checks that the mask fits that many layers and heads.
-
-        Raises:
-            LayerCountError, HeadCountError: If it was built for other counts.
-        """
-        if self.layers not in (None, layers):
-            raise LayerCountError(
-                f"the mask has {self.layers} layers, asked for {layers}; "
-                "per_layer needs one mask for each layer"
-            )
-        if self.heads not in (None, heads):
-            raise HeadCountError(
-                f"the mask has {self.heads} heads, asked for {heads}; "
-                "per_head needs one mask for each head"
-            )
-
     def planes(self, length: int, query: Tensor, key: Tensor) -> Iterator[Tensor]:
         """The distinct (layer, head) planes at those index tensors, layer by layer."""
         for layer in range(self.layers or 1):
@@ -241,7 +208,14 @@ class Mask:
         return table.expand(layers, heads, length, length).contiguous()
 
     def kept(self, length: int) -> int:
-        """Number of kept cells over the distinct planes, in row chunks (no n x n tensor)."""
+        """Number of kept cells over the planes that the mask tells apart, exact.
+
+        No n x n tensor is made: beyond a short length, alike tiles are looked at once.
+        """
+        if length > SHORT:
+            from masksearch.masks.tiles import kept
+
+            return kept(self, length)
         query, key = grid(length)
         chunk = max(1, ROWS_AT_ONCE // length)
         return sum(
@@ -261,8 +235,8 @@ class Mask:
     def mask_mod(self, length: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """FlexAttention's predicate `(batch, head, query, key) -> bool` for layer 0.
 
-        Random leaves and tables become captured tensors; a mask that differs by layer is taken
-        apart with `layer_of` first.
+        Random keys (as a list for each query) and tables become captured tensors; a mask that
+        differs by layer is taken apart with `layer_of` first.
 
         Raises:
             LayerCountError: If the mask tells layers apart.
@@ -288,22 +262,21 @@ class Mask:
     __repr__ = __str__
 
 
+def takes_over(other: object) -> bool:
+    """Whether an operand combines with masks by its own reflected operators."""
+    from masksearch.masks.content import ContentMask
+
+    return isinstance(other, ContentMask)
+
+
 def grid(length: int) -> tuple[Tensor, Tensor]:
     """Query positions as a column and key positions as a row, `[n, 1]` and `[1, n]`."""
+    if whole(length) is None:
+        raise ValueError(f"length must be a whole number of positions, got {length!r}")
     if length < 1:
         raise ValueError(f"length must be at least 1 position, got {length}")
     positions = torch.arange(length)
     return positions[:, None], positions[None, :]
-
-
-def agreed(
-    counts: list[int | None], error: type[HeadCountError] | type[LayerCountError], what: str
-) -> int | None:
-    """The one count that all parts agree on; None where no part cares."""
-    found = sorted({count for count in counts if count is not None})
-    if len(found) > 1:
-        raise error(f"parts of one mask have {' and '.join(map(str, found))} {what}")
-    return found[0] if found else None
 
 
 def plain(value: Any) -> Any:

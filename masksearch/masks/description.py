@@ -11,6 +11,7 @@ import torch
 from masksearch.masks.combinators import Both, Complement, Either, PerHead, PerLayer
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.expression import family_of
+from masksearch.masks.layouts import BlockLayout, Columns
 from masksearch.masks.patterns import GlobalTokens, Offsets, RandomKeys, Shifts
 from masksearch.masks.tables import Table, Toeplitz
 
@@ -51,10 +52,10 @@ def expression_bits(mask: Mask, length: int) -> float:
             return WORD + float(set_bits(len(members), length))
         case Shifts(steps=members):
             return WORD + float(set_bits(len(members), 2 * length - 1))
-        case GlobalTokens(positions=members):
+        case GlobalTokens(positions=members) | Columns(positions=members):
             first = members == tuple(range(len(members)))
             return WORD + 1 + (number if first else float(set_bits(len(members), length)))
-        case Table() | Toeplitz() | RandomKeys() | PerHead() | PerLayer():
+        case Table() | Toeplitz() | BlockLayout() | RandomKeys() | PerHead() | PerLayer():
             raise TypeError(f"{mask.kind} has no description in names and whole numbers")
     return WORD + number * len(dataclasses.fields(cast(Any, mask)))
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Literal, Protocol, cast, overload
 
 import torch
 from torch import Tensor
 
 from masksearch.errors import EmptyRowError, MaskFormatError
-from masksearch.masks.core import DenseMask, Mask, grid
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
+from masksearch.masks.content import ContentMask
+from masksearch.masks.core import SHORT, DenseMask, Mask, grid
+from masksearch.masks.flex_layout import flex_block_mask as flex_block_mask  # of this name too
+from masksearch.masks.tiles import tile_view
 
 
 class HasShape(Protocol):
@@ -60,7 +61,7 @@ def no_empty_rows(table: DenseMask) -> None:
 
 
 def block_view(mask: Mask, length: int, block: int) -> Tensor:
-    """Which blocks of a square tiling hold a kept cell, one row of blocks at a time.
+    """Which blocks of a square tiling hold a kept cell; no n x n tensor is made.
 
     Args:
         mask: Any mask.
@@ -73,6 +74,8 @@ def block_view(mask: Mask, length: int, block: int) -> Tensor:
     """
     if block < 1:
         raise ValueError(f"block must be at least 1 position, got {block}")
+    if length > SHORT:
+        return tile_view(mask, length, block)
     count = -(-length // block)
     query, key = grid(length)
     planes = (mask.layers or 1) * (mask.heads or 1)
@@ -86,28 +89,7 @@ def block_view(mask: Mask, length: int, block: int) -> Tensor:
     return view.view(mask.layers or 1, mask.heads or 1, count, count)
 
 
-def flex_block_mask(mask: Mask, length: int, block: int = 128, device: str = "cpu") -> BlockMask:
-    """The mask of one layer as FlexAttention's `BlockMask`.
-
-    Args:
-        mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
-        length: Positions.
-        block: Block side, in positions. A mask searched at blocks of 64 loses most of its
-            sparsity at FlexAttention's default of 128: pass the block size of the search.
-        device: Where the block mask lies.
-
-    Raises:
-        EmptyRowError: If a query keeps no key.
-    """
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    no_empty_rows(mask.dense(length))
-    return create_block_mask(
-        mask.mask_mod(length), None, mask.heads, length, length, device=device, BLOCK_SIZE=block
-    )
-
-
-def save_mask(mask: Mask, path: Path | str) -> Path:
+def save_mask(mask: Mask | ContentMask, path: Path | str) -> Path:
     """Writes a mask to `.json` (any mask) or `.safetensors` (its tables as tensors).
 
     The file is written beside its place and moved there, so that a crash leaves no half mask.
@@ -132,37 +114,66 @@ def save_mask(mask: Mask, path: Path | str) -> Path:
     return path
 
 
-def load_mask(path: Path | str) -> Mask:
+@overload
+def load_mask(path: Path | str, *, content: Literal[False]) -> Mask: ...
+@overload
+def load_mask(path: Path | str, *, content: bool = True) -> Mask | ContentMask: ...
+def load_mask(path: Path | str, *, content: bool = True) -> Mask | ContentMask:
     """Reads what `save_mask` wrote. Never runs code from the file.
+
+    Args:
+        path: A `.json` or `.safetensors` file.
+        content: Whether a content mask may be in it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         MaskFormatError: If the file is truncated, foreign or edited.
     """
     path = Path(path)
+    tensors: dict[str, Tensor] = {}
     if path.suffix == ".json":
-        try:
-            return Mask.from_json(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, MaskFormatError) as error:
-            raise MaskFormatError(f"{path}: {error}") from error
-    if path.suffix != ".safetensors":
+        text: str | bytes | None = path.read_bytes()
+    elif path.suffix != ".safetensors":
         raise MaskFormatError(f"{path}: a mask file ends in .json or .safetensors")
-    if not path.is_file():
+    elif not path.is_file():
         raise FileNotFoundError(f"{path}: no such mask file")
-    from safetensors import SafetensorError, safe_open
+    else:
+        from safetensors import SafetensorError, safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("masksearch_mask")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise MaskFormatError(f"{path}: not a readable safetensors file: {error}") from error
+        try:
+            with safe_open(path, framework="pt") as file:
+                text = (file.metadata() or {}).get("masksearch_mask")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise MaskFormatError(f"{path}: not a readable safetensors file: {error}") from error
     if text is None:
         raise MaskFormatError(f"{path}: holds no mask (no 'masksearch_mask' in its metadata)")
     try:
-        return Mask.from_dict(put_back(json.loads(text), tensors))
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MaskFormatError(f"{path}: not JSON that can be read: {error}") from error
+    try:
+        mask = from_plain(put_back(data, tensors))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise MaskFormatError(f"{path}: {error}") from error
+    if isinstance(mask, ContentMask) and not content:
+        raise MaskFormatError(
+            f"{path}: {mask} is a content mask, which depends on the tokens; put it on a model "
+            "with masksearch.attach, or give a mask of positions here"
+        )
+    return mask
+
+
+def from_plain(data: Any) -> Mask | ContentMask:
+    """A mask of either type from its plain form.
+
+    Raises:
+        MaskFormatError: If the data is not the plain form of a mask.
+    """
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if isinstance(kind, str) and kind in ContentMask.kinds:
+        return ContentMask.from_dict(data)
+    return Mask.from_dict(data)
 
 
 def taken_out(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -172,15 +183,15 @@ def taken_out(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tensor": f"table{len(tensors) - 1}"}
     if isinstance(value, tuple):
         return [taken_out(item, tensors) for item in value]
-    if isinstance(value, Mask):
+    if isinstance(value, Mask | ContentMask):
         fields = {name: taken_out(getattr(value, name), tensors) for name in fields_of(value)}
         return {"kind": value.kind, **fields}
     return value
 
 
-def fields_of(mask: Mask) -> list[str]:
+def fields_of(mask: Mask | ContentMask) -> list[str]:
     """Names of a mask's dataclass fields."""
-    return [name for name in mask.to_dict() if name != "kind"]
+    return [field.name for field in dataclasses.fields(cast(Any, mask))]
 
 
 def put_back(value: Any, tensors: dict[str, Tensor]) -> Any:

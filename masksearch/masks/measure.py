@@ -8,10 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masksearch.masks.combinators import Cropped
 from masksearch.masks.core import DenseMask, Mask
-from masksearch.masks.lower import HasShape, block_view, lower
+from masksearch.masks.lower import HasShape, block_view, lower, no_empty_rows
+from masksearch.masks.reachability import hops as hops  # of this name too
+from masksearch.masks.tiles import (
+    offset_counts,
+    on_diagonal,
+    row_counts,
+    table_rows,
+    whole_columns,
+)
 
 BLOCK = 64  # side of a kernel's block, in positions
+HELD = 1 << 28  # cells of the largest table that is made for a fingerprint
 MEASURES = ("sparsity", "density", "block_density", "hops", "sparsity_off_diagonal")
 
 
@@ -22,7 +32,12 @@ def fingerprint(mask: Mask, shape: HasShape) -> str:
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
     """
-    return table_fingerprint(lower(mask, shape))
+    if shape.layers * shape.heads * shape.length**2 <= HELD:
+        return table_fingerprint(lower(mask, shape))
+    mask.counts(shape.layers, shape.heads)
+    some = (row_counts(mask, shape.length) > 0).expand(shape.layers, shape.heads, -1)
+    no_empty_rows(some[..., None])
+    return hashed_rows(mask, shape)
 
 
 def table_fingerprint(table: DenseMask) -> str:
@@ -30,6 +45,22 @@ def table_fingerprint(table: DenseMask) -> str:
     text = "x".join(map(str, table.shape))
     packed = np.packbits(table.numpy(force=True).reshape(-1)).tobytes()
     return hashlib.sha256(text.encode() + packed).hexdigest()
+
+
+def hashed_rows(mask: Mask, shape: HasShape) -> str:
+    """The fingerprint of the lowered mask, band after band."""
+    length = shape.length
+    digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
+    over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
+    for layer in range(shape.layers):
+        for head in range(shape.heads):
+            for rows in table_rows(mask, length, layer, head):
+                bits = np.concatenate([over, rows.reshape(-1)])
+                whole = len(bits) // 8 * 8
+                digest.update(np.packbits(bits[:whole]).tobytes())
+                over = bits[whole:]
+    digest.update(np.packbits(over).tobytes())
+    return digest.hexdigest()
 
 
 def empty_rows(table: DenseMask) -> int:
@@ -45,58 +76,108 @@ def block_density(mask: Mask, length: int, block: int = BLOCK) -> float:
     return float(block_view(mask, length, block).float().mean())
 
 
-def hops(table: DenseMask) -> float:
-    """Attention steps until every position has reached every other, over the heads' union.
-
-    A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
-    2006.04862, Assumption 1). Layers are taken as alternating; 0 for one position, infinity
-    where some position is never reached.
+def overlap(first: DenseMask | Mask, second: DenseMask | Mask, length: int | None = None) -> float:
+    """Intersection over union of the kept cells, in [0, 1]; 1 for two empty ones.
 
     Args:
-        table: bool `[layers, heads, n, n]`.
+        first: A table, bool `[layers, heads, n, n]`, or a mask.
+        second: The same kind.
+        length: Positions that two masks are taken at; no n x n tensor is made for them.
+
+    Raises:
+        TypeError: If one is a mask and the other a table, or masks come without a length.
     """
-    own = torch.eye(table.shape[-1], dtype=torch.bool)
-    if own.all():
-        return 0.0
-    steps = table.any(1) | own  # one union per layer, and the residual path
-    cycle = own
-    for step in steps:
-        cycle = composed(step, cycle)
-    powers = [cycle]  # the cycle 1, 2, 4, 8, .. times
-    while not powers[-1].all():
-        powers.append(composed(powers[-1], powers[-1]))
-        if torch.equal(powers[-1], powers[-2]):
-            return float("inf")
-    reached, count = own, 0
-    for exponent, power in reversed(list(enumerate(powers))):
-        further = composed(power, reached)
-        if not further.all():  # the largest number of whole cycles that is not enough
-            reached, count = further, count + len(steps) * 2**exponent
-    for step in steps:
-        reached, count = composed(step, reached), count + 1
-        if reached.all():
-            break
-    return float(count)
-
-
-def composed(later: Tensor, earlier: Tensor) -> Tensor:
-    """What is reached by one relation after another, bool `[n, n]`."""
-    return (later.float() @ earlier.float()) > 0
-
-
-def overlap(first: DenseMask, second: DenseMask) -> float:
-    """Intersection over union of two tables' kept cells, in [0, 1]; 1 for two empty ones."""
+    if isinstance(first, Mask) and isinstance(second, Mask) and length is not None:
+        either = (first | second).kept(length)
+        return (first & second).kept(length) / either if either else 1.0
+    if isinstance(first, Mask) or isinstance(second, Mask):
+        raise TypeError("overlap takes two tables, or two masks and a length")
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0
 
 
-def distance_histogram(table: DenseMask) -> Tensor:
-    """Kept share of each distance |i - j|, float `[n]`, over all layers and heads."""
-    size = table.shape[-1]
-    positions = torch.arange(size)
-    distance = (positions[:, None] - positions[None, :]).abs().flatten()
-    kept = torch.zeros(size).index_add_(0, distance, table.flatten(0, 1).float().mean(0).flatten())
-    return kept / torch.bincount(distance, minlength=size)
+def distance_histogram(
+    given: DenseMask | Mask, length: int | None = None, *, signed: bool = False
+) -> Tensor:
+    """Kept share of the cells at each distance, over all layers and heads.
+
+    Args:
+        given: A table, bool `[layers, heads, n, n]`, or a mask.
+        length: Positions that a mask is taken at; no n x n tensor is made for it.
+        signed: Whether the two directions are told apart.
+
+    Returns:
+        float32 `[n]` in [0, 1] by |i - j|; signed: `[2n - 1]` by `j - i + n - 1`.
+
+    Raises:
+        TypeError: If a mask comes without a length.
+    """
+    if isinstance(given, Mask):
+        if length is None:
+            raise TypeError("the distance histogram of a mask needs a length")
+        kept = offset_counts(given, length)
+    else:
+        length = given.shape[-1]
+        kept = torch.stack(
+            [
+                given.diagonal(offset, -2, -1).sum(-1).expand(given.shape[:2])
+                for offset in range(1 - length, length)
+            ],
+            -1,
+        )
+    cells = length - torch.arange(1 - length, length).abs()
+    found, planes = kept.sum((0, 1)), kept.shape[0] * kept.shape[1]
+    if not signed:
+        found = found[length - 1 :] + found[:length].flip(0)  # the diagonal is in both
+        cells = 2 * cells[length - 1 :]
+    return (found.double() / (cells * planes)).float()
+
+
+def sparsity_over(
+    mask: Mask,
+    length: int,
+    *,
+    diagonal: bool = True,
+    global_tokens: bool = True,
+    padding: int = 0,
+) -> float:
+    """Dropped share of the cells that are asked for, in [0, 1].
+
+    `1 - kept / cells`, where all layers and heads are counted together. No n x n tensor is made.
+
+    Args:
+        mask: Any mask.
+        length: Positions.
+        diagonal: Whether the cells with i = j count (SparseBERT, arXiv 2102.12871, Section 3.3,
+            drops them).
+        global_tokens: Whether rows and columns that are kept whole count. They are found from
+            the mask, in each layer and head by itself. Without them the figure is the sparsity
+            of what is left: of a Longformer, that of its window.
+        padding: Last positions that are padding: their rows and columns do not count.
+
+    Returns:
+        The sparsity; 0 where no cell is left to count, as in a full mask without its global
+        tokens.
+
+    Raises:
+        LengthError: If the mask has another length.
+        ValueError: If `padding` is not in [0, length).
+    """
+    if not 0 <= padding < length:
+        raise ValueError(f"padding must be in [0, {length}), got {padding}")
+    if padding:
+        mask, length = Cropped(mask, length), length - padding
+    counts, on = row_counts(mask, length), on_diagonal(mask, length)
+    row = column = torch.zeros_like(on)
+    if not global_tokens:
+        row, column = counts == length, whole_columns(mask, length)
+    rows, columns = row.sum(-1), column.sum(-1)
+    cells = int(((length - rows) * (length - columns)).sum())
+    kept = int(counts.sum()) - int((length * (rows + columns) - rows * columns).sum())
+    if not diagonal:
+        cells -= int((~(row | column)).sum())
+        kept -= int((on & ~(row | column)).sum())
+    return 1 - kept / cells if cells else 0.0
 
 
 def measures(

@@ -89,7 +89,7 @@ def nearest_family(
     size = mask.length if length is None else length
     if size is None:
         raise LengthError(
-            f"{expression(mask)} has any length, and none is given; "
+            f"{mask} has any length, and none is given; "
             "say at which one it is read: nearest_family(mask, length=128)"
         )
     table = mask.dense(size, layers or 1, heads or 1)

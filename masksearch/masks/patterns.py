@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from masksearch.masks.arguments import distinct, settle
 from masksearch.masks.core import Mask, Points
-from masksearch.masks.tables import Table
+from masksearch.masks.splitmix import hashed
+from masksearch.masks.tables import Drawn
 
-LARGEST = (1 << 63) - 1  # of an int64, in which positions and offsets are computed
-
-
-def at_least(name: str, value: Any, least: int) -> None:
-    """Checks a whole number; the message says the rule and the value."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-    if value > LARGEST:
-        raise ValueError(f"{name} must be at most 2**63 - 1, got {value}")
-
-
-def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
-    """Sorted distinct whole numbers of a non-empty list."""
-    try:
-        found = tuple(sorted(set(values)))
-    except TypeError as error:
-        raise ValueError(f"{name} must be a list of whole numbers, got {values!r}") from error
-    if not found or any(isinstance(v, bool) or not isinstance(v, int) for v in found):
-        raise ValueError(f"{name} must be a non-empty list of whole numbers, got {values!r}")
-    if least is not None and found[0] < least:
-        raise ValueError(f"{name} must be >= {least}, got {found[0]}")
-    if max(-found[0], found[-1]) > LARGEST:
-        raise ValueError(f"{name} must be at most 2**63 - 1 in size, got {found[0]}, {found[-1]}")
-    return found
+FAR = 1 << 40  # farther than any two positions are apart
 
 
 def member(values: Tensor, allowed: tuple[int, ...]) -> Tensor:
@@ -43,6 +21,12 @@ def member(values: Tensor, allowed: tuple[int, ...]) -> Tensor:
     for number in allowed[1:]:
         result = result | (values == number)
     return result
+
+
+def clipped(row: Tensor, column: Tensor, block: int, farthest: int) -> Tensor:
+    """The offset of a tile, of whose cells those beyond `farthest` are alike on each side."""
+    most = min(farthest, FAR) + block
+    return (column - row).clamp(-most, most)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,9 +38,13 @@ class Full(Mask):
     """
 
     kind = "full"
+    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         return at.offset == at.offset
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        return torch.zeros(1, 1, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,9 +56,13 @@ class Causal(Mask):
     """
 
     kind = "causal"
+    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         return at.offset <= 0
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        return clipped(row, column, block, 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,13 +83,18 @@ class Window(Mask):
     """
 
     kind = "window"
+    by_offset = True
     reach: int
 
     def __post_init__(self) -> None:
-        at_least("reach", self.reach, 0)
+        settle(self, "reach", 0)
 
     def allows(self, at: Points) -> Tensor:
         return at.offset.abs() <= self.reach
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        key = clipped(row, column, block, self.reach)
+        return key.masked_fill(key.abs() <= self.reach - block + 1, 0)  # kept whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -118,16 +115,22 @@ class Dilated(Mask):
     """
 
     kind = "dilated"
+    by_offset = True
     reach: int
     gap: int
 
     def __post_init__(self) -> None:
-        at_least("reach", self.reach, 0)
-        at_least("gap", self.gap, 1)
+        settle(self, "reach", 0)
+        settle(self, "gap", 1)
 
     def allows(self, at: Points) -> Tensor:
         distance = at.offset.abs()
         return (distance <= self.reach) & (distance % self.gap == 0)
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        key = clipped(row, column, block, self.reach)
+        inside = key.abs() <= self.reach - block + 1
+        return torch.where(inside, 4 * FAR + key % min(self.gap, FAR), key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,13 +147,17 @@ class Stride(Mask):
     """
 
     kind = "stride"
+    by_offset = True
     period: int
 
     def __post_init__(self) -> None:
-        at_least("period", self.period, 1)
+        settle(self, "period", 1)
 
     def allows(self, at: Points) -> Tensor:
         return at.offset.abs() % self.period == 0
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        return (column - row) % min(self.period, FAR)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,6 +172,7 @@ class Offsets(Mask):
     """
 
     kind = "offsets"
+    by_offset = True
     distances: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -172,6 +180,9 @@ class Offsets(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return member(at.offset.abs(), self.distances)
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        return clipped(row, column, block, self.distances[-1])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,6 +199,7 @@ class Shifts(Mask):
     """
 
     kind = "shifts"
+    by_offset = True
     steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -195,6 +207,9 @@ class Shifts(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return member(at.offset, self.steps)
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        return clipped(row, column, block, max(-self.steps[0], self.steps[-1], 0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -208,6 +223,7 @@ class PowersOfTwo(Mask):
     """
 
     kind = "powers_of_two"
+    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         distance = at.offset.abs()
@@ -229,10 +245,20 @@ class Blocks(Mask):
     size: int
 
     def __post_init__(self) -> None:
-        at_least("size", self.size, 1)
+        settle(self, "size", 1)
 
     def allows(self, at: Points) -> Tensor:
         return at.query // self.size == at.key // self.size
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        size = min(self.size, FAR)
+        over, beyond = row % size, column % size
+        last, end = (over + block - 1) // size, (beyond + block - 1) // size
+        apart = column // size - row // size
+        # where a side of the tile crosses into another block; 0 = nowhere
+        rows, columns = (size - over) * (last > 0), (size - beyond) * (end > 0)
+        key = (rows * (block + 1) + columns) * (2 * block + 1) + apart + block
+        return key.masked_fill((apart > last) | (apart < -end), -1)  # no block in common
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -254,13 +280,16 @@ class BlockColumns(Mask):
     last: int = 1
 
     def __post_init__(self) -> None:
-        at_least("size", self.size, 1)
-        at_least("last", self.last, 1)
+        settle(self, "size", 1)
+        settle(self, "last", 1)
         if self.last > self.size:
             raise ValueError(f"last must be at most size = {self.size}, got {self.last}")
 
     def allows(self, at: Points) -> Tensor:
         return (at.key % self.size >= self.size - self.last) & (at.query >= 0)
+
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        return column % min(self.size, FAR)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -308,8 +337,8 @@ class RandomKeys(Mask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least("count", self.count, 0)
-        at_least("seed", self.seed, 0)
+        settle(self, "count", 0)
+        settle(self, "seed", 0)
 
     def keys(self, query: Tensor, length: int) -> Tensor:
         """The kept keys of those queries, int64 `[*query.shape, min(count, length)]`."""
@@ -330,22 +359,4 @@ class RandomKeys(Mask):
         return result
 
     def resolve(self, length: int) -> Mask:
-        return Table(self.dense(length))
-
-
-def hashed(values: Tensor, seed: int, stream: int) -> Tensor:
-    """A 62-bit hash of each value, by SplitMix64 in wrapping int64 arithmetic."""
-
-    def signed(number: int) -> int:
-        number &= 0xFFFFFFFFFFFFFFFF
-        return number - (1 << 64) if number >> 63 else number
-
-    def shifted(state: Tensor, bits: int) -> Tensor:
-        return (state >> bits) & ((1 << (64 - bits)) - 1)
-
-    state = values + signed(0x9E3779B97F4A7C15 * (seed + 1)) + signed(0xD1B54A32D192ED03 * stream)
-    for _ in range(2):  # two rounds: neighbouring rows share no structure
-        state = (state ^ shifted(state, 30)) * signed(0xBF58476D1CE4E5B9)
-        state = (state ^ shifted(state, 27)) * signed(0x94D049BB133111EB)
-        state = state ^ shifted(state, 31)
-    return shifted(state, 2)
+        return Drawn(self.keys(torch.arange(length), length).int())

@@ -1,8 +1,9 @@
-"""Masks that are given bit by bit: what a search without a family finds."""
+"""Masks that are given bit by bit, or key by key: what a search without a family finds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ class Toeplitz(Mask):
     """
 
     kind = "toeplitz"
+    by_offset = True
     bits: Tensor
     signed: bool = False
 
@@ -134,3 +136,25 @@ class Toeplitz(Mask):
         bits = bits.to(device=index.device, dtype=torch.int32)
         head = at.head if self.heads else torch.zeros_like(at.head)
         return bits[head, index] > 0
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Drawn(Mask, stored=False):
+    """Random keys once they are drawn; in files they stay what they were drawn by.
+
+    Args:
+        keys: int32 `[n, count]`, the kept keys of each query.
+    """
+
+    kind = "drawn_keys"
+    keys: Tensor
+
+    def allows(self, at: Points) -> Tensor:
+        keys = self.keys.to(at.query.device)
+        result = (at.key == -1) & (at.query == -1)
+        for column in range(keys.shape[1]):
+            result = result | (at.key == keys[at.query, column])
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        raise MaskFormatError("drawn keys have no form in files; write the mask of random_keys")

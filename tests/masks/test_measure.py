@@ -1,15 +1,20 @@
 """Measures against definitions written out again."""
 
+import re
 from collections import deque
 
 import pytest
 import torch
 from hypothesis import given, settings
-from mask_trees import HEADS, LAYERS, sized_trees
+from hypothesis import strategies as st
+from mask_trees import HEADS, LAYERS, pairs, sized_trees
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
+from masksearch.errors import EmptyRowError, HeadCountError
+from masksearch.masks import core, measure
+from masksearch.masks.lower import lower
 from masksearch.masks.measure import (
     block_density,
     distance_histogram,
@@ -18,6 +23,8 @@ from masksearch.masks.measure import (
     hops,
     measures,
     overlap,
+    sparsity_over,
+    table_fingerprint,
 )
 
 
@@ -111,6 +118,74 @@ def test_distance_histogram_matches_loop(sized):
         assert found[distance].item() == pytest.approx(sum(cells) / len(cells), abs=1e-6)
 
 
+@settings(max_examples=40)
+@given(pairs())
+def test_overlap_of_masks_is_that_of_their_tables(drawn):
+    length, one, two = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "SHORT", 0)
+        found = overlap(one, two, length)
+    tables = [mask.dense(length, LAYERS, HEADS) for mask in (one, two)]
+    assert found == pytest.approx(overlap(*tables))
+
+
+def test_overlap_takes_two_of_a_kind():
+    mask = masks.window(1)
+    for given_ in ((mask, mask), (mask, mask.dense(4)), (mask.dense(4), mask, 4)):
+        with pytest.raises(TypeError, match="two tables, or two masks and a length"):
+            overlap(*given_)
+    with pytest.raises(TypeError, match="histogram of a mask needs a length"):
+        distance_histogram(mask)
+
+
+@settings(max_examples=40)
+@given(sized_trees())
+def test_distance_histogram_with_signs_and_of_masks(sized):
+    length, mask = sized
+    table = mask.dense(length)
+    found = distance_histogram(table, signed=True)
+    for offset in range(1 - length, length):
+        cells = [table[..., q, q + offset] for q in range(length) if 0 <= q + offset < length]
+        wanted = torch.stack(cells).double().mean().item()
+        assert found[offset + length - 1].item() == pytest.approx(wanted, abs=1e-6)
+    assert torch.equal(distance_histogram(mask, length, signed=True), found)
+    assert torch.equal(distance_histogram(mask, length), distance_histogram(table))
+
+
+@settings(max_examples=60)
+@given(sized_trees(), st.booleans(), st.booleans(), st.data())
+def test_sparsity_over_matches_a_loop(sized, diagonal, global_tokens, data):
+    length, mask = sized
+    padding = data.draw(st.integers(0, length - 1))
+    table = mask.dense(length)[:, :, : length - padding, : length - padding]
+    counted = dropped = 0
+    for plane in table.flatten(0, 1):
+        for query, row in enumerate(plane):
+            for key, kept in enumerate(row):
+                if query == key and not diagonal:
+                    continue
+                if (row.all() or plane[:, key].all()) and not global_tokens:
+                    continue
+                counted += 1
+                dropped += not kept
+    found = sparsity_over(
+        mask, length, diagonal=diagonal, global_tokens=global_tokens, padding=padding
+    )
+    assert found == pytest.approx(dropped / max(1, counted))
+
+
+def test_sparsity_over_by_hand():
+    mask = masks.longformer(1, 2)
+    assert sparsity_over(mask, 10) == pytest.approx(mask.sparsity(10))
+    assert sparsity_over(mask, 10, global_tokens=False) == pytest.approx(1 - (3 * 8 - 2) / 64)
+    rest = sparsity_over(mask, 10, global_tokens=False, diagonal=False)
+    assert rest == pytest.approx(1 - 14 / 56)
+    assert sparsity_over(masks.window(1), 10, padding=4) == masks.window(1).sparsity(6)
+    assert sparsity_over(masks.full(), 3, global_tokens=False) == 0
+    with pytest.raises(ValueError, match=r"padding must be in \[0, 3\), got 3"):
+        sparsity_over(masks.full(), 3, padding=3)
+
+
 @given(sized_trees())
 def test_empty_rows_by_counting(sized):
     table = sized[1].dense(sized[0])
@@ -137,6 +212,31 @@ SHAPE = Shape(12, 2, 2)
 def test_equal_bits_have_one_fingerprint(one, two):
     assert one != two
     assert fingerprint(one, SHAPE) == fingerprint(two, SHAPE)
+
+
+@settings(max_examples=40)
+@given(sized_trees(9))
+def test_fingerprint_without_a_table_is_that_of_the_table(sized):
+    length, mask = sized
+    shape = Shape(length, LAYERS, HEADS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "HELD", 0)
+        try:
+            wanted = table_fingerprint(lower(mask, shape))
+        except EmptyRowError as error:
+            with pytest.raises(EmptyRowError, match=re.escape(str(error))):
+                fingerprint(mask, shape)
+        else:
+            assert fingerprint(mask, shape) == wanted
+
+
+def test_fingerprint_of_a_long_mask(monkeypatch):
+    monkeypatch.setattr(measure, "HELD", 1 << 18)
+    mask = masks.per_head([masks.bigbird(), masks.full() - masks.shifts([7])])
+    shape = Shape(301, 2, 2)
+    assert fingerprint(mask, shape) == table_fingerprint(mask.dense(301, 2, 2))
+    with pytest.raises(HeadCountError, match="2 heads, asked for 3"):
+        fingerprint(mask, Shape(301, 2, 3))
 
 
 def test_fingerprint_tells_bits_and_shapes_apart():

@@ -1,0 +1,325 @@
+"""Masks to and from the forms of other libraries: DeepSpeed, FlexAttention, NumPy, transformers.
+
+All of them write True, or 1, for a pair that may attend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
+from masksearch.masks.core import Mask
+from masksearch.masks.families import block_layout, table
+from masksearch.masks.lower import block_view, no_empty_rows
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+def to_block_layout(
+    mask: Mask, length: int, block: int, *, heads: int = 1, exact: bool = False
+) -> Tensor:
+    """Which blocks hold a kept cell, in the form of DeepSpeed's and xFormers' sparse attention.
+
+    Those libraries compute whole blocks: where a mask keeps a part of one, they attend to the
+    rest of it too, unless the mask is given to them as well. No n x n tensor is made.
+
+    Args:
+        mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
+        length: Positions; the last block may be ragged (DeepSpeed wants whole ones).
+        block: Positions of a block's side (>= 1; DeepSpeed's default is 16).
+        heads: Heads of the layout; 1 also serves a mask with several: they are then all
+            returned.
+        exact: Whether a mask that keeps a part of a block is refused.
+
+    Returns:
+        int64 of 0 and 1, `[heads, ceil(n / block), ceil(n / block)]`.
+
+    Raises:
+        LayerCountError, HeadCountError: If the mask has several layers, or other heads.
+        LengthError: If the mask has another length.
+        ValueError: If `exact` and a block is kept in part; names the first.
+
+    >>> from masksearch import masks
+    >>> to_block_layout(masks.fixed(4, 2), length=8, block=2)[0].tolist()
+    [[1, 1, 0, 1], [1, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+    one_layer(mask, "a block layout")
+    view = block_view(mask, length, block)[0]
+    if exact:
+        whole = block_layout(view, block)
+        part = block_view(whole - mask, length, block)[0]
+        if part.any():
+            head, row, column = (int(index) for index in part.nonzero()[0])
+            raise ValueError(
+                f"head {head}, block ({row}, {column}) of {block} positions is kept in part "
+                f"({int(part.sum())} such blocks), so a layout keeps more than the mask: take "
+                "exact=False, or a smaller block"
+            )
+    return headed(mask, view, heads).long()
+
+
+def from_block_layout(layout: Tensor | NDArray[Any], block: int) -> Mask:
+    """The mask that keeps the blocks of a layout: `masks.block_layout`.
+
+    Args:
+        layout: 0 and 1, or bool: `[nb, nb]`, `[heads, nb, nb]` or `[layers, heads, nb, nb]`.
+        block: Positions of a block's side (>= 1).
+
+    Raises:
+        MaskFormatError: If the layout has other values or another shape.
+    """
+    return block_layout(zeros_and_ones(layout, "a block layout"), block)
+
+
+def to_numpy(mask: Mask, length: int, layers: int = 1, heads: int = 1) -> NDArray[np.bool_]:
+    """The mask as an array, bool `[layers, heads, n, n]`; arguments and errors as `Mask.dense`."""
+    return np.asarray(mask.dense(length, layers, heads).numpy())
+
+
+def from_numpy(array: NDArray[Any]) -> Mask:
+    """The mask that keeps the True cells of an array: `masks.table`.
+
+    Args:
+        array: bool, or 0 and 1: `[n, n]`, `[heads, n, n]` or `[layers, heads, n, n]`.
+
+    Raises:
+        MaskFormatError: If the array has other values or another shape.
+    """
+    return table(zeros_and_ones(array, "a table"))
+
+
+def to_4d(
+    mask: Mask,
+    length: int,
+    *,
+    batch: int = 1,
+    padding: Tensor | None = None,
+    dtype: torch.dtype = torch.bool,
+) -> Tensor:
+    """The mask as transformers' custom 4-D attention mask: `model(attention_mask=...)`.
+
+    A model takes it as it is, for all its layers, without its own causal and padding masks: give
+    `padding`, and `mask & masks.causal()` for a decoder. Use bool with `sdpa`, and a float type
+    with `eager`, which adds it to the scores.
+
+    Forbidden cells of a float mask are -inf, never `finfo.min`: in a row without visible keys a
+    finite number gives every key the same weight, hidden and padded ones too, and with -1e4 a
+    large score still passes. Rows of padding, which nobody reads, keep themselves where they
+    would keep nothing, because a softmax over -inf alone is NaN.
+
+    Args:
+        mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
+        length: Positions.
+        batch: Examples; `padding` says it too.
+        padding: `[batch, n]` of 1 and 0, or bool, as the tokenizer's `attention_mask`: 1 is a
+            token, 0 is padding, which no query attends to.
+        dtype: `torch.bool`, or a floating type: 0 where a pair may attend, -inf elsewhere.
+
+    Returns:
+        `[batch, heads | 1, n, n]` on the device of `padding`, else on the CPU; heads are those
+        that the mask tells apart.
+
+    Raises:
+        EmptyRowError: If a query that is a token keeps no token; names example, head and row.
+        LayerCountError: If the mask tells layers apart.
+        LengthError: If the mask has another length.
+        ValueError: If `padding` or `dtype` is something else.
+
+    >>> from masksearch import masks
+    >>> to_4d(masks.window(1), 3, padding=torch.tensor([[1, 1, 0]]))[0, 0].int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 1, 0]]
+    """
+    if dtype != torch.bool and not dtype.is_floating_point:
+        raise ValueError(f"dtype is torch.bool or a floating type, got {dtype}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1 example, got {batch}")
+    one_layer(mask, "a 4-D mask")
+    cells = mask.dense(length)
+    no_empty_rows(cells)
+    if padding is not None:
+        if padding.ndim != 2 or padding.shape[1] != length or batch not in (1, len(padding)):
+            raise ValueError(
+                f"padding is [batch, n] = [{batch if batch > 1 else 'batch'}, {length}], got "
+                f"{list(padding.shape)}"
+            )
+        batch, real = len(padding), padding.bool()
+        cells = cells.to(padding.device) & real[:, None, None, :]
+        empty = ~cells.any(-1)
+        unread = empty & ~real[:, None]
+        if (empty & ~unread).any():
+            example, head, row = (int(index) for index in (empty & ~unread).nonzero()[0])
+            raise EmptyRowError(
+                f"example {example}, head {head}, row {row} keeps nothing but padding; add for "
+                "example masks.window(0), the diagonal"
+            )
+        cells = cells | torch.diag_embed(unread)
+    cells = cells.expand(batch, -1, -1, -1)
+    if dtype == torch.bool:
+        return cells.contiguous()
+    return torch.zeros_like(cells, dtype=dtype).masked_fill_(~cells, -torch.inf)
+
+
+def from_4d(attention_mask: Tensor) -> Mask:
+    """The mask behind a 4-D attention mask that is the same for all examples.
+
+    Args:
+        attention_mask: `[batch, heads, n, n]`: bool, or a float mask that is 0 where a pair may
+            attend and -inf or `finfo.min` elsewhere.
+
+    Raises:
+        TypeError: If it is no tensor: None is how transformers leaves out a full or causal mask.
+        MaskFormatError: If it has another shape or other values, or differs between examples.
+    """
+    given = attention_mask
+    if not isinstance(given, Tensor):
+        raise TypeError(f"a 4-D mask is a tensor, got {type(given).__name__}")
+    if given.ndim != 4 or given.shape[2] != given.shape[3] or not given.numel():
+        raise MaskFormatError(
+            f"a 4-D mask has shape [batch, heads, n, n], got {list(given.shape)}; a cache gives "
+            "queries fewer rows than keys: take the mask of the whole sequence"
+        )
+    if given.is_floating_point():
+        kept = given == 0
+        if not (kept | (given <= torch.finfo(given.dtype).min)).all():
+            raise MaskFormatError(
+                "a float mask holds 0 (may attend) and -inf or finfo.min (may not); other numbers "
+                "are a bias on the scores, which no mask can stand for"
+            )
+    else:
+        kept = zeros_and_ones(given, "a 4-D mask")
+    if (kept != kept[:1]).any():
+        raise MaskFormatError(
+            f"the {len(kept)} examples have different masks, maybe by their padding; take the "
+            "mask of an example without padding: attention_mask[:1]"
+        )
+    return table(kept[0])
+
+
+def from_mask_mod(
+    mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    length: int,
+    heads: int = 1,
+    device: str | torch.device = "cpu",
+) -> Mask:
+    """The table of a FlexAttention predicate `(batch, head, query, key) -> bool`.
+
+    Args:
+        mask_mod: The predicate; it is evaluated for the first example of a batch.
+        length: Positions.
+        heads: Heads that it tells apart.
+        device: Where the tensors lie that it captures.
+
+    Returns:
+        A table of that length.
+    """
+    from torch.nn.attention.flex_attention import create_mask
+
+    return table(create_mask(mask_mod, 1, heads, length, length, device=str(device))[0])
+
+
+def from_block_mask(block_mask: BlockMask) -> Mask:
+    """The mask of a FlexAttention `BlockMask`, exact.
+
+    Args:
+        block_mask: A block mask over as many queries as keys, the same for all examples.
+
+    Returns:
+        A block layout where all blocks are square and kept whole, else a table: the
+        `mask_mod` is then evaluated at every cell.
+
+    Raises:
+        MaskFormatError: If queries and keys differ in number, or examples in their mask.
+    """
+    from torch.nn.attention.flex_attention import create_mask, noop_mask
+
+    queries, keys = block_mask.seq_lengths
+    if queries != keys:
+        raise MaskFormatError(
+            f"a mask has as many queries as keys, the block mask has {queries} and {keys}"
+        )
+    batch, heads = block_mask.kv_num_blocks.shape[:2]
+    tall, wide = block_mask.BLOCK_SIZE
+    columns = -(-keys // wide)
+    partial = listed(block_mask.kv_num_blocks, block_mask.kv_indices, columns)
+    full = torch.zeros_like(partial)
+    if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
+        full = listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, columns)
+    if block_mask.mask_mod is noop_mask:
+        full, partial = full | partial, torch.zeros_like(partial)
+    if tall == wide and not partial.any():
+        return block_layout(same_examples(full), tall)
+    cells = spread(full, tall, wide, queries)
+    if partial.any():
+        device = str(partial.device)
+        rule = create_mask(block_mask.mask_mod, batch, heads, queries, keys, device=device)
+        cells = cells | spread(partial, tall, wide, queries) & rule
+    return table(same_examples(cells))
+
+
+def listed(count: Tensor, index: Tensor, columns: int) -> Tensor:
+    """The blocks of a list: the first `count` of each row of `index`.
+
+    Args:
+        count: int `[batch, heads, rows]`.
+        index: int `[batch, heads, rows, most]`, block columns.
+        columns: Number of block columns.
+
+    Returns:
+        bool `[batch, heads, rows, columns]`.
+    """
+    valid = torch.arange(index.shape[-1], device=index.device) < count[..., None]
+    found = torch.zeros(*count.shape, columns + 1, dtype=torch.bool, device=index.device)
+    found.scatter_(-1, index.long().masked_fill(~valid, columns), True)  # the rest goes beyond
+    return found[..., :columns]
+
+
+def spread(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:
+    """Blocks as cells, bool `[batch, heads, n, n]`."""
+    cells = blocks.repeat_interleave(tall, 2).repeat_interleave(wide, 3)
+    return cells[:, :, :length, :length]
+
+
+def same_examples(planes: Tensor) -> Tensor:
+    """The planes of one example, where all are equal; `[batch, heads, ..]` to `[heads, ..]`."""
+    if (planes != planes[:1]).any():
+        raise MaskFormatError(
+            f"the {len(planes)} examples of the block mask differ; take one: block_mask[:1]"
+        )
+    return planes[0].cpu()
+
+
+def zeros_and_ones(values: Tensor | NDArray[Any], what: str) -> Tensor:
+    """A bool tensor from bools, or from numbers that are 0 and 1."""
+    try:
+        tensor = torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MaskFormatError(f"{what} is an array of 0 and 1, got {str(values)[:80]}") from error
+    if not ((tensor == 0) | (tensor == 1)).all():
+        raise MaskFormatError(f"{what} holds 0 and 1, got values {tensor.min()} to {tensor.max()}")
+    return tensor.bool()
+
+
+def one_layer(mask: Mask, what: str) -> None:
+    """Refuses a mask that tells layers apart."""
+    if mask.layers not in (None, 1):
+        raise LayerCountError(
+            f"{what} serves one layer, the mask has {mask.layers}; "
+            "call masks.layer_of(mask, layer) first"
+        )
+
+
+def headed(mask: Mask, planes: Tensor, heads: int) -> Tensor:
+    """Planes `[heads | 1, ..]` for that many heads; 1 = those that there are."""
+    if heads != 1 and mask.heads not in (None, heads):
+        raise HeadCountError(
+            f"the mask has {mask.heads} heads, asked for {heads}; "
+            "per_head needs one mask for each head"
+        )
+    return planes.expand(heads, -1, -1) if len(planes) == 1 else planes

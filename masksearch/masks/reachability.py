@@ -1,0 +1,138 @@
+"""How many attention steps until every position has reached every other.
+
+A relation on n positions is kept as bits, `[n, words]` of 64: bit k of row q says that query q
+is reached by key k. One step after another is then an `or` of whole rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksearch.masks.core import DenseMask
+
+Bits = NDArray[np.uint64]
+PRODUCTS = 2  # dense products' worth of single steps that are taken before doubling
+GATHERED = 1 << 18  # words that one `or` of rows reads at a time: they stay in a core's cache
+LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
+
+
+def hops(table: DenseMask) -> float:
+    """Attention steps until every position has reached every other, over the heads' union.
+
+    A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
+    2006.04862, Assumption 1). Layers are taken as alternating; 0 for one position, infinity
+    where some position is never reached.
+
+    Args:
+        table: bool `[layers, heads, n, n]`.
+    """
+    size = table.shape[-1]
+    if size == 1:
+        return 0.0
+    own = np.eye(size, dtype=bool)  # the residual path
+    steps = [Relation(layer | own) for layer in table.any(1).numpy(force=True)]
+    reached, count, spent = packed(own), 0, 0
+    while spent <= PRODUCTS * steps[0].dense_cost:  # one step after another
+        before = reached
+        for step in steps:
+            reached, count = step.after(reached), count + 1
+            if full(reached, size):
+                return float(count)
+        if np.array_equal(before, reached):
+            return float("inf")
+        spent += sum(step.cost for step in steps)
+    powers = [Relation(unpacked(reached, size))]  # the steps so far 1, 2, 4, .. times
+    while True:
+        doubled = powers[-1].after(powers[-1].bits)
+        if full(doubled, size):
+            break
+        if np.array_equal(doubled, powers[-1].bits):
+            return float("inf")
+        powers.append(Relation(unpacked(doubled, size)))
+    reached, span = powers[-1].bits, count
+    count *= 2 ** (len(powers) - 1)
+    for exponent, power in reversed(list(enumerate(powers[:-1]))):
+        further = power.after(reached)
+        if not full(further, size):  # the largest number of spans that is not enough
+            reached, count = further, count + span * 2**exponent
+    while True:
+        for step in steps:
+            reached, count = step.after(reached), count + 1
+            if full(reached, size):
+                return float(count)
+
+
+class Relation:
+    """Who reaches whom in one go, from bool `[n, n]` with a full diagonal."""
+
+    def __init__(self, cells: NDArray[np.bool_]) -> None:
+        self.bits = packed(cells)
+        size, words = self.bits.shape
+        edges = int(np.count_nonzero(cells))
+        self.dense_cost = size * -(-size // 8) * words  # words read by a product
+        self.cost = min(edges * words, self.dense_cost)
+        self.sparse = edges * words < self.dense_cost
+        if self.sparse:
+            query, self.key = np.nonzero(cells)
+            self.start = np.searchsorted(query, np.arange(size + 1))
+
+    def after(self, earlier: Bits) -> Bits:
+        """What is reached by this relation after an earlier one."""
+        return self.gathered(earlier) if self.sparse else self.looked_up(earlier)
+
+    def gathered(self, earlier: Bits) -> Bits:
+        """Few keys a row: their rows are read one by one."""
+        result = np.empty_like(earlier)
+        size, words = earlier.shape
+        rows = max(1, size * GATHERED // (len(self.key) * words))
+        for top in range(0, size, rows):
+            start = self.start[top : top + rows + 1]
+            keys = self.key[start[0] : start[-1]]
+            some = start[:-1] - start[0]
+            np.bitwise_or.reduceat(earlier[keys], some, axis=0, out=result[top : top + rows])
+        return result
+
+    def looked_up(self, earlier: Bits) -> Bits:
+        """Many keys a row: every combination of eight neighbouring keys is made once.
+
+        The method of the four Russians (Arlazarov et al., 1970).
+        """
+        size, words = earlier.shape
+        groups = -(-size // 8)
+        rows = np.zeros((groups * 8, words), dtype=np.uint64)
+        rows[:size] = earlier
+        rows = rows.reshape(groups, 8, words)
+        which = self.bits.view(np.uint8)  # [n, bytes], byte g is the combination of group g
+        result = np.zeros_like(earlier)
+        step = max(1, LOOKED_UP // (256 * words))
+        for first in range(0, groups, step):
+            some = rows[first : first + step]
+            made = np.zeros((len(some), 256, words), dtype=np.uint64)
+            for bit in range(8):
+                half = 1 << bit
+                np.bitwise_or(made[:, :half], some[:, bit, None], out=made[:, half : 2 * half])
+            for group, combinations in enumerate(made, first):
+                result |= combinations[which[:, group]]
+        return result
+
+
+def packed(cells: NDArray[np.bool_]) -> Bits:
+    """bool `[n, n]` as `[n, words]`, little end first."""
+    bits = np.packbits(cells, axis=1, bitorder="little")
+    result = np.zeros((len(cells), -(-cells.shape[1] // 64) * 8), dtype=np.uint8)
+    result[:, : bits.shape[1]] = bits
+    return result.view("<u8")
+
+
+def unpacked(bits: Bits, size: int) -> NDArray[np.bool_]:
+    """Inverse of `packed`."""
+    return np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little").view(bool)
+
+
+def full(bits: Bits, size: int) -> bool:
+    """Whether every position is reached by every other."""
+    ends: Any = bits[:, -1] == np.uint64((1 << (size - 1) % 64 + 1) - 1)
+    return bool(ends.all()) and bool((bits[:, :-1] == np.uint64(2**64 - 1)).all())

@@ -1,0 +1,352 @@
+"""Content masks: cells that follow the tokens, the algebra with masks, identity, files."""
+
+import copy
+import doctest
+import json
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mask_trees import HEADS, LAYERS, trees
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.errors import (
+    EmptyRowError,
+    HeadCountError,
+    LayerCountError,
+    LengthError,
+    MaskFormatError,
+    UnknownNameError,
+)
+from masksearch.masks import content as module
+from masksearch.masks.content_parts import OfPositions, content
+from masksearch.masks.lower import load_mask, save_mask
+
+LENGTH, CLS, SEP = 5, 101, 102
+special = masks.special_tokens
+IDS = torch.tensor([[0, 0, CLS, 7, SEP], [CLS, 7, SEP, 0, 0]])  # padded left, padded right
+TOKENS = st.lists(
+    st.lists(st.sampled_from([0, 7, CLS, SEP]), min_size=LENGTH, max_size=LENGTH),
+    min_size=1,
+    max_size=3,
+)
+
+
+def combined(base, most):
+    return st.recursive(
+        base,
+        lambda part: st.one_of(
+            st.builds(lambda a, b: a | b, part, part),
+            st.builds(lambda a, b: a & b, part, part),
+            st.builds(lambda a, b: a - b, part, part),
+            st.builds(lambda a: ~a, part),
+        ),
+        max_leaves=most,
+    )
+
+
+def drawn(tables=True, layers=True):
+    """Content masks: at least one leaf looks at tokens."""
+    ids = st.lists(st.sampled_from([7, CLS, SEP, 999]), min_size=1, max_size=2).map(special)
+    plain = combined(ids | trees(LENGTH, tables, layers=False, heads=False), 4)
+    headed = combined(
+        plain
+        | st.lists(plain, min_size=HEADS, max_size=HEADS).map(masks.per_head)
+        | trees(LENGTH, tables, layers=False),
+        2,
+    )
+    if not layers:
+        return headed.map(content)
+    layered = st.lists(headed, min_size=LAYERS, max_size=LAYERS).map(masks.per_layer)
+    return combined(headed | layered | trees(LENGTH, tables), 2).map(content)
+
+
+def cell(mask, tokens, layer, head, query, key):
+    """Whether a cell is kept: the meaning of a content mask, for one cell."""
+    inner = [cell(part, tokens, layer, head, query, key) for part in mask.parts]
+    match mask.kind:
+        case "special_tokens":
+            return tokens[query] in mask.ids or tokens[key] in mask.ids
+        case "of_positions":
+            return bool(mask.of.dense(len(tokens), LAYERS, HEADS)[layer, head, query, key])
+        case "content_or":
+            return any(inner)
+        case "content_and":
+            return all(inner)
+        case "content_not":
+            return not inner[0]
+        case "content_per_head":
+            return inner[head]
+        case "content_per_layer":
+            return inner[layer]
+    raise AssertionError(mask.kind)
+
+
+@settings(max_examples=12)
+@given(drawn(), TOKENS, st.data())
+def test_cells_match_their_meaning(mask, tokens, data):
+    layer = data.draw(st.integers(0, LAYERS - 1))
+    single = mask.of_layer(layer)
+    assert single.layers is None
+    cells = single.cells(torch.tensor(tokens)).expand(len(tokens), HEADS, LENGTH, LENGTH)
+    for _ in range(8):
+        place = st.integers(0, LENGTH - 1)
+        query, key = data.draw(place), data.draw(place)
+        example = data.draw(st.integers(0, len(tokens) - 1))
+        head = data.draw(st.integers(0, HEADS - 1))
+        expected = cell(mask, tokens[example], layer, head, query, key)
+        assert bool(cells[example, head, query, key]) == expected
+
+
+@settings(max_examples=12)
+@given(drawn(tables=False))
+def test_parse_content_reads_what_str_prints(mask):
+    assert masks.parse_content(str(mask)) == mask
+    assert repr(mask) == str(mask)
+
+
+@settings(max_examples=12)
+@given(drawn())
+def test_json_and_copies_are_equal(mask):
+    for back in (
+        masks.ContentMask.from_json(mask.to_json()),
+        pickle.loads(pickle.dumps(mask)),
+        copy.deepcopy(mask),
+    ):
+        assert back == mask
+        assert hash(back) == hash(mask)
+        assert back.to_json() == mask.to_json()
+
+
+@settings(max_examples=6)
+@given(drawn())
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_save_and_load_round_trip(tmp_path_factory, suffix, mask):
+    path = tmp_path_factory.mktemp("masks") / f"mask{suffix}"
+    assert load_mask(save_mask(mask, path)) == mask
+    with pytest.raises(MaskFormatError, match=f"mask{suffix}: .* is a content mask"):
+        load_mask(path, content=False)
+
+
+# -- what it means -----------------------------------------------------------------------------
+def test_special_tokens_keep_rows_and_columns_wherever_they_stand():
+    table = (masks.window(0) | special(CLS, SEP)).table(IDS)
+    assert table.shape == (2, 1, LENGTH, LENGTH)
+    assert table.dtype == torch.bool
+    for example, places in enumerate([(2, 4), (0, 2)]):
+        at = masks.global_tokens(positions=places) | masks.window(0)
+        assert torch.equal(table[example], at.dense(LENGTH)[0])
+
+
+def test_heads_are_those_that_the_mask_tells_apart():
+    mask = masks.per_head([special(CLS) | masks.window(0), masks.window(1), masks.causal()])
+    assert mask.heads == 3
+    table = mask.table(IDS)
+    assert table.shape == (2, 3, LENGTH, LENGTH)
+    assert torch.equal(table[1, 1], masks.window(1).dense(LENGTH)[0, 0])
+    mask.counts(12, 3)
+    with pytest.raises(HeadCountError, match="has 3 heads, asked for 4"):
+        mask.counts(12, 4)
+
+
+def test_layers_are_taken_out_one_by_one():
+    mask = masks.per_layer([special(CLS) | masks.window(0), masks.star()]) & masks.window(3)
+    assert mask.layers == 2
+    assert mask.of_layer(1) == OfPositions(masks.star() & masks.window(3))
+    assert masks.layer_of(mask, 1) == mask.of_layer(1)
+    assert mask.of_layer(0) == (special(CLS) | masks.window(0)) & masks.window(3)
+    with pytest.raises(LayerCountError, match=r"serves one layer, .* call mask\.of_la"):
+        mask.table(IDS)
+    with pytest.raises(ValueError, match=r"layer must be in \[0, 2\), got 2"):
+        mask.of_layer(2)
+    with pytest.raises(LayerCountError, match="has 2 layers, asked for 4"):
+        mask.counts(4, 1)
+    assert masks.per_layer([special(CLS)]).table(IDS).shape == (2, 1, LENGTH, LENGTH)
+
+
+def test_positions_are_lowered_once_for_batches_of_one_length(monkeypatch):
+    part = masks.window(1)
+    asked: list[int] = []
+    monkeypatch.setattr(
+        masks.Mask, "dense", lambda self, n: asked.append(n) or torch.ones(1, 1, n, n).bool()
+    )
+    mask = part | special(CLS)
+    for ids in (IDS, IDS.flip(1), IDS[:, :4], IDS[:1, :4]):
+        assert mask.table(ids).all()
+    assert asked == [5, 4]
+    assert "lowered" not in mask.of[0].__getstate__()
+
+
+def test_a_table_has_its_length_only():
+    mask = masks.table(torch.eye(4, dtype=torch.bool)) | special(CLS)
+    assert mask.length == 4
+    assert (special(CLS) | masks.star()).length is None
+    with pytest.raises(LengthError, match="holds 4 positions, asked for 5"):
+        mask.table(IDS)
+
+
+def test_canonical_form():
+    a, b, s = masks.window(1), masks.stride(2), special(SEP, CLS)
+    assert s == special([CLS, SEP]) == special(CLS, SEP, CLS)
+    assert s | a | b == s | (a | b) != a | s | b
+    assert ~(s.of_layer(0)) == ~s
+    assert s - a == s & ~a
+    assert a - s == a & ~s
+    assert masks.without_diagonal(s) == s - masks.offsets([0])
+    assert a | s != masks.Mask.from_json((a | b).to_json())
+    assert s != a
+    assert len({s, special(CLS, SEP), s | a}) == 2
+    assert str(a | b | s) == "window(1) | stride(2) | special_tokens(101, 102)"
+    assert str(s - a & (b | special(3))) == (
+        "special_tokens(101, 102) - window(1) & (stride(2) | special_tokens(3))"
+    )
+
+
+def test_kinds_do_not_collide():
+    assert not set(masks.ContentMask.kinds) & set(masks.Mask.kinds)
+
+
+@pytest.mark.gpu
+def test_table_lies_where_the_ids_lie():
+    mask = masks.window(1) | special(CLS)
+    table = mask.table(IDS.cuda())
+    assert table.is_cuda
+    assert torch.equal(table.cpu(), mask.table(IDS))
+
+
+# -- what is refused ---------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: special(), ValueError, "ids must be a non-empty list of whole numbers"),
+        (lambda: special([]), ValueError, "ids must be a non-empty list of whole numbers"),
+        (lambda: special(None), ValueError, "ids must be a list of whole numbers, got None"),
+        (lambda: special(-1), ValueError, "ids must be >= 0, got -1"),
+        (lambda: special(1.5), ValueError, "ids must be a list of whole numbers, got 1.5"),
+        (lambda: special(True), ValueError, "ids must be a list of whole numbers"),
+        (lambda: special(1) | 3, TypeError, "masks combine with masks only, got 3"),
+        (lambda: special(1) - 3, TypeError, "masks combine with masks only, got 3"),
+        (lambda: masks.per_head([special(1), 3]), TypeError, "masks combine with masks only"),
+        (
+            lambda: masks.per_head([special(1), masks.per_head([masks.full()] * 2)]),
+            HeadCountError,
+            "do not tell heads apart",
+        ),
+        (
+            lambda: masks.per_layer([special(1), masks.per_layer([masks.full()] * 2)]),
+            LayerCountError,
+            "do not tell layers apart",
+        ),
+        (
+            lambda: masks.per_head([special(1)] * 2) | masks.per_head([masks.full()] * 3),
+            HeadCountError,
+            "2 and 3 heads",
+        ),
+        (lambda: masks.cropped(special(1), 4), TypeError, r"got \(special_tokens\(1\),\)"),
+        (lambda: special(1).table([[1]]), TypeError, "input_ids is a tensor, got list"),
+        (
+            lambda: special(1).table(torch.ones(2, 3)),
+            ValueError,
+            r"input_ids is int \[batch, n\], got torch.float32 \[2, 3\]",
+        ),
+        (lambda: special(1).table(IDS[0]), ValueError, r"got torch.int64 \[5\]"),
+        (
+            lambda: (masks.shifts([0]) & special(CLS)).table(IDS),
+            EmptyRowError,
+            r"example 0, head 0, row 0 keeps no key under shifts.*8 empty rows of 10.*window\(0\)",
+        ),
+        (
+            lambda: masks.per_head([masks.full(), special(SEP)]).table(IDS[:, :4]),
+            EmptyRowError,
+            "example 0, head 1, row 0 keeps no key",
+        ),
+        (lambda: masks.parse("window(3) | special_tokens(1)"), MaskFormatError, "parse_content"),
+        (lambda: masks.parse_content("window(3) | special(1)"), UnknownNameError, "special_token"),
+        (lambda: masks.parse_content("3"), MaskFormatError, "is not a mask"),
+        (lambda: masks.Mask.from_json(special(1).to_json()), MaskFormatError, "ContentMask.from"),
+        (
+            lambda: masks.ContentMask.from_json(masks.star().to_json()),
+            MaskFormatError,
+            "or is a mask of positions; Mask.from_json reads it",
+        ),
+        (lambda: special(1).dense(4), AttributeError, r"has no 'dense': .*call mask.table\(input"),
+        (
+            lambda: ms.lower(special(1), Shape(4, 1, 1)),
+            AttributeError,
+            "has no 'dense': a content",
+        ),
+        (
+            lambda: ms.fingerprint(special(1), Shape(4, 1, 1)),
+            AttributeError,
+            "has no 'dense': a content",
+        ),
+        (lambda: special(1).sparsity(128), AttributeError, "has no 'sparsity': a content mask"),
+        (lambda: special(1).denser, AttributeError, "has no 'denser': a content"),
+    ],
+)
+def test_messages(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "a mask is an object with a 'kind'"),
+        ('{"kind": 3}', "a mask is an object with a 'kind'"),
+        ('{"kind": "special_token", "ids": [1]}', "did you mean 'special_tokens'"),
+        ('{"kind": "special_tokens"}', r"has the field 'ids', got \[\]"),
+        ('{"kind": "special_tokens", "ids": [1], "x": 2}', "another version or edited"),
+        ('{"kind": "special_tokens", "ids": [1.0]}', "cannot be built: ids must be"),
+        ('{"kind": "special_tokens", "ids": [true]}', "cannot be built: ids must be"),
+        ('{"kind": "special_tokens", "ids": 7}', "cannot be built: ids must be"),
+        ('{"kind": "special_tokens", "ids": [[1]]}', "cannot be built"),
+        ('{"kind": "special_tokens", "ids": "101"}', "cannot be built: ids must be"),
+        ('{"kind": "content_or", "of": []}', "content_or combines one or more content masks"),
+        ('{"kind": "content_or", "of": {"kind": "special_tokens", "ids": [1]}}', "one or more"),
+        ('{"kind": "content_not", "of": [{"kind": "special_tokens", "ids": [1]}]}', "one or more"),
+        ('{"kind": "content_not", "of": {"kind": "full"}}', "Mask.from_json reads it"),
+        ('{"kind": "of_positions", "of": {"kind": "window", "reach": -1}}', "reach must be"),
+        ('{"kind": "of_positions", "of": 3}', "a mask is an object with a 'kind'"),
+        ('{"kind": "of_positions", "of": {"kind": "special_tokens", "ids": [1]}}', "ContentMask"),
+        ('{"kind": "content_not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
+    ],
+)
+def test_from_json_says_what_is_wrong(text, message):
+    with pytest.raises(MaskFormatError, match=message):
+        masks.ContentMask.from_json(text)
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_flipped_bytes_give_a_mask_or_mask_format_error(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "content.json"
+    text = (masks.per_head([masks.window(1) | special(CLS), ~special(7)])).to_json()
+    raw = bytearray(text.encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    refused = path.name
+    try:
+        load_mask(path).to_json()
+    except MaskFormatError as error:
+        refused = str(error)
+    assert path.name in refused
+
+
+def test_json_is_canonical():
+    text = (masks.window(1) | special(CLS)).to_json()
+    assert json.loads(text)["kind"] == "content_or"
+    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+
+
+def test_examples_in_the_docstrings():
+    found = doctest.testmod(module)
+    assert found.attempted > 3
+    assert not found.failed
