@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.forms import FORMS, Form
+from masksearch.gates.forms import FORMS, Form, attention_mask
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
 Noise = Literal["gumbel", "hard-concrete"]
@@ -229,6 +229,7 @@ class Gates(nn.Module):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """One layer's attention under the drawn gates; see `contracts.GateBank.attend`.
 
@@ -242,8 +243,9 @@ class Gates(nn.Module):
             RuntimeError: If nothing has been drawn.
         """
         if not self.enabled:
+            seen = attention_mask(visible, bias, query.dtype)
             return F.scaled_dot_product_attention(
-                query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling
+                query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
             )
         if self.drawn is None:
             raise RuntimeError(
@@ -269,7 +271,9 @@ class Gates(nn.Module):
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
             gate = gate[:, keys - queries : keys, :keys]
-        return self.acts(query, key, value, visible, gate, dropout=dropout, scaling=scaling)
+        return self.acts(
+            query, key, value, visible, gate, dropout=dropout, scaling=scaling, bias=bias
+        )
 
     @property
     def acts(self) -> Form:

@@ -37,6 +37,8 @@ class Form(Protocol):
         gate: float `[heads | 1, queries, keys]` in [0, 1].
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the scores before the softmax.
+        bias: float `[batch | 1, heads | 1, queries, keys]`, finite, added to the scaled scores,
+            with a gradient; None = 0.
 
     Returns:
         `[batch, heads, queries, width]` in the query's dtype.
@@ -52,6 +54,7 @@ class Form(Protocol):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -95,9 +98,12 @@ class Flip(torch.autograd.Function):
         visible: Tensor | None,
         dropout: float,
         scaling: float,
+        bias: Tensor | None,
     ) -> Tensor:
         kept = repaired(gate > 0.5)
         scores = ((query * scaling) @ key.transpose(-1, -2)).float()
+        if bias is not None:
+            scores = scores.add_(bias)
         sign = torch.where(kept, -1.0, 1.0)  # [heads | 1, queries, keys]
         if visible is not None:
             kept = kept & visible
@@ -119,6 +125,7 @@ class Flip(torch.autograd.Function):
         output = used.to(value.dtype) @ value
         ctx.save_for_backward(query, key, value, sign, odds, weights, dropped, output)
         ctx.scaling = scaling
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
         return output
 
     @staticmethod
@@ -132,7 +139,12 @@ class Flip(torch.autograd.Function):
         if dropped is not None:
             gain = gain.mul_(dropped)
         gain = gain.sub_((grad.float() * output.float()).sum(-1, keepdim=True))
-        slope = (weights * gain).mul_(ctx.scaling).to(query.dtype)
+        slope = weights * gain  # the gradient of the scores
+        grad_bias: Tensor | None = None
+        if ctx.needs_input_grad[7]:
+            shape, dtype = ctx.bias
+            grad_bias = slope.sum_to_size(shape).to(dtype, copy=True)
+        slope = slope.mul_(ctx.scaling).to(query.dtype)
         grad_gate: Tensor | None = None
         if ctx.needs_input_grad[3]:
             chance = (odds * sign).add_(1.0).clamp_(min=LARGEST_REMOVAL)
@@ -148,6 +160,7 @@ class Flip(torch.autograd.Function):
             None,
             None,
             None,
+            grad_bias,
         )
 
 
@@ -160,13 +173,14 @@ def flip(
     *,
     dropout: float,
     scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Exact attention over the keys with gate > 0.5; see `Flip` for the gradient.
 
     Meant for hard gates: a soft gate acts as if it were rounded.
     """
     output: Tensor = Flip.apply(  # type: ignore[no-untyped-call]
-        query, key, value, gate.float(), visible, dropout, scaling
+        query, key, value, gate.float(), visible, dropout, scaling, bias
     )
     return output
 
@@ -180,11 +194,12 @@ def log(
     *,
     dropout: float,
     scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """softmax(score + log gate): right for soft gates; a hard-closed edge learns nothing."""
     gate = without_empty_rows(gate)
-    bias = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
-    return biased(query, key, value, visible, bias, dropout, scaling)
+    closed = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
+    return biased(query, key, value, visible, closed, dropout, scaling, bias)
 
 
 def additive(
@@ -196,13 +211,14 @@ def additive(
     *,
     dropout: float,
     scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """softmax(score - 1e4 (1 - gate)), the form of the original DAM, kept for comparison.
 
     Reference: SparseBERT, arXiv 2102.12871.
     """
-    bias = (1 - without_empty_rows(gate)) * -1e4
-    return biased(query, key, value, visible, bias, dropout, scaling)
+    closed = (1 - without_empty_rows(gate)) * -1e4
+    return biased(query, key, value, visible, closed, dropout, scaling, bias)
 
 
 def biased(
@@ -210,17 +226,34 @@ def biased(
     key: Tensor,
     value: Tensor,
     visible: Tensor | None,
-    bias: Tensor,
+    closed: Tensor,
     dropout: float,
     scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention with a bias `[heads | 1, queries, keys]` on the scores, -inf where invisible."""
-    bias = bias[None].to(query.dtype)
-    if visible is not None:
-        bias = torch.where(visible, bias, -torch.inf)
+    """Attention with `closed`, `[heads | 1, queries, keys]`, and a bias added to the scores."""
+    added = closed[None] if bias is None else closed[None] + bias
     return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=bias, dropout_p=dropout, scale=scaling
+        query,
+        key,
+        value,
+        attn_mask=attention_mask(visible, added, query.dtype),
+        dropout_p=dropout,
+        scale=scaling,
     )
+
+
+def attention_mask(
+    visible: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """What `scaled_dot_product_attention` takes for both: the bias, and -inf where invisible.
+
+    Without a bias it is `visible` as it is.
+    """
+    if bias is None:
+        return visible
+    bias = bias.to(dtype)
+    return bias if visible is None else torch.where(visible, bias, -torch.inf)
 
 
 def product(
@@ -232,9 +265,12 @@ def product(
     *,
     dropout: float,
     scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """softmax(score) * gate, renormalised over the keys."""
     scores = ((query * scaling) @ key.transpose(-1, -2)).float()
+    if bias is not None:
+        scores = scores + bias
     if visible is not None:
         lowest = torch.finfo(scores.dtype).min  # no NaN in a row without a visible key
         weights = scores.masked_fill(~visible, lowest).softmax(-1) * visible

@@ -150,7 +150,8 @@ def measuring(model: nn.Module, gates: Gates) -> Iterator[None]:
     Raises:
         AttachError: If something else is attached to the model.
     """
-    from masksearch.models.attach import ATTACHMENT, attach, detach
+    from masksearch.models.attach import attach, detach
+    from masksearch.models.slots import ATTACHMENT
 
     attached = any(module is gates for module in model.modules())
     if not attached and ATTACHMENT in model.__dict__:

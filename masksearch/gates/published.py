@@ -138,9 +138,11 @@ def published_form(
     *,
     dropout: float,
     scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
-    return biased(query, key, value, visible, (1 - gate) * MASKED, dropout, scaling)
+    closed = (1 - gate) * MASKED
+    return biased(query, key, value, visible, closed, dropout, scaling, bias)
 
 
 def sparsebert_gates(

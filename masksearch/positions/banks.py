@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.errors import LengthError
-from masksearch.gates.forms import flip
+from masksearch.gates.forms import attention_mask, flip
 
 Seen = Callable[[int, Tensor, Tensor], None]
 
@@ -43,14 +43,20 @@ def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.d
 
 
 def attention_weights(
-    query: Tensor, key: Tensor, visible: Tensor | None, scaling: float
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor | None,
+    scaling: float,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scores) `[batch, heads, queries, keys]`, fp32 or wider; 0 where invisible.
+    """softmax(scores + bias) `[batch, heads, queries, keys]`, fp32 or wider; 0 where invisible.
 
     A row without a visible key is 0 throughout.
     """
     scores = (query * scaling) @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bias is not None:
+        scores = scores + bias
     if visible is None:
         return scores.softmax(-1)
     lowest = torch.finfo(scores.dtype).min
@@ -118,10 +124,11 @@ class WatchedAttention(Studied):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """P V; see `contracts.GateBank.attend`."""
         visible, valid = self.pairs(layer, query, key, visible)
-        weights = attention_weights(query, key, visible, scaling)
+        weights = attention_weights(query, key, visible, scaling, bias)
         if torch.is_grad_enabled() and not weights.requires_grad:  # a model of frozen weights
             weights.requires_grad_()
         self.seen(layer, weights, valid)
@@ -149,6 +156,7 @@ class FlippedAttention(Studied):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """P V; see `contracts.GateBank.attend`. Sequences stand where heads do."""
         visible, valid = self.pairs(layer, query, key, visible)
@@ -156,9 +164,13 @@ class FlippedAttention(Studied):
         gate = torch.ones(batch * heads, length, length, device=query.device, requires_grad=True)
         if visible is not None:
             visible = visible.expand(batch, heads, -1, -1).flatten(0, 1)[None]
+        if bias is not None:
+            bias = bias.expand(batch, heads, -1, -1).flatten(0, 1)[None]
         self.seen(layer, gate, valid)
         rows, columns, content = (part.flatten(0, 1)[None] for part in (query, key, value))
-        out = flip(rows, columns, content, visible, gate, dropout=dropout, scaling=scaling)
+        out = flip(
+            rows, columns, content, visible, gate, dropout=dropout, scaling=scaling, bias=bias
+        )
         return out.view(query.shape)
 
 
@@ -191,6 +203,7 @@ class ThinnedAttention(Studied):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """Masked attention; see `contracts.GateBank.attend`."""
         visible, valid = self.pairs(layer, query, key, visible)
@@ -206,8 +219,9 @@ class ThinnedAttention(Studied):
                 chosen = torch.arange(query.shape[1], device=query.device) == self.head
                 kept = torch.where(chosen[None, :, None, None], kept, whole)
             visible = kept
+        seen = attention_mask(visible, bias, query.dtype)
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=visible, dropout_p=dropout, scale=scaling
+            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
         )
 
 
@@ -261,13 +275,14 @@ class ScaledAttention(Studied):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """(P * A) V; see `contracts.GateBank.attend`."""
         visible, valid = self.pairs(layer, query, key, visible)
         scale = self.logits[layer if len(self.logits) > 1 else 0].sigmoid()
         if self.seen is not None:
             self.seen(layer, scale, valid)
-        weights = attention_weights(query, key, visible, scaling) * scale
+        weights = attention_weights(query, key, visible, scaling, bias) * scale
         return F.dropout(weights, dropout).to(value.dtype) @ value
 
 

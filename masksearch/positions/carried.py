@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Shape
 from masksearch.errors import AttachError, HeadCountError
-from masksearch.models.attach import ATTACHMENT, NAME, SLOT, Attachment, Slot, attach, detach
+from masksearch.models.attach import attach, put_on, take_off
+from masksearch.models.parts import chosen, parts_of
 from masksearch.models.probe import pretrained, probe
+from masksearch.models.slots import ATTACHMENT, Attachment
 from masksearch.positions.banks import Bank
 
 Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
@@ -21,10 +23,12 @@ def shape_of(model: nn.Module, batch: Batch) -> Shape:
     """Length, layers and heads of the model on such a batch.
 
     Raises:
-        AttachError: If the model's attention cannot be reached.
+        AttachError: If the model's attention cannot be reached, or has several parts.
         HeadCountError: If its layers have different numbers of heads.
     """
-    calls = probe(model, pretrained(model), example(model, batch))
+    given = example(model, batch)
+    calls = probe(model, pretrained(model), given)
+    chosen(model, calls, parts_of(model, calls, given), None)
     heads = {call.heads for call in calls}
     if len(heads) > 1:
         raise HeadCountError(
@@ -73,15 +77,17 @@ def carrying(model: nn.Module, bank: Bank, batch: Batch) -> Iterator[None]:
         AttachError: If trainable gates are on the model, or attach refuses it.
     """
     before: Attachment | None = model.__dict__.get(ATTACHMENT)
-    slots: dict[nn.Module, Slot] = {}
-    if before is not None:
-        slots = {module: module.__dict__[SLOT] for module in before.modules}
     device = next(model.parameters()).device
-    for slot in slots.values():
+    for slot in before.slots.values() if before is not None else ():
         if slot.bank is not None:
             raise AttachError(
                 "positions are studied under a fixed mask, and this model carries trainable "
                 "gates; detach them, or attach the mask that was cut from them"
+            )
+        if slot.content is not None:
+            raise AttachError(
+                f"positions are studied under a mask of positions, and this model carries "
+                f"{slot.mask}, which follows the tokens; detach it first"
             )
         kept = slot.table(bank.length, device)
         if kept is not None:
@@ -92,13 +98,9 @@ def carrying(model: nn.Module, bank: Bank, batch: Batch) -> Iterator[None]:
     try:
         yield
     finally:
-        detach(model)
+        take_off(model)
         if before is not None:
-            for root, _ in before.previous:
-                root.set_attn_implementation(NAME)
-            for module, slot in slots.items():
-                module.__dict__[SLOT] = slot
-            model.__dict__[ATTACHMENT] = before
+            put_on(model, before)
         for module, mode in modes:
             module.training = mode
         for parameter, grad in grads:

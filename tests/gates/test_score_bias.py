@@ -1,0 +1,326 @@
+"""A bias on the attention scores, under every form of gate and every bank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from masksearch.contracts import GateBank, Shape
+from masksearch.evaluators.shared_masks import MaskBank
+from masksearch.gates.bank import Gates
+from masksearch.gates.forms import FORMS, flip
+from masksearch.gates.published import PublishedGates, published_form
+from masksearch.positions.banks import (
+    FlippedAttention,
+    ScaledAttention,
+    ThinnedAttention,
+    WatchedAttention,
+)
+
+BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 4
+SCALING = 0.6
+SIZES = (LENGTH, HEADS, 1)
+ALL_FORMS = {**FORMS, "published": published_form}
+SHAPES = [(1, HEADS), (BATCH, HEADS), (BATCH, 1), (1, 1)]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_()
+
+
+def parts() -> tuple[Tensor, Tensor, Tensor]:
+    shape = (BATCH, HEADS, LENGTH, WIDTH)
+    return normal(*shape, seed=1), normal(*shape, seed=2), normal(*shape, seed=3)
+
+
+def score_bias(shape: tuple[int, int] = (1, HEADS)) -> Tensor:
+    return normal(*shape, LENGTH, LENGTH, seed=4)
+
+
+def upstream() -> Tensor:
+    return normal(BATCH, HEADS, LENGTH, WIDTH, seed=5).detach()
+
+
+def hard_gate(heads: int = HEADS) -> Tensor:
+    """Random, without an empty row under `padding`."""
+    source = torch.Generator().manual_seed(6)
+    gate = torch.rand(heads, LENGTH, LENGTH, generator=source) < 0.5
+    gate[..., 0] = True
+    gate[..., 2] = False
+    return gate.double().requires_grad_()
+
+
+def padding() -> Tensor:
+    visible = torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool)
+    visible[1, :, :, 3:] = False
+    return visible
+
+
+def written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor | None,
+    bias: Tensor,
+    added: Tensor | float = 0.0,
+    factor: Tensor | float = 1.0,
+) -> Tensor:
+    """exp(score + bias + added) * factor over the visible keys, divided by its sum, times v."""
+    scores = SCALING * torch.einsum("bhqw,bhkw->bhqk", query, key) + bias + added
+    odds = (scores - scores.detach().amax(-1, keepdim=True)).exp() * factor
+    if visible is not None:
+        odds = odds * visible
+    return torch.einsum("bhqk,bhkw->bhqw", odds / odds.sum(-1, keepdim=True), value)
+
+
+def expected(form: str, *tensors: Any, gate: Tensor, visible: Tensor | None) -> Tensor:
+    """The form by its formula; for `flip` the masked attention, whose gate learns nothing."""
+    query, key, value, bias = tensors
+    if form == "log":
+        added = gate.clamp_min(1e-30).log()
+        return written_out(query, key, value, visible, bias, added=added)
+    if form in ("additive", "published"):
+        return written_out(query, key, value, visible, bias, added=(gate - 1) * 1e4)
+    factor = gate if form == "product" else (gate > 0.5).double()
+    return written_out(query, key, value, visible, bias, factor=factor)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("visible", [None, padding()], ids=["all", "padded"])
+@pytest.mark.parametrize("form", ALL_FORMS)
+def test_forms_add_the_bias_and_learn_it(
+    form: str, visible: Tensor | None, shape: tuple[int, int]
+):
+    gate, bias, tensors = hard_gate(), score_bias(shape), parts()
+    got = ALL_FORMS[form](*tensors, visible, gate, dropout=0.0, scaling=SCALING, bias=bias)
+    want = expected(form, *tensors, bias, gate=gate, visible=visible)
+    torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-6)
+    leaves = [*tensors, bias] if form == "flip" else [*tensors, bias, gate]
+    found = torch.autograd.grad((got * upstream()).sum(), leaves)
+    right = torch.autograd.grad((want * upstream()).sum(), leaves)
+    assert found[3].abs().max() > 0.01
+    for mine, other in zip(found, right, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(mine, other, atol=3e-6 * max(1, scale), rtol=1e-5)
+
+
+@pytest.mark.parametrize("visible", [None, padding()], ids=["all", "padded"])
+def test_flips_gate_learns_the_effect_of_one_edge_under_the_bias(visible: Tensor | None):
+    tensors, gate, bias = parts(), hard_gate(), score_bias()
+
+    def loss(of: Tensor) -> float:
+        out = written_out(*tensors, visible, bias, factor=of)
+        return float((out * upstream()).sum().detach())
+
+    out = flip(*tensors, visible, gate, dropout=0.0, scaling=SCALING, bias=bias)
+    (found,) = torch.autograd.grad((out * upstream()).sum(), gate)
+    scores = SCALING * tensors[0] @ tensors[1].mT + bias
+    seen = torch.ones(1, dtype=torch.bool) if visible is None else visible
+    share = scores.masked_fill(~(seen & (gate > 0.5)), -torch.inf).softmax(-1).amax(0)
+    before, judged = loss(gate.detach()), 0
+    for place in [tuple(index) for index in torch.ones_like(gate).nonzero().tolist()]:
+        if share[place] > 0.9:  # its removal is weighed less on purpose
+            continue
+        other = gate.detach().clone()
+        other[place] = 1 - other[place]
+        effect = (loss(other) - before) * (1 if other[place] else -1)
+        assert float(found[place]) == pytest.approx(effect, abs=1e-5)
+        judged += 1
+    assert judged > 0.75 * gate.numel()
+
+
+@pytest.mark.parametrize("form", ALL_FORMS)
+def test_invisible_keys_ignore_their_bias(form: str):
+    tensors, gate, bias = [part.detach() for part in parts()], hard_gate(1), score_bias((1, 1))
+    visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    visible[:, :, 3] = False  # a query that sees nothing
+    outs = []
+    for high in (0.0, 1e4):
+        raised = (bias + high * ~visible).float().detach().requires_grad_()
+        out = ALL_FORMS[form](
+            *(part.float() for part in tensors),
+            visible,
+            gate.float(),
+            dropout=0.0,
+            scaling=SCALING,
+            bias=raised,
+        )
+        (grad,) = torch.autograd.grad(out.square().sum(), raised)
+        assert grad.isfinite().all()
+        assert (grad[~visible] == 0).all()
+        outs.append(out)
+    assert torch.equal(outs[0], outs[1])
+    assert outs[0].isfinite().all()
+
+
+@pytest.mark.parametrize("form", ALL_FORMS)
+def test_low_precision_keeps_the_dtypes(form: str):
+    low = [part.detach().bfloat16().requires_grad_() for part in parts()]
+    gate, bias = hard_gate().detach().float(), score_bias().detach().float().requires_grad_()
+    out = ALL_FORMS[form](*low, padding(), gate, dropout=0.3, scaling=SCALING, bias=bias)
+    assert out.dtype == torch.bfloat16
+    grads = torch.autograd.grad(out.float().sum(), [*low, bias])
+    assert [grad.dtype for grad in grads] == [torch.bfloat16] * 3 + [torch.float32]
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_flip_learns_the_bias_under_dropout():
+    tensors, bias = parts(), score_bias()
+    low = [part.detach().float().requires_grad_() for part in tensors]
+    added = bias.detach().float().requires_grad_()
+    gate = torch.ones(1, LENGTH, LENGTH)
+    grads = []
+    for ours in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            if ours:
+                out = flip(*low, None, gate, dropout=0.3, scaling=SCALING, bias=added)
+            else:
+                weights = (low[0] @ low[1].mT * SCALING + added).softmax(-1)
+                out = weights * (torch.empty_like(weights).bernoulli_(0.7) / 0.7) @ low[2]
+        grads.append(torch.autograd.grad(out.square().sum(), [*low, added]))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+# -- banks -------------------------------------------------------------------------------------
+def drawn(gates: Gates) -> Gates:
+    """With the gates of `hard_gate` as its sample."""
+    gates.fixed = hard_gate().detach()[None]
+    gates.draw()
+    return gates
+
+
+def switched_off() -> Gates:
+    gates = Gates(length=LENGTH, heads=HEADS)
+    gates.enabled = False
+    return gates
+
+
+def thinned() -> ThinnedAttention:
+    bank = ThinnedAttention(*SIZES)
+    bank.removed = ~(hard_gate(1).detach()[None] > 0.5)
+    return bank
+
+
+def masked() -> MaskBank:
+    bank = MaskBank(Shape(LENGTH, 1, HEADS))
+    tables = torch.stack([hard_gate().detach() > 0.5, torch.ones(HEADS, LENGTH, LENGTH) > 0])
+    bank.put(tables[:, None], torch.tensor([0, 1]))
+    return bank
+
+
+def nothing(layer: int, first: Tensor, valid: Tensor) -> None:
+    """What the studied attention is shown to."""
+
+
+EVERYTHING = torch.ones(1, 1, 1, dtype=torch.float64)
+BANKS: dict[str, tuple[Callable[[], Any], Tensor]] = {
+    **{
+        form: (
+            lambda form=form: drawn(Gates(length=LENGTH, heads=HEADS, form=form)),
+            hard_gate().detach(),
+        )
+        for form in FORMS
+    },
+    "published": (
+        lambda: drawn(PublishedGates(length=LENGTH, heads=HEADS)),
+        hard_gate().detach(),
+    ),
+    "off": (switched_off, EVERYTHING),
+    "watched": (lambda: WatchedAttention(*SIZES, nothing), EVERYTHING),
+    "flipped": (lambda: FlippedAttention(*SIZES, nothing), EVERYTHING),
+    "thinned": (thinned, EVERYTHING),
+    "masked": (
+        masked,
+        torch.stack([hard_gate().detach(), EVERYTHING.expand(HEADS, LENGTH, LENGTH)]),
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", [(1, HEADS), (BATCH, 1)], ids=str)
+@pytest.mark.parametrize("visible", [None, padding()], ids=["all", "padded"])
+@pytest.mark.parametrize("name", BANKS)
+def test_banks_add_the_bias_and_learn_it(
+    name: str, visible: Tensor | None, shape: tuple[int, int]
+):
+    make, factor = BANKS[name]
+    bank: GateBank = make()
+    tensors, bias = parts(), score_bias(shape)
+    got = bank.attend(0, *tensors, visible, dropout=0.0, scaling=SCALING, bias=bias)
+    if name == "thinned":  # only pairs of two real tokens are dropped
+        real = torch.ones(BATCH, LENGTH, dtype=torch.bool)
+        if visible is not None:
+            real[1, 3:] = False
+        pairs = (real[:, :, None] & real[:, None, :])[:, None]
+        factor = torch.where(pairs, hard_gate(1).detach()[None], 1.0)
+    want = written_out(*tensors, visible, bias, factor=factor)
+    torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-6)
+    leaves = [*tensors, bias]
+    found = torch.autograd.grad((got * upstream()).sum(), leaves)
+    right = torch.autograd.grad((want * upstream()).sum(), leaves)
+    for mine, other in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, other, atol=5e-6, rtol=1e-5)
+    without = bank.attend(0, *tensors, visible, dropout=0.0, scaling=SCALING)
+    zero = torch.zeros(1, 1, LENGTH, LENGTH, dtype=torch.float64)
+    same = bank.attend(0, *tensors, visible, dropout=0.0, scaling=SCALING, bias=zero)
+    torch.testing.assert_close(same, without, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(got, without, atol=1e-2)
+
+
+def test_scales_act_after_the_softmax_with_the_bias():
+    bank = ScaledAttention(*SIZES).double()
+    tensors, bias = parts(), score_bias()
+    got = bank.attend(0, *tensors, padding(), dropout=0.0, scaling=SCALING, bias=bias)
+    torch.testing.assert_close(got, written_out(*tensors, padding(), bias) / 2)
+
+
+def test_each_sequences_gate_is_flipped_under_the_bias():
+    seen: list[Tensor] = []
+    bank = FlippedAttention(*SIZES, lambda layer, gate, valid: seen.append(gate))
+    tensors, bias = parts(), score_bias()
+    out = bank.attend(0, *tensors, None, dropout=0.0, scaling=SCALING, bias=bias)
+    (found,) = torch.autograd.grad((out * upstream()).sum(), seen[0])
+    one = torch.ones(HEADS, LENGTH, LENGTH, requires_grad=True)
+    for row in range(BATCH):
+        alone = flip(
+            *(part[row : row + 1] for part in tensors),
+            None,
+            one,
+            dropout=0.0,
+            scaling=SCALING,
+            bias=bias,
+        )
+        (want,) = torch.autograd.grad((alone * upstream()[row]).sum(), one)
+        torch.testing.assert_close(found[row * HEADS : (row + 1) * HEADS], want)
+
+
+@pytest.mark.parametrize("name", ["log", "watched", "thinned", "masked", "off"])
+def test_the_biass_gradient_matches_finite_differences(name: str):
+    bank: GateBank = BANKS[name][0]()
+    assert torch.autograd.gradcheck(
+        lambda *given: bank.attend(
+            0, *given[:3], padding(), dropout=0.0, scaling=SCALING, bias=given[3]
+        ),
+        (*parts(), score_bias()),
+        fast_mode=True,
+    )
+
+
+def test_soft_gates_and_the_bias_add_up():
+    gate = normal(HEADS, LENGTH, LENGTH, seed=7).detach().sigmoid().requires_grad_()
+    for form in ("log", "product"):
+        tensors, bias = parts(), score_bias()
+        got = FORMS[form](*tensors, padding(), gate, dropout=0.0, scaling=SCALING, bias=bias)
+        want = written_out(*tensors, padding(), bias, factor=gate)
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+        leaves = [*tensors, bias, gate]
+        found = torch.autograd.grad((got * upstream()).sum(), leaves)
+        right = torch.autograd.grad((want * upstream()).sum(), leaves)
+        for mine, other in zip(found, right, strict=True):
+            torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
