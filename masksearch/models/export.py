@@ -7,7 +7,6 @@ open_pretrained("runs/big/model")                        # and masks can be put 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from masksearch.errors import AttachError
+from masksearch.models.folders import write_model
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.pretrained import head_parts, quiet
 
@@ -77,14 +76,7 @@ def save_masked_language_model(
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as name:
         partial = Path(name)
-        try:
-            with quiet():
-                whole.save_pretrained(partial)
-        except SafetensorError as error:  # its way of passing on an OSError
-            full = "os error 28" in str(error) or "No space left" in str(error)
-            raise OSError(
-                errno.ENOSPC if full else errno.EIO, f"cannot write the model: {error}", folder
-            ) from error
+        write_model(whole, partial)
         if tokenizer is not None:
             if special is None:
                 raise ValueError(

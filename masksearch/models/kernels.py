@@ -3,289 +3,349 @@
 plan = GatherPlan.of_mask(mask, length=4096, block=64)
 hidden = gather_attention(query, key, value, plan, scaling=0.125)
 
-Queries are cut into blocks of rows. For each block row the key blocks that hold a kept cell are
-gathered side by side, block rows with as many key blocks are computed in one dense call, and
-what a mask forbids inside a block is added as a bias, only to the rows that need one. The cost
-follows the mask's block density; no n x n tensor is made.
+For each piece of the plan, a few queries and the keys that they need, the keys are gathered side
+by side and attended densely; what the mask forbids among them is added as a bias. The work is
+done in parts that fit the cache. It follows the mask's block density; no n x n tensor is made.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from masksearch.errors import HeadCountError, LengthError
-from masksearch.masks.core import Mask, Points, grid
+from masksearch.models.gather_pieces import Bundle, Run
+from masksearch.models.gather_plan import GatherPlan
 
-SHARED_BY = 4  # block rows with one pattern that are worth a call of their own
-PADDING = 0.125  # largest share of padding among the key blocks of a row with a bias
-GATHERED = 1 << 20  # numbers of the key tensor that is gathered at a time
-KEPT, DROPPED = 0, 1  # tiles that every plan knows
+__all__ = ["Bundle", "GatherPlan", "gather_attention"]
 
-
-@dataclass(frozen=True)
-class Bundle:
-    """Block rows that are computed in one call.
-
-    Args:
-        rows: int64 `[rows]`, head * blocks + block row.
-        keys: int64 `[rows, count]`, head * blocks + key block; a row with fewer key blocks than
-            the others is padded with its first one, which its bias forbids.
-        bias: float32 `[rows | 1, block, count * block]` of 0 and -inf, added to the scores;
-            None where every key of every row is kept whole.
-    """
-
-    rows: Tensor
-    keys: Tensor
-    bias: Tensor | None
-
-    def parts(self, most: int) -> Iterator[Bundle]:
-        """The same work in parts of at most `most` rows."""
-        for start in range(0, len(self.rows), most):
-            some = slice(start, start + most)
-            bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[some]
-            yield Bundle(self.rows[some], self.keys[some], bias)
-
-
-@dataclass(frozen=True)
-class GatherPlan:
-    """What block-gather attention computes for one layer. Build it once for many calls.
-
-    Args:
-        length: Positions.
-        heads: Heads that the plan tells apart; 1 serves any number.
-        block: Side of a block, in positions.
-        bundles: The work. Block rows that keep no key at all are in none.
-        order: int64 `[heads * blocks]`, where each block row stands among the bundles' results,
-            one after the other; the number of all their rows where it is in none.
-    """
-
-    length: int
-    heads: int
-    block: int
-    bundles: tuple[Bundle, ...]
-    order: Tensor
-
-    @staticmethod
-    def of_mask(mask: Mask, length: int, block: int = 64, layer: int = 0) -> GatherPlan:
-        """Plans one layer of a mask, a few rows at a time.
-
-        Args:
-            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
-                with a bool mask in `scaled_dot_product_attention`.
-            length: Positions; the last block may be ragged.
-            block: Side of a block, in positions (>= 1).
-            layer: Layer of a mask that tells layers apart.
-
-        Raises:
-            LengthError: If the mask has another length.
-            ValueError: If `block` or `length` is less than 1.
-        """
-        query, key = grid(length)
-        heads = mask.heads or 1
-
-        def rows() -> Iterator[Tensor]:
-            for some in torch.split(query, block):
-                cells = [mask.allows(Points(some, key, length, layer, h)) for h in range(heads)]
-                yield torch.stack([plane.expand(len(some), length) for plane in cells])
-
-        at_least_one(block)
-        return planned(rows(), length, heads, block)
-
-    @staticmethod
-    def of_table(table: Tensor, block: int = 64) -> GatherPlan:
-        """Plans a lowered table of one layer, bool `[heads, n, n]`; one head serves any number.
-
-        Raises:
-            ValueError: If the table has another type or shape, or `block` is less than 1.
-        """
-        at_least_one(block)
-        if table.dtype != torch.bool or table.ndim != 3 or table.shape[1] != table.shape[2]:
-            raise ValueError(
-                "a plan is made from one layer's bool table [heads, n, n], got "
-                f"{table.dtype} {list(table.shape)}; take table[layer]"
-            )
-        heads, length, _ = table.shape
-        return planned(torch.split(table.cpu(), block, dim=1), length, heads, block)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of a side."""
-        return -(-self.length // self.block)
-
-    @property
-    def pairs(self) -> int:
-        """(query block, key block) pairs that are computed, padding included, over the heads."""
-        return sum(bundle.keys.numel() for bundle in self.bundles)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the plan's indices and biases."""
-        held = [self.order] + [t for bundle in self.bundles for t in (bundle.rows, bundle.keys)]
-        held += [bundle.bias for bundle in self.bundles if bundle.bias is not None]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-    def to(self, device: torch.device | str) -> GatherPlan:
-        """The plan on another device."""
-        bundles = tuple(
-            Bundle(
-                b.rows.to(device), b.keys.to(device), None if b.bias is None else b.bias.to(device)
-            )
-            for b in self.bundles
-        )
-        return GatherPlan(self.length, self.heads, self.block, bundles, self.order.to(device))
+IN_CACHE = 1 << 18  # numbers of the keys that one CPU thread gathers at a time
+ON_DEVICE = 1 << 24  # the same where there is no such cache
+CPU = torch.ops.aten  # the two functions behind scaled_dot_product_attention on CPU
 
 
 def gather_attention(
-    query: Tensor, key: Tensor, value: Tensor, plan: GatherPlan, *, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: GatherPlan,
+    *,
+    scaling: float,
+    visible: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """Self-attention under the plan's mask, equal to dense attention with that mask.
 
     Args:
         query: `[batch, heads, n, width]`, on the plan's device.
-        key: The same shape.
-        value: The same shape.
-        plan: Of `n` positions, with as many heads or one for all.
+        key: `[batch, key heads, n, width]`; heads are a multiple of the key heads.
+        value: The same shape as the keys.
+        plan: Of `n` positions, with as many heads as the queries or one for all.
         scaling: Factor of the scores before the softmax.
+        visible: bool `[batch, n]`, keys that may be attended (False = padding); None = all.
+        dropout: Share of the attention weights that is dropped, in [0, 1).
 
     Returns:
-        `[batch, heads, n, width]`; 0 for queries that keep no key. Differentiable in all three.
+        `[batch, heads, n, width]`; 0 for queries that keep no visible key. Differentiable in
+        all three.
 
     Raises:
         LengthError, HeadCountError: If the plan is of another length or number of heads.
+        ValueError: If `visible` has another type or shape.
     """
+    checked(query, key, value, plan, visible)
     batch, heads, length, width = query.shape
-    if length != plan.length or key.shape != query.shape:
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = (
+            states if states.dtype == torch.float64 else states.to(dtype)
+            for states in (query, key, value)
+        )
+    if key.shape[1] != heads:
+        groups = heads // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    missing = plan.units * plan.unit - length
+
+    def cut(states: Tensor) -> Tensor:
+        """`[batch (x heads), heads x units, unit x width]`."""
+        states = F.pad(states, (0, 0, 0, missing)) if missing else states
+        return states.reshape(-1, plan.heads * plan.units, plan.unit * width)
+
+    query, key, value = cut(query), cut(key), cut(value)
+    seen = None
+    if visible is not None:
+        seen = F.pad(visible, (0, missing)).view(batch, 1, plan.units, plan.unit)
+        seen = seen.expand(batch, heads, plan.units, plan.unit)
+        seen = seen.reshape(*query.shape[:2], plan.unit)
+    if kind == "cpu" and dropout == 0 and not torch.compiler.is_compiling():
+        result: Tensor = InCache.apply(query, key, value, seen, plan, scaling)  # type: ignore[no-untyped-call]
+    else:
+        result = composed(query, key, value, seen, plan, scaling, dropout)
+    return result.reshape(batch, heads, -1, width)[:, :, :length]
+
+
+def checked(
+    query: Tensor, key: Tensor, value: Tensor, plan: GatherPlan, visible: Tensor | None
+) -> None:
+    """Refuses states that do not fit the plan."""
+    batch, heads, length, _ = query.shape
+    if length != plan.length or key.shape[2] != length or key.shape != value.shape:
         raise LengthError(
             f"the plan holds {plan.length} positions of queries and keys, got queries "
             f"{list(query.shape)} and keys {list(key.shape)}; plan the mask at that length"
         )
     if plan.heads not in (1, heads):
         raise HeadCountError(f"the plan has {plan.heads} heads, the queries have {heads}")
-    block, missing = plan.block, plan.blocks * plan.block - length
-
-    def cut(states: Tensor) -> Tensor:
-        """`[batch (x heads), heads x blocks, block, width]`."""
-        states = F.pad(states, (0, 0, 0, missing)) if missing else states
-        return states.reshape(-1, plan.heads * plan.blocks, block, width)
-
-    query, key, value = cut(query), cut(key), cut(value)
-    done = []
-    for bundle in plan.bundles:
-        gathered = bundle.keys.shape[1] * block * width * len(query)
-        for part in bundle.parts(max(1, GATHERED // gathered)):
-            pairs = part.keys.flatten()
-            q = query.index_select(1, part.rows)
-            k, v = (
-                states.index_select(1, pairs).view(len(query), len(part.rows), -1, width)
-                for states in (key, value)
-            )
-            # four dimensions: with three, scaled_dot_product_attention leaves its fast kernel
-            bias = None if part.bias is None else part.bias.to(q.dtype).unsqueeze(0)
-            done.append(F.scaled_dot_product_attention(q, k, v, bias, scale=scaling))
-    done.append(query.new_zeros(len(query), 1, block, width))  # block rows without any key
-    result = torch.cat(done, 1).index_select(1, plan.order)
-    return result.reshape(batch, heads, -1, width)[:, :, :length]
+    if heads % key.shape[1]:
+        raise HeadCountError(f"{heads} query heads cannot share {key.shape[1]} key heads evenly")
+    if visible is not None and (visible.dtype != torch.bool or visible.shape != (batch, length)):
+        raise ValueError(
+            f"visible is bool [batch, n] = [{batch}, {length}], got {visible.dtype} "
+            f"{list(visible.shape)}"
+        )
 
 
-def planned(rows: Iterable[Tensor], length: int, heads: int, block: int) -> GatherPlan:
-    """A plan from the table's block rows, bool `[heads, <= block, n]` each, top to bottom."""
-    blocks = -(-length // block)
-    tiles = Tiles(block)
-    kept: dict[tuple[int, ...], list[tuple[int, list[int]]]] = defaultdict(list)
-    for row, cells in enumerate(rows):
-        some = cells.shape[1]
-        padded = torch.zeros(heads, block, blocks * block, dtype=torch.bool)
-        padded[:, :some, :length] = cells
-        padded[:, some:, :length] = True  # rows beyond the end: their result is cut off
-        view = padded.view(heads, block, blocks, block).transpose(1, 2)  # [heads, blocks, b, b]
-        found = view[:, :, :some].any(3).any(2)
-        for head in range(heads):
-            columns = found[head].nonzero().flatten()
-            names = tiles.names(view[head].index_select(0, columns))
-            if names:
-                at = [head * blocks + column for column in columns.tolist()]
-                kept[tuple(names)].append((head * blocks + row, at))
-    bundles = bundled(kept, tiles)
-    order = torch.full((heads * blocks,), sum(len(b.rows) for b in bundles))
-    if bundles:
-        computed = torch.cat([bundle.rows for bundle in bundles])
-        order[computed] = torch.arange(len(computed))
-    return GatherPlan(length, heads, block, tuple(bundles), order)
+class Part(NamedTuple):
+    """What is computed in one call: some pieces of one bundle for some groups.
 
-
-class Tiles:
-    """The distinct `block x block` patterns of a plan; equal ones have one number."""
-
-    def __init__(self, block: int) -> None:
-        self.patterns: list[Tensor] = []
-        self.numbers: dict[bytes, int] = {}
-        ones = torch.ones(block, block, dtype=torch.bool)
-        self.names(torch.stack([ones, ~ones]))  # KEPT, DROPPED
-
-    def names(self, patterns: Tensor) -> list[int]:
-        """The numbers of some patterns, bool `[count, block, block]`."""
-        packed = np.packbits(patterns.flatten(1).numpy(), axis=1)
-        result = []
-        for index, bits in enumerate(packed):
-            number = self.numbers.setdefault(bits.tobytes(), len(self.patterns))
-            if number == len(self.patterns):
-                self.patterns.append(patterns[index].clone())
-            result.append(number)
-        return result
-
-    def bias(self, names: list[tuple[int, ...]]) -> Tensor:
-        """float32 `[rows, block, count * block]`, 0 where kept and -inf elsewhere."""
-        block = len(self.patterns[KEPT])
-        result = torch.zeros(len(names), block, len(names[0]) * block)
-        cells = result.view(len(names), block, len(names[0]), block)
-        for row, tiles in enumerate(names):
-            for column, number in enumerate(tiles):
-                if number != KEPT:
-                    cells[row, :, column].masked_fill_(~self.patterns[number], float("-inf"))
-        return result
-
-
-def bundled(
-    kept: dict[tuple[int, ...], list[tuple[int, list[int]]]], tiles: Tiles
-) -> list[Bundle]:
-    """Bundles of the block rows, which come as pattern -> [(row, key blocks)].
-
-    Rows with a pattern in common share one bias, or need none. The others are taken together
-    with their like in number of key blocks, up to a share of padding.
+    Args:
+        groups: Which groups; None = all.
+        pieces: Number of pieces.
+        queries: int32 `[pieces x query units]`.
+        keys: int32 `[pieces x key units]`.
+        bias: 0, and -inf where the mask forbids a cell, `[pieces | 1, queries, keys]` of the
+            states' type; None = nothing is forbidden.
+        run: How the pieces follow each other; None where they are not evenly spaced.
     """
-    bundles: list[Bundle] = []
-    single: list[tuple[tuple[int, ...], int, list[int]]] = []
-    for names, found in kept.items():
-        whole = all(number == KEPT for number in names)
-        if whole or len(found) >= SHARED_BY:
-            bias = None if whole else tiles.bias([names])
-            bundles.append(bundle_of([row for row, _ in found], [at for _, at in found], bias))
-        else:
-            single += [(names, row, at) for row, at in found]
-    single.sort(key=lambda entry: -len(entry[0]))
-    while single:
-        most = len(single[0][0])
-        some = [entry for entry in single if len(entry[0]) >= (1 - PADDING) * most]
-        single = single[len(some) :]
-        bias = tiles.bias([names + (DROPPED,) * (most - len(names)) for names, _, _ in some])
-        keys = [at + at[:1] * (most - len(at)) for _, _, at in some]
-        bundles.append(bundle_of([row for _, row, _ in some], keys, bias))
-    return bundles
+
+    groups: slice | None
+    pieces: int
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    run: Run | None
+
+    def of(self, states: Tensor) -> Tensor:
+        """The states of the part's groups."""
+        return states if self.groups is None else states[self.groups]
 
 
-def bundle_of(rows: list[int], keys: list[list[int]], bias: Tensor | None) -> Bundle:
-    """A bundle from lists."""
-    return Bundle(torch.tensor(rows), torch.tensor(keys), bias)
+def work(plan: GatherPlan, states: Tensor, most: int) -> Iterator[Part]:
+    """The plan in parts that gather about `most` numbers of the keys.
+
+    Args:
+        plan: The plan.
+        states: `[groups, units, unit x width]`.
+        most: Numbers.
+    """
+    groups, _, size = states.shape
+    for bundle in plan.bundles:
+        pieces, keys = bundle.keys.shape
+        fitting = max(1, most // (keys * size))  # pieces of one group
+        together = min(pieces, max(1, fitting // groups))
+        at_once = min(groups, max(1, fitting // together))
+        bias = bundle.bias(slice(0, 0), plan.unit, states.dtype) if bundle.shares_cells else None
+        for first in range(0, pieces, together):
+            some = slice(first, first + together)
+            if not bundle.shares_cells:
+                bias = bundle.bias(some, plan.unit, states.dtype)
+            run = bundle.run.after(first) if bundle.run else None
+            count = min(together, pieces - first)
+            places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
+            for start in range(0, groups, at_once):
+                group = None if at_once == groups else slice(start, start + at_once)
+                yield Part(group, count, *places, bias, run)
 
 
-def at_least_one(block: int) -> None:
-    """Refuses blocks without a position."""
-    if block < 1:
-        raise ValueError(f"block must be at least 1 position, got {block}")
+def gathered(states: Tensor, part: Part, units: Tensor, unit: int) -> Tensor:
+    """Units side by side, `[groups x pieces, 1, positions, width]`.
+
+    The kernels take pieces as examples, not as heads: their results are contiguous then.
+
+    Args:
+        states: `[all groups, units, unit x width]`.
+        part: The work.
+        units: int32, the part's queries or keys.
+        unit: Positions of a unit.
+    """
+    groups, _, size = states.shape
+    found = part.of(states).index_select(1, units)
+    if part.groups is not None:
+        groups = found.shape[0]
+    return found.view(groups * part.pieces, 1, -1, size // unit)
+
+
+def add(states: Tensor, part: Part, units: Tensor, found: Tensor) -> None:
+    """Adds results to their units; the reverse of `gathered`."""
+    place = part.of(states)
+    place.index_add_(1, units, found.reshape(place.shape[0], -1, place.shape[2]))
+
+
+def bias_of(part: Part, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
+    """What is added to the scores of one part of the work.
+
+    Args:
+        part: The work.
+        seen: bool `[all groups, units, unit]`, visible keys; None = all.
+        unit: Positions of a unit.
+        like: The part's queries, `[groups x pieces, 1, queries, width]`, or
+            `[groups, pieces, queries, width]`.
+
+    Returns:
+        0 and -inf, of the queries' type and their first three sizes or 1; None where nothing is
+        forbidden.
+    """
+    bias, pieces = part.bias, part.pieces
+    if seen is not None:
+        hidden = ~part.of(seen).index_select(1, part.keys)
+        hidden = hidden.view(hidden.shape[0], pieces, 1, -1)
+        bias = like.new_zeros(1, 1, 1) if bias is None else bias
+        bias = bias.masked_fill(hidden, -torch.inf)
+    elif bias is None:
+        return None
+    else:
+        bias = bias.unsqueeze(0)
+    if bias.shape[:2] != (1, 1):  # as many examples and heads as the queries
+        groups = like.shape[0] * like.shape[1] // pieces
+        bias = bias.expand(groups, pieces, -1, -1).reshape(*like.shape[:2], *bias.shape[2:])
+    return bias.expand(-1, -1, like.shape[2], -1)
+
+
+def composed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor | None,
+    plan: GatherPlan,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Attention from differentiable parts, on every device; arguments as in `InCache`."""
+    result = torch.zeros_like(query)
+    most = ON_DEVICE
+    if not torch.compiler.is_compiling() and query.device.type == "cpu":
+        most = IN_CACHE * torch.get_num_threads()
+    for part in work(plan, query, most):
+        q = gathered(query, part, part.queries, plan.unit)
+        k, v = (gathered(states, part, part.keys, plan.unit) for states in (key, value))
+        bias = bias_of(part, seen, plan.unit, q)
+        if bias is None:
+            found = F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scaling)
+        else:  # not every kernel takes a row of nothing but -inf
+            empty = (bias == -torch.inf).all(-1, keepdim=True)
+            bias = bias.masked_fill(empty, 0)
+            found = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scaling)
+            found = found.masked_fill(empty, 0)
+        add(result, part, part.queries, found)
+    return result
+
+
+def windows(states: Tensor, first: int, step: int, pieces: int, count: int, unit: int) -> Tensor:
+    """Evenly spaced runs of units, without a copy: `[groups, pieces, positions, width]`.
+
+    Args:
+        states: `[groups, units, unit x width]`, contiguous but for the groups.
+        first: First unit of the first run.
+        step: Units from one run to the next; runs may overlap.
+        pieces: Runs.
+        count: Units of a run.
+        unit: Positions of a unit.
+    """
+    width = states.shape[2] // unit
+    return states.as_strided(
+        (len(states), pieces, count * unit, width),
+        (states.stride(0), step * states.shape[2], width, 1),
+        states.storage_offset() + first * states.shape[2],
+    )
+
+
+def read(part: Part, unit: int, queries: list[Tensor], keys: list[Tensor]) -> list[Tensor]:
+    """The part's queries and keys of some states, as views where they are runs."""
+    run, pieces = part.run, part.pieces
+    if run is None:
+        return [gathered(states, part, part.queries, unit) for states in queries] + [
+            gathered(states, part, part.keys, unit) for states in keys
+        ]
+    few, many = part.queries.shape[0] // pieces, part.keys.shape[0] // pieces
+    return [
+        windows(part.of(states), run.query, run.query_step, pieces, few, unit)
+        for states in queries
+    ] + [windows(part.of(states), run.key, run.key_step, pieces, many, unit) for states in keys]
+
+
+def write(part: Part, unit: int, states: Tensor, found: Tensor, *, to_keys: bool = False) -> None:
+    """Adds a part's result to the states of its queries, or of its keys."""
+    units = part.keys if to_keys else part.queries
+    if part.run is None:
+        add(states, part, units, found)
+        return
+    run, count = part.run, units.shape[0] // part.pieces
+    first, step = (run.key, run.key_step) if to_keys else (run.query, run.query_step)
+    for start in range(0, count, step):  # as much as overlaps with nothing
+        end = min(count, start + step)
+        place = windows(part.of(states), first + start, step, part.pieces, end - start, unit)
+        place.add_(found[:, :, start * unit : end * unit])
+
+
+class InCache(torch.autograd.Function):
+    """Attention on CPU, which gathers again in the backward pass: nothing gathered is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        seen: Tensor | None,
+        plan: GatherPlan,
+        scaling: float,
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            ctx: Keeps what the backward pass needs.
+            query: `[groups, units, unit x width]`; groups are examples, or examples x heads
+                where one plan serves all heads.
+            key: The same shape.
+            value: The same shape.
+            seen: bool `[groups, units, unit]`, visible keys; None = all.
+            plan: The plan.
+            scaling: Factor of the scores.
+        """
+        result = torch.zeros_like(query)
+        sums = []  # log-sum-exp of each part's scores
+        for part in work(plan, query, IN_CACHE * torch.get_num_threads()):
+            q, k, v = read(part, plan.unit, [query], [key, value])
+            bias = bias_of(part, seen, plan.unit, q)
+            found, total = CPU._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, False, attn_mask=bias, scale=scaling
+            )
+            write(part, plan.unit, result, found)
+            sums.append(total)
+        ctx.save_for_backward(query, key, value, seen, result, *sums)
+        ctx.plan, ctx.scaling = plan, scaling
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        query, key, value, seen, result, *sums = ctx.saved_tensors
+        plan, grad = ctx.plan, grad.contiguous()
+        grads = [torch.zeros_like(states) for states in (query, key, value)]
+        parts = work(plan, query, IN_CACHE * torch.get_num_threads())
+        for part, total in zip(parts, sums, strict=True):
+            up, q, found, k, v = read(part, plan.unit, [grad, query, result], [key, value])
+            bias = bias_of(part, seen, plan.unit, q)
+            some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
+                up, q, k, v, found, total, 0.0, False, attn_mask=bias, scale=ctx.scaling
+            )
+            for states, piece, to_keys in zip(grads, some, (False, True, True), strict=True):
+                write(part, plan.unit, states, piece, to_keys=to_keys)
+        return (*grads, None, None, None)

@@ -11,24 +11,40 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from masksearch.errors import AttachError
 
 PROBE = "masksearch_probe"
-REACHABLE = "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, GPT-2, Llama, Qwen"
-CROSS = (
-    "{name} has cross-attention; attach to its encoder alone: ms.attach(model.get_encoder(), mask)"
+REACHABLE = (
+    "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, DeiT, DINOv2, CLIP, "
+    "GPT-2, Llama, Qwen, T5, BART"
 )
+ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is told apart
+BEYOND = {"s_aux": "attention sinks", "softcap": "a soft cap"}  # transformers' keyword -> what
 
 
 @dataclass(frozen=True)
 class Call:
-    """One attention call that the probe has seen."""
+    """One attention call that the probe has seen.
+
+    Args:
+        module: Who called.
+        heads: Query heads.
+        queries: Positions that ask.
+        keys: Positions that are asked.
+        width: Numbers of a head's query.
+        causal: Whether later keys were hidden.
+        biased: Whether the model adds a bias to the scores.
+    """
 
     module: nn.Module
     heads: int
     queries: int
     keys: int
+    width: int
+    causal: bool
+    biased: bool = False
 
 
 class Probe:
@@ -49,31 +65,66 @@ def implementation(root: PreTrainedModel) -> str:
     return str(root.config._attn_implementation or "sdpa")
 
 
+def implementations(roots: list[PreTrainedModel]) -> list[tuple[PreTrainedModel, str]]:
+    """The models with a configuration object of their own, outermost first."""
+    found: dict[int, tuple[PreTrainedModel, str]] = {}
+    for root in roots:
+        for module in root.modules():
+            if isinstance(module, PreTrainedModel):
+                found.setdefault(id(module.config), (module, implementation(module)))
+    return list(found.values())
+
+
+def restore(previous: list[tuple[PreTrainedModel, str]]) -> None:
+    """Sets the attention implementations that `implementations` has seen."""
+    for module, name in previous:
+        module.set_attn_implementation(name)
+
+
 def probe(
     model: nn.Module, roots: list[PreTrainedModel], inputs: Mapping[str, Any] | None
 ) -> list[Call]:
-    """One forward pass without gradient that records every attention call in order."""
+    """One forward pass without gradient that records every attention call in order.
+
+    Raises:
+        AttachError: If no call is seen, no example can be made up, or the inputs lie elsewhere
+            than the model.
+    """
     name = type(model).__name__
     if not roots:
         raise AttachError(f"{name} contains no Hugging Face model (PreTrainedModel)")
-    if any(getattr(root.config, "is_encoder_decoder", False) for root in roots):
-        raise AttachError(CROSS.format(name=name))
-    previous = [implementation(root) for root in roots]
-    training = [(module, module.training) for module in model.modules()]
+    devices = {parameter.device for parameter in model.parameters()}
+    if torch.device("meta") in devices:
+        raise AttachError(
+            f"{name} is on the meta device, so its layers cannot be found by a forward pass; "
+            "load its weights first, or model.to_empty(device=...)"
+        )
     device = next(model.parameters()).device
-    given = dict(inputs) if inputs is not None else example_inputs(model, roots[0], device)
+    called = model
+    if inputs is None and len(roots) == 1 and passes_on(model):
+        called = roots[0]  # within DataParallel, torch.compile, an adapter
+    if inputs is None and isinstance(called, PreTrainedModel) and is_paired(called):
+        called = called.base_model  # heads may ask for as many decoder as encoder positions
+    given = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
+    for key, value in given.items():
+        if isinstance(value, Tensor) and value.device not in devices:
+            raise AttachError(
+                f"inputs[{key!r}] is on {value.device}, {name} on {device}; "
+                f"move it there: inputs[{key!r}].to({str(device)!r})"
+            )
+    previous = implementations(roots)
+    training = [(module, module.training) for module in model.modules()]
     Probe.calls = []
     try:
         for root in roots:
             root.set_attn_implementation(PROBE)
         model.eval()
         with torch.no_grad():
-            model(**given)
+            called(**given)
         calls = Probe.calls
     finally:
         Probe.calls = None
-        for root, before in zip(roots, previous, strict=True):
-            root.set_attn_implementation(before)
+        restore(previous)
         for module, mode in training:
             module.training = mode
     if not calls:
@@ -81,35 +132,83 @@ def probe(
             f"{name} does not use transformers' attention interface, so no mask can be put on "
             f"it; models that do include {REACHABLE}"
         )
-    if any(call.queries != call.keys for call in calls):
-        raise AttachError(CROSS.format(name=name))
     return calls
+
+
+def passes_on(model: nn.Module) -> bool:
+    """Whether a module names none of its inputs, because it hands them to a model inside."""
+    kinds = {each.kind for each in inspect.signature(model.forward).parameters.values()}
+    return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def is_paired(model: PreTrainedModel) -> bool:
+    """Whether it is an encoder with a decoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def example_inputs(
     model: nn.Module, root: PreTrainedModel, device: torch.device
 ) -> dict[str, Tensor]:
-    """A few tokens or one empty image, by the name of the model's main input."""
+    """A few tokens or one empty image, by the names of the model's inputs."""
     names = inspect.signature(model.forward).parameters
-    config = root.config
+
+    def tokens(count: int) -> Tensor:
+        return torch.ones(1, count, dtype=torch.int64, device=device)
+
+    made: dict[str, Tensor] = {}
     if "input_ids" in names:
-        return {"input_ids": torch.ones(1, 5, dtype=torch.int64, device=device)}
+        made["input_ids"] = tokens(ENCODER if "decoder_input_ids" in names else DECODER)
     if "pixel_values" in names:
-        side, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
-        return {"pixel_values": torch.zeros(1, channels, side, side, device=device)}
-    raise AttachError(
-        f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
-        "example arguments, so that the attention layers can be found"
-    )
+        config = root.config
+        if not hasattr(config, "image_size") and hasattr(config, "vision_config"):
+            config = config.vision_config
+        sides = getattr(config, "image_size", 224)
+        height, width = sides if isinstance(sides, (tuple, list)) else (sides, sides)
+        channels = getattr(config, "num_channels", 3)
+        dtype = next(model.parameters()).dtype
+        made["pixel_values"] = torch.zeros(1, channels, height, width, device=device, dtype=dtype)
+    if not made:
+        raise AttachError(
+            f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
+            "example arguments, so that the attention layers can be found"
+        )
+    if "decoder_input_ids" in names:
+        made["decoder_input_ids"] = tokens(DECODER)
+    return made
+
+
+def probing_mask(*args: Any, **rest: Any) -> Any:
+    """SDPA's mask, always written out, so that causality can be read from it."""
+    rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, **rest)
+
+
+def hides_later(module: nn.Module, mask: Any, is_causal: bool | None, shape: torch.Size) -> bool:
+    """Whether no query sees a later key."""
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == mask.shape[-2] > 1:
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        return not bool(seen.triu(1).any())
+    return bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
 
 
 def probing_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **rest: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Records the call, then computes it as SDPA does."""
+    changed = [how for name, how in BEYOND.items() if rest.get(name) is not None]
+    if changed:
+        raise AttachError(
+            f"{type(module).__name__} computes its scores with {changed[0]}, which SDPA and the "
+            "sparse backends do not: a mask would silently drop it, so this model is not served"
+        )
     if Probe.calls is not None:
-        call = Call(module, query.shape[1], query.shape[2], key.shape[2])
-        Probe.calls.append(call)
+        queries, keys = query.shape[2], key.shape[2]
+        hidden = hides_later(module, attention_mask, rest.get("is_causal"), query.shape)
+        causal = hidden and queries == keys
+        biased = rest.get("position_bias") is not None
+        Probe.calls.append(
+            Call(module, query.shape[1], queries, keys, query.shape[3], causal, biased)
+        )
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, **rest
     )

@@ -1,0 +1,379 @@
+"""Every architecture that attach must serve, tiny and random, behind one interface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+HEADS, VOCABULARY, WIDTH = 4, 50, 32
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "initializer_range": 0.2,
+    "attn_implementation": "sdpa",
+    "pad_token_id": 1,
+    "eos_token_id": None,
+}
+PLAIN: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_attention_heads": HEADS,
+    "intermediate_size": WIDTH,
+}
+DRY: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+BERT = {**SMALL, **PLAIN, **DRY}
+IMAGE: dict[str, Any] = {
+    **PLAIN,
+    **DRY,
+    "initializer_range": 0.2,
+    "attn_implementation": "sdpa",
+    "patch_size": 1,
+    "num_channels": 3,
+}
+TEXT = 17  # positions of a text; of an image there are side * side and its special tokens
+SIDE = 4
+TARGET = 11  # positions of a decoder's text where there is an encoder as well
+
+
+def bert(layers: int, length: int) -> nn.Module:
+    config = hf.BertConfig(**BERT, max_position_embeddings=length + 2, num_hidden_layers=layers)
+    return hf.BertModel(config, add_pooling_layer=False)
+
+
+def roberta(layers: int, length: int) -> nn.Module:
+    config = hf.RobertaConfig(**BERT, max_position_embeddings=length + 2, num_hidden_layers=layers)
+    return hf.RobertaModel(config, add_pooling_layer=False)
+
+
+def distilbert(layers: int, length: int) -> nn.Module:
+    sizes = {"dim": WIDTH, "n_heads": HEADS, "hidden_dim": WIDTH, "n_layers": layers}
+    return hf.DistilBertModel(
+        hf.DistilBertConfig(
+            **SMALL, **sizes, max_position_embeddings=length, dropout=0.0, attention_dropout=0.0
+        )
+    )
+
+
+def electra(layers: int, length: int) -> nn.Module:
+    return hf.ElectraModel(
+        hf.ElectraConfig(
+            **BERT,
+            embedding_size=16,
+            max_position_embeddings=length,
+            num_hidden_layers=layers,
+        )
+    )
+
+
+def albert(layers: int, length: int) -> nn.Module:
+    config = hf.AlbertConfig(
+        **BERT, embedding_size=16, max_position_embeddings=length, num_hidden_layers=layers
+    )
+    return hf.AlbertModel(config, add_pooling_layer=False)
+
+
+def modernbert(layers: int, length: int) -> nn.Module:
+    return hf.ModernBertModel(
+        hf.ModernBertConfig(
+            **GROUPED,
+            max_position_embeddings=length,
+            num_hidden_layers=layers,
+            local_attention=2 * length,
+            cls_token_id=0,
+            sep_token_id=2,
+            bos_token_id=0,
+        )
+    )
+
+
+def esm(layers: int, length: int) -> nn.Module:
+    config = hf.EsmConfig(
+        **BERT,
+        max_position_embeddings=length + 2,
+        num_hidden_layers=layers,
+        position_embedding_type="rotary",
+        token_dropout=False,
+        mask_token_id=2,
+    )
+    return hf.EsmModel(config, add_pooling_layer=False)
+
+
+def gpt2_config(layers: int, length: int) -> hf.GPT2Config:
+    sizes = {"n_embd": WIDTH, "n_head": HEADS, "n_positions": length, "n_layer": layers}
+    return hf.GPT2Config(
+        **SMALL, **sizes, bos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
+    )
+
+
+GROUPED = {**SMALL, **PLAIN}
+
+
+def llama_config(layers: int, length: int) -> hf.LlamaConfig:
+    return hf.LlamaConfig(
+        **GROUPED,
+        num_key_value_heads=2,
+        num_hidden_layers=layers,
+        max_position_embeddings=length,
+    )
+
+
+def qwen3_config(layers: int, length: int) -> hf.Qwen3Config:
+    return hf.Qwen3Config(
+        **GROUPED,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_hidden_layers=layers,
+        max_position_embeddings=length,
+    )
+
+
+def t5_config(layers: int, length: int) -> hf.T5Config:
+    return hf.T5Config(
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        d_kv=8,
+        d_ff=WIDTH,
+        num_layers=layers,
+        num_heads=HEADS,
+        initializer_factor=1.0,
+        dropout_rate=0.0,
+        pad_token_id=1,
+        eos_token_id=None,
+        decoder_start_token_id=1,
+        attn_implementation="sdpa",
+    )
+
+
+def bart_config(layers: int, length: int) -> hf.BartConfig:
+    return hf.BartConfig(
+        vocab_size=VOCABULARY,
+        d_model=WIDTH,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_attention_heads=HEADS,
+        decoder_attention_heads=HEADS,
+        encoder_ffn_dim=WIDTH,
+        decoder_ffn_dim=WIDTH,
+        max_position_embeddings=length,
+        init_std=0.2,
+        dropout=0.0,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=None,
+        forced_eos_token_id=None,
+        decoder_start_token_id=2,
+        attn_implementation="sdpa",
+    )
+
+
+def image_side(length: int) -> int:
+    """Of the square images whose patches, with a few special tokens, are about that many."""
+    return SIDE if length == TEXT else int(length**0.5)
+
+
+def vit(layers: int, length: int) -> nn.Module:
+    config = hf.ViTConfig(**IMAGE, image_size=image_side(length), num_hidden_layers=layers)
+    return hf.ViTModel(config, add_pooling_layer=False)
+
+
+def deit(layers: int, length: int) -> nn.Module:
+    config = hf.DeiTConfig(**IMAGE, image_size=image_side(length), num_hidden_layers=layers)
+    model = hf.DeiTModel(config, add_pooling_layer=False)
+    nn.init.normal_(model.embeddings.cls_token)  # zeros by default: equal states, steep norms
+    nn.init.normal_(model.embeddings.distillation_token)
+    return model
+
+
+def dinov2(layers: int, length: int) -> nn.Module:
+    sizes = {**IMAGE, "mlp_ratio": 1, "layerscale_value": 1.0}
+    return hf.Dinov2Model(
+        hf.Dinov2Config(**sizes, image_size=image_side(length), num_hidden_layers=layers)
+    )
+
+
+def clip(layers: int, length: int) -> nn.Module:
+    tower = {**PLAIN, "num_hidden_layers": layers, "projection_dim": WIDTH}
+    text = {"vocab_size": VOCABULARY, "max_position_embeddings": length}
+    text |= {"bos_token_id": 0, "eos_token_id": 2}
+    image = {"image_size": image_side(length), "patch_size": 1}
+    config = hf.CLIPConfig(
+        text_config={**tower, **text},
+        vision_config={**tower, **image},
+        projection_dim=WIDTH,
+        initializer_factor=5.0,
+        attn_implementation="sdpa",
+    )
+    return hf.CLIPModel(config)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of attention layer of one model, and how to run it.
+
+    Args:
+        name: Of the test.
+        make: Layers and positions -> the model.
+        modules: Regular expression of the attention modules' names.
+        takes: `"text"`, `"image"`, `"texts"` (of an encoder and a decoder) or `"both"` (CLIP).
+        part: What `attach` is told; None for a plain model.
+        causal: Whether the model itself hides the future.
+        reads: The output that these layers make, as a dotted name.
+        extra: Positions of an image besides its patches.
+    """
+
+    name: str
+    make: Callable[[int, int], nn.Module]
+    modules: str
+    takes: str = "text"
+    part: str | None = None
+    causal: bool = False
+    reads: str = "last_hidden_state"
+    extra: int = 1
+
+    @property
+    def cross(self) -> bool:
+        """Whether keys come from another text than queries."""
+        return self.part == "cross"
+
+    @property
+    def padded(self) -> bool:
+        """Whether keys can be padding."""
+        return self.takes != "image" and self.part != "vision_model"
+
+    def made(self, layers: int = 2, length: int = TEXT) -> nn.Module:
+        """A random model in evaluation mode, the same each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            return self.make(layers, length).eval()
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The attention modules, in their order."""
+        return [m for name, m in model.named_modules() if re.search(self.modules, name)]
+
+    def inputs(
+        self, padding: int = 0, left: bool = False, length: int = TEXT
+    ) -> dict[str, Tensor]:
+        """Two examples; `padding` positions of the second one's text are padding."""
+        source = torch.Generator().manual_seed(0)
+
+        def tokens(prefix: str, size: int, padding: int) -> None:
+            real = torch.ones(2, size, dtype=torch.int64)
+            real[1, slice(0, padding) if left else slice(size - padding, None)] = 0
+            rows = [torch.randperm(max(size, VOCABULARY - 3), generator=source) for _ in range(2)]
+            different = torch.stack(rows)[:, :size] % (VOCABULARY - 3) + 3
+            given[f"{prefix}input_ids"] = different
+            given[f"{prefix}attention_mask"] = real
+
+        given: dict[str, Tensor] = {}
+        if self.takes in ("text", "both"):
+            tokens("", length, padding)
+        if self.takes in ("image", "both"):
+            side = image_side(length)
+            given["pixel_values"] = torch.randn(2, 3, side, side, generator=source)
+        if self.takes == "texts":
+            decodes = self.part == "decoder"
+            tokens("", length, 0 if decodes else padding)
+            tokens("decoder_", length - TEXT + TARGET, padding if decodes else 0)
+        return given
+
+    def read(self, out: Any) -> Tensor:
+        """The hidden states behind these layers, `[batch, queries, width]`."""
+        for name in self.reads.split("."):
+            out = getattr(out, name)
+        assert isinstance(out, Tensor)
+        return out
+
+    def run(self, model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+        """Those states of a forward pass without gradient."""
+        with torch.no_grad():
+            return self.read(model(**given))
+
+    def real(self, given: dict[str, Tensor]) -> Tensor:
+        """Queries that are no padding, bool `[batch, queries]`."""
+        seen = self.visible(given)
+        if self.cross:
+            return torch.ones(seen.shape[:2], dtype=torch.bool)
+        return seen.any(1)
+
+    def visible(self, given: dict[str, Tensor]) -> Tensor:
+        """What the model itself lets attend, bool `[batch, queries, keys]`."""
+        if not self.padded:
+            pixels = given["pixel_values"]
+            size = pixels.shape[-1] ** 2 + self.extra
+            return torch.ones(len(pixels), size, size, dtype=torch.bool)
+        name = "decoder_attention_mask" if self.part == "decoder" else "attention_mask"
+        keys = given[name].bool()
+        queries = given["decoder_input_ids" if self.cross else name].shape[1]
+        seen = keys[:, None, :].expand(-1, queries, -1)
+        return seen.tril() if self.causal else seen
+
+
+def plain(make: Callable[..., Any], config: Callable[[int, int], Any]) -> Any:
+    """A maker from a class and its configuration."""
+    return lambda layers, length: make(config(layers, length))
+
+
+T5 = plain(hf.T5Model, t5_config)
+BART = plain(hf.BartModel, bart_config)
+ENCODED = "encoder_last_hidden_state"
+ARCHITECTURES = {
+    each.name: each
+    for each in (
+        Architecture("bert", bert, r"attention\.self$"),
+        Architecture("roberta", roberta, r"attention\.self$"),
+        Architecture("distilbert", distilbert, r"\.attention$"),
+        Architecture("electra", electra, r"attention\.self$"),
+        Architecture("albert", albert, r"\.attention$"),
+        Architecture("modernbert", modernbert, r"\.attn$"),
+        Architecture("esm", esm, r"attention\.self$"),
+        Architecture("vit", vit, r"\.attention$", "image"),
+        Architecture("deit", deit, r"\.attention$", "image", extra=2),
+        Architecture("dinov2", dinov2, r"\.attention$", "image"),
+        Architecture(
+            "clip-text",
+            clip,
+            r"text_model.*self_attn$",
+            "both",
+            part="text_model",
+            causal=True,
+            reads="text_model_output.last_hidden_state",
+        ),
+        Architecture(
+            "clip-vision",
+            clip,
+            r"vision_model.*self_attn$",
+            "both",
+            part="vision_model",
+            reads="vision_model_output.last_hidden_state",
+        ),
+        Architecture("gpt2", plain(hf.GPT2Model, gpt2_config), r"\.attn$", causal=True),
+        Architecture("llama", plain(hf.LlamaModel, llama_config), r"self_attn$", causal=True),
+        Architecture("qwen3", plain(hf.Qwen3Model, qwen3_config), r"self_attn$", causal=True),
+        Architecture(
+            "t5-encoder", T5, r"encoder.*SelfAttention$", "texts", part="encoder", reads=ENCODED
+        ),
+        Architecture(
+            "t5-decoder", T5, r"decoder.*SelfAttention$", "texts", part="decoder", causal=True
+        ),
+        Architecture("t5-cross", T5, r"EncDecAttention$", "texts", part="cross"),
+        Architecture(
+            "bart-encoder", BART, r"encoder.*self_attn$", "texts", part="encoder", reads=ENCODED
+        ),
+        Architecture(
+            "bart-decoder", BART, r"decoder.*self_attn$", "texts", part="decoder", causal=True
+        ),
+        Architecture("bart-cross", BART, r"encoder_attn$", "texts", part="cross"),
+    )
+}
+
+GENERATORS: dict[str, Any] = {
+    "gpt2": plain(hf.GPT2LMHeadModel, gpt2_config),
+    "llama": plain(hf.LlamaForCausalLM, llama_config),
+    "qwen3": plain(hf.Qwen3ForCausalLM, qwen3_config),
+    "t5": plain(hf.T5ForConditionalGeneration, t5_config),
+    "bart": plain(hf.BartForConditionalGeneration, bart_config),
+}  # name -> layers and positions -> a model that generates
