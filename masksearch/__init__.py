@@ -59,12 +59,14 @@ if TYPE_CHECKING:
     from masksearch.gates.dam import DamConfig, dam
     from masksearch.gates.perturbation import perturbation_scores
     from masksearch.gates.result import DamResult
-    from masksearch.masks import FAMILIES, Mask
+    from masksearch.masks import FAMILIES, ContentMask, Mask
     from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
     from masksearch.masks.measure import fingerprint
     from masksearch.masks.nearest import NearestFamily, nearest_family
-    from masksearch.models.attach import attach, detach
+    from masksearch.models.attach import attach, attached, detach
+    from masksearch.models.explain import Explanation, explain
     from masksearch.models.pretrained import Pretrained, open_pretrained
+    from masksearch.models.saved import load_pretrained, save_pretrained, saved_masks
     from masksearch.models.trained_together import train_together
     from masksearch.positions.analysis import importance
     from masksearch.positions.controls import diagonal_controls
@@ -90,12 +92,14 @@ LAZY = {
     "Cached": "masksearch.evaluators.cached",
     "Comparison": "masksearch.results.comparison",
     "Constraint": "masksearch.constraints",
+    "ContentMask": "masksearch.masks",
     "CostEvaluator": "masksearch.evaluators.cost",
     "DamConfig": "masksearch.gates.dam",
     "DamResult": "masksearch.gates.result",
     "DataError": "masksearch.errors",
     "EmptyRowError": "masksearch.errors",
     "Evaluate": "masksearch.contracts",
+    "Explanation": "masksearch.models.explain",
     "Gates": "masksearch.gates.bank",
     "GlueEvaluator": "masksearch.evaluators.glue",
     "GlueScore": "masksearch.tasks.glue",
@@ -134,11 +138,13 @@ LAZY = {
     "UnknownNameError": "masksearch.errors",
     "WithCost": "masksearch.evaluators.with_cost",
     "attach": "masksearch.models.attach",
+    "attached": "masksearch.models.attach",
     "attention_maps": "masksearch.positions.maps",
     "compare": "masksearch.driver",
     "dam": "masksearch.gates.dam",
     "detach": "masksearch.models.attach",
     "diagonal_controls": "masksearch.positions.controls",
+    "explain": "masksearch.models.explain",
     "fingerprint": "masksearch.masks.measure",
     "flex_block_mask": "masksearch.masks.lower",
     "glue_score": "masksearch.tasks.glue",
@@ -146,6 +152,7 @@ LAZY = {
     "importance_dynamics": "masksearch.positions.over_training",
     "load_function": "masksearch.user_code",
     "load_mask": "masksearch.masks.lower",
+    "load_pretrained": "masksearch.models.saved",
     "lower": "masksearch.masks.lower",
     "nearest_family": "masksearch.masks.nearest",
     "open_pretrained": "masksearch.models.pretrained",
@@ -153,6 +160,8 @@ LAZY = {
     "progress": "masksearch.progress_bar",
     "proxy_card": "masksearch.proxy_runs",
     "save_mask": "masksearch.masks.lower",
+    "save_pretrained": "masksearch.models.saved",
+    "saved_masks": "masksearch.models.saved",
     "search": "masksearch.driver",
     "train_together": "masksearch.models.trained_together",
 }
@@ -165,12 +174,14 @@ __all__ = [
     "Cached",
     "Comparison",
     "Constraint",
+    "ContentMask",
     "CostEvaluator",
     "DamConfig",
     "DamResult",
     "DataError",
     "EmptyRowError",
     "Evaluate",
+    "Explanation",
     "Gates",
     "GlueEvaluator",
     "GlueScore",
@@ -209,11 +220,13 @@ __all__ = [
     "UnknownNameError",
     "WithCost",
     "attach",
+    "attached",
     "attention_maps",
     "compare",
     "dam",
     "detach",
     "diagonal_controls",
+    "explain",
     "fingerprint",
     "flex_block_mask",
     "glue_score",
@@ -221,6 +234,7 @@ __all__ = [
     "importance_dynamics",
     "load_function",
     "load_mask",
+    "load_pretrained",
     "lower",
     "masks",
     "nearest_family",
@@ -229,6 +243,8 @@ __all__ = [
     "progress",
     "proxy_card",
     "save_mask",
+    "save_pretrained",
+    "saved_masks",
     "search",
     "train_together",
 ]

@@ -104,7 +104,7 @@ def read_mask(text: str) -> Mask:
     if text.endswith((".json", ".safetensors")):
         if not Path(text).is_file():
             raise FileNotFoundError(f"{text}: no such mask file")
-        return load_mask(text)
+        return load_mask(text, content=False)
     return parse(text)
 
 

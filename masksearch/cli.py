@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from masksearch import cli_options as options
+from masksearch.cli_attach import attach
 from masksearch.cli_pretrain import pretrain
 from masksearch.cli_proxy import proxy_card
 from masksearch.cli_search import compare, evaluate, resume, search, watching
@@ -22,6 +24,8 @@ from masksearch.errors import MaskSearchError
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+LONGEST_TABLE = 4096  # positions up to which `show` looks at every cell
+DOTS = 1024  # rows of tiles in the picture of a longer one
 RESUMABLE = (
     "stopped; what was finished is kept. "
     "`masksearch resume RUN`, or the same command again, goes on where it stopped"
@@ -68,23 +72,33 @@ def show(
 ) -> None:
     """What a mask is: sparsity, block density, empty rows, and a picture."""
     from masksearch.choices import read_mask
-    from masksearch.masks.lower import block_view
-    from masksearch.masks.measure import empty_rows, hops
+    from masksearch.masks.measure import hops
+    from masksearch.masks.tiles import row_counts, tile_view
     from masksearch.printing import sketch
 
     if length < 1 or block < 1:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
+    if nearest and length > LONGEST_TABLE:
+        raise ValueError(f"--nearest takes --length up to {LONGEST_TABLE}, got {length}")
     found = read_mask(mask)
-    table = found.dense(length, layers or found.layers or 1, heads or found.heads or 1)
-    empty = empty_rows(table)
+    layers = found.layers or 1 if layers is None else layers
+    heads = found.heads or 1 if heads is None else heads
+    found.counts(layers, heads)
+    side = 1 if length <= LONGEST_TABLE else -(-length // DOTS)
+    if side == 1:
+        table = found.dense(length, layers, heads)
+    else:  # a picture of tiles: the table of all cells would not fit in memory
+        table = tile_view(found, length, side)
+    empty = int((row_counts(found, length) == 0).sum())
+    steps = hops(table) if not empty and side == 1 else math.inf
     facts: dict[str, Any] = {
         "mask": str(found),
-        "shape": list(table.shape),
-        "sparsity": 1 - float(table.double().mean()),
-        "block_density": float(block_view(found, length, block).double().mean()),
+        "shape": [*table.shape[:2], length, length],
+        "sparsity": found.sparsity(length),
+        "block_density": float(tile_view(found, length, block).double().mean()),
         "block": block,
         "empty_rows": empty,
-        "hops": hops(table) if not empty else None,
+        "hops": int(steps) if steps < math.inf else None,  # JSON knows no infinity
     }
     if nearest:
         from masksearch.masks.nearest import nearest_family
@@ -97,16 +111,19 @@ def show(
         from masksearch.results.pictures import plot_masks
 
         png.parent.mkdir(parents=True, exist_ok=True)
-        picture = plot_masks({str(found)[:60]: table}, length, *table.shape[:2])
+        title = str(found)[:60] if side == 1 else f"tiles of {side}: {str(found)[:40]}"
+        picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
         picture.savefig(png, dpi=150, bbox_inches="tight")
         facts["png"] = str(png)
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    size = "x".join(map(str, table.shape))
+    size = "x".join(map(str, facts["shape"]))
     typer.echo(f"{found}  [layers x heads x queries x keys: {size}]")
     typer.echo(f"sparsity {facts['sparsity']:.5f}   block density {facts['block_density']:.3f} ")
-    typer.echo(f"(blocks of {block})   empty rows {empty}   hops {facts['hops']}")
+    reach = "infinite" if facts["hops"] is None else facts["hops"]  # as under a causal mask
+    reach = reach if side == 1 else f"not counted beyond {LONGEST_TABLE} positions"
+    typer.echo(f"(blocks of {block})   empty rows {empty}   hops {reach}")
     if nearest:
         verdict = "explains it" if named.explained else "does not explain it"
         typer.echo(f"nearest structured mask ({verdict}; IoU {named.iou:.3f}): {named.text}")
@@ -143,6 +160,7 @@ app.command()(resume)
 app.command()(compare)
 app.command("proxy-card")(proxy_card)
 app.command()(pretrain)
+app.command()(attach)
 
 
 @app.command()

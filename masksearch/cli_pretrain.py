@@ -165,22 +165,25 @@ def trained(
 
     from masksearch.checkpoints import Checkpoints
     from masksearch.evaluators.mlm import PRETRAINING
-    from masksearch.masks.lower import lower, save_mask
+    from masksearch.masks.lower import lower
     from masksearch.models.attach import detach
     from masksearch.models.export import (
         hugging_face_model,
         save_masked_language_model,
         with_their_epsilon,
     )
+    from masksearch.models.manifest import write_masks
+    from masksearch.models.parts import SELF
     from masksearch.progress_bar import progress
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit
     model = evaluator.model(seed)
     if evaluator.weights is None:
         with_their_epsilon(model)
-    hugging_face_model(model)  # refuses a model that could not be written, before its training
+    # refuses a model that could not be written, before its training
+    model_class = type(hugging_face_model(model)).__name__
     if writes:
-        save_mask(mask, out / "mask.json")
+        write_masks({SELF: mask}, out, model_class=model_class)  # `load_pretrained` reads it
         write(out / SETTINGS, json.dumps(run, indent=1))
     curve: list[Report] = []
     with progress("pre-training") if writes else nullcontext():

@@ -364,21 +364,20 @@ class GateBank(Protocol):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """One layer's attention under the drawn gates.
+        """One layer's attention under the drawn gates, `[batch, heads, queries, width]`.
 
         Args:
             layer: Index of the attention layer, from 0.
             query: `[batch, heads, queries, width]`.
             key: `[batch, heads, keys, width]`.
-            value: `[batch, heads, keys, width]`.
-            visible: bool `[batch | 1, heads | 1, queries, keys]` (padding, causality); None =
-                everything is visible. True = may attend.
+            value: The same shape.
+            visible: bool `[batch | 1, heads | 1, queries, keys]`, True = may attend; None = all.
             dropout: Probability of dropping an attention weight.
             scaling: Factor of the scores before the softmax.
-
-        Returns:
-            `[batch, heads, queries, width]`.
+            bias: float `[batch | 1, heads | 1, queries, keys]`, finite, added to the scaled
+                scores before the softmax (T5's position bias); it gets a gradient. None = 0.
         """
         ...
 

@@ -62,6 +62,16 @@ def test_show_as_json(monkeypatch, capsys):
     assert facts["shape"] == [1, 1, 128, 128]
 
 
+@pytest.mark.parametrize(
+    ("mask", "length", "hops", "said"),
+    [("star", 16, 2, "2"), ("causal()", 16, None, "infinite"), ("full()", 1, 0, "0")],
+)
+def test_show_counts_hops(monkeypatch, capsys, mask, length, hops, said):
+    _, out, _ = run(monkeypatch, capsys, "show", mask, "--length", length, "--json")
+    assert json.loads(out, parse_constant=pytest.fail)["hops"] == hops
+    assert f"hops {said}\n" in run(monkeypatch, capsys, "show", mask, "--length", length)[1]
+
+
 def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
     from masksearch import masks
     from masksearch.masks.lower import save_mask
@@ -94,6 +104,21 @@ def test_show_counts_empty_rows(monkeypatch, capsys):
     assert code == 0
     assert "empty rows 1" in out
     assert "cannot be attached" in out
+
+
+def test_show_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
+    png = tmp_path / "long.png"
+    mask = "window(64) | global_tokens(1)"
+    code, out, _ = run(monkeypatch, capsys, "show", mask, "--length", 65536, "--png", png)
+    assert code == 0
+    kept = 65536 * 129 - 64 * 65 + 2 * (65536 - 65)  # the band, then row and column 0 beyond it
+    assert f"sparsity {1 - kept / 65536**2:.5f}" in out
+    assert "1x1x65536x65536" in out
+    assert "not counted beyond 4096 positions" in out
+    assert png.stat().st_size > 1000
+    code, _, said = run(monkeypatch, capsys, "show", "star", "--length", 5000, "--nearest")
+    assert code == 2
+    assert "--nearest takes --length up to 4096, got 5000" in said
 
 
 def test_search_compare_report(monkeypatch, capsys, files):
@@ -138,6 +163,9 @@ def test_evaluate_prints_seeds_and_interval(monkeypatch, capsys, files):
 MISTAKES = {
     "unknown family": (["show", "bigbrd(2)"], "did you mean 'bigbird'"),
     "negative reach": (["show", "window(-1)"], "reach must be a whole number >= 0, got -1"),
+    "no heads": (["show", "star", "--heads", "0"], "layers and heads are at least 1, got 1 and 0"),
+    "many globals": (["show", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
+    "no list": (["show", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
     "code": (["show", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
     "missing mask file": (["show", "nowhere.json"], "no such mask file"),
     "unknown option": (["show", "star", "--lenght", "3"], "No such option"),

@@ -21,7 +21,9 @@ from masksearch.checkpoints import Checkpoints
 from masksearch.errors import ResumeError
 from masksearch.masks import window
 from masksearch.masks.lower import load_mask
+from masksearch.models.attach import attached
 from masksearch.models.pretrained import open_pretrained
+from masksearch.models.saved import load_pretrained
 
 SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")
 
@@ -64,10 +66,11 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     said = run("window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next")
     assert "step 6  held-out loss" in said
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json", "curve.csv", "mask.json", "model.safetensors", "settings.json",
-        "tokenizer.json", "tokenizer_config.json",
+        "config.json", "curve.csv", "mask.json", "masksearch.json", "model.safetensors",
+        "settings.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert load_mask(out / "mask.json") == window(2)
+    assert attached(load_pretrained(out)) == {"self": window(2)}
     stored = json.loads((out / "settings.json").read_text())
     assert (stored["mask"], stored["seed"], stored["settings"]["steps"]) == ("window(2)", 0, 6)
     rows = list(csv.DictReader((out / "curve.csv").open()))

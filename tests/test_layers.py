@@ -17,7 +17,7 @@ RANKS = [
     {"executors"},
     {"session", "driver", "reporting", "proxy_runs", "choices", "user_code", "demo", "printing"}
     | {"progress_bar", "judging"},
-    {"cli", "cli_options", "cli_pretrain", "cli_proxy", "cli_search"},
+    {"cli", "cli_attach", "cli_options", "cli_pretrain", "cli_proxy", "cli_search"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 TOP = {"__init__", "__main__"}  # the façade and the entry point stand above all parts

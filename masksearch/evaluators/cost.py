@@ -21,16 +21,18 @@ from torch import Tensor
 
 from masksearch.contracts import Objective, Report, Shape, generator
 from masksearch.errors import unknown_name
-from masksearch.masks.core import Mask, grid
+from masksearch.masks.core import SHORT, Mask, grid
 from masksearch.masks.families import layer_of
-from masksearch.masks.lower import lower
+from masksearch.masks.lower import block_view, lower
 from masksearch.masks.measure import MEASURES, hops
+from masksearch.masks.tiles import on_diagonal, row_counts
 from masksearch.models.kernels import GatherPlan, gather_attention
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine
 CELLS = 1 << 16  # cells of a mask that are looked at together: they stay in a core's cache
 STREAM = 31  # stream of random numbers
+KERNEL = ("gather-2",)  # changes with what the kernel computes and holds
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class CostEvaluator:
     @property
     def protocol(self) -> str:
         """Short hash of all settings; with a measured cost also of processor and versions."""
-        parts = ("cost-1", asdict(self), machine() if self.timed else "")
+        kernel = KERNEL if self.timed or "memory" in self.measure else ()
+        parts = ("cost-1", asdict(self), machine() if self.timed else "", *kernel)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
@@ -170,7 +173,7 @@ class CostEvaluator:
         }
         if "sparsity_off_diagonal" in self.measure:
             size = self.length
-            diagonal = mask.dense(size).diagonal(dim1=-2, dim2=-1).double().mean() * size
+            diagonal = on_diagonal(mask, size).double().mean() * size
             off = float(kept * size * size - diagonal) / max(1, size * size - size)
             known["sparsity_off_diagonal"] = 1 - off
         if "hops" in self.measure:
@@ -224,7 +227,7 @@ class CostEvaluator:
 
 
 def tally(mask: Mask, length: int, block: int, cells: bool) -> tuple[float, float, bool]:
-    """Looks at every cell once, without a table of all of them.
+    """Counts blocks and cells without a table of all cells.
 
     Args:
         mask: Any mask.
@@ -236,6 +239,10 @@ def tally(mask: Mask, length: int, block: int, cells: bool) -> tuple[float, floa
         Kept share of the blocks and of the cells (0 if not counted), both in [0, 1], and
         whether a row is empty.
     """
+    if length > SHORT:
+        share = float(block_view(mask, length, block).double().mean())
+        some = row_counts(mask, length) > 0
+        return share, mask.density(length) if cells else 0.0, not bool(some.all())
     count = -(-length // block)
     missing = count * block - length
     query, key = grid(length)

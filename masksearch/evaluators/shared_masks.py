@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Shape, mixed_seed
 from masksearch.errors import LengthError, MaskSearchError, SearchError
+from masksearch.gates.forms import attention_mask
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
@@ -72,8 +73,8 @@ class SpaceDraws:
             mask = self.space(self.study.ask())
         if not isinstance(mask, Mask):
             raise SearchError(
-                f"the space returned {type(mask).__name__}, not a Mask; "
-                "end it with for example `return masks.window(reach)`"
+                f"the space returned {type(mask).__name__}, not a Mask (content masks have no "
+                "cells to search); end it with for example `return masks.window(reach)`"
             )
         return mask
 
@@ -136,6 +137,7 @@ class MaskBank(nn.Module):
         *,
         dropout: float,
         scaling: float,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """One layer's attention, every row under its mask; see `contracts.GateBank.attend`.
 
@@ -164,8 +166,9 @@ class MaskBank(nn.Module):
             kept = kept.index_select(0, self.rows.to(query.device))
         if visible is not None:
             kept = kept & visible
+        seen = attention_mask(kept, bias, query.dtype)
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=kept, dropout_p=dropout, scale=scaling
+            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
         )
 
 

@@ -213,7 +213,7 @@ def job_of(data: Mapping[str, Any], number: int, run: Path) -> Job:
             if "file" not in data:
                 return Evaluate(Mask.from_dict(data["mask"]))
             try:
-                return Evaluate(load_mask(run / data["file"]))
+                return Evaluate(load_mask(run / data["file"], content=False))
             except FileNotFoundError as error:
                 raise SearchError(
                     f"the mask of trial {number} is missing: {run / data['file']}; "
