@@ -1,0 +1,104 @@
+"""Sides of a comparison that take turns, so that a change of the machine's load hits them all."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import platform
+import resource
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from proxy_sides import clock
+
+SHORTEST = 0.02  # seconds that a sample lasts at least, by calling its side several times
+Side = Callable[[], object]
+
+
+def interleaved(
+    sides: dict[str, Side], rounds: int, seconds: float, place: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of one call of every side, in each round.
+
+    Every side is called once beforehand. The order of the sides turns by one from round to round.
+
+    Args:
+        sides: Name -> what is timed.
+        rounds: At most that many.
+        seconds: No round starts later than that, but three are always made.
+        place: Where the work is done: seconds of this process's CPU there, else wall time.
+    """
+    calls = {}
+    for name, side in sides.items():
+        side()  # allocation, plans, kernels' choice
+        start = clock(place)
+        side()
+        calls[name] = max(1, round(SHORTEST / max(clock(place) - start, 1e-7)))
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
+    gc.collect()
+    start = clock(place)
+    for number in range(rounds):
+        if number >= min(3, rounds) and clock(place) - start > seconds:
+            break
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            before = clock(place)
+            for _ in range(calls[name]):
+                sides[name]()
+            found[name].append((clock(place) - before) / calls[name])
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, and the 10 and 90 % points."""
+    if len(values) < 2:
+        return {"median": values[0], "low": values[0], "high": values[0]}
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return {"median": statistics.median(values), "low": tenths[0], "high": tenths[-1]}
+
+
+def faster(times: dict[str, list[float]], base: str, side: str) -> dict[str, float]:
+    """How many times faster a side is than the base: the spread of the rounds' ratios."""
+    return spread([b / s for b, s in zip(times[base], times[side], strict=True)])
+
+
+def peak_bytes() -> int:
+    """Most memory that this process has held, in bytes, since it started or forgot it.
+
+    On Linux from the process's own high-water mark: `ru_maxrss` starts at what the parent
+    process held when it started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if platform.system() == "Darwin" else 1024 * most
+
+
+def forget_peak() -> None:
+    """Sets the high-water mark of `peak_bytes` to what is held now, where the system can."""
+    with contextlib.suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def machine(place: torch.device) -> dict[str, Any]:
+    """What a figure depends on beside the code."""
+    import transformers
+
+    name = (
+        torch.cuda.get_device_name(place)
+        if place.type == "cuda"
+        else f"{platform.machine()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores"
+    )
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {
+        "machine": name,
+        "load": os.getloadavg()[0],
+        "versions": versions | {"python": platform.python_version()},
+    }

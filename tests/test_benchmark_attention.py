@@ -1,0 +1,411 @@
+"""The benchmark of sparse attention runs, and its figures are what they say."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from masksearch import masks
+from masksearch.masks.measure import block_density
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("rounds", "attention_kernels", "attention_models", "attention_tables", "attention")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Loads a module of benchmarks/ as the scripts do, by its bare name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def module(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    yield module
+    for name in (*MODULES, "proxy_sides"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def kernels(load):
+    return load("attention_kernels")
+
+
+@pytest.fixture
+def models(load):
+    return load("attention_models")
+
+
+@pytest.fixture
+def tables(load):
+    return load("attention_tables")
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=FOLDER.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+# -- how it measures ---------------------------------------------------------------------------
+def test_sides_take_turns_and_ratios_are_of_one_round(load, monkeypatch):
+    rounds = load("rounds")
+    now, slowness, calls = 0.0, {"dense": 4.0, "own": 1.0}, []
+
+    def side(name: str):
+        def call() -> None:
+            nonlocal now
+            calls.append(name)
+            now += slowness[name] * (10 if len(calls) > 8 else 1)  # then the load rises
+
+        return call
+
+    monkeypatch.setattr(rounds, "clock", lambda place: now)
+    sides = {name: side(name) for name in slowness}
+    times = rounds.interleaved(sides, 5, 1e9, torch.device("cpu"))
+    warm, measured = calls[:4], calls[4:]
+    assert warm == ["dense", "dense", "own", "own"]
+    assert measured == ["dense", "own", "own", "dense"] * 2 + ["dense", "own"]
+    assert rounds.faster(times, "dense", "own") == {"median": 4.0, "low": 4.0, "high": 4.0}
+    assert times["own"] == [1.0, 1.0, 10.0, 10.0, 10.0]
+
+
+def test_short_calls_are_repeated_and_long_rounds_stop(load, monkeypatch):
+    rounds = load("rounds")
+    now, count = 0.0, 0
+
+    def quick() -> None:
+        nonlocal now, count
+        now, count = now + 0.001, count + 1
+
+    monkeypatch.setattr(rounds, "clock", lambda place: now)
+    times = rounds.interleaved({"quick": quick}, 50, 0.09, torch.device("cpu"))
+    assert times["quick"] == pytest.approx([0.001] * 5)  # 20 calls each: 0.1 s are over
+    assert count == 2 + 5 * 20
+    assert len(rounds.interleaved({"quick": quick}, 50, 0.0, torch.device("cpu"))["quick"]) == 3
+
+
+def test_spread_of_known_values(load):
+    rounds = load("rounds")
+    assert rounds.spread([float(n) for n in range(11)]) == {"median": 5.0, "low": 1.0, "high": 9.0}
+    assert rounds.spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_peak_grows_with_what_is_held(load):
+    rounds = load("rounds")
+    rounds.forget_peak()
+    before = rounds.peak_bytes()
+    held = torch.ones(1 << 24)  # 64 MiB
+    grown = rounds.peak_bytes() - before
+    assert 0 <= grown <= 2 * held.nbytes
+    assert rounds.peak_bytes() >= held.nbytes
+    if sys.platform == "linux":
+        assert grown > held.nbytes / 2
+        del held
+        rounds.forget_peak()
+        assert rounds.peak_bytes() < before + grown / 2
+
+
+# -- what it measures --------------------------------------------------------------------------
+@pytest.mark.parametrize("percent", [50, 75, 90, 95])
+def test_random_blocks_have_the_density_that_their_name_says(kernels, percent):
+    layout = kernels.random_blocks(32, percent / 100, heads=3)
+    assert layout.float().mean().item() == pytest.approx(1 - percent / 100, abs=1 / 32**2)
+    assert layout.diagonal(dim1=1, dim2=2).all()
+    assert not torch.equal(layout[0], layout[1])
+    assert torch.equal(layout, kernels.random_blocks(32, percent / 100, heads=3))
+    mask = masks.block_layout(layout, 4)
+    assert mask.dense(126)[0].shape == (3, 126, 126)
+    assert block_density(mask, 126, 4) == pytest.approx(layout.float().mean().item())
+
+
+def test_bigbird_blocks(kernels):
+    layout = kernels.bigbird_blocks(16, 3, heads=2)
+    assert (layout[:, 2:-2].sum(-1) == 3 + 2 + 3).all()
+    assert layout[:, 0].all()
+    assert layout[:, :, -1].all()
+    assert layout[:, 5, 4:7].all()
+
+
+def test_every_mask_keeps_a_key_in_each_row(kernels, models):
+    for mask in kernels.masks_at(96, 16).values():
+        assert mask.dense(96).any(-1).all()
+    for mask in models.masks_for(models.Work(64, 2, "nano", 50, 8, "cpu")).values():
+        assert mask is None or mask.dense(64).any(-1).all()
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_cell_compares_equal_results(kernels, trains):
+    place = torch.device("cpu")
+    setting = kernels.Setting(place, (96,), ("sdpa", "gather"), 2, 0.0, 16)
+    found = kernels.cell("mixture", kernels.mixture(96, 16), 96, setting, trains)
+    gather = found["backends"]["gather"]
+    assert 0 < gather["error"] < 1e-5
+    assert found["backends"]["sdpa"]["error"] == 0
+    assert gather["share_of_ideal"] == pytest.approx(
+        gather["speedup"]["median"] * found["block_density"]
+    )
+    assert found["auto"]["backend"] == "sdpa"  # below 256 positions
+    assert found["auto"]["over_fastest"] > 0
+    assert found["rounds"] == 2
+
+
+def test_errors_are_relative_and_see_a_wrong_backend(kernels):
+    one, other = torch.tensor([1.0, -4.0]), torch.tensor([1.0, -4.4])
+    assert kernels.worst([one], [one]) == 0
+    assert kernels.worst([one, other], [one, one]) == pytest.approx(0.1)
+
+
+def test_flex_is_named_absent_where_it_cannot_train(kernels):
+    setting = kernels.Setting(torch.device("cpu"), (32,), ("sdpa", "flex"), 1, 0.0, 16)
+    attends, _, absent = kernels.attending(masks.window(3), 32, setting, trains=True)
+    assert set(attends) == {"sdpa"}
+    assert absent == {"flex": "FlexAttention has no backward on a CPU"}
+
+
+def test_the_fastest_kernel_is_among_those_that_serve(kernels):
+    states = [torch.randn(1, 4, 32, 8) for _ in range(3)]
+    attend, name = kernels.fastest(states, torch.device("cpu"))
+    assert name == "flash"  # cuDNN and the memory-efficient kernel need a GPU
+    expected = torch.nn.functional.scaled_dot_product_attention(*states)
+    assert torch.allclose(attend(*states), expected, atol=1e-6)
+
+
+def test_a_gpu_gets_longer_texts_and_bfloat16(load, kernels, models):
+    attention = load("attention")
+    given = argparse.Namespace(
+        smoke=False,
+        long=False,
+        lengths=None,
+        device="cuda",
+        backends=attention.BACKENDS,
+        seconds=1.0,
+    )
+    setting = attention.kernel_setting(given, torch.device("cuda"))
+    assert setting.dtype == torch.bfloat16
+    assert setting.lengths[-1] == 32768
+    works = attention.works(given)
+    assert [work.length for work in works][-1] == 32768
+    assert {work.batch * work.length for work in works[1:]} == {16 * attention.TOKENS}
+
+
+def test_rows_are_written_one_by_one_and_other_lengths_are_kept(load, monkeypatch, tmp_path):
+    attention = load("attention")
+    path = tmp_path / "new" / "attention.json"
+    seen: list[list[int]] = []
+
+    def rows(lengths: list[int], value: int):
+        for length in lengths:
+            yield {"length": length, "value": value}
+            kept = json.loads(path.read_text(encoding="utf-8"))["kernels"]["rows"]
+            seen.append([row["length"] for row in kept])
+
+    def measured(lengths: list[int], value: int, chosen: list[int] | None) -> dict[int, int]:
+        monkeypatch.setattr(attention, "rows_of", lambda *_: rows(lengths, value))
+        attention.measured("kernels", argparse.Namespace(device="cpu", lengths=chosen), path)
+        found = json.loads(path.read_text(encoding="utf-8"))["kernels"]
+        assert {"machine", "load", "versions", "seconds"} <= set(found)
+        return {row["length"]: row["value"] for row in found["rows"]}
+
+    assert measured([512, 1024], 1, None) == {512: 1, 1024: 1}
+    assert seen == [[512], [512, 1024]]
+    assert measured([512], 2, [512]) == {512: 2, 1024: 1}
+    assert seen[-1] == [512, 1024]
+    assert measured([2048], 3, None) == {2048: 3}
+
+
+def test_a_table_that_is_too_big_is_not_made(kernels, monkeypatch):
+    monkeypatch.setattr(kernels, "MOST_TABLE", 100)
+    setting = kernels.Setting(torch.device("cpu"), (32,), ("sdpa", "gather"), 1, 0.0, 16)
+    found = kernels.cell("window", masks.window(3), 32, setting, trains=False)
+    assert set(found["backends"]) == {"gather"}
+    assert found["error_against"] == "gather"
+    assert "not made" in found["absent"]["sdpa"]
+    assert "over_fastest" not in found["auto"]
+
+
+def test_sides_of_whole_models_differ_in_their_masks_alone(models):
+    work = models.Work(96, 1, "nano", 50, 8, "cpu")
+    batch = models.batch_of(work)
+    assert (batch["labels"] != -100).any()
+    outputs = {}
+    for side in models.sides_of(work):
+        model = models.built(work, side)
+        outputs[side] = models.forward(work, model)()
+        assert outputs[side].shape == (1, 96, 64)
+        call = models.training(work, model)
+        assert call() > call()  # it learns its one batch
+    own = [output for side, output in outputs.items() if "Hugging" not in side]
+    assert len(own) == 5
+    assert len(outputs) == 7
+    assert all(not torch.allclose(output, own[0]) for output in own[1:])
+
+
+def test_what_auto_takes_is_named(models):
+    work = models.Work(512, 1, "nano", 50, 64, "cpu")
+    assert models.taken(work, masks.per_layer([masks.full(), masks.blocks(64)]), True) == [
+        "dense",
+        "gather",
+    ]
+
+
+def test_bigbird_is_left_out_where_it_is_dense(models):
+    short, long = (models.Work(length, 1, "nano", 50, 8, "cpu") for length in (88, 96))
+    assert len(models.published(short)) == 1
+    assert len(models.published(long)) == 2
+    assert not models.published(models.Work(models.SHORT, 1, "nano", 50, 2, "cpu"))
+
+
+@pytest.mark.slow
+def test_memory_of_a_fresh_process(models):
+    work = models.Work(512, 8, "nano", 50, 8, "cpu")
+    assert models.peak_apart(work, "dense", "train step") > 8 * 512 * 64 * 4
+    with pytest.raises(RuntimeError, match=r"(?s)the memory of dense, other: .*KeyError"):
+        models.peak_apart(work, "dense", "other")
+
+
+# -- what it writes ----------------------------------------------------------------------------
+def figure(median: float) -> dict[str, float]:
+    return {"median": median, "low": median - 0.1, "high": median + 0.1}
+
+
+def made_up(tables: ModuleType) -> dict[str, object]:
+    """A JSON with some goals met and some missed."""
+    cells = [
+        {
+            "mask": mask,
+            "length": 4096,
+            "trains": trains,
+            "density": 0.1,
+            "block_density": 0.1,
+            "backends": {
+                name: {
+                    "speedup": figure(speed),
+                    "share_of_ideal": speed * 0.1,
+                    "error": 1e-7,
+                    "prepare_seconds": 0.5,
+                    "first_call_seconds": 0.25,
+                }
+                for name, speed in (("sdpa", 0.5), ("gather", gather))
+            },
+            "auto": {"backend": taken, "over_fastest": over},
+        }
+        for mask, trains, gather, taken, over in (
+            ("random blocks, 90 %", False, 6.0, "gather", 1.2),
+            ("window 64", False, 9.0, "gather", 1.0),
+        )
+    ]
+    steps = [
+        {
+            "length": length,
+            "kind": "train step",
+            "sides": {
+                "dense": {"speedup": figure(1), "peak_bytes": 3 << 20},
+                "random blocks, 95 %": {"speedup": figure(speed), "backends": ["sdpa", "gather"]},
+            },
+        }
+        for length, speed in ((128, 1 / 1.25), (1024, 1.3), (2048, 1.7))
+    ]
+    about = {"machine": "a machine", "load": 0.25, "versions": {"torch": "9"}}
+    return {"kernels": about | {"rows": cells}, "models": about | {"rows": steps}}
+
+
+def test_goals_are_judged_by_the_medians(tables):
+    judged = {goal.what: goal.met for goal in tables.goals(made_up(tables))}
+    assert judged["forward, n = 4096, random blocks, 90 % (auto: gather)"] is True
+    assert judged["forward, n = 4096, window 64 (auto: gather)"] is False
+    assert judged["forward + backward, n = 4096, window 64"] is None
+    assert judged["whole train step, n = 1024, random blocks, 95 %"] is True
+    assert judged["whole train step, n = 2048, random blocks, 95 %"] is False
+    assert judged["whole train step, n = 4096, random blocks, 95 %"] is None
+    name = "train step with a fixed mask over without, n = 128, random blocks, 95 %"
+    assert judged[name] is False
+
+
+def test_the_table_names_what_is_missed(tables):
+    text = tables.table(made_up(tables))
+    what = "| forward, n = 4096, window 64 (auto: gather)"
+    assert f"{what} | >= 10 x | 9.00 (8.90 to 9.10) | **missed** |" in text
+    assert "<= 1.05 x | 1.25 (1.11 to 1.43) | **missed** |" in text
+    assert "n = 4096: 1 of 2; **missed** by 1.20 random blocks, 90 % f" in text
+    assert "1.67 random blocks, 90 % f" in text  # 1 / (6 x 0.1) of the ideal
+    assert "| window 64 | 0.50, **9.00** |" in text
+    assert "| dense | 1.00 (0.90 to 1.10), 3 MiB |" in text
+    assert "1.70 (1.60 to 1.80), sdpa and gather |" in text
+    assert tables.table({}).strip() == ""
+
+
+def test_the_readme_is_what_the_json_says(tables):
+    path = FOLDER / "results" / "attention.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert tables.in_readme(text).strip() == tables.table(found).strip()
+    again = tables.rewritten(text, made_up(tables))
+    assert tables.in_readme(again) == tables.table(made_up(tables))
+    assert tables.rewritten(again, found) == tables.rewritten(text, found)
+
+
+@pytest.mark.parametrize("parts", [("kernels",), ("kernels", "models")])
+def test_the_plot_takes_what_there_is(tables, tmp_path, parts):
+    found = {part: made_up(tables)[part] for part in parts}
+    tables.draw(found, tmp_path / "new" / "plot.png")
+    assert (tmp_path / "new" / "plot.png").stat().st_size > 1000
+
+
+# -- as one runs it ----------------------------------------------------------------------------
+@pytest.mark.slow
+def test_wrong_words_are_refused():
+    done = run(str(FOLDER / "attention.py"), "speed")
+    assert done.returncode == 2
+    assert "unknown part speed; known: kernels, models" in done.stderr
+
+
+@pytest.mark.slow
+def test_smoke_run(tmp_path):
+    done = run(str(FOLDER / "attention.py"), "--smoke", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "attention.json").read_text(encoding="utf-8"))
+    assert {"machine", "load", "versions", "seconds", "rows"} <= set(found["kernels"])
+    assert len(found["kernels"]["rows"]) == 2 * 10 * 2
+    assert [row["length"] for row in found["models"]["rows"]] == [64, 64, 128]
+    assert all(
+        row["error"] < 1e-5
+        for cell in found["kernels"]["rows"]
+        for row in cell["backends"].values()
+    )
+    assert "| what | goal |" in done.stdout
+    assert (tmp_path / "attention.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_one_command_runs_them_all():
+    done = run("-m", "benchmarks", "--smoke", "--only", "search", "attention")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "search     has no smoke run" in done.stdout
+    assert "attention  done in" in done.stdout
+
+
+def test_the_command_knows_every_benchmark(monkeypatch):
+    spec = importlib.util.spec_from_file_location("all_benchmarks", FOLDER / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    scripts = {
+        path.stem
+        for path in FOLDER.glob("*.py")
+        if "argparse" in path.read_text(encoding="utf-8") and path.stem != "__main__"
+    }
+    assert {script.name for script in module.SCRIPTS} == scripts - {"attention_choice"}
