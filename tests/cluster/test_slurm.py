@@ -126,7 +126,7 @@ def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
     assert run.returncode == 0, errors
     head, *workers = [line for line in job.calls("ray start")]
     assert "--head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1" in head
-    for number, worker in enumerate(workers, start=2):
+    for number, worker in enumerate(sorted(workers), start=2):  # they start side by side
         assert f"--address=10.0.0.1:6379 --node-ip-address=10.0.0.{number}" in worker
     assert len(workers) == 2
     assert all("--num-gpus=2" in line and "mode token" in line for line in [head, *workers])
