@@ -16,7 +16,7 @@
 #   RAY_PORT         port of the head (default 6379)
 #   SETUP            a file to source first, on every node: modules, `source venv/bin/activate`
 #   WAIT_SECONDS     how long to wait for the nodes (default 600)
-#   POLL_SECONDS     between two looks at how many nodes have come (default 2)
+#   POLL_SECONDS     between two looks at the nodes that have come, or at the search (default 2)
 #   IP_COMMAND       prints a node's address (default: hostname --ip-address)
 #
 # Submit from a folder that all nodes see: the job's token lies there while it runs.
@@ -57,14 +57,18 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$private/token
 export RAY_USAGE_STATS_ENABLED=0
 
 search='' # process id of the search
-why=''    # why it was asked to stop
+why=''    # why it is to stop
+told=''   # whether the search has been told
 steps=()  # process ids of the srun steps that hold Ray
 
 # shellcheck disable=SC2329  # called by the traps
 stop() {
     why=$1
     echo "masksearch: $why: stopping the search" >&2
-    if [[ -n $search ]]; then kill -INT "$search" 2>/dev/null || true; fi
+    if [[ -n $search ]]; then
+        told=yes
+        kill -INT "$search" 2>/dev/null || true
+    fi
 }
 # shellcheck disable=SC2329
 finish() {
@@ -142,13 +146,12 @@ set -m
 masksearch "$@" --executor ray --address "$address" "${resources[@]}" &
 search=$!
 set +m
-if [[ -n $why ]]; then kill -INT "$search" 2>/dev/null || true; fi
+if [[ -n $why && -z $told ]]; then kill -INT "$search" 2>/dev/null || true; fi
 
-status=0
-while true; do # a trap ends `wait` before the search has ended
-    if wait "$search"; then status=0; else status=$?; fi
-    if ((status <= 128)) || ! kill -0 "$search" 2>/dev/null; then break; fi
-done
+# Not `wait` alone: a signal would end it with the signal's own number, and one that comes as it
+# begins would be heard only after the search.
+while kill -0 "$search" 2>/dev/null; do sleep "${POLL_SECONDS:-2}"; done
+if wait "$search"; then status=0; else status=$?; fi
 
 # An error (1 or 2) would only come again.
 if [[ $why == "time limit" ]] && ((status == 0 || status >= 128)); then

@@ -35,8 +35,8 @@ STAND_INS = {
         fi
         stat --format='%a' "$RAY_AUTH_TOKEN_PATH" >> "$STATE/modes"
         cat "$RAY_AUTH_TOKEN_PATH" >> "$STATE/tokens"
+        trap 'rm -f "$STATE/up-$NODE"; echo "down $NODE" >> "$LOG"; exit 0' TERM
         touch "$STATE/up-$NODE"
-        trap 'rm "$STATE/up-$NODE"; echo "down $NODE" >> "$LOG"; exit 0' TERM
         while true; do sleep 0.05; done""",
 }
 SEARCH = """
@@ -166,6 +166,17 @@ def test_termination_stops_the_search_without_requeue(job: Job) -> None:
     assert run.returncode == 130
     assert job.calls("search stopped cleanly")
     assert not job.calls("scontrol requeue")
+
+
+def test_search_that_ends_before_its_trap_does_keeps_its_status(job: Job) -> None:
+    slow_kill = job.place / "slow_kill.sh"
+    slow_kill.write_text('kill() { builtin kill "$@"; local got=$?; sleep 0.5; return $got; }')
+    job.environment["BASH_ENV"] = str(slow_kill)
+    run = job.start("search", "s.py:space")
+    wait_until((job.state / "searching").exists)
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=20)
+    assert run.returncode == 130
 
 
 @pytest.mark.slow
