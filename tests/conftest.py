@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ for folder in ("", "contracts", "faults", "models"):  # `mask_trees`, `toy`, `ki
     sys.path.insert(0, str(Path(__file__).parent / folder))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # started by `&` or nohup; programs inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs
 settings.register_profile(
     "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]

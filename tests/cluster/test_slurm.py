@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ if "--fails" in sys.argv: sys.exit(2)
 if "--quick" in sys.argv: sys.exit(0)
 try:
     (state / "searching").touch()
-    time.sleep(60)
+    time.sleep(600)
 except KeyboardInterrupt:
     with log.open("a") as file: print("search stopped cleanly", file=file)
     sys.exit(130)
@@ -63,6 +64,7 @@ class Job:
         for folder in (self.bin, self.state):
             folder.mkdir()
         self.log.touch()
+        self.started: list[subprocess.Popen[str]] = []
         for name, text in STAND_INS.items():
             self.program(name, f"#!/bin/bash\n{text}\n")
         self.program("masksearch", f"#!{sys.executable}\n{SEARCH}")
@@ -83,25 +85,37 @@ class Job:
         (self.bin / name).chmod(0o755)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", str(SCRIPT), *arguments],
             cwd=self.place,
             env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
+        self.started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kills what a failed test has left running."""
+        for place in Path("/proc").glob("[0-9]*"):
+            with suppress(ProcessLookupError):
+                if os.getsid(int(place.name)) in {process.pid for process in self.started}:
+                    os.kill(int(place.name), signal.SIGKILL)
 
     def calls(self, start: str) -> list[str]:
         return [line for line in self.log.read_text().splitlines() if line.startswith(start)]
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(tmp_path)
+def job(tmp_path: Path) -> Iterator[Job]:
+    made = Job(tmp_path)
+    yield made
+    made.end()
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, "waited in vain"
@@ -122,7 +136,7 @@ def test_script_pleases_shellcheck() -> None:
 
 def test_search_runs_on_every_node_and_all_is_put_away(job: Job) -> None:
     run = job.start("search", "a space.py:space", "--run", "r", "--quick")
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     head, *workers = [line for line in job.calls("ray start")]
     assert "--head --node-ip-address=10.0.0.1 --port=6379 --dashboard-host=127.0.0.1" in head
@@ -150,7 +164,7 @@ def test_time_limit_stops_the_search_and_requeues(job: Job) -> None:
     run = job.start("search", "s.py:space")
     wait_until((job.state / "searching").exists)
     run.send_signal(signal.SIGUSR1)
-    _, errors = run.communicate(timeout=20)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode == 0, errors
     assert job.calls("search stopped cleanly")
     assert job.calls("scontrol requeue") == ["scontrol requeue 4711"]
@@ -162,7 +176,7 @@ def test_termination_stops_the_search_without_requeue(job: Job) -> None:
     run = job.start("search", "s.py:space")
     wait_until((job.state / "searching").exists)
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=20)
+    run.communicate(timeout=120)
     assert run.returncode == 130
     assert job.calls("search stopped cleanly")
     assert not job.calls("scontrol requeue")
@@ -170,19 +184,21 @@ def test_termination_stops_the_search_without_requeue(job: Job) -> None:
 
 def test_search_that_ends_before_its_trap_does_keeps_its_status(job: Job) -> None:
     slow_kill = job.place / "slow_kill.sh"
-    slow_kill.write_text('kill() { builtin kill "$@"; local got=$?; sleep 0.5; return $got; }')
+    slow_kill.write_text(
+        'kill() { builtin kill "$@"; local got=$?; [[ $1 != -INT ]] || sleep 0.5; return $got; }'
+    )
     job.environment["BASH_ENV"] = str(slow_kill)
     run = job.start("search", "s.py:space")
     wait_until((job.state / "searching").exists)
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=20)
+    run.communicate(timeout=120)
     assert run.returncode == 130
 
 
 @pytest.mark.slow
 def test_error_of_the_search_is_the_jobs(job: Job) -> None:
     run = job.start("search", "--fails")
-    run.communicate(timeout=60)
+    run.communicate(timeout=120)
     assert run.returncode == 2
     assert not job.calls("scontrol requeue")
 
@@ -190,14 +206,14 @@ def test_error_of_the_search_is_the_jobs(job: Job) -> None:
 @pytest.mark.slow
 def test_without_gpus_every_cpu_is_a_slot(job: Job) -> None:
     job.environment |= {"SLURM_GPUS_ON_NODE": "0", "SLURM_CPUS_PER_TASK": "8"}
-    job.start("search", "--quick").communicate(timeout=60)
+    job.start("search", "--quick").communicate(timeout=120)
     assert job.calls("masksearch")[0].endswith("--address 10.0.0.1:6379 --slots 24 --cpus 1")
 
 
 def test_nodes_that_do_not_come_end_the_job(job: Job) -> None:
     job.program("ray", "#!/bin/bash\n[[ $1 == start ]] && exit 1\nexit 0\n")
     job.environment["WAIT_SECONDS"] = "0"
-    _, errors = job.start("search").communicate(timeout=60)
+    _, errors = job.start("search").communicate(timeout=120)
     assert "0 of 1 nodes after 0 s" in errors
     assert not job.calls("masksearch")
 
@@ -205,7 +221,7 @@ def test_nodes_that_do_not_come_end_the_job(job: Job) -> None:
 def test_loopback_address_is_refused(job: Job) -> None:
     job.program("hostname", "#!/bin/bash\necho 127.0.1.1\n")
     run = job.start("search")
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode == 1
     assert "gpu01 calls itself '127.0.1.1'" in errors
     assert "set IP_COMMAND" in errors
@@ -215,13 +231,13 @@ def test_loopback_address_is_refused(job: Job) -> None:
 def test_outside_slurm_it_says_so(job: Job, missing: str) -> None:
     del job.environment[missing]
     run = job.start("search")
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode != 0
     assert "run this with sbatch" in errors
 
 
 def test_without_a_command_it_says_how(job: Job) -> None:
     run = job.start()
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode == 2
     assert "usage: sbatch" in errors
