@@ -207,8 +207,10 @@ class ServerLocked:
                     time.sleep(0.2)
 
     def release(self) -> None:
-        """Lets another driver write."""
+        """Lets another driver write, at once: the server needs a moment to end a session."""
         with contextlib.suppress(exc.SQLAlchemyError):  # the server is gone, and with it the lock
+            ask(self.connection, "SELECT pg_advisory_unlock(:key)", key=self.key)
+        with contextlib.suppress(exc.SQLAlchemyError):
             self.connection.close()
         self.engine.dispose()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 from toy import ToyEvaluator, space
 
 import masksearch as ms
@@ -35,7 +36,7 @@ from masksearch.results.study_store import StudyStore
 store = StudyStore(Path(sys.argv[1]), sys.argv[2] or None)
 store.create((Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0)), {"a": "b"})
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -103,12 +104,14 @@ def test_storage_objects_are_known_by_their_file(tmp_path):
 
 # -- SQLite --------------------------------------------------------------------------------------
 def test_locked_database_is_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(storages, "BUSY", 0.3)
     store = made(tmp_path / "run", trials=1)
     other = sqlite3.connect(tmp_path / "run" / "study.db", check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     threading.Timer(0.1, other.rollback).start()
     assert store.begin(running(), 1) == 1  # after a while
+    store.close()
+    monkeypatch.setattr(storages, "BUSY", 0.1)
+    store = made(tmp_path / "run")
     other.execute("BEGIN EXCLUSIVE")
     with monkeypatch.context() as patch:  # Optuna sleeps before it tries again
         patch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for more than once"))
@@ -243,7 +246,7 @@ def check_killed_holder(run: Path, elsewhere: Path, storage: str) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    deadline = time.monotonic() + 5  # a server needs a moment to see it
+    deadline = time.monotonic() + 120  # a server needs a moment to see it
     while True:
         try:
             StudyStore(elsewhere, storage or None).close()
@@ -285,6 +288,7 @@ def test_postgresql_study_has_one_driver(server, tmp_path):
     ) as error:
         StudyStore(tmp_path / "there" / "team-b", server.url())
     assert server.password not in str(error.value)
+    first.locks[1].connection.close = lambda: None  # the server hears of it later
     first.close()
     StudyStore(tmp_path / "there" / "team-b", server.url()).close()
 
@@ -319,14 +323,21 @@ def test_postgresql_restarted_in_the_middle(server, tmp_path):
     store.close()
 
 
+def wait_for_end(connection: sqlalchemy.Connection, backend: int) -> None:
+    """Until the server has freed what that session had locked."""
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+    deadline = time.monotonic() + 120
+    while connection.exec_driver_sql(locks, (backend,)).scalar():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_postgresql_session_lost_and_taken_by_another(server, tmp_path):
     store = made(tmp_path / "team-d", server.url())
-    with storages.sqlalchemy.create_engine(
-        place_of(tmp_path, server.url()).url
-    ).connect() as other:
+    with sqlalchemy.create_engine(place_of(tmp_path, server.url()).url).connect() as other:
         other.exec_driver_sql(f"SELECT pg_terminate_backend({store.locks[1].backend})")
-        time.sleep(0.1)
+        wait_for_end(other, store.locks[1].backend)
         usurper = StudyStore(tmp_path / "b" / "team-d", server.url())
         with pytest.raises(SearchError, match="another process is writing"):
             store.begin(running(), 0)
@@ -339,6 +350,8 @@ def test_postgresql_session_lost_and_taken_by_another(server, tmp_path):
 def test_postgresql_session_lost_and_written_by_another(server, tmp_path):
     store = made(tmp_path / "team-f", server.url())
     store.locks[1].connection.close()  # the line breaks, nobody notices
+    with sqlalchemy.create_engine(place_of(tmp_path, server.url()).url).connect() as other:
+        wait_for_end(other, store.locks[1].backend)
     made(tmp_path / "b" / "team-f", server.url(), trials=1).close()
     with pytest.raises(
         SearchError, match=r"another process has written to .*; repeat the command"
