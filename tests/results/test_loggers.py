@@ -279,8 +279,9 @@ def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path)
     assert children["trial 1"].data.params["error"] == "ValueError: a, b"
 
 
-def test_mlflow_server_that_is_down_does_not_end_a_search():
+def test_mlflow_server_that_is_down_does_not_end_a_search(monkeypatch):
     pytest.importorskip("mlflow")
+    monkeypatch.setattr("masksearch.results.logged.FIRST_WAIT", 600.0)  # it is tried only once
     logger = MlflowLogger("lab", OBJECTIVES, tracking_uri="http://127.0.0.1:9")
     with pytest.warns(RuntimeWarning) as found:
         feed(logger)
@@ -300,6 +301,8 @@ def logged_messages(data: bytes) -> Iterator[bytes]:
             at += 32_768 - at % 32_768
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            return  # the rest is being written
         message += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last piece
@@ -312,20 +315,22 @@ def histories(folder: Path) -> list[list[dict[str, object]]]:
     from wandb.proto import wandb_internal_pb2
 
     runs = []
-    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
-        for _ in range(100):  # its own process writes the file, a moment after `finish`
-            if path.stat().st_size > 1000:
-                break
-            time.sleep(0.1)
-        steps = []
-        for data in logged_messages(path.read_bytes()):
-            entry = wandb_internal_pb2.Record.FromString(data)
-            if entry.WhichOneof("record_type") == "history":
-                items = entry.history.item
-                steps.append(
-                    {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-                )
-        runs.append((path.stat().st_mtime_ns, steps))
+    for path in folder.glob("wandb/offline-run-*/run-*.wandb"):
+        kinds: list[str] = []
+        deadline = time.monotonic() + 120
+        while kinds[-1:] != ["exit"]:  # its own process writes the file, a moment after `finish`
+            assert time.monotonic() < deadline, kinds
+            time.sleep(0.02)
+            messages = logged_messages(path.read_bytes())
+            entries = [wandb_internal_pb2.Record.FromString(data) for data in messages]
+            kinds = [entry.WhichOneof("record_type") for entry in entries]
+        began = entries[kinds.index("run")].run.start_time.ToNanoseconds()
+        steps = [
+            {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
+            for entry, kind in zip(entries, kinds, strict=True)
+            if kind == "history"
+        ]
+        runs.append((began, steps))
     return [steps for _, steps in sorted(runs, key=lambda run: run[0])]
 
 
