@@ -19,19 +19,22 @@ from test_cli import EVALUATOR, SPACE, run
 import masksearch as ms
 from masksearch.cli_search import without_password
 
-SLOW = """
+HELD = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, {folder!r})
 from toy import ToyEvaluator
 
-class Slow(ToyEvaluator):
+class Held(ToyEvaluator):
     def __call__(self, mask, *, seed, workdir):
         for report in super().__call__(mask, seed=seed, workdir=workdir):
-            time.sleep(0.1)
+            while int(workdir.name) >= 3 and Path({hold!r}).exists():
+                (workdir / "held").touch()
+                time.sleep(0.02)
             yield report
 
 def toy():
-    return Slow()
+    return Held()
 """
 
 
@@ -195,8 +198,10 @@ def test_passwords_are_not_written_down(storage, written):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("slots", ["1", "2"])
 def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, slots):
-    proxy = Path(job[3].rpartition(":")[0])
-    proxy.write_text(SLOW.format(folder=str(Path(__file__).parent / "contracts")))
+    proxy, hold = Path(job[3].rpartition(":")[0]), tmp_path / "hold"
+    toy = str(Path(__file__).parent / "contracts")
+    proxy.write_text(HELD.format(folder=toy, hold=str(hold)))
+    hold.touch()
     words = [sys.executable, "-m", "masksearch", *job, "--strategy", "random", "--slots", slots]
     folder = tmp_path / "run"
     process = subprocess.Popen(
@@ -205,14 +210,17 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        state = folder / "status.json"
-        if state.is_file() and json.loads(state.read_text())["new"] >= 2:
-            break
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 300
+        while not list(folder.glob("trials/*/held")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        hold.unlink()
     assert process.returncode == 130, err
     assert "stopped; what was finished is kept." in err
     assert "masksearch resume RUN" in err
@@ -225,10 +233,10 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
     ).stdout
     assert "interrupted" in state
     subprocess.run(
-        [sys.executable, "-m", "masksearch", "resume", str(folder)], check=True, timeout=120
+        [sys.executable, "-m", "masksearch", "resume", str(folder)], check=True, timeout=300
     )
     whole = tmp_path / "whole"
-    subprocess.run([*words, "--trials", "9", "--run", str(whole)], check=True, timeout=120)
+    subprocess.run([*words, "--trials", "9", "--run", str(whole)], check=True, timeout=300)
     by_draw = slots == "2"
     assert outcome(ms.Study(folder), by_draw=by_draw) == outcome(ms.Study(whole), by_draw=by_draw)
 

@@ -144,10 +144,10 @@ class TestSpace:
         space = ms.load_function(f"{path}:space")
         seconds = []
         for trial in trials(2, 60):
-            start = time.perf_counter()
+            start = time.thread_time()
             space(trial)
-            seconds.append(time.perf_counter() - start)
-        assert statistics.median(seconds) < 0.02  # the rule is 0.01; twice that on a busy machine
+            seconds.append(time.thread_time() - start)
+        assert statistics.median(seconds) < 0.02  # the rule is 0.01; twice that on a slow machine
 
 
 class TestSizes:

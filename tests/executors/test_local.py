@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from toy import ToyEvaluator
@@ -121,13 +122,29 @@ class Hanging(ToyEvaluator):
 
 
 def test_hanging_trial_meets_the_time_limit(tmp_path):
+    listed = Listed({"w1": masks.window(1)}, [0])
+    (failed,) = run(Local(limit_seconds=0.5), listed, Hanging(), tmp_path)
+    assert failed.status == "failed"
+    assert failed.error == "ran longer than the time limit of 0.5 s"
+    assert failed.seconds >= 0.5
+
+
+def test_trials_within_the_time_limit_are_left_alone(tmp_path, monkeypatch):
+    """By a clock that jumps at the second trial's first report."""
+    clock = [0.0]
+    monkeypatch.setattr(
+        "masksearch.executors.local.time", SimpleNamespace(monotonic=lambda: clock[0])
+    )
+
+    def on_report(number: int, report: Report) -> bool:
+        clock[0] += 61.0 if number == 1 else 10.0
+        return True
+
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
-    records = run(Local(limit_seconds=1.0), listed, Hanging(), tmp_path)
+    records = run(Local(limit_seconds=60.0), listed, ToyEvaluator(), tmp_path, on_report)
     statuses = {record.params["mask"]: record.status for record in records}
     assert statuses == {"w0": "done", "w1": "failed", "w2": "done"}
-    (failed,) = [record for record in records if record.status == "failed"]
-    assert failed.error == "ran longer than the time limit of 1 s"
-    assert failed.seconds >= 1.0
+    assert [record.seconds for record in records if record.status == "failed"] == [61.0]
 
 
 @pytest.mark.parametrize("slots", [1, 2])

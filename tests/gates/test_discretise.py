@@ -188,6 +188,8 @@ def test_empty_rows_are_refused_by_name():
 def test_ranking_of_a_whole_model_is_quick():
     table = torch.rand(12, 12, 128, 128, generator=torch.Generator().manual_seed(0))
     begin = time.process_time()
+    table.flatten().argsort(stable=True)
+    sorted_at = time.process_time()
     places = ranking(table)
-    assert time.process_time() - begin < 2  # about 0.6 s on one core
+    assert time.process_time() - sorted_at < 8 * (sorted_at - begin)  # about 2
     assert int(places.max()) + 1 == table.numel()

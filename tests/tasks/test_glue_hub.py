@@ -185,7 +185,7 @@ def test_a_hub_out_of_reach_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     start = time.monotonic()
     with pytest.raises(DataError, match=r"cannot be reached for hf:nyu-mll/glue .*--glue FOLDER"):
         load_glue("hf:nyu-mll/glue", "CoLA")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25
 
 
 def test_offline_mode_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

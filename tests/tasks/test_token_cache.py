@@ -106,7 +106,7 @@ def test_a_spool_is_mapped_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def made(path: str, barrier: "multiprocessing.synchronize.Barrier", lock: bool) -> None:
-    barrier.wait(20)
+    barrier.wait(120)
     for _ in range(20):
         if lock:
             with alone(Path(path)):
@@ -123,7 +123,7 @@ def test_two_writers_do_no_harm(tmp_path: Path, lock: bool) -> None:
     workers = [context.Process(target=made, args=(str(path), barrier, lock)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    barrier.wait(20)
+    barrier.wait(120)
     while any(worker.is_alive() for worker in workers):
         if path.exists():
             found = read_cache(path)

@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -94,7 +96,7 @@ def test_hub_is_asked_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         bound.listen()  # takes the question and stays silent
         start = time.monotonic()
         assert not hub_answers()
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 30
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_ENDPOINT", "an address that would raise")
     assert not hub_answers()
@@ -109,18 +111,31 @@ def test_hub_is_asked_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_unreachable_hub_says_so_at_once(tmp_path: Path, code: str) -> None:
-    settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "hub"}
+    """The libraries of the Hub would ask again and again."""
+    asked: list[object] = []
+
+    def hang_up(server: socket.socket) -> None:
+        with suppress(OSError):  # closed: the end
+            while True:
+                connection, address = server.accept()
+                asked.append(address)
+                connection.close()
+
+    settings = {"HF_HUB_OFFLINE": "0", "HF_HOME": "hub", "MASKSEARCH_CACHE": str(tmp_path)}
     settings["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    settings["MASKSEARCH_CACHE"] = str(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import time\n{code}"],
-        env={**os.environ, **settings},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        settings["HF_ENDPOINT"] = f"http://127.0.0.1:{server.getsockname()[1]}"
+        threading.Thread(target=hang_up, args=(server,), daemon=True).start()
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **settings},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
     last = done.stderr.strip().splitlines()[-1]
     assert "DataError" in last
     assert "--tokenizer PATH" in last or "--corpus FILE_OR_FOLDER" in last
     assert "Retrying" not in done.stderr
+    assert len(asked) <= 2  # by us, and by transformers, which look once more
