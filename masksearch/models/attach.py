@@ -21,6 +21,7 @@ from masksearch.masks.content import ContentMask
 from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
 from masksearch.models.attention import mask_with_rows, masked_attention
+from masksearch.models.choice import REQUESTS
 from masksearch.models.lowered import Lowered
 from masksearch.models.parts import (
     SELF,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from masksearch.contracts import GateBank
 
 NAME = "masksearch"
-BACKENDS = ("auto", "sdpa", "gather", "flex")
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
 
 
@@ -81,7 +81,9 @@ def attach(
         inputs: Keyword arguments of one forward pass, used to find the layers; by default a
             few tokens, or one empty image.
         backend: What computes: `"sdpa"` (with a bool mask), `"gather"` (block gather), `"flex"`
-            (FlexAttention), or `"auto"`, the fastest by length, block density and device.
+            (FlexAttention); `"auto"`, by a fixed rule from length, block density and device,
+            which compiles nothing on the CPU; or `"fastest"`: the first call at each new length
+            times all of these on its own states, which takes seconds, and the fastest is kept.
             Cross-attention, cached keys, scores with a bias and the model's own sliding windows
             are always computed by SDPA; `masksearch.explain` says what computes and why.
         part: `"encoder"`, `"decoder"` or `"cross"` of an encoder-decoder, or the dotted name of
@@ -100,8 +102,8 @@ def attach(
     Errors of a forward pass (EmptyRowError, LengthError, AttachError) that torch.compile meets
     while it traces come inside an error of its own, with the same message.
     """
-    if backend not in BACKENDS:
-        raise unknown_name("backend", str(backend), BACKENDS)
+    if backend not in REQUESTS:
+        raise unknown_name("backend", str(backend), REQUESTS)
     check_module("attach", model)
     if isinstance(what, (str, Path)):
         from masksearch.models.saved import saved_masks

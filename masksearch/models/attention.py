@@ -110,6 +110,13 @@ def sparse(
         query.requires_grad or key.requires_grad or value.requires_grad
     )
     device, size = query.device, whole(length)
+    visible = None if attention_mask is None else attention_mask.flatten(1)
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if lowered.unmeasured(size, device, trains):
+        from masksearch.models.timed import Call, fastest
+
+        call = Call(lowered, query, key, value, visible, factor, dropout)
+        lowered.choices[size, device, trains] = fastest(call)
     backend = lowered_backend(lowered.key, size, device, trains)
     if not backend:
         return None
@@ -123,8 +130,6 @@ def sparse(
         return None
     if backend == "flex" and dropout > 0:
         backend, slot.fallback = "gather", "FlexAttention has no dropout: block gather computes"
-    visible = None if attention_mask is None else attention_mask.flatten(1)
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     if torch.compiler.is_compiling():
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
@@ -167,6 +172,8 @@ def some_sparse(several: list[Lowered], length: int, device: torch.device, causa
     for lowered in several:
         if lowered.causal != causal or not lowered.plain or not lowered.may_be_sparse(length):
             continue
+        if lowered.unmeasured(length, device, trains):
+            return True
         if lowered_backend(lowered.key, length, device, trains):
             return True
     return False

@@ -6,11 +6,11 @@ choice.backend, choice.reason            # "gather", "block gather computes 9 % 
 On the CPU a small cost model decides between a mask on SDPA and block gather; its constants were
 measured once, so that the same mask always gets the same kernel. FlexAttention is never chosen
 there. It has no backward pass, and each new mask or length compiles for 3 to 17 seconds, which a
-model that is run once must not pay. Its forward pass then takes 0.8 to 0.96 of block gather's
-time where heads share their mask or its blocks are kept whole, and twice as long where each head
-has another predicate (n = 1024 and 4096): at n = 4096, 12 layers of 4 heads gain a compilation
-of 8 seconds back after about 120 forward passes with random blocks at 90 %, 1,000 with a window.
-Whoever runs one mask at one length for long asks for it: `backend="flex"`.
+model that is run once must not pay. Whether its forward pass then leads depends on the machine:
+on an AMD EPYC it takes 0.73 to 1.07 of block gather's time where heads share their mask or its
+blocks are kept whole, on an Intel Xeon 1.03 to 1.6 of it; twice as long on both where each head
+has another predicate. So no rule is right everywhere: `"fastest"` runs all of them on the layer's
+own states and keeps the fastest (`masksearch.models.timed`).
 
 On CUDA nothing was measured here. SDPA leaves its flash kernel as soon as a mask is given and
 reads n x n cells; FlexAttention keeps 0.68 to 1.43 of FlashAttention's speed, 5.5 to 8 times
@@ -32,7 +32,7 @@ from masksearch.masks.tiles import tile_counts
 from masksearch.models.gather_plan import GatherPlan
 
 Backend = Literal["dense", "sdpa", "gather", "flex"]
-REQUESTS = ("auto", "sdpa", "gather", "flex")
+REQUESTS = ("auto", "fastest", "sdpa", "gather", "flex")
 BLOCK = 64  # side of a kernel's block, in positions
 UNIT = 16  # keys that block gather takes together, in positions
 SHORTEST = 256  # positions below which nothing sparse is ever chosen
@@ -118,6 +118,7 @@ class Choice:
         block_density: Share of the 64 x 64 tiles that hold a kept cell, in [0, 1].
         ratio: Expected time of plain SDPA over this kernel's: 2 is twice as fast; None where no
             figure is known.
+        measured: Whether it was found by running the kernels.
     """
 
     backend: Backend
@@ -126,6 +127,7 @@ class Choice:
     density: float
     block_density: float
     ratio: float | None = None
+    measured: bool = False
 
 
 def choose(
@@ -147,8 +149,9 @@ def choose(
         width: Numbers of a head's query (>= 1).
         device: Where the layer computes.
         trains: Whether a gradient is asked for.
-        requested: `"auto"`, or the backend that the user names, which is then taken. A mask
-            that keeps everything is plain SDPA whatever was asked for.
+        requested: `"auto"`; `"fastest"`, the same until the kernels have been run; or the
+            backend that the user names, which is then taken. A mask that keeps everything is
+            plain SDPA whatever was asked for.
 
     Raises:
         UnknownNameError: If `requested` is no backend.
@@ -162,6 +165,8 @@ def choose(
     kind = torch.device(device).type
 
     def chosen(backend: Backend, reason: str, ratio: float | None = None) -> Choice:
+        if requested == "fastest" and backend != "dense" and length >= SHORTEST:
+            reason += EXPECTED
         return Choice(backend, reason, length, density, blocks, ratio)
 
     if int(counts.sum()) == counts.shape[0] * length * length:
@@ -198,6 +203,7 @@ def choose(
     )
 
 
+EXPECTED = "; the kernels are timed in the first call at this length"
 NO_BACKWARD = "; it has no backward pass on the CPU and will refuse to train"
 
 
@@ -208,7 +214,7 @@ def asked(backend: str) -> str:
 
 def elsewhere(kind: str, length: int, width: int, requested: str) -> tuple[Backend, str]:
     """Backend and reason on another device than the CPU."""
-    if requested != "auto":
+    if requested not in ("auto", "fastest"):
         return cast(Backend, requested), asked(requested)
     if kind != "cuda":
         return "sdpa", f'no figures for {kind}: SDPA with a mask; try backend="gather"'

@@ -22,9 +22,9 @@ GATES = "trainable gates take part in dense attention; the mask that they give c
 CONTENT = "a mask by content is another one in each batch: SDPA with a mask"
 CROSS = "cross-attention: SDPA with a mask"
 BIASED = "the model adds a bias to the scores: SDPA with a mask"
-FLEX = (
-    'For many forward passes at one length, backend="flex" can be up to 1.3x as fast as block '
-    "gather, and half as fast where heads have different masks; it compiles for seconds first."
+FASTEST = (
+    'For many forward passes at one length, attach with backend="fastest": it times all kernels '
+    "once, FlexAttention too, which compiles for seconds."
 )
 WORTH_COMPILING = 1024  # positions
 HEADS = ("part", "layers", "mask", "length", "kept", "blocks", "backend", "speed")
@@ -182,6 +182,8 @@ def chosen(
 ) -> Choice:
     """What computes a layer, without a trace in what it has been run at."""
     if lowered.plain:
+        if (length, device, trains) in lowered.choices:
+            return lowered.choices[length, device, trains]
         return copy.copy(lowered).choice(length, device, trains)
     made = choose(
         lowered.seen,
@@ -205,7 +207,8 @@ def with_choice(slot: Slot, choice: Choice) -> Row:
     if slot.fallback and plain:
         reason += f" (in the last call: {slot.fallback})"
     ratio = choice.ratio
-    if slot.causal and ratio is not None and choice.backend != "dense":
+    expected = choice.backend != "dense" and not choice.measured
+    if slot.causal and ratio is not None and expected:
         ratio *= causal_share(choice.length)
     return Row(
         slot.part,
@@ -268,10 +271,11 @@ def noted(lowered: Lowered, choice: Choice, device: torch.device, trains: bool) 
     """What follows from a choice, for the reader of the table."""
     auto = choice.backend == "gather" and lowered.backend == "auto"
     if auto and device.type == "cpu" and not trains and choice.length >= WORTH_COMPILING:
-        yield FLEX
+        yield FASTEST
     if choice.backend != "sdpa" or device.type != "cpu" or choice.ratio is None:
         return
-    ratio = choice.ratio * (causal_share(choice.length) if lowered.causal else 1)
+    skips = lowered.causal and not choice.measured
+    ratio = choice.ratio * (causal_share(choice.length) if skips else 1)
     cost = f"{lowered.mask}: a mask on SDPA costs {1 / ratio:.1f}x of dense attention"
     where = f" at {choice.length} positions on the CPU"
     if not lowered.plain:

@@ -33,7 +33,7 @@ class Lowered:
         mask: The mask of one layer.
         causal: Whether the model hides later keys from it.
         where: Part and layer, for errors.
-        backend: `"auto"`, `"sdpa"`, `"gather"` or `"flex"`.
+        backend: One of `choice.REQUESTS`.
         heads: Query heads of the layer.
         width: Numbers of a head's query.
         plain: Whether it is self-attention without a bias, which sparse backends compute.
@@ -163,9 +163,17 @@ class Lowered:
             self.choices[length, device, trains] = made
         return self.choices[length, device, trains]
 
+    def unmeasured(self, length: int, device: torch.device, trains: bool) -> bool:
+        """Whether the kernels are still to be timed for such a call."""
+        if self.backend != "fastest" or torch.compiler.is_compiling():
+            return False
+        made = self.choice(length, device, trains)
+        return not made.measured and made.backend != "dense"
+
     def may_be_sparse(self, length: int) -> bool:
         """Whether a sparse backend is considered at all at that length."""
-        return self.backend != "sdpa" and (self.backend != "auto" or length >= SHORTEST)
+        asked = self.backend not in ("auto", "fastest")
+        return self.backend != "sdpa" and (asked or length >= SHORTEST)
 
     def sparse(self, length: int, device: torch.device, trains: bool) -> str:
         """`"gather"` or `"flex"` where such a call is computed by it, else empty."""

@@ -1,5 +1,7 @@
 """The choice of a kernel: a rule, the same every time, and honest about what was asked for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -143,6 +145,20 @@ def test_a_mask_that_keeps_everything_is_plain_sdpa(requested, device):
     made = chosen(masks.full(), 2048, requested=requested, device=device)
     assert made.backend == "dense"
     assert (made.ratio, made.density, made.block_density) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+@pytest.mark.parametrize("length", [256, 2048])
+def test_fastest_is_auto_until_it_has_been_measured(device, length, trains):
+    window = masks.window(64)
+    made = chosen(window, length, requested="fastest", device=device, trains=trains)
+    auto = chosen(window, length, device=device, trains=trains)
+    assert replace(made, reason=auto.reason) == auto
+    assert made.reason == auto.reason + "; the kernels are timed in the first call at this length"
+    assert not made.measured
+    short = chosen(window, 255, requested="fastest", device=device, trains=trains)
+    assert short == chosen(window, 255, device=device, trains=trains)
 
 
 def test_flex_that_cannot_train_says_so():

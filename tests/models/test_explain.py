@@ -70,9 +70,9 @@ def test_a_long_window_is_gathered_in_all_layers():
 
 def test_forward_passes_alone_can_be_faster_with_flex():
     model = attach(bert(1), masks.window(16))
-    assert 'backend="flex" can be' in str(explain(model, 1024))
-    assert "flex" not in str(explain(model, 1024, trains=True))
-    assert "flex" not in str(explain(attach(model, masks.window(16), backend="gather"), 1024))
+    assert 'attach with backend="fastest"' in str(explain(model, 1024))
+    assert "fastest" not in str(explain(model, 1024, trains=True))
+    assert "fastest" not in str(explain(attach(model, masks.window(16), backend="gather"), 1024))
 
 
 def test_layers_with_backends_of_their_own():
