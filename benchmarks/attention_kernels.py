@@ -18,6 +18,8 @@ from masksearch.masks import Mask
 from masksearch.masks.measure import block_density
 from masksearch.models.choice import choose
 from masksearch.models.kernels import GatherPlan, gather_attention
+from masksearch.models.lowered import Lowered
+from masksearch.models.timed import Call, fastest
 
 HEADS, WIDTH = 4, 64
 MOST_TABLE = (
@@ -136,14 +138,14 @@ def attending(
     return attends, prepared, absent
 
 
-def dense(states: list[Tensor], place: torch.device) -> tuple[Attend, str]:
+def dense_kernel(states: list[Tensor], place: torch.device) -> tuple[Attend, str]:
     """SDPA without a mask, and the name of its kernel: on a GPU the fastest one."""
     if place.type == "cpu":
         return F.scaled_dot_product_attention, "default"
-    return fastest(states, place)
+    return fastest_dense(states, place)
 
 
-def fastest(states: list[Tensor], place: torch.device) -> tuple[Attend, str]:
+def fastest_dense(states: list[Tensor], place: torch.device) -> tuple[Attend, str]:
     """Dense SDPA by the fastest of its kernels that serve these states, and its name."""
 
     def by(kernel: SDPBackend) -> Attend:
@@ -194,7 +196,7 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
     for part in states if trains else ():
         part.requires_grad_()
     given = upstream if trains else None
-    plain, kernel = dense(states, place)
+    plain, kernel = dense_kernel(states, place)
     attends, prepared, absent = attending(mask, length, setting, trains)
     truth = called(next(iter(attends.values())), states, given)
     backends: dict[str, dict[str, Any]] = {}
@@ -218,12 +220,21 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
         row["speedup"] = faster(times, "dense", backend)
         row["share_of_ideal"] = row["speedup"]["median"] * blocks
     choice = choose(mask, length, heads=HEADS, width=WIDTH, device=place, trains=trains)
-    over = {}
-    for key, without in (("over_fastest", ()), ("over_fastest_uncompiled", ("flex",))):
-        rivals = [backend for backend in attends if backend not in without]
-        best = min(rivals, key=lambda backend: spread(times[backend])["median"])
-        if choice.backend in times:
-            over[key] = faster(times, choice.backend, best)["median"]
+    rivals = [backend for backend in attends if backend != "flex"]
+    over = {
+        "over_fastest": behind(times, choice.backend, list(attends)),
+        "over_fastest_uncompiled": behind(times, choice.backend, rivals),
+    }
+    found = {}
+    if set(attends) | set(absent) == {"sdpa", "gather", "flex"}:
+        lowered = Lowered(mask, False, name, "fastest", HEADS, WIDTH)
+        with torch.set_grad_enabled(trains):
+            made = fastest(Call(lowered, *states, None, WIDTH**-0.5, 0.0))
+        found["fastest"] = {
+            "backend": made.backend,
+            "reason": made.reason,
+            "over_fastest": behind(times, made.backend, list(attends)),
+        }
     return {
         "mask": name,
         "length": length,
@@ -237,7 +248,16 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
         "backends": backends,
         "absent": absent,
         "auto": {"backend": choice.backend, "reason": choice.reason, **over},
+        **found,
     }
+
+
+def behind(times: dict[str, list[float]], backend: str, rivals: list[str]) -> float | None:
+    """Time of a backend over that of the fastest; None where it was not timed."""
+    if backend not in times:
+        return None
+    best = min(rivals, key=lambda rival: spread(times[rival])["median"])
+    return faster(times, backend, best)["median"]
 
 
 def kernels(setting: Setting) -> Iterator[dict[str, Any]]:

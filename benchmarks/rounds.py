@@ -87,6 +87,15 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def processor() -> str:
+    """The CPU's name, as Linux knows it, and the instructions that PyTorch uses."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.machine()
+    return f"{name} with {torch.backends.cpu.get_cpu_capability()}"
+
+
 def machine(place: torch.device) -> dict[str, Any]:
     """What a figure depends on beside the code."""
     import transformers
@@ -94,7 +103,7 @@ def machine(place: torch.device) -> dict[str, Any]:
     name = (
         torch.cuda.get_device_name(place)
         if place.type == "cuda"
-        else f"{platform.machine()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores"
+        else f"{processor()}, {torch.get_num_threads()} thread of {os.cpu_count()} cores"
     )
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     return {

@@ -163,6 +163,17 @@ def test_a_cell_compares_equal_results(kernels, trains):
     assert found["rounds"] == 2
 
 
+def test_what_fastest_takes_is_judged_where_all_backends_are(kernels, monkeypatch):
+    monkeypatch.setattr("masksearch.models.timed.SECONDS", 0.001)
+    setting = kernels.Setting(torch.device("cpu"), (96,), ("sdpa", "gather", "flex"), 2, 0.0, 16)
+    found = kernels.cell("mixture", kernels.mixture(96, 16), 96, setting, trains=True)
+    assert found["fastest"]["backend"] in ("sdpa", "gather")
+    assert found["fastest"]["over_fastest"] > 0
+    assert "flex left out" in found["fastest"]["reason"]
+    some = kernels.Setting(torch.device("cpu"), (96,), ("sdpa", "gather"), 2, 0.0, 16)
+    assert "fastest" not in kernels.cell("w", masks.window(3), 96, some, trains=True)
+
+
 def test_errors_are_relative_and_see_a_wrong_backend(kernels):
     one, other = torch.tensor([1.0, -4.0]), torch.tensor([1.0, -4.4])
     assert kernels.worst([one], [one]) == 0
@@ -178,7 +189,7 @@ def test_flex_is_named_absent_where_it_cannot_train(kernels):
 
 def test_the_fastest_kernel_is_among_those_that_serve(kernels):
     states = [torch.randn(1, 4, 32, 8) for _ in range(3)]
-    attend, name = kernels.fastest(states, torch.device("cpu"))
+    attend, name = kernels.fastest_dense(states, torch.device("cpu"))
     assert name == "flash"  # cuDNN and the memory-efficient kernel need a GPU
     expected = torch.nn.functional.scaled_dot_product_attention(*states)
     assert torch.allclose(attend(*states), expected, atol=1e-6)
@@ -234,7 +245,7 @@ def test_a_table_that_is_too_big_is_not_made(kernels, monkeypatch):
     assert set(found["backends"]) == {"gather"}
     assert found["error_against"] == "gather"
     assert "not made" in found["absent"]["sdpa"]
-    assert "over_fastest" not in found["auto"]
+    assert found["auto"]["over_fastest"] is None
 
 
 def test_sides_of_whole_models_differ_in_their_masks_alone(models):
@@ -302,6 +313,7 @@ def made_up(tables: ModuleType) -> dict[str, object]:
                 for name, speed in (("sdpa", 0.5), ("gather", gather))
             },
             "auto": {"backend": taken, "over_fastest": over},
+            "fastest": {"backend": taken, "over_fastest": over / 1.15},
         }
         for mask, trains, gather, taken, over in (
             ("random blocks, 90 %", False, 6.0, "gather", 1.2),

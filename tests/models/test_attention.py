@@ -288,6 +288,23 @@ def test_compiled_graphs_hold_the_mask(name, length):
 
 
 @pytest.mark.slow
+def test_nothing_is_timed_within_a_compiled_graph(monkeypatch):
+    """There `"fastest"` is `"auto"`, unless the length has been run without compilation."""
+
+    def refused(*args: Any) -> Any:
+        raise AssertionError("kernels are timed")
+
+    monkeypatch.setattr("masksearch.models.timed.fastest", refused)
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(layers=1, length=LONG), at.inputs(3, length=LONG)
+    expected = run("bert", attach(model, SPARSE), given)
+    attach(model, SPARSE, backend="fastest")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(run("bert", compiled, given), expected, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_compiled_models_take_several_lengths_and_detach():
     at = ARCHITECTURES["bert"]
     model = attach(at.made(), SPARSE)
