@@ -29,6 +29,11 @@ def started(*words: str) -> subprocess.Popen[str]:
     return process
 
 
+def size(log: Path) -> int:
+    """Bytes of the file in which every call of the evaluator leaves a line."""
+    return log.stat().st_size if log.is_file() else 0
+
+
 @dataclass
 class Kills:
     """What happened until the search was through."""
@@ -47,6 +52,9 @@ def killed_until_done(
 ) -> Kills:
     """Kills the search at `kills` random moments, then lets it end.
 
+    The moments are counted from the start of the search and, every second one, from its first
+    trial, which a busy machine may begin late.
+
     Args:
         words: Arguments of job.py.
         kills: How often.
@@ -55,18 +63,25 @@ def killed_until_done(
         number: The signal.
     """
     moments = random.Random(seed)
+    log = Path(words[0]).parent / "log"
     done, starts = 0, 0
     while done < kills:
+        written = size(log)
         process = started(*words)
         starts += 1
+        in_trial = starts % 2 == 0
+        deadline = time.monotonic() + 300
+        while in_trial and size(log) == written and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         try:
-            process.wait(timeout=moments.uniform(*window))
+            process.wait(timeout=moments.uniform(*((0, 1) if in_trial else window)))
             break  # it was through before it could be killed
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-            process.wait(timeout=60)
+            process.wait(timeout=300)
             done += 1
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     process = started(*words)
     assert process.wait(timeout=deadline - time.monotonic()) == 0
     return Kills(done, starts + 1)
