@@ -217,10 +217,12 @@ class Desk:
         """See `bury`."""
         trial, limit = self.open[name], self.limit_seconds
         trial.seconds = 0.0 if death.started is None else time.time() - death.started
-        if limit is not None and death.process and trial.seconds >= limit:
-            reason = f"ran longer than the time limit of {limit:g} s"
-            trial.work.error = f"{reason}\n{self.last_words(trial)}".strip()
-            return self.settle(name)
+        if limit is not None and death.process:
+            words = self.last_words(trial)
+            if trial.seconds >= limit if words is None else words:
+                reason = f"ran longer than the time limit of {limit:g} s"
+                trial.work.error = f"{reason}\n{words or ''}".strip()
+                return self.settle(name)
         trial.deaths += death.counts
         if trial.deaths > self.max_failures:
             what = "the worker process or its node died" if death.process else "a worker failed"
@@ -238,11 +240,13 @@ class Desk:
         self.again.append(trial)
         return None
 
-    def last_words(self, trial: Trial) -> str:
-        """What a process that ended itself was doing, where its folder can be seen."""
+    def last_words(self, trial: Trial) -> str | None:
+        """What a process that ended itself at its time limit was doing; `""` = it did not, however
+        late its death was heard of. None = its folder cannot be seen, so that the clock decides.
+        """
         path = self.workdir / folder_of(trial.proposal) / STUCK
         if not path.is_file():
-            return ""
+            return None
         text = path.read_text(encoding="utf-8")
         path.unlink()
         return text

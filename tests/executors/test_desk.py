@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cloudpickle
 import pytest
@@ -164,26 +164,44 @@ def test_a_node_that_was_taken_back_does_not_count(tmp_path):
     assert names == ["0.0", "0.1", "0.2"]  # Tune makes a folder for each
 
 
-def test_a_time_limit_is_not_tried_again(tmp_path):
+@pytest.fixture
+def hundred(monkeypatch):
+    """It is a hundred seconds past the epoch, for the desk."""
+    monkeypatch.setattr("masksearch.executors.desk.time", SimpleNamespace(time=lambda: 100.0))
+
+
+def test_a_time_limit_is_not_tried_again(tmp_path, hundred):
     story = Story(tmp_path, count=1, limit_seconds=5.0)
     outpost = story.outpost()
     story.take("a", outpost)
     assert story.desk.hear("a", outpost.step())
     stuck = tmp_path / "run/trials/0" / STUCK
     stuck.write_text("File somewhere, line 3")
-    story.desk.bury("a", Death("gone", started=time.time() - 6.0))
+    story.desk.bury("a", Death("gone", started=94.0))
     (record,) = story.records
     assert record.error == "ran longer than the time limit of 5 s\nFile somewhere, line 3"
     assert len(record.curve) == 1
-    assert record.seconds == pytest.approx(6.0, abs=0.5)
+    assert record.seconds == 6.0
     assert not stuck.exists()
 
 
-def test_a_death_before_the_limit_is_tried_again(tmp_path):
+def test_a_death_before_the_limit_is_tried_again(tmp_path, hundred):
     story = Story(tmp_path, count=1, limit_seconds=5.0)
     story.take("a", story.outpost())
-    story.desk.bury("a", Death("gone", started=time.time() - 4.0))
+    story.desk.bury("a", Death("gone", started=95.1))
     assert story.records == []
+
+
+def test_a_death_that_is_heard_of_after_the_limit_is_tried_again(tmp_path, hundred):
+    story = Story(tmp_path, count=1, limit_seconds=5.0)
+    outpost = story.outpost()
+    story.take("a", outpost)
+    assert story.desk.hear("a", outpost.step())
+    stuck = tmp_path / "run/trials/0" / STUCK
+    stuck.touch()  # the process had five seconds, and had not used them up
+    story.desk.bury("a", Death("killed", started=94.0))
+    assert story.records == []
+    assert not stuck.exists()
 
 
 def test_a_trial_that_travels_leaves_artifacts_and_finds_its_checkpoint(tmp_path):
