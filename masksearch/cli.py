@@ -73,6 +73,7 @@ def show(
     """What a mask is: sparsity, block density, empty rows, and a picture."""
     from masksearch.choices import read_mask
     from masksearch.masks.measure import hops
+    from masksearch.masks.relations import UncountedHops
     from masksearch.masks.tiles import row_counts, tile_view
     from masksearch.printing import sketch
 
@@ -90,7 +91,12 @@ def show(
     else:  # a picture of tiles: the table of all cells would not fit in memory
         table = tile_view(found, length, side)
     empty = int((row_counts(found, length) == 0).sum())
-    steps = hops(table) if not empty and side == 1 else math.inf
+    steps, uncounted = math.inf, ""
+    if not empty:
+        try:
+            steps = hops(found, length)
+        except UncountedHops as error:
+            uncounted = str(error)
     facts: dict[str, Any] = {
         "mask": str(found),
         "shape": [*table.shape[:2], length, length],
@@ -100,6 +106,8 @@ def show(
         "empty_rows": empty,
         "hops": int(steps) if steps < math.inf else None,  # JSON knows no infinity
     }
+    if uncounted:
+        facts["hops_uncounted"] = uncounted
     if nearest:
         from masksearch.masks.nearest import nearest_family
 
@@ -122,7 +130,7 @@ def show(
     typer.echo(f"{found}  [layers x heads x queries x keys: {size}]")
     typer.echo(f"sparsity {facts['sparsity']:.5f}   block density {facts['block_density']:.3f} ")
     reach = "infinite" if facts["hops"] is None else facts["hops"]  # as under a causal mask
-    reach = reach if side == 1 else f"not counted beyond {LONGEST_TABLE} positions"
+    reach = f"not counted ({uncounted})" if uncounted else reach
     typer.echo(f"(blocks of {block})   empty rows {empty}   hops {reach}")
     if nearest:
         verdict = "explains it" if named.explained else "does not explain it"

@@ -7,10 +7,13 @@ The mask is a directed graph, whose cells are looked at as numbered tiles
     eccentricities meet (Takes and Kosters, 2011; Akiba et al., 2015).
 2.  Neighbours that can change places stand for each other; a short table of the rest is enough.
 3.  All pairs, as powers of the relation, while its tiles are alike.
-4.  All pairs, some positions at a time, along the single cells where those are few.
+4.  All pairs, some positions at a time, along the single cells where those are few; or a table
+    of all cells where that is short.
 """
 
 from __future__ import annotations
+
+from functools import reduce
 
 import numpy as np
 import torch
@@ -33,12 +36,14 @@ from masksearch.masks.relations import (
 )
 
 TABLE = 8192  # positions of the longest table of cells
-SEARCHES = 12  # rounds of bounding that narrow nothing down any more
+SEARCHES = 12  # positions that are searched before all pairs are
+LEVELS = 5  # times the length: steps that these searches take before that
 FEW = 64  # positions that are searched one by one
 EDGES = 1 << 25  # cells that are listed one by one: 128 MiB
-WORDS = 1 << 36  # words that may be read along single cells: minutes
-BATCH = 8  # words of sources that go along the cells together
-GATHERED = 1 << 17  # words that are read at a time
+WORDS = 1 << 35  # words that may be read along single cells: a minute or two
+BATCH = 32  # words of sources that go along the cells together
+SINGLY = 16  # spans up to which a power is taken one by one: few tiles a row
+GATHERED = 1 << 16  # words that are read at a time
 
 
 def farthest(mask: Mask, length: int) -> float:
@@ -69,14 +74,21 @@ def farthest(mask: Mask, length: int) -> float:
         return float(bounds.lower)
     some = twins(steps)
     if some is not None and len(some) <= TABLE:
-        short = np.stack([cells(step, some) for step in steps])
-        return hops(torch.from_numpy(short)[:, None])
+        return of_cells(steps, some)
     if bounds.narrow():
         return float(bounds.lower)
     try:
         return float(by_powers(steps, bounds.lower))
     except TooManyPatterns:
+        if length <= TABLE:
+            return of_cells(steps, np.arange(length))
         return float(by_sources(steps, bounds, length))
+
+
+def of_cells(steps: list[Relation], chosen: Numbers) -> float:
+    """Hops among some positions, from the table of their cells."""
+    table = np.stack([cells(step, chosen) for step in steps])
+    return hops(torch.from_numpy(table)[:, None])
 
 
 class Bounds:
@@ -99,6 +111,7 @@ class Bounds:
         self.lower = 1
         self.upper = np.full(length, 2**60)
         self.mirrored = np.full(length, 2**60)
+        self.levels = 0
         self.outer = np.zeros(length, dtype=np.int64)  # most steps from or to a searched one
 
     def search(self, position: int) -> bool:
@@ -116,6 +129,7 @@ class Bounds:
             each[phase] = int(again.max())
         phases = np.array([each[phase] for phase in range(len(self.steps))])
         self.lower = max(self.lower, each[0], int(back.max()))
+        self.levels += int(phases.sum()) + (0 if self.symmetric else int(back.max()))
         self.upper = np.minimum(self.upper, back + phases[back % len(self.steps)])
         self.upper[position] = each[0]
         if len(self.steps) == 1:
@@ -134,18 +148,19 @@ class Bounds:
         idle = 0
         searched = {0}
         while left := self.open():
-            before = (self.lower, left, int(self.upper.max()))
-            out = len(searched) % 2 == 1 or left <= FEW
-            forward = (self.upper > self.lower).sum() == left
+            lower, reach = self.lower, int(self.upper.max())
+            forward = (self.upper > lower).sum() == left
             upper = self.upper if forward else self.mirrored
+            out = len(searched) % 2 == 1 or left <= FEW
             position = int(upper.argmax() if out else self.outer.argmin())
             if position in searched:
                 position = int(upper.argmax())
             searched.add(position)
             self.search(position)
-            same = before == (self.lower, self.open(), int(self.upper.max()))
-            idle = idle + 1 if same else 0
-            if left > FEW and (idle == 2 or len(searched) > SEARCHES):
+            moved = self.lower > lower or self.upper.max() < reach or self.open() < left * 0.9
+            idle = 0 if moved else idle + 1
+            spent = len(searched) > SEARCHES or self.levels > LEVELS * self.length
+            if left > FEW and (idle == 2 or spent):
                 return False
         return True
 
@@ -213,21 +228,30 @@ def by_powers(steps: list[Relation], lower: int) -> int:
     Raises:
         TooManyPatterns: If the tiles of a power are not alike.
     """
-    reached = steps[0]
-    for step in steps[1:] if lower >= len(steps) else steps[1:lower]:
-        reached = after(step, reached)
-    count = min(lower, len(steps))
-    if spans := lower // len(steps):
-        span, count = reached, len(steps) * spans
-        for bit in bin(spans)[3:]:
-            reached = after(reached, reached)
-            if bit == "1":
-                reached = after(span, reached)
-        for step in steps[: lower % len(steps)]:
-            reached, count = after(step, reached), count + 1
+    layers = len(steps)
+    span = steps[0]
+    for step in steps[1:lower]:
+        span = after(step, span)
+    spans, count = lower // layers, min(lower, layers)
+    reached = span
+    if spans > 1:  # the last product is the one whose tiles fill up early
+        reached = power(span, spans // 2)
+        reached = after(after(span, reached) if spans % 2 else reached, reached)
+    if spans:
+        for count in range(layers * spans, lower):
+            reached = after(steps[count % layers], reached)
+        count = lower
     while not reached.full():
         reached, count = after(steps[count % len(steps)], reached), count + 1
     return count
+
+
+def power(span: Relation, times: int) -> Relation:
+    """A relation some times (>= 1) after itself."""
+    if times <= SINGLY:
+        return reduce(lambda reached, _: after(span, reached), range(times - 1), span)
+    half = power(span, times // 2)
+    return after(after(span, half) if times % 2 else half, half)
 
 
 def by_sources(steps: list[Relation], bounds: Bounds, length: int) -> int:
@@ -239,9 +263,6 @@ def by_sources(steps: list[Relation], bounds: Bounds, length: int) -> int:
     sources = np.flatnonzero(bounds.upper > bounds.lower)
     edges = sum(int(step.edges.sum()) for step in steps)
     words = edges // len(steps) * bounds.lower * -(-len(sources) // 64)
-    if length <= TABLE and (edges > EDGES or words > WORDS):
-        every = np.arange(length)
-        return int(hops(torch.from_numpy(np.stack([cells(s, every) for s in steps]))[:, None]))
     if edges > EDGES or words > WORDS:
         raise UncountedHops(
             f"hops of this mask at {length} positions: at least {bounds.lower}; its tiles differ, "

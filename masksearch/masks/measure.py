@@ -10,8 +10,9 @@ from torch import Tensor
 
 from masksearch.masks.combinators import Cropped
 from masksearch.masks.core import DenseMask, Mask
+from masksearch.masks.distances import farthest
 from masksearch.masks.lower import HasShape, block_view, lower, no_empty_rows
-from masksearch.masks.reachability import hops as hops  # of this name too
+from masksearch.masks.reachability import hops as hops_of_table
 from masksearch.masks.tiles import (
     offset_counts,
     on_diagonal,
@@ -22,6 +23,7 @@ from masksearch.masks.tiles import (
 
 BLOCK = 64  # side of a kernel's block, in positions
 HELD = 1 << 28  # cells of the largest table that is made for a fingerprint
+SEARCHED = 1024  # positions from which a mask's hops are taken from its tiles
 MEASURES = ("sparsity", "density", "block_density", "hops", "sparsity_off_diagonal")
 
 
@@ -74,6 +76,30 @@ def block_density(mask: Mask, length: int, block: int = BLOCK) -> float:
     Speed follows this figure, not the elementwise sparsity: a kernel computes whole blocks.
     """
     return float(block_view(mask, length, block).float().mean())
+
+
+def hops(given: DenseMask | Mask, length: int | None = None) -> float:
+    """Attention steps until every position has reached every other, over the heads' union.
+
+    A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
+    2006.04862, Assumption 1). Layers are taken as alternating and the residual path as kept.
+
+    Args:
+        given: A table, bool `[layers, heads, n, n]`, or a mask.
+        length: Positions that a mask is taken at; no n x n tensor is made for a long one.
+
+    Returns:
+        A whole number; 0 for one position, infinity where some position is never reached.
+
+    Raises:
+        TypeError: If a mask comes without a length.
+        UncountedHops: If so many tiles of a long mask differ that only a table would do.
+    """
+    if not isinstance(given, Mask):
+        return hops_of_table(given)
+    if length is None:
+        raise TypeError("the hops of a mask need a length")
+    return hops_of_table(given.dense(length)) if length < SEARCHED else farthest(given, length)
 
 
 def overlap(first: DenseMask | Mask, second: DenseMask | Mask, length: int | None = None) -> float:
@@ -194,18 +220,44 @@ def measures(
     Returns:
         `sparsity` and `density` in [0, 1] of the lowered table, `sparsity_off_diagonal` (over
         the cells with i != j), `block_density` at `block` positions, `hops`.
+
+    Raises:
+        EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
+        UncountedHops: As `hops`.
     """
-    table = lower(mask, shape) if table is None else table
     size = shape.length
+    cells = shape.layers * shape.heads * size**2
+    if table is None and cells > HELD:
+        return long_measures(mask, shape, block)
+    table = lower(mask, shape) if table is None else table
     kept = table.float().mean((0, 1))
     off = size * size - size
     density = float(table.double().mean())
+    own = table[: mask.layers or 1, : mask.heads or 1]  # the planes that are told apart
     result = {
         "sparsity": 1 - density,
         "density": density,
         "block_density": block_density(mask, size, block),
-        "hops": hops(table),
+        "hops": hops(own) if size < SEARCHED else hops(mask, size),
     }
     if off:
         result["sparsity_off_diagonal"] = 1 - float((kept.sum() - kept.diagonal().sum()) / off)
     return result
+
+
+def long_measures(mask: Mask, shape: HasShape, block: int) -> dict[str, float]:
+    """The measures of a mask whose table is not made."""
+    mask.counts(shape.layers, shape.heads)
+    size = shape.length
+    counts = row_counts(mask, size)
+    no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
+    planes = counts.shape[0] * counts.shape[1]
+    kept, on = int(counts.sum()), int(on_diagonal(mask, size).sum())
+    density = kept / (planes * size**2)
+    return {
+        "sparsity": 1 - density,
+        "density": density,
+        "block_density": block_density(mask, size, block),
+        "hops": hops(mask, size),
+        "sparsity_off_diagonal": 1 - (kept - on) / (planes * (size * size - size)),
+    }

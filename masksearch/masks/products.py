@@ -32,7 +32,7 @@ def after(later: Relation, earlier: Relation) -> Relation:
         TooManyPatterns: If the tiles are not alike.
     """
     one, two = later.index, earlier.index
-    every_query = later.words.all(axis=1)[one]
+    every_query = np.asarray(later.words.all(axis=1))[one]
     every_key = (earlier.support == ONES)[two]
     some = times(one != NONE, two != NONE)
     whole = times(every_query, two == ALL) | times(one == ALL, every_key)
@@ -42,14 +42,12 @@ def after(later: Relation, earlier: Relation) -> Relation:
     for middle in (row, column):
         open_.add(middle[open_.cell])
         open_.drop(open_.found == ALL)
-    left, right = nearest_first(one), nearest_first(two.T)
     row, column = open_.row[open_.cell], open_.column[open_.cell]
-    counts = (left[0][row], right[0][column])
-    by_row = counts[0].sum() <= counts[1].sum()
-    if min(counts[0].sum(), counts[1].sum()) > TERMS:
+    terms = (one != NONE).sum(1)[row].sum(), (two != NONE).sum(0)[column].sum()
+    if min(terms) > TERMS:
         raise TooManyPatterns
-    degree, order = left if by_row else right
-    place = open_.row if by_row else open_.column
+    degree, order = nearest_first(one if terms[0] <= terms[1] else two.T)
+    place = open_.row if terms[0] <= terms[1] else open_.column
     for term in range(order.shape[1]):
         if not len(open_.cell):
             break
@@ -125,7 +123,7 @@ class Open:
 
     def check(self, count: int) -> None:
         """Gives up where the tiles are not alike."""
-        if count > PAIRS:
+        if count > min(PAIRS, len(self.index) ** 2 // 4 + SIDE):
             raise TooManyPatterns
 
 

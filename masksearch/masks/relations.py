@@ -87,7 +87,8 @@ class Relation:
     @cached_property
     def support(self) -> Words:
         """The keys that any query of a pattern is reached by, `[patterns]`."""
-        return np.bitwise_or.reduce(self.words, axis=1)
+        found: Words = np.bitwise_or.reduce(self.words, axis=1)
+        return found
 
     def rows(self, chosen: Words) -> Words:
         """The `or` of chosen rows.
@@ -241,7 +242,6 @@ def unlike_rows(step: Relation) -> Flags:
     inner = words[:, :-1] ^ words[:, 1:]
     flags = np.where(inner != 0, BIT[:-1], np.uint64(0))
     each = np.bitwise_or.reduce(flags, axis=1)  # bit i: rows i and i + 1 of the pattern differ
-    own = each[index[at, at]]
     off = index.copy()
     off[at, at] = NONE
     rows = np.array([np.bitwise_or.reduce(each[row]) for row in off])
@@ -251,7 +251,6 @@ def unlike_rows(step: Relation) -> Flags:
     differ = (diagonal[:, :-1] ^ diagonal[:, 1:]) & ~(BIT[:-1] | BIT[1:])
     result = np.zeros((count, SIDE), dtype=bool)
     result[:, :-1] = (rows[:, None] & BIT[:-1] != 0) | (differ != 0) | (left != right)
-    del own
     first, last = words[:, 0], words[:, -1]
     for tile in range(count - 1):  # from the last row of a tile to the first of the next
         differ_here = last[index[tile]] ^ first[index[tile + 1]]
