@@ -125,8 +125,10 @@ def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
     for _ in range(2):  # the process would be gone each time: a child stands for it
         child = os.fork()
         if child == 0:
-            ms.search(space, Fatal(), **arguments)
-            os._exit(0)
+            try:
+                ms.search(space, Fatal(), **arguments)
+            finally:  # whatever happens, there is one test run, not two
+                os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 11
     store = StudyStore(Path(tmp_path / "run"), write=False)
     store.load()
