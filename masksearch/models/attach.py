@@ -22,6 +22,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
 from masksearch.models.attention import mask_with_rows, masked_attention
 from masksearch.models.choice import REQUESTS
+from masksearch.models.in_force import HELD, NAME, in_force, refuse_others, sweep, watch
 from masksearch.models.lowered import Lowered
 from masksearch.models.parts import (
     SELF,
@@ -35,13 +36,16 @@ from masksearch.models.parts import (
 from masksearch.models.probe import (
     PROBE,
     Probe,
+    config_of,
     implementation,
     implementations,
+    own_config,
     pretrained,
     probe,
     probing_attention,
     probing_mask,
     restore,
+    use,
 )
 from masksearch.models.resolved import Resolved, receiver, resolve_content
 from masksearch.models.slots import ATTACHMENT, SLOT, Attachment, Rows, Slot
@@ -49,7 +53,6 @@ from masksearch.models.slots import ATTACHMENT, SLOT, Attachment, Rows, Slot
 if TYPE_CHECKING:
     from masksearch.contracts import GateBank
 
-NAME = "masksearch"
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
 
 
@@ -125,14 +128,17 @@ def attach(
         if isinstance(value, ContentMask):
             receiver(model, one)
     models = [m for one, _ in wanted for m in involved(model, list(one.calls), one.cross)]
-    refuse_others(model, models)
+    refuse_others(model, configs_of(models, wanted))
     rows = Rows(module.config for module in models)
     slots = slots_for(model, wanted, backend, rows)
-    detach(model, missing_ok=True)  # only now: a refused mask leaves the earlier one in force
+    take_off(model)  # only now: a refused mask leaves the earlier one in force
+    sweep(model, HOOKS)
     owner = owners(model)
-    attachment = Attachment(
-        {one.name: value for one, value in wanted}, slots, implementations(roots), models
-    )
+    before = [
+        (target, "sdpa" if name == NAME and id(config_of(target)) not in HELD else name)
+        for target, name in implementations(roots)  # our name may come with a copied configuration
+    ]
+    attachment = Attachment({one.name: value for one, value in wanted}, slots, before, models)
     for one, value in wanted:
         if isinstance(value, ContentMask):
             several = {id(slots[call.module].content): slots[call.module] for call in one.calls}
@@ -160,7 +166,7 @@ def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
         AttachError: If nothing is attached to this model and `missing_ok` is off.
     """
     check_module("detach", model)
-    if take_off(model) is None and not missing_ok:
+    if take_off(model) is None and not sweep(model, HOOKS) and not missing_ok:
         raise AttachError(
             f"nothing is attached to this {type(model).__name__}; "
             "detach takes the same module that attach was given"
@@ -169,8 +175,12 @@ def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
 
 
 def attached(model: nn.Module) -> dict[str, Any]:
-    """What is attached: part -> mask or gates, as `attach` was given them (`"self"` = plain)."""
-    attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
+    """What is attached: part -> mask or gates, as `attach` was given them (`"self"` = plain).
+
+    Raises:
+        AttachError: If the model has been given another attention implementation since.
+    """
+    attachment = in_force(model)
     return {} if attachment is None else dict(attachment.what)
 
 
@@ -186,9 +196,11 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
         where.register_forward_pre_hook(partial(resolve_content, several), with_kwargs=True)
         for several, where in attachment.contents
     ]
-    ours = {id(module.config) for module in attachment.involved}
-    for module, name in attachment.previous:  # each also sets the models inside
-        module.set_attn_implementation(NAME if id(module.config) in ours else name)
+    layers = (own_config(module) for module in attachment.slots)
+    ours = {id(config) for config in (*(m.config for m in attachment.involved), *layers)}
+    for target, name in attachment.previous:  # each also sets the models inside
+        use(target, NAME if id(config_of(target)) in ours else name)
+    watch(model, attachment)
     for attention, slot in attachment.slots.items():
         attention.__dict__[SLOT] = slot
         slot.rows.enrol()
@@ -202,7 +214,14 @@ def take_off(model: nn.Module) -> Attachment | None:
         return None
     for module in attachment.slots:
         module.__dict__.pop(SLOT, None)
-    restore(attachment.previous)
+    restore(  # what the user has set since then stays
+        [
+            (target, name if (now := implementation(target)) == NAME else now)
+            for target, name in attachment.previous
+        ]
+    )
+    if attachment.hold is not None:
+        attachment.hold.release()
     for hook in attachment.hooks:
         hook.remove()
     if GATES in model._modules:
@@ -262,16 +281,10 @@ def slots_for(
     return slots
 
 
-def refuse_others(model: nn.Module, models: list[PreTrainedModel]) -> None:
-    """Refuses models that another attachment serves, or whose configuration it shares."""
-    earlier: Attachment | None = model.__dict__.get(ATTACHMENT)
-    own = set() if earlier is None else {id(module.config) for module in earlier.involved}
-    for module in models:
-        if implementation(module) == NAME and id(module.config) not in own:
-            raise AttachError(
-                f"{type(model).__name__} already has a mask, put on through another module or "
-                "through a model with the same configuration object; detach that one first"
-            )
+def configs_of(models: list[PreTrainedModel], wanted: list[tuple[Part, Any]]) -> list[Any]:
+    """The configuration objects of those models, and of the parts' layers."""
+    layers = (own_config(call.module) for one, _ in wanted for call in one.calls)
+    return [model.config for model in models] + [each for each in layers if each is not None]
 
 
 def check_counts(model: nn.Module, part: Part, value: Any) -> None:
@@ -301,6 +314,7 @@ def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
         bank.draw()
 
 
+HOOKS = (draw_gates, resolve_content)
 AttentionInterface.register(NAME, masked_attention)
 AttentionMaskInterface.register(NAME, mask_with_rows)  # without it padding silently vanishes
 AttentionInterface.register(PROBE, probing_attention)

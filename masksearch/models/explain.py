@@ -14,8 +14,9 @@ from torch import nn
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.models.choice import Choice, choose, gather_pays_from
+from masksearch.models.in_force import in_force
 from masksearch.models.lowered import Lowered
-from masksearch.models.slots import ATTACHMENT, Attachment, Slot
+from masksearch.models.slots import Slot
 
 COLUMNS = 100  # of the printed table
 GATES = "trainable gates take part in dense attention; the mask that they give can be faster"
@@ -124,11 +125,11 @@ def explain(
         as chosen, because keys came from a cache for example, the last such call is named.
 
     Raises:
-        AttachError: If nothing is attached to this model.
+        AttachError: If nothing is attached to this model, or other attention is in use.
         ValueError: If the length is no whole number >= 1, or none is given and none is known.
         LengthError: If a mask has another length.
     """
-    attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
+    attachment = in_force(model)
     if attachment is None:
         raise AttachError(
             f"nothing is attached to this {type(model).__name__}; ms.attach(model, mask) first, "

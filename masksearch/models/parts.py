@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from masksearch.errors import AttachError, unknown_name
-from masksearch.models.probe import Call
+from masksearch.models.probe import Call, own_config
 
 SELF = "self"  # the only part of a plain model
 
@@ -119,7 +119,10 @@ def parts_of(
         elif cross:
             name = "decoder" if owner[module] in decoders else "encoder"
         else:
-            name = SELF if len(towers) == 1 else names[owner[module]] or SELF
+            inner = owner[module]
+            name = SELF if len(towers) == 1 else names[inner] or SELF
+            if name == SELF and len(towers) > 1 and own_config(module) is not inner.config:
+                name = names[module].split(".")[0]  # a tower that is no model of its own (ViT-MAE)
         groups.setdefault(name, []).append(call)
     order = sorted(groups, key=list(groups).index)
     return {name: Part(name, tuple(groups[name]), name == "cross") for name in order}

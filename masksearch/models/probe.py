@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -47,6 +47,9 @@ class Call:
     biased: bool = False
 
 
+Target = PreTrainedModel | PreTrainedConfig  # what an attention implementation is set on
+
+
 class Probe:
     """Collects attention calls while it is active."""
 
@@ -60,25 +63,51 @@ def pretrained(model: nn.Module) -> list[PreTrainedModel]:
     return [root for child in model.children() for root in pretrained(child)]
 
 
-def implementation(root: PreTrainedModel) -> str:
-    """Name of the attention implementation that a model uses now."""
-    return str(root.config._attn_implementation or "sdpa")
+def own_config(module: nn.Module) -> PreTrainedConfig | None:
+    """The configuration object that a module holds, or None."""
+    config = getattr(module, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
 
 
-def implementations(roots: list[PreTrainedModel]) -> list[tuple[PreTrainedModel, str]]:
-    """The models with a configuration object of their own, outermost first."""
-    found: dict[int, tuple[PreTrainedModel, str]] = {}
-    for root in roots:
-        for module in root.modules():
-            if isinstance(module, PreTrainedModel):
-                found.setdefault(id(module.config), (module, implementation(module)))
-    return list(found.values())
+def config_of(target: Target) -> PreTrainedConfig:
+    """The configuration object that names the implementation."""
+    return target.config if isinstance(target, PreTrainedModel) else target
 
 
-def restore(previous: list[tuple[PreTrainedModel, str]]) -> None:
+def implementation(target: Target) -> str:
+    """Name of the attention implementation that is in use now."""
+    return str(config_of(target)._attn_implementation or "sdpa")
+
+
+def implementations(roots: list[PreTrainedModel]) -> list[tuple[Target, str]]:
+    """Where attention implementations are named: the models, then the layers' own objects.
+
+    One for each configuration object, outermost models first. Layers hold another object than
+    their model where a wrapper has exchanged the model's (EncoderDecoderModel).
+    """
+    modules = [module for root in roots for module in root.modules()]
+    found: dict[int, Target] = {}
+    for module in modules:
+        if isinstance(module, PreTrainedModel):
+            found.setdefault(id(module.config), module)
+    for module in modules:
+        if (config := own_config(module)) is not None:
+            found.setdefault(id(config), config)
+    return [(target, implementation(target)) for target in found.values()]
+
+
+def use(target: Target, name: str) -> None:
+    """Sets the attention implementation; that of a model sets those inside as well."""
+    if isinstance(target, PreTrainedModel):
+        target.set_attn_implementation(name)
+    else:
+        target._attn_implementation = {"": name}  # its own alone
+
+
+def restore(previous: list[tuple[Target, str]]) -> None:
     """Sets the attention implementations that `implementations` has seen."""
-    for module, name in previous:
-        module.set_attn_implementation(name)
+    for target, name in previous:
+        use(target, name)
 
 
 def probe(
@@ -116,8 +145,8 @@ def probe(
     training = [(module, module.training) for module in model.modules()]
     Probe.calls = []
     try:
-        for root in roots:
-            root.set_attn_implementation(PROBE)
+        for target, _ in previous:
+            use(target, PROBE)
         model.eval()
         with torch.no_grad():
             called(**given)

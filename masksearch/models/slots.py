@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from masksearch.errors import AttachError
 from masksearch.masks.core import Mask
@@ -22,8 +21,12 @@ from masksearch.models.lowered import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from masksearch.contracts import GateBank
     from masksearch.masks.content import ContentMask
+    from masksearch.models.in_force import Hold
+    from masksearch.models.probe import Target
     from masksearch.models.resolved import Resolved
 
 SLOT = "masksearch_slot"  # where a module carries its slot, in its __dict__
@@ -280,11 +283,12 @@ class Attachment:
 
     what: dict[str, Any]  # part -> mask or gates, whole
     slots: dict[nn.Module, Slot]
-    previous: list[tuple[PreTrainedModel, str]]  # attention implementations, outermost first
+    previous: list[tuple[Target, str]]  # attention implementations, outermost first
     involved: list[PreTrainedModel]  # whose implementation becomes ours
     banks: dict[nn.Module, nn.Module] = field(default_factory=dict)  # gates -> module that draws
     contents: list[tuple[list[Resolved], nn.Module]] = field(default_factory=list)  # -> receiver
     hooks: list[Any] = field(default_factory=list)
+    hold: Hold | None = None  # the configurations, while it is in force
 
     @property
     def modules(self) -> list[nn.Module]:
