@@ -70,10 +70,11 @@ def farthest(mask: Mask, length: int) -> float:
     bounds = Bounds(steps, length)
     if not bounds.search(0):
         return float("inf")
+    bounds.search(int(bounds.upper.argmax()))
     if not bounds.open():
         return float(bounds.lower)
     some = twins(steps)
-    if some is not None and len(some) <= TABLE:
+    if some is not None and len(some) <= min(TABLE, length // 2):
         return of_cells(steps, some)
     if bounds.narrow():
         return float(bounds.lower)

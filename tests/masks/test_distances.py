@@ -77,14 +77,14 @@ def layout(length: int, block: int, density: float, seed: int) -> Mask:
     return masks.block_layout(drawn < density, block)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=20)
 @given(sized_trees(9))
 def test_every_mask_matches_matrix_powers(sized):
     length, mask = sized
     assert farthest(mask, length) == by_matrices(mask, length)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(unions())
 def test_masks_of_several_tiles_match_matrix_powers(sized):
     length, mask = sized
@@ -267,8 +267,12 @@ def test_long_masks_make_no_table(mask):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mask", "_"), SLOW_FORMS, ids=str)
-def test_long_masks_that_take_seconds_make_no_table(mask, _):
+@pytest.mark.parametrize(
+    "mask",
+    [masks.fixed(4, 1), masks.longformer(256, 16), masks.bigbird(192, 128, 3), masks.butterfly()],
+    ids=str,
+)
+def test_long_masks_that_take_seconds_make_no_table(mask):
     assert peak(lambda: farthest(mask, LONG)) < MOST
 
 
