@@ -13,8 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name
 from masksearch.masks.content import ContentMask
@@ -82,7 +85,7 @@ def attach(
             per forward pass; or a mapping from part names to those; or the path of a folder
             that `masksearch.save_pretrained` wrote.
         inputs: Keyword arguments of one forward pass, used to find the layers; by default a
-            few tokens, or one empty image.
+            few tokens, or one empty image, which not every model takes.
         backend: What computes: `"sdpa"` (with a bool mask), `"gather"` (block gather), `"flex"`
             (FlexAttention); `"auto"`, by a fixed rule from length, block density and device,
             which compiles nothing on the CPU; or `"fastest"`: the first call at each new length
@@ -97,7 +100,9 @@ def attach(
 
     Raises:
         AttachError: If the model does not go through transformers' attention interface, or has
-            several parts and none is named.
+            several parts and none is named; later, in a forward pass of the model, if it has
+            been given another attention implementation, is asked for output_attentions, or has
+            gates and re-entrant gradient checkpoints (`use_reentrant=False` works).
         UnknownNameError: If there is no such part or backend.
         LayerCountError, HeadCountError: If mask and model do not fit.
         TypeError: If `model` is no module, or `what` no mask and no gates.
@@ -156,11 +161,16 @@ def check_module(name: str, model: nn.Module) -> None:
     """Refuses what is no module."""
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}" if isinstance(model, type) else f"{model!r:.80}"
+        if isinstance(getattr(model, "model", None), nn.Module):  # a pipeline, a trainer
+            rest = ", mask" if name == "attach" else ""
+            got = f"{type(model).__name__}; give the model that it holds: ms.{name}(x.model{rest})"
         raise TypeError(f"{name} takes a model (torch.nn.Module) first, got {got}")
 
 
 def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
     """Takes mask or gates off again and restores the previous attention implementation.
+
+    Where the model has been given another one since, that stays.
 
     Raises:
         AttachError: If nothing is attached to this model and `missing_ok` is off.
@@ -190,7 +200,9 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
     attachment.hooks = [
-        where.register_forward_pre_hook(partial(draw_gates, cast(Any, bank)))
+        where.register_forward_pre_hook(
+            partial(draw_gates, cast(Any, bank), checkpointed(attachment, bank, where))
+        )
         for bank, where in attachment.banks.items()
     ] + [
         where.register_forward_pre_hook(partial(resolve_content, several), with_kwargs=True)
@@ -308,10 +320,46 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
         raise HeadCountError(f"the gates have {value.heads} heads, {named} {heads}")
 
 
-def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
-    """Pre-forward hook: one sample of the gates serves the whole forward pass."""
-    if Probe.calls is None:
-        bank.draw()
+def checkpointed(
+    attachment: Attachment, bank: nn.Module, where: nn.Module
+) -> list[GradientCheckpointingLayer]:
+    """The layers with these gates that gradient checkpoints may compute again."""
+    slots = attachment.slots.items()
+    gated = {module for module, slot in slots if cast(nn.Module, slot.bank) is bank}
+    layers = (each for each in where.modules() if isinstance(each, GradientCheckpointingLayer))
+    return [layer for layer in layers if gated & set(layer.modules())]
+
+
+def draw_gates(
+    bank: GateBank, layers: list[GradientCheckpointingLayer], model: nn.Module, inputs: Any
+) -> None:
+    """Pre-forward hook: one sample of the gates serves the whole forward pass.
+
+    Raises:
+        AttachError: If re-entrant checkpoints would go backward through it several times.
+    """
+    if Probe.calls is not None:
+        return
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        again = [layer for layer in layers if layer.gradient_checkpointing and layer.training]
+        if len(again) > 1 and reentrant(again[0]):
+            trained = cast(nn.Module, bank).parameters()
+            if any(parameter.requires_grad for parameter in trained):
+                raise AttachError(
+                    f"{type(model).__name__} has trainable gates, drawn once per forward pass, "
+                    "and re-entrant gradient checkpoints, which go backward through them once a "
+                    "layer; use the other kind: model.gradient_checkpointing_enable("
+                    '{"use_reentrant": False})'
+                )
+    bank.draw()
+
+
+def reentrant(layer: GradientCheckpointingLayer) -> bool:
+    """Whether a layer's checkpoints go backward by a call of their own, torch's default."""
+    function = getattr(layer, "_gradient_checkpointing_func", None)
+    if not isinstance(function, partial):
+        return False
+    return function.keywords.get("use_reentrant", function.func is checkpoint) is not False
 
 
 HOOKS = (draw_gates, resolve_content)

@@ -100,8 +100,8 @@ def refuse_weights(title: str) -> None:
     """Says that there are no attention weights."""
     raise AttachError(
         f"{title} is asked for output_attentions, and attention with a mask or gates attached "
-        "gives no weights; leave output_attentions off, or look at the weights without the mask: "
-        'ms.detach(model), then model.set_attn_implementation("eager")'
+        "gives no weights; leave output_attentions off, in the call and in model.config, or look "
+        'at the weights without it: ms.detach(model), model.set_attn_implementation("eager")'
     )
 
 
@@ -119,14 +119,18 @@ def in_force(model: nn.Module) -> Attachment | None:
 
 
 def refuse_others(model: nn.Module, configs: list[Any]) -> None:
-    """Refuses configurations that another attachment has under our name."""
+    """Refuses configurations that another attachment has, or that ask for attention weights."""
     earlier: Attachment | None = model.__dict__.get(ATTACHMENT)
     own = None if earlier is None else earlier.hold
 
     def others() -> bool:
         return any(HELD.get(id(config), own) is not own for config in configs)
 
-    if others() and gc.collect() is not None and others():  # a dropped model lives on in a cycle
+    if any(getattr(config, "output_attentions", False) for config in configs):
+        refuse_weights(type(model).__name__)
+    if others():
+        gc.collect()  # a dropped model lives on in its cycles
+    if others():
         raise AttachError(
             f"{type(model).__name__} already has a mask, put on through another module or through "
             "a model with the same configuration object; detach that one first, or make this "

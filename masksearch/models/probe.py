@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from masksearch.errors import AttachError
+from masksearch.errors import AttachError, MaskSearchError
 
 PROBE = "masksearch_probe"
 REACHABLE = (
@@ -21,6 +21,7 @@ REACHABLE = (
     "GPT-2, Llama, Qwen, T5, BART"
 )
 ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is told apart
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 BEYOND = {"s_aux": "attention sinks", "softcap": "a soft cap"}  # transformers' keyword -> what
 
 
@@ -116,19 +117,20 @@ def probe(
     """One forward pass without gradient that records every attention call in order.
 
     Raises:
-        AttachError: If no call is seen, no example can be made up, or the inputs lie elsewhere
-            than the model.
+        AttachError: If no call is seen, no example can be made up or the one that was fails, or
+            the inputs lie elsewhere than the model.
     """
     name = type(model).__name__
     if not roots:
         raise AttachError(f"{name} contains no Hugging Face model (PreTrainedModel)")
     devices = {parameter.device for parameter in model.parameters()}
-    if torch.device("meta") in devices:
+    elsewhere = offloaded(model)
+    if torch.device("meta") in devices and elsewhere is None:
         raise AttachError(
             f"{name} is on the meta device, so its layers cannot be found by a forward pass; "
             "load its weights first, or model.to_empty(device=...)"
         )
-    device = next(model.parameters()).device
+    device = elsewhere or next(model.parameters()).device
     called = model
     if inputs is None and len(roots) == 1 and passes_on(model):
         called = roots[0]  # within DataParallel, torch.compile, an adapter
@@ -136,7 +138,7 @@ def probe(
         called = called.base_model  # heads may ask for as many decoder as encoder positions
     given = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
     for key, value in given.items():
-        if isinstance(value, Tensor) and value.device not in devices:
+        if isinstance(value, Tensor) and value.device not in devices and elsewhere is None:
             raise AttachError(
                 f"inputs[{key!r}] is on {value.device}, {name} on {device}; "
                 f"move it there: inputs[{key!r}].to({str(device)!r})"
@@ -151,6 +153,10 @@ def probe(
         with torch.no_grad():
             called(**given)
         calls = Probe.calls
+    except FAILURES as error:
+        if inputs is not None or isinstance(error, (MaskSearchError, torch.OutOfMemoryError)):
+            raise
+        raise AttachError(failed(called, given, error)) from error
     finally:
         Probe.calls = None
         restore(previous)
@@ -162,6 +168,29 @@ def probe(
             f"it; models that do include {REACHABLE}"
         )
     return calls
+
+
+def failed(called: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str:
+    """What to do where a forward pass with made-up inputs fails."""
+    tried = ", ".join(f"{key} {list(value.shape)}" for key, value in given.items())
+    real = ", ".join(f'"{key}": batch["{key}"]' for key in given)
+    why = str(error).partition("\n")[0]
+    return (
+        f"the layers of {type(called).__name__} are found by a forward pass, and one with made-up "
+        f"inputs ({tried}) failed: {type(error).__name__}: {why:.200}; give the arguments of one "
+        f"that works, all that the model needs: ms.attach(model, mask, inputs={{{real}}})"
+    )
+
+
+def offloaded(model: nn.Module) -> torch.device | None:
+    """Where accelerate computes a model whose weights it keeps elsewhere; None for others."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(each, "execution_device", None)
+            if getattr(each, "offload", False) and device is not None:
+                return torch.device(device)
+    return None
 
 
 def passes_on(model: nn.Module) -> bool:
@@ -197,9 +226,15 @@ def example_inputs(
         dtype = next(model.parameters()).dtype
         made["pixel_values"] = torch.zeros(1, channels, height, width, device=device, dtype=dtype)
     if not made:
+        inner = [name for name, module in model.named_modules() if module is root and name]
+        other = "".join(
+            f", or attach to the {type(root).__name__} inside: "
+            f'ms.attach(model.get_submodule("{name}"), mask)'
+            for name in inner[:1]
+        )
         raise AttachError(
             f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
-            "example arguments, so that the attention layers can be found"
+            f"example arguments, so that the attention layers can be found{other}"
         )
     if "decoder_input_ids" in names:
         made["decoder_input_ids"] = tokens(DECODER)
