@@ -10,8 +10,7 @@ done in parts that fit the cache. It follows the mask's block density; no n x n 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masksearch.errors import HeadCountError, LengthError
-from masksearch.models.gather_pieces import Bundle, Run
-from masksearch.models.gather_plan import GatherPlan
+from masksearch.models.gather_pieces import Bundle
+from masksearch.models.gather_plan import GatherPlan, Part, work
 
 __all__ = ["Bundle", "GatherPlan", "gather_attention"]
 
-IN_CACHE = 1 << 18  # numbers of the keys that one CPU thread gathers at a time
+IN_CACHE = 3 << 15  # numbers of the keys that one CPU thread gathers at a time
+FEW = 64  # keys up to which three plain calls are faster than the flash kernel
 ON_DEVICE = 1 << 24  # the same where there is no such cache
 CPU = torch.ops.aten  # the two functions behind scaled_dot_product_attention on CPU
 
@@ -109,58 +109,6 @@ def checked(
             f"visible is bool [batch, n] = [{batch}, {length}], got {visible.dtype} "
             f"{list(visible.shape)}"
         )
-
-
-class Part(NamedTuple):
-    """What is computed in one call: some pieces of one bundle for some groups.
-
-    Args:
-        groups: Which groups; None = all.
-        pieces: Number of pieces.
-        queries: int32 `[pieces x query units]`.
-        keys: int32 `[pieces x key units]`.
-        bias: 0, and -inf where the mask forbids a cell, `[pieces | 1, queries, keys]` of the
-            states' type; None = nothing is forbidden.
-        run: How the pieces follow each other; None where they are not evenly spaced.
-    """
-
-    groups: slice | None
-    pieces: int
-    queries: Tensor
-    keys: Tensor
-    bias: Tensor | None
-    run: Run | None
-
-    def of(self, states: Tensor) -> Tensor:
-        """The states of the part's groups."""
-        return states if self.groups is None else states[self.groups]
-
-
-def work(plan: GatherPlan, states: Tensor, most: int) -> Iterator[Part]:
-    """The plan in parts that gather about `most` numbers of the keys.
-
-    Args:
-        plan: The plan.
-        states: `[groups, units, unit x width]`.
-        most: Numbers.
-    """
-    groups, _, size = states.shape
-    for bundle in plan.bundles:
-        pieces, keys = bundle.keys.shape
-        fitting = max(1, most // (keys * size))  # pieces of one group
-        together = min(pieces, max(1, fitting // groups))
-        at_once = min(groups, max(1, fitting // together))
-        bias = bundle.bias(slice(0, 0), plan.unit, states.dtype) if bundle.shares_cells else None
-        for first in range(0, pieces, together):
-            some = slice(first, first + together)
-            if not bundle.shares_cells:
-                bias = bundle.bias(some, plan.unit, states.dtype)
-            run = bundle.run.after(first) if bundle.run else None
-            count = min(together, pieces - first)
-            places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
-            for start in range(0, groups, at_once):
-                group = None if at_once == groups else slice(start, start + at_once)
-                yield Part(group, count, *places, bias, run)
 
 
 def gathered(states: Tensor, part: Part, units: Tensor, unit: int) -> Tensor:
@@ -293,6 +241,77 @@ def write(part: Part, unit: int, states: Tensor, found: Tensor, *, to_keys: bool
         place.add_(found[:, :, start * unit : end * unit])
 
 
+def attend(
+    part: Part,
+    unit: int,
+    states: list[Tensor],
+    seen: Tensor | None,
+    scaling: float,
+    result: Tensor,
+    trains: bool,
+) -> Tensor | None:
+    """Adds one part's attention to the result.
+
+    All that it gathers is free again on return, so that the next part's takes the same places
+    in the cache.
+
+    Args:
+        part: The work.
+        unit: Positions of a unit.
+        states: Queries, keys and values.
+        seen: Visible keys; None = all.
+        scaling: Factor of the scores.
+        result: Where the attention is added.
+        trains: Whether a gradient is asked for.
+
+    Returns:
+        The log-sum-exp of the scores, where a gradient needs it.
+    """
+    q, k, v = read(part, unit, states[:1], states[1:])
+    bias = bias_of(part, seen, unit, q)
+    if k.shape[2] <= FEW and bias is None and not trains and q.dtype.itemsize >= 4:
+        rows, columns, weighed = (some.flatten(0, 1) for some in (q, k, v))
+        scores = torch.baddbmm(q.new_zeros(()), rows, columns.mT, beta=0, alpha=scaling)
+        write(part, unit, result, scores.softmax(-1).bmm(weighed).view(q.shape))
+        return None
+    found, total = CPU._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=bias, scale=scaling
+    )
+    write(part, unit, result, found)
+    return total if trains else None
+
+
+def attend_backward(
+    part: Part,
+    unit: int,
+    queries: list[Tensor],
+    keys: list[Tensor],
+    seen: Tensor | None,
+    total: Tensor,
+    scaling: float,
+    grads: list[Tensor],
+) -> None:
+    """Adds one part's gradients to those of queries, keys and values.
+
+    Args:
+        part: The work.
+        unit: Positions of a unit.
+        queries: The result's gradient, the queries and the result.
+        keys: Keys and values.
+        seen: Visible keys; None = all.
+        total: Log-sum-exp of the scores.
+        scaling: Factor of the scores.
+        grads: Where the gradients are added.
+    """
+    up, q, found, k, v = read(part, unit, queries, keys)
+    bias = bias_of(part, seen, unit, q)
+    some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
+        up, q, k, v, found, total, 0.0, False, attn_mask=bias, scale=scaling
+    )
+    for states, piece, to_keys in zip(grads, some, (False, True, True), strict=True):
+        write(part, unit, states, piece, to_keys=to_keys)
+
+
 class InCache(torch.autograd.Function):
     """Attention on CPU, which gathers again in the backward pass: nothing gathered is kept."""
 
@@ -319,15 +338,12 @@ class InCache(torch.autograd.Function):
             scaling: Factor of the scores.
         """
         result = torch.zeros_like(query)
-        sums = []  # log-sum-exp of each part's scores
-        for part in work(plan, query, IN_CACHE * torch.get_num_threads()):
-            q, k, v = read(part, plan.unit, [query], [key, value])
-            bias = bias_of(part, seen, plan.unit, q)
-            found, total = CPU._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, 0.0, False, attn_mask=bias, scale=scaling
-            )
-            write(part, plan.unit, result, found)
-            sums.append(total)
+        trains = any(ctx.needs_input_grad)
+        parts = work(plan, query, IN_CACHE * torch.get_num_threads(), keeps=True)
+        sums = [  # log-sum-exp of each part's scores
+            attend(part, plan.unit, [query, key, value], seen, scaling, result, trains)
+            for part in parts
+        ]
         ctx.save_for_backward(query, key, value, seen, result, *sums)
         ctx.plan, ctx.scaling = plan, scaling
         return result
@@ -339,13 +355,8 @@ class InCache(torch.autograd.Function):
         query, key, value, seen, result, *sums = ctx.saved_tensors
         plan, grad = ctx.plan, grad.contiguous()
         grads = [torch.zeros_like(states) for states in (query, key, value)]
-        parts = work(plan, query, IN_CACHE * torch.get_num_threads())
+        parts = work(plan, query, IN_CACHE * torch.get_num_threads(), keeps=True)
+        queries, keys = [grad, query, result], [key, value]
         for part, total in zip(parts, sums, strict=True):
-            up, q, found, k, v = read(part, plan.unit, [grad, query, result], [key, value])
-            bias = bias_of(part, seen, plan.unit, q)
-            some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
-                up, q, k, v, found, total, 0.0, False, attn_mask=bias, scale=ctx.scaling
-            )
-            for states, piece, to_keys in zip(grads, some, (False, True, True), strict=True):
-                write(part, plan.unit, states, piece, to_keys=to_keys)
+            attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads)
         return (*grads, None, None, None)

@@ -1,5 +1,8 @@
 """Block-gather attention equals dense attention with the same mask, gradients included."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,10 +60,13 @@ def check(
     """Compares with dense attention under the table, bool `[heads, n, n]`."""
     given = given or states(table.shape[0], table.shape[1], batch)
     table = table[None] if visible is None else table & visible[:, None, None]
-    ours = outcome(
-        lambda q, k, v: gather_attention(q, k, v, plan, scaling=SCALING, visible=visible), given
-    )
-    for mine, reference in zip(ours, dense_outcome(given, table), strict=True):
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return gather_attention(q, k, v, plan, scaling=SCALING, visible=visible)
+
+    dense = dense_outcome(given, table)
+    ours = [attend(*given), *outcome(attend, given)]
+    for mine, reference in zip(ours, [dense[0], *dense], strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-9)
 
 
@@ -190,6 +196,44 @@ def test_autocast_computes_in_its_type():
         lambda *some: gather_attention(*[s.bfloat16() for s in some], plan, scaling=SCALING), given
     )
     assert all(map(torch.equal, ours, low))
+
+
+def test_pieces_of_few_keys_equal_dense_in_each_type_without_a_gradient():
+    """Blocks of 64 that read one block are computed by other calls than those that read more."""
+    layout = torch.eye(4, dtype=torch.bool).repeat(2, 1, 1)
+    layout[0, 1, 3] = layout[1, 0] = layout[1, 2, 0] = True
+    table = layout.repeat_interleave(64, 1).repeat_interleave(64, 2)
+    plan, given = GatherPlan.of_table(table), states(2, 256)
+    fits = [bundle.keys.shape[1] * plan.unit <= kernels.FEW for bundle in plan.bundles]
+    assert set(fits) == {True, False}
+    dense = F.scaled_dot_product_attention(*given, table, scale=SCALING)
+    for dtype, error in ((torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 1e-2)):
+        low = [tensor.to(dtype) for tensor in given]
+        mine = gather_attention(*low, plan, scaling=SCALING)
+        torch.testing.assert_close(mine.double(), dense, rtol=error, atol=error)
+
+
+def test_a_plan_keeps_its_parts_for_few_shapes_and_copies_go_without():
+    mask = masks.per_head([masks.window(5), masks.random_keys(1, 0)])
+    plan = GatherPlan.of_mask(mask, 150, block=16)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return gather_attention(q, k, v, plan, scaling=SCALING)
+
+    with torch.inference_mode():  # what is prepared here serves training too
+        first = attend(*states(2, 150, batch=3))
+    (kept,) = plan.kept.values()
+    assert any(part.bias is not None for part in kept)
+    again = outcome(attend, states(2, 150, batch=3))
+    assert [id(parts) for parts in plan.kept.values()] == [id(kept)]
+    torch.testing.assert_close(again[0], first)
+    for batch in (1, 2, 3, 4, 5):
+        check(plan, mask.dense(150, 1, 2)[0], batch=batch)
+    assert len(plan.kept) <= 2
+    for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan)), plan.to("cpu")):
+        assert not copied.kept
+        assert (copied.length, copied.heads, copied.block, copied.unit) == (150, 2, 16, 16)
+        check(copied, mask.dense(150, 1, 2)[0])
 
 
 def test_transposed_inputs_and_checkpointing_change_nothing():
