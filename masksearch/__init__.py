@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         NonFiniteLossError,
         ResumeError,
         SearchError,
+        UncountedHops,
         UnknownNameError,
     )
     from masksearch.evaluators.cached import Cached
@@ -135,6 +136,7 @@ LAZY = {
     "Study": "masksearch.driver",
     "SwagEvaluator": "masksearch.evaluators.swag",
     "Together": "masksearch.executors.together",
+    "UncountedHops": "masksearch.errors",
     "UnknownNameError": "masksearch.errors",
     "WithCost": "masksearch.evaluators.with_cost",
     "attach": "masksearch.models.attach",
@@ -217,6 +219,7 @@ __all__ = [
     "Study",
     "SwagEvaluator",
     "Together",
+    "UncountedHops",
     "UnknownNameError",
     "WithCost",
     "attach",

@@ -72,8 +72,8 @@ def show(
 ) -> None:
     """What a mask is: sparsity, block density, empty rows, and a picture."""
     from masksearch.choices import read_mask
+    from masksearch.errors import UncountedHops
     from masksearch.masks.measure import hops
-    from masksearch.masks.relations import UncountedHops
     from masksearch.masks.tiles import row_counts, tile_view
     from masksearch.printing import sketch
 

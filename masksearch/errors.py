@@ -50,6 +50,10 @@ class ResumeError(MaskSearchError, RuntimeError):
     """A run folder that belongs to another search."""
 
 
+class UncountedHops(MaskSearchError, ValueError):
+    """Hops of a long mask that would take a table of all cells, or hours."""
+
+
 class UnknownNameError(MaskSearchError, ValueError):
     """A name that is not among the known ones."""
 

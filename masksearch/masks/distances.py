@@ -18,6 +18,7 @@ from functools import reduce
 import numpy as np
 import torch
 
+from masksearch.errors import UncountedHops
 from masksearch.masks.core import Mask
 from masksearch.masks.products import after
 from masksearch.masks.reachability import hops
@@ -27,7 +28,6 @@ from masksearch.masks.relations import (
     Numbers,
     Relation,
     TooManyPatterns,
-    UncountedHops,
     Words,
     bits_of,
     cells,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksearch.errors import MaskSearchError
+from masksearch.errors import UncountedHops
 from masksearch.masks.bands import Band, bands, joined, numbered, packed, settled, unpacked
 from masksearch.masks.core import Mask
 
@@ -28,10 +28,6 @@ BIT = np.left_shift(np.uint64(1), np.arange(SIDE, dtype=np.uint64))
 FEWEST = 1 << 16  # distinct patterns that a relation of any length may have: 32 MiB
 PAIRS = 1 << 15  # distinct pairs of patterns that one step of a product may meet
 EXPANDED = 1 << 13  # patterns whose chosen rows are joined together
-
-
-class UncountedHops(MaskSearchError, ValueError):
-    """Hops that would take a table of all cells, or hours."""
 
 
 class TooManyPatterns(Exception):

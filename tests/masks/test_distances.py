@@ -13,12 +13,12 @@ from mask_trees import sized_trees
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError, HeadCountError, LengthError
+from masksearch.errors import EmptyRowError, HeadCountError, LengthError, UncountedHops
 from masksearch.masks import distances, products, relations
 from masksearch.masks.distances import Bounds, by_powers, by_sources, farthest
 from masksearch.masks.measure import hops, measures
 from masksearch.masks.products import after, joined_tiles
-from masksearch.masks.relations import TooManyPatterns, UncountedHops, bits_of
+from masksearch.masks.relations import TooManyPatterns, bits_of
 
 LONG = 65536
 MOST = 160 * 2**20  # bytes; a table of LONG takes 512 MiB as bits and 4 GiB as bools
