@@ -11,7 +11,7 @@ import torch
 from masksearch.masks.combinators import Both, Complement, Either, PerHead, PerLayer
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.expression import family_of
-from masksearch.masks.layouts import BlockLayout, Columns
+from masksearch.masks.layouts import Axial, BlockLayout, Columns
 from masksearch.masks.patterns import GlobalTokens, Offsets, RandomKeys, Shifts
 from masksearch.masks.tables import Table, Toeplitz
 
@@ -39,7 +39,10 @@ def description_bits(mask: Mask, table: DenseMask) -> float:
 
 
 def expression_bits(mask: Mask, length: int) -> float:
-    """Bits of an expression; a hand-designed family at its defaults costs one name."""
+    """Bits of an expression; a hand-designed family at its defaults costs one name.
+
+    A block layout costs its name, its block size, and the set of its kept blocks.
+    """
     number = math.log2(length + 1)
     if isinstance(mask, Either) and family_of(mask):
         return WORD
@@ -55,7 +58,11 @@ def expression_bits(mask: Mask, length: int) -> float:
         case GlobalTokens(positions=members) | Columns(positions=members):
             first = members == tuple(range(len(members)))
             return WORD + 1 + (number if first else float(set_bits(len(members), length)))
-        case Table() | Toeplitz() | BlockLayout() | RandomKeys() | PerHead() | PerLayer():
+        case Axial(prefix=prefix):
+            return WORD + 1 + number * (3 if prefix else 2)
+        case BlockLayout(bits=bits):
+            return WORD + number + float(set_bits(int(bits.sum()), bits.numel()))
+        case Table() | Toeplitz() | RandomKeys() | PerHead() | PerLayer():
             raise TypeError(f"{mask.kind} has no description in names and whole numbers")
     return WORD + number * len(dataclasses.fields(cast(Any, mask)))
 

@@ -26,8 +26,10 @@ class NearestFamily:
     """A structured mask, and how well it explains a table.
 
     Args:
-        mask: The mask, of any length; no row is empty at the table's length.
-        text: Its expression, which `masksearch.masks.parse` reads back.
+        mask: The mask, of any length but where it has an `axial` grid or a `block_layout`, which
+            end with the table; no row is empty at the table's length.
+        text: Its expression, which `masksearch.masks.parse` reads back, unless it has a block
+            layout of more than 160 blocks: there it shows shape and digest.
         iou: Kept cells in common over kept cells of either, in [0, 1].
         missing: Cells that the table keeps and the mask does not, over all layers and heads.
         extra: Cells that the mask keeps and the table does not, likewise.
@@ -55,17 +57,22 @@ def nearest_family(
 
     Candidates are unions of `window`, `dilated`, `stride`, `blocks`, `block_columns`,
     `powers_of_two`, `full`, `causal`, the hand-designed families, a set of `offsets`, one of
-    `shifts` and one of `global_tokens`, grown in up to four steps; each also within `causal()`
-    or without the diagonal; one for all planes, or one per head, per layer, or both. The random
-    keys of BigBird are noise here: what is left of it is its window and its global tokens.
+    `shifts`, one of `global_tokens` and one of `columns`, `axial` with every factorisation of n
+    (or of n - 1, behind one prefix token), `butterfly` and a `block_layout` at the block sizes
+    that divide n, grown in up to four steps; each also within `causal()` or without the diagonal;
+    one for all planes, or one per head, per layer, or both. The recipes `a_shape` and
+    `vertical_slash` are found as the unions that they are. The random keys of BigBird are noise
+    here: what is left of it is its window and its global tokens.
 
     The choice is by minimum description length. An expression costs 5 bits a name or operator,
-    log2(n + 1) a number, and log2 of the number of sets of that size for a list; the cells where
-    it is wrong cost log2 of the number of such sets of cells; a size m costs 2 log2(m + 1) + 1.
-    So noise is not explained by a long list of shifts. Where heads or layers have masks of their
-    own, each also pays for its own errors. The search is a beam search. It is exact for a single
-    part with whole numbers, up to gaps of 32 and 4 last columns of a block; it takes seconds for
-    a few heads at n = 512.
+    log2(n + 1) a number, and log2 of the number of sets of that size for a list or for the kept
+    blocks of a layout; the cells where it is wrong cost log2 of the number of such sets of cells;
+    a size m costs 2 log2(m + 1) + 1. So noise is not explained by a long list of shifts. Where
+    heads or layers have masks of their own, each also pays for its own errors. The search is a
+    beam search. It is exact for a single part with whole numbers, up to gaps of 32, 4 last
+    columns of a block and butterflies whose block divides n; grids, butterflies and layouts are
+    weighed only where they are shorter than the list of the cells. It takes seconds for a few
+    heads at n = 512.
 
     An expression with an empty row at this length is joined with the diagonal, `window(0)`;
     `bits` and `explained` are the judgement before that, the other figures count it.

@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from masksearch.masks import families
 from masksearch.masks.combinators import Complement, Either, joined
 from masksearch.masks.core import Mask, Points, grid
 from masksearch.masks.description import WORD, error_bits, expression_bits, set_bits
+from masksearch.masks.layouts import Axial, BlockLayout, Butterfly, Columns
 from masksearch.masks.patterns import (
     BlockColumns,
     Blocks,
@@ -31,18 +34,20 @@ from masksearch.masks.patterns import (
 
 LASTS = 4  # most columns of a block that block_columns and fixed are tried with
 FIRST, WIDTH = 8, 2  # unions that are carried on from the first round, and from a later one
+FURTHER = (Columns, Axial, Butterfly, BlockLayout)  # unions with one of them: WIDTH of their own
 ROUNDS = 4  # most additions to a union
 GAPS = 32  # largest gap that dilated is tried with, in positions
 KINDS = 7  # kinds of offset patterns: full, causal, or (the families), window, ..
 LIKELY, COMPLETED = 64, 2  # offset patterns that further offsets are weighed for, and tried with
 ORDER: list[type[Mask]] = [  # of the parts in a union, as the families have it
-    *(Full, Causal, Window, Dilated, Stride, Blocks, BlockColumns),
-    *(Offsets, PowersOfTwo, Shifts, GlobalTokens),
+    *(Full, Causal, Columns, Window, Dilated, Stride, Blocks, BlockColumns),
+    *(Axial, Butterfly, BlockLayout, Offsets, PowersOfTwo, Shifts, GlobalTokens),
 ]
-SETS: dict[type[Offsets] | type[Shifts] | type[GlobalTokens], str] = {
+SETS: dict[type[Offsets] | type[Shifts] | type[GlobalTokens] | type[Columns], str] = {
     Offsets: "distances",
     Shifts: "steps",
     GlobalTokens: "positions",
+    Columns: "positions",
 }
 
 
@@ -55,12 +60,16 @@ class Pool:
         offsets: float64 `[patterns, 2n - 1]`, 1 where a pattern keeps j - i = column - n + 1.
         price: float64 `[patterns]`, bits of each expression.
         sizes: int64 `[sizes]`, sizes of blocks.
+        grids: One `Axial` for every way to write n, and n - 1 behind a prefix, as a product.
+        butterflies: The blocks `[nb, nb]` that a butterfly keeps, for all sizes that divide n.
     """
 
     patterns: list[Mask]
     offsets: Tensor
     price: Tensor
     sizes: Tensor
+    grids: list[Axial]
+    butterflies: dict[int, Tensor]
 
     @staticmethod
     @lru_cache(maxsize=2)
@@ -81,7 +90,22 @@ class Pool:
         at = Points(torch.zeros_like(offset), offset, length)
         kept = torch.stack([mask.allows(at) for mask in found])
         price = torch.tensor([expression_bits(mask, length) for mask in found]).double()
-        return Pool(found, kept.double(), price, torch.arange(2, max(3, length // 2 + 1)))
+        sizes = torch.arange(2, max(3, length // 2 + 1))
+        grids = [
+            Axial((length - front) // columns, columns, front)
+            for front in (0, 1)
+            for columns in divisors(length - front)
+        ]
+        butterflies = {
+            size: Butterfly().dense(length // size)[0, 0].double()
+            for size in (1, *divisors(length))
+        }
+        return Pool(found, kept.double(), price, sizes, grids, butterflies)
+
+
+def divisors(number: int) -> list[int]:
+    """The whole numbers between 1 and the number, both excluded, that divide it."""
+    return [size for size in range(2, number // 2 + 1) if number % size == 0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +123,11 @@ class State:
     bits: float
     wrong: int
     cover: Tensor
+
+    @property
+    def further(self) -> bool:
+        """Whether one of the parts is of FURTHER."""
+        return any(isinstance(part, FURTHER) for part in self.parts)
 
 
 class UnionSearch:
@@ -139,67 +168,139 @@ class UnionSearch:
     def within(self, outside: Tensor, limit: Mask | None) -> tuple[Mask, float]:
         """The best union of parts, kept within a limit (`outside` are the cells beyond it)."""
         self.outside, self.limit = outside, limit
-        best = self.state(())
-        beam = [best]
+        empty = self.state(())
+        beams: dict[bool, list[State]] = {False: [empty], True: []}  # the latter with FURTHER
+        best = {False: empty, True: empty}
         for _ in range(ROUNDS):
-            shortest: dict[tuple[str, ...], State] = {}  # of every combination of kinds
-            for grown in (state for earlier in beam for state in self.grown(earlier)):
-                kinds = tuple(part.kind for part in grown.parts)
-                if grown.bits < min(best.bits, shortest.get(kinds, best).bits):
-                    shortest[kinds] = grown
-            if not shortest:
-                break
-            beam = sorted(shortest.values(), key=lambda state: state.bits)
-            beam = beam[: WIDTH if best.parts else FIRST]
-            best = beam[0]
-        for part in best.parts if len(best.parts) > 1 else ():  # was it right before the others?
+            shortest: dict[bool, dict[tuple[str, ...], State]] = {False: {}, True: {}}
+            for grown in (g for one in chain(*beams.values()) for g in self.grown(one)):
+                kinds, known = tuple(part.kind for part in grown.parts), shortest[grown.further]
+                earlier = (best[False], best[grown.further], known.get(kinds, empty))
+                if grown.bits < min(state.bits for state in earlier):
+                    known[kinds] = grown
+            width = WIDTH if best[False].parts else FIRST
+            for further, states in shortest.items():  # the best of each combination of kinds
+                most = best[False].bits if further else math.inf
+                beam = sorted((s for s in states.values() if s.bits < most), key=lambda s: s.bits)
+                beams[further] = beam[: WIDTH if further else width]
+                best[further] = beam[0] if beam else best[further]
+        found = min(self.revised(best[False], False), best[True], key=lambda state: state.bits)
+        found = self.revised(found, True) if found.further else found
+        return self.limited(found.parts), found.bits
+
+    def revised(self, best: State, further: bool) -> State:
+        """The union with each part chosen anew: was it right before the others came?"""
+        for part in best.parts if len(best.parts) > 1 else ():
             rest = self.state(tuple(other for other in best.parts if other != part))
-            best = min(best, rest, *self.grown(rest), key=lambda state: state.bits)
-        return self.limited(best.parts), best.bits
+            best = min(best, rest, *self.grown(rest, further), key=lambda state: state.bits)
+        return best
 
     def limited(self, parts: tuple[Mask, ...]) -> Mask:
         """The expression of a union within the limit."""
         union = parts[0] if len(parts) == 1 else Either(parts)
         return union if self.limit is None else union & self.limit
 
-    def grown(self, state: State) -> Iterator[State]:
-        """The state with further parts: the best of every kind."""
+    def grown(self, state: State, further: bool = True) -> Iterator[State]:
+        """The state with more parts: the best of every kind, those of FURTHER where wanted."""
         weight = self.weight.masked_fill(self.outside | state.cover, 0)
-        for parts in self.candidates(weight, state.wrong):
-            together = self.state(merged(*state.parts, *parts))
+        options = self.candidates(weight, state.wrong)
+        if further:
+            options = chain(options, self.by_layout(weight, state))
+        for parts in options:
+            together = self.state(merged(*state.parts, *parts), state.cover, parts)
             if together.wrong < state.wrong or not state.parts:
                 yield together
 
-    def state(self, parts: tuple[Mask, ...]) -> State:
-        """The union of some parts and what it costs; the empty union explains nothing."""
-        cover = torch.zeros_like(self.outside)
-        for part in parts:
-            cover = cover | part.allows(self.at)
+    def state(
+        self, parts: tuple[Mask, ...], cover: Tensor | None = None, new: tuple[Mask, ...] = ()
+    ) -> State:
+        """The union of some parts and what it costs; the empty union explains nothing.
+
+        Where the `cover` of all but the `new` parts is known, only those are looked at.
+        """
+        if cover is None:
+            cover, new = torch.zeros_like(self.outside), parts
+        for part in new:
+            cover = cover | self.cells_of(part)
         cover = cover & ~self.outside
-        wrong = self.kept - int(self.weight[cover].sum())
+        wrong = self.kept - int((self.weight * cover).sum())
         bits = math.inf
         if cover.any():
             bits = expression_bits(self.limited(parts), self.length) + float(self.errors(wrong))
         return State(parts, bits, wrong, cover)
 
+    def cells_of(self, part: Mask) -> Tensor:
+        """The cells of a part, bool `[n, n]` or what broadcasts to it."""
+        if not part.by_offset:
+            return part.allows(self.at)
+        offset = torch.arange(1 - self.length, self.length)
+        kept = part.allows(Points(torch.zeros_like(offset), offset, self.length))
+        return kept.unfold(0, self.length, 1).flip(0)
+
     def candidates(self, weight: Tensor, wrong: int) -> Iterator[tuple[Mask, ...]]:
         """Parts to add, given what each cell still gains and how many cells are wrong."""
-        length = self.length
-        along = torch.zeros(2 * length - 1, dtype=torch.float64)
-        along.index_add_(0, (self.offset + length - 1).flatten(), weight.flatten())
+        along = torch.zeros(2 * self.length - 1, dtype=torch.float64)
+        along.index_add_(0, (self.offset + self.length - 1).flatten(), weight.flatten())
         yield from self.by_offset(along, wrong)
         yield from self.by_block(weight, wrong)
-        # global tokens: the first ones, and any
         own = weight.sum(0) + weight.sum(1) - weight.diagonal()
-        for first in (True, False):
-            order = torch.arange(length) if first else own.argsort(descending=True, stable=True)
-            order = order if first else order[own[order] > 0]
+        for order, price in self.orders(own):
             crossing = weight[order][:, order].fill_diagonal_(0)  # in a row and in a column
             gain = own[order].cumsum(0) - crossing.cumsum(0).cumsum(1).diagonal()
-            if len(gain):
-                price = 0.0 if first else set_bits(torch.arange(1, len(gain) + 1), length)
-                count = int((price + self.errors(wrong - gain)).argmin()) + 1
-                yield (GlobalTokens(tuple(order[:count].tolist())),)
+            count = int((price + self.errors(wrong - gain)).argmin()) + 1
+            yield (GlobalTokens(tuple(order[:count].tolist())),)
+
+    def orders(self, own: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Orders to take positions in, given their gains `[n]`, and bits of taking so many.
+
+        First the positions from the beginning, then those that gain most.
+        """
+        yield torch.arange(self.length), torch.zeros(1)
+        order = own.argsort(descending=True, stable=True)
+        order = order[own[order] > 0]
+        if len(order):
+            yield order, set_bits(torch.arange(1, len(order) + 1), self.length)
+
+    def by_layout(self, weight: Tensor, state: State) -> Iterator[tuple[Mask, ...]]:
+        """Key columns, and the axial mask, the butterfly and the block layout that are best.
+
+        The last three must at least save what they cost, lest noise gets such a name.
+        """
+        wrong, own = state.wrong, weight.sum(0)
+        for order, price in self.orders(own):
+            bits = price + self.errors(wrong - own[order].cumsum(0))
+            yield (Columns(tuple(order[: int(bits.argmin()) + 1].tolist())),)
+        parts, gain = zip(*self.in_tiles(weight, wrong), strict=True)
+        price = torch.tensor([expression_bits(p, self.length) for p in parts]).double()
+        bits = price + self.errors(wrong - torch.tensor(gain, dtype=torch.float64))
+        most = float(self.errors(wrong)) - (WORD if state.parts else 0)
+        kinds: set[str] = set()
+        for index in bits.argsort(stable=True).tolist():
+            if parts[index].kind not in kinds and float(bits[index]) < most:
+                yield (parts[index],)
+            kinds.add(parts[index].kind)
+
+    def in_tiles(self, weight: Tensor, wrong: int) -> Iterator[tuple[Mask, float]]:
+        """Axial masks, butterflies, and the best layout of every block size, with their gains."""
+        for axial in self.pool.grids:
+            yield axial, grid_gain(weight, axial)
+        sums = torch.zeros(self.length + 1, self.length + 1, dtype=torch.float64)
+        sums[1:, 1:] = weight.cumsum(0).cumsum(1)
+        for size, kept in self.pool.butterflies.items():
+            tiles = sums[::size, ::size].diff(dim=0).diff(dim=1)
+            yield Butterfly(size), float((tiles * kept).sum())
+            if size > 1:
+                yield self.layout(tiles, size, wrong)
+
+    def layout(self, tiles: Tensor, size: int, wrong: int) -> tuple[Mask, float]:
+        """The best layout at a block size and its gain, given what every block gains.
+
+        Blocks that gain the same are all kept or none: in between, the bits are concave.
+        """
+        value, count = np.unique(-tiles.numpy(), return_counts=True)
+        kept, gain = torch.from_numpy(count.cumsum()), torch.from_numpy(-(value * count).cumsum())
+        best = int((set_bits(kept, tiles.numel()) + self.errors(wrong - gain)).argmin())
+        return BlockLayout(tiles >= -value[best], size), float(gain[best])
 
     def by_offset(self, along: Tensor, wrong: int) -> Iterator[tuple[Mask, ...]]:
         """Patterns and sets of offsets, given the gain `[2n - 1]` of each j - i."""
@@ -277,6 +378,15 @@ class UnionSearch:
         return error_bits(wrong, self.cells)
 
 
+def grid_gain(weight: Tensor, axial: Axial) -> float:
+    """What an axial mask gains: its grid's rows and columns, and the prefix's."""
+    front, inner = axial.prefix, weight[axial.prefix :, axial.prefix :]
+    cells = inner.reshape(axial.rows, axial.columns, axial.rows, axial.columns)
+    gain = cells.diagonal(dim1=0, dim2=2).sum() + cells.diagonal(dim1=1, dim2=3).sum()
+    gain += weight[:front].sum() + weight[front:, :front].sum()
+    return float(gain - inner.diagonal().sum())  # which is in a row and in a column
+
+
 def merged(*parts: Mask) -> tuple[Mask, ...]:
     """The parts of a union side by side in the order of the families, like sets as one."""
     flat = joined(Either, *parts)
@@ -284,9 +394,5 @@ def merged(*parts: Mask) -> tuple[Mask, ...]:
     for kind, field in SETS.items():
         members = [number for p in flat if isinstance(p, kind) for number in getattr(p, field)]
         found += [kind(tuple(members))] if members else []
-    return tuple(sorted(found, key=place))
-
-
-def place(part: Mask) -> tuple[int, str]:
-    """Where a part stands in a union."""
-    return ORDER.index(type(part)), str(part)
+    alike = len({type(part) for part in found}) < len(found)
+    return tuple(sorted(found, key=lambda p: (ORDER.index(type(p)), str(p) if alike else "")))
