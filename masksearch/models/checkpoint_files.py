@@ -21,6 +21,11 @@ FILES = (  # what is downloaded: no pickle, no code
     "merges.txt",
     "*.model",
 )
+CONFIG = "config.json"
+OTHERS = (
+    "adapter_config.json",
+    "shard-*.safetensors",
+)  # transformers adds or prefers their weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -120,6 +125,44 @@ def weight_files(folder: Path) -> list[Path]:
         if not file.is_file():
             raise DataError(f"{index.name} names {file.name}, which {folder} does not hold")
     return [index, *files]
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """`config.json` as plain data.
+
+    Raises:
+        DataError: If it is missing or cannot be read.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise DataError(
+            f"{folder} holds no config.json; give the folder that save_pretrained wrote"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return found
+
+
+def refuse_other_weights(folder: Path) -> None:
+    """Refuses what makes transformers read other weights than `weight_files`.
+
+    Raises:
+        DataError: If configuration or files name such weights.
+    """
+    if configuration(folder).get("transformers_weights") is not None:
+        raise DataError(
+            f"{folder / CONFIG} names weights of its own choice (transformers_weights); "
+            "only model.safetensors and its shards are read, remove that entry"
+        )
+    if found := sorted(path.name for pattern in OTHERS for path in folder.glob(pattern)):
+        raise DataError(
+            f"{folder} holds {found[0]}, for which transformers would take other weights than "
+            "those of model.safetensors and its shards; remove it"
+        )
 
 
 def config_of(folder: Path) -> Any:

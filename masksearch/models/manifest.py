@@ -3,11 +3,16 @@
 `masksearch.json`:
 
     {"format": 1,
-     "model_class": "BertModel",                                   # for readers; not used
+     "model_class": "BertModel",
+     "build": {"options": {"add_pooling_layer": false}},           # `models.rebuilt.Build`
      "backend": "auto",
      "masks": {"self": {"file": "mask.json", "sha256": "..."}},    # part -> file
      "files": ["config.json", "mask.json", "model.safetensors"],   # of this save
+     "model": {"config.json": "...", "model.safetensors": "..."},  # file -> SHA-256
      "versions": {"masksearch": "...", "torch": "...", "transformers": "..."}}
+
+`build` and `model` may be missing, as in folders of earlier versions: then the model is built from
+its configuration alone, and its files are not checked.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +30,38 @@ import torch
 import transformers
 from torch import Tensor
 
-from masksearch.errors import MaskFormatError
+from masksearch.errors import DataError, MaskFormatError
 from masksearch.masks.content import ContentMask
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import load_mask, save_mask
+from masksearch.models.checkpoint_files import CONFIG, weight_files
 from masksearch.models.folders import MANIFEST, settle
 from masksearch.models.parts import SELF
+from masksearch.models.rebuilt import Build
 from masksearch.results.trial_data import own_version
 
 FORMAT = 1  # of the manifest
 LARGEST = 1 << 20  # bytes of a manifest that is read
 AnyMask = Mask | ContentMask
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a manifest says, with the masks.
+
+    Args:
+        masks: Part -> mask.
+        backend: That was asked for.
+        model_class: Name of the model's class.
+        build: How the model was built.
+        files: Configuration and weights -> SHA-256 in hex; empty where it was not recorded.
+    """
+
+    masks: dict[str, AnyMask]
+    backend: str
+    model_class: str
+    build: Build
+    files: dict[str, str]
 
 
 def write_masks(
@@ -43,7 +70,9 @@ def write_masks(
     *,
     model_class: str,
     backend: str = "auto",
+    build: Build | None = None,
     others: Iterable[str] = (),
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a file for each mask, then the manifest.
 
@@ -52,7 +81,9 @@ def write_masks(
         folder: Made where it is missing.
         model_class: Name of the model's class in transformers.
         backend: As in `masksearch.attach`.
+        build: How the model was built; default: from its configuration alone.
         others: Names of the model's own files in the same save.
+        files: What `model_files` says of them; default: not recorded, so not checked.
     """
     entries: dict[str, dict[str, str]] = {}
     for part, mask in masks.items():
@@ -63,9 +94,11 @@ def write_masks(
     manifest = {
         "format": FORMAT,
         "model_class": model_class,
+        "build": (build or Build()).written(),
         "backend": backend,
         "masks": entries,
         "files": sorted({*others, *(entry["file"] for entry in entries.values())}),
+        "model": dict(files or {}),
         "versions": {
             "masksearch": own_version(),
             "torch": str(torch.__version__),
@@ -103,8 +136,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_masks(folder: Path) -> tuple[dict[str, AnyMask], str]:
-    """The masks of a folder by part, and the backend that was asked for.
+def model_files(folder: Path) -> dict[str, str]:
+    """The files from which a model is read, with their SHA-256 in hex.
+
+    Reads them whole, in pieces: about a second for each 0.5 to 2 GB of weights.
+
+    Raises:
+        DataError: If weights are missing.
+    """
+    return {path.name: sha256(path) for path in [folder / CONFIG, *weight_files(folder)]}
+
+
+def read_manifest(folder: Path) -> Saved:
+    """The masks of a folder by part, and what else its manifest says.
 
     Raises:
         FileNotFoundError: If the folder, its manifest or a mask file is missing.
@@ -133,6 +177,8 @@ def read_masks(folder: Path) -> tuple[dict[str, AnyMask], str]:
                 f"it was written by {str(manifest.get('versions'))[:200]}: install that version"
             )
         backend = manifest["backend"]
+        build = Build.read(manifest.get("build", {}))
+        files = {str(name): str(digest) for name, digest in manifest.get("model", {}).items()}
         entries = {
             str(part): (str(entry["file"]), str(entry["sha256"]))
             for part, entry in manifest["masks"].items()
@@ -142,7 +188,47 @@ def read_masks(folder: Path) -> tuple[dict[str, AnyMask], str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         said = error if isinstance(error, MaskFormatError) else repr(error)
         raise MaskFormatError(f"{path} cannot be used: {said}") from error
-    return {part: checked(folder, *entry) for part, entry in entries.items()}, backend
+    masks = {part: checked(folder, *entry) for part, entry in entries.items()}
+    return Saved(masks, backend, str(manifest.get("model_class")), build, files)
+
+
+def check_config(folder: Path, saved: Saved, remedy: str) -> None:
+    """Whether the configuration is that of the save; one that is missing is not asked for.
+
+    Every save lays it out in its own way, so that this shows a later save by transformers, which
+    leaves the masks of the earlier one in place.
+
+    Raises:
+        DataError: If it is not.
+    """
+    path = folder / CONFIG
+    if saved.files and path.is_file() and sha256(path) != saved.files.get(CONFIG):
+        raise changed(path, remedy)
+
+
+def check_files(folder: Path, saved: Saved, remedy: str) -> None:
+    """Whether configuration and weights are those of the save. Reads them whole, in pieces.
+
+    Raises:
+        DataError: If they are not, or weights are missing.
+    """
+    check_config(folder, saved, remedy)
+    if not saved.files:
+        return
+    for path in weight_files(folder):
+        if path.name not in saved.files or sha256(path) != saved.files[path.name]:
+            raise changed(path, remedy)
+
+
+def changed(path: Path, remedy: str) -> DataError:
+    """The error for a file of the model that is not the one that was saved."""
+    return DataError(
+        f"{path} is not the file that masksearch saved together with this mask (its SHA-256 is "
+        f"not the one in {MANIFEST}): it was damaged or exchanged, or the model was written again "
+        "by something else, such as model.save_pretrained(folder) of transformers, which leaves "
+        "the earlier mask there. Save model and mask together: ms.save_pretrained(model, folder); "
+        f"where the model was changed on purpose and this mask belongs to it, {remedy}"
+    )
 
 
 def checked(folder: Path, name: str, digest: str) -> AnyMask:

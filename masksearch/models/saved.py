@@ -6,8 +6,8 @@
     ms.attach(BertModel.from_pretrained("runs/model"), "runs/model")     # the same in two steps
 
 Beside the files of the model lie one mask file for each part and `masksearch.json`, which names
-them with their SHA-256. Nothing in such a folder is run: no pickle is read, and the model's class
-is one of transformers or the one that the caller gives.
+masks, configuration and weights with their SHA-256. Nothing in such a folder is run: no pickle is
+read, and the model's class is one of transformers or the one that the caller gives.
 """
 
 from __future__ import annotations
@@ -32,13 +32,33 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.models.attach import attach, attached
-from masksearch.models.checkpoint_files import weight_files
+from masksearch.models.checkpoint_files import (
+    CONFIG,
+    configuration,
+    refuse_other_weights,
+    weight_files,
+)
 from masksearch.models.export import hugging_face_model
 from masksearch.models.folders import replaced, write_model
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.manifest import AnyMask, read_masks, write_masks
+from masksearch.models.load_options import (
+    checked_entries,
+    concrete_class,
+    floating_type,
+    one_device,
+    refuse_options,
+)
+from masksearch.models.manifest import (
+    AnyMask,
+    check_config,
+    check_files,
+    model_files,
+    read_manifest,
+    write_masks,
+)
 from masksearch.models.pretrained import quiet
 from masksearch.models.probe import pretrained
+from masksearch.models.rebuilt import Build, switches
 from masksearch.models.slots import ATTACHMENT, SLOT
 
 
@@ -47,7 +67,8 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
 
     A killed call leaves the folder as it was or, once everything is written, as it will be: the
     next reader completes it. A folder `.saving-...` inside is what such a call has left; a save
-    removes it after a day. In a run of several processes, one calls.
+    removes it after a day. In a run of several processes, one calls. The weights are read once
+    more for their SHA-256: about a second for each 0.5 to 2 GB.
 
     Args:
         model: A Hugging Face model with a mask (`masksearch.attach`), which stays on it. A
@@ -58,53 +79,78 @@ def save_pretrained(model: nn.Module, folder: Path | str) -> Path:
         The folder.
 
     Raises:
-        AttachError: If no mask is attached, gates are, or the model is not transformers' own.
+        AttachError: If no mask is attached, gates are, the model is not transformers' own, or its
+            class builds other modules from its configuration than it has.
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
     folder = Path(folder)
     masks, backend = masks_of(model)
-    whole = hugging_face_model(model) if isinstance(model, MaskedLanguageModel) else model
+    made = hugging_face_model(model) if isinstance(model, MaskedLanguageModel) else model
+    whole = cast(PreTrainedModel, made)
+    build = Build.of(whole)
     with replaced(folder) as aside:
-        write_model(cast(PreTrainedModel, whole), aside)
-        if not (aside / "config.json").is_file():
+        write_model(whole, aside)
+        if not (aside / CONFIG).is_file():
             raise AttachError(
                 f"{type(whole).__name__}.save_pretrained wrote no whole model (an adapter "
                 "alone?); merge the adapter into it first"
             )
-        weight_files(aside)  # at least one, and no pickle
-        written = [path.name for path in aside.iterdir()]
-        name = type(whole).__name__
-        write_masks(masks, aside, model_class=name, backend=backend, others=written)
+        stored = configuration(aside)
+        # not the layout of transformers: a later save by it is then seen, whatever it changes
+        (aside / CONFIG).write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+        write_masks(
+            masks,
+            aside,
+            model_class=type(whole).__name__,
+            backend=backend,
+            build=build,
+            others=[path.name for path in aside.iterdir()],
+            files=model_files(aside),  # at least one with weights, and no pickle
+        )
     return folder
 
 
 def load_pretrained(
     folder: Path | str,
     *,
-    model_class: type[PreTrainedModel] | None = None,
-    dtype: torch.dtype | None = None,
+    model_class: type[Any] | None = None,
+    dtype: torch.dtype | str | None = None,
     backend: str | None = None,
     inputs: Mapping[str, Any] | None = None,
+    verify: bool = True,
+    device_map: torch.device | str | int | Mapping[str, Any] | None = None,
+    torch_dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
+    **entries: Any,
 ) -> PreTrainedModel:
     """Opens what `save_pretrained` wrote: the model with its masks, in eval mode.
 
     Args:
         folder: Holds `config.json`, `*.safetensors`, `masksearch.json` and its mask files.
         model_class: Another class than the stored one, for example with a head for a task:
-            `transformers.BertForSequenceClassification`. Weights of heads and pooling layers
-            that are not stored are drawn anew, and reported by transformers.
+            `transformers.BertForSequenceClassification`, or an Auto class such as
+            `AutoModelForSequenceClassification`. Weights of heads and pooling layers that are
+            not stored are drawn anew, and reported by transformers.
         dtype: Of the weights; default: as stored.
         backend: As in `masksearch.attach`; default: as stored.
         inputs: As in `masksearch.attach`.
+        verify: Whether configuration and weights must be those that were saved with the mask, by
+            their SHA-256. Weights are read whole for it, in pieces: about a second for each 0.5
+            to 2 GB. Off for files that were changed on purpose; masks are checked always.
+            Folders of earlier versions, which record none, open as they are.
+        device_map: One device, such as `"cuda:0"`; default: the CPU.
+        torch_dtype: Earlier name of `dtype`.
         trust_remote_code: Must be off: code in a folder is never run.
+        entries: Entries of the configuration that are changed, such as `num_labels=3`.
 
     Raises:
         FileNotFoundError: If the folder, its manifest or a mask file is missing.
         MaskFormatError: If manifest or masks are damaged, changed, or of a newer version.
-        DataError: If configuration or weights are missing, damaged, pickled, or do not fit.
+        DataError: If configuration or weights are missing, damaged, changed, pickled, or do not
+            fit.
         AttachError: If the class is unknown, or no mask can be put on the model.
         HeadCountError, LayerCountError: If masks and model do not fit.
+        TypeError, ValueError: If an option is unknown or has no such value.
     """
     if trust_remote_code:
         raise ValueError(
@@ -112,15 +158,31 @@ def load_pretrained(
             "write the class yourself and give it: load_pretrained(folder, model_class=MyModel)"
         )
     folder = Path(folder).expanduser()
-    masks, stored = read_masks(folder)
-    cls = named_class(folder) if model_class is None else model_class
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        raise TypeError(
-            f"model_class is a class of Hugging Face models such as BertModel, got {cls!r}"
-        )
-    model, missing = loaded(cls, folder, dtype, new_head=model_class is not None)
+    refuse_options(entries)
+    wanted, device = floating_type(dtype, torch_dtype), one_device(device_map)
+    saved = read_manifest(folder)
+    if verify:
+        check_files(folder, saved, "load_pretrained(folder, verify=False) opens it")
+    if model_class is None:
+        cls = named_class(folder)
+    else:
+        cls = concrete_class(model_class, configuration(folder))
+    changed = checked_entries(cls, configuration(folder), entries)
+    build = saved.build if cls.__name__ == saved.model_class else Build()
+    model, missing = loaded(
+        cls,
+        folder,
+        wanted or build.widest(),
+        new_head=model_class is not None,
+        options=build.options,
+        entries=changed,
+    )
+    if wanted is None:
+        build.cast(model)
+    if device is not None:
+        model.to(device)  # type: ignore[arg-type]
     try:
-        attach(model, masks, inputs, backend or stored)
+        attach(model, saved.masks, inputs, backend or saved.backend)
     except (AttachError, HeadCountError, LayerCountError, UnknownNameError) as error:
         raise type(error)(f"{folder}: {error}") from error
     if model_class is not None:
@@ -131,8 +193,14 @@ def load_pretrained(
     return model
 
 
-def saved_masks(folder: Path | str) -> dict[str, AnyMask]:
-    """The masks of a folder that `save_pretrained` wrote.
+def saved_masks(folder: Path | str, *, verify: bool = True) -> dict[str, AnyMask]:
+    """The masks of a folder that `save_pretrained` wrote; weights are not read.
+
+    Args:
+        folder: Holds `masksearch.json` and its mask files; the model may be missing.
+        verify: Whether a `config.json` there must be the one that was saved with the masks:
+            another one says that the model was written again, by something that leaves earlier
+            masks in place.
 
     Returns:
         Part -> mask, as `masksearch.attach` takes them; the part of a plain model is `"self"`.
@@ -140,8 +208,15 @@ def saved_masks(folder: Path | str) -> dict[str, AnyMask]:
     Raises:
         FileNotFoundError: If the folder, its manifest or a mask file is missing.
         MaskFormatError: If one is damaged, changed, or of a newer version.
+        DataError: If the configuration is not that of the save.
     """
-    return read_masks(Path(folder).expanduser())[0]
+    folder = Path(folder).expanduser()
+    saved = read_manifest(folder)
+    if verify:
+        check_config(
+            folder, saved, "attach it so: ms.attach(model, ms.saved_masks(folder, verify=False))"
+        )
+    return saved.masks
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -209,38 +284,38 @@ def named_class(folder: Path) -> type[PreTrainedModel]:
     return found
 
 
-def configuration(folder: Path) -> dict[str, Any]:
-    """`config.json` as plain data."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise DataError(
-            f"{folder} holds no config.json; give the folder that save_pretrained wrote"
-        )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return found
-
-
 def loaded(
-    cls: type[PreTrainedModel], folder: Path, dtype: torch.dtype | None, *, new_head: bool
+    cls: type[PreTrainedModel],
+    folder: Path,
+    dtype: torch.dtype | None,
+    *,
+    new_head: bool,
+    options: Mapping[str, bool] | None = None,
+    entries: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, set[str]]:
     """Configuration and weights in that class, and names of the weights that are not stored.
+
+    Args:
+        cls: The class.
+        folder: Holds both.
+        dtype: Of the weights; None = as stored.
+        new_head: Whether weights may be drawn anew, and are then reported by transformers.
+        options: Arguments of the class beside its configuration.
+        entries: Of the configuration, to be changed.
 
     Raises:
         DataError: If they cannot be read, do not fit, or are not in safetensors files.
     """
     from huggingface_hub.errors import StrictDataclassError
 
-    if configuration(folder).get("transformers_weights") is not None:
-        raise DataError(
-            f"{folder / 'config.json'} names weights of its own choice (transformers_weights); "
-            "only model.safetensors and its shards are read, remove that entry"
-        )
+    refuse_other_weights(folder)
     weight_files(folder)
+    if unknown := sorted(set(options or {}) - set(switches(cls))):
+        raise DataError(
+            f"{folder}: {cls.__name__} takes no {unknown[0]!r:.80}, with which the model was "
+            f"built; open it with the transformers that wrote it, not {transformers.__version__}"
+        )
+    told: dict[str, Any] = {**(options or {}), **(entries or {})}
     try:
         with nullcontext() if new_head else quiet():  # a new head is drawn, and reported
             found: Any = cls.from_pretrained(
@@ -251,6 +326,7 @@ def loaded(
                 attn_implementation="sdpa",  # never a kernel that the configuration names
                 output_loading_info=True,
                 dtype="auto" if dtype is None else dtype,
+                **told,
             )
     except (
         SafetensorError,
@@ -262,9 +338,14 @@ def loaded(
         KeyError,
         AttributeError,
     ) as error:
+        why = "the files are damaged, or of different models"
+        if entries:
+            why = (
+                f"{' and '.join(entries)} may not fit what is stored: leave out what changes "
+                "sizes, and exchange those layers after loading"
+            )
         raise DataError(
-            f"{folder}: the model cannot be read as {cls.__name__}: {error}; the files are "
-            "damaged, or of different models"
+            f"{folder}: the model cannot be read as {cls.__name__}: {error}; {why}"
         ) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", found)
     return model, set(report["missing_keys"])

@@ -12,6 +12,7 @@ import shutil
 import struct
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,14 @@ def edited(folder: Path, **changed: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
 
 
+def signed(folder: Path) -> Path:
+    """The manifest with the SHA-256 of the model's files as they are now."""
+    stored = json.loads((folder / "masksearch.json").read_text())["model"]
+    files = [folder / name for name in stored if (folder / name).is_file()]
+    edited(folder, model={f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A BERT of three layers with a mask that holds a table."""
@@ -121,6 +130,11 @@ def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
     assert manifest["files"] == [name for name in weights if name != "masksearch.json"]
     assert (manifest["format"], manifest["model_class"]) == (1, "BertModel")
     assert manifest["versions"]["transformers"] == hf.__version__
+    assert manifest["build"] == {}
+    assert manifest["model"] == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in ("config.json", "model.safetensors")
+    }
 
 
 def test_attach_alone_restores_the_mask(folder):
@@ -215,6 +229,7 @@ def test_another_class_does_not_hide_lost_weights(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["embeddings.LayerNorm.bias"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    signed(folder)
     for cls in (hf.BertForSequenceClassification, hf.BertModel, None):
         with pytest.raises(DataError, match=r"lack 1 tensors .*embeddings\.LayerNorm\.bias; take"):
             load_pretrained(folder, model_class=cls)
@@ -243,11 +258,20 @@ def test_our_own_model_is_written_as_transformers_class(tmp_path):
     assert torch.equal(model(tokens()).logits, expected)
 
 
+def sharded(folder: Path, model: Any) -> Path:
+    """Saves a model in several files of weights."""
+    model.save_pretrained = partial(type(model).save_pretrained, model, max_shard_size="2KB")
+    return save_pretrained(model, folder)
+
+
 def test_sharded_weights_are_read_and_replaced(folder):
-    expected = output(attach(bert(), MIXED))
-    detach(load_pretrained(folder)).save_pretrained(folder, max_shard_size="4KB")
-    assert len(list(folder.glob("model-*.safetensors"))) > 1
-    assert torch.equal(output(load_pretrained(folder)), expected)
+    sharded(folder, attach(bert(), MIXED))
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert "model.safetensors" not in names(folder)
+    recorded = json.loads((folder / "masksearch.json").read_text())["model"]
+    assert sorted(recorded) == ["config.json", *shards, "model.safetensors.index.json"]
+    assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
     (folder / "tokenizer.json").write_text("{}")
     save_pretrained(attach(bert(seed=1), STAR), folder)
     assert names(folder) == [
@@ -400,6 +424,110 @@ def test_an_adapter_alone_is_not_saved(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+# -- files that were changed after the save ------------------------------------------------------
+def one_bit(file: Path) -> None:
+    """Flips the last bit."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
+CHANGED = (
+    r"{} is not the file that masksearch saved together with this mask .*transformers, which "
+    r"leaves the earlier mask there\. Save .*: ms\.save_pretrained\(model, folder\); where .*{}"
+)
+LOADING = CHANGED.format("{}", r"load_pretrained\(folder, verify=False\) opens it")
+ATTACHING = CHANGED.format(r"config\.json", r"ms\.saved_masks\(folder, verify=False\)\)")
+
+
+def test_a_flipped_bit_of_the_weights_is_refused(folder):
+    one_bit(folder / "model.safetensors")
+    with pytest.raises(DataError, match=LOADING.format(r"model\.safetensors")):
+        load_pretrained(folder)
+    again = load_pretrained(folder, verify=False)
+    assert attached(again) == saved_masks(folder) == {"self": MIXED}
+    different = [
+        not torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), bert().state_dict().values(), strict=True)
+    ]
+    assert sum(different) == 1
+    assert attached(attach(bert(), folder)) == {"self": MIXED}  # weights are not read for it
+
+
+def test_every_sharded_file_is_checked(folder):
+    sharded(folder, attach(bert(), MIXED))
+    whole = {path: path.read_bytes() for path in folder.glob("model*")}
+    assert len(whole) > 3
+    for path, data in whole.items():
+        path.write_bytes(data + b" ")
+        with pytest.raises(DataError, match=LOADING.format(path.name)):
+            load_pretrained(folder)
+        path.write_bytes(data)
+    load_pretrained(folder)
+    save_file(load_file(min(whole)), folder / "model.safetensors")  # is read before the index
+    with pytest.raises(DataError, match=LOADING.format(r"model\.safetensors")):
+        load_pretrained(folder)
+
+
+def test_weights_of_another_model_are_refused(folder):
+    bert(seed=1).save_pretrained(folder.parent / "other")
+    shutil.copy(folder.parent / "other" / "model.safetensors", folder)
+    with pytest.raises(DataError, match=LOADING.format(r"model\.safetensors")):
+        load_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    sharded(folder.parent / "other", attach(bert(), MIXED))
+    for path in (folder.parent / "other").glob("model-*"):
+        shutil.copy(path, folder)
+    shutil.copy(folder.parent / "other" / "model.safetensors.index.json", folder)
+    with pytest.raises(DataError, match="is not the file that masksearch saved"):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["other weights", "same weights"])
+@pytest.mark.parametrize("ours", [True, False], ids=["ours", "theirs"])
+def test_a_later_save_by_transformers_does_not_bring_the_old_mask_back(folder, trained, ours):
+    model = load_pretrained(folder) if ours else hf.BertModel.from_pretrained(folder)
+    before = (folder / "model.safetensors").read_bytes()
+    if trained:
+        nn.init.normal_(model.embeddings.word_embeddings.weight)
+    attach(model, STAR).save_pretrained(folder)
+    assert ((folder / "model.safetensors").read_bytes() == before) is not trained
+    with pytest.raises(DataError, match=LOADING.format(r"config\.json")):
+        load_pretrained(folder)
+    with pytest.raises(DataError, match=ATTACHING):
+        saved_masks(folder)
+    with pytest.raises(DataError, match=ATTACHING):
+        attach(hf.BertModel.from_pretrained(folder), folder)
+    attach(model, saved_masks(folder, verify=False))
+    assert torch.equal(output(load_pretrained(folder, verify=False)), output(model))
+    save_pretrained(attach(model, STAR), folder)
+    assert attached(load_pretrained(folder)) == saved_masks(folder) == {"self": STAR}
+
+
+def test_masks_alone_are_read_where_the_model_is_gone(folder):
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    assert saved_masks(folder) == {"self": MIXED}
+
+
+def test_a_changed_mask_is_refused_even_without_verification(folder):
+    one_bit(folder / "mask.safetensors")
+    for read in (saved_masks, load_pretrained):
+        with pytest.raises(MaskFormatError, match="was changed or damaged since it was saved"):
+            read(folder, verify=False)
+
+
+def test_folders_of_earlier_versions_load(folder):
+    path = folder / "masksearch.json"
+    manifest = json.loads(path.read_text())
+    for name in ("model", "build"):
+        del manifest[name]
+    path.write_text(json.dumps(manifest))
+    one_bit(folder / "model.safetensors")
+    reconfigured(hidden_dropout_prob=0.2)(folder)
+    assert attached(load_pretrained(folder)) == saved_masks(folder) == {"self": MIXED}
+
+
 # -- folders that are not read -----------------------------------------------------------------
 BOMB = struct.pack("<Q", 1 << 40) + b"{" * 64  # a header of a terabyte
 
@@ -461,6 +589,19 @@ MANIFESTS: dict[str, tuple[Any, type[Exception], str]] = {
     "binary manifest": (put("masksearch.json", b"\xff\xfe"), MaskFormatError, "cannot be used"),
     "huge manifest": (put("masksearch.json", b" " * 2**21), MaskFormatError, "more than 1048576"),
     "no masks": (lambda f: edited(f, masks={}), MaskFormatError, "it names no mask"),
+    "odd build": (lambda f: edited(f, build=[1]), MaskFormatError, "'build' is not readable"),
+    "odd options": (
+        lambda f: edited(f, build={"options": {"add_pooling_layer": "no"}}),
+        MaskFormatError,
+        "an option is no bool",
+    ),
+    "odd type": (
+        lambda f: edited(f, build={"dtype": "Tensor", "dtypes": {}}),
+        MaskFormatError,
+        "'Tensor' is no floating type of torch such as 'bfloat16'",
+    ),
+    "unknown build": (lambda f: edited(f, build={"x": {}}), MaskFormatError, "argument 'x'"),
+    "odd files": (lambda f: edited(f, model=["x"]), MaskFormatError, "cannot be used"),
     "odd masks": (lambda f: edited(f, masks=["self"]), MaskFormatError, "cannot be used"),
     "no format": (lambda f: edited(f, format="1"), MaskFormatError, "format is '1', not a number"),
     "newer": (
@@ -502,6 +643,17 @@ MODELS: dict[str, tuple[Any, type[Exception], str]] = {
     "heads": (masked(masks.per_head([STAR] * 3)), HeadCountError, "model: the mask has 3 heads"),
     "layers": (masked(masks.per_layer([STAR] * 2)), LayerCountError, "the mask has 2 layers"),
     "backend": (lambda f: edited(f, backend="magic"), ValueError, "unknown backend 'magic'"),
+    "adapter": (put("adapter_config.json", b"{}"), DataError, r"holds adapter_config\.json, for"),
+    "shards": (
+        put("shard-00001-model-00001-of-00001.safetensors", b""),
+        DataError,
+        "holds shard-00001.* other weights than those of model.safetensors",
+    ),
+    "odd option": (
+        lambda f: edited(f, build={"options": {"allow_all_kernels": True}}),
+        DataError,
+        "BertModel takes no 'allow_all_kernels', with which the model was built; open it with",
+    ),
 }
 
 
@@ -532,6 +684,7 @@ def test_damaged_and_foreign_masks_are_refused(folder, case):
 def test_damaged_and_foreign_models_are_refused(folder, case):
     change, error, message = MODELS[case]
     change(folder)
+    signed(folder)
     with pytest.raises(error, match=message):
         load_pretrained(folder)
 
@@ -563,8 +716,11 @@ def test_a_pickle_is_never_read(folder, tmp_path):
 
 def test_code_in_the_folder_is_never_run(folder, tmp_path):
     (folder / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    reconfigured(auto_map={"AutoModel": "modeling.BertModel"})(folder)
+    auto_map = {"AutoModel": "modeling.BertModel", "AutoConfig": "modeling.BertConfig"}
+    reconfigured(auto_map=auto_map)(folder)
+    signed(folder)
     load_pretrained(folder)
+    load_pretrained(folder, model_class=hf.AutoModel)
     with pytest.raises(ValueError, match=r"never run, got trust_remote_code=True; install or"):
         load_pretrained(folder, trust_remote_code=True)
     assert not (tmp_path / "ran").exists()
@@ -573,14 +729,14 @@ def test_code_in_the_folder_is_never_run(folder, tmp_path):
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 def test_a_kernel_that_the_configuration_names_is_not_fetched(folder, key):
     reconfigured(**{key: "someone/kernel"})(folder)
-    model = load_pretrained(folder)
+    model = load_pretrained(signed(folder))
     assert torch.equal(output(model), output(attach(bert(), MIXED)))
     assert detach(model).config._attn_implementation == "sdpa"
 
 
 def test_a_class_must_be_one_of_models(folder):
     with pytest.raises(TypeError, match="model_class is a class of Hugging Face models such as"):
-        load_pretrained(folder, model_class=hf.AutoModel)
+        load_pretrained(folder, model_class=hf.AutoTokenizer)
     for other in (hf.DistilBertModel, hf.DistilBertForMaskedLM, hf.GPT2Model):
         with pytest.raises(DataError, match=r"the weights lack .* from the same save$"):
             load_pretrained(folder, model_class=other)
