@@ -8,7 +8,7 @@ layer. Encoder-decoders and models with several towers are attached to by part.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -201,7 +201,7 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
     attachment.hooks = [
         where.register_forward_pre_hook(
-            partial(draw_gates, cast(Any, bank), checkpointed(attachment, bank, where))
+            partial(draw_gates, cast(Any, bank), layers=checkpointed(attachment, bank, where))
         )
         for bank, where in attachment.banks.items()
     ] + [
@@ -331,7 +331,10 @@ def checkpointed(
 
 
 def draw_gates(
-    bank: GateBank, layers: list[GradientCheckpointingLayer], model: nn.Module, inputs: Any
+    bank: GateBank,
+    model: nn.Module,
+    inputs: Any,
+    layers: Sequence[GradientCheckpointingLayer] = (),
 ) -> None:
     """Pre-forward hook: one sample of the gates serves the whole forward pass.
 
