@@ -146,7 +146,7 @@ def test_whole_step_matches_derivation_by_hand(structure: Any, seed: int):
     assert (mask.sum(-1) > 0).all()  # so that closed gates get nothing
     assert (gradient[soft < 0.5] == 0).all()
     assert gates.logits.grad is not None
-    torch.testing.assert_close(gates.logits.grad[0].double(), gradient, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gates.logits.grad[0].double(), gradient, rtol=1e-5, atol=1e-5)
 
     # LAMB's first step: the moments' corrections cancel, and m / sqrt(v) is the sign of g
     everything = [gradient, *map(weight_gradient, weights.values())]
