@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import (
     bidirectional_mask_function,
@@ -16,7 +17,13 @@ from transformers.masking_utils import (
 
 from masksearch.errors import AttachError
 from masksearch.models.compiled import compute
-from masksearch.models.lowered import Lowered, lowered_backend, lowered_plan, whole
+from masksearch.models.lowered import (
+    Lowered,
+    left_to_sdpa,
+    lowered_backend,
+    lowered_plan,
+    whole,
+)
 from masksearch.models.resolved import carry
 from masksearch.models.slots import ROWS, SLOT, Rows, Slot
 
@@ -49,7 +56,7 @@ def masked_attention(
             return out.transpose(1, 2).contiguous(), None
     kept = None
     if slot is not None:
-        kept = slot.kept(len(query), queries, keys, key.device, attention_mask)
+        kept = slot.kept(query.shape[0], queries, keys, key.device, attention_mask)
     if attention_mask is not None and attention_mask.ndim > 4:
         attention_mask = written_out(attention_mask, queries)
     if slot is None or (kept is None and slot.bank is None):
@@ -151,6 +158,8 @@ def ineligible(
     rest: dict[str, Any],
 ) -> str:
     """Why only SDPA can compute a call; empty where a sparse backend can."""
+    if traced := left_to_sdpa():
+        return traced
     if slot.cross:
         return "cross-attention: SDPA computes"
     if query.shape[2] != key.shape[2]:
@@ -168,6 +177,8 @@ def ineligible(
 
 def some_sparse(several: list[Lowered], length: int, device: torch.device, causal: bool) -> bool:
     """Whether one of these masks computes whole sequences of that length without a table."""
+    if left_to_sdpa():
+        return False
     trains = torch.is_grad_enabled()
     for lowered in several:
         if lowered.causal != causal or not lowered.plain or not lowered.may_be_sparse(length):
@@ -333,6 +344,8 @@ def mask_for(rows: Rows, several: list[Lowered], args: tuple[Any, ...], rest: An
     plain = function is bidirectional_mask_function or function is causal_mask_function
     if plain and padding is not None and queries == keys == padding.shape[1]:
         causal = function is causal_mask_function
+        if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(padding):
+            return packed(padding, causal)  # sdpa_mask reads values, of which vmap has none
         if some_sparse(several, whole(queries), padding.device, causal):
             if not torch.compiler.is_compiling() and padding.all():
                 return None  # as sdpa_mask does

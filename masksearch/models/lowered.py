@@ -1,15 +1,17 @@
 """What one layer's mask is lowered to: a table, or the plan of a sparse backend.
 
 Lowering happens at the length of each input and is kept for a few lengths. Layers with equal
-masks share one `Lowered`. While torch.compile traces, lowering runs outside of the graph, and
-its result becomes a constant of the graph.
+masks share one `Lowered`. While a graph is traced (torch.compile, torch.export, torch.jit.trace)
+or torch.func transforms the model, lowering runs outside of that: a table is a constant there.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from masksearch.models.choice import BLOCK, SHORTEST, Choice, choose
 
 LENGTHS = 8  # lengths that are kept; generation asks for a new one at every token
 NUMBERS = itertools.count()
+T = TypeVar("T")
 
 
 class Lowered:
@@ -38,7 +41,8 @@ class Lowered:
         width: Numbers of a head's query.
         plain: Whether it is self-attention without a bias, which sparse backends compute.
 
-    Tables and plans are made outside of inference mode, whose tensors no backward pass could use.
+    Tables and plans are made outside of inference mode, whose tensors no backward pass could use,
+    and tables outside of everything else that records or transforms what is computed (`apart`).
 
     Attributes:
         by_length: Whether cells of the mask change with the length.
@@ -84,7 +88,6 @@ class Lowered:
             self.plans = {k: v for k, v in self.plans.items() if k[1] != old}
             self.corners = {k for k in self.corners if max(k[1:]) != old}
 
-    @torch.inference_mode(False)
     def table(self, length: int, device: torch.device) -> Tensor | None:
         """Bool `[1, heads | 1, n, n]`, or None where everything is kept.
 
@@ -93,14 +96,19 @@ class Lowered:
             LengthError: If the mask has another length.
         """
         if (length, device) not in self.tables:
-            table = self.mask.dense(length)[0]
-            if isinstance(self.mask, Cropped):  # its rows are judged at its own length
-                self.judge(self.mask.of.dense(self.mask.at)[0])
-            else:
-                self.judge(table)
+            made = apart(lambda: self.made(length, device, judged=True))
             self.forget_beyond(length)
-            self.tables[length, device] = None if table.all() else table[None].to(device)
+            self.tables[length, device] = made
         return self.tables[length, device]
+
+    def made(self, length: int, device: torch.device, judged: bool) -> Tensor | None:
+        """A new table, or None where everything is kept."""
+        table = self.mask.dense(length)[0]
+        if judged and isinstance(self.mask, Cropped):  # its rows are judged at its own length
+            self.judge(self.mask.of.dense(self.mask.at)[0])
+        elif judged:
+            self.judge(table)
+        return None if table.all() else table[None].to(device)
 
     def judge(self, table: Tensor) -> None:
         """Refuses empty rows of a table `[heads | 1, n, n]`."""
@@ -130,26 +138,29 @@ class Lowered:
                 f"{empty.numel()}); add for example masks.window(0), the diagonal"
             )
 
-    @torch.inference_mode(False)
     def corner(self, length: int, device: torch.device, rows: slice, keys: int) -> Tensor | None:
         """The table for cross-attention, of which only those rows and keys are judged."""
         if (length, device) not in self.tables:
-            dense = self.mask.dense(length)[0]
+            made = apart(lambda: self.made(length, device, judged=False))
             self.forget_beyond(length)
-            self.tables[length, device] = None if dense.all() else dense[None].to(device)
+            self.tables[length, device] = made
         table = self.tables[length, device]
         asked = (rows.start, rows.stop, keys)
         if table is not None and asked not in self.corners:
-            empty = ~table[0, :, rows, :keys].any(-1)
-            if empty.any():
-                head, row = (int(index) for index in empty.nonzero()[0])
-                raise EmptyRowError(
-                    f"{self.where}, head {head}: query {rows.start + row} keeps none of the "
-                    f"{keys} keys of the encoder; rows are the decoder's positions, columns the "
-                    "encoder's: add for example masks.global_tokens(1)"
-                )
+            apart(lambda: self.judge_corner(table[0, :, rows, :keys], rows.start))
             self.corners.add(asked)
         return table
+
+    def judge_corner(self, some: Tensor, first: int) -> None:
+        """Refuses empty rows of a corner, bool `[heads | 1, queries, keys]`."""
+        empty = ~some.any(-1)
+        if empty.any():
+            head, row = (int(index) for index in empty.nonzero()[0])
+            raise EmptyRowError(
+                f"{self.where}, head {head}: query {first + row} keeps none of the "
+                f"{some.shape[-1]} keys of the encoder; rows are the decoder's positions, columns "
+                "the encoder's: add for example masks.global_tokens(1)"
+            )
 
     def choice(self, length: int, device: torch.device, trains: bool) -> Choice:
         """What computes a self-attention call over whole sequences of that length."""
@@ -212,6 +223,17 @@ class Lowered:
 LOWERED: weakref.WeakValueDictionary[str, Lowered] = weakref.WeakValueDictionary()
 
 
+def apart(make: Callable[[], T]) -> T:
+    """What `make` returns, computed in a thread of its own.
+
+    Whatever records or transforms computations does so in one thread: torch.export and its fake
+    tensors, torch.jit.trace, torch.func, inference mode, a default device. In a new thread there
+    is none of it.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(make).result()
+
+
 def depends_on_length(mask: Mask) -> bool:
     """Whether cells of the mask change with the length (random keys that are not cropped)."""
     if isinstance(mask, Cropped):
@@ -246,6 +268,20 @@ def lowered_backend(key: str, length: int, device: torch.device, trains: bool) -
 def lowered_plan(key: str, backend: str, length: int, device: torch.device) -> bool:
     """Makes `Lowered.plan` of the one with that key; an operator of the graph finds it."""
     return LOWERED[key].plan(backend, length, device) is not None
+
+
+def left_to_sdpa() -> str:
+    """Why SDPA must compute a call because of what is done with its model; empty where not.
+
+    A graph that leaves this process, or that only torch reads, cannot find a plan.
+    """
+    if torch.compiler.is_compiling():
+        return "the model is exported: SDPA computes" if torch.compiler.is_exporting() else ""
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace records the model: SDPA computes"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms the model: SDPA computes"
+    return ""
 
 
 def whole(number: int) -> int:
