@@ -224,6 +224,7 @@ def test_weights_that_accelerate_keeps_elsewhere(first):
 
 # -- gates and checkpoints ---------------------------------------------------------------------
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
 @pytest.mark.parametrize("settings", [{"use_reentrant": True}, {}, {"use_reentrant": False}])
 def test_gates_and_reentrant_checkpoints(settings):
     at = ARCHITECTURES["bert"]
