@@ -41,6 +41,7 @@ def attach(
     from masksearch.models.attach import attach as attach_to
     from masksearch.models.checkpoint_files import downloaded, local_folder
     from masksearch.models.explain import explain
+    from masksearch.models.manifest import MANIFEST, read_manifest
     from masksearch.models.saved import loaded, named_class, refuse_missing, save_pretrained
 
     if length is not None and length < 1:
@@ -48,7 +49,8 @@ def attach(
     found = read_any_mask(mask)
     folder = local_folder(model) or downloaded(model)
     cls = named_class(folder)
-    whole, missing = loaded(cls, folder, None, new_head=False)
+    options = read_manifest(folder).build.options if (folder / MANIFEST).is_file() else None
+    whole, missing = loaded(cls, folder, None, new_head=False, options=options)
     refuse_missing(folder, cls, missing)
     attach_to(whole, found, backend=backend, part=part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)

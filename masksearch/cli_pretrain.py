@@ -172,7 +172,7 @@ def trained(
         save_masked_language_model,
         with_their_epsilon,
     )
-    from masksearch.models.manifest import write_masks
+    from masksearch.models.manifest import model_files, write_masks
     from masksearch.models.parts import SELF
     from masksearch.progress_bar import progress
 
@@ -195,6 +195,7 @@ def trained(
         detach(model, missing_ok=True)
         corpus = evaluator.task().corpus
         save_masked_language_model(model, out, tokenizer=corpus.tokenizer, special=corpus.special)
+        write_masks({SELF: mask}, out, model_class=model_class, files=model_files(out))
     Checkpoints(out, PRETRAINING).clear()
     return curve[-1]
 

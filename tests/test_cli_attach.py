@@ -16,7 +16,7 @@ from masksearch import cli, masks
 from masksearch.errors import DataError
 from masksearch.masks.lower import save_mask
 from masksearch.models.attach import attach, attached
-from masksearch.models.saved import load_pretrained
+from masksearch.models.saved import load_pretrained, save_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,16 @@ def test_content_masks_and_files(folder, tmp_path):
     assert attached(load_pretrained(tmp_path / "out")) == {"self": content}
     path = save_mask(content, tmp_path / "content.json")
     assert "special_tokens(2, 3)" in run(folder, path)
+
+
+def test_a_saved_encoder_without_a_pooler_takes_another_mask(folder, tmp_path):
+    model = BertForMaskedLM.from_pretrained(folder).bert
+    assert model.pooler is None
+    save_pretrained(attach(model, masks.window(1)), tmp_path / "model")
+    run(tmp_path / "model", "window(2)", "--out", tmp_path / "out")
+    found = load_pretrained(tmp_path / "out")
+    assert found.pooler is None
+    assert attached(found) == {"self": masks.window(2)}
 
 
 def test_missing_weights_are_refused(folder, tmp_path):

@@ -71,6 +71,8 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     ]  # fmt: skip
     assert load_mask(out / "mask.json") == window(2)
     assert attached(load_pretrained(out)) == {"self": window(2)}
+    checked = json.loads((out / "masksearch.json").read_text())["model"]
+    assert sorted(checked) == ["config.json", "model.safetensors"]
     stored = json.loads((out / "settings.json").read_text())
     assert (stored["mask"], stored["seed"], stored["settings"]["steps"]) == ("window(2)", 0, 6)
     rows = list(csv.DictReader((out / "curve.csv").open()))
