@@ -17,7 +17,7 @@ from masksearch.masks.tables import Table
 from masksearch.masks.tiles import distinct_tiles
 from masksearch.models.gather_pieces import Bundle, Planner, Run
 
-SHAPES = 2  # shapes of states for which a plan keeps its parts
+SHAPES = 4  # shapes of states for which a plan keeps its parts
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,16 @@ class Part(NamedTuple):
         return states if self.groups is None else states[self.groups]
 
 
-def parts(plan: GatherPlan, states: Tensor, most: int, *, runs: bool) -> Iterator[Part]:
+def parts(
+    plan: GatherPlan, states: Tensor, most: int, *, runs: bool, trains: bool
+) -> Iterator[Part]:
     """The parts of `work`, without a bias where each piece has cells of its own."""
     groups, _, size = states.shape
     for bundle in plan.bundles:
         pieces, keys = bundle.keys.shape
-        held = keys if bundle.run is None or not runs else -(-bundle.queries.shape[1] // 2)
+        held = keys
+        if runs and bundle.run is not None:
+            held = -(-(keys if trains else bundle.queries.shape[1]) // 2)
         fitting = max(1, most // (held * size))  # pieces of one group
         together = min(pieces, max(1, fitting // groups))
         together = -(-pieces // -(-pieces // together))  # parts of about one size
@@ -156,7 +160,9 @@ def parts(plan: GatherPlan, states: Tensor, most: int, *, runs: bool) -> Iterato
                 yield Part(group, count, *places, bias, run, own)
 
 
-def work(plan: GatherPlan, states: Tensor, most: int, *, keeps: bool = False) -> Iterator[Part]:
+def work(
+    plan: GatherPlan, states: Tensor, most: int, *, keeps: bool = False, trains: bool = False
+) -> Iterator[Part]:
     """The plan in parts that gather about `most` numbers of the keys.
 
     Args:
@@ -165,11 +171,13 @@ def work(plan: GatherPlan, states: Tensor, most: int, *, keeps: bool = False) ->
         most: Numbers.
         keeps: Whether the plan keeps its parts for the next states of that shape, and runs are
             read where they are: then a part has up to `2 x most` numbers of their queries.
+        trains: Whether a gradient is asked for: that of the keys of a run is not read where it
+            is, and counts instead of its queries.
     """
-    asked = (len(states), states.shape[2], states.dtype, most)
+    asked = (len(states), states.shape[2], states.dtype, most, trains)
     found: Iterable[Part] | None = plan.kept.get(asked) if keeps else None
     if found is None:
-        found = parts(plan, states, most, runs=keeps)
+        found = parts(plan, states, most, runs=keeps, trains=trains)
         if keeps:
             if len(plan.kept) >= SHAPES:
                 plan.kept.clear()

@@ -338,11 +338,10 @@ class InCache(torch.autograd.Function):
             scaling: Factor of the scores.
         """
         result = torch.zeros_like(query)
-        trains = any(ctx.needs_input_grad)
-        parts = work(plan, query, IN_CACHE * torch.get_num_threads(), keeps=True)
+        trains, most = any(ctx.needs_input_grad), IN_CACHE * torch.get_num_threads()
         sums = [  # log-sum-exp of each part's scores
             attend(part, plan.unit, [query, key, value], seen, scaling, result, trains)
-            for part in parts
+            for part in work(plan, query, most, keeps=True, trains=trains)
         ]
         ctx.save_for_backward(query, key, value, seen, result, *sums)
         ctx.plan, ctx.scaling = plan, scaling
@@ -355,7 +354,8 @@ class InCache(torch.autograd.Function):
         query, key, value, seen, result, *sums = ctx.saved_tensors
         plan, grad = ctx.plan, grad.contiguous()
         grads = [torch.zeros_like(states) for states in (query, key, value)]
-        parts = work(plan, query, IN_CACHE * torch.get_num_threads(), keeps=True)
+        most = IN_CACHE * torch.get_num_threads()
+        parts = work(plan, query, most, keeps=True, trains=True)
         queries, keys = [grad, query, result], [key, value]
         for part, total in zip(parts, sums, strict=True):
             attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from masksearch import masks
 from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.lower import block_view
-from masksearch.models import gather_pieces, kernels
+from masksearch.models import gather_pieces, gather_plan, kernels
 from masksearch.models.kernels import GatherPlan, gather_attention
 
 SCALING = 0.3
@@ -220,16 +220,15 @@ def test_a_plan_keeps_its_parts_for_few_shapes_and_copies_go_without():
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return gather_attention(q, k, v, plan, scaling=SCALING)
 
-    with torch.inference_mode():  # what is prepared here serves training too
+    with torch.inference_mode():  # what is prepared here serves plain calls too
         first = attend(*states(2, 150, batch=3))
     (kept,) = plan.kept.values()
     assert any(part.bias is not None for part in kept)
-    again = outcome(attend, states(2, 150, batch=3))
+    assert torch.equal(attend(*states(2, 150, batch=3)), first)
     assert [id(parts) for parts in plan.kept.values()] == [id(kept)]
-    torch.testing.assert_close(again[0], first)
     for batch in (1, 2, 3, 4, 5):
         check(plan, mask.dense(150, 1, 2)[0], batch=batch)
-    assert len(plan.kept) <= 2
+    assert len(plan.kept) <= gather_plan.SHAPES
     for copied in (copy.deepcopy(plan), pickle.loads(pickle.dumps(plan)), plan.to("cpu")):
         assert not copied.kept
         assert (copied.length, copied.heads, copied.block, copied.unit) == (150, 2, 16, 16)
