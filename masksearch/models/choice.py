@@ -83,7 +83,9 @@ class Work:
 
 # Forward, and forward with backward. Fitted to 17 masks at 256 to 2048 positions on one thread
 # of an AMD EPYC with AVX-512, torch 2.13, 2026-11-20, by benchmarks/attention_choice.py: at
-# none of them is the chosen kernel more than 10 % slower than the other one.
+# none of them is the chosen kernel more than 10 % slower than the other one. Nor is it on an
+# Intel Xeon with AVX-512 (2026-11-21, up to 4096 positions), where dense SDPA takes .7 of these
+# times and block gather .8: the ratios that follow from the constants are rough.
 DENSE = (Costs(0, 0.105, 2.87), Costs(0, 0.477, 10.06))
 MASKED = (Costs(0, 0.065, 3.22), Costs(0, 0.473, 10.61))
 TABLE = (0.65, 2.5)  # microseconds of each thousand cells of a mask, in the cache and beyond it
@@ -116,8 +118,8 @@ class Choice:
         length: Positions that it was chosen for.
         density: Kept share of the n x n table, in [0, 1], over the heads.
         block_density: Share of the 64 x 64 tiles that hold a kept cell, in [0, 1].
-        ratio: Expected time of plain SDPA over this kernel's: 2 is twice as fast; None where no
-            figure is known.
+        ratio: Time of plain SDPA over this kernel's: 2 is twice as fast; expected, so rough,
+            unless measured; None where no figure is known.
         measured: Whether it was found by running the kernels.
     """
 
