@@ -19,7 +19,7 @@ from torch import Tensor
 
 from masksearch.masks.combinators import Both, Complement, Cropped, Either, PerHead, PerLayer
 from masksearch.masks.core import Mask, Points, grid
-from masksearch.masks.layouts import BlockLayout, Butterfly, Columns
+from masksearch.masks.layouts import BlockLayout, Columns
 from masksearch.masks.patterns import GlobalTokens, RandomKeys
 from masksearch.masks.tables import Table
 
@@ -195,7 +195,7 @@ def of_leaf(leaf: Mask, place: Place) -> Band:
     row = (place.top + torch.arange(place.rows))[:, None] * place.block
     column = torch.arange(place.columns)[None, :] * place.block
     key = leaf.tile_key(row, column, place.block)
-    if key is None and isinstance(leaf, BlockLayout | Butterfly):
+    if key is None and isinstance(leaf, BlockLayout):
         return of_blocks(leaf, leaf.block, place)
     if key is None:
         key = torch.arange(place.rows * place.columns).view(place.rows, place.columns)

@@ -14,6 +14,7 @@ from masksearch.masks.core import Mask, Points
 from masksearch.masks.patterns import Blocks, member
 
 WIDEST = 1 << 30  # farther than any two positions are apart
+MANY = 1 << 10  # tiles of several blocks, of which most may be looked at one by one
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,15 +131,22 @@ class Butterfly(Mask):
         differ = (at.query // self.block) ^ (at.key // self.block)
         return differ & (differ - 1) == 0
 
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor | None:
-        inside = self.block % block == 0
-        times = 1 if inside else block // self.block
-        if not inside and (block % self.block or times & (times - 1)):
-            return None
-        side = self.block * times  # tiles of that side have equal cells where `differ` is equal
-        differ = (row // side) ^ (column // side)
-        single = (differ & (differ - 1) == 0).long()
-        return single if inside else single + (differ == 0).long()
+    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
+        unit = size = min(self.block, WIDEST)
+        while unit < block:  # a power of two of blocks, of which a tile's side meets at most two
+            unit *= 2
+        key, empty = torch.zeros(1, 1, dtype=torch.int64), torch.tensor(True)
+        for first in (row, column):
+            place = unit - first % unit  # positions of the first unit, from the tile's start on
+            if unit == size:  # which of them does not matter within a single block
+                place = place.masked_fill(place >= block, 0)
+            key = key * (2 * block) + place
+        for query in (row, row + block - 1):
+            for other in (column, column + block - 1):
+                differ = (query // unit) ^ (other // unit)
+                bits = (differ > 0).long() + (differ & (differ - 1) > 0)  # 2: two or more
+                key, empty = 3 * key + bits, empty & (bits == 2)
+        return torch.where(empty, -1, key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -228,5 +236,7 @@ class BlockLayout(Mask):
         if len(some) == 1:
             return some[0].long()
         cells = np.packbits(some.flatten(1).numpy(), axis=0).T
-        _, number = np.unique(cells, axis=0, return_inverse=True)
+        distinct, number = np.unique(cells, axis=0, return_inverse=True)
+        if 3 * len(distinct) > len(cells) > MANY:
+            return None  # all of them are written out faster than so many looked at
         return torch.from_numpy(number.reshape(some.shape[1:]).astype(np.int64))
