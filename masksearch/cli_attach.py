@@ -41,7 +41,8 @@ def attach(
     from masksearch.models.attach import attach as attach_to
     from masksearch.models.checkpoint_files import downloaded, local_folder
     from masksearch.models.explain import explain
-    from masksearch.models.manifest import MANIFEST, read_manifest
+    from masksearch.models.folders import MANIFEST
+    from masksearch.models.manifest import read_manifest
     from masksearch.models.saved import loaded, named_class, refuse_missing, save_pretrained
 
     if length is not None and length < 1:

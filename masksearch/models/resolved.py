@@ -165,10 +165,16 @@ def resolve_content(
     """Pre-forward hook of the receiver.
 
     Raises:
-        AttachError: If it is called without input ids.
+        AttachError: If it is called without input ids, or while the model is exported or traced.
     """
     if Probe.calls is not None:
         return
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        raise AttachError(
+            f"{several[0].where}: {several[0].mask} is another table in each batch, which an "
+            "exported or traced program cannot hold; attach a mask of positions before, such as "
+            "masks.global_tokens(1)"
+        )
     tokens = named.get("input_ids")
     if tokens is None:
         parameters = list(inspect.signature(module.forward).parameters)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from masksearch import masks
-from masksearch.errors import EmptyRowError
+from masksearch.errors import AttachError, EmptyRowError
 from masksearch.models.attach import attach
 from masksearch.models.slots import SLOT
 
@@ -109,6 +109,21 @@ def test_an_exported_model_takes_any_batch_and_one_length():
     length = {name: {1: torch.export.Dim("length", min=2, max=17)} for name in given}
     with pytest.raises(torch._dynamo.exc.UserError, match=r"specialized it to be a constant \(17"):
         exported(model, given, dynamic_shapes=(length,))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        lambda model, given: exported(States("bert", model), given),
+        lambda model, given: torch.jit.trace(model, (given["input_ids"],), strict=False),
+    ],
+    ids=["export", "trace"],
+)
+def test_content_masks_are_refused(record):
+    at = ARCHITECTURES["bert"]
+    model, given = attach(at.made(1), masks.window(2) | masks.special_tokens(3)), at.inputs(3)
+    with pytest.raises(AttachError, match="another table in each batch, which an exported or"):
+        record(model, given)
 
 
 def test_empty_rows_are_refused_in_an_export():
