@@ -248,6 +248,15 @@ def test_a_table_that_is_too_big_is_not_made(kernels, monkeypatch):
     assert found["auto"]["over_fastest"] is None
 
 
+def test_the_searched_mask_is_what_the_experiment_wrote(models):
+    whole = models.searched(4, 12)
+    assert (whole.layers, whole.heads) == (4, 12)
+    table, few = whole.dense(128), models.searched(2, 4).dense(128)
+    assert torch.equal(table, few.repeat(2, 3, 1, 1))
+    assert 0.01 < few.double().mean() < 0.05  # it was cut at a density of about .03
+    assert few.any(-1).all()
+
+
 def test_sides_of_whole_models_differ_in_their_masks_alone(models):
     work = models.Work(96, 1, "nano", 50, 8, "cpu")
     batch = models.batch_of(work)
