@@ -269,8 +269,8 @@ def test_sides_of_whole_models_differ_in_their_masks_alone(models):
         call = models.training(work, model)
         assert call() > call()  # it learns its one batch
     own = [output for side, output in outputs.items() if "Hugging" not in side]
-    assert len(own) == 5
-    assert len(outputs) == 7
+    assert len(own) == 6
+    assert len(outputs) == 8
     assert all(not torch.allclose(output, own[0]) for output in own[1:])
 
 
