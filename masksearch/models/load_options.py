@@ -131,7 +131,7 @@ def refuse_options(given: Mapping[str, Any]) -> None:
         if name in IMPLEMENTATION:
             raise TypeError(
                 "what computes the attention of a model with a mask is chosen by backend=, not "
-                f"by {name}=; leave it out, or give backend='auto', 'sdpa', 'gather' or 'flex'"
+                f"by {name}=; leave it out, or give backend='auto', 'fastest' or another"
             )
 
 
