@@ -8,8 +8,8 @@ measured once, so that the same mask always gets the same kernel. FlexAttention 
 there. It has no backward pass, and each new mask or length compiles for 3 to 17 seconds, which a
 model that is run once must not pay. Whether its forward pass then leads depends on the machine:
 on an AMD EPYC it takes 0.73 to 1.07 of block gather's time where heads share their mask or its
-blocks are kept whole, on an Intel Xeon 1.03 to 1.6 of it; twice as long on both where each head
-has another predicate. So no rule is right everywhere: `"fastest"` runs all of them on the layer's
+blocks are kept whole, on an Intel Xeon 1.3 to 2.2 times that time; where each head has another
+predicate twice and three times as long. So no rule is right everywhere: `"fastest"` runs all of them on the layer's
 own states and keeps the fastest (`masksearch.models.timed`).
 
 On CUDA nothing was measured here. SDPA leaves its flash kernel as soon as a mask is given and
