@@ -9,8 +9,8 @@ there. It has no backward pass, and each new mask or length compiles for 3 to 17
 model that is run once must not pay. Whether its forward pass then leads depends on the machine:
 on an AMD EPYC it takes 0.73 to 1.07 of block gather's time where heads share their mask or its
 blocks are kept whole, on an Intel Xeon 1.3 to 2.2 times that time; where each head has another
-predicate twice and three times as long. So no rule is right everywhere: `"fastest"` runs all of them on the layer's
-own states and keeps the fastest (`masksearch.models.timed`).
+predicate twice and three times as long. So no rule is right everywhere: `"fastest"` runs all of
+them on the layer's own states and keeps the fastest (`masksearch.models.timed`).
 
 On CUDA nothing was measured here. SDPA leaves its flash kernel as soon as a mask is given and
 reads n x n cells; FlexAttention keeps 0.68 to 1.43 of FlashAttention's speed, 5.5 to 8 times
