@@ -13,6 +13,7 @@ from masksearch.demo import finding, run_demo
 PROCESS = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
 
 
+@pytest.mark.slow  # continuous integration runs it
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
     evaluator = ms.PlantedEvaluator(PROCESS, steps=5, downstream_steps=2, held_out_sequences=32)

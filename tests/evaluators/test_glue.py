@@ -214,6 +214,7 @@ def test_protocol_and_pickle(data: Path) -> None:
     assert [objective.name for objective in base.objectives] == ["glue", "sparsity"]
 
 
+@pytest.mark.slow  # continuous integration runs it
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
 def test_packed_is_the_same_where_no_file_is(
     data: Path, tmp_path: Path, here: Outcome, elsewhere: Outcome
