@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from masksearch.errors import AttachError
 from masksearch.models.folders import write_model
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.pretrained import head_parts, quiet
+from masksearch.models.pretrained import head_parts
+from masksearch.models.silence import quiet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

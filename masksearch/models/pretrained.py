@@ -13,8 +13,6 @@ Weights are read from safetensors only, and no code that comes with a checkpoint
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +28,7 @@ from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models.checkpoint_files import config_of, downloaded, local_folder, weight_files
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.probe import probe
+from masksearch.models.silence import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -313,24 +312,6 @@ def loaded(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
             f"tensors, such as {first}; take both files from the same checkpoint"
         )
     return model, report
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar, no report of unused weights, and the global generator as it was."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 # -- the prediction head -----------------------------------------------------------------------

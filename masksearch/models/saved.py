@@ -56,9 +56,9 @@ from masksearch.models.manifest import (
     read_manifest,
     write_masks,
 )
-from masksearch.models.pretrained import quiet
 from masksearch.models.probe import pretrained
 from masksearch.models.rebuilt import Build, switches
+from masksearch.models.silence import quiet
 from masksearch.models.slots import ATTACHMENT, SLOT
 
 
