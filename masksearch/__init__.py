@@ -66,8 +66,9 @@ if TYPE_CHECKING:
     from masksearch.masks.nearest import NearestFamily, nearest_family
     from masksearch.models.attach import attach, attached, detach
     from masksearch.models.explain import Explanation, explain
+    from masksearch.models.manifest import saved_masks
     from masksearch.models.pretrained import Pretrained, open_pretrained
-    from masksearch.models.saved import load_pretrained, save_pretrained, saved_masks
+    from masksearch.models.saved import load_pretrained, save_pretrained
     from masksearch.models.trained_together import train_together
     from masksearch.positions.analysis import importance
     from masksearch.positions.controls import diagonal_controls
@@ -163,7 +164,7 @@ LAZY = {
     "proxy_card": "masksearch.proxy_runs",
     "save_mask": "masksearch.masks.lower",
     "save_pretrained": "masksearch.models.saved",
-    "saved_masks": "masksearch.models.saved",
+    "saved_masks": "masksearch.models.manifest",
     "search": "masksearch.driver",
     "train_together": "masksearch.models.trained_together",
 }

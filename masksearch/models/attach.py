@@ -114,7 +114,7 @@ def attach(
         raise unknown_name("backend", str(backend), REQUESTS)
     check_module("attach", model)
     if isinstance(what, (str, Path)):
-        from masksearch.models.saved import saved_masks
+        from masksearch.models.manifest import saved_masks
 
         what = cast("Mapping[str, Any]", saved_masks(what))
     roots = pretrained(model)

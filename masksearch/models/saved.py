@@ -50,7 +50,6 @@ from masksearch.models.load_options import (
 )
 from masksearch.models.manifest import (
     AnyMask,
-    check_config,
     check_files,
     model_files,
     read_manifest,
@@ -191,32 +190,6 @@ def load_pretrained(
     refuse_missing(folder, cls, missing, other)
     model.eval()  # type: ignore[no-untyped-call]
     return model
-
-
-def saved_masks(folder: Path | str, *, verify: bool = True) -> dict[str, AnyMask]:
-    """The masks of a folder that `save_pretrained` wrote; weights are not read.
-
-    Args:
-        folder: Holds `masksearch.json` and its mask files; the model may be missing.
-        verify: Whether a `config.json` there must be the one that was saved with the masks:
-            another one says that the model was written again, by something that leaves earlier
-            masks in place.
-
-    Returns:
-        Part -> mask, as `masksearch.attach` takes them; the part of a plain model is `"self"`.
-
-    Raises:
-        FileNotFoundError: If the folder, its manifest or a mask file is missing.
-        MaskFormatError: If one is damaged, changed, or of a newer version.
-        DataError: If the configuration is not that of the save.
-    """
-    folder = Path(folder).expanduser()
-    saved = read_manifest(folder)
-    if verify:
-        check_config(
-            folder, saved, "attach it so: ms.attach(model, ms.saved_masks(folder, verify=False))"
-        )
-    return saved.masks
 
 
 # -- writing -----------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from torch import nn
 from masksearch import masks
 from masksearch.errors import AttachError
 from masksearch.models.attach import attach, attached
+from masksearch.models.manifest import saved_masks
 from masksearch.models.rebuilt import Build, floating
-from masksearch.models.saved import load_pretrained, save_pretrained, saved_masks
+from masksearch.models.saved import load_pretrained, save_pretrained
 
 MASK = masks.window(2) | masks.global_tokens(1)
 

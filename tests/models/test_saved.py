@@ -38,7 +38,8 @@ from masksearch.gates.bank import Gates
 from masksearch.models.attach import attach, attached, detach
 from masksearch.models.export import with_their_epsilon
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.saved import load_pretrained, save_pretrained, saved_masks
+from masksearch.models.manifest import saved_masks
+from masksearch.models.saved import load_pretrained, save_pretrained
 from masksearch.models.sizes import Size, encoder
 
 VOCABULARY, LENGTH, WIDTH = 30, 12, 8
