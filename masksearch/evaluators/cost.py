@@ -177,7 +177,7 @@ class CostEvaluator:
             off = float(kept * size * size - diagonal) / max(1, size * size - size)
             known["sparsity_off_diagonal"] = 1 - off
         if "hops" in self.measure:
-            steps = hops(mask.dense(self.length, self.layers, self.heads))
+            steps = hops(mask, self.length)
             known["hops"] = min(steps, float(self.layers * self.length))
         if "memory" in self.measure:
             scores = 4 * tile * blocks * self.pairs

@@ -21,7 +21,7 @@ import torch
 from masksearch.errors import UncountedHops
 from masksearch.masks.core import Mask
 from masksearch.masks.products import after
-from masksearch.masks.reachability import hops
+from masksearch.masks.reachability import along, hops
 from masksearch.masks.relations import (
     ONES,
     SIDE,
@@ -43,7 +43,6 @@ EDGES = 1 << 25  # cells that are listed one by one: 128 MiB
 WORDS = 1 << 35  # words that may be read along single cells: a minute or two
 BATCH = 32  # words of sources that go along the cells together
 SINGLY = 16  # spans up to which a power is taken one by one: few tiles a row
-GATHERED = 1 << 16  # words that are read at a time
 
 
 def farthest(mask: Mask, length: int) -> float:
@@ -300,15 +299,3 @@ def listed(step: Relation) -> tuple[Numbers, Numbers]:
         counts.append(np.bincount(row, minlength=SIDE))
     start = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
     return start, np.concatenate(keys)
-
-
-def along(start: Numbers, keys: Numbers, earlier: Words) -> Words:
-    """What each position is reached by, one step after `earlier`, uint64 `[n, words]`."""
-    result = np.empty_like(earlier)
-    size, width = earlier.shape
-    rows = max(1, size * GATHERED // (len(keys) * width))
-    for top in range(0, size, rows):
-        at = start[top : top + rows + 1]
-        some = earlier[keys[at[0] : at[-1]]]
-        np.bitwise_or.reduceat(some, at[:-1] - at[0], axis=0, out=result[top : top + rows])
-    return result

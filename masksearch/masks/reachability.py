@@ -15,7 +15,7 @@ from masksearch.masks.core import DenseMask
 
 Bits = NDArray[np.uint64]
 PRODUCTS = 2  # dense products' worth of single steps that are taken before doubling
-GATHERED = 1 << 18  # words that one `or` of rows reads at a time: they stay in a core's cache
+GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in a core's cache
 LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
 
@@ -81,19 +81,7 @@ class Relation:
 
     def after(self, earlier: Bits) -> Bits:
         """What is reached by this relation after an earlier one."""
-        return self.gathered(earlier) if self.sparse else self.looked_up(earlier)
-
-    def gathered(self, earlier: Bits) -> Bits:
-        """Few keys a row: their rows are read one by one."""
-        result = np.empty_like(earlier)
-        size, words = earlier.shape
-        rows = max(1, size * GATHERED // (len(self.key) * words))
-        for top in range(0, size, rows):
-            start = self.start[top : top + rows + 1]
-            keys = self.key[start[0] : start[-1]]
-            some = start[:-1] - start[0]
-            np.bitwise_or.reduceat(earlier[keys], some, axis=0, out=result[top : top + rows])
-        return result
+        return along(self.start, self.key, earlier) if self.sparse else self.looked_up(earlier)
 
     def looked_up(self, earlier: Bits) -> Bits:
         """Many keys a row: every combination of eight neighbouring keys is made once.
@@ -117,6 +105,24 @@ class Relation:
             for group, combinations in enumerate(made, first):
                 result |= combinations[which[:, group]]
         return result
+
+
+def along(start: NDArray[Any], keys: NDArray[Any], earlier: Bits) -> Bits:
+    """What each position is reached by, one step after `earlier`: its keys' rows, one by one.
+
+    Args:
+        start: Where each row's keys start, and where the last ones end; `[n + 1]`.
+        keys: The keys of all rows, at least one a row.
+        earlier: What the keys are reached by, `[n, words]`.
+    """
+    result = np.empty_like(earlier)
+    size, words = earlier.shape
+    rows = max(1, size * GATHERED // (len(keys) * words))
+    for top in range(0, size, rows):
+        at = start[top : top + rows + 1]
+        some = earlier[keys[at[0] : at[-1]]]
+        np.bitwise_or.reduceat(some, at[:-1] - at[0], axis=0, out=result[top : top + rows])
+    return result
 
 
 def packed(cells: NDArray[np.bool_]) -> Bits:

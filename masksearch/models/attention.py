@@ -26,6 +26,7 @@ from masksearch.models.lowered import (
 )
 from masksearch.models.resolved import carry
 from masksearch.models.slots import ROWS, SLOT, Rows, Slot
+from masksearch.models.states import asks_gradient
 
 BIAS = (
     "{name} adds a bias to its attention scores, which these gates would drop; their attend() "
@@ -113,9 +114,7 @@ def sparse(
     slot.fallback = ineligible(slot, query, key, attention_mask, causal, rest)
     if slot.fallback:
         return None
-    trains = torch.is_grad_enabled() and (
-        query.requires_grad or key.requires_grad or value.requires_grad
-    )
+    trains = asks_gradient(query, key, value)
     device, size = query.device, whole(length)
     visible = None if attention_mask is None else attention_mask.flatten(1)
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
 from masksearch.masks.flex_layout import Predicate, block_mask_of
 from masksearch.masks.tiles import tile_counts
+from masksearch.models.states import asks_gradient, check_states
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -178,29 +178,14 @@ def flex_attention_under(
     if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    batch, heads, length, _ = query.shape
-    if length != plan.length or key.shape[2] != length:
-        raise LengthError(
-            f"the plan holds {plan.length} positions of queries and keys, got queries "
-            f"{list(query.shape)} and keys {list(key.shape)}; plan the mask at that length"
-        )
-    if plan.heads not in (1, heads):
-        raise HeadCountError(f"the plan has {plan.heads} heads, the queries have {heads}")
-    if heads % key.shape[1]:
-        raise HeadCountError(
-            f"{heads} query heads cannot share {key.shape[1]} key heads; the number of query "
-            "heads is a multiple of the key heads"
-        )
+    check_states(query, key, value, plan, visible)
     if plan.partial.device != query.device:
         raise ValueError(
             f"the plan lies on {plan.partial.device}, the queries on {query.device}; "
             "move it with plan.to(device)"
         )
     if kind == "cpu":
-        trained = torch.is_grad_enabled() and any(
-            states.requires_grad for states in (query, key, value)
-        )
-        if trained:
+        if asks_gradient(query, key, value):
             raise NotImplementedError(
                 "FlexAttention has no backward on the CPU; train with the backend 'gather', or "
                 "compute without a gradient under torch.no_grad()"
@@ -212,11 +197,6 @@ def flex_attention_under(
             )
     blocks = plan.blocks
     if visible is not None:
-        if visible.shape != (batch, length) or visible.dtype != torch.bool:
-            raise ValueError(
-                f"visible is bool [batch, n] = [{batch}, {length}], got "
-                f"{visible.dtype} {list(visible.shape)}"
-            )
         blocks = plan.padded(visible.to(query.device))
     return cast(
         Tensor,
@@ -226,7 +206,7 @@ def flex_attention_under(
             value,
             block_mask=blocks,
             scale=scaling,
-            enable_gqa=key.shape[1] != heads,
+            enable_gqa=key.shape[1] != query.shape[1],
         ),
     )
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masksearch.errors import HeadCountError, LengthError
 from masksearch.models.gather_pieces import Bundle
 from masksearch.models.gather_plan import GatherPlan, Part, work
+from masksearch.models.states import check_states
 
 __all__ = ["Bundle", "GatherPlan", "gather_attention"]
 
@@ -58,7 +58,7 @@ def gather_attention(
         LengthError, HeadCountError: If the plan is of another length or number of heads.
         ValueError: If `visible` has another type or shape.
     """
-    checked(query, key, value, plan, visible)
+    check_states(query, key, value, plan, visible)
     batch, heads, length, width = query.shape
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
@@ -88,27 +88,6 @@ def gather_attention(
     else:
         result = composed(query, key, value, seen, plan, scaling, dropout)
     return result.reshape(batch, heads, -1, width)[:, :, :length]
-
-
-def checked(
-    query: Tensor, key: Tensor, value: Tensor, plan: GatherPlan, visible: Tensor | None
-) -> None:
-    """Refuses states that do not fit the plan."""
-    batch, heads, length, _ = query.shape
-    if length != plan.length or key.shape[2] != length or key.shape != value.shape:
-        raise LengthError(
-            f"the plan holds {plan.length} positions of queries and keys, got queries "
-            f"{list(query.shape)} and keys {list(key.shape)}; plan the mask at that length"
-        )
-    if plan.heads not in (1, heads):
-        raise HeadCountError(f"the plan has {plan.heads} heads, the queries have {heads}")
-    if heads % key.shape[1]:
-        raise HeadCountError(f"{heads} query heads cannot share {key.shape[1]} key heads evenly")
-    if visible is not None and (visible.dtype != torch.bool or visible.shape != (batch, length)):
-        raise ValueError(
-            f"visible is bool [batch, n] = [{batch}, {length}], got {visible.dtype} "
-            f"{list(visible.shape)}"
-        )
 
 
 def gathered(states: Tensor, part: Part, units: Tensor, unit: int) -> Tensor:

@@ -162,11 +162,9 @@ def load_pretrained(
     saved = read_manifest(folder)
     if verify:
         check_files(folder, saved, "load_pretrained(folder, verify=False) opens it")
-    if model_class is None:
-        cls = named_class(folder)
-    else:
-        cls = concrete_class(model_class, configuration(folder))
-    changed = checked_entries(cls, configuration(folder), entries)
+    stored = configuration(folder)
+    cls = named_class(folder) if model_class is None else concrete_class(model_class, stored)
+    changed = checked_entries(cls, stored, entries)
     build = saved.build if cls.__name__ == saved.model_class else Build()
     model, missing = loaded(
         cls,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from masksearch.models.choice import Backend, Choice
 from masksearch.models.compiled import compute
+from masksearch.models.states import asks_gradient
 
 if TYPE_CHECKING:
     from masksearch.models.lowered import Lowered
@@ -56,8 +57,7 @@ class Call:
     @property
     def trains(self) -> bool:
         """Whether a gradient is asked for."""
-        states = (self.query, self.key, self.value)
-        return torch.is_grad_enabled() and any(part.requires_grad for part in states)
+        return asks_gradient(self.query, self.key, self.value)
 
     def apart(self) -> Call:
         """The same call on leaves of their own: what is run does not reach the model's graph."""
@@ -116,7 +116,8 @@ def fastest(call: Call) -> Choice:
     Returns:
         The choice; its ratio is the measured one, over SDPA without the mask.
     """
-    expected = call.lowered.choice(call.length, call.query.device, call.trains)
+    lowered, place = call.lowered, (call.length, call.query.device)
+    expected, had_table = lowered.choice(*place, call.trains), place in lowered.tables
     call, absent, times = call.apart(), call.left_out(), {}
     devices = [call.query.device] if call.query.device.type == "cuda" else []
     # gradient checkpoints of the model count what is saved: not here
@@ -133,6 +134,8 @@ def fastest(call: Call) -> Choice:
                 absent[backend] = str(error).strip().splitlines()[0]
     dense = times.pop(DENSE)
     best = min(times, key=lambda backend: times[backend])
+    if best != "sdpa" and not had_table:
+        lowered.tables.pop(place, None)  # n x n cells that nothing else asked for
     told = [f"{name} {1000 * taken:.3g} ms" for name, taken in times.items()]
     told += [f"{name} left out: {why}" for name, why in absent.items()]
     return replace(

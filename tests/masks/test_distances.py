@@ -14,7 +14,7 @@ from mask_trees import sized_trees
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, UncountedHops
-from masksearch.masks import distances, products, relations
+from masksearch.masks import distances, products, reachability, relations
 from masksearch.masks.distances import Bounds, by_powers, by_sources, farthest
 from masksearch.masks.measure import hops, measures
 from masksearch.masks.products import after, joined_tiles
@@ -104,7 +104,7 @@ def test_powers_and_sources_alone_match_matrix_powers(sized, known, singly):
     lower = int(wanted) if known else 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distances, "SINGLY", singly)
-        patch.setattr(distances, "GATHERED", 50)
+        patch.setattr(reachability, "GATHERED", 50)
         patch.setattr(distances, "BATCH", 1)
         patch.setattr(products, "PAIRS", 1 << 20)
         try:
