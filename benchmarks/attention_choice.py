@@ -1,4 +1,4 @@
-"""The constants of `masksearch.models.choice`, measured.
+"""The constants of `masksearch.attention.kernels.choose`, measured.
 
     python benchmarks/attention_choice.py                    # about 12 minutes of one core
     python benchmarks/attention_choice.py --fit FILE.json    # constants anew from measurements
@@ -24,10 +24,10 @@ from rounds import interleaved, spread
 from scipy.optimize import least_squares
 
 from masksearch import masks
+from masksearch.attention.kernels.choose import BLOCK, IN_CACHE, PLANNED, choose, fine, planned
+from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.masks import Mask
 from masksearch.masks.tiles import tile_counts
-from masksearch.models.choice import BLOCK, IN_CACHE, PLANNED, choose, fine, planned
-from masksearch.models.kernels import GatherPlan, gather_attention
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 SIDES = ("dense", "sdpa", "gather")

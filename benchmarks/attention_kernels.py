@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masksearch import masks
+from masksearch.attention.kernels.choose import choose
+from masksearch.attention.kernels.gather import GatherPlan, gather_attention
+from masksearch.attention.kernels.timed import Call, fastest
+from masksearch.attention.lowered import Lowered
 from masksearch.masks import Mask
 from masksearch.masks.measure import block_density
-from masksearch.models.choice import choose
-from masksearch.models.kernels import GatherPlan, gather_attention
-from masksearch.models.lowered import Lowered
-from masksearch.models.timed import Call, fastest
 
 HEADS, WIDTH = 4, 64
 MOST_TABLE = (
@@ -129,7 +129,7 @@ def attending(
     if "flex" in setting.backends and trains and place.type == "cpu":
         absent["flex"] = "FlexAttention has no backward on a CPU"
     elif "flex" in setting.backends:
-        from masksearch.models.flex import FlexPlan, flex_attention_under
+        from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
 
         start = time.perf_counter()
         flex = FlexPlan.of_mask(mask, length, block=setting.block, device=place)

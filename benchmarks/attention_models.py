@@ -16,11 +16,11 @@ from rounds import Side, faster, forget_peak, interleaved, peak_bytes, spread
 from torch import Tensor, nn
 
 from masksearch import masks
+from masksearch.attention.attach import attach
+from masksearch.attention.kernels.choose import choose
 from masksearch.masks import Mask, layer_of
-from masksearch.models.attach import attach
-from masksearch.models.choice import choose
+from masksearch.models.encoders import Size, encoder, size_named
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import Size, encoder, size_named
 
 SHORT = 128  # positions at which a mask must cost next to nothing
 HIDDEN = 0.15  # share of the tokens that are predicted

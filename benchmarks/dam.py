@@ -33,9 +33,9 @@ from planted_runs import Cells, Row, Setting, shown, summary
 import masksearch as ms
 from masksearch.contracts import generator
 from masksearch.gates.dam import dam_reports
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import encoder
-from masksearch.train import TrainConfig, train
+from masksearch.training.loop import TrainConfig, train
 
 HERE = Path(__file__).parent
 ONE = ms.PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)

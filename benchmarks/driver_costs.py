@@ -55,8 +55,8 @@ def usual(times: Sequence[float]) -> float:
 def proposals(name: str, told: Sequence[Any] = ()) -> Any:
     """A strategy of that name on a space of 14 parameters, which has been told some records."""
     from masksearch.contracts import Objective
-    from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy
-    from masksearch.user_code import load_function
+    from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+    from masksearch.strategies.user_code import load_function
 
     space = load_function(f"{SPACE}:space")
     objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
@@ -120,7 +120,7 @@ def lowered(count: int = 30) -> float:
 def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
     """Usual wall seconds of the driver's writes."""
     from masksearch.contracts import Objective, Report
-    from masksearch.results.study_store import StudyStore
+    from masksearch.study.store import StudyStore
 
     store, times = StudyStore(run, storage), {"begin": [], "observe": [], "finish": []}
     store.create((Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0)), {})

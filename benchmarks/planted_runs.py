@@ -17,14 +17,14 @@ from typing import Any
 from torch import Tensor, nn
 
 import masksearch as ms
+from masksearch.analysis.stats import estimate
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import HEAD, WEIGHTS
 from masksearch.gates.config import preset
-from masksearch.gates.published import sparsebert_gates
-from masksearch.gates.recovery import recovery
+from masksearch.gates.diagnostics import recovery
+from masksearch.gates.sparsebert import sparsebert_gates
+from masksearch.models.encoders import SIZES, Size, encoder
 from masksearch.models.heads import MaskedLanguageModel, Output
-from masksearch.models.sizes import SIZES, Size, encoder
-from masksearch.results.stats import estimate
 
 NANO = SIZES["nano"]
 KEY = ("part", "cell", "seed")

@@ -43,13 +43,13 @@ from proxy_sides import (
 )
 
 from masksearch import masks
-from masksearch.models.attach import attach
+from masksearch.attention.attach import attach
+from masksearch.models.encoders import encoder, size_named
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import encoder, size_named
 from masksearch.models.trained_together import train_together
-from masksearch.tasks.corpus import Corpus
 from masksearch.tasks.mlm import MlmTask
-from masksearch.train import TrainConfig, train
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.training.loop import TrainConfig, train
 
 RESULTS = Path(__file__).parent / "results"
 

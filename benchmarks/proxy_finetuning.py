@@ -19,12 +19,12 @@ from proxy_sides import fast_tokenizer, on, random_corpus, timed, trained
 from torch import Tensor, nn
 
 from masksearch import masks
-from masksearch.evaluators.rows import Row, TokenRows, by_length, padded, sequences, shuffled
-from masksearch.models.attach import attach
+from masksearch.attention.attach import attach
+from masksearch.evaluators.token_rows import Row, TokenRows, by_length, padded, sequences, shuffled
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
-from masksearch.models.sizes import encoder
-from masksearch.tasks.corpus import Corpus
-from masksearch.train import TrainConfig, train
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.training.loop import TrainConfig, train
 
 LENGTH, VOCABULARY = 128, 4096
 LR = 5e-4

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from masksearch.attention.attach import attach
 from masksearch.masks import Mask
-from masksearch.models.attach import attach
+from masksearch.models.encoders import encoder, size_named
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import encoder, size_named
-from masksearch.tasks.corpus import Corpus
 from masksearch.tasks.mlm import MlmTask
-from masksearch.train import TrainConfig, train
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.training.loop import TrainConfig, train
 
 SKIPPED = 2  # first steps that are not counted: allocation, kernels' choice
 LR = 5e-4

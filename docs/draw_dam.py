@@ -23,20 +23,19 @@ from torch import Tensor
 import masksearch as ms
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
-from masksearch.gates.agreement import agreement
-from masksearch.gates.recovery import recovery
+from masksearch.gates.diagnostics import agreement, recovery
+from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import Size, encoder
-from masksearch.results.dam_plots import (
+from masksearch.report.figures.dam import (
     plot_agreement,
     plot_dam,
     plot_decided,
     plot_gates,
     plot_losses,
 )
-from masksearch.results.plots import INK, clean, new_figure
-from masksearch.tasks.planted import PlantedTask
-from masksearch.train import TrainConfig, train
+from masksearch.report.figures.front import INK, clean, new_figure
+from masksearch.tasks.planted.process import PlantedTask
+from masksearch.training.loop import TrainConfig, train
 
 IMAGES = Path(__file__).parent / "images"
 COLOURS = 128  # of a saved picture

@@ -24,14 +24,14 @@ import masksearch as ms
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA
 from masksearch.positions.analysis import importance
-from masksearch.positions.maps import attention_maps
-from masksearch.positions.over_training import Dynamics, importance_dynamics
+from masksearch.positions.attention_maps import attention_maps
+from masksearch.positions.dynamics import Dynamics, importance_dynamics
 from masksearch.positions.result import Importance
-from masksearch.results.position_plots import (
+from masksearch.report.figures.positions import (
     plot_attention_maps,
     plot_importance_dynamics,
 )
-from masksearch.train import TrainConfig, train
+from masksearch.training.loop import TrainConfig, train
 
 IMAGES = Path(__file__).parent / "images"
 STEPS = 400  # of dense training

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 import masksearch as ms
-from masksearch.results.pictures import planes, tiled
+from masksearch.report.figures.masks import planes, tiled
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images" / "spaces"

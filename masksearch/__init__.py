@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from masksearch import masks
-    from masksearch.constraints import Constraint
+    from masksearch.analysis.compare import Comparison
+    from masksearch.analysis.proxy_card import ProxyCard
+    from masksearch.attention.attach import attach, attached, detach
+    from masksearch.attention.explain import Explanation, explain
     from masksearch.contracts import (
         Budget,
         Evaluate,
@@ -43,68 +46,65 @@ if TYPE_CHECKING:
         UncountedHops,
         UnknownNameError,
     )
-    from masksearch.evaluators.cached import Cached
-    from masksearch.evaluators.cost import CostEvaluator
+    from masksearch.evaluators.cost import CostEvaluator, WithCost
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator
     from masksearch.evaluators.shared import SharedWeights
     from masksearch.evaluators.squad import SquadEvaluator
     from masksearch.evaluators.swag import SwagEvaluator
-    from masksearch.evaluators.with_cost import WithCost
-    from masksearch.executors.halving import ParetoHalving
+    from masksearch.evaluators.wrappers import Cached
     from masksearch.executors.local import Local
     from masksearch.executors.on_ray import RayTune
     from masksearch.executors.together import Together
-    from masksearch.gates.bank import Gates
-    from masksearch.gates.dam import DamConfig, dam
+    from masksearch.gates.config import DamConfig
+    from masksearch.gates.dam import dam
+    from masksearch.gates.gates import Gates
     from masksearch.gates.perturbation import perturbation_scores
     from masksearch.gates.result import DamResult
+    from masksearch.loggers.progress import progress
     from masksearch.masks import FAMILIES, ContentMask, Mask
     from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
     from masksearch.masks.measure import fingerprint
     from masksearch.masks.nearest import NearestFamily, nearest_family
-    from masksearch.models.attach import attach, attached, detach
-    from masksearch.models.explain import Explanation, explain
+    from masksearch.models.checkpoints import Pretrained, open_pretrained
     from masksearch.models.manifest import saved_masks
-    from masksearch.models.pretrained import Pretrained, open_pretrained
     from masksearch.models.saved import load_pretrained, save_pretrained
     from masksearch.models.trained_together import train_together
     from masksearch.positions.analysis import importance
+    from masksearch.positions.attention_maps import AttentionMaps, attention_maps
     from masksearch.positions.controls import diagonal_controls
-    from masksearch.positions.maps import AttentionMaps, attention_maps
-    from masksearch.positions.over_training import importance_dynamics
+    from masksearch.positions.dynamics import importance_dynamics
     from masksearch.positions.result import Importance
-    from masksearch.progress_bar import progress
-    from masksearch.proxy_runs import proxy_card
-    from masksearch.results.comparison import Comparison
-    from masksearch.results.proxy_card import ProxyCard
-    from masksearch.tasks.glue import GlueScore, glue_score
-    from masksearch.tasks.planted import PlantedProcess
-    from masksearch.tasks.planted_glue import PlantedGlue
-    from masksearch.user_code import load_function
+    from masksearch.report.proxy import proxy_card
+    from masksearch.strategies.halving import ParetoHalving
+    from masksearch.strategies.user_code import load_function
+    from masksearch.study.constraints import Constraint
+    from masksearch.tasks.glue.read import GlueScore, glue_score
+    from masksearch.tasks.planted.glue import PlantedGlue
+    from masksearch.tasks.planted.process import PlantedProcess
 
 __version__ = "0.1.0"
 
 LAZY = {
     "FAMILIES": "masksearch.masks",
     "AttachError": "masksearch.errors",
-    "AttentionMaps": "masksearch.positions.maps",
+    "AttentionMaps": "masksearch.positions.attention_maps",
     "Budget": "masksearch.contracts",
-    "Cached": "masksearch.evaluators.cached",
-    "Comparison": "masksearch.results.comparison",
-    "Constraint": "masksearch.constraints",
+    "Cached": "masksearch.evaluators.wrappers",
+    "Comparison": "masksearch.analysis.compare",
+    "Constraint": "masksearch.study.constraints",
     "ContentMask": "masksearch.masks",
     "CostEvaluator": "masksearch.evaluators.cost",
-    "DamConfig": "masksearch.gates.dam",
+    "DamConfig": "masksearch.gates.config",
     "DamResult": "masksearch.gates.result",
     "DataError": "masksearch.errors",
     "EmptyRowError": "masksearch.errors",
     "Evaluate": "masksearch.contracts",
-    "Explanation": "masksearch.models.explain",
-    "Gates": "masksearch.gates.bank",
+    "Explanation": "masksearch.attention.explain",
+    "Gates": "masksearch.gates.gates",
     "GlueEvaluator": "masksearch.evaluators.glue",
-    "GlueScore": "masksearch.tasks.glue",
+    "GlueScore": "masksearch.tasks.glue.read",
     "HeadCountError": "masksearch.errors",
     "Importance": "masksearch.positions.result",
     "LayerCountError": "masksearch.errors",
@@ -118,13 +118,13 @@ LAZY = {
     "NonFiniteLossError": "masksearch.errors",
     "Objective": "masksearch.contracts",
     "OneShot": "masksearch.contracts",
-    "ParetoHalving": "masksearch.executors.halving",
+    "ParetoHalving": "masksearch.strategies.halving",
     "PlantedEvaluator": "masksearch.evaluators.planted",
-    "PlantedGlue": "masksearch.tasks.planted_glue",
-    "PlantedProcess": "masksearch.tasks.planted",
-    "Pretrained": "masksearch.models.pretrained",
+    "PlantedGlue": "masksearch.tasks.planted.glue",
+    "PlantedProcess": "masksearch.tasks.planted.process",
+    "Pretrained": "masksearch.models.checkpoints",
     "Proposal": "masksearch.contracts",
-    "ProxyCard": "masksearch.results.proxy_card",
+    "ProxyCard": "masksearch.analysis.proxy_card",
     "RayTune": "masksearch.executors.on_ray",
     "Record": "masksearch.contracts",
     "Report": "masksearch.contracts",
@@ -139,29 +139,29 @@ LAZY = {
     "Together": "masksearch.executors.together",
     "UncountedHops": "masksearch.errors",
     "UnknownNameError": "masksearch.errors",
-    "WithCost": "masksearch.evaluators.with_cost",
-    "attach": "masksearch.models.attach",
-    "attached": "masksearch.models.attach",
-    "attention_maps": "masksearch.positions.maps",
+    "WithCost": "masksearch.evaluators.cost",
+    "attach": "masksearch.attention.attach",
+    "attached": "masksearch.attention.attach",
+    "attention_maps": "masksearch.positions.attention_maps",
     "compare": "masksearch.driver",
     "dam": "masksearch.gates.dam",
-    "detach": "masksearch.models.attach",
+    "detach": "masksearch.attention.attach",
     "diagonal_controls": "masksearch.positions.controls",
-    "explain": "masksearch.models.explain",
+    "explain": "masksearch.attention.explain",
     "fingerprint": "masksearch.masks.measure",
     "flex_block_mask": "masksearch.masks.lower",
-    "glue_score": "masksearch.tasks.glue",
+    "glue_score": "masksearch.tasks.glue.read",
     "importance": "masksearch.positions.analysis",
-    "importance_dynamics": "masksearch.positions.over_training",
-    "load_function": "masksearch.user_code",
+    "importance_dynamics": "masksearch.positions.dynamics",
+    "load_function": "masksearch.strategies.user_code",
     "load_mask": "masksearch.masks.lower",
     "load_pretrained": "masksearch.models.saved",
     "lower": "masksearch.masks.lower",
     "nearest_family": "masksearch.masks.nearest",
-    "open_pretrained": "masksearch.models.pretrained",
+    "open_pretrained": "masksearch.models.checkpoints",
     "perturbation_scores": "masksearch.gates.perturbation",
-    "progress": "masksearch.progress_bar",
-    "proxy_card": "masksearch.proxy_runs",
+    "progress": "masksearch.loggers.progress",
+    "proxy_card": "masksearch.report.proxy",
     "save_mask": "masksearch.masks.lower",
     "save_pretrained": "masksearch.models.saved",
     "saved_masks": "masksearch.models.manifest",

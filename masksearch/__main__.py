@@ -1,5 +1,5 @@
 """`python -m masksearch`."""
 
-from masksearch.cli import main
+from masksearch.cli.main import main
 
 main()

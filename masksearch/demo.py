@@ -20,14 +20,14 @@ from optuna.trial import BaseTrial
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.analysis.compare import Comparison
 from masksearch.contracts import Executor, Listener, Objective, Record
 from masksearch.driver import Study, compare, search
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
-from masksearch.reporting import NOTES, report_on
-from masksearch.results.comparison import Comparison
-from masksearch.tasks.planted import PlantedProcess
+from masksearch.report.collect import NOTES, report_on
+from masksearch.tasks.planted.process import PlantedProcess
 
 TRIALS = 16  # masks of random search and of TPE, each
 SEARCH_SEED = 100  # the comparison uses the seeds below, so that no winner is flattered

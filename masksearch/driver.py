@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from masksearch.constraints import Constraint, parsed_constraint
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -23,25 +22,26 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
-from masksearch.evaluators.shared_masks import source_of
+from masksearch.evaluators.supernet import source_of
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
-from masksearch.results.study_store import StudyStore
-from masksearch.session import Session
+from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.listed import Listed
-from masksearch.strategies.oneshot import DamStrategy
-from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy, Space
-from masksearch.strategies.shared import NAMES as SHARED
-from masksearch.strategies.shared import OPTIONS as OF_SHARED
-from masksearch.strategies.shared import SharedStrategy
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
+from masksearch.strategies.supernet import NAMES as SHARED
+from masksearch.strategies.supernet import OPTIONS as OF_SHARED
+from masksearch.strategies.supernet import SharedStrategy
+from masksearch.study.constraints import Constraint, parsed_constraint
+from masksearch.study.session import Session
+from masksearch.study.store import StudyStore
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from masksearch.results.comparison import Comparison
+    from masksearch.analysis.compare import Comparison
 
 OPTIONS = {
     "dam": ("gates", "config", "densities", "merge_heads"),
@@ -93,7 +93,7 @@ class Study:
 
     def frontier(self) -> list[Record]:
         """The records that no other beats in every objective (full-fidelity results only)."""
-        from masksearch.results.frontier import pareto
+        from masksearch.analysis.pareto import pareto
 
         return pareto(self.records(), self.objectives)
 
@@ -110,7 +110,7 @@ class Study:
 
         A relative path is taken from the run folder.
         """
-        from masksearch.reporting import report_on
+        from masksearch.report.collect import report_on
 
         return report_on(self.run, self.run / path, storage=self.storage)
 
@@ -249,7 +249,7 @@ def compare(
         EmptyRowError, HeadCountError, ...: If a mask does not fit the evaluator's shape, before
             anything is trained.
     """
-    from masksearch.results.comparison import Comparison
+    from masksearch.analysis.compare import Comparison
 
     run, seeds = Path(run), list(dict.fromkeys(seeds))
     if not candidates or not seeds:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-for folder in ("", "contracts", "faults", "models"):  # `mask_trees`, `toy`, `killing`, ...
+for folder in (
+    "",
+    "contracts",
+    "faults",
+    "attention",
+    "training",
+    "cli",
+):  # `mask_trees`, `toy`, `killing`, ...
     sys.path.insert(0, str(Path(__file__).parent / folder))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -25,6 +32,8 @@ settings.register_profile(
     "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("masksearch")
+
+pytest_plugins = ["record_fixtures"]
 
 
 @pytest.fixture

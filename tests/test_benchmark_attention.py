@@ -164,7 +164,7 @@ def test_a_cell_compares_equal_results(kernels, trains):
 
 
 def test_what_fastest_takes_is_judged_where_all_backends_are(kernels, monkeypatch):
-    monkeypatch.setattr("masksearch.models.timed.SECONDS", 0.001)
+    monkeypatch.setattr("masksearch.attention.kernels.timed.SECONDS", 0.001)
     setting = kernels.Setting(torch.device("cpu"), (96,), ("sdpa", "gather", "flex"), 2, 0.0, 16)
     found = kernels.cell("mixture", kernels.mixture(96, 16), 96, setting, trains=True)
     assert found["fastest"]["backend"] in ("sdpa", "gather")

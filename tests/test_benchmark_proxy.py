@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import encoder
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 needs_trainer = pytest.mark.skipif(

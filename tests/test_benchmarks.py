@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import masksearch as ms
-from masksearch.gates.recovery import recovery
+from masksearch.gates.diagnostics import recovery
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"

@@ -14,7 +14,7 @@ from transformers.masking_utils import (
 )
 
 from masksearch import masks
-from masksearch.models.attach import attach
+from masksearch.attention.attach import attach
 from masksearch.models.saved import save_pretrained
 
 DOCS = Path(__file__).parents[1] / "docs"

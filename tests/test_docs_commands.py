@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from masksearch.cli import app
+from masksearch.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,9 +13,9 @@ import transformers
 from transformers import BertConfig, BertForMaskedLM
 
 import masksearch as ms
+from masksearch.gates.diagnostics import Health
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.forms import FORMS
-from masksearch.gates.health import Health
+from masksearch.gates.estimators import FORMS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "dam.md").read_text(encoding="utf-8")

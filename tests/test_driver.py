@@ -22,7 +22,7 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record
 from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
-from masksearch.results.study_store import StudyStore
+from masksearch.study.store import StudyStore
 
 TOY = Path(__file__).parent / "contracts"
 
@@ -385,7 +385,9 @@ def test_endless_search_is_refused(tmp_path):
 
 def test_seconds_end_a_search_between_trials(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("masksearch.session.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(
+        "masksearch.study.session.time", SimpleNamespace(monotonic=lambda: clock[0])
+    )
 
     class TenSeconds(ToyEvaluator):
         def __call__(self, mask, *, seed, workdir):

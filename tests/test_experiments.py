@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from masksearch import masks
-from masksearch.results.stats import PairedDifference
+from masksearch.analysis.stats import PairedDifference
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 FOLDERS = sorted(path.parent for path in FOLDER.glob("*/run.py"))

@@ -1,6 +1,7 @@
-"""The dependency direction, held by a walk over the syntax trees."""
+"""The dependency direction and the absence of circles, held by a walk over the syntax trees."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,20 +9,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 RANKS = [
     {"errors", "masks"},
-    {"contracts", "constraints"},
-    {"results", "models", "train", "accumulation", "train_state", "lamb", "checkpoints", "stored"}
-    | {"distributed"},
-    {"tasks"},
-    {"gates", "positions", "evaluators"},
+    {"contracts", "tensors"},
+    {"training", "tasks", "attention", "analysis"},
+    {"models", "gates", "loggers", "study"},
+    {"positions", "report"},
+    {"evaluators"},
     {"strategies"},
     {"executors"},
-    {"session", "driver", "reporting", "proxy_runs", "choices", "user_code", "demo", "printing"}
-    | {"progress_bar", "judging"},
-    {"cli", "cli_attach", "cli_options", "cli_pretrain", "cli_proxy", "cli_search"},
+    {"driver"},
+    {"demo", "cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 TOP = {"__init__", "__main__"}  # the façade and the entry point stand above all parts
-LONGEST = 400  # lines
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 
@@ -31,10 +30,13 @@ def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> list[tuple[str, int]]:
-    """Every module that a file imports anywhere, also inside functions, with its line."""
+def imported(path: Path, *, typing: bool = True) -> list[tuple[str, int]]:
+    """Every module that a file imports anywhere, also inside functions, with its line.
+
+    `typing=False` leaves out what stands under `if TYPE_CHECKING:`.
+    """
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(ast.parse(path.read_text(encoding="utf-8")), typing):
         if isinstance(node, ast.Import):
             found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -44,9 +46,30 @@ def imported(path: Path) -> list[tuple[str, int]]:
     return found
 
 
+def nodes(tree: ast.AST, typing: bool) -> Iterator[ast.AST]:
+    """Every node of a syntax tree."""
+    for node in ast.iter_child_nodes(tree):
+        checking = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if typing or not checking:
+            yield node
+            yield from nodes(node, typing)
+
+
+def file_of(module: str) -> str | None:
+    """The file below the package that `module` (or the name in it) is imported from."""
+    names = module.split(".")[1:]
+    while names:
+        for path in (Path(*names).with_suffix(".py"), Path(*names, "__init__.py")):
+            if (PACKAGE / path).is_file():
+                return str(path)
+        names = names[:-1]
+    return None
+
+
 def test_the_walk_sees_the_package():
     assert len(FILES) > 30
     assert "masksearch.masks.core.Mask" in dict(imported(PACKAGE / "contracts.py"))
+    assert file_of("masksearch.masks.core.Mask") == "masks/core.py"
 
 
 def test_every_part_has_a_rank():
@@ -71,20 +94,52 @@ def test_left_never_imports_right(name):
         assert RANK[target] <= RANK[own], f"{name}:{line}: {own} must not import {module}"
 
 
+def test_no_circle_of_files():
+    """Imports inside functions count; those under TYPE_CHECKING and the lazy façade do not."""
+    arrows = {
+        name: {file_of(module) for module, _ in imported(PACKAGE / name, typing=False)} - {None}
+        for name in NAMES
+        if name != "__init__.py"
+    }
+    open_files: list[str] = []
+    done: set[str] = set()
+
+    def walk(name: str) -> None:
+        if name in open_files:
+            circle = [*open_files[open_files.index(name) :], name]
+            pytest.fail("circle of imports: " + " -> ".join(circle))
+        if name in done or name not in arrows:
+            return
+        open_files.append(name)
+        for target in sorted(arrows[name]):
+            walk(target)
+        open_files.pop()
+        done.add(name)
+
+    for name in arrows:
+        walk(name)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_ray_and_the_attention_interface_have_one_file_each(name):
     for module, line in imported(PACKAGE / name):
         if module.split(".")[0] == "ray":
-            assert name == "executors/ray_tune.py", f"{name}:{line} imports ray"
+            assert name == "executors/ray.py", f"{name}:{line} imports ray"
         if module.split(".")[-1] in ("AttentionInterface", "AttentionMaskInterface"):
-            assert name == "models/attach.py", f"{name}:{line} uses the attention interface"
+            assert name == "attention/interface.py", f"{name}:{line} uses the attention interface"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_short_and_named_for_what_they_hold(name):
+def test_files_are_named_for_what_they_hold(name):
     assert Path(name).name not in ("utils.py", "base.py", "registry.py", "helpers.py", "common.py")
-    lines = len((PACKAGE / name).read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST, f"{name} has {lines} lines, at most {LONGEST}"
+
+
+def test_rooms_are_small_enough_to_hold_in_mind():
+    loose = [path.name for path in PACKAGE.glob("*.py")]
+    assert len(loose) <= 8, f"at most 8 loose files at the top, there are {sorted(loose)}"
+    for folder in {path.parent for path in FILES}:
+        files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        assert len(files) <= 20, f"{folder.name} holds {len(files)} files, at most 20"
 
 
 def test_no_module_shadows_a_public_name():

@@ -19,7 +19,7 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.reporting import comparison_of, studies_in
+from masksearch.report.collect import comparison_of, studies_in
 
 HERE = Path(__file__).parent
 SPACES = HERE.parent.parent / "search_spaces"

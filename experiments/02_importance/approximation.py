@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from stacked import Arm, Fit, Size, fit, influences
 from torch import Tensor
 
+from masksearch.analysis.stats import estimate
 from masksearch.contracts import generator
-from masksearch.results.stats import estimate
 
 ARMS = (
     Arm("diagonal, residual", diagonal=True, residual=True),

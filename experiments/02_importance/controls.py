@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.stats import PairedDifference, estimate, paired_difference
 from masksearch.contracts import generator
-from masksearch.results.stats import PairedDifference, estimate, paired_difference
 
 RANDOM = 53  # stream of random numbers
 

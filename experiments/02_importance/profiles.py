@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import masksearch as ms
+from masksearch.analysis.stats import Estimate, estimate
 from masksearch.positions.analysis import importance
-from masksearch.positions.maps import attention_maps
-from masksearch.positions.over_training import importance_dynamics
+from masksearch.positions.attention_maps import attention_maps
+from masksearch.positions.dynamics import importance_dynamics
 from masksearch.positions.result import Importance
-from masksearch.results.stats import Estimate, estimate
-from masksearch.train import TrainConfig
+from masksearch.training.loop import TrainConfig
 
 METHODS = ("gradient", "flip", "drop", "learned", "attention")
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 import masksearch as ms
+from masksearch.analysis.pareto import hypervolume
 from masksearch.gates.discretise import at_sparsity
-from masksearch.models.sizes import Size
-from masksearch.results.frontier import hypervolume
-from masksearch.strategies.oneshot import SPREAD
+from masksearch.models.encoders import Size
+from masksearch.strategies.dam import SPREAD
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

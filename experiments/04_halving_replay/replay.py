@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from curves import Curve
 
+from masksearch.analysis.pareto import hypervolume
 from masksearch.contracts import Objective, Report, Scheduler
-from masksearch.results.frontier import hypervolume
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from replay import replay as replayed
 from scipy.stats import kendalltau
 
 import masksearch as ms
-from masksearch.executors.halving import RANKINGS, ParetoHalving
+from masksearch.strategies.halving import RANKINGS, ParetoHalving
 
 HERE = Path(__file__).parent
 SPACES = HERE.parent.parent / "search_spaces"

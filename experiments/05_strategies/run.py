@@ -19,10 +19,10 @@ import numpy as np
 import optuna
 
 import masksearch as ms
+from masksearch.analysis.pareto import hypervolume, hypervolume_curve
+from masksearch.analysis.stats import interval
 from masksearch.contracts import Report
-from masksearch.results.frontier import hypervolume, hypervolume_curve
-from masksearch.results.stats import interval
-from masksearch.results.study_store import quiet
+from masksearch.study.store import quiet
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

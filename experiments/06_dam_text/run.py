@@ -18,10 +18,10 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.reporting import studies_in
-from masksearch.results.dam_plots import plot_dam, plot_offsets
-from masksearch.results.plots import save
-from masksearch.results.stats import paired_difference
+from masksearch.analysis.stats import paired_difference
+from masksearch.report.collect import studies_in
+from masksearch.report.figures.dam import plot_dam, plot_offsets
+from masksearch.report.figures.front import save
 
 HERE = Path(__file__).parent
 DENSITY = 0.0387  # star's at 128 positions: 634 of 16,384 cells

@@ -25,14 +25,14 @@ from safetensors.torch import load_file
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.attention.attach import attach
 from masksearch.contracts import generator, mixed_seed
 from masksearch.evaluators.glue import GlueTokens
-from masksearch.evaluators.rows import TokenRows, padded, sequences, shuffled
+from masksearch.evaluators.token_rows import TokenRows, padded, sequences, shuffled
 from masksearch.masks.lower import lower
-from masksearch.models.attach import attach
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
-from masksearch.train import TrainConfig, train
+from masksearch.tasks.glue.read import GlueTask, Rows, load_glue, majority, score
+from masksearch.training.loop import TrainConfig, train
 
 TASKS = ("SST-2", "QQP", "MNLI", "CoLA", "BShift", "Order")
 ROWS, DEV_ROWS = 4_000, 2_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 
 import masksearch as ms
-from masksearch.results.study_store import quiet
+from masksearch.study.store import quiet
 
 FIELDS = ("band", "mask", "density", "seed", "loss", "score", "seconds")
 

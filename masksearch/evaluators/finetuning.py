@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
 import statistics
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -11,20 +14,90 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from masksearch import masks
-from masksearch.checkpoints import Checkpoints
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, Report, mixed_seed
-from masksearch.evaluators.finished import Scores, restore, save
-from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator
-from masksearch.evaluators.pretraining import autocast, moved
-from masksearch.evaluators.rows import TokenSource, Vocabulary, by_length, read_vocabulary
+from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, moved
+from masksearch.evaluators.token_rows import TokenSource, Vocabulary, by_length, read_vocabulary
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.attach import attach, detach
-from masksearch.tasks.corpus import Corpus, short_hash
-from masksearch.train import TrainConfig, train
+from masksearch.tasks.text.corpus import Corpus, short_hash
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.distributed import group
+from masksearch.training.loop import TrainConfig, train
+
+log = logging.getLogger(__name__)
+
+
+class Scores:
+    """Scores of finished fine-tuning runs, in a JSON file; those under another key are dropped.
+
+    Args:
+        path: The file.
+        key: Hash of everything that the scores depend on.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+        self.found: dict[str, dict[str, float]] = {}
+        if path.is_file():
+            try:
+                stored = json.loads(path.read_text(encoding="utf-8"))
+                if stored["key"] == key:
+                    self.found = stored["scores"]
+            except (ValueError, KeyError, TypeError) as error:
+                log.warning("%s is damaged (%s); its tasks are fine-tuned again", path, error)
+
+    def get(self, name: str) -> dict[str, float] | None:
+        """The scores of that run, or None if it is not finished."""
+        return self.found.get(name)
+
+    def put(self, name: str, values: dict[str, float]) -> None:
+        """Keeps the scores of a run, in one move."""
+        self.found[name] = values
+        if not group().first:
+            return
+        partial = self.path.with_suffix(".partial")
+        text = json.dumps({"key": self.key, "scores": self.found}, indent=1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self.path)
+
+
+def save(model: nn.Module, path: Path, key: str, curve: list[Report]) -> None:
+    """Keeps the pre-trained weights and their reports, in one move; several processes once."""
+    if not group().first:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    text = json.dumps([[report.step, dict(report.values)] for report in curve])
+    save_file(weights, partial, {"key": key, "curve": text})
+    partial.replace(path)
+
+
+def restore(model: nn.Module, path: Path, key: str, steps: int) -> list[Report] | None:
+    """Loads weights that were kept under the same key; returns their reports, else None."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        warnings.warn(f"{path} is corrupt ({error}); pre-training again", stacklevel=4)
+        return None
+    model.load_state_dict(weights)
+    if "curve" not in metadata:  # written before reports were kept
+        return [Report(steps, {"loss": float(metadata["loss"])})]
+    return [Report(step, values) for step, values in json.loads(metadata["curve"])]
+
 
 ROUND, DROPOUT = 25, 26  # streams of random numbers
 CHECKPOINT = "pretrained.safetensors"

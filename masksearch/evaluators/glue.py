@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.rows import (
+from masksearch.evaluators.token_rows import (
     TokenRows,
     TokenSource,
     batches_an_epoch,
@@ -27,7 +27,8 @@ from masksearch.evaluators.rows import (
     shuffled,
 )
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue import (
+from masksearch.tasks.glue.metrics import COLUMNS
+from masksearch.tasks.glue.read import (
     GlueData,
     GlueTask,
     glue_place,
@@ -39,7 +40,6 @@ from masksearch.tasks.glue import (
     task_named,
     task_number,
 )
-from masksearch.tasks.glue_average import COLUMNS
 
 CLASSIFIER, ROW_ORDER = 21, 22  # streams of random numbers
 
@@ -55,12 +55,12 @@ class GlueEvaluator(FineTuning):
     metric under its name (`"SST-2"`, .., and `"MNLI-mm"`), each of several official metrics under
     `"<set>/<metric>"`, under `"<set>/majority"` what a constant answer earns, and `"glue"`: where
     all nine columns of the GLUE average are there, that average (and `"glue/without_rte"`; see
-    `masksearch.tasks.glue.glue_score`), otherwise the mean over `tasks` of the primary metrics.
+    `ms.glue_score`), otherwise the mean over `tasks` of the primary metrics.
 
     Args:
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
-            `masksearch.tasks.glue.load_glue`.
-        tasks: Names of `masksearch.tasks.glue.TASKS`, or of planted ones.
+            `masksearch.tasks.glue.read.load_glue`.
+        tasks: Names of `masksearch.tasks.glue.read.TASKS`, or of planted ones.
         rows: Largest number of training rows of a task; a fixed sample.
         dev_rows: The same for the development sets; None = all.
     """

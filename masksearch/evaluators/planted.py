@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masksearch.attention.attach import attach
 from masksearch.contracts import (
     Batch,
     Differentiable,
@@ -26,12 +27,11 @@ from masksearch.contracts import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.attach import attach
+from masksearch.models.encoders import encoder, size_named
 from masksearch.models.heads import MaskedLanguageModel, Output
-from masksearch.models.sizes import encoder, size_named
-from masksearch.tasks.planted import PlantedProcess, PlantedTask
-from masksearch.tasks.planted_pairs import FollowsTask, IntactTask
-from masksearch.train import TrainConfig, train
+from masksearch.tasks.planted.downstream import FollowsTask, IntactTask
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.training.loop import TrainConfig, train
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
 
@@ -49,7 +49,7 @@ class PlantedEvaluator:
     Args:
         process: The distribution; its `length` is the mask's.
         steps: Optimiser steps of pre-training.
-        size: A name of `masksearch.models.sizes.SIZES`. One layer makes the planted edges the
+        size: A name of `masksearch.models.encoders.SIZES`. One layer makes the planted edges the
             only way; more layers can go round through other positions.
         batch: Sequences of a batch. Many small steps leave the plateaus (the partner is found
             before the key) sooner than few large ones.

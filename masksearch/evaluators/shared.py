@@ -22,7 +22,7 @@ import filelock
 import torch
 from torch import Tensor
 
-from masksearch.checkpoints import Checkpoints
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     Batch,
     CarriesData,
@@ -35,18 +35,20 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError
-from masksearch.evaluators.shared_masks import MaskBank, Space, SpaceDraws
 from masksearch.evaluators.supernet import (
     TOKENS,
     HeldOut,
+    MaskBank,
+    Space,
+    SpaceDraws,
     SuperNetConfig,
     train_supernet,
     weights_of,
 )
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
-from masksearch.models.attach import attach, detach
-from masksearch.train import TrainConfig, train
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.loop import TrainConfig, train
 
 ADAPTATION = 32  # stream of random numbers
 DEFAULT_STEPS, DEFAULT_LR = 1000, 2e-3  # where the wrapped evaluator says nothing

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.rows import batches_an_epoch, bucketed, padded_ids
+from masksearch.evaluators.token_rows import batches_an_epoch, bucketed, padded_ids
 from masksearch.models.heads import SpanPredictor
-from masksearch.tasks.squad import Reading, SquadData, load_squad
-from masksearch.tasks.squad_decode import Answer, decode
-from masksearch.tasks.squad_metrics import score
-from masksearch.tasks.squad_windows import Numbers, Source, Windows, WindowSize, make_windows
+from masksearch.tasks.squad.data import Reading, SquadData, load_squad
+from masksearch.tasks.squad.decode import Answer, decode
+from masksearch.tasks.squad.metrics import score
+from masksearch.tasks.squad.windows import Numbers, Source, Windows, WindowSize, make_windows
 
 SPAN, WINDOW_ORDER = 51, 52  # streams of random numbers
 TASK = "SQuAD"
@@ -50,7 +50,7 @@ class SquadEvaluator(FineTuning):
 
     Args:
         squad: A SQuAD file, or a folder with train-v*.json and dev-v*.json. A file alone is split
-            by article: see `masksearch.tasks.squad.load_squad`; `data().source` says what was
+            by article: see `masksearch.tasks.squad.data.load_squad`; `data().source` says what was
             done.
         squad_held_out: A SQuAD file to hold out.
         rows: Largest number of training questions; a fixed sample.

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.rows import batches_an_epoch, bucketed, padded_ids
+from masksearch.evaluators.token_rows import batches_an_epoch, bucketed, padded_ids
 from masksearch.models.heads import ChoiceScorer
-from masksearch.tasks.squad_windows import Source
-from masksearch.tasks.swag import SwagData, load_swag
-from masksearch.tasks.swag_rows import ChoiceRows, make_choices
+from masksearch.tasks.squad.windows import Source
+from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 
 SCORER, ITEM_ORDER = 53, 54  # streams of random numbers
 TASK = "SWAG"

@@ -21,7 +21,7 @@ from masksearch.evaluators.mlm import DATA, MlmEvaluator, report_steps
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.trained_together import TrainedTogether
-from masksearch.train import FOLLOWERS, Step
+from masksearch.training.loop import FOLLOWERS, Step
 
 FOLLOWED: dict[str, tuple[object, ...]] = {  # settings, and their values that are followed
     "pretraining": ("mlm",),

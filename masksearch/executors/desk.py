@@ -16,7 +16,7 @@ import cloudpickle
 
 from masksearch.contracts import Evaluator, Listener, OnReport, Proposal, Report, Strategy
 from masksearch.errors import SearchError
-from masksearch.executors.work import Work, folder_of, nothing_to_wait_for
+from masksearch.executors.job import Work, folder_of, nothing_to_wait_for
 
 STUCK = "time_limit.txt"  # where a process that is ended at its time limit says what it did
 

@@ -26,8 +26,8 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError
-from masksearch.executors.surroundings import loaded_by_path
-from masksearch.executors.work import Work, carry_out, folder_of, nothing_to_wait_for
+from masksearch.executors.environment import loaded_by_path
+from masksearch.executors.job import Work, carry_out, folder_of, nothing_to_wait_for
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
 TRIES = 2  # deaths of a worker after which its job has failed

@@ -76,7 +76,7 @@ class RayTune:
         Raises:
             SearchError: If Ray is not installed or does not answer, or no node could hold a trial.
         """
-        from masksearch.executors.ray_tune import Tuning
+        from masksearch.executors.ray import Tuning
 
         Tuning(self).run(
             strategy,

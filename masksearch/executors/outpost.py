@@ -21,7 +21,7 @@ import torch
 from masksearch.contracts import CarriesData, Evaluator
 from masksearch.errors import SearchError
 from masksearch.executors.desk import STUCK, Message, Parcel
-from masksearch.executors.work import Work, folder_of
+from masksearch.executors.job import Work, folder_of
 
 
 @dataclass(frozen=True)

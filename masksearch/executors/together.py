@@ -21,8 +21,8 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError
+from masksearch.executors.job import Work, folder_of, nothing_to_wait_for
 from masksearch.executors.local import SUSPECT, Pool
-from masksearch.executors.work import Work, folder_of, nothing_to_wait_for
 from masksearch.masks.core import Mask
 
 

@@ -19,7 +19,7 @@ import cloudpickle
 
 from masksearch.contracts import Report
 from masksearch.errors import SearchError
-from masksearch.executors.work import carry_out, folder_of
+from masksearch.executors.job import carry_out, folder_of
 
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from masksearch.errors import unknown_name
-from masksearch.gates.published import published_rate
+from masksearch.gates.sparsebert import published_rate
 
 Control = Literal["hinge", "multiplier", "penalty", "sum"]
 Optimiser = Literal["adamw", "lamb"]
@@ -144,7 +144,7 @@ class DamConfig:
 def preset(name: str) -> DamConfig:
     """The settings of that name.
 
-    `"sparsebert"`: the published run (see `masksearch.gates.published`), which took 7,038 steps
+    `"sparsebert"`: the published run (see `masksearch.gates.sparsebert`), which took 7,038 steps
     of 128 micro-batches; change either with `dataclasses.replace`.
 
     Raises:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch
 from masksearch.errors import AttachError, NonFiniteLossError
-from masksearch.gates.bank import Gates
-from masksearch.train import model_loss
+from masksearch.gates.gates import Gates
+from masksearch.training.loop import model_loss
 
 CERTAIN = 1e4  # a logit whose sigmoid is exactly 0 or 1
 
@@ -150,8 +150,8 @@ def measuring(model: nn.Module, gates: Gates) -> Iterator[None]:
     Raises:
         AttachError: If something else is attached to the model.
     """
-    from masksearch.models.attach import attach, detach
-    from masksearch.models.slots import ATTACHMENT
+    from masksearch.attention.attach import attach, detach
+    from masksearch.attention.slots import ATTACHMENT
 
     attached = any(module is gates for module in model.modules())
     if not attached and ATTACHMENT in model.__dict__:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Report
+from masksearch.gates.diagnostics import Health, health, warmup_steps
 from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
-from masksearch.gates.health import Health, health, warmup_steps
 from masksearch.masks.core import Mask
-from masksearch.stored import read_tensors
+from masksearch.tensors import read_tensors
 
 FORMAT = "masksearch-gates-1"
 
@@ -30,7 +30,7 @@ class DamResult:
             An axis of 1 means shared by all layers or heads.
         curve: Reports, oldest first, with `loss`, `density`, `target`, `entropy`, `control`; the
             last one also has `relaxed`, `sampled`, `held_out` and `discretised` where held-out
-            batches were given (see `masksearch.gates.chain`).
+            batches were given (see `masksearch.gates.dam`).
         target: Density that was asked for.
         gates: Arguments of the `Gates`.
         config: Fields of the `DamConfig`.

@@ -8,7 +8,6 @@ torch.Size([1, 1, 128, 128])
 
 from masksearch.masks.content import ContentMask, special_tokens
 from masksearch.masks.core import Mask, Points
-from masksearch.masks.expression import parse, parse_content
 from masksearch.masks.families import (
     FAMILIES,
     a_shape,
@@ -54,6 +53,7 @@ from masksearch.masks.interop import (
     to_numpy,
 )
 from masksearch.masks.nearest import NearestFamily, nearest_family
+from masksearch.masks.text import parse, parse_content
 
 __all__ = [
     "FAMILIES",

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.masks.combinators import Both, Complement, Cropped, Either, PerHead, PerLayer
 from masksearch.masks.core import Mask, Points, grid
 from masksearch.masks.layouts import BlockLayout, Columns
-from masksearch.masks.patterns import GlobalTokens, RandomKeys
+from masksearch.masks.leaves import GlobalTokens, RandomKeys
+from masksearch.masks.stacks import Both, Complement, Cropped, Either, PerHead, PerLayer
 from masksearch.masks.tables import Table
 
 Words = NDArray[Any]  # [tiles, block, words of a row], unsigned; bit j of a row is key j

@@ -21,9 +21,9 @@ from masksearch.errors import (
     MaskFormatError,
     unknown_name,
 )
-from masksearch.masks.arguments import distinct, whole
+from masksearch.masks.checks import distinct, whole
 from masksearch.masks.core import Mask
-from masksearch.masks.patterns import member
+from masksearch.masks.leaves import member
 from masksearch.masks.tree import MaskTree, kind_of, parsed
 
 
@@ -210,7 +210,7 @@ class ContentMask(MaskTree):
 
     def __str__(self) -> str:
         """The expression that `masksearch.masks.parse_content` reads back."""
-        from masksearch.masks.expression import content_expression
+        from masksearch.masks.text import content_expression
 
         return content_expression(self)
 

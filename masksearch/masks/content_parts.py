@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError
-from masksearch.masks.combinators import Both, Either, PerHead, joined
 from masksearch.masks.content import ContentMask
 from masksearch.masks.core import Mask
+from masksearch.masks.stacks import Both, Either, PerHead, joined
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import LayerCountError, MaskFormatError, unknown_name
-from masksearch.masks.arguments import whole
+from masksearch.masks.checks import whole
 from masksearch.masks.tree import MaskTree, kind_of, parsed
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
@@ -106,26 +106,26 @@ class Mask(MaskTree):
     def __or__(self, other: Mask) -> Mask:
         if takes_over(other):
             return NotImplemented
-        from masksearch.masks.combinators import Either, joined
+        from masksearch.masks.stacks import Either, joined
 
         return Either(joined(Either, self, other))
 
     def __and__(self, other: Mask) -> Mask:
         if takes_over(other):
             return NotImplemented
-        from masksearch.masks.combinators import Both, joined
+        from masksearch.masks.stacks import Both, joined
 
         return Both(joined(Both, self, other))
 
     def __sub__(self, other: Mask) -> Mask:
         if takes_over(other):
             return NotImplemented
-        from masksearch.masks.combinators import Both, Complement, joined
+        from masksearch.masks.stacks import Both, Complement, joined
 
         return Both(joined(Both, self, Complement(other)))
 
     def __invert__(self) -> Mask:
-        from masksearch.masks.combinators import Complement
+        from masksearch.masks.stacks import Complement
 
         return Complement(self)
 
@@ -255,7 +255,7 @@ class Mask(MaskTree):
 
     def __str__(self) -> str:
         """The expression that `masksearch.masks.parse` reads back."""
-        from masksearch.masks.expression import expression
+        from masksearch.masks.text import expression
 
         return expression(self)
 

@@ -8,12 +8,12 @@ from typing import Any, cast
 
 import torch
 
-from masksearch.masks.combinators import Both, Complement, Either, PerHead, PerLayer
 from masksearch.masks.core import DenseMask, Mask
-from masksearch.masks.expression import family_of
 from masksearch.masks.layouts import Axial, BlockLayout, Columns
-from masksearch.masks.patterns import GlobalTokens, Offsets, RandomKeys, Shifts
+from masksearch.masks.leaves import GlobalTokens, Offsets, RandomKeys, Shifts
+from masksearch.masks.stacks import Both, Complement, Either, PerHead, PerLayer
 from masksearch.masks.tables import Table, Toeplitz
+from masksearch.masks.text import family_of
 
 WORD = 5.0  # bits of a name or an operator of the language, of which there are about 32
 

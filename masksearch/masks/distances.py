@@ -20,8 +20,8 @@ import torch
 
 from masksearch.errors import UncountedHops
 from masksearch.masks.core import Mask
+from masksearch.masks.hops import along, hops
 from masksearch.masks.products import after
-from masksearch.masks.reachability import along, hops
 from masksearch.masks.relations import (
     ONES,
     SIDE,

@@ -15,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from masksearch.masks.arguments import MOST, at_least, distinct
-from masksearch.masks.combinators import Both, Complement, Cropped, Either, PerHead, PerLayer
+from masksearch.masks.checks import MOST, at_least, distinct
 from masksearch.masks.content import ContentMask
 from masksearch.masks.content import special_tokens as special_tokens  # parse finds it here
 from masksearch.masks.content_parts import per_head_of, per_layer_of
 from masksearch.masks.core import Mask
 from masksearch.masks.layouts import Axial, BlockLayout, Butterfly, Columns
-from masksearch.masks.patterns import (
+from masksearch.masks.leaves import (
     BlockColumns,
     Blocks,
     Causal,
@@ -36,6 +35,7 @@ from masksearch.masks.patterns import (
     Stride,
     Window,
 )
+from masksearch.masks.stacks import Both, Complement, Cropped, Either, PerHead, PerLayer
 from masksearch.masks.tables import Table, Toeplitz
 
 

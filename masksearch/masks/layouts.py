@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import LengthError, MaskFormatError
-from masksearch.masks.arguments import distinct, settle
+from masksearch.masks.checks import distinct, settle
 from masksearch.masks.core import Mask, Points
-from masksearch.masks.patterns import Blocks, member
+from masksearch.masks.leaves import Blocks, member
 
 WIDEST = 1 << 30  # farther than any two positions are apart
 MANY = 1 << 10  # tiles of several blocks, of which most may be looked at one by one

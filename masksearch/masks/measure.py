@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.masks.combinators import Cropped
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.distances import farthest
+from masksearch.masks.hops import hops as hops_of_table
 from masksearch.masks.lower import HasShape, block_view, lower, no_empty_rows
-from masksearch.masks.reachability import hops as hops_of_table
+from masksearch.masks.stacks import Cropped
 from masksearch.masks.tiles import (
     offset_counts,
     on_diagonal,

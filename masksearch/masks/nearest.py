@@ -13,11 +13,11 @@ import torch
 
 from masksearch.errors import LengthError
 from masksearch.masks import families
-from masksearch.masks.combinators import PerHead, PerLayer
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.description import WORD, listing_bits
-from masksearch.masks.expression import expression
 from masksearch.masks.measure import overlap
+from masksearch.masks.stacks import PerHead, PerLayer
+from masksearch.masks.text import expression
 from masksearch.masks.union_search import UnionSearch
 
 

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from masksearch.masks import families
-from masksearch.masks.combinators import Complement, Either, joined
 from masksearch.masks.core import Mask, Points, grid
 from masksearch.masks.description import WORD, error_bits, expression_bits, set_bits
 from masksearch.masks.layouts import Axial, BlockLayout, Butterfly, Columns
-from masksearch.masks.patterns import (
+from masksearch.masks.leaves import (
     BlockColumns,
     Blocks,
     Causal,
@@ -31,6 +30,7 @@ from masksearch.masks.patterns import (
     Stride,
     Window,
 )
+from masksearch.masks.stacks import Complement, Either, joined
 
 LASTS = 4  # most columns of a block that block_columns and fixed are tried with
 FIRST, WIDTH = 8, 2  # unions that are carried on from the first round, and from a later one

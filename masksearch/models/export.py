@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.errors import AttachError
+from masksearch.models.checkpoints import head_parts, quiet
 from masksearch.models.folders import write_model
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.pretrained import head_parts
-from masksearch.models.silence import quiet
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,7 +61,7 @@ def save_masked_language_model(
         folder: Made where it is missing; what it holds under these names is replaced.
         tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; it gets the
             `[CLS] .. [SEP] .. [SEP]` template where it adds no special tokens by itself.
-        special: Token ids by role (`masksearch.tasks.tokenizer.special_ids`); needed with a
+        special: Token ids by role (`masksearch.tasks.text.tokenizer.special_ids`); needed with a
             tokenizer.
 
     Returns:

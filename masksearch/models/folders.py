@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError
 
 from masksearch.errors import MaskFormatError
-from masksearch.models.silence import quiet
+from masksearch.models.checkpoints import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

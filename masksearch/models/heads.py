@@ -6,7 +6,7 @@ model = SpanPredictor(encoder, seed=1)                                    # SQuA
 model = ChoiceScorer(encoder, seed=1)                                     # SWAG
 
 Every head takes any Hugging Face encoder, shares it with the caller, and returns an `Output`
-whose `loss` is what `masksearch.train.train` needs.
+whose `loss` is what `masksearch.training.loop.train` needs.
 """
 
 from __future__ import annotations

@@ -30,15 +30,15 @@ import torch
 import transformers
 from torch import Tensor
 
+from masksearch.attention.probe import SELF
 from masksearch.errors import DataError, MaskFormatError
 from masksearch.masks.content import ContentMask
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import load_mask, save_mask
-from masksearch.models.checkpoint_files import CONFIG, weight_files
+from masksearch.models.checkpoints import CONFIG, weight_files
 from masksearch.models.folders import MANIFEST, settle
-from masksearch.models.parts import SELF
 from masksearch.models.rebuilt import Build
-from masksearch.results.trial_data import own_version
+from masksearch.study.records import own_version
 
 FORMAT = 1  # of the manifest
 LARGEST = 1 << 20  # bytes of a manifest that is read

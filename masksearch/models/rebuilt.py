@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from masksearch.errors import AttachError, MaskFormatError
-from masksearch.models.silence import quiet
+from masksearch.models.checkpoints import quiet
 
 Sizes = dict[str, tuple[int, ...]]
 

@@ -24,6 +24,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from masksearch.attention.attach import attach, attached
+from masksearch.attention.probe import pretrained
+from masksearch.attention.slots import ATTACHMENT, SLOT
 from masksearch.errors import (
     AttachError,
     DataError,
@@ -31,10 +34,10 @@ from masksearch.errors import (
     LayerCountError,
     UnknownNameError,
 )
-from masksearch.models.attach import attach, attached
-from masksearch.models.checkpoint_files import (
+from masksearch.models.checkpoints import (
     CONFIG,
     configuration,
+    quiet,
     refuse_other_weights,
     weight_files,
 )
@@ -55,10 +58,7 @@ from masksearch.models.manifest import (
     read_manifest,
     write_masks,
 )
-from masksearch.models.probe import pretrained
 from masksearch.models.rebuilt import Build, switches
-from masksearch.models.silence import quiet
-from masksearch.models.slots import ATTACHMENT, SLOT
 
 
 def save_pretrained(model: nn.Module, folder: Path | str) -> Path:

@@ -20,7 +20,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.stacked import StackedModels
-from masksearch.train import Step, TrainConfig, rate
+from masksearch.training.loop import Step, TrainConfig, rate
 
 KNOWN = ("steps", "lr", "warmup", "weight_decay", "betas", "clip")  # what is followed here
 Outcome = Step | NonFiniteLossError
@@ -35,7 +35,7 @@ class TrainedTogether:
         models: Models of one architecture, all on one device; their weights are copied, and
             written back when a model leaves or `finish` is called.
         tables: Their masks, bool `[models, layers, heads, length, length]`; None = dense.
-        config: As in `masksearch.train.train`.
+        config: As in `masksearch.training.loop.train`.
         precision: `"float32"`, or `"bfloat16"` for autocast.
         compiled: Whether `torch.compile` translates the forward first (minutes at the start).
 
@@ -179,7 +179,7 @@ def train_together(
         masks: One for each model.
         batches: One iterator for all models, or one for each; at least `config.steps` batches,
             of the same size in all.
-        config: As in `masksearch.train.train`.
+        config: As in `masksearch.training.loop.train`.
         precision: `"float32"`, or `"bfloat16"` for autocast.
         compiled: Whether `torch.compile` translates the forward first.
 

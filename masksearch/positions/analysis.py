@@ -14,9 +14,9 @@ from torch import nn
 
 from masksearch.contracts import Batch
 from masksearch.errors import unknown_name
-from masksearch.positions.carried import Special, listed, shape_of
-from masksearch.positions.dropping import Progress, drop
-from masksearch.positions.effects import first_order
+from masksearch.positions.ablation import Progress, drop
+from masksearch.positions.first_order import first_order
+from masksearch.positions.instrument import Special, listed, shape_of
 from masksearch.positions.learned import learned
 from masksearch.positions.result import Importance as Importance
 from masksearch.positions.result import Method, Per

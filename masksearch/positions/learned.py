@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Shape
-from masksearch.positions.banks import ScaledAttention
-from masksearch.positions.carried import Special, carrying, on_device, special_keys
-from masksearch.positions.effects import assembled
-from masksearch.positions.maps import offset_sums
+from masksearch.positions.attention_maps import offset_sums
+from masksearch.positions.first_order import assembled
+from masksearch.positions.instrument import Special, carrying, on_device, special_keys
+from masksearch.positions.probes import ScaledAttention
 from masksearch.positions.result import Importance, Measured, Per
-from masksearch.train import TrainConfig, train
+from masksearch.training.loop import TrainConfig, train
 
 
 def endless(batches: Iterable[Batch], first: Batch) -> Iterator[Batch]:

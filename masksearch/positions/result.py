@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from masksearch.stored import read_tensors
+from masksearch.tensors import read_tensors
 
 if TYPE_CHECKING:
     import pandas as pd

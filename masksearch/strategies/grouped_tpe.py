@@ -29,7 +29,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.strategies.branches import Branches
-from masksearch.strategies.told_study import EndableStudy
+from masksearch.strategies.replay import EndableStudy
 
 Cells = dict[str, float]
 

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from masksearch.contracts import Batch, generator
 from masksearch.errors import DataError
-from masksearch.tasks.corpus import Corpus
-from masksearch.tasks.masking import Masking
-from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, orders, passed_over
-from masksearch.tasks.packing import Boundaries, Sequences
-from masksearch.tasks.segments import SHORTEST, Windows, sentences
-from masksearch.tasks.tokenizer import sentence_ends, word_starts
+from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, Masking, orders, passed_over
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.packing import Boundaries, Sequences
+from masksearch.tasks.text.segments import SHORTEST, Windows, sentences
+from masksearch.tasks.text.tokenizer import sentence_ends, word_starts
 
 PAIRS = 4  # stream of random numbers, beside those of the masked language model
 DRAWS = (

@@ -39,7 +39,7 @@ def search_options(command: str) -> dict[str, Any]:
     """A masksearch command line, read by the command line's own parser."""
     from typer.main import get_command
 
-    from masksearch.cli import app
+    from masksearch.cli.main import app
 
     program, verb, *words = shlex.split(command)
     assert (program, verb) == ("masksearch", "search")

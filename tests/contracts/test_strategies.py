@@ -18,7 +18,6 @@ from toy import ToyEvaluator
 from toy import space as conditional
 
 from masksearch import masks
-from masksearch.constraints import Constraint
 from masksearch.contracts import (
     Evaluate,
     Objective,
@@ -30,11 +29,12 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.gates.result import DamResult
+from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.listed import Listed
-from masksearch.strategies.oneshot import DamStrategy
-from masksearch.strategies.optuna_study import SAMPLERS, OptunaStrategy
-from masksearch.strategies.shared import Candidate, SharedStrategy, write_ranking
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.strategies.supernet import Candidate, SharedStrategy, write_ranking
+from masksearch.study.constraints import Constraint
 
 OBJECTIVES = {
     1: (Objective("loss", "min", 10.0),),

@@ -12,7 +12,7 @@ import cloudpickle
 import pytest
 
 from masksearch.contracts import Evaluator, OneShot, Proposal
-from masksearch.executors.work import carry_out
+from masksearch.executors.job import carry_out
 from masksearch.masks import Mask
 
 Outcome = dict[str, Any]

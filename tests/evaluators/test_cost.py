@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from mask_trees import HEADS, LAYERS, sized_trees
 
 from masksearch import masks
+from masksearch.attention.kernels.gather import GatherPlan
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, UnknownNameError
 from masksearch.evaluators import cost
 from masksearch.evaluators.cost import ANALYTIC, MEASURED, CostEvaluator
 from masksearch.masks import core, lower
 from masksearch.masks.lower import block_view
 from masksearch.masks.measure import measures
-from masksearch.models.kernels import GatherPlan
 
 SMALL = CostEvaluator(length=40, layers=2, heads=3, width=8, block=16)
 

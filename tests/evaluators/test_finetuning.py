@@ -22,9 +22,9 @@ from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.evaluators.finetuning import CHECKPOINT, ROUND, SCORES, FineTuning, freeze
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.rows import TokenRows, batches_an_epoch, bucketed, read_vocabulary
-from masksearch.models.sizes import ARCHITECTURES, Size, encoder
-from masksearch.train import Step, TrainConfig, following
+from masksearch.evaluators.token_rows import TokenRows, batches_an_epoch, bucketed, read_vocabulary
+from masksearch.models.encoders import ARCHITECTURES, Size, encoder
+from masksearch.training.loop import Step, TrainConfig, following
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
+from masksearch.attention.attach import attach
 from masksearch.contracts import CarriesData, Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
+from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.finetuning import CHECKPOINT
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.rows import Row, TokenRows, padded, sequences, shuffled
-from masksearch.evaluators.with_cost import WithCost
+from masksearch.evaluators.token_rows import Row, TokenRows, padded, sequences, shuffled
 from masksearch.masks import Mask
-from masksearch.models.attach import attach
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
-from masksearch.models.sizes import encoder
-from masksearch.tasks.glue import TASKS, glue_score
+from masksearch.tasks.glue.read import TASKS, glue_score
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 Outcome = Callable[[Evaluator, Mask], dict[str, Any]]

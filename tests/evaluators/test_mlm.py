@@ -27,8 +27,8 @@ from masksearch.errors import (
 )
 from masksearch.evaluators.mlm import MlmEvaluator, report_steps
 from masksearch.masks import Mask
-from masksearch.tasks.corpus import Corpus, small
-from masksearch.train import Step, TrainConfig, following
+from masksearch.tasks.text.corpus import Corpus, small
+from masksearch.training.loop import Step, TrainConfig, following
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"

@@ -9,8 +9,8 @@ from masksearch import masks
 from masksearch.contracts import OffersGradients
 from masksearch.errors import EmptyRowError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier, PlantedEvaluator
-from masksearch.models.sizes import SIZES
-from masksearch.tasks.planted import PlantedProcess
+from masksearch.models.encoders import SIZES
+from masksearch.tasks.planted.process import PlantedProcess
 
 QUICK = PlantedEvaluator(
     steps=8,

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from masksearch.evaluators.pretraining import located
+from masksearch.evaluators.mlm import located
+from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import Size, encoder
 
 SMALL = Size(layers=1, width=16, heads=2)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from masksearch import masks
-from masksearch.checkpoints import Checkpoints
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Objective, Report, Shape
 from masksearch.errors import (
     EmptyRowError,
@@ -27,16 +27,16 @@ from masksearch.errors import (
 from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.evaluators.shared import SharedWeights, trimmed
-from masksearch.evaluators.shared_masks import SpaceDraws
 from masksearch.evaluators.supernet import (
     HeldOut,
+    SpaceDraws,
     SuperNetConfig,
     train_supernet,
     weights_of,
 )
 from masksearch.masks.lower import lower
-from masksearch.models.attach import attach, detach
-from masksearch.tasks.planted import PlantedProcess
+from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.training.checkpoints import Checkpoints
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
 INNER = PlantedEvaluator(PROCESS, gate_batch=8, held_out_sequences=40)

@@ -13,15 +13,15 @@ import torch
 from toy_questions import squad_json, write_squad, write_text
 
 from masksearch import masks
+from masksearch.attention.attach import attach
 from masksearch.contracts import CarriesData
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.squad import SquadEvaluator, trivial
 from masksearch.masks import Mask
-from masksearch.models.attach import attach
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import SpanPredictor
-from masksearch.models.sizes import encoder
-from masksearch.tasks.squad import Question, Reading
-from masksearch.tasks.squad_windows import WindowSize
+from masksearch.tasks.squad.data import Question, Reading
+from masksearch.tasks.squad.windows import WindowSize
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ import torch
 from toy_questions import GOOD, TOKENS, swag_rows, write_swag, write_text
 
 from masksearch import masks
+from masksearch.attention.attach import attach
 from masksearch.contracts import CarriesData
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.masks import Mask
-from masksearch.models.attach import attach
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import ChoiceScorer
-from masksearch.models.sizes import encoder
 
 
 @pytest.fixture(scope="module")

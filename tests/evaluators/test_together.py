@@ -19,7 +19,7 @@ from masksearch.executors.local import Local
 from masksearch.executors.together import Together
 from masksearch.models.trained_together import TrainedTogether
 from masksearch.strategies.listed import Listed
-from masksearch.train import following
+from masksearch.training.loop import following
 
 MASKS = [masks.full(), masks.star(), masks.window(1)]
 

@@ -22,8 +22,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError
 from masksearch.evaluators import cost
-from masksearch.evaluators.cost import CostEvaluator
-from masksearch.evaluators.with_cost import WithCost
+from masksearch.evaluators.cost import CostEvaluator, WithCost
 from masksearch.masks import Mask
 from masksearch.masks.lower import lower
 

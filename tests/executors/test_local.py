@@ -16,8 +16,8 @@ from toy import ToyEvaluator
 from masksearch import masks
 from masksearch.contracts import Budget, Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
+from masksearch.executors.job import carry_out
 from masksearch.executors.local import Local
-from masksearch.executors.work import carry_out
 from masksearch.strategies.listed import Listed
 
 

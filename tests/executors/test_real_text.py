@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from cli_runs import run
 from killing import outcome
-from test_cli import run
 
 import masksearch as ms
 

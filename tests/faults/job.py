@@ -19,9 +19,9 @@ import toy
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch.checkpoints import Checkpoints
 from masksearch.contracts import Executor, Record, Report
 from masksearch.masks import Mask
+from masksearch.training.checkpoints import Checkpoints
 
 cloudpickle.register_pickle_by_value(toy)  # worker processes do not know this folder
 

@@ -14,9 +14,9 @@ from killing import outcome
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch.checkpoints import Checkpoints
 from masksearch.errors import SearchError
-from masksearch.results.study_store import StudyStore
+from masksearch.study.store import StudyStore
+from masksearch.training.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True)

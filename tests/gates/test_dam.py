@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from masksearch.attention.attach import attach
 from masksearch.contracts import Batch, OneShot, Report
 from masksearch.errors import (
     EmptyRowError,
@@ -18,16 +19,14 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.evaluators.planted import PlantedEvaluator
-from masksearch.gates.bank import Gates
-from masksearch.gates.control import DensityControl
-from masksearch.gates.dam import DamConfig, dam, dam_reports
-from masksearch.gates.oneshot import GATES_FILE, run_one_shot
+from masksearch.gates.dam import GATES_FILE, DamConfig, dam, dam_reports, run_one_shot
+from masksearch.gates.density import DensityControl
+from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 from masksearch.masks.core import Mask
-from masksearch.models.attach import attach
+from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import Size, encoder
-from masksearch.tasks.planted import PlantedProcess
+from masksearch.tasks.planted.process import PlantedProcess
 
 
 def small_model(layers: int = 1) -> MaskedLanguageModel:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch.errors import EmptyRowError, UnknownNameError
-from masksearch.gates.bank import Gates
 from masksearch.gates.discretise import Per, at_sparsity, at_threshold, ranking, top_keys
+from masksearch.gates.gates import Gates
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.attention.attach import ATTACHMENT, attach, detach
 from masksearch.contracts import Batch
 from masksearch.errors import AttachError, NonFiniteLossError
-from masksearch.gates.bank import Gates
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.forms import repaired
+from masksearch.gates.estimators import repaired
+from masksearch.gates.gates import Gates
 from masksearch.gates.perturbation import over_edges, perturbation_scores, ranks
-from masksearch.models.attach import ATTACHMENT, attach, detach
+from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import encoder
-from masksearch.tasks.planted import PlantedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
 
 PROCESS = PlantedProcess(length=6, offsets=(2,), keys=1, vocabulary=4)
 N = PROCESS.length

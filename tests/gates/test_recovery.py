@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from masksearch.contracts import generator
 from masksearch.errors import LengthError
-from masksearch.gates.recovery import recovery
-from masksearch.tasks.planted import PlantedProcess
+from masksearch.gates.diagnostics import recovery
+from masksearch.tasks.planted.process import PlantedProcess
 
 
 def drawn(seed, length, levels):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import GateBank, Shape
-from masksearch.evaluators.shared_masks import MaskBank
-from masksearch.gates.bank import Gates
-from masksearch.gates.forms import FORMS, flip
-from masksearch.gates.published import PublishedGates, published_form
-from masksearch.positions.banks import (
+from masksearch.evaluators.supernet import MaskBank
+from masksearch.gates.estimators import FORMS, flip
+from masksearch.gates.gates import Gates
+from masksearch.gates.sparsebert import PublishedGates, published_form
+from masksearch.positions.probes import (
     FlippedAttention,
     ScaledAttention,
     ThinnedAttention,

@@ -14,7 +14,8 @@ from mask_trees import sized_trees
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, UncountedHops
-from masksearch.masks import distances, products, reachability, relations
+from masksearch.masks import distances, products, relations
+from masksearch.masks import hops as reachability
 from masksearch.masks.distances import Bounds, by_powers, by_sources, farthest
 from masksearch.masks.measure import hops, measures
 from masksearch.masks.products import after, joined_tiles

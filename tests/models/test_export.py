@@ -10,13 +10,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from masksearch import masks
+from masksearch.attention.attach import attach
 from masksearch.errors import AttachError
-from masksearch.models.attach import attach
+from masksearch.models.checkpoints import open_pretrained
+from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.models.export import save_masked_language_model, with_their_epsilon
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.pretrained import open_pretrained
-from masksearch.models.sizes import ARCHITECTURES, Size, encoder
-from masksearch.tasks.tokenizer import open_tokenizer, special_ids, word_piece
+from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
 
 LENGTH, VOCABULARY = 12, 40
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "mask", "##s", "."]

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 import transformers as hf
 
 from masksearch import masks
-from masksearch.models.attach import attach
+from masksearch.attention.attach import attach
+from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.models.heads import (
     ChoiceScorer,
     MaskedLanguageModel,
     SequenceClassifier,
     SpanPredictor,
 )
-from masksearch.models.sizes import ARCHITECTURES, Size, encoder
 
 SMALL = Size(layers=2, width=32, heads=4)
 

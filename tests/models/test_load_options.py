@@ -11,8 +11,8 @@ import transformers as hf
 from architectures import BERT, TEXT
 
 from masksearch import masks
+from masksearch.attention.attach import attach, attached
 from masksearch.errors import AttachError, DataError
-from masksearch.models.attach import attach, attached
 from masksearch.models.saved import load_pretrained, save_pretrained
 
 MASK = masks.window(2)

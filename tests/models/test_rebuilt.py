@@ -13,8 +13,8 @@ from architectures import ARCHITECTURES, BERT, GENERATORS, IMAGE, TEXT, Architec
 from torch import nn
 
 from masksearch import masks
+from masksearch.attention.attach import attach, attached
 from masksearch.errors import AttachError
-from masksearch.models.attach import attach, attached
 from masksearch.models.manifest import saved_masks
 from masksearch.models.rebuilt import Build, floating
 from masksearch.models.saved import load_pretrained, save_pretrained

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masksearch import masks
+from masksearch.attention.attach import attach, attached, detach
 from masksearch.errors import (
     AttachError,
     DataError,
@@ -34,13 +35,12 @@ from masksearch.errors import (
     LayerCountError,
     MaskFormatError,
 )
-from masksearch.gates.bank import Gates
-from masksearch.models.attach import attach, attached, detach
+from masksearch.gates.gates import Gates
+from masksearch.models.encoders import Size, encoder
 from masksearch.models.export import with_their_epsilon
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.manifest import saved_masks
 from masksearch.models.saved import load_pretrained, save_pretrained
-from masksearch.models.sizes import Size, encoder
 
 VOCABULARY, LENGTH, WIDTH = 30, 12, 8
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}

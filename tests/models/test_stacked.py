@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from masksearch import masks
+from masksearch.attention.attach import attach
 from masksearch.contracts import Batch
 from masksearch.errors import AttachError, NonFiniteLossError
-from masksearch.models.attach import attach
+from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import Size, encoder
 from masksearch.models.stacked import StackedModels
 from masksearch.models.trained_together import TrainedTogether, train_together
-from masksearch.train import Step, TrainConfig, train
+from masksearch.training.loop import Step, TrainConfig, train
 
 LENGTH, VOCABULARY, STEPS = 12, 40, 5
 MASKS = [masks.full(), masks.star(), masks.per_head([masks.window(1), masks.window(3)])]

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.analysis.stats import interval
+from masksearch.attention.attach import ATTACHMENT, attach, detach
 from masksearch.errors import (
     AttachError,
     LengthError,
@@ -16,14 +18,12 @@ from masksearch.errors import (
     NonFiniteLossError,
     UnknownNameError,
 )
-from masksearch.gates.bank import Gates
-from masksearch.models.attach import ATTACHMENT, attach, detach
+from masksearch.gates.gates import Gates
+from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.sizes import Size, encoder
+from masksearch.positions.ablation import drop_forwards
 from masksearch.positions.analysis import importance
-from masksearch.positions.dropping import drop_forwards
 from masksearch.positions.result import Importance, measured
-from masksearch.results.stats import interval
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 

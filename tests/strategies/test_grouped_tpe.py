@@ -13,9 +13,9 @@ from optuna.search_space.group_decomposed import _GroupDecomposedSearchSpace
 from optuna.trial import TrialState, create_trial
 
 from masksearch.contracts import Objective
-from masksearch.results.study_store import quiet
 from masksearch.strategies.grouped_tpe import GroupedTpe, groups_of
-from masksearch.strategies.told_study import ToldStudy
+from masksearch.strategies.replay import ToldStudy
+from masksearch.study.store import quiet
 
 KINDS = {
     "family": CategoricalDistribution(["a", "b"]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from masksearch.contracts import generator
-from masksearch.strategies.mutation import REACH, fitted_value, near_value, random_value
+from masksearch.strategies.evolution import REACH, fitted_value, near_value, random_value
 
 KINDS = st.one_of(
     st.builds(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.masking import Masking
+from masksearch.tasks.mlm import Masking
 
 SPECIAL = {"pad": 0, "unknown": 1, "cls": 2, "sep": 3, "mask": 4}
 STARTS = torch.tensor([True] * 20 + [False] * 20)  # ids from 20 on go on with a word

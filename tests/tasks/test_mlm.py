@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masksearch.errors import DataError
-from masksearch.tasks.corpus import Corpus
 from masksearch.tasks.mlm import MlmTask
-from masksearch.tasks.tokenizer import word_piece
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.tokenizer import word_piece
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from masksearch.contracts import Batch, Task
 from masksearch.errors import DataError
-from masksearch.tasks.corpus import Corpus
 from masksearch.tasks.sentence_pairs import SentencePairTask
+from masksearch.tasks.text.corpus import Corpus
 
 Kind = Literal["next", "order"]
 KINDS: list[Kind] = ["next", "order"]

@@ -1,0 +1,467 @@
+"""Masks judged side by side over the same seeds, and what may be said about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from masksearch.analysis.stats import (
+    Estimate,
+    PairedDifference,
+    estimate,
+    holm,
+    holm_levels,
+    paired_difference,
+)
+from masksearch.contracts import Objective, Record, Shape
+from masksearch.errors import unknown_name
+from masksearch.masks import FAMILIES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["searched", "hand-designed", "control"]
+Outcome = Literal["better", "worse", "not distinguishable"]
+MAJORITY_MARGIN = 0.005  # a task within this of the constant prediction has learnt nothing
+MATCHED = 0.01  # sparsities within one point count as equal
+
+
+def kind_of(name: str) -> Kind:
+    """What a mask of that name is in a comparison: control, hand-designed, else searched."""
+    if name in ("dense", "oracle") or name.startswith("random"):
+        return "control"
+    return "hand-designed" if name in FAMILIES else "searched"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """All runs of one mask.
+
+    `scores` maps each seed with a finite score to that score; `values` likewise for every
+    reported value. `at_majority` names the tasks whose mean is at the constant prediction's.
+    """
+
+    name: str
+    kind: Kind
+    expression: str
+    fingerprint: str
+    sparsity: float  # in [0, 1]; NaN where no run has it
+    block_density: float
+    scores: Mapping[int, float]
+    values: Mapping[str, Mapping[int, float]]
+    at_majority: frozenset[str]
+    failed: int  # runs that failed
+    unfinished: int  # runs that are still running or were stopped
+
+    @property
+    def score(self) -> Estimate:
+        """Mean score over seeds."""
+        return estimate(list(self.scores.values()))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One declared comparison: a searched mask against another one."""
+
+    mask: str
+    against: str
+    role: str  # why it is compared with that one
+    outcome: Outcome
+    difference: PairedDifference  # searched - other; its interval agrees with Holm's test
+    adjusted: float  # Holm's adjusted p-value
+    gap: float  # sparsity of the searched mask - sparsity of the other
+    same: bool  # equal bits
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs of a comparison: every mask trained with every seed.
+
+    Args:
+        records: `params["mask"]` names the mask, `seed` the seed.
+        objectives: The first one is the score.
+        run: Folder of the runs, if there is one.
+        notes: Facts to print in the report (protocol, command, machine).
+        shape: What the masks were lowered to; without it the report draws no masks.
+
+    Raises:
+        ValueError: If there is no objective, a record names no mask, or the records come from
+            more than one protocol.
+    """
+
+    records: tuple[Record, ...]
+    objectives: tuple[Objective, ...]
+    run: Path | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    shape: Shape | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "records", tuple(self.records))
+        object.__setattr__(self, "objectives", tuple(self.objectives))
+        if not self.objectives:
+            raise ValueError("a comparison needs at least one objective: the score")
+        nameless = [record.number for record in self.records if "mask" not in record.params]
+        if nameless:
+            raise ValueError(
+                f"records {nameless[:5]} name no mask; a comparison's records carry "
+                'params={"mask": NAME}, as those of masksearch.compare do'
+            )
+        protocols = sorted({record.protocol for record in self.records if record.scored})
+        if len(protocols) > 1:
+            raise ValueError(
+                f"scores of the protocols {', '.join(map(repr, protocols))} cannot be compared; "
+                "run every mask under one of them"
+            )
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Mask name -> its runs, in the order of the records."""
+        names = dict.fromkeys(str(record.params["mask"]) for record in self.records)
+        return {name: self.entry(name) for name in names}
+
+    def entry(self, name: str) -> Entry:
+        """Collects the runs of one mask; of several runs of one seed the last one counts."""
+        runs = [record for record in self.records if str(record.params["mask"]) == name]
+        # Every record whose mask is known says how sparse it is, a failed one too.
+        known = next((record for record in runs if record.scored), runs[0])
+        score = self.objectives[0].name
+        by_seed = {r.seed: r for r in runs if r.scored and math.isfinite(r.value(score))}
+        values: dict[str, dict[int, float]] = {}
+        for seed, record in by_seed.items():
+            for key, value in record.values.items():
+                if math.isfinite(value):
+                    values.setdefault(key, {})[seed] = value
+        tasks = [key for key in values if f"{key}/majority" in values]
+        return Entry(
+            name=name,
+            kind=kind_of(name),
+            expression="" if known.mask is None else str(known.mask),
+            fingerprint=known.fingerprint,
+            sparsity=known.measures.get("sparsity", math.nan),
+            block_density=known.measures.get("block_density", math.nan),
+            scores={seed: record.value(score) for seed, record in by_seed.items()},
+            values=values,
+            at_majority=frozenset(
+                task
+                for task in tasks
+                if mean(values[task]) <= mean(values[f"{task}/majority"]) + MAJORITY_MARGIN
+            ),
+            failed=sum(record.status == "failed" for record in runs)
+            + sum(record.scored and not math.isfinite(record.value(score)) for record in runs),
+            unfinished=sum(record.status in ("running", "stopped") for record in runs),
+        )
+
+    @property
+    def tasks(self) -> list[str]:
+        """Every reported value that is not itself an objective, a measure or a majority score."""
+        taken = {"sparsity", "block_density"} | {objective.name for objective in self.objectives}
+        keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
+        return [key for key in keys if key not in taken and not key.endswith("/majority")]
+
+    def frame(self) -> pd.DataFrame:
+        """One row per mask, densest first.
+
+        Columns: mask, kind, expression, sparsity, block_density (both in [0, 1]), n_seeds,
+        failed, unfinished; for each objective that is not a measure its mean (`glue`) and 95%
+        t-interval over seeds (`glue low`, `glue high`; NaN for one seed); for every other
+        reported value its mean, and for tasks with a majority score the bool `<task> at
+        majority`: true where the mean is within 0.005 of the constant prediction's.
+        """
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        judged = [o.name for o in self.objectives if o.name not in ("sparsity", "block_density")]
+        marked = {t for t in [*judged, *self.tasks] if self.has_majority(t)}
+        for entry in sorted(self.entries.values(), key=lambda e: (e.sparsity, e.name)):
+            row: dict[str, Any] = {
+                "mask": entry.name,
+                "kind": entry.kind,
+                "expression": entry.expression,
+                "sparsity": entry.sparsity,
+                "block_density": entry.block_density,
+                "n_seeds": len(entry.scores),
+                "failed": entry.failed,
+                "unfinished": entry.unfinished,
+            }
+            for name in judged:
+                found = estimate(list(entry.values.get(name, {}).values()))
+                row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
+                if name in marked:
+                    row[f"{name} at majority"] = name in entry.at_majority
+            for task in self.tasks:
+                row[task] = mean(entry.values.get(task, {}))
+                if task in marked:
+                    row[f"{task} at majority"] = task in entry.at_majority
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def has_majority(self, task: str) -> bool:
+        """Whether any run reports the constant prediction's score of that task."""
+        return any(f"{task}/majority" in entry.values for entry in self.entries.values())
+
+    # -- verdict -----------------------------------------------------------------------------
+    def opponents(self, mine: Entry, reference: str) -> list[tuple[str, Entry]]:
+        """(role, mask) of each declared comparison of one searched mask.
+
+        Hand-designed masks and random controls are taken nearest in sparsity among those that
+        the searched mask is not denser than by more than one point; a hand-designed one is
+        taken from the sparser side only where there is no other, and said to be so.
+        """
+        scored = [entry for entry in self.entries.values() if entry.scores and entry is not mine]
+        found: list[tuple[str, Entry]] = []
+        hand = [entry for entry in scored if entry.kind == "hand-designed"]
+        fair = [entry for entry in hand if mine.sparsity >= entry.sparsity - MATCHED]
+        if hand:
+            nearest = min(fair or hand, key=lambda e: (abs(e.sparsity - mine.sparsity), e.name))
+            found.append(("hand-designed, nearest in sparsity", nearest))
+        random = [
+            entry
+            for entry in scored
+            if entry.name.startswith("random") and abs(entry.sparsity - mine.sparsity) <= MATCHED
+        ]
+        if random:
+            control = min(random, key=lambda e: (abs(e.sparsity - mine.sparsity), e.name))
+            found.append(("random control of equal sparsity", control))
+        if reference in self.entries and self.entries[reference].scores:
+            other = self.entries[reference]
+            if other is not mine and all(other is not entry for _, entry in found):
+                found.append(("reference", other))
+        return found
+
+    def findings(self, reference: str = "dense") -> list[Finding]:
+        """Every declared comparison, corrected together (Holm, 5%).
+
+        Args:
+            reference: Name of the mask that every searched one is also compared with; left
+                out where it was not run.
+
+        Raises:
+            UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
+        """
+        if reference != "dense" and reference not in self.entries:
+            raise unknown_name("mask of the comparison", reference, self.entries)
+        searched = [e for e in self.entries.values() if e.kind == "searched" and e.scores]
+        pairs = [
+            (mine, role, other)
+            for mine in searched
+            for role, other in self.opponents(mine, reference)
+        ]
+        raw = [paired_difference(mine.scores, other.scores) for mine, _, other in pairs]
+        adjusted = holm([difference.p_value for difference in raw])
+        levels = holm_levels([difference.p_value for difference in raw])
+        sign = 1 if self.objectives[0].goal == "max" else -1
+        findings: list[Finding] = []
+        for (mine, role, other), p, level in zip(pairs, adjusted, levels, strict=True):
+            difference = paired_difference(mine.scores, other.scores, level)
+            gap = mine.sparsity - other.sparsity
+            same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
+            outcome: Outcome = "not distinguishable"
+            if p <= 0.05 and difference.n_seeds >= 2 and not same:
+                outcome = "better" if sign * difference.mean > 0 else "worse"
+            findings.append(
+                Finding(mine.name, other.name, role, outcome, difference, p, gap, same)
+            )
+        return findings
+
+    def verdict(self, reference: str = "dense") -> str:
+        """What the runs say of every searched mask, in plain words.
+
+        Each searched mask is set against the hand-designed mask nearest in sparsity (which it
+        may be denser than by one point at most), the random control of equal sparsity where
+        there is one, and `reference`: better, worse or not distinguishable by the paired
+        difference over common seeds, Holm-corrected over all these comparisons (5%).
+
+        Raises:
+            UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
+        """
+        from masksearch.analysis.compare import verdict_text  # it imports this module
+
+        return verdict_text(self, self.findings(reference), reference)
+
+    def report(self, path: Path | str) -> Path:
+        """Writes the comparison as one self-contained HTML page, figures beside it.
+
+        Returns:
+            The page's path; the figures are in `figures/` beside it.
+        """
+        from masksearch.report.page import write_report
+
+        return write_report(
+            Path(path),
+            title="Masks compared",
+            studies={},
+            objectives=self.objectives,
+            comparison=self,
+            facts=self.notes,
+            shape=self.shape,
+        )
+
+
+def mean(values: Mapping[int, float]) -> float:
+    """Mean over seeds; NaN for none."""
+    return math.fsum(values.values()) / len(values) if values else math.nan
+
+
+def front_of(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
+    """Masks of which no other is at least as sparse and at least as good (means over seeds)."""
+    sign = 1 if objective.goal == "max" else -1
+    scored = sorted(
+        (entry for entry in entries if entry.scores),
+        key=lambda e: (-e.sparsity, -sign * e.score.mean, e.name),
+    )
+    front: list[Entry] = []
+    for entry in scored:
+        if not front or sign * entry.score.mean > sign * front[-1].score.mean:
+            front.append(entry)
+    return front
+
+
+INDENT = "  "  # of the lines that give the figures behind an outcome
+
+
+def verdict_text(comparison: Comparison, findings: list[Finding], reference: str) -> str:
+    """The outcome of each searched mask with its figures indented below, then the warnings."""
+    entries = comparison.entries
+    searched = [entry for entry in entries.values() if entry.kind == "searched"]
+    lines: list[str] = []
+    if not searched:
+        lines.append("No searched mask is in this comparison, so there is nothing to decide.")
+    for entry in searched:
+        own = [finding for finding in findings if finding.mask == entry.name]
+        lines.append(outcome(comparison, entry, own))
+        lines.extend(INDENT + line for line in details(comparison, entry, own))
+    if findings:
+        lines.append(
+            f"Decided by paired differences over common seeds; {counted(len(findings))} "
+            "corrected together (Holm, 5%), intervals at the corrected level. "
+            "'Not distinguishable' is not 'equal'."
+        )
+    if searched and reference not in entries:
+        lines.append(f"{reference} was not run, so nothing is said about it.")
+    elif searched and not entries[reference].scores:
+        lines.append(f"{reference} has no finished run, so nothing is said about it.")
+    lines.extend(warnings(comparison))
+    return "\n".join(lines)
+
+
+def outcome(comparison: Comparison, entry: Entry, findings: list[Finding]) -> str:
+    """One line: better than, worse than, not distinguishable from."""
+    score = comparison.objectives[0]
+    if not entry.scores:
+        return f"{entry.name}: no finished run ({entry.failed} failed), so nothing is known."
+    said: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.same:
+            word = "the same mask as"
+        else:
+            word = finding.outcome + (
+                " from" if finding.outcome == "not distinguishable" else " than"
+            )
+        said.setdefault(word, []).append(finding.against)
+    clauses = [f"{word} {listed(names)}" for word, names in said.items()]
+    verdict = ", ".join(clauses) or "nothing to compare it with"
+    sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
+    return f"{entry.name}: {verdict} ({sparsity}{score.name} {entry.score})."
+
+
+def listed(names: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def counted(number: int) -> str:
+    """'1 comparison', '2 comparisons'."""
+    return f"{number} comparison" + ("s" if number != 1 else "")
+
+
+def details(comparison: Comparison, entry: Entry, findings: list[Finding]) -> list[str]:
+    """The figures behind one mask's outcome."""
+    if not entry.scores:
+        return []
+    lines = [against(finding) for finding in findings]
+    hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
+    if not hands:
+        lines.append("No hand-designed mask has a finished run to compare it with.")
+    sign = 1 if comparison.objectives[0].goal == "max" else -1
+    above = [
+        other
+        for other in hands
+        if other.sparsity >= entry.sparsity - MATCHED
+        and sign * (other.score.mean - entry.score.mean) > 0
+    ]
+    if above:
+        best = max(above, key=lambda other: sign * other.score.mean)
+        lines.append(
+            f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
+            f"better mean ({best.score.mean:.4g}), so the search has not beaten the "
+            "hand-designed masks."
+        )
+    return lines
+
+
+def sparser(gap: float) -> str:
+    """How a mask's sparsity relates to another's; `gap` in shares of the table."""
+    if math.isnan(gap):
+        return "of unknown sparsity"
+    if abs(gap) < 0.0005:
+        return "equally sparse"
+    return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
+
+
+def against(finding: Finding) -> str:
+    """One comparison as a sentence."""
+    difference = finding.difference
+    name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
+    if finding.same:
+        return f"The same mask as {name}: equal bits, so no difference can be claimed."
+    if difference.n_seeds == 0:
+        return f"Not distinguishable from {name}: they have no seed in common."
+    if difference.n_seeds == 1:
+        return (
+            f"Not distinguishable from {name}: difference {difference.mean:+.4g} on 1 common "
+            "seed, which decides nothing; run more seeds."
+        )
+    figures = (
+        f"difference {difference.mean:+.4g}, {100 * difference.level:.4g}% interval "
+        f"[{difference.low:+.4g}, {difference.high:+.4g}], adjusted p = {finding.adjusted:.2g}, "
+        f"{difference.n_seeds} seeds"
+    )
+    if finding.outcome == "better":
+        fair = finding.gap >= -MATCHED or finding.role == "reference"
+        return f"Better than {name}: {figures}." + (
+            "" if fair else " It keeps more cells than that mask, so this is no fair win."
+        )
+    if finding.outcome == "worse":
+        return f"Worse than {name}: {figures}."
+    return f"Not distinguishable from {name}, so it is not shown to be better: {figures}."
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before believing the scores."""
+    lines: list[str] = []
+    entries = list(comparison.entries.values())
+    for task in sorted({task for entry in entries for task in entry.at_majority}):
+        those = [entry.name for entry in entries if task in entry.at_majority]
+        tested = [entry for entry in entries if task in entry.values]
+        who = "every mask" if len(those) == len(tested) else ", ".join(those)
+        lines.append(
+            f"{task}: {who} scored no better than a constant prediction, so its score says "
+            "nothing about the mask."
+        )
+    single = [entry.name for entry in entries if len(entry.scores) == 1]
+    if single:
+        lines.append(f"One seed only, hence no interval: {', '.join(single)}.")
+    lost = [f"{entry.name} ({entry.failed})" for entry in entries if entry.failed]
+    if lost:
+        lines.append(f"Failed runs, left out of the means: {', '.join(lost)}.")
+    pending = [f"{entry.name} ({entry.unfinished})" for entry in entries if entry.unfinished]
+    if pending:
+        lines.append(f"Runs not finished: {', '.join(pending)}.")
+    unknown = [entry.name for entry in entries if math.isnan(entry.sparsity)]
+    if unknown:
+        lines.append(f"Sparsity unknown: {', '.join(unknown)}.")
+    return lines

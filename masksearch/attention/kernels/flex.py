@@ -1,0 +1,226 @@
+"""FlexAttention under a mask: compiled once, a block mask for each layer and length.
+
+plan = FlexPlan.of_mask(mask, length=4096, block=64, device="cuda")
+hidden = flex_attention_under(query, key, value, plan, scaling=0.125)
+
+FlexAttention (arXiv 2412.05496) skips blocks in which the mask keeps nothing, and calls the
+mask's predicate in blocks that are kept in part. On CUDA it trains; on the CPU it has no
+backward, and the first call at a new shape or mask compiles for seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from masksearch.attention.kernels.states import asks_gradient, check_states
+from masksearch.masks.core import Mask
+from masksearch.masks.families import layer_of
+from masksearch.masks.flex_layout import Predicate, block_mask_of
+from masksearch.masks.tiles import tile_counts
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+GRAPHS = 256  # compiled shapes and masks of a process; past them FlexAttention raises
+CUDA_ROWS = 128  # positions that the kernels for CUDA take at a time, backward included
+CPU_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, eq=False)
+class FlexPlan:
+    """What FlexAttention computes for one layer. Build it once for many calls.
+
+    Args:
+        mask: The mask.
+        length: Positions.
+        block: Side of a block, in positions.
+        layer: Layer of a mask that tells layers apart.
+        partial: bool `[heads, nb, nb]`, blocks kept in part; one head serves any number.
+        whole: bool of the same shape, blocks kept whole.
+        predicate: The layer's `mask_mod`.
+        blocks: The block mask where no key is padding.
+    """
+
+    mask: Mask
+    length: int
+    block: int
+    layer: int
+    partial: Tensor
+    whole: Tensor
+    predicate: Predicate
+    blocks: BlockMask
+
+    @staticmethod
+    def of_mask(
+        mask: Mask,
+        length: int,
+        block: int = 64,
+        layer: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> FlexPlan:
+        """Plans one layer of a mask, from its tiles; no n x n tensor is made.
+
+        Args:
+            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
+                with a bool mask in `scaled_dot_product_attention`.
+            length: Positions; the last block may be ragged.
+            block: Side of a block, in positions (>= 1); on CUDA rounded up to a multiple of 128,
+                because FlexAttention refuses finer blocks than its kernels take at a time.
+            layer: Layer of a mask that tells layers apart.
+            device: Where the plan lies.
+
+        Raises:
+            LengthError: If the mask has another length.
+            ValueError: If `block` or `length` is less than 1, or there is no such layer.
+        """
+        block = block_on(device, block)
+        single = layer_of(mask, layer)
+        counts = tile_counts(single, length, block)[0].to(device)
+        whole = counts == block * block
+        partial = (counts > 0) & ~whole
+        predicate = single.mask_mod(length)
+        blocks = block_mask_of(partial, whole, length, block, predicate)
+        return FlexPlan(mask, length, block, layer, partial, whole, predicate, blocks)
+
+    @property
+    def heads(self) -> int:
+        """Heads that the plan tells apart; 1 serves any number."""
+        return self.partial.shape[0]
+
+    @property
+    def pairs(self) -> int:
+        """(query block, key block) pairs that are computed, over the heads."""
+        return int((self.partial | self.whole).sum())
+
+    def to(self, device: torch.device | str) -> FlexPlan:
+        """The plan on another device."""
+        if torch.device(device) == self.partial.device:
+            return self
+        return FlexPlan.of_mask(self.mask, self.length, self.block, self.layer, device)
+
+    def padded(self, visible: Tensor) -> BlockMask:
+        """The block mask where some keys are padding.
+
+        Blocks that are kept whole call the predicate wherever an example has padding.
+
+        Args:
+            visible: bool `[batch, n]`, False = padding.
+        """
+        missing = self.partial.shape[-1] * self.block - self.length
+        seen = torch.nn.functional.pad(visible.all(0), (0, missing), value=False)
+        clean = seen.view(-1, self.block).all(1)
+        whole = self.whole & clean
+        partial = self.partial | (self.whole & ~clean)
+        predicate = with_padding(self.predicate, visible.to(torch.int8))
+        return block_mask_of(partial, whole, self.length, self.block, predicate)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlexPlan:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        where = (self.mask, self.length, self.block, self.layer, str(self.partial.device))
+        return FlexPlan.of_mask, where
+
+
+def block_on(device: torch.device | str, block: int) -> int:
+    """The block side that a device computes with, in positions."""
+    if torch.device(device).type != "cuda":
+        return block
+    return -(-block // CUDA_ROWS) * CUDA_ROWS
+
+
+def with_padding(predicate: Predicate, visible: Tensor) -> Predicate:
+    """The predicate, and the key is no padding (int8 `[batch, n]`: inductor takes no bools)."""
+
+    def both(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return predicate(batch, head, query, key) & (visible[batch, key] > 0)
+
+    return both
+
+
+def flex_attention_under(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: FlexPlan,
+    *,
+    scaling: float,
+    visible: Tensor | None = None,
+) -> Tensor:
+    """Self-attention under the plan's mask, equal to dense attention with that mask.
+
+    Args:
+        query: `[batch, heads, n, width]`, on the plan's device.
+        key: `[batch, key heads, n, width]`; the heads are a multiple of the key heads.
+        value: The same shape.
+        plan: Of `n` positions, with as many heads as the queries, or one for all.
+        scaling: Factor of the scores before the softmax.
+        visible: bool `[batch, n]`, keys that may be attended to (False = padding).
+
+    Returns:
+        `[batch, heads, n, width]`; 0 for queries without a visible key. On CUDA differentiable
+        in the first three; it has no dropout of attention weights. Under autocast in its type.
+
+    Raises:
+        LengthError, HeadCountError: If the plan is of another length or number of heads.
+        NotImplementedError: If a gradient is asked for on the CPU, or in a type that
+            FlexAttention does not compute there.
+        ValueError: If `visible` has another shape or type, or lies on another device.
+    """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):  # rotary positions leave queries and keys in float32
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    check_states(query, key, value, plan, visible)
+    if plan.partial.device != query.device:
+        raise ValueError(
+            f"the plan lies on {plan.partial.device}, the queries on {query.device}; "
+            "move it with plan.to(device)"
+        )
+    if kind == "cpu":
+        if asks_gradient(query, key, value):
+            raise NotImplementedError(
+                "FlexAttention has no backward on the CPU; train with the backend 'gather', or "
+                "compute without a gradient under torch.no_grad()"
+            )
+        if query.dtype not in CPU_TYPES:
+            raise NotImplementedError(
+                f"FlexAttention computes float32, bfloat16 and float16 on the CPU, got "
+                f"{query.dtype}; take the backend 'gather'"
+            )
+    blocks = plan.blocks
+    if visible is not None:
+        blocks = plan.padded(visible.to(query.device))
+    return cast(
+        Tensor,
+        compiled(kind)(
+            query,
+            key,
+            value,
+            block_mask=blocks,
+            scale=scaling,
+            enable_gqa=key.shape[1] != query.shape[1],
+        ),
+    )
+
+
+@cache
+def compiled(kind: str) -> Callable[..., Any]:
+    """FlexAttention, compiled; one for a type of device, so that equal shapes share a kernel.
+
+    On the CPU shapes are constants of a kernel: with symbolic lengths it does not compile there
+    (torch 2.13).
+    """
+    from torch.nn.attention.flex_attention import flex_attention
+
+    options: dict[str, Any] = {"dynamic": False if kind == "cpu" else None, "fullgraph": True}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:  # 8 otherwise
+        options["recompile_limit"] = GRAPHS
+    return torch.compile(flex_attention, **options)

@@ -1,0 +1,340 @@
+"""Block-gather attention: exact sparse attention in plain torch, forward and backward.
+
+plan = GatherPlan.of_mask(mask, length=4096, block=64)
+hidden = gather_attention(query, key, value, plan, scaling=0.125)
+
+For each piece of the plan, a few queries and the keys that they need, the keys are gathered side
+by side and attended densely; what the mask forbids among them is added as a bias. The work is
+done in parts that fit the cache. It follows the mask's block density; no n x n tensor is made.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from masksearch.attention.kernels.plan import Bundle, GatherPlan, Part, work
+from masksearch.attention.kernels.states import check_states
+
+__all__ = ["Bundle", "GatherPlan", "gather_attention"]
+
+IN_CACHE = 3 << 15  # numbers of the keys that one CPU thread gathers at a time
+FEW = 64  # keys up to which three plain calls are faster than the flash kernel
+ON_DEVICE = 1 << 24  # the same where there is no such cache
+CPU = torch.ops.aten  # the two functions behind scaled_dot_product_attention on CPU
+
+
+def gather_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: GatherPlan,
+    *,
+    scaling: float,
+    visible: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Self-attention under the plan's mask, equal to dense attention with that mask.
+
+    Args:
+        query: `[batch, heads, n, width]`, on the plan's device.
+        key: `[batch, key heads, n, width]`; heads are a multiple of the key heads.
+        value: The same shape as the keys.
+        plan: Of `n` positions, with as many heads as the queries or one for all.
+        scaling: Factor of the scores before the softmax.
+        visible: bool `[batch, n]`, keys that may be attended (False = padding); None = all.
+        dropout: Share of the attention weights that is dropped, in [0, 1).
+
+    Returns:
+        `[batch, heads, n, width]`; 0 for queries that keep no visible key. Differentiable in
+        all three.
+
+    Raises:
+        LengthError, HeadCountError: If the plan is of another length or number of heads.
+        ValueError: If `visible` has another type or shape.
+    """
+    check_states(query, key, value, plan, visible)
+    batch, heads, length, width = query.shape
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = (
+            states if states.dtype == torch.float64 else states.to(dtype)
+            for states in (query, key, value)
+        )
+    if key.shape[1] != heads:
+        groups = heads // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    missing = plan.units * plan.unit - length
+
+    def cut(states: Tensor) -> Tensor:
+        """`[batch (x heads), heads x units, unit x width]`."""
+        states = F.pad(states, (0, 0, 0, missing)) if missing else states
+        return states.reshape(-1, plan.heads * plan.units, plan.unit * width)
+
+    query, key, value = cut(query), cut(key), cut(value)
+    seen = None
+    if visible is not None:
+        seen = F.pad(visible, (0, missing)).view(batch, 1, plan.units, plan.unit)
+        seen = seen.expand(batch, heads, plan.units, plan.unit)
+        seen = seen.reshape(*query.shape[:2], plan.unit)
+    if kind == "cpu" and dropout == 0 and not torch.compiler.is_compiling():
+        result: Tensor = InCache.apply(query, key, value, seen, plan, scaling)  # type: ignore[no-untyped-call]
+    else:
+        result = composed(query, key, value, seen, plan, scaling, dropout)
+    return result.reshape(batch, heads, -1, width)[:, :, :length]
+
+
+def gathered(states: Tensor, part: Part, units: Tensor, unit: int) -> Tensor:
+    """Units side by side, `[groups x pieces, 1, positions, width]`.
+
+    The kernels take pieces as examples, not as heads: their results are contiguous then.
+
+    Args:
+        states: `[all groups, units, unit x width]`.
+        part: The work.
+        units: int32, the part's queries or keys.
+        unit: Positions of a unit.
+    """
+    groups, _, size = states.shape
+    found = part.of(states).index_select(1, units)
+    if part.groups is not None:
+        groups = found.shape[0]
+    return found.view(groups * part.pieces, 1, -1, size // unit)
+
+
+def add(states: Tensor, part: Part, units: Tensor, found: Tensor) -> None:
+    """Adds results to their units; the reverse of `gathered`."""
+    place = part.of(states)
+    place.index_add_(1, units, found.reshape(place.shape[0], -1, place.shape[2]))
+
+
+def bias_of(part: Part, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
+    """What is added to the scores of one part of the work.
+
+    Args:
+        part: The work.
+        seen: bool `[all groups, units, unit]`, visible keys; None = all.
+        unit: Positions of a unit.
+        like: The part's queries, `[groups x pieces, 1, queries, width]`, or
+            `[groups, pieces, queries, width]`.
+
+    Returns:
+        0 and -inf, of the queries' type and their first three sizes or 1; None where nothing is
+        forbidden.
+    """
+    bias, pieces = part.bias, part.pieces
+    if seen is not None:
+        hidden = ~part.of(seen).index_select(1, part.keys)
+        hidden = hidden.view(hidden.shape[0], pieces, 1, -1)
+        bias = like.new_zeros(1, 1, 1) if bias is None else bias
+        bias = bias.masked_fill(hidden, -torch.inf)
+    elif bias is None:
+        return None
+    else:
+        bias = bias.unsqueeze(0)
+    if bias.shape[:2] != (1, 1):  # as many examples and heads as the queries
+        groups = like.shape[0] * like.shape[1] // pieces
+        bias = bias.expand(groups, pieces, -1, -1).reshape(*like.shape[:2], *bias.shape[2:])
+    return bias.expand(-1, -1, like.shape[2], -1)
+
+
+def composed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor | None,
+    plan: GatherPlan,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Attention from differentiable parts, on every device; arguments as in `InCache`."""
+    result = torch.zeros_like(query)
+    most = ON_DEVICE
+    if not torch.compiler.is_compiling() and query.device.type == "cpu":
+        most = IN_CACHE * torch.get_num_threads()
+    for part in work(plan, query, most):
+        q = gathered(query, part, part.queries, plan.unit)
+        k, v = (gathered(states, part, part.keys, plan.unit) for states in (key, value))
+        bias = bias_of(part, seen, plan.unit, q)
+        if bias is None:
+            found = F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scaling)
+        else:  # not every kernel takes a row of nothing but -inf
+            empty = (bias == -torch.inf).all(-1, keepdim=True)
+            bias = bias.masked_fill(empty, 0)
+            found = F.scaled_dot_product_attention(q, k, v, bias, dropout, scale=scaling)
+            found = found.masked_fill(empty, 0)
+        add(result, part, part.queries, found)
+    return result
+
+
+def windows(states: Tensor, first: int, step: int, pieces: int, count: int, unit: int) -> Tensor:
+    """Evenly spaced runs of units, without a copy: `[groups, pieces, positions, width]`.
+
+    Args:
+        states: `[groups, units, unit x width]`, contiguous but for the groups.
+        first: First unit of the first run.
+        step: Units from one run to the next; runs may overlap.
+        pieces: Runs.
+        count: Units of a run.
+        unit: Positions of a unit.
+    """
+    width = states.shape[2] // unit
+    return states.as_strided(
+        (len(states), pieces, count * unit, width),
+        (states.stride(0), step * states.shape[2], width, 1),
+        states.storage_offset() + first * states.shape[2],
+    )
+
+
+def read(part: Part, unit: int, queries: list[Tensor], keys: list[Tensor]) -> list[Tensor]:
+    """The part's queries and keys of some states, as views where they are runs."""
+    run, pieces = part.run, part.pieces
+    if run is None:
+        return [gathered(states, part, part.queries, unit) for states in queries] + [
+            gathered(states, part, part.keys, unit) for states in keys
+        ]
+    few, many = part.queries.shape[0] // pieces, part.keys.shape[0] // pieces
+    return [
+        windows(part.of(states), run.query, run.query_step, pieces, few, unit)
+        for states in queries
+    ] + [windows(part.of(states), run.key, run.key_step, pieces, many, unit) for states in keys]
+
+
+def write(part: Part, unit: int, states: Tensor, found: Tensor, *, to_keys: bool = False) -> None:
+    """Adds a part's result to the states of its queries, or of its keys."""
+    units = part.keys if to_keys else part.queries
+    if part.run is None:
+        add(states, part, units, found)
+        return
+    run, count = part.run, units.shape[0] // part.pieces
+    first, step = (run.key, run.key_step) if to_keys else (run.query, run.query_step)
+    for start in range(0, count, step):  # as much as overlaps with nothing
+        end = min(count, start + step)
+        place = windows(part.of(states), first + start, step, part.pieces, end - start, unit)
+        place.add_(found[:, :, start * unit : end * unit])
+
+
+def attend(
+    part: Part,
+    unit: int,
+    states: list[Tensor],
+    seen: Tensor | None,
+    scaling: float,
+    result: Tensor,
+    trains: bool,
+) -> Tensor | None:
+    """Adds one part's attention to the result.
+
+    All that it gathers is free again on return, so that the next part's takes the same places
+    in the cache.
+
+    Args:
+        part: The work.
+        unit: Positions of a unit.
+        states: Queries, keys and values.
+        seen: Visible keys; None = all.
+        scaling: Factor of the scores.
+        result: Where the attention is added.
+        trains: Whether a gradient is asked for.
+
+    Returns:
+        The log-sum-exp of the scores, where a gradient needs it.
+    """
+    q, k, v = read(part, unit, states[:1], states[1:])
+    bias = bias_of(part, seen, unit, q)
+    if k.shape[2] <= FEW and bias is None and not trains and q.dtype.itemsize >= 4:
+        rows, columns, weighed = (some.flatten(0, 1) for some in (q, k, v))
+        scores = torch.baddbmm(q.new_zeros(()), rows, columns.mT, beta=0, alpha=scaling)
+        write(part, unit, result, scores.softmax(-1).bmm(weighed).view(q.shape))
+        return None
+    found, total = CPU._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=bias, scale=scaling
+    )
+    write(part, unit, result, found)
+    return total if trains else None
+
+
+def attend_backward(
+    part: Part,
+    unit: int,
+    queries: list[Tensor],
+    keys: list[Tensor],
+    seen: Tensor | None,
+    total: Tensor,
+    scaling: float,
+    grads: list[Tensor],
+) -> None:
+    """Adds one part's gradients to those of queries, keys and values.
+
+    Args:
+        part: The work.
+        unit: Positions of a unit.
+        queries: The result's gradient, the queries and the result.
+        keys: Keys and values.
+        seen: Visible keys; None = all.
+        total: Log-sum-exp of the scores.
+        scaling: Factor of the scores.
+        grads: Where the gradients are added.
+    """
+    up, q, found, k, v = read(part, unit, queries, keys)
+    bias = bias_of(part, seen, unit, q)
+    some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
+        up, q, k, v, found, total, 0.0, False, attn_mask=bias, scale=scaling
+    )
+    for states, piece, to_keys in zip(grads, some, (False, True, True), strict=True):
+        write(part, unit, states, piece, to_keys=to_keys)
+
+
+class InCache(torch.autograd.Function):
+    """Attention on CPU, which gathers again in the backward pass: nothing gathered is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        seen: Tensor | None,
+        plan: GatherPlan,
+        scaling: float,
+    ) -> Tensor:
+        """Attends.
+
+        Args:
+            ctx: Keeps what the backward pass needs.
+            query: `[groups, units, unit x width]`; groups are examples, or examples x heads
+                where one plan serves all heads.
+            key: The same shape.
+            value: The same shape.
+            seen: bool `[groups, units, unit]`, visible keys; None = all.
+            plan: The plan.
+            scaling: Factor of the scores.
+        """
+        result = torch.zeros_like(query)
+        trains, most = any(ctx.needs_input_grad), IN_CACHE * torch.get_num_threads()
+        sums = [  # log-sum-exp of each part's scores
+            attend(part, plan.unit, [query, key, value], seen, scaling, result, trains)
+            for part in work(plan, query, most, keeps=True, trains=trains)
+        ]
+        ctx.save_for_backward(query, key, value, seen, result, *sums)
+        ctx.plan, ctx.scaling = plan, scaling
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        query, key, value, seen, result, *sums = ctx.saved_tensors
+        plan, grad = ctx.plan, grad.contiguous()
+        grads = [torch.zeros_like(states) for states in (query, key, value)]
+        most = IN_CACHE * torch.get_num_threads()
+        parts = work(plan, query, most, keeps=True, trains=True)
+        queries, keys = [grad, query, result], [key, value]
+        for part, total in zip(parts, sums, strict=True):
+            attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads)
+        return (*grads, None, None, None)

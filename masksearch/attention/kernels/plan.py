@@ -1,0 +1,506 @@
+"""The plan of block-gather attention: a mask at one length, made ready for many calls.
+
+A kernel takes it in parts, each as much as is computed in one call.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from masksearch.masks.core import Mask
+from masksearch.masks.tables import Table
+from masksearch.masks.tiles import distinct_tiles
+
+UNITS = (16, 8)  # positions that are gathered together: the first that divides the block
+SHARED_BY = 4  # pieces with the same cells that are worth a bundle of their own
+PADDING = 0.125  # largest share of padding among the keys of a piece
+SAVING = 0.9  # a block of queries is split where that leaves at most this share of its cost
+CALL = (4, 10)  # queries and keys by which a piece costs more than its cells
+COPY = 14  # queries that cost as much as to gather the keys
+KEPT, DROPPED = 0, 1  # cells that every plan knows
+
+
+@dataclass(frozen=True)
+class Run:
+    """Evenly spaced pieces, each of neighbouring queries and of neighbouring keys.
+
+    Args:
+        query: First unit of the first piece's queries.
+        key: First unit of its keys.
+        query_step: Units to the next piece's queries.
+        key_step: Units to its keys.
+    """
+
+    query: int
+    key: int
+    query_step: int
+    key_step: int
+
+    def after(self, pieces: int) -> Run:
+        """The run without its first pieces."""
+        query, key = (
+            first + pieces * step
+            for first, step in ((self.query, self.query_step), (self.key, self.key_step))
+        )
+        return Run(query, key, self.query_step, self.key_step)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Pieces with as many queries and keys: they are computed in one call.
+
+    Args:
+        queries: int32 `[pieces, query units]`, head * units + unit.
+        keys: int32 `[pieces, key units]`, likewise; a piece with fewer keys than the others is
+            filled up with its first unit, whose copies keep nothing.
+        index: int32 `[pieces | 1, key units]`, which of `cells` each unit of keys has, or None
+            where every query keeps every key.
+        cells: uint8 `[distinct, query units * unit, ceil(unit / 8)]`, a bit for each cell.
+        run: How the pieces follow each other; None where they are not evenly spaced.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    index: Tensor | None
+    cells: Tensor | None
+    run: Run | None = None
+
+    @property
+    def shares_cells(self) -> bool:
+        """Whether all pieces keep the same cells."""
+        return self.index is None or len(self.index) == 1
+
+    def bias(self, some: slice, unit: int, dtype: torch.dtype) -> Tensor | None:
+        """0 where a cell is kept and -inf elsewhere, `[pieces | 1, queries, keys]`.
+
+        Args:
+            some: Which pieces; without effect where all have the same cells.
+            unit: Positions of a unit.
+            dtype: Type of the result.
+
+        Returns:
+            The bias; None where everything is kept.
+        """
+        if self.index is None or self.cells is None:
+            return None
+        index = self.index if self.shares_cells else self.index[some]
+        found = self.cells.index_select(0, index.flatten())
+        found = found.view(*index.shape, *found.shape[1:]).transpose(1, 2).contiguous()
+        bits = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=index.device)
+        kept = (found.unsqueeze(-1) & bits).flatten(3)[..., :unit].flatten(2).ne(0)
+        zero = torch.zeros((), dtype=dtype, device=index.device)
+        return torch.where(kept, zero, -torch.inf)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that the bundle holds."""
+        held = (self.queries, self.keys, self.index, self.cells)
+        return [tensor for tensor in held if tensor is not None]
+
+    def to(self, device: torch.device | str) -> Bundle:
+        """The bundle on another device."""
+        index, cells = self.index, self.cells
+        return Bundle(
+            self.queries.to(device),
+            self.keys.to(device),
+            None if index is None else index.to(device),
+            None if cells is None else cells.to(device),
+            self.run,
+        )
+
+
+def unit_of(block: int) -> int:
+    """Positions that are gathered together in blocks of that size."""
+    return next((unit for unit in UNITS if block % unit == 0), block)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some queries of a block with all the keys that any of them keeps, in units."""
+
+    queries: np.ndarray
+    keys: np.ndarray
+    names: np.ndarray  # int64, which cells each unit of keys has
+    neighbours: bool  # whether queries and keys are runs of units, in order
+
+
+@dataclass
+class Planner:
+    """Collects the pieces of all heads.
+
+    Args:
+        block: Side of a tile, in positions.
+    """
+
+    block: int
+    pieces: list[Piece] = field(default_factory=list)
+    cells: list[np.ndarray] = field(default_factory=list)  # uint8 [queries, bytes], by name
+    known: dict[bytes, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.unit = unit_of(self.block)
+        self.parts = self.block // self.unit  # units of a block
+        nothing = np.zeros((0, 0), dtype=np.uint8)
+        self.cells += [nothing, nothing]  # KEPT and DROPPED: their number of queries varies
+
+    def add(self, index: np.ndarray, patterns: np.ndarray, head: int) -> None:
+        """Adds one head.
+
+        Args:
+            index: int64 `[blocks, blocks]` into the patterns.
+            patterns: bool `[distinct, block, block]`; the first keeps nothing.
+            head: Which head.
+        """
+        parts, unit = self.parts, self.unit
+        used = np.asarray(patterns.reshape(-1, parts, unit, parts, unit).any((2, 4)))
+        first = head * len(index) * parts
+        steps = np.arange(parts)
+        splits: dict[tuple[bytes, bytes], list[tuple[np.ndarray, np.ndarray]]] = {}
+        for row, tiles in enumerate(index):
+            columns = np.flatnonzero(tiles)
+            tiles = tiles[columns]
+            keys = columns[:, None] * parts + steps
+            like = (tiles.tobytes(), np.diff(columns).tobytes())
+            if like not in splits:  # rows of one pattern are split and named once
+                splits[like] = [
+                    (rows, self.names(patterns[tiles], rows))
+                    for rows in self.split(used[tiles], keys)
+                ]
+            for rows, names in splits[like]:
+                kept = names != DROPPED
+                some, found = first + keys[kept], names[kept]
+                neighbours = bool((np.diff(some) == 1).all() and (np.diff(rows) == 1).all())
+                if not neighbours:  # alike whatever the order of the tiles
+                    order = np.argsort(found, kind="stable")
+                    some, found = some[order], found[order]
+                self.pieces.append(Piece(first + row * parts + rows, some, found, neighbours))
+
+    def split(self, used: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
+        """Which query units of a block are computed together: the cheapest of some ways.
+
+        Args:
+            used: bool `[tiles, query units, key units]`, where a cell is kept.
+            keys: int64 `[tiles, key units]`, where the units are.
+        """
+        counts = used.sum((0, 2))
+        some = np.flatnonzero(counts)
+        if len(some) == 0:
+            return []
+        wide = counts > used.any(1).sum() / 2
+        ways = [[some]]
+        if wide.any() and not wide[some].all():
+            ways.append([np.flatnonzero(wide), np.flatnonzero((counts > 0) & ~wide)])
+        size = self.parts // 2
+        while size and len(keys) <= 2 * self.parts:  # rows that read little, like a window's
+            cut = [np.arange(at, min(at + size, self.parts)) for at in range(0, self.parts, size)]
+            ways.append([rows for rows in cut if counts[rows].any()])
+            size //= 2
+        costs = [sum(self.cost(used[:, rows], keys) for rows in way) for way in ways]
+        best = int(np.argmin(costs))
+        return ways[best if costs[best] <= SAVING * costs[0] else 0]
+
+    def cost(self, used: np.ndarray, keys: np.ndarray) -> int:
+        """What a piece costs, about in cells.
+
+        Args:
+            used: bool `[tiles, query units, key units]`, what its queries keep.
+            keys: int64 `[tiles, key units]`, where the units are.
+        """
+        found = keys[used.sum(1) > 0]
+        copied = 0 if (np.diff(found) == 1).all() else COPY
+        rows = used.shape[1] * self.unit + CALL[0] + copied
+        return int(rows * (len(found) * self.unit + CALL[1]))
+
+    def names(self, patterns: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The cells of each unit of keys, int64 `[tiles, key units]`.
+
+        Args:
+            patterns: bool `[tiles, block, block]`.
+            rows: int64 `[query units]`, whose cells.
+        """
+        cells = patterns.reshape(-1, self.parts, self.unit, self.parts, self.unit)[:, rows]
+        cells = cells.reshape(len(patterns), -1, self.parts, self.unit).transpose(0, 2, 1, 3)
+        result = np.where(cells.all((2, 3)), KEPT, np.where(cells.any((2, 3)), -1, DROPPED))
+        places = np.argwhere(result < 0)
+        packed = np.packbits(cells[places[:, 0], places[:, 1]], axis=2)
+        for (tile, part), bits in zip(places, packed, strict=True):
+            name = self.known.setdefault(bits.tobytes(), len(self.cells))
+            if name == len(self.cells):
+                self.cells.append(bits)
+            result[tile, part] = name
+        return result
+
+    def bundles(self) -> Iterator[Bundle]:
+        """The collected pieces in bundles.
+
+        Pieces with all cells in common share one index, or need none. The others are taken
+        together with their like in number of keys, up to a share of padding.
+        """
+        alike: dict[tuple[int, bytes], list[Piece]] = defaultdict(list)
+        for piece in self.pieces:
+            alike[len(piece.queries), piece.names.tobytes()].append(piece)
+        others: list[Piece] = []
+        for found in alike.values():
+            names = None if (found[0].names == KEPT).all() else found[0].names[None]
+            rest = []
+            for pieces in sequences(found):
+                if len(pieces) >= SHARED_BY:
+                    yield self.bundle(pieces, names, run_of(pieces))
+                else:
+                    rest += pieces
+            if rest and (names is None or len(rest) >= SHARED_BY):
+                yield self.bundle(rest, names)
+            else:
+                others += rest
+        others.sort(key=lambda piece: (-len(piece.queries), -len(piece.names)))
+        while others:
+            queries, most = len(others[0].queries), len(others[0].names)
+            count = next(
+                (
+                    at
+                    for at, piece in enumerate(others)
+                    if len(piece.queries) < queries or len(piece.names) < (1 - PADDING) * most
+                ),
+                len(others),
+            )
+            some, others = others[:count], others[count:]
+            padded = [
+                Piece(
+                    p.queries,
+                    np.append(p.keys, np.repeat(p.keys[:1], most - len(p.keys))),
+                    np.append(p.names, np.repeat(DROPPED, most - len(p.names))),
+                    False,
+                )
+                for p in some
+            ]
+            yield self.bundle(padded, np.stack([piece.names for piece in padded]))
+
+    def bundle(
+        self, pieces: list[Piece], names: np.ndarray | None, run: Run | None = None
+    ) -> Bundle:
+        """A bundle of pieces of one shape; `names` [pieces | 1, key units] unless all is kept."""
+        queries = torch.from_numpy(np.stack([piece.queries for piece in pieces]).astype(np.int32))
+        keys = torch.from_numpy(np.stack([piece.keys for piece in pieces]).astype(np.int32))
+        if names is None:
+            return Bundle(queries, keys, None, None, run)
+        distinct, index = np.unique(names, return_inverse=True)
+        whole = np.full((queries.shape[1] * self.unit, -(-self.unit // 8)), 255, dtype=np.uint8)
+        special = {KEPT: whole, DROPPED: np.zeros_like(whole)}
+        cells = np.stack([special.get(int(n), self.cells[n]) for n in distinct])
+        return Bundle(
+            queries,
+            keys,
+            torch.from_numpy(index.reshape(names.shape).astype(np.int32)),
+            torch.from_numpy(cells),
+            run,
+        )
+
+
+def sequences(pieces: list[Piece]) -> Iterator[list[Piece]]:
+    """Pieces of one shape, in order, cut into evenly spaced sequences of neighbours."""
+    current: list[Piece] = []
+    for piece in pieces:
+        if current:
+            before = [*current[-2:], piece]
+            steps = {
+                (int(b.queries[0] - a.queries[0]), int(b.keys[0] - a.keys[0]))
+                for a, b in pairwise(before)
+            }
+            even = piece.neighbours and current[0].neighbours and len(steps) == 1
+            if not even or min(steps.pop()) < 1:
+                yield current
+                current = []
+        current.append(piece)
+    yield current
+
+
+def run_of(pieces: list[Piece]) -> Run:
+    """How the pieces of a sequence follow each other."""
+    (query, key), (next_query, next_key) = (
+        (int(piece.queries[0]), int(piece.keys[0])) for piece in pieces[:2]
+    )
+    return Run(query, key, next_query - query, next_key - key)
+
+
+SHAPES = 4  # shapes of states for which a plan keeps its parts
+
+
+@dataclass(frozen=True)
+class GatherPlan:
+    """What block-gather attention computes for one layer. Build it once for many calls.
+
+    Args:
+        length: Positions.
+        heads: Heads that the plan tells apart; 1 serves any number.
+        block: Side of the tiles that the plan was made from, in positions.
+        unit: Positions that are gathered together; divides the block.
+        bundles: The work. Queries that keep no key at all may be in none.
+        kept: Its parts for some shapes of the states; not copied or pickled with the plan.
+    """
+
+    length: int
+    heads: int
+    block: int
+    unit: int
+    bundles: tuple[Bundle, ...]
+    kept: dict[Any, list[Part]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GatherPlan, (self.length, self.heads, self.block, self.unit, self.bundles)
+
+    @staticmethod
+    def of_mask(mask: Mask, length: int, block: int = 64, layer: int = 0) -> GatherPlan:
+        """Plans one layer of a mask from its distinct tiles.
+
+        Args:
+            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
+                with a bool mask in `scaled_dot_product_attention`.
+            length: Positions; the last block may be ragged.
+            block: Side of a tile, in positions (>= 1).
+            layer: Layer of a mask that tells layers apart.
+
+        Raises:
+            LengthError: If the mask has another length.
+            ValueError: If `block` or `length` is less than 1.
+        """
+        if block < 1:
+            raise ValueError(f"block must be at least 1 position, got {block}")
+        planner = Planner(block)
+        for head in range(mask.heads or 1):
+            tiles = distinct_tiles(mask, length, block, layer if mask.layers else 0, head)
+            planner.add(tiles.index.numpy(), tiles.patterns.numpy(), head)
+        bundles = tuple(planner.bundles())
+        return GatherPlan(length, mask.heads or 1, block, planner.unit, bundles)
+
+    @staticmethod
+    def of_table(table: Tensor, block: int = 64) -> GatherPlan:
+        """Plans a lowered table of one layer, bool `[heads, n, n]`; one head serves any number.
+
+        Raises:
+            ValueError: If the table has another type or shape, or `block` is less than 1.
+        """
+        if table.dtype != torch.bool or table.ndim != 3 or table.shape[1] != table.shape[2]:
+            raise ValueError(
+                "a plan is made from one layer's bool table [heads, n, n], got "
+                f"{table.dtype} {list(table.shape)}; take table[layer]"
+            )
+        return GatherPlan.of_mask(Table(table), table.shape[1], block)
+
+    @property
+    def units(self) -> int:
+        """Units of one head, those of a ragged last block included."""
+        return -(-self.length // self.block) * (self.block // self.unit)
+
+    @property
+    def pairs(self) -> float:
+        """Computed cells over the heads, padding included, in tiles of block x block."""
+        cells = sum(b.queries.numel() * b.keys.shape[1] for b in self.bundles) * self.unit**2
+        return cells / self.block**2
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the plan's indices and cells."""
+        held = [tensor for bundle in self.bundles for tensor in bundle.tensors]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def to(self, device: torch.device | str) -> GatherPlan:
+        """The plan on another device."""
+        bundles = tuple(bundle.to(device) for bundle in self.bundles)
+        return GatherPlan(self.length, self.heads, self.block, self.unit, bundles)
+
+
+class Part(NamedTuple):
+    """What is computed in one call: some pieces of one bundle for some groups.
+
+    Args:
+        groups: Which groups; None = all.
+        pieces: Number of pieces.
+        queries: int32 `[pieces x query units]`.
+        keys: int32 `[pieces x key units]`.
+        bias: 0, and -inf where the mask forbids a cell, `[pieces | 1, queries, keys]` of the
+            states' type; None = nothing is forbidden.
+        run: How the pieces follow each other; None where they are not evenly spaced.
+        own: The bundle and which of its pieces, where each piece has cells of its own.
+    """
+
+    groups: slice | None
+    pieces: int
+    queries: Tensor
+    keys: Tensor
+    bias: Tensor | None
+    run: Run | None
+    own: tuple[Bundle, slice] | None
+
+    def of(self, states: Tensor) -> Tensor:
+        """The states of the part's groups."""
+        return states if self.groups is None else states[self.groups]
+
+
+def parts(
+    plan: GatherPlan, states: Tensor, most: int, *, runs: bool, trains: bool
+) -> Iterator[Part]:
+    """The parts of `work`, without a bias where each piece has cells of its own."""
+    groups, _, size = states.shape
+    for bundle in plan.bundles:
+        pieces, keys = bundle.keys.shape
+        held = keys
+        if runs and bundle.run is not None:
+            held = -(-(keys if trains else bundle.queries.shape[1]) // 2)
+        fitting = max(1, most // (held * size))  # pieces of one group
+        together = min(pieces, max(1, fitting // groups))
+        together = -(-pieces // -(-pieces // together))  # parts of about one size
+        at_once = min(groups, max(1, fitting // together))
+        shared = bundle.shares_cells
+        bias = bundle.bias(slice(0, 0), plan.unit, states.dtype) if shared else None
+        for first in range(0, pieces, together):
+            some = slice(first, first + together)
+            own = None if shared else (bundle, some)
+            run = bundle.run.after(first) if bundle.run else None
+            count = min(together, pieces - first)
+            places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
+            for start in range(0, groups, at_once):
+                group = None if at_once == groups else slice(start, start + at_once)
+                yield Part(group, count, *places, bias, run, own)
+
+
+def work(
+    plan: GatherPlan, states: Tensor, most: int, *, keeps: bool = False, trains: bool = False
+) -> Iterator[Part]:
+    """The plan in parts that gather about `most` numbers of the keys.
+
+    Args:
+        plan: The plan.
+        states: `[groups, units, unit x width]`.
+        most: Numbers.
+        keeps: Whether the plan keeps its parts for the next states of that shape, and runs are
+            read where they are: then a part has up to `2 x most` numbers of their queries.
+        trains: Whether a gradient is asked for: that of the keys of a run is not read where it
+            is, and counts instead of its queries.
+    """
+    asked = (len(states), states.shape[2], states.dtype, most, trains)
+    found: Iterable[Part] | None = plan.kept.get(asked) if keeps else None
+    if found is None:
+        found = parts(plan, states, most, runs=keeps, trains=trains)
+        if keeps:
+            if len(plan.kept) >= SHAPES:
+                plan.kept.clear()
+            found = plan.kept[asked] = list(found)
+    bias = None
+    for part in found:
+        if part.own is None:
+            yield part
+            continue
+        if part.groups is None or part.groups.start == 0:  # the groups after it share its bias
+            bundle, some = part.own
+            bias = bundle.bias(some, plan.unit, states.dtype)
+        yield part._replace(bias=bias)

@@ -1,0 +1,445 @@
+"""Finds a model's attention layers: one probe forward that records every attention call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from masksearch.errors import AttachError, MaskSearchError, unknown_name
+
+PROBE = "masksearch_probe"
+REACHABLE = (
+    "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, DeiT, DINOv2, CLIP, "
+    "GPT-2, Llama, Qwen, T5, BART"
+)
+ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is told apart
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+BEYOND = {"s_aux": "attention sinks", "softcap": "a soft cap"}  # transformers' keyword -> what
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call that the probe has seen.
+
+    Args:
+        module: Who called.
+        heads: Query heads.
+        queries: Positions that ask.
+        keys: Positions that are asked.
+        width: Numbers of a head's query.
+        causal: Whether later keys were hidden.
+        biased: Whether the model adds a bias to the scores.
+    """
+
+    module: nn.Module
+    heads: int
+    queries: int
+    keys: int
+    width: int
+    causal: bool
+    biased: bool = False
+
+
+Target = PreTrainedModel | PreTrainedConfig  # what an attention implementation is set on
+
+
+class Probe:
+    """Collects attention calls while it is active."""
+
+    calls: list[Call] | None = None
+
+
+def pretrained(model: nn.Module) -> list[PreTrainedModel]:
+    """The outermost Hugging Face models inside a module."""
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    return [root for child in model.children() for root in pretrained(child)]
+
+
+def own_config(module: nn.Module) -> PreTrainedConfig | None:
+    """The configuration object that a module holds, or None."""
+    config = getattr(module, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
+def config_of(target: Target) -> PreTrainedConfig:
+    """The configuration object that names the implementation."""
+    return target.config if isinstance(target, PreTrainedModel) else target
+
+
+def implementation(target: Target) -> str:
+    """Name of the attention implementation that is in use now."""
+    return str(config_of(target)._attn_implementation or "sdpa")
+
+
+def implementations(roots: list[PreTrainedModel]) -> list[tuple[Target, str]]:
+    """Where attention implementations are named: the models, then the layers' own objects.
+
+    One for each configuration object, outermost models first. Layers hold another object than
+    their model where a wrapper has exchanged the model's (EncoderDecoderModel).
+    """
+    modules = [module for root in roots for module in root.modules()]
+    found: dict[int, Target] = {}
+    for module in modules:
+        if isinstance(module, PreTrainedModel):
+            found.setdefault(id(module.config), module)
+    for module in modules:
+        if (config := own_config(module)) is not None:
+            found.setdefault(id(config), config)
+    return [(target, implementation(target)) for target in found.values()]
+
+
+def use(target: Target, name: str) -> None:
+    """Sets the attention implementation; that of a model sets those inside as well."""
+    if isinstance(target, PreTrainedModel):
+        target.set_attn_implementation(name)
+    else:
+        target._attn_implementation = {"": name}  # its own alone
+
+
+def restore(previous: list[tuple[Target, str]]) -> None:
+    """Sets the attention implementations that `implementations` has seen."""
+    for target, name in previous:
+        use(target, name)
+
+
+def probe(
+    model: nn.Module, roots: list[PreTrainedModel], inputs: Mapping[str, Any] | None
+) -> list[Call]:
+    """One forward pass without gradient that records every attention call in order.
+
+    Raises:
+        AttachError: If no call is seen, no example can be made up or the one that was fails, or
+            the inputs lie elsewhere than the model.
+    """
+    name = type(model).__name__
+    if not roots:
+        raise AttachError(f"{name} contains no Hugging Face model (PreTrainedModel)")
+    devices = {parameter.device for parameter in model.parameters()}
+    elsewhere = offloaded(model)
+    if torch.device("meta") in devices and elsewhere is None:
+        raise AttachError(
+            f"{name} is on the meta device, so its layers cannot be found by a forward pass; "
+            "load its weights first, or model.to_empty(device=...)"
+        )
+    device = elsewhere or next(model.parameters()).device
+    called = model
+    if inputs is None and len(roots) == 1 and passes_on(model):
+        called = roots[0]  # within DataParallel, torch.compile, an adapter
+    if inputs is None and isinstance(called, PreTrainedModel) and is_paired(called):
+        called = called.base_model  # heads may ask for as many decoder as encoder positions
+    given = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
+    for key, value in given.items():
+        if isinstance(value, Tensor) and value.device not in devices and elsewhere is None:
+            raise AttachError(
+                f"inputs[{key!r}] is on {value.device}, {name} on {device}; "
+                f"move it there: inputs[{key!r}].to({str(device)!r})"
+            )
+    previous = implementations(roots)
+    training = [(module, module.training) for module in model.modules()]
+    Probe.calls = []
+    try:
+        for target, _ in previous:
+            use(target, PROBE)
+        model.eval()
+        with torch.no_grad():
+            called(**given)
+        calls = Probe.calls
+    except FAILURES as error:
+        if inputs is not None or isinstance(error, (MaskSearchError, torch.OutOfMemoryError)):
+            raise
+        raise AttachError(failed(called, given, error)) from error
+    finally:
+        Probe.calls = None
+        restore(previous)
+        for module, mode in training:
+            module.training = mode
+    if not calls:
+        raise AttachError(
+            f"{name} does not use transformers' attention interface, so no mask can be put on "
+            f"it; models that do include {REACHABLE}"
+        )
+    return calls
+
+
+def failed(called: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str:
+    """What to do where a forward pass with made-up inputs fails."""
+    tried = ", ".join(f"{key} {list(value.shape)}" for key, value in given.items())
+    real = ", ".join(f'"{key}": batch["{key}"]' for key in given)
+    why = str(error).partition("\n")[0]
+    return (
+        f"the layers of {type(called).__name__} are found by a forward pass, and one with made-up "
+        f"inputs ({tried}) failed: {type(error).__name__}: {why:.200}; give the arguments of one "
+        f"that works, all that the model needs: ms.attach(model, mask, inputs={{{real}}})"
+    )
+
+
+def offloaded(model: nn.Module) -> torch.device | None:
+    """Where accelerate computes a model whose weights it keeps elsewhere; None for others."""
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for each in (hook, *getattr(hook, "hooks", ())):
+            device = getattr(each, "execution_device", None)
+            if getattr(each, "offload", False) and device is not None:
+                return torch.device(device)
+    return None
+
+
+def passes_on(model: nn.Module) -> bool:
+    """Whether a module names none of its inputs, because it hands them to a model inside."""
+    kinds = {each.kind for each in inspect.signature(model.forward).parameters.values()}
+    return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def is_paired(model: PreTrainedModel) -> bool:
+    """Whether it is an encoder with a decoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def example_inputs(
+    model: nn.Module, root: PreTrainedModel, device: torch.device
+) -> dict[str, Tensor]:
+    """A few tokens or one empty image, by the names of the model's inputs."""
+    names = inspect.signature(model.forward).parameters
+
+    def tokens(count: int) -> Tensor:
+        return torch.ones(1, count, dtype=torch.int64, device=device)
+
+    made: dict[str, Tensor] = {}
+    if "input_ids" in names:
+        made["input_ids"] = tokens(ENCODER if "decoder_input_ids" in names else DECODER)
+    if "pixel_values" in names:
+        config = root.config
+        if not hasattr(config, "image_size") and hasattr(config, "vision_config"):
+            config = config.vision_config
+        sides = getattr(config, "image_size", 224)
+        height, width = sides if isinstance(sides, (tuple, list)) else (sides, sides)
+        channels = getattr(config, "num_channels", 3)
+        dtype = next(model.parameters()).dtype
+        made["pixel_values"] = torch.zeros(1, channels, height, width, device=device, dtype=dtype)
+    if not made:
+        inner = [name for name, module in model.named_modules() if module is root and name]
+        other = "".join(
+            f", or attach to the {type(root).__name__} inside: "
+            f'ms.attach(model.get_submodule("{name}"), mask)'
+            for name in inner[:1]
+        )
+        raise AttachError(
+            f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
+            f"example arguments, so that the attention layers can be found{other}"
+        )
+    if "decoder_input_ids" in names:
+        made["decoder_input_ids"] = tokens(DECODER)
+    return made
+
+
+def probing_mask(*args: Any, **rest: Any) -> Any:
+    """SDPA's mask, always written out, so that causality can be read from it."""
+    rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, **rest)
+
+
+def hides_later(module: nn.Module, mask: Any, is_causal: bool | None, shape: torch.Size) -> bool:
+    """Whether no query sees a later key."""
+    if isinstance(mask, Tensor) and mask.ndim == 4 and mask.shape[-1] == mask.shape[-2] > 1:
+        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        return not bool(seen.triu(1).any())
+    return bool(is_causal if is_causal is not None else getattr(module, "is_causal", True))
+
+
+def probing_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **rest: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Records the call, then computes it as SDPA does."""
+    changed = [how for name, how in BEYOND.items() if rest.get(name) is not None]
+    if changed:
+        raise AttachError(
+            f"{type(module).__name__} computes its scores with {changed[0]}, which SDPA and the "
+            "sparse backends do not: a mask would silently drop it, so this model is not served"
+        )
+    if Probe.calls is not None:
+        queries, keys = query.shape[2], key.shape[2]
+        hidden = hides_later(module, attention_mask, rest.get("is_causal"), query.shape)
+        causal = hidden and queries == keys
+        biased = rest.get("position_bias") is not None
+        Probe.calls.append(
+            Call(module, query.shape[1], queries, keys, query.shape[3], causal, biased)
+        )
+    out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, **rest
+    )
+    return out
+
+
+SELF = "self"  # the only part of a plain model
+
+
+@dataclass(frozen=True)
+class Part:
+    """Attention layers that share a mask.
+
+    Args:
+        name: What `attach(part=...)` calls it.
+        calls: The first call of each layer, in the order in which the layers are called.
+        cross: Whether keys come from another sequence than queries.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+    cross: bool = False
+
+    @property
+    def layers(self) -> int:
+        """Number of attention modules."""
+        return len(self.calls)
+
+    @property
+    def heads(self) -> int:
+        """Query heads of every layer.
+
+        Raises:
+            AttachError: If the layers differ in it.
+        """
+        found = {call.heads for call in self.calls}
+        if len(found) > 1:
+            raise AttachError(
+                f"layers with {sorted(found)} heads cannot share one mask; attach to parts of "
+                "the model, by the names of submodules: part='...'"
+            )
+        return found.pop()
+
+
+def owners(model: nn.Module) -> dict[nn.Module, PreTrainedModel]:
+    """The Hugging Face model that each module belongs to, the innermost one."""
+    found: dict[nn.Module, PreTrainedModel] = {}
+
+    def walk(module: nn.Module, owner: PreTrainedModel | None) -> None:
+        owner = module if isinstance(module, PreTrainedModel) else owner
+        if owner is not None:
+            found.setdefault(module, owner)
+        for child in module.children():
+            walk(child, owner)
+
+    walk(model, None)
+    return found
+
+
+def involved(model: nn.Module, calls: list[Call], cross: bool) -> list[PreTrainedModel]:
+    """The Hugging Face models whose masks reach those calls.
+
+    A decoder's masks may be made by any model around it (generation with a static cache).
+    """
+    owner = owners(model)
+    found = {owner[call.module] for call in calls}
+    decoding = {call.module for call in calls if call.causal or cross}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and decoding & set(module.modules()):
+            found.add(module)
+    return [module for module in model.modules() if module in found]
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Module -> its dotted name within the model."""
+    return {module: name for name, module in model.named_modules()}
+
+
+def parts_of(
+    model: nn.Module, calls: list[Call], inputs: Mapping[str, Any] | None = None
+) -> dict[str, Part]:
+    """The parts that a model has by itself.
+
+    `"self"` alone for a plain model; `"encoder"`, `"decoder"` and `"cross"` where queries and
+    keys differ in number; else one part for each Hugging Face model inside, by its dotted name.
+
+    Raises:
+        AttachError: If example inputs of equal lengths hide which calls are cross-attention.
+    """
+    first: dict[nn.Module, Call] = {}
+    for call in calls:
+        first.setdefault(call.module, call)
+    owner = owners(model)
+    cross = {call.module for call in calls if call.queries != call.keys}
+    decoders = {owner[module] for module in cross}
+    towers = list(dict.fromkeys(owner[module] for module in first))
+    given = inputs or {}
+    paired = len(towers) > 1 and any(
+        getattr(root.config, "is_encoder_decoder", False) for root in set(owner.values())
+    )
+    if not cross and (paired or given.get("encoder_hidden_states") is not None):
+        raise AttachError(
+            f"{type(model).__name__} was shown encoder and decoder inputs of equal length, so "
+            "that cross-attention cannot be told apart; give inputs with different lengths"
+        )
+    groups: dict[str, list[Call]] = {}
+    names = names_of(model)
+    for module, call in first.items():
+        if module in cross:
+            name = "cross"
+        elif cross:
+            name = "decoder" if owner[module] in decoders else "encoder"
+        else:
+            inner = owner[module]
+            name = SELF if len(towers) == 1 else names[inner] or SELF
+            if name == SELF and len(towers) > 1 and own_config(module) is not inner.config:
+                name = names[module].split(".")[0]  # a tower that is no model of its own (ViT-MAE)
+        groups.setdefault(name, []).append(call)
+    order = sorted(groups, key=list(groups).index)
+    return {name: Part(name, tuple(groups[name]), name == "cross") for name in order}
+
+
+def chosen(model: nn.Module, calls: list[Call], known: dict[str, Part], part: str | None) -> Part:
+    """The part of that name: one of `parts_of`, or the layers below a submodule.
+
+    Raises:
+        AttachError: If there are several and none is named, or a submodule mixes them.
+        UnknownNameError: If there is no such part.
+    """
+    title = type(model).__name__
+    if part is not None and not isinstance(part, str):
+        raise TypeError(f"a part is named by a string such as 'encoder', got {part!r}")
+    if part is None:
+        if len(known) > 1:
+            listed = "; ".join(
+                f"{name} ({p.layers} layers, {p.calls[0].heads} heads)"
+                for name, p in known.items()
+            )
+            both = ", ".join(f'"{name}": mask' for name in list(known)[:2])
+            raise AttachError(
+                f"{title} has several kinds of attention: {listed}; say which: "
+                f'ms.attach(model, mask, part="{next(iter(known))}"), or several at once: '
+                f"ms.attach(model, {{{both}}})"
+            )
+        return next(iter(known.values()))
+    if part in known:
+        return known[part]
+    names = names_of(model)
+    below = [
+        call
+        for whole in known.values()
+        for call in whole.calls
+        if names[call.module] == part or names[call.module].startswith(part + ".")
+    ]
+    if not part or not below:
+        raise unknown_name(f"part of {title}", part, [*known, *tower_names(model, known)])
+    asked = {call.queries != call.keys for call in below}
+    if len(asked) > 1:
+        raise AttachError(
+            f"{part!r} of {title} holds self-attention and cross-attention; attach by "
+            f"{' or '.join(repr(name) for name in known)}"
+        )
+    return Part(part, tuple(below), asked.pop())
+
+
+def tower_names(model: nn.Module, known: dict[str, Part]) -> list[str]:
+    """Dotted names of the Hugging Face models inside that hold attention layers."""
+    owner, names = owners(model), names_of(model)
+    found = {names[owner[call.module]] for part in known.values() for call in part.calls}
+    return sorted(found - {"", *known})

@@ -1,0 +1,188 @@
+"""Content masks on a model: resolved from the input ids, once per forward pass."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from masksearch.attention.probe import Part, Probe, names_of
+from masksearch.errors import AttachError, EmptyRowError
+
+if TYPE_CHECKING:
+    from masksearch.masks.content import ContentMask
+
+
+class Resolved:
+    """The table of one layer's content mask in the running forward pass of each thread.
+
+    Gradient checkpoints compute again in the backward pass, when another forward pass may have
+    come between: they find their own table by the model's mask (`carry`).
+
+    Args:
+        mask: The mask of one layer.
+        causal: Whether the model hides later keys from it.
+        where: Part and layer, for errors.
+    """
+
+    def __init__(self, mask: ContentMask, causal: bool, where: str) -> None:
+        self.mask, self.causal, self.where = mask, causal, where
+        self.latest: Tensor | None = None  # of any thread
+        self.own = threading.local()
+
+    @property
+    def table(self) -> Tensor | None:
+        """bool `[batch, heads | 1, n, n]` of the running pass; None before the first."""
+        if torch.compiler.is_compiling():
+            return self.latest
+        found: Tensor | None = getattr(self.own, "table", self.latest)
+        return found
+
+    @table.setter
+    def table(self, table: Tensor | None) -> None:
+        self.latest = self.own.table = table
+
+    def resolve(self, tokens: Tensor) -> None:
+        """Resolves the mask from `input_ids`, int64 `[batch, n]`.
+
+        Raises:
+            EmptyRowError: If a query keeps no key, by itself or because the model is causal.
+        """
+        self.table = None
+        table = self.mask.table(tokens)
+        if self.causal:
+            empty = ~table.tril().any(-1)
+            if empty.any():
+                example, head, row = (int(index) for index in empty.nonzero()[0])
+                raise EmptyRowError(
+                    f"{self.where}, example {example}, head {head}, row {row} keeps only later "
+                    "keys, and the model is causal: causality hides every one of them; add for "
+                    "example masks.window(0), the diagonal"
+                )
+        self.table = table
+
+    def kept(self, batch: int, queries: int, keys: int, visible: Tensor | None) -> Tensor:
+        """The cells of one attention call, bool `[batch, heads | 1, queries, keys]`.
+
+        Args:
+            batch: Examples.
+            queries: Positions that ask.
+            keys: Positions that are asked.
+            visible: The model's mask, as the call was given it.
+
+        Raises:
+            AttachError: If the call is not over the sequences that were resolved.
+        """
+        table = self.table
+        if visible is not None and not torch.compiler.is_compiling():
+            carried = CARRIED.get(visible.untyped_storage().data_ptr())
+            table = table if carried is None else carried.tables.get(self, table)
+        if table is None:
+            raise AttachError(
+                f"{self.where}: {self.mask} has not been resolved; call the model, not a layer "
+                "inside it"
+            )
+        length = table.shape[-1]
+        if (batch, queries, keys) != (len(table), length, length):
+            raise AttachError(
+                f"{self.where}: {self.mask} was resolved from {len(table)} sequences of {length} "
+                f"tokens, and attention has {batch} of {queries} queries and {keys} keys; a "
+                "content mask needs all tokens in every pass: generate with use_cache=False"
+            )
+        return table
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"mask": self.mask, "causal": self.causal, "where": self.where}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class Carried:
+    """The tables of one forward pass, which live as long as the mask that carries them."""
+
+    def __init__(self, tables: dict[Resolved, Tensor]) -> None:
+        self.tables = tables
+
+
+CARRIED: weakref.WeakValueDictionary[int, Carried] = weakref.WeakValueDictionary()
+
+
+def carry(visible: Tensor, several: Iterable[Resolved]) -> Tensor:
+    """The model's mask, which carries the tables of the pass that it was made for.
+
+    They are found by its memory, which gradient checkpoints keep, even where they detach it.
+
+    Args:
+        visible: The mask, made for this pass alone.
+        several: Content masks of the model.
+    """
+    found = {each: each.table for each in several if each.table is not None}
+    carried = Carried(found)
+    visible.__dict__["masksearch_tables"] = carried
+    CARRIED[visible.untyped_storage().data_ptr()] = carried
+    return visible
+
+
+def receiver(model: nn.Module, part: Part) -> nn.Module:
+    """The innermost module around a part's layers that is called with `input_ids`.
+
+    Raises:
+        AttachError: If there is none, or the part is cross-attention.
+    """
+    title = type(model).__name__
+    if part.cross:
+        raise AttachError(
+            f"a content mask is resolved from one sequence, and cross-attention of {title} has "
+            "two; attach it to the encoder or the decoder"
+        )
+    needed = {call.module for call in part.calls}
+    names = names_of(model)
+    found = [
+        module
+        for module in model.modules()
+        if "input_ids" in inspect.signature(module.forward).parameters
+        and needed <= set(module.modules())
+    ]
+    if not found:
+        raise AttachError(
+            f"a content mask is resolved from input_ids, and {title} takes none for these "
+            "layers; attach a mask of positions, such as masks.global_tokens(1)"
+        )
+    return max(found, key=lambda module: len(names[module]))
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # what it keeps depends on the data
+def resolve_content(
+    several: list[Resolved], module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    """Pre-forward hook of the receiver.
+
+    Raises:
+        AttachError: If it is called without input ids, or while the model is exported or traced.
+    """
+    if Probe.calls is not None:
+        return
+    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+        raise AttachError(
+            f"{several[0].where}: {several[0].mask} is another table in each batch, which an "
+            "exported or traced program cannot hold; attach a mask of positions before, such as "
+            "masks.global_tokens(1)"
+        )
+    tokens = named.get("input_ids")
+    if tokens is None:
+        parameters = list(inspect.signature(module.forward).parameters)
+        tokens = dict(zip(parameters, given, strict=False)).get("input_ids")
+    if tokens is None:
+        raise AttachError(
+            f"{several[0].where}: {several[0].mask} is resolved from input_ids, and "
+            f"{type(module).__name__} was called without them; call it with input_ids instead of "
+            "embeddings"
+        )
+    for each in several:
+        each.resolve(tokens)

@@ -1,0 +1,73 @@
+"""The command that puts a mask on a stored model: attach."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from masksearch.models.manifest import AnyMask
+
+LONGEST = 4096  # positions that are explained where nothing is said
+
+
+def attach(
+    model: Annotated[
+        str, typer.Argument(help="A Hugging Face model: a folder, or a name on the Hub.")
+    ],
+    mask: Annotated[
+        str, typer.Argument(help="An expression, a family, or a mask file; special_tokens too.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write model and mask there (ms.load_pretrained opens it).")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="encoder, decoder, cross, or a submodule's name.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, fastest, sdpa, gather or flex.")] = "auto",
+    length: Annotated[
+        int | None,
+        typer.Option(
+            help="Positions that are explained; default: the model's longest, up to 4096."
+        ),
+    ] = None,
+    train: Annotated[
+        bool, typer.Option("--train", help="Explain training steps, not inference.")
+    ] = False,
+) -> None:
+    """Put a mask on a model: say what computes each layer and why, and save both together."""
+    from masksearch.attention.attach import attach as attach_to
+    from masksearch.attention.explain import explain
+    from masksearch.models.checkpoints import downloaded, local_folder
+    from masksearch.models.folders import MANIFEST
+    from masksearch.models.manifest import read_manifest
+    from masksearch.models.saved import loaded, named_class, refuse_missing, save_pretrained
+
+    if length is not None and length < 1:
+        raise ValueError(f"--length is at least 1 position, got {length}")
+    found = read_any_mask(mask)
+    folder = local_folder(model) or downloaded(model)
+    cls = named_class(folder)
+    options = read_manifest(folder).build.options if (folder / MANIFEST).is_file() else None
+    whole, missing = loaded(cls, folder, None, new_head=False, options=options)
+    refuse_missing(folder, cls, missing)
+    attach_to(whole, found, backend=backend, part=part)
+    longest = getattr(whole.config, "max_position_embeddings", LONGEST)
+    length = min(longest, LONGEST) if length is None else length
+    typer.echo(str(explain(whole, length, train)))
+    if out is not None:
+        typer.echo(f"model and mask: {save_pretrained(whole, out)}")
+
+
+def read_any_mask(text: str) -> AnyMask:
+    """A mask by position or by content, named by an expression, a family or a file."""
+    from masksearch.masks.lower import load_mask
+    from masksearch.masks.text import any_mask
+
+    if text.endswith((".json", ".safetensors")):
+        if not Path(text).is_file():
+            raise FileNotFoundError(f"{text}: no such mask file")
+        return load_mask(text)
+    return any_mask(text)

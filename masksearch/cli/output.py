@@ -1,0 +1,116 @@
+"""Searches and comparisons as terminal tables, or as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from masksearch.analysis.compare import Comparison
+    from masksearch.analysis.proxy_card import ProxyCard
+    from masksearch.driver import Study
+
+
+def wide_console() -> Console:
+    """Standard output; where it is no terminal, tables are not squeezed into 80 columns."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def print_front(study: Study) -> None:
+    """The front of a search as a table."""
+    table = Table(title=f"Front of {study.run}", title_justify="left")
+    shown = [o.name for o in study.objectives if o.name != "sparsity"]
+    for column in ("trial", "origin", "sparsity", *shown, "mask"):
+        left = column in ("origin", "mask")
+        fold: Any = "fold" if column == "mask" else "ellipsis"
+        table.add_column(
+            column, justify="left" if left else "right", no_wrap=column != "mask", overflow=fold
+        )
+    for record in study.frontier():
+        table.add_row(
+            str(record.number),
+            record.origin,
+            f"{record.measures['sparsity']:.4f}",
+            *(f"{record.value(name):.4f}" for name in shown),
+            escape(str(record.mask)),  # its brackets are no markup
+        )
+    wide_console().print(table)
+
+
+def print_comparison(comparison: Comparison, as_json: bool) -> None:
+    """A comparison as JSON rows or as a table."""
+    frame = comparison.frame()
+    if as_json:
+        typer.echo(frame.to_json(orient="records"))
+        return
+    table = Table()
+    score = comparison.objectives[0].name
+    for column in (
+        "mask",
+        "kind",
+        "sparsity",
+        escape(f"{score} [95% interval]"),
+        "seeds",
+        "failed",
+    ):
+        left = column in ("mask", "kind")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "mask")
+    tasks = comparison.tasks
+    for task in tasks:
+        table.add_column(task, justify="right", no_wrap=True)
+    for row in frame.to_dict("records"):
+        name = str(row["mask"])
+        figures = [task_text(row, task) for task in tasks]
+        entry = comparison.entries[name]
+        score_text = str(entry.score) if entry.scores else "no result"
+        table.add_row(
+            escape(name),
+            str(row["kind"]),
+            f"{row['sparsity']:.4f}",
+            score_text,
+            str(row["n_seeds"]),
+            str(row["failed"]),
+            *figures,
+        )
+    wide_console().print(table)
+    if any("=" in task_text(row, task) for row in frame.to_dict("records") for task in tasks):
+        typer.echo("= at the score of the majority class: the model has learned nothing there")
+
+
+def print_proxy_card(card: ProxyCard) -> None:
+    """The rows of a proxy card as tables: its budgets, then the further measures."""
+    from masksearch.report.tables import REFERENCE, brief_table, others_table
+
+    for title, cells in (("", brief_table(card)), ("other measures", others_table(card))):
+        if not cells.rows:
+            continue
+        table = Table(title=title or None, title_justify="left")
+        for cell in cells.head:
+            side: Any = "right" if cell.number else "left"
+            table.add_column(escape(cell.text), justify=side, no_wrap=True)
+        for row in cells.rows:
+            table.add_row(*(escape(cell.text) for cell in row))
+        wide_console().print(table)
+    if any(row.is_reference for row in card.rows):
+        typer.echo(f"{REFERENCE} the reference itself")
+
+
+def task_text(row: dict[Any, Any], task: str) -> str:
+    """A task's mean, marked where it is only the majority class's score."""
+    value = row.get(task)
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" + ("=" if row.get(f"{task} at majority") else "")
+
+
+def sketch(table: Any) -> list[str]:
+    """A small mask as text; large ones need --png."""
+    if table.shape[-1] > 64:
+        return ["(--png FILE draws it; masks of up to 64 positions are drawn here)"]
+    plane = table.any(0).any(0)
+    return ["".join("##" if kept else " ." for kept in row) for row in plane.tolist()]

@@ -1,0 +1,215 @@
+"""The command of one large run: pretrain."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masksearch.errors import ResumeError
+
+if TYPE_CHECKING:
+    from masksearch.contracts import Report
+    from masksearch.evaluators.mlm import MlmEvaluator
+    from masksearch.masks.core import Mask
+
+SETTINGS, CURVE = "settings.json", "curve.csv"
+
+
+def pretrain(
+    mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
+    corpus: Annotated[str, typer.Option(help="Plain text: a file, a folder, or hf:DATASET.")],
+    out: Annotated[Path, typer.Option(help="Folder of the model; a killed run goes on there.")],
+    preset: Annotated[
+        str | None, typer.Option(help="sparsebert: published settings; others replace them.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Encoder: nano, tiny, mini, small, medium, base.")
+    ] = None,
+    architecture: Annotated[
+        str | None, typer.Option(help="bert, roberta, distilbert, electra, modernbert.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Checkpoint to start from: a folder or a Hub name.")
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Positions of a sequence.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="A tokenizer on disk or on the Hub; default: trained and cached."),
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Size of the vocabulary that is trained.")
+    ] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Text to hold out; default: a part of the corpus.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences of a batch, over all processes.")
+    ] = None,
+    micro_batches: Annotated[
+        int | None, typer.Option(help="Batches of an optimiser step, one after the other.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    warmup: Annotated[
+        float | None, typer.Option(help="Share of the steps in which the rate rises.")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="How the rate falls: linear or sqrt.")
+    ] = None,
+    optimiser: Annotated[
+        str | None, typer.Option(help="adamw, or lamb for large batches.")
+    ] = None,
+    dropout: Annotated[float | None, typer.Option(help="In [0, 1).")] = None,
+    pretraining: Annotated[str | None, typer.Option(help="mlm, mlm+next or mlm+order.")] = None,
+    whole_words: Annotated[
+        bool | None, typer.Option("--whole-words", help="Hide all tokens of a word together.")
+    ] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ..; default: a GPU.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.")] = None,
+    reports: Annotated[int | None, typer.Option(help="Rows of the held-out curve.")] = None,
+    checkpoint_seconds: Annotated[
+        float | None, typer.Option(help="Time between two checkpoints.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order and hidden tokens.")] = 0,
+) -> None:
+    """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
+    The folder is a checkpoint for transformers and for `masksearch evaluate MASK --weights`.
+    """
+    given = dict(locals())
+    for name in ("mask", "corpus", "out", "preset", "seed"):
+        del given[name]
+    given = {name: value for name, value in given.items() if value is not None}
+    from masksearch.cli.build import read_mask
+    from masksearch.evaluators.mlm import MlmEvaluator
+    from masksearch.training.distributed import joined
+
+    chosen = read_mask(mask)
+    with joined() as group:
+        if preset is None:
+            evaluator = MlmEvaluator(corpus, **given)
+        else:
+            evaluator = MlmEvaluator.preset(preset, corpus, **given)
+        run = {
+            "mask": str(chosen),
+            "digest": chosen.digest,
+            "protocol": evaluator.protocol,
+            "seed": seed,
+            "settings": settings_of(evaluator),
+        }
+        if opened(out, run):
+            if group.first:
+                typer.echo(f"{out} holds this model already; --out ANOTHER trains it anew")
+            return
+        last = trained(evaluator, chosen, seed, out, run, writes=group.first)
+        if group.first:
+            values = "  ".join(f"{name} {value:.4f}" for name, value in last.values.items())
+            typer.echo(f"step {last.step}  held-out {values}")
+            typer.echo(f"model: {out.resolve()}")
+
+
+def settings_of(evaluator: MlmEvaluator) -> dict[str, Any]:
+    """The evaluator's fields as plain data."""
+    found = {f.name: getattr(evaluator, f.name) for f in fields(evaluator) if f.init}
+    return {name: str(v) if isinstance(v, Path) else v for name, v in found.items()}
+
+
+def opened(out: Path, run: dict[str, Any]) -> bool:
+    """Whether a folder holds the finished run. What another one has left is no hindrance where
+    that came to no checkpoint.
+
+    Raises:
+        ResumeError: If it holds another one, or a model that this command has not written.
+    """
+    from masksearch.evaluators.mlm import PRETRAINING
+    from masksearch.training.checkpoints import Checkpoints
+
+    path, finished = out / SETTINGS, (out / "model.safetensors").is_file()
+    if not path.is_file():
+        if finished:
+            raise ResumeError(f"{out} holds a model of another origin; choose another --out")
+        return False
+    if not finished and not Checkpoints(out, PRETRAINING).files():
+        return False
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        same = all(stored[name] == run[name] for name in ("digest", "protocol", "seed"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResumeError(f"{path} is damaged ({error!r}); choose another --out") from error
+    if not same:
+        changed = [name for name in ("mask", "seed") if stored.get(name) != run[name]]
+        before = dict(stored.get("settings") or {})
+        changed += [name for name, value in run["settings"].items() if before.get(name) != value]
+        raise ResumeError(
+            f"{out} holds another run; not the same: {', '.join(changed) or 'the text'}. Repeat "
+            "its command, or choose another --out"
+        )
+    return finished
+
+
+def trained(
+    evaluator: MlmEvaluator, mask: Mask, seed: int, out: Path, run: dict[str, Any], *, writes: bool
+) -> Report:
+    """Trains, with everything written to the folder by the process that `writes`.
+
+    Returns:
+        The last report.
+    """
+    from contextlib import nullcontext
+
+    from masksearch.attention.attach import detach
+    from masksearch.attention.probe import SELF
+    from masksearch.evaluators.mlm import PRETRAINING
+    from masksearch.loggers.progress import progress
+    from masksearch.masks.lower import lower
+    from masksearch.models.export import (
+        hugging_face_model,
+        save_masked_language_model,
+        with_their_epsilon,
+    )
+    from masksearch.models.manifest import model_files, write_masks
+    from masksearch.training.checkpoints import Checkpoints
+
+    lower(mask, evaluator.shape)  # refuses a mask that does not fit
+    model = evaluator.model(seed)
+    if evaluator.weights is None:
+        with_their_epsilon(model)
+    # refuses a model that could not be written, before its training
+    model_class = type(hugging_face_model(model)).__name__
+    if writes:
+        write_masks({SELF: mask}, out, model_class=model_class)  # `load_pretrained` reads it
+        write(out / SETTINGS, json.dumps(run, indent=1))
+    curve: list[Report] = []
+    with progress("pre-training") if writes else nullcontext():
+        for report in evaluator.pretrain(model, mask, seed=seed, workdir=out):
+            curve.append(report)
+            if writes:
+                write(out / CURVE, table(curve))
+    if writes:
+        detach(model, missing_ok=True)
+        corpus = evaluator.task().corpus
+        save_masked_language_model(model, out, tokenizer=corpus.tokenizer, special=corpus.special)
+        write_masks({SELF: mask}, out, model_class=model_class, files=model_files(out))
+    Checkpoints(out, PRETRAINING).clear()
+    return curve[-1]
+
+
+def table(curve: list[Report]) -> str:
+    """Reports as CSV: the step, then every value."""
+    names = list(curve[-1].values)
+    rows = [[str(r.step), *(f"{r.values[name]:.6f}" for name in names)] for r in curve]
+    return "\n".join(",".join(row) for row in [["step", *names], *rows]) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """A file in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,352 @@
+"""The commands that judge masks: evaluate, search, resume, compare."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masksearch.cli import options
+from masksearch.errors import MaskSearchError
+
+if TYPE_CHECKING:
+    from masksearch.contracts import Evaluator, Executor, Objective
+    from masksearch.loggers.console import Watcher
+
+
+COMMAND = "command.json"  # what `resume` repeats
+PATHS = {"run", "found", "reuse"}
+PLACES = {"corpus", "tokenizer", "weights", "glue", "squad", "swag"}  # here, or on the Hub
+CODE = {"space", "evaluator"}  # file.py:function
+
+
+class UsageMistake(MaskSearchError):
+    """Options that do not go together."""
+
+
+@options.taking(options.JUDGING, options.PLACING)
+def evaluate(
+    mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
+    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 1,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Keep the results there; default: a temporary one."),
+    ] = None,
+    as_json: options.Json = False,
+    **given: Any,
+) -> None:
+    """One mask's score under a protocol, with its interval over seeds."""
+    import tempfile
+
+    from masksearch.cli.build import read_mask
+    from masksearch.cli.output import print_comparison
+    from masksearch.driver import compare
+
+    built, found = judged(given), read_mask(mask)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = run or Path(temporary) / "evaluate"
+        with watching(built.objectives, seeds, "evaluate") as listener:
+            comparison = compare(
+                {mask: found},
+                built,
+                run=folder,
+                seeds=range(seeds),
+                executor=placed(given),
+                listeners=[listener],
+            )
+    failed = [record for record in comparison.records if record.status == "failed"]
+    print_comparison(comparison, as_json)
+    if failed:
+        reason = failed[0].reason or "no reason given"
+        raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {reason}")
+
+
+@options.taking(options.JUDGING, options.PLACING)
+def search(
+    space: Annotated[
+        str | None, typer.Argument(help="file.py:function that draws a mask; none for dam.")
+    ] = None,
+    run: options.Run = Path("runs/search"),
+    strategy: Annotated[
+        str,
+        typer.Option(help="random, tpe, nsga2, nsga3, gp, qmc, evolution, dam or shared+tpe."),
+    ] = "tpe",
+    trials: Annotated[int | None, typer.Option(help="End after that many trials.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="End after that much time.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of proposals and evaluations.")] = 0,
+    storage: options.Storage = None,
+    constraint: Annotated[
+        list[str] | None, typer.Option(help="Such as 'sparsity >= 0.9'; repeatable.")
+    ] = None,
+    families: Annotated[
+        bool, typer.Option("--families", help="Judge the hand-designed families first.")
+    ] = False,
+    halving: Annotated[
+        str | None,
+        typer.Option(help="Steps at which hopeless trials end, such as 62,125,250."),
+    ] = None,
+    halving_metric: Annotated[
+        str, typer.Option(help="Reported value that they are judged by, beside sparsity.")
+    ] = "loss",
+    halving_factor: Annotated[
+        int, typer.Option(help="One of that many trials goes on at each of the steps.")
+    ] = 2,
+    log: options.Log = None,
+    density: Annotated[
+        float | None, typer.Option(help="dam: density that the gates are trained for.")
+    ] = None,
+    structure: Annotated[
+        str | None, typer.Option(help="dam: free, symmetric, toeplitz, toeplitz+global, block.")
+    ] = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="dam: offsets have a direction.")
+    ] = False,
+    gate_layers: Annotated[
+        int | None, typer.Option(help="dam: layers with gates of their own; 1 = shared.")
+    ] = None,
+    dam_steps: Annotated[int | None, typer.Option(help="dam: optimiser steps.")] = None,
+    dam: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="dam: any other setting of its gates or run, as name=value; repeatable: "
+            "levels=2, control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05]."
+        ),
+    ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shared+tpe: a setting of its super-net or of what that judges, as name=value; "
+            "repeatable: steps=1000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
+        ),
+    ] = None,
+    **given: Any,
+) -> None:
+    """Search masks. Repeating the command goes on where it stopped."""
+    options_given = {**locals(), **given}
+    del options_given["given"]
+    from masksearch.cli.build import dam_options, halving_of, shared_options
+    from masksearch.cli.output import print_front
+    from masksearch.driver import search as run_search
+    from masksearch.loggers.files import opened_loggers
+    from masksearch.masks import FAMILIES
+    from masksearch.strategies.user_code import load_function
+
+    if space is None and strategy != "dam":
+        raise UsageMistake(f"strategy {strategy!r} needs a space: file.py:function")
+    if trials is None and seconds is None:
+        trials = options_given["trials"] = 20
+    built = judged(given)
+    of_strategy = dam_options(
+        density, structure, signed, gate_layers, dam_steps, dam or (), strategy
+    ) | shared_options(shared or (), strategy)
+    scheduler = halving_of(halving, halving_metric, halving_factor, built)
+    baselines = FAMILIES if families else {}
+    total = None if trials is None else trials + len(baselines)
+    names = [name.strip() for name in (log or "").split(",") if name.strip()]
+    with (
+        watching(built.objectives, total, strategy) as listener,
+        opened_loggers(names, run, built.objectives) as loggers,
+    ):
+        remember(run, "search", options_given)
+        study = run_search(
+            load_function(space) if space is not None and strategy != "dam" else None,
+            built,
+            run=run,
+            storage=storage,
+            trials=trials,
+            seconds=seconds,
+            strategy=strategy,
+            strategy_options=of_strategy,
+            seed=seed,
+            executor=placed(given),
+            scheduler=scheduler,
+            constraints=tuple(constraint or ()),
+            baselines=baselines,
+            listeners=[listener, *loggers],
+        )
+    print_front(study)
+    typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a search or comparison.")],
+    trials: Annotated[int | None, typer.Option(help="Another number of trials.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Another time.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Another executor.")] = None,
+    slots: Annotated[int | None, typer.Option(help="Another number of jobs at a time.")] = None,
+    address: Annotated[str | None, typer.Option(help="Another Ray cluster.")] = None,
+) -> None:
+    """Go on with a search or comparison that was started from the command line."""
+    path = run / COMMAND
+    if not path.is_file():
+        if not run.is_dir():
+            raise UsageMistake(f"{run}: no such run folder")
+        raise UsageMistake(
+            f"{run} was not started from the command line (it holds no {COMMAND}); "
+            "call ms.search or ms.compare again with the same arguments"
+        )
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    given = stored["options"]
+    changed = {
+        "trials": trials,
+        "seconds": seconds,
+        "executor": executor,
+        "slots": slots,
+        "address": address,
+    }
+    given.update({name: value for name, value in changed.items() if value is not None})
+    given["run"] = str(run)
+    for name in PATHS & set(given):
+        if given[name] is not None:
+            value = given[name]
+            given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
+    commands: dict[str, Callable[..., None]] = {"search": search, "compare": compare}
+    commands[stored["command"]](**given)
+
+
+@options.taking(options.JUDGING, options.PLACING)
+def compare(
+    mask: Annotated[list[str] | None, typer.Option(help="MASK or NAME=MASK; repeatable.")] = None,
+    found: Annotated[
+        list[Path] | None, typer.Option(help="Run folder of a search: its best mask; repeatable.")
+    ] = None,
+    sparsity: Annotated[
+        list[float] | None, typer.Option(help="Least sparsity of the masks from --found.")
+    ] = None,
+    run: options.Run = Path("runs/compare"),
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(help="First seed; use others than the search's.")
+    ] = 1000,
+    controls: Annotated[
+        bool, typer.Option(help="Also judge dense attention, the families and random keys.")
+    ] = True,
+    as_json: options.Json = False,
+    **given: Any,
+) -> None:
+    """Judge masks side by side on shared seeds: searched, hand-designed, random, dense."""
+    options_given = {**locals(), **given}
+    del options_given["given"]
+    from masksearch.cli.build import found_masks, named_mask, random_like
+    from masksearch.cli.output import print_comparison
+    from masksearch.driver import Study
+    from masksearch.driver import compare as run_compare
+    from masksearch.masks import FAMILIES, full
+
+    built = judged(given)
+    mine = dict(named_mask(text) for text in mask or [])
+    for folder in found or []:
+        for name, chosen in found_masks(Study(folder), sparsity or []).items():
+            mine[name if name not in mine else f"{name} ({folder.name})"] = chosen
+    candidates = dict(mine)
+    if controls:
+        alike = {
+            f"random like {name}": random_like(chosen, built.shape.length, seed=0)
+            for name, chosen in mine.items()
+            if name not in FAMILIES
+        }
+        candidates = {"dense": full(), **FAMILIES, **alike, **mine}
+    with watching(built.objectives, len(candidates) * seeds, "compare") as listener:
+        remember(run, "compare", options_given)
+        comparison = run_compare(
+            candidates,
+            built,
+            run=run,
+            seeds=range(first_seed, first_seed + seeds),
+            executor=placed(given),
+            listeners=[listener],
+        )
+    print_comparison(comparison, as_json)
+    if not as_json:
+        typer.echo(comparison.verdict())
+        typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
+
+
+# -- what the commands share -------------------------------------------------------------------
+def judged(given: Mapping[str, Any]) -> Evaluator:
+    """The evaluator that a command's options name."""
+    from masksearch.cli.build import Judging
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageMistake(
+            "under torchrun every process would open the same study; torchrun is for "
+            "`masksearch pretrain`: use --slots, or --executor ray"
+        )
+
+    return Judging(**chosen(given, Judging)).build()
+
+
+def placed(given: Mapping[str, Any]) -> Executor:
+    """The executor that a command's options name."""
+    from masksearch.cli.build import Placing
+
+    return Placing(**chosen(given, Placing)).build()
+
+
+def chosen(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The options that are fields of a dataclass; a stored command may lack newer ones."""
+    return {field.name: given[field.name] for field in fields(kind) if field.name in given}
+
+
+@contextmanager
+def watching(
+    objectives: tuple[Objective, ...], total: int | None, title: str
+) -> Iterator[Watcher]:
+    """A progress display on standard error, with the steps of trainings in this process."""
+    from masksearch.loggers.console import Watcher
+    from masksearch.loggers.progress import progress
+
+    with Watcher(objectives, total, title) as watcher, progress(within=watcher):
+        yield watcher
+
+
+def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
+    """Writes what `resume` repeats into the run folder, with absolute paths.
+
+    A command that the folder holds already stays: it belongs to the study there, and `search`
+    itself refuses another one. Passwords are not written: PostgreSQL takes them from PGPASSWORD
+    or ~/.pgpass.
+    """
+    path = run / COMMAND
+    if path.is_file():
+        return
+    plain: dict[str, Any] = {}
+    for name, value in given.items():
+        if name in PATHS and value is not None:
+            many = isinstance(value, list)
+            plain[name] = [str(Path(v).resolve()) for v in value] if many else absolute(value)
+        elif name in PLACES and value is not None:
+            plain[name] = absolute(value) if Path(value).expanduser().exists() else value
+        elif name in CODE and value is not None:
+            file, colon, function = str(value).rpartition(":")
+            plain[name] = f"{Path(file).resolve()}{colon}{function}"
+        elif name == "storage" and value is not None:
+            plain[name] = without_password(value)
+        else:
+            plain[name] = value
+    run.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"command": command, "options": plain}, indent=1), encoding="utf-8")
+
+
+def absolute(path: Path | str) -> str:
+    """A path that holds from any folder."""
+    return str(Path(path).expanduser().resolve())
+
+
+def without_password(storage: str) -> str:
+    """A storage as it may be written down; journals with their absolute path.
+
+    >>> without_password("postgresql://me:secret@db/masks")
+    'postgresql://me@db/masks'
+    """
+    if storage.startswith("journal:"):
+        return f"journal:{absolute(storage.removeprefix('journal:'))}"
+    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1@", storage)

@@ -1,0 +1,171 @@
+"""Answers from a folder what any run has judged before: (mask, protocol, seed) is run once.
+
+evaluator = Cached(MlmEvaluator("wikitext-2"), "~/.cache/judged")
+ms.search(space, evaluator, run="runs/a", trials=40)
+ms.search(space, evaluator, run="runs/b", trials=40, strategy="random")   # reuses what "a" ran
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from masksearch.contracts import (
+    CarriesData,
+    Evaluator,
+    Objective,
+    OffersGradients,
+    Report,
+    Shape,
+)
+from masksearch.masks.core import Mask
+from masksearch.masks.measure import fingerprint
+
+
+@dataclass(frozen=True)
+class Around:
+    """Base of evaluators that run another one.
+
+    It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
+    inner evaluator does.
+
+    Args:
+        evaluator: Any evaluator.
+    """
+
+    evaluator: Evaluator
+
+    def __post_init__(self) -> None:
+        if isinstance(self.evaluator, OffersGradients):
+            # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
+            object.__setattr__(self, "differentiable", self.evaluator.differentiable)
+        if isinstance(self.evaluator, CarriesData):
+            object.__setattr__(self, "packed", self.packed_within)
+
+    @property
+    def shape(self) -> Shape:
+        """The inner evaluator's."""
+        return self.evaluator.shape
+
+    def packed_within(self) -> Self:
+        """The same around the packed inner evaluator; called `packed` where that one can be.
+
+        Raises:
+            TypeError: If the inner evaluator cannot carry its data.
+        """
+        if not isinstance(self.evaluator, CarriesData):
+            raise TypeError(
+                f"{type(self.evaluator).__name__} has no packed(): its data cannot travel; give "
+                "it one (masksearch.contracts.CarriesData), or a file system that workers share"
+            )
+        inner = self.evaluator.packed()
+        return self if inner is self.evaluator else replace(self, evaluator=inner)
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cached(Around):
+    """Keeps the reports of every finished run, for all studies that share the folder.
+
+    A study answers equal masks from its own records already; this is for several studies, or a
+    comparison after a search. A run is known by the fingerprint of its lowered mask, the
+    evaluator's protocol and the seed: change anything that a result depends on, and it is run
+    again. Reports are given again as they came, one by one, so that a scheduler sees the same
+    curve. Runs that failed or were stopped are not kept. What an evaluator leaves in its working
+    folder beside its reports (weights, predictions) is not there for an answered run.
+
+    It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
+    inner evaluator does.
+
+    Args:
+        evaluator: Any evaluator.
+        folder: Where the reports lie, one JSON file a run; made where it is missing. Workers on
+            other machines must see it.
+    """
+
+    folder: Path | str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The inner evaluator's."""
+        return self.evaluator.objectives
+
+    @property
+    def protocol(self) -> str:
+        """The inner evaluator's: an answer is worth what a run is worth."""
+        return self.evaluator.protocol
+
+    @property
+    def beyond_shape(self) -> bool:
+        """The inner evaluator's."""
+        return bool(getattr(self.evaluator, "beyond_shape", False))
+
+    def place(self, mask: Mask, seed: int) -> Path:
+        """The file of a run, there or not."""
+        own = mask.digest if self.beyond_shape else fingerprint(mask, self.shape)
+        return Path(self.folder) / f"{self.protocol}-{own}-{seed}.json"
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields the reports that are kept, or runs the inner evaluator and keeps its reports.
+
+        Args:
+            mask: Any mask that fits `shape`.
+            seed: The inner evaluator's.
+            workdir: The inner evaluator's.
+        """
+        path = self.place(mask, seed)
+        kept = read_reports(path)
+        if kept is not None:
+            yield from kept
+            return
+        reports = self.evaluator(mask, seed=seed, workdir=workdir)
+        given: list[Report] = []
+        try:
+            for report in reports:
+                given.append(report)
+                yield report
+        finally:
+            close = getattr(reports, "close", None)
+            if close is not None:
+                close()  # a closed wrapper stops the run within
+        if given and all(math.isfinite(value) for r in given for value in r.values.values()):
+            write_reports(path, given)
+
+
+def read_reports(path: Path) -> list[Report] | None:
+    """The reports of a file; None where there is none, or (with a warning) it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            Report(int(step), {str(name): float(value) for name, value in values.items()})
+            for step, values in stored["reports"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s); the mask is run again", path, error)
+        return None
+
+
+def write_reports(path: Path, reports: list[Report]) -> None:
+    """Keeps them in one move; a folder that cannot be written to costs a warning."""
+    text = json.dumps({"reports": [[report.step, dict(report.values)] for report in reports]})
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        log.warning("cannot keep the result in %s: %s", path.parent, error)

@@ -1,0 +1,128 @@
+"""Holds the density of gates at its target while they learn."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from masksearch.gates.config import DamConfig
+from masksearch.gates.gates import Gates
+from masksearch.gates.sparsebert import published_penalty
+
+SMALLEST = 1e-30  # root mean square of a gradient that is divided by
+LATE = 0.02  # excess of log density above which the hinge grows stronger
+GROWTH = 1.02  # factor on its strength at such a step; undone at any other
+STATE = ("initial", "multiplier", "strength", "power", "count")  # what a checkpoint holds of it
+SHORT = 0.004  # density by which the last target may be fallen short of without a pull upwards
+
+
+class DensityControl:
+    """What is added to the loss or to the logits' gradient, so that the density is the target.
+
+    Args:
+        config: Names the control and the target (one, or one a layer).
+        gates: As they are at the start.
+
+    Attributes:
+        initial: Densities at the start, one for each target.
+        multiplier: Of the control `"multiplier"`, one for each target.
+        strength: Of the hinge, one for each target; grows while the density lags behind.
+        power: Sum of the mean squares of the task's gradient, one for each target.
+        count: Number of gradients in that sum.
+    """
+
+    def __init__(self, config: DamConfig, gates: Gates) -> None:
+        self.config = config
+        self.initial: list[float] = self.densities(gates).tolist()
+        self.multiplier = [config.multiplier] * len(config.targets)
+        self.strength = [config.strength] * len(config.targets)
+        self.power = [0.0] * len(config.targets)
+        self.count = 0
+
+    def target(self, step: int) -> Tensor:
+        """Densities that are asked for at that step (from 0): float `[1]` or `[layers]`."""
+        config = self.config
+        if not config.aims:
+            return torch.tensor(config.targets)
+        gated = config.anneal * (config.steps - config.warmup_steps)
+        part = min(1.0, max(0, step - config.warmup_steps) / gated)
+        return torch.tensor(
+            [
+                first * (min(last, first) / first) ** part
+                for first, last in zip(self.initial, config.targets, strict=True)
+            ]
+        )
+
+    def densities(self, gates: Gates) -> Tensor:
+        """What the targets are for: mean probability, float `[1]` or `[layers]`."""
+        density = gates.density()
+        return density.mean()[None] if len(self.config.targets) == 1 else density.mean(-1)
+
+    def cost(self, gates: Gates, step: int) -> Tensor:
+        """The term of the loss, in nats: a fp32 scalar."""
+        config = self.config
+        if config.control == "hinge":
+            return gates.logits.new_zeros(())
+        if config.control == "sum":
+            return published_penalty(gates, config.penalty)
+        density = self.densities(gates)
+        if config.control == "penalty":
+            return config.penalty * density.mean()
+        return (density.new_tensor(self.multiplier) * density).mean()
+
+    @torch.no_grad()
+    def grow(self, gates: Gates, step: int) -> None:
+        """Before a step: moves the multiplier by how far the density is off its target."""
+        if self.config.control != "multiplier":
+            return
+        density = self.densities(gates)
+        excess = (density / self.target(step).to(density.device)).log().tolist()
+        for place, part in enumerate(excess):
+            grown = math.log(self.multiplier[place]) + self.config.multiplier_rate * part
+            self.multiplier[place] = math.exp(max(-30.0, min(30.0, grown)))
+
+    def push(self, gates: Gates, step: int) -> float:
+        """Adds the hinge's gradient to that of the logits, before an optimiser step.
+
+        It pushes down where a target is exceeded and, once the target has stopped sinking, pulls
+        up where the density is below it by more than `SHORT`.
+
+        Returns:
+            The largest factor on the gradient of log density; 0 where nothing was to be done.
+        """
+        gradient = gates.logits.grad
+        if self.config.control != "hinge" or gradient is None:
+            return 0.0
+        self.count += 1
+        densities = self.densities(gates)
+        target = self.target(step).to(densities.device)
+        excess = (densities.detach() / target).log().tolist()
+        settled = self.target(step - 1).tolist() == target.tolist()
+        low = [settled and short for short in (target - densities.detach() > SHORT).tolist()]
+        due = [below or part > 0 for below, part in zip(low, excess, strict=True)]
+        slope = gradient
+        if any(due):  # its graph is not needed otherwise
+            (slope,) = torch.autograd.grad(densities.log().sum(), gates.logits)
+        largest = 0.0
+        for place, (task, own) in enumerate(
+            zip(self.parts(gradient), self.parts(slope), strict=True)
+        ):
+            self.power[place] += task.square().mean().item()
+            lags = low[place] or excess[place] > LATE
+            grown = self.strength[place] * (GROWTH if lags else 1 / GROWTH)
+            self.strength[place] = max(self.config.strength, grown)
+            if due[place]:
+                usual = math.sqrt(self.power[place] / self.count)
+                size = max(own.square().mean().sqrt().item(), SMALLEST)
+                factor = self.strength[place] * usual / size
+                task.add_(own, alpha=math.copysign(factor, excess[place]))
+                largest = max(largest, factor)
+        return largest
+
+    def parts(self, logits: Tensor) -> list[Tensor]:
+        """Views of logits (or their gradient), one for each target."""
+        if len(self.config.targets) == 1:
+            return [logits]
+        return [logits[place : place + 1] for place in range(len(self.config.targets))]

@@ -1,0 +1,635 @@
+"""What the figures of trained gates say about the run that made them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict, get_args
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from masksearch.contracts import Report, generator
+from masksearch.errors import LengthError
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.gates import Gates, Structure
+
+
+class Recovery(NamedTuple):
+    """Agreement of edge probabilities with the true edges; both figures lie in [0, 1]."""
+
+    auroc: float  # chance that a true edge ranks above a false one, ties counted half
+    precision: float  # share of true edges among the likeliest ones, as many as there are true
+
+
+def recovery(probabilities: Tensor, edges: Tensor) -> Recovery:
+    """Scores gates against the edges of a planted process.
+
+    An edge counts with its largest probability over layers and heads, because one head that
+    looks there is enough. The diagonal is left out. Of equally likely edges at the boundary the
+    expected share counts, so that gates that say nothing score 0.5 and the share of true edges.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]`, or any leading axes.
+        edges: bool `[n, n]`, query by key; the diagonal is ignored.
+
+    Raises:
+        LengthError: If the two have different lengths.
+        ValueError: If no edge off the diagonal is true, or all are, or a probability is NaN.
+
+    >>> edges = torch.eye(3).roll(1, 0) > 0
+    >>> recovery(edges.float(), edges)
+    Recovery(auroc=1.0, precision=1.0)
+    """
+    length = edges.shape[-1]
+    if edges.shape != (length, length) or probabilities.shape[-2:] != edges.shape:
+        raise LengthError(
+            f"probabilities {list(probabilities.shape)} do not fit edges {list(edges.shape)}; "
+            "both end in n x n"
+        )
+    off_diagonal = ~torch.eye(length, dtype=torch.bool)
+    scores = probabilities.detach().double().cpu().reshape(-1, length, length).amax(0)
+    if scores.isnan().any():
+        raise ValueError("probabilities hold NaN, which has no place in an order; train again")
+    scores, true = scores[off_diagonal], edges.cpu()[off_diagonal]
+    count = int(true.sum())
+    if count in (0, len(true)):
+        raise ValueError(f"recovery needs both true and false edges, got {count} of {len(true)}")
+    hits, others = scores[true], scores[~true].sort().values
+    below = torch.searchsorted(others, hits)
+    not_above = torch.searchsorted(others, hits, right=True)
+    auroc = (below + not_above).double().mean() / (2 * len(others))
+    boundary = scores.topk(count).values[-1]
+    tied = scores == boundary
+    above = scores > boundary
+    places = count - above.sum()
+    found = true[above].sum() + places * true[tied].double().mean()
+    return Recovery(auroc.item(), found.item() / count)
+
+
+RISE = 0.3  # nats by which a loss must rise, at least, to count as lost function
+RISE_SHARE = 0.2  # and the share of the loss at the end of the warm-up
+FALL_SHARE = 0.5  # and the share of what the warm-up had gained
+PATIENCE = 5  # reports in a row above that
+SMOOTH = 3  # reports whose mean is the loss at the end of the warm-up
+
+
+class CollapseWatch:
+    """Says while a run is going on that it collapses, once for each kind of collapse.
+
+    - Everything is pruned: density below a quarter of that step's target.
+    - Nothing is pruned: after half of the steps with gates the density is above 0.9 of the first
+      one, although that step's target is lower.
+    - The function is lost: for `PATIENCE` reports in a row the loss lies above that at the end
+      of the warm-up (mean of its last `SMOOTH` reports; without a warm-up: the lowest mean of
+      `SMOOTH` reports so far) by more than the largest of 0.3 nats, 20% of it, and half of
+      what it had fallen by since the first report. (The noise of sampled gates alone took back
+      a third of that in a run whose mask was good.)
+
+    Args:
+        config_target: Density that is asked for at the end, in (0, 1).
+        initial: Density at the start.
+        warmup_steps: Steps before the gates act.
+        steps: Optimiser steps of the run.
+
+    Attributes:
+        above: Reports in a row, up to the last one, whose loss counts as lost function.
+        level: The loss that they are held against; None = not known yet.
+        latest: Loss of the last report.
+    """
+
+    def __init__(
+        self, config_target: float, initial: float, warmup_steps: int, steps: int
+    ) -> None:
+        self.config_target, self.initial = config_target, initial
+        self.warmup_steps, self.steps = warmup_steps, steps
+        self.losses: list[float] = []  # of the reports that make up the level
+        self.first: float | None = None
+        self.level: float | None = None
+        self.latest: float | None = None
+        self.above = 0
+        self.said: set[str] = set()
+
+    def look(self, report: Report) -> str | None:
+        """Takes the next report (`loss`, `density`, `target`); returns a new warning or None."""
+        self.follow(report)
+        if report.step <= self.warmup_steps:
+            return None
+        values = report.values
+        density, target = values["density"], values.get("target", self.config_target)
+        asked = max(target, self.config_target)
+        halfway = self.warmup_steps + (self.steps - self.warmup_steps) / 2
+        if "pruned away" not in self.said and density < asked / 4:
+            self.said.add("pruned away")
+            return (
+                f"step {report.step}: nearly everything is pruned (density {density:.4g}, target "
+                f"now {asked:.4g}); lower gate_lr, or use control='hinge'"
+            )
+        if (
+            "nothing pruned" not in self.said
+            and report.step >= halfway
+            and density > 0.9 * self.initial
+            and target < 0.9 * self.initial
+        ):
+            self.said.add("nothing pruned")
+            return (
+                f"step {report.step}: nothing is pruned yet (density {density:.4g}, at the start "
+                f"{self.initial:.4g}, target now {target:.4g}); raise gate_lr or the control's "
+                "strength"
+            )
+        if "function lost" not in self.said and self.above >= PATIENCE:
+            self.said.add("function lost")
+            return (
+                f"step {report.step}: the loss has risen to {values['loss']:.4g} from "
+                f"{self.level:.4g} before the gates; edges go faster than the weights can follow: "
+                "train for more steps, lower gate_lr, or ask for a higher density"
+            )
+        return None
+
+    def follow(self, report: Report) -> None:
+        """Keeps the level of the loss, and counts reports above it."""
+        loss = report.values.get("loss")
+        if loss is None:
+            return
+        self.latest = loss
+        self.first = loss if self.first is None else self.first
+        warm = report.step <= self.warmup_steps
+        if self.level is not None and not warm:
+            self.above = self.above + 1 if self.lost(loss) else 0
+        if warm or not self.warmup_steps:
+            self.losses = [*self.losses, loss][-SMOOTH:]
+            recent = sum(self.losses) / len(self.losses)
+            if warm:
+                self.level = recent
+            elif len(self.losses) == SMOOTH:
+                self.level = recent if self.level is None else min(self.level, recent)
+
+    def lost(self, loss: float) -> bool:
+        """Whether a loss lies so far above the level that the function counts as lost."""
+        if self.level is None or self.first is None:
+            return False
+        fall = self.first - self.level
+        return loss > self.level + max(RISE, RISE_SHARE * self.level, FALL_SHARE * fall)
+
+
+CELLS = 2**20  # of random tables that are drawn in all, about
+FEWEST, MOST = 3, 12  # random tables
+TOLERANCE = 0.02  # relative move of a density against its control that still counts as noise
+BY_PENALTY = ("penalty", "sum")  # controls that are set by a penalty instead of a target
+
+
+class Agreement(TypedDict):
+    """Overlap of the masks of several seeds: intersection over union (IoU), in [0, 1]."""
+
+    seeds: int  # tables that were compared
+    density: float  # at which the masks were cut
+    iou: float  # mean over the pairs of seeds
+    chance: float  # the same for gates with random values
+    matched: float  # with the heads of each layer put in the order that agrees best
+    matched_chance: float  # the same for gates with random values
+    by_pair: list[float]  # in the order (0, 1), (0, 2), .., (1, 2), ..
+    matched_by_pair: list[float]
+
+
+class Point(TypedDict):
+    """One run: what its control was set to, and what came of it."""
+
+    asked: float  # penalty, or target density
+    density: float
+    loss: float | None  # held-out, nats
+
+
+class Response(TypedDict):
+    """How density and loss answer to what the control was set to."""
+
+    control: str  # of DamConfig
+    setting: str  # what was varied: "penalty" or "density"
+    points: list[Point]  # by `asked`, ascending
+    monotone: bool  # more penalty never gives more density; more asked for never gives less
+    reversals: list[list[float]]  # pairs of neighbouring settings between which it does
+
+
+def expected_iou(kept: int, other: int, cells: int) -> float:
+    """Mean IoU of two independent sets of `kept` and `other` cells, each uniform at random.
+
+    The overlap o is hypergeometric, so the mean is the sum over o of
+    C(other, o) C(cells - other, kept - o) / C(cells, kept) x o / (kept + other - o).
+    For many cells this is close to E[o] / (kept + other - E[o]) with E[o] = kept x other / cells;
+    at equal density d that is d / (2 - d).
+
+    Returns:
+        In [0, 1]; 1 for two empty sets.
+
+    Raises:
+        ValueError: If a set is larger than the number of cells, or negative.
+
+    >>> round(expected_iou(1, 1, 4), 3)  # the same one of four cells, or not
+    0.25
+    """
+    if not (0 <= kept <= cells and 0 <= other <= cells):
+        raise ValueError(f"sets of {cells} cells hold 0 .. {cells} of them, got {kept}, {other}")
+    if kept + other == 0:
+        return 1.0
+    low, high = max(0, kept + other - cells), min(kept, other)
+    overlap = torch.arange(low, high + 1, dtype=torch.float64)
+
+    def log_choose(total: float, part: Tensor) -> Tensor:
+        whole = torch.full_like(part, float(total))
+        return (whole + 1).lgamma() - (part + 1).lgamma() - (whole - part + 1).lgamma()
+
+    weights = (log_choose(other, overlap) + log_choose(cells - other, kept - overlap)).softmax(0)
+    return float((weights * overlap / (kept + other - overlap)).sum())
+
+
+def iou(one: Tensor, two: Tensor) -> float:
+    """Intersection over union of two bool tables of one shape; 1 where both are empty."""
+    shared = int((one & two).sum())
+    union = int(one.sum()) + int(two.sum()) - shared
+    return shared / union if union else 1.0
+
+
+def matched_heads(one: Tensor, two: Tensor) -> Tensor:
+    """For each head of `one` the head of `two` that stands for it, layer by layer.
+
+    Heads of one layer may change places without changing the model, so two seeds that found
+    the same need not have it in the same head. The assignment has the largest number of shared
+    edges; as the number of edges is given, it also has the largest IoU of the whole tables.
+
+    Args:
+        one: bool `[layers, heads, n, n]`.
+        two: The same shape.
+
+    Returns:
+        int64 `[layers, heads]`, of each layer a permutation of 0 .. heads - 1.
+    """
+    shared = one.flatten(2).float() @ two.flatten(2).float().mT
+    rows = [linear_sum_assignment(layer.numpy(), maximize=True)[1] for layer in shared]
+    return torch.stack([torch.from_numpy(row) for row in rows])
+
+
+def pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """IoU of every pair of bool tables: as they stand, and with their heads matched."""
+    plain, matched = [], []
+    for one, two in itertools.combinations(tables, 2):
+        plain.append(iou(one, two))
+        order = matched_heads(one, two)
+        swapped = two.gather(1, order[:, :, None, None].expand_as(two))
+        matched.append(iou(one, swapped))
+    return plain, matched
+
+
+def agreement(
+    probabilities: Sequence[Tensor],
+    *,
+    density: float,
+    gates: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Agreement:
+    """Compares the masks that several seeds give at one density.
+
+    Chance is what gates with random values would score, cut in the same way. For free gates it
+    is `expected_iou`; with heads matched, and for gates that many edges share (whose offsets or
+    tiles agree as a whole), it is the mean over all pairs of a few random tables.
+
+    Args:
+        probabilities: Two or more float `[layers, heads, n, n]` of one shape, one a seed.
+        density: At which the masks are cut, in (0, 1]; below one key a row: 1/n.
+        gates: Arguments of the `Gates`, for chance; None = free ones.
+        seed: Of the random tables.
+
+    Raises:
+        ValueError: If there are fewer than two tables, or they differ in shape.
+    """
+    shapes = {tuple(table.shape) for table in probabilities}
+    if len(probabilities) < 2 or len(shapes) != 1:
+        raise ValueError(
+            "agreement needs two or more tables of one shape, got "
+            f"{len(probabilities)} of {sorted(shapes)}; train the same gates with other seeds"
+        )
+    (shape,) = shapes
+    sparsity = 1 - max(density, 1 / shape[-1])
+    plain, matched = pair_scores([at_sparsity(table, sparsity) for table in probabilities])
+    cells = torch.Size(shape).numel()
+    maker = random_gates(shape, gates or {})
+    source = generator(seed, 0xA93E)
+    count = max(FEWEST, min(MOST, CELLS // cells))
+    drawn = []
+    for _ in range(count):
+        values = torch.rand(maker.logits.shape, generator=source)
+        drawn.append(at_sparsity(maker.table(values), sparsity))
+    chance, matched_chance = pair_scores(drawn)
+    kept = round((1 - sparsity) * cells)
+    free = maker.structure == "free"
+    return Agreement(
+        seeds=len(probabilities),
+        density=1 - sparsity,
+        iou=mean(plain),
+        chance=expected_iou(kept, kept, cells) if free else mean(chance),
+        matched=mean(matched),
+        matched_chance=mean(matched_chance),
+        by_pair=plain,
+        matched_by_pair=matched,
+    )
+
+
+def random_gates(shape: Sequence[int], arguments: Mapping[str, Any]) -> Gates:
+    """Gates of that table shape with the structure that the arguments name; free by default."""
+    names = ("structure", "signed", "global_count", "block")
+    chosen = {name: arguments[name] for name in names if name in arguments}
+    if chosen.get("structure", "free") not in get_args(Structure):
+        chosen = {}
+    return Gates(**chosen, layers=shape[0], heads=shape[1], length=shape[-1])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean of at least one number."""
+    return sum(values) / len(values)
+
+
+def response(
+    runs: Sequence[tuple[Mapping[str, Any], float, float | None]],
+) -> Response:
+    """Whether the density follows its control over several runs.
+
+    Runs with the same setting (other seeds) are averaged before neighbours are compared; a move
+    the wrong way by at most 2% counts as noise.
+
+    Args:
+        runs: For each run the fields of its `DamConfig`, the density reached in (0, 1], and the
+            held-out loss in nats (None = unknown).
+
+    Raises:
+        ValueError: If there is no run, or the runs have several controls.
+    """
+    controls = sorted({str(config["control"]) for config, _, _ in runs})
+    if len(controls) != 1:
+        raise ValueError(
+            f"a response is that of one control, got {', '.join(controls) or 'no run'}; "
+            "give the runs of each control on their own"
+        )
+    setting = "penalty" if controls[0] in BY_PENALTY else "density"
+    points = []
+    for config, density, loss in runs:
+        value = config[setting]
+        asked = mean(value) if isinstance(value, Sequence) else value
+        points.append(Point(asked=float(asked), density=float(density), loss=loss))
+    points.sort(key=lambda point: (point["asked"], point["density"]))
+    groups = {
+        asked: mean([point["density"] for point in group])
+        for asked, group in itertools.groupby(points, key=lambda point: point["asked"])
+    }
+    reversals = []
+    for (low, before), (high, after) in itertools.pairwise(groups.items()):
+        more, less = (before, after) if setting == "penalty" else (after, before)
+        if more < less * (1 - TOLERANCE):
+            reversals.append([low, high])
+    return Response(
+        control=controls[0],
+        setting=setting,
+        points=points,
+        monotone=not reversals,
+        reversals=reversals,
+    )
+
+
+LARGE_GAP = 0.05  # nats, and share of the loss before it: a step of the loss chain above both
+
+
+class Losses(TypedDict):
+    """Mean held-out losses in nats; None = not measured."""
+
+    relaxed: float | None  # gates replaced by their probabilities
+    sampled: float | None  # gates drawn, mean over several draws
+    rounded: float | None  # every gate closed below a probability of 1/2
+    discretised: float | None  # the mask cut at the target density; the same weights
+    retrained: float | None  # that mask, other weights, trained from scratch
+
+
+class Gaps(TypedDict):
+    """Steps of the loss chain in nats, above 0 where the loss rises; None = not measured."""
+
+    sampling: float | None  # sampled - relaxed
+    discretisation: float | None  # discretised - sampled
+    retraining: float | None  # retrained - discretised
+
+
+class Health(TypedDict):
+    """Figures of one DAM run, as plain data; shares and probabilities lie in [0, 1]."""
+
+    density: float  # mean probability of an edge at the end
+    target: float  # density that was asked for
+    by_head: list[list[float]]  # mean probability of an edge of each layer and head
+    entropy: float  # mean binary entropy of the edges' gates, in bits: 0 = all decided
+    undecided: float  # share of edges with a probability in (0.1, 0.9)
+    diagonal: float  # mean probability of the diagonal; uniform gates have `density` there
+    diagonal_mass: float  # share of the total probability that lies on the diagonal
+    diagonal_uniform: float  # what uniform gates would have there: 1/n
+    by_distance: list[float]  # mean probability of an edge at |i - j| = 0, 1, ..
+    mass_by_distance: list[float]  # share of the total probability there
+    by_offset: list[float]  # mean probability at j - i = 1 - n, .., n - 1 (key minus query)
+    mass_by_offset: list[float]  # share of the total probability there
+    losses: Losses
+    gaps: Gaps
+    agreement: Agreement | None  # between seeds; None = one seed
+    pruned_away: bool  # next to nothing is left: density below a quarter of the target
+    nothing_pruned: bool  # density above nine tenths of where the gates started
+    target_missed: bool  # density above 1.25 times the target
+    function_lost: bool  # loss far above that of the warm-up; that of the cut mask, if known, too
+    problems: list[str]  # the flags above, in words
+    notes: list[str]  # large steps of the loss chain, in words
+    warnings: list[str]  # what a CollapseWatch says of the curve, with the steps
+
+
+def entropy_bits(probabilities: Tensor) -> Tensor:
+    """Mean binary entropy of probabilities, in bits."""
+    p = probabilities.clamp(1e-7, 1 - 1e-7)
+    return -(p * p.log2() + (1 - p) * (1 - p).log2()).mean()
+
+
+def warmup_steps(config: Mapping[str, Any]) -> int:
+    """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say."""
+    steps = int(config.get("steps", 0))
+    return max(0, min(round(float(config.get("warmup", 0.0)) * steps), steps - 1))
+
+
+def health(
+    probabilities: Tensor,
+    *,
+    target: float,
+    initial: float,
+    curve: Sequence[Report] = (),
+    warmup_steps: int = 0,
+    retrained: float | None = None,
+    others: Sequence[Tensor] = (),
+    gates: Mapping[str, Any] | None = None,
+) -> Health:
+    """Judges trained gates.
+
+    A step of the loss chain (relaxed, sampled, discretised, retrained) gets a sentence where the
+    loss changes by more than 0.05 nats and by more than 5% of the loss before it.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]`.
+        target: Density that was asked for.
+        initial: Density at which the gates started.
+        curve: The run's reports; the last one may hold `relaxed`, `sampled`, `held_out` (gates
+            rounded) and `discretised`.
+        warmup_steps: Steps before the gates acted.
+        retrained: Held-out loss, in the same units, of a model trained from scratch under the
+            mask of the target density.
+        others: Probabilities of the same gates trained with other seeds.
+        gates: Arguments of the `Gates`, for the agreement that chance gives.
+
+    Raises:
+        ValueError: If `others` have another shape.
+    """
+    p = probabilities.detach().float().cpu()
+    density = p.mean().item()
+    length = p.shape[-1]
+    position = torch.arange(length)
+    offset = (position[None, :] - position[:, None]).flatten()
+    by_distance, mass_by_distance = profile(p, offset.abs())
+    by_offset, mass_by_offset = profile(p, offset + length - 1)
+    undecided = ((p > 0.1) & (p < 0.9)).float().mean().item()
+    losses, gaps = loss_chain(curve, retrained)
+    pruned_away = density < target / 4
+    nothing_pruned = density > 0.9 * initial and target < 0.9 * initial
+    target_missed = density > 1.25 * target
+    watch = CollapseWatch(target, initial, warmup_steps, curve[-1].step if curve else 0)
+    warnings = [line for report in curve if (line := watch.look(report)) is not None]
+    cut = losses["discretised"]
+    function_lost = watch.above >= PATIENCE and (cut is None or watch.lost(cut))
+    problems = []
+    if pruned_away:
+        problems.append(
+            f"nearly everything was pruned (density {density:.4f}, target {target:.4f}): "
+            "lower gate_lr, or use control='hinge'"
+        )
+    if nothing_pruned:
+        problems.append(
+            f"nothing was pruned (density {density:.4f}, at the start {initial:.4f}): "
+            "train for more steps, or raise gate_lr or the control's strength"
+        )
+    elif target_missed:
+        problems.append(
+            f"the target was missed (density {density:.4f}, target {target:.4f}): "
+            "train for more steps, or raise gate_lr or the control's strength"
+        )
+    if function_lost:
+        problems.append(
+            f"the loss ended at {watch.latest:.4g}, far above the {watch.level:.4g} before the "
+            "gates: train for more steps, lower gate_lr, or ask for a higher density"
+        )
+    return Health(
+        density=density,
+        target=target,
+        by_head=p.mean((-2, -1)).tolist(),
+        entropy=entropy_bits(p).item(),
+        undecided=undecided,
+        diagonal=by_distance[0],
+        diagonal_mass=mass_by_distance[0],
+        diagonal_uniform=1 / length,
+        by_distance=by_distance,
+        mass_by_distance=mass_by_distance,
+        by_offset=by_offset,
+        mass_by_offset=mass_by_offset,
+        losses=losses,
+        gaps=gaps,
+        agreement=agreement([p, *others], density=target, gates=gates) if others else None,
+        pruned_away=pruned_away,
+        nothing_pruned=nothing_pruned,
+        target_missed=target_missed,
+        function_lost=function_lost,
+        problems=problems,
+        notes=gap_notes(losses, gaps, undecided, cut_cause(density, target, length, undecided)),
+        warnings=warnings,
+    )
+
+
+def profile(probabilities: Tensor, group: Tensor) -> tuple[list[float], list[float]]:
+    """Mean probability, and share of the total, of every group of cells.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]`.
+        group: int64 `[n * n]`, the group of each cell, from 0 without a gap.
+    """
+    cells = probabilities.double().mean((0, 1)).flatten()
+    counts = group.bincount()
+    totals = torch.zeros(len(counts), dtype=cells.dtype).index_add(0, group, cells)
+    return (totals / counts).tolist(), (totals / totals.sum().clamp_min(1e-300)).tolist()
+
+
+def loss_chain(curve: Sequence[Report], retrained: float | None) -> tuple[Losses, Gaps]:
+    """The losses of a curve's last report, and what each step of the chain adds."""
+    last = curve[-1].values if curve else {}
+    losses = Losses(
+        relaxed=last.get("relaxed"),
+        sampled=last.get("sampled"),
+        rounded=last.get("held_out"),
+        discretised=last.get("discretised"),
+        retrained=retrained,
+    )
+
+    def between(before: float | None, after: float | None) -> float | None:
+        return None if before is None or after is None else after - before
+
+    gaps = Gaps(
+        sampling=between(losses["relaxed"], losses["sampled"]),
+        discretisation=between(losses["sampled"], losses["discretised"]),
+        retraining=between(losses["discretised"], losses["retrained"]),
+    )
+    return losses, gaps
+
+
+def cut_cause(density: float, target: float, length: int, undecided: float) -> str:
+    """The likeliest reason why a mask cut at the target density is worse than the gates."""
+    rows = 1 / (length * target)
+    if density > 1.1 * target:
+        return f"the gates have reached {density:.4g} only; train longer, or cut the mask there"
+    if rows > 0.5:
+        return (
+            f"every row keeps a key, which takes {100 * min(1.0, rows):.0f}% of the edges at this "
+            "density; ask for a higher one"
+        )
+    if undecided >= 0.01:
+        return f"{100 * undecided:.0f}% of the edges are undecided; train longer"
+    return "the order of the gates near the cut says little; train longer"
+
+
+def gap_notes(losses: Losses, gaps: Gaps, undecided: float, cause: str) -> list[str]:
+    """One sentence for every large step of the loss chain; `cause`: why the cut may cost."""
+    noise = "unlikely edges are drawn now and then, and each of them disturbs"
+    if undecided >= 0.01:
+        noise = f"{100 * undecided:.0f}% of the edges are undecided"
+    steps = (
+        (
+            losses["relaxed"],
+            gaps["sampling"],
+            f"from soft to sampled gates: {noise}; train longer, or set cooling below 1",
+            "from soft to sampled gates: the weights know sampled gates only, so the relaxed "
+            "loss says little here",
+        ),
+        (
+            losses["sampled"],
+            gaps["discretisation"],
+            f"when the mask is cut at the target density: {cause}",
+            "when the mask is cut at the target density: the noise of the samples had raised it",
+        ),
+        (
+            losses["discretised"],
+            gaps["retraining"],
+            "when the mask is trained from scratch: it leans on the weights that it was found "
+            "with, or had fewer steps to train",
+            "when the mask is trained from scratch: the weights of the joint training lag behind "
+            "the mask; judge masks by retraining only",
+        ),
+    )
+    notes = []
+    for before, gap, rise, fall in steps:
+        if before is None or gap is None:
+            continue
+        if abs(gap) > max(LARGE_GAP, LARGE_GAP * abs(before)):
+            move, why = ("rises", rise) if gap > 0 else ("falls", fall)
+            notes.append(f"the loss {move} by {abs(gap):.3g} nats {why}")
+    return notes

@@ -1,0 +1,351 @@
+"""Trainable gates: what a differentiable attention mask is made of.
+
+gates = Gates("toeplitz+global", length=128, heads=4, layers=2, signed=True)
+attach(model, gates)              # or masksearch.dam(model, batches, gates)
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+from masksearch.contracts import generator
+from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
+from masksearch.gates.estimators import FORMS, Form, attention_mask
+
+Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
+Noise = Literal["gumbel", "hard-concrete"]
+STRETCH = 0.1  # a hard-concrete gate is stretched by this much on either side of [0, 1]
+
+
+class Gates(nn.Module):
+    """A gate on every attention edge, open with probability sigmoid(logit).
+
+    An edge shares its gate with others according to the structure. With `"toeplitz+global"` an
+    edge has up to three gates (its offset's, its row's, its column's) and is open where any of
+    them is. Gates are sampled once per forward pass of the whole model (Gumbel-sigmoid), from a
+    generator of their own; in eval mode, or with `deterministic` set, they are not sampled but
+    rounded (`hard`) or replaced by their probability. With `enabled` off, attention is dense.
+
+    Args:
+        structure: `"free"`: one gate an edge; `"symmetric"`: (i, j) and (j, i) share one;
+            `"toeplitz"`: one per distance |i - j|; `"toeplitz+global"`: also one for each of the
+            first `global_count` rows and columns; `"block"`: one per `block` x `block` tile.
+        length: Longest sequence, in positions.
+        heads: Heads of a layer; 1 = all heads share the gates.
+        layers: Layers; 1 = all layers share the gates.
+        signed: Toeplitz gates by j - i instead of |i - j|.
+        form: How a gate acts and what it learns: `"flip"`, `"log"`, `"product"`, `"additive"`.
+        hard: Sample 0 or 1 with a straight-through gradient, else values in between.
+        noise: `"gumbel"`: Gumbel-sigmoid; `"hard-concrete"`: the same stretched to (-0.1, 1.1)
+            and clamped, so that soft gates are exactly 0 or 1 with some probability.
+        temperature: Of the sample, above 0; lower is closer to 0 or 1.
+        initial: First value of every logit (2.0: open with probability 0.88).
+        initial_density: Mean probability of an edge at the start, in (0, 1), in place of
+            `initial`.
+        global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
+        block: Edge of a tile in positions, for `"block"`.
+        seed: Seed of the sampling noise.
+
+    Attributes:
+        logits: float `[layers, heads, gates]`; the last axis is the structure's own.
+        enabled: False = plain dense attention (a warm-up).
+        cooled: Factor on the temperature, set by a run that anneals it.
+        drawn: The sample at hand, float `[layers, heads, length, length]`, or None.
+        fixed: Used as it is instead of a sample while it is not None; the same shape.
+        deterministic: True = no sampling noise, in training mode too.
+
+    Raises:
+        UnknownNameError: For an unknown structure or form.
+        ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
+            gates, `global_count` or `block` beyond the length, `flip` or hard gates where the
+            other arguments make soft ones.
+
+    Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
+        Hard-concrete gates: Louizos et al., arXiv 1712.01312, Section 2.2.
+    """
+
+    position: Tensor  # int64 [length * length], the gate of each edge, in reading order
+    coverage: Tensor  # float [gates], share of the table that each gate covers
+
+    def __init__(
+        self,
+        structure: Structure = "free",
+        *,
+        length: int,
+        heads: int,
+        layers: int = 1,
+        signed: bool = False,
+        form: str = "flip",
+        hard: bool = True,
+        noise: Noise = "gumbel",
+        temperature: float = 1.0,
+        initial: float = 2.0,
+        initial_density: float | None = None,
+        global_count: int = 4,
+        block: int = 16,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if structure not in get_args(Structure):
+            raise unknown_name("gate structure", structure, get_args(Structure))
+        if form not in FORMS:
+            raise unknown_name("gate form", form, FORMS)
+        if noise not in get_args(Noise):
+            raise unknown_name("gate noise", noise, get_args(Noise))
+        for name, value in (("length", length), ("heads", heads), ("layers", layers)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if signed and not structure.startswith("toeplitz"):
+            raise ValueError(
+                f"signed offsets need Toeplitz gates, got structure {structure!r}; "
+                "use 'toeplitz' or 'toeplitz+global'"
+            )
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if form == "flip" and not hard:
+            raise ValueError(
+                "form 'flip' computes with 0/1 gates, got hard=False; "
+                "use form='log' for soft gates"
+            )
+        if noise == "hard-concrete" and hard:
+            raise ValueError(
+                "hard-concrete gates are soft between 0 and 1, got hard=True; "
+                "use hard=False with form='log' or 'product'"
+            )
+        if initial_density is not None and not 0 < initial_density < 1:
+            raise ValueError(f"initial_density must lie in (0, 1), got {initial_density}")
+        if structure == "toeplitz+global" and not 1 <= global_count <= length:
+            raise ValueError(
+                f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
+                "without global gates use structure='toeplitz'"
+            )
+        if structure == "block" and not 1 <= block <= length:
+            raise ValueError(f"block must lie in 1..length = 1..{length}, got {block}")
+        self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
+        self.length, self.heads, self.layers = length, heads, layers
+        self.noise, self.temperature, self.cooled, self.seed = noise, temperature, 1.0, seed
+        self.initial, self.initial_density = initial, initial_density
+        self.global_count, self.block = global_count, block
+        self.enabled = True
+        self.deterministic = False
+
+        query = torch.arange(length)[:, None]
+        key = torch.arange(length)[None, :]
+        if structure == "free":
+            position = query * length + key
+        elif structure == "symmetric":
+            low, high = torch.minimum(query, key), torch.maximum(query, key)
+            position = high * (high + 1) // 2 + low
+        elif structure == "block":
+            position = query // block * math.ceil(length / block) + key // block
+        elif signed:
+            position = key - query + length - 1
+        else:
+            position = (key - query).abs()
+        self.register_buffer("position", position.flatten(), persistent=False)
+        self.extra_rows = global_count if structure == "toeplitz+global" else 0
+        covered = position.flatten().bincount() / length**2
+        lines = torch.full((2 * self.extra_rows,), 1 / length)
+        self.register_buffer("coverage", torch.cat([covered, lines]), persistent=False)
+        shape = (layers, heads, len(self.coverage))
+        self.logits = nn.Parameter(torch.full(shape, float(initial)))
+        if initial_density is not None:
+            with torch.no_grad():
+                self.logits.sub_(self.shift_to(self.logits.detach(), initial_density))
+        self.generators: dict[torch.device, torch.Generator] = {}
+        self.drawn: Tensor | None = None
+        self.fixed: Tensor | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, as plain data."""
+        names = (
+            *("structure", "length", "heads", "layers", "signed", "form", "hard", "noise"),
+            *("temperature", "initial", "initial_density", "global_count", "block", "seed"),
+        )
+        return {name: getattr(self, name) for name in names}
+
+    def table(self, values: Tensor) -> Tensor:
+        """Expands one value in [0, 1] per gate to one per edge; an edge's gates combine by or.
+
+        Args:
+            values: float `[layers, heads, gates]`.
+
+        Returns:
+            float `[layers, heads, length, length]`.
+        """
+        shape = (*values.shape[:2], self.length, self.length)
+        count = self.extra_rows
+        if self.structure == "free":
+            return values.view(shape)
+        own = values[..., : values.shape[-1] - 2 * count]
+        edges = own.flatten(0, 1).index_select(1, self.position).view(shape)
+        if count:
+            rest = self.length - count
+            row = F.pad(values[..., -2 * count : -count], (0, rest))[..., :, None]
+            column = F.pad(values[..., -count:], (0, rest))[..., None, :]
+            edges = edges + row - edges * row
+            edges = edges + column - edges * column
+        return edges
+
+    def draw(self) -> None:
+        """Samples every gate once; the next calls of `attend` use this sample."""
+        if not self.enabled or self.fixed is not None:
+            self.drawn = self.fixed if self.enabled else None
+            return
+        logits = self.logits.float()
+        if self.training and not self.deterministic:
+            uniform = torch.rand(
+                logits.shape, generator=self.source(logits.device), device=logits.device
+            ).clamp_(1e-6, 1 - 1e-6)
+            logits = (logits + uniform.logit()) / (self.temperature * self.cooled)
+        soft = logits.sigmoid()
+        if self.noise == "hard-concrete":
+            soft = (soft * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
+        if self.hard:
+            soft = (soft.detach() > 0.5).float() + (soft - soft.detach())
+        self.drawn = self.table(soft)
+
+    def source(self, device: torch.device) -> torch.Generator:
+        """The generator of the sampling noise on that device."""
+        if device not in self.generators:
+            seed = generator(self.seed, 0x6A7E).initial_seed()
+            self.generators[device] = torch.Generator(device).manual_seed(seed)
+        return self.generators[device]
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """One layer's attention under the drawn gates; see `contracts.GateBank.attend`.
+
+        Sequences shorter than `length` use its first positions; fewer queries than keys are the
+        last ones (decoding with a cache).
+
+        Raises:
+            LengthError: If there are more than `length` keys.
+            HeadCountError: If the query's heads are not the gates' (and the gates not shared).
+            LayerCountError: If the layer is beyond the gates' (and the gates not shared).
+            RuntimeError: If nothing has been drawn.
+        """
+        if not self.enabled:
+            seen = attention_mask(visible, bias, query.dtype)
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
+            )
+        if self.drawn is None:
+            raise RuntimeError(
+                "gates are drawn once per forward pass, and none are; call draw() first "
+                "(masksearch.attach does so for the whole model)"
+            )
+        if not (self.layers == 1 or 0 <= layer < self.layers):
+            raise LayerCountError(
+                f"these gates have {self.layers} layers, asked for layer {layer}; "
+                "build them with the model's number of layers, or layers=1 to share them"
+            )
+        if self.heads not in (1, query.shape[1]):
+            raise HeadCountError(
+                f"these gates have {self.heads} heads, the attention {query.shape[1]}; "
+                "build them with the model's number of heads, or heads=1 to share them"
+            )
+        queries, keys = query.shape[-2], key.shape[-2]
+        if keys > self.length or queries > keys:
+            raise LengthError(
+                f"these gates hold {self.length} positions, got {queries} queries and {keys} keys"
+                "; build them with the longest sequence's length"
+            )
+        gate = self.drawn[0 if self.layers == 1 else layer]
+        if queries < self.length:
+            gate = gate[:, keys - queries : keys, :keys]
+        return self.acts(
+            query, key, value, visible, gate, dropout=dropout, scaling=scaling, bias=bias
+        )
+
+    @property
+    def acts(self) -> Form:
+        """How a gate acts on one attention call."""
+        return FORMS[self.form]
+
+    def chances(self, logits: Tensor) -> Tensor:
+        """Chance that a gate with that logit is not closed, at the uncooled temperature."""
+        if self.noise == "hard-concrete":
+            logits = logits - self.temperature * math.log(STRETCH / (1 + STRETCH))
+        return logits.sigmoid()
+
+    def probabilities(self) -> Tensor:
+        """Chance of each edge: float `[layers, heads, length, length]`, differentiable."""
+        return self.table(self.chances(self.logits.float()))
+
+    def density(self) -> Tensor:
+        """Mean probability over the table of all edges: float `[layers, heads]`, differentiable.
+
+        A gate costs what it covers: a Toeplitz gate counts once for each of its edges.
+        """
+        return self.density_of(self.logits.float())
+
+    def density_of(self, logits: Tensor) -> Tensor:
+        """The density that these logits, `[.., heads, gates]`, would give: `[.., heads]`."""
+        chances = self.chances(logits)
+        if not self.extra_rows:  # every edge has one gate
+            return (chances * self.coverage).sum(-1)
+        return self.table(chances).mean((-2, -1))
+
+    def shift_to(self, logits: Tensor, density: float) -> float:
+        """What to subtract from every logit for that density; below 0 where they must rise.
+
+        Args:
+            logits: float `[layers | 1, heads, gates]`.
+            density: Mean probability of an edge, in (0, 1); it is met within about 1e-5.
+        """
+
+        def excess(shift: float) -> float:
+            return self.density_of(logits.double() - shift).mean().item() - density
+
+        high, low = 0.05, -0.05
+        while excess(high) > 0 and high < 1e3:
+            high *= 4
+        while excess(low) < 0 and low > -1e3:
+            low *= 4
+        return float(brentq(excess, low, high, xtol=1e-4))
+
+    def extra_repr(self) -> str:
+        """What `repr` shows."""
+        sign = ", signed" if self.signed else ""
+        return (
+            f"{self.structure}{sign}, length={self.length}, heads={self.heads}, "
+            f"layers={self.layers}, form={self.form}"
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Gates:
+        """Moves with the model, but stays fp32: bf16 cannot hold small steps of a logit."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for tensor in (self.logits, self.coverage):
+            tensor.data = tensor.data.float()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the sample at hand (part of a graph); generators as their states."""
+        states = {device: source.get_state() for device, source in self.generators.items()}
+        return {**self.__dict__, "drawn": None, "generators": states}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        states = state.pop("generators")
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.generators = {}
+        for device, stored in states.items():
+            self.generators[device] = torch.Generator(device)
+            self.generators[device].set_state(stored)

@@ -1,0 +1,217 @@
+"""Loggers of a search: every record, and the front after it, as CSV or for TensorBoard.
+
+Those that speak to a server (MLflow, Weights & Biases) are in `trackers`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from masksearch.contracts import Listener, Objective
+from masksearch.errors import SearchError, unknown_name
+from masksearch.loggers.ledger import Entry, Ledger, RecordLogger, cut_to_whole_lines, required
+from masksearch.masks.measure import MEASURES
+
+LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
+TEXTS = ("number", "status", "origin", "seed", "fingerprint", "protocol")
+
+
+class CsvLogger(RecordLogger):
+    """Appends one row a record to a CSV file that any spreadsheet opens.
+
+    The columns depend on the objectives only: number, status, origin, seed, fingerprint,
+    protocol, mask, step, seconds, every objective, every measure, on_front (whether the record
+    was on the front when it came), front_size, hypervolume, `values` and `params` as JSON,
+    error (its last line). A resumed search adds the rows that are missing and no other.
+
+    Args:
+        path: The file; its folder is made if it is missing.
+        objectives: Those of the study.
+
+    Raises:
+        SearchError: When the file turns out to have other columns.
+    """
+
+    place = "CSV log"
+
+    def __init__(self, path: Path | str, objectives: Sequence[Objective]) -> None:
+        super().__init__(objectives)
+        self.path = Path(path)
+        scores = [o.name for o in self.objectives if o.name not in MEASURES]
+        self.columns = (
+            *(*TEXTS, "mask", "step", "seconds", *scores, *MEASURES),
+            *("on_front", "front_size", "hypervolume", "values", "params", "error"),
+        )
+
+    def start(self) -> None:
+        """Writes the header, or reads what a file with the same header holds."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cut_to_whole_lines(self.path)
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            self.append(self.columns)
+            return
+        with self.path.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            if tuple(rows.fieldnames or ()) != self.columns:
+                raise SearchError(
+                    f"{self.path} has the columns {', '.join(rows.fieldnames or ())}, and this "
+                    f"search writes {', '.join(self.columns)}; choose another file"
+                )
+            for row in rows:
+                number, status, origin, seed, *prints = (row[name] for name in TEXTS)
+                self.known.add(json.dumps([int(number), status, origin, int(seed), *prints]))
+
+    def write(self, entry: Entry) -> None:
+        """Appends one row."""
+        record, state = entry.record, entry.state
+        row = {
+            **record.measures,
+            **record.values,
+            **{name: getattr(record, name) for name in TEXTS},
+            "mask": entry.mask,
+            "step": record.step,
+            "seconds": record.seconds,
+            "on_front": int(state.joined),
+            "front_size": len(state.front),
+            "hypervolume": state.hypervolume if math.isfinite(state.hypervolume) else "",
+            "values": json.dumps(dict(record.values)),
+            "params": json.dumps(dict(record.params), default=str),
+            "error": entry.error,
+        }
+        self.append([row.get(name, "") for name in self.columns])
+
+    def append(self, cells: Sequence[object]) -> None:
+        """One line, on disk when this returns; line breaks within a cell become spaces."""
+        cut_to_whole_lines(self.path)
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells])
+
+    def stop(self, error: BaseException | None) -> None:
+        """Nothing is held open."""
+
+
+class TensorBoardLogger(RecordLogger):
+    """Event files for TensorBoard, written by its own writer.
+
+    The search is one run of TensorBoard: front/size, front/hypervolume and the counts over
+    the number of finished records, every record's values and measures over its number, and the
+    front as a text table whenever it changes. Every trial is a run of its own, `trials/NUMBER`:
+    its curve over optimiser steps, and its parameters and results for the HPARAMS tab.
+
+    Args:
+        folder: Where to; `tensorboard --logdir FOLDER` shows it.
+        objectives: Those of the study.
+
+    Raises:
+        SearchError: If tensorboard is not installed.
+    """
+
+    place = "TensorBoard log"
+
+    def __init__(self, folder: Path | str, objectives: Sequence[Objective]) -> None:
+        super().__init__(objectives)
+        required("tensorboard", "tensorboard")
+        self.library = required("torch.utils.tensorboard", "tensorboard")
+        self.hparams = required("torch.utils.tensorboard.summary", "tensorboard").hparams
+        self.folder = Path(folder)
+        self.ledger = Ledger(self.folder / "logged.txt")
+        self.writer: Any = None
+
+    def start(self) -> None:
+        """Opens a new event file; TensorBoard joins it with those of earlier calls."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.known = self.ledger.read()
+        self.writer = self.library.SummaryWriter(str(self.folder))
+
+    def write(self, entry: Entry) -> None:
+        """The search's figures and the trial's own run, on disk when this returns."""
+        record, step = entry.record, entry.state.finished
+        for name, value in entry.totals.items():
+            self.writer.add_scalar(name, value, step)
+        for name, value in entry.figures.items():
+            self.writer.add_scalar(f"record/{name}", value, record.number)
+        if entry.state.joined:
+            rows = entry.front(self.objectives)
+            table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+            lines = ["| " + " | ".join(cell(c) for c in row) + " |" for row in table]
+            self.writer.add_text("front", "\n".join(lines), step)
+        self.writer.add_text(
+            f"record/{record.status}",
+            "\n\n".join(f"{name}: {text}" for name, text in entry.texts.items() if text),
+            record.number,
+        )
+        self.writer.flush()
+        with self.library.SummaryWriter(str(self.folder / "trials" / str(record.number))) as own:
+            for report in record.curve:
+                for name, value in report.values.items():
+                    own.add_scalar(name, value, report.step)
+            texts = {n: t for n, t in entry.texts.items() if n != "error" or t}
+            params = {f"params.{n}": plain(v) for n, v in record.params.items()}
+            finals = {f"final/{name}": value for name, value in entry.figures.items()}
+            for summary in self.hparams({**texts, **params}, finals):
+                own.file_writer.add_summary(summary)
+            for name, value in finals.items():
+                own.add_scalar(name, value, record.step)
+        self.ledger.add(entry.key)
+
+    def stop(self, error: BaseException | None) -> None:
+        """Closes the event file."""
+        self.writer.close()
+
+
+def plain(value: object) -> bool | float | str:
+    """A parameter as TensorBoard takes it: bool, number or text."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def cell(value: object) -> str:
+    """A cell of a Markdown table."""
+    return str(f"{value:.6g}" if isinstance(value, float) else value).replace("|", "\\|")
+
+
+@contextmanager
+def opened_loggers(
+    names: Sequence[str], run: Path, objectives: Sequence[Objective]
+) -> Iterator[list[Listener]]:
+    """The loggers of a command line, closed at the end; their files are below the run folder.
+
+    `csv` writes log.csv, `tensorboard` the folder tensorboard, `mlflow` the SQLite file
+    mlflow/mlflow.db (unless MLFLOW_TRACKING_URI names another store), `wandb` the folder wandb
+    (its account and mode come from its own settings, WANDB_MODE=offline among them).
+
+    Args:
+        names: Of `LOGGERS`; one that is named twice counts once.
+        run: The run folder.
+        objectives: Those of the study.
+
+    Raises:
+        UnknownNameError: If a name is unknown; names the nearest.
+        SearchError: If a library is not installed.
+    """
+    for name in names:
+        if name not in LOGGERS:
+            raise unknown_name("logger", name, LOGGERS)
+    with ExitStack() as stack:
+        yield [stack.enter_context(named_logger(n, run, objectives)) for n in dict.fromkeys(names)]
+
+
+def named_logger(name: str, run: Path, objectives: Sequence[Objective]) -> RecordLogger:
+    """One of `LOGGERS`, with its files below the run folder."""
+    from masksearch.loggers.trackers import MlflowLogger, WandbLogger
+
+    title = run.resolve().name
+    match name:
+        case "csv":
+            return CsvLogger(run / "log.csv", objectives)
+        case "tensorboard":
+            return TensorBoardLogger(run / "tensorboard", objectives)
+        case "mlflow":
+            return MlflowLogger("masksearch", objectives, folder=run / "mlflow", name=title)
+    return WandbLogger("masksearch", objectives, folder=run, name=title)

@@ -1,0 +1,153 @@
+"""Attention maps: where a trained model looks, on average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from masksearch.contracts import Batch
+from masksearch.positions.instrument import (
+    Special,
+    carrying,
+    listed,
+    on_device,
+    shape_of,
+    special_keys,
+)
+from masksearch.positions.probes import WatchedAttention
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """Mean attention weights; every share lies in [0, 1].
+
+    Args:
+        maps: float `[layers, heads, n, n]`: mean P of each pair over the sequences in which both
+            are real tokens; 0 where a pair is never visible.
+        offsets: -(n - 1) .. n - 1, the key's position minus the query's.
+        by_offset: float `[layers, heads, 2n - 1]`: mean P over an offset's visible pairs; NaN
+            where it has none.
+        diagonal: float `[layers, heads]`: mean over real queries of P on their own key.
+        diagonal_chance: The same for weights that are equal over the visible keys.
+        special: Name -> float `[layers, heads]`: mean over real queries of their P on such
+            tokens, summed over a sequence's.
+        special_chance: The same for equal weights.
+        sequences: Number of sequences.
+    """
+
+    maps: Tensor
+    offsets: tuple[int, ...]
+    by_offset: Tensor
+    diagonal: Tensor
+    diagonal_chance: Tensor
+    special: Mapping[str, Tensor] = field(default_factory=dict)
+    special_chance: Mapping[str, Tensor] = field(default_factory=dict)
+    sequences: int = 0
+
+    def frame(self) -> pd.DataFrame:
+        """Long table: kind (`offset`, `diagonal`, `special`), unit, layer, head, share, chance.
+
+        `share` is P per pair for offsets, and the mass per query for the others.
+        """
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        layers, heads = self.maps.shape[:2]
+        for layer in range(layers):
+            for head in range(heads):
+                where = {"layer": layer, "head": head}
+                for offset, share in zip(
+                    self.offsets, self.by_offset[layer, head].tolist(), strict=True
+                ):
+                    rows.append({"kind": "offset", "unit": offset, **where, "share": share})
+                chance = self.diagonal_chance[layer, head].item()
+                share = self.diagonal[layer, head].item()
+                both = {"share": share, "chance": chance}
+                rows.append({"kind": "diagonal", "unit": "diagonal", **where, **both})
+                for name, shares in self.special.items():
+                    chance = self.special_chance[name][layer, head].item()
+                    both = {"share": shares[layer, head].item(), "chance": chance}
+                    rows.append({"kind": "special", "unit": name, **where, **both})
+        columns = ["kind", "unit", "layer", "head", "share", "chance"]
+        return pd.DataFrame(rows, columns=columns)
+
+
+def offset_sums(table: Tensor) -> Tensor:
+    """Sums over each offset j - i: `[.., n, n]` -> `[.., 2n - 1]`, from -(n - 1) up."""
+    length = table.shape[-1]
+    position = torch.arange(length, device=table.device)
+    index = (position[None, :] - position[:, None] + length - 1).flatten()
+    sums = table.new_zeros(*table.shape[:-2], 2 * length - 1)
+    return sums.index_add_(-1, index, table.flatten(-2))
+
+
+@torch.no_grad()
+def attention_maps(
+    model: nn.Module, batches: Iterable[Batch], *, special: Special | None = None
+) -> AttentionMaps:
+    """Measures where a model looks, in eval mode; nothing about the model changes.
+
+    Padded positions count neither as queries nor as keys. A mask on the model stays in force.
+
+    Args:
+        model: A Hugging Face model, or a module that contains one.
+        batches: List of dicts of tensors, keyword arguments of the model, all of one length n.
+        special: Name -> token id (or several ids), found wherever it stands in each sequence;
+            needs `input_ids` in the batches.
+
+    Raises:
+        AttachError: If the model's attention cannot be reached, or gates are on it.
+        LengthError: If the batches differ in length.
+        ValueError: If there is no batch, or their number is not known.
+    """
+    found = listed(batches)
+    shape = shape_of(model, found[0])
+    size = (shape.layers, shape.heads)
+    total = torch.zeros(*size, shape.length, shape.length, dtype=torch.float64)
+    count = torch.zeros_like(total)
+    queries = torch.zeros(size, dtype=torch.float64)
+    chance = torch.zeros(size, dtype=torch.float64)
+    mass = {name: torch.zeros(size, dtype=torch.float64) for name in special or {}}
+    expected = {name: torch.zeros(size, dtype=torch.float64) for name in special or {}}
+    standing: dict[str, Tensor] = {}
+
+    def seen(layer: int, weights: Tensor, valid: Tensor) -> None:
+        valid = valid.expand(weights.shape)
+        weights = weights * valid
+        keys = valid.sum(-1).clamp_min(1)
+        total[layer] += weights.double().sum(0).cpu()
+        count[layer] += valid.sum(0).cpu()
+        queries[layer] += valid.any(-1).sum((0, 2)).cpu()
+        own = valid.diagonal(dim1=-2, dim2=-1) / keys
+        chance[layer] += own.double().sum((0, 2)).cpu()
+        for name, at in standing.items():
+            there = at[:, None, None, :]
+            mass[name][layer] += (weights * there).double().sum((0, 2, 3)).cpu()
+            share = (valid & there).sum(-1) / keys
+            expected[name][layer] += share.double().sum((0, 2)).cpu()
+
+    bank = WatchedAttention(shape.length, shape.heads, shape.layers, seen)
+    with carrying(model, bank, found[0]):
+        model.eval()
+        for batch in found:
+            batch = on_device(model, batch)
+            standing = special_keys(batch, special)
+            model(**batch)
+    rows = queries.clamp_min(1)
+    return AttentionMaps(
+        (total / count.clamp_min(1)).float(),
+        tuple(range(1 - shape.length, shape.length)),
+        (offset_sums(total) / offset_sums(count)).float(),
+        (total.diagonal(dim1=-2, dim2=-1).sum(-1) / rows).float(),
+        (chance / rows).float(),
+        {name: (part / rows).float() for name, part in mass.items()},
+        {name: (part / rows).float() for name, part in expected.items()},
+        sum(len(next(iter(batch.values()))) for batch in found),
+    )

@@ -1,0 +1,289 @@
+"""What stands in a layer's attention while its positions are studied.
+
+Every class here follows `contracts.GateBank`, so that `attach` puts it on any model that it
+reaches. All of them see the attention that the model computes anyway: its padding, its
+causality, and the mask that is attached to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from masksearch.errors import LengthError
+from masksearch.gates.estimators import attention_mask, flip
+
+Seen = Callable[[int, Tensor, Tensor], None]
+
+
+def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+    """Pairs of real tokens in which the query may attend to the key.
+
+    A position that no query can see is padding; its row then does not count either.
+
+    Args:
+        visible: The model's own bool `[batch | 1, heads | 1, n, n]`, or None = everything.
+        batch: Sequences.
+        length: Positions n.
+        device: Where the result lies.
+
+    Returns:
+        bool `[batch, heads | 1, n, n]`.
+    """
+    if visible is None:
+        return torch.ones(1, 1, length, length, dtype=torch.bool, device=device).expand(
+            batch, -1, -1, -1
+        )
+    visible = visible.expand(batch, -1, length, length)
+    real = visible.any(-2).any(1)
+    return visible & real[:, None, :, None]
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    visible: Tensor | None,
+    scaling: float,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """softmax(scores + bias) `[batch, heads, queries, keys]`, fp32 or wider; 0 where invisible.
+
+    A row without a visible key is 0 throughout.
+    """
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if bias is not None:
+        scores = scores + bias
+    if visible is None:
+        return scores.softmax(-1)
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(~visible, lowest).softmax(-1) * visible
+
+
+class Studied(nn.Module):
+    """Common to all: the sizes, the mask that is in force, and which pairs count.
+
+    Args:
+        length: Positions of every batch.
+        heads: Heads of a layer of the model.
+        layers: Layers of the model.
+
+    Attributes:
+        under: Layer -> bool `[1, heads | 1, n, n]`, the mask that was attached to the model.
+    """
+
+    def __init__(self, length: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.length, self.heads, self.layers = length, heads, layers
+        self.under: dict[int, Tensor] = {}
+
+    def draw(self) -> None:
+        """Nothing is random here."""
+
+    def pairs(
+        self, layer: int, query: Tensor, key: Tensor, visible: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """What the model's softmax runs over, and the pairs that count (see `valid_pairs`).
+
+        Raises:
+            LengthError: If the sequences are not `length` positions long.
+        """
+        queries, keys = query.shape[-2], key.shape[-2]
+        if queries != keys or keys != self.length:
+            raise LengthError(
+                f"every batch has the length of the first one, {self.length} positions, got "
+                f"{queries} queries and {keys} keys; pad the batches to one length, without cache"
+            )
+        valid = valid_pairs(visible, query.shape[0], keys, query.device)
+        kept = self.under.get(layer)
+        if kept is None:
+            return visible, valid
+        return (kept if visible is None else visible & kept), valid & kept
+
+
+class WatchedAttention(Studied):
+    """The model's own attention, shown to `seen(layer, weights, valid)` on the way.
+
+    Weights are P `[batch, heads, n, n]`, and with gradients enabled they require one.
+    """
+
+    def __init__(self, length: int, heads: int, layers: int, seen: Seen) -> None:
+        super().__init__(length, heads, layers)
+        self.seen = seen
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """P V; see `contracts.GateBank.attend`."""
+        visible, valid = self.pairs(layer, query, key, visible)
+        weights = attention_weights(query, key, visible, scaling, bias)
+        if torch.is_grad_enabled() and not weights.requires_grad:  # a model of frozen weights
+            weights.requires_grad_()
+        self.seen(layer, weights, valid)
+        return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+class FlippedAttention(Studied):
+    """The model's own attention with an open gate on every edge of every sequence.
+
+    `seen(layer, gate, valid)` gets the gates, ones `[batch * heads, n, n]`, whose gradient is
+    that of `gates.forms.flip`.
+    """
+
+    def __init__(self, length: int, heads: int, layers: int, seen: Seen) -> None:
+        super().__init__(length, heads, layers)
+        self.seen = seen
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """P V; see `contracts.GateBank.attend`. Sequences stand where heads do."""
+        visible, valid = self.pairs(layer, query, key, visible)
+        batch, heads, length, _ = query.shape
+        gate = torch.ones(batch * heads, length, length, device=query.device, requires_grad=True)
+        if visible is not None:
+            visible = visible.expand(batch, heads, -1, -1).flatten(0, 1)[None]
+        if bias is not None:
+            bias = bias.expand(batch, heads, -1, -1).flatten(0, 1)[None]
+        self.seen(layer, gate, valid)
+        rows, columns, content = (part.flatten(0, 1)[None] for part in (query, key, value))
+        out = flip(
+            rows, columns, content, visible, gate, dropout=dropout, scaling=scaling, bias=bias
+        )
+        return out.view(query.shape)
+
+
+class ThinnedAttention(Studied):
+    """Exact attention without the pairs `removed`, renormalised over the remaining keys.
+
+    A row that would be left without any key keeps what it has: nothing is dropped there.
+
+    Attributes:
+        removed: bool `[batch | 1, 1, n, n]`, or None = nothing.
+        layer: The only layer in which pairs are dropped; None = all.
+        head: The only head in which pairs are dropped; None = all.
+        cells: Of each call that dropped, the mean number of dropped pairs a sequence and head.
+    """
+
+    def __init__(self, length: int, heads: int, layers: int) -> None:
+        super().__init__(length, heads, layers)
+        self.removed: Tensor | None = None
+        self.layer: int | None = None
+        self.head: int | None = None
+        self.cells: list[float] = []
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """Masked attention; see `contracts.GateBank.attend`."""
+        visible, valid = self.pairs(layer, query, key, visible)
+        if self.removed is not None and self.layer in (None, layer):
+            whole = visible
+            if whole is None:
+                whole = torch.ones(1, 1, self.length, self.length, dtype=torch.bool)
+                whole = whole.to(query.device)
+            kept = whole & ~(self.removed & valid)
+            kept = kept | (whole & ~kept.any(-1, keepdim=True))
+            self.cells.append((valid & ~kept).sum((-2, -1)).double().mean().item())
+            if self.head is not None:
+                chosen = torch.arange(query.shape[1], device=query.device) == self.head
+                kept = torch.where(chosen[None, :, None, None], kept, whole)
+            visible = kept
+        seen = attention_mask(visible, bias, query.dtype)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
+        )
+
+
+class ScaledAttention(Studied):
+    """(P * A) V with A = sigmoid(logits): every attention weight has a learned scale.
+
+    The weights are scaled after the softmax and not renormalised.
+
+    Args:
+        length: Positions.
+        heads: Heads of a layer of the model.
+        layers: Layers of the model.
+        per_layer: Whether each layer has scales of its own.
+        per_head: Whether each head has.
+        initial: First value of every logit; 0 = a scale of 1/2.
+        seen: Called with the layer, A `[heads | 1, n, n]` and the valid pairs.
+
+    Attributes:
+        logits: float `[layers | 1, heads | 1, n, n]`.
+
+    Reference: SparseBERT, arXiv 2102.12871 (importance of attention positions).
+    """
+
+    def __init__(
+        self,
+        length: int,
+        heads: int,
+        layers: int,
+        *,
+        per_layer: bool = True,
+        per_head: bool = True,
+        initial: float = 0.0,
+        seen: Seen | None = None,
+    ) -> None:
+        super().__init__(length, heads, layers)
+        shape = (layers if per_layer else 1, heads if per_head else 1, length, length)
+        self.logits = nn.Parameter(torch.full(shape, float(initial)))
+        self.seen = seen
+
+    def scales(self) -> Tensor:
+        """A, float `[layers | 1, heads | 1, n, n]` in (0, 1)."""
+        return self.logits.sigmoid()
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """(P * A) V; see `contracts.GateBank.attend`."""
+        visible, valid = self.pairs(layer, query, key, visible)
+        scale = self.logits[layer if len(self.logits) > 1 else 0].sigmoid()
+        if self.seen is not None:
+            self.seen(layer, scale, valid)
+        weights = attention_weights(query, key, visible, scaling, bias) * scale
+        return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+Bank = WatchedAttention | FlippedAttention | ThinnedAttention | ScaledAttention

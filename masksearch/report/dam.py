@@ -1,0 +1,197 @@
+"""The report's section on DAM: health cards, their figures, and what several runs say together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from masksearch.contracts import OneShot, Record
+from masksearch.report.figures.dam import (
+    plot_agreement,
+    plot_dam,
+    plot_decided,
+    plot_gates,
+    plot_losses,
+    plot_offsets,
+    plot_response,
+)
+from masksearch.report.tables import Table, health_table
+
+CARDS = 4  # runs that are shown in full at most
+
+
+@dataclass(frozen=True, eq=False)
+class DamCard:
+    """One DAM run whose gates could be read.
+
+    Args:
+        title: Which run it is.
+        record: Of its one-shot job.
+        health: The fields of `masksearch.gates.diagnostics.Health`.
+        probabilities: float `[layers, heads, n, n]`.
+        warmup_steps: Steps before the gates acted.
+    """
+
+    title: str
+    record: Record
+    health: Mapping[str, Any]
+    probabilities: Tensor
+    warmup_steps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DamRuns:
+    """What a page says about its DAM runs.
+
+    Args:
+        cards: One a run.
+        agreements: Name -> `masksearch.gates.diagnostics.Agreement` of runs that differ in their
+            seed only.
+        responses: `masksearch.gates.diagnostics.Response` of runs that differ in the setting of
+            their density control, one for each control.
+        missing: Lines on gates that could not be read.
+    """
+
+    cards: Sequence[DamCard] = ()
+    agreements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    responses: Sequence[Mapping[str, Any]] = ()
+    missing: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the section, with its texts; `half` ones share a row."""
+
+    key: str
+    figure: Figure
+    alt: str
+    caption: str
+    half: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the page shows of one run: sentences, a table, and the keys of its figures."""
+
+    title: str
+    problems: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    table: Table = field(default_factory=Table)
+    wide: Sequence[str] = ()
+    half: Sequence[str] = ()
+
+
+def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int | None, Picture]]:
+    """Every figure of the section, with the number of its card (None = of several runs).
+
+    Args:
+        runs: Cards; the first `CARDS` are drawn in full.
+        records: Of the page; one-shot jobs without a card get their curve only.
+    """
+    for index, card in enumerate(runs.cards[:CARDS]):
+        for picture in card_pictures(card, f"dam_{index}" if len(runs.cards) > 1 else "dam"):
+            yield index, picture
+    shown = {id(card.record) for card in runs.cards[:CARDS]}
+    curves = [
+        record
+        for record in records
+        if isinstance(record.job, OneShot) and record.curve and id(record) not in shown
+    ]
+    alone = len(curves) == 1 and not shown
+    titles = {id(card.record): card.title for card in runs.cards}
+    for index, record in enumerate(curves, start=len(shown)):
+        yield (
+            None,
+            Picture(
+                "dam" if alone else f"dam_{index}",
+                plot_dam(record.curve),
+                "DAM's density and loss over the training steps",
+                f"{titles.get(id(record), f'Trial {record.number}')}: density of the gates with "
+                "its target, and the loss.",
+            ),
+        )
+    if runs.agreements:
+        yield (
+            None,
+            Picture(
+                "dam_agreement",
+                plot_agreement(runs.agreements),
+                "Overlap of the masks of several seeds against chance",
+                "Do seeds find the same mask? Bars: mean intersection over union of two seeds' "
+                "masks, cut at the target density; points: each pair; black lines: gates with "
+                "random values.",
+            ),
+        )
+    for index, response in enumerate(runs.responses):
+        yield (
+            None,
+            Picture(
+                f"dam_response_{index}" if index else "dam_response",
+                plot_response(response),
+                f"Density and loss over the {response['setting']} that was set",
+                "Does the control of density work? Each point is a run (loss: gates "
+                "rounded); lines go through the means of runs with the same setting.",
+            ),
+        )
+
+
+def card_pictures(card: DamCard, key: str) -> Iterator[Picture]:
+    """The figures of one run; `key` begins their names."""
+    yield Picture(
+        key,
+        plot_dam(card.record.curve, card.warmup_steps),
+        "DAM's density and loss over the training steps",
+        "Density of the gates with its target, and the training loss.",
+    )
+    yield Picture(
+        f"{key}_gates",
+        plot_gates(card.probabilities),
+        "Gate probabilities of every layer and head",
+        "Probability of every edge at the end: queries down, keys across; above each panel its "
+        "density.",
+    )
+    yield Picture(
+        f"{key}_offsets",
+        plot_offsets(card.probabilities),
+        "Gate probabilities by signed offset",
+        "Where the mass lies: mean probability of an edge by key minus query.",
+    )
+    yield Picture(
+        f"{key}_losses",
+        plot_losses(card.health["losses"]),
+        "Held-out losses: soft, sampled, discretised, retrained",
+        "From soft gates to a mask of its own: the first three share their weights.",
+        half=True,
+    )
+    yield Picture(
+        f"{key}_decided",
+        plot_decided(card.probabilities),
+        "Histogram of the gate probabilities",
+        "How decided the gates are; shaded: undecided.",
+        half=True,
+    )
+
+
+def part_of(card: DamCard, pictures: Sequence[Picture]) -> Part:
+    """A card as the page shows it."""
+    problems, notes = card.health["problems"], card.health["notes"]
+    return Part(
+        card.title,
+        [sentence(line) for line in problems],
+        [
+            *(sentence(line) for line in notes),
+            *(f"Said while it ran: {line}." for line in card.health["warnings"]),
+        ],
+        health_table(card.health),
+        [picture.key for picture in pictures if not picture.half],
+        [picture.key for picture in pictures if picture.half],
+    )
+
+
+def sentence(line: str) -> str:
+    """A line with a capital and a full stop."""
+    return f"{line[:1].upper()}{line[1:]}."

@@ -1,0 +1,354 @@
+"""Figures of a DAM run: its gates, its course, and what several runs say together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
+from torch import Tensor
+
+from masksearch.contracts import Report
+from masksearch.report.figures.front import INK, SPARE, clean, new_figure
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
+GATES = "Blues"  # probability 0 = white
+WIDEST = 9.0  # inches of the heat maps
+SIDE = 2.0  # inches of one heat map, at most
+NAMED = 32  # panels that get their density written above them, at most
+BINS = 20  # of the histogram
+HALF = (5.2, 3.7)  # inches of a figure that shares a row of the page
+CHAIN = (
+    ("relaxed", "soft\ngates"),
+    ("sampled", "sampled\ngates"),
+    ("discretised", "mask cut\nat target"),
+    ("retrained", "mask, trained\nfrom scratch"),
+)
+TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
+
+
+def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
+    """DAM's density (log scale) with its target, and its loss, over the training steps.
+
+    Args:
+        curve: Reports with `density` and, where known, `target` (both in (0, 1]) and `loss`.
+        warmup_steps: Steps before the gates acted; shaded.
+    """
+    figure = new_figure(8.4, 5.6)
+    density, loss = figure.subplots(2, 1, sharex=True)
+    for name, colour, style in (("density", ORANGE, "-"), ("target", INK, "--")):
+        points = [(r.step, r.values[name]) for r in curve if r.values.get(name, 0.0) > 0]
+        if points:
+            x, y = zip(*points, strict=True)
+            density.plot(x, y, style, color=colour, linewidth=1.8, label=name)
+    points = [(r.step, r.values["loss"]) for r in curve if "loss" in r.values]
+    if points:
+        loss.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.6)
+    clean(density, "", "density (kept share of cells)")
+    clean(loss, "optimiser steps", "training loss (nats)")
+    if density.lines:
+        density.set_yscale("log")
+        density.yaxis.set_major_formatter(ScalarFormatter())
+        density.yaxis.set_minor_locator(NullLocator())
+        low, high = density.get_ylim()
+        shown = [tick for tick in TICKS if low <= tick <= high]
+        if len(shown) >= 2:
+            density.set_yticks(shown, [f"{tick:g}" for tick in shown])
+        density.legend(fontsize=10, frameon=False)
+    if curve and warmup_steps > 0:
+        for axes in (density, loss):
+            axes.axvspan(0, warmup_steps, color="#EEF1F4", zorder=0, linewidth=0)
+        loss.annotate(
+            "warm-up: dense attention",
+            (0, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -4),
+            textcoords="offset points",
+            ha="left",
+            va="top",
+            fontsize=9,
+            color="#555555",
+        )
+    return figure
+
+
+def plot_gates(probabilities: Tensor) -> Figure:
+    """A heat map of every layer (down) and head (across): queries down, keys across.
+
+    All panels share the scale from 0 to 1; up to 32 panels have their density above them.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]` in [0, 1]; an axis of 1 is called "all".
+    """
+    p = probabilities.detach().float().cpu()
+    layers, heads, length, _ = p.shape
+    named = layers * heads <= NAMED
+    gap = max(1, length // 16)  # cells between two panels
+    side = min(SIDE, WIDEST / heads * length / (length + gap))
+    above = max(gap, round(0.2 * length / side)) if named else gap  # room for a line of text
+    pitch = (length + above, length + gap)
+    image = np.full((layers * pitch[0], heads * pitch[1] - gap), np.nan)
+    for layer in range(layers):
+        for head in range(heads):
+            top, left = layer * pitch[0] + above, head * pitch[1]
+            image[top : top + length, left : left + length] = p[layer, head].numpy()
+    scale = side / length  # inches of a cell
+    figure = new_figure(
+        max(3.6, image.shape[1] * scale + 1.7), max(2.2, image.shape[0] * scale + 0.7)
+    )
+    axes = figure.add_subplot()
+    picture = axes.imshow(image, cmap=GATES, vmin=0, vmax=1, interpolation="none")
+    for layer in range(layers):
+        for head in range(heads):
+            top, left = layer * pitch[0] + above, head * pitch[1]
+            frame(axes, left, top, length)
+            if named:
+                share = 100 * p[layer, head].mean().item()
+                axes.text(
+                    left + length / 2, top - 1, f"{share:.1f}%", ha="center", fontsize=8, color=INK
+                )
+    middle = (length - 1) / 2
+    axes.set_xticks(
+        [head * pitch[1] + middle for head in range(heads)],
+        ["all heads"]
+        if heads == 1
+        else [f"head {head}" if named else f"{head}" for head in range(heads)],
+    )
+    axes.set_yticks(
+        [layer * pitch[0] + above + middle for layer in range(layers)],
+        ["all layers"] if layers == 1 else [f"layer {layer}" for layer in range(layers)],
+    )
+    axes.tick_params(labelsize=9, length=0, colors=INK)
+    axes.spines[:].set_visible(False)
+    if not named:
+        axes.set_xlabel("head", fontsize=10, color=INK)
+    bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=16)
+    bar.set_label("gate probability", fontsize=9, color=INK)
+    bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+def frame(axes: Axes, left: int, top: int, length: int) -> None:
+    """A thin line around a panel of a tiled image."""
+    low, high = -0.5, length - 0.5
+    axes.plot(
+        [left + low, left + high, left + high, left + low, left + low],
+        [top + low, top + low, top + high, top + high, top + low],
+        color="#AAAAAA",
+        linewidth=0.6,
+        clip_on=False,
+    )
+
+
+def plot_offsets(probabilities: Tensor) -> Figure:
+    """Mean probability of an edge by signed offset (key minus query): all heads, and each one.
+
+    The level line is what gates of equal probability would have.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]` in [0, 1].
+    """
+    p = probabilities.detach().float().cpu()
+    layers, heads, length, _ = p.shape
+    offsets = range(1 - length, length)
+    profile = torch.stack([p.diagonal(offset, -2, -1).mean(-1) for offset in offsets], -1)
+    figure = new_figure(8.4, 3.8)
+    axes = figure.add_subplot()
+    clean(axes, "offset (key minus query)", "mean probability of an edge")
+    if layers * heads > 1:
+        for layer in range(layers):
+            for head in range(heads):
+                axes.plot(
+                    offsets,
+                    profile[layer, head].numpy(),
+                    color=SPARE[layer % len(SPARE)][0],
+                    linewidth=0.8,
+                    alpha=0.55,
+                    label=None
+                    if head
+                    else ("each head" if layers == 1 else f"layer {layer}, each head"),
+                )
+    axes.plot(offsets, profile.mean((0, 1)).numpy(), color=INK, linewidth=1.8, label="mean of all")
+    axes.axhline(
+        p.mean().item(), color=GREY, linewidth=1, linestyle=":", label="if all were equal"
+    )
+    axes.set_ylim(-0.02, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if layers <= 6:
+        axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def plot_losses(losses: Mapping[str, float | None]) -> Figure:
+    """The loss chain as bars: soft gates, sampled gates, the mask cut, the mask retrained.
+
+    Above each bar its loss, and in brackets the step from the bar before it.
+
+    Args:
+        losses: Held-out losses in nats under the names `relaxed`, `sampled`, `discretised`,
+            `retrained`; what is None or absent is said to be unknown.
+    """
+    figure = new_figure(*HALF)
+    axes = figure.add_subplot()
+    clean(axes, "", "held-out loss (nats)")
+    axes.grid(visible=False, axis="x")
+    known = [value for name, _ in CHAIN if (value := losses.get(name)) is not None]
+    top = max(known, default=1.0)
+    before: float | None = None
+    for place, (name, _) in enumerate(CHAIN):
+        value = losses.get(name)
+        if value is None:
+            axes.text(place, 0.02 * top, "not\nmeasured", ha="center", fontsize=9, color=GREY)
+            before = None
+            continue
+        fresh = name == "retrained"
+        axes.bar(place, value, width=0.62, color=ORANGE if fresh else BLUE)
+        step = "" if before is None else f"\n({value - before:+.3f})"
+        axes.text(
+            place, value + 0.015 * top, f"{value:.3f}{step}", ha="center", fontsize=9, color=INK
+        )
+        before = value
+    axes.set_xticks(range(len(CHAIN)), [title for _, title in CHAIN], fontsize=9)
+    axes.set_xlim(-0.5, len(CHAIN) - 0.5)
+    axes.set_ylim(0, 1.17 * top)
+    return figure
+
+
+def plot_decided(probabilities: Tensor) -> Figure:
+    """Histogram of the edges' probabilities (log scale): how many gates have decided.
+
+    Between 0.1 and 0.9 (shaded) an edge counts as undecided.
+
+    Args:
+        probabilities: float `[layers, heads, n, n]` in [0, 1].
+    """
+    p = probabilities.detach().float().cpu().flatten()
+    counts = torch.histc(p, BINS, 0, 1)
+    edges = np.linspace(0, 1, BINS + 1)
+    figure = new_figure(*HALF)
+    axes = figure.add_subplot()
+    clean(axes, "probability that an edge is open", "share of the edges (%)")
+    axes.axvspan(0.1, 0.9, color="#EEF1F4", zorder=0, linewidth=0)
+    axes.bar(
+        edges[:-1], 100 * counts.numpy() / len(p), width=1 / BINS, align="edge", color=BLUE,
+        edgecolor="white", linewidth=0.5, zorder=2,
+    )  # fmt: skip
+    bottom = min(0.1, 50 / len(p))  # half an edge, in percent
+    ticks = [10.0**power for power in range(-5, 3) if 10.0**power >= bottom]
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, 250)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(0, 1)
+    undecided = ((p > 0.1) & (p < 0.9)).float().mean().item()
+    axes.annotate(
+        f"undecided: {100 * undecided:.1f}%",
+        (0.5, 0.97),
+        xycoords="axes fraction",
+        ha="center",
+        va="top",
+        fontsize=10,
+        color=INK,
+    )
+    return figure
+
+
+def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Overlap (IoU) of the masks of several seeds, against that of random gates.
+
+    Bars are means over pairs of seeds, points the pairs, black lines chance.
+
+    Args:
+        agreements: Name of the runs -> `seeds`, `iou`, `chance`, `matched`, `matched_chance`,
+            `by_pair`, `matched_by_pair`.
+    """
+    figure = new_figure(max(8.4, 1.6 + 1.9 * len(agreements)), HALF[1])
+    axes = figure.add_subplot()
+    clean(axes, "", "overlap of two seeds' masks (IoU)")
+    axes.grid(visible=False, axis="x")
+    for place, found in enumerate(agreements.values()):
+        kinds = (
+            (-0.2, "iou", "chance", "by_pair", GREY, "heads as they stand"),
+            (0.2, "matched", "matched_chance", "matched_by_pair", BLUE, "heads matched"),
+        )
+        for shift, name, chance, pairs, colour, label in kinds:
+            x = place + shift
+            axes.bar(
+                x, found[name], width=0.34, color=colour, alpha=0.75,
+                label=None if place else label,
+            )  # fmt: skip
+            axes.scatter(
+                [x] * len(found[pairs]), found[pairs], s=14, color="white", edgecolors=INK,
+                linewidths=0.8, zorder=3,
+            )  # fmt: skip
+            axes.plot(
+                [x - 0.19, x + 0.19], [found[chance]] * 2, color="black", linewidth=2, zorder=4,
+                label="chance" if shift > 0 and place == 0 else None,
+            )  # fmt: skip
+    names = [f"{name}\n({found['seeds']} seeds)" for name, found in agreements.items()]
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    spare = max(0.0, 3 - len(names)) / 2  # keeps few bars slender
+    axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
+    axes.set_ylim(0, 1.02)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def plot_response(response: Mapping[str, Any]) -> Figure:
+    """Density reached, and held-out loss, over what the control of density was set to.
+
+    Args:
+        response: `setting` ("penalty" or "density"), `control`, `monotone`, `reversals`, and
+            `points`: mappings with `asked`, `density` and `loss` (None = unknown).
+    """
+    points = response["points"]
+    by_target = response["setting"] == "density"
+    x = "target density" if by_target else "penalty (lambda)"
+    figure = new_figure(8.4, 3.8)
+    reached, loss = figure.subplots(1, 2)
+    clean(reached, x, "density reached")
+    clean(loss, x, "held-out loss (nats)")
+    asked = [point["asked"] for point in points]
+    draw_response(reached, asked, [point["density"] for point in points], ORANGE, "o")
+    known = [(point["asked"], point["loss"]) for point in points if point["loss"] is not None]
+    if known:
+        draw_response(loss, [x for x, _ in known], [y for _, y in known], BLUE, "s")
+    else:
+        loss.text(
+            0.5,
+            0.5,
+            "not measured",
+            transform=loss.transAxes,
+            ha="center",
+            fontsize=10,
+            color=GREY,
+        )
+    if by_target:
+        ends = [min(asked), max(asked)]
+        reached.plot(ends, ends, "--", color=INK, linewidth=1, label="as asked")
+        reached.legend(fontsize=9, frameon=False)
+    for axes in (reached, loss):
+        if min(asked) > 0 and max(asked) >= 8 * min(asked):
+            axes.set_xscale("log")
+            axes.set_xticks(sorted(set(asked)), [f"{value:g}" for value in sorted(set(asked))])
+            axes.xaxis.set_minor_locator(NullLocator())
+    wrong = ", ".join(f"{low:g} to {high:g}" for low, high in response["reversals"])
+    verdict = "monotone" if response["monotone"] else f"not monotone: from {wrong}"
+    figure.suptitle(f"control '{response['control']}': {verdict}", fontsize=10, color="#555555")
+    return figure
+
+
+def draw_response(
+    axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, marker: str
+) -> None:
+    """Every run as a point, and a line through the means of runs with one setting."""
+    axes.scatter(x, y, s=30, marker=marker, color=colour, alpha=0.75, linewidths=0, zorder=3)
+    groups: dict[float, list[float]] = {}
+    for at, value in zip(x, y, strict=True):
+        groups.setdefault(at, []).append(value)
+    means = [sum(values) / len(values) for values in groups.values()]
+    axes.plot(list(groups), means, color=colour, linewidth=1.4)

@@ -1,1 +1,0 @@
-"""What is done with records: fronts, statistics, comparisons, figures and the report page."""

@@ -1,0 +1,349 @@
+"""A super-net judges hundreds of masks; the best of every density band are trained for real.
+
+The first job of the study trains the super-net and lets a sampler propose masks to it
+(`run_shared`); its artifact is a ranking. From then on the strategy proposes masks out of that
+ranking, each an ordinary job of the same study.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from optuna.trial import BaseTrial
+
+from masksearch.contracts import (
+    Evaluate,
+    Evaluator,
+    Job,
+    Objective,
+    Proposal,
+    Record,
+    Refused,
+    Report,
+    Shape,
+    Shared,
+    Strategy,
+)
+from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, unknown_name
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import measures, table_fingerprint
+from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.study.constraints import Constraint, parsed_constraint
+
+Space = Callable[[BaseTrial], Mask]
+RANKING_FILE = "ranking.json"
+FORMAT = "masksearch-ranking-1"
+PREFIX = "shared+"
+NAMES = tuple(f"{PREFIX}{name}" for name in ("tpe", "random", "evolution"))
+OF_NET = (
+    *("steps", "masks_per_step", "sandwich", "lr", "adapt_steps", "adapt_lr"),
+    "held_out_sequences",
+)
+OPTIONS = (*OF_NET, "candidates", "bands")
+CANDIDATES = 300  # masks that the super-net judges
+BANDS = 4  # of density, each with as many ranked masks
+AT_ONCE = 8  # masks that are proposed before the super-net judges them
+REPORTS = 20  # of the judging
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One mask that the super-net has judged.
+
+    Args:
+        mask: As the space gave it.
+        params: What the sampler suggested.
+        density: Of the lowered table, in (0, 1].
+        loss: Held out, under the shared weights.
+        band: Density band, from 0, the sparsest.
+        front: How often the Pareto front of loss and density must be taken away before this mask
+            is on it; 0 = on the front.
+    """
+
+    mask: Mask
+    params: Mapping[str, Any]
+    density: float
+    loss: float
+    band: int = 0
+    front: int = 0
+
+
+class SharedStrategy:
+    """Proposes the training of a super-net, then the masks that it ranks best.
+
+    The masks are taken in turn from bands of density, from the densest to the sparsest and again:
+    in each band first those nearest to the super-net's Pareto front, among these the best loss.
+    Any number of trials is so spread over the front.
+
+    Args:
+        run: Folder that artifacts are relative to.
+        space: Draws the masks.
+        name: `"shared+tpe"`, `"shared+random"` or `"shared+evolution"`: who proposes masks to
+            the super-net.
+        options: `steps`, `masks_per_step`, `sandwich`, `lr`, `adapt_steps`, `adapt_lr`,
+            `held_out_sequences` (see `SharedWeights`), `candidates` (masks to judge) and
+            `bands` (of density); plain data.
+        constraints: Of the search: masks that violate one that is known without training are not
+            judged, and the sampler learns so.
+
+    Raises:
+        UnknownNameError: For another name or option.
+        ValueError: If `candidates` or `bands` is below 1.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        space: Space,
+        *,
+        name: str = "shared+tpe",
+        options: Mapping[str, Any] | None = None,
+        constraints: Sequence[Constraint] = (),
+    ) -> None:
+        if name not in NAMES:
+            raise unknown_name("strategy", name, NAMES)
+        given = dict(options or {})
+        for option in given:
+            if option not in OPTIONS:
+                raise unknown_name(f"option of strategy {name!r}:", option, OPTIONS)
+        for option in ("candidates", "bands"):
+            if given.get(option, 1) < 1:
+                raise ValueError(f"{option} must be at least 1, got {given[option]}")
+        self.run, self.space, self.name = run, space, name
+        self.bands = int(given.pop("bands", BANDS))
+        self.config = {
+            "sampler": name.removeprefix(PREFIX),
+            "candidates": int(given.pop("candidates", CANDIDATES)),
+            "constraints": [str(limit) for limit in constraints if limit.early],
+            "net": given,
+        }
+        self.known: set[int] = set()
+        self.ranking: Path | None = None
+        self.order: list[Candidate] | None = None
+        self.lost = ""
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """First the super-net, then one mask after the other.
+
+        Raises:
+            SearchError: If the super-net's job has failed; gives its reason.
+        """
+        draw = max(self.known, default=-1) + 1
+        if draw == 0:
+            self.known.add(0)
+            return Proposal(0, Shared(self.config, self.space), {}, self.name)
+        if self.lost:
+            raise SearchError(
+                f"strategy {self.name!r} has no super-net, its training failed: {self.lost}; "
+                "remove the cause and search in another run folder, or use another strategy"
+            )
+        if self.ranking is None:
+            return "wait"
+        if self.order is None:
+            self.order = spread(read_ranking(self.ranking), self.bands)
+        if draw > len(self.order):
+            return "done"
+        self.known.add(draw)
+        chosen = self.order[draw - 1]
+        memo = {"shared_loss": repr(chosen.loss), "band": str(chosen.band)}
+        return Proposal(draw, Evaluate(chosen.mask), dict(chosen.params), self.name, memo=memo)
+
+    def tell(self, record: Record) -> None:
+        """Learns where the ranking lies, or that there is none."""
+        self.known.add(record.number)
+        if isinstance(record.job, Shared) and record.status != "running":
+            if "ranking" in record.artifacts:
+                self.ranking = self.run / record.artifacts["ranking"]
+            else:
+                self.lost = record.reason or "it left no ranking"
+
+    def equipped(self, job: Job) -> Job:
+        """A stored job with the space again, which a study cannot hold."""
+        return replace(job, space=self.space) if isinstance(job, Shared) else job
+
+
+def spread(candidates: Sequence[Candidate], bands: int) -> list[Candidate]:
+    """All candidates in the order in which they are trained: see `SharedStrategy`.
+
+    Args:
+        candidates: In any order, no two with the same mask.
+        bands: Largest number of density bands; each holds as many candidates, as far as equal
+            densities stay together.
+    """
+    by_density = sorted({candidate.density for candidate in candidates})
+    ranked = sorted(candidate.density for candidate in candidates)
+    edges = sorted({ranked[len(ranked) * band // bands] for band in range(1, bands)})
+    band_of = {density: sum(density >= edge for edge in edges) for density in by_density}
+    placed = [
+        replace(candidate, band=band_of[candidate.density], front=front)
+        for candidate, front in zip(candidates, fronts(candidates), strict=True)
+    ]
+    queues = [
+        sorted(
+            (c for c in placed if c.band == band),
+            key=lambda c: (c.front, c.loss, c.density, json.dumps(c.mask.to_dict())),
+        )
+        for band in sorted({c.band for c in placed}, reverse=True)
+    ]
+    longest = max(map(len, queues), default=0)
+    return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+
+
+def fronts(candidates: Sequence[Candidate]) -> list[int]:
+    """The Pareto front, counted from 0, that each candidate is on (less loss, less density)."""
+    points = [(candidate.density, candidate.loss) for candidate in candidates]
+    found: dict[tuple[float, float], int] = {}
+    for density, loss in sorted(set(points)):  # whatever dominates a point comes before it
+        better = [front for (_, other), front in found.items() if other <= loss]
+        found[density, loss] = 1 + max(better, default=-1)
+    return [found[point] for point in points]
+
+
+# -- the job -----------------------------------------------------------------------------------
+def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -> Iterator[Report]:
+    """Trains a super-net, has masks proposed to it, and writes `workdir / "ranking.json"`.
+
+    The super-net is kept in `workdir / "supernet"` with checkpoints; a job that was killed goes on
+    from there and judges the same masks again.
+
+    Args:
+        evaluator: With `differentiable(seed)`.
+        job: `config` as `SharedStrategy` makes it; `space` draws the masks.
+        seed: Of the super-net and of the proposals.
+        workdir: Made if missing.
+
+    Yields:
+        Reports of the training (`supernet_loss`), then of the judging (`judged`, `shared_loss`:
+        the lowest so far).
+
+    Raises:
+        SearchError: If the job has no space, the evaluator no `differentiable`, or no mask that
+            the sampler proposed could be judged.
+    """
+    from masksearch.evaluators.shared import SharedWeights
+
+    if job.space is None:
+        raise SearchError("the job of a super-net needs its space; it came without one")
+    config = dict(job.config)
+    shared = SharedWeights(
+        evaluator, job.space, seed=seed, folder=workdir / "supernet", **config["net"]
+    )
+    yield from shared.prepared()
+    limits = [parsed_constraint(text) for text in config["constraints"]]
+    inner = proposer(config["sampler"], job.space, shared.objectives, seed, limits)
+    found: dict[str, Candidate] = {}
+    wanted, refused = config["candidates"], ""
+    for start in range(0, wanted, AT_ONCE):
+        opened: list[Record] = []
+        while len(opened) < min(AT_ONCE, wanted - start):
+            proposal = inner.ask()
+            if isinstance(proposal, str):
+                break  # a finite space is exhausted
+            opened.append(taken(proposal, shared.shape, limits))
+        new = {r.fingerprint: r for r in opened if r.status == "running"}
+        fresh = [r for key, r in new.items() if key not in found and r.mask is not None]
+        judged = shared.judge([r.mask for r in fresh if r.mask is not None])
+        for record, values in zip(fresh, judged, strict=True):
+            assert record.mask is not None
+            density = record.measures["density"]
+            found[record.fingerprint] = Candidate(
+                record.mask, record.params, density, values["loss"]
+            )
+        for record in opened:
+            if record.status == "running":
+                loss = found[record.fingerprint].loss
+                record = replace(record, status="done", values={"loss": loss})
+            refused = refused or record.reason
+            inner.tell(record)
+        done, every = start + len(opened), max(AT_ONCE, wanted // REPORTS)
+        if found and (done // every > start // every or done >= wanted):
+            best = min(candidate.loss for candidate in found.values())
+            yield Report(
+                shared.config.steps + done, {"judged": float(len(found)), "shared_loss": best}
+            )
+        if len(opened) < min(AT_ONCE, wanted - start):
+            break
+    if not found:
+        raise SearchError(f"the super-net has judged no mask: {refused or 'none was proposed'}")
+    write_ranking(workdir / RANKING_FILE, found.values(), shared.protocol)
+
+
+def proposer(
+    sampler: str,
+    space: Space,
+    objectives: Sequence[Objective],
+    seed: int,
+    constraints: Sequence[Constraint],
+) -> Strategy:
+    """Who proposes masks to the super-net."""
+    if sampler == "evolution":
+        return EvolutionStrategy(space, objectives, seed=seed, constraints=constraints)
+    return OptunaStrategy(
+        space,
+        objectives,
+        sampler=SAMPLERS[sampler],
+        seed=seed,
+        name=PREFIX + sampler,
+        constraints=constraints,
+    )
+
+
+def taken(proposal: Proposal, shape: Shape, constraints: Sequence[Constraint]) -> Record:
+    """A proposal as a record: running, failed (no mask that fits), or stopped (a constraint)."""
+    record = Record(
+        proposal.number, "running", proposal.job, params=proposal.params, memo=proposal.memo
+    )
+    if not isinstance(proposal.job, Evaluate):
+        reason = proposal.job.reason if isinstance(proposal.job, Refused) else "no mask"
+        return replace(record, status="failed", error=reason)
+    try:
+        table = lower(proposal.job.mask, shape)
+    except MaskSearchError as error:
+        return replace(record, status="failed", error=f"{type(error).__name__}: {error}")
+    known = measures(proposal.job.mask, shape, table=table)
+    record = replace(record, fingerprint=table_fingerprint(table), measures=known)
+    reason = next(filter(None, (limit.violated_by(record) for limit in constraints)), "")
+    return replace(record, status="stopped", error=reason) if reason else record
+
+
+def write_ranking(path: Path, candidates: Iterable[Candidate], protocol: str) -> None:
+    """Writes candidates, best loss first, in one step."""
+    rows = [
+        {
+            "mask": candidate.mask.to_dict(),
+            "params": dict(candidate.params),
+            "density": candidate.density,
+            "loss": candidate.loss,
+        }
+        for candidate in sorted(candidates, key=lambda c: (c.loss, c.density))
+    ]
+    data = {"format": FORMAT, "protocol": protocol, "ranking": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(data), encoding="utf-8")
+    beside.replace(path)
+
+
+def read_ranking(path: Path) -> list[Candidate]:
+    """Inverse of `write_ranking`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        MaskFormatError: If it holds no ranking.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError(f"its format is {data['format']!r}, expected {FORMAT!r}")
+        return [
+            Candidate(Mask.from_dict(row["mask"]), row["params"], row["density"], row["loss"])
+            for row in data["ranking"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MaskFormatError(f"{path} holds no ranking of a super-net: {error}") from error

@@ -1,0 +1,399 @@
+"""Records in an Optuna storage: one study is one search, and optuna-dashboard opens it.
+
+A proposal is written when it is asked (a RUNNING trial), its curve and values before the trial
+is told, so a killed run loses nothing. Statuses: done and reused are COMPLETE, stopped is
+PRUNED, failed is FAIL. A one-shot job has no score of its own: its finished trial is PRUNED.
+Only one driver writes, guarded by locks on the run folder and on the study in its storage.
+
+Trials are written through Optuna's storage interface: `Study.tell` and `Study.add_trial` read
+them back first, which costs more than writing. Finished trials are parsed once.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import optuna
+from optuna.distributions import json_to_distribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from masksearch.contracts import Objective, Record, Report, Shape
+from masksearch.errors import ResumeError, SearchError
+from masksearch.study.lock import StudyLock, locked_run, locked_study
+from masksearch.study.records import (
+    FORMAT,
+    OBSERVED,
+    Entry,
+    Observation,
+    check_format,
+    end_of,
+    entry_of,
+    finite,
+    observed,
+    own_version,
+    proposal_data,
+    result_data,
+    starts_of,
+)
+from masksearch.study.records import STATES as STATES
+from masksearch.study.storage import (
+    DiskFullError,
+    Reserve,
+    explained,
+    mend_journal,
+    opened,
+    place_of,
+)
+
+Result = TypeVar("Result")
+
+
+class StudyStore:
+    """The records of one run folder.
+
+    Args:
+        run: Folder of the run; made if it is missing. Its name is the study's.
+        storage: None (SQLite in the run folder), `"journal:PATH"`, a database URL, or an
+            Optuna storage.
+        write: Whether to lock the study for writing.
+
+    Raises:
+        SearchError: If another process writes to it, or the storage cannot be read.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        storage: str | BaseStorage | None = None,
+        *,
+        write: bool = True,
+    ) -> None:
+        self.run = Path(run)
+        self.name = self.run.resolve().name
+        self.place = place_of(self.run, storage)
+        if not write and storage is None and not (self.run / "study.db").is_file():
+            raise SearchError(f"{self.run} holds no study (no study.db); run a search first")
+        self.locks: list[StudyLock] = []
+        self.reserve: Reserve | None = None
+        self.study: optuna.Study | None = None
+        self.goals: tuple[Objective, ...] = ()
+        self.ids: list[int] = []  # the storage's own number of every trial
+        self.parsed: dict[int, Entry] = {}  # finished trials, which change no more
+        self.finished = 0
+        self.observed = 0
+        self.begun: dict[int, int] = {}  # running trial -> how often it was begun
+        try:
+            if write:
+                self.locks.append(locked_run(self.run))
+                if (lock := locked_study(self.place, self.name)) is not None:
+                    self.locks.append(lock)
+                self.reserve = Reserve(self.run, self.place)
+            self.storage = opened(self.run, storage)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- the study ---------------------------------------------------------------------------
+    def create(self, objectives: Sequence[Objective], facts: Mapping[str, str]) -> bool:
+        """Creates the study, or opens it and compares what it was created with.
+
+        Args:
+            objectives: Become the study's directions.
+            facts: What must be equal for a search to go on (protocol, space, seed, ...).
+
+        Returns:
+            Whether the study had been there before.
+
+        Raises:
+            ResumeError: If it was created with other facts; names each that differs.
+            SearchError: If a newer masksearch has written it.
+        """
+        with explained(self.place):
+            try:
+                self.storage.get_study_id_from_name(self.name)
+                existed = True
+            except KeyError:
+                existed = False
+        if existed:
+            self.load()
+            before = self.facts()
+            changed = [key for key in facts if before.get(key, "") != facts[key]]
+            if changed and (before or self.ids):  # neither: its maker was killed just then
+                detail = "; ".join(
+                    f"{key}: was {shortened(before.get(key))}, now {shortened(facts[key])}"
+                    for key in changed
+                )
+                raise ResumeError(
+                    f"{self.run} belongs to another search ({detail}); "
+                    "choose another run folder, or repeat the search as it was"
+                )
+        else:
+            with explained(self.place), quiet():
+                self.study = optuna.create_study(
+                    storage=self.storage,
+                    study_name=self.name,
+                    directions=directions(objectives),
+                )
+        self.write(lambda: self.describe(objectives, facts, existed and bool(before)))
+        return existed
+
+    def describe(
+        self, objectives: Sequence[Objective], facts: Mapping[str, str], described: bool
+    ) -> None:
+        """Writes what the study is; of one that is described already only who writes to it."""
+        study = self.opened()
+        known = study.user_attrs
+        for key, value in (("format", FORMAT), ("masksearch", own_version())):
+            if known.get(key) != value:
+                study.set_user_attr(key, value)
+        if not described:
+            with quiet():
+                study.set_metric_names([o.name for o in objectives])
+            study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
+            study.set_user_attr("facts", dict(facts))  # the last: now it is described
+
+    def load(self) -> None:
+        """Opens an existing study.
+
+        Raises:
+            SearchError: If the storage holds none under this run's name, or one that a newer
+                masksearch has written.
+        """
+        with explained(self.place):
+            try:
+                self.study = optuna.load_study(study_name=self.name, storage=self.storage)
+            except KeyError as error:
+                message = f"the storage of {self.run} holds no study {self.name!r}"
+                raise SearchError(message) from error
+            known = self.study.user_attrs
+        check_format(known, self.run)
+        self.goals = ()
+        trials = self.trials()
+        self.ids = [trial._trial_id for trial in trials]
+        self.finished = sum(trial.state.is_finished() for trial in trials)
+        self.observed = 1 + max((seen[0] for t in trials for seen in observed(t)), default=-1)
+        self.begun = starts_of(trials)
+
+    def opened(self) -> optuna.Study:
+        """The Optuna study, for whoever wants Optuna's own tools."""
+        if self.study is None:
+            self.load()
+        assert self.study is not None
+        return self.study
+
+    def facts(self) -> dict[str, str]:
+        """What the study was created with."""
+        with explained(self.place):
+            found: dict[str, str] = self.opened().user_attrs.get("facts", {})
+        return found
+
+    def objectives(self) -> tuple[Objective, ...]:
+        """The study's objectives, in order."""
+        if not self.goals:
+            with explained(self.place):
+                rows = self.opened().user_attrs["objectives"]
+            self.goals = tuple(Objective(*row) for row in rows)
+        return self.goals
+
+    def shape(self) -> Shape:
+        """What the study's masks were lowered to."""
+        return Shape(**json.loads(self.facts()["shape"]))
+
+    def close(self) -> None:
+        """Lets another process write."""
+        if self.reserve is not None:
+            self.reserve.give_up()
+        for lock in reversed(self.locks):
+            lock.release()
+        self.locks = []
+
+    # -- writing -----------------------------------------------------------------------------
+    def write(self, action: Callable[[], Result]) -> Result:
+        """Carries a write out; on a full disk with the space that was kept back for it.
+
+        Raises:
+            SearchError: If the disk is full (what was to be written has then been written, with
+                the reserve), the storage fails, or another driver has taken over.
+        """
+        for lock in self.locks:
+            if not lock.check():
+                self.check_unchanged()
+        try:
+            with explained(self.place):
+                return action()
+        except DiskFullError as full:
+            if self.reserve is None or not self.reserve.give_up():
+                raise
+            if self.place.kind == "journal" and self.place.path is not None:
+                mend_journal(self.place.path)
+            with explained(self.place):
+                action()
+            ended = set(range(len(self.ids))) - set(self.begun)
+            last = f", up to trial {max(ended)}," if ended else ""
+            raise DiskFullError(
+                f"disk full at {self.place.path or self.run}: the {len(ended)} finished results"
+                f"{last} are safe; free space and repeat the command"
+            ) from full
+
+    def check_unchanged(self) -> None:
+        """After the study's lock was lost and taken again: has nobody else written?
+
+        Raises:
+            SearchError: If somebody has.
+        """
+        trials = self.trials()
+        if len(trials) != len(self.ids) or starts_of(trials) != self.begun:
+            raise SearchError(
+                f"another process has written to {self.run} while the storage was out of reach; "
+                "repeat the command to go on from there"
+            )
+
+    def begin(self, record: Record, draw: int) -> int:
+        """Writes a proposal as a RUNNING trial.
+
+        Args:
+            record: Status "running"; its number is ignored.
+            draw: The strategy's own number; -1 for what no strategy drew (baselines).
+
+        Returns:
+            The trial's number in the study.
+        """
+        kinds = json.loads(record.memo.get("distributions", "{}"))
+        study = self.opened()._study_id
+
+        def add() -> int:
+            trial = optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=dict(record.params) if kinds else {},
+                distributions={name: json_to_distribution(text) for name, text in kinds.items()},
+                user_attrs=proposal_data(record, draw, self.run),
+            )
+            self.ids.append(self.storage.create_new_trial(study, trial))
+            self.begun[len(self.ids) - 1] = 1
+            return len(self.ids) - 1
+
+        return self.write(add)
+
+    def again(self, number: int) -> int:
+        """Counts that an interrupted trial is begun once more.
+
+        Args:
+            number: A running trial.
+
+        Returns:
+            How often it has now been begun (its first time counts).
+        """
+        if number not in self.begun:
+            raise ValueError(f"trial {number} of {self.run} is not running; begin another trial")
+        count = self.begun[number] + 1
+        self.write(lambda: self.storage.set_trial_user_attr(self.ids[number], "starts", count))
+        self.begun[number] = count
+        return count
+
+    def starts(self) -> dict[int, int]:
+        """Running trial -> how often it was begun."""
+        self.opened()
+        return dict(self.begun)
+
+    def observe(self, number: int, report: Report, goes_on: bool) -> None:
+        """Writes what a scheduler was shown and what it answered, while the trial runs.
+
+        Args:
+            number: A running trial.
+            report: What the scheduler was shown.
+            goes_on: What it answered.
+        """
+        key, data = f"{OBSERVED}{self.observed}", [report.step, finite(report.values), goes_on]
+        self.observed += 1
+        self.write(lambda: self.storage.set_trial_user_attr(self.ids[number], key, data))
+
+    def finish(self, record: Record) -> None:
+        """Writes a result: curve and values first, then the trial's state.
+
+        Raises:
+            ValueError: If a finished record's objective is NaN.
+        """
+        state, values = end_of(record, self.objectives())
+        trial = self.ids[record.number]
+
+        def end() -> None:
+            data = result_data(record, self.finished)
+            self.storage.set_trial_user_attr(trial, "result", data)
+            self.storage.set_trial_state_values(trial, state, values)
+            self.begun.pop(record.number, None)
+            self.finished += 1
+
+        self.write(end)
+
+    # -- reading -----------------------------------------------------------------------------
+    def trials(self) -> list[FrozenTrial]:
+        """The study's trials as Optuna has them, by number."""
+        with explained(self.place):
+            return self.opened().get_trials(deepcopy=False)
+
+    def entries(self) -> list[Entry]:
+        """What the study holds of every trial, by number."""
+        found = []
+        for trial in self.trials():
+            entry = self.parsed.get(trial.number)
+            if entry is None:
+                entry = entry_of(trial, self.run)
+                if trial.state.is_finished():
+                    self.parsed[trial.number] = entry
+            found.append(entry)
+        return found
+
+    def records(self) -> list[Record]:
+        """Every trial as a record, by number; those nobody finished have status "running"."""
+        return [entry.record for entry in self.entries()]
+
+    def draws(self) -> dict[int, int]:
+        """Trial number -> the strategy's draw number (-1: drawn by no strategy)."""
+        return {entry.record.number: entry.draw for entry in self.entries()}
+
+    def told(self) -> list[Record]:
+        """Finished records in the order of completion, then the unfinished ones."""
+        entries = sorted(
+            self.entries(), key=lambda entry: (entry.record.status == "running", entry.order)
+        )
+        return [entry.record for entry in entries]
+
+    def observations(self) -> list[Observation]:
+        """What schedulers were shown and answered, in the order in which it happened."""
+        found = {order: seen for entry in self.entries() for order, seen in entry.observations}
+        return [found[order] for order in sorted(found)]
+
+
+def directions(objectives: Sequence[Objective]) -> list[StudyDirection]:
+    """Optuna's word for every goal."""
+    return [
+        StudyDirection.MINIMIZE if objective.goal == "min" else StudyDirection.MAXIMIZE
+        for objective in objectives
+    ]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna's own log lines and notes on experimental features off: listeners report."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+def shortened(value: object) -> str:
+    """A fact for an error line."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,217 @@
+"""GLUE from the Hugging Face Hub, or from a local folder in the Hub's form.
+
+rows, dev, digest = read_hub("hf:nyu-mll/glue", task_named("MRPC"))
+rows, dev, digest = read_hub("hf:/data/glue-parquet", task_named("MRPC"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from masksearch.errors import DataError
+from masksearch.tasks.glue.rows import Rows, checked_score, hidden_label
+from masksearch.tasks.glue.table import GlueTask, HubForm
+from masksearch.tasks.text.hub import PREFIX, is_hub
+
+PATIENCE = 10.0  # seconds until the Hub counts as out of reach
+LOCAL_WAY = (
+    "without the Hub, give a folder of TSV files (--glue FOLDER), or a local copy in the Hub's "
+    "form (--glue hf:/FOLDER with FOLDER/<config>/<split>-*.parquet); HF_HUB_OFFLINE=1 reads "
+    "what was downloaded before"
+)
+
+
+def glue_place(place: Path | str) -> Path | str:
+    """A GLUE folder as it can be stored: absolute, or a name on the Hub left as it is.
+
+    >>> glue_place("hf:nyu-mll/glue")
+    'hf:nyu-mll/glue'
+    """
+    if not is_hub(place):
+        return Path(place).expanduser().resolve()
+    folder = local_folder(str(place))
+    return str(place) if folder is None else f"{PREFIX}{folder}"
+
+
+def local_folder(place: str) -> Path | None:
+    """The absolute folder that `hf:...` names, or None for a name on the Hub."""
+    name = place.removeprefix(PREFIX)
+    path = Path(name).expanduser()
+    return path.resolve() if name.startswith(("/", "~", ".")) or path.is_dir() else None
+
+
+def read_hub(place: str, task: GlueTask) -> tuple[Rows, dict[str, Rows], str]:
+    """Reads a task in the Hub's form.
+
+    A local folder holds one folder a configuration (`cola`, `sst2`, `mrpc`, ..), in it
+    `<split>-*.parquet` or `<split>.parquet` (a copy of the Hub's repository) or `<split>/` (as
+    `Dataset.save_to_disk` writes it).
+
+    Args:
+        place: `"hf:<owner>/<name>"` or `"hf:<folder>"`.
+        task: One with a `hub` form.
+
+    Returns:
+        Training rows, development sets by name, and a hash of the rows. It differs from that of
+        the same rows read from TSV, where the bytes of the files are hashed.
+
+    Raises:
+        DataError: If the Hub cannot be reached, or a configuration, split or column is missing,
+            or a label is wrong or hidden.
+    """
+    form = task.hub
+    if form is None:
+        raise DataError(f"{task.name} is not on the Hub; give a folder of TSV files")
+    folder = local_folder(place)
+    splits = {"train": "train", **form.dev}
+    optional = set(list(form.dev)[1:])
+    if folder is None:
+        tables = download(place, form, splits, optional)
+    else:
+        tables = opened(folder, form, splits, optional)
+    rows = {
+        name: rows_of(f"{place} {form.config}/{splits[name]}", table, form, task)
+        for name, table in tables.items()
+    }
+    digest = hashlib.sha256()
+    for name, part in rows.items():
+        digest.update(json.dumps([name, part.texts, part.labels]).encode())
+    train = rows.pop("train")
+    return train, rows, digest.hexdigest()
+
+
+def opened(folder: Path, form: HubForm, splits: Mapping[str, str], optional: set[str]) -> Any:
+    """The splits of a local folder, as `datasets.Dataset` by our names."""
+    place = folder / form.config
+    if not place.is_dir():
+        raise DataError(
+            f"no folder {place}: a GLUE folder in the Hub's form holds one folder a "
+            "configuration (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli); a folder of TSV "
+            "files is given without the prefix hf:"
+        )
+    datasets = library()
+    found = {}
+    for name, split in splits.items():
+        files = sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
+        if files:
+            found[name] = parquet(files)
+        elif (place / split / "state.json").is_file():
+            found[name] = datasets.load_from_disk(str(place / split))
+        elif name not in optional:
+            raise DataError(f"{place} holds no {split}-*.parquet and no {split}/")
+    return found
+
+
+def parquet(files: list[Path]) -> Any:
+    """Parquet files as one `datasets.Dataset`, read in place: no copy goes to a cache."""
+    import pyarrow
+    from pyarrow.parquet import read_table
+
+    datasets = library()
+    parts = []
+    for file in files:
+        try:
+            parts.append(datasets.Dataset(datasets.table.InMemoryTable(read_table(file))))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{file} is not a Parquet file: {error}") from error
+    return datasets.concatenate_datasets(parts)
+
+
+def download(place: str, form: HubForm, splits: Mapping[str, str], optional: set[str]) -> Any:
+    """The splits from the Hub (or its cache), as `datasets.Dataset` by our names."""
+    datasets = library()
+    name = place.removeprefix(PREFIX)
+    reach(name)
+    try:
+        whole = datasets.load_dataset(name, form.config)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{place}, configuration {form.config}: {error}; {LOCAL_WAY}") from error
+    missing = [
+        split for key, split in splits.items() if split not in whole and key not in optional
+    ]
+    if missing:
+        raise DataError(
+            f"{place}, configuration {form.config}: no split {', '.join(missing)}; it holds "
+            f"{', '.join(whole)}"
+        )
+    return {key: whole[split] for key, split in splits.items() if split in whole}
+
+
+def reach(name: str) -> None:
+    """One request, without the retries of `datasets`, which take half a minute.
+
+    Raises:
+        DataError: If the Hub is out of reach, or has no such data set.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]
+
+    if constants.HF_HUB_OFFLINE:
+        return  # `datasets` then reads its cache, or says at once that there is none
+    try:
+        HfApi().dataset_info(name, timeout=PATIENCE)
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise DataError(f"no data set {PREFIX}{name} on the Hub: {error}; {LOCAL_WAY}") from error
+    except (ClientError, OSError) as error:
+        raise DataError(
+            f"the Hugging Face Hub cannot be reached for {PREFIX}{name} ({error}); {LOCAL_WAY}"
+        ) from error
+
+
+def library() -> Any:
+    """The `datasets` library."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            "reading from the Hub needs the datasets library: pip install datasets, or give a "
+            "folder of TSV files (--glue FOLDER)"
+        ) from error
+    return datasets
+
+
+def rows_of(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
+    """The rows of one split; `place` names it in errors."""
+    wanted = (*form.texts, form.label)
+    missing = [column for column in wanted if column not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{place}: no column {', '.join(missing)}; {task.name} needs {', '.join(wanted)}, "
+            f"found {', '.join(table.column_names)}"
+        )
+    if len(table) == 0:
+        raise DataError(f"{place} is empty; {task.name} needs at least one row")
+    names = getattr(table.features[form.label], "names", None)
+    if names and form.names and tuple(names) != form.names:
+        raise DataError(
+            f"{place}: the classes are {', '.join(names)}, but {task.name} has "
+            f"{', '.join(form.names)} in this order; reorder the labels"
+        )
+    columns = [list(table[column]) for column in form.texts]
+    for column, texts in zip(form.texts, columns, strict=True):
+        bad = next((at for at, text in enumerate(texts) if not isinstance(text, str)), None)
+        if bad is not None:
+            raise DataError(f"{place}, row {bad}: {column} is {texts[bad]!r}, not a text")
+    labels = [
+        label_of(f"{place}, row {number}", label, task)
+        for number, label in enumerate(table[form.label])
+    ]
+    return Rows(list(zip(*columns, strict=True)), labels)
+
+
+def label_of(place: str, label: Any, task: GlueTask) -> float:
+    """Class number or score, checked."""
+    if isinstance(label, bool) or not isinstance(label, int | float):
+        raise DataError(f"{place}: label {label!r} is not a number")
+    if task.regression:
+        return checked_score(place, float(label), task)
+    if label == -1:
+        raise hidden_label(place, task)
+    if label not in range(task.classes):
+        raise DataError(f"{place}: unknown label {label}; {task.name} has 0 .. {task.classes - 1}")
+    return int(label)

@@ -1,0 +1,266 @@
+"""The official metrics of GLUE, and what a constant answer earns.
+
+score(task_named("MRPC"), [1, 0, 1], [1, 1, 1])    # {"accuracy": 0.67, "f1": 0.8}
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksearch.errors import unknown_name
+from masksearch.tasks.glue.table import TASKS, GlueTask
+
+CONSTANT = 1e-13  # spread over mean below which numbers count as equal, as in scipy
+
+
+def score(
+    task: GlueTask, predictions: Sequence[float], labels: Sequence[float]
+) -> dict[str, float]:
+    """The task's official metrics, the primary one first.
+
+    Where GLUE names two (accuracy and F1 of MRPC and QQP, Pearson and Spearman of STS-B), the
+    first is the primary one; `glue_score` can take the other, or the mean of both.
+
+    Args:
+        task: What is scored.
+        predictions: Class numbers, or scores of a regression.
+        labels: The truth, of the same length.
+
+    Returns:
+        Metric -> value: accuracy and f1 (of class 1) in [0, 1]; matthews, pearson and spearman
+        in [-1, 1], 0 where either side is constant. F1 without a true positive is 0.
+
+    Raises:
+        ValueError: If the lengths differ, there is nothing to score, a number is NaN or
+            infinite, or a class number is not one of the task's.
+    """
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    if len(predictions) != len(labels) or len(labels) == 0:
+        raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
+    guess = checked(task, predictions, "prediction")
+    truth = checked(task, labels, "label")
+    values: dict[str, float] = {}
+    for metric in task.metrics:
+        if metric == "accuracy":
+            values[metric] = float(accuracy_score(truth, guess))
+        elif metric == "f1":
+            values[metric] = float(f1_score(truth, guess, zero_division=0.0))
+        elif constant(guess) or constant(truth):
+            values[metric] = 0.0
+        elif metric == "matthews":
+            values[metric] = float(matthews_corrcoef(truth, guess))
+        elif metric == "pearson":
+            values[metric] = float(pearsonr(guess, truth).statistic)
+        else:
+            values[metric] = float(spearmanr(guess, truth).statistic)
+    return values
+
+
+def checked(task: GlueTask, numbers: Sequence[float], what: str) -> NDArray[np.float64]:
+    """The numbers as an array, if all of them can be scored."""
+    array = np.asarray(numbers, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(array))
+    if len(bad):
+        raise ValueError(
+            f"{task.name}: {what} {bad[0]} of {len(array)} is {array[bad[0]]}; {len(bad)} are "
+            "not finite: the model has diverged, lower the learning rate"
+        )
+    if not task.regression:
+        known = np.arange(task.classes)
+        bad = np.flatnonzero(~np.isin(array, known))
+        if len(bad):
+            raise ValueError(
+                f"{task.name}: {what} {bad[0]} of {len(array)} is {array[bad[0]]:g}; it must be "
+                f"a class number, 0 .. {task.classes - 1}"
+            )
+    return array
+
+
+def constant(numbers: NDArray[np.float64]) -> bool:
+    """Whether all numbers are equal, but for rounding; a correlation then means nothing."""
+    mean = numbers.mean()
+    return bool(np.linalg.norm(numbers - mean) <= CONSTANT * abs(mean))
+
+
+def majority(task: GlueTask, labels: Sequence[float]) -> float:
+    """Primary score of always predicting the most frequent label: what knowing nothing earns.
+
+    >>> from masksearch.tasks.glue.table import TASKS
+    >>> majority(TASKS["SST-2"], [1, 1, 0, 1])
+    0.75
+    """
+    return majority_scores(task, labels)[task.primary]
+
+
+def majority_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]:
+    """Every official metric of always predicting the most frequent label (the smallest among
+    equals).
+    """
+    count = Counter(labels)
+    commonest = max(sorted(count), key=count.__getitem__)
+    return score(task, [commonest] * len(labels), labels)
+
+
+def at_majority(values: Mapping[str, float], margin: float = 0.01) -> list[str]:
+    """Tasks whose score does not beat the majority score: they tell masks apart by noise.
+
+    Args:
+        values: What `GlueEvaluator` reports: `"<task>"` and `"<task>/majority"`.
+        margin: How much a score has to be above.
+
+    >>> at_majority({"SST-2": 0.73, "SST-2/majority": 0.51, "RTE": 0.53, "RTE/majority": 0.53})
+    ['RTE']
+    """
+    suffix = "/majority"
+    names = [name.removesuffix(suffix) for name in values if name.endswith(suffix)]
+    return [name for name in names if values[name] <= values[name + suffix] + margin]
+
+
+# SparseBERT's columns, in its order; WNLI is not among them.
+COLUMNS = ("MNLI", "MNLI-mm", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE")
+LEFT_OUT = "RTE"  # 277 development rows: its score swings most
+Convention = Literal["primary", "bert", "leaderboard"]
+
+
+@dataclass(frozen=True)
+class GlueScore:
+    """A GLUE average, and what it is an average of; in the unit of the values.
+
+    Args:
+        values: Value of each column that is in, in the order of `COLUMNS`.
+        convention: Which metric stands for a task with two official ones.
+    """
+
+    values: Mapping[str, float]
+    convention: Convention = "primary"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are in."""
+        return tuple(self.values)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The columns that are not."""
+        return tuple(name for name in COLUMNS if name not in self.values)
+
+    @property
+    def nine(self) -> float | None:
+        """Mean of all nine columns; None where one is missing."""
+        return None if self.missing else mean(self.values)
+
+    @property
+    def without_rte(self) -> float | None:
+        """Mean of the eight columns other than RTE; None where one of those is missing."""
+        if set(self.missing) - {LEFT_OUT}:
+            return None
+        return mean({name: value for name, value in self.values.items() if name != LEFT_OUT})
+
+    @property
+    def partial(self) -> float:
+        """Mean of the columns that are in. It compares only with a mean of the same columns."""
+        return mean(self.values)
+
+    def __str__(self) -> str:
+        if self.nine is not None:
+            return f"GLUE (9 columns): {self.nine:.4g}, without RTE: {self.without_rte:.4g}"
+        return (
+            f"mean of {len(self.values)} of 9 GLUE columns ({', '.join(self.values)}): "
+            f"{self.partial:.4g}; missing: {', '.join(self.missing)}"
+        )
+
+
+def glue_score(values: Mapping[str, float], convention: Convention = "primary") -> GlueScore:
+    """The average that SparseBERT's table prints: nine columns, MNLI-m and MNLI-mm apart.
+
+    Which metric the table uses for MRPC, QQP and STS-B is not said beside it; its figures (QQP
+    at 87, MRPC at 88) are those of BERT's convention. So a comparison with the table takes
+    `"bert"`; a comparison of masks can take any, as long as it is one.
+
+    Args:
+        values: What an evaluator reports, or anything like it: a column's primary metric under
+            its name (`"MNLI"` is the matched set), and for the other conventions each metric
+            under `"<column>/<metric>"` (see `reported`). Other names are ignored, WNLI and the
+            planted tasks among them. Fractions or percent, not both.
+        convention: `"primary"`: the value under the column's own name: accuracy for MRPC and
+            QQP, Pearson for STS-B, Matthews for CoLA. `"bert"`: F1 for MRPC and QQP, Spearman
+            for STS-B, the primary one for the others. `"leaderboard"`: the mean of both metrics
+            for those three, as the GLUE leaderboard has it.
+
+    Returns:
+        The average with the columns that are in; see `GlueScore`.
+
+    Raises:
+        ValueError: If no column is there, a value is not finite, or the convention needs a
+            metric that is missing.
+
+    Reference: SparseBERT, arXiv 2102.12871, table of GLUE results; BERT, arXiv 1810.04805,
+        Table 1; GLUE, arXiv 1804.07461, Section 4.
+
+    >>> found = glue_score({"CoLA": 0.5, "SST-2": 0.9, "WNLI": 0.6})
+    >>> found.nine, found.partial, found.columns
+    (None, 0.7, ('SST-2', 'CoLA'))
+    """
+    if convention not in get_args(Convention):
+        raise unknown_name("GLUE convention", convention, get_args(Convention))
+    found = {
+        column: column_value(values, column, convention) for column in COLUMNS if column in values
+    }
+    if not found:
+        raise ValueError(
+            f"no GLUE column in {', '.join(values) or 'an empty mapping'}; the average is one of "
+            f"{', '.join(COLUMNS)}"
+        )
+    for column, value in found.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{column} is {value}; leave it out, and the mean says so")
+    return GlueScore(found, convention)
+
+
+def reported(column: str, scores: Mapping[str, float]) -> dict[str, float]:
+    """A column's scores under the names that `glue_score` reads.
+
+    Args:
+        column: `"MRPC"`, say.
+        scores: What `score` returns, the primary metric first.
+
+    >>> reported("MRPC", {"accuracy": 0.8, "f1": 0.9})
+    {'MRPC': 0.8, 'MRPC/accuracy': 0.8, 'MRPC/f1': 0.9}
+    """
+    primary = next(iter(scores.values()))
+    return {column: primary, **{f"{column}/{metric}": scores[metric] for metric in scores}}
+
+
+def column_value(values: Mapping[str, float], column: str, convention: Convention) -> float:
+    """A column's value under a convention."""
+    task = task_of(column)
+    if convention == "primary" or task.bert is None:
+        return values[column]
+    wanted = (task.bert,) if convention == "bert" else task.metrics
+    names = [f"{column}/{metric}" for metric in wanted]
+    lacking = [name for name in names if name not in values]
+    if lacking:
+        raise ValueError(
+            f"the {convention!r} average needs {', '.join(lacking)}; report them (`reported`) or "
+            "take the convention 'primary'"
+        )
+    return math.fsum(values[name] for name in names) / len(names)
+
+
+def task_of(column: str) -> GlueTask:
+    """The task that a column belongs to."""
+    return next(task for task in TASKS.values() if column in task.dev_files)
+
+
+def mean(values: Mapping[str, float]) -> float:
+    """Mean of the values."""
+    return math.fsum(values.values()) / len(values)

@@ -1,0 +1,379 @@
+"""Sequences whose dependencies are planted, so that the right mask is known.
+
+process = PlantedProcess(length=24, offsets=(11,), keys=2)
+process.edges                                    # bool [24, 24]: who depends on whom
+next(PlantedTask(process).batches(seed=0))       # {"input_ids", "labels"}: int64 [64, 24]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.contracts import Batch, generator
+from masksearch.errors import unknown_name
+from masksearch.masks.core import Mask
+
+Groups = tuple[tuple[int, ...], ...]
+
+
+def by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Groups:
+    """Groups of equally spaced positions, in the order in which they were found.
+
+    The offsets take turns. At its turn an offset d groups s, s + d, s + 2d, .. (`size`
+    positions), for the smallest s >= 1 with all of them free and inside the sequence; it ends
+    when no offset finds a group.
+
+    Args:
+        length: Positions of the sequence; position 0 is in no group.
+        offsets: Distances of neighbours in a group, from 1.
+        size: Positions of a group (>= 2).
+    """
+    free = [position > 0 for position in range(length)]
+    found: list[tuple[int, ...]] = []
+    before = -1
+    while before < len(found):
+        before = len(found)
+        for offset in offsets:
+            for first in range(1, length - (size - 1) * offset):
+                group = tuple(first + step * offset for step in range(size))
+                if all(free[position] for position in group):
+                    for position in group:
+                        free[position] = False
+                    found.append(group)
+                    break
+    return tuple(found)
+
+
+def mirrored(length: int) -> Groups:
+    """The pairs (s, length - s) for s = 1, 2, ..: each at a distance of its own."""
+    return tuple((first, length - first) for first in range(1, (length + 1) // 2))
+
+
+def at_random(length: int, size: int, random: torch.Generator) -> Groups:
+    """A random partition of the positions 1 .. length - 1 into groups, each in rising order.
+
+    Up to `size` - 1 positions are left over.
+    """
+    order = 1 + torch.randperm(length - 1, generator=random)
+    groups = order[: (length - 1) // size * size].view(-1, size)
+    return tuple(sorted(tuple(sorted(group)) for group in groups.tolist()))
+
+
+Pairing = Literal["offsets", "mirrored", "free"]
+PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS, PAIRING = 1, 2, 3, 4, 5  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class PlantedProcess:
+    """A distribution over sequences in which each paired token determines its partner.
+
+    Position 0 holds the key, one of `keys` ids, uniformly (with one key it holds a free token).
+    The other positions are paired by a rule: with `pairing` "offsets", the offsets take turns,
+    and at its turn an offset d pairs the smallest free s >= 1 whose s + d is free and inside the
+    sequence, until no offset finds a pair; with "mirrored", s pairs with length - s; with "free",
+    the positions are matched at random, from `seed`. Hence no position is in two pairs. The
+    first token of a pair and every unpaired token are uniform and independent; the second one is
+
+        x[t] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
+
+    with r a relabelling of the vocabulary drawn from `seed`. For each key this is a permutation
+    of the vocabulary that is its own inverse, and two keys never agree on any token. So a hidden
+    token is certain given its partner and the key, one of `keys` equally likely tokens given its
+    partner alone, and uniform without its partner.
+
+    With `parents` = 2, "pairs" are groups of three positions (s, s + d, s + 2d, or three at
+    random) and the last token is a function of both others: the labels r of a group add up to k
+    modulo the vocabulary. Each token of a group is then certain given all others and the key, and
+    uniform as long as one of the others is unknown.
+
+    Ids: tokens 0 .. vocabulary - 1, the mask id `vocabulary`, then the keys.
+
+    Args:
+        length: Positions of a sequence (>= 3).
+        vocabulary: Number of tokens (>= 2).
+        offsets: Distances of paired positions (distinct, 1 .. length - 2); only for `pairing`
+            "offsets", otherwise set to ().
+        keys: Number of permutations that the token at position 0 chooses from, 1 .. vocabulary;
+            1 = no global token.
+        hidden: Probability that a position other than 0 is hidden in masked prediction.
+        seed: Seed of the relabelling and of a free pairing.
+        pairing: `"offsets"`, `"mirrored"` or `"free"`.
+        parents: Tokens that determine another one: 1 or, unless mirrored, 2.
+
+    Raises:
+        ValueError: If a value is out of its range or an offset finds no pair.
+        UnknownNameError: For another pairing.
+
+    >>> PlantedProcess(length=8, offsets=(3,), keys=1).pairs
+    ((1, 4), (2, 5), (3, 6))
+    """
+
+    length: int = 24
+    vocabulary: int = 8
+    offsets: tuple[int, ...] = (11,)
+    keys: int = 2
+    hidden: float = 0.15
+    seed: int = 0
+    pairing: Pairing = "offsets"
+    parents: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pairing not in get_args(Pairing):
+            raise unknown_name("pairing", self.pairing, get_args(Pairing))
+        object.__setattr__(self, "offsets", tuple(self.offsets))
+        if self.pairing != "offsets":
+            object.__setattr__(self, "offsets", ())
+        if self.parents not in (1, 2):
+            raise ValueError(f"parents must be 1 or 2, got {self.parents}")
+        if self.parents == 2 and self.pairing == "mirrored":
+            raise ValueError(
+                "mirrored positions come in pairs, got parents=2; use pairing 'offsets' or 'free'"
+            )
+        if self.length < 2 + self.parents:
+            raise ValueError(
+                f"length must be at least {2 + self.parents} positions, got {self.length}"
+            )
+        if self.vocabulary < 2:
+            raise ValueError(f"vocabulary must be at least 2 tokens, got {self.vocabulary}")
+        if not 1 <= self.keys <= self.vocabulary:
+            raise ValueError(
+                f"keys must lie in 1 .. vocabulary = {self.vocabulary}, got {self.keys}; "
+                "more keys than tokens cannot all disagree: raise vocabulary or lower keys"
+            )
+        if not 0 < self.hidden < 1:
+            raise ValueError(f"hidden is a probability in (0, 1), got {self.hidden}")
+        if self.pairing != "offsets":
+            return
+        if not self.offsets or len(set(self.offsets)) < len(self.offsets):
+            raise ValueError(f"offsets must be distinct and at least one, got {self.offsets}")
+        for offset in self.offsets:
+            if not 1 <= offset <= self.length - 2:
+                raise ValueError(
+                    f"offsets must lie in 1 .. length - 2 = {self.length - 2}, got {offset}; "
+                    "position 0 is in no pair: raise length or lower the offset"
+                )
+        unpaired = set(self.offsets) - {pair[1] - pair[0] for pair in self.pairs}
+        if unpaired:
+            raise ValueError(
+                f"every offset needs a pair, {sorted(unpaired)} found no free positions in "
+                f"length {self.length}; raise length or drop the offset"
+            )
+
+    @cached_property
+    def pairs(self) -> Groups:
+        """Paired positions (first, second), or (first, second, third) with two parents, in
+        rising order.
+        """
+        size = self.parents + 1
+        if self.pairing == "offsets":
+            return by_offsets(self.length, self.offsets, size)
+        if self.pairing == "mirrored":
+            return mirrored(self.length)
+        return at_random(self.length, size, generator(self.seed, PAIRING))
+
+    @cached_property
+    def paired(self) -> Tensor:
+        """The same as `pairs`: int64 `[pairs, parents + 1]`."""
+        return torch.tensor(self.pairs)
+
+    @cached_property
+    def edges(self) -> Tensor:
+        """What a hidden token needs: bool `[length, length]`, query by key.
+
+        Each position of a pair to the others of it and, with several keys, every paired
+        position to position 0. Without the diagonal.
+        """
+        needed = torch.zeros(self.length, self.length, dtype=torch.bool)
+        needed[self.paired[:, :, None], self.paired[:, None, :]] = True
+        needed.fill_diagonal_(False)
+        if self.keys > 1:
+            needed[self.paired.flatten(), 0] = True
+        return needed
+
+    @cached_property
+    def oracle(self) -> Mask:
+        """The sparsest mask that loses nothing: `edges`, and the diagonal so that no row is
+        empty.
+        """
+        return masks.table(self.edges | torch.eye(self.length, dtype=torch.bool))
+
+    @property
+    def ids(self) -> int:
+        """Number of token ids: the vocabulary, the mask id and the keys."""
+        return self.vocabulary + 1 + (self.keys if self.keys > 1 else 0)
+
+    @property
+    def mask_id(self) -> int:
+        """The id that hides a token."""
+        return self.vocabulary
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy on hidden partner tokens without any edge: 1 / vocabulary.
+
+        A paired token is uniform, alone and given everything but one of its partners.
+        """
+        return 1 / self.vocabulary
+
+    @property
+    def ceiling(self) -> float:
+        """Largest expected accuracy on hidden partner tokens:
+        known + (1 - known) / vocabulary, with known = (1 - hidden)^parents.
+
+        All partners of a hidden token are visible with probability `known`, and then the token
+        is certain, since the key is never hidden; otherwise nothing tells about it.
+        """
+        return self.known + (1 - self.known) / self.vocabulary
+
+    @property
+    def ceiling_without_key(self) -> float:
+        """Like `ceiling` for a reader of nothing but the partners:
+        known / keys + (1 - known) / vocabulary.
+        """
+        return self.known / self.keys + (1 - self.known) / self.vocabulary
+
+    @property
+    def known(self) -> float:
+        """Probability that every partner of a position is visible: (1 - hidden)^parents."""
+        return (1 - self.hidden) ** self.parents
+
+    @property
+    def split(self) -> int:
+        """First position of the second segment: the cut that separates most pairs, the nearest
+        to the middle among equals.
+        """
+        return min(
+            range(1, self.length),
+            key=lambda cut: (-len(self.crossing(cut)), abs(2 * cut - self.length)),
+        )
+
+    def crossing(self, cut: int) -> list[tuple[int, ...]]:
+        """The pairs with one end before position `cut` and the other not."""
+        return [pair for pair in self.pairs if pair[0] < cut <= pair[-1]]
+
+    @cached_property
+    def permutations(self) -> Tensor:
+        """int64 `[keys, vocabulary]`: the partner of each token under each key (of two parents:
+        of the token whose label is the sum of theirs).
+        """
+        key = torch.arange(self.keys)[:, None]
+        return self.labels.argsort()[(key - self.labels) % self.vocabulary]
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The relabelling r: int64 `[vocabulary]`."""
+        random = generator(self.seed, PERMUTATIONS)
+        return torch.randperm(self.vocabulary, generator=random)
+
+    def last_tokens(self, key: Tensor, others: Tensor) -> Tensor:
+        """The last token of a pair, given the key's number and its other tokens.
+
+        Args:
+            key: int64 `[..]`.
+            others: int64 `[.., parents]`.
+
+        Returns:
+            int64 `[..]`.
+        """
+        label = self.labels[others].sum(-1) % self.vocabulary
+        return self.permutations[key, self.labels.argsort()[label]]
+
+    @cached_property
+    def digest(self) -> str:
+        """Short hash of everything that the distribution depends on."""
+        fields: tuple[object, ...] = (
+            self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed
+        )  # fmt: skip
+        if (self.pairing, self.parents) != ("offsets", 1):
+            fields = (*fields, self.pairing, self.parents)
+        text = repr(("planted-1", fields, self.pairs, self.permutations.tolist()))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def sample(self, count: int, random: torch.Generator) -> Tensor:
+        """Draws sequences: int64 `[count, length]`."""
+        tokens = torch.randint(self.vocabulary, (count, self.length), generator=random)
+        if self.keys > 1:
+            key = torch.randint(self.keys, (count,), generator=random)
+            tokens[:, 0] = self.vocabulary + 1 + key
+        return self.completed(tokens)
+
+    def completed(self, tokens: Tensor) -> Tensor:
+        """Puts the last token of every pair in its place, in place: int64 `[count, length]`."""
+        others = tokens[:, self.paired[:, :-1]]
+        tokens[:, self.paired[:, -1]] = self.last_tokens(self.key(tokens)[:, None], others)
+        return tokens
+
+    def key(self, tokens: Tensor) -> Tensor:
+        """Numbers of the sequences' keys: int64 `[count]`, from 0."""
+        if self.keys == 1:
+            return torch.zeros(len(tokens), dtype=torch.int64)
+        return tokens[:, 0] - (self.vocabulary + 1)
+
+    def masked(self, tokens: Tensor, random: torch.Generator) -> Batch:
+        """Hides tokens, each with probability `hidden`; never position 0.
+
+        Args:
+            tokens: Token ids `[count, length]`.
+            random: Source of the draws.
+
+        Returns:
+            `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
+            token is scored.
+        """
+        draw = torch.rand(tokens.shape, generator=random)
+        draw[:, 0] = 2.0
+        scored = draw < self.hidden
+        if not scored.any():
+            scored = draw == draw.min()
+        return {
+            "input_ids": tokens.masked_fill(scored, self.mask_id),
+            "labels": tokens.masked_fill(~scored, -100),
+        }
+
+
+@dataclass(frozen=True)
+class PlantedTask:
+    """Masked prediction on a planted process; every training batch is drawn anew.
+
+    Args:
+        process: The distribution.
+        batch: Sequences of a batch.
+        held_out_sequences: Number of held-out sequences.
+    """
+
+    process: PlantedProcess
+    batch: int = 64
+    held_out_sequences: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "held_out_sequences"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 sequence, got {getattr(self, name)}")
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return "planted"
+
+    def batches(self, seed: int) -> Iterator[Batch]:
+        """Endless training batches, a function of `seed` alone."""
+        random = generator(seed)
+        while True:
+            yield self.process.masked(self.process.sample(self.batch, random), random)
+
+    def held_out(self) -> list[Batch]:
+        """The held-out sequences, the same in every call."""
+        random = generator(self.process.seed, HELD_OUT)
+        tokens = self.process.sample(self.held_out_sequences, random)
+        return [
+            self.process.masked(tokens[start : start + 256], random)
+            for start in range(0, len(tokens), 256)
+        ]

@@ -1,0 +1,292 @@
+"""Questions and paragraphs as sequences: `[CLS] question [SEP] part of the paragraph [SEP]`.
+
+windows = make_windows(corpus, data.train)
+windows[0].ids, windows[0].first, windows[0].span      # of the first window
+windows.misplaced, windows.cut                         # what was left out or cut, as counts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from masksearch.tasks.squad.data import Question, Reading
+from masksearch.tasks.text.corpus import small
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+Numbers = NDArray[Any]
+TEXTS = 4_096  # texts that are tokenized at once
+QUESTION, START, COUNT, FIRST, LAST = range(5)  # columns of Windows.rows
+
+
+class Source(Protocol):
+    """What turns text into ids: a `Corpus`, or a tokenizer with a length."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizes with character offsets."""
+        ...
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Token ids by role: pad, unknown, cls, sep, mask."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Largest number of positions of a sequence."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        ...
+
+
+@dataclass(frozen=True)
+class WindowSize:
+    """How a paragraph is cut, in tokens.
+
+    Args:
+        length: Positions of a window (>= 8).
+        question: Longest question, None = 64 or half of the length; the rest is cut off.
+        stride: Step from one window to the next, None = a third of the length: 128 at 384
+            positions, as in BERT's run_squad.
+    """
+
+    length: int
+    question: int | None = None
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length < 8:
+            raise ValueError(f"a window needs at least 8 positions, got {self.length}")
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"stride must be at least 1 token, got {self.stride}")
+        if not 1 <= self.longest_question <= self.length - 4:
+            raise ValueError(
+                f"a question of {self.longest_question} tokens does not fit into {self.length} "
+                "positions beside [CLS], two [SEP] and at least one token of the paragraph; "
+                f"max_question is at least 1 and here at most {self.length - 4}"
+            )
+
+    @property
+    def longest_question(self) -> int:
+        """Tokens of the longest question."""
+        return min(64, self.length // 2) if self.question is None else self.question
+
+    @property
+    def step(self) -> int:
+        """Tokens from the start of one window to the next."""
+        return max(1, self.length // 3) if self.stride is None else self.stride
+
+
+@dataclass(frozen=True)
+class Window:
+    """One sequence.
+
+    Args:
+        ids: `[CLS] question [SEP] part of the paragraph [SEP]`.
+        first: Positions of the first segment, with its `[SEP]`.
+        span: First and last position of the answer; (0, 0), the place of [CLS], where the
+            window does not hold it.
+    """
+
+    ids: list[int]
+    first: int
+    span: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Sequence[Window]):
+    """Every window of some questions, in arrays; a window is made where it is read.
+
+    Args:
+        contexts: Token ids of the paragraphs that are asked about, one after the other.
+        context_ends: Where each paragraph's ids end.
+        offsets: int `[tokens, 2]`: first character, and the one after the last, of a token in
+            its own paragraph.
+        questions: Token ids of the questions, one after the other.
+        question_ends: Where each question's ids end.
+        asked: Each question's paragraph.
+        rows: int `[windows, 5]`: question; first token of the paragraph and number of tokens
+            that the window holds; first and last position of the answer in the window.
+        special: Token ids by role.
+        length: Largest length of a window.
+        misplaced: Questions left out because no answer stands where the file says.
+        cut: Questions that were longer than allowed.
+    """
+
+    contexts: Numbers = field(repr=False)
+    context_ends: Numbers = field(repr=False)
+    offsets: Numbers = field(repr=False)
+    questions: Numbers = field(repr=False)
+    question_ends: Numbers = field(repr=False)
+    asked: Numbers = field(repr=False)
+    rows: Numbers = field(repr=False)
+    special: dict[str, int] = field(repr=False)
+    length: int
+    misplaced: int = 0
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Numbers:
+        """int `[windows]`: positions of every window."""
+        asking = np.diff(self.question_ends.astype(np.int64), prepend=0)
+        found: Numbers = asking[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
+        return found
+
+    def tokens(self, context: int) -> slice:
+        """The place of a paragraph's tokens in `contexts` and `offsets`."""
+        start = int(self.context_ends[context - 1]) if context else 0
+        return slice(start, int(self.context_ends[context]))
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Window]: ...
+    def __getitem__(self, index: int | slice) -> Window | list[Window]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        question, start, count, first, last = self.rows[index].tolist()
+        begin = int(self.question_ends[question - 1]) if question else 0
+        asking = self.questions[begin : int(self.question_ends[question])].tolist()
+        place = self.tokens(int(self.asked[question])).start + start
+        sep = self.special["sep"]
+        ids = [self.special["cls"], *asking, sep]
+        return Window(
+            [*ids, *self.contexts[place : place + count].tolist(), sep], len(ids), (first, last)
+        )
+
+
+def make_windows(
+    source: Source, reading: Reading, size: WindowSize | None = None, *, training: bool = True
+) -> Windows:
+    """Tokenizes questions and paragraphs and cuts them into windows.
+
+    Args:
+        source: A corpus, or a tokenizer with a length.
+        reading: The questions.
+        size: How a paragraph is cut; None = windows of the source's length.
+        training: Whether questions whose answers do not stand where the file says are left out;
+            else they stay, with [CLS] as their target.
+    """
+    size = size or WindowSize(source.length)
+    asked = sorted({question.context for question in reading.questions})
+    place = {context: index for index, context in enumerate(asked)}
+    paragraphs = encoded(source, [reading.contexts[context] for context in asked])
+    asking = [one.ids for one in encoded(source, [q.text for q in reading.questions])]
+    offsets = [np.array(one.offsets, np.int32).reshape(-1, 2) for one in paragraphs]
+    rows: list[tuple[int, int, int, int, int]] = []
+    kept: list[int] = []
+    cut = 0
+    for number, question in enumerate(reading.questions):
+        where = offsets[place[question.context]]
+        span = answer_span(question, reading.contexts[question.context], where)
+        if span is None and question.answers and training:
+            continue
+        cut += len(asking[number]) > size.longest_question
+        asking[number] = asking[number][: size.longest_question]
+        before = len(asking[number]) + 2
+        for start, end in cuts(len(where), size.length - before - 1, size.step):
+            first = last = 0
+            if span is not None and start <= span[0] and span[1] < end:
+                first, last = span[0] - start + before, span[1] - start + before
+            rows.append((len(kept), start, end - start, first, last))
+        kept.append(number)
+    return Windows(
+        *joined([one.ids for one in paragraphs]),
+        small(np.concatenate([*offsets, np.zeros((1, 2), np.int32)]))[:-1],
+        *joined([asking[number] for number in kept]),
+        small(np.array([place[reading.questions[number].context] for number in kept] or [0])),
+        small(np.array(rows, np.int64).reshape(-1, 5)) if rows else np.zeros((0, 5), np.uint8),
+        source.special,
+        size.length,
+        len(reading) - len(kept),
+        cut,
+    )
+
+
+def encoded(source: Source, texts: Sequence[str]) -> list[Encoding]:
+    """The texts with token ids and character offsets, without special tokens."""
+    return [
+        one
+        for start in range(0, len(texts), TEXTS)
+        for one in source.tokenizer.encode_batch(
+            list(texts[start : start + TEXTS]), add_special_tokens=False
+        )
+    ]
+
+
+def joined(parts: Sequence[Sequence[int]]) -> tuple[Numbers, Numbers]:
+    """Lists of ids, one after the other, and where each ends."""
+    flat = [number for part in parts for number in part]
+    ends = np.cumsum([len(part) for part in parts] or [0])
+    return small(np.array(flat or [0], np.int64))[: len(flat)], small(ends)
+
+
+def answer_span(question: Question, context: str, offsets: Numbers) -> tuple[int, int] | None:
+    """First and last token of the first answer that stands where the file says.
+
+    Blanks may differ (BERT's run_squad compares words, too). The tokens are those that share a
+    character with the answer: where it ends inside a token, the span is wider.
+
+    Args:
+        question: With its answers.
+        context: The paragraph.
+        offsets: int `[tokens, 2]`: each token's characters.
+
+    Returns:
+        None where no answer does, or none touches a token.
+    """
+    for answer, start in zip(question.answers, question.starts, strict=True):
+        end = start + len(answer)
+        if context[start:end].split() != answer.split():
+            continue
+        first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+        last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+        if first <= last:
+            return first, last
+    return None
+
+
+def cuts(tokens: int, room: int, step: int) -> list[tuple[int, int]]:
+    """Start and end of every window over a paragraph; every token is in at least one.
+
+    >>> cuts(10, 6, 3)
+    [(0, 6), (3, 9), (6, 10)]
+    """
+    found = [(0, min(room, tokens))]
+    while found[-1][1] < tokens:
+        start = found[-1][0] + min(step, room)
+        found.append((start, min(start + room, tokens)))
+    return found
+
+
+def most_context(pieces: Sequence[tuple[int, int]], tokens: int) -> Numbers:
+    """For every token the window that shows most of its surroundings: int `[tokens]`.
+
+    A token's worth in a window is the smaller of the tokens on its left and right there, plus
+    0.01 per token of the window; of equal windows the first is taken.
+
+    Reference: BERT's run_squad.py (maximum context).
+
+    Args:
+        pieces: Start and end of every window.
+        tokens: Tokens of the paragraph.
+    """
+    starts, ends = np.array(pieces).T[:, :, None]
+    at = np.arange(tokens)
+    worth = np.minimum(at - starts, ends - 1 - at) + 0.01 * (ends - starts)
+    found: Numbers = np.where((at >= starts) & (at < ends), worth, -1.0).argmax(0)
+    return found

@@ -1,0 +1,198 @@
+"""Text from the Hugging Face Hub, or from a folder of json, parquet, csv or text files.
+
+    hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N]
+    hf:FOLDER[#COLUMN][?rows=N]
+
+    hf:wikimedia/wikipedia@20231101.en#text?rows=5000
+
+The rows are streamed: no more is read than what is asked for. The split `train` is trained on,
+`validation` (or valid, dev) is held out. A row is a document, and blank lines inside it are taken
+out; but where one of the first rows is blank the rows are lines of text, as in a file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from masksearch.errors import DataError
+from masksearch.tasks.text.files import HELD_OUT_STEMS, content_hash
+from masksearch.tasks.text.tokenizer import hub_answers
+
+PREFIX = "hf:"
+SPELLING = re.compile(r"(?P<name>[^@#?]+)(@(?P<config>[^#?]+))?(#(?P<column>[^?]+))?")
+PEEKED = 1_000  # rows in which a blank one says that rows are lines
+BLANK_LINES = re.compile(r"(\r?\n[^\S\n]*)+")
+
+
+def is_hub(path: Path | str) -> bool:
+    """Whether a path is spelled `hf:..`, which is not a path on disk."""
+    return str(path).startswith(PREFIX)
+
+
+@dataclass(frozen=True)
+class HubText:
+    """A column of text of a dataset.
+
+    Args:
+        name: `OWNER/NAME` on the Hub, or a folder.
+        config: Configuration of the dataset; None = its only one.
+        column: Column of the text; None = `text`, or the only one.
+        rows: Rows to read of each split; None = all.
+    """
+
+    name: str
+    config: str | None = None
+    column: str | None = None
+    rows: int | None = None
+
+    @classmethod
+    def parse(cls, spelled: Path | str) -> HubText:
+        """The dataset of a path `hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N]`.
+
+        Raises:
+            DataError: If it is not spelled like that.
+        """
+        rest, asked, rows = str(spelled).removeprefix(PREFIX).partition("?")
+        found = SPELLING.fullmatch(rest)
+        limit = re.fullmatch(r"rows=([1-9]\d*)", rows)
+        if found is None or (asked and limit is None):
+            raise DataError(
+                f"a dataset is spelled hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N], N from 1, "
+                f"or hf:FOLDER[#COLUMN][?rows=N]; got {str(spelled)!r}"
+            )
+        return cls(
+            found["name"], found["config"], found["column"], int(limit[1]) if limit else None
+        )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder on disk, or None for a name on the Hub."""
+        path = Path(self.name).expanduser()
+        if path.is_dir():
+            return path.resolve()
+        if path.is_absolute() or self.name.startswith((".", "~")):
+            raise DataError(f"no such folder: {self.name} (of {PREFIX}{self.name})")
+        return None
+
+    def key(self) -> list[str]:
+        """What a cache of its tokens is named after; asks no network.
+
+        A folder stands for the bytes of its files, a name on the Hub for itself: what has been
+        tokenized once stays until the cache is deleted, also when the dataset moves on.
+        """
+        parts = [PREFIX, self.config or "", self.column or "", str(self.rows)]
+        if self.folder is None:
+            return [*parts, self.name]
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        names = [str(path.relative_to(self.folder)) for path in files]
+        return [*parts, *names, content_hash(files)]
+
+    def write(self, target: Path, split: str | None = None) -> Path | None:
+        """Writes the text of a split as a plain text file.
+
+        Args:
+            target: The file.
+            split: "train"; None = the held-out one, if there is one.
+
+        Returns:
+            `target`, or None if there is no such split.
+
+        Raises:
+            DataError: If the dataset, its split or its column is missing, a row is no text, or
+                the Hub cannot be reached.
+        """
+        with problems_of(self):
+            splits = self.splits()
+            known = list(splits)
+            wanted = (split,) if split else HELD_OUT_STEMS
+            name = next((one for one in wanted if one in splits), None)
+            if name is None and split is None:
+                return None
+            if name is None:
+                raise DataError(
+                    f"{PREFIX}{self.name} has no split {split!r}; it has {', '.join(known)}"
+                )
+            rows = islice(iter(splits[name]), self.rows)
+            first = list(islice(rows, PEEKED))
+            column = self.chosen_column(first[0]) if first else ""
+            texts = self.texts(chain(first, rows), column)
+            head = list(islice(texts, PEEKED))
+            lines = not all(text.strip() for text in head)
+            with target.open("w", encoding="utf-8", newline="") as file:
+                for text in chain(head, texts):
+                    file.write(text + "\n" if lines else document(text))
+        return target
+
+    def splits(self) -> Any:
+        """The dataset's splits by name, streaming."""
+        try:
+            import datasets
+        except ImportError as error:
+            raise DataError(
+                f"{PREFIX}{self.name} needs the package datasets: pip install datasets; or give "
+                "plain text with --corpus FILE_OR_FOLDER"
+            ) from error
+        if self.folder is None and not hub_answers():
+            raise DataError(
+                f"the Hugging Face Hub cannot be reached for {self.name!r} (no network, or "
+                "HF_HUB_OFFLINE is set); give text on disk with --corpus FILE_OR_FOLDER, or "
+                f"--corpus {PREFIX}FOLDER for a copy of the dataset"
+            )
+        name = str(self.folder or self.name)
+        return datasets.load_dataset(name, self.config, streaming=True)  # runs no code of its own
+
+    def chosen_column(self, row: dict[str, Any]) -> str:
+        """The column that holds the text."""
+        columns = list(row)
+        strings = [name for name in columns if isinstance(row[name], str)]
+        if self.column is not None and self.column in columns:
+            return self.column
+        if self.column is None and "text" in columns:
+            return "text"
+        if self.column is None and len(strings) == 1:
+            return strings[0]
+        wanted = "column 'text'" if self.column is None else f"column {self.column!r}"
+        raise DataError(
+            f"{PREFIX}{self.name} has no {wanted}; it has {', '.join(columns)}: "
+            f"name one as {PREFIX}{self.name}#COLUMN"
+        )
+
+    def texts(self, rows: Iterator[dict[str, Any]], column: str) -> Iterator[str]:
+        """The text of each row; what is missing is empty."""
+        for number, row in enumerate(rows):
+            text = row[column]
+            if text is not None and not isinstance(text, str):
+                raise DataError(
+                    f"{PREFIX}{self.name}, row {number}: column {column!r} holds a "
+                    f"{type(text).__name__}, not text; name another as #COLUMN"
+                )
+            yield (text or "").replace("\0", "")
+
+
+@contextmanager
+def problems_of(source: HubText) -> Iterator[None]:
+    """What the libraries raise for a dataset, as one line."""
+    import pyarrow as pa
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
+
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, HTTPError, pa.ArrowException) as error:
+        said = " ".join(str(error).split())
+        raise DataError(
+            f"{PREFIX}{source.name} cannot be read: {said or type(error).__name__}; check its "
+            "name and configuration, or give text on disk with --corpus FILE_OR_FOLDER"
+        ) from error
+
+
+def document(text: str) -> str:
+    """A row as one document: no blank line inside, one after it."""
+    return BLANK_LINES.sub("\n", text.strip()) + "\n\n"

@@ -1,0 +1,138 @@
+"""Checkpoints of a run that may be killed at any moment, as safetensors, never pickle.
+
+    kept = Checkpoints(workdir)
+    found = kept.load()                      # None at the first start
+    ...
+    kept.save(step, tensors, {"loss": 2.5})  # replaces the older of two
+
+Two generations are kept, so that a file that was damaged later costs one of them, not the run.
+Of several processes the first one writes and removes; all read (see `distributed`).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from masksearch.training.distributed import group
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State of a run after `step` steps.
+
+    Args:
+        step: Optimiser steps that are done.
+        tensors: Name -> tensor, of any shape and dtype.
+        facts: Plain data (JSON): counters, random states, reports so far.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Checkpoints:
+    """The two newest checkpoints of one trial, in its own folder.
+
+    Args:
+        folder: The trial's folder (`workdir` of an evaluator).
+        name: First part of the file names, where a trial keeps several kinds.
+    """
+
+    def __init__(self, folder: Path, name: str = "checkpoint") -> None:
+        self.folder, self.name = folder, name
+
+    def files(self) -> list[Path]:
+        """The files that are there, newest step first."""
+        found = self.folder.glob(f"{self.name}-*.safetensors")
+        return sorted(found, key=step_of, reverse=True)
+
+    def save(
+        self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Writes a checkpoint in one step: it is there as a whole, or not at all.
+
+        Args:
+            step: Optimiser steps that are done (>= 0).
+            tensors: Name -> tensor.
+            facts: Plain data (JSON).
+
+        Raises:
+            OSError: If the disk is full; the earlier checkpoints stay.
+        """
+        text = json.dumps({"step": step, "facts": dict(facts or {})}, sort_keys=True)
+        plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
+        path = self.folder / f"{self.name}-{step:09d}.safetensors"
+        beside = path.with_suffix(".part")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            save_file(plain, beside, metadata={"state": text, "digest": digest(text, plain)})
+            beside.replace(path)
+        except SafetensorError as error:  # its way of passing on an OSError
+            full = "os error 28" in str(error) or "No space left" in str(error)
+            raise OSError(
+                errno.ENOSPC if full else errno.EIO, f"cannot write a checkpoint: {error}", path
+            ) from error
+        finally:
+            beside.unlink(missing_ok=True)
+        for old in self.files()[2:]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; None where there is none.
+
+        A damaged file (truncated, changed bytes, another format) is passed over with a warning
+        in the log, and the one before it is taken.
+        """
+        for path in self.files():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+                text = metadata["state"]
+                if metadata["digest"] != digest(text, tensors):
+                    raise ValueError("its contents do not match its digest")
+                state = json.loads(text)
+            except (SafetensorError, OSError, KeyError, ValueError) as error:
+                log.warning("checkpoint %s is damaged and passed over: %s", path, error)
+                continue
+            return Checkpoint(state["step"], tensors, state["facts"])
+        return None
+
+    def clear(self) -> None:
+        """Removes every checkpoint, when the run has its result."""
+        if not group().first:
+            return
+        for path in self.files():
+            path.unlink(missing_ok=True)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name; -1 for a foreign file."""
+    digits = path.stem.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the facts and every tensor's name, type, shape and bytes."""
+    total = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,440 @@
+"""One plain training loop, used by every evaluator.
+
+for step in train(model, batches, TrainConfig(steps=300)):
+    print(step.number, step.loss)
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from masksearch.contracts import Batch, mixed_seed
+from masksearch.errors import NonFiniteLossError, unknown_name
+from masksearch.training.accumulation import Accumulator
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.distributed import group
+from masksearch.training.lamb import Lamb
+
+
+def training_state(
+    model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Tensor]:
+    """Weights, buffers, optimiser states and the state of torch's global generators.
+
+    Args:
+        model: On one device, whose global generator (of dropout) is part of the state.
+        optimisers: Name -> optimiser; a name holds no dot.
+
+    Returns:
+        `model.<name>`, `<optimiser>.<number of the parameter>.<what>`, `random` and, for a model
+        on a GPU, `random.cuda`. Weights are copies: tied ones share memory, which files cannot.
+    """
+    weights = model.state_dict()
+    tensors = {f"model.{name}": value.clone() for name, value in weights.items()}
+    tensors["random"] = torch.get_rng_state()
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    for name, optimiser in optimisers.items():
+        for place, entry in optimiser.state_dict()["state"].items():
+            tensors |= {f"{name}.{place}.{key}": value for key, value in entry.items()}
+    return tensors
+
+
+def restore_state(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    optimisers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    """Puts back weights, buffers and optimiser states, in place; learning rates stay.
+
+    The generators are put back by `restore_random`, when the training goes on.
+    """
+    model.load_state_dict(
+        {
+            name.removeprefix("model."): value
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        }
+    )
+    for name, optimiser in optimisers.items():
+        entries: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"{name}."):
+                _, place, part = key.split(".")
+                entries.setdefault(int(place), {})[part] = value
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": entries})
+
+
+def restore_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    """Puts back torch's global generators, of the CPU and of a GPU."""
+    torch.set_rng_state(tensors["random"])
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+
+
+log = logging.getLogger(__name__)
+
+Optimiser = Literal["adamw", "lamb"]
+Schedule = Literal["linear", "sqrt"]
+Batches = Iterator[Batch] | Callable[[int], Iterator[Batch]]
+FIRST = ("steps", "lr", "warmup", "weight_decay", "betas", "clip")  # always part of an identity
+UNREAD = 20  # steps on a GPU between two looks at the losses: each look waits for the GPU
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a proxy is trained: linear warm-up, then decay to zero.
+
+    With `micro_batches`, that many batches are one optimiser step; its loss and gradient are
+    those of one batch of all their rows.
+    """
+
+    steps: int = 800  # optimiser steps
+    lr: float = 2e-3  # peak learning rate
+    warmup: float = 0.06  # share of the steps in which the rate rises
+    weight_decay: float = 0.01  # on matrices only; biases and norms have none
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip: float = 1.0  # largest norm of the gradient
+    micro_batches: int = 1  # batches of an optimiser step
+    optimiser: Optimiser = "adamw"  # "lamb": for large effective batches
+    schedule: Schedule = "linear"  # of the decay; "sqrt": as sqrt(1 - progress), as in SparseBERT
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1], got {self.warmup}")
+        if self.micro_batches < 1:
+            raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
+        if self.optimiser not in get_args(Optimiser):
+            raise unknown_name("optimiser", self.optimiser, get_args(Optimiser))
+        if self.schedule not in get_args(Schedule):
+            raise unknown_name("schedule", self.schedule, get_args(Schedule))
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """The fields as plain data, for protocols: those of the first version, and of later
+        ones only what differs from its default, so that old protocols keep their ids."""
+        defaults = asdict(TrainConfig())
+        given = asdict(self).items()
+        return {name: value for name, value in given if name in FIRST or value != defaults[name]}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished optimiser step."""
+
+    number: int  # from 1
+    value: float | Tensor  # the loss; on a GPU a tensor there, which `loss` fetches
+    tokens: int  # token positions of this step's batches
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of this step's batches, before the update. On a GPU, reading it waits for
+        the step to finish."""
+        return float(self.value)
+
+
+Follower = Callable[[Step, TrainConfig], None]
+FOLLOWERS: ContextVar[tuple[Follower, ...]] = ContextVar("followers", default=())
+
+
+@contextmanager
+def following(callback: Follower) -> Iterator[None]:
+    """Calls back after every step of every `train` in this context (thread or task).
+
+    with following(lambda step, config: bar.update(step.number / config.steps)):
+        reports = list(evaluator(mask, seed=0, workdir=folder))
+
+    Args:
+        callback: Called with the step and the settings of its training. Reading `step.loss` at
+            every step slows a GPU down; read it now and then.
+    """
+    token = FOLLOWERS.set((*FOLLOWERS.get(), callback))
+    try:
+        yield
+    finally:
+        FOLLOWERS.reset(token)
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """Factor on the learning rate of step `step` (from 0): up linearly, then down to 0."""
+    if config.schedule == "sqrt":
+        progress = (step + 1) / config.steps
+        return progress / config.warmup if progress < config.warmup else (1 - progress) ** 0.5
+    rising = max(1, round(config.warmup * config.steps))
+    if step < rising:
+        return (step + 1) / rising
+    return max(0.0, (config.steps - step) / max(1, config.steps - rising))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Trainable parameters, matrices with decay and the rest without; gates are left out
+    (they are trained by DAM with an optimiser of their own)."""
+    decayed: list[Tensor] = []
+    plain: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "masksearch_gates" not in name:
+            (decayed if parameter.ndim >= 2 else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+def model_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that the model itself computes from a batch with labels."""
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    config: TrainConfig,
+    loss: Callable[[nn.Module, Batch], Tensor] = model_loss,
+    *,
+    checkpoints: Checkpoints | None = None,
+    checkpoint_seconds: float = 60.0,
+    key: str = "",
+    memory: dict[str, Any] | None = None,
+    noise_seed: int | None = None,
+) -> Generator[Step, None, None]:
+    """Trains in place and yields after every step; stop by closing the iterator.
+
+    Where memory runs out, every batch is computed in halves, quarters, .. of its rows, down to
+    one row, with one warning: the gradient stays that of the whole batch (but for rounding, and
+    for a model with batch normalisation).
+
+    Under `distributed.joined` each process computes its rows of every batch; losses, gradients
+    and weights are those of one process with the whole batches (but for rounding).
+    Model and batches must be the same on all; the first process writes the checkpoints.
+
+    Args:
+        model: Any module; left in training mode.
+        batches: At least `config.steps * config.micro_batches` batches, as an iterator, or as a
+            function `start -> iterator` that begins at batch `start` (a run that goes on draws
+            and drops the earlier ones of an iterator).
+        config: Steps, rates and decay.
+        loss: Scalar loss of (model, batch): a mean over the batch's scored labels (`scored`).
+        checkpoints: Where the state is kept; None = nowhere. What a killed run has left there
+            is gone on from; the end is the same bit for bit on a CPU. They are not cleared.
+        checkpoint_seconds: Wall time between two checkpoints; 0 = after every step.
+        key: Name of the run; a checkpoint under another key is passed over, with a warning in
+            the log, and removed.
+        memory: Plain data (JSON) of the caller's that goes into checkpoints; it is brought back
+            in place, before `train` returns.
+        noise_seed: Seed of what the model draws from torch's global generator (dropout), which
+            is left as it was; several processes draw differently from it. None = it draws from
+            that generator.
+
+    Yields:
+        One `Step` per optimiser step; in a run that goes on, from the next one.
+
+    Raises:
+        NonFiniteLossError: If a loss is NaN or infinite; names the step. On a GPU it is found
+            up to 20 steps late.
+        ValueError: If the batches end too early.
+        torch.OutOfMemoryError: If memory runs out with a single row (on a CPU a RuntimeError).
+        ResumeError: If several processes find different checkpoints.
+    """
+    return Training(
+        model, batches, config, loss, checkpoints, checkpoint_seconds, key, memory, noise_seed
+    ).run()
+
+
+class Training:
+    """A training under way; the arguments are those of `train`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        config: TrainConfig,
+        loss: Callable[[nn.Module, Batch], Tensor],
+        checkpoints: Checkpoints | None,
+        checkpoint_seconds: float,
+        key: str,
+        memory: dict[str, Any] | None,
+        noise_seed: int | None,
+    ) -> None:
+        self.model, self.config, self.loss = model, config, loss
+        self.checkpoints, self.checkpoint_seconds = checkpoints, checkpoint_seconds
+        self.key, self.noise_seed = key, noise_seed
+        self.memory: dict[str, Any] = {} if memory is None else memory
+        groups = parameter_groups(model, config.weight_decay)
+        self.trained = [p for group in groups for p in cast("list[Tensor]", group["params"])]
+        self.device = self.trained[0].device if self.trained else torch.device("cpu")
+        self.optimiser = built(groups, config)
+        self.group = group()
+        self.accumulator = Accumulator(group=self.group)
+        self.done = 0  # optimiser steps
+        self.unread: list[tuple[int, Tensor]] = []  # losses on a GPU nobody has looked at
+        self.random: dict[str, Tensor] = {}  # states of global generators, to be put back
+        self.restore()
+        self.group.agreed(self.done, self.device)
+        self.batches = self.following_batches(batches)
+        model.train()
+
+    def following_batches(self, batches: Batches) -> Iterator[Batch]:
+        """The batches after those of the steps that are done."""
+        gone = self.done * self.config.micro_batches
+        if callable(batches):
+            return batches(gone)
+        for _ in range(gone):
+            self.taken(batches)
+        return batches
+
+    def run(self) -> Generator[Step, None, None]:
+        """The remaining steps."""
+        if self.random and self.noise_seed is None and self.group.first:
+            restore_random(self.random, self.device)
+        saved, full = time.monotonic(), False
+        while self.done < self.config.steps:
+            step = self.advance()
+            for follower in FOLLOWERS.get():
+                follower(step, self.config)
+            yield step
+            if self.checkpoints is None or not self.group.first:
+                continue
+            if time.monotonic() - saved < self.checkpoint_seconds:
+                continue
+            self.read()
+            try:
+                self.save(self.checkpoints)
+            except OSError as error:
+                if not full:
+                    warnings.warn(
+                        f"no checkpoint after step {self.done} ({error}); the run goes on, and "
+                        "the last good checkpoint is kept",
+                        stacklevel=2,
+                    )
+                full = True
+            saved = time.monotonic()
+
+    def advance(self) -> Step:
+        """One optimiser step."""
+        factor = rate(self.done, self.config)
+        for each in self.optimiser.param_groups:
+            each["lr"] = self.config.lr * factor
+        batches = [self.taken(self.batches) for _ in range(self.config.micro_batches)]
+        with self.noise() as begin:
+            value = self.accumulator.gradients(self.model, batches, self.loss, begin, self.check)
+        if self.group.size > 1:
+            self.group.sum_together([value], self.device)
+            self.refuse_at_once(value)  # on every process: none waits for another
+            self.group.sum_gradients(self.trained, self.device)
+        if self.config.optimiser == "adamw":  # LAMB clips by itself
+            torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip)
+        self.optimiser.step()
+        self.done += 1
+        tokens = sum(batch["input_ids"].numel() for batch in batches)
+        if self.device.type != "cuda":
+            return Step(self.done, value.item(), tokens)
+        self.unread.append((self.done, value))
+        if len(self.unread) >= UNREAD or self.done == self.config.steps:
+            self.read()
+        return Step(self.done, value, tokens)
+
+    @contextmanager
+    def noise(self) -> Iterator[Callable[[], None]]:
+        """Yields what begins an attempt at a step: no gradients, and this step's own noise."""
+        with ExitStack() as stack:
+            if self.noise_seed is not None:
+                cuda = [self.device] if self.device.type == "cuda" else []
+                stack.enter_context(torch.random.fork_rng(devices=cuda))
+
+            def begin() -> None:
+                self.optimiser.zero_grad(set_to_none=True)
+                if self.noise_seed is not None:
+                    own = () if self.group.first else (self.group.rank,)
+                    drawn = mixed_seed(self.noise_seed, self.done, *own)
+                    torch.default_generator.manual_seed(drawn)
+                    if self.device.type == "cuda":
+                        index = self.device.index or 0
+                        torch.cuda.default_generators[index].manual_seed(drawn)
+
+            yield begin
+
+    def taken(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch."""
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"the batches ended after {self.done} of {self.config.steps} steps")
+        return batch
+
+    def check(self, value: Tensor) -> None:
+        """Refuses a part's NaN or infinite loss; several processes do so after its sum."""
+        if self.group.size == 1:
+            self.refuse_at_once(value)
+
+    def refuse_at_once(self, value: Tensor) -> None:
+        """Refuses a NaN or infinite loss, where looking at it costs nothing."""
+        if self.device.type != "cuda":
+            self.refuse(self.done + 1, value.item())
+
+    def read(self) -> None:
+        """Looks at the losses of the last steps on a GPU, with one wait."""
+        if self.unread:
+            values = torch.stack([value for _, value in self.unread]).tolist()
+            for (number, _), value in zip(self.unread, values, strict=True):
+                self.refuse(number, value)
+            self.unread.clear()
+
+    def refuse(self, number: int, value: float) -> None:
+        """Raises for a NaN or infinite loss."""
+        if not math.isfinite(value):
+            late = "" if number >= self.done else f" (seen after step {self.done})"
+            raise NonFiniteLossError(
+                f"the loss became {value} at step {number} of {self.config.steps}{late}; "
+                "lower the learning rate"
+            )
+
+    # -- checkpoints ---------------------------------------------------------------------------
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Keeps the state after the steps that are done."""
+        facts = {"key": self.key, "rows": self.accumulator.rows, "memory": self.memory}
+        tensors = training_state(self.model, {"optimiser": self.optimiser})
+        checkpoints.save(self.done, tensors, facts)
+
+    def restore(self) -> None:
+        """Goes back to the newest checkpoint of this run, if there is one."""
+        found = None if self.checkpoints is None else self.checkpoints.load()
+        if found is None or self.checkpoints is None:
+            return
+        if found.facts.get("key") != self.key:
+            log.warning(
+                "%s holds a checkpoint of another run (%s); this one starts anew",
+                self.checkpoints.folder,
+                found.facts.get("key"),
+            )
+            self.checkpoints.clear()
+            return
+        restore_state(found.tensors, self.model, {"optimiser": self.optimiser})
+        self.accumulator.rows = found.facts["rows"]
+        self.memory.update(found.facts["memory"])
+        self.done = found.step
+        self.random = {n: value for n, value in found.tensors.items() if n.startswith("random")}
+
+
+def built(groups: list[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser of that configuration."""
+    if config.optimiser == "lamb":
+        return Lamb(
+            cast("Any", groups), lr=config.lr, betas=config.betas, max_grad_norm=config.clip
+        )
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

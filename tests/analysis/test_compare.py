@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from masksearch import masks
+from masksearch.analysis.compare import Comparison, front_of, kind_of, listed
+from masksearch.contracts import Objective
+
+NEAR_STAR = masks.star() | masks.shifts([2])  # a little denser than star
+NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
+
+
+def around(score: float) -> list[float]:
+    return [score + noise for noise in NOISE]
+
+
+def shaken(score: float) -> list[float]:
+    """The same mean with noise of its own, so that paired differences vary."""
+    return [score + noise for noise in reversed(NOISE)]
+
+
+@pytest.fixture
+def judged(compared, objectives, shape):
+    def make(runs, **fields):
+        return Comparison(tuple(compared(runs, **fields)), objectives, shape=shape)
+
+    return make
+
+
+def outcomes(comparison, reference="dense"):
+    return {(f.mask, f.against): f.outcome for f in comparison.findings(reference)}
+
+
+def test_kinds():
+    assert kind_of("star") == kind_of("log_sparse") == "hand-designed"
+    assert kind_of("dense") == kind_of("oracle") == kind_of("random_90") == "control"
+    assert kind_of("dam") == kind_of("my best") == "searched"
+
+
+def test_frame_has_a_row_per_mask(judged):
+    comparison = judged(
+        {
+            "star": (masks.star(), [0.7, 0.8, None]),
+            "mine": (masks.window(1), [0.6]),
+            "lost": (masks.window(2), [None, None]),
+            "dense": (masks.full(), [0.9, 0.9, 0.9]),
+        }
+    )
+    frame = comparison.frame().set_index("mask")
+    assert list(frame.index) == ["dense", "lost", "star", "mine"]  # densest first
+    assert frame.loc["star", ["n_seeds", "failed"]].tolist() == [2, 1]
+    assert frame.loc["star", "glue"] == pytest.approx(0.75)
+    # t(1, 0.975) = 12.7062 times a standard error of 0.05
+    assert frame.loc["star", "glue high"] == pytest.approx(0.75 + 12.7062 * 0.05, abs=1e-4)
+    assert frame.loc["mine", "n_seeds"] == 1
+    assert math.isnan(frame.loc["mine", "glue low"])
+    assert frame.loc["lost", ["n_seeds", "failed"]].tolist() == [0, 2]
+    assert math.isnan(frame.loc["lost", "glue"])
+    assert frame.loc["dense", "sparsity"] == 0
+    assert frame.loc["star", "expression"] == "star()"
+    assert frame.loc["star", "kind"] == "hand-designed"
+
+
+def test_tasks_at_the_majority_are_marked(judged):
+    values = {
+        "RTE": 0.531,
+        "RTE/majority": 0.527,
+        "SST-2": 0.8,
+        "SST-2/majority": 0.51,
+        "STS-B": 0.3,
+    }
+    comparison = judged({"mine": (NEAR_STAR, [0.6, 0.7])}, values=values)
+    row = comparison.frame().iloc[0]
+    assert row["RTE at majority"]
+    assert not row["SST-2 at majority"]
+    assert row["STS-B"] == pytest.approx(0.3)
+    assert "STS-B at majority" not in row
+    assert comparison.tasks == ["RTE", "SST-2", "STS-B"]
+    assert "RTE: every mask scored no better than a constant prediction" in comparison.verdict()
+
+
+def test_better_worse_and_not_distinguishable(judged):
+    dense = (masks.full(), shaken(0.8))
+    star = (masks.star(), shaken(0.7))
+    better = judged({"mine": (NEAR_STAR, around(0.75)), "star": star, "dense": dense})
+    assert outcomes(better) == {("mine", "star"): "better", ("mine", "dense"): "worse"}
+    assert "mine: better than star, worse than dense" in better.verdict()
+    worse = judged({"mine": (masks.window(1), around(0.65)), "star": star, "dense": dense})
+    assert outcomes(worse)["mine", "star"] == "worse"
+    same = judged({"mine": (masks.window(1), around(0.7005)), "star": star, "dense": dense})
+    assert outcomes(same)["mine", "star"] == "not distinguishable"
+    assert "so it is not shown to be better" in same.verdict()
+
+
+def test_losses_are_better_when_lower(compared, shape):
+    records = compared(
+        {"mine": (masks.window(1), shaken(2.1)), "star": (masks.star(), around(2.5))}
+    )
+    comparison = Comparison(tuple(records), (Objective("glue", "min", 9.0),), shape=shape)
+    assert outcomes(comparison) == {("mine", "star"): "better"}
+    assert "dense was not run, so nothing is said about it" in comparison.verdict()
+
+
+def test_one_seed_decides_nothing(judged):
+    comparison = judged(
+        {
+            "mine": (masks.window(1), [0.9]),
+            "star": (masks.star(), [0.1]),
+            "dense": (masks.full(), [0.2]),
+        }
+    )
+    assert set(outcomes(comparison).values()) == {"not distinguishable"}
+    text = comparison.verdict()
+    assert "on 1 common seed, which decides nothing" in text
+    assert "One seed only, hence no interval: mine, star, dense." in text
+
+
+def test_failed_runs_are_left_out_and_counted(judged):
+    comparison = judged(
+        {"mine": (masks.window(1), [0.9, None, 0.91]), "star": (masks.star(), [0.1, 0.11, 0.1])}
+    )
+    assert comparison.findings()[0].difference.n_seeds == 2
+    assert "Failed runs, left out of the means: mine (1)." in comparison.verdict()
+    lost = judged({"mine": (masks.window(1), [None]), "star": (masks.star(), [0.1])})
+    assert "mine: no finished run (1 failed), so nothing is known." in lost.verdict()
+
+
+def test_a_score_that_is_not_finite_is_a_failed_run(judged):
+    comparison = judged({"mine": (masks.window(1), [0.9, math.nan])})
+    entry = comparison.entries["mine"]
+    assert (entry.scores, entry.failed) == ({0: 0.9}, 1)
+
+
+def test_names_are_listed():
+    assert [listed(list("abc")[:k]) for k in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+
+
+def test_opponent_is_the_nearest_that_is_not_much_sparser(judged):
+    names = ("strided", "longformer", "star")
+    runs = {name: (masks.FAMILIES[name], around(0.7)) for name in names}
+    middle = masks.window(2) | masks.stride(8)
+    sparsities = {name: mask.sparsity(16) for name, (mask, _) in runs.items()}
+    gaps = {name: middle.sparsity(16) - sparsity for name, sparsity in sparsities.items()}
+    assert gaps["longformer"] > gaps["strided"] > -gaps["star"] > 0.01  # star is nearest
+    comparison = judged({"mine": (middle, shaken(0.7)), **runs})
+    assert [finding.against for finding in comparison.findings()] == ["strided"]
+
+
+def test_a_denser_mask_wins_no_fair_win(judged):
+    comparison = judged(
+        {"mine": (masks.window(6), shaken(0.9)), "star": (masks.star(), around(0.7))}
+    )
+    assert outcomes(comparison) == {("mine", "star"): "better"}
+    assert "It keeps more cells than that mask, so this is no fair win." in comparison.verdict()
+
+
+def test_a_better_and_sparser_hand_designed_mask_is_named(judged):
+    comparison = judged(
+        {
+            "mine": (masks.strided() | masks.shifts([3]), around(0.7)),
+            "strided": (masks.strided(), shaken(0.6)),
+            "star": (masks.star(), shaken(0.8)),
+        }
+    )
+    assert "star is hand-designed" in comparison.verdict()
+    assert "the search has not beaten the hand-designed masks" in comparison.verdict()
+
+
+def test_random_control_of_equal_sparsity_is_compared(judged):
+    comparison = judged(
+        {
+            "mine": (masks.star(), around(0.8)),
+            "random": (masks.star(), shaken(0.7)),
+            "random_dense": (masks.window(9), shaken(0.7)),
+        }
+    )
+    assert [finding.against for finding in comparison.findings()] == ["random"]
+
+
+def test_equal_bits_are_never_better(judged):
+    comparison = judged(
+        {
+            "mine": (masks.window(1) | masks.global_tokens(1), around(0.9)),
+            "star": (masks.star(), shaken(0.7)),
+        }
+    )
+    assert outcomes(comparison) == {("mine", "star"): "not distinguishable"}
+    assert "mine: the same mask as star" in comparison.verdict()
+
+
+def test_holm_counts_every_declared_comparison(judged):
+    star = [0.70, 0.70, 0.70, 0.70]
+    close = [0.7100, 0.7005, 0.7090, 0.7015]  # p = 0.07 to 0.02: significant only when alone
+    alone = judged({"mine": (masks.window(1), close), "star": (masks.star(), star)})
+    raw = alone.findings()[0].difference.p_value
+    many = {f"m{k}": (masks.window(1), close) for k in range(4)}
+    family = judged({**many, "star": (masks.star(), star)}).findings()
+    assert alone.findings()[0].adjusted == pytest.approx(raw)
+    assert [finding.adjusted for finding in family] == pytest.approx([min(1, 4 * raw)] * 4)
+    for finding in [*family, *alone.findings()]:
+        excluded = not finding.difference.low <= 0 <= finding.difference.high
+        assert excluded == (finding.outcome != "not distinguishable")
+
+
+def test_front_of_masks(judged):
+    comparison = judged(
+        {
+            "star": (masks.star(), [0.7]),
+            "window": (masks.window(3), [0.6]),
+            "dense": (masks.full(), [0.9]),
+        }
+    )
+    front = front_of(list(comparison.entries.values()), comparison.objectives[0])
+    assert [entry.name for entry in front] == ["star", "dense"]
+
+
+def test_nothing_to_compare(objectives):
+    empty = Comparison((), objectives)
+    assert empty.frame().empty
+    assert "No searched mask is in this comparison" in empty.verdict()
+
+
+def test_report(judged, tmp_path: Path):
+    comparison = judged({"mine": (NEAR_STAR, around(0.75)), "star": (masks.star(), shaken(0.7))})
+    path = comparison.report(tmp_path / "deep" / "report.html")
+    text = path.read_text()
+    assert "mine: better than star" in text
+    assert (tmp_path / "deep" / "figures" / "masks.pdf").stat().st_size > 1000
+
+
+def test_messages(judged, record, objectives):
+    comparison = judged({"mine": (masks.window(1), [0.5]), "star": (masks.star(), [0.4])})
+    with pytest.raises(ValueError, match="did you mean 'star'"):
+        comparison.verdict(reference="stra")
+    with pytest.raises(ValueError, match=r"records \[3\] name no mask"):
+        Comparison((record(3, 0.5),), objectives)
+    with pytest.raises(ValueError, match="at least one objective"):
+        Comparison((), ())
+    with pytest.raises(ValueError, match="protocols 'p', 'q' cannot be compared"):
+        Comparison(
+            tuple(record(n, 0.5, params={"mask": "m"}, protocol=p) for n, p in enumerate("pq")),
+            objectives,
+        )

@@ -1,0 +1,197 @@
+"""FlexAttention under a mask equals SDPA with that mask; what it cannot do, it says."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.attention.kernels.flex import FlexPlan, block_on, flex_attention_under
+from masksearch.errors import HeadCountError, LengthError
+
+SCALING = 0.3
+
+
+def states(
+    length: int, heads: int = 4, key_heads: int | None = None, batch: int = 2, device: str = "cpu"
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    return [
+        torch.randn(batch, count, length, 32, generator=generator).to(device)
+        for count in (heads, key_heads or heads, key_heads or heads)
+    ]
+
+
+def layout(heads: int, blocks: int, block: int, density: float) -> masks.Mask:
+    """Random blocks and the diagonal, as a table."""
+    generator = torch.Generator().manual_seed(blocks)
+    tiles = torch.rand(heads, blocks, blocks, generator=generator) < density
+    return masks.table(tiles.repeat_interleave(block, 1).repeat_interleave(block, 2)) | (
+        masks.window(0)
+    )
+
+
+def right(length: int) -> Tensor:
+    visible = torch.ones(2, length, dtype=torch.bool)
+    visible[1, length - 70 :] = False
+    return visible
+
+
+def sides(mask: masks.Mask, length: int, visible: Tensor | None, key_heads: int | None = None):
+    """Ours and SDPA's result."""
+    query, key, value = states(length, key_heads=key_heads)
+    plan = FlexPlan.of_mask(mask, length, block=64)
+    with torch.no_grad():
+        ours = flex_attention_under(query, key, value, plan, scaling=SCALING, visible=visible)
+    table = mask.dense(length)[0]
+    table = table if visible is None else table & visible[:, None, None]
+    theirs = F.scaled_dot_product_attention(
+        query, key, value, table.expand(2, 4, -1, -1), scale=SCALING, enable_gqa=True
+    )
+    return ours, theirs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mask", "length", "padding"),
+    [
+        (masks.window(20), 256, None),
+        (masks.window(20), 300, None),
+        (masks.window(20), 256, "right"),
+        (masks.window(20), 256, "left"),
+        (masks.longformer(16, 1), 200, "right"),
+        (layout(4, 4, 64, 0.4), 256, None),
+        (layout(4, 4, 64, 0.4), 256, "right"),
+        (masks.per_head([masks.window(9), masks.star(), masks.causal(), masks.full()]), 256, None),
+        (masks.bigbird(8, 1, 3), 256, None),
+        (masks.shifts([40]) | masks.blocks(100), 300, None),
+    ],
+    ids=str,
+)
+def test_equals_sdpa(mask, length, padding):
+    visible = None if padding is None else right(length)
+    ours, theirs = sides(mask, length, visible.flip(1) if padding == "left" else visible)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_key_heads_are_shared():
+    mask = masks.per_head([masks.window(9), masks.star(), masks.blocks(64), masks.causal()])
+    ours, theirs = sides(mask, 256, right(256), key_heads=2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_queries_without_keys_give_zero():
+    ours, theirs = sides(masks.shifts([-1]), 130, None)
+    assert ours[:, :, 0].eq(0).all()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_autocast_brings_all_to_one_type():
+    query, key, value = states(256)
+    mask = masks.window(20)
+    plan = FlexPlan.of_mask(mask, 256)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = flex_attention_under(query, key, value.bfloat16(), plan, scaling=SCALING)
+    theirs = F.scaled_dot_product_attention(query, key, value, mask.dense(256)[0], scale=SCALING)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.float(), theirs, rtol=5e-2, atol=5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("visible", [None, right(256)], ids=["all", "padded"])
+def test_trains_on_cuda(visible):
+    mask = masks.window(20) | layout(4, 4, 64, 0.3)
+    plan = FlexPlan.of_mask(mask, 256, block=128, device="cuda")
+    table = mask.dense(256)[0] if visible is None else mask.dense(256)[0] & visible[:, None, None]
+    found = []
+    for ours in (True, False):
+        leaves = [state.requires_grad_() for state in states(256, device="cuda")]
+        if ours:
+            seen = None if visible is None else visible.cuda()
+            result = flex_attention_under(*leaves, plan, scaling=SCALING, visible=seen)
+        else:
+            bits = table.expand(2, 4, -1, -1).cuda()
+            result = F.scaled_dot_product_attention(*leaves, bits, scale=SCALING)
+        weights = torch.linspace(-1, 1, result.numel(), device="cuda").view_as(result)
+        found.append([result, *torch.autograd.grad((result * weights).sum(), leaves)])
+    for mine, reference in zip(*found, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=5e-3, atol=5e-3)
+
+
+def test_padding_makes_blocks_partial_only_where_it_is():
+    plan = FlexPlan.of_mask(masks.full(), 256, block=64)
+    assert plan.whole.all()
+    visible = torch.ones(3, 256, dtype=torch.bool)
+    visible[2, 200:] = False
+    blocks = plan.padded(visible)
+    assert blocks.kv_num_blocks.flatten().tolist() == [1] * 4
+    assert blocks.kv_indices[0, 0, :, 0].tolist() == [3] * 4
+    assert blocks.full_kv_num_blocks.flatten().tolist() == [3] * 4
+    batch, key = torch.arange(3)[:, None], torch.arange(256)[None]
+    found = blocks.mask_mod(batch, torch.tensor(0), torch.tensor(5), key)
+    assert torch.equal(found, visible)
+
+
+def test_ragged_blocks_are_never_whole():
+    plan = FlexPlan.of_mask(masks.full(), 150, block=64)
+    assert plan.whole.int().tolist() == [[[1, 1, 0], [1, 1, 0], [0, 0, 0]]]
+    assert (plan.whole | plan.partial).all()
+    assert plan.pairs == 9
+
+
+def test_blocks_on_cuda_are_as_large_as_its_kernels():
+    assert [block_on("cuda:0", block) for block in (16, 64, 128, 192)] == [128, 128, 128, 256]
+    assert block_on("cpu", 64) == 64
+
+
+def test_a_plan_takes_one_layer():
+    mask = masks.per_layer([masks.full(), masks.blocks(8)])
+    assert FlexPlan.of_mask(mask, 16, 8, layer=0).pairs == 4
+    assert FlexPlan.of_mask(mask, 16, 8, layer=1).pairs == 2
+
+
+def test_plans_are_copied_and_pickled():
+    plan = FlexPlan.of_mask(masks.per_head([masks.window(3), masks.star()]), 40, 16)
+    assert copy.deepcopy(plan) is plan
+    back = pickle.loads(pickle.dumps(plan))
+    assert (back.mask, back.length, back.heads) == (plan.mask, 40, 2)
+    assert torch.equal(back.partial, plan.partial)
+    assert plan.to("cpu") is plan
+
+
+def test_gradients_on_the_cpu_are_refused():
+    query, key, value = states(64)
+    plan = FlexPlan.of_mask(masks.window(3), 64)
+    with pytest.raises(NotImplementedError, match=r"no backward on the CPU.*'gather'.*no_grad"):
+        flex_attention_under(query.requires_grad_(), key, value, plan, scaling=1.0)
+
+
+def test_other_types_are_refused_on_the_cpu():
+    query, key, value = (state.double() for state in states(64))
+    plan = FlexPlan.of_mask(masks.window(3), 64)
+    with pytest.raises(NotImplementedError, match=r"got torch.float64; take the backend 'gather'"):
+        flex_attention_under(query, key, value, plan, scaling=1.0)
+
+
+def test_what_does_not_fit_is_refused():
+    query, key, value = states(64)
+    plan = FlexPlan.of_mask(masks.window(3), 48)
+    with pytest.raises(LengthError, match="the plan holds 48 positions"):
+        flex_attention_under(query, key, value, plan, scaling=1.0)
+    plan = FlexPlan.of_mask(masks.per_head([masks.window(3)] * 3), 64)
+    with pytest.raises(HeadCountError, match="the plan has 3 heads, the queries have 4"):
+        flex_attention_under(query, key, value, plan, scaling=1.0)
+    plan = FlexPlan.of_mask(masks.window(3), 64)
+    with pytest.raises(HeadCountError, match="4 query heads cannot share 3 key heads"):
+        flex_attention_under(query, key[:, :3], value[:, :3], plan, scaling=1.0)
+    with pytest.raises(ValueError, match=r"visible is bool \[batch, n\] = \[2, 64\], got"):
+        flex_attention_under(query, key, value, plan, scaling=1.0, visible=torch.ones(2, 63) > 0)
+    plan = FlexPlan.of_mask(masks.window(3), 64, device="meta")
+    with pytest.raises(ValueError, match="the plan lies on meta, the queries on cpu"):
+        flex_attention_under(query, key, value, plan, scaling=1.0)

@@ -1,0 +1,208 @@
+"""Gates on tiny random Hugging Face models: drawn once, a submodule while attached, checked."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers as hf
+from test_attach import (
+    BERT,
+    CAUSAL,
+    HEADS,
+    LENGTH,
+    MAKERS,
+    MIXED,
+    generated,
+    inputs,
+    made,
+    output,
+)
+from torch import Tensor, nn
+
+from masksearch.attention.attach import attach, detach
+from masksearch.errors import AttachError, HeadCountError, LayerCountError
+
+
+class Bank(nn.Module):
+    """A gate bank that keeps everything and writes down how it is asked."""
+
+    def __init__(self, layers: int = 2, heads: int = HEADS) -> None:
+        super().__init__()
+        self.length, self.layers, self.heads = LENGTH, layers, heads
+        self.weight = nn.Parameter(torch.ones(1))
+        self.draws = 0
+        self.calls: list[dict[str, Any]] = []
+
+    def draw(self) -> None:
+        self.draws += 1
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visible: Tensor | None,
+        *,
+        dropout: float,
+        scaling: float,
+    ) -> Tensor:
+        assert query.shape == key.shape == value.shape
+        self.calls.append({"layer": layer, "visible": visible, "dropout": dropout})
+        out = F.scaled_dot_product_attention(query, key, value, visible, scale=scaling)
+        return out * self.weight
+
+
+@pytest.mark.parametrize("name", sorted(set(MAKERS) - {"albert"}))
+def test_gates_are_drawn_once_and_see_layer_and_padding(name):
+    model, given, bank = made(name), inputs(name), Bank()
+    before = output(model, given)
+    attach(model, bank)
+    assert bank.draws == 0
+    assert torch.allclose(output(model, given), before, atol=1e-5)
+    assert bank.draws == 1
+    assert [call["layer"] for call in bank.calls] == [0, 1]
+    expected = given.get("attention_mask", torch.ones(2, LENGTH)).bool()[:, None, None, :]
+    expected = expected.expand(2, 1, LENGTH, LENGTH)
+    if name in CAUSAL:
+        expected = expected & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    for call in bank.calls:
+        assert call["dropout"] == 0.0
+        if call["visible"] is None:
+            assert expected.all()
+        else:
+            assert call["visible"].dtype == torch.bool
+            assert torch.equal(call["visible"].expand_as(expected), expected)
+    output(model, given)
+    assert bank.draws == 2
+
+
+def test_gates_see_causality_without_padding():
+    model, bank = made("gpt2"), Bank(layers=1)
+    tokens = {"input_ids": generated(1, LENGTH)}
+    before = output(model, tokens)
+    assert torch.allclose(output(attach(model, bank), tokens), before, atol=1e-5)
+    assert [call["layer"] for call in bank.calls] == [0, 0]
+    visible = bank.calls[0]["visible"]
+    assert torch.equal(visible[0, 0], torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril())
+
+
+def test_gates_see_attention_dropout_in_training():
+    config = hf.BertConfig(**BERT, num_hidden_layers=1, attention_probs_dropout_prob=0.25)
+    model, bank = hf.BertModel(config).train(), Bank(layers=1)
+    attach(model, bank)(input_ids=generated(1, 5))
+    assert bank.calls[0]["dropout"] == 0.25
+
+
+def test_gates_are_a_submodule_until_detached():
+    model, bank = made("bert"), Bank()
+    keys = list(model.state_dict())
+    attach(model, bank)
+    assert model.get_submodule("masksearch_gates") is bank
+    assert any(parameter is bank.weight for parameter in model.parameters())
+    model(**inputs("bert"))[0].square().sum().backward()
+    assert bank.weight.grad is not None
+    assert bank.weight.grad != 0
+    detach(model)
+    assert list(model.state_dict()) == keys
+    draws = bank.draws
+    output(model, inputs("bert"))
+    assert bank.draws == draws
+
+
+def test_gates_replace_masks_and_masks_gates():
+    model, given, bank = made("bert"), inputs("bert"), Bank()
+    attach(attach(model, MIXED), bank)
+    output(model, given)
+    assert bank.draws == 1
+    attach(model, MIXED)
+    assert bank.draws == 1
+    assert torch.equal(output(model, given), output(attach(made("bert"), MIXED), given))
+    assert bank.draws == 1
+
+
+def test_copied_gates_are_their_own():
+    model, given, bank = made("bert"), inputs("bert"), Bank()
+    attach(model, bank)
+    copied = copy.deepcopy(model)
+    output(copied, given)
+    assert (bank.draws, copied.get_submodule("masksearch_gates").draws) == (0, 1)
+    detach(copied)
+    output(copied, given)
+    output(model, given)
+    assert bank.draws == 1
+
+
+def test_gates_counts_are_checked():
+    with pytest.raises(LayerCountError, match="the gates have 3 layers, the model 2"):
+        attach(made("bert"), Bank(layers=3))
+    with pytest.raises(HeadCountError, match="the gates have 2 heads, the model 4"):
+        attach(made("bert"), Bank(heads=2))
+    model = made("bert")
+    attach(model, Bank(layers=1, heads=1))
+    output(model, inputs("bert"))
+
+
+def test_gates_without_a_bias_are_refused_where_the_model_adds_one():
+    config = hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=HEADS)
+    model = attach(hf.T5EncoderModel(config).eval(), Bank(layers=2))
+    with pytest.raises(AttachError, match=r"T5Attention adds a bias to its .* a parameter bias="):
+        output(model, {"input_ids": torch.arange(8)[None]})
+
+
+def bart() -> nn.Module:
+    config = hf.BartConfig(
+        **{"vocab_size": 50, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2},
+        **{"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
+        **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 40},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return hf.BartModel(config).eval()
+
+
+class Square(Bank):
+    """A bank that insists on as many queries as keys."""
+
+    def attend(self, layer: int, query: Tensor, *rest: Any, **how: Any) -> Tensor:
+        assert query.shape[2] == rest[0].shape[2]
+        return super().attend(layer, query, *rest, **how)
+
+
+def test_gates_of_parts_are_drawn_where_they_are_used():
+    model = bart()
+    given = {"input_ids": generated(2, 9), "decoder_input_ids": generated(2, 6)}
+    before = output(model, given)
+    banks = {part: Square() for part in ("encoder", "decoder", "cross")}
+    attach(model, banks)
+    assert torch.allclose(output(model, given), before, atol=1e-5)
+    assert [bank.draws for bank in banks.values()] == [1, 1, 1]
+    assert {bank.calls[0]["visible"] is None for bank in banks.values()} == {True, False}
+    assert set(model.get_submodule("masksearch_gates").children()) == set(banks.values())
+    model.get_encoder()(given["input_ids"])
+    assert [bank.draws for bank in banks.values()] == [2, 1, 1]
+    detach(model)
+    assert torch.equal(output(model, given), before)
+
+
+def test_gates_shared_by_parts_are_drawn_once():
+    model, bank = bart(), Square()
+    attach(model, {"encoder": bank, "cross": bank})
+    output(model, {"input_ids": generated(2, 9), "decoder_input_ids": generated(2, 6)})
+    assert bank.draws == 1
+    assert len(bank.calls) == 4
+    assert model.get_submodule("masksearch_gates") is bank
+
+
+def test_masks_and_gates_side_by_side():
+    model, bank = bart(), Square()
+    given = {"input_ids": generated(2, 9), "decoder_input_ids": generated(2, 9)}
+    attach(model, {"encoder": MIXED, "cross": bank}, backend="gather")
+    found = output(model, given | {"attention_mask": (torch.arange(9) < 7).long().expand(2, -1)})
+    attach(model, MIXED, part="encoder")
+    given["attention_mask"] = (torch.arange(9) < 7).long().expand(2, -1)
+    assert torch.allclose(found, output(model, given), atol=1e-5)

@@ -1,0 +1,252 @@
+"""What is no model, no mask, no part or no length: one sentence that says what is."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from architectures import ARCHITECTURES, BERT, llama_config
+from torch import nn
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.attention.attach import attach, attached, detach
+from masksearch.attention.explain import explain
+from masksearch.errors import AttachError, UnknownNameError
+
+
+class PassesOn(nn.Module):
+    """As DataParallel and adapters do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: object, **given: object) -> object:
+        return self.model(*args, **given)
+
+
+@pytest.mark.parametrize("what", [None, 3, [masks.full()], torch.ones(5, 5).bool()])
+def test_no_mask(what):
+    model = ARCHITECTURES["bert"].made()
+    for given in (what, {"self": what}):
+        with pytest.raises(
+            TypeError, match=r"a mask or gates, got .*; a bool table .*masks\.table"
+        ):
+            attach(model, given)
+    assert attached(model) == {}
+
+
+def test_an_expression_is_no_folder():
+    with pytest.raises(FileNotFoundError, match=r"no such folder; give .*masks\.parse"):
+        attach(ARCHITECTURES["bert"].made(), "window(3)")
+
+
+@pytest.mark.parametrize("model", [None, "bert", nn.Linear])
+def test_no_model(model):
+    for call in (lambda: attach(model, masks.full()), lambda: detach(model)):
+        with pytest.raises(TypeError, match=r"takes a model \(torch.nn.Module\) first, got"):
+            call()
+
+
+def test_no_part_and_no_backend():
+    model = ARCHITECTURES["bert"].made()
+    for call in (
+        lambda: attach(model, masks.full(), part=3),
+        lambda: attach(model, {0: masks.full()}),
+    ):
+        with pytest.raises(TypeError, match="a part is named by a string such as 'encoder'"):
+            call()
+    for name in ("decoder", ""):
+        with pytest.raises(UnknownNameError, match=r"unknown part of BertModel .* Known: self"):
+            attach(model, masks.full(), part=name)
+    with pytest.raises(UnknownNameError, match="unknown backend 'None'"):
+        attach(model, masks.full(), backend=None)
+
+
+def test_no_length():
+    model = attach(ARCHITECTURES["bert"].made(), masks.window(2))
+    for length in (2.5, "8", True):
+        with pytest.raises(ValueError, match="length must be a whole number of positions, got"):
+            explain(model, length=length)
+    assert explain(model, length=np.int64(8)).rows == explain(model, length=8).rows
+
+
+@pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), PassesOn])
+def test_wrappers_that_pass_their_inputs_on_need_no_example(wrap):
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(), at.inputs()
+    expected = attach(at.made(), masks.window(1))(**given)[0]
+    whole = wrap(model)
+    attach(whole, masks.window(1))
+    assert torch.allclose(whole(**given)[0], expected, atol=1e-6)
+    plain = detach(whole)(**given)[0]
+    assert torch.allclose(plain, at.made()(**given)[0], atol=1e-6)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+
+
+def test_wrapped_models_are_detached_as_they_were_attached():
+    class Wrapper(nn.Module):
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, **given: torch.Tensor) -> torch.Tensor:
+            return self.base(**given)[0]
+
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(), at.inputs()
+    expected = attach(at.made(), masks.window(1))(**given)[0]
+    whole = Wrapper(model).eval()
+    attach(whole, masks.window(1), inputs=given)
+    assert torch.equal(whole(**given), expected)
+    with pytest.raises(AttachError, match="put on through another module"):
+        attach(model, masks.window(2))
+    with pytest.raises(AttachError, match="nothing is attached to this BertModel"):
+        detach(model)
+    assert torch.equal(whole(**given), expected)
+    detach(whole)
+    assert torch.equal(whole(**given), model(**given)[0])
+
+
+# -- what a made-up forward pass cannot do -----------------------------------------------------
+def choices() -> Any:
+    return hf.BertForMultipleChoice(hf.BertConfig(**BERT, num_hidden_layers=1)).eval()
+
+
+def llava() -> Any:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
+    sight = hf.CLIPVisionConfig(
+        **sizes, num_hidden_layers=1, image_size=16, patch_size=8, projection_dim=32
+    )
+    config = hf.LlavaConfig(
+        text_config=llama_config(1, 40), vision_config=sight, image_token_index=49
+    )
+    return hf.LlavaForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            choices,
+            r"the layers of BertForMultipleChoice are found by a forward pass, and one with "
+            r"made-up inputs \(input_ids \[1, 5\]\) failed: RuntimeError: shape .*; give the "
+            r"arguments of one that works, .*: ms\.attach\(model, mask, "
+            r"inputs=\{\"input_ids\": batch\[\"input_ids\"\]\}\)",
+        ),
+        (
+            llava,
+            r"the layers of LlavaForConditionalGeneration .* \(input_ids \[1, 5\], pixel_values "
+            r"\[1, 3, 16, 16\]\) failed: ValueError: Image features and image tokens do not match"
+            r".*\"pixel_values\": batch\[\"pixel_values\"\]\}\)",
+        ),
+    ],
+)
+def test_a_made_up_forward_pass_that_fails(make, message):
+    model = make()
+    before = model.config._attn_implementation
+    with pytest.raises(AttachError, match=message) as caught:
+        attach(model, masks.window(1))
+    assert type(caught.value.__cause__) in (RuntimeError, ValueError)
+    assert model.config._attn_implementation == before
+
+
+def test_inputs_that_are_given_find_what_a_made_up_example_cannot():
+    model, tokens = choices(), torch.randint(3, 50, (1, 3, 6))
+    plain = model(input_ids=tokens).logits
+    masked = attach(model, masks.window(0), inputs={"input_ids": tokens})(input_ids=tokens).logits
+    assert not torch.allclose(masked, plain, atol=1e-5)
+    with pytest.raises(RuntimeError, match="shape"):  # the caller's own inputs, and own error
+        attach(model, masks.window(0), inputs={"input_ids": tokens[0, :, :5]})
+
+
+def test_wrappers_name_the_model_inside():
+    class Embedder(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.encoder = nn.ModuleDict({"hub": model})
+
+        def forward(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+            return self.encoder["hub"](**features)[0]
+
+    at = ARCHITECTURES["bert"]
+    whole, given = Embedder(at.made()), at.inputs()
+    with pytest.raises(
+        AttachError,
+        match=r"forward takes features; give inputs=\{.*, or attach to the BertModel inside: "
+        r"ms\.attach\(model\.get_submodule\(\"encoder\.hub\"\), mask\)",
+    ):
+        attach(whole, masks.window(1))
+    expected = attach(at.made(), masks.window(1))(**given)[0]
+    attach(whole.get_submodule("encoder.hub"), masks.window(1))
+    assert torch.equal(whole(given), expected)
+    detach(whole.get_submodule("encoder.hub"))
+    attach(whole, masks.window(1), inputs={"features": given})
+    assert torch.equal(whole(given), expected)
+
+
+def test_pipelines_name_their_model():
+    pipe = types.SimpleNamespace(model=ARCHITECTURES["bert"].made())
+    for call, name in (
+        (lambda: attach(pipe, masks.full()), "attach"),
+        (lambda: detach(pipe), "d"),
+    ):
+        with pytest.raises(
+            TypeError,
+            match=rf"\(torch\.nn\.Module\) first, got SimpleNamespace; give the model that it "
+            rf"holds: ms\.{name}.*\(x\.model",
+        ):
+            call()
+    attach(pipe.model, masks.full())
+
+
+# -- weights that lie elsewhere ----------------------------------------------------------------
+@pytest.mark.parametrize("first", ["attach", "offload"])
+def test_weights_that_accelerate_keeps_elsewhere(first):
+    accelerate = pytest.importorskip("accelerate")
+    at, cpu = ARCHITECTURES["bert"], torch.device("cpu")
+    model, given = at.made(), at.inputs()
+    expected = attach(at.made(), masks.window(1))(**given)[0]
+    if first == "attach":
+        attach(model, masks.window(1))
+    accelerate.cpu_offload(model, execution_device=cpu)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    if first == "offload":
+        attach(model, masks.window(1), inputs=given)
+        attach(model, masks.window(1))
+    assert torch.equal(model(**given)[0], expected)
+
+
+# -- gates and checkpoints ---------------------------------------------------------------------
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+@pytest.mark.parametrize("settings", [{"use_reentrant": True}, {}, {"use_reentrant": False}])
+def test_gates_and_reentrant_checkpoints(settings):
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(), at.inputs()
+    gates = ms.Gates(structure="free", length=17, heads=4, layers=2)
+    attach(model, gates)
+    model.train().gradient_checkpointing_enable(settings)
+    model.enable_input_require_grads()
+    if settings == {"use_reentrant": False}:
+        model(**given)[0].sum().backward()
+        assert gates.logits.grad.abs().sum() > 0
+        return
+    with pytest.raises(
+        AttachError,
+        match=r"BertModel has trainable gates, .* re-entrant gradient checkpoints, .*; use the "
+        r'other kind: model\.gradient_checkpointing_enable\(\{"use_reentrant": False\}\)',
+    ):
+        model(**given)
+    with torch.no_grad():
+        model(**given)
+    model.eval()(**given)[0].sum().backward()
+    model.train()
+    gates.requires_grad_(False)
+    for _ in range(2):
+        model(**given)[0].sum().backward()

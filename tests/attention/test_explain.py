@@ -1,0 +1,205 @@
+"""explain says what computes each layer, and what the attached model then does."""
+
+import re
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import masksearch.gates.gates as gates
+from masksearch import masks
+from masksearch.attention.attach import attach
+from masksearch.attention.explain import COLUMNS, Row, explain, ranges
+from masksearch.attention.slots import ATTACHMENT
+from masksearch.errors import AttachError, LengthError
+
+SIZES = {"vocab_size": 30, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
+
+
+def bert(layers: int = 3) -> nn.Module:
+    config = hf.BertConfig(**SIZES, num_hidden_layers=layers, max_position_embeddings=2048)
+    return hf.BertModel(config, add_pooling_layer=False).eval()
+
+
+def t5() -> nn.Module:
+    return hf.T5Model(
+        hf.T5Config(
+            vocab_size=30,
+            d_model=32,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+        )
+    ).eval()
+
+
+def bart() -> nn.Module:
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 32))
+    }
+    return hf.BartModel(hf.BartConfig(vocab_size=30, d_model=32, **sides)).eval()
+
+
+def run(model: nn.Module, length: int) -> None:
+    with torch.no_grad():
+        model(torch.ones(1, length, dtype=torch.int64))
+
+
+def only(model: nn.Module, length: int | None = None, trains: bool | None = None) -> Row:
+    rows = explain(model, length, trains).rows
+    assert len(rows) == 1
+    return rows[0]
+
+
+def test_a_long_window_is_gathered_in_all_layers():
+    model = attach(bert(), masks.window(16))
+    row = only(model, 2048)
+    assert (row.part, row.layers, row.backend, row.length) == ("self", "0-2", "gather", 2048)
+    assert row.names[0] == "encoder.layer.0.attention.self"
+    assert len(row.names) == 3
+    assert row.mask == "window(16)"
+    assert row.density == pytest.approx(masks.window(16).density(2048))
+    assert row.block_density == pytest.approx(94 / 1024)
+    assert row.ratio > 3
+
+
+def test_forward_passes_alone_can_be_faster_with_flex():
+    model = attach(bert(1), masks.window(16))
+    assert 'attach with backend="fastest"' in str(explain(model, 1024))
+    assert "fastest" not in str(explain(model, 1024, trains=True))
+    assert "fastest" not in str(explain(attach(model, masks.window(16), backend="gather"), 1024))
+
+
+def test_layers_with_backends_of_their_own():
+    several = [masks.window(16), masks.full(), masks.strided(4)]
+    model = attach(bert(), masks.per_layer(several))
+    explained = explain(model, 1024)
+    assert [(r.layers, r.backend) for r in explained.rows] == [
+        ("0", "gather"),
+        ("1", "dense"),
+        ("2", "sdpa"),
+    ]
+    assert explained.rows[1].ratio == 1
+    text = " ".join(str(explained).split())
+    assert "the mask keeps everything: plain SDPA" in text
+    assert "nothing sparse pays for this mask" in text
+
+
+def test_what_is_explained_is_what_runs():
+    model = attach(bert(2), masks.per_layer([masks.window(16), masks.strided(4)]))
+    expected = [row.backend for row in explain(model, 1024, trains=False).rows]
+    run(model, 1024)
+    slots = list(model.__dict__[ATTACHMENT].slots.values())
+    found = [slot.choices[1024, torch.device("cpu"), False].backend for slot in slots]
+    assert found == expected == ["gather", "sdpa"]
+    assert [bool(slot.plans) for slot in slots] == [True, False]
+
+
+def test_without_a_length_those_that_were_run():
+    model = attach(bert(), masks.window(8))
+    with pytest.raises(ValueError, match=r"has not been run yet.*ms.explain\(model, length=512\)"):
+        explain(model)
+    explain(model, 700)  # leaves no trace
+    run(model, 300)
+    run(model, 40)
+    assert [row.length for row in explain(model).rows] == [40, 300]
+
+
+def test_without_a_length_the_only_one():
+    table = masks.table(torch.eye(48, dtype=torch.bool))
+    model = attach(bert(), table)
+    assert only(model).length == 48
+    with pytest.raises(LengthError, match="48"):
+        explain(model, 49)
+
+
+def test_short_inputs_say_what_a_mask_costs():
+    text = " ".join(str(explain(attach(bert(), masks.window(8)), 128)).split())
+    assert "below 256 positions nothing sparse pays" in text
+    cost = r"window\(8\): a mask on SDPA costs 1\.\dx of dense attention at 128 positions"
+    assert re.search(cost + r".*; nothing sparse pays below about (256|512) positions\.", text)
+
+
+def test_parts_of_an_encoder_decoder():
+    model = attach(
+        bart(),
+        {"encoder": masks.window(8), "decoder": masks.window(9), "cross": masks.window(10)},
+    )
+    rows = {row.part: row for row in explain(model, 1024).rows}
+    assert {part: row.backend for part, row in rows.items()} == {
+        "encoder": "gather",
+        "decoder": "gather",
+        "cross": "sdpa",
+    }
+    assert "cross-attention" in rows["cross"].reason
+    assert rows["decoder"].density == pytest.approx(
+        (masks.window(9) & masks.causal()).density(1024)
+    )
+    assert rows["decoder"].layers == "0-1"
+
+
+def test_biases_on_the_scores_are_named():
+    row = only(attach(t5(), masks.window(8), part="encoder", backend="gather"), 1024)
+    assert row.backend == "sdpa"
+    assert "the model adds a bias to the scores" in row.reason
+
+
+def test_a_request_is_shown_and_a_fallback_named():
+    model = hf.GPT2Model(
+        hf.GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).eval()
+    attach(model, masks.window(3), backend="gather")
+    ids = torch.ones(1, 20, dtype=torch.int64)
+    with torch.no_grad():
+        cache = model(ids, use_cache=True).past_key_values
+    assert only(model, 20).reason == 'backend="gather" was asked for'
+    with torch.no_grad():
+        model(ids[:, :1], past_key_values=cache)
+    assert "in the last call: keys come from a cache" in only(model, 20).reason
+
+
+def test_training_follows_the_mode_unless_given():
+    model = attach(bert(), masks.window(16), backend="flex")
+    assert "no backward" not in only(model, 512).reason
+    assert "no backward" in only(model, 512, trains=True).reason
+    assert "forward and backward" in str(explain(model.train(), 512))
+    assert "no backward" in only(model, 512).reason
+
+
+def test_gates_say_so():
+    model = attach(bert(), gates.Gates(length=16, heads=4, layers=3))
+    row = only(model)
+    assert (row.mask, row.backend, row.layers, row.length) == ("gates", "gates", "0-2", None)
+    assert "trainable gates" in str(explain(model))
+
+
+def test_masks_by_content_say_so():
+    model = attach(bert(), masks.special_tokens(2) | masks.window(3))
+    row = only(model)
+    assert (row.backend, row.density, row.length) == ("sdpa", None, None)
+    assert "another one in each batch" in row.reason
+
+
+def test_tables_are_narrow():
+    long = masks.per_head([masks.bigbird(17, 2, 3, seed=at) for at in range(4)])
+    for model, length in ((attach(bert(), long), 1024), (attach(bart(), long, part="cross"), 64)):
+        lines = str(explain(model, length)).splitlines()
+        assert max(map(len, lines)) <= COLUMNS
+        assert any("per_head" in line and ".." in line for line in lines)
+
+
+def test_nothing_attached_is_refused():
+    with pytest.raises(AttachError, match=r"nothing is attached to this BertModel; ms.attach"):
+        explain(bert(), 8)
+    with pytest.raises(ValueError, match="length must be at least 1 position, got 0"):
+        explain(attach(bert(), masks.window(1)), 0)
+
+
+def test_ranges():
+    assert ranges([3, 0, 1, 2, 7, 9, 8]) == "0-3,7-9"
+    assert ranges([4]) == "4"

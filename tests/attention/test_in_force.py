@@ -1,0 +1,296 @@
+"""A mask never vanishes silently: other implementations, copied configurations, weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from architectures import ARCHITECTURES
+from torch import nn
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.attention.attach import attach, attached, detach
+from masksearch.attention.explain import explain
+from masksearch.attention.in_force import HELD
+from masksearch.attention.slots import SLOT
+from masksearch.errors import AttachError
+from masksearch.models.encoders import encoder
+from masksearch.models.heads import MaskedLanguageModel
+
+BERT, NARROW = ARCHITECTURES["bert"], masks.window(1)
+GIVEN = BERT.inputs()
+PASSED_OVER = (
+    r"computes its attention by 'eager' now, which passes over the mask or gates .*; attach "
+    r"again, ms\.attach\(model, mask\), or first ms\.detach\(model\) and then "
+    r"model\.set_attn_implementation\('eager'\)"
+)
+
+
+def output(model: nn.Module, **more: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(**GIVEN, **more)[0]
+    return found
+
+
+def by_method(model: Any) -> None:
+    model.set_attn_implementation("eager")
+
+
+def by_configuration(model: Any) -> None:
+    model.config._attn_implementation = "eager"
+
+
+# -- another implementation --------------------------------------------------------------------
+@pytest.mark.parametrize("change", [by_method, by_configuration])
+@pytest.mark.parametrize(
+    "through", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_another_implementation_is_noticed(change, through, tmp_path):
+    model = through(attach(BERT.made(), NARROW))
+    masked = output(model)
+    change(model)
+    for call in (
+        output,
+        lambda m: output(m, output_attentions=True),
+        attached,
+        lambda m: explain(m, length=8),
+        lambda m: ms.save_pretrained(m, tmp_path / "saved"),
+    ):
+        with pytest.raises(AttachError, match="BertModel " + PASSED_OVER):
+            call(model)
+    assert torch.equal(output(attach(model, NARROW)), masked)
+    assert attached(model) == {"self": NARROW}
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_architecture_notices(name):
+    at = ARCHITECTURES[name]
+    model, given = at.made(), at.inputs()
+    plain = at.run(model, given)
+    attach(model, masks.star(), part=at.part)
+    model.set_attn_implementation("eager")
+    with pytest.raises(AttachError, match=PASSED_OVER):
+        at.run(model, given)
+    detach(model)
+    assert model.config._attn_implementation == "eager"  # what the user has set since then stays
+    assert torch.allclose(at.run(model, given), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_no_architecture_gives_weights_that_are_none(name):
+    at = ARCHITECTURES[name]
+    model, given = at.made(), at.inputs()
+    attach(model, masks.full(), part=at.part)
+    at.run(model, given | {"output_attentions": False})
+    with pytest.raises(AttachError, match="asked for output_attentions, and attention with a ma"):
+        at.run(model, given | {"output_attentions": True})
+
+
+def test_a_configuration_that_asks_for_weights_is_refused():
+    model = BERT.made()
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    with pytest.raises(AttachError, match=r"leave output_attentions off, .* in model\.config, or"):
+        attach(model, NARROW)
+    assert len(model(**GIVEN).attentions) == 2
+    model.config.output_attentions = False
+    attach(model, NARROW)
+
+
+def test_models_inside_others_notice():
+    whole = hf.BertForMaskedLM(BERT.made().config).eval()
+    attach(whole, NARROW)
+    whole.bert.config._attn_implementation = "eager"
+    for model in (whole, whole.bert, nn.DataParallel(whole)):
+        with pytest.raises(AttachError, match="BertModel " + PASSED_OVER):
+            output(model)
+    own = attach(MaskedLanguageModel(encoder("nano", 50, 40, seed=0), seed=0).eval(), NARROW)
+    own.encoder.set_attn_implementation("eager")
+    with pytest.raises(AttachError, match=PASSED_OVER):
+        own(GIVEN["input_ids"])
+    with pytest.raises(AttachError, match=PASSED_OVER):
+        attached(own)
+
+
+def test_towers_that_carry_no_mask_are_free():
+    at = ARCHITECTURES["clip-text"]
+    model, given = at.made(), at.inputs()
+    attach(model, NARROW, part="text_model")
+    model.vision_model.set_attn_implementation("eager")
+    at.run(model, given)
+    detach(model)
+    assert model.vision_model.config._attn_implementation == "eager"
+    assert model.text_model.config._attn_implementation == "sdpa"
+
+
+def test_towers_that_share_a_configuration_notice_each():
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = BERT.made()
+            self.second = hf.BertModel(self.first.config, add_pooling_layer=False).eval()
+
+        def forward(self, **given: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.first(**given)[0] + self.second(**given)[0],)
+
+    model = Both()
+    plain = output(model)
+    alone = output(model.second)
+    attach(model, {"first": NARROW}, inputs=GIVEN)
+    assert torch.equal(output(model.second), alone)
+    attach(model, {"first": NARROW, "second": NARROW}, inputs=GIVEN)
+    assert not torch.allclose(output(model.second), alone, atol=1e-3)
+    by_method(model.second)
+    for tower in (model, model.first, model.second):
+        with pytest.raises(AttachError, match=PASSED_OVER):
+            output(tower)
+    detach(model)
+    model.first.set_attn_implementation("sdpa")
+    assert torch.equal(output(model), plain)
+
+
+def test_gates_notice():
+    gates = ms.Gates(structure="free", length=17, heads=4, layers=2)
+    model = attach(BERT.made(), gates)
+    output(model)
+    by_method(model)
+    with pytest.raises(AttachError, match=PASSED_OVER):
+        output(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
+def test_compiled_models_notice(whole):
+    torch._dynamo.reset()
+    model = attach(BERT.made(), NARROW)
+    compiled = torch.compile(model, fullgraph=whole, backend="eager")
+    assert torch.allclose(output(compiled), output(model), atol=1e-6)
+    by_method(model)
+    with pytest.raises(Exception, match="computes its attention by 'eager' now") as caught:
+        output(compiled)
+    assert whole or caught.type is AttachError
+    attach(model, NARROW)
+    assert torch.allclose(output(compiled), output(model), atol=1e-6)
+
+
+# -- configurations of attached models ---------------------------------------------------------
+@pytest.mark.parametrize("still", [True, False])
+def test_a_student_is_made_from_the_configuration(still):
+    teacher = attach(BERT.made(), NARROW)
+    masked = output(teacher)
+    student = hf.BertModel(copy.deepcopy(teacher.config), add_pooling_layer=False).eval()
+    student.load_state_dict(teacher.state_dict())
+    plain = output(BERT.made())
+    assert torch.allclose(output(student), plain, atol=1e-6)
+    if not still:
+        detach(teacher)
+    assert torch.equal(output(attach(student, NARROW)), masked)
+    assert torch.equal(output(teacher), masked) == still
+    assert torch.equal(output(detach(student)), plain)
+    assert student.config._attn_implementation == "sdpa"
+    assert torch.equal(output(teacher), masked) == still
+
+
+def test_a_configuration_that_is_shared_serves_one_mask():
+    teacher = attach(BERT.made(), NARROW)
+    student = hf.BertModel(teacher.config, add_pooling_layer=False).eval()
+    with pytest.raises(AttachError, match=r"or make this model from copy\.deepcopy\(config\)"):
+        attach(student, NARROW)
+    student.load_state_dict(teacher.state_dict())
+    masked = output(teacher)
+    detach(teacher)
+    assert torch.equal(output(attach(student, NARROW)), masked)
+    with pytest.raises(AttachError, match="already has a mask, put on through another module"):
+        attach(teacher, NARROW)
+    del student
+    assert torch.equal(output(attach(teacher, NARROW)), masked)
+
+
+def test_a_copied_part_can_be_attached_and_detached():
+    whole = hf.BertForMaskedLM(BERT.made().config).eval()
+    plain = output(whole.bert)
+    attach(whole, NARROW)
+    masked = output(whole.bert)
+    for what, expected in ((None, plain), (masks.full(), plain), (NARROW, masked)):
+        part = copy.deepcopy(whole.bert)
+        assert torch.equal(output(part), masked)
+        if what is None:
+            detach(part)
+            assert not any(SLOT in module.__dict__ for module in part.modules())
+            with pytest.raises(AttachError, match="nothing is attached to this BertModel"):
+                detach(part)
+        else:
+            attach(part, what)
+        assert torch.equal(output(part), expected)
+        by_method(detach(part, missing_ok=True))
+        output(part)
+    layer = attach(copy.deepcopy(whole.bert), masks.full(), part="encoder.layer.1")
+    assert torch.equal(output(layer), plain)  # nothing is left on the other layer
+
+
+def test_holds_end_with_their_attachment():
+    model = attach(BERT.made(), NARROW)
+    key = id(model.config)
+    assert HELD[key].configs == [model.config]
+    detach(model)
+    assert key not in HELD
+    config = attach(model, NARROW).config
+    del model
+    gc.collect()
+    assert id(config) not in HELD
+
+
+# -- layers with a configuration of their own --------------------------------------------------
+def paired() -> Any:
+    config = BERT.made().config
+    decoding = copy.deepcopy(config)
+    decoding.is_decoder = decoding.add_cross_attention = True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return hf.EncoderDecoderModel(
+            encoder=hf.BertModel(config), decoder=hf.BertLMHeadModel(decoding)
+        ).eval()
+
+
+def test_wrappers_that_exchange_configurations():
+    model, tokens = paired(), GIVEN["input_ids"]
+    given = {"input_ids": tokens, "decoder_input_ids": tokens[:, :9]}
+    assert model.encoder.config is not model.encoder.encoder.layer[0].attention.self.config
+    plain = model(**given)[0]
+    several = {part: masks.full() for part in ("encoder", "decoder", "cross")}
+    assert torch.allclose(attach(model, several)(**given)[0], plain, atol=1e-6)
+    slots = [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
+    assert [slot.part for slot in slots].count("encoder") == 2
+    alone = copy.deepcopy(model.encoder)
+    expected = attach(alone, NARROW)(input_ids=tokens)[0]
+    attach(model, NARROW, part="encoder")
+    assert torch.equal(model.encoder(input_ids=tokens)[0], expected)
+    assert not torch.allclose(model(**given)[0], plain, atol=1e-3)
+    assert torch.equal(model(**given)[0], copy.deepcopy(model)(**given)[0])
+    model.encoder.encoder.layer[0].attention.self.config._attn_implementation = "eager"
+    with pytest.raises(AttachError, match="BertModel " + PASSED_OVER):
+        model(**given)
+    attach(model, several)
+    detach(model).encoder.encoder.layer[0].attention.self.config._attn_implementation = "sdpa"
+    assert torch.equal(model(**given)[0], plain)
+
+
+def test_a_tower_without_a_model_of_its_own_is_a_part():
+    config = hf.ViTMAEConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        image_size=16, patch_size=4, decoder_hidden_size=32, decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2, decoder_intermediate_size=32,
+    )  # fmt: skip
+    model = hf.ViTMAEForPreTraining(config).eval()
+    with pytest.raises(
+        AttachError, match=r"kinds .*: vit \(2 layers, 4 heads\); decoder \(1 layers, 2 heads\)"
+    ):
+        attach(model, masks.star())
+    attach(model, {"vit": masks.per_head([masks.star()] * 4), "decoder": masks.star()})
+    model(torch.zeros(1, 3, 16, 16))

@@ -1,0 +1,325 @@
+"""What computes under a mask: which backend, in which precision, compiled or not."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from architectures import ARCHITECTURES, BERT, GROUPED
+from torch import Tensor, nn
+
+from masksearch import masks
+from masksearch.attention.attach import attach, detach
+from masksearch.attention.interface import packed, written_out
+from masksearch.attention.slots import SLOT
+from masksearch.errors import AttachError, EmptyRowError
+
+LONG = 300
+SPARSE = masks.window(5) | masks.global_tokens(1)
+
+
+def slots(model: nn.Module) -> list[Any]:
+    return [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
+
+
+def built(model: nn.Module) -> set[str]:
+    """Backends that have computed something."""
+    return {key[0] for slot in slots(model) for key in slot.plans}
+
+
+def run(name: str, model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+    """The states of real positions, without gradient."""
+    at = ARCHITECTURES[name]
+    with torch.no_grad():
+        found: Tensor = at.read(model(**given))[at.real(given)]
+    return found
+
+
+# -- choice ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["bert", "gpt2", "bart-encoder"])
+def test_auto_is_sparse_for_long_inputs_alone(name):
+    at = ARCHITECTURES[name]
+    model = at.made(layers=1, length=LONG)
+    attach(model, SPARSE, part=at.part)
+    run(name, model, at.inputs(30, length=255))
+    assert built(model) == set()
+    assert all(not slot.choices for slot in slots(model))
+    long = at.inputs(30, length=LONG)
+    expected = run(name, attach(model, SPARSE, backend="sdpa", part=at.part), long)
+    assert all(slot.tables and not slot.choices for slot in slots(model))
+    found = run(name, attach(model, SPARSE, part=at.part), long)
+    assert all(len(slot.choices) == 1 for slot in slots(model))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_no_table_is_made_where_nothing_needs_one(monkeypatch):
+    at = ARCHITECTURES["gpt2"]
+    model, given = at.made(layers=2, length=LONG), at.inputs(30, length=LONG)
+    attach(model, SPARSE, backend="gather")
+
+    def refused(*args: Any, **rest: Any) -> Any:
+        raise AssertionError("an n x n tensor is made")
+
+    monkeypatch.setattr("masksearch.attention.interface.sdpa_mask", refused)
+    monkeypatch.setattr("masksearch.attention.interface.sdpa", refused)
+    run("gpt2", model, given)
+    assert all(not slot.tables and slot.plans for slot in slots(model))
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_layers_of_several_backends_share_one_padding(name):
+    at = ARCHITECTURES[name]
+    model, given = at.made(layers=3, length=LONG), at.inputs(30, length=LONG)
+    mask = masks.per_layer([SPARSE, masks.full(), masks.stride(2)])
+    expected = run(name, attach(model, mask, backend="sdpa"), given)
+    attach(model, mask, backend="gather")
+    assert torch.allclose(run(name, model, given), expected, atol=1e-5)
+    assert [bool(slot.plans) for slot in slots(model)] == [True, False, True]
+    some = attach(model, SPARSE, part=slots(model)[0].name, backend="gather")
+    expected = run(name, some, given)
+    attach(model, SPARSE, part=slots(model)[0].name, backend="sdpa")
+    assert torch.allclose(run(name, model, given), expected, atol=1e-5)
+
+
+def test_flex_computes_on_the_cpu_without_a_gradient_alone():
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(layers=1, length=LONG), at.inputs(30, length=LONG)
+    attach(model, SPARSE, backend="flex")
+    with pytest.raises(
+        AttachError,
+        match=r'layer 0: FlexAttention has no backward pass on the CPU; attach with backend="gat',
+    ):
+        model(**given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_flex_equals_sdpa(name):
+    at = ARCHITECTURES[name]
+    model, given = at.made(layers=2, length=LONG), at.inputs(30, length=LONG)
+    expected = run(name, attach(model, SPARSE, backend="sdpa"), given)
+    found = run(name, attach(model, SPARSE, backend="flex"), given)
+    assert built(model) == {"flex"}
+    assert torch.allclose(found, expected, atol=1e-5)
+    found = run(name, pickle.loads(pickle.dumps(copy.deepcopy(model))), given)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "reason"),
+    [
+        ("t5-encoder", "encoder", "the model adds a bias to the scores: SDPA computes"),
+        ("bart-cross", "cross", "cross-attention: SDPA computes"),
+    ],
+)
+def test_what_only_sdpa_computes_is_remembered(name, part, reason):
+    at = ARCHITECTURES[name]
+    model, given = at.made(layers=1), at.inputs(3)
+    mask = masks.stride(2) | masks.global_tokens(1)
+    expected = run(name, attach(model, mask, part=part), given)
+    found = run(name, attach(model, mask, backend="gather", part=part), given)
+    assert torch.equal(found, expected)
+    assert [slot.fallback for slot in slots(model)] == [reason]
+
+
+def test_a_mask_of_the_caller_is_computed_by_sdpa():
+    at = ARCHITECTURES["bert"]
+    model, tokens = at.made(layers=1), at.inputs()["input_ids"]
+    own = masks.blocks(5).dense(17)
+    attach(model, masks.window(2), backend="gather")
+    with torch.no_grad():
+        found = model(tokens, attention_mask=own)[0]
+        (slot,) = slots(model)
+        assert slot.fallback.startswith("the model's own mask is more than padding and causality")
+        attach(model, masks.window(2) & masks.blocks(5), backend="gather")
+        assert torch.allclose(found, model(tokens)[0], atol=1e-5)
+    assert slots(model)[0].fallback == ""
+
+
+def test_sliding_layers_are_computed_by_sdpa():
+    sizes = {**GROUPED, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    model = hf.MistralModel(hf.MistralConfig(**sizes, sliding_window=8)).eval()
+    given = {"input_ids": torch.arange(3, 23)[None]}
+    attach(model, masks.window(9), backend="gather")
+    with torch.no_grad():
+        found = model(**given)[0]
+        expected = attach(model, masks.window(9), backend="sdpa")(**given)[0]
+    assert torch.equal(found, expected)
+    assert built(model) == set()
+
+
+def test_empty_rows_are_refused_without_a_table():
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(layers=1, length=LONG), at.inputs(length=LONG)
+    holes = masks.shifts([-70]) | masks.global_tokens(1)
+    attach(model, masks.per_head([SPARSE, SPARSE, holes - masks.global_tokens(1), SPARSE]))
+    with pytest.raises(EmptyRowError, match="layer 0, head 2, row 0 keeps no key"):
+        run("bert", model, given)
+    attach(model, masks.cropped(masks.shifts([-70, 400]) | masks.blocks(64), at=500))
+    run("bert", model, given)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_padding_says_what_it_hides(causal):
+    padding = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)) > 0.4
+    for moved in (packed(padding, causal), packed(padding, causal).clone().detach()):
+        seen = written_out(moved, 7)
+        for query in range(7):
+            for key in range(7):
+                expected = padding[:, key] & (not causal or key <= query)
+                assert torch.equal(seen[:, 0, query, key], expected)
+
+
+# -- training ----------------------------------------------------------------------------------
+def gradients(model: nn.Module, given: dict[str, Tensor]) -> list[Tensor]:
+    model.zero_grad(set_to_none=True)
+    model(**given)[0].square().mean().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_computes_the_same_gradients(backend, reentrant):
+    at = ARCHITECTURES["gpt2"]
+    model, given = at.made(layers=2).train(), at.inputs(3)
+    attach(model, masks.window(2) | masks.global_tokens(1), backend=backend)
+    expected = gradients(model, given)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if reentrant:  # a graph to the inputs is needed
+        model.enable_input_require_grads()
+    for found, wanted in zip(gradients(model, given), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_attention_dropout_drops_weights_in_every_backend():
+    config = hf.BertConfig(**{**BERT, "attention_probs_dropout_prob": 0.5}, num_hidden_layers=1)
+    model, given = hf.BertModel(config).train(), ARCHITECTURES["bert"].inputs()
+    for backend in ("sdpa", "gather"):
+        attach(model, masks.window(2), backend=backend)
+        with torch.no_grad():
+            first, second = model(**given)[0], model(**given)[0]
+        assert not torch.allclose(first, second, atol=1e-3)
+        assert built(model) == ({"gather"} if backend == "gather" else set())
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_inference_mode_first_then_training_at_the_same_length(backend, dropout):
+    """What inference mode makes cannot be saved for a backward pass."""
+    config = hf.BertConfig(**{**BERT, "attention_probs_dropout_prob": dropout})
+    model, given = hf.BertModel(config), ARCHITECTURES["bert"].inputs()
+    attach(model, masks.window(2), backend=backend)
+    with torch.inference_mode():
+        model.eval()(**given)
+    model.train()(**given)[0].sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.encoder.parameters())
+
+
+# -- precision ---------------------------------------------------------------------------------
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5-encoder"])
+def test_autocast_to_bfloat16_keeps_the_mask(name, backend):
+    at = ARCHITECTURES[name]
+    model, given = at.made(), at.inputs(3)
+    mask = masks.window(2) | masks.global_tokens(1)
+    plain = run(name, model, given)
+    full = run(name, attach(model, mask, backend=backend, part=at.part), given)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(name, model, given)
+    assert torch.allclose(found.float(), full, atol=0.15 * float(full.abs().max()))
+    assert (found - full).norm() < 0.3 * (plain - full).norm()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "gather"])
+@pytest.mark.parametrize("sharp", [1.0, 40.0])
+def test_half_precision_is_finite_and_near(backend, sharp):
+    """Sharp queries make scores of thousands, beside which a mask of -1e4 is no mask."""
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(), at.inputs(3)
+    for name, weight in model.named_parameters():
+        if ".query.weight" in name:
+            weight.data *= sharp
+    attach(model, masks.shifts([-1, 0, 2]) | masks.global_tokens(1), backend=backend)
+    expected = run("bert", model, given)
+    found = run("bert", model.half(), given)
+    assert found.dtype == torch.float16
+    assert found.isfinite().all()
+    assert (found.float() - expected).norm() < 0.05 * expected.norm()
+
+
+def test_rows_without_a_visible_key_do_not_leak_through_a_bias():
+    at = ARCHITECTURES["t5-encoder"]
+    model, given = at.made(layers=1), at.inputs(14)
+    attach(model, masks.shifts([1, -16]), part="encoder")
+    found = []
+    for token in (30, 40):
+        given["input_ids"][1, 0] = token
+        with torch.no_grad():
+            found.append(at.read(model(**given))[1])
+    assert torch.equal(found[0][2], found[1][2])  # it keeps key 3, which is padding
+    assert not torch.allclose(found[0][0], found[1][0])
+
+
+# -- torch.compile -----------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [17, LONG])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5-decoder", "bart-cross"])
+def test_compiled_graphs_hold_the_mask(name, length):
+    at = ARCHITECTURES[name]
+    model, given = at.made(layers=2, length=length), at.inputs(3, length=length)
+    attach(model, SPARSE, part=at.part, backend="gather")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    out = at.read(compiled(**given))  # nothing has been lowered before
+    out[at.real(given)].square().mean().backward()
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    expected = at.read(model(**given))
+    expected[at.real(given)].square().mean().backward()
+    assert torch.allclose(out[at.real(given)], expected[at.real(given)], atol=1e-5)
+    for one, other in zip(
+        found, [p.grad for p in model.parameters() if p.grad is not None], strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_nothing_is_timed_within_a_compiled_graph(monkeypatch):
+    """There `"fastest"` is `"auto"`, unless the length has been run without compilation."""
+
+    def refused(*args: Any) -> Any:
+        raise AssertionError("kernels are timed")
+
+    monkeypatch.setattr("masksearch.attention.kernels.timed.fastest", refused)
+    at = ARCHITECTURES["bert"]
+    model, given = at.made(layers=1, length=LONG), at.inputs(3, length=LONG)
+    expected = run("bert", attach(model, SPARSE), given)
+    attach(model, SPARSE, backend="fastest")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(run("bert", compiled, given), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_models_take_several_lengths_and_detach():
+    at = ARCHITECTURES["bert"]
+    model = attach(at.made(), SPARSE)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for length in (9, 12, 17):
+        given = at.inputs(3, length=length)
+        assert torch.allclose(run("bert", compiled, given), run("bert", model, given), atol=1e-5)
+    detach(model)
+    plain = run("bert", at.made(), given)
+    assert torch.allclose(run("bert", compiled, given), plain, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_errors_of_lowering_keep_their_message_while_compiling():
+    at = ARCHITECTURES["bert"]
+    model = attach(at.made(), masks.table(torch.ones(9, 9) > 0))
+    with pytest.raises(RuntimeError, match="LengthError: Table holds 9 positions, asked for 17"):
+        torch.compile(model, fullgraph=True, backend="eager")(**at.inputs())

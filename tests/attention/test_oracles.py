@@ -1,0 +1,287 @@
+"""Sparse models by others are oracles of a mask on the plain model with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from masksearch import masks
+from masksearch.attention.attach import attach, detach
+
+PAD, VOCABULARY, HEADS = 1, 50, 4
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 32,
+    "initializer_range": 0.3,
+    "pad_token_id": PAD,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+EQUAL = 1e-5
+
+
+@pytest.fixture(params=["sdpa", "gather"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The backend to attach with; whether it was the one that computed is seen to."""
+    from masksearch.attention.kernels import gather as kernels
+
+    calls: list[int] = []
+    original = kernels.gather_attention
+
+    def noted(*args: Any, **rest: Any) -> Tensor:
+        calls.append(1)
+        return original(*args, **rest)
+
+    monkeypatch.setattr(kernels, "gather_attention", noted)
+    yield request.param
+    assert bool(calls) == (request.param == "gather")
+
+
+def seeded(make: Any, config: Any, **rest: Any) -> nn.Module:
+    """A random model in evaluation mode, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        model: nn.Module = make(config, **rest).eval()
+    for name, parameter in model.named_parameters():  # their biases start at zero
+        if name.endswith("bias"):
+            parameter.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def texts(length: int, padded: int = 0) -> dict[str, Tensor]:
+    """Two texts; the last `padded` positions of the second are padding."""
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(3, VOCABULARY, (2, length), generator=generator)
+    visible = torch.ones_like(ids)
+    if padded:
+        ids[1, -padded:], visible[1, -padded:] = PAD, 0
+    return {"input_ids": ids, "attention_mask": visible}
+
+
+def hidden(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(**inputs).last_hidden_state
+    return out
+
+
+def difference(one: Tensor, other: Tensor, inputs: dict[str, Tensor]) -> float:
+    """Largest difference over the rows that are no padding (models fill those differently)."""
+    return float((one - other)[inputs["attention_mask"].bool()].abs().max())
+
+
+# -- Longformer --------------------------------------------------------------------------------
+def longformers(widths: list[int], longest: int = 64) -> tuple[nn.Module, nn.Module]:
+    """A Longformer whose global projections are its local ones, and RoBERTa with its weights."""
+    sizes = {**SMALL, "num_hidden_layers": len(widths), "max_position_embeddings": longest}
+    theirs = seeded(
+        hf.LongformerModel,
+        hf.LongformerConfig(**sizes, attention_window=widths),
+        add_pooling_layer=False,
+    )
+    for layer in theirs.encoder.layer:
+        own = layer.attention.self
+        for part in ("query", "key", "value"):
+            getattr(own, f"{part}_global").load_state_dict(getattr(own, part).state_dict())
+    ours = seeded(hf.RobertaModel, hf.RobertaConfig(**sizes), add_pooling_layer=False)
+    found = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert not found.missing_keys
+    assert all("_global" in name for name in found.unexpected_keys)
+    return theirs, ours
+
+
+@pytest.mark.parametrize(
+    ("widths", "tokens", "padded"),
+    [
+        ([4], [], 0),  # `attention_window` is the width of both sides together
+        ([4], [0], 7),
+        ([8, 4], [0, 5, 11], 0),
+        ([4, 16, 8], [3, 9, 20], 6),
+    ],
+    ids=str,
+)
+def test_longformer(widths, tokens, padded, backend):
+    theirs, ours = longformers(widths)
+    inputs = texts(32, padded)
+    everywhere = torch.zeros_like(inputs["input_ids"])
+    everywhere[:, tokens] = 1
+    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
+    local = masks.per_layer([masks.window(width // 2) for width in widths])
+    mask = local | masks.global_tokens(positions=tokens) if tokens else local
+    attach(ours, mask, backend=backend)
+    assert difference(hidden(ours, inputs), expected, inputs) < EQUAL
+    wider = masks.per_layer([masks.window(width) for width in widths])  # the trap
+    attach(ours, wider | mask, backend=backend)
+    assert difference(hidden(ours, inputs), expected, inputs) > 1e-2
+
+
+def test_longformer_with_global_tokens_of_its_own_in_each_text():
+    theirs, ours = longformers([4, 4])
+    inputs = texts(32)
+    everywhere = torch.zeros_like(inputs["input_ids"])
+    everywhere[0, [0, 6]] = everywhere[1, [2, 9, 30]] = 1
+    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
+    for example, tokens in enumerate(([0, 6], [2, 9, 30])):
+        attach(ours, masks.window(2) | masks.global_tokens(positions=tokens))
+        alone = {name: part[example : example + 1] for name, part in inputs.items()}
+        assert difference(hidden(ours, alone), expected[example : example + 1], alone) < EQUAL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("padded", [0, 70])
+def test_longformer_at_a_length_where_gather_is_the_faster(padded):
+    theirs, ours = longformers([64, 32], longest=514)
+    inputs = texts(512, padded)
+    everywhere = torch.zeros_like(inputs["input_ids"])
+    everywhere[:, 0] = 1
+    expected = hidden(theirs, inputs | {"global_attention_mask": everywhere})
+    mask = masks.per_layer([masks.longformer(32, 1), masks.longformer(16, 1)])
+    for chosen in ("auto", "gather", "sdpa"):
+        attach(ours, mask, backend=chosen)
+        assert difference(hidden(ours, inputs), expected, inputs) < EQUAL
+
+
+# -- BigBird -----------------------------------------------------------------------------------
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """The random key blocks that BigBird draws, int64 `[heads, blocks - 2, count]` a layer.
+
+    Its layers seed NumPy's global generator, which is put back.
+    """
+    from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
+
+    drawn: list[Tensor] = []
+    original = BigBirdBlockSparseAttention._create_rand_mask_from_inputs
+
+    def noted(before: Tensor, after: Tensor, chosen: Tensor, *rest: Any) -> Tensor:
+        drawn.append(chosen[0])
+        found: Tensor = original(before, after, chosen, *rest)
+        return found
+
+    monkeypatch.setattr(
+        BigBirdBlockSparseAttention, "_create_rand_mask_from_inputs", staticmethod(noted)
+    )
+    state = np.random.get_state()
+    yield drawn
+    np.random.set_state(state)
+
+
+def bigbirds(layers: int, block: int, random: int) -> tuple[nn.Module, nn.Module]:
+    """BigBird in training mode (evaluation counts key block 0 several times), BERT like it."""
+    sizes = {**SMALL, "num_hidden_layers": layers, "hidden_act": "gelu_new", "sep_token_id": 2}
+    sizes |= {"max_position_embeddings": 64}
+    config = hf.BigBirdConfig(
+        **sizes, block_size=block, num_random_blocks=random, attention_type="block_sparse"
+    )
+    theirs = seeded(hf.BigBirdModel, config, add_pooling_layer=False).train()
+    del sizes["sep_token_id"]
+    ours = seeded(hf.BertModel, hf.BertConfig(**sizes), add_pooling_layer=False)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def layout(drawn: Tensor, blocks: int) -> Tensor:
+    """BigBird's blocks, bool `[heads, blocks, blocks]`: a band of three, first and last ones."""
+    number = torch.arange(blocks)
+    ends = (number == 0) | (number == blocks - 1)
+    near = (number[:, None] - number).abs() <= 1
+    kept = (near | ends | ends[:, None]).repeat(len(drawn), 1, 1)
+    inner = kept[:, 1:-1].scatter(2, drawn, torch.ones_like(drawn, dtype=torch.bool))
+    return torch.cat([kept[:, :1], inner, kept[:, -1:]], 1)
+
+
+@pytest.mark.parametrize(
+    ("layers", "block", "random", "length", "padded"),
+    [(1, 4, 1, 32, 0), (2, 4, 2, 44, 9), (3, 2, 3, 32, 3)],
+)
+def test_bigbird(recorded, layers, block, random, length, padded, backend):
+    theirs, ours = bigbirds(layers, block, random)
+    inputs = texts(length, padded)
+    expected = hidden(theirs, inputs)
+    assert len(recorded) == layers
+    tables = torch.stack([layout(drawn, length // block) for drawn in recorded])
+    assert (tables.sum(-1)[:, :, 2:-2] == 5 + random).all()  # no block counts twice
+    bits = tables.repeat_interleave(block, 2).repeat_interleave(block, 3)
+    for mask in (masks.block_layout(tables, block), masks.table(bits)):
+        attach(ours, mask, backend=backend)
+        assert difference(hidden(ours, inputs), expected, inputs) < EQUAL
+    attach(ours, masks.block_layout(tables.transpose(2, 3), block), backend=backend)
+    assert difference(hidden(ours, inputs), expected, inputs) > 1e-2
+
+
+# -- local layers of models with both kinds ----------------------------------------------------
+@pytest.mark.parametrize("padded", [0, 5])
+@pytest.mark.parametrize("width", [2, 4, 6])
+def test_modernbert_local_layers(width, padded):
+    kinds = ["full_attention", "sliding_attention", "sliding_attention"]
+    sizes: dict[str, Any] = {
+        name: SMALL[name] for name in ("vocab_size", "hidden_size", "num_attention_heads")
+    }
+    sizes |= {"intermediate_size": 32, "num_hidden_layers": 3, "pad_token_id": PAD}
+    sizes |= {"local_attention": width, "initializer_range": 0.3}
+    sizes |= {f"{name}_token_id": None for name in ("bos", "eos", "cls", "sep")}
+    rope = {"rope_type": "default", "rope_theta": 1e4}  # the same for both kinds of layers
+    sizes["rope_parameters"] = {kind: rope for kind in set(kinds)}
+    theirs = seeded(hf.ModernBertModel, hf.ModernBertConfig(**sizes, layer_types=kinds))
+    plain = hf.ModernBertConfig(**sizes, layer_types=["full_attention"] * 3)
+    ours = seeded(hf.ModernBertModel, plain)
+    ours.load_state_dict(theirs.state_dict())
+    inputs = texts(20, padded)
+    expected = hidden(theirs, inputs)
+    local = masks.window(width // 2)
+    attach(ours, masks.per_layer([masks.full(), local, local]))
+    assert difference(hidden(ours, inputs), expected, inputs) < EQUAL
+    detach(ours)
+    assert difference(hidden(ours, inputs), expected, inputs) > 1e-2
+
+
+@pytest.mark.parametrize("lookback", [1, 3, 8])
+def test_mistral_sliding_window(lookback):
+    sizes = {name: SMALL[name] for name in SMALL if "dropout" not in name}
+    sizes |= {"num_hidden_layers": 2, "num_key_value_heads": 2}
+    theirs = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=lookback))
+    ours = seeded(hf.MistralModel, hf.MistralConfig(**sizes, sliding_window=None))
+    ours.load_state_dict(theirs.state_dict())
+    inputs = texts(20, padded=6)
+    attach(ours, masks.window(lookback - 1))  # their window counts the query's own position
+    assert difference(hidden(ours, inputs), hidden(theirs, inputs), inputs) < EQUAL
+
+
+# -- dropped keys are removed keys -------------------------------------------------------------
+ENCODER = {**SMALL, "num_hidden_layers": 2, "max_position_embeddings": 24}
+DECODER = {
+    **{name: SMALL[name] for name in SMALL if "dropout" not in name},
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_keys_dropped_for_all_queries_are_as_if_removed(name, backend):
+    if name == "bert":
+        model = seeded(hf.BertModel, hf.BertConfig(**ENCODER), add_pooling_layer=False)
+    else:
+        model = seeded(hf.LlamaModel, hf.LlamaConfig(**DECODER))
+    ids = texts(16)["input_ids"]
+
+    @settings(deadline=None, max_examples=12)
+    @given(st.lists(st.booleans(), min_size=15, max_size=15))
+    def law(others: list[bool]) -> None:
+        kept = torch.tensor([True, *others])  # a causal model's first query has no other key
+        places = kept.nonzero().flatten()
+        attach(model, masks.table(kept.expand(16, 16).clone()), backend=backend)
+        masked = hidden(model, {"input_ids": ids})[:, places]
+        detach(model)
+        removed = {"input_ids": ids[:, places], "position_ids": places.expand(2, -1)}
+        assert (masked - hidden(model, removed)).abs().max() < EQUAL
+
+    law()

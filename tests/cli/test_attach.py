@@ -1,0 +1,104 @@
+"""`masksearch attach`: what it prints and writes, and one line for mistakes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import tiny_checkpoint
+from transformers import BertForMaskedLM
+from typer.testing import CliRunner
+
+from masksearch import masks
+from masksearch.attention.attach import attach, attached
+from masksearch.cli import main as cli
+from masksearch.errors import DataError
+from masksearch.masks.lower import save_mask
+from masksearch.models.saved import load_pretrained, save_pretrained
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("bert") / "model", ["mask", "star"])
+
+
+def run(*arguments: object) -> str:
+    """What the command says."""
+    found = CliRunner().invoke(cli.app, ["attach", *map(str, arguments)])
+    if found.exception is not None:
+        raise found.exception
+    return found.output
+
+
+def test_model_and_mask_are_written_and_explained(folder, tmp_path):
+    said = run(folder, "window(2) | global_tokens(1)", "--length", 40, "--out", tmp_path / "out")
+    assert "0-1" in said
+    assert "sdpa" in said
+    assert str(tmp_path / "out") in said
+    loaded = load_pretrained(tmp_path / "out")
+    mask = masks.window(2) | masks.global_tokens(1)
+    assert attached(loaded) == {"self": mask}
+    tokens = {"input_ids": torch.arange(7)[None]}
+    alone = attach(BertForMaskedLM.from_pretrained(folder).eval(), mask)
+    assert torch.equal(loaded(**tokens).logits, alone(**tokens).logits)
+
+
+def test_without_out_nothing_is_written(folder, tmp_path):
+    files = sorted(folder.iterdir())
+    assert "flex" in run(folder, "star", "--backend", "flex", "--length", 300)
+    assert sorted(folder.iterdir()) == files
+
+
+def test_content_masks_and_files(folder, tmp_path):
+    said = run(folder, "window(1) | special_tokens(2, 3)", "--out", tmp_path / "out")
+    assert "special_tokens(2, 3)" in said
+    content = masks.window(1) | masks.special_tokens(2, 3)
+    assert attached(load_pretrained(tmp_path / "out")) == {"self": content}
+    path = save_mask(content, tmp_path / "content.json")
+    assert "special_tokens(2, 3)" in run(folder, path)
+
+
+def test_a_saved_encoder_without_a_pooler_takes_another_mask(folder, tmp_path):
+    model = BertForMaskedLM.from_pretrained(folder).bert
+    assert model.pooler is None
+    save_pretrained(attach(model, masks.window(1)), tmp_path / "model")
+    run(tmp_path / "model", "window(2)", "--out", tmp_path / "out")
+    found = load_pretrained(tmp_path / "out")
+    assert found.pooler is None
+    assert attached(found) == {"self": masks.window(2)}
+
+
+def test_missing_weights_are_refused(folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    lost = "bert.encoder.layer.1.attention.self.query.weight"
+    copied = shutil.copytree(folder, tmp_path / "model")
+    kept = {name: tensor for name, tensor in weights.items() if name != lost}
+    save_file(kept, copied / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=f"lack 1 tensors of BertForMaskedLM, such as {lost}"):
+        run(copied, "star")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere/", "star"), "no such folder"),
+        (("MODEL", "sta"), "unknown mask 'sta'; did you mean 'star'"),
+        (("MODEL", "nothing.json"), "nothing.json: no such mask file"),
+        (("MODEL", "star", "--part", "decoder"), "unknown part of BertForMaskedLM 'decoder'"),
+        (("MODEL", "star", "--backend", "gathr"), "unknown backend 'gathr'"),
+        (("MODEL", "star", "--length", "0"), "--length is at least 1 position, got 0"),
+        (("MODEL", "per_head([star, full, star])"), "has 2 layers of 2 heads"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, monkeypatch, arguments, message):
+    given = [str(folder) if argument == "MODEL" else argument for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["masksearch", "attach", *given])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    assert message in said

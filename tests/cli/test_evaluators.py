@@ -1,0 +1,142 @@
+"""From command-line options to the evaluator that they name."""
+
+import json
+
+import pytest
+
+import masksearch as ms
+from masksearch.cli.build import ChoiceError, Judging, Placing, evaluator_kind, set_options
+from masksearch.cli.search import COMMAND, UsageMistake, judged, remember
+from masksearch.errors import UnknownNameError
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.evaluators.wrappers import Cached
+
+
+def test_text_alone_is_masked_language_modelling(tmp_path):
+    built = Judging(corpus="text.txt", steps=7, set=["pretraining=mlm+order"]).build()
+    assert type(built) is ms.MlmEvaluator
+    assert (built.steps, built.pretraining) == (7, "mlm+order")
+
+
+@pytest.mark.parametrize(
+    ("option", "kind"),
+    [("glue", ms.GlueEvaluator), ("squad", SquadEvaluator), ("swag", SwagEvaluator)],
+)
+def test_a_task_folder_names_the_evaluator(option, kind):
+    built = Judging(corpus="text.txt", rows=5, set=["epochs=2"], **{option: "folder"}).build()
+    assert type(built) is kind
+    assert (built.rows, built.epochs) == (5, 2)
+
+
+def test_weights_need_no_corpus_to_fine_tune():
+    built = Judging(weights="model", glue="folder", tasks="RTE, CoLA").build()
+    assert isinstance(built, ms.GlueEvaluator)
+    assert (built.corpus, built.weights, built.tasks) == (None, "model", ("RTE", "CoLA"))
+
+
+def test_preset_gives_way_to_what_is_named():
+    built = Judging(corpus="text.txt", preset="sparsebert", steps=3).build()
+    assert isinstance(built, ms.MlmEvaluator)
+    assert (built.size, built.optimiser, built.steps) == ("base", "lamb", 3)
+
+
+def test_nothing_is_the_planted_corpus_and_set_reaches_it():
+    built = Judging(set=["downstream_steps=3"]).build()
+    assert isinstance(built, ms.PlantedEvaluator)
+    assert built.downstream_steps == 3
+
+
+def test_reuse_wraps_before_costs(tmp_path):
+    built = Judging(reuse=tmp_path, memory=True).build()
+    assert isinstance(built, ms.WithCost)
+    assert isinstance(built.evaluator, Cached)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corpus": "a", "tasks": "RTE"}, "--tasks needs --glue"),
+        ({"corpus": "a", "rows": 4}, "--rows needs --glue, --squad or --swag"),
+        ({"corpus": "a", "glue": "b", "squad": "c"}, "--glue and --squad are two evaluators"),
+        ({"weights": "a"}, "--weights needs --corpus"),
+        ({"glue": "a"}, "--glue needs --corpus"),
+        ({"corpus": "a", "set": ["epochs"]}, "--set takes name=value, got 'epochs'"),
+        ({"corpus": "a", "set": ["steps=3"]}, "steps has an option of its own: --steps"),
+        ({"cost_length": 3}, "--cost-length needs"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ChoiceError, match=message):
+        Judging(**options).build()
+
+
+def test_an_unknown_setting_names_the_nearest():
+    with pytest.raises(UnknownNameError, match=r"'dropuot'.*dropout"):
+        Judging(corpus="a", set=["dropuot=.1"]).build()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("dropout=.1", 0.1),
+        ("checkpoint_seconds=0", 0.0),
+        ("whole_words=true", True),
+        ("pretraining=mlm+next", "mlm+next"),
+        ("initializer_range=null", None),
+        ("device=cpu", "cpu"),
+        ("held_out=hf:7", "hf:7"),
+    ],
+)
+def test_a_setting_is_read_as_its_type(setting, value):
+    built = Judging(corpus="a", set=[setting]).build()
+    found = getattr(built, setting.partition("=")[0])
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("checkpoint_seconds=soon", "--set checkpoint_seconds takes a number, got 'soon'"),
+        ("whole_words=1", "--set whole_words takes true or false, got '1'"),
+        ("reports=2.5", "--set reports takes a whole number, got '2.5'"),
+        ("reports=true", "--set reports takes a whole number, got 'true'"),
+        ("dropout=none", "--set dropout takes a number or null, got 'none'"),
+    ],
+)
+def test_a_setting_of_another_type_is_refused(setting, message):
+    with pytest.raises(ChoiceError, match=message):
+        Judging(corpus="a", set=[setting]).build()
+
+
+def test_every_setting_of_every_evaluator_has_a_type():
+    kinds = [evaluator_kind(task) for task in ("mlm", "glue", "squad", "swag")]
+    for kind in (*kinds, ms.PlantedEvaluator):
+        assert set_options(kind, ["reports=3"]) == {"reports": 3}
+
+
+def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a")
+    given = {"corpus": "text.txt", "weights": "owner/model", "glue": "hf:nyu-mll/glue"}
+    remember(tmp_path / "run", "search", given)
+    stored = json.loads((tmp_path / "run" / COMMAND).read_text())["options"]
+    assert stored == {**given, "corpus": str(tmp_path / "text.txt")}
+
+
+def test_executors_by_name():
+    assert Placing(executor="together", slots=3).build() == ms.Together(3)
+    assert Placing(slots=2).build() == ms.Local(2)
+    with pytest.raises(ChoiceError, match="--gpus belongs to --executor ray"):
+        Placing(executor="together", gpus=0.5).build()
+    with pytest.raises(ChoiceError, match="--limit does not go with --executor together"):
+        Placing(executor="together", limit=3.0).build()
+    with pytest.raises(UnknownNameError, match="togehter"):
+        Placing(executor="togehter").build()
+
+
+def test_a_study_is_refused_under_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageMistake, match="torchrun is for `masksearch pretrain`"):
+        judged({})

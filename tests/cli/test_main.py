@@ -1,0 +1,226 @@
+"""The command line: what it prints, what it writes, and one line with exit code 2 for mistakes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from cli_runs import EVALUATOR, SPACE, run
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "my_space.py").write_text(SPACE)
+    toy = str(Path(__file__).parents[1] / "contracts")
+    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    return tmp_path
+
+
+def test_show_says_what_a_mask_is(monkeypatch, capsys, tmp_path):
+    png = tmp_path / "deep" / "out.png"
+    code, out, _ = run(monkeypatch, capsys, "show", "bigbird(2,1,2)", "--length", 64, "--png", png)
+    assert code == 0
+    assert "sparsity 0.86" in out
+    assert "empty rows 0" in out
+    assert png.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_show_as_json(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "show", "star", "--length", 128, "--json")
+    facts = json.loads(out)
+    assert code == 0
+    assert facts["sparsity"] == pytest.approx(0.9613, abs=1e-4)
+    assert facts["shape"] == [1, 1, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("mask", "length", "hops", "said"),
+    [("star", 16, 2, "2"), ("causal()", 16, None, "infinite"), ("full()", 1, 0, "0")],
+)
+def test_show_counts_hops(monkeypatch, capsys, mask, length, hops, said):
+    _, out, _ = run(monkeypatch, capsys, "show", mask, "--length", length, "--json")
+    assert json.loads(out, parse_constant=pytest.fail)["hops"] == hops
+    assert f"hops {said}\n" in run(monkeypatch, capsys, "show", mask, "--length", length)[1]
+
+
+def test_show_says_why_hops_are_not_counted(monkeypatch, capsys):
+    monkeypatch.setattr("masksearch.masks.relations.FEWEST", 3)
+    asked = ("show", "random_keys(9)", "--length", 2048)
+    facts = json.loads(run(monkeypatch, capsys, *asked, "--json")[1])
+    assert facts["hops"] is None
+    assert "tiles of 64 x 64 are different" in facts["hops_uncounted"]
+    code, out, _ = run(monkeypatch, capsys, *asked)
+    assert code == 0
+    assert "hops not counted (hops of this mask at 2048 positions: more than 128" in out
+
+
+def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
+    from masksearch import masks
+    from masksearch.masks.lower import save_mask
+
+    table = masks.star().dense(32)[0, 0]
+    table[3, 20] = True
+    path = save_mask(masks.table(table), tmp_path / "found.safetensors")
+    code, out, _ = run(monkeypatch, capsys, "show", path, "--length", 32, "--nearest", "--json")
+    assert code == 0
+    named = json.loads(out)["nearest"]
+    assert masks.parse(named["mask"]).dense(32).equal(masks.star().dense(32))
+    assert named["iou"] == pytest.approx(1 - 1 / int(table.sum()))
+
+
+def test_dam_settings_reach_gates_and_run():
+    from masksearch.cli.build import dam_options
+
+    settings = ["levels=2", "form=log", "hard=false", "preset=sparsebert"]
+    settings += ["densities=[0.1, 0.2]", "merge_heads=true"]
+    assert dam_options(0.1, "free", False, None, 8, settings, "dam") == {
+        "gates": {"structure": "free", "form": "log", "hard": False, "preset": "sparsebert"},
+        "config": {"density": 0.1, "steps": 8, "levels": 2, "preset": "sparsebert"},
+        "densities": [0.1, 0.2],
+        "merge_heads": True,
+    }
+
+
+def test_show_counts_empty_rows(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "show", "shifts([-1])", "--length", 8)
+    assert code == 0
+    assert "empty rows 1" in out
+    assert "cannot be attached" in out
+
+
+def test_show_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
+    png = tmp_path / "long.png"
+    mask = "window(64) | global_tokens(1)"
+    code, out, _ = run(monkeypatch, capsys, "show", mask, "--length", 65536, "--png", png)
+    assert code == 0
+    kept = 65536 * 129 - 64 * 65 + 2 * (65536 - 65)  # the band, then row and column 0 beyond it
+    assert f"sparsity {1 - kept / 65536**2:.5f}" in out
+    assert "1x1x65536x65536" in out
+    assert "hops 2\n" in out
+    assert png.stat().st_size > 1000
+    code, _, said = run(monkeypatch, capsys, "show", "star", "--length", 5000, "--nearest")
+    assert code == 2
+    assert "--nearest takes --length up to 4096, got 5000" in said
+
+
+def test_search_compare_report(monkeypatch, capsys, files):
+    toy = files / "my_proxy.py:toy"
+    found = files / "found"
+    search = (
+        "search", files / "my_space.py:space", "--evaluator", toy, "--run", found,
+        "--trials", 6, "--families",
+    )  # fmt: skip
+    code, out, err = run(monkeypatch, capsys, *search)
+    assert code == 0
+    assert "Front of" in out
+    assert "12/12" in err
+    code, _, err = run(monkeypatch, capsys, *search)
+    assert code == 0
+    assert "1/" not in err  # nothing is run again
+    code, out, _ = run(
+        monkeypatch, capsys, "compare", "--found", found, "--mask", "mine=window(3)",
+        "--evaluator", toy, "--run", files / "compared", "--seeds", 2,
+    )  # fmt: skip
+    assert code == 0
+    assert "tpe" in out
+    assert "Holm" in out
+    code, out, _ = run(monkeypatch, capsys, "report", found)
+    assert code == 0
+    page = Path(out.removeprefix("report: ").strip())
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert (found / "figures" / "front.pdf").is_file()
+
+
+def test_evaluate_prints_seeds_and_interval(monkeypatch, capsys, files):
+    code, out, _ = run(
+        monkeypatch, capsys, "evaluate", "window(3)", "--seeds", 3,
+        "--evaluator", files / "my_proxy.py:toy", "--json",
+    )  # fmt: skip
+    row = json.loads(out)[0]
+    assert code == 0
+    assert row["n_seeds"] == 3
+    assert row["loss low"] < row["loss"] < row["loss high"]
+
+
+MISTAKES = {
+    "unknown family": (["show", "bigbrd(2)"], "did you mean 'bigbird'"),
+    "negative reach": (["show", "window(-1)"], "reach must be a whole number >= 0, got -1"),
+    "no heads": (["show", "star", "--heads", "0"], "layers and heads are at least 1, got 1 and 0"),
+    "many globals": (["show", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
+    "no list": (["show", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
+    "code": (["show", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
+    "missing mask file": (["show", "nowhere.json"], "no such mask file"),
+    "unknown option": (["show", "star", "--lenght", "3"], "No such option"),
+    "no space": (["search"], "strategy 'tpe' needs a space"),
+    "missing space file": (["search", "nowhere.py:space"], "no such file"),
+    "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
+    "no colon": (["search", "my_space.py"], "file.py:function"),
+    "unknown strategy": (
+        ["search", "my_space.py:space", "--strategy", "tpee"],
+        "did you mean 'tpe'",
+    ),
+    "shared option": (
+        ["search", "my_space.py:space", "--shared", "steps=3"],
+        "--shared belongs to strategy shared.tpe",
+    ),
+    "shared setting": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "step=3"],
+        "unknown setting of --shared 'step'",
+    ),
+    "shared setting without a value": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "steps"],
+        "--shared takes name=value, got 'steps'",
+    ),
+    "dam option": (
+        ["search", "my_space.py:space", "--density", "0.1"],
+        "belong to strategy dam",
+    ),
+    "dam setting": (
+        ["search", "--strategy", "dam", "--dam", "levls=2"],
+        "did you mean 'levels'",
+    ),
+    "dam setting without a value": (
+        ["search", "--strategy", "dam", "--dam", "levels"],
+        "--dam takes name=value, got 'levels'",
+    ),
+    "tasks without glue": (
+        ["evaluate", "star", "--corpus", "my_space.py", "--tasks", "RTE"],
+        "--tasks needs --glue",
+    ),
+    "length without corpus": (["evaluate", "star", "--length", "8"], "needs --corpus"),
+    "missing corpus": (["evaluate", "star", "--corpus", "nowhere"], "nowhere"),
+    "no run": (["report", "nowhere"], "no such run folder"),
+    "empty run": (["report", "."], "holds no study"),
+    "table too long": (["show", "toeplitz([1,1,1])", "--length", "9"], "reach 3 positions"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, files, arguments, message):
+    import re
+
+    monkeypatch.chdir(files)
+    code, out, err = run(monkeypatch, capsys, *arguments)
+    assert code == 2
+    assert out == ""
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
+    run(monkeypatch, capsys, "show", "window(1)")
+    said = warnings.formatwarning("a cache\n is corrupt", UserWarning, "file.py", 3, "code()")
+    assert said == "warning: a cache is corrupt\n"
+
+
+def test_python_m_masksearch_shows_help():
+    done = subprocess.run(
+        [sys.executable, "-m", "masksearch", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "show", "evaluate", "search", "compare", "report"):
+        assert command in done.stdout

@@ -1,0 +1,226 @@
+"""`masksearch pretrain`: what it writes, that it goes on, and one line for mistakes."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from masksearch.attention.attach import attached
+from masksearch.cli import main as cli
+from masksearch.errors import ResumeError
+from masksearch.masks import window
+from masksearch.masks.lower import load_mask
+from masksearch.models.checkpoints import open_pretrained
+from masksearch.models.saved import load_pretrained
+from masksearch.training.checkpoints import Checkpoints
+
+SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    """A file of text, and a cache of its own."""
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    drawn = random.Random(0)
+    words = ["the", "mask", "sees", "a", "window", "of", "keys", "and", "one", "star"]
+    lines = [" ".join(drawn.choices(words, k=9)) + " ." for _ in range(600)]
+    documents = ["\n".join(lines[start : start + 3]) for start in range(0, 600, 3)]
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(documents), encoding="utf-8")
+    return path
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """What the command says."""
+    found = CliRunner().invoke(cli.app, ["pretrain", *map(str, arguments)])
+    if code == 0 and found.exception is not None:
+        raise found.exception
+    assert found.exit_code == code, found.output
+    return found.output
+
+
+def refused(capsys, monkeypatch, *arguments: object) -> str:
+    """The one line of a mistake, through the entry point."""
+    monkeypatch.setattr(sys, "argv", ["masksearch", "pretrain", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said.count("\n") == 1
+    return said
+
+
+def test_one_run_writes_a_model_that_others_read(tmp_path, text):
+    out = tmp_path / "out"
+    said = run("window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next")
+    assert "step 6  held-out loss" in said
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json", "curve.csv", "mask.json", "masksearch.json", "model.safetensors",
+        "settings.json", "tokenizer.json", "tokenizer_config.json",
+    ]  # fmt: skip
+    assert load_mask(out / "mask.json") == window(2)
+    assert attached(load_pretrained(out)) == {"self": window(2)}
+    checked = json.loads((out / "masksearch.json").read_text())["model"]
+    assert sorted(checked) == ["config.json", "model.safetensors"]
+    stored = json.loads((out / "settings.json").read_text())
+    assert (stored["mask"], stored["seed"], stored["settings"]["steps"]) == ("window(2)", 0, 6)
+    rows = list(csv.DictReader((out / "curve.csv").open()))
+    assert [row["step"] for row in rows] == ["1", "3", "6"]
+    assert set(rows[0]) == {"step", "loss", "pair_loss", "pair_accuracy"}
+    start = open_pretrained(out)
+    assert (start.layers, start.positions, start.has_pair_head) == (1, 16, True)
+    assert "holds this model already" in run(
+        "window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next"
+    )
+
+
+def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
+    """Read back as a checkpoint and judged without a step, it scores what the curve says."""
+    from masksearch.evaluators.mlm import MlmEvaluator
+
+    out = tmp_path / "out"
+    run("window(2)", "--corpus", text, "--out", out, *SMALL, "--micro-batches", 2)
+    last = list(csv.DictReader((out / "curve.csv").open()))[-1]
+    judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4)
+    (report,) = judge(window(2), seed=0, workdir=tmp_path / "judge")
+    assert report.values["loss"] == pytest.approx(float(last["loss"]), abs=2e-6)
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = ("--corpus", text, *SMALL, "--checkpoint-seconds", 0)
+    run("star", "--out", whole, *options)
+
+    class Killed(BaseException):
+        pass
+
+    saved = Checkpoints.save
+
+    def killing(self: Checkpoints, step: int, *given: object) -> Path:
+        made = saved(self, step, *given)
+        if step == 4:
+            raise Killed
+        return made
+
+    monkeypatch.setattr(Checkpoints, "save", killing)
+    with pytest.raises(Killed):
+        run("star", "--out", broken, *options)
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    with pytest.raises(ResumeError, match="holds another run; not the same: mask"):
+        run("full", "--out", broken, *options)
+    assert not (broken / "model.safetensors").exists()
+    assert Checkpoints(broken, "pretraining").files()
+    run("star", "--out", broken, *options)
+    assert (broken / "curve.csv").read_text() == (whole / "curve.csv").read_text()
+    one, other = (load_file(f / "model.safetensors") for f in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not Checkpoints(broken, "pretraining").files()
+
+
+def test_preset_fills_what_is_not_given():
+    from masksearch.evaluators.mlm import MlmEvaluator
+
+    built = MlmEvaluator.preset("sparsebert", "x", steps=3)
+    assert (built.steps, built.optimiser, built.micro_batches) == (3, "lamb", 1024)
+
+
+def test_preset_runs(tmp_path, text):
+    out = tmp_path / "out"
+    run("full", "--corpus", text, "--out", out, *SMALL, "--preset", "sparsebert",
+        "--micro-batches", 2)  # fmt: skip
+    stored = json.loads((out / "settings.json").read_text())["settings"]
+    assert (stored["optimiser"], stored["pretraining"], stored["size"]) == (
+        "lamb", "mlm+next", "nano"
+    )  # fmt: skip
+
+
+def test_mistakes_are_one_line(tmp_path, text, capsys, monkeypatch):
+    out = tmp_path / "out"
+    given = ("--corpus", text, "--out", out, *SMALL)
+    said = refused(capsys, monkeypatch, "star", *given, "--size", "huge")
+    assert "unknown model size 'huge'" in said
+    said = refused(capsys, monkeypatch, "star", *given, "--optimiser", "adam")
+    assert "unknown optimiser 'adam'" in said
+    said = refused(capsys, monkeypatch, "star", *given, "--preset", "bert")
+    assert "unknown preset 'bert'" in said
+    said = refused(capsys, monkeypatch, "star", "--corpus", tmp_path / "no", "--out", out)
+    assert "no" in said
+    assert "window" in refused(capsys, monkeypatch, "windo(1)", *given)
+    assert not out.exists()
+    said = refused(capsys, monkeypatch, "star", *given, "--lr", "1e30")
+    assert "loss became" in said
+    assert "lower the learning rate" in said
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, text, capsys, monkeypatch):
+    out = tmp_path / "out"
+    run("star", "--corpus", text, "--out", out, *SMALL)
+    before = (out / "model.safetensors").read_bytes()
+    given = ("--corpus", text, "--out", out, *SMALL)
+    said = refused(capsys, monkeypatch, "full", *given, "--seed", 1, "--lr", "0.5")
+    assert "holds another run; not the same: mask, seed, lr. Repeat its command" in said
+    (out / "settings.json").write_text("{", encoding="utf-8")
+    assert "settings.json is damaged" in refused(capsys, monkeypatch, "star", *given)
+    (out / "settings.json").unlink()
+    assert "a model of another origin" in refused(capsys, monkeypatch, "star", *given)
+    assert (out / "model.safetensors").read_bytes() == before
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file({"a": torch.ones(1)}, other / "model.safetensors")
+    assert "a model of another origin" in refused(
+        capsys, monkeypatch, "star", "--corpus", text, "--out", other, *SMALL
+    )
+
+
+def test_a_full_disk_is_one_line(tmp_path, text, capsys, monkeypatch):
+    import masksearch.models.export as export
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(export.shutil, "move", full)
+    said = refused(capsys, monkeypatch, "star", "--corpus", text, "--out", out, *SMALL)
+    assert "No space left on device" in said
+    assert not (out / "model.safetensors").exists()
+    monkeypatch.undo()
+    assert (out / "curve.csv").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_model(tmp_path, text):
+    run("window(2)", "--corpus", text, "--out", tmp_path / "one", *SMALL)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(cli.__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node=2", "-m", "masksearch", "pretrain", "window(2)"]  # fmt: skip
+    both = subprocess.run(
+        [*command, "--corpus", text, "--out", tmp_path / "two", *SMALL],
+        env=environment, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert both.returncode == 0, both.stderr
+    assert both.stdout.count("held-out loss") == 1
+    curves = [
+        [float(row["loss"]) for row in csv.DictReader((tmp_path / name / "curve.csv").open())]
+        for name in ("one", "two")
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
+    assert all(
+        torch.allclose(one[name], other[name], atol=1e-4) for name in one if "key.bias" not in name
+    )
+    settings = [json.loads((tmp_path / n / "settings.json").read_text()) for n in ("one", "two")]
+    assert settings[0] == settings[1]

@@ -1,0 +1,265 @@
+"""Long searches on the command line: status, resume, stops, executors, halving, logs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+import pytest
+from cli_runs import EVALUATOR, SPACE, run
+from killing import outcome
+
+import masksearch as ms
+from masksearch.cli.search import without_password
+
+HELD = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from toy import ToyEvaluator
+
+class Held(ToyEvaluator):
+    def __call__(self, mask, *, seed, workdir):
+        for report in super().__call__(mask, seed=seed, workdir=workdir):
+            while int(workdir.name) >= 3 and Path({hold!r}).exists():
+                (workdir / "held").touch()
+                time.sleep(0.02)
+            yield report
+
+def toy():
+    return Held()
+"""
+
+
+@pytest.fixture
+def job(tmp_path):
+    """The words of a search, without its number of trials and its folder."""
+    (tmp_path / "my_space.py").write_text(SPACE)
+    toy = str(Path(__file__).parents[1] / "contracts")
+    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    return [
+        "search",
+        f"{tmp_path}/my_space.py:space",
+        "--evaluator",
+        f"{tmp_path}/my_proxy.py:toy",
+    ]
+
+
+def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp_path, job):
+    monkeypatch.chdir(tmp_path)
+    parts = ["--strategy", "evolution", "--seed", 3, "--families", "--constraint", "sparsity>=.2"]
+    assert run(monkeypatch, capsys, *job, *parts, "--trials", 4, "--run", "part")[0] == 0
+    monkeypatch.chdir(tmp_path.parent)  # resuming works from anywhere
+    code, _, err = run(monkeypatch, capsys, "resume", tmp_path / "part", "--trials", 9)
+    assert code == 0, err
+    assert run(monkeypatch, capsys, *job, *parts, "--trials", 9, "--run", "whole")[0] == 0
+    assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
+
+
+def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_path, job):
+    words = ["compare", "--mask", "w=window(3)", "--no-controls", "--seeds", 2, *job[2:]]
+    folder = tmp_path / "compared"
+    assert run(monkeypatch, capsys, *words, "--run", folder)[0] == 0
+    code, out, err = run(monkeypatch, capsys, "resume", folder)
+    assert code == 0, err
+    assert "w" in out
+    assert len(ms.Study(folder).records()) == 2
+
+
+def test_resume_says_what_it_cannot_resume(monkeypatch, capsys, tmp_path):
+    code, _, err = run(monkeypatch, capsys, "resume", tmp_path / "none")
+    assert (code, err) == (2, f"error: {tmp_path}/none: no such run folder\n")
+    code, _, err = run(monkeypatch, capsys, "resume", tmp_path)
+    assert code == 2
+    assert "was not started from the command line" in err
+    assert "call ms.search" in err
+
+
+def test_status_of_an_ended_search(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    run(monkeypatch, capsys, *job, "--trials", 6, "--run", folder)
+    code, out, _ = run(monkeypatch, capsys, "status", folder)
+    assert code == 0
+    assert "search by tpe, ended; " in out
+    study = ms.Study(folder)
+    best = study.best()
+    assert f"best: trial {best.number} (tpe)  loss {best.value('loss'):.4f}" in out
+    assert f"front: {len(study.frontier())} masks, hypervolume" in out
+    state = json.loads(run(monkeypatch, capsys, "status", folder, "--json")[1])
+    assert state["state"] == "ended"
+    assert sum(state["counts"].values()) == 6
+    assert state["running"] == []
+
+
+def test_status_names_failures_and_their_reasons(monkeypatch, capsys, tmp_path, job):
+    proxy = Path(job[3].rpartition(":")[0])
+    proxy.write_text(proxy.read_text().replace("ToyEvaluator()", "ToyEvaluator(nan_at=0.3)"))
+    folder = tmp_path / "run"
+    run(monkeypatch, capsys, *job, "--trials", 3, "--strategy", "random", "--run", folder)
+    failed = [r for r in ms.Study(folder).records() if r.status == "failed"]
+    _, out, _ = run(monkeypatch, capsys, "status", folder)
+    assert failed
+    for record in failed[-3:]:
+        assert f"failed: trial {record.number} (random): FloatingPointError" in out
+
+
+def test_status_of_a_folder_without_a_run(monkeypatch, capsys, tmp_path):
+    code, _, err = run(monkeypatch, capsys, "status", tmp_path)
+    assert code == 2
+    assert "holds no status.json" in err
+    assert "no such run folder" in run(monkeypatch, capsys, "status", tmp_path / "x")[2]
+
+
+def test_status_tells_a_killed_search_from_a_running_one(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
+    state = json.loads((folder / "status.json").read_text())
+    state["state"] = "running"
+    (folder / "status.json").write_text(json.dumps(state))
+    _, out, _ = run(monkeypatch, capsys, "status", folder)
+    assert "search by tpe, killed; " in out
+    assert f"go on with: masksearch resume {folder}" in out
+    with filelock.FileLock(folder / ".writer.lock"):
+        (folder / ".writer.lock").write_text("pid 1 on host")
+        _, out, _ = run(monkeypatch, capsys, "status", folder)
+        assert (folder / ".writer.lock").read_text() == "pid 1 on host"  # for a second driver
+    assert "search by tpe, running; " in out
+
+
+def test_edited_space_is_refused(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
+    space = tmp_path / "my_space.py"
+    space.write_text(space.read_text().replace("0, 12", "0, 13"))
+    code, _, err = run(monkeypatch, capsys, "resume", folder, "--trials", 4)
+    assert code == 2
+    assert "belongs to another search (space: was" in err
+    assert len(ms.Study(folder).records()) == 2
+
+
+def test_options_of_ray_need_ray(monkeypatch, capsys, tmp_path, job):
+    words = [*job, "--run", tmp_path / "run"]
+    code, _, err = run(monkeypatch, capsys, *words, "--gpus", 0.5)
+    assert (code, err) == (2, "error: --gpus belongs to --executor ray\n")
+    code, _, err = run(monkeypatch, capsys, *words, "--executor", "rey")
+    assert code == 2
+    assert "unknown executor 'rey'; did you mean 'ray'?" in err
+
+
+def test_halving_ends_trials_early(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    words = [*job, "--trials", 12, "--strategy", "random", "--run", folder]
+    code, _, err = run(monkeypatch, capsys, *words, "--halving", "1,2")
+    assert code == 0, err
+    stopped = [r for r in ms.Study(folder).records() if r.status == "stopped"]
+    assert stopped
+    assert all(record.step in (1, 2) for record in stopped)
+    code, _, err = run(monkeypatch, capsys, *words, "--halving", "few")
+    assert code == 2
+    assert "--halving takes steps such as 62,125,250, got 'few'" in err
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "belongs to another search (scheduler: was" in err
+
+
+def test_log_csv_has_a_row_a_record(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    run(monkeypatch, capsys, *job, "--trials", 3, "--run", folder, "--log", "csv")
+    run(monkeypatch, capsys, "resume", folder, "--trials", 5)
+    with (folder / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(int(row["number"]) for row in rows) == [0, 1, 2, 3, 4]
+    code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--log", "csw")
+    assert code == 2
+    assert "did you mean 'csv'" in err
+
+
+@pytest.mark.parametrize(
+    ("storage", "written"),
+    [
+        ("postgresql://me:s3cret@db:5432/masks", "postgresql://me@db:5432/masks"),
+        ("postgresql:///masks", "postgresql:///masks"),
+        ("journal:/mnt/log", "journal:/mnt/log"),
+        ("sqlite:////data/x.db", "sqlite:////data/x.db"),
+    ],
+)
+def test_passwords_are_not_written_down(storage, written):
+    assert without_password(storage) == written
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("slots", ["1", "2"])
+def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, slots):
+    proxy, hold = Path(job[3].rpartition(":")[0]), tmp_path / "hold"
+    toy = str(Path(__file__).parents[1] / "contracts")
+    proxy.write_text(HELD.format(folder=toy, hold=str(hold)))
+    hold.touch()
+    words = [sys.executable, "-m", "masksearch", *job, "--strategy", "random", "--slots", slots]
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [*words, "--trials", "9", "--run", str(folder)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 300
+        while not list(folder.glob("trials/*/held")):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=300)
+    finally:
+        process.kill()
+        hold.unlink()
+    assert process.returncode == 130, err
+    assert "stopped; what was finished is kept." in err
+    assert "masksearch resume RUN" in err
+    assert "Traceback" not in err
+    state = subprocess.run(
+        [sys.executable, "-m", "masksearch", "status", str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "interrupted" in state
+    subprocess.run(
+        [sys.executable, "-m", "masksearch", "resume", str(folder)], check=True, timeout=300
+    )
+    whole = tmp_path / "whole"
+    subprocess.run([*words, "--trials", "9", "--run", str(whole)], check=True, timeout=300)
+    by_draw = slots == "2"
+    assert outcome(ms.Study(folder), by_draw=by_draw) == outcome(ms.Study(whole), by_draw=by_draw)
+
+
+def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    words = [*job, "--trials", 6, "--run", folder, "--halving", "1,2"]
+    run(monkeypatch, capsys, *words, "--constraint", "sparsity >= 0.2")
+    code, _, err = run(monkeypatch, capsys, "report", folder)
+    assert code == 0, err
+    page = (folder / "report.html").read_text()
+    assert "ParetoHalving(rungs=(1, 2)" in page
+    assert "sparsity &gt;= 0.2" in page
+
+
+def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "run"
+    words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]
+    code, out, err = run(monkeypatch, capsys, *words, "--memory", "--cost-length", 256)
+    assert code == 0, err
+    study = ms.Study(folder)
+    assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]
+    assert all(record.values["memory"] > 0 for record in study.frontier())
+    assert "memory" in out
+    code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--cost-length", 256)
+    assert (code, err) == (2, "error: --cost-length needs --latency or --memory\n")

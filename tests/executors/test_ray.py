@@ -1,0 +1,521 @@
+"""The Ray Tune executor, on one small Ray that all tests share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_fixtures import STEPS, Troubled, Unloadable
+from toy import ToyEvaluator, space
+
+from masksearch import masks
+from masksearch.contracts import Budget, Record, Report
+from masksearch.driver import compare, search
+from masksearch.errors import SearchError
+from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.executors.local import Local
+from masksearch.executors.on_ray import RayTune
+from masksearch.strategies.halving import ParetoHalving
+from masksearch.strategies.listed import Listed
+from masksearch.strategies.user_code import load_function
+from masksearch.tasks.planted.process import PlantedProcess
+
+ray = pytest.importorskip("ray")
+from masksearch.executors.ray import losses  # noqa: E402
+
+pytestmark = pytest.mark.ray
+PACKAGE = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two CPUs of this machine."""
+    from masksearch.executors.environment import environment
+
+    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.CRITICAL,
+            _node_ip_address="127.0.0.1",
+        )
+    yield ray
+    ray.shutdown()
+
+
+class Run:
+    """One call of the executor, with all that it said."""
+
+    def __init__(self, folder, evaluator, count=4, goes_on=None, strategy=None, **options):
+        self.records: list[Record] = []
+        self.reports: list[tuple[int, int]] = []
+        self.goes_on = goes_on or (lambda number, report: True)
+        strategy = strategy or Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
+        began = time.monotonic()
+        try:
+            RayTune(**({"slots": 2} | options)).run(
+                strategy,
+                evaluator,
+                budget=Budget(),
+                seed=0,
+                workdir=folder,
+                on_record=self.records.append,
+                on_report=self.heard,
+            )
+        finally:
+            self.seconds = time.monotonic() - began
+
+    def heard(self, number: int, report: Report) -> bool:
+        self.reports.append((number, report.step))
+        return self.goes_on(number, report)
+
+    def by_number(self) -> dict[int, Record]:
+        assert len({r.number for r in self.records}) == len(self.records), "a record came twice"
+        return {r.number: r for r in self.records}
+
+    def steps(self, number: int) -> list[int]:
+        return [step for n, step in self.reports if n == number]
+
+
+def free_cpus(seconds: float = 120.0) -> float:
+    """CPUs that no trial holds, once Ray has noticed."""
+    end = time.monotonic() + seconds
+    while (free := ray.available_resources().get("CPU", 0.0)) < 2 and time.monotonic() < end:
+        time.sleep(0.2)
+    return free
+
+
+# -- one run in which much goes wrong ----------------------------------------------------------
+HOW = {1: "raise", 2: "nan", 3: "exit", 4: "kill once", 5: "hang", 6: "spin"}
+
+
+@pytest.fixture(scope="module")
+def troubled(cluster, tmp_path_factory):
+    diary = tmp_path_factory.mktemp("diary")
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGUSR1)]
+    environ = dict(os.environ)
+    run = Run(
+        tmp_path_factory.mktemp("run"),
+        Troubled(HOW, diary=str(diary)),
+        count=10,
+        max_failures=1,
+        limit_seconds=4.0,
+    )
+    run.diary = {
+        int(path.name): [line.split() for line in path.read_text().splitlines()]
+        for path in diary.iterdir()
+        if path.suffix == ""
+    }
+    run.restored = handlers == [
+        signal.getsignal(n) for n in (signal.SIGINT, signal.SIGUSR1)
+    ] and environ == dict(os.environ)
+    return run
+
+
+def test_every_proposal_has_one_record(troubled):
+    assert sorted(troubled.by_number()) == list(range(10))
+
+
+def test_others_are_not_affected(troubled):
+    records = troubled.by_number()
+    for number in (0, 7, 8, 9):
+        assert records[number].status == "done", records[number].error
+        assert records[number].values == {"loss": 100.0 * number + STEPS}
+        assert troubled.steps(number) == [1, 2, 3, 4]
+        assert [r.step for r in records[number].curve] == [1, 2, 3, 4]
+
+
+def test_a_failing_trial_keeps_its_traceback(troubled):
+    record = troubled.by_number()[1]
+    assert record.status == "failed"
+    assert 'raise ValueError(f"trial {number} is broken")' in record.error
+    assert record.error.strip().endswith("ValueError: trial 1 is broken")
+    assert record.values == {}
+
+
+def test_nan_is_a_failure(troubled):
+    record = troubled.by_number()[2]
+    assert record.status == "failed"
+    assert "loss = nan at step 2" in record.error
+
+
+def test_a_dying_process_is_tried_again_and_then_a_failure(troubled):
+    record = troubled.by_number()[3]
+    assert record.status == "failed"
+    assert record.error.startswith("the worker process or its node died 2 times in this trial")
+    assert len({pid for _, pid, _ in troubled.diary[3]}) == 2
+
+
+def test_a_process_that_is_killed_once_costs_nothing(troubled):
+    record = troubled.by_number()[4]
+    assert record.status == "done"
+    assert record.values == {"loss": 404.0}
+    steps = [int(step) for step, _, _ in troubled.diary[4]]
+    assert steps == [1, 2, 2, 3, 4]  # its checkpoint was found again
+
+
+@pytest.mark.parametrize("number", [5, 6])  # in Python; in C code that holds the interpreter
+def test_a_trial_that_hangs_is_ended_at_the_limit_and_not_tried_again(troubled, number):
+    record = troubled.by_number()[number]
+    assert record.status == "failed"
+    assert record.error.startswith("ran longer than the time limit of 4 s")
+    assert "in go_wrong" in record.error
+    assert [r.step for r in record.curve] == [1]
+    assert len({pid for _, pid, _ in troubled.diary[number]}) == 1
+    assert 4.0 <= record.seconds < 100
+
+
+def test_a_process_takes_no_trial_after_a_failure(troubled):
+    ends = {lines[-1][1]: number for number, lines in troubled.diary.items() if number in HOW}
+    for number, lines in troubled.diary.items():
+        for _, pid, _ in lines:
+            if pid in ends and ends[pid] != number and HOW[ends[pid]] != "kill once":
+                assert number < ends[pid], f"trial {number} ran after {ends[pid]} in {pid}"
+
+
+def test_processes_are_reused_after_success(troubled):
+    fine = [troubled.diary[n][-1][1] for n in (7, 8, 9)]
+    assert len(set(fine)) < 3
+
+
+def test_environment_and_signals_are_put_back(troubled):
+    assert troubled.restored
+
+
+# -- the same results as the executor of one machine -----------------------------------------
+def essence(record: Record):
+    params, values = sorted(record.params.items()), sorted(record.values.items())
+    return record.number, record.status != "failed", str(record.mask), params, values, record.curve
+
+
+def test_random_search_equals_local(cluster, tmp_path):
+    found = {}
+    for name, executor in {"local": Local(), "ray": RayTune(slots=2)}.items():
+        study = search(
+            space,
+            ToyEvaluator(),
+            run=tmp_path / name,
+            trials=9,
+            strategy="random",
+            seed=3,
+            executor=executor,
+        )
+        found[name] = sorted(essence(r)[1:] for r in study.records())
+    assert found["ray"] == found["local"]
+
+
+def test_compare_equals_local(cluster, tmp_path):
+    candidates = {f"w{i}": masks.window(i) for i in range(3)}
+    found = {}
+    for name, executor in {"local": Local(), "ray": RayTune(slots=2)}.items():
+        result = compare(
+            candidates, ToyEvaluator(), run=tmp_path / name, seeds=range(2), executor=executor
+        )
+        found[name] = sorted(essence(r)[1:5] for r in result.records)
+    assert found["ray"] == found["local"]
+
+
+@pytest.mark.filterwarnings("ignore:strategy 'nsga2' on a conditional space")
+@pytest.mark.parametrize("strategy", ["tpe", "evolution", "nsga2", "qmc", "gp"])
+def test_every_strategy_equals_local_with_one_slot(cluster, tmp_path, strategy):
+    found = {}
+    for name, executor in {"local": Local(), "ray": RayTune(slots=1)}.items():
+        study = search(
+            space,
+            ToyEvaluator(),
+            run=tmp_path / name,
+            trials=26 if strategy == "evolution" else 12,
+            strategy=strategy,
+            executor=executor,
+            scheduler=ParetoHalving(rungs=(2,)),
+        )
+        found[name] = [(r.status, *essence(r)) for r in study.records()]
+    assert found["ray"] == found["local"]
+    assert {row[0] for row in found["ray"]} > {"done"}
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_dam_equals_local(cluster, tmp_path):
+    """Also with two slots: its masks wait for its gates, which come back as an artifact."""
+    evaluator = PlantedEvaluator(
+        PlantedProcess(length=12, offsets=(4,), vocabulary=4),
+        steps=6,
+        downstream_steps=2,
+        held_out_sequences=32,
+    )
+    options = {"config": {"steps": 12, "density": 0.3}, "densities": (0.4, 0.3)}
+    places = {"local": Local(), "ray": RayTune(slots=2, storage_path=str(tmp_path / "scratch"))}
+    found = {}
+    for name, executor in places.items():
+        study = search(
+            None,
+            evaluator,
+            run=tmp_path / name,
+            trials=3,
+            strategy="dam",
+            strategy_options=options,
+            executor=executor,
+        )
+        found[name] = [essence(r)[1:] for r in study.records()]
+        assert (tmp_path / name / study.records()[0].artifacts["gates"]).is_file()
+    assert found["ray"] == found["local"]
+
+
+def test_many_quick_trials_are_told_once_each_and_share_processes(cluster, tmp_path):
+    """Tune asks for a worker and drops it where another one has become free meanwhile."""
+    diary = tmp_path / "diary"
+    diary.mkdir()
+    run = Run(tmp_path / "run", Troubled(diary=str(diary)), count=25)
+    assert sorted(run.by_number()) == list(range(25))
+    assert all(r.status == "done" for r in run.records)
+    pids = {line.split()[1] for path in diary.iterdir() for line in path.read_text().splitlines()}
+    assert len(pids) <= 3
+    for number in range(25):
+        assert run.steps(number) == [1, 2, 3, 4]
+
+
+# -- ends --------------------------------------------------------------------------------------
+def test_on_report_ends_a_trial(cluster, tmp_path):
+    run = Run(tmp_path, Troubled(), goes_on=lambda number, report: (number, report.step) != (2, 2))
+    records = run.by_number()
+    assert [records[n].status for n in range(4)] == ["done", "done", "stopped", "done"]
+    assert records[2].values == {"loss": 202.0}
+    assert len(records[2].curve) == 2
+    assert run.steps(2) == [1, 2]
+
+
+@pytest.mark.parametrize("problem", [SearchError("enough"), KeyboardInterrupt()], ids=repr)
+def test_what_a_strategy_raises_comes_out_as_it_is(cluster, tmp_path, problem):
+    class Angry(Listed):
+        def tell(self, record):
+            raise problem
+
+    strategy = Angry({f"w{i}": masks.window(i) for i in range(4)}, [0])
+    with pytest.raises(type(problem)) as caught:
+        Run(tmp_path, Troubled(seconds=0.3), strategy=strategy)
+    assert caught.value is problem
+    assert free_cpus() == 2
+
+
+def test_what_on_report_raises_ends_long_trials_too(cluster, tmp_path):
+    def goes_on(number, report):
+        raise KeyError(number)
+
+    began = time.monotonic()
+    with pytest.raises(KeyError):
+        Run(tmp_path, Troubled({1: "hang"}, seconds=0.2), count=2, goes_on=goes_on)
+    assert free_cpus() == 2
+    assert time.monotonic() - began < 300  # the trial would hang for 600
+
+
+def test_an_evaluator_that_cannot_be_loaded_stops_the_search(cluster, tmp_path):
+    with pytest.raises(SearchError, match="cannot load the evaluator"):
+        Run(tmp_path, Unloadable())
+
+
+# -- where trials work -------------------------------------------------------------------------
+def test_a_full_disk_ends_the_search_and_the_trial_stays_open(cluster, tmp_path):
+    told: list[int] = []
+
+    class Telling(Listed):
+        def tell(self, record: Record) -> None:
+            told.append(record.number)
+            super().tell(record)
+
+    strategy = Telling({f"w{i}": masks.window(i) for i in range(6)}, [0])
+    with pytest.raises(SearchError, match=r"the disk is full at .*trials/2"):
+        Run(tmp_path, Troubled({2: "full"}), strategy=strategy)
+    assert 2 not in told
+
+
+def test_folders_that_travel(cluster, tmp_path):
+    storage, run_folder, diary = (tmp_path / name for name in ("storage", "run", "diary"))
+    diary.mkdir()
+    evaluator = Troubled({0: "kill once", 1: "gates", 2: "raise"}, diary=str(diary), seconds=0.1)
+    run = Run(run_folder, evaluator, count=3, storage_path=str(storage), checkpoint_seconds=0.0)
+    records = run.by_number()
+    assert [records[n].status for n in range(3)] == ["done", "done", "failed"], records
+    lines = [line.split() for line in (diary / "0").read_text().splitlines()]
+    assert [int(step) for step, _, _ in lines] == [1, 2, 2, 3, 4]
+    assert len({folder for _, _, folder in lines}) == 2, "the checkpoint was not carried over"
+    assert not any(Path(folder).is_relative_to(tmp_path) for _, _, folder in lines)
+    assert not any(Path(folder).exists() for _, _, folder in lines[2:]), "scratch is left behind"
+    gates = run_folder / records[1].artifacts["gates"]
+    assert gates.read_bytes() == b"gates of 1"
+    assert list(storage.iterdir()) == []
+
+
+def test_user_code_that_was_named_by_path(cluster, tmp_path):
+    file = tmp_path / "my_own_proxy.py"
+    file.write_text(
+        textwrap.dedent("""
+        from dataclasses import dataclass
+        from masksearch.contracts import Objective, Report, Shape
+        from masksearch.masks import Mask
+
+        LOSS = 7.0
+
+        @dataclass(frozen=True)
+        class Mine(Mask):
+            kind = "mine"
+            def allows(self, at):
+                return at.offset.abs() <= 1
+
+        @dataclass(frozen=True)
+        class Proxy:
+            shape = Shape(length=16, layers=1, heads=1)
+            objectives = (Objective("loss", "min", 10.0),)
+            protocol = "mine"
+            def __call__(self, mask, *, seed, workdir):
+                assert isinstance(mask, Mine)
+                yield Report(1, {"loss": LOSS})
+
+        def proxy():
+            return Proxy()
+
+        def mine():
+            return Mine()
+    """)
+    )
+    evaluator, mask = load_function(f"{file}:proxy")(), load_function(f"{file}:mine")()
+    evaluator = type(mask).allows.__globals__["Proxy"]()
+    file.unlink()
+    run = Run(tmp_path / "run", evaluator, strategy=Listed({"mine": mask}, [0]))
+    assert [(r.status, dict(r.values)) for r in run.records] == [("done", {"loss": 7.0})], (
+        run.records
+    )
+    assert run.records[0].mask == mask
+
+
+# -- whole processes ---------------------------------------------------------------------------
+def script(name, folder, **settings):
+    """The facts that `ray_scripts.py` prints, one a line; and all that it printed."""
+    environ = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "TUNE_"))}
+    paths = [str(PACKAGE), str(Path(__file__).parent), *filter(None, sys.path)]
+    return subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "ray_scripts.py"), name, str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environ | {"PYTHONPATH": os.pathsep.join(paths)} | settings,
+    )
+
+
+def facts_of(process, timeout=300):
+    out, _ = process.communicate(timeout=timeout)
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return {name: value for line in lines for name, value in line.items()}, out
+
+
+@pytest.mark.slow
+def test_a_ray_of_its_own_listens_at_home_says_nothing_and_goes(tmp_path):
+    facts, out = facts_of(script("alone", tmp_path))
+    assert facts["status"] == ["done", "failed"], out
+    assert set(facts["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert not facts["ray"]
+    assert set(facts["environ"]) <= {"RAY_CLIENT_MODE"}  # set where ray is imported
+    assert all(line.startswith("{") for line in out.splitlines()), out
+
+
+@pytest.mark.slow
+def test_a_home_that_cannot_be_written(tmp_path):
+    facts, out = facts_of(script("alone", tmp_path, HOME="/nonexistent/home"))
+    assert facts.get("status") == ["done", "failed"], out
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_trials_and_ray(tmp_path):
+    process = script("interrupted", tmp_path)
+    reports = 0
+    for line in process.stdout:
+        reports += '"report"' in line
+        if reports == 2:
+            break
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    facts, out = facts_of(process)
+    assert facts.get("interrupted"), out
+    assert not facts["ray"]
+    assert time.monotonic() - began < 300  # the trials would hang for 600
+    assert process.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_no_record(tmp_path):
+    facts, out = facts_of(script("node_lost", tmp_path))
+    assert facts.get("lost"), out
+    assert facts["nodes"] == 2
+    assert facts["values"] == [[n, "done", 100.0 * n + STEPS] for n in range(12)]
+
+
+def test_without_ray_the_remedy_is_named(tmp_path):
+    code = (
+        "import sys; sys.modules['ray'] = None; from masksearch import *; import masksearch as ms;"
+        "print(ms.RayTune(slots=3));"
+        f"ms.compare({{'w': masks.window(1)}}, ms.CostEvaluator(length=16), run={str(tmp_path)!r},"
+        " executor=ms.RayTune())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "RayTune(address=None, slots=3" in done.stdout
+    assert 'pip install "masksearch[ray]"' in done.stderr
+    assert "SearchError" in done.stderr
+
+
+# -- what cannot work --------------------------------------------------------------------------
+def test_ray_client_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(SearchError, match=r"ray job submit.*address='auto'"):
+        Run(tmp_path, Troubled(), address="ray://head:10001")
+
+
+def test_resources_that_nobody_has_are_refused(cluster, tmp_path):
+    with pytest.raises(SearchError, match="no node has the resources of one trial"):
+        Run(tmp_path, Troubled(), resources={"cpu": 1, "gpu": 64})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"slots": 0}, "slots must be at least 1, got 0"),
+        ({"max_failures": -1}, "max_failures must be at least 0, got -1"),
+        ({"limit_seconds": 0.0}, "limit_seconds must be positive, got 0.0"),
+        ({"resources": {"gpu": -1}}, "resources must not be negative"),
+    ],
+)
+def test_settings_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        RayTune(**options)
+
+
+def test_every_loss_of_a_worker_ends_its_trial_only():
+    from ray.air.execution._internal import RayActorManager
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+    seen = []
+    before = RayActorManager._actor_task_failed
+    try:
+        RayActorManager._actor_task_failed = lambda self, tracked_actor_task, exception: (
+            seen.append(exception)
+        )
+        with losses():
+            manager = RayActorManager.__new__(RayActorManager)
+            for error in (OutOfMemoryError("memory"), NodeDiedError("node"), RayActorError()):
+                manager._actor_task_failed(tracked_actor_task=None, exception=error)
+    finally:
+        RayActorManager._actor_task_failed = before
+    assert [type(error) for error in seen] == [RayActorError] * 3
+    assert [str(error) for error in seen[:2]] == [
+        "OutOfMemoryError: memory",
+        "NodeDiedError: node",
+    ]

@@ -1,0 +1,314 @@
+"""Checkpoints, two levels, budgets per layer, batches of any kind, precision, the preset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+from masksearch.contracts import Batch, OneShot, Report
+from masksearch.errors import (
+    HeadCountError,
+    LayerCountError,
+    LengthError,
+    ResumeError,
+    SearchError,
+    UnknownNameError,
+)
+from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.gates.config import DamConfig, configured, preset
+from masksearch.gates.dam import GATES_FILE, dam, dam_reports, run_one_shot
+from masksearch.gates.density import DensityControl
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
+from masksearch.gates.sparsebert import PublishedGates
+from masksearch.models.encoders import Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.training.checkpoints import Checkpoints
+
+pytestmark = pytest.mark.filterwarnings("ignore:DAM")  # a few steps prune next to nothing
+
+
+def model(layers: int = 1, dropout: float = 0.0) -> MaskedLanguageModel:
+    body = encoder(Size(layers, 16, 2), 11, 8, seed=0, dropout=dropout)
+    return MaskedLanguageModel(body, seed=0)
+
+
+def batches(count: int = 10_000, seed: int = 0) -> Iterator[Batch]:
+    source = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        tokens = torch.randint(0, 11, (4, 8), generator=source)
+        yield {"input_ids": tokens, "labels": tokens}
+
+
+class Killed(Exception):
+    """Stands for a process that ends at any point."""
+
+
+def killed_at(step: int, source: Iterator[Batch]) -> Iterator[Batch]:
+    for number, batch in enumerate(source):
+        if number == step:
+            raise Killed
+        yield batch
+
+
+VARIANTS = [
+    {"control": "hinge", "steps": 40},
+    {"control": "multiplier", "steps": 40},
+    {"control": "hinge", "steps": 24, "levels": 2},
+    {"control": "sum", "penalty": 1e-3, "optimiser": "lamb", "schedule": "sqrt", "steps": 40},
+    {"control": "penalty", "steps": 20, "micro_batches": 2, "cooling": 0.5, "final_lr": 0.0},
+]
+
+
+@pytest.mark.parametrize(
+    "fields", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values()))
+)
+def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Path):
+    config = DamConfig(warmup=0.2, density=0.3, **fields)
+
+    def run(source: Iterator[Batch], folder: Path | None) -> tuple[list[Report], Tensor, Tensor]:
+        torch.manual_seed(0)  # dropout draws from the global generator
+        trained, gates = model(dropout=0.1), Gates(length=8, heads=2, seed=3)
+        kept = None if folder is None else Checkpoints(folder, "dam")
+        reports = dam_reports(
+            trained, source, gates, config, checkpoints=kept, checkpoint_seconds=0.0
+        )
+        found = list(reports)
+        weights = torch.cat([p.detach().flatten() for p in trained.parameters()])
+        return found, weights, gates.logits.detach()
+
+    straight = run(batches(), None)
+    with pytest.raises(Killed):
+        run(killed_at(13, batches()), tmp_path)
+    torch.manual_seed(123)  # the generator stands elsewhere in the new process
+    again = run(batches(), tmp_path)
+    assert again[0] == straight[0]
+    assert torch.equal(again[1], straight[1])
+    assert torch.equal(again[2], straight[2])
+
+
+def test_another_run_is_not_gone_on_with(tmp_path: Path):
+    config = DamConfig(steps=10, density=0.3)
+    kept = Checkpoints(tmp_path, "dam")
+
+    def run(config: DamConfig, gates: Gates) -> None:
+        list(
+            dam_reports(
+                model(), batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0
+            )
+        )
+
+    run(config, Gates(length=8, heads=2))
+    with pytest.raises(ResumeError, match=r"other config\.gate_lr; give the same arguments"):
+        run(replace(config, gate_lr=0.5), Gates(length=8, heads=2))
+    with pytest.raises(ResumeError, match=r"other gates\.seed"):
+        run(config, Gates(length=8, heads=2, seed=1))
+
+
+def test_a_one_shot_job_goes_on_where_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
+    evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
+    job = OneShot({"layers": 1}, {"steps": 12, "density": 0.3, "gate_lr": 0.5})
+    straight = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "straight"))
+    stopped = run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "killed")
+    for _ in range(5):
+        next(stopped)
+    stopped.close()
+    assert Checkpoints(tmp_path / "killed", "dam").files()
+    assert list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "killed")) == straight
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {GATES_FILE}
+
+
+def test_gates_of_two_levels_hear_only_their_own_batches():
+    """The gates' batches teach that one edge is needed; the weights' batches are noise."""
+    seen: dict[str, list[int]] = {"weights": [], "gates": []}
+
+    def marked(name: str) -> Iterator[Batch]:
+        for number, batch in enumerate(batches(seed=len(name))):
+            seen[name].append(number)
+            yield batch
+
+    config = DamConfig(steps=10, warmup=0.5, levels=2, density=0.5)
+    gates, trained = Gates(length=8, heads=2), model()
+    list(dam_reports(trained, marked("weights"), gates, config, gate_batches=marked("gates")))
+    assert (len(seen["weights"]), len(seen["gates"])) == (10, 5)
+    one, two = Gates(length=8, heads=2), Gates(length=8, heads=2)
+    list(dam_reports(model(), batches(seed=7), one, config, gate_batches=batches(seed=5)))
+    list(dam_reports(model(), batches(seed=7), two, config, gate_batches=batches(seed=6)))
+    assert not torch.equal(one.logits, two.logits)
+
+
+def test_the_weights_of_two_levels_do_not_learn_from_the_gates_batches():
+    config = DamConfig(steps=6, warmup=0.0, levels=2, density=0.5, gate_lr=1e-12)
+    weights = []
+    for seed in (5, 6):
+        trained = model()
+        gates = Gates(length=8, heads=2, initial=30.0)  # open in every sample
+        list(dam_reports(trained, batches(), gates, config, gate_batches=batches(seed=seed)))
+        weights.append(torch.cat([p.detach().flatten() for p in trained.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_each_layer_has_its_own_budget():
+    gates = Gates("toeplitz", length=8, heads=2, layers=2)
+    config = DamConfig(steps=120, warmup=0.1, density=(0.2, 0.6), gate_lr=0.1)
+    result = dam(model(2), batches(), gates, config)
+    assert result.target == pytest.approx(0.4)
+    assert gates.density().mean(-1).tolist() == pytest.approx([0.2, 0.6], abs=0.04)
+
+
+def test_batches_may_be_a_task_a_list_or_an_iterator():
+    task = PlantedTask(PlantedProcess(length=8, vocabulary=8, offsets=(3,)), batch=4)
+    config = DamConfig(steps=4, density=0.5)
+    from_task = dam(model(), task, Gates(length=8, heads=2), config, seed=5)
+    from_iterator = dam(
+        model(), task.batches(5), Gates(length=8, heads=2), config, held_out=task.held_out()
+    )
+    assert from_task.curve == from_iterator.curve
+    assert from_task.held_out is not None
+    few = list(batches(3))
+    again = dam(model(), few, Gates(length=8, heads=2), config)
+    round_and_round = dam(model(), iter([*few, few[0]]), Gates(length=8, heads=2), config)
+    assert again.curve == round_and_round.curve
+    with pytest.raises(ValueError, match="the batches ended after 0 of 4 steps"):
+        dam(model(), [], Gates(length=8, heads=2), config)
+
+
+def test_half_precision_leaves_gates_and_costs_whole():
+    gates = Gates(length=8, heads=2)
+    config = DamConfig(steps=6, density=0.5, warmup=0.2, precision="bfloat16")
+    result = dam(model(), batches(), gates, config, held_out=list(batches(1)))
+    assert gates.logits.dtype == torch.float32
+    assert result.held_out is not None
+    assert math.isfinite(result.held_out)
+    halved = nn.ModuleList([model(), Gates(length=8, heads=2)]).bfloat16()
+    assert next(halved[0].parameters()).dtype == torch.bfloat16
+    assert next(halved[1].parameters()).dtype == torch.float32
+    whole = dam(model(), batches(), Gates(length=8, heads=2), replace(config, precision="float32"))
+    losses = [report.values["loss"] for report in whole.curve]
+    assert [report.values["loss"] for report in result.curve] == pytest.approx(losses, rel=0.02)
+
+
+TINY_BERT = BertConfig(
+    vocab_size=11,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=8,
+)
+
+
+def test_gates_on_a_hugging_face_model(tmp_path: Path):
+    made = BertForMaskedLM(TINY_BERT)  # its weights are tied
+    config = DamConfig(steps=5, density=0.5)
+    kept = Checkpoints(tmp_path, "dam")
+    gates = Gates(length=8, heads=2, layers=2)
+    list(dam_reports(made, batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0))
+    again = Gates(length=8, heads=2, layers=2)
+    list(dam_reports(BertForMaskedLM(TINY_BERT), batches(), again, config, checkpoints=kept))
+    assert torch.equal(gates.logits, again.logits)
+    result = dam(made, batches(), Gates(length=8, heads=2, layers=2), config)
+    assert result.probabilities.shape == (2, 2, 8, 8)
+    with pytest.raises(HeadCountError, match="the gates have 3 heads, the model 2"):
+        dam(made, batches(), Gates(length=8, heads=3), config)
+    with pytest.raises(LayerCountError, match="the gates have 3 layers, the model 2"):
+        dam(made, batches(), Gates(length=8, heads=2, layers=3), config)
+    with pytest.raises(LengthError, match="hold 6 positions, a batch has 8"):
+        dam(made, batches(), Gates(length=6, heads=2), config)
+
+
+def test_the_preset_runs_the_published_algorithm_on_both_losses():
+    made = BertForPreTraining(TINY_BERT)
+    pairs = [{**batch, "next_sentence_label": torch.tensor([0, 1, 1, 0])} for batch in batches(2)]
+    short = replace(preset("sparsebert"), steps=4, micro_batches=2)
+    gates = PublishedGates("toeplitz", length=8, heads=2)
+    first = gates.logits.detach().clone()
+    result = dam(made, pairs, gates, short)
+    assert result.probabilities.shape == (1, 2, 8, 8)
+    assert not torch.equal(gates.logits, first)
+    assert result.config["control"] == "sum"
+    assert configured({"preset": "sparsebert", "steps": 4}) == replace(
+        preset("sparsebert"), steps=4
+    )
+    with pytest.raises(UnknownNameError, match="sparsebrt"):
+        dam(made, pairs, gates, preset="sparsebrt")
+    with pytest.raises(ValueError, match="give one of the two"):
+        dam(made, pairs, gates, short, preset="sparsebert")
+
+
+def test_a_one_shot_job_may_name_the_preset(tmp_path: Path):
+    evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
+    job = OneShot(
+        {"preset": "sparsebert", "structure": "symmetric"},
+        {"preset": "sparsebert", "steps": 3, "micro_batches": 1},
+    )
+    list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path))
+    result = DamResult.load(tmp_path / GATES_FILE)
+    assert result.gates["structure"] == "symmetric"
+    wrong = OneShot({"preset": "sparsebrt"}, {"steps": 3})
+    with pytest.raises(UnknownNameError, match="sparsebrt"):
+        list(run_one_shot(evaluator, wrong, seed=0, workdir=tmp_path))
+    with pytest.raises(SearchError, match="arguments of Gates and DamConfig"):
+        list(run_one_shot(evaluator, OneShot({"lenght": 3}), seed=0, workdir=tmp_path))
+
+
+def test_the_chain_of_losses_leaves_everything_as_it_was():
+    trained, gates = model(), Gates(length=8, heads=2, seed=1)
+    held_out = list(batches(2, seed=9))
+    config = DamConfig(steps=10, density=0.4)
+    with_chain = dam(trained, batches(), gates, config, held_out=held_out)
+    other = Gates(length=8, heads=2, seed=1)
+    without = dam(model(), batches(), other, config)
+    assert torch.equal(gates.logits, other.logits)
+    assert torch.equal(
+        gates.source(torch.device("cpu")).get_state(),
+        other.source(torch.device("cpu")).get_state(),
+    )
+    last = with_chain.curve[-1].values
+    assert {"relaxed", "sampled", "held_out", "discretised"} <= set(last)
+    assert {name: last[name] for name in without.curve[-1].values} == without.curve[-1].values
+    assert (gates.form, gates.fixed, gates.deterministic) == ("flip", None, False)
+
+
+def test_the_multiplier_grows_once_a_step_however_many_batches_it_has():
+    gates = Gates(length=8, heads=2)
+    keeper = DensityControl(DamConfig(control="multiplier", density=0.3), gates)
+    first = list(keeper.multiplier)
+    for _ in range(3):
+        keeper.cost(gates, 2499)
+    assert keeper.multiplier == first
+    keeper.grow(gates, 2499)
+    assert keeper.multiplier[0] == pytest.approx(
+        first[0] * (gates.density().mean().item() / 0.3) ** 0.05
+    )
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(ValueError, match="takes levels=1 and another control"):
+        DamConfig(optimiser="lamb")
+    with pytest.raises(LayerCountError, match="density names 3 layers, the gates have 2"):
+        dam(model(2), batches(), Gates(length=8, heads=2, layers=2), DamConfig(density=[0.3] * 3))
+    for field, value in (("levels", 3), ("micro_batches", 0), ("cooling", 0.0), ("final_lr", 2.0)):
+        with pytest.raises(ValueError, match=f"{field} .*got {value}"):
+            DamConfig(**{field: value})
+    for field in ("optimiser", "precision", "schedule"):
+        with pytest.raises(UnknownNameError, match=f"DAM {field} 'sgd'"):
+            DamConfig(**{field: "sgd"})
+
+
+def test_the_temperature_cools_geometrically_after_the_warm_up():
+    config = DamConfig(steps=11, warmup=0.0, cooling=0.25)
+    assert [config.cooled(step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.25])
+    assert DamConfig(steps=10, warmup=0.5, cooling=0.1).cooled(3) == 1.0

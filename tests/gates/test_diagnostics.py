@@ -1,0 +1,346 @@
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from masksearch.contracts import Report, generator
+from masksearch.gates.diagnostics import (
+    PATIENCE,
+    CollapseWatch,
+    agreement,
+    cut_cause,
+    expected_iou,
+    health,
+    iou,
+    matched_heads,
+    pair_scores,
+    response,
+    warmup_steps,
+)
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.gates import Gates
+
+
+def table(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=generator(seed, 5))
+
+
+def card(probabilities: Tensor, **fields):
+    return health(probabilities, **{"target": 0.5, "initial": 0.9, **fields})
+
+
+def report(step: int, loss: float, density: float = 0.5, target: float = 0.5) -> Report:
+    return Report(step, {"loss": loss, "density": density, "target": target})
+
+
+# -- where the mass lies -------------------------------------------------------------------------
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(2, 7), st.integers(0, 99))
+def test_mass_matches_loop(layers, heads, n, seed):
+    p = table(layers, heads, n, n, seed=seed)
+    found = card(p, target=0.99)
+    total = p.double().sum().item()
+    for offset in range(1 - n, n):
+        cells = [
+            p[layer, head, i, i + offset].item()
+            for layer in range(layers)
+            for head in range(heads)
+            for i in range(n)
+            if 0 <= i + offset < n
+        ]
+        at = offset + n - 1
+        assert found["by_offset"][at] == pytest.approx(sum(cells) / len(cells), rel=1e-5)
+        assert found["mass_by_offset"][at] == pytest.approx(sum(cells) / total, rel=1e-5)
+    assert sum(found["mass_by_offset"]) == pytest.approx(1)
+    assert sum(found["mass_by_distance"]) == pytest.approx(1)
+    for distance in range(1, n):
+        both = found["mass_by_offset"][n - 1 + distance], found["mass_by_offset"][n - 1 - distance]
+        assert found["mass_by_distance"][distance] == pytest.approx(sum(both), rel=1e-5)
+    assert found["diagonal"] == found["by_distance"][0]
+    assert found["diagonal_mass"] == found["mass_by_distance"][0]
+
+
+def test_equal_gates_have_the_uniform_share_on_the_diagonal():
+    found = card(torch.full((2, 3, 8, 8), 0.3))
+    assert found["diagonal_mass"] == pytest.approx(found["diagonal_uniform"]) == 1 / 8
+    assert [head for layer in found["by_head"] for head in layer] == pytest.approx([0.3] * 6)
+
+
+def test_no_mass_gives_no_shares_and_no_nan():
+    found = card(torch.zeros(1, 1, 4, 4))
+    assert found["mass_by_offset"] == [0.0] * 7
+    assert found["pruned_away"]
+
+
+def test_card_is_plain_data():
+    p = table(2, 2, 6, 6)
+    found = card(p, others=[table(2, 2, 6, 6, seed=1)], curve=[report(1, 2.0)], retrained=1.5)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+# -- the loss chain ------------------------------------------------------------------------------
+def chain(retrained: float | None = None, **values: float):
+    last = Report(9, {"loss": 1.0, "density": 0.5, "target": 0.5, **values})
+    return card(table(1, 2, 4, 4), curve=[last], retrained=retrained)
+
+
+def test_gaps_are_the_steps_of_the_chain():
+    found = chain(3.5, relaxed=2.0, sampled=2.5, held_out=2.2, discretised=2.25)
+    assert found["losses"] == {
+        "relaxed": 2.0,
+        "sampled": 2.5,
+        "rounded": 2.2,
+        "discretised": 2.25,
+        "retrained": 3.5,
+    }
+    assert found["gaps"] == {"sampling": 0.5, "discretisation": -0.25, "retraining": 1.25}
+    assert [note.split(" nats")[0] for note in found["notes"]] == [
+        "the loss rises by 0.5",
+        "the loss falls by 0.25",
+        "the loss rises by 1.25",
+    ]
+
+
+def test_unknown_losses_stay_unknown():
+    found = chain(relaxed=2.0, discretised=9.0)
+    assert found["gaps"] == {"sampling": None, "discretisation": None, "retraining": None}
+    assert found["notes"] == []
+    assert set(card(table(1, 1, 4, 4))["losses"].values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [(0.4, 0.44, 0), (0.4, 0.46, 1), (4.0, 4.19, 0), (4.0, 4.21, 1), (4.0, 3.79, 1)],
+)
+def test_a_gap_is_large_beyond_both_limits(before, after, said):
+    assert len(chain(relaxed=before, sampled=after)["notes"]) == said
+
+
+@pytest.mark.parametrize(
+    ("density", "target", "undecided", "reason"),
+    [
+        (0.3, 0.2, 0.5, "the gates have reached 0.3 only"),
+        (0.1, 0.1, 0.5, "every row keeps a key, which takes 62% of the edges"),
+        (0.2, 0.2, 0.5, "50% of the edges are undecided"),
+        (0.2, 0.2, 0.0, "the order of the gates near the cut says little"),
+    ],
+)
+def test_a_cut_that_costs_has_a_reason(density, target, undecided, reason):
+    assert cut_cause(density, target, 16, undecided).startswith(reason)
+
+
+# -- collapse ------------------------------------------------------------------------------------
+def watched(reports, target=0.1, initial=0.9, warmup=40, steps=100):
+    watch = CollapseWatch(target, initial, warmup, steps)
+    return [line for each in reports if (line := watch.look(each)) is not None]
+
+
+def good_run(rise=0.0, last=100):
+    for step in range(1, last + 1):
+        gated = max(0.0, (step - 40) / 60)
+        density = 0.9 * (0.1 / 0.9) ** gated
+        loss = 4 - 2 * min(1, step / 40) + rise * gated
+        yield report(step, loss, density * 1.05, density)
+
+
+def test_watch_is_silent_where_nothing_is_wrong():
+    assert watched(good_run()) == []
+    assert watched(good_run(rise=0.95)) == []  # less than half of what the warm-up gained
+
+
+def test_watch_says_each_kind_once():
+    pruned = [report(step, 2.0, 0.02, 0.09) for step in range(41, 60)]
+    (line,) = watched(pruned)
+    assert line.startswith("step 41: nearly everything is pruned (density 0.02, target now 0.1)")
+    stuck = [report(step, 2.0, 0.88, 0.5) for step in range(1, 100)]
+    (line,) = watched(stuck)
+    assert line.startswith("step 70: nothing is pruned yet (density 0.88, at the start 0.9,")
+    lines = watched(good_run(rise=3.0))
+    assert len(lines) == 1
+    assert "the loss has risen to" in lines[0]
+    assert "from 2.05 before the gates" in lines[0]
+
+
+def test_watch_waits_for_several_reports_in_a_row():
+    def spikes(length):
+        for step in range(1, 100):
+            yield report(step, 9.0 if step > 40 and (step - 41) % (length + 1) < length else 2.0)
+
+    assert watched(spikes(PATIENCE - 1)) == []
+    (line,) = watched(spikes(PATIENCE))
+    assert line.startswith(f"step {40 + PATIENCE}: the loss has risen to 9 from 2 ")
+
+
+def test_watch_is_quiet_in_the_warm_up():
+    assert watched([report(step, step / 1.0, 0.001, 0.9) for step in range(1, 41)]) == []
+
+
+def test_watch_without_warm_up_looks_back_at_the_best():
+    falling = [report(step, 4 - 0.03 * step, 0.5, 0.5) for step in range(1, 51)]
+    risen = [report(step, 4.0, 0.3, 0.3) for step in range(51, 60)]
+    (line,) = watched([*falling, *risen], warmup=0)
+    assert line.startswith("step 55: the loss has risen to 4 from 2.53 ")
+    assert watched(falling, warmup=0) == []
+
+
+def test_card_keeps_what_the_watch_said():
+    p = torch.full((1, 2, 8, 8), 0.1)
+    found = card(p, target=0.1, curve=list(good_run(rise=3.0)), warmup_steps=40)
+    assert found["function_lost"]
+    assert len(found["warnings"]) == 1
+    assert "the loss ended at 5, far above the 2.05" in found["problems"][-1]
+    recovered = [*good_run(rise=3.0), report(101, 2.0, 0.1, 0.1)]
+    found = card(p, target=0.1, curve=recovered, warmup_steps=40)
+    assert not found["function_lost"]
+    assert found["problems"] == []
+    assert len(found["warnings"]) == 1
+
+
+def test_a_good_mask_is_no_lost_function():
+    p = torch.full((1, 2, 8, 8), 0.1)
+    *early, last = good_run(rise=3.0)
+    for cut, lost in ((2.1, False), (4.9, True)):
+        curve = [*early, Report(last.step, {**last.values, "discretised": cut})]
+        found = card(p, target=0.1, curve=curve, warmup_steps=40)
+        assert found["function_lost"] == lost
+
+
+def test_warmup_steps_are_those_of_the_config():
+    assert warmup_steps({"steps": 1500, "warmup": 0.4}) == 600
+    assert warmup_steps({"steps": 5, "warmup": 0.99}) == 4
+    assert warmup_steps({}) == 0
+
+
+# -- agreement -----------------------------------------------------------------------------------
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 7), st.data())
+def test_expected_iou_is_the_mean_over_all_sets(cells, data):
+    one = data.draw(st.integers(0, cells))
+    two = data.draw(st.integers(0, cells))
+    first = set(range(one))
+    scores = []
+    for second in itertools.combinations(range(cells), two):
+        union = first | set(second)
+        scores.append(len(first & set(second)) / len(union) if union else 1.0)
+    assert expected_iou(one, two, cells) == pytest.approx(sum(scores) / len(scores), abs=1e-12)
+
+
+def test_expected_iou_matches_simulation_and_its_approximation():
+    source = generator(3)
+    scores = []
+    for _ in range(400):
+        one, two = (torch.rand(2, 300, generator=source).argsort(1) < 30).unbind()
+        scores.append(iou(one, two))
+    sample = torch.tensor(scores)
+    error = sample.std().item() / math.sqrt(len(sample))
+    assert abs(sample.mean().item() - expected_iou(30, 30, 300)) < 4 * error
+    density = 0.05
+    assert expected_iou(118_000, 118_000, 2_360_000) == pytest.approx(
+        density / (2 - density), rel=1e-4
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 2), st.integers(1, 4), st.integers(0, 99))
+def test_matched_heads_are_the_best_of_all_orders(layers, heads, seed):
+    one = table(layers, heads, 4, 4, seed=seed) > 0.6
+    two = table(layers, heads, 4, 4, seed=seed + 1000) > 0.6
+    best = max(
+        iou(one, torch.stack([two[k, list(o)] for k, o in enumerate(orders)]))
+        for orders in itertools.product(itertools.permutations(range(heads)), repeat=layers)
+    )
+    plain, matched = pair_scores([one, two])
+    assert matched[0] == pytest.approx(best)
+    assert matched[0] >= plain[0]
+
+
+def test_swapped_heads_are_found_again():
+    one = table(2, 4, 6, 6)
+    orders = torch.tensor([[2, 0, 3, 1], [1, 0, 2, 3]])
+    two = torch.stack([one[layer, order] for layer, order in enumerate(orders)])
+    back = matched_heads(at_sparsity(one, 0.7), at_sparsity(two, 0.7))
+    assert torch.equal(back, orders.argsort(1))
+    found = agreement([one, two], density=0.3)
+    assert found["matched"] == 1.0
+    assert found["iou"] < 0.6
+
+
+def test_equal_seeds_agree_and_random_ones_as_chance_says():
+    one = table(2, 3, 12, 12)
+    same = agreement([one, one, one], density=0.2)
+    assert (same["seeds"], same["iou"], same["matched"]) == (3, 1.0, 1.0)
+    assert same["by_pair"] == [1.0] * 3
+    tables = [table(2, 3, 12, 12, seed=10 + k) for k in range(8)]
+    found = agreement(tables, density=0.2)
+    assert found["iou"] == pytest.approx(found["chance"], abs=0.02)
+    assert found["matched"] == pytest.approx(found["matched_chance"], abs=0.02)
+    assert found["matched_chance"] > found["chance"]
+    assert found == agreement(tables, density=0.2)
+
+
+def test_chance_knows_that_tiles_are_kept_as_a_whole():
+    arguments = {"structure": "block", "block": 4}
+    gates = Gates("block", block=4, length=12, heads=2)
+    tables = [gates.table(table(*gates.logits.shape, seed=seed)).detach() for seed in range(12)]
+    found = agreement(tables, density=0.5, gates=arguments)
+    assert found["iou"] == pytest.approx(found["chance"], abs=0.04)
+    assert found["matched"] == pytest.approx(found["matched_chance"], abs=0.04)
+    free = agreement(tables, density=0.5)
+    assert found["matched_chance"] > free["matched_chance"] + 0.04
+
+
+def test_a_target_below_one_key_a_row_is_cut_at_one():
+    found = card(table(1, 2, 8, 8), target=0.01, others=[table(1, 2, 8, 8, seed=1)])
+    assert found["agreement"] is not None
+    assert found["agreement"]["density"] == pytest.approx(1 / 8)
+
+
+def test_agreement_messages():
+    with pytest.raises(ValueError, match=r"two or more tables of one shape, got 1 of"):
+        agreement([table(1, 2, 4, 4)], density=0.5)
+    with pytest.raises(ValueError, match="other seeds"):
+        card(table(1, 2, 4, 4), others=[table(1, 2, 5, 5)])
+    with pytest.raises(ValueError, match=r"sets of 3 cells hold 0 .. 3 of them, got 4, 1"):
+        expected_iou(4, 1, 3)
+
+
+# -- response ------------------------------------------------------------------------------------
+def test_response_to_a_penalty_falls():
+    runs = [({"control": "penalty", "penalty": w}, d, 2.0 - d) for w, d in ((3, 0.1), (1, 0.4))]
+    found = response(runs)
+    assert (found["setting"], found["monotone"], found["reversals"]) == ("penalty", True, [])
+    assert found["points"][0] == {"asked": 1.0, "density": 0.4, "loss": 1.6}
+    wrong = response([*runs, ({"control": "penalty", "penalty": 9}, 0.2, None)])
+    assert (wrong["monotone"], wrong["reversals"]) == (False, [[3.0, 9.0]])
+    noise = response([*runs, ({"control": "penalty", "penalty": 9}, 0.1019, None)])
+    assert noise["monotone"]
+
+
+def test_response_to_a_target_rises_by_the_means_of_seeds():
+    def run(target, density):
+        return {"control": "hinge", "density": target, "penalty": 1.0}, density, None
+
+    found = response([run(0.2, 0.19), run(0.1, 0.25), run(0.1, 0.05), run((0.3, 0.5), 0.4)])
+    assert found["setting"] == "density"
+    assert found["monotone"]  # 0.15, 0.19, 0.4
+    assert [point["asked"] for point in found["points"]] == [0.1, 0.1, 0.2, 0.4]
+    assert not response([run(0.2, 0.1), run(0.1, 0.2)])["monotone"]
+
+
+def test_response_messages():
+    with pytest.raises(ValueError, match="one control, got hinge, penalty"):
+        response(
+            [
+                ({"control": "hinge", "density": 0.1}, 0.1, None),
+                ({"control": "penalty", "penalty": 0.1}, 0.1, None),
+            ]
+        )
+    with pytest.raises(ValueError, match="got no run"):
+        response([])

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from masksearch.gates.estimators import FORMS, flip, own_position, repaired
+
+BATCH, HEADS, LENGTH, WIDTH = 2, 3, 7, 4
+SCALING = WIDTH**-0.5
+Calls = tuple[Tensor, Tensor, Tensor]
+
+
+def inputs(seed: int = 0, dtype: torch.dtype = torch.float64) -> Calls:
+    source = torch.Generator().manual_seed(seed)
+    shape = (BATCH, HEADS, LENGTH, WIDTH)
+    query, key, value = (
+        torch.randn(shape, generator=source, dtype=torch.float64).to(dtype).requires_grad_()
+        for _ in range(3)
+    )
+    return query, key, value
+
+
+def hard_gate(seed: int = 0, heads: int = HEADS, chance: float = 0.4) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return (torch.rand(heads, LENGTH, LENGTH, generator=source) < chance).float().requires_grad_()
+
+
+def padding() -> Tensor:
+    visible = torch.ones(BATCH, 1, LENGTH, LENGTH, dtype=torch.bool)
+    visible[1, :, :, 5:] = False
+    return visible
+
+
+def padding_with_own() -> Tensor:
+    return padding() | torch.eye(LENGTH, dtype=torch.bool)
+
+
+def loop_attention(
+    query: Tensor, key: Tensor, value: Tensor, gate: Tensor, visible: Tensor | None
+) -> Tensor:
+    """Attention by loops in float64, over the open keys; a closed row has the query's own."""
+    output = torch.zeros(BATCH, HEADS, LENGTH, WIDTH, dtype=torch.float64)
+    for b in range(BATCH):
+        for h in range(HEADS):
+            for i in range(LENGTH):
+                row = gate[h % gate.shape[0], i]
+                keys = [j for j in range(LENGTH) if row[j] > 0.5] or [i]
+                keys = [j for j in keys if visible is None or visible[b, 0, i, j]]
+                if not keys:
+                    continue
+                scores = [(query[b, h, i] @ key[b, h, j]).item() * SCALING for j in keys]
+                odds = [math.exp(score - max(scores)) for score in scores]
+                for j, odd in zip(keys, odds, strict=True):
+                    output[b, h, i] += odd / sum(odds) * value[b, h, j].detach()
+    return output
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("visible", [None, padding_with_own()])
+def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None):
+    query, key, value = inputs(dtype=torch.float32)
+    gate = hard_gate()
+    got = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    want = loop_attention(query.double(), key.double(), value.double(), gate, visible)
+    if form == "additive":  # a row without an open visible key is dense there, as published
+        blind = (want == 0).all(-1)
+        got = got.masked_fill(blind.unsqueeze(-1), 0.0)
+    torch.testing.assert_close(got.double(), want, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("visible", [None, padding_with_own()])
+def test_flip_gradient_is_first_order_effect_of_flipping_one_edge(visible: Tensor | None):
+    query, key, value = inputs()
+    gate = hard_gate(1)
+    output = flip(query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).double()
+    (output * upstream).sum().backward()
+    assert gate.grad is not None
+    base = loop_attention(query, key, value, gate, visible)
+    for h in range(HEADS):
+        for i in range(LENGTH):
+            seen = torch.ones(BATCH, LENGTH).bool() if visible is None else visible[:, 0, i]
+            if not ((gate[h, i] > 0.5) & seen).any(-1).all():
+                continue  # a row without a key: its first one changes more than one edge
+            for j in range(LENGTH):
+                other = gate.detach().clone()
+                other[h, i, j] = 1 - other[h, i, j]
+                change = loop_attention(query, key, value, other, visible) - base
+                opening = 1.0 if other[h, i, j] else -1.0
+                effect = opening * float((upstream * change).sum())
+                # removal of a key that holds over 0.9 of a row is damped on purpose
+                if gate[h, i, j] and loses_most(query, key, gate, visible, h, i, j):
+                    continue
+                assert float(gate.grad[h, i, j]) == pytest.approx(effect, abs=1e-5)
+
+
+def loses_most(
+    query: Tensor, key: Tensor, gate: Tensor, visible: Tensor | None, h: int, i: int, j: int
+) -> bool:
+    for b in range(BATCH):
+        seen = torch.ones(LENGTH).bool() if visible is None else visible[b, 0, i]
+        kept = (gate[h, i] > 0.5) & seen
+        scores = (key[b, h] @ query[b, h, i]) * SCALING
+        if kept[j] and scores.masked_fill(~kept, -torch.inf).softmax(0)[j] > 0.9:
+            return True
+    return False
+
+
+def test_flip_gradients_of_query_key_value_match_masked_attention():
+    visible = padding()
+    gate = hard_gate()
+    kept = repaired(gate > 0.5)
+    upstream = torch.randn(BATCH, HEADS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
+    grads = []
+    for ours in (True, False):
+        query, key, value = inputs(dtype=torch.float32)
+        if ours:
+            output = flip(query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+        else:
+            output = torch.nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=kept & visible, scale=SCALING
+            )
+        # rows 5 and 6 of the second sequence may see nothing of their own kept keys
+        grads.append(torch.autograd.grad((output * upstream).sum(), (query, key, value)))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-5)
+
+
+def test_log_gives_dropped_edges_nothing_and_flip_something():
+    for form, learns in (("log", False), ("additive", False), ("flip", True), ("product", True)):
+        query, key, value = inputs(dtype=torch.float32)
+        gate = hard_gate()
+        output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+        output.square().sum().backward()
+        assert gate.grad is not None
+        dropped = (gate == 0) & ~torch.eye(LENGTH, dtype=torch.bool)
+        assert bool((gate.grad[dropped] != 0).all() if learns else (gate.grad[dropped] == 0).all())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_invisible_keys_neither_leak_nor_learn(form: str):
+    query, key, value = inputs(dtype=torch.float32)
+    visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
+    gate = hard_gate(chance=0.7)
+    output = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    output.square().sum().backward()
+    assert gate.grad is not None
+    assert (gate.grad[:, ~visible[0, 0]] == 0).all()
+    with torch.no_grad():
+        key[:, :, -1] += 100
+        value[:, :, -1] -= 100
+    again = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    assert torch.equal(again[:, :, :-1], output[:, :, :-1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_closed_rows_keep_the_diagonal(form: str):
+    query, key, value = inputs(dtype=torch.float32)
+    gate = torch.zeros(1, LENGTH, LENGTH)
+    output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+    torch.testing.assert_close(output, value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["flip", "product"])
+def test_rows_without_a_visible_key_are_zero_and_finite(form: str):
+    query, key, value = inputs(dtype=torch.float32)
+    visible = padding()
+    visible[0, :, 2] = False
+    gate = hard_gate()
+    output = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    assert (output[0, :, 2] == 0).all()
+    output.square().sum().backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (query, key, value, gate))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bf16_is_finite_under_extreme_scores(form: str):
+    query, key, value = inputs(dtype=torch.float32)
+    query, key = (x.detach().mul(60).bfloat16().requires_grad_() for x in (query, key))
+    value = value.detach().bfloat16().requires_grad_()
+    gate = hard_gate()
+    output = FORMS[form](query, key, value, padding(), gate, dropout=0.1, scaling=SCALING)
+    assert output.dtype == torch.bfloat16
+    assert output.isfinite().all()
+    output.float().square().sum().backward()
+    assert gate.grad is not None
+    assert gate.grad.dtype == torch.float32
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (query, key, value, gate))
+
+
+def test_flip_drops_attention_weights_and_scales_the_rest():
+    query, key, value = inputs(dtype=torch.float32)
+    gate = torch.ones(HEADS, LENGTH, LENGTH, requires_grad=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        many = [x.detach()[:1].expand(4000, -1, -1, -1) for x in (query, key, value)]
+        calls = flip(many[0], many[1], many[2], None, gate, dropout=0.5, scaling=SCALING)
+    plain = flip(query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+    assert not torch.equal(calls[0], calls[1])
+    torch.testing.assert_close(calls.mean(0), plain[0], atol=0.08, rtol=0)
+
+
+def test_flip_gradient_with_dropout_matches_autograd():
+    query, key, value = inputs(dtype=torch.float32)
+    gate = torch.ones(1, LENGTH, LENGTH, requires_grad=True)
+    grads = []
+    for ours in (True, False):
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            if ours:
+                output = flip(query, key, value, None, gate, dropout=0.3, scaling=SCALING)
+            else:
+                weights = ((query * SCALING) @ key.transpose(-1, -2)).softmax(-1)
+                kept = torch.empty_like(weights).bernoulli_(0.7) / 0.7
+                output = (weights * kept) @ value
+        grads.append(torch.autograd.grad(output.square().sum(), (query, key, value)))
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_only_empty_rows_are_repaired():
+    kept = torch.tensor([[[0, 1, 0], [0, 0, 0], [1, 0, 0]]], dtype=torch.bool)
+    assert repaired(kept).int().tolist() == [[[0, 1, 0], [0, 1, 0], [1, 0, 0]]]
+
+
+@pytest.mark.parametrize("form", ["flip", "product", "log"])
+def test_a_closed_own_position_is_not_looked_at(form: str):
+    query, key, value = inputs(dtype=torch.float32)
+    gate = torch.ones(1, LENGTH, LENGTH)
+    gate[:, 2, 2] = 0.0
+    output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+    (grad,) = torch.autograd.grad(output[:, :, 2].square().sum(), value)
+    assert (grad[:, :, 2] == 0).all()
+    assert (grad[:, :, 3] != 0).any()
+
+
+def test_own_position_of_last_queries():
+    assert own_position(2, 5, torch.device("cpu")).nonzero().tolist() == [[0, 3], [1, 4]]

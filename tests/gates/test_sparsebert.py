@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from masksearch.errors import HeadCountError, LengthError, UnknownNameError
+from masksearch.gates.estimators import FORMS
+from masksearch.gates.gates import Gates
+from masksearch.gates.sparsebert import (
+    PublishedGates,
+    published_penalty,
+    published_rate,
+    sparsebert_gates,
+)
+
+N, HEADS, WIDTH = 8, 2, 4
+SCALING = WIDTH**-0.5
+STRUCTURES = ["toeplitz", "symmetric"]
+
+
+def with_logits(logits: Tensor, structure: str = "toeplitz") -> PublishedGates:
+    """Gates whose chance of an edge is sigmoid of the given `[heads, gates]`."""
+    gates = PublishedGates(structure, length=N, heads=logits.shape[0])  # type: ignore[arg-type]
+    with torch.no_grad():
+        gates.logits.zero_()
+        gates.logits[0, :, :, 0] = logits
+    return gates
+
+
+def opened(*offsets: int) -> PublishedGates:
+    """Rounded gates of one head that are open at these distances."""
+    logits = torch.full((1, N), -50.0)
+    logits[0, list(offsets)] = 50.0
+    gates = with_logits(logits)
+    gates.deterministic = True
+    gates.draw()
+    return gates
+
+
+def sample(gates: Gates) -> Tensor:
+    assert gates.drawn is not None
+    return gates.drawn
+
+
+def calls(seed: int = 0, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    query, key, value = (
+        torch.randn(2, heads, N, WIDTH, generator=source, dtype=torch.float64) for _ in range(3)
+    )
+    return query, key, value
+
+
+def attend(gates: Gates, *tensors: Tensor, visible: Tensor | None = None) -> Tensor:
+    query, key, value = tensors
+    return gates.attend(0, query, key, value, visible, dropout=0.0, scaling=SCALING)
+
+
+def dense(*tensors: Tensor) -> Tensor:
+    query, key, value = tensors
+    return (query @ key.transpose(-1, -2) * SCALING).softmax(-1) @ value
+
+
+def gate_of(structure: str, i: int, j: int) -> int:
+    pairs = [(a, b) for a in range(N) for b in range(a + 1)]
+    return abs(i - j) if structure == "toeplitz" else pairs.index((max(i, j), min(i, j)))
+
+
+# -- the gates -------------------------------------------------------------------------------
+@pytest.mark.parametrize(("structure", "count"), [("toeplitz", 128), ("symmetric", 8256)])
+def test_first_logits_are_small_noise_from_the_seed(structure: Any, count: int):
+    gates = sparsebert_gates(structure, length=128, heads=12)
+    logits = gates.logits.detach()
+    assert logits.shape == (1, 12, count, 2)
+    assert logits.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert abs(logits.mean().item()) < 1e-4
+    torch.testing.assert_close(sparsebert_gates(structure, length=128, heads=12).logits, logits)
+    other = sparsebert_gates(structure, length=128, heads=12, seed=1).logits
+    assert (other != logits).all()
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@given(seed=st.integers(0, 2**31))
+def test_sample_is_gumbel_argmax_of_the_edges_gate(structure: str, seed: int):
+    source = torch.Generator().manual_seed(seed)
+    gates = PublishedGates(structure, length=N, heads=HEADS, seed=seed)  # type: ignore[arg-type]
+    with torch.no_grad():
+        gates.logits.normal_(generator=source)
+    source.set_state(gates.source(torch.device("cpu")).get_state())
+    noise = torch.empty(gates.logits.shape).exponential_(generator=source)
+    gates.draw()
+    drawn = sample(gates)
+    assert drawn.shape == (1, HEADS, N, N)
+    for head in range(HEADS):
+        scores = (gates.logits[0, head].double() - (noise[0, head].double() + 1e-5).log()).tolist()
+        for i in range(N):
+            for j in range(N):
+                first, second = scores[gate_of(structure, i, j)]
+                assert drawn[0, head, i, j].item() == float(first >= second)
+
+
+def test_first_logit_means_open():
+    gates = PublishedGates(length=N, heads=1)
+    with torch.no_grad():
+        gates.logits[..., 0] = 60.0
+    gates.draw()
+    assert (sample(gates) == 1).all()
+    assert gates.density().item() == pytest.approx(1.0)
+    with torch.no_grad():
+        gates.logits[..., 1] = 120.0
+    gates.draw()
+    assert (sample(gates) == 0).all()
+    assert gates.density().item() == pytest.approx(0.0)
+
+
+def test_frequency_of_samples_is_the_probability():
+    gates = with_logits(torch.linspace(-3, 3, N)[None])
+    total = torch.zeros(1, 1, N, N)
+    for _ in range(2000):
+        gates.draw()
+        total += sample(gates).detach()
+    torch.testing.assert_close(total / 2000, gates.probabilities().detach(), atol=0.05, rtol=0)
+    torch.testing.assert_close(gates.density(), gates.probabilities().mean((-2, -1)))
+
+
+def test_eval_mode_samples_too_and_only_deterministic_rounds():
+    gates = sparsebert_gates(length=N, heads=HEADS).eval()
+    seen = set()
+    for _ in range(5):
+        gates.draw()
+        seen.add(sample(gates).detach().numpy().tobytes())
+    assert len(seen) > 1
+    gates.train()
+    gates.deterministic = True
+    for _ in range(2):
+        gates.draw()
+        want = (gates.logits[..., 0] >= gates.logits[..., 1]).float()
+        torch.testing.assert_close(sample(gates), gates.table(want))
+
+
+def test_tie_is_open():
+    gates = with_logits(torch.zeros(1, N))
+    gates.deterministic = True
+    gates.draw()
+    assert (sample(gates) == 1).all()
+
+
+def test_same_seed_same_samples_and_pickle_goes_on():
+    first, second = (sparsebert_gates(length=N, heads=HEADS, seed=3) for _ in range(2))
+    for gates in (first, second):
+        gates.draw()
+    torch.testing.assert_close(sample(first), sample(second), atol=0, rtol=0)
+    third = pickle.loads(pickle.dumps(first))
+    for gates in (first, third):
+        gates.draw()
+    torch.testing.assert_close(sample(first), sample(third), atol=0, rtol=0)
+
+
+def test_arguments_rebuild_the_gates():
+    gates = sparsebert_gates("symmetric", length=N, heads=HEADS, seed=5)
+    again = PublishedGates(**gates.arguments)
+    torch.testing.assert_close(again.logits, gates.logits, atol=0, rtol=0)
+    assert again.arguments == {"structure": "symmetric", "length": N, "heads": HEADS, "seed": 5}
+
+
+def test_disabled_gates_are_dense_attention():
+    gates = opened(1)
+    gates.enabled = False
+    gates.draw()
+    torch.testing.assert_close(attend(gates, *calls()), dense(*calls()))
+
+
+# -- the traps -------------------------------------------------------------------------------
+def test_fully_masked_row_is_dense_attention_yet_counts_as_empty():
+    gates = opened()
+    assert published_penalty(gates).item() == 0
+    assert gates.density().item() == pytest.approx(0.0)
+    torch.testing.assert_close(attend(gates, *calls()), dense(*calls()), atol=1e-9, rtol=0)
+
+
+def test_only_the_rows_out_of_reach_of_open_offsets_become_dense():
+    output = attend(opened(6), *calls())  # |i - j| = 6 exists for rows 0, 1 and 6, 7 alone
+    _, _, value = calls()
+    torch.testing.assert_close(output[:, :, 2:6], dense(*calls())[:, :, 2:6], atol=1e-9, rtol=0)
+    for row, key in ((0, 6), (1, 7), (6, 0), (7, 1)):
+        torch.testing.assert_close(output[:, :, row], value[:, :, key])
+
+
+def test_repaired_additive_form_differs_in_the_empty_rows_only():
+    gates = opened(6)
+    query, key, value = calls()
+    repaired = FORMS["additive"](
+        query, key, value, None, sample(gates)[0], dropout=0.0, scaling=SCALING
+    )
+    same = (attend(gates, query, key, value) - repaired).abs().amax((0, 1, 3)) < 1e-9
+    assert same.tolist() == [True, True, False, False, False, False, True, True]
+
+
+def test_closed_edge_learns_from_the_task_in_empty_rows_only():
+    gates = opened(6)
+    gate = sample(gates).detach().requires_grad_()
+    gates.drawn = gate
+    attend(gates, *calls()).square().sum().backward()
+    assert gate.grad is not None
+    closed = gate.detach()[0, 0] == 0
+    empty = torch.tensor([False] * 2 + [True] * 4 + [False] * 2)[:, None]
+    assert (gate.grad[0, 0][closed & ~empty] == 0).all()
+    assert (gate.grad[0, 0][closed & empty] != 0).all()
+
+
+def test_open_edge_learns_ten_thousand_times_the_log_form():
+    learned = []
+    for form in ("published", "log"):
+        gates = opened(0, 2, 3)
+        gate = sample(gates).detach().requires_grad_()
+        gates.drawn = gate
+        query, key, value = calls()
+        if form == "published":
+            output = attend(gates, query, key, value)
+        else:
+            output = FORMS["log"](query, key, value, None, gate[0], dropout=0.0, scaling=SCALING)
+        output.square().sum().backward()
+        assert gate.grad is not None
+        learned.append(gate.grad[gate.detach() == 1])
+    assert learned[1].abs().max() > 1e-3
+    torch.testing.assert_close(learned[0], 1e4 * learned[1], rtol=1e-4, atol=1e-2)
+
+
+def test_padding_is_exact_here_and_leaks_in_the_published_sum():
+    query, key, value = calls()
+    gates = opened(7)  # row 0 may only look at key 7
+    visible = torch.ones(1, 1, N, N, dtype=torch.bool)
+    visible[..., 6:] = False  # which is padding
+    ours = attend(gates, query, key, value, visible=visible)
+    scores = query @ key.transpose(-1, -2) * SCALING
+    torch.testing.assert_close(
+        ours[:, :, 0], dense(query[:, :, :1], key[:, :, :6], value[:, :, :6])[:, :, 0], atol=1e-9,
+        rtol=0,
+    )  # fmt: skip
+    published = scores + (1 - visible.double()) * -1e4 + (1 - sample(gates).double()) * -1e4
+    weights = published.softmax(-1)[:, :, 0]
+    assert (weights[..., 7] > 0.01).all()  # the padded key ties with the closed real ones
+    assert (weights[..., 6] == 0).all()  # padded and closed: -2e4
+
+
+def test_penalty_counts_open_edges_and_is_deaf_at_closed_gates():
+    gates = with_logits(torch.tensor([[2.0, -1.0, 0.5, 0.0, -0.2, 1.0, -3.0, 0.3]] * HEADS))
+    source = torch.Generator()
+    source.set_state(gates.source(torch.device("cpu")).get_state())
+    noise = torch.empty(1, HEADS, N, 2).exponential_(generator=source).add(1e-5).log()
+    gates.draw()
+    penalty = published_penalty(gates, 0.3)
+    assert penalty.item() == pytest.approx(0.3 * sample(gates).sum().item())
+    penalty.backward()
+    assert gates.logits.grad is not None
+    soft = (gates.logits.detach() - noise).softmax(-1)[..., 0]
+    edges = torch.tensor([N] + [2 * (N - offset) for offset in range(1, N)])
+    want = 0.3 * edges * (soft > 0.5) * soft * (1 - soft)
+    torch.testing.assert_close(gates.logits.grad[..., 0], want)
+    torch.testing.assert_close(gates.logits.grad[..., 1], -want)
+    assert ((soft < 0.5) & (gates.logits.grad[..., 0] == 0)).any()
+
+
+def test_penalty_at_bert_base_size_is_finite_where_fp16_overflows():
+    gates = sparsebert_gates(length=128, heads=12)
+    gates.draw()
+    assert published_penalty(gates).item() == pytest.approx(5e-5 * 98304, rel=0.1)
+    assert sample(gates).half().norm(p=1).isinf()
+    with torch.no_grad():
+        gates.logits[..., 0] = 60.0
+    gates.draw()
+    assert published_penalty(gates).item() == pytest.approx(9.8304)
+
+
+def test_rate_rises_then_falls_with_the_root():
+    rates = [published_rate(update, 7038) for update in range(1, 7039)]
+    assert rates[0] == pytest.approx(1 / 7038 / 0.2843)
+    assert rates.index(max(rates)) == 2000 - 1  # 0.2843 x 7038 = 2000.9
+    assert rates[2000] == pytest.approx(math.sqrt(1 - 2001 / 7038))
+    assert all(a > b for a, b in itertools.pairwise(rates[2000:]))
+    assert rates[-1] == 0
+
+
+# -- errors ----------------------------------------------------------------------------------
+def test_other_structures_are_refused():
+    with pytest.raises(UnknownNameError, match="published structure 'free'"):
+        PublishedGates("free", length=N, heads=1)  # type: ignore[arg-type]
+
+
+def test_misfits_are_named():
+    gates = sparsebert_gates(length=N, heads=3)
+    with pytest.raises(RuntimeError, match="drawn once per forward pass"):
+        attend(gates, *calls())
+    with pytest.raises(RuntimeError, match="call draw"):
+        published_penalty(gates)
+    gates.draw()
+    with pytest.raises(HeadCountError, match="3 heads, the attention 1"):
+        attend(gates, *calls())
+    longer = [torch.cat([tensor, tensor], -2) for tensor in calls(heads=3)]
+    with pytest.raises(LengthError, match="hold 8 positions, got 16 queries"):
+        attend(gates, *longer)
+    with pytest.raises(ValueError, match="updates count from 1 to 5, got 0"):
+        published_rate(0, 5)
+
+
+def test_fewer_queries_than_keys_are_the_last_ones():
+    gates = sparsebert_gates(length=N, heads=1)
+    gates.draw()
+    query, key, value = calls()
+    whole = attend(gates, query, key, value)
+    torch.testing.assert_close(attend(gates, query[:, :, -3:], key, value), whole[:, :, -3:])

@@ -1,0 +1,411 @@
+"""What loggers write, read back with each library's own reader."""
+
+from __future__ import annotations
+
+import csv
+import json
+import struct
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from masksearch import masks
+from masksearch.contracts import Evaluate, Objective, Record, RemembersRecords, Report
+from masksearch.errors import SearchError, UnknownNameError
+from masksearch.loggers import ledger as logged
+from masksearch.loggers.files import CsvLogger, TensorBoardLogger, opened_loggers
+from masksearch.loggers.ledger import Ledger, RecordLogger
+from masksearch.loggers.trackers import MlflowLogger, WandbLogger
+
+OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+
+
+def record(number: int, loss: float | None, sparsity: float = 0.5, **fields) -> Record:
+    curve = () if loss is None else tuple(Report(s, {"loss": loss + 1 / s}) for s in (1, 2))
+    return Record(
+        number,
+        fields.pop("status", "failed" if loss is None else "done"),
+        Evaluate(masks.window(number)),
+        fingerprint=f"f{number}",
+        protocol="p",
+        seed=7,
+        params={"reach": number, "kind": "window"},
+        origin="tpe",
+        values={} if loss is None else {"loss": loss},
+        step=0 if loss is None else 3,
+        curve=(*curve, Report(3, {"loss": loss})) if loss is not None else (),
+        measures={"sparsity": sparsity, "hops": float("inf")},
+        seconds=1.5,
+        error="Traceback\nValueError: a, b" if loss is None else "",
+    )
+
+
+RECORDS = [
+    record(0, 2.0),
+    record(2, 1.0),
+    record(1, None),
+    record(3, 3.0, sparsity=0.2),
+    record(4, 1.5, sparsity=0.7, status="stopped"),
+    record(5, 1.5, sparsity=0.6),
+]
+SIZES = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0]
+VOLUMES = pytest.approx([4.0, 4.5, 4.5, 4.5, 4.5, 5.35])
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*lacks records:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "2",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def feed(logger: RecordLogger) -> None:
+    """A new search from its beginning to its end."""
+    with logger:
+        logger.restore([])
+        for each in RECORDS:
+            logger(each)
+
+
+def in_two_calls(make) -> None:
+    """Three records, then a resumed search that is told four and finds two new ones."""
+    with make() as logger:
+        logger.restore([])
+        for each in RECORDS[:3]:
+            logger(each)
+    logger.close()  # a second time: nothing
+    with make() as logger:
+        assert isinstance(logger, RemembersRecords)
+        logger.restore(RECORDS[:4])  # the fourth was lost by a kill
+        for each in RECORDS[4:]:
+            logger(each)
+
+
+# -- CSV -------------------------------------------------------------------------------------
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_holds_every_record_once_and_the_front_after_it(tmp_path):
+    path = tmp_path / "deep" / "log.csv"
+    in_two_calls(lambda: CsvLogger(path, OBJECTIVES))
+    found = rows(path)
+    assert [int(row["number"]) for row in found] == [r.number for r in RECORDS]
+    assert [float(row["front_size"]) for row in found] == SIZES
+    assert [float(row["hypervolume"]) for row in found] == VOLUMES
+    assert [row["on_front"] for row in found] == ["1", "1", "0", "0", "0", "1"]
+    assert [row["status"] for row in found] == [r.status for r in RECORDS]
+    first, failed = found[0], found[2]
+    assert float(first["loss"]) == 2.0
+    assert float(first["hops"]) == float("inf")
+    assert float(first["seconds"]) == 1.5
+    assert first["mask"] == str(masks.window(0))
+    assert json.loads(first["params"]) == {"reach": 0, "kind": "window"}
+    assert json.loads(first["values"]) == {"loss": 2.0}
+    assert failed["error"] == "ValueError: a, b"
+    assert failed["loss"] == ""
+
+
+def test_csv_repairs_a_row_that_was_cut_off(tmp_path):
+    path = tmp_path / "log.csv"
+    with CsvLogger(path, OBJECTIVES) as logger:
+        logger(RECORDS[0])
+        logger(RECORDS[1])
+    path.write_bytes(path.read_bytes()[:-20])
+    with CsvLogger(path, OBJECTIVES) as logger:
+        logger.restore(RECORDS[:3])
+    assert [int(row["number"]) for row in rows(path)] == [0, 2, 1]
+
+
+def test_csv_columns_do_not_depend_on_what_records_hold(tmp_path):
+    with CsvLogger(tmp_path / "log.csv", OBJECTIVES) as logger:
+        logger(RECORDS[0])
+        logger(replace(RECORDS[1], values={"loss": 1.0, "new": 3.0}))
+    assert [set(row) for row in rows(tmp_path / "log.csv")] == [set(logger.columns)] * 2
+    assert json.loads(rows(tmp_path / "log.csv")[1]["values"])["new"] == 3.0
+
+
+def test_csv_of_another_search_is_refused(tmp_path):
+    with CsvLogger(tmp_path / "log.csv", OBJECTIVES) as logger:
+        logger(RECORDS[0])
+    with pytest.raises(SearchError, match="choose another file"):
+        CsvLogger(tmp_path / "log.csv", (Objective("glue", "max", 0.0),)).restore([])
+
+
+# -- a sink that fails -----------------------------------------------------------------------
+class Flaky(RecordLogger):
+    """Fails while `down`."""
+
+    place = "flaky log"
+
+    def __init__(self) -> None:
+        super().__init__(OBJECTIVES)
+        self.down, self.numbers, self.tries = True, [], 0
+
+    def start(self) -> None:
+        self.tries += 1
+        if self.down:
+            raise ConnectionError("refused")
+
+    def write(self, entry) -> None:
+        self.start()
+        self.numbers.append(entry.record.number)
+
+    def stop(self, error) -> None:
+        pass
+
+
+def test_sink_that_was_down_gets_every_record_later():
+    logger = Flaky()
+    with pytest.warns(RuntimeWarning, match=r"flaky log .*ConnectionError: refused.* goes on"):
+        logger.restore(RECORDS[:1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for each in RECORDS[1:4]:
+            logger(each)  # not even tried: the search does not wait for it
+        assert logger.tries == 1
+        logger.down, logger.again = False, 0.0
+        logger(RECORDS[4])
+        assert logger.numbers == [r.number for r in RECORDS[:5]]
+        logger.close()
+
+
+def test_what_a_sink_lacks_is_said_at_the_end(monkeypatch):
+    monkeypatch.setattr(logged, "FIRST_WAIT", 0.0)
+    logger = Flaky()
+    logger.wait = 0.0
+    with pytest.warns(RuntimeWarning) as found:
+        feed(logger)
+    assert logger.tries == len(RECORDS) + 2
+    texts = [str(warning.message) for warning in found]
+    assert len(texts) == 2  # one when it fails, one at the end
+    assert "lacks records (6)" in texts[1]
+
+
+def test_search_goes_on_where_the_disk_refuses(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with (
+        pytest.warns(RuntimeWarning, match="CSV log does not take records"),
+        CsvLogger(tmp_path / "file" / "log.csv", OBJECTIVES) as logger,
+    ):
+        logger(RECORDS[0])
+
+
+def test_ledger_drops_a_line_that_was_cut_off(tmp_path):
+    ledger = Ledger(tmp_path / "logged.txt")
+    assert ledger.read() == set()
+    ledger.add("one")
+    with ledger.path.open("a") as file:
+        file.write("tw")
+    assert ledger.read() == {"one"}
+    ledger.add("three")
+    assert ledger.read() == {"one", "three"}
+
+
+# -- TensorBoard -----------------------------------------------------------------------------
+def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    in_two_calls(lambda: TensorBoardLogger(tmp_path, OBJECTIVES))
+    search = reader.EventAccumulator(str(tmp_path), {"tensors": 0}).Reload()
+    size = search.Scalars("front/size")
+    assert [(e.step, e.value) for e in size] == list(enumerate(SIZES, start=1))
+    assert [e.value for e in search.Scalars("front/hypervolume")] == VOLUMES
+    assert [(e.step, e.value) for e in search.Scalars("record/loss")] == [
+        (r.number, r.values["loss"]) for r in RECORDS if r.values
+    ]
+    assert [e.step for e in search.Tensors("front/text_summary")] == [1, 2, 6]
+    table = search.Tensors("front/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert table.splitlines()[2:] == [
+        "| 2 | tpe | 7 | 1 | 0.5 | window(2) |",
+        "| 5 | tpe | 7 | 1.5 | 0.6 | window(5) |",
+    ]
+    words = search.Tensors("record/failed/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "error: ValueError: a, b" in words
+    trial = reader.EventAccumulator(str(tmp_path / "trials" / "5")).Reload()
+    assert [(e.step, e.value) for e in trial.Scalars("loss")] == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    assert trial.Scalars("final/loss")[0].value == 1.5
+    plugin = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+    content = trial.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    start = plugin.HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["params.reach"].number_value == 5
+    assert start.hparams["mask"].string_value == "window(5)"
+
+
+# -- MLflow ----------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    in_two_calls(lambda: MlflowLogger("lab", OBJECTIVES, folder=tmp_path / "m", name="mine"))
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'm' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert (parent.info.run_name, parent.info.status) == ("mine", "FINISHED")
+    history = client.get_metric_history(parent.info.run_id, "front/hypervolume")
+    assert [m.value for m in sorted(history, key=lambda m: m.step)] == VOLUMES
+    assert parent.data.metrics["front/size"] == 2
+    assert parent.data.metrics["search/failed"] == 1
+    front = json.loads(
+        (tmp_path / "m/artifacts" / parent.info.run_id / "artifacts/front.json").read_text()
+    )
+    assert [row["number"] for row in front["front"]] == [2, 5]
+    children = {run.info.run_name: run for run in runs if run is not parent}
+    assert sorted(children) == [f"trial {number}" for number in range(6)]
+    assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in children.values())
+    statuses = [children[f"trial {n}"].info.status for n in range(6)]
+    assert statuses == ["FINISHED", "FAILED", "FINISHED", "FINISHED", "KILLED", "FINISHED"]
+    trial = children["trial 5"].data
+    assert trial.params["params.reach"] == "5"
+    assert trial.params["mask"] == "window(5)"
+    assert trial.params["hops"] == "inf"
+    assert trial.metrics["loss"] == 1.5
+    curve = client.get_metric_history(children["trial 5"].info.run_id, "curve/loss")
+    assert [(m.step, m.value) for m in curve] == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    assert children["trial 1"].data.params["error"] == "ValueError: a, b"
+
+
+def test_mlflow_server_that_is_down_does_not_end_a_search(monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr("masksearch.loggers.ledger.FIRST_WAIT", 600.0)  # it is tried only once
+    logger = MlflowLogger("lab", OBJECTIVES, tracking_uri="http://127.0.0.1:9")
+    with pytest.warns(RuntimeWarning) as found:
+        feed(logger)
+    texts = [str(w.message) for w in found if "MLflow log" in str(w.message)]
+    assert len(texts) == 2
+    assert "the search goes on" in texts[0]
+    assert "lacks records (6)" in texts[1]
+
+
+# -- Weights & Biases ------------------------------------------------------------------------
+def logged_messages(data: bytes) -> Iterator[bytes]:
+    """The messages of a LevelDB log: 7 bytes of its own, then blocks of 32 KiB, in which every
+    piece of a message has a checksum (4 bytes), its length (2) and its kind (1)."""
+    at, message = 7, b""
+    while at + 7 <= len(data):
+        if 32_768 - at % 32_768 < 7:  # the rest of a block is too short for a head
+            at += 32_768 - at % 32_768
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            return  # the rest is being written
+        message += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield message
+            message = b""
+
+
+def histories(folder: Path) -> list[list[dict[str, object]]]:
+    """The steps of every offline run below a folder, oldest run first."""
+    from wandb.proto import wandb_internal_pb2
+
+    runs = []
+    for path in folder.glob("wandb/offline-run-*/run-*.wandb"):
+        kinds: list[str] = []
+        deadline = time.monotonic() + 120
+        while kinds[-1:] != ["exit"]:  # its own process writes the file, a moment after `finish`
+            assert time.monotonic() < deadline, kinds
+            time.sleep(0.02)
+            messages = logged_messages(path.read_bytes())
+            entries = [wandb_internal_pb2.Record.FromString(data) for data in messages]
+            kinds = [entry.WhichOneof("record_type") for entry in entries]
+        began = entries[kinds.index("run")].run.start_time.ToNanoseconds()
+        steps = [
+            {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
+            for entry, kind in zip(entries, kinds, strict=True)
+            if kind == "history"
+        ]
+        runs.append((began, steps))
+    return [steps for _, steps in sorted(runs, key=lambda run: run[0])]
+
+
+def test_wandb_reads_back_every_record_from_its_offline_files(tmp_path):
+    pytest.importorskip("wandb")
+    logger = WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path, name="mine")
+    feed(logger)
+    (steps,) = histories(tmp_path)
+    assert [s["search/finished"] for s in steps] == [1, 2, 3, 4, 5, 6]
+    assert [s["record/number"] for s in steps] == [r.number for r in RECORDS]
+    assert [s["front/size"] for s in steps] == SIZES
+    assert [s["front/hypervolume"] for s in steps] == VOLUMES
+    assert steps[0]["record/loss"] == 2.0
+    assert steps[0]["record/mask"] == "window(0)"
+    assert steps[2]["record/error"] == "ValueError: a, b"
+    changes = [s["search/finished"] for s in steps if any("front/table" in key for key in s)]
+    assert changes == [1, 2, 6]
+    tables = tmp_path.glob("wandb/offline-run-*/files/media/table/front/*.json")
+    assert {len(json.loads(path.read_text())["data"]) for path in tables} == {1, 2}
+
+
+@pytest.mark.slow
+def test_wandb_offline_run_of_a_resumed_search_holds_all_records(tmp_path):
+    pytest.importorskip("wandb")
+    in_two_calls(lambda: WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path))
+    first, second = histories(tmp_path)
+    assert [s["search/finished"] for s in first] == [1, 2, 3]
+    assert [s["search/finished"] for s in second] == [1, 2, 3, 4, 5, 6]
+
+
+def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with (
+        pytest.warns(RuntimeWarning, match="Weights & Biases log does not take records"),
+        WandbLogger("lab", OBJECTIVES, mode="online", folder=tmp_path) as logger,
+    ):
+        logger(RECORDS[0])
+
+
+# -- the command line's loggers --------------------------------------------------------------
+@pytest.mark.slow
+def test_opened_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
+    for library in ("tensorboard", "mlflow", "wandb"):
+        pytest.importorskip(library)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    names = ["csv", "tensorboard", "mlflow", "wandb", "csv"]
+    with opened_loggers(names, tmp_path / "run", OBJECTIVES) as loggers:
+        assert len(loggers) == 4
+        for logger in loggers:
+            logger(RECORDS[0])
+    assert len(rows(tmp_path / "run/log.csv")) == 1
+    assert list((tmp_path / "run/tensorboard").glob("events.*"))
+    assert (tmp_path / "run/mlflow/mlflow.db").is_file()
+    assert [len(steps) for steps in histories(tmp_path / "run")] == [1]
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_opened_loggers_refuse_an_unknown_name(tmp_path):
+    with (
+        pytest.raises(UnknownNameError, match="did you mean 'wandb'"),
+        opened_loggers(["csv", "wandbd"], tmp_path, OBJECTIVES),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+    with opened_loggers([], tmp_path, OBJECTIVES) as loggers:
+        assert loggers == []
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb"])
+def test_missing_library_gives_the_command_that_installs_it(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with (
+        pytest.raises(SearchError, match=rf"pip install 'masksearch\[{name}\]'"),
+        opened_loggers([name], tmp_path, OBJECTIVES),
+    ):
+        pass

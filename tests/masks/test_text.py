@@ -1,0 +1,187 @@
+"""Masks as text: what is printed can be read back, and nothing else is read."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from mask_trees import sized_trees
+
+from masksearch import masks
+from masksearch.errors import MaskFormatError, MaskSearchError, UnknownNameError
+from masksearch.masks.text import FUNCTIONS, LONGEST
+
+
+@given(sized_trees(tables=False))
+def test_parse_reads_what_str_prints(sized):
+    _, mask = sized
+    assert masks.parse(str(mask)) == mask
+    assert repr(mask) == str(mask)
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"),
+    [
+        ("window(3)", masks.window(3)),
+        ("  window( reach = 3 ) ", masks.window(3)),
+        ("bigbird", masks.bigbird()),
+        ("bigbird(2,1,2) | window(3)", masks.bigbird() | masks.window(3)),
+        ("bigbird(seed=9)", masks.bigbird(seed=9)),
+        ("window(3) & causal - window(0)", masks.window(3) & (masks.causal() - masks.window(0))),
+        ("window(3) | ~stride(2)", masks.window(3) | ~masks.stride(2)),
+        ("~(window(1) | full())", ~(masks.window(1) | masks.full())),
+        ("without_diagonal(star)", masks.without_diagonal(masks.star())),
+        ("shifts([-1, 2])", masks.shifts([-1, 2])),
+        ("offsets((1, 2))", masks.offsets([1, 2])),
+        ("global_tokens(positions=[3])", masks.global_tokens(positions=[3])),
+        ("per_head([full, causal()])", masks.per_head([masks.full(), masks.causal()])),
+        ("toeplitz(bits=[1, 0])", masks.toeplitz(torch.tensor([True, False]))),
+        ("cropped(fixed(), at=128)", masks.cropped(masks.fixed(), 128)),
+    ],
+)
+def test_parse_reads(text, mask):
+    assert masks.parse(text) == mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "text"),
+    [
+        (masks.window(3) | masks.global_tokens(1), "window(3) | global_tokens(1)"),
+        (masks.strided(), "strided()"),
+        (masks.strided(5), "window(4) | stride(5)"),
+        (masks.without_diagonal(masks.star()), "star() - offsets([0])"),
+        (~(masks.window(1) | masks.full()), "~(window(1) | full())"),
+        (masks.cropped(masks.fixed(), 128), "cropped(fixed(), 128)"),
+        (masks.toeplitz(torch.tensor([True, False])), "toeplitz([1,0])"),
+    ],
+)
+def test_str_is_short(mask, text):
+    assert str(mask) == text
+
+
+def test_str_of_tables_shows_shape_and_digest():
+    table = masks.table(torch.ones(3, 7, 7, dtype=torch.bool))
+    assert str(table) == f"table(3x7x7, {table.digest[:8]})"
+    long = masks.toeplitz(torch.ones(2, 255, dtype=torch.bool), signed=True)
+    assert str(long) == f"toeplitz(2x255, signed, {long.digest[:8]})"
+    with pytest.raises(MaskFormatError):
+        masks.parse(str(table))
+
+
+def test_every_constructor_but_table_can_be_written():
+    others = {"FAMILIES", "Mask", "NearestFamily", "Points", "layer_of", "nearest_family", "parse"}
+    others |= {"ContentMask", "parse_content"}
+    others |= {name for name in masks.__all__ if name.startswith(("to_", "from_"))}
+    constructors = set(masks.__all__) - others - {"table"}
+    assert set(FUNCTIONS) == constructors
+
+
+# -- what is refused ---------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("windo(3)", "window"),
+        ("bigbrid", "bigbird"),
+        ("Star()", "star"),
+        ("stridde(4)", "strided"),
+    ],
+)
+def test_unknown_names_give_the_nearest(text, near):
+    with pytest.raises(UnknownNameError, match=rf"unknown mask '.*'; did you mean .*'{near}'"):
+        masks.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "__import__('os').system('touch parsed')",
+        "window(1).__class__",
+        "window.__globals__",
+        "masks.window(3)",
+        "window(__import__('os'))",
+        "eval('full()')",
+        "open('x')",
+        "f'{full()}'",
+        "(x := full())",
+        "window(reach := 3)",
+        "[full() for _ in range(3)]",
+        "window(9**9**9)",
+        "window(1 << 1000)",
+        "lambda: full()",
+        "full() if True else causal()",
+        "full() and causal()",
+        "full() + causal()",
+        "full() ^ causal()",
+        "full() < causal()",
+        "not full()",
+        "full()()",
+        "full()[0]",
+        "window(*[1])",
+        "window(**{'reach': 1})",
+        "window(reach=1, reach=2)",
+        "window('1')",
+        "window(1.0)",
+        "window(None)",
+        "window(1j)",
+        "window(...)",
+        "{full()}",
+        "full() | 3",
+        "~3",
+        "3",
+        "[full()]",
+        "toeplitz(window(1))",
+        "toeplitz([2])",
+        "toeplitz([[1], [1, 0]])",
+        "toeplitz([1], signed=2)",
+        "",
+        "full(); causal()",
+        "full() causal()",
+        "window()",
+        "window(1, 2)",
+        "window(width=1)",
+        "per_head(full())",
+        "import os",
+        "\0",
+        "window(" + "9" * 5000 + ")",
+        "window(" + "9" * 30 + ")",
+        "(" * 5000,
+        "~" * 50_000 + "full()",
+        "|".join(["full()"] * 10_000),
+        "full()" + " " * LONGEST,
+    ],
+    ids=lambda text: text[:40].encode("unicode_escape").decode() or "empty",
+)
+def test_parse_refuses_and_evaluates_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MaskSearchError) as caught:
+        masks.parse(text)
+    assert not list(tmp_path.iterdir())
+    assert 10 < len(str(caught.value)) < 700
+
+
+@given(st.text(alphabet="windofulcasr()[]|&-~,=0123 .*:'", max_size=30) | st.text())
+def test_any_text_is_a_mask_or_refused(text):
+    try:
+        assert isinstance(masks.parse(text), masks.Mask)
+    except (MaskFormatError, UnknownNameError):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("window(1).x", r"'window\(1\).x' cannot stand in a mask; masks are calls such as"),
+        ("window(9**9)", r"'9\*\*9' cannot stand in a mask"),
+        ("full() | 3", r"\| & - ~ combine masks, got 3"),
+        ("3", "'3' is not a mask; write for example 'bigbird"),
+        ("window(-1)", "reach must be a whole number >= 0, got -1"),
+        ("window(", "cannot read the mask 'window\\(': .* never closed"),
+        ("window(reach=1, reach=2)", "window is given reach twice"),
+        ("window(**x)", "cannot stand in a mask; write name=value"),
+        ("toeplitz([2])", r"toeplitz takes lists of 0 and 1, got \[2\]"),
+        ("~" * 50_000 + "full()", "nested too deeply|recursion"),
+        (" " * (LONGEST + 1), f"at most {LONGEST} characters, got {LONGEST + 1}"),
+    ],
+)
+def test_parse_messages(text, message):
+    with pytest.raises(MaskFormatError, match=message):
+        masks.parse(text)

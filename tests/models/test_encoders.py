@@ -1,0 +1,158 @@
+"""The named encoders of every architecture, and the masks on them."""
+
+import inspect
+
+import pytest
+import torch
+
+from masksearch import masks
+from masksearch.attention.attach import attach
+from masksearch.errors import UnknownNameError
+from masksearch.gates.sparsebert import published_rate
+from masksearch.models.encoders import (
+    ARCHITECTURES,
+    SIZES,
+    Size,
+    encoder,
+    initial_spread,
+    size_named,
+)
+from masksearch.models.presets import SPARSEBERT
+
+SMALL = Size(layers=2, width=32, heads=4)
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_follow_the_seed_and_nothing_else(architecture):
+    def build(seed: int) -> dict[str, torch.Tensor]:
+        return weights(encoder(SMALL, 40, 16, seed=seed, architecture=architecture))
+
+    state = torch.get_rng_state()
+    first = build(5)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)  # a moved global generator changes nothing
+    assert same(first, build(5))
+    assert not same(first, build(6))
+    torch.set_rng_state(state)
+
+
+def test_encoder_has_the_named_size():
+    config = encoder("tiny", 60, 24, seed=0, dropout=0.2, initializer_range=0.1).config
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 128)
+    assert (config.num_attention_heads, config.intermediate_size) == (4, 512)
+    assert (config.vocab_size, config.max_position_embeddings) == (60, 24)
+    assert config.hidden_dropout_prob == config.attention_probs_dropout_prob == 0.2
+    base = encoder(SMALL, 400, 16, seed=0, initializer_range=0.1)
+    assert base.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_sizes_divide_into_heads():
+    for size in SIZES.values():
+        assert size.width % size.heads == 0
+    assert SIZES["base"] == Size(12, 768, 12)  # BERT-base, arXiv 1810.04805, Section 3
+
+
+def test_unknown_size_gives_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown model size 'tinny'; did you mean 'tiny'"):
+        size_named("tinny")
+    with pytest.raises(UnknownNameError):
+        encoder("huge", 40, 16, seed=0)
+
+
+def test_initial_spread_is_berts_at_its_width():
+    assert initial_spread(768) == 0.02  # BERT, initializer_range of the released configuration
+    assert initial_spread(192) == pytest.approx(0.04)
+    wide = encoder(SMALL, 400, 16, seed=0)
+    assert wide.config.initializer_range == initial_spread(32)
+
+
+# -- other architectures -----------------------------------------------------------------------
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_has_the_size_and_takes_the_whole_length(architecture):
+    model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
+    config = model.config
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 32)
+    assert (config.num_attention_heads, config.vocab_size) == (4, 40)
+    assert config.pad_token_id == 3
+    assert config.initializer_range == initial_spread(32)
+    full = tokens(2, 16) % 36 + 4  # no padding among them
+    out = model(input_ids=full).last_hidden_state
+    assert out.shape == (2, 16, 32)
+    assert out.isfinite().all()
+    moved = model(input_ids=full.flip(1)).last_hidden_state.flip(1)
+    assert not torch.allclose(out, moved, atol=1e-4)  # the order of the tokens counts
+    if architecture != "modernbert":  # whose positions are rotations, without an end
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, 17), 5))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dropout_reaches_every_architecture(architecture):
+    given = tokens(1, 8) % 36 + 4
+    for dropout, moves in ((0.0, False), (0.5, True)):
+        model = encoder(SMALL, 40, 16, seed=0, dropout=dropout, architecture=architecture).train()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            one, two = (model(input_ids=given).last_hidden_state for _ in range(2))
+        assert torch.equal(one, two) is not moves
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_changes_nothing(architecture):
+    model = encoder(SMALL, 40, 16, seed=0, architecture=architecture, pad=3).eval()
+    given = tokens(1, 6) % 36 + 4
+    padded = torch.cat([given, torch.full((1, 5), 3)], 1)
+    visible = (torch.arange(11) < 6).long()[None]
+    alone = model(input_ids=given).last_hidden_state
+    inside = model(input_ids=padded, attention_mask=visible).last_hidden_state[:, :6]
+    assert torch.allclose(alone, inside, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_gradient_crosses_a_masked_edge(architecture):
+    size = Size(layers=1, width=32, heads=4)
+    model = encoder(size, 40, 16, seed=0, initializer_range=0.3, architecture=architecture).eval()
+    attach(model, masks.per_head([masks.window(reach) for reach in range(4)]))
+    leaves: list[torch.Tensor] = []
+
+    def replaced(module: torch.nn.Module, given: object, out: torch.Tensor) -> torch.Tensor:
+        leaves.append(out.detach().requires_grad_())
+        return leaves[-1]
+
+    model.get_submodule("embeddings").register_forward_hook(replaced)
+    out = model(input_ids=tokens(1, 12) % 36 + 4).last_hidden_state
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(1))
+    for query in range(12):
+        (grad,) = torch.autograd.grad(
+            (out[0, query] * direction).sum(), leaves[-1], retain_graph=True
+        )
+        crossed = grad[0].abs().amax(-1) > 0
+        assert crossed.tolist() == [abs(query - key) < 4 for key in range(12)]
+
+
+def test_unknown_architecture_and_pad():
+    with pytest.raises(UnknownNameError, match="unknown architecture 'robert'; did you mean"):
+        encoder(SMALL, 40, 16, seed=0, architecture="robert")
+    with pytest.raises(ValueError, match=r"pad must be a token id in 0\.\.39, got 40"):
+        encoder(SMALL, 40, 16, seed=0, pad=40)
+
+
+def test_sparsebert_is_bert_base_as_published():
+    model = SPARSEBERT
+    assert size_named(model.size) == Size(12, 768, 12)
+    assert model.batch * model.steps == 461_242_368  # sequences, of 128 positions
+    assert initial_spread(768) == model.initializer_range
+    signature = inspect.signature(published_rate).parameters
+    assert signature["warmup"].default == model.warmup

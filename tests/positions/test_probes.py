@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from masksearch.contracts import GateBank
+from masksearch.errors import LengthError
+from masksearch.positions.probes import (
+    FlippedAttention,
+    ScaledAttention,
+    ThinnedAttention,
+    WatchedAttention,
+    attention_weights,
+    valid_pairs,
+)
+
+SIZES = (5, 2, 1)  # positions, heads, layers
+
+
+def parts(batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(0)
+    shape = (batch, 2, 5, 3)
+    query, key, value = (
+        torch.randn(shape, generator=source, dtype=torch.float64) for _ in range(3)
+    )
+    return query, key, value
+
+
+def padding() -> Tensor:
+    visible = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    visible[1, :, :, 3:] = False
+    return visible
+
+
+def by_hand(query: Tensor, key: Tensor, keep: Tensor, scaling: float) -> Tensor:
+    weights = torch.zeros(2, 2, 5, 5, dtype=torch.float64)
+    for b, h, i in ((b, h, i) for b in range(2) for h in range(2) for i in range(5)):
+        keys = [j for j in range(5) if keep.expand(2, 2, 5, 5)[b, h, i, j]]
+        scores = [math.exp(scaling * float(query[b, h, i] @ key[b, h, j])) for j in keys]
+        for j, score in zip(keys, scores, strict=True):
+            weights[b, h, i, j] = score / sum(scores)
+    return weights
+
+
+def test_weights_match_a_loop():
+    query, key, _ = parts()
+    weights = attention_weights(query, key, padding(), 0.7)
+    assert weights.dtype == torch.float64
+    torch.testing.assert_close(weights, by_hand(query, key, padding(), 0.7))
+
+
+def test_a_row_without_a_key_is_zero():
+    query, key, _ = parts()
+    visible = padding()
+    visible[0, :, 2] = False
+    weights = attention_weights(query, key, visible, 1.0)
+    assert weights[0, :, 2].abs().sum() == 0
+    assert weights.isfinite().all()
+
+
+def test_padded_rows_do_not_count():
+    valid = valid_pairs(padding(), 2, 5, torch.device("cpu"))
+    assert valid[0].all()
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[:3, :3] = True
+    assert torch.equal(valid[1, 0], expected)
+    assert valid_pairs(None, 2, 5, torch.device("cpu")).shape == (2, 1, 5, 5)
+
+
+def test_causal_pairs_count_although_the_last_key_is_seen_once():
+    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
+    assert torch.equal(valid_pairs(causal, 2, 5, torch.device("cpu"))[1], causal[0])
+
+
+def test_banks_that_change_nothing_agree_with_each_other():
+    query, key, value = parts()
+    seen: list[Tensor] = []
+    banks: list[GateBank] = [
+        WatchedAttention(*SIZES, lambda layer, weights, valid: seen.append(weights)),
+        FlippedAttention(*SIZES, lambda layer, gate, valid: None),
+        ThinnedAttention(*SIZES),
+    ]
+    expected = by_hand(query, key, padding(), 1.0) @ value
+    for bank in banks:
+        out = bank.attend(0, query, key, value, padding(), dropout=0.0, scaling=1.0)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(seen[0], by_hand(query, key, padding(), 1.0))
+
+
+def test_scales_act_after_the_softmax_without_renormalising():
+    query, key, value = parts()
+    bank = ScaledAttention(*SIZES).double()
+    with torch.no_grad():
+        bank.logits.copy_(torch.randn(bank.logits.shape, generator=torch.Generator()))
+    out = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    everything = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+    scaled = by_hand(query, key, everything, 1.0) * bank.logits[0].sigmoid()
+    torch.testing.assert_close(out, scaled @ value)
+
+
+@pytest.mark.parametrize(
+    ("per_layer", "per_head", "shape"),
+    [(True, True, (3, 2)), (True, False, (3, 1)), (False, False, (1, 1))],
+)
+def test_scales_are_shared_as_asked(per_layer, per_head, shape):
+    bank = ScaledAttention(5, 2, 3, per_layer=per_layer, per_head=per_head, initial=2.0)
+    assert bank.scales().shape == (*shape, 5, 5)
+    assert bank.scales().min().item() == pytest.approx(1 / (1 + math.exp(-2)))
+    query, key, value = (part.float() for part in parts())
+    bank.attend(2, query, key, value, None, dropout=0.0, scaling=1.0)
+
+
+def test_thinned_rows_that_would_be_empty_keep_what_they_have():
+    query, key, value = parts()
+    visible = padding()
+    visible[0, 0, 1] = torch.tensor([0, 0, 0, 1, 0], dtype=torch.bool)
+    bank = ThinnedAttention(*SIZES)
+    bank.removed = (torch.arange(5) == 3).expand(1, 1, 5, 5)
+    out = bank.attend(0, query, key, value, visible, dropout=0.0, scaling=1.0)
+    keep = visible & (torch.arange(5) != 3)
+    keep[0, 0, 1, 3] = True
+    torch.testing.assert_close(out, by_hand(query, key, keep, 1.0) @ value)
+    assert bank.cells == [4 / 2]  # 4 of 5 rows of the first sequence, none of the second
+
+
+def test_thinned_in_one_head_leaves_the_other():
+    query, key, value = parts()
+    bank = ThinnedAttention(*SIZES)
+    dense = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    bank.removed, bank.head = torch.eye(5, dtype=torch.bool)[None, None], 1
+    out = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    torch.testing.assert_close(out[:, 0], dense[:, 0])
+    off = ~torch.eye(5, dtype=torch.bool)[None, None]
+    torch.testing.assert_close(out[:, 1], (by_hand(query, key, off, 1.0) @ value)[:, 1])
+    bank.layer = 3
+    out = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    torch.testing.assert_close(out, dense)
+
+
+def test_another_length_is_refused():
+    query, key, value = parts()
+    bank = ThinnedAttention(6, 2, 1)
+    with pytest.raises(LengthError, match=r"first one, 6 positions, got 5 queries.*pad"):
+        bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
+from matplotlib.container import BarContainer
+from matplotlib.text import Text
+
+from masksearch.contracts import Report, generator
+from masksearch.report.figures.dam import (
+    plot_agreement,
+    plot_dam,
+    plot_decided,
+    plot_gates,
+    plot_losses,
+    plot_offsets,
+    plot_response,
+)
+
+AGREEMENT = {
+    "seeds": 3, "iou": 0.4, "chance": 0.05, "matched": 0.6, "matched_chance": 0.07,
+    "by_pair": [0.3, 0.4, 0.5], "matched_by_pair": [0.6, 0.6, 0.6],
+}  # fmt: skip
+
+
+def words(figure):
+    FigureCanvasAgg(figure).draw()
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def heights(axes):
+    return [bar.get_height() for c in axes.containers if isinstance(c, BarContainer) for bar in c]
+
+
+@pytest.fixture(scope="module")
+def probabilities():
+    return torch.rand(2, 3, 8, 8, generator=generator(1))
+
+
+def test_dam_has_a_logarithmic_density(one_shot):
+    figure = plot_dam(one_shot.curve)
+    assert figure.axes[0].get_yscale() == "log"
+    assert len(figure.axes[0].get_lines()) == 2
+    assert len(plot_dam(()).axes) == 2
+
+
+def test_dam_shades_the_warm_up(one_shot):
+    figure = plot_dam(one_shot.curve, warmup_steps=15)
+    for axes in figure.axes:
+        (shade,) = axes.patches
+        assert (shade.get_x(), shade.get_width()) == (0, 15)
+    assert "warm-up: dense attention" in words(figure)
+    assert not plot_dam(one_shot.curve).axes[0].patches
+
+
+def test_gates_shows_every_probability(probabilities):
+    figure = plot_gates(probabilities)
+    image = figure.axes[0].get_images()[0]
+    shown = np.asarray(image.get_array().filled(np.nan))
+    values = shown[~np.isnan(shown)]
+    assert sorted(values.tolist()) == sorted(probabilities.double().flatten().tolist())
+    assert image.get_clim() == (0, 1)
+    named = words(figure)
+    assert {"layer 0", "layer 1", "head 2"} <= set(named)
+    assert f"{100 * probabilities[1, 2].mean():.1f}%" in named
+    assert {"all layers", "all heads"} <= set(words(plot_gates(probabilities[:1, :1])))
+
+
+def test_many_heads_are_drawn_without_their_densities():
+    figure = plot_gates(torch.full((4, 12, 4, 4), 0.5))
+    assert "50.0%" not in words(figure)
+    assert figure.get_figwidth() < 12
+
+
+def test_offsets_match_loop(probabilities):
+    figure = plot_offsets(probabilities)
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    y = lines["mean of all"].get_ydata()
+    for offset in (-7, -1, 0, 3):
+        cells = [
+            float(probabilities[layer, head, i, i + offset])
+            for layer in range(2)
+            for head in range(3)
+            for i in range(8)
+            if 0 <= i + offset < 8
+        ]
+        assert y[offset + 7] == pytest.approx(sum(cells) / len(cells), rel=1e-5)
+    assert lines["if all were equal"].get_ydata()[0] == pytest.approx(probabilities.mean().item())
+    assert len(figure.axes[0].get_lines()) == 2 * 3 + 2
+    assert len(plot_offsets(probabilities[:1, :1]).axes[0].get_lines()) == 2
+
+
+def test_losses_say_what_is_missing():
+    figure = plot_losses({"relaxed": 2.0, "sampled": 2.5, "discretised": None})
+    assert heights(figure.axes[0]) == [2.0, 2.5]
+    named = words(figure)
+    assert named.count("not\nmeasured") == 2
+    assert "2.500\n(+0.500)" in named
+    assert words(plot_losses({})).count("not\nmeasured") == 4
+    assert "1.000" in words(plot_losses({"relaxed": 2.0, "discretised": 1.0}))  # no step
+
+
+def test_histogram_holds_all_edges(probabilities):
+    figure = plot_decided(probabilities)
+    assert sum(heights(figure.axes[0])) == pytest.approx(100)
+    share = ((probabilities > 0.1) & (probabilities < 0.9)).float().mean()
+    assert f"undecided: {100 * share:.1f}%" in words(figure)
+
+
+def test_agreement_stands_against_chance():
+    figure = plot_agreement({"free, 5%": AGREEMENT, "free, 10%": AGREEMENT})
+    axes = figure.axes[0]
+    assert heights(axes) == [0.4, 0.6] * 2
+    levels = [line.get_ydata()[0] for line in axes.get_lines()]
+    assert levels == [0.05, 0.07] * 2
+    points = [c for c in axes.collections if isinstance(c, PathCollection)]
+    assert [len(c.get_offsets()) for c in points] == [3] * 4
+    assert "free, 5%\n(3 seeds)" in words(figure)
+
+
+def test_response_is_drawn_and_judged():
+    points = [
+        {"asked": 0.1, "density": 0.4, "loss": 2.0},
+        {"asked": 1.0, "density": 0.1, "loss": None},
+        {"asked": 1.0, "density": 0.3, "loss": 3.0},
+    ]
+    fields = {"control": "penalty", "setting": "penalty", "reversals": [], "points": points}
+    figure = plot_response({**fields, "monotone": True})
+    assert "control 'penalty': monotone" in words(figure)
+    reached, loss = figure.axes
+    assert reached.get_lines()[0].get_ydata().tolist() == pytest.approx([0.4, 0.2])
+    assert loss.get_lines()[0].get_ydata().tolist() == [2.0, 3.0]
+    wrong = plot_response({**fields, "monotone": False, "reversals": [[0.1, 1.0]]})
+    assert "control 'penalty': not monotone: from 0.1 to 1" in words(wrong)
+    silent = [{**point, "loss": None} for point in points]
+    named = words(
+        plot_response({**fields, "setting": "density", "points": silent, "monotone": True})
+    )
+    assert {"not measured", "as asked", "target density"} <= set(named)
+
+
+def test_curve_without_targets_is_drawn():
+    figure = plot_dam([Report(1, {"density": 0.5}), Report(2, {"density": 0.4})], 1)
+    assert len(figure.axes[0].get_lines()) == 1

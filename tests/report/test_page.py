@@ -1,0 +1,327 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from masksearch import masks
+from masksearch.analysis.compare import Comparison
+from masksearch.contracts import Report, generator
+from masksearch.gates.diagnostics import health
+from masksearch.gates.result import DamResult
+from masksearch.report.collect import Found, dam_health
+from masksearch.report.page import write_report
+from masksearch.report.tables import health_table, near, strongest
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """Collects tags and visible text, and checks that every element is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def studies(record, one_shot):
+    evil = "Traceback (most recent call last):\n<script>alert(1)</script> & so on: out of memory"
+    random = [record(0, 0.8, masks.star(), origin="baseline:star")]
+    random += [record(1 + k, 0.6 + 0.02 * k, masks.window(k)) for k in range(4)]
+    random.append(record(9, None, error=evil))
+    dam = [one_shot, record(1, 0.75, masks.window(1), origin="dam")]
+    return {"random": random, "dam": dam}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, studies, objectives, shape, compared):
+    runs = {
+        "mine": (masks.window(1), [0.7, 0.71, 0.72]),
+        "star": (masks.star(), [0.6, 0.62, 0.61]),
+        "<b>bold</b>": (masks.window(2), [0.6]),
+    }
+    tasks = {"RTE": 0.5, "RTE/majority": 0.5}
+    comparison = Comparison(tuple(compared(runs, values=tasks)), objectives, shape=shape)
+    return write_report(
+        tmp_path_factory.mktemp("page") / "new" / "report.html",
+        title="Masks & <more>",
+        studies=studies,
+        objectives=objectives,
+        comparison=comparison,
+        facts={"machine": "2 cores", "command": "masksearch search x.py:space"},
+        shape=shape,
+        verdicts=["A line of mine."],
+    )
+
+
+def test_page_is_complete(full):
+    page = Page(full.read_text())
+    for expected in (
+        "A line of mine.",
+        "mine: better than star",
+        "2 cores",
+        "16 positions, 2 layers, 2 heads",
+        "1 of 15 trials failed",
+        "Differentiable attention masks (DAM)",
+        "masksearch search x.py:space",
+        "≤ constant",
+        "(1 seed)",
+        "window(1)",
+        "Holm",
+        "torch",
+    ):
+        assert expected in page.text
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 4
+    assert all(attrs["alt"] for attrs in images)
+
+
+def test_page_needs_nothing_else(full):
+    text = full.read_text()
+    page = Page(text)
+    assert not re.search(r"https?://|//cdn|@import|url\(", text)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    sources = [attrs["src"] or "" for _, attrs in page.tags if "src" in attrs]
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+
+
+def test_page_escapes_what_others_wrote(full):
+    text = full.read_text()
+    assert "<script>" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so on" in text
+    assert "<b>bold" not in text
+    assert "<title>Masks &amp; &lt;more&gt;</title>" in text
+
+
+def test_figures_lie_beside_the_page(full):
+    folder = full.parent / "figures"
+    for name in ("front", "hypervolume", "masks", "dam"):
+        assert (folder / f"{name}.png").stat().st_size > 2000
+        assert (folder / f"{name}.pdf").stat().st_size > 2000
+
+
+def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):
+    def page(**fields) -> str:
+        path = write_report(tmp_path / "r.html", title="t", objectives=objectives, **fields)
+        return Page(path.read_text()).text
+
+    assert "Nothing was run." in page(studies={})
+    unfinished = page(studies={"tpe": [record(0, None, error="boom")]}, shape=shape)
+    assert "No trial has finished, so nothing can be said." in unfinished
+    assert "No finished trial, hence no front." in unfinished
+    assert "boom" in unfinished
+    alone = page(studies={"tpe": [record(0, 0.7)]})
+    assert "does not show that a searched mask is better" in alone
+    assert "The masks' shape is not known here" in alone
+    assert "from one seed and therefore has no interval" in alone
+
+
+def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
+    study = [
+        record(0, 0.7, masks.star()),
+        record(1, 0.99, masks.window(5), status="stopped"),
+    ]
+    path = write_report(
+        tmp_path / "r.html", title="t", studies={"tpe": study}, objectives=objectives, shape=shape
+    )
+    assert "0.99" not in Page(path.read_text()).text
+
+
+def test_report_is_the_same_twice(tmp_path, record, objectives):
+    pages = [
+        write_report(
+            tmp_path / name / "r.html",
+            title="t",
+            studies={"tpe": [record(0, 0.7)]},
+            objectives=objectives,
+        ).read_bytes()
+        for name in "ab"
+    ]
+    assert pages[0] == pages[1]
+
+
+def test_other_protocols_get_a_figure_of_their_own(tmp_path, record, objectives, shape, compared):
+    runs = compared({"mine": (masks.window(1), [0.7, 0.8])}, protocol="longer")
+    path = write_report(
+        tmp_path / "r.html",
+        title="t",
+        studies={"tpe": [record(0, 0.7)]},
+        objectives=objectives,
+        comparison=Comparison(tuple(runs), objectives),
+        shape=shape,
+    )
+    assert (tmp_path / "figures" / "compared.png").exists()
+    assert "under another protocol than the search" in Page(path.read_text()).text
+
+
+@pytest.fixture
+def dam_study(tmp_path, one_shot, record, objectives, shape):
+    """A study of one DAM run: its gates on the disk, and masks cut from them."""
+
+    def make(seed: int, target: float = 0.25, cut: tuple[tuple[float, float], ...] = ()) -> Found:
+        folder = tmp_path / f"run_{seed}_{target}"
+        folder.mkdir()
+        last = one_shot.curve[-1]
+        losses = {"held_out": 2.2, "relaxed": 2.0, "sampled": 2.6, "discretised": 2.7}
+        curve = (*one_shot.curve[:-1], Report(last.step, {**last.values, **losses}))
+        DamResult(
+            torch.rand(2, 2, 16, 16, generator=generator(seed)),
+            curve,
+            target,
+            {"structure": "free", "length": 16, "heads": 2, "layers": 2},
+            {"steps": 39, "warmup": 0.4, "control": "hinge", "density": target},
+        ).save(folder / "gates.safetensors")
+        job = replace(one_shot.job, config={"density": target})
+        first = replace(
+            one_shot, job=job, curve=curve, seed=seed, artifacts={"gates": "gates.safetensors"}
+        )
+        rest = [
+            record(1 + k, 0.7, masks.window(k), origin="dam", params={"density": density},
+                   values={"loss": loss})
+            for k, (density, loss) in enumerate(cut)
+        ]  # fmt: skip
+        name = f"dam_{seed}_{target}"
+        return Found(folder, "search", name, [first, *rest], objectives, shape, {})
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Figures are made and named, but not rendered; returns their names."""
+    names = []
+
+    def save(figure, folder, name):
+        names.append(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.png").write_bytes(b"png")
+        return folder / f"{name}.png", folder / f"{name}.pdf"
+
+    monkeypatch.setattr("masksearch.report.page.save", save)
+    return names
+
+
+def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
+    study = dam_study(0, cut=((0.1, 9.0), (0.25, 3.5)))
+    path = write_report(
+        tmp_path / "page" / "r.html",
+        title="t",
+        studies={"dam": study.records},
+        objectives=objectives,
+        shape=shape,
+        dam=dam_health([study]),
+    )
+    page = Page(path.read_text())
+    for expected in (
+        "dam_0_0.25, trial 0 (seed 0): free gates, target 25%",
+        "The target was missed",
+        "The loss rises by 0.6 nats from soft to sampled gates",
+        "The loss rises by 0.8 nats when the mask is trained from scratch",
+        "loss, retrained 3.5",
+        "agreement of seeds one seed",
+        "of the mass",
+    ):
+        assert expected in page.text
+    assert "Several runs together" not in page.text
+    folder = path.parent / "figures"
+    for name in ("dam", "dam_gates", "dam_offsets", "dam_losses", "dam_decided"):
+        assert (folder / f"{name}.png").stat().st_size > 2000
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert all(attrs["alt"] for attrs in images)
+    assert len(images) == 3 + 5
+
+
+def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monkeypatch):
+    monkeypatch.setattr("masksearch.report.dam.CARDS", 1)
+    monkeypatch.setattr("masksearch.report.page.CARDS", 1)
+    found = [dam_study(0), dam_study(1), dam_study(0, 0.5)]
+    runs = dam_health(found)
+    assert list(runs.agreements) == ["free, 25%"]
+    assert runs.agreements["free, 25%"]["seeds"] == 2
+    (response,) = runs.responses
+    assert [point["asked"] for point in response["points"]] == [0.25, 0.25, 0.5]
+    path = write_report(
+        tmp_path / "page" / "r.html",
+        title="t",
+        studies={study.name: study.records for study in found},
+        objectives=objectives,
+        dam=runs,
+    )
+    page = Page(path.read_text())
+    assert "Several runs together" in page.text
+    assert "1 of 3 runs are shown in full." in page.text
+    assert "mean over pairs of 2 seeds" in page.text
+    assert {"dam_0_gates", "dam_1", "dam_2", "dam_agreement", "dam_response"} <= set(quick)
+    assert "dam_1_gates" not in quick
+    assert sum(tag == "img" for tag, _ in page.tags) == len(quick) == len(set(quick))
+
+
+def test_lost_gates_are_said_to_be_lost(dam_study, tmp_path, objectives, quick):
+    study = dam_study(0)
+    (study.run / "gates.safetensors").unlink()
+    runs = dam_health([study])
+    assert not runs.cards
+    path = write_report(
+        tmp_path / "r.html",
+        title="t",
+        studies={"dam": study.records},
+        objectives=objectives,
+        dam=runs,
+    )
+    assert "dam_0_0.25, trial 0 (seed 0): no gates at" in Page(path.read_text()).text
+    assert quick == ["dam"]  # the curve is in the record
+    assert dam_health([replace(study, records=[])]) is None
+
+
+@pytest.mark.parametrize(
+    ("cut", "loss"),
+    [
+        ((), None),
+        (((0.25, 3.0), (0.24, 2.0)), 3.0),
+        (((0.2, 3.0), (0.3, 2.0)), None),  # of another density
+        (((0.26, 3.0), (0.2, 2.0)), 3.0),
+        (((0.25, float("nan")),), None),
+    ],
+)
+def test_retrained_is_the_mask_nearest_to_the_target(dam_study, cut, loss):
+    (card,) = dam_health([dam_study(0, cut=cut)]).cards
+    assert card.health["losses"]["retrained"] == loss
+
+
+def test_health_table_is_in_words():
+    table = torch.zeros(1, 2, 8, 8)
+    table[0, 0].diagonal(-1).fill_(0.9)
+    table[0, 1].fill_diagonal_(0.5)
+    rows = health_table(health(table, target=0.1, initial=0.9)).rows
+    cells = {row[0].text: row[1].text for row in rows}
+    assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
+    assert cells["diagonal"] == "38.8% of the mass"  # 8 x 0.5 of 8 x 0.5 + 7 x 0.9
+    assert cells["loss, retrained"] == "not measured"
+    assert strongest([0.1, 0.2, 0.1]) == "0 (0.20), -1 (0.10), +1 (0.10)"
+    for n in (1, 3, 9):
+        cells_near = sum(abs(i - j) <= 4 for i in range(n) for j in range(n))
+        assert near(n, 4) == pytest.approx(cells_near / n**2)

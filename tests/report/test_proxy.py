@@ -1,0 +1,121 @@
+"""Proxy cards of stored runs: the function, the command, the report's section."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from cli_runs import run
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Objective, Report, Shape
+from masksearch.errors import SearchError
+from masksearch.report.proxy import proxy_card
+
+
+class Learning:
+    """A loss that is the longer the more what the mask's reach will make of it."""
+
+    shape = Shape(16, 1, 1)
+    objectives = (Objective("loss", "min", 9.0), Objective("sparsity", "max", 0.0))
+
+    def __init__(self, steps: int = 40, early: tuple[int, ...] = (1, 10)) -> None:
+        self.steps, self.early = steps, early
+        self.protocol = f"learning {steps}"
+
+    def __call__(self, mask, *, seed, workdir):
+        quality = mask.density(16)
+        for step in (*self.early, self.steps):
+            noise = ((7 * seed + 3 * step + int(900 * quality)) % 11 - 5) / 500
+            yield Report(step, {"loss": 5 - quality * step / 40 + noise})
+
+
+def ran(folder: Path, evaluator: Learning, reaches=range(12)) -> Path:
+    named = {f"window {reach}": masks.window(reach) for reach in reaches}
+    ms.compare(named, evaluator, run=folder, seeds=range(2))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("proxy")
+    ran(folder / "long", Learning())
+    ran(folder / "short", Learning(20), range(4))
+    ran(folder / "bare", Learning(30, ()), range(2))
+    return folder
+
+
+def test_card_of_a_run_folder(runs):
+    card = proxy_card(runs / "long", bands=1, resamples=50)
+    assert [row.budget for row in card.rows] == [1, 10, 40]
+    assert list(card.masks) == [f"window {reach}" for reach in range(11, -1, -1)]
+    assert card.goals["loss"] == "min"
+    assert "use narrower bands" in card.verdict()  # here quality IS density
+
+
+def test_runs_of_other_lengths_are_judged_by_the_reference(runs):
+    card = proxy_card(runs / "short", reference=runs / "long", resamples=20)
+    assert [(row.schedule, row.budget) for row in card.rows][-2:] == [
+        ("own runs", 20),
+        ("own runs", 40),
+    ]
+    assert card.rows[-2].masks == 4
+
+
+def test_command_prints_writes_and_speaks_json(monkeypatch, capsys, runs, tmp_path):
+    png, table = tmp_path / "a" / "card.png", tmp_path / "b" / "card.csv"
+    words = ["proxy-card", runs / "long", "--resamples", 20, "--bands", 1]
+    code, out, err = run(monkeypatch, capsys, *words, "--out", png, "--csv", table)
+    assert (code, err) == (0, "")
+    assert "tau-b in bands" in out
+    assert "Not decided: loss as a proxy of loss at 40 steps." in out
+    assert png.read_bytes()[:4] == b"\x89PNG"
+    with table.open(newline="") as file:
+        assert [row["budget"] for row in csv.DictReader(file)] == ["1", "10", "40"]
+    code, out, _ = run(monkeypatch, capsys, *words, "--json")
+    assert code == 0
+    assert json.loads(out)["valid"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["none"], "none: no such run folder"),
+        (["bare"], "hold no curves"),
+        (["long", "--target", "los"], "unknown measure 'los'; did you mean 'loss'?"),
+        (["long", "short"], "--reference RUN"),
+        (["long", "--bands", "few"], "--bands takes numbers between commas"),
+        (["long", "--top", "1,x"], "--top takes numbers between commas"),
+        (["long", "--fraction", "2"], "(0, 1]"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(monkeypatch, capsys, runs, words, message):
+    monkeypatch.chdir(runs)
+    code, out, err = run(monkeypatch, capsys, "proxy-card", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_one_mask_is_a_mistake(monkeypatch, capsys, tmp_path):
+    ran(tmp_path / "one", Learning(), [2])
+    code, _, err = run(monkeypatch, capsys, "proxy-card", tmp_path / "one")
+    assert code == 2
+    assert "a ranking needs at least 2 masks" in err
+    with pytest.raises(SearchError, match="at least one run folder"):
+        proxy_card([])
+
+
+@pytest.mark.slow
+def test_report_has_the_card_where_there_are_masks_enough(monkeypatch, capsys, runs):
+    code, _, err = run(monkeypatch, capsys, "report", runs / "long")
+    assert code == 0, err
+    page = (runs / "long" / "report.html").read_text()
+    assert "How far to trust a shorter run" in page
+    assert "tau-b in bands" in page
+    assert (runs / "long" / "figures" / "proxy.png").is_file()
+    run(monkeypatch, capsys, "report", runs / "short")
+    assert "How far to trust" not in (runs / "short" / "report.html").read_text()

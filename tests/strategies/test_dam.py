@@ -1,0 +1,63 @@
+"""DAM as a strategy: one training, then its discretisations, all in one study."""
+
+from __future__ import annotations
+
+import pytest
+
+import masksearch as ms
+from masksearch.contracts import OneShot, Record
+from masksearch.strategies.dam import DamStrategy
+
+EVALUATOR = ms.PlantedEvaluator(
+    ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4),
+    steps=6,
+    downstream_steps=2,
+    held_out_sequences=32,
+)
+OPTIONS = {
+    "gates": {"structure": "toeplitz+global", "global_count": 1},
+    "config": {"steps": 12, "density": 0.3},
+    "densities": (0.4, 0.3, 0.01),
+}
+
+
+def search(run, trials=4):
+    return ms.search(
+        None, EVALUATOR, run=run, trials=trials, strategy="dam", strategy_options=OPTIONS
+    )
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_dam_leaves_gates_and_masks_in_one_study(tmp_path):
+    study = search(tmp_path / "run")
+    first, *cut = study.records()
+    assert isinstance(first.job, OneShot)
+    assert (tmp_path / "run" / first.artifacts["gates"]).is_file()
+    assert first.seconds > 0
+    assert {"loss", "density"} <= set(first.curve[-1].values)
+    by_density = {record.params["density"]: record for record in cut}
+    for density in (0.4, 0.3):
+        assert by_density[density].measures["density"] == pytest.approx(density, abs=1 / 144)
+    assert by_density[0.01].status == "failed"  # fewer cells than rows
+    assert "every row keeps a key" in by_density[0.01].error
+    assert all(record.scored for record in study.frontier())
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_dam_resumes_from_its_gates(tmp_path):
+    whole = search(tmp_path / "a", trials=3)
+    search(tmp_path / "b", trials=2)
+    parts = search(tmp_path / "b", trials=3)
+
+    def outcome(study):
+        return [(r.number, r.status, r.fingerprint, dict(r.values)) for r in study.records()]
+
+    assert outcome(whole) == outcome(parts)
+
+
+def test_failed_training_ends_the_search(tmp_path):
+    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.1)
+    proposal = strategy.ask()
+    assert strategy.ask() == "wait"
+    strategy.tell(Record(0, "failed", proposal.job, error="no memory"))
+    assert strategy.ask() == "done"

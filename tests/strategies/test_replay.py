@@ -1,0 +1,112 @@
+"""What a sampler is told of a record, above all of a stopped one."""
+
+from __future__ import annotations
+
+import json
+
+import optuna
+import pytest
+from optuna.distributions import IntDistribution, distribution_to_json
+from optuna.trial import TrialState
+
+from masksearch import masks
+from masksearch.contracts import Evaluate, Objective, Record
+from masksearch.strategies.replay import ToldStudy, Verdicts, excesses
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.study.constraints import Constraint
+
+ONE = (Objective("loss", "min", 10.0),)
+TWO = (*ONE, Objective("sparsity", "max", 0.0))
+SPARSE, FAST = Constraint("sparsity", ">=", 0.5), Constraint("ms", "<", 4.0)
+
+
+def record(number=0, status="done", **known):
+    measures = {name: known.pop(name) for name in ("sparsity",) if name in known}
+    return Record(
+        number, status, Evaluate(masks.window(1)), params={"reach": 1}, values=known,
+        measures=measures, step=3,
+        memo={"distributions": json.dumps({"reach": distribution_to_json(IntDistribution(0, 9))})},
+    )  # fmt: skip
+
+
+def told(status, filler, objectives=TWO, constraints=(SPARSE,), others=(), **known):
+    records = dict(enumerate(others, start=1)) | {0: record(0, status, **known)}
+    return Verdicts(objectives, constraints, filler).outcome(records[0], records)
+
+
+def test_scored_record_has_its_values_and_its_excess():
+    for status in ("done", "reused"):
+        outcome = told(status, "none", loss=2.0, sparsity=0.75)
+        assert (outcome.state, outcome.values) == (TrialState.COMPLETE, [2.0, 0.75])
+        assert outcome.excess == {"sparsity >= 0.5": -0.25}
+
+
+@pytest.mark.parametrize("status", ["failed", "done"])
+def test_nan_and_failure_are_failures(status):
+    assert told(status, "median", loss=float("nan"), sparsity=0.9).state is TrialState.FAIL
+
+
+def test_trial_that_a_scheduler_stopped_is_pruned_and_gets_no_score():
+    for filler in ("none", "worst", "median"):
+        outcome = told("stopped", filler, loss=2.0, sparsity=0.75)
+        assert (outcome.state, outcome.values, outcome.partial) == (TrialState.PRUNED, None, {})
+        alone = told("stopped", filler, objectives=ONE, loss=2.0, sparsity=0.75)
+        assert alone.partial == {3: 2.0}
+
+
+def test_violating_mask_is_told_as_its_sampler_can_learn_it():
+    pruned = told("stopped", "none", sparsity=0.25)
+    assert (pruned.state, pruned.excess) == (TrialState.PRUNED, {"sparsity >= 0.5": 0.25})
+    worst = told("stopped", "worst", sparsity=0.25)
+    assert (worst.state, worst.values) == (TrialState.COMPLETE, [10.0, 0.25])
+    others = [record(loss=loss, sparsity=0.9) for loss in (1.0, 2.0, 6.0)]
+    median = told("stopped", "median", others=others, sparsity=0.25)
+    assert (median.state, median.values) == (TrialState.COMPLETE, [2.0, 0.25])
+
+
+def test_gaussian_processes_get_every_constraint():
+    others = [record(loss=1.0, sparsity=0.9, ms=ms) for ms in (3.0, 5.0, 6.0)]
+    limits = (SPARSE, FAST)
+    assert told("stopped", "worst", constraints=limits, sparsity=0.25).excess.keys() == {
+        "sparsity >= 0.5"
+    }
+    median = told("stopped", "median", constraints=limits, others=others, sparsity=0.25)
+    assert median.excess == {"sparsity >= 0.5": 0.25, "ms < 4": 1.0}
+
+
+def test_value_on_a_strict_limit_is_infeasible():
+    assert excesses(record(ms=4.0), [FAST])["ms < 4"] > 0
+    assert excesses(record(sparsity=0.5), [SPARSE])["sparsity >= 0.5"] <= 0
+    assert excesses(record(), [FAST]) == {}
+
+
+def test_constraints_are_those_that_optuna_reads():
+    memory = ToldStudy(TWO, optuna.samplers.RandomSampler(seed=0))
+    memory.place(record())
+    memory.finish(0, told("done", "none", loss=1.0, sparsity=0.25))
+    assert memory.study.trials[0].constraints == {"sparsity >= 0.5": 0.25}
+    assert memory.study.trials[0].params == {"reach": 1}
+
+
+def test_unknown_draws_become_empty_running_trials():
+    memory = ToldStudy(TWO, optuna.samplers.RandomSampler(seed=0))
+    memory.place(record(2))
+    assert [trial.params for trial in memory.study.trials] == [{}, {}, {"reach": 1}]
+    memory.place(record(1))
+    assert [trial.params for trial in memory.study.trials] == [{}, {"reach": 1}, {"reach": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("tpe", "PRUNED"), ("qmc", "PRUNED"), ("nsga2", "COMPLETE"), ("nsga3", "COMPLETE"),
+     ("gp", "COMPLETE")],
+)  # fmt: skip
+def test_every_sampler_is_told_of_a_violating_mask(name, state):
+    strategy = OptunaStrategy(
+        lambda trial: masks.window(trial.suggest_int("reach", 0, 9)), TWO,
+        sampler=SAMPLERS[name], seed=0, name=name, constraints=(SPARSE,),
+    )  # fmt: skip
+    strategy.tell(record(0, "stopped", sparsity=0.25))
+    strategy.ask()
+    assert strategy.study.trials[0].state.name == state
+    assert strategy.study.trials[0].constraints == {"sparsity >= 0.5": 0.25}

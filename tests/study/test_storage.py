@@ -1,0 +1,365 @@
+"""Storages: opened, locked, full, damaged, gone; and one driver per study."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Evaluate, Objective, Record, Report
+from masksearch.errors import SearchError
+from masksearch.study import storage as storages
+from masksearch.study.storage import DiskFullError, opened, place_of, redacted
+from masksearch.study.store import StudyStore
+
+OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
+FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
+HOLD = """
+import sys, time
+from pathlib import Path
+from masksearch.contracts import Objective
+from masksearch.study.store import StudyStore
+store = StudyStore(Path(sys.argv[1]), sys.argv[2] or None)
+store.create((Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0)), {"a": "b"})
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def running(**settings) -> Record:
+    values = dict(
+        number=-1, status="running", job=Evaluate(masks.window(2)), fingerprint="f", protocol="p",
+        origin="tpe", measures={"sparsity": 0.7},
+    )  # fmt: skip
+    return Record(**(values | settings))
+
+
+def finished(number: int, points: int = 1) -> Record:
+    curve = tuple(Report(step + 1, {"loss": 0.25}) for step in range(points))
+    return running(
+        number=number, status="done", values={"loss": 0.25}, step=points, curve=curve, seconds=1.0
+    )
+
+
+def made(run: Path, storage=None, trials: int = 0) -> StudyStore:
+    store = StudyStore(run, storage)
+    store.create(OBJECTIVES, FACTS)
+    for draw in range(trials):
+        store.finish(finished(store.begin(running(), draw)))
+    return store
+
+
+# -- names ---------------------------------------------------------------------------------------
+def test_passwords_are_shown_nowhere(tmp_path):
+    url = "postgresql://ann:p%40ss:w@host:1/db?sslmode=off"
+    place = place_of(tmp_path, url)
+    assert "p%40ss" not in place.shown + repr(place)
+    assert place.shown == "postgresql://ann:***@host:1/db?sslmode=off"
+    assert redacted("no such user (password p@ss:w)", url) == "no such user (password ***)"
+    assert redacted("x://h/d?user=a&password=b&c=d") == "x://h/d?user=a&password=***&c=d"
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
+def test_postgresql_means_psycopg_3(tmp_path, scheme):
+    place = place_of(tmp_path, f"{scheme}://ann:word@host/db")
+    assert place.url == "postgresql+psycopg://ann:word@host/db"
+    assert place.kind == "postgresql"
+
+
+def test_missing_driver_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)  # so that importing it fails
+    with pytest.raises(SearchError, match=r'pip install "masksearch\[postgresql\]"') as caught:
+        opened(tmp_path, "postgresql://ann:word@127.0.0.1:1/db")
+    assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize("storage", ["nonsense://x:word@y", "nonsense", "journal"])
+def test_text_that_is_no_storage(tmp_path, storage):
+    with pytest.raises(SearchError, match="cannot open the storage") as caught:
+        opened(tmp_path, storage)
+    assert "word" not in str(caught.value)
+
+
+def test_storage_objects_are_known_by_their_file(tmp_path):
+    path = tmp_path / "a.db"
+    for storage in (f"sqlite:///{path}", f"journal:{tmp_path / 'log'}"):
+        place = place_of(tmp_path, storage)
+        assert place_of(tmp_path, opened(tmp_path, storage)).path == place.path != None  # noqa: E711
+    assert place_of(tmp_path, optuna.storages.InMemoryStorage()).kind == "other"
+
+
+# -- SQLite --------------------------------------------------------------------------------------
+def test_locked_database_is_waited_for(tmp_path, monkeypatch):
+    store = made(tmp_path / "run", trials=1)
+    other = sqlite3.connect(tmp_path / "run" / "study.db", check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.1, other.rollback).start()
+    assert store.begin(running(), 1) == 1  # after a while
+    store.close()
+    monkeypatch.setattr(storages, "BUSY", 0.1)
+    store = made(tmp_path / "run")
+    other.execute("BEGIN EXCLUSIVE")
+    with monkeypatch.context() as patch:  # Optuna sleeps before it tries again
+        patch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for more than once"))
+        with pytest.raises(SearchError, match=r"study\.db is locked: another process holds it"):
+            store.begin(running(), 2)
+    other.rollback()
+    assert store.begin(running(), 2) == 2
+    other.close()
+    store.close()
+
+
+def test_foreign_file_is_named(tmp_path):
+    (tmp_path / "study.db").write_bytes(b"no database" * 1000)
+    for write in (True, False):
+        with pytest.raises(SearchError, match=r"study\.db is damaged, or no study"):
+            StudyStore(tmp_path, write=write)
+
+
+def test_truncated_database_is_named(tmp_path):
+    run = tmp_path / "run"
+    made(run, trials=3).close()
+    data = (run / "study.db").read_bytes()
+
+    def read():
+        store = StudyStore(run, write=False)
+        store.load()
+        store.records()
+
+    for share in (0.02, 0.3, 0.6, 0.95):
+        (run / "study.db").write_bytes(data[: int(len(data) * share)])
+        with pytest.raises(SearchError, match=r"study\.db is damaged"):
+            read()
+
+
+def test_emptied_database_is_not_begun_anew(tmp_path):
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "study.db").touch()
+    with pytest.raises(SearchError, match=r"study\.db is empty, although .* holds trials"):
+        StudyStore(tmp_path)
+
+
+# -- journals ------------------------------------------------------------------------------------
+def test_half_a_line_of_a_journal_is_cut_off(tmp_path):
+    log = tmp_path / "log"
+    made(tmp_path / "run", f"journal:{log}", trials=2).close()
+    with log.open("ab") as file:
+        file.write(b'{"op_code": 8, "trial')  # its writer died, or the disk was full
+    store = made(tmp_path / "run", f"journal:{log}", trials=1)
+    store.close()
+    assert len(StudyStore(tmp_path / "run", f"journal:{log}", write=False).records()) == 3
+
+
+def test_damaged_journal_is_named(tmp_path):
+    log = tmp_path / "log"
+    made(tmp_path / "run", f"journal:{log}", trials=2).close()
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:2], b"\xff\x00rubbish\n", *lines[2:]]))
+    with pytest.raises(SearchError, match="log is damaged, or no journal"):
+        StudyStore(tmp_path / "run", f"journal:{log}")
+
+
+# -- the disk ------------------------------------------------------------------------------------
+def fill(path: Path) -> None:
+    """Leaves no free byte on a disk."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 4096)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "other disk"])
+def test_full_disk_keeps_the_results(small_disk, tmp_path, kind):
+    run = (tmp_path if kind == "other disk" else small_disk) / "run"
+    storage = {
+        "sqlite": None,
+        "journal": f"journal:{small_disk / 'log'}",
+        "other disk": f"sqlite:///{small_disk / 'team.db'}",
+    }[kind]
+    store = made(run, storage, trials=1)
+    number = store.begin(running(), 1)
+    fill(small_disk / "filler")
+    with pytest.raises(DiskFullError, match=r"disk full at .*: the 2 finished results, up to"):
+        store.finish(finished(number, points=2000))
+    store.close()
+    (small_disk / "filler").unlink()
+    again = made(run, storage)  # the command is repeated
+    assert [record.status for record in again.records()] == ["done", "done"]
+    assert again.records()[1] == finished(number, points=2000)
+    assert again.begin(running(), 2) == 2
+    again.close()
+    assert not list(tmp_path.rglob("*.reserve")), "a clean end leaves no reserve"
+
+
+def test_full_disk_is_said_before_anything_is_trained(small_disk):
+    (small_disk / "filler").write_bytes(b"x" * (5_500 << 10))
+    with pytest.raises(SearchError, match=r"cannot write to the run folder .*: No space left"):
+        StudyStore(small_disk / "run")
+    assert not (small_disk / "run" / ".reserve").exists()
+
+
+# -- one driver ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "object"])
+def test_one_study_has_one_driver_whatever_its_folder(tmp_path, kind):
+    storage = f"journal:{tmp_path / 'team'}" if kind == "journal" else f"sqlite:///{tmp_path}/team"
+    if kind == "object":
+        storage = opened(tmp_path, storage)
+    first = made(tmp_path / "here" / "run", storage)
+    with pytest.raises(SearchError, match=rf"writing to the study 'run' .*process {os.getpid()} "):
+        StudyStore(tmp_path / "there" / "run", storage)
+    other = StudyStore(tmp_path / "there" / "run2", storage)  # another study of the same storage
+    other.close()
+    StudyStore(tmp_path / "there" / "run", storage, write=False)  # reading is free
+    first.close()
+    StudyStore(tmp_path / "there" / "run", storage).close()
+
+
+def held(run: Path, storage: str) -> subprocess.Popen:
+    """Another process that holds a study."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, run, storage], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def check_killed_holder(run: Path, elsewhere: Path, storage: str) -> None:
+    process = held(run, storage)
+    try:
+        with pytest.raises(SearchError, match=rf"another process .*\(process {process.pid} on "):
+            StudyStore(elsewhere, storage or None)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    deadline = time.monotonic() + 120  # a server needs a moment to see it
+    while True:
+        try:
+            StudyStore(elsewhere, storage or None).close()
+            return
+        except SearchError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["run folder", "sqlite", "journal"])
+def test_killed_holder_frees_the_study(tmp_path, kind):
+    storage = {"run folder": "", "sqlite": f"sqlite:///{tmp_path}/team", "journal":
+               f"journal:{tmp_path}/log"}[kind]  # fmt: skip
+    run = tmp_path / "run"
+    check_killed_holder(run, run if kind == "run folder" else tmp_path / "b" / "run", storage)
+
+
+# -- PostgreSQL ----------------------------------------------------------------------------------
+def test_postgresql_keeps_a_search(server, tmp_path):
+    settings = dict(run=tmp_path / "team-a", storage=server.url(), strategy="random", seed=3)
+    first = ms.search(space, ToyEvaluator(), trials=3, **settings)
+    assert not (tmp_path / "team-a" / "study.db").exists()
+    for path in (tmp_path / "team-a").rglob("*"):
+        assert not path.is_file() or server.password.encode() not in path.read_bytes()
+    assert server.password not in json.dumps(first.store.facts())
+    again = ms.search(space, ToyEvaluator(), trials=5, **settings)
+    alone = ms.search(
+        space, ToyEvaluator(), trials=5, run=tmp_path / "alone", strategy="random", seed=3
+    )
+    assert [r.fingerprint for r in again.records()] == [r.fingerprint for r in alone.records()]
+    assert [r.values for r in again.records()] == [r.values for r in alone.records()]
+
+
+def test_postgresql_study_has_one_driver(server, tmp_path):
+    first = made(tmp_path / "here" / "team-b", server.url())
+    with pytest.raises(
+        SearchError, match=rf"the study 'team-b' .*process {os.getpid()} "
+    ) as error:
+        StudyStore(tmp_path / "there" / "team-b", server.url())
+    assert server.password not in str(error.value)
+    first.locks[1].connection.close = lambda: None  # the server hears of it later
+    first.close()
+    StudyStore(tmp_path / "there" / "team-b", server.url()).close()
+
+
+def test_postgresql_says_what_is_wrong(server, tmp_path):
+    with pytest.raises(
+        SearchError, match=r"password authentication failed .*; check the user"
+    ) as e:
+        StudyStore(tmp_path / "run", server.url(password="wr0ng"), write=False)
+    assert "wr0ng" not in str(e.value)
+    assert e.value.__suppress_context__, "a traceback would show the address"
+    url = server.url().replace("/postgres", "/nowhere")
+    with pytest.raises(SearchError, match=r'"nowhere" does not exist; make it with createdb'):
+        StudyStore(tmp_path / "run", url)
+    url = server.url().replace(str(server.port), "1")
+    with pytest.raises(SearchError, match=r"refused.*; check that the server runs"):
+        StudyStore(tmp_path / "run", url)
+
+
+@pytest.mark.slow
+def test_postgresql_restarted_in_the_middle(server, tmp_path):
+    store = made(tmp_path / "team-c", server.url(), trials=1)
+    number = store.begin(running(), 1)
+    server.stop()
+    starter = threading.Timer(0.5, server.start)
+    starter.start()
+    store.finish(finished(number))  # waits for the server
+    starter.join()
+    assert [record.status for record in store.records()] == ["done", "done"]
+    with pytest.raises(SearchError, match="another process is writing"):
+        StudyStore(tmp_path / "b" / "team-c", server.url())
+    store.close()
+
+
+def wait_for_end(connection: sqlalchemy.Connection, backend: int) -> None:
+    """Until the server has freed what that session had locked."""
+    locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+    deadline = time.monotonic() + 120
+    while connection.exec_driver_sql(locks, (backend,)).scalar():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_postgresql_session_lost_and_taken_by_another(server, tmp_path):
+    store = made(tmp_path / "team-d", server.url())
+    with sqlalchemy.create_engine(place_of(tmp_path, server.url()).url).connect() as other:
+        other.exec_driver_sql(f"SELECT pg_terminate_backend({store.locks[1].backend})")
+        wait_for_end(other, store.locks[1].backend)
+        usurper = StudyStore(tmp_path / "b" / "team-d", server.url())
+        with pytest.raises(SearchError, match="another process is writing"):
+            store.begin(running(), 0)
+        usurper.close()
+    assert store.begin(running(), 0) == 0  # free again, and nobody has written
+    store.close()
+
+
+@pytest.mark.slow
+def test_postgresql_session_lost_and_written_by_another(server, tmp_path):
+    store = made(tmp_path / "team-f", server.url())
+    store.locks[1].connection.close()  # the line breaks, nobody notices
+    with sqlalchemy.create_engine(place_of(tmp_path, server.url()).url).connect() as other:
+        wait_for_end(other, store.locks[1].backend)
+    made(tmp_path / "b" / "team-f", server.url(), trials=1).close()
+    with pytest.raises(
+        SearchError, match=r"another process has written to .*; repeat the command"
+    ):
+        store.begin(running(), 0)
+    store.close()
+
+
+@pytest.mark.slow
+def test_postgresql_killed_holder_frees_the_study(server, tmp_path):
+    check_killed_holder(tmp_path / "team-e", tmp_path / "b" / "team-e", server.url())

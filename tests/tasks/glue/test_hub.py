@@ -1,0 +1,232 @@
+"""GLUE in the Hub's form: a local folder written like the Hub's repository."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masksearch.errors import DataError
+from masksearch.tasks.glue import hub as glue_hub
+from masksearch.tasks.glue.read import TASKS, GlueTask, glue_place, load_glue
+
+datasets = pytest.importorskip("datasets")
+
+
+def example(task: GlueTask, number: int) -> dict[str, Any]:
+    """A row in the Hub's columns."""
+    assert task.hub is not None
+    texts = {column: f'{column} {number}\u2028\t"x' for column in task.hub.texts}
+    label = 5 * number / 12 if task.regression else number % task.classes
+    return {**texts, "label": label, "idx": number}
+
+
+def write(
+    folder: Path, task: GlueTask, rows: dict[str, list[dict[str, Any]]], shards: int = 1
+) -> Path:
+    """`<config>/<split>-00000-of-0000n.parquet`, with the Hub's types."""
+    assert task.hub is not None
+    kind = datasets.ClassLabel(names=list(task.hub.names))
+    label = datasets.Value("float32") if task.regression else kind
+    for split, part in rows.items():
+        columns = {name: datasets.Value("string") for name in part[0]}
+        columns |= {"label": label, "idx": datasets.Value("int32")}
+        whole = datasets.Dataset.from_list(part, features=datasets.Features(columns))
+        (folder / task.hub.config).mkdir(parents=True, exist_ok=True)
+        for number in range(shards):
+            file = folder / task.hub.config / f"{split}-{number:05d}-of-{shards:05d}.parquet"
+            whole.shard(shards, number, contiguous=True).to_parquet(file)
+    return folder
+
+
+def splits(task: GlueTask) -> list[str]:
+    assert task.hub is not None
+    return ["train", *task.hub.dev.values(), "test"]
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All nine tasks, 12 rows a split; the labels of the test sets are hidden."""
+    folder = tmp_path_factory.mktemp("hub")
+    for task in TASKS.values():
+        rows = {split: [example(task, n) for n in range(12)] for split in splits(task)}
+        for row in rows["test"]:
+            row["label"] = -1
+        write(folder, task, rows, shards=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_reads_from_a_local_folder(hub: Path, name: str) -> None:
+    task = TASKS[name]
+    data = load_glue(f"hf:{hub}", name)
+    assert list(data.dev) == list(task.dev_files)
+    for rows in (data.train, *data.dev.values()):
+        assert task.hub is not None
+        expected = [example(task, n) for n in range(12)]
+        assert rows.texts == [tuple(row[column] for column in task.hub.texts) for row in expected]
+        assert rows.labels == pytest.approx([row["label"] for row in expected])
+        kind = float if task.regression else int
+        assert {type(label) for label in rows.labels} == {kind}
+
+
+def test_hub_and_tsv_rows_are_equal_and_their_digests_are_not(hub: Path, tmp_path: Path) -> None:
+    lines = [
+        f"{number}\ta {number}\tb\t{('entailment', 'not_entailment')[number % 2]}"
+        for number in range(9)
+    ]
+    (tmp_path / "RTE").mkdir()
+    for file in ("train.tsv", "dev.tsv"):
+        (tmp_path / "RTE" / file).write_text(
+            "\n".join(["index\tsentence1\tsentence2\tlabel", *lines])
+        )
+    rows = [{"sentence1": f"a {n}", "sentence2": "b", "label": n % 2, "idx": n} for n in range(9)]
+    write(tmp_path / "hub", TASKS["RTE"], {"train": rows, "validation": rows})
+    tsv = load_glue(tmp_path, "RTE", 5, dev_rows=4, seed=1)
+    found = load_glue(f"hf:{tmp_path / 'hub'}", "RTE", 5, dev_rows=4, seed=1)
+    assert (found.train, found.dev) == (tsv.train, tsv.dev)
+    assert found.digest != tsv.digest
+    assert found.digest == load_glue(f"hf:{tmp_path / 'hub'}", "RTE", 5, dev_rows=4, seed=1).digest
+    assert found.digest != load_glue(f"hf:{tmp_path / 'hub'}", "RTE", 5, seed=1).digest
+    rows[3]["sentence2"] = "c"
+    write(tmp_path / "hub", TASKS["RTE"], {"train": rows})
+    assert found.digest != load_glue(f"hf:{tmp_path / 'hub'}", "RTE", 5, dev_rows=4, seed=1).digest
+
+
+def test_a_saved_data_set_reads_too(hub: Path, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        files = [str(file) for file in sorted((hub / "sst2").glob(f"{split}-*"))]
+        whole = datasets.Dataset.from_parquet(files, cache_dir=str(tmp_path / "cache"))
+        whole.save_to_disk(tmp_path / "sst2" / split)
+    data = load_glue(f"hf:{tmp_path}", "SST-2")
+    assert data == load_glue(f"hf:{hub}", "SST-2")
+
+
+def test_mismatched_is_optional_and_the_matched_set_is_not(tmp_path: Path) -> None:
+    task = TASKS["MNLI"]
+    rows = [example(task, number) for number in range(3)]
+    write(tmp_path, task, {"train": rows, "validation_matched": rows})
+    assert list(load_glue(f"hf:{tmp_path}", "MNLI").dev) == ["MNLI"]
+    (tmp_path / "mnli" / "validation_matched-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"mnli holds no validation_matched-\*\.parquet"):
+        load_glue(f"hf:{tmp_path}", "MNLI")
+
+
+def test_bad_rows_are_named(tmp_path: Path) -> None:
+    task, place = TASKS["SST-2"], f"hf:{tmp_path}"
+
+    def dev(*rows: dict[str, Any]) -> None:
+        good = {"sentence": "a", "label": 1, "idx": 0}
+        write(tmp_path, task, {"train": [good]})
+        file = tmp_path / "sst2" / "validation-00000-of-00001.parquet"
+        datasets.Dataset.from_list([good, *rows]).to_parquet(file)
+
+    dev({"sentence": "b", "label": -1, "idx": 1})
+    with pytest.raises(DataError, match=r"sst2/validation, row 1: the label is hidden \(-1\)"):
+        load_glue(place, "SST-2")
+    dev({"sentence": "b", "label": 2, "idx": 1})
+    with pytest.raises(DataError, match=r"sst2/validation, row 1: unknown label 2"):
+        load_glue(place, "SST-2")
+    dev({"sentence": "b", "label": None, "idx": 1})
+    with pytest.raises(DataError, match=r"row 1: label None is not a number"):
+        load_glue(place, "SST-2")
+    dev({"sentence": None, "label": 1, "idx": 1})
+    with pytest.raises(DataError, match=r"row 1: sentence is None, not a text"):
+        load_glue(place, "SST-2")
+    file = tmp_path / "sst2" / "validation-00000-of-00001.parquet"
+    datasets.Dataset.from_list([{"text": "b", "label": 1}]).to_parquet(file)
+    with pytest.raises(
+        DataError, match=r"no column sentence; SST-2 needs sentence, label, found text"
+    ):
+        load_glue(place, "SST-2")
+    datasets.Dataset.from_dict({"sentence": [], "label": []}).to_parquet(file)
+    with pytest.raises(DataError, match=r"sst2/validation is empty"):
+        load_glue(place, "SST-2")
+    file.write_bytes(b"no parquet")
+    with pytest.raises(
+        DataError, match=r"validation-00000-of-00001\.parquet is not a Parquet file"
+    ):
+        load_glue(place, "SST-2")
+
+
+def test_hidden_scores_and_other_class_orders_are_named(tmp_path: Path) -> None:
+    rows = [example(TASKS["STS-B"], 3)]
+    write(tmp_path, TASKS["STS-B"], {"train": rows, "validation": [{**rows[0], "label": -1.0}]})
+    with pytest.raises(DataError, match=r"stsb/validation, row 0: the label is hidden"):
+        load_glue(f"hf:{tmp_path}", "STS-B")
+    kind = datasets.ClassLabel(names=["positive", "negative"])
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": kind})
+    (tmp_path / "sst2").mkdir()
+    for split in ("train", "validation"):
+        whole = datasets.Dataset.from_list([{"sentence": "a", "label": 1}], features=features)
+        whole.to_parquet(tmp_path / "sst2" / f"{split}.parquet")
+    with pytest.raises(DataError, match=r"the classes are positive, negative, but SST-2 has neg"):
+        load_glue(f"hf:{tmp_path}", "SST-2")
+
+
+def test_a_missing_folder_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no folder .*cola: a GLUE folder in the Hub's form"):
+        load_glue(f"hf:{tmp_path}", "CoLA")
+    with pytest.raises(DataError, match=r"acceptability is not on the Hub"):
+        load_glue(f"hf:{tmp_path}", "acceptability")
+
+
+def test_a_hub_out_of_reach_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without offline mode, against an address where nothing listens."""
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+
+    def never(*arguments: Any, **named: Any) -> None:
+        pytest.fail("load_dataset retries for half a minute; the request before it has failed")
+
+    monkeypatch.setattr(datasets, "load_dataset", never)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"cannot be reached for hf:nyu-mll/glue .*--glue FOLDER"):
+        load_glue("hf:nyu-mll/glue", "CoLA")
+    assert time.monotonic() - start < 25
+
+
+def test_offline_mode_says_so_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match=r"hf:nyu-mll/glue, configuration cola: .*--glue FOLDER"):
+        load_glue("hf:nyu-mll/glue", "CoLA")
+
+
+def test_the_hub_is_asked_for_the_configuration(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def loaded(name: str, config: str) -> dict[str, Any]:
+        asked.extend((name, config))
+        return {
+            split: glue_hub.parquet(sorted((hub / config).glob(f"{split}-*.parquet")))
+            for split in splits(TASKS["MNLI"])
+        }
+
+    monkeypatch.setattr(glue_hub, "reach", lambda name: asked.append(f"reach {name}"))
+    monkeypatch.setattr(datasets, "load_dataset", loaded)
+    data = load_glue("hf:nyu-mll/glue", "MNLI")
+    assert asked == ["reach nyu-mll/glue", "nyu-mll/glue", "mnli"]
+    assert data == load_glue(f"hf:{hub}", "MNLI")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: {"train": []})
+    with pytest.raises(DataError, match=r"no split validation_matched; it holds train"):
+        load_glue("hf:nyu-mll/glue", "MNLI")
+
+
+def test_without_the_library_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="pip install datasets"):
+        load_glue("hf:nyu-mll/glue", "CoLA")
+
+
+def test_places_are_absolute_or_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local").mkdir()
+    assert glue_place("glue") == tmp_path / "glue"
+    assert glue_place("hf:nyu-mll/glue") == "hf:nyu-mll/glue"
+    assert glue_place("hf:local") == glue_place("hf:./local") == f"hf:{tmp_path / 'local'}"
+    assert glue_place(f"hf:{tmp_path}") == f"hf:{tmp_path}"
+    assert glue_place("hf:~/x") == f"hf:{(Path.home() / 'x').resolve()}"

@@ -1,0 +1,175 @@
+"""The official metrics against scikit-learn, scipy and definitions written out here."""
+
+import math
+import random
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from masksearch.tasks.glue.read import TASKS, at_majority, majority, majority_scores, score
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+two_way = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
+three_way = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60)
+number = st.integers(-1000, 1000).map(lambda value: value / 100)
+scores = st.lists(st.tuples(number, number), min_size=2, max_size=40)
+
+
+def plain_matthews(pairs: list[tuple[int, int]]) -> float:
+    """(TP TN - FP FN) / sqrt of the product of the four margins, 0 where one is empty."""
+    count = Counter(pairs)
+    hit, false, miss, right = count[1, 1], count[1, 0], count[0, 1], count[0, 0]
+    below = (hit + false) * (hit + miss) * (right + false) * (right + miss)
+    return (hit * right - false * miss) / math.sqrt(below) if below else 0.0
+
+
+def plain_f1(pairs: list[tuple[int, int]]) -> float:
+    """Harmonic mean of precision and recall of class 1, 0 without a true positive."""
+    count = Counter(pairs)
+    if not count[1, 1]:
+        return 0.0
+    precision = Fraction(count[1, 1], count[1, 1] + count[1, 0])
+    recall = Fraction(count[1, 1], count[1, 1] + count[0, 1])
+    return float(2 * precision * recall / (precision + recall))
+
+
+def plain_correlation(a: list[float], b: list[float]) -> float:
+    """Exact sums; 0 where one side is constant."""
+    x, y = [Fraction(v) for v in a], [Fraction(v) for v in b]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    both = sum((p - mean_x) * (q - mean_y) for p, q in zip(x, y, strict=True))
+    below = sum((p - mean_x) ** 2 for p in x) * sum((q - mean_y) ** 2 for q in y)
+    return float(both) / math.sqrt(below) if below else 0.0
+
+
+def ranks(values: list[float]) -> list[float]:
+    """Ranks from 1, the mean rank for equals."""
+    low = [sum(other < value for other in values) for value in values]
+    same = [sum(other == value for other in values) for value in values]
+    return [first + (count + 1) / 2 for first, count in zip(low, same, strict=True)]
+
+
+@settings(max_examples=25)
+@given(two_way)
+def test_class_metrics_follow_their_definitions(pairs: list[tuple[int, int]]) -> None:
+    guess, truth = [p for p, _ in pairs], [t for _, t in pairs]
+    right = sum(p == t for p, t in pairs) / len(pairs)
+    for name in ("MRPC", "QQP"):
+        found = score(TASKS[name], guess, truth)
+        assert found["accuracy"] == pytest.approx(right)
+        assert found["f1"] == pytest.approx(plain_f1(pairs), abs=1e-12)
+        assert list(found) == ["accuracy", "f1"]
+    found = score(TASKS["CoLA"], guess, truth)
+    assert found["matthews"] == pytest.approx(plain_matthews(pairs), abs=1e-12)
+    assert list(found) == ["matthews", "accuracy"]
+
+
+@settings(max_examples=25)
+@given(scores)
+def test_correlations_follow_their_definitions(pairs: list[tuple[float, float]]) -> None:
+    guess, truth = [p for p, _ in pairs], [t for _, t in pairs]
+    found = score(TASKS["STS-B"], guess, truth)
+    assert found["pearson"] == pytest.approx(plain_correlation(guess, truth), abs=1e-9)
+    by_rank = plain_correlation(ranks(guess), ranks(truth))
+    assert found["spearman"] == pytest.approx(by_rank, abs=1e-9)
+
+
+@settings(max_examples=15)
+@given(two_way, three_way, scores)
+def test_metrics_are_those_of_the_libraries(
+    two: list[tuple[int, int]], three: list[tuple[int, int]], pairs: list[tuple[float, float]]
+) -> None:
+    guess, truth = [p for p, _ in two], [t for _, t in two]
+    assert score(TASKS["QQP"], guess, truth) == {
+        "accuracy": accuracy_score(truth, guess),
+        "f1": f1_score(truth, guess, zero_division=0),
+    }
+    if len(set(truth)) > 1 and len(set(guess)) > 1:
+        assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
+    answers, facts = [p for p, _ in three], [t for _, t in three]
+    assert score(TASKS["MNLI"], answers, facts) == {"accuracy": accuracy_score(facts, answers)}
+    left, right = [p for p, _ in pairs], [t for _, t in pairs]
+    if len(set(left)) > 1 and len(set(right)) > 1:
+        assert score(TASKS["STS-B"], left, right) == {
+            "pearson": pearsonr(left, right).statistic,
+            "spearman": spearmanr(left, right).statistic,
+        }
+
+
+def test_many_random_predictions_agree_with_the_libraries() -> None:
+    draw = random.Random(0)
+    truth = [draw.randint(0, 1) for _ in range(5_000)]
+    guess = [label if draw.random() < 0.7 else 1 - label for label in truth]
+    assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
+    numbers = [draw.random() * 5 for _ in truth]
+    noisy = [value + draw.gauss(0, 1) for value in numbers]
+    found = score(TASKS["STS-B"], np.array(noisy), np.array(numbers))
+    assert found["pearson"] == pearsonr(noisy, numbers).statistic
+
+
+@pytest.mark.parametrize("constant", [0, 1])
+def test_constant_predictions_score_0_and_warn_of_nothing(constant: int) -> None:
+    truth = [0, 1, 1, 0, 1]
+    assert score(TASKS["CoLA"], [constant] * 5, truth)["matthews"] == 0.0
+    found = score(TASKS["MRPC"], [constant] * 5, truth)
+    assert found["f1"] == pytest.approx(2 * 3 / (5 + 3) if constant else 0.0)
+    assert score(TASKS["STS-B"], [constant] * 3, [2.0, 3.0, 5.0]) == {
+        "pearson": 0.0,
+        "spearman": 0.0,
+    }
+
+
+def test_one_class_only() -> None:
+    assert score(TASKS["MRPC"], [0, 0], [0, 0]) == {"accuracy": 1.0, "f1": 0.0}
+    assert score(TASKS["MRPC"], [1, 1], [1, 1]) == {"accuracy": 1.0, "f1": 1.0}
+    assert score(TASKS["MRPC"], [0, 1], [0, 0]) == {"accuracy": 0.5, "f1": 0.0}
+    assert score(TASKS["CoLA"], [1, 1], [1, 1]) == {"matthews": 0.0, "accuracy": 1.0}
+    assert score(TASKS["CoLA"], [1, 0], [1, 1]) == {"matthews": 0.0, "accuracy": 0.5}
+    assert score(TASKS["STS-B"], [1.0, 2.0], [3.0, 3.0])["pearson"] == 0.0
+    assert score(TASKS["STS-B"], [1.0], [3.0]) == {"pearson": 0.0, "spearman": 0.0}
+    assert score(TASKS["WNLI"], [1], [1]) == {"accuracy": 1.0}
+
+
+def test_rounding_is_no_correlation() -> None:
+    """A collapsed regression differs from a constant by rounding alone."""
+    found = score(TASKS["STS-B"], [0.1 + 0.2, 0.3, 0.3], [1.0, 2.0, 3.0])
+    assert found == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_what_cannot_be_scored_is_named() -> None:
+    with pytest.raises(ValueError, match="1 predictions for 2 labels"):
+        score(TASKS["MRPC"], [0], [0, 1])
+    with pytest.raises(ValueError, match="0 predictions for 0 labels"):
+        score(TASKS["MRPC"], [], [])
+    with pytest.raises(ValueError, match=r"STS-B: prediction 1 of 3 is nan; 2 are not finite"):
+        score(TASKS["STS-B"], [1.0, math.nan, math.inf], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match=r"SST-2: prediction 0 of 1 is nan"):
+        score(TASKS["SST-2"], [math.nan], [1])
+    with pytest.raises(ValueError, match=r"SST-2: prediction 1 of 2 is 2; .* 0 \.\. 1"):
+        score(TASKS["SST-2"], [0, 2], [1, 1])
+    with pytest.raises(ValueError, match=r"MNLI: label 0 of 1 is -1"):
+        score(TASKS["MNLI"], [0], [-1])
+
+
+def test_majority_is_the_commonest_label() -> None:
+    assert majority(TASKS["CoLA"], [1, 1, 0]) == 0.0
+    assert majority(TASKS["MNLI"], [2, 2, 0, 1]) == 0.5
+    assert majority(TASKS["STS-B"], [1.5, 2.5, 2.5]) == 0.0
+    assert majority_scores(TASKS["QQP"], [0, 1, 1]) == {
+        "accuracy": pytest.approx(2 / 3),
+        "f1": pytest.approx(0.8),
+    }
+    assert majority_scores(TASKS["QQP"], [0, 1])["f1"] == 0.0  # the smaller one among equals
+
+
+def test_at_majority_flags() -> None:
+    values = {"A": 0.7, "A/majority": 0.6, "B": 0.605, "B/majority": 0.6, "glue": 0.65}
+    assert at_majority(values) == ["B"]
+    assert at_majority(values, margin=0.2) == ["A", "B"]

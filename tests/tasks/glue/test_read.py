@@ -1,0 +1,310 @@
+"""GLUE files, metrics and majority scores."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from masksearch.errors import DataError, UnknownNameError
+from masksearch.tasks.glue.read import (
+    PLANTED,
+    TASKS,
+    load_glue,
+    majority,
+    majority_scores,
+    score,
+    task_named,
+    task_number,
+)
+
+real = pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+
+
+def write(folder: Path, name: str, *lines: str, end: str = "\n") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes((end.join(lines)).encode())
+    return folder / name
+
+
+@pytest.fixture
+def sst(tmp_path: Path) -> Path:
+    rows = [f"text {i}\t{i % 2}" for i in range(50)]
+    write(tmp_path / "SST-2", "train.tsv", "sentence\tlabel", *rows, "")
+    write(tmp_path / "SST-2", "dev.tsv", "sentence\tlabel", "good\t1", "bad\t0")
+    return tmp_path
+
+
+def test_quotes_are_text_and_the_mark_is_dropped(tmp_path: Path) -> None:
+    header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+    rows = ['1\t1\t2\t" He said\tshe said "', "0\t3\t4\ta\u2028b\tc\x85d"]
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "MRPC", name, header, *rows, end="\r\n")
+    data = load_glue(tmp_path, "MRPC")
+    assert data.train.texts == [('" He said', 'she said "'), ("a\u2028b", "c\x85d")]
+    assert data.train.labels == [1, 0]
+
+
+def test_cola_has_no_header(tmp_path: Path) -> None:
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "CoLA", name, "gj04\t1\t\tFirst row.", "gj04\t0\t*\tRow second.")
+    data = load_glue(tmp_path, "CoLA")
+    assert data.dev["CoLA"].texts == [("First row.",), ("Row second.",)]
+
+
+def test_columns_are_found_by_name(tmp_path: Path) -> None:
+    header = "index\tpromptID\tsentence1\tsentence2\tlabel1\tgold_label"
+    for name in ("train.tsv", "dev_matched.tsv", "dev_mismatched_sample.tsv"):
+        write(tmp_path / "MNLI", name, header, "0\t7\ta\tb\tneutral\tcontradiction")
+    data = load_glue(tmp_path, "MNLI")
+    assert list(data.dev) == ["MNLI", "MNLI-mm"]
+    assert data.train.texts == [("a", "b")]
+    assert data.train.labels == [2]
+    (tmp_path / "MNLI" / "dev_mismatched_sample.tsv").unlink()
+    assert list(load_glue(tmp_path, "MNLI").dev) == ["MNLI"]
+
+
+def test_heldout_serves_where_there_is_no_dev(tmp_path: Path) -> None:
+    header = "id\tquestion1\tquestion2\tis_duplicate"
+    write(tmp_path / "QQP", "train.tsv", header, "0\ta\tb\t1")
+    with pytest.raises(DataError, match=r"QQP holds no dev\.tsv or heldout\.tsv; put"):
+        load_glue(tmp_path, "QQP")
+    write(tmp_path / "QQP", "heldout.tsv", header, "0\ta\tb\t0")
+    assert load_glue(tmp_path, "QQP").dev["QQP"].labels == [0]
+
+
+def test_rows_are_a_seeded_sample(sst: Path) -> None:
+    whole = load_glue(sst, "SST-2")
+    assert len(whole.train) == 50
+    one, two = load_glue(sst, "SST-2", rows=20), load_glue(sst, "SST-2", rows=20)
+    assert one.train == two.train
+    assert one.digest == two.digest != whole.digest
+    numbers = [int(text.split()[1]) for (text,) in one.train.texts]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == 20
+    assert max(numbers) > 20  # not the head
+    assert load_glue(sst, "SST-2", rows=20, seed=1).train != one.train
+    assert len(load_glue(sst, "SST-2", dev_rows=1).dev["SST-2"]) == 1
+    with pytest.raises(ValueError, match="rows must be at least 1"):
+        load_glue(sst, "SST-2", rows=0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("only one field", r"train\.tsv, line 4: expected 2 tab-separated fields, found 1"),
+        ("a\t1\tb", r"train\.tsv, line 4: expected 2 tab-separated fields, found 3"),
+        ("", r"train\.tsv, line 4: expected 2 tab-separated fields, found 1"),
+        ("a\t2", r"train\.tsv, line 4: unknown label '2'; SST-2 has 0, 1"),
+        ("a\t", r"train\.tsv, line 4: unknown label ''"),
+    ],
+)
+def test_bad_lines_are_named(sst: Path, line: str, message: str) -> None:
+    write(sst / "SST-2", "train.tsv", "sentence\tlabel", "x\t1", "y\t0", line, "z\t1")
+    with pytest.raises(DataError, match=message):
+        load_glue(sst, "SST-2")
+
+
+def test_missing_things_are_named(sst: Path) -> None:
+    with pytest.raises(DataError, match=r"no folder .*RTE"):
+        load_glue(sst, "RTE")
+    with pytest.raises(UnknownNameError, match="did you mean 'SST-2'"):
+        load_glue(sst, "SST2")
+    write(sst / "SST-2", "train.tsv", "sentence\tlabels", "x\t1")
+    with pytest.raises(DataError, match=r"line 1: no column label; .* found sentence, labels"):
+        load_glue(sst, "SST-2")
+    for content in (("sentence\tlabel",), ("",)):
+        write(sst / "SST-2", "train.tsv", *content)
+        with pytest.raises(DataError, match=r"train\.tsv is empty"):
+            load_glue(sst, "SST-2")
+    (sst / "SST-2" / "train.tsv").write_bytes(b"sentence\tlabel\nna\xefve\t1\n")
+    with pytest.raises(DataError, match=r"line 2: byte 0xef is not UTF-8"):
+        load_glue(sst, "SST-2")
+    (sst / "SST-2" / "train.tsv").unlink()
+    with pytest.raises(DataError, match=r"no file .*train\.tsv"):
+        load_glue(sst, "SST-2")
+
+
+def test_scores_of_a_regression_are_numbers(tmp_path: Path) -> None:
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "STS-B", name, "sentence1\tsentence2\tscore", "a\tb\t3.25", "a\tb\thigh")
+    with pytest.raises(DataError, match=r"line 3: score 'high' is not a number"):
+        load_glue(tmp_path, "STS-B")
+
+
+def test_the_table_says_what_a_task_is() -> None:
+    assert list(TASKS) == "CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI".split()
+    single = {name for name, task in TASKS.items() if task.kind == "single"}
+    assert single == {"CoLA", "SST-2"}
+    assert {name for name, task in TASKS.items() if task.regression} == {"STS-B"}
+    assert {name: task.classes for name, task in TASKS.items() if task.classes != 2} == {
+        "STS-B": 0,
+        "MNLI": 3,
+    }
+    two = {name: task.metrics for name, task in TASKS.items() if len(task.metrics) > 1}
+    assert two == {
+        "CoLA": ("matthews", "accuracy"),
+        "MRPC": ("accuracy", "f1"),
+        "STS-B": ("pearson", "spearman"),
+        "QQP": ("accuracy", "f1"),
+    }
+    assert TASKS["CoLA"].primary == "matthews"
+    assert not set(PLANTED) & set(TASKS)
+    assert task_named("paraphrase") is PLANTED["paraphrase"]
+    assert [task_number(name) for name in TASKS] == list(range(9))  # seeds derive from it
+    assert [task_number(name) for name in PLANTED] == list(range(9, 13))
+    with pytest.raises(UnknownNameError, match="did you mean 'paraphrase'"):
+        task_named("paraphrases")
+
+
+def test_the_official_mnli_file_has_sixteen_columns(tmp_path: Path) -> None:
+    header = (
+        "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\t"
+        "sentence1_parse\tsentence2_parse\tsentence1\tsentence2\tlabel1\tlabel2\tlabel3\t"
+        "label4\tlabel5\tgold_label"
+    )
+    assert len(header.split("\t")) == 16
+    votes = "neutral\tentailment\tneutral\tneutral\tcontradiction"
+    line = (
+        f"0\t63735n\t63735n\tslate\t( a )\t( b )\t(A a)\t(B b)\tThe a.\tThe b.\t{votes}\tneutral"
+    )
+    for name in ("dev_matched.tsv", "dev_mismatched.tsv"):
+        write(tmp_path / "MNLI", name, header, line)
+    train = "\t".join([*header.split("\t")[:11], "gold_label"])  # one vote only
+    short = "\t".join([*line.split("\t")[:11], "entailment"])
+    write(tmp_path / "MNLI", "train.tsv", train, short)
+    data = load_glue(tmp_path, "MNLI")
+    assert data.train.texts == data.dev["MNLI"].texts == [("The a.", "The b.")]
+    assert (data.train.labels, data.dev["MNLI-mm"].labels) == ([0], [1])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", ["", "\n", "\r\n\n"])
+def test_line_ends_change_nothing(tmp_path: Path, end: str, last: str) -> None:
+    for name in ("train.tsv", "dev.tsv"):
+        path = write(
+            tmp_path / "SST-2", name, "sentence\tlabel", "a \t1", "b\x0bc\x1cd\t0", end=end
+        )
+        path.write_bytes(path.read_bytes() + last.encode())
+    rows = load_glue(tmp_path, "SST-2").dev["SST-2"]
+    assert rows.texts == [("a ",), ("b\x0bc\x1cd",)]
+    assert rows.labels == [1, 0]
+
+
+def test_torn_lines_of_qqp_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+    torn = ["1\t2\t3\tWhat is", "this?\tWhat?\t0"]
+    whole = ["0\t1\t2\ta\tb\t1", "4\t5\t6\tc\td\t0"]
+    write(tmp_path / "QQP", "train.tsv", header, whole[0], *torn, whole[1])
+    write(tmp_path / "QQP", "dev.tsv", header, *whole)
+    with pytest.warns(
+        UserWarning, match=r"2 lines with too few fields are left out \(line 3, 4\)"
+    ):
+        data = load_glue(tmp_path, "QQP")
+    assert data.train == data.dev["QQP"]
+    write(tmp_path / "QQP", "train.tsv", header, *(torn * 9), whole[0])
+    with pytest.raises(DataError, match=r"line 18: expected 6 tab-separated fields, found 4"):
+        load_glue(tmp_path, "QQP")
+    write(tmp_path / "QQP", "train.tsv", header, *torn)
+    with pytest.raises(DataError, match=r"holds no whole row"):
+        load_glue(tmp_path, "QQP")
+
+
+def test_hidden_labels_are_named(sst: Path, tmp_path: Path) -> None:
+    write(sst / "SST-2", "dev.tsv", "sentence\tlabel", "good\t1", "bad\t-1")
+    with pytest.raises(DataError, match=r"dev\.tsv, line 3: the label is hidden \(-1\)"):
+        load_glue(sst, "SST-2")
+    write(sst / "SST-2", "dev.tsv", "index\tsentence", "0\tgood")
+    with pytest.raises(DataError, match=r"no column label; .* \(test sets hold no labels"):
+        load_glue(sst, "SST-2")
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "STS-B", name, "sentence1\tsentence2\tscore", "a\tb\t-1.000")
+    with pytest.raises(DataError, match=r"line 2: the label is hidden"):
+        load_glue(tmp_path, "STS-B")
+
+
+@pytest.mark.parametrize("score", ["5.5", "-0.5", "nan", "inf"])
+def test_scores_out_of_range_are_named(tmp_path: Path, score: str) -> None:
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "STS-B", name, "sentence1\tsentence2\tscore", f"a\tb\t{score}")
+    with pytest.raises(DataError, match=r"line 2: score .* is outside of 0 \.\. 5"):
+        load_glue(tmp_path, "STS-B")
+
+
+def test_mixed_encodings_are_named(sst: Path) -> None:
+    utf8, latin = "caf\u00e9\t1\n".encode(), "caf\u00e9\t0\n".encode("latin-1")
+    (sst / "SST-2" / "train.tsv").write_bytes(b"sentence\tlabel\n" + utf8 + latin)
+    with pytest.raises(DataError, match=r"line 3: byte 0xe9 is not UTF-8; convert .*iconv"):
+        load_glue(sst, "SST-2")
+    (sst / "SST-2" / "train.tsv").write_bytes("sentence\tlabel\na\t1\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"line 1: byte 0xff is not UTF-8"):
+        load_glue(sst, "SST-2")
+
+
+def test_a_folder_that_is_no_glue_folder_says_what_one_holds(sst: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"this one has SST-2"):
+        load_glue(sst, "RTE")
+    with pytest.raises(DataError, match=r"is a task's own folder; give the GLUE folder"):
+        load_glue(sst / "SST-2", "SST-2")
+    with pytest.raises(DataError, match=r"the GLUE folder seems to be .*"):
+        load_glue(sst.parent, "SST-2")
+    empty = tmp_path / "SST-2" / "other"
+    for folder in (empty, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match=r"is no GLUE folder, which holds .* \(CoLA, SST-2"):
+            load_glue(folder, "SST-2")
+
+
+OFFICIAL = {  # training rows here, and development rows by class number, from the GLUE release
+    "CoLA": (8_551, {"CoLA": [322, 721]}),
+    "SST-2": (67_349, {"SST-2": [428, 444]}),
+    "MRPC": (3_668, {"MRPC": [129, 279]}),
+    "RTE": (2_490, {"RTE": [146, 131]}),
+    "WNLI": (635, {"WNLI": [40, 31]}),
+    "QNLI": (9_999, {"QNLI": [2_702, 2_761]}),  # a sample of the training rows
+    "MNLI": (9_999, {"MNLI": [3_479, 3_123, 3_213], "MNLI-mm": 1_000}),  # samples
+    "QQP": (8_999, {"QQP": 1_000}),  # a sample, and not the official development set
+    "STS-B": (5_749, {"STS-B": 1_500}),
+}
+
+
+@real
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_loads_tokenizes_and_scores_on_real_rows(name: str) -> None:
+    from masksearch.tasks.text.corpus import open_tokenizer, special_ids
+
+    place = Path(os.environ["MASKSEARCH_DATA"])
+    data = load_glue(place / "glue", name)
+    train, dev = OFFICIAL[name]
+    assert len(data.train) == train
+    assert list(data.dev) == list(dev)
+    for part, counts in dev.items():
+        rows = data.dev[part]
+        found = Counter(rows.labels)
+        if isinstance(counts, int):
+            assert len(rows) == counts
+        else:
+            assert [found[number] for number in range(len(counts))] == counts
+        constant = majority_scores(data.task, rows.labels)
+        assert list(constant) == list(data.task.metrics)
+        assert constant[data.task.primary] == majority(data.task, rows.labels)
+        if "accuracy" in constant:
+            assert constant["accuracy"] == pytest.approx(max(found.values()) / len(rows))
+        else:
+            assert set(constant.values()) == {0.0}
+        truth = score(data.task, rows.labels, rows.labels)
+        assert all(value == pytest.approx(1.0) for value in truth.values())
+    if name == "STS-B":
+        assert (min(data.train.labels), max(data.train.labels)) == (0, 5)
+    tokenizer = open_tokenizer(place / "bert-vocab" / "vocab.txt")
+    unknown = special_ids(tokenizer)["unknown"]
+    for rows in (data.train, *data.dev.values()):
+        for part in range(len(data.task.texts)):
+            texts = [text[part] for text in rows.texts]
+            encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            lengths = [len(one.ids) for one in encoded]
+            assert min(lengths) >= (0 if name == "QQP" else 1)
+            tokens = sum(lengths)
+            assert sum(one.ids.count(unknown) for one in encoded) < 0.01 * tokens

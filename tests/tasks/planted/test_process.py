@@ -1,0 +1,386 @@
+import itertools
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from masksearch.contracts import Shape, generator
+from masksearch.masks.lower import lower
+from masksearch.tasks.planted.downstream import FollowsTask, IntactTask
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+
+PROCESSES = [
+    PlantedProcess(),
+    PlantedProcess(length=32, offsets=(11,), keys=4, vocabulary=9),
+    PlantedProcess(length=32, offsets=(7, 3, 1), keys=1),
+    PlantedProcess(length=17, offsets=(2, 9), keys=3, vocabulary=5, hidden=0.4, seed=3),
+]
+each = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.digest)
+
+
+@each
+def test_edges_match_loop(process):
+    partner = dict(process.pairs) | {second: first for first, second in process.pairs}
+    for query, key in itertools.product(range(process.length), repeat=2):
+        needed = partner.get(query) == key or (process.keys > 1 and query in partner and key == 0)
+        assert process.edges[query, key] == needed
+
+
+@each
+def test_pairs_are_disjoint_and_serve_every_offset(process):
+    positions = [position for pair in process.pairs for position in pair]
+    assert len(set(positions)) == len(positions)
+    assert min(positions) >= 1
+    assert max(positions) < process.length
+    assert {second - first for first, second in process.pairs} == set(process.offsets)
+
+
+@given(st.integers(3, 40), st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True))
+@settings(max_examples=60, deadline=None)
+def test_pairs_are_disjoint_for_any_offsets(length, offsets):
+    try:
+        process = PlantedProcess(length=length, offsets=tuple(offsets))
+    except ValueError:
+        assume(False)
+    positions = [position for pair in process.pairs for position in pair]
+    assert len(set(positions)) == len(positions)
+    assert {second - first for first, second in process.pairs} == set(offsets)
+
+
+@each
+def test_oracle_has_no_empty_row_and_is_edges_with_diagonal(process):
+    dense = lower(process.oracle, Shape(process.length, 1, 1))[0, 0]
+    assert dense.any(1).all()
+    assert torch.equal(dense & ~torch.eye(process.length, dtype=torch.bool), process.edges)
+
+
+@each
+def test_permutations_hold_in_samples_and_disagree_between_keys(process):
+    tokens = process.sample(500, generator(1))
+    for row, key in zip(tokens.tolist(), process.key(tokens).tolist(), strict=True):
+        for first, second in process.pairs:
+            assert process.permutations[key, row[first]] == row[second]
+            assert process.permutations[key, row[second]] == row[first]
+    for column in process.permutations.T:
+        assert len(set(column.tolist())) == process.keys
+    for permutation in process.permutations:
+        assert sorted(permutation.tolist()) == list(range(process.vocabulary))
+    assert 0 <= tokens.min()
+    assert tokens.max() < process.ids
+    assert not (tokens == process.mask_id).any()
+
+
+@each
+def test_tokens_are_uniform_and_keys_balanced(process):
+    tokens = process.sample(4000, generator(2))
+    for position in (1, process.pairs[0][1], process.length - 1):
+        share = torch.bincount(tokens[:, position], minlength=process.vocabulary) / 4000
+        assert (share - 1 / process.vocabulary).abs().max() < 0.03
+    share = torch.bincount(process.key(tokens), minlength=process.keys) / 4000
+    assert (share - 1 / process.keys).abs().max() < 0.04
+
+
+@each
+def test_ceiling_and_chance_match_simulated_decoders(process):
+    random = generator(3)
+    batch = process.masked(process.sample(1500, random), random)
+    partner = dict(process.pairs) | {second: first for first, second in process.pairs}
+    known = {}
+    for row in process.sample(2000, generator(77)).tolist():
+        for here, there in partner.items():
+            known[row[0] if process.keys > 1 else None, row[there], here] = row[here]
+    hits = guesses = count = 0
+    for shown, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        for position in partner:
+            if labels[position] != -100:
+                key = shown[0] if process.keys > 1 else None
+                hits += known.get((key, shown[partner[position]], position), 0) == labels[position]
+                guesses += labels[position] == 0
+                count += 1
+    assert hits / count == pytest.approx(process.ceiling, abs=0.02)
+    assert guesses / count == pytest.approx(process.chance, abs=0.02)
+
+
+def test_partner_without_key_matches_simulation():
+    process = PlantedProcess(keys=2)
+    random = generator(4)
+    batch = process.masked(process.sample(3000, random), random)
+    first, second = process.paired.unbind(1)
+    scored = batch["labels"][:, second] != -100
+    seen = batch["input_ids"][:, first]
+    guess = torch.where(
+        seen == process.mask_id, 0, process.permutations[0][seen.clamp_max(7)]
+    )  # always assumes key 0
+    hit = (guess == batch["labels"][:, second])[scored].float().mean().item()
+    assert hit == pytest.approx(process.ceiling_without_key, abs=0.02)
+
+
+@each
+def test_masked_hides_the_scored_tokens_and_never_position_zero(process):
+    tokens = process.sample(400, generator(5))
+    batch = process.masked(tokens, generator(6))
+    scored = batch["labels"] != -100
+    assert torch.equal(scored, batch["input_ids"] == process.mask_id)
+    assert torch.equal(batch["labels"][scored], tokens[scored])
+    assert torch.equal(batch["input_ids"][~scored], tokens[~scored])
+    assert not scored[:, 0].any()
+    assert scored[:, 1:].float().mean().item() == pytest.approx(process.hidden, abs=0.02)
+
+
+def test_masked_always_scores_a_token():
+    process = PlantedProcess(length=3, offsets=(1,), hidden=0.01)
+    for seed in range(20):
+        batch = process.masked(process.sample(1, generator(seed)), generator(seed))
+        assert (batch["labels"] != -100).any()
+
+
+@pytest.mark.parametrize("kind", [PlantedTask, IntactTask, FollowsTask])
+def test_tasks_are_functions_of_the_seed(kind):
+    task = kind(PlantedProcess(), batch=8, held_out_sequences=16)
+    one, two, other = (task.batches(seed) for seed in (0, 0, 1))
+    for _ in range(3):
+        a, b, c = next(one), next(two), next(other)
+        assert all(torch.equal(a[name], b[name]) for name in a)
+        assert not torch.equal(a["input_ids"], c["input_ids"])
+    assert all(
+        torch.equal(a[name], b[name])
+        for a, b in zip(task.held_out(), task.held_out(), strict=True)
+        for name in a
+    )
+    assert sum(len(batch["input_ids"]) for batch in task.held_out()) == 16
+
+
+def agreeing(process, tokens):
+    """bool [count, pairs]: does the pair hold? By a loop that reads permutations only."""
+    keys = process.key(tokens).tolist()
+    return torch.tensor(
+        [
+            [bool(process.permutations[key, row[a]] == row[b]) for a, b in process.pairs]
+            for row, key in zip(tokens.tolist(), keys, strict=True)
+        ]
+    )
+
+
+@each
+def test_intact_breaks_exactly_one_pair_in_half_of_the_sequences(process):
+    (batch,) = IntactTask(process, held_out_sequences=200).held_out()
+    broken = (~agreeing(process, batch["input_ids"])).sum(1)
+    assert torch.equal(broken == 0, batch["labels"] == 1)
+    assert broken.max() == 1
+    assert batch["labels"].sum() == 100
+
+
+@each
+def test_follows_breaks_only_pairs_across_the_cut(process):
+    task = FollowsTask(process, held_out_sequences=2000)
+    (batch,) = task.held_out()
+    holds = agreeing(process, batch["input_ids"])
+    crossing = torch.tensor([pair in process.crossing(process.split) for pair in process.pairs])
+    assert crossing.any()
+    assert holds[batch["labels"] == 1].all()
+    assert holds[:, ~crossing].all()
+    right = (holds.all(1) == (batch["labels"] == 1)).float().mean().item()
+    assert right == pytest.approx(task.ceiling, abs=0.02)
+
+
+GROUPED = [
+    PlantedProcess(pairing="mirrored"),
+    PlantedProcess(length=23, pairing="mirrored", keys=1),
+    PlantedProcess(length=16, pairing="free", keys=3),
+    PlantedProcess(length=17, offsets=(5, 2), parents=2, keys=1, vocabulary=5),
+    PlantedProcess(length=16, pairing="free", parents=2, keys=3, vocabulary=4, hidden=0.3),
+]
+grouped = pytest.mark.parametrize("process", GROUPED, ids=lambda process: process.digest)
+
+
+@grouped
+def test_grouped_positions_determine_each_other(process):
+    label = process.labels.tolist()
+    tokens = process.sample(300, generator(1))
+    for row, key in zip(tokens.tolist(), process.key(tokens).tolist(), strict=True):
+        for group in process.pairs:
+            assert len(group) == process.parents + 1
+            assert sum(label[row[position]] for position in group) % process.vocabulary == key
+
+
+@grouped
+def test_grouped_edges_match_loop(process):
+    group_of = {position: group for group in process.pairs for position in group}
+    assert sum(map(len, process.pairs)) == len(group_of)  # no position twice
+    assert 0 not in group_of
+    for query, key in itertools.product(range(process.length), repeat=2):
+        together = query != key and key in group_of.get(query, ())
+        needed = together or (process.keys > 1 and query in group_of and key == 0)
+        assert process.edges[query, key] == needed
+
+
+@grouped
+def test_grouped_ceilings_match_a_decoder_by_labels(process):
+    random = generator(3)
+    tokens = process.sample(4000, random)
+    batch = process.masked(tokens, random)
+    label, inverse = process.labels.tolist(), process.labels.argsort().tolist()
+    hits = blind = count = 0
+    keys = process.key(tokens).tolist()
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), keys, strict=True)
+    for shown, labels, key in rows:
+        for group in process.pairs:
+            for position in group:
+                if labels[position] == -100:
+                    continue
+                others = [shown[other] for other in group if other != position]
+                seen = process.mask_id not in others
+                total = sum(label[token] for token in others) if seen else 0
+                hits += inverse[(key - total) % process.vocabulary] == labels[position]
+                blind += inverse[-total % process.vocabulary] == labels[position]
+                count += 1
+    assert hits / count == pytest.approx(process.ceiling, abs=0.02)
+    assert blind / count == pytest.approx(process.ceiling_without_key, abs=0.025)
+
+
+@grouped
+def test_grouped_tokens_are_uniform(process):
+    tokens = process.sample(4000, generator(2))
+    for position in process.pairs[0]:
+        share = torch.bincount(tokens[:, position], minlength=process.vocabulary) / 4000
+        assert (share - 1 / process.vocabulary).abs().max() < 0.03
+
+
+@grouped
+def test_grouped_downstream_breaks_one_group_or_those_across_the_cut(process):
+    label = process.labels.tolist()
+
+    def broken(batch):
+        keys = process.key(batch["input_ids"]).tolist()
+        return torch.tensor(
+            [
+                [
+                    sum(label[row[p]] for p in group) % process.vocabulary != key
+                    for group in process.pairs
+                ]
+                for row, key in zip(batch["input_ids"].tolist(), keys, strict=True)
+            ]
+        )
+
+    (batch,) = IntactTask(process, held_out_sequences=200).held_out()
+    count = broken(batch).sum(1)
+    assert torch.equal(count, 1 - batch["labels"])
+    task = FollowsTask(process, held_out_sequences=2000)
+    (batch,) = task.held_out()
+    wrong = broken(batch)
+    across = torch.tensor([min(group) < process.split <= max(group) for group in process.pairs])
+    assert not wrong[:, ~across].any()
+    right = (~wrong.any(1) == (batch["labels"] == 1)).float().mean().item()
+    assert right == pytest.approx(task.ceiling, abs=0.02)
+
+
+def test_mirrored_pairs_match_loop():
+    for length in range(3, 12):
+        expected = {frozenset((s, length - s)) for s in range(1, length) if 2 * s != length}
+        process = PlantedProcess(length=length, pairing="mirrored")
+        assert {frozenset(pair) for pair in process.pairs} == expected
+        assert process.offsets == ()
+
+
+def test_free_pairing_uses_every_position_and_depends_on_the_seed_alone():
+    for length, parents in ((9, 1), (8, 1), (10, 2), (12, 2)):
+        one, two, other = (
+            PlantedProcess(length=length, pairing="free", parents=parents, seed=seed)
+            for seed in (0, 0, 1)
+        )
+        assert sum(map(len, one.pairs)) == (length - 1) // (parents + 1) * (parents + 1)
+        assert one.pairs == two.pairs
+        assert one.pairs != other.pairs
+
+
+def test_groups_of_three_are_equally_spaced():
+    process = PlantedProcess(length=20, offsets=(3,), parents=2)
+    assert process.pairs == (
+        (1, 4, 7),
+        (2, 5, 8),
+        (3, 6, 9),
+        (10, 13, 16),
+        (11, 14, 17),
+        (12, 15, 18),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "digest"),
+    [  # as they were before pairings and parents: stored results refer to them
+        ({}, "7266eb41d6529bd1"),
+        ({"length": 32, "keys": 4, "vocabulary": 9}, "5d1936e4f1a3eb07"),
+        ({"length": 32, "offsets": (7, 3, 1), "keys": 1}, "3340e9df888ebb84"),
+        (
+            {
+                "length": 17,
+                "offsets": (2, 9),
+                "keys": 3,
+                "vocabulary": 5,
+                "hidden": 0.4,
+                "seed": 3,
+            },
+            "1ea7ba3016608f80",
+        ),
+    ],
+)
+def test_digest_is_stable(arguments, digest):
+    assert PlantedProcess(**arguments).digest == digest
+
+
+def test_split_separates_most_pairs():
+    process = PlantedProcess(length=24, offsets=(11,))
+    assert process.split == 12
+    assert len(process.crossing(12)) == len(process.pairs) == 11
+
+
+def test_digest_changes_with_every_field():
+    variants = [
+        PlantedProcess(),
+        PlantedProcess(length=25),
+        PlantedProcess(vocabulary=9),
+        PlantedProcess(offsets=(10,)),
+        PlantedProcess(keys=3),
+        PlantedProcess(hidden=0.2),
+        PlantedProcess(seed=1),
+        PlantedProcess(pairing="mirrored"),
+        PlantedProcess(pairing="free"),
+        PlantedProcess(offsets=(5,)),
+        PlantedProcess(offsets=(5,), parents=2),
+    ]
+    assert len({process.digest for process in variants}) == len(variants)
+    assert PlantedProcess().digest == PlantedProcess().digest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"length": 2}, "length must be at least 3 positions, got 2"),
+        ({"vocabulary": 1}, "vocabulary must be at least 2"),
+        ({"keys": 9}, r"keys must lie in 1 .. vocabulary = 8, got 9; .* raise vocabulary"),
+        ({"keys": 0}, "got 0"),
+        ({"hidden": 1.0}, r"probability in \(0, 1\), got 1.0"),
+        ({"offsets": ()}, "at least one"),
+        ({"offsets": (3, 3)}, "distinct"),
+        ({"offsets": (23,)}, r"1 .. length - 2 = 22, got 23; .* raise length"),
+        ({"pairing": "chained"}, "unknown pairing 'chained'"),
+        ({"parents": 3}, "parents must be 1 or 2, got 3"),
+        ({"parents": 2, "pairing": "mirrored"}, "mirrored .* use pairing 'offsets' or 'free'"),
+        ({"parents": 2, "length": 3}, "at least 4 positions, got 3"),
+        ({"parents": 2, "offsets": (12,)}, r"\[12\] found no free positions in length 24"),
+        ({"length": 4, "offsets": (1, 2)}, r"every offset needs a pair, \[2\] .* raise length"),
+    ],
+)
+def test_wrong_values_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PlantedProcess(**arguments)
+
+
+def test_odd_batches_are_refused():
+    with pytest.raises(ValueError, match="even number of sequences, got 7; use 8"):
+        IntactTask(PlantedProcess(), batch=7)
+    with pytest.raises(ValueError, match="got 0; use 2"):
+        FollowsTask(PlantedProcess(), held_out_sequences=0)
+    with pytest.raises(ValueError, match="batch must be at least 1 sequence, got 0"):
+        PlantedTask(PlantedProcess(), batch=0)

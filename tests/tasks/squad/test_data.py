@@ -1,0 +1,211 @@
+"""SQuAD files: what is read, how one file is split, what is refused."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_questions import squad_json, write_squad
+
+from masksearch.errors import DataError
+from masksearch.tasks.squad.data import load_squad, read_squad
+
+real = pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+
+
+def test_questions_answers_and_paragraphs(tmp_path: Path) -> None:
+    answer = {"text": "b c", "answer_start": 2}
+    second = [answer, {"text": "c", "answer_start": 4}]
+    paragraphs = [
+        {"context": "x", "qas": []},
+        {
+            "context": "a b c",
+            "qas": [
+                {"id": "p", "question": "one?", "answers": second},
+                {"id": "q", "question": "two?", "answers": [], "is_impossible": True},
+            ],
+        },
+    ]
+    content = {"data": [{"title": "T", "paragraphs": paragraphs}]}
+    path = write_squad(tmp_path / "x.json", content)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    found = read_squad(path)
+    one, two = found.questions
+    assert found.contexts[one.context] == "a b c"
+    assert (one.id, one.text, one.answers, one.starts) == ("p", "one?", ("b c", "c"), (2, 4))
+    assert (two.answers, two.article, found.nullable) == ((), "T", True)
+
+
+def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
+    write_squad(tmp_path / "train-v1.1.json", squad_json(2, 3, seed=0))
+    write_squad(tmp_path / "dev-v1.1.json", squad_json(1, 3, seed=1))
+    data = load_squad(tmp_path)
+    assert (len(data.train), len(data.dev), data.nullable) == (6, 3, False)
+    assert data.source == "train-v1.1.json, held out dev-v1.1.json"
+    other = write_squad(tmp_path / "other.json", squad_json(1, 4, seed=2))
+    assert len(load_squad(tmp_path, other).dev) == 4
+    assert load_squad(tmp_path, other).digest != data.digest
+    write_squad(tmp_path / "dev-v2.0.json", squad_json(1, 3, seed=1))
+    with pytest.raises(DataError, match=r"dev-v1\.1\.json, dev-v2\.0\.json: several dev files"):
+        load_squad(tmp_path)
+
+
+def test_one_file_is_split_by_article(tmp_path: Path) -> None:
+    path = write_squad(tmp_path / "dev-v1.1.json", squad_json(10, 3, seed=0))
+    data = load_squad(path)
+    assert data.source == "dev-v1.1.json alone: 2 of 10 articles, drawn by seed 0, are held out"
+    assert len(data.dev.articles) == 2
+    assert not set(data.train.articles) & set(data.dev.articles)
+    assert len(data.train) + len(data.dev) == 30
+    assert load_squad(tmp_path) == data  # the only file of a folder
+    drawn = {tuple(load_squad(path, seed=seed).dev.articles) for seed in range(5)}
+    assert len(drawn) > 1
+
+
+def test_rows_are_a_seeded_sample(tmp_path: Path) -> None:
+    path = write_squad(tmp_path / "dev-v1.1.json", squad_json(10, 6, seed=0))
+    whole, part = load_squad(path), load_squad(path, rows=7, dev_rows=3)
+    assert (len(part.train), len(part.dev)) == (7, 3)
+    order = [whole.train.questions.index(question) for question in part.train.questions]
+    assert order == sorted(order)
+    assert max(order) > 7  # not the head
+    assert part.digest != whole.digest
+    assert part == load_squad(path, rows=7, dev_rows=3)
+    assert part.dev.articles  # of the same held-out articles
+    assert set(part.dev.articles) <= set(whole.dev.articles)
+    with pytest.raises(ValueError, match="rows must be at least 1"):
+        load_squad(path, rows=0)
+
+
+AT = r"x\.json, article 0 \(T\), paragraph 0"
+GOOD = {
+    "data": [
+        {
+            "title": "T",
+            "paragraphs": [
+                {
+                    "context": "a b c",
+                    "qas": [
+                        {
+                            "id": "p",
+                            "question": "?",
+                            "answers": [{"text": "b", "answer_start": 2}],
+                        }
+                    ],
+                }
+            ],
+        }
+    ]
+}
+PLACES: dict[str, tuple[Any, ...]] = {
+    "article": ("data", 0),
+    "paragraph": ("data", 0, "paragraphs", 0),
+    "question": ("data", 0, "paragraphs", 0, "qas", 0),
+    "answer": ("data", 0, "paragraphs", 0, "qas", 0, "answers", 0),
+}
+MISSING = [
+    ((), "data", r"x\.json: no key 'data'"),
+    (PLACES["article"], "title", r"x\.json, article 0: no key 'title' \(found keys paragraphs\)"),
+    (PLACES["article"], "paragraphs", r"x\.json, article 0 \(T\): no key 'paragraphs'"),
+    (PLACES["paragraph"], "context", rf"{AT}: no key 'context'"),
+    (PLACES["paragraph"], "qas", rf"{AT}: no key 'qas'"),
+    (PLACES["question"], "id", rf"{AT}, question 0: no key 'id'"),
+    (PLACES["question"], "question", rf"{AT}, question 'p': no key 'question'"),
+    (PLACES["question"], "answers", rf"{AT}, question 'p': no key 'answers'"),
+    (PLACES["answer"], "text", rf"{AT}, question 'p', answer 0: no key 'text'"),
+    (PLACES["answer"], "answer_start", rf"{AT}, question 'p', answer 0: no key 'answer_start'"),
+]
+WRONG = [
+    (PLACES["answer"], {"answer_start": 5}, r"question 'p', answer 0: characters 5 to 6 lie outs"),
+    (PLACES["answer"], {"answer_start": -1}, r"answer 0: characters -1 to 0 lie outside .* has 5"),
+    (PLACES["answer"], {"answer_start": "2"}, r"'answer_start' must be a int, found '2'"),
+    (PLACES["answer"], {"text": " "}, r"question 'p', answer 0 is empty"),
+    (PLACES["question"], {"is_impossible": True}, r"'p': is_impossible is true with 1 answers"),
+    (PLACES["question"], {"answers": []}, r"'p': is_impossible is false with 0 answers"),
+    (PLACES["question"], {"is_impossible": "no"}, r"'p': is_impossible is \"no\""),
+    (PLACES["paragraph"], {"qas": ["p"]}, r"question 0: no key 'id' \(found 'p'\)"),
+    (PLACES["paragraph"], {"qas": []}, r"x\.json holds no question"),
+]
+
+
+def changed(place: tuple[Any, ...], values: dict[str, Any], drop: str = "") -> dict[str, Any]:
+    content = copy.deepcopy(GOOD)
+    found: Any = content
+    for step in place:
+        found = found[step]
+    found.update(values)
+    found.pop(drop, None)
+    return content
+
+
+@pytest.mark.parametrize(("place", "key", "message"), MISSING)
+def test_missing_keys_are_named(
+    tmp_path: Path, place: tuple[Any, ...], key: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_squad(write_squad(tmp_path / "x.json", changed(place, {}, key)))
+
+
+@pytest.mark.parametrize(("place", "values", "message"), WRONG)
+def test_wrong_values_are_named(
+    tmp_path: Path, place: tuple[Any, ...], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        read_squad(write_squad(tmp_path / "x.json", changed(place, values)))
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "dev-v1.1.json"
+    with pytest.raises(DataError, match="holds neither train-v"):
+        load_squad(tmp_path)
+    with pytest.raises(DataError, match=r"no such SQuAD file .*dev-v1\.1\.json; give one on disk"):
+        load_squad(path)
+    for raw, message in (
+        (b" \n", "is empty"),
+        (b'{"data": [', "is not JSON: .*line 1 column"),
+        (b'{"data": "na\xefve"}', "byte 0xef is not UTF-8"),
+        (b"[1]", r"no key 'data' \(found \[1\]\)"),
+    ):
+        path.write_bytes(raw)
+        with pytest.raises(DataError, match=message):
+            load_squad(path)
+    write_squad(path, squad_json(1, 3, seed=0))
+    with pytest.raises(DataError, match=r"dev-v1\.1\.json: one file is split .* holds 1; give"):
+        load_squad(path)
+    with pytest.raises(DataError, match=r"share 3 questions \('s0-0-0', \.\.\)"):
+        load_squad(path, path)
+
+
+def test_duplicate_ids_are_named(tmp_path: Path) -> None:
+    content = squad_json(2, 2, seed=0)
+    content["data"][1]["paragraphs"][1]["qas"][0]["id"] = "s0-0-1"
+    message = r"article 1 .*, paragraph 1, question 's0-0-1': the id is taken .* paragraph 1"
+    with pytest.raises(DataError, match=message):
+        read_squad(write_squad(tmp_path / "x.json", content))
+
+
+def test_version_2_without_unanswerable_questions(tmp_path: Path) -> None:
+    content = squad_json(3, 2, seed=0) | {"version": "v2.0"}
+    path = write_squad(tmp_path / "x.json", content)
+    with pytest.warns(UserWarning, match=r"of version 2, but every question has an answer"):
+        assert not load_squad(path).nullable
+    held = write_squad(tmp_path / "y.json", squad_json(1, 20, seed=1, impossible=0.5))
+    path.write_text(json.dumps(squad_json(3, 2, seed=0)))
+    with pytest.warns(UserWarning, match="nothing teaches a model to answer none"):
+        assert load_squad(path, held).nullable
+
+
+@real
+@pytest.mark.slow
+def test_the_real_file() -> None:
+    data = load_squad(Path(os.environ["MASKSEARCH_DATA"]) / "squad")
+    assert len(data.train) + len(data.dev) == 10_570
+    assert (len(data.train.articles), len(data.dev.articles)) == (38, 10)
+    for question in [*data.train.questions, *data.dev.questions]:
+        context = data.train.contexts[question.context]
+        for answer, start in zip(question.answers, question.starts, strict=True):
+            assert context[start : start + len(answer)] == answer

@@ -1,0 +1,297 @@
+"""Windows over paragraphs, and answers cut back out of them."""
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_questions import MARKERS, WORDS, squad_json, toy_corpus, write_squad
+
+from masksearch.tasks.squad.data import Question, Reading, read_squad
+from masksearch.tasks.squad.decode import Answer, best_pairs, decode
+from masksearch.tasks.squad.metrics import exact, score
+from masksearch.tasks.squad.windows import (
+    Windows,
+    WindowSize,
+    answer_span,
+    cuts,
+    make_windows,
+    most_context,
+)
+from masksearch.tasks.text.corpus import Corpus, open_tokenizer, special_ids
+
+CORPUS = toy_corpus(32)
+
+
+def asked(context: str, answer: str, start: int | None = None, text: str = "what") -> Reading:
+    place = context.index(answer) if start is None else start
+    return Reading([context], [Question("q", text, 0, "T", (answer,), (place,))])
+
+
+def shown(windows: Windows, index: int) -> list[str]:
+    tokens = [CORPUS.tokenizer.id_to_token(number) for number in windows[index].ids]
+    assert None not in tokens
+    return [token for token in tokens if token]
+
+
+def pointing(windows: Windows, strength: float = 9.0) -> list[np.ndarray]:
+    """Logits that point at the target of every window; at [CLS] less strongly."""
+    tables = []
+    for window in windows:
+        table = np.zeros((len(window.ids) + 3, 2), np.float32)  # three positions of padding
+        high = strength if any(window.span) else strength / 2
+        table[window.span[0], 0] = table[window.span[1], 1] = high
+        table[len(window.ids) :] = -np.inf
+        tables.append(table)
+    return tables
+
+
+def test_a_window_by_hand() -> None:
+    reading = asked("ban zo bar, bas. bat", "bar, bas", text="what comes after zo ?")
+    windows = make_windows(CORPUS, reading)
+    assert len(windows) == 1
+    question = ["[CLS]", "what", "comes", "after", "zo", "?", "[SEP]"]
+    assert shown(windows, 0) == [*question, *"ban zo bar , bas . bat [SEP]".split()]
+    assert (windows[0].first, windows[0].span) == (7, (9, 11))
+
+
+def test_the_answer_is_in_every_window_that_holds_it_whole() -> None:
+    words = [*WORDS[:20], "zo", "zu", *WORDS[20:30]]
+    reading = asked(" ".join(words), "zo zu", text="what")
+    windows = make_windows(CORPUS, reading, WindowSize(16, stride=4))
+    room = 16 - 4
+    starts = [int(row[1]) for row in windows.rows]
+    assert starts == [0, 4, 8, 12, 16, 20]
+    for start, window in zip(starts, windows, strict=True):
+        whole = start <= 20 and 21 < min(start + room, 32)
+        expected = (20 - start + 3, 21 - start + 3) if whole else (0, 0)
+        assert window.span == expected
+    assert {window.span == (0, 0) for window in windows} == {True, False}
+
+
+@given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 30))
+def test_cuts_leave_no_token_out(tokens: int, room: int, step: int) -> None:
+    found = cuts(tokens, room, step)
+    assert {at for start, end in found for at in range(start, end)} == set(range(tokens))
+    assert all(end - start <= room for start, end in found)
+    assert sorted(set(found)) == found
+    assert [end for _, end in found].count(tokens) == 1
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 30))
+def test_most_context_matches_a_loop(tokens: int, room: int, step: int) -> None:
+    pieces = cuts(tokens, room, step)
+    owner = most_context(pieces, tokens)
+    for token in range(tokens):
+        best, at = -1.0, None
+        for index, (start, end) in enumerate(pieces):
+            if not start <= token < end:
+                continue
+            worth = min(token - start, end - token - 1) + 0.01 * (end - start)
+            if worth > best:
+                best, at = worth, index
+        assert owner[token] == at
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "tokens"),
+    [
+        ("ban bar.", "bar", (1, 1)),
+        ("Ban  BAR", "BAR", (1, 1)),  # capitals and two blanks
+        ("café bar", "Café", None),  # another letter: not where the file says
+        ("Café bar", "Café", (0, 0)),  # the accent is dropped by the tokenizer only
+        ("18ing bar", "ing", (1, 1)),  # begins inside a word, at a piece of it
+        ("ban undo bar", "undoing", None),
+        ("undoing", "do", (1, 1)),
+        ("kitkat ban", "kat", (0, 0)),  # inside a token that no piece ends: the whole of it
+        ("ban\u00a0bar", "ban bar", (0, 1)),
+        ("ban \u200b bar", "\u200b", None),  # the tokenizer drops it: no token
+    ],
+)
+def test_characters_become_tokens(
+    context: str, answer: str, tokens: tuple[int, int] | None
+) -> None:
+    blanks = context.replace("\u00a0", " ").lower()
+    start = max(0, blanks.find(answer.lower()))
+    question = Question("q", "?", 0, "T", (answer,), (start,))
+    encoding = CORPUS.tokenizer.encode(context, add_special_tokens=False)
+    offsets = np.array(encoding.offsets).reshape(-1, 2)
+    assert answer_span(question, context, offsets) == tokens
+
+
+def test_misplaced_answers_are_left_out_of_training_alone() -> None:
+    contexts = ["ban bar bas bat"]
+    right = Question("r", "?", 0, "T", ("bar",), (4,))
+    wrong = Question("w", "?", 0, "T", ("bas",), (4,))
+    late = Question("l", "?", 0, "T", ("bas", "bat"), (4, 12))  # its second answer is right
+    none = Question("n", "?", 0, "T")
+    reading = Reading(contexts, [wrong, right, late, none])
+    training = make_windows(CORPUS, reading)
+    assert (training.misplaced, len(training)) == (1, 3)
+    assert [window.span for window in training] == [(4, 4), (6, 6), (0, 0)]
+    scored = make_windows(CORPUS, reading, training=False)
+    assert (scored.misplaced, len(scored)) == (0, 4)
+    assert scored[0].span == (0, 0)
+
+
+def test_long_questions_are_cut() -> None:
+    reading = asked("ban zo bar", "bar", text=" ".join(WORDS))
+    windows = make_windows(CORPUS, reading, WindowSize(32, question=6))
+    assert (windows.cut, len(windows)) == (1, 1)
+    assert shown(windows, 0)[:9] == ["[CLS]", *WORDS[:6], "[SEP]", "ban"]
+    assert WindowSize(384).longest_question == 64
+    assert WindowSize(384).step == 128
+    with pytest.raises(ValueError, match=r"question of 29 tokens does not fit into 32 .* most 28"):
+        WindowSize(32, question=29)
+    with pytest.raises(ValueError, match="at least 8 positions, got 7"):
+        WindowSize(7)
+    with pytest.raises(ValueError, match="stride must be at least 1"):
+        WindowSize(32, stride=0)
+
+
+def test_answers_come_back_from_their_windows(tmp_path: Path) -> None:
+    for words, length in ((9, 32), (70, 24)):
+        content = squad_json(3, 8, seed=words, words=words, impossible=0.3)
+        reading = read_squad(write_squad(tmp_path / "x.json", content))
+        windows = make_windows(CORPUS, reading, WindowSize(length), training=False)
+        assert len(windows) == len(windows.lengths)
+        assert windows.lengths.tolist() == [len(window.ids) for window in windows]
+        found = decode(windows, pointing(windows), reading)
+        gold = {question.id: question.answers for question in reading.questions}
+        said = {name: answer.text for name, answer in found.items()}
+        null = {name: answer.null_score for name, answer in found.items()}
+        values = score(said, gold, nullable=True, null_scores=null)
+        assert values["HasAns/exact"] == values["NoAns/f1"] == 1.0
+        held: Windows = pickle.loads(pickle.dumps(windows))
+        assert list(held) == list(windows)
+
+
+def brute(windows: Windows, tables: list[np.ndarray], tokens: int, longest: int) -> list[float]:
+    """Scores of all allowed spans of a single question, best first."""
+    pieces = [(int(row[1]), int(row[1] + row[2])) for row in windows.rows]
+    owner = most_context(pieces, tokens)
+    scores = []
+    for piece, (start, end) in enumerate(pieces):
+        for first in range(start, end):
+            for last in range(first, min(end, first + longest)):
+                before = windows[piece].first - start
+                if owner[first] == piece:
+                    table = tables[piece].astype(np.float64)
+                    scores.append(table[first + before, 0] + table[last + before, 1])
+    return sorted(scores, reverse=True)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**20))
+def test_decoding_finds_the_best_of_all_spans(tokens: int, longest: int, seed: int) -> None:
+    context = " ".join(WORDS[index] for index in range(tokens))
+    reading = asked(context, WORDS[0])
+    windows = make_windows(CORPUS, reading, WindowSize(16, stride=5), training=False)
+    draw = np.random.default_rng(seed)
+    tables = [draw.normal(size=(len(w.ids) + 2, 2)).astype(np.float32) for w in windows]
+    scores = brute(windows, tables, tokens, longest)
+    found = decode(windows, tables, reading, best=4, max_answer=longest)["q"]
+    assert [span.score for span in found.spans] == pytest.approx(scores[:4])
+    assert decode(windows, tables, reading, max_answer=longest)["q"].spans == found.spans[:1]
+    null = min(float(table[0].sum()) for table in tables)
+    assert found.null_score == pytest.approx(null - scores[0], abs=1e-5)
+    for span in found.spans:
+        assert context[span.start :].startswith(span.text)
+        assert 1 <= len(span.text.split()) <= longest
+
+
+def test_answers_are_cut_from_the_paragraph_itself() -> None:
+    context = "Ban  Zo,\tBÁR bas"
+    reading = asked(context, "Zo,\tBÁR")
+    windows = make_windows(CORPUS, reading, training=False)
+    assert decode(windows, pointing(windows), reading)["q"].text == "Zo,\tBÁR"
+
+
+def test_equal_texts_count_once() -> None:
+    reading = asked("ban bar ban", "ban")
+    windows = make_windows(CORPUS, reading, training=False)
+    table = np.zeros((len(windows[0].ids), 2))
+    found = decode(windows, [table], reading, best=20, max_answer=1)["q"]
+    assert [span.text for span in found.spans] == ["ban", "bar"]
+
+
+def test_a_paragraph_without_a_token() -> None:
+    reading = Reading([" ", "ban"], [Question("q", "?", 0, "T"), Question("r", "?", 1, "T")])
+    windows = make_windows(CORPUS, reading, training=False)
+    found = decode(windows, pointing(windows), reading)
+    assert found["q"] == Answer((), np.inf)
+    assert (found["q"].text, found["r"].text) == ("", "ban")
+
+
+def test_lengths_beyond_the_smallest_integers() -> None:
+    text = " ".join((WORDS * 5)[:220])
+    reading = asked(text, WORDS[0], text=" ".join(WORDS))
+    windows = make_windows(CORPUS, reading, WindowSize(384))
+    assert windows.rows.dtype == np.uint8
+    assert windows.lengths.tolist() == [64 + 220 + 3]
+
+
+def test_nothing_to_train_on() -> None:
+    wrong = Question("w", "?", 0, "T", ("bas",), (0,))
+    windows = make_windows(CORPUS, Reading(["ban bar"], [wrong]))
+    assert (len(windows), windows.misplaced, list(windows)) == (0, 1, [])
+
+
+def test_messages_of_decoding() -> None:
+    reading = asked("ban bar", "bar")
+    windows = make_windows(CORPUS, reading, training=False)
+    with pytest.raises(ValueError, match="0 tables of logits and 1 questions for 1 windows"):
+        decode(windows, [], reading)
+    with pytest.raises(ValueError, match="at least 1, got 0 and 30"):
+        decode(windows, pointing(windows), reading, best=0)
+
+
+def test_best_pairs_skip_forbidden_starts() -> None:
+    part = np.array([[-np.inf, 5.0], [1.0, -4.0], [2.0, 0.0]])
+    assert list(best_pairs(part, 1, 30)) == [(2.0, 2, 2)]
+    assert list(best_pairs(part, 9, 30)) == [(2.0, 2, 2), (1.0, 1, 2), (-3.0, 1, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+@pytest.mark.parametrize("length", [128, 384])
+def test_every_real_question(length: int) -> None:
+    folder = Path(os.environ["MASKSEARCH_DATA"])
+    tokenizer = open_tokenizer(folder / "bert-vocab" / "vocab.txt")
+    ids = torch.zeros(2, length, dtype=torch.int32)
+    corpus = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")
+    reading = read_squad(folder / "squad" / "dev-v1.1.json")
+    training = make_windows(corpus, reading)
+    assert (training.misplaced, training.cut) == (0, 0)
+    windows = make_windows(corpus, reading, training=False)
+    assert windows.lengths.max() <= length
+    assert len(windows.asked) == len(reading) == 10_570
+    seen = [np.zeros(part.stop - part.start, bool) for part in map(windows.tokens, windows.asked)]
+    for question, start, count, _, _ in windows.rows.tolist():
+        seen[question][start : start + count] = True
+    assert all(part.all() for part in seen)
+    found = decode(windows, pointing(windows), reading, max_answer=64)
+    missed = [q for q in reading.questions if not any_exact(found[q.id].text, q)]
+    # These 23 answers start or end inside a word ("gold" of "golden"): no token ends there.
+    assert len(missed) == 23
+    assert all(question.answers[0] in found[question.id].text for question in missed)
+    values = score(
+        {name: answer.text for name, answer in found.items()},
+        {question.id: question.answers for question in reading.questions},
+    )
+    assert values["exact"] == 1 - 23 / 10_570
+    assert values["f1"] > 0.998
+
+
+def any_exact(text: str, question: Question) -> bool:
+    return any(exact(text, answer) for answer in question.answers)
+
+
+def test_the_toy_vocabulary_covers_the_toy_questions() -> None:
+    unknown = CORPUS.special["unknown"]
+    assert all(unknown not in ids for ids in CORPUS.encode([*WORDS, *MARKERS, "what ?"]))

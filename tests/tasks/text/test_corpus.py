@@ -1,0 +1,303 @@
+"""Reading, tokenizing, packing and caching text."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from masksearch.errors import DataError
+from masksearch.tasks.text.corpus import Corpus, train_tokenizer
+from masksearch.tasks.text.packing import Sequences
+
+WORDS = [f"{a}{b}{c}" for a in "bdgk" for b in "aeiou" for c in ("n", "rt", "st", "lling")]
+real = pytest.mark.skipif(
+    "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
+)
+
+
+def text(words: int, seed: int = 0) -> str:
+    draw = random.Random(seed)
+    lines = []
+    while words > 0:
+        count = min(words, draw.randint(5, 15))
+        lines.append(" ".join(draw.choices(WORDS, k=count)))
+        words -= count
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "text"
+    path.mkdir()
+    (path / "a.txt").write_text(text(3000), encoding="utf-8")
+    (path / "b.txt").write_text(text(2000, 1), encoding="utf-8-sig")
+    return path
+
+
+def load(path: Path, **settings: object) -> Corpus:
+    settings = {"vocabulary": 120, "length": 16, "cache": path.parent / "cache"} | settings
+    return Corpus.load(path, **settings)  # type: ignore[arg-type]
+
+
+def test_rows_are_cls_text_sep_without_padding(folder: Path) -> None:
+    corpus = load(folder)
+    assert corpus.train.dtype == torch.int32
+    assert corpus.train.shape[1] == corpus.length == 16
+    for part in (corpus.train, corpus.held_out):
+        assert (part[:, 0] == corpus.special["cls"]).all()
+        assert (part[:, -1] == corpus.special["sep"]).all()
+        assert not torch.isin(part[:, 1:-1], torch.tensor([0, 2, 3, 4])).any()
+        assert part[:, 1:-1].max() < corpus.vocabulary
+
+
+def test_packed_rows_spell_the_text(folder: Path) -> None:
+    (folder / "valid.txt").write_text(text(500, 2), encoding="utf-8")
+    corpus = load(folder)
+    ids = corpus.held_out[:, 1:-1].flatten().tolist()
+    assert text(500, 2).split()[:300] == corpus.tokenizer.decode(ids).split()[:300]
+
+
+def test_last_twentieth_is_held_out(folder: Path) -> None:
+    corpus = load(folder)
+    share = len(corpus.held_out) / (len(corpus.held_out) + len(corpus.train))
+    assert share == pytest.approx(0.05, abs=0.005)
+
+
+def test_valid_is_held_out_and_test_left_out(folder: Path) -> None:
+    before = load(folder)
+    (folder / "test.txt").write_text("zzz " * 5000, encoding="utf-8")
+    assert load(folder).digest == before.digest
+    (folder / "Valid.txt").write_text(text(500, 3), encoding="utf-8")
+    after = load(folder)
+    assert len(after.train) + len(after.held_out) > len(before.train) + len(before.held_out)
+
+
+def test_held_out_file_is_named(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(text(700, 4), encoding="utf-8")
+    corpus = load(folder / "a.txt", held_out=other)
+    assert (
+        corpus.tokenizer.decode(corpus.held_out[0].tolist()).split()[0] == text(700, 4).split()[0]
+    )
+
+
+def test_one_long_line_is_held_out_too(tmp_path: Path) -> None:
+    path = tmp_path / "line.txt"
+    path.write_text(text(30_000).replace("\n", " "), encoding="utf-8")
+    corpus = load(path)
+    assert len(corpus.held_out) / len(corpus.train) == pytest.approx(0.05 / 0.95, abs=0.01)
+
+
+def test_vocabulary_is_the_same_in_every_process(folder: Path) -> None:
+    code = (
+        "import sys; from masksearch.tasks.text.corpus import Corpus\n"
+        "print(Corpus.load(sys.argv[1], vocabulary=120, length=16).digest)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "MASKSEARCH_CACHE": str(folder / "cache"), "PYTHONHASHSEED": "7"},
+    )
+    assert process.stdout.strip() == load(folder).digest
+
+
+def test_held_out_share_does_not_shape_the_vocabulary(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text(text(4000) + "qqqqxqqqq\n" * 20, encoding="utf-8")
+    assert "q" not in train_tokenizer([path], 120, whole=False).get_vocab()
+    assert "q" in train_tokenizer([path], 120, whole=True).get_vocab()
+
+
+def test_digest_follows_text_tokenizer_and_length(folder: Path) -> None:
+    digests = {
+        load(folder).digest,
+        load(folder, length=18).digest,
+        load(folder, vocabulary=100).digest,
+    }
+    (folder / "a.txt").write_text(text(3000, 9), encoding="utf-8")
+    digests.add(load(folder).digest)
+    assert len(digests) == 4
+
+
+def test_cache_is_used_and_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(folder)
+    monkeypatch.setattr("masksearch.tasks.text.corpus.tokenized", None)
+    again = load(folder)
+    assert torch.equal(first.train, again.train)
+    assert first.digest == again.digest
+    assert first.encode(["ban dart"]) == again.encode(["ban dart"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
+def test_corrupt_cache_is_made_again(folder: Path, damage: str) -> None:
+    first = load(folder)
+    (file,) = (folder.parent / "cache").glob("*.arrow")
+    data = bytearray(file.read_bytes())
+    if damage == "flipped":
+        data[-5] ^= 1
+    changed = {"cut": bytes(data[:-40]), "flipped": bytes(data), "text": b"hello", "empty": b""}[
+        damage
+    ]
+    file.write_bytes(changed)
+    with pytest.warns(UserWarning, match="made again"):
+        again = load(folder)
+    assert torch.equal(first.train, again.train)
+    assert file.read_bytes() != changed
+
+
+def test_unwritable_cache_costs_a_warning(folder: Path) -> None:
+    (folder.parent / "file").write_text("")
+    with pytest.warns(UserWarning, match="cannot cache"):
+        load(folder, cache=folder.parent / "file")
+
+
+def test_cache_folder_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(folder.parent / "mine"))
+    load(folder, cache=None)
+    assert list((folder.parent / "mine").glob("corpus-*.arrow"))
+
+
+def test_vocab_txt_and_folder_and_json_agree(folder: Path, tmp_path: Path) -> None:
+    made = load(folder)
+    tokens = sorted(made.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "vocab.txt").write_text("\n".join(token for token, _ in tokens) + "\n")
+    by_file = load(folder, tokenizer=local / "vocab.txt")
+    assert torch.equal(by_file.train, load(folder, tokenizer=local).train)
+    assert torch.equal(by_file.train[:50], made.train[:50])
+    made.tokenizer.save(str(local / "tokenizer.json"))
+    assert torch.equal(load(folder, tokenizer=str(local)).train, by_file.train)
+
+
+def test_cased_list_keeps_capitals(tmp_path: Path, folder: Path) -> None:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Ban", "ban"]
+    (tmp_path / "vocab.txt").write_text("\n".join(names))
+    corpus = load(folder, tokenizer=tmp_path / "vocab.txt")
+    assert corpus.encode(["Ban ban"]) == [[5, 6]]
+
+
+def test_errors_say_what_and_where(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such text file or folder: .*nowhere"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no \*\.txt"):
+        load(tmp_path / "empty")
+    short = tmp_path / "short.txt"
+    short.write_text("ban dart\n")
+    with pytest.raises(DataError, match=r"short\.txt holds .* at least two training"):
+        load(short)
+    short.write_text("")
+    with pytest.raises(DataError, match="holds 0 tokens"):
+        load(short)
+    short.write_bytes(b"fine\nna\xefve\n")
+    with pytest.raises(DataError, match=r"short\.txt, line 2: byte 0xef is not UTF-8"):
+        load(short)
+    with pytest.raises(ValueError, match="length must be at least 3"):
+        load(folder, length=2)
+    with pytest.raises(ValueError, match="at least 32 token ids"):
+        load(folder, vocabulary=8)
+    only = tmp_path / "only"
+    only.mkdir()
+    (only / "valid.txt").write_text(text(500))
+    with pytest.raises(DataError, match="no training text"):
+        load(only)
+
+
+def test_tokenizer_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = tmp_path / "tokenizer.json"
+    bad.write_text("{}")
+    with pytest.raises(DataError, match=r"is not a tokenizer\.json"):
+        load(folder, tokenizer=bad)
+    (tmp_path / "vocab.txt").write_text("a\nb\n")
+    with pytest.raises(DataError, match=r"not a WordPiece list"):
+        load(folder, tokenizer=tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("[UNK]\n[CLS]\n[SEP]\n[PAD]\nban\n")
+    with pytest.raises(DataError, match=r"no mask token \(\[MASK\]"):
+        load(folder, tokenizer=tmp_path / "vocab.txt")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match=r"no tokenizer 'masksearch/nothing'.*--tokenizer"):
+        load(folder, tokenizer="masksearch/nothing")
+
+
+def test_rows_lie_in_the_mapped_file(folder: Path) -> None:
+    corpus = load(folder)
+    again = load(folder)
+    for part in (again.train, again.held_out):
+        assert isinstance(part, Sequences)
+        assert part.body.dtype == "uint8"
+        assert not part.body.flags.owndata
+    assert torch.equal(corpus.train, again.train)
+
+
+def test_cut_off_disk_leaves_a_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written: the tokens stay in memory."""
+    whole = load(folder)
+    blocked = folder.parent / "file"
+    blocked.write_text("")
+    with pytest.warns(UserWarning, match="cannot cache"):
+        alone = load(folder, cache=blocked)
+    assert torch.equal(alone.train, whole.train)
+    assert alone.digest == whole.digest
+
+
+def test_digest_of_known_text_stays(tmp_path: Path) -> None:
+    """SOURCE: the corpus before it was mapped; protocols of stored records rest on it."""
+    (tmp_path / "a.txt").write_text(text(3000), encoding="utf-8")
+    assert load(tmp_path / "a.txt").digest == "4935da8bf0845ed8"
+
+
+def test_a_limit_of_tokens_stops_early(folder: Path) -> None:
+    whole, some = load(folder), load(folder, tokens=1_000)
+    assert some.digest != whole.digest
+    assert len(some.train) == 950 // 14
+    assert len(some.held_out) == 50 // 14
+    given = folder.parent / "tokenizer.json"
+    whole.tokenizer.save(str(given))
+    (folder / "valid.txt").write_text(text(2_000, 5))
+    apart = load(folder, tokens=700, tokenizer=given)
+    assert len(apart.train) == len(apart.held_out) == 50
+    assert torch.equal(apart.train, load(folder, tokenizer=given).train[:50].tensor())
+    with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
+        load(folder, tokens=0)
+
+
+def test_documents_are_known_after_packing(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n\n".join(text(200, seed) for seed in range(20)))
+    corpus = load(path)
+    assert corpus.begins is not None
+    found = []
+    for part, rows in zip(corpus.begins, (corpus.train, corpus.held_out), strict=True):
+        assert part.tokens == rows[:, 1:-1].numel()
+        assert part.documents.tolist() == [0]
+        found.append(part.paragraphs.tolist())
+    ids = corpus.train[:, 1:-1].flatten().tolist()
+    starts = [corpus.encode([text(200, seed)])[0][:5] for seed in range(18)]
+    assert [ids[at : at + 5] for at in found[0]][:18] == starts
+
+
+def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) -> None:
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    listed = tmp_path / "vocab.txt"
+    listed.write_text("\n".join([*names, "ab", "ab", "ab", "cd"]))
+    path = tmp_path / "a.txt"
+    path.write_text("ab cd " * 200)
+    corpus = load(path, tokenizer=listed)
+    assert int(corpus.train[:].tensor().max()) == 8
+    assert corpus.vocabulary == 9
+
+
+@real
+@pytest.mark.slow
+def test_wikitext_token_counts(tmp_path: Path) -> None:
+    corpus = Corpus.load(Path(os.environ["MASKSEARCH_DATA"]) / "wikitext-2", cache=tmp_path)
+    assert corpus.train.shape == (23_095, 128)
+    assert corpus.held_out.shape == (2_410, 128)
+    assert corpus.vocabulary == 4096

@@ -1,0 +1,114 @@
+"""Rows over a stream of ids behave like the tensor that they stand for."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masksearch.tasks.text.files import DOCUMENT, PARAGRAPH, TEXT
+from masksearch.tasks.text.packing import Boundaries, Sequences, encode_stream, id_type
+from masksearch.tasks.text.token_cache import TokenSpool
+from masksearch.tasks.text.tokenizer import word_piece
+
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b", "c", "."]
+SPECIAL = {"cls": 2, "sep": 3}
+
+
+def rows(count: int = 23, length: int = 6) -> tuple[Sequences, torch.Tensor]:
+    ids = np.arange(5, 5 + count * (length - 2) + 1, dtype=np.uint16)
+    body = torch.from_numpy(ids[:-1].astype(np.int32)).view(count, length - 2)
+    edge = torch.ones(count, 1, dtype=torch.int32)
+    return Sequences.packed(ids, length, SPECIAL), torch.cat([edge * 2, body, edge * 3], 1)
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        lambda x: x[torch.tensor([3, 0, 22, 3])],
+        lambda x: x[[1, 2]],
+        lambda x: x[5],
+        lambda x: x[-1],
+        lambda x: x[0::2][torch.arange(4)],
+        lambda x: x[1::2][2:5][0],
+        lambda x: x[:, 0],
+        lambda x: x[:, 1:-1],
+        lambda x: x[2:4, 1],
+        lambda x: x[3, 2:],
+        lambda x: x[torch.tensor([1, 4]), 1:3],
+        lambda x: x[torch.arange(23) % 2 == 0],
+        lambda x: torch.cat([x, x]),
+        lambda x: torch.from_numpy(x.numpy()),
+        lambda x: torch.stack(list(x)),
+        lambda x: torch.tensor([len(x), x.numel(), *x.shape]),
+        lambda x: torch.tensor(x.tolist()),
+    ],
+)
+def test_read_like_the_tensor(taken: Callable[[Any], torch.Tensor]) -> None:
+    lazy, whole = rows()
+    assert torch.equal(taken(lazy), taken(whole))
+    assert taken(lazy).dtype == taken(whole).dtype
+    assert lazy.dtype == torch.int32
+
+
+def test_slices_are_views_and_rows_are_copies() -> None:
+    lazy, whole = rows()
+    half = lazy[1::2]
+    assert isinstance(half, Sequences)
+    assert np.shares_memory(half.body, lazy.body)
+    lazy[torch.tensor([0])].zero_()
+    lazy[0].zero_()
+    lazy.numpy()[:] = 0
+    assert torch.equal(lazy.tensor(), whole)
+    with pytest.raises(IndexError, match="row 23 of 23"):
+        lazy[23]
+
+
+def encoded(folder: Path, texts: list[tuple[int, str]], limit: int | None = None) -> Any:
+    made = word_piece({token: number for number, token in enumerate(TOKENS)})
+    return made, encode_stream(made, iter(texts), TokenSpool(folder), limit)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 10**6])
+@pytest.mark.parametrize("limit", [None, 1, 57, 10**6])
+def test_stream_and_boundaries_match_a_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, limit: int | None
+) -> None:
+    monkeypatch.setattr("masksearch.tasks.text.packing.CHUNK", chunk)
+    draw = random.Random(1)
+    marks = [DOCUMENT, *draw.choices([TEXT, PARAGRAPH, DOCUMENT], k=60)]
+    texts = [(mark, " ".join(draw.choices(["a", "bb", ".", "", "z"], k=5))) for mark in marks]
+    made, stream = encoded(tmp_path, texts, limit)
+    ids: list[int] = []
+    documents, paragraphs = set(), set()
+    for mark, text in texts:
+        documents |= {len(ids)} if mark == DOCUMENT else set()
+        paragraphs |= {len(ids)} if mark != TEXT else set()
+        ids += made.encode(text, add_special_tokens=False).ids
+    ids = ids[:limit]
+    assert stream.ids.tolist() == ids
+    assert stream.begins.documents.tolist() == sorted(at for at in documents if at < len(ids))
+    assert stream.begins.paragraphs.tolist() == sorted(at for at in paragraphs if at < len(ids))
+    assert not list(tmp_path.iterdir())  # the spool's file has no name
+
+
+def test_ids_take_the_smallest_type() -> None:
+    for count, kind in ((10, "uint8"), (300, "uint16"), (70_000, "int32")):
+        names = [*TOKENS, *(f"w{number}" for number in range(count - len(TOKENS)))]
+        made = word_piece({token: number for number, token in enumerate(names)})
+        assert id_type(made) == kind
+
+
+@given(st.sets(st.integers(1, 40)), st.integers(0, 40), st.integers(0, 40))
+def test_part_counts_from_its_start(inner: set[int], one: int, two: int) -> None:
+    start, stop = min(one, two), max(one, two)
+    begins = Boundaries(41, np.array([0]), np.array(sorted({0, *inner})))
+    part = begins.part(start, stop)
+    expected = {0} | {at - start for at in inner if start < at < stop} if stop > start else set()
+    assert part.paragraphs.tolist() == sorted(expected)
+    assert part.tokens == stop - start

@@ -1,0 +1,157 @@
+"""One step's gradient in parts: it equals that of the whole."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from masksearch.contracts import Batch
+from masksearch.training.accumulation import Accumulator, out_of_memory, scored, split
+
+
+class Tagger(nn.Module):
+    """Two heads on an embedding: a label for each token, and one for each row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.table = nn.Parameter(torch.randn(7, 5, generator=draw, dtype=torch.float64))
+
+
+def both(model: nn.Module, batch: Batch) -> Tensor:
+    hidden = model.table[batch["input_ids"]]
+    tokens = F.cross_entropy(hidden.flatten(0, 1), batch["labels"].flatten())
+    if "next_label" not in batch:
+        return tokens
+    return torch.stack([tokens, F.cross_entropy(hidden.mean(1), batch["next_label"])])
+
+
+def begun(model: nn.Module) -> None:
+    model.zero_grad(set_to_none=True)
+
+
+def drawn(rows: int, seed: int, pairs: bool) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 5, (rows, 4), generator=draw)
+    labels[torch.rand(rows, 4, generator=draw) < 0.6] = -100
+    labels[0, 0] = 1
+    batch = {"input_ids": torch.randint(0, 7, (rows, 4), generator=draw), "labels": labels}
+    pair = torch.randint(0, 5, (rows,), generator=draw)
+    return batch | {"next_label": pair} if pairs else batch
+
+
+@given(
+    sizes=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    rows=st.none() | st.integers(1, 5),
+    pairs=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_parts_equal_one_large_batch(sizes, rows, pairs, seed):
+    """Also where parts score different numbers of labels, or a part none at all."""
+    batches = [drawn(size, seed + number, pairs) for number, size in enumerate(sizes)]
+    whole = {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+    one, other = Tagger(), Tagger()
+    expected = both(one, whole).sum()
+    expected.backward()
+    value = Accumulator(rows).gradients(
+        other, batches, both, lambda: begun(other), lambda value: None
+    )
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(other.table.grad, one.table.grad, rtol=1e-10, atol=1e-14)
+
+
+@given(count=st.integers(1, 40), rows=st.none() | st.integers(1, 45))
+def test_split_keeps_every_row_in_order(count, rows):
+    parts = list(split({"input_ids": torch.arange(count)[:, None]}, rows))
+    assert torch.cat([part["input_ids"] for part in parts]).flatten().tolist() == [*range(count)]
+    sizes = [len(part["input_ids"]) for part in parts]
+    assert max(sizes) <= (rows or count)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_scored_counts_labels():
+    tokens = torch.tensor([[1, -100, -100], [4, 5, -100]])
+    ids = {"input_ids": torch.ones(2, 3)}
+    assert scored(ids) == (2,)
+    assert scored(ids | {"labels": tokens}) == (3,)
+    assert scored(ids | {"labels": torch.tensor([0.5, -100.0])}) == (2,)  # scores, not classes
+    pairs = {"next_sentence_label": torch.tensor([0, 1]), "labels": tokens}
+    assert scored(ids | pairs) == (3, 2)
+
+
+# -- memory that runs out ----------------------------------------------------------------------
+def greedy(limit: int, message: str = "can't allocate memory: you tried to allocate"):
+    """A loss that needs memory for `limit` rows at most."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        value = both(model, batch)
+        if len(batch["input_ids"]) > limit:
+            (value.sum() * 100).backward()  # half-done work is left behind
+            raise RuntimeError(message)
+        return value
+
+    return loss
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_out_of_memory_halves_the_rows_once_and_for_all(limit):
+    batch, plain, model = drawn(12, 3, True), Tagger(), Tagger()
+    expected = both(plain, batch).sum()
+    expected.backward()
+    accumulator = Accumulator()
+
+    def gradients() -> Tensor:
+        return accumulator.gradients(
+            model, [batch], greedy(limit), lambda: begun(model), lambda value: None
+        )
+
+    with pytest.warns(UserWarning, match="out of memory with 12 rows at once") as caught:
+        value = gradients()
+    assert len(caught) == 1
+    assert accumulator.rows <= limit
+    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(model.table.grad, plain.table.grad, rtol=1e-10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradients()
+
+
+def test_a_single_row_that_does_not_fit_is_the_error():
+    model = Tagger()
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        Accumulator().gradients(
+            model, [drawn(4, 0, False)], greedy(0), lambda: begun(model), lambda value: None
+        )
+
+
+def test_other_errors_are_not_taken_for_it():
+    model = Tagger()
+    with pytest.raises(RuntimeError, match="shapes"):
+        Accumulator().gradients(
+            model,
+            [drawn(4, 0, False)],
+            greedy(0, "shapes do not fit"),
+            lambda: begun(model),
+            lambda value: None,
+        )
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not out_of_memory(RuntimeError("anything else"))
+
+
+def test_the_cpu_allocator_says_what_is_looked_for():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert out_of_memory(caught.value)
+
+
+def test_no_scored_label_at_all_is_an_error():
+    model, batch = Tagger(), drawn(4, 0, False)
+    batch["labels"].fill_(-100)
+    with pytest.raises(ValueError, match="no label of the batch is scored"):
+        Accumulator(2).gradients(model, [batch], both, lambda: begun(model), lambda value: None)
