@@ -12,14 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-for folder in (
-    "",
-    "contracts",
-    "faults",
-    "attention",
-    "training",
-    "cli",
-):  # `mask_trees`, `toy`, `killing`, ...
+for folder in ("cli", "training", "faults", "contracts", "attention", ""):  # `toy`, `killing`
     sys.path.insert(0, str(Path(__file__).parent / folder))
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
