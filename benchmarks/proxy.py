@@ -1,14 +1,13 @@
 """Speed of the proxy's training, as ratios measured side by side in one run.
 
-    python benchmarks/proxy.py                        # pretrain, finetune and together: 15 minutes
+    python benchmarks/proxy.py                        # pretrain and finetune: 10 minutes
     python benchmarks/proxy.py pretrain --data FOLDER # FOLDER/wikitext-2 instead of random tokens
     python benchmarks/proxy.py scores --data FOLDER   # FOLDER/glue/SST-2: the scores, three seeds
-    python benchmarks/proxy.py sizes together --device cuda
+    python benchmarks/proxy.py sizes --device cuda
 
 pretrain: tokens/s against transformers' Trainer with `BertForMaskedLM` of the same size.
 finetune: examples/s on short texts against the Trainer, padded to 128 and padded by batch.
 scores: accuracy after the same number of steps, each of the three ways.
-together: K models with K masks as one program against one after the other.
 sizes: tokens/s of tiny ... base and their share of what a large matrix product reaches.
 Repetitions take turns (A B A B); figures are medians over them of the mean step. CPU figures are
 seconds of the process on one thread, so that a neighbour's load counts little. The Trainer needs
@@ -24,7 +23,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +45,6 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.models.encoders import encoder, size_named
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.trained_together import train_together
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import TrainConfig, train
@@ -178,77 +176,6 @@ def accuracy(setting: Setting) -> dict[str, Any]:
     return {"rows": rows, "epochs": epochs, "accuracy": found}
 
 
-def one_by_one(
-    corpus: Corpus, size: str, batch: int, chosen: list[Any], steps: int, place: torch.device
-) -> Iterator[list[float]]:
-    """Trains each mask's model alone; yields the seconds of its steps."""
-    for seed, mask in enumerate(chosen):
-        body = encoder(size, corpus.vocabulary, corpus.length, seed=seed)
-        model = MaskedLanguageModel(body, seed=seed).to(place)
-        attach(model, mask, inputs={"input_ids": corpus.train[:1].long().to(place)})
-        batches = on(place, MlmTask(corpus, batch).batches(0))
-        yield timed(train(model, batches, TrainConfig(steps=steps, lr=5e-4)), steps, place)
-
-
-def all_at_once(
-    corpus: Corpus,
-    size: str,
-    batch: int,
-    chosen: list[Any],
-    steps: int,
-    place: torch.device,
-    compiled: bool,
-) -> list[float]:
-    """Trains all of them as one program; the seconds of its steps."""
-    models = [
-        MaskedLanguageModel(
-            encoder(size, corpus.vocabulary, corpus.length, seed=seed), seed=seed
-        ).to(place)
-        for seed in range(len(chosen))
-    ]
-    batches = MlmTask(corpus, batch).batches(0)
-    config = TrainConfig(steps=steps, lr=5e-4)
-    run = train_together(models, chosen, batches, config, compiled=compiled)
-    return timed(run, steps, place)
-
-
-def together(setting: Setting) -> dict[str, Any]:
-    """K models with K masks as one program, against one after the other."""
-    gpu = setting.place.type == "cuda"
-    cases = [("nano", 16, 32), ("tiny", 32, 128)] if not setting.smoke else [("nano", 4, 16)]
-    counts = (1, 4, 16, 64)
-    found: dict[str, Any] = {"goal": "8 x at tiny sizes on a GPU"}
-    for size, batch, length in cases:
-        corpus = random_corpus(length, setting.vocabulary, 512)
-        most = 64 if gpu else 16 if size == "nano" else 4  # a CPU gains nothing from more
-        for count in (2,) if setting.smoke else [c for c in counts if c <= most]:
-            chosen = [masks.window(1 + at % (length // 2)) for at in range(count)]
-            base = (corpus, size, batch, chosen[:2], setting.steps, setting.place)
-            alone: list[float] = []
-            joint: dict[bool, list[float]] = {False: []} | ({True: []} if gpu else {})
-            for _ in range(2 if gpu else 1):
-                for each in one_by_one(*base):
-                    alone += each
-                for compiled in joint:
-                    rest = (corpus, size, batch, chosen, setting.steps, setting.place, compiled)
-                    joint[compiled] += all_at_once(*rest)
-            tokens, single = batch * length, statistics.median(alone)
-            for compiled, seconds in joint.items():
-                whole = statistics.median(seconds)
-                name = f"{size}, {count} models" + (", compiled" if compiled else "")
-                found[name] = {
-                    "tokens_per_second": count * tokens / whole,
-                    "tokens_per_second_alone": tokens / single,
-                    "ratio": count * single / whole,
-                }
-                print(
-                    f"{name}: {count * tokens / whole:,.0f} tokens/s together, "
-                    f"{tokens / single:,.0f} one by one, {count * single / whole:.2f} x",
-                    flush=True,
-                )
-    return found
-
-
 def sizes(setting: Setting) -> dict[str, Any]:
     """Tokens/s of every size, and their share of what a matrix product reaches here."""
     gpu = setting.place.type == "cuda"
@@ -303,10 +230,9 @@ PARTS = {
     "pretrain": pretrain,
     "finetune": finetune,
     "scores": accuracy,
-    "together": together,
     "sizes": sizes,
 }
-DEFAULT = ("pretrain", "finetune", "together")
+DEFAULT = ("pretrain", "finetune")
 
 
 def main() -> None:

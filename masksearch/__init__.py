@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from masksearch.evaluators.wrappers import Cached
     from masksearch.executors.local import Local
     from masksearch.executors.on_ray import RayTune
-    from masksearch.executors.together import Together
     from masksearch.gates.config import DamConfig
     from masksearch.gates.dam import dam
     from masksearch.gates.gates import Gates
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
     from masksearch.models.checkpoints import Pretrained, open_pretrained
     from masksearch.models.manifest import saved_masks
     from masksearch.models.saved import load_pretrained, save_pretrained
-    from masksearch.models.trained_together import train_together
     from masksearch.positions.analysis import importance
     from masksearch.positions.attention_maps import AttentionMaps, attention_maps
     from masksearch.positions.controls import diagonal_controls
@@ -136,7 +134,6 @@ LAZY = {
     "SquadEvaluator": "masksearch.evaluators.squad",
     "Study": "masksearch.driver",
     "SwagEvaluator": "masksearch.evaluators.swag",
-    "Together": "masksearch.executors.together",
     "UncountedHops": "masksearch.errors",
     "UnknownNameError": "masksearch.errors",
     "WithCost": "masksearch.evaluators.cost",
@@ -166,7 +163,11 @@ LAZY = {
     "save_pretrained": "masksearch.models.saved",
     "saved_masks": "masksearch.models.manifest",
     "search": "masksearch.driver",
-    "train_together": "masksearch.models.trained_together",
+}
+
+REMOVED = {  # names of earlier versions, and what serves instead
+    "Together": 'RayTune(slots=4, resources={"cpu": 1, "gpu": 0.25}) runs four trials on one GPU',
+    "train_together": "train one model after the other, or search with RayTune on shares of a GPU",
 }
 
 __all__ = [
@@ -219,7 +220,6 @@ __all__ = [
     "SquadEvaluator",
     "Study",
     "SwagEvaluator",
-    "Together",
     "UncountedHops",
     "UnknownNameError",
     "WithCost",
@@ -250,7 +250,6 @@ __all__ = [
     "save_pretrained",
     "saved_masks",
     "search",
-    "train_together",
 ]
 
 
@@ -258,6 +257,8 @@ def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
     if name == "masks":
         return importlib.import_module("masksearch.masks")
+    if name in REMOVED:
+        raise AttributeError(f"masksearch.{name} was removed; {REMOVED[name]}")
     if name not in LAZY:
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}")
     value = getattr(importlib.import_module(LAZY[name]), name)

@@ -205,7 +205,7 @@ def read_value(text: str) -> Any:
         return text
 
 
-EXECUTORS = ("local", "together", "ray")
+EXECUTORS = ("local", "ray")
 OF_CUTS = ("densities", "merge_heads")  # settings of the masks that strategy dam cuts
 
 
@@ -228,21 +228,17 @@ class Placing:
             ChoiceError: If options of Ray are given for the local one.
             UnknownNameError: If the executor is unknown.
         """
+        if self.executor == "together":
+            raise ChoiceError(
+                "--executor together was removed; small trials share a GPU with "
+                "--executor ray --slots 4 --gpus 0.25"
+            )
         if self.executor not in EXECUTORS:
             raise unknown_name("executor", self.executor, EXECUTORS)
         if self.executor != "ray":
             for name in ("address", "cpus", "gpus", "scratch"):
                 if getattr(self, name) is not None:
                     raise ChoiceError(f"--{name} belongs to --executor ray")
-        if self.executor == "together":
-            if self.limit is not None:
-                raise ChoiceError(
-                    "--limit does not go with --executor together: a group's jobs "
-                    "are one program; use --executor local"
-                )
-            from masksearch.executors.together import Together
-
-            return Together(self.slots)
         if self.executor == "local":
             from masksearch.executors.local import Local
 

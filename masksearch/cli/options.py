@@ -136,7 +136,7 @@ JUDGING: dict[str, tuple[Any, Any]] = {
 
 PLACING: dict[str, tuple[Any, Any]] = {
     "executor": (
-        Annotated[str, typer.Option(help="local, together (small trials as one program) or ray.")],
+        Annotated[str, typer.Option(help="local or ray.")],
         "local",
     ),
     "slots": (Slots, 1),

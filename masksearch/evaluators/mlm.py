@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from masksearch.attention.attach import attach
 from masksearch.contracts import Batch, Differentiable, Objective, Report, Shape, mixed_seed
 from masksearch.errors import DataError, NonFiniteLossError, unknown_name
-from masksearch.evaluators.pretrains_together import PretrainsTogether
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import Pretrained, open_pretrained
@@ -188,7 +187,7 @@ PRETRAINING = "pretraining"  # name of its checkpoints
 
 
 @dataclass(frozen=True)
-class MlmEvaluator(PretrainsTogether):
+class MlmEvaluator:
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that

@@ -126,14 +126,13 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
 
 
 def test_executors_by_name():
-    assert Placing(executor="together", slots=3).build() == ms.Together(3)
     assert Placing(slots=2).build() == ms.Local(2)
     with pytest.raises(ChoiceError, match="--gpus belongs to --executor ray"):
-        Placing(executor="together", gpus=0.5).build()
-    with pytest.raises(ChoiceError, match="--limit does not go with --executor together"):
-        Placing(executor="together", limit=3.0).build()
-    with pytest.raises(UnknownNameError, match="togehter"):
-        Placing(executor="togehter").build()
+        Placing(gpus=0.5).build()
+    with pytest.raises(ChoiceError, match=r"together was removed; .* --executor ray .* --gpus"):
+        Placing(executor="together", slots=3).build()
+    with pytest.raises(UnknownNameError, match="lokal"):
+        Placing(executor="lokal").build()
 
 
 def test_a_study_is_refused_under_torchrun(monkeypatch):
