@@ -10,262 +10,130 @@ Importing it loads nothing heavy, not even torch; every name is loaded when it i
 
 from __future__ import annotations
 
+import ast
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from masksearch import masks
-    from masksearch.analysis.compare import Comparison
-    from masksearch.analysis.proxy_card import ProxyCard
-    from masksearch.attention.attach import attach, attached, detach
-    from masksearch.attention.explain import Explanation, explain
-    from masksearch.contracts import (
-        Budget,
-        Evaluate,
-        Objective,
-        OneShot,
-        Proposal,
-        Record,
-        Report,
-        Shape,
-        Shared,
-    )
-    from masksearch.driver import Study, compare, search
-    from masksearch.errors import (
-        AttachError,
-        DataError,
-        EmptyRowError,
-        HeadCountError,
-        LayerCountError,
-        LengthError,
-        MaskFormatError,
-        MaskSearchError,
-        NonFiniteLossError,
-        ResumeError,
-        SearchError,
-        UncountedHops,
-        UnknownNameError,
-    )
-    from masksearch.evaluators.cost import CostEvaluator, WithCost
-    from masksearch.evaluators.glue import GlueEvaluator
-    from masksearch.evaluators.mlm import MlmEvaluator
-    from masksearch.evaluators.planted import PlantedEvaluator
-    from masksearch.evaluators.shared import SharedWeights
-    from masksearch.evaluators.squad import SquadEvaluator
-    from masksearch.evaluators.swag import SwagEvaluator
-    from masksearch.evaluators.wrappers import Cached
-    from masksearch.executors.local import Local
-    from masksearch.executors.on_ray import RayTune
-    from masksearch.gates.config import DamConfig
-    from masksearch.gates.dam import dam
-    from masksearch.gates.gates import Gates
-    from masksearch.gates.perturbation import perturbation_scores
-    from masksearch.gates.result import DamResult
-    from masksearch.loggers.progress import progress
-    from masksearch.masks import FAMILIES, ContentMask, Mask
-    from masksearch.masks.lower import flex_block_mask, load_mask, lower, save_mask
-    from masksearch.masks.measure import fingerprint
-    from masksearch.masks.nearest import NearestFamily, nearest_family
-    from masksearch.models.checkpoints import Pretrained, open_pretrained
-    from masksearch.models.manifest import saved_masks
-    from masksearch.models.saved import load_pretrained, save_pretrained
-    from masksearch.positions.analysis import importance
-    from masksearch.positions.attention_maps import AttentionMaps, attention_maps
-    from masksearch.positions.controls import diagonal_controls
-    from masksearch.positions.dynamics import importance_dynamics
-    from masksearch.positions.result import Importance
-    from masksearch.report.proxy import proxy_card
-    from masksearch.strategies.halving import ParetoHalving
-    from masksearch.strategies.user_code import load_function
-    from masksearch.study.constraints import Constraint
-    from masksearch.tasks.glue.read import GlueScore, glue_score
-    from masksearch.tasks.planted.glue import PlantedGlue
-    from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.moved import forward_moved_modules
+
+if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
+    from masksearch import masks as masks
+    from masksearch.analysis.compare import Comparison as Comparison
+    from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
+    from masksearch.attention.attach import attach as attach
+    from masksearch.attention.attach import attached as attached
+    from masksearch.attention.attach import detach as detach
+    from masksearch.attention.explain import Explanation as Explanation
+    from masksearch.attention.explain import explain as explain
+    from masksearch.contracts import Budget as Budget
+    from masksearch.contracts import Evaluate as Evaluate
+    from masksearch.contracts import Objective as Objective
+    from masksearch.contracts import OneShot as OneShot
+    from masksearch.contracts import Proposal as Proposal
+    from masksearch.contracts import Record as Record
+    from masksearch.contracts import Report as Report
+    from masksearch.contracts import Shape as Shape
+    from masksearch.contracts import Shared as Shared
+    from masksearch.driver import Study as Study
+    from masksearch.driver import compare as compare
+    from masksearch.driver import search as search
+    from masksearch.errors import AttachError as AttachError
+    from masksearch.errors import DataError as DataError
+    from masksearch.errors import EmptyRowError as EmptyRowError
+    from masksearch.errors import HeadCountError as HeadCountError
+    from masksearch.errors import LayerCountError as LayerCountError
+    from masksearch.errors import LengthError as LengthError
+    from masksearch.errors import MaskFormatError as MaskFormatError
+    from masksearch.errors import MaskSearchError as MaskSearchError
+    from masksearch.errors import NonFiniteLossError as NonFiniteLossError
+    from masksearch.errors import ResumeError as ResumeError
+    from masksearch.errors import SearchError as SearchError
+    from masksearch.errors import UncountedHops as UncountedHops
+    from masksearch.errors import UnknownNameError as UnknownNameError
+    from masksearch.evaluators.cost import CostEvaluator as CostEvaluator
+    from masksearch.evaluators.cost import WithCost as WithCost
+    from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
+    from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
+    from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator
+    from masksearch.evaluators.shared import SharedWeights as SharedWeights
+    from masksearch.evaluators.squad import SquadEvaluator as SquadEvaluator
+    from masksearch.evaluators.swag import SwagEvaluator as SwagEvaluator
+    from masksearch.evaluators.wrappers import Cached as Cached
+    from masksearch.executors.local import Local as Local
+    from masksearch.executors.on_ray import RayTune as RayTune
+    from masksearch.gates.config import DamConfig as DamConfig
+    from masksearch.gates.dam import dam as dam
+    from masksearch.gates.gates import Gates as Gates
+    from masksearch.gates.perturbation import perturbation_scores as perturbation_scores
+    from masksearch.gates.result import DamResult as DamResult
+    from masksearch.loggers.progress import progress as progress
+    from masksearch.masks import FAMILIES as FAMILIES
+    from masksearch.masks import ContentMask as ContentMask
+    from masksearch.masks import Mask as Mask
+    from masksearch.masks.lower import flex_block_mask as flex_block_mask
+    from masksearch.masks.lower import load_mask as load_mask
+    from masksearch.masks.lower import lower as lower
+    from masksearch.masks.lower import save_mask as save_mask
+    from masksearch.masks.measure import fingerprint as fingerprint
+    from masksearch.masks.nearest import NearestFamily as NearestFamily
+    from masksearch.masks.nearest import nearest_family as nearest_family
+    from masksearch.models.checkpoints import Pretrained as Pretrained
+    from masksearch.models.checkpoints import open_pretrained as open_pretrained
+    from masksearch.models.manifest import saved_masks as saved_masks
+    from masksearch.models.saved import load_pretrained as load_pretrained
+    from masksearch.models.saved import save_pretrained as save_pretrained
+    from masksearch.positions.analysis import importance as importance
+    from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
+    from masksearch.positions.attention_maps import attention_maps as attention_maps
+    from masksearch.positions.controls import diagonal_controls as diagonal_controls
+    from masksearch.positions.dynamics import importance_dynamics as importance_dynamics
+    from masksearch.positions.result import Importance as Importance
+    from masksearch.report.proxy import proxy_card as proxy_card
+    from masksearch.strategies.halving import ParetoHalving as ParetoHalving
+    from masksearch.strategies.user_code import load_function as load_function
+    from masksearch.study.constraints import Constraint as Constraint
+    from masksearch.tasks.glue.read import GlueScore as GlueScore
+    from masksearch.tasks.glue.read import glue_score as glue_score
+    from masksearch.tasks.planted.glue import PlantedGlue as PlantedGlue
+    from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
 
 __version__ = "0.1.0"
 
-LAZY = {
-    "FAMILIES": "masksearch.masks",
-    "AttachError": "masksearch.errors",
-    "AttentionMaps": "masksearch.positions.attention_maps",
-    "Budget": "masksearch.contracts",
-    "Cached": "masksearch.evaluators.wrappers",
-    "Comparison": "masksearch.analysis.compare",
-    "Constraint": "masksearch.study.constraints",
-    "ContentMask": "masksearch.masks",
-    "CostEvaluator": "masksearch.evaluators.cost",
-    "DamConfig": "masksearch.gates.config",
-    "DamResult": "masksearch.gates.result",
-    "DataError": "masksearch.errors",
-    "EmptyRowError": "masksearch.errors",
-    "Evaluate": "masksearch.contracts",
-    "Explanation": "masksearch.attention.explain",
-    "Gates": "masksearch.gates.gates",
-    "GlueEvaluator": "masksearch.evaluators.glue",
-    "GlueScore": "masksearch.tasks.glue.read",
-    "HeadCountError": "masksearch.errors",
-    "Importance": "masksearch.positions.result",
-    "LayerCountError": "masksearch.errors",
-    "LengthError": "masksearch.errors",
-    "Local": "masksearch.executors.local",
-    "Mask": "masksearch.masks",
-    "MaskFormatError": "masksearch.errors",
-    "MaskSearchError": "masksearch.errors",
-    "MlmEvaluator": "masksearch.evaluators.mlm",
-    "NearestFamily": "masksearch.masks.nearest",
-    "NonFiniteLossError": "masksearch.errors",
-    "Objective": "masksearch.contracts",
-    "OneShot": "masksearch.contracts",
-    "ParetoHalving": "masksearch.strategies.halving",
-    "PlantedEvaluator": "masksearch.evaluators.planted",
-    "PlantedGlue": "masksearch.tasks.planted.glue",
-    "PlantedProcess": "masksearch.tasks.planted.process",
-    "Pretrained": "masksearch.models.checkpoints",
-    "Proposal": "masksearch.contracts",
-    "ProxyCard": "masksearch.analysis.proxy_card",
-    "RayTune": "masksearch.executors.on_ray",
-    "Record": "masksearch.contracts",
-    "Report": "masksearch.contracts",
-    "ResumeError": "masksearch.errors",
-    "SearchError": "masksearch.errors",
-    "Shape": "masksearch.contracts",
-    "Shared": "masksearch.contracts",
-    "SharedWeights": "masksearch.evaluators.shared",
-    "SquadEvaluator": "masksearch.evaluators.squad",
-    "Study": "masksearch.driver",
-    "SwagEvaluator": "masksearch.evaluators.swag",
-    "UncountedHops": "masksearch.errors",
-    "UnknownNameError": "masksearch.errors",
-    "WithCost": "masksearch.evaluators.cost",
-    "attach": "masksearch.attention.attach",
-    "attached": "masksearch.attention.attach",
-    "attention_maps": "masksearch.positions.attention_maps",
-    "compare": "masksearch.driver",
-    "dam": "masksearch.gates.dam",
-    "detach": "masksearch.attention.attach",
-    "diagonal_controls": "masksearch.positions.controls",
-    "explain": "masksearch.attention.explain",
-    "fingerprint": "masksearch.masks.measure",
-    "flex_block_mask": "masksearch.masks.lower",
-    "glue_score": "masksearch.tasks.glue.read",
-    "importance": "masksearch.positions.analysis",
-    "importance_dynamics": "masksearch.positions.dynamics",
-    "load_function": "masksearch.strategies.user_code",
-    "load_mask": "masksearch.masks.lower",
-    "load_pretrained": "masksearch.models.saved",
-    "lower": "masksearch.masks.lower",
-    "nearest_family": "masksearch.masks.nearest",
-    "open_pretrained": "masksearch.models.checkpoints",
-    "perturbation_scores": "masksearch.gates.perturbation",
-    "progress": "masksearch.loggers.progress",
-    "proxy_card": "masksearch.report.proxy",
-    "save_mask": "masksearch.masks.lower",
-    "save_pretrained": "masksearch.models.saved",
-    "saved_masks": "masksearch.models.manifest",
-    "search": "masksearch.driver",
-}
 
+def read_public_names() -> dict[str, str]:
+    """Public name -> its module, from the import statements above."""
+    tree = ast.parse(Path(__file__).read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    statements = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in statements for alias in node.names}
+
+
+PUBLIC = read_public_names()
 REMOVED = {  # names of earlier versions, and what serves instead
     "Together": 'RayTune(slots=4, resources={"cpu": 1, "gpu": 0.25}) runs four trials on one GPU',
     "train_together": "train one model after the other, or search with RayTune on shares of a GPU",
 }
-
-__all__ = [
-    "FAMILIES",
-    "AttachError",
-    "AttentionMaps",
-    "Budget",
-    "Cached",
-    "Comparison",
-    "Constraint",
-    "ContentMask",
-    "CostEvaluator",
-    "DamConfig",
-    "DamResult",
-    "DataError",
-    "EmptyRowError",
-    "Evaluate",
-    "Explanation",
-    "Gates",
-    "GlueEvaluator",
-    "GlueScore",
-    "HeadCountError",
-    "Importance",
-    "LayerCountError",
-    "LengthError",
-    "Local",
-    "Mask",
-    "MaskFormatError",
-    "MaskSearchError",
-    "MlmEvaluator",
-    "NearestFamily",
-    "NonFiniteLossError",
-    "Objective",
-    "OneShot",
-    "ParetoHalving",
-    "PlantedEvaluator",
-    "PlantedGlue",
-    "PlantedProcess",
-    "Pretrained",
-    "Proposal",
-    "ProxyCard",
-    "RayTune",
-    "Record",
-    "Report",
-    "ResumeError",
-    "SearchError",
-    "Shape",
-    "Shared",
-    "SharedWeights",
-    "SquadEvaluator",
-    "Study",
-    "SwagEvaluator",
-    "UncountedHops",
-    "UnknownNameError",
-    "WithCost",
-    "attach",
-    "attached",
-    "attention_maps",
-    "compare",
-    "dam",
-    "detach",
-    "diagonal_controls",
-    "explain",
-    "fingerprint",
-    "flex_block_mask",
-    "glue_score",
-    "importance",
-    "importance_dynamics",
-    "load_function",
-    "load_mask",
-    "load_pretrained",
-    "lower",
-    "masks",
-    "nearest_family",
-    "open_pretrained",
-    "perturbation_scores",
-    "progress",
-    "proxy_card",
-    "save_mask",
-    "save_pretrained",
-    "saved_masks",
-    "search",
-]
+__all__ = sorted(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
-    if name == "masks":
-        return importlib.import_module("masksearch.masks")
     if name in REMOVED:
         raise AttributeError(f"masksearch.{name} was removed; {REMOVED[name]}")
-    if name not in LAZY:
+    if name not in PUBLIC:
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}")
-    value = getattr(importlib.import_module(LAZY[name]), name)
+    module = PUBLIC[name]
+    if module == "masksearch":
+        return importlib.import_module(f"masksearch.{name}")
+    value = getattr(importlib.import_module(module), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     """Every public name, loaded or not."""
-    return sorted([*globals(), *LAZY])
+    return sorted({*globals(), *PUBLIC})
+
+
+forward_moved_modules()
