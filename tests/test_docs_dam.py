@@ -13,6 +13,7 @@ import transformers
 from transformers import BertConfig, BertForMaskedLM
 
 import masksearch as ms
+from masksearch.contracts import AttentionCall
 from masksearch.gates.diagnostics import Health
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import FORMS
@@ -93,7 +94,7 @@ def test_gradient_is_the_weight_of_the_table(form):
     kept = torch.rand(5, 5, generator=make) < 0.5
     kept |= torch.eye(5, dtype=torch.bool)
     gate = kept.float()[None].requires_grad_()
-    output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=0.5)
+    output = FORMS[form](AttentionCall(query, key, value, scaling=0.5), gate)
     (output * grad).sum().backward()
     odds = (query @ key.mT * 0.5)[0, 0].exp()
     odds = odds / (odds * kept).sum(-1, keepdim=True)

@@ -7,7 +7,6 @@ layer. Encoder-decoders and models with several towers are attached to by part.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -285,8 +284,6 @@ def slots_for(
                     shared[key] = Lowered(mask, call.causal, where, backend, *sizes, not key[2])
                 slot.lowered = shared[key]
                 rows.add(owner[call.module].config, shared[key])
-            else:
-                slot.takes_bias = "bias" in inspect.signature(value.attend).parameters
             slots[call.module] = slot
     return slots
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,11 +27,12 @@ from masksearch.attention.lowered import (
 )
 from masksearch.attention.slots import ROWS, SLOT, Rows, Slot
 from masksearch.attention.tokens import carry
+from masksearch.contracts import AttentionCall
 from masksearch.errors import AttachError
 
 BIAS = (
-    "{name} adds a bias to its attention scores, which these gates would drop; their attend() "
-    "needs a parameter bias=, or search on a model without a bias, such as BERT"
+    "{name} gives its attention mask finite numbers (a bias on its scores), which trainable "
+    "gates would drop; search on a model without one, such as BERT"
 )
 
 
@@ -231,58 +233,46 @@ def gated(
         if visible[seen].any():
             raise AttachError(BIAS.format(name=type(module).__name__))
         visible = seen
-    extra = {}
-    if bias is not None:
-        if not slot.takes_bias:
-            raise AttachError(BIAS.format(name=type(module).__name__))
-        extra["bias"] = bias
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        visible=visible,
+        dropout=dropout,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        bias=bias,
+    )
     queries, keys = query.shape[2], key.shape[2]
     start, _ = slot.start(queries, keys)
     before = int(start)
     if slot.cross or before != keys - queries:
-        size = max(before + queries, keys)
-        query, key, value, visible, extra = squared(
-            query, key, value, visible, extra, before, size
-        )
-    out = slot.bank.attend(
-        slot.layer if slot.bank.layers > 1 else 0,
-        query,
-        key,
-        value,
-        visible,
-        dropout=dropout,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        **extra,
-    )
+        call = squared(call, before, max(before + queries, keys))
+    out = slot.bank.attend(slot.layer if slot.bank.layers > 1 else 0, call)
     if out.shape[2] != queries:
         out = out[:, :, before : before + queries]
     return out.transpose(1, 2).contiguous(), None
 
 
-def squared(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    extra: dict[str, Tensor],
-    before: int,
-    size: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Tensor]]:
+def squared(call: AttentionCall, before: int, size: int) -> AttentionCall:
     """As many queries as keys, because a bank counts both from the first position.
 
     Queries stand at `before`; rows around them see everything and are cut off afterwards. Keys
     that are added at the end are invisible.
     """
-    queries, keys = query.shape[2], key.shape[2]
+    queries, keys = call.query.shape[2], call.key.shape[2]
     after, more = size - before - queries, size - keys
+    visible = call.visible
     if visible is None:
-        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=query.device)
+        visible = torch.ones(1, 1, queries, keys, dtype=torch.bool, device=call.query.device)
     visible = F.pad(visible.expand(-1, -1, queries, -1), (0, more), value=False)
-    visible = F.pad(visible, (0, 0, before, after), value=True)
-    query = F.pad(query, (0, 0, before, after))
-    key, value = F.pad(key, (0, 0, 0, more)), F.pad(value, (0, 0, 0, more))
-    padded = {name: F.pad(bias, (0, more, before, after)) for name, bias in extra.items()}
-    return query, key, value, visible, padded
+    return replace(
+        call,
+        query=F.pad(call.query, (0, 0, before, after)),
+        key=F.pad(call.key, (0, 0, 0, more)),
+        value=F.pad(call.value, (0, 0, 0, more)),
+        visible=F.pad(visible, (0, 0, before, after), value=True),
+        bias=None if call.bias is None else F.pad(call.bias, (0, more, before, after)),
+    )
 
 
 def sdpa(

@@ -171,7 +171,6 @@ class Slot:
         cross: Whether queries and keys come from different sequences.
         lowered: What the mask is lowered to, shared by layers with the same mask.
         content: The resolved content mask, shared likewise; None for other masks.
-        takes_bias: Whether the gates take a bias on the scores.
         fallback: Why the backend that was asked for did not compute the last call, or empty.
     """
 
@@ -188,7 +187,6 @@ class Slot:
     cross: bool = False
     lowered: Lowered | None = None
     content: Resolved | None = None
-    takes_bias: bool = False
     fallback: str = ""
 
     @property

@@ -17,7 +17,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 import optuna
@@ -28,7 +28,7 @@ from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Batch, Differentiable, Shape, mixed_seed
+from masksearch.contracts import AttentionCall, Batch, Differentiable, Shape, mixed_seed
 from masksearch.errors import (
     LengthError,
     MaskSearchError,
@@ -36,7 +36,6 @@ from masksearch.errors import (
     ResumeError,
     SearchError,
 )
-from masksearch.gates.estimators import attention_mask
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
@@ -150,18 +149,7 @@ class MaskBank(nn.Module):
     def draw(self) -> None:
         """Nothing is sampled."""
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """One layer's attention, every row under its mask; see `contracts.GateBank.attend`.
 
         Sequences shorter than the masks use their first positions. A row whose kept keys are all
@@ -174,25 +162,22 @@ class MaskBank(nn.Module):
         """
         if self.tables is None or self.rows is None:
             raise RuntimeError("no masks are set; call put(tables, rows) before the model")
-        queries, keys = query.shape[-2], key.shape[-2]
+        queries, keys = call.query.shape[-2], call.key.shape[-2]
         if keys > self.length:
             raise LengthError(
                 f"these masks hold {self.length} positions, got {keys} keys; searched masks do "
                 "not stretch: use batches of that length"
             )
-        kept = self.tables[:, layer, :, keys - queries : keys, :keys].to(query.device)
+        kept = self.tables[:, layer, :, keys - queries : keys, :keys].to(call.query.device)
         if len(kept) > 1:
-            if len(self.rows) != len(query):
+            if len(self.rows) != len(call.query):
                 raise ValueError(
-                    f"masks are set for {len(self.rows)} rows, the batch has {len(query)}"
+                    f"masks are set for {len(self.rows)} rows, the batch has {len(call.query)}"
                 )
-            kept = kept.index_select(0, self.rows.to(query.device))
-        if visible is not None:
-            kept = kept & visible
-        seen = attention_mask(kept, bias, query.dtype)
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
-        )
+            kept = kept.index_select(0, self.rows.to(call.query.device))
+        if call.visible is not None:
+            kept = kept & call.visible
+        return replace(call, visible=kept).attend()
 
 
 def shared_out(rows: int, masks: int) -> Tensor:

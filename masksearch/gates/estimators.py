@@ -18,44 +18,23 @@ the `additive` form, where it attends to every visible key.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from masksearch.contracts import AttentionCall
+
 LARGEST_REMOVAL = 0.1  # 1 - P is not taken below this where the removal of an edge is weighed
 
 
-class Form(Protocol):
-    """One layer's attention under a gate.
-
-    Args:
-        query: `[batch, heads, queries, width]`; key and value `[batch, heads, keys, width]`.
-        visible: bool `[batch | 1, heads | 1, queries, keys]`, True = may attend, or None.
-        gate: float `[heads | 1, queries, keys]` in [0, 1].
-        dropout: Probability of dropping an attention weight.
-        scaling: Factor of the scores before the softmax.
-        bias: float `[batch | 1, heads | 1, queries, keys]`, finite, added to the scaled scores,
-            with a gradient; None = 0.
-
-    Returns:
-        `[batch, heads, queries, width]` in the query's dtype.
-    """
-
-    def __call__(  # noqa: D102
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        gate: Tensor,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor: ...
+Form = Callable[[AttentionCall, Tensor], Tensor]
+"""One layer's attention, `[batch, heads, queries, head_dim]` in the query's dtype, under a gate
+`[heads | 1, queries, keys]` with values in [0, 1]."""
 
 
 def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -101,9 +80,7 @@ class Flip(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         kept = repaired(gate > 0.5)
-        scores = ((query * scaling) @ key.transpose(-1, -2)).float()
-        if bias is not None:
-            scores = scores.add_(bias)
+        scores = AttentionCall(query, key, value, scaling=scaling, bias=bias).scores()
         sign = torch.where(kept, -1.0, 1.0)  # [heads | 1, queries, keys]
         if visible is not None:
             kept = kept & visible
@@ -164,121 +141,50 @@ class Flip(torch.autograd.Function):
         )
 
 
-def flip(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    gate: Tensor,
-    *,
-    dropout: float,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
+def flip(call: AttentionCall, gate: Tensor) -> Tensor:
     """Exact attention over the keys with gate > 0.5; see `Flip` for the gradient.
 
     Meant for hard gates: a soft gate acts as if it were rounded.
     """
     output: Tensor = Flip.apply(  # type: ignore[no-untyped-call]
-        query, key, value, gate.float(), visible, dropout, scaling, bias
+        call.query,
+        call.key,
+        call.value,
+        gate.float(),
+        call.visible,
+        call.dropout,
+        call.scaling,
+        call.bias,
     )
     return output
 
 
-def log(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    gate: Tensor,
-    *,
-    dropout: float,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
+def log(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score + log gate): right for soft gates; a hard-closed edge learns nothing."""
     gate = without_empty_rows(gate)
     closed = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
-    return biased(query, key, value, visible, closed, dropout, scaling, bias)
+    return biased(call, closed).attend()
 
 
-def additive(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    gate: Tensor,
-    *,
-    dropout: float,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
+def additive(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score - 1e4 (1 - gate)), the form of the original DAM, kept for comparison.
 
     Reference: SparseBERT, arXiv 2102.12871.
     """
     closed = (1 - without_empty_rows(gate)) * -1e4
-    return biased(query, key, value, visible, closed, dropout, scaling, bias)
+    return biased(call, closed).attend()
 
 
-def biased(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    closed: Tensor,
-    dropout: float,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Attention with `closed`, `[heads | 1, queries, keys]`, and a bias added to the scores."""
-    added = closed[None] if bias is None else closed[None] + bias
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask(visible, added, query.dtype),
-        dropout_p=dropout,
-        scale=scaling,
-    )
+def biased(call: AttentionCall, added: Tensor) -> AttentionCall:
+    """The call with `added`, `[heads | 1, queries, keys]`, on its scores."""
+    return replace(call, bias=added[None] if call.bias is None else added[None] + call.bias)
 
 
-def attention_mask(
-    visible: Tensor | None, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor | None:
-    """What `scaled_dot_product_attention` takes for both: the bias, and -inf where invisible.
-
-    Without a bias it is `visible` as it is.
-    """
-    if bias is None:
-        return visible
-    bias = bias.to(dtype)
-    return bias if visible is None else torch.where(visible, bias, -torch.inf)
-
-
-def product(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    gate: Tensor,
-    *,
-    dropout: float,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
+def product(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score) * gate, renormalised over the keys."""
-    scores = ((query * scaling) @ key.transpose(-1, -2)).float()
-    if bias is not None:
-        scores = scores + bias
-    if visible is not None:
-        lowest = torch.finfo(scores.dtype).min  # no NaN in a row without a visible key
-        weights = scores.masked_fill(~visible, lowest).softmax(-1) * visible
-    else:
-        weights = scores.softmax(-1)
-    weights = weights * without_empty_rows(gate)
+    weights = call.weights() * without_empty_rows(gate)
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
-    return F.dropout(weights, dropout).to(value.dtype) @ value
+    return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
 
 
 FORMS: dict[str, Form] = {"flip": flip, "log": log, "product": product, "additive": additive}

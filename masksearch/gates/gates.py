@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from masksearch.contracts import generator
+from masksearch.contracts import AttentionCall, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.estimators import FORMS, Form, attention_mask
+from masksearch.gates.estimators import FORMS, Form
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
 Noise = Literal["gumbel", "hard-concrete"]
@@ -219,18 +219,7 @@ class Gates(nn.Module):
             self.generators[device] = torch.Generator(device).manual_seed(seed)
         return self.generators[device]
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """One layer's attention under the drawn gates; see `contracts.GateBank.attend`.
 
         Sequences shorter than `length` use its first positions; fewer queries than keys are the
@@ -243,10 +232,7 @@ class Gates(nn.Module):
             RuntimeError: If nothing has been drawn.
         """
         if not self.enabled:
-            seen = attention_mask(visible, bias, query.dtype)
-            return F.scaled_dot_product_attention(
-                query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
-            )
+            return call.attend()
         if self.drawn is None:
             raise RuntimeError(
                 "gates are drawn once per forward pass, and none are; call draw() first "
@@ -257,12 +243,12 @@ class Gates(nn.Module):
                 f"these gates have {self.layers} layers, asked for layer {layer}; "
                 "build them with the model's number of layers, or layers=1 to share them"
             )
-        if self.heads not in (1, query.shape[1]):
+        if self.heads not in (1, call.query.shape[1]):
             raise HeadCountError(
-                f"these gates have {self.heads} heads, the attention {query.shape[1]}; "
+                f"these gates have {self.heads} heads, the attention {call.query.shape[1]}; "
                 "build them with the model's number of heads, or heads=1 to share them"
             )
-        queries, keys = query.shape[-2], key.shape[-2]
+        queries, keys = call.query.shape[-2], call.key.shape[-2]
         if keys > self.length or queries > keys:
             raise LengthError(
                 f"these gates hold {self.length} positions, got {queries} queries and {keys} keys"
@@ -271,9 +257,7 @@ class Gates(nn.Module):
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
             gate = gate[:, keys - queries : keys, :keys]
-        return self.acts(
-            query, key, value, visible, gate, dropout=dropout, scaling=scaling, bias=bias
-        )
+        return self.acts(call, gate)
 
     @property
     def acts(self) -> Form:

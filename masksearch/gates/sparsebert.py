@@ -46,7 +46,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from masksearch.contracts import generator
+from masksearch.contracts import AttentionCall, generator
 from masksearch.errors import unknown_name
 from masksearch.gates.estimators import Form, biased
 from masksearch.gates.gates import Gates
@@ -129,20 +129,9 @@ class PublishedGates(Gates):
         return (logits[..., 0] - logits[..., 1]).sigmoid()
 
 
-def published_form(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    gate: Tensor,
-    *,
-    dropout: float,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
+def published_form(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
-    closed = (1 - gate) * MASKED
-    return biased(query, key, value, visible, closed, dropout, scaling, bias)
+    return biased(call, (1 - gate) * MASKED).attend()
 
 
 def sparsebert_gates(

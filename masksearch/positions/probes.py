@@ -8,13 +8,15 @@ causality, and the mask that is attached to it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masksearch.contracts import AttentionCall
 from masksearch.errors import LengthError
-from masksearch.gates.estimators import attention_mask, flip
+from masksearch.gates.estimators import flip
 
 Seen = Callable[[int, Tensor, Tensor], None]
 
@@ -42,27 +44,6 @@ def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.d
     return visible & real[:, None, :, None]
 
 
-def attention_weights(
-    query: Tensor,
-    key: Tensor,
-    visible: Tensor | None,
-    scaling: float,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """softmax(scores + bias) `[batch, heads, queries, keys]`, fp32 or wider; 0 where invisible.
-
-    A row without a visible key is 0 throughout.
-    """
-    scores = (query * scaling) @ key.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if bias is not None:
-        scores = scores + bias
-    if visible is None:
-        return scores.softmax(-1)
-    lowest = torch.finfo(scores.dtype).min
-    return scores.masked_fill(~visible, lowest).softmax(-1) * visible
-
-
 class Studied(nn.Module):
     """Common to all: the sizes, the mask that is in force, and which pairs count.
 
@@ -83,25 +64,24 @@ class Studied(nn.Module):
     def draw(self) -> None:
         """Nothing is random here."""
 
-    def pairs(
-        self, layer: int, query: Tensor, key: Tensor, visible: Tensor | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """What the model's softmax runs over, and the pairs that count (see `valid_pairs`).
+    def masked(self, layer: int, call: AttentionCall) -> tuple[AttentionCall, Tensor]:
+        """The call under the mask in force, and the pairs that count (see `valid_pairs`).
 
         Raises:
             LengthError: If the sequences are not `length` positions long.
         """
-        queries, keys = query.shape[-2], key.shape[-2]
+        queries, keys = call.query.shape[-2], call.key.shape[-2]
         if queries != keys or keys != self.length:
             raise LengthError(
                 f"every batch has the length of the first one, {self.length} positions, got "
                 f"{queries} queries and {keys} keys; pad the batches to one length, without cache"
             )
-        valid = valid_pairs(visible, query.shape[0], keys, query.device)
+        valid = valid_pairs(call.visible, len(call.query), keys, call.query.device)
         kept = self.under.get(layer)
         if kept is None:
-            return visible, valid
-        return (kept if visible is None else visible & kept), valid & kept
+            return call, valid
+        visible = kept if call.visible is None else call.visible & kept
+        return replace(call, visible=visible), valid & kept
 
 
 class WatchedAttention(Studied):
@@ -114,64 +94,41 @@ class WatchedAttention(Studied):
         super().__init__(length, heads, layers)
         self.seen = seen
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """P V; see `contracts.GateBank.attend`."""
-        visible, valid = self.pairs(layer, query, key, visible)
-        weights = attention_weights(query, key, visible, scaling, bias)
+        call, valid = self.masked(layer, call)
+        weights = call.weights()
         if torch.is_grad_enabled() and not weights.requires_grad:  # a model of frozen weights
             weights.requires_grad_()
         self.seen(layer, weights, valid)
-        return F.dropout(weights, dropout).to(value.dtype) @ value
+        return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
 
 
 class FlippedAttention(Studied):
     """The model's own attention with an open gate on every edge of every sequence.
 
     `seen(layer, gate, valid)` gets the gates, ones `[batch * heads, n, n]`, whose gradient is
-    that of `gates.forms.flip`.
+    that of `gates.estimators.flip`.
     """
 
     def __init__(self, length: int, heads: int, layers: int, seen: Seen) -> None:
         super().__init__(length, heads, layers)
         self.seen = seen
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """P V; see `contracts.GateBank.attend`. Sequences stand where heads do."""
-        visible, valid = self.pairs(layer, query, key, visible)
-        batch, heads, length, _ = query.shape
-        gate = torch.ones(batch * heads, length, length, device=query.device, requires_grad=True)
-        if visible is not None:
-            visible = visible.expand(batch, heads, -1, -1).flatten(0, 1)[None]
-        if bias is not None:
-            bias = bias.expand(batch, heads, -1, -1).flatten(0, 1)[None]
-        self.seen(layer, gate, valid)
-        rows, columns, content = (part.flatten(0, 1)[None] for part in (query, key, value))
-        out = flip(
-            rows, columns, content, visible, gate, dropout=dropout, scaling=scaling, bias=bias
+        call, valid = self.masked(layer, call)
+        batch, heads, length, _ = call.query.shape
+        gate = torch.ones(
+            batch * heads, length, length, device=call.query.device, requires_grad=True
         )
-        return out.view(query.shape)
+        self.seen(layer, gate, valid)
+        parts = {
+            name: part.expand(batch, heads, -1, -1).flatten(0, 1)[None]
+            for name in ("query", "key", "value", "visible", "bias")
+            if (part := getattr(call, name)) is not None
+        }
+        return flip(replace(call, **parts), gate).view(call.query.shape)
 
 
 class ThinnedAttention(Studied):
@@ -193,36 +150,22 @@ class ThinnedAttention(Studied):
         self.head: int | None = None
         self.cells: list[float] = []
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """Masked attention; see `contracts.GateBank.attend`."""
-        visible, valid = self.pairs(layer, query, key, visible)
-        if self.removed is not None and self.layer in (None, layer):
-            whole = visible
-            if whole is None:
-                whole = torch.ones(1, 1, self.length, self.length, dtype=torch.bool)
-                whole = whole.to(query.device)
-            kept = whole & ~(self.removed & valid)
-            kept = kept | (whole & ~kept.any(-1, keepdim=True))
-            self.cells.append((valid & ~kept).sum((-2, -1)).double().mean().item())
-            if self.head is not None:
-                chosen = torch.arange(query.shape[1], device=query.device) == self.head
-                kept = torch.where(chosen[None, :, None, None], kept, whole)
-            visible = kept
-        seen = attention_mask(visible, bias, query.dtype)
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling
-        )
+        call, valid = self.masked(layer, call)
+        if self.removed is None or self.layer not in (None, layer):
+            return call.attend()
+        whole = call.visible
+        if whole is None:
+            whole = torch.ones(1, 1, self.length, self.length, dtype=torch.bool)
+            whole = whole.to(call.query.device)
+        kept = whole & ~(self.removed & valid)
+        kept = kept | (whole & ~kept.any(-1, keepdim=True))
+        self.cells.append((valid & ~kept).sum((-2, -1)).double().mean().item())
+        if self.head is not None:
+            chosen = torch.arange(call.query.shape[1], device=kept.device) == self.head
+            kept = torch.where(chosen[None, :, None, None], kept, whole)
+        return replace(call, visible=kept).attend()
 
 
 class ScaledAttention(Studied):
@@ -265,25 +208,14 @@ class ScaledAttention(Studied):
         """A, float `[layers | 1, heads | 1, n, n]` in (0, 1)."""
         return self.logits.sigmoid()
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """(P * A) V; see `contracts.GateBank.attend`."""
-        visible, valid = self.pairs(layer, query, key, visible)
+        call, valid = self.masked(layer, call)
         scale = self.logits[layer if len(self.logits) > 1 else 0].sigmoid()
         if self.seen is not None:
             self.seen(layer, scale, valid)
-        weights = attention_weights(query, key, visible, scaling, bias) * scale
-        return F.dropout(weights, dropout).to(value.dtype) @ value
+        weights = call.weights() * scale
+        return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
 
 
 Bank = WatchedAttention | FlippedAttention | ThinnedAttention | ScaledAttention

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from masksearch import masks
+from masksearch.contracts import AttentionCall
 from masksearch.gates.gates import Gates
 
 
@@ -145,29 +146,19 @@ class StandIn(nn.Module):
         """Counts."""
         self.draws += 1
 
-    def attend(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        visible: Tensor | None,
-        *,
-        dropout: float,
-        scaling: float,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """A softmax over visible, kept keys, times the factors; queries are the last positions."""
-        assert key.shape == value.shape
+        query, key, visible = call.query, call.key, call.visible
+        assert key.shape == call.value.shape
         assert query.shape[:2] == key.shape[:2]
         queries, keys = query.shape[-2], key.shape[-2]
         at = layer, slice(None), slice(keys - queries, keys), slice(None, keys)
-        scores = (query @ key.mT).float() * scaling
-        if bias is not None:
-            scores = scores + bias
+        scores = (query @ key.mT).float() * call.scaling
+        if call.bias is not None:
+            scores = scores + call.bias
         seen = self.kept[at] if visible is None else visible & self.kept[at]
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0)
-        return (weights * self.factors[at]).to(value.dtype) @ value
+        return (weights * self.factors[at]).to(call.value.dtype) @ call.value
 
 
 def gates_of(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from masksearch import masks
-from masksearch.contracts import Shape
+from masksearch.contracts import AttentionCall, Shape
 from masksearch.errors import LengthError, SearchError
 from masksearch.evaluators.supernet import MaskBank, SpaceDraws, shared_out, source_of
 from masksearch.masks.lower import lower
@@ -104,7 +104,8 @@ def test_each_row_attends_under_its_own_mask(padded):
     bank.put(tables, rows)
     for layer in (0, 1):
         out = bank.attend(
-            layer, query, key, value, visible if padded else None, dropout=0.0, scaling=0.5
+            layer,
+            AttentionCall(query, key, value, visible=visible if padded else None, scaling=0.5),
         )
         for row in range(5):
             kept = tables[rows[row], layer] & visible[row]
@@ -117,7 +118,7 @@ def test_one_mask_for_all_rows_is_plain_attention():
     bank = MaskBank(SHAPE)
     bank.put(torch.ones(1, 2, 2, 6, 6, dtype=torch.bool), torch.zeros(3, dtype=torch.int64))
     q, k, v = torch.randn(3, 3, 2, 6, 4, generator=torch.Generator().manual_seed(1))
-    out = bank.attend(1, q, k, v, None, dropout=0.0, scaling=0.5)
+    out = bank.attend(1, AttentionCall(q, k, v, scaling=0.5))
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v, scale=0.5))
 
 
@@ -125,12 +126,12 @@ def test_bank_refuses_what_does_not_fit():
     bank = MaskBank(SHAPE)
     q = torch.zeros(3, 2, 6, 4)
     with pytest.raises(RuntimeError, match="call put"):
-        bank.attend(0, q, q, q, None, dropout=0.0, scaling=1.0)
+        bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
     bank.put(torch.ones(2, 2, 2, 6, 6, dtype=torch.bool), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match="set for 2 rows, the batch has 3"):
-        bank.attend(0, q, q, q, None, dropout=0.0, scaling=1.0)
+        bank.attend(0, AttentionCall(q, q, q, scaling=1.0))
     long = torch.zeros(2, 2, 7, 4)
     with pytest.raises(LengthError, match="hold 6 positions, got 7"):
-        bank.attend(0, long, long, long, None, dropout=0.0, scaling=1.0)
+        bank.attend(0, AttentionCall(long, long, long, scaling=1.0))
     assert not list(bank.parameters())
     assert not bank.state_dict()

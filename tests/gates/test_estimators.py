@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from masksearch.contracts import AttentionCall
 from masksearch.gates.estimators import FORMS, flip, own_position, repaired
 
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 7, 4
@@ -63,7 +64,7 @@ def loop_attention(
 def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None):
     query, key, value = inputs(dtype=torch.float32)
     gate = hard_gate()
-    got = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    got = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     want = loop_attention(query.double(), key.double(), value.double(), gate, visible)
     if form == "additive":  # a row without an open visible key is dense there, as published
         blind = (want == 0).all(-1)
@@ -75,7 +76,7 @@ def test_forms_agree_with_loop_on_hard_gates(form: str, visible: Tensor | None):
 def test_flip_gradient_is_first_order_effect_of_flipping_one_edge(visible: Tensor | None):
     query, key, value = inputs()
     gate = hard_gate(1)
-    output = flip(query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(3)).double()
     (output * upstream).sum().backward()
     assert gate.grad is not None
@@ -118,7 +119,7 @@ def test_flip_gradients_of_query_key_value_match_masked_attention():
     for ours in (True, False):
         query, key, value = inputs(dtype=torch.float32)
         if ours:
-            output = flip(query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+            output = flip(AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
         else:
             output = torch.nn.functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=kept & visible, scale=SCALING
@@ -133,7 +134,7 @@ def test_log_gives_dropped_edges_nothing_and_flip_something():
     for form, learns in (("log", False), ("additive", False), ("flip", True), ("product", True)):
         query, key, value = inputs(dtype=torch.float32)
         gate = hard_gate()
-        output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+        output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
         output.square().sum().backward()
         assert gate.grad is not None
         dropped = (gate == 0) & ~torch.eye(LENGTH, dtype=torch.bool)
@@ -145,14 +146,14 @@ def test_invisible_keys_neither_leak_nor_learn(form: str):
     query, key, value = inputs(dtype=torch.float32)
     visible = torch.ones(1, 1, LENGTH, LENGTH, dtype=torch.bool).tril()
     gate = hard_gate(chance=0.7)
-    output = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    output = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     output.square().sum().backward()
     assert gate.grad is not None
     assert (gate.grad[:, ~visible[0, 0]] == 0).all()
     with torch.no_grad():
         key[:, :, -1] += 100
         value[:, :, -1] -= 100
-    again = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    again = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     assert torch.equal(again[:, :, :-1], output[:, :, :-1])
 
 
@@ -160,7 +161,7 @@ def test_invisible_keys_neither_leak_nor_learn(form: str):
 def test_closed_rows_keep_the_diagonal(form: str):
     query, key, value = inputs(dtype=torch.float32)
     gate = torch.zeros(1, LENGTH, LENGTH)
-    output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+    output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
     torch.testing.assert_close(output, value, atol=1e-6, rtol=0)
 
 
@@ -170,7 +171,7 @@ def test_rows_without_a_visible_key_are_zero_and_finite(form: str):
     visible = padding()
     visible[0, :, 2] = False
     gate = hard_gate()
-    output = FORMS[form](query, key, value, visible, gate, dropout=0.0, scaling=SCALING)
+    output = FORMS[form](AttentionCall(query, key, value, visible=visible, scaling=SCALING), gate)
     assert (output[0, :, 2] == 0).all()
     output.square().sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (query, key, value, gate))
@@ -182,7 +183,9 @@ def test_bf16_is_finite_under_extreme_scores(form: str):
     query, key = (x.detach().mul(60).bfloat16().requires_grad_() for x in (query, key))
     value = value.detach().bfloat16().requires_grad_()
     gate = hard_gate()
-    output = FORMS[form](query, key, value, padding(), gate, dropout=0.1, scaling=SCALING)
+    output = FORMS[form](
+        AttentionCall(query, key, value, visible=padding(), dropout=0.1, scaling=SCALING), gate
+    )
     assert output.dtype == torch.bfloat16
     assert output.isfinite().all()
     output.float().square().sum().backward()
@@ -197,8 +200,8 @@ def test_flip_drops_attention_weights_and_scales_the_rest():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         many = [x.detach()[:1].expand(4000, -1, -1, -1) for x in (query, key, value)]
-        calls = flip(many[0], many[1], many[2], None, gate, dropout=0.5, scaling=SCALING)
-    plain = flip(query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+        calls = flip(AttentionCall(many[0], many[1], many[2], dropout=0.5, scaling=SCALING), gate)
+    plain = flip(AttentionCall(query, key, value, scaling=SCALING), gate)
     assert not torch.equal(calls[0], calls[1])
     torch.testing.assert_close(calls.mean(0), plain[0], atol=0.08, rtol=0)
 
@@ -211,7 +214,7 @@ def test_flip_gradient_with_dropout_matches_autograd():
         with torch.random.fork_rng():
             torch.manual_seed(5)
             if ours:
-                output = flip(query, key, value, None, gate, dropout=0.3, scaling=SCALING)
+                output = flip(AttentionCall(query, key, value, dropout=0.3, scaling=SCALING), gate)
             else:
                 weights = ((query * SCALING) @ key.transpose(-1, -2)).softmax(-1)
                 kept = torch.empty_like(weights).bernoulli_(0.7) / 0.7
@@ -231,7 +234,7 @@ def test_a_closed_own_position_is_not_looked_at(form: str):
     query, key, value = inputs(dtype=torch.float32)
     gate = torch.ones(1, LENGTH, LENGTH)
     gate[:, 2, 2] = 0.0
-    output = FORMS[form](query, key, value, None, gate, dropout=0.0, scaling=SCALING)
+    output = FORMS[form](AttentionCall(query, key, value, scaling=SCALING), gate)
     (grad,) = torch.autograd.grad(output[:, :, 2].square().sum(), value)
     assert (grad[:, :, 2] == 0).all()
     assert (grad[:, :, 3] != 0).any()

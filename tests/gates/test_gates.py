@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from masksearch.contracts import AttentionCall
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, UnknownNameError
 from masksearch.gates.gates import Gates
 
@@ -130,7 +131,7 @@ def call(gates: Gates, layer: int = 0, heads: int = 2, queries: int = N, keys: i
     source = torch.Generator().manual_seed(0)
     query = torch.randn(2, heads, queries, 4, generator=source)
     key, value = torch.randn(2, 2, heads, keys, 4, generator=source)
-    return gates.attend(layer, query, key, value, None, dropout=0.0, scaling=0.5)
+    return gates.attend(layer, AttentionCall(query, key, value, scaling=0.5))
 
 
 def test_off_is_dense_attention():
@@ -151,8 +152,8 @@ def test_short_sequences_use_the_first_positions_and_caches_the_last_queries():
     part.length = 6
     torch.testing.assert_close(whole, call(part, queries=6, keys=6))
     query = torch.randn(1, 2, 6, 4, generator=torch.Generator().manual_seed(1))
-    full = gates.attend(0, query, query, query, None, dropout=0.0, scaling=0.5)
-    last = gates.attend(0, query[:, :, 4:], query, query, None, dropout=0.0, scaling=0.5)
+    full = gates.attend(0, AttentionCall(query, query, query, scaling=0.5))
+    last = gates.attend(0, AttentionCall(query[:, :, 4:], query, query, scaling=0.5))
     torch.testing.assert_close(last, full[:, :, 4:])
 
 

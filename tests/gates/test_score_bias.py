@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch.contracts import GateBank, Shape
+from masksearch.contracts import AttentionCall, GateBank, Shape
 from masksearch.evaluators.supernet import MaskBank
 from masksearch.gates.estimators import FORMS, flip
 from masksearch.gates.gates import Gates
@@ -97,7 +97,9 @@ def test_forms_add_the_bias_and_learn_it(
     form: str, visible: Tensor | None, shape: tuple[int, int]
 ):
     gate, bias, tensors = hard_gate(), score_bias(shape), parts()
-    got = ALL_FORMS[form](*tensors, visible, gate, dropout=0.0, scaling=SCALING, bias=bias)
+    got = ALL_FORMS[form](
+        AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=bias), gate
+    )
     want = expected(form, *tensors, bias, gate=gate, visible=visible)
     torch.testing.assert_close(got, want, atol=2e-6, rtol=1e-6)
     leaves = [*tensors, bias] if form == "flip" else [*tensors, bias, gate]
@@ -117,7 +119,7 @@ def test_flips_gate_learns_the_effect_of_one_edge_under_the_bias(visible: Tensor
         out = written_out(*tensors, visible, bias, factor=of)
         return float((out * upstream()).sum().detach())
 
-    out = flip(*tensors, visible, gate, dropout=0.0, scaling=SCALING, bias=bias)
+    out = flip(AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=bias), gate)
     (found,) = torch.autograd.grad((out * upstream()).sum(), gate)
     scores = SCALING * tensors[0] @ tensors[1].mT + bias
     seen = torch.ones(1, dtype=torch.bool) if visible is None else visible
@@ -143,12 +145,10 @@ def test_invisible_keys_ignore_their_bias(form: str):
     for high in (0.0, 1e4):
         raised = (bias + high * ~visible).float().detach().requires_grad_()
         out = ALL_FORMS[form](
-            *(part.float() for part in tensors),
-            visible,
+            AttentionCall(
+                *(part.float() for part in tensors), visible=visible, scaling=SCALING, bias=raised
+            ),
             gate.float(),
-            dropout=0.0,
-            scaling=SCALING,
-            bias=raised,
         )
         (grad,) = torch.autograd.grad(out.square().sum(), raised)
         assert grad.isfinite().all()
@@ -162,7 +162,9 @@ def test_invisible_keys_ignore_their_bias(form: str):
 def test_low_precision_keeps_the_dtypes(form: str):
     low = [part.detach().bfloat16().requires_grad_() for part in parts()]
     gate, bias = hard_gate().detach().float(), score_bias().detach().float().requires_grad_()
-    out = ALL_FORMS[form](*low, padding(), gate, dropout=0.3, scaling=SCALING, bias=bias)
+    out = ALL_FORMS[form](
+        AttentionCall(*low, visible=padding(), dropout=0.3, scaling=SCALING, bias=bias), gate
+    )
     assert out.dtype == torch.bfloat16
     grads = torch.autograd.grad(out.float().sum(), [*low, bias])
     assert [grad.dtype for grad in grads] == [torch.bfloat16] * 3 + [torch.float32]
@@ -179,7 +181,7 @@ def test_flip_learns_the_bias_under_dropout():
         with torch.random.fork_rng():
             torch.manual_seed(5)
             if ours:
-                out = flip(*low, None, gate, dropout=0.3, scaling=SCALING, bias=added)
+                out = flip(AttentionCall(*low, dropout=0.3, scaling=SCALING, bias=added), gate)
             else:
                 weights = (low[0] @ low[1].mT * SCALING + added).softmax(-1)
                 out = weights * (torch.empty_like(weights).bernoulli_(0.7) / 0.7) @ low[2]
@@ -252,7 +254,7 @@ def test_banks_add_the_bias_and_learn_it(
     make, factor = BANKS[name]
     bank: GateBank = make()
     tensors, bias = parts(), score_bias(shape)
-    got = bank.attend(0, *tensors, visible, dropout=0.0, scaling=SCALING, bias=bias)
+    got = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=bias))
     if name == "thinned":  # only pairs of two real tokens are dropped
         real = torch.ones(BATCH, LENGTH, dtype=torch.bool)
         if visible is not None:
@@ -266,9 +268,9 @@ def test_banks_add_the_bias_and_learn_it(
     right = torch.autograd.grad((want * upstream()).sum(), leaves)
     for mine, other in zip(found, right, strict=True):
         torch.testing.assert_close(mine, other, atol=5e-6, rtol=1e-5)
-    without = bank.attend(0, *tensors, visible, dropout=0.0, scaling=SCALING)
+    without = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING))
     zero = torch.zeros(1, 1, LENGTH, LENGTH, dtype=torch.float64)
-    same = bank.attend(0, *tensors, visible, dropout=0.0, scaling=SCALING, bias=zero)
+    same = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=zero))
     torch.testing.assert_close(same, without, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(got, without, atol=1e-2)
 
@@ -276,7 +278,7 @@ def test_banks_add_the_bias_and_learn_it(
 def test_scales_act_after_the_softmax_with_the_bias():
     bank = ScaledAttention(*SIZES).double()
     tensors, bias = parts(), score_bias()
-    got = bank.attend(0, *tensors, padding(), dropout=0.0, scaling=SCALING, bias=bias)
+    got = bank.attend(0, AttentionCall(*tensors, visible=padding(), scaling=SCALING, bias=bias))
     torch.testing.assert_close(got, written_out(*tensors, padding(), bias) / 2)
 
 
@@ -284,17 +286,13 @@ def test_each_sequences_gate_is_flipped_under_the_bias():
     seen: list[Tensor] = []
     bank = FlippedAttention(*SIZES, lambda layer, gate, valid: seen.append(gate))
     tensors, bias = parts(), score_bias()
-    out = bank.attend(0, *tensors, None, dropout=0.0, scaling=SCALING, bias=bias)
+    out = bank.attend(0, AttentionCall(*tensors, scaling=SCALING, bias=bias))
     (found,) = torch.autograd.grad((out * upstream()).sum(), seen[0])
     one = torch.ones(HEADS, LENGTH, LENGTH, requires_grad=True)
     for row in range(BATCH):
         alone = flip(
-            *(part[row : row + 1] for part in tensors),
-            None,
+            AttentionCall(*(part[row : row + 1] for part in tensors), scaling=SCALING, bias=bias),
             one,
-            dropout=0.0,
-            scaling=SCALING,
-            bias=bias,
         )
         (want,) = torch.autograd.grad((alone * upstream()[row]).sum(), one)
         torch.testing.assert_close(found[row * HEADS : (row + 1) * HEADS], want)
@@ -305,7 +303,7 @@ def test_the_biass_gradient_matches_finite_differences(name: str):
     bank: GateBank = BANKS[name][0]()
     assert torch.autograd.gradcheck(
         lambda *given: bank.attend(
-            0, *given[:3], padding(), dropout=0.0, scaling=SCALING, bias=given[3]
+            0, AttentionCall(*given[:3], visible=padding(), scaling=SCALING, bias=given[3])
         ),
         (*parts(), score_bias()),
         fast_mode=True,
@@ -316,7 +314,9 @@ def test_soft_gates_and_the_bias_add_up():
     gate = normal(HEADS, LENGTH, LENGTH, seed=7).detach().sigmoid().requires_grad_()
     for form in ("log", "product"):
         tensors, bias = parts(), score_bias()
-        got = FORMS[form](*tensors, padding(), gate, dropout=0.0, scaling=SCALING, bias=bias)
+        got = FORMS[form](
+            AttentionCall(*tensors, visible=padding(), scaling=SCALING, bias=bias), gate
+        )
         want = written_out(*tensors, padding(), bias, factor=gate)
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
         leaves = [*tensors, bias, gate]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from masksearch.contracts import AttentionCall
 from masksearch.errors import HeadCountError, LengthError, UnknownNameError
 from masksearch.gates.estimators import FORMS
 from masksearch.gates.gates import Gates
@@ -60,7 +61,7 @@ def calls(seed: int = 0, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
 
 def attend(gates: Gates, *tensors: Tensor, visible: Tensor | None = None) -> Tensor:
     query, key, value = tensors
-    return gates.attend(0, query, key, value, visible, dropout=0.0, scaling=SCALING)
+    return gates.attend(0, AttentionCall(query, key, value, visible=visible, scaling=SCALING))
 
 
 def dense(*tensors: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ def test_repaired_additive_form_differs_in_the_empty_rows_only():
     gates = opened(6)
     query, key, value = calls()
     repaired = FORMS["additive"](
-        query, key, value, None, sample(gates)[0], dropout=0.0, scaling=SCALING
+        AttentionCall(query, key, value, scaling=SCALING), sample(gates)[0]
     )
     same = (attend(gates, query, key, value) - repaired).abs().amax((0, 1, 3)) < 1e-9
     assert same.tolist() == [True, True, False, False, False, False, True, True]
@@ -225,7 +226,7 @@ def test_open_edge_learns_ten_thousand_times_the_log_form():
         if form == "published":
             output = attend(gates, query, key, value)
         else:
-            output = FORMS["log"](query, key, value, None, gate[0], dropout=0.0, scaling=SCALING)
+            output = FORMS["log"](AttentionCall(query, key, value, scaling=SCALING), gate[0])
         output.square().sum().backward()
         assert gate.grad is not None
         learned.append(gate.grad[gate.detach() == 1])

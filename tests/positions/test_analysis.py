@@ -370,11 +370,11 @@ class Tilted(torch.nn.Module):
     def draw(self) -> None:
         pass
 
-    def attend(self, layer, query, key, value, visible, *, dropout, scaling):
-        scores = query @ key.transpose(-1, -2) * scaling
-        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    def attend(self, layer, call):
+        scores = call.query @ call.key.transpose(-1, -2) * call.scaling
+        weights = scores.masked_fill(~call.visible, -torch.inf).softmax(-1)
         following = torch.ones(LENGTH - 1).diag(1)
-        return (weights * (1 + following * (self.tilt - 1))) @ value
+        return (weights * (1 + following * (self.tilt - 1))) @ call.value
 
 
 def test_frozen_weights_have_the_same_gradient(model):

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch.contracts import GateBank
+from masksearch.contracts import AttentionCall, GateBank
 from masksearch.errors import LengthError
 from masksearch.positions.probes import (
     FlippedAttention,
     ScaledAttention,
     ThinnedAttention,
     WatchedAttention,
-    attention_weights,
     valid_pairs,
 )
 
@@ -46,17 +45,17 @@ def by_hand(query: Tensor, key: Tensor, keep: Tensor, scaling: float) -> Tensor:
 
 
 def test_weights_match_a_loop():
-    query, key, _ = parts()
-    weights = attention_weights(query, key, padding(), 0.7)
+    query, key, value = parts()
+    weights = AttentionCall(query, key, value, visible=padding(), scaling=0.7).weights()
     assert weights.dtype == torch.float64
     torch.testing.assert_close(weights, by_hand(query, key, padding(), 0.7))
 
 
 def test_a_row_without_a_key_is_zero():
-    query, key, _ = parts()
+    query, key, value = parts()
     visible = padding()
     visible[0, :, 2] = False
-    weights = attention_weights(query, key, visible, 1.0)
+    weights = AttentionCall(query, key, value, visible=visible, scaling=1.0).weights()
     assert weights[0, :, 2].abs().sum() == 0
     assert weights.isfinite().all()
 
@@ -85,7 +84,7 @@ def test_banks_that_change_nothing_agree_with_each_other():
     ]
     expected = by_hand(query, key, padding(), 1.0) @ value
     for bank in banks:
-        out = bank.attend(0, query, key, value, padding(), dropout=0.0, scaling=1.0)
+        out = bank.attend(0, AttentionCall(query, key, value, visible=padding(), scaling=1.0))
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(seen[0], by_hand(query, key, padding(), 1.0))
 
@@ -95,7 +94,7 @@ def test_scales_act_after_the_softmax_without_renormalising():
     bank = ScaledAttention(*SIZES).double()
     with torch.no_grad():
         bank.logits.copy_(torch.randn(bank.logits.shape, generator=torch.Generator()))
-    out = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    out = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
     everything = torch.ones(1, 1, 5, 5, dtype=torch.bool)
     scaled = by_hand(query, key, everything, 1.0) * bank.logits[0].sigmoid()
     torch.testing.assert_close(out, scaled @ value)
@@ -110,7 +109,7 @@ def test_scales_are_shared_as_asked(per_layer, per_head, shape):
     assert bank.scales().shape == (*shape, 5, 5)
     assert bank.scales().min().item() == pytest.approx(1 / (1 + math.exp(-2)))
     query, key, value = (part.float() for part in parts())
-    bank.attend(2, query, key, value, None, dropout=0.0, scaling=1.0)
+    bank.attend(2, AttentionCall(query, key, value, scaling=1.0))
 
 
 def test_thinned_rows_that_would_be_empty_keep_what_they_have():
@@ -119,7 +118,7 @@ def test_thinned_rows_that_would_be_empty_keep_what_they_have():
     visible[0, 0, 1] = torch.tensor([0, 0, 0, 1, 0], dtype=torch.bool)
     bank = ThinnedAttention(*SIZES)
     bank.removed = (torch.arange(5) == 3).expand(1, 1, 5, 5)
-    out = bank.attend(0, query, key, value, visible, dropout=0.0, scaling=1.0)
+    out = bank.attend(0, AttentionCall(query, key, value, visible=visible, scaling=1.0))
     keep = visible & (torch.arange(5) != 3)
     keep[0, 0, 1, 3] = True
     torch.testing.assert_close(out, by_hand(query, key, keep, 1.0) @ value)
@@ -129,14 +128,14 @@ def test_thinned_rows_that_would_be_empty_keep_what_they_have():
 def test_thinned_in_one_head_leaves_the_other():
     query, key, value = parts()
     bank = ThinnedAttention(*SIZES)
-    dense = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    dense = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
     bank.removed, bank.head = torch.eye(5, dtype=torch.bool)[None, None], 1
-    out = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    out = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
     torch.testing.assert_close(out[:, 0], dense[:, 0])
     off = ~torch.eye(5, dtype=torch.bool)[None, None]
     torch.testing.assert_close(out[:, 1], (by_hand(query, key, off, 1.0) @ value)[:, 1])
     bank.layer = 3
-    out = bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+    out = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
     torch.testing.assert_close(out, dense)
 
 
@@ -144,4 +143,4 @@ def test_another_length_is_refused():
     query, key, value = parts()
     bank = ThinnedAttention(6, 2, 1)
     with pytest.raises(LengthError, match=r"first one, 6 positions, got 5 queries.*pad"):
-        bank.attend(0, query, key, value, None, dropout=0.0, scaling=1.0)
+        bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
