@@ -1,51 +1,163 @@
-"""The Pareto front of a study, and the hypervolume that it dominates."""
+"""Pareto dominance, ranks, crowding and hypervolume: of arrays, and of a study's records.
+
+The functions of arrays take `gains`, float `[points, objectives]`, where more is better in every
+column; the functions of records make them from the objectives' goals.
+"""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from masksearch.contracts import Objective, Record, Status
 
 
-@dataclass(frozen=True)
-class Progress:
-    """State of a search after one of its records."""
+# -- arrays ------------------------------------------------------------------------------------
+def dominance(gains: ArrayLike) -> NDArray[np.bool_]:
+    """Which points dominate which: nowhere worse, and somewhere better.
 
-    number: int  # the record's number
-    trials: int  # done + reused + stopped records so far
-    seconds: float  # compute so far, failed and stopped records included
-    hypervolume: float  # of the full-fidelity records so far
+    Args:
+        gains: `[points, objectives]`, more is better; infinite values are compared as they are.
+
+    Returns:
+        bool `[points, points]`; at `[a, b]` whether a dominates b. One byte a pair: 100 MB for
+        10,000 points.
+    """
+    points = np.asarray(gains, dtype=np.float64)
+    nowhere_worse = np.ones((len(points), len(points)), dtype=bool)
+    better = ~nowhere_worse
+    for column in points.T:
+        nowhere_worse &= column[:, None] >= column[None, :]
+        better |= column[:, None] > column[None, :]
+    return nowhere_worse & better
 
 
-def gains(values: Sequence[float], objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """Distances by which `values` are better than each objective's `worst` (negative = worse).
+def on_front(gains: ArrayLike) -> NDArray[np.bool_]:
+    """Which points nothing dominates; equal points are on the front together.
+
+    Args:
+        gains: `[points, objectives]`, more is better.
+
+    Returns:
+        bool `[points]`.
+
+    >>> on_front([(1, 3), (3, 1), (1, 1), (3, 1)]).tolist()
+    [True, True, False, True]
+    """
+    dominated: NDArray[np.bool_] = dominance(gains).any(axis=0)
+    return ~dominated
+
+
+def nondominated_ranks(gains: ArrayLike) -> NDArray[np.int64]:
+    """Front of each point: 0 = nothing dominates it, 1 = nothing but points of front 0, ...
+
+    Args:
+        gains: `[points, objectives]`, more is better.
+
+    Returns:
+        int64 `[points]`.
+
+    Reference: non-dominated sorting, NSGA-II, IEEE TEC 6(2), 2002.
+
+    >>> nondominated_ranks([(1, 3), (3, 1), (1, 1), (0, 3), (0, 0)]).tolist()
+    [0, 0, 1, 1, 2]
+    """
+    dominates = dominance(gains)
+    dominators = dominates.sum(0)  # of each point, among those that have no rank yet
+    ranks = np.full(len(dominates), -1, dtype=np.int64)
+    rank = 0
+    while (free := (ranks < 0) & (dominators == 0)).any():
+        ranks[free] = rank
+        dominators -= dominates[free].sum(0)
+        rank += 1
+    return ranks
+
+
+def crowding(gains: ArrayLike) -> NDArray[np.float64]:
+    """Crowding distance of each point of one front: how far its neighbours lie apart.
+
+    The gaps between the neighbours on both sides are divided by the front's range and added over
+    the objectives; the ends of the front have infinite distance. An objective without a range, or
+    with an infinite one, adds no gap. Of equal points the first counts; its copies have 0.
+
+    Args:
+        gains: `[points, objectives]`.
+
+    Returns:
+        float `[points]`, 0 and above.
+
+    Reference: crowding distance, NSGA-II, IEEE TEC 6(2), 2002.
+
+    >>> crowding([(0, 4), (1, 3), (4, 0), (4, 0)]).tolist()
+    [inf, 2.0, inf, 0.0]
+    """
+    points, first = np.unique(np.asarray(gains, dtype=np.float64), axis=0, return_index=True)
+    distance = np.zeros(len(points))
+    for column in points.T:
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        distance[order[[0, -1]]] = np.inf
+        if 0 < (span := float(ordered[-1]) - float(ordered[0])) < np.inf:
+            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / span
+    result = np.zeros(len(np.asarray(gains)))
+    result[first] = distance
+    return result
+
+
+def dominated_volume(gains: ArrayLike) -> float:
+    """Volume of the union of the boxes from the origin to each point.
+
+    Args:
+        gains: `[points, objectives]`, at least one objective. Points that are not above 0 in
+            every objective add nothing; duplicates and dominated points change nothing. Two
+            objectives take O(n log n), each further one a factor of n.
+
+    Returns:
+        0.0 for no points.
+
+    Reference: hypervolume by slicing objectives, While et al., IEEE TEC 10(1), 2006.
+
+    >>> dominated_volume([(2.0, 1.0), (1.0, 3.0)])
+    4.0
+    """
+    boxes = np.asarray(gains, dtype=np.float64)
+    boxes = boxes[(boxes > 0).all(-1)] if boxes.size else boxes.reshape(0, 1)
+    if not len(boxes):
+        return 0.0
+    if boxes.shape[1] == 1:
+        return float(boxes.max())
+    boxes = boxes[np.argsort(-boxes[:, -1], kind="stable")]
+    if boxes.shape[1] == 2:  # the second side shrinks, so only a new width adds area
+        widths = np.maximum.accumulate(boxes[:, 0])
+        return float(np.sum(np.diff(widths, prepend=0.0) * boxes[:, 1]))
+    # A slice between two neighbouring last sides is the union of all boxes that reach it.
+    total, faces = 0.0, np.empty((0, boxes.shape[1] - 1))
+    for box, below in zip(boxes, [*boxes[1:, -1], 0.0], strict=True):
+        faces = np.vstack([faces, box[:-1]])
+        faces = faces[on_front(faces)]
+        if box[-1] > below:
+            total += dominated_volume(faces) * float(box[-1] - below)
+    return total
+
+
+# -- records -----------------------------------------------------------------------------------
+def gains_of(records: Sequence[Record], objectives: Sequence[Objective]) -> NDArray[np.float64]:
+    """The objectives of records, with their sign turned where less is better.
+
+    Returns:
+        float `[records, objectives]`, more is better.
 
     Raises:
-        ValueError: If there are not as many values as objectives, or a `worst` is not finite.
+        KeyError: If a record lacks an objective.
     """
-    if len(values) != len(objectives):
-        raise ValueError(f"{len(objectives)} objectives need as many values, got {len(values)}")
-    for objective in objectives:
-        if not math.isfinite(objective.worst):
-            raise ValueError(
-                f"objective {objective.name!r} has worst={objective.worst}; the hypervolume "
-                "needs a finite reference: choose the worst value that still counts"
-            )
-    return tuple(
-        value - objective.worst if objective.goal == "max" else objective.worst - value
-        for value, objective in zip(values, objectives, strict=True)
-    )
-
-
-def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether gains `a` are nowhere below `b` and somewhere above."""
-    return all(x >= y for x, y in zip(a, b, strict=True)) and any(
-        x > y for x, y in zip(a, b, strict=True)
-    )
+    values = [[record.value(o.name) for o in objectives] for record in records]
+    signs = [1.0 if o.goal == "max" else -1.0 for o in objectives]
+    return np.asarray(values, dtype=np.float64).reshape(len(values), len(signs)) * signs
 
 
 def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[Record]:
@@ -78,20 +190,13 @@ def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[R
             "a front needs records of one protocol, got "
             f"{', '.join(sorted(map(repr, protocols)))}; filter them by record.protocol"
         )
-    points: list[tuple[tuple[float, ...], Record]] = []
-    for record in scored:
-        point = tuple(
-            record.value(o.name) if o.goal == "max" else -record.value(o.name) for o in objectives
-        )
-        if all(map(math.isfinite, point)):
-            points.append((point, record))
-    # Sorted best first, a point can only be dominated by, or tie with, an earlier one.
-    points.sort(key=lambda item: (tuple(-x for x in item[0]), item[1].number))
-    front: list[tuple[tuple[float, ...], Record]] = []
-    for point, record in points:
-        if not any(kept == point or dominates(kept, point) for kept, _ in front):
-            front.append((point, record))
-    return [record for _, record in front]
+    first: dict[tuple[float, ...], Record] = {}  # gains -> the lowest number that has them
+    for record, gains in zip(scored, gains_of(scored, objectives).tolist(), strict=True):
+        if all(map(math.isfinite, gains)):
+            first.setdefault(tuple(gains), record)
+    points = sorted(first, reverse=True)
+    gains = np.asarray(points).reshape(len(points), len(objectives))
+    return [first[p] for p, kept in zip(points, on_front(gains), strict=True) if kept]
 
 
 def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objective]) -> float:
@@ -100,7 +205,7 @@ def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objectiv
     Args:
         points: One value per objective, in the objectives' units. Points at or beyond a
             `worst` add nothing; duplicates and dominated points change nothing.
-        objectives: Any number (>= 1). Two take O(n log n); each further one a factor of n.
+        objectives: Any number (>= 1); see `dominated_volume` for the time that they take.
 
     Returns:
         The product of the objectives' units; 0.0 for no points.
@@ -108,48 +213,42 @@ def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objectiv
     Raises:
         ValueError: If a coordinate or a `worst` is not finite, or a point has the wrong size.
 
-    Reference: hypervolume by slicing objectives, While et al., IEEE TEC 10(1), 2006.
-
     >>> score, sparsity = Objective("glue", "max", 0.0), Objective("sparsity", "max", 0.0)
     >>> hypervolume([(2.0, 1.0), (1.0, 3.0)], (score, sparsity))
     4.0
     """
     if not objectives:
         raise ValueError("a hypervolume needs at least one objective, got none")
-    boxes: list[tuple[float, ...]] = []
+    worst = [objective.worst for objective in objectives]
+    for objective in objectives:
+        if not math.isfinite(objective.worst):
+            raise ValueError(
+                f"objective {objective.name!r} has worst={objective.worst}; the hypervolume "
+                "needs a finite reference: choose the worst value that still counts"
+            )
+    boxes = []
     for point in points:
+        if len(point) != len(worst):
+            raise ValueError(f"{len(worst)} objectives need as many values, got {len(point)}")
         if not all(map(math.isfinite, point)):
             raise ValueError(f"a point of the hypervolume must be finite, got {tuple(point)}")
-        box = gains(point, objectives)
-        if all(side > 0 for side in box):
-            boxes.append(box)
-    return volume(boxes)
+        boxes.append(
+            [
+                value - o.worst if o.goal == "max" else o.worst - value
+                for value, o in zip(point, objectives, strict=True)
+            ]
+        )
+    return dominated_volume(boxes)
 
 
-def volume(boxes: list[tuple[float, ...]]) -> float:
-    """Volume of the union of boxes from the origin to each (positive) corner."""
-    if not boxes:
-        return 0.0
-    if len(boxes[0]) == 1:
-        return max(box[0] for box in boxes)
-    boxes = sorted(boxes, key=lambda box: box[-1], reverse=True)
-    total = 0.0
-    if len(boxes[0]) == 2:
-        width = 0.0
-        for first, second in boxes:  # the second side shrinks, so only a new width adds area
-            if first > width:
-                total += (first - width) * second
-                width = first
-        return total
-    base: list[tuple[float, ...]] = []  # the non-dominated faces of the slice
-    for index, box in enumerate(boxes):
-        face = box[:-1]
-        if not any(other == face or dominates(other, face) for other in base):
-            base = [other for other in base if not dominates(face, other)] + [face]
-        below = boxes[index + 1][-1] if index + 1 < len(boxes) else 0.0
-        if box[-1] > below:
-            total += volume(base) * (box[-1] - below)
-    return total
+@dataclass(frozen=True)
+class Progress:
+    """State of a search after one of its records."""
+
+    number: int  # the record's number
+    trials: int  # done + reused + stopped records so far
+    seconds: float  # compute so far, failed and stopped records included
+    hypervolume: float  # of the full-fidelity records so far
 
 
 def hypervolume_curve(
@@ -159,7 +258,8 @@ def hypervolume_curve(
 
     A study gives its records in the order of their completion. Failed ones add their seconds
     but no trial: a search pays for its failures. Leave baselines out (`record.origin`) where
-    strategies are compared.
+    strategies are compared. Only the values count: records of several protocols are taken as
+    they are.
 
     Raises:
         KeyError: If a scored record lacks an objective.
@@ -168,34 +268,70 @@ def hypervolume_curve(
     curve: list[Progress] = []
     front: list[tuple[float, ...]] = []
     trials, seconds, reached = 0, 0.0, 0.0
+    signs = np.array([1.0 if o.goal == "max" else -1.0 for o in objectives])
     for record in records:
         if record.status == "running":
             continue
         trials += record.status in ("done", "reused", "stopped")
         seconds += record.seconds
         if record.scored:
-            box = gains([record.value(o.name) for o in objectives], objectives)
-            useful = all(math.isfinite(side) and side > 0 for side in box)
-            if useful and not any(kept == box or dominates(kept, box) for kept in front):
-                front = [kept for kept in front if not dominates(box, kept)] + [box]
-                reached = volume(front)
+            point = tuple(record.value(o.name) for o in objectives)
+            if all(map(math.isfinite, point)) and point not in front:
+                front.append(point)
+                kept = on_front(np.array(front) * signs)
+                front = [each for each, stays in zip(front, kept, strict=True) if stays]
+                if point in front:
+                    reached = hypervolume(front, objectives)
         curve.append(Progress(record.number, trials, seconds, reached))
     return curve
 
 
-Key = tuple[float, ...]  # one number an objective, smaller is better
-
-
 @dataclass(frozen=True)
 class Snapshot:
-    """State of a search after one of its records."""
+    """State of a search after one of its records: `Snapshot(objectives).after(*records)`.
 
-    finished: int  # records so far, failed and stopped ones and baselines included
-    front: tuple[Record, ...]  # as `frontier.pareto`: best value of the first objective first
-    hypervolume: float  # of the front; NaN where an objective's `worst` is not finite
-    joined: bool  # whether this record is on the front (it may leave it later)
-    statuses: Mapping[Status, int]  # records so far, by status
-    seconds: float  # compute so far, in seconds, failed and stopped records included
+    Raises:
+        ValueError: If there is no objective.
+    """
+
+    objectives: tuple[Objective, ...]
+    finished: int = 0  # records so far, failed and stopped ones and baselines included
+    front: tuple[Record, ...] = ()  # as `pareto`: best value of the first objective first
+    joined: bool = False  # whether the last record is on the front (it may leave it later)
+    statuses: Mapping[Status, int] = field(default_factory=dict)  # records so far, by status
+    seconds: float = 0.0  # compute so far, in seconds, failed and stopped records included
+
+    def __post_init__(self) -> None:
+        pareto((), self.objectives)  # refuses a search without objectives
+
+    def after(self, *records: Record) -> Snapshot:
+        """The state after further records; those that are still running change nothing.
+
+        Raises:
+            KeyError: If a scored record lacks an objective.
+            ValueError: If scored records come from more than one protocol.
+        """
+        ended = [record for record in records if record.status != "running"]
+        statuses = dict(self.statuses)
+        for record in ended:
+            statuses[record.status] = statuses.get(record.status, 0) + 1
+        front = tuple(pareto([*self.front, *ended], self.objectives))
+        return Snapshot(
+            self.objectives,
+            self.finished + len(ended),
+            front,
+            bool(records) and any(record is records[-1] for record in front),
+            MappingProxyType(statuses),
+            self.seconds + sum(record.seconds for record in ended),
+        )
+
+    @property
+    def hypervolume(self) -> float:
+        """Of the front; NaN where an objective's `worst` is not finite."""
+        if not all(math.isfinite(objective.worst) for objective in self.objectives):
+            return math.nan
+        points = [[r.value(o.name) for o in self.objectives] for r in self.front]
+        return hypervolume(points, self.objectives)
 
     @property
     def best(self) -> Record | None:
@@ -205,134 +341,3 @@ class Snapshot:
     def count(self, status: Status) -> int:
         """Records with that status so far."""
         return self.statuses.get(status, 0)
-
-
-class LiveFront:
-    """The front and the hypervolume of the records so far, without looking back at them.
-
-    After any records, in any order, it holds what `frontier.pareto` and `frontier.hypervolume`
-    give for all of them. A record costs O(log n) for two objectives and O(n) for any other
-    number, where n is the size of the front (not the number of records), plus the hypervolume
-    of the part that it adds.
-
-    Args:
-        objectives: Those of the study, at least one.
-
-    Raises:
-        ValueError: If there is no objective.
-    """
-
-    def __init__(self, objectives: Sequence[Objective]) -> None:
-        if not objectives:
-            raise ValueError("a front needs at least one objective, got none")
-        self.objectives = tuple(objectives)
-        self.measurable = all(math.isfinite(o.worst) for o in self.objectives)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forgets every record."""
-        self.keys: list[Key] = []  # of the front, ascending
-        self.boxes: list[Key] = []  # their gains over each `worst`
-        self.members: list[Record] = []
-        self.protocol: str | None = None
-        self.hypervolume = 0.0 if self.measurable else math.nan
-        self.finished, self.seconds = 0, 0.0
-        self.statuses: dict[Status, int] = {}
-        self.front: tuple[Record, ...] = ()
-
-    def restore(self, records: Iterable[Record]) -> Snapshot:
-        """Starts again with the finished records that a resumed study holds."""
-        self.clear()
-        for record in records:
-            self.update(record)
-        return self.snapshot(joined=False)
-
-    def update(self, record: Record) -> Snapshot:
-        """Takes one record; one that is still running changes nothing.
-
-        Raises:
-            KeyError: If a scored record lacks an objective.
-            ValueError: If scored records come from more than one protocol.
-        """
-        joined = False
-        if record.status != "running":
-            joined = record.scored and self.enter(record)
-            self.finished += 1
-            self.seconds += record.seconds
-            self.statuses[record.status] = self.statuses.get(record.status, 0) + 1
-        if joined:
-            self.front = tuple(self.members)
-        return self.snapshot(joined)
-
-    def snapshot(self, joined: bool) -> Snapshot:
-        """The state as it is now."""
-        return Snapshot(
-            self.finished,
-            self.front,
-            self.hypervolume,
-            joined,
-            MappingProxyType(dict(self.statuses)),
-            self.seconds,
-        )
-
-    # -- inside --------------------------------------------------------------------------------
-    def enter(self, record: Record) -> bool:
-        """Puts a scored record on the front, if it belongs there."""
-        values = [record.value(objective.name) for objective in self.objectives]
-        if self.protocol not in (None, record.protocol):
-            raise ValueError(
-                f"a front needs records of one protocol, got {self.protocol!r} and then "
-                f"{record.protocol!r}; filter them by record.protocol"
-            )
-        self.protocol = record.protocol
-        if not all(map(math.isfinite, values)):
-            return False
-        key = tuple(
-            -value if objective.goal == "max" else value
-            for value, objective in zip(values, self.objectives, strict=True)
-        )
-        place = bisect_left(self.keys, key)
-        if place < len(self.keys) and self.keys[place] == key:  # of equals, the lowest number
-            earlier = record.number < self.members[place].number
-            if earlier:
-                self.members[place] = record
-            return earlier
-        # Only what sorts before can dominate it; of two objectives, only the neighbour can.
-        rivals = self.keys[max(0, place - 1) : place] if len(key) == 2 else self.keys[:place]
-        if any(all(a <= b for a, b in zip(rival, key, strict=True)) for rival in rivals):
-            return False
-        box = gains(values, self.objectives) if self.measurable else ()
-        if len(key) == 2:
-            end = place
-            while end < len(self.keys) and self.keys[end][1] >= key[1]:
-                end += 1
-            self.grow(box, self.boxes[max(0, place - 1) : end + 1])
-            self.keys[place:end] = [key]
-            self.boxes[place:end] = [box]
-            self.members[place:end] = [record]
-            return True
-        self.grow(box, self.boxes)
-        kept = [
-            index
-            for index, other in enumerate(self.keys)
-            if not all(a <= b for a, b in zip(key, other, strict=True))
-        ]
-        self.keys = [self.keys[index] for index in kept]
-        self.boxes = [self.boxes[index] for index in kept]
-        self.members = [self.members[index] for index in kept]
-        place = bisect_left(self.keys, key)
-        self.keys.insert(place, key)
-        self.boxes.insert(place, box)
-        self.members.insert(place, record)
-        return True
-
-    def grow(self, box: Key, others: Iterable[Key]) -> None:
-        """Adds the volume of `box` that lies in none of the others."""
-        if not self.measurable or min(box) <= 0:
-            return
-        shared = [
-            tuple(min(a, b) for a, b in zip(box, other, strict=True))
-            for other in others
-            if min(other) > 0
-        ]
-        self.hypervolume += max(0.0, math.prod(box) - volume(shared))

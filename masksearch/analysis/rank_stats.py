@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from masksearch.analysis.pareto import on_front
 from masksearch.contracts import mixed_seed
 
 Floats = NDArray[np.float64]
@@ -311,9 +312,5 @@ def overlap(x: Floats, y: Floats, count: int) -> float:
 
 def front(values: Floats, densities: Floats) -> set[int]:
     """Masks of which no other is as sparse and as good, and better in one of the two."""
-    kept = set()
-    for i in np.flatnonzero(np.isfinite(values)):
-        rivals = (densities <= densities[i]) & (values >= values[i])
-        if not (rivals & ((densities < densities[i]) | (values > values[i]))).any():
-            kept.add(int(i))
-    return kept
+    kept = on_front(np.stack([values, -densities], axis=1)) & np.isfinite(values)
+    return set(np.flatnonzero(kept).tolist())

@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from masksearch.analysis.pareto import LiveFront, Snapshot
+from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Objective, Record
 
 
@@ -50,8 +50,7 @@ class Watcher:
         self.objectives, self.score = tuple(objectives), objectives[0]
         self.title, self.total = title, total
         self.console = console or Console(stderr=True)
-        self.live = LiveFront(objectives)
-        self.state = self.live.snapshot(joined=False)
+        self.state = Snapshot(self.objectives)
         self.counted = 0
         self.bar: Progress | None = None  # both only on a terminal, while it is entered
         self.screen: Live | None = None
@@ -95,7 +94,7 @@ class Watcher:
 
     def restore(self, records: Sequence[Record]) -> None:
         """Starts from the finished records that a resumed study holds."""
-        self.state = self.live.restore(records)
+        self.state = Snapshot(self.objectives).after(*records)
         self.counted = sum(counts(record, restored=True) for record in records)
         if self.bar is not None:  # its clock starts again: the remaining time is this call's
             self.bar.reset(self.task, total=self.total, completed=self.counted)
@@ -104,7 +103,7 @@ class Watcher:
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
-        self.state = self.live.update(record)
+        self.state = self.state.after(record)
         self.counted += counts(record, restored=False)
         line = described(record, self.objectives)
         if self.bar is None:

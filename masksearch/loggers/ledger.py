@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from masksearch.analysis.pareto import LiveFront, Snapshot
+from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 
@@ -116,7 +116,7 @@ class RecordLogger:
 
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self.objectives = tuple(objectives)
-        self.live = LiveFront(objectives)
+        self.state = Snapshot(self.objectives)
         self.known: set[str] = set()  # keys of the records that the sink holds
         self.pending: deque[Entry] = deque()
         self.started = self.warned = False
@@ -138,14 +138,20 @@ class RecordLogger:
     # -- the listener --------------------------------------------------------------------------
     def restore(self, records: Sequence[Record]) -> None:
         """Takes the finished records of a resumed study; adds those that the sink lacks."""
-        self.live.clear()
-        self.pending.extend(Entry(record, self.live.update(record)) for record in records)
+        self.state = Snapshot(self.objectives)
+        for record in records:
+            self.take(record)
         self.drain()
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
-        self.pending.append(Entry(record, self.live.update(record)))
+        self.take(record)
         self.drain()
+
+    def take(self, record: Record) -> None:
+        """Puts a record, with the state of the search after it, among those to be written."""
+        self.state = self.state.after(record)
+        self.pending.append(Entry(record, self.state))
 
     def __enter__(self) -> Self:
         return self

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 import torch
 from optuna.distributions import (
@@ -32,7 +33,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from masksearch.analysis.pareto import dominates
+from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Objective, Proposal, Record, generator
 from masksearch.strategies.replay import violation
 from masksearch.strategies.samplers import Space, drawn_job
@@ -327,41 +328,12 @@ def by_rank_and_crowding(
     records: Sequence[Record], objectives: Sequence[Objective]
 ) -> list[Record]:
     """Records by non-dominated rank, within a rank the lonelier first, then the younger."""
-    points = {
-        record.number: tuple(
-            record.value(o.name) if o.goal == "max" else -record.value(o.name) for o in objectives
-        )
-        for record in records
-    }
-    left, ordered = list(records), []
-    while left:
-        front = [
-            record
-            for record in left
-            if not any(dominates(points[o.number], points[record.number]) for o in left)
-        ]
-        lonely = crowding({record.number: points[record.number] for record in front})
-        front.sort(key=lambda record: (-lonely[record.number], -record.number))
-        ordered += front
-        taken = {record.number for record in front}
-        left = [record for record in left if record.number not in taken]
+    youngest_first = sorted(records, key=lambda record: record.number, reverse=True)
+    gains = gains_of(youngest_first, objectives)
+    ranks = nondominated_ranks(gains)
+    ordered = []
+    for rank in range(max(ranks, default=-1) + 1):
+        front = np.flatnonzero(ranks == rank)
+        lonely = crowding(gains[front])
+        ordered += [youngest_first[at] for at in front[np.argsort(-lonely, kind="stable")]]
     return ordered
-
-
-def crowding(points: dict[int, tuple[float, ...]]) -> dict[int, float]:
-    """NSGA-II's crowding distance of each point of a front; the ends of an axis are infinite.
-
-    Args:
-        points: Name -> coordinates.
-    """
-    found = dict.fromkeys(points, 0.0)
-    for axis in range(len(next(iter(points.values()), ()))):
-        order = sorted(points, key=lambda name: (points[name][axis], name))
-        low, high = points[order[0]][axis], points[order[-1]][axis]
-        if low == high:
-            continue
-        found[order[0]] = found[order[-1]] = math.inf
-        for before, name, after in zip(order, order[1:], order[2:], strict=False):
-            gap = points[after][axis] - points[before][axis]
-            found[name] += gap / (high - low) if math.isfinite(high - low) else 0.0
-    return found

@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from masksearch.analysis.pareto import crowding, nondominated_ranks
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, unknown_name
 from masksearch.masks.measure import MEASURES
@@ -216,72 +214,11 @@ def stratum_of(density: float, ratio: float) -> int:
     return math.floor(-math.log(density) / math.log(ratio) + 1e-9)  # 1/ratio^k belongs to k
 
 
-def fronts(gains: Sequence[Sequence[float]]) -> NDArray[np.int64]:
-    """Front of each point in a non-dominated sorting: 0 = nothing dominates it, 1 = nothing but
-    points of front 0 does, ...
-
-    Args:
-        gains: `[points, objectives]`, more is better. A point dominates another one if it is
-            nowhere worse and somewhere better, so equal points share a front.
-
-    Returns:
-        int64 `[points]`.
-
-    >>> fronts([(1, 3), (3, 1), (1, 1), (0, 3), (0, 0)]).tolist()
-    [0, 0, 1, 1, 2]
-    """
-    points = np.asarray(gains, dtype=np.float64)
-    size = len(points)
-    nowhere_worse = np.ones((size, size), dtype=bool)
-    better = np.zeros((size, size), dtype=bool)
-    for column in points.T:
-        nowhere_worse &= column[:, None] >= column[None, :]
-        better |= column[:, None] > column[None, :]
-    dominates = nowhere_worse & better
-    dominators = dominates.sum(0)
-    result = np.full(size, -1, dtype=np.int64)
-    front = 0
-    while (free := (result < 0) & (dominators == 0)).any():
-        result[free] = front
-        dominators -= dominates[free].sum(0)
-        front += 1
-    return result
-
-
-def crowding(gains: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Crowding distance of each point of one front: how far its neighbours lie apart.
-
-    The gaps between the neighbours on both sides are divided by the front's range and added over
-    the objectives; the ends of the front have infinite distance. An objective without a range, or
-    with an infinite one, adds no gap. Of equal points the first counts; its copies have 0.
-
-    Args:
-        gains: `[points, objectives]`.
-
-    Returns:
-        float `[points]`, 0 and above.
-
-    >>> crowding([(0, 4), (1, 3), (4, 0), (4, 0)]).tolist()
-    [inf, 2.0, inf, 0.0]
-    """
-    points, first = np.unique(np.asarray(gains, dtype=np.float64), axis=0, return_index=True)
-    distance = np.zeros(len(points))
-    for column in points.T:
-        order = np.argsort(column, kind="stable")
-        ordered = column[order]
-        distance[order[[0, -1]]] = np.inf
-        if 0 < (span := float(ordered[-1]) - float(ordered[0])) < np.inf:
-            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / span
-    result = np.zeros(len(gains))
-    result[first] = distance
-    return result
-
-
 def place_of_last(gains: Sequence[tuple[float, ...]]) -> int:
     """How many points are ranked before the last one; see `ParetoHalving`."""
     if len(gains[-1]) == 1:
         return sum(gain >= gains[-1] for gain in gains[:-1])
-    front = fronts(gains)
+    front = nondominated_ranks(gains)
     rivals = [gain for gain, at in zip(gains, front, strict=True) if at == front[-1]]
     distance = crowding(rivals)
     merits = [(far, gain[0]) for far, gain in zip(distance, rivals, strict=True)]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from optuna.trial import BaseTrial
 
+from masksearch.analysis.pareto import nondominated_ranks
 from masksearch.contracts import (
     Evaluate,
     Evaluator,
@@ -180,9 +181,10 @@ def spread(candidates: Sequence[Candidate], bands: int) -> list[Candidate]:
     ranked = sorted(candidate.density for candidate in candidates)
     edges = sorted({ranked[len(ranked) * band // bands] for band in range(1, bands)})
     band_of = {density: sum(density >= edge for edge in edges) for density in by_density}
+    fronts = nondominated_ranks([(-c.density, -c.loss) for c in candidates])
     placed = [
-        replace(candidate, band=band_of[candidate.density], front=front)
-        for candidate, front in zip(candidates, fronts(candidates), strict=True)
+        replace(candidate, band=band_of[candidate.density], front=int(front))
+        for candidate, front in zip(candidates, fronts, strict=True)
     ]
     queues = [
         sorted(
@@ -193,16 +195,6 @@ def spread(candidates: Sequence[Candidate], bands: int) -> list[Candidate]:
     ]
     longest = max(map(len, queues), default=0)
     return [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
-
-
-def fronts(candidates: Sequence[Candidate]) -> list[int]:
-    """The Pareto front, counted from 0, that each candidate is on (less loss, less density)."""
-    points = [(candidate.density, candidate.loss) for candidate in candidates]
-    found: dict[tuple[float, float], int] = {}
-    for density, loss in sorted(set(points)):  # whatever dominates a point comes before it
-        better = [front for (_, other), front in found.items() if other <= loss]
-        found[density, loss] = 1 + max(better, default=-1)
-    return [found[point] for point in points]
 
 
 # -- the job -----------------------------------------------------------------------------------

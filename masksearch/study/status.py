@@ -38,10 +38,10 @@ class StatusBoard:
     def __init__(
         self, run: Path, objectives: Sequence[Objective], budget: Budget, title: str
     ) -> None:
-        from masksearch.analysis.pareto import LiveFront
+        from masksearch.analysis.pareto import Snapshot
 
         self.path, self.budget, self.score = run / NAME, budget, objectives[0]
-        self.front = LiveFront(objectives)
+        self.search = Snapshot(tuple(objectives))
         self.started = time.monotonic()
         self.written = float("-inf")
         self.running: dict[int, dict[str, Any]] = {}
@@ -59,7 +59,7 @@ class StatusBoard:
 
     def restore(self, records: Sequence[Record], expected: int | None) -> None:
         """Takes what a resumed study holds, and how many records this call will bring."""
-        self.front.restore(records)
+        self.search = self.search.after(*records)
         for record in records:
             self.consider(record)
         self.expected = expected
@@ -85,7 +85,7 @@ class StatusBoard:
     def ended(self, record: Record) -> None:
         """A record is final."""
         self.running.pop(record.number, None)
-        self.front.update(record)
+        self.search = self.search.after(record)
         self.consider(record)
         self.new += 1
         self.write_soon(SOON)
@@ -117,7 +117,7 @@ class StatusBoard:
         if self.budget.seconds is not None:
             rest = max(0.0, self.budget.seconds - elapsed)
             left = rest if left is None else min(left, rest)
-        now = self.front.snapshot(joined=False)
+        now = self.search
         state = {
             **self.state,
             "updated": time.time(),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -9,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masksearch import masks
-from masksearch.analysis.pareto import hypervolume, hypervolume_curve, pareto
+from masksearch.analysis.pareto import (
+    Snapshot,
+    crowding,
+    dominance,
+    dominated_volume,
+    hypervolume,
+    hypervolume_curve,
+    nondominated_ranks,
+    on_front,
+    pareto,
+)
 from masksearch.contracts import Evaluate, Objective, OneShot, Record
 
 JOB = Evaluate(masks.star())
@@ -120,6 +131,73 @@ def test_hypervolume_agrees_with_monte_carlo(seed):
     assert hypervolume(points.tolist(), objectives) == pytest.approx(share, abs=0.02)
 
 
+# -- functions of arrays -------------------------------------------------------------------------
+FEW = st.integers(0, 6).map(float) | st.sampled_from([-math.inf, math.inf])
+POINTS = st.integers(1, 4).flatmap(
+    lambda d: st.lists(st.tuples(*[FEW] * d), min_size=1, max_size=14)
+)
+
+
+def beats(a, b) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+@given(POINTS)
+def test_dominance_and_front_match_a_loop_over_pairs(points):
+    assert dominance(points).tolist() == [[beats(a, b) for b in points] for a in points]
+    assert on_front(points).tolist() == [not any(beats(a, b) for a in points) for b in points]
+
+
+@given(POINTS)
+def test_ranks_match_a_recursive_oracle(points):
+    def depth(point) -> int:  # the longest chain of points, each dominated by the one before
+        return max((1 + depth(other) for other in points if beats(other, point)), default=0)
+
+    assert nondominated_ranks(points).tolist() == [depth(point) for point in points]
+
+
+@given(POINTS, st.randoms(use_true_random=False))
+def test_ranks_do_not_depend_on_the_order(points, rng):
+    order = list(range(len(points)))
+    rng.shuffle(order)
+    shuffled = nondominated_ranks([points[index] for index in order])
+    assert shuffled.tolist() == [nondominated_ranks(points)[index] for index in order]
+
+
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12))
+def test_crowding_matches_a_loop(points):
+    points = list({x: (float(x), float(y)) for x, y in points}.values())  # distinct first values
+    points = list({y: (x, y) for x, y in points}.values())  # and second ones
+    assert crowding([*points, points[0]])[-1] == 0  # a copy
+    for index, distance in enumerate(crowding(points)):
+        expected = 0.0
+        for axis in (0, 1):
+            values = sorted(point[axis] for point in points)
+            place = values.index(points[index][axis])
+            if place in (0, len(values) - 1):
+                expected = math.inf
+            else:
+                expected += (values[place + 1] - values[place - 1]) / (values[-1] - values[0])
+        assert distance == pytest.approx(expected)
+
+
+def test_an_infinite_objective_neither_crowds_nor_warns():
+    assert crowding([(1.0, -math.inf), (2.0, -math.inf)]).tolist() == [math.inf, math.inf]
+    assert crowding([(1.0, 3.0), (2.0, 2.0), (3.0, -math.inf)])[1] == 1.0
+
+
+@given(cases)
+def test_dominated_volume_counts_the_unit_cells_of_the_grid(case):
+    goals, points = case
+    gains = [[x - 1 for x in point] for point in points]
+    cells = itertools.product(range(5), repeat=len(goals))  # each from its corner to the next
+    inside = sum(
+        any(all(c < g for c, g in zip(cell, p, strict=True)) for p in gains) for cell in cells
+    )
+    assert dominated_volume(gains) == pytest.approx(inside)
+
+
+# -- functions of records ------------------------------------------------------------------------
 def test_front_holds_full_fidelity_masks_only():
     best = {"o0": 6.0}
     records = [
@@ -151,6 +229,56 @@ def test_nothing_dominates_nothing(goals):
     assert pareto([], objectives) == []
     assert hypervolume([], objectives) == 0
     assert hypervolume([[1.0 if goal == "x" else 5.0 for goal in goals]], objectives) == 0
+
+
+# -- the state of a search -----------------------------------------------------------------------
+STATUS = st.sampled_from(["done", "done", "done", "reused", "stopped", "failed", "running"])
+
+
+@given(cases, st.data())
+def test_snapshot_is_the_front_of_all_records_so_far(case, data):
+    goals, points = case
+    objectives = objectives_of(goals)
+    records = [
+        dataclasses.replace(
+            record,
+            status=data.draw(STATUS),
+            job=JOB if data.draw(st.integers(0, 9)) else OneShot(),
+        )
+        for record in data.draw(st.permutations(records_of(points)))
+    ]
+    cut = data.draw(st.integers(0, len(records)))  # a resumed search takes several at once
+    snapshot = Snapshot(objectives).after(*records[:cut])
+    for index, record in enumerate(records[cut:], start=cut + 1):
+        snapshot = snapshot.after(record)
+        assert snapshot.joined == any(record is kept for kept in snapshot.front)
+        ended = [r for r in records[:index] if r.status != "running"]
+        assert snapshot.finished == len(ended) == sum(snapshot.statuses.values())
+        assert snapshot.seconds == float(len(ended))
+    front = pareto(records, objectives)
+    assert list(snapshot.front) == front
+    assert snapshot.best == (front[0] if front else None)
+    values = [[r.value(o.name) for o in objectives] for r in records if r.scored]
+    assert snapshot.hypervolume == pytest.approx(hypervolume(values, objectives))
+    assert snapshot.count("failed") == sum(r.status == "failed" for r in records)
+
+
+def test_snapshot_without_finite_reference_has_no_hypervolume():
+    snapshot = Snapshot((Objective("a", "min", math.inf),))
+    snapshot = snapshot.after(Record(0, "done", JOB, values={"a": 1.0}))
+    assert snapshot.joined
+    assert math.isnan(snapshot.hypervolume)
+
+
+def test_snapshot_refuses_two_protocols_and_no_objective():
+    snapshot = Snapshot((Objective("a", "min", 1.0),))
+    snapshot = snapshot.after(Record(0, "done", JOB, protocol="p", values={"a": 1.0}))
+    with pytest.raises(ValueError, match="one protocol, got 'p', 'q'"):
+        snapshot.after(Record(1, "done", JOB, protocol="q", values={"a": 1.0}))
+    with pytest.raises(KeyError, match="holds no 'a'"):
+        snapshot.after(Record(1, "done", JOB, protocol="p"))
+    with pytest.raises(ValueError, match="at least one objective"):
+        Snapshot(())
 
 
 def test_messages():

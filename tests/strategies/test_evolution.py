@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 
 import pytest
 
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record, Refused
-from masksearch.strategies.evolution import EvolutionStrategy, by_rank_and_crowding, crowding
+from masksearch.strategies.evolution import EvolutionStrategy, by_rank_and_crowding
 from masksearch.study.constraints import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
@@ -128,12 +127,6 @@ def test_ranking_puts_fronts_first_and_the_lonely_before_the_crowded():
 def test_one_objective_ranks_by_value():
     order = by_rank_and_crowding([record(n, loss) for n, loss in enumerate((3, 1, 2))], ONE)
     assert [r.number for r in order] == [1, 2, 0]
-
-
-def test_crowding_is_that_of_nsga2():
-    found = crowding({0: (0.0, 4.0), 1: (1.0, 2.0), 2: (4.0, 0.0)})
-    assert found == {0: math.inf, 1: 2.0, 2: math.inf}
-    assert crowding({0: (1.0,), 1: (1.0,)}) == {0: 0.0, 1: 0.0}
 
 
 def test_space_that_raises_is_refused_with_its_reason():

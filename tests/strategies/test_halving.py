@@ -19,8 +19,6 @@ from masksearch.strategies.halving import (
     RANKINGS,
     ParetoHalving,
     RungCount,
-    crowding,
-    fronts,
     place_of_last,
 )
 
@@ -45,50 +43,14 @@ def arrivals(scheduler: ParetoHalving, trials, step: int = 10) -> list[bool]:
     ]
 
 
-# -- the sorting ---------------------------------------------------------------------------------
-@given(POINTS)
-def test_fronts_match_a_recursive_oracle(points):
-    def depth(point) -> int:  # the longest chain of points, each dominated by the one before
-        return max((1 + depth(other) for other in points if dominates(other, point)), default=0)
-
-    assert fronts(points).tolist() == [depth(point) for point in points]
-
-
-@given(POINTS, st.randoms(use_true_random=False))
-def test_fronts_do_not_depend_on_the_order(points, rng):
-    order = list(range(len(points)))
-    rng.shuffle(order)
-    shuffled = fronts([points[index] for index in order])
-    assert shuffled.tolist() == [fronts(points)[index] for index in order]
-
-
-@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=12))
-def test_crowding_matches_a_loop(points):
-    points = list({x: (float(x), float(y)) for x, y in points}.values())  # distinct first values
-    points = list({y: (x, y) for x, y in points}.values())  # and second ones
-    assert crowding([*points, points[0]])[-1] == 0  # a copy
-    for index, distance in enumerate(crowding(points)):
-        expected = 0.0
-        for axis in (0, 1):
-            values = sorted(point[axis] for point in points)
-            place = values.index(points[index][axis])
-            if place in (0, len(values) - 1):
-                expected = math.inf
-            else:
-                expected += (values[place + 1] - values[place - 1]) / (values[-1] - values[0])
-        assert distance == pytest.approx(expected)
-
-
+# -- laws ----------------------------------------------------------------------------------------
 def test_an_infinite_measure_neither_crowds_nor_warns():
-    assert crowding([(1.0, -math.inf), (2.0, -math.inf)]).tolist() == [math.inf, math.inf]
-    assert crowding([(1.0, 3.0), (2.0, 2.0), (3.0, -math.inf)])[1] == 1.0
     scheduler = ParetoHalving(rungs=(10,), against=("hops",))
     for number, hops in enumerate([math.inf, 3.0, math.inf, math.inf]):
         scheduler.observe(number, Report(10, {"loss": 1.0}), {"hops": hops})
     assert scheduler.rungs_table() == [RungCount(10, 4, 2)]
 
 
-# -- laws ----------------------------------------------------------------------------------------
 def test_it_is_a_scheduler():
     scheduler: Scheduler = ParetoHalving()
     assert scheduler.observe(0, Report(500, {"loss": 1.0}), {"sparsity": 0.5})

@@ -20,7 +20,6 @@ from masksearch.errors import MaskFormatError, SearchError, UnknownNameError
 from masksearch.strategies.supernet import (
     Candidate,
     SharedStrategy,
-    fronts,
     read_ranking,
     run_shared,
     spread,
@@ -194,7 +193,8 @@ def test_fronts_are_those_of_taking_the_front_away(points):
         }
         expected |= dict.fromkeys(front, number)
         left, number = left - front, number + 1
-    assert fronts(candidates(points)) == [expected[point] for point in points]
+    fronts = {candidate.mask: candidate.front for candidate in spread(candidates(points), 4)}
+    assert [fronts[c.mask] for c in candidates(points)] == [expected[point] for point in points]
 
 
 @given(POINTS, st.integers(1, 6), st.randoms())
