@@ -6,11 +6,12 @@ import contextlib
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from masksearch.cli.options import EvaluatorOptions, ExecutorOptions
 from masksearch.contracts import Evaluator, Executor, Scheduler
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks import parse
@@ -30,106 +31,86 @@ SPELLED: dict[Any, str] = {  # what `--set` takes, in words
 }
 
 
-class ChoiceError(MaskSearchError, ValueError):
+class OptionsError(MaskSearchError, ValueError):
     """Options that do not go together."""
 
 
-@dataclass(frozen=True)
-class Judging:
-    """Options that say how a mask is judged; None = the evaluator's own default."""
+EXECUTORS = ("local", "ray")
+DISCRETISING = ("densities", "merge_heads")  # settings of the masks that strategy dam proposes
+WRAPPERS = ("latency", "memory", "cost_length", "reuse")  # go around an evaluator
 
-    evaluator: str | None = None  # file.py:name
-    corpus: str | None = None
-    tokenizer: str | None = None
-    weights: str | None = None
-    glue: str | None = None
-    squad: str | None = None
-    swag: str | None = None
-    tasks: str | None = None  # comma-separated
-    rows: int | None = None
-    size: str | None = None
-    length: int | None = None
-    vocabulary: int | None = None
-    steps: int | None = None
-    batch: int | None = None
-    lr: float | None = None
-    preset: str | None = None
-    set: Sequence[str] | None = None  # name=value
-    latency: bool = False  # an objective more
-    memory: bool = False  # an objective more
-    cost_length: int | None = None  # positions at which both are taken
-    reuse: Path | None = None  # folder of results that are never run again
 
-    def build(self) -> Evaluator:
-        """The evaluator: the user's own, a downstream task, masked LM on a corpus, or the planted
-        corpus; with the costs that were asked for.
+def build_evaluator(given: EvaluatorOptions) -> Evaluator:
+    """The user's own evaluator, a downstream task, masked language modelling on a corpus, or the
+    planted corpus; with the costs that were asked for.
 
-        Raises:
-            ChoiceError: If options do not go together; says which.
-        """
-        judged = self.judging()
-        if self.reuse is not None:
-            from masksearch.evaluators.wrappers import Cached
+    Raises:
+        OptionsError: If options do not go together; says which.
+    """
+    evaluator = without_costs(given)
+    if given.reuse is not None:
+        from masksearch.evaluators.wrappers import Cached
 
-            judged = Cached(judged, self.reuse)
-        if self.latency or self.memory:
-            from masksearch.evaluators.cost import WithCost
+        evaluator = Cached(evaluator, given.reuse)
+    if given.latency or given.memory:
+        from masksearch.evaluators.cost import WithCost
 
-            return WithCost(
-                judged, latency=self.latency, memory=self.memory, length=self.cost_length
-            )
-        if self.cost_length is not None:
-            raise ChoiceError("--cost-length needs --latency or --memory")
-        return judged
+        return WithCost(
+            evaluator, latency=given.latency, memory=given.memory, length=given.cost_length
+        )
+    if given.cost_length is not None:
+        raise OptionsError("--cost-length needs --latency or --memory")
+    return evaluator
 
-    def judging(self) -> Evaluator:
-        """The evaluator without costs."""
-        around = ("latency", "memory", "cost_length", "reuse")
-        given = {
-            name: value
-            for name, value in vars(self).items()
-            if value not in (None, []) and name not in around
-        }
-        if self.evaluator is not None:
-            others = sorted(set(given) - {"evaluator"})
-            if others:
-                flags = ", ".join(f"--{name}" for name in others)
-                raise ChoiceError(f"--evaluator brings its own settings; drop {flags}")
-            built: Evaluator = load_function(self.evaluator)()
-            return built
-        tasks = [name for name in ("glue", "squad", "swag") if name in given]
-        if len(tasks) > 1:
-            raise ChoiceError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
-        if self.corpus is None and not (self.weights and tasks):
-            return self.planted(given)
-        if self.tasks is not None and self.glue is None:
-            raise ChoiceError("--tasks needs --glue FOLDER")
-        if self.rows is not None and not tasks:
-            raise ChoiceError("--rows needs --glue, --squad or --swag")
-        kind = evaluator_kind(tasks[0] if tasks else "mlm")
-        settings = {name: given[name] for name in given if name not in ("corpus", "set", "preset")}
-        if self.tasks is not None:
-            names = [name.strip() for name in self.tasks.split(",") if name.strip()]
-            settings["tasks"] = tuple(names)
-        settings |= set_options(kind, self.set or ())
-        if self.preset is not None:
-            return kind.preset(self.preset, self.corpus, **settings)  # type: ignore[no-any-return]
-        return kind(self.corpus, **settings)  # type: ignore[no-any-return]
 
-    def planted(self, given: dict[str, Any]) -> Evaluator:
-        """The embedded corpus, which needs no file."""
-        from masksearch.evaluators.planted import PlantedEvaluator
+def without_costs(given: EvaluatorOptions) -> Evaluator:
+    """The evaluator itself."""
+    settings = {
+        name: value
+        for name, value in vars(given).items()
+        if value not in (None, []) and name not in WRAPPERS
+    }
+    if given.evaluator is not None:
+        others = sorted(set(settings) - {"evaluator"})
+        if others:
+            flags = ", ".join(f"--{name}" for name in others)
+            raise OptionsError(f"--evaluator brings its own settings; drop {flags}")
+        own: Evaluator = load_function(given.evaluator)()
+        return own
+    tasks = [name for name in ("glue", "squad", "swag") if name in settings]
+    if len(tasks) > 1:
+        raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
+    if given.corpus is None and not (given.weights and tasks):
+        return planted_evaluator(settings)
+    if given.tasks is not None and given.glue is None:
+        raise OptionsError("--tasks needs --glue FOLDER")
+    if given.rows is not None and not tasks:
+        raise OptionsError("--rows needs --glue, --squad or --swag")
+    kind = evaluator_kind(tasks[0] if tasks else "mlm")
+    for name in ("corpus", "set", "preset"):
+        settings.pop(name, None)
+    if given.tasks is not None:
+        settings["tasks"] = tuple(name.strip() for name in given.tasks.split(",") if name.strip())
+    settings |= further_settings(kind, given.set or ())
+    if given.preset is not None:
+        return kind.preset(given.preset, given.corpus, **settings)  # type: ignore[no-any-return]
+    return kind(given.corpus, **settings)  # type: ignore[no-any-return]
 
-        known = ("steps", "size", "batch", "lr", "set")
-        stray = sorted(set(given) - set(known))
-        if stray:
-            raise ChoiceError(
-                f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue, --squad "
-                "or --swag); without a corpus the planted one is used, which takes "
-                f"{', '.join('--' + name for name in sorted(known))}"
-            )
-        settings = {name: value for name, value in given.items() if name != "set"}
-        return PlantedEvaluator(**settings, **set_options(PlantedEvaluator, self.set or ()))
+
+def planted_evaluator(settings: dict[str, Any]) -> Evaluator:
+    """The embedded corpus, which needs no file."""
+    from masksearch.evaluators.planted import PlantedEvaluator
+
+    known = ("steps", "size", "batch", "lr", "set")
+    stray = sorted(set(settings) - set(known))
+    if stray:
+        raise OptionsError(
+            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue, --squad "
+            "or --swag); without a corpus the planted one is used, which takes "
+            f"{', '.join('--' + name for name in sorted(known))}"
+        )
+    further = further_settings(PlantedEvaluator, settings.pop("set", ()))
+    return PlantedEvaluator(**settings, **further)
 
 
 def evaluator_kind(task: str) -> Any:
@@ -152,27 +133,37 @@ def evaluator_kind(task: str) -> Any:
     return MlmEvaluator
 
 
-def set_options(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
+def split_setting(option: str, setting: str) -> tuple[str, str]:
+    """Name and text of `name=text`.
+
+    Raises:
+        OptionsError: If there is no "=".
+    """
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise OptionsError(f"{option} takes name=value, got {setting!r}")
+    return name, text
+
+
+def further_settings(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
     """What `--set name=value` gives an evaluator beside the options that have names of their own.
 
     Raises:
-        ChoiceError: If there is no "=", or the value is not of the setting's type.
+        OptionsError: If there is no "=", or the value is not of the setting's type.
         UnknownNameError: If the evaluator has no such setting.
     """
-    kinds = get_type_hints(kind)
-    own = {option.name for option in fields(Judging)}
+    hints = get_type_hints(kind)
+    own = {option.name for option in fields(EvaluatorOptions)}
     known = [f.name for f in fields(kind) if f.init and f.name not in own | {"process"}]
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ChoiceError(f"--set takes name=value, got {setting!r}")
+        name, text = split_setting("--set", setting)
         if name in own:
-            raise ChoiceError(f"{name} has an option of its own: --{name}")
+            raise OptionsError(f"{name} has an option of its own: --{name}")
         if name not in known:
             raise unknown_name(f"setting of {kind.__name__}", name, known)
-        found[name] = read_setting(name, text, kinds[name])
-    return found
+        values[name] = read_setting(name, text, hints[name])
+    return values
 
 
 def read_setting(name: str, text: str, hint: Any) -> Any:
@@ -194,7 +185,7 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
     if kinds & {str, Path, Literal}:
         return text
     wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
-    raise ChoiceError(f"--set {name} takes {wanted}, got {text!r}")
+    raise OptionsError(f"--set {name} takes {wanted}, got {text!r}")
 
 
 def read_value(text: str) -> Any:
@@ -205,64 +196,46 @@ def read_value(text: str) -> Any:
         return text
 
 
-EXECUTORS = ("local", "ray")
-OF_CUTS = ("densities", "merge_heads")  # settings of the masks that strategy dam cuts
+def build_executor(given: ExecutorOptions) -> Executor:
+    """The executor.
 
-
-@dataclass(frozen=True)
-class Placing:
-    """Options that say where jobs run."""
-
-    executor: str = "local"
-    slots: int = 1
-    limit: float | None = None  # seconds of a trial
-    address: str | None = None
-    cpus: float | None = None
-    gpus: float | None = None
-    scratch: str | None = None
-
-    def build(self) -> Executor:
-        """The executor.
-
-        Raises:
-            ChoiceError: If options of Ray are given for the local one.
-            UnknownNameError: If the executor is unknown.
-        """
-        if self.executor == "together":
-            raise ChoiceError(
-                "--executor together was removed; small trials share a GPU with "
-                "--executor ray --slots 4 --gpus 0.25"
-            )
-        if self.executor not in EXECUTORS:
-            raise unknown_name("executor", self.executor, EXECUTORS)
-        if self.executor != "ray":
-            for name in ("address", "cpus", "gpus", "scratch"):
-                if getattr(self, name) is not None:
-                    raise ChoiceError(f"--{name} belongs to --executor ray")
-        if self.executor == "local":
-            from masksearch.executors.local import Local
-
-            return Local(self.slots, limit_seconds=self.limit)
-        from masksearch.executors.on_ray import RayTune
-
-        resources = {"cpu": self.cpus, "gpu": self.gpus}
-        return RayTune(
-            self.address,
-            slots=self.slots,
-            resources={"cpu": 1.0}
-            | {name: amount for name, amount in resources.items() if amount is not None},
-            storage_path=self.scratch,
-            limit_seconds=self.limit,
+    Raises:
+        OptionsError: If options of Ray are given for the local one.
+        UnknownNameError: If the executor is unknown.
+    """
+    if given.executor == "together":
+        raise OptionsError(
+            "--executor together was removed; small trials share a GPU with "
+            "--executor ray --slots 4 --gpus 0.25"
         )
+    if given.executor not in EXECUTORS:
+        raise unknown_name("executor", given.executor, EXECUTORS)
+    if given.executor == "local":
+        for name in ("address", "cpus", "gpus", "scratch"):
+            if getattr(given, name) is not None:
+                raise OptionsError(f"--{name} belongs to --executor ray")
+        from masksearch.executors.local import Local
+
+        return Local(given.slots, limit_seconds=given.limit)
+    from masksearch.executors.on_ray import RayTune
+
+    resources = {"cpu": 1.0 if given.cpus is None else given.cpus}
+    return RayTune(
+        given.address,
+        slots=given.slots,
+        resources=resources | ({} if given.gpus is None else {"gpu": given.gpus}),
+        storage_path=given.scratch,
+        limit_seconds=given.limit,
+    )
 
 
-def halving_of(
+def build_halving(
     steps: str | None, metric: str, factor: int, evaluator: Evaluator
 ) -> Scheduler | None:
     """The scheduler that `--halving 62,125` asks for.
 
     Raises:
-        ChoiceError: If the steps are no ascending integers.
+        OptionsError: If the steps are no ascending integers.
     """
     if steps is None:
         return None
@@ -271,7 +244,7 @@ def halving_of(
     try:
         rungs = tuple(int(text) for text in steps.split(","))
     except ValueError:
-        raise ChoiceError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
+        raise OptionsError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
     goals: dict[str, Literal["min", "max"]] = {o.name: o.goal for o in evaluator.objectives}
     return ParetoHalving(rungs=rungs, metric=metric, goal=goals.get(metric, "min"), factor=factor)
 
@@ -341,7 +314,7 @@ def dam_options(
         strategy: Name of the strategy.
 
     Raises:
-        ChoiceError: If another strategy is given such options, or a setting has no "=".
+        OptionsError: If another strategy is given such options, or a setting has no "=".
         UnknownNameError: If nothing has that setting.
     """
     named = {"structure": structure, "signed": signed or None, "layers": gate_layers}
@@ -350,7 +323,7 @@ def dam_options(
     config = {name: value for name, value in aims.items() if value is not None}
     if strategy != "dam":
         if gates or config or settings:
-            raise ChoiceError("--density, --structure, --dam, ... belong to strategy dam")
+            raise OptionsError("--density, --structure, --dam, ... belong to strategy dam")
         return {}
     options: dict[str, Any] = {"gates": gates, "config": config}
     if settings:
@@ -360,14 +333,12 @@ def dam_options(
         of_gates = set(inspect.signature(Gates).parameters) - {"length", "seed"}
         of_config = {field.name for field in fields(DamConfig)}
         for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals:
-                raise ChoiceError(f"--dam takes name=value, got {setting!r}")
+            name, text = split_setting("--dam", setting)
             value = read_value(text)
-            known = {"preset", *OF_CUTS} | of_gates | of_config
+            known = {"preset", *DISCRETISING} | of_gates | of_config
             if name not in known:
                 raise unknown_name("setting of --dam", name, sorted(known))
-            if name in OF_CUTS:
+            if name in DISCRETISING:
                 options[name] = value
             if name == "preset" or name in of_gates:
                 gates[name] = value
@@ -384,18 +355,16 @@ def shared_options(settings: Sequence[str], strategy: str) -> dict[str, Any]:
         strategy: Name of the strategy.
 
     Raises:
-        ChoiceError: If another strategy is given such options, or a setting has no "=".
+        OptionsError: If another strategy is given such options, or a setting has no "=".
         UnknownNameError: If the strategy has no such setting.
     """
     from masksearch.strategies.supernet import NAMES, OPTIONS
 
     if settings and strategy not in NAMES:
-        raise ChoiceError(f"--shared belongs to strategy {', '.join(NAMES)}")
+        raise OptionsError(f"--shared belongs to strategy {', '.join(NAMES)}")
     options: dict[str, Any] = {}
     for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ChoiceError(f"--shared takes name=value, got {setting!r}")
+        name, text = split_setting("--shared", setting)
         if name not in OPTIONS:
             raise unknown_name("setting of --shared", name, OPTIONS)
         options[name] = read_value(text)

@@ -1,15 +1,21 @@
-"""Options that several commands share."""
+"""Options that several commands share: each is one field, with its help, of one dataclass.
+
+`taking(EvaluatorOptions)` gives a command the options of a dataclass; `given_to` makes the
+dataclass from what the command was given; `build` makes evaluators and executors of it.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 Command = TypeVar("Command", bound=Callable[..., None])
+Options = TypeVar("Options")
 
 Run = Annotated[Path, typer.Option("--run", help="Folder of the run; resumed if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -21,172 +27,94 @@ Log = Annotated[
     str | None, typer.Option(help="csv, tensorboard, mlflow, wandb; separated by commas.")
 ]
 
-JUDGING: dict[str, tuple[Any, Any]] = {
-    "evaluator": (
-        Annotated[
-            str | None, typer.Option(help="Your own evaluator: file.py:function that returns one.")
-        ],
-        None,
-    ),
-    "corpus": (
-        Annotated[
-            str | None,
-            typer.Option(
-                help="Plain text: a file, a folder or hf:OWNER/NAME; default: the planted corpus."
-            ),
-        ],
-        None,
-    ),
-    "tokenizer": (
-        Annotated[
-            str | None,
-            typer.Option(help="A tokenizer on disk or on the Hub; default: trained and cached."),
-        ],
-        None,
-    ),
-    "weights": (
-        Annotated[
-            str | None,
-            typer.Option(help="Start from a checkpoint: a folder or a name on the Hub."),
-        ],
-        None,
-    ),
-    "glue": (
-        Annotated[
-            str | None,
-            typer.Option(
-                help="Fine-tune on GLUE: a folder in its TSV layout, or hf:nyu-mll/glue."
-            ),
-        ],
-        None,
-    ),
-    "squad": (
-        Annotated[
-            str | None,
-            typer.Option(help="Fine-tune on SQuAD: a JSON file, or a folder with train and dev."),
-        ],
-        None,
-    ),
-    "swag": (
-        Annotated[
-            str | None,
-            typer.Option(help="Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder."),
-        ],
-        None,
-    ),
-    "tasks": (
-        Annotated[str | None, typer.Option(help="GLUE tasks, such as SST-2,QQP,MNLI.")],
-        None,
-    ),
-    "rows": (
-        Annotated[int | None, typer.Option(help="Largest number of training rows of a task.")],
-        None,
-    ),
-    "size": (
-        Annotated[
-            str | None, typer.Option(help="Encoder: nano, tiny, mini, small, medium, base.")
-        ],
-        None,
-    ),
-    "length": (Annotated[int | None, typer.Option(help="Positions of a sequence.")], None),
-    "vocabulary": (
-        Annotated[int | None, typer.Option(help="Size of the vocabulary that is trained.")],
-        None,
-    ),
-    "steps": (Annotated[int | None, typer.Option(help="Optimiser steps of pre-training.")], None),
-    "batch": (Annotated[int | None, typer.Option(help="Sequences of a batch.")], None),
-    "lr": (Annotated[float | None, typer.Option(help="Peak learning rate.")], None),
-    "preset": (
-        Annotated[str | None, typer.Option(help="Published settings: sparsebert.")],
-        None,
-    ),
-    "set": (
-        Annotated[
-            list[str] | None,
-            typer.Option(
-                help="Any other setting of the evaluator, as name=value; repeatable: "
-                "precision=bfloat16, pretraining=mlm+order, epochs=2, finetune_seeds=3, frozen=1."
-            ),
-        ],
-        None,
-    ),
-    "reuse": (
-        Annotated[
-            Path | None,
-            typer.Option(help="Keep results there; what it holds is not run again in any study."),
-        ],
-        None,
-    ),
-    "latency": (
-        Annotated[
-            bool,
-            typer.Option("--latency", help="Also minimise the measured time over dense's."),
-        ],
-        False,
-    ),
-    "memory": (
-        Annotated[bool, typer.Option("--memory", help="Also minimise the bytes of the scores.")],
-        False,
-    ),
-    "cost_length": (
-        Annotated[int | None, typer.Option(help="Positions at which these costs are taken.")],
-        None,
-    ),
-}
 
-PLACING: dict[str, tuple[Any, Any]] = {
-    "executor": (
-        Annotated[str, typer.Option(help="local or ray.")],
-        "local",
-    ),
-    "slots": (Slots, 1),
-    "limit": (
-        Annotated[
-            float | None, typer.Option(help="Seconds after which a trial is ended as failed.")
-        ],
-        None,
-    ),
-    "address": (
-        Annotated[
-            str | None,
-            typer.Option(help="ray: 'auto' or HOST:PORT of a cluster; default: a Ray of its own."),
-        ],
-        None,
-    ),
-    "cpus": (
-        Annotated[float | None, typer.Option(help="ray: CPU cores of a trial; default: 1.")],
-        None,
-    ),
-    "gpus": (
-        Annotated[float | None, typer.Option(help="ray: GPUs of a trial, such as 0.25.")],
-        None,
-    ),
-    "scratch": (
-        Annotated[
-            str | None,
-            typer.Option(help="ray: s3://... or a path, where nodes do not share the run folder."),
-        ],
-        None,
-    ),
-}
+def option(help: str, default: Any = None) -> Any:
+    """A field that is also an option of the command line."""
+    return field(default=default, metadata={"help": help})
 
 
-def taking(*tables: Mapping[str, tuple[Any, Any]]) -> Callable[[Command], Command]:
-    """Gives a command that ends in `**given` the options of these tables."""
+@dataclass(frozen=True)
+class EvaluatorOptions:
+    """How a mask is judged; None = the evaluator's own default."""
+
+    evaluator: str | None = option("Your own evaluator: file.py:function that returns one.")
+    corpus: str | None = option(
+        "Plain text: a file, a folder or hf:OWNER/NAME; default: the planted corpus."
+    )
+    tokenizer: str | None = option("A tokenizer on disk or on the Hub; default: trained, cached.")
+    weights: str | None = option("Start from a checkpoint: a folder or a name on the Hub.")
+    glue: str | None = option("Fine-tune on GLUE: a folder in its TSV layout, or hf:nyu-mll/glue.")
+    squad: str | None = option("Fine-tune on SQuAD: a JSON file, or a folder with train and dev.")
+    swag: str | None = option("Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.")
+    tasks: str | None = option("GLUE tasks, such as SST-2,QQP,MNLI.")
+    rows: int | None = option("Largest number of training rows of a task.")
+    size: str | None = option("Encoder: nano, tiny, mini, small, medium, base.")
+    length: int | None = option("Positions of a sequence.")
+    vocabulary: int | None = option("Size of the vocabulary that is trained.")
+    steps: int | None = option("Optimiser steps of pre-training.")
+    batch: int | None = option("Sequences of a batch.")
+    lr: float | None = option("Peak learning rate.")
+    preset: str | None = option("Published settings: sparsebert.")
+    set: list[str] | None = option(  # noqa: RUF009
+        "Any other setting of the evaluator, as name=value; repeatable: precision=bfloat16, "
+        "pretraining=mlm+order, epochs=2, finetune_seeds=3, frozen=1."
+    )
+    reuse: Path | None = option(  # noqa: RUF009
+        "Keep results there; what it holds is not run again in any study."
+    )
+    latency: bool = option("Also minimise the measured time over dense's.", False)
+    memory: bool = option("Also minimise the bytes of the scores.", False)
+    cost_length: int | None = option("Positions at which these costs are taken.")
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """Where trials run."""
+
+    executor: str = option("local or ray.", "local")
+    slots: int = option("Jobs at a time; locally 1 works in this process.", 1)
+    limit: float | None = option("Seconds after which a trial is ended as failed.")
+    address: str | None = option(
+        "ray: 'auto' or HOST:PORT of a cluster; default: a Ray of its own."
+    )
+    cpus: float | None = option("ray: CPU cores of a trial; default: 1.")
+    gpus: float | None = option("ray: GPUs of a trial, such as 0.25.")
+    scratch: str | None = option(
+        "ray: s3://... or a path, where nodes do not share the run folder."
+    )
+
+
+def taking(*tables: type) -> Callable[[Command], Command]:
+    """Gives a command that ends in `**given` the options of these dataclasses."""
 
     def decorate(command: Command) -> Command:
         own = inspect.signature(command, eval_str=True).parameters.values()
-        named = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        shared = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
-            )
-            for table in tables
-            for name, (kind, default) in table.items()
-        ]
-        everything = [*named, *shared]
+        everything = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        for table in tables:
+            hints = get_type_hints(table)
+            everything += [
+                inspect.Parameter(
+                    f.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=f.default,
+                    annotation=Annotated[hints[f.name], declared(f.name, hints, f.metadata)],
+                )
+                for f in fields(table)
+            ]
         command.__signature__ = inspect.Signature(everything)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in everything}
         return command
 
     return decorate
+
+
+def declared(name: str, hints: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
+    """The option of a field; a flag has no `--no-` form."""
+    names = [f"--{name.replace('_', '-')}"] if hints[name] is bool else []
+    return typer.Option(*names, help=metadata["help"])
+
+
+def given_to(table: type[Options], given: Mapping[str, Any]) -> Options:
+    """The dataclass of a command's options; a stored command may lack newer ones."""
+    names = [f.name for f in fields(table)]  # type: ignore[arg-type]
+    return table(**{name: given[name] for name in names if name in given})

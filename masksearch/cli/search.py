@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,7 @@ class UsageMistake(MaskSearchError):
     """Options that do not go together."""
 
 
-@options.taking(options.JUDGING, options.PLACING)
+@options.taking(options.EvaluatorOptions, options.ExecutorOptions)
 def evaluate(
     mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
     seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 1,
@@ -50,7 +49,7 @@ def evaluate(
     from masksearch.cli.output import print_comparison
     from masksearch.driver import compare
 
-    built, found = judged(given), read_mask(mask)
+    built, found = evaluator_of(given), read_mask(mask)
     with tempfile.TemporaryDirectory() as temporary:
         folder = run or Path(temporary) / "evaluate"
         with watching(built.objectives, seeds, "evaluate") as listener:
@@ -59,7 +58,7 @@ def evaluate(
                 built,
                 run=folder,
                 seeds=range(seeds),
-                executor=placed(given),
+                executor=executor_of(given),
                 listeners=[listener],
             )
     failed = [record for record in comparison.records if record.status == "failed"]
@@ -69,7 +68,7 @@ def evaluate(
         raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {reason}")
 
 
-@options.taking(options.JUDGING, options.PLACING)
+@options.taking(options.EvaluatorOptions, options.ExecutorOptions)
 def search(
     space: Annotated[
         str | None, typer.Argument(help="file.py:function that draws a mask; none for dam.")
@@ -132,7 +131,7 @@ def search(
     """Search masks. Repeating the command goes on where it stopped."""
     options_given = {**locals(), **given}
     del options_given["given"]
-    from masksearch.cli.build import dam_options, halving_of, shared_options
+    from masksearch.cli.build import build_halving, dam_options, shared_options
     from masksearch.cli.output import print_front
     from masksearch.driver import search as run_search
     from masksearch.loggers.files import opened_loggers
@@ -143,11 +142,11 @@ def search(
         raise UsageMistake(f"strategy {strategy!r} needs a space: file.py:function")
     if trials is None and seconds is None:
         trials = options_given["trials"] = 20
-    built = judged(given)
+    built = evaluator_of(given)
     of_strategy = dam_options(
         density, structure, signed, gate_layers, dam_steps, dam or (), strategy
     ) | shared_options(shared or (), strategy)
-    scheduler = halving_of(halving, halving_metric, halving_factor, built)
+    scheduler = build_halving(halving, halving_metric, halving_factor, built)
     baselines = FAMILIES if families else {}
     total = None if trials is None else trials + len(baselines)
     names = [name.strip() for name in (log or "").split(",") if name.strip()]
@@ -166,7 +165,7 @@ def search(
             strategy=strategy,
             strategy_options=of_strategy,
             seed=seed,
-            executor=placed(given),
+            executor=executor_of(given),
             scheduler=scheduler,
             constraints=tuple(constraint or ()),
             baselines=baselines,
@@ -212,7 +211,7 @@ def resume(
     commands[stored["command"]](**given)
 
 
-@options.taking(options.JUDGING, options.PLACING)
+@options.taking(options.EvaluatorOptions, options.ExecutorOptions)
 def compare(
     mask: Annotated[list[str] | None, typer.Option(help="MASK or NAME=MASK; repeatable.")] = None,
     found: Annotated[
@@ -241,7 +240,7 @@ def compare(
     from masksearch.driver import compare as run_compare
     from masksearch.masks import FAMILIES, full
 
-    built = judged(given)
+    built = evaluator_of(given)
     mine = dict(named_mask(text) for text in mask or [])
     for folder in found or []:
         for name, chosen in found_masks(Study(folder), sparsity or []).items():
@@ -261,7 +260,7 @@ def compare(
             built,
             run=run,
             seeds=range(first_seed, first_seed + seeds),
-            executor=placed(given),
+            executor=executor_of(given),
             listeners=[listener],
         )
     print_comparison(comparison, as_json)
@@ -271,29 +270,23 @@ def compare(
 
 
 # -- what the commands share -------------------------------------------------------------------
-def judged(given: Mapping[str, Any]) -> Evaluator:
+def evaluator_of(given: Mapping[str, Any]) -> Evaluator:
     """The evaluator that a command's options name."""
-    from masksearch.cli.build import Judging
+    from masksearch.cli.build import build_evaluator
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageMistake(
             "under torchrun every process would open the same study; torchrun is for "
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
+    return build_evaluator(options.given_to(options.EvaluatorOptions, given))
 
-    return Judging(**chosen(given, Judging)).build()
 
-
-def placed(given: Mapping[str, Any]) -> Executor:
+def executor_of(given: Mapping[str, Any]) -> Executor:
     """The executor that a command's options name."""
-    from masksearch.cli.build import Placing
+    from masksearch.cli.build import build_executor
 
-    return Placing(**chosen(given, Placing)).build()
-
-
-def chosen(given: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The options that are fields of a dataclass; a stored command may lack newer ones."""
-    return {field.name: given[field.name] for field in fields(kind) if field.name in given}
+    return build_executor(options.given_to(options.ExecutorOptions, given))
 
 
 @contextmanager

@@ -5,8 +5,15 @@ import json
 import pytest
 
 import masksearch as ms
-from masksearch.cli.build import ChoiceError, Judging, Placing, evaluator_kind, set_options
-from masksearch.cli.search import COMMAND, UsageMistake, judged, remember
+from masksearch.cli.build import (
+    OptionsError,
+    build_evaluator,
+    build_executor,
+    evaluator_kind,
+    further_settings,
+)
+from masksearch.cli.options import EvaluatorOptions, ExecutorOptions
+from masksearch.cli.search import COMMAND, UsageMistake, evaluator_of, remember
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
@@ -14,7 +21,9 @@ from masksearch.evaluators.wrappers import Cached
 
 
 def test_text_alone_is_masked_language_modelling(tmp_path):
-    built = Judging(corpus="text.txt", steps=7, set=["pretraining=mlm+order"]).build()
+    built = build_evaluator(
+        EvaluatorOptions(corpus="text.txt", steps=7, set=["pretraining=mlm+order"])
+    )
     assert type(built) is ms.MlmEvaluator
     assert (built.steps, built.pretraining) == (7, "mlm+order")
 
@@ -24,31 +33,33 @@ def test_text_alone_is_masked_language_modelling(tmp_path):
     [("glue", ms.GlueEvaluator), ("squad", SquadEvaluator), ("swag", SwagEvaluator)],
 )
 def test_a_task_folder_names_the_evaluator(option, kind):
-    built = Judging(corpus="text.txt", rows=5, set=["epochs=2"], **{option: "folder"}).build()
+    built = build_evaluator(
+        EvaluatorOptions(corpus="text.txt", rows=5, set=["epochs=2"], **{option: "folder"})
+    )
     assert type(built) is kind
     assert (built.rows, built.epochs) == (5, 2)
 
 
 def test_weights_need_no_corpus_to_fine_tune():
-    built = Judging(weights="model", glue="folder", tasks="RTE, CoLA").build()
+    built = build_evaluator(EvaluatorOptions(weights="model", glue="folder", tasks="RTE, CoLA"))
     assert isinstance(built, ms.GlueEvaluator)
     assert (built.corpus, built.weights, built.tasks) == (None, "model", ("RTE", "CoLA"))
 
 
 def test_preset_gives_way_to_what_is_named():
-    built = Judging(corpus="text.txt", preset="sparsebert", steps=3).build()
+    built = build_evaluator(EvaluatorOptions(corpus="text.txt", preset="sparsebert", steps=3))
     assert isinstance(built, ms.MlmEvaluator)
     assert (built.size, built.optimiser, built.steps) == ("base", "lamb", 3)
 
 
 def test_nothing_is_the_planted_corpus_and_set_reaches_it():
-    built = Judging(set=["downstream_steps=3"]).build()
+    built = build_evaluator(EvaluatorOptions(set=["downstream_steps=3"]))
     assert isinstance(built, ms.PlantedEvaluator)
     assert built.downstream_steps == 3
 
 
 def test_reuse_wraps_before_costs(tmp_path):
-    built = Judging(reuse=tmp_path, memory=True).build()
+    built = build_evaluator(EvaluatorOptions(reuse=tmp_path, memory=True))
     assert isinstance(built, ms.WithCost)
     assert isinstance(built.evaluator, Cached)
 
@@ -67,13 +78,13 @@ def test_reuse_wraps_before_costs(tmp_path):
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
-    with pytest.raises(ChoiceError, match=message):
-        Judging(**options).build()
+    with pytest.raises(OptionsError, match=message):
+        build_evaluator(EvaluatorOptions(**options))
 
 
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(UnknownNameError, match=r"'dropuot'.*dropout"):
-        Judging(corpus="a", set=["dropuot=.1"]).build()
+        build_evaluator(EvaluatorOptions(corpus="a", set=["dropuot=.1"]))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +100,7 @@ def test_an_unknown_setting_names_the_nearest():
     ],
 )
 def test_a_setting_is_read_as_its_type(setting, value):
-    built = Judging(corpus="a", set=[setting]).build()
+    built = build_evaluator(EvaluatorOptions(corpus="a", set=[setting]))
     found = getattr(built, setting.partition("=")[0])
     assert found == value
     assert type(found) is type(value)
@@ -106,14 +117,14 @@ def test_a_setting_is_read_as_its_type(setting, value):
     ],
 )
 def test_a_setting_of_another_type_is_refused(setting, message):
-    with pytest.raises(ChoiceError, match=message):
-        Judging(corpus="a", set=[setting]).build()
+    with pytest.raises(OptionsError, match=message):
+        build_evaluator(EvaluatorOptions(corpus="a", set=[setting]))
 
 
 def test_every_setting_of_every_evaluator_has_a_type():
     kinds = [evaluator_kind(task) for task in ("mlm", "glue", "squad", "swag")]
     for kind in (*kinds, ms.PlantedEvaluator):
-        assert set_options(kind, ["reports=3"]) == {"reports": 3}
+        assert further_settings(kind, ["reports=3"]) == {"reports": 3}
 
 
 def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch):
@@ -126,16 +137,16 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
 
 
 def test_executors_by_name():
-    assert Placing(slots=2).build() == ms.Local(2)
-    with pytest.raises(ChoiceError, match="--gpus belongs to --executor ray"):
-        Placing(gpus=0.5).build()
-    with pytest.raises(ChoiceError, match=r"together was removed; .* --executor ray .* --gpus"):
-        Placing(executor="together", slots=3).build()
+    assert build_executor(ExecutorOptions(slots=2)) == ms.Local(2)
+    with pytest.raises(OptionsError, match="--gpus belongs to --executor ray"):
+        build_executor(ExecutorOptions(gpus=0.5))
+    with pytest.raises(OptionsError, match=r"together was removed; .* --executor ray .* --gpus"):
+        build_executor(ExecutorOptions(executor="together", slots=3))
     with pytest.raises(UnknownNameError, match="lokal"):
-        Placing(executor="lokal").build()
+        build_executor(ExecutorOptions(executor="lokal"))
 
 
 def test_a_study_is_refused_under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageMistake, match="torchrun is for `masksearch pretrain`"):
-        judged({})
+        evaluator_of({})
