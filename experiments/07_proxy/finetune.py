@@ -31,7 +31,7 @@ from masksearch.evaluators.glue import GlueTokens
 from masksearch.evaluators.token_rows import TokenRows, padded, sequences, shuffled
 from masksearch.masks.lower import lower
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue.read import GlueTask, Rows, load_glue, majority, score
+from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
 from masksearch.training.loop import TrainConfig, train
 
 TASKS = ("SST-2", "QQP", "MNLI", "CoLA", "BShift", "Order")

@@ -27,8 +27,7 @@ from masksearch.evaluators.token_rows import (
     shuffled,
 )
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue.metrics import COLUMNS
-from masksearch.tasks.glue.read import (
+from masksearch.tasks.glue import (
     GlueData,
     GlueTask,
     glue_place,
@@ -40,6 +39,7 @@ from masksearch.tasks.glue.read import (
     task_named,
     task_number,
 )
+from masksearch.tasks.glue.metrics import COLUMNS
 
 CLASSIFIER, ROW_ORDER = 21, 22  # streams of random numbers
 
@@ -59,8 +59,8 @@ class GlueEvaluator(FineTuning):
 
     Args:
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
-            `masksearch.tasks.glue.read.load_glue`.
-        tasks: Names of `masksearch.tasks.glue.read.TASKS`, or of planted ones.
+            `masksearch.tasks.glue.load_glue`.
+        tasks: Names of `masksearch.tasks.glue.TASKS`, or of planted ones.
         rows: Largest number of training rows of a task; a fixed sample.
         dev_rows: The same for the development sets; None = all.
     """

@@ -9,7 +9,7 @@ import pytest
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.tasks.glue.read import PLANTED, TASKS
+from masksearch.tasks.glue import PLANTED, TASKS
 from masksearch.tasks.planted.glue import PlantedGlue
 
 SMALL = dict(steps=4, size="nano", batch=8, held_out_sequences=16)

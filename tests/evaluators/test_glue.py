@@ -26,7 +26,7 @@ from masksearch.evaluators.token_rows import Row, TokenRows, padded, sequences, 
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue.read import TASKS, glue_score
+from masksearch.tasks.glue import TASKS, glue_score
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 Outcome = Callable[[Evaluator, Mask], dict[str, Any]]

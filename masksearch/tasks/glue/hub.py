@@ -1,22 +1,22 @@
 """GLUE from the Hugging Face Hub, or from a local folder in the Hub's form.
 
-rows, dev, digest = read_hub("hf:nyu-mll/glue", task_named("MRPC"))
-rows, dev, digest = read_hub("hf:/data/glue-parquet", task_named("MRPC"))
+parts, digest = read_hub("hf:nyu-mll/glue", task_named("MRPC"))
+parts, digest = read_hub("hf:/data/glue-parquet", task_named("MRPC"))
+texts, labels = parts["train"]
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from masksearch.errors import DataError
-from masksearch.tasks.glue.rows import Rows, checked_score, hidden_label
-from masksearch.tasks.glue.table import GlueTask, HubForm
+from masksearch.tasks.glue.tasks import GlueTask, HubForm
 from masksearch.tasks.text.hub import PREFIX, is_hub
 
+Columns = tuple[list[tuple[str, ...]], list[float]]  # texts and labels
 PATIENCE = 10.0  # seconds until the Hub counts as out of reach
 LOCAL_WAY = (
     "without the Hub, give a folder of TSV files (--glue FOLDER), or a local copy in the Hub's "
@@ -44,7 +44,7 @@ def local_folder(place: str) -> Path | None:
     return path.resolve() if name.startswith(("/", "~", ".")) or path.is_dir() else None
 
 
-def read_hub(place: str, task: GlueTask) -> tuple[Rows, dict[str, Rows], str]:
+def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
     """Reads a task in the Hub's form.
 
     A local folder holds one folder a configuration (`cola`, `sst2`, `mrpc`, ..), in it
@@ -56,8 +56,8 @@ def read_hub(place: str, task: GlueTask) -> tuple[Rows, dict[str, Rows], str]:
         task: One with a `hub` form.
 
     Returns:
-        Training rows, development sets by name, and a hash of the rows. It differs from that of
-        the same rows read from TSV, where the bytes of the files are hashed.
+        Texts and labels of "train" and of the development sets by name, and a hash of them. It
+        differs from that of the same rows read from TSV, where the bytes of the files are hashed.
 
     Raises:
         DataError: If the Hub cannot be reached, or a configuration, split or column is missing,
@@ -66,47 +66,51 @@ def read_hub(place: str, task: GlueTask) -> tuple[Rows, dict[str, Rows], str]:
     form = task.hub
     if form is None:
         raise DataError(f"{task.name} is not on the Hub; give a folder of TSV files")
+    splits = {"train": "train", **task.hub_splits}
     folder = local_folder(place)
-    splits = {"train": "train", **form.dev}
-    optional = set(list(form.dev)[1:])
     if folder is None:
-        tables = download(place, form, splits, optional)
+        tables = download(place, form)
     else:
-        tables = opened(folder, form, splits, optional)
-    rows = {
-        name: rows_of(f"{place} {form.config}/{splits[name]}", table, form, task)
-        for name, table in tables.items()
+        tables = open_folder(folder, form, list(splits.values()))
+    required = list(splits.values())[:2]  # further development sets are optional
+    missing = [split for split in required if split not in tables]
+    if missing:
+        raise DataError(
+            f"{place}, configuration {form.config}: no split {', '.join(missing)}; it holds "
+            f"{', '.join(tables) or 'none'}"
+        )
+    parts = {
+        name: columns_of(f"{place} {form.config}/{split}", tables[split], form, task)
+        for name, split in splits.items()
+        if split in tables
     }
     digest = hashlib.sha256()
-    for name, part in rows.items():
-        digest.update(json.dumps([name, part.texts, part.labels]).encode())
-    train = rows.pop("train")
-    return train, rows, digest.hexdigest()
+    for name, (texts, labels) in parts.items():
+        digest.update(json.dumps([name, texts, labels]).encode())
+    return parts, digest.hexdigest()
 
 
-def opened(folder: Path, form: HubForm, splits: Mapping[str, str], optional: set[str]) -> Any:
-    """The splits of a local folder, as `datasets.Dataset` by our names."""
+def open_folder(folder: Path, form: HubForm, splits: list[str]) -> dict[str, Any]:
+    """The splits of a local folder that are there, as `datasets.Dataset`."""
     place = folder / form.config
     if not place.is_dir():
         raise DataError(
             f"no folder {place}: a GLUE folder in the Hub's form holds one folder a "
-            "configuration (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli); a folder of TSV "
-            "files is given without the prefix hf:"
+            "configuration (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), in it "
+            "<split>-*.parquet or <split>/; a folder of TSV files is given without the prefix hf:"
         )
     datasets = library()
     found = {}
-    for name, split in splits.items():
+    for split in splits:
         files = sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
         if files:
-            found[name] = parquet(files)
+            found[split] = read_parquet(files)
         elif (place / split / "state.json").is_file():
-            found[name] = datasets.load_from_disk(str(place / split))
-        elif name not in optional:
-            raise DataError(f"{place} holds no {split}-*.parquet and no {split}/")
+            found[split] = datasets.load_from_disk(str(place / split))
     return found
 
 
-def parquet(files: list[Path]) -> Any:
+def read_parquet(files: list[Path]) -> Any:
     """Parquet files as one `datasets.Dataset`, read in place: no copy goes to a cache."""
     import pyarrow
     from pyarrow.parquet import read_table
@@ -121,24 +125,15 @@ def parquet(files: list[Path]) -> Any:
     return datasets.concatenate_datasets(parts)
 
 
-def download(place: str, form: HubForm, splits: Mapping[str, str], optional: set[str]) -> Any:
-    """The splits from the Hub (or its cache), as `datasets.Dataset` by our names."""
+def download(place: str, form: HubForm) -> dict[str, Any]:
+    """The splits from the Hub (or its cache), as `datasets.Dataset`."""
     datasets = library()
     name = place.removeprefix(PREFIX)
     reach(name)
     try:
-        whole = datasets.load_dataset(name, form.config)
+        return datasets.load_dataset(name, form.config)  # type: ignore[no-any-return]
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{place}, configuration {form.config}: {error}; {LOCAL_WAY}") from error
-    missing = [
-        split for key, split in splits.items() if split not in whole and key not in optional
-    ]
-    if missing:
-        raise DataError(
-            f"{place}, configuration {form.config}: no split {', '.join(missing)}; it holds "
-            f"{', '.join(whole)}"
-        )
-    return {key: whole[split] for key, split in splits.items() if split in whole}
 
 
 def reach(name: str) -> None:
@@ -175,8 +170,8 @@ def library() -> Any:
     return datasets
 
 
-def rows_of(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
-    """The rows of one split; `place` names it in errors."""
+def columns_of(place: str, table: Any, form: HubForm, task: GlueTask) -> Columns:
+    """Texts and labels of one split; `place` names it in errors."""
     wanted = (*form.texts, form.label)
     missing = [column for column in wanted if column not in table.column_names]
     if missing:
@@ -198,20 +193,20 @@ def rows_of(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
         if bad is not None:
             raise DataError(f"{place}, row {bad}: {column} is {texts[bad]!r}, not a text")
     labels = [
-        label_of(f"{place}, row {number}", label, task)
+        class_number(f"{place}, row {number}", label, task)
         for number, label in enumerate(table[form.label])
     ]
-    return Rows(list(zip(*columns, strict=True)), labels)
+    return list(zip(*columns, strict=True)), labels
 
 
-def label_of(place: str, label: Any, task: GlueTask) -> float:
+def class_number(place: str, label: Any, task: GlueTask) -> float:
     """Class number or score, checked."""
     if isinstance(label, bool) or not isinstance(label, int | float):
         raise DataError(f"{place}: label {label!r} is not a number")
     if task.regression:
-        return checked_score(place, float(label), task)
+        return task.checked_score(float(label), place)
     if label == -1:
-        raise hidden_label(place, task)
+        raise task.hidden_label(place)
     if label not in range(task.classes):
         raise DataError(f"{place}: unknown label {label}; {task.name} has 0 .. {task.classes - 1}")
     return int(label)

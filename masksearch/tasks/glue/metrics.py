@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksearch.errors import unknown_name
-from masksearch.tasks.glue.table import TASKS, GlueTask
+from masksearch.tasks.glue.tasks import TASKS, GlueTask
 
 CONSTANT = 1e-13  # spread over mean below which numbers count as equal, as in scipy
 
@@ -94,7 +94,7 @@ def constant(numbers: NDArray[np.float64]) -> bool:
 def majority(task: GlueTask, labels: Sequence[float]) -> float:
     """Primary score of always predicting the most frequent label: what knowing nothing earns.
 
-    >>> from masksearch.tasks.glue.table import TASKS
+    >>> from masksearch.tasks.glue.tasks import TASKS
     >>> majority(TASKS["SST-2"], [1, 1, 0, 1])
     0.75
     """

@@ -1,4 +1,4 @@
-"""The GLUE tasks from TSV folders on disk or from the Hub, their metrics and majority scores.
+"""Reads the GLUE tasks, from folders of TSV files with all their quirks or from the Hub.
 
 data = load_glue("glue", "MRPC", rows=2_000)               # or "hf:nyu-mll/glue"
 data.train.texts[0], data.train.labels[0]
@@ -7,58 +7,33 @@ score(data.task, predictions, data.dev["MRPC"].labels)     # {"accuracy": .., "f
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from masksearch.errors import DataError
-from masksearch.tasks.glue.hub import glue_place, read_hub
-from masksearch.tasks.glue.metrics import (
-    GlueScore,
-    at_majority,
-    glue_score,
-    majority,
-    majority_scores,
-    reported,
-    score,
-)
-from masksearch.tasks.glue.rows import Rows, read_rows
-from masksearch.tasks.glue.table import (
-    KNOWN,
-    NLI,
-    PAIR,
-    PLANTED,
-    TASKS,
-    TWO_WAY,
-    GlueTask,
-    task_named,
-    task_number,
-)
+from masksearch.tasks.glue.hub import read_hub
+from masksearch.tasks.glue.tasks import KNOWN, TASKS, GlueTask, task_named
+from masksearch.tasks.splits import sample_numbers
 from masksearch.tasks.text.corpus import content_hash, short_hash
 from masksearch.tasks.text.hub import is_hub
 
-__all__ = [
-    "NLI",
-    "PAIR",
-    "PLANTED",
-    "TASKS",
-    "TWO_WAY",
-    "GlueData",
-    "GlueScore",
-    "GlueTask",
-    "Rows",
-    "at_majority",
-    "glue_place",
-    "glue_score",
-    "load_glue",
-    "majority",
-    "majority_scores",
-    "read_rows",
-    "reported",
-    "score",
-    "task_named",
-    "task_number",
-]
+
+@dataclass(frozen=True)
+class Rows:
+    """Examples: one or two texts each, and the class number (or the score)."""
+
+    texts: list[tuple[str, ...]] = field(repr=False)
+    labels: list[float] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def sample(self, count: int | None, seed: int) -> Rows:
+        """At most `count` rows, drawn by `seed`, in their order in the file."""
+        chosen = sample_numbers(len(self), count, seed)
+        return Rows([self.texts[i] for i in chosen], [self.labels[i] for i in chosen])
 
 
 @dataclass(frozen=True)
@@ -73,7 +48,7 @@ class GlueData:
 
 def load_glue(
     folder: Path | str,
-    task: str,
+    task: str | GlueTask,
     rows: int | None = None,
     *,
     dev_rows: int | None = None,
@@ -85,7 +60,7 @@ def load_glue(
         folder: The GLUE folder, with one folder a task in the official TSV layout; or
             `"hf:<owner>/<name>"` (`"hf:nyu-mll/glue"`), or `"hf:<folder>"` for a local folder in
             the Hub's form (see `masksearch.tasks.glue.hub.read_hub`).
-        task: A name of `TASKS` or `PLANTED`.
+        task: A name of `TASKS` or `PLANTED`, or a task of your own.
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
         seed: Seed of the samples.
@@ -101,16 +76,18 @@ def load_glue(
     """
     row = task_named(task)
     if is_hub(folder):
-        train, dev, content = read_hub(str(folder), row)
+        found, content = read_hub(str(folder), row)
+        parts = {name: Rows(*columns) for name, columns in found.items()}
     else:
         files = task_files(Path(folder), row)
-        dev = {name: read_rows(path, row) for name, path in files.items()}
-        train, content = dev.pop("train"), content_hash(list(files.values()))
+        parts = {name: read_rows(path, row) for name, path in files.items()}
+        content = content_hash(list(files.values()))
+    own = [] if KNOWN.get(row.name) == row else [repr(row)]  # what else the scores depend on
     return GlueData(
         row,
-        train.sample(rows, seed),
-        {name: part.sample(dev_rows, seed) for name, part in dev.items()},
-        short_hash(content, str(rows), str(dev_rows), str(seed)),
+        parts.pop("train").sample(rows, seed),
+        {name: part.sample(dev_rows, seed) for name, part in parts.items()},
+        short_hash(content, str(rows), str(dev_rows), str(seed), *own),
     )
 
 
@@ -156,3 +133,80 @@ def advice(folder: Path) -> str:
 def is_glue(folder: Path) -> bool:
     """Whether a folder holds the folder of an official task."""
     return any((folder / name).is_dir() for name in TASKS)
+
+
+def read_rows(path: Path, task: GlueTask) -> Rows:
+    """Reads one TSV file.
+
+    Quote marks are text, not quoting; a line ends at LF or CR LF and nowhere else; a byte-order
+    mark at the start is dropped; the last line needs no end.
+
+    Args:
+        path: The file, UTF-8.
+        task: Whose columns to read; further columns are allowed.
+
+    Raises:
+        DataError: If the file is empty, lacks a column, is not UTF-8 or has a malformed line or
+            an unknown label; names the file and the line.
+    """
+    lines = path.read_bytes().split(b"\n")  # nothing else ends a line: texts hold U+2028
+    while lines and not lines[-1].strip():
+        lines.pop()
+    start = 0 if task.columns else 1
+    if len(lines) <= start:
+        raise DataError(f"{path} is empty; {task.name} needs at least one row")
+    fields, places = layout(path, lines[0], task)
+    texts: list[tuple[str, ...]] = []
+    labels: list[float] = []
+    torn: list[int] = []
+    for number, raw in enumerate(lines[start:], start=start + 1):
+        cells = decoded(path, number, raw)
+        if len(cells) < fields and len(torn) < task.torn:
+            torn.append(number)
+            continue
+        if len(cells) != fields:
+            raise DataError(
+                f"{path}, line {number}: expected {fields} tab-separated fields, found "
+                f"{len(cells)}; mend or remove the line"
+            )
+        *text, label = (cells[place] for place in places)
+        texts.append(tuple(text))
+        labels.append(task.class_number(label, f"{path}, line {number}"))
+    if not labels:
+        raise DataError(f"{path} holds no whole row; {task.name} needs at least one")
+    if torn:
+        warnings.warn(
+            f"{path}: {len(torn)} lines with too few fields are left out "
+            f"(line {', '.join(map(str, torn))}); {task.name} is known for them",
+            stacklevel=2,
+        )
+    return Rows(texts, labels)
+
+
+def layout(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
+    """How many fields a line has, and which of them are the texts and the label."""
+    wanted = (*task.texts, task.label)
+    if task.columns:
+        return task.columns, [int(column) for column in wanted]
+    header = decoded(path, 1, first)
+    missing = [str(column) for column in wanted if column not in header]
+    if missing:
+        hint = " (test sets hold no labels and cannot be scored here)"
+        raise DataError(
+            f"{path}, line 1: no column {', '.join(missing)}; {task.name} needs the columns "
+            f"{', '.join(map(str, wanted))}, found {', '.join(header)}"
+            f"{hint if missing == [task.label] else ''}"
+        )
+    return len(header), [header.index(str(column)) for column in wanted]
+
+
+def decoded(path: Path, number: int, raw: bytes) -> list[str]:
+    """Fields of a line; a byte-order mark before the first is dropped."""
+    try:
+        line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the "
+            "file, or that line where encodings are mixed, to UTF-8 (iconv -t utf-8)"
+        ) from error
+    return line.split("\t")

@@ -18,7 +18,7 @@ import torch
 from masksearch import masks
 from masksearch.contracts import generator
 from masksearch.masks.core import Mask
-from masksearch.tasks.glue.table import NLI, PLANTED
+from masksearch.tasks.glue.tasks import NLI, PLANTED
 from masksearch.tasks.planted.glue_tasks import PlantedGlueTask
 from masksearch.tasks.planted.process import PlantedProcess
 

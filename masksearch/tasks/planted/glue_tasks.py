@@ -16,7 +16,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.errors import DataError
 from masksearch.masks.core import Mask
-from masksearch.tasks.glue.table import PLANTED, GlueTask, task_named
+from masksearch.tasks.glue.tasks import PLANTED, GlueTask, task_named
 from masksearch.tasks.planted.process import Groups, PlantedProcess
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from masksearch.errors import UnknownNameError
+from masksearch.tasks.glue import TASKS, glue_score, reported, score
 from masksearch.tasks.glue.metrics import COLUMNS
-from masksearch.tasks.glue.read import TASKS, glue_score, reported, score
 
 NAMES = ["mnli_m", "mnli_mm", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]
 PRINTED = [  # README of han-shi/SparseBERT, results table: nine columns, then its average

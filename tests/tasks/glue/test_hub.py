@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from masksearch.errors import DataError
+from masksearch.tasks.glue import TASKS, GlueTask, glue_place, load_glue
 from masksearch.tasks.glue import hub as glue_hub
-from masksearch.tasks.glue.read import TASKS, GlueTask, glue_place, load_glue
 
 datasets = pytest.importorskip("datasets")
 
@@ -42,7 +42,7 @@ def write(
 
 def splits(task: GlueTask) -> list[str]:
     assert task.hub is not None
-    return ["train", *task.hub.dev.values(), "test"]
+    return ["train", *task.hub_splits.values(), "test"]
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_mismatched_is_optional_and_the_matched_set_is_not(tmp_path: Path) -> No
     write(tmp_path, task, {"train": rows, "validation_matched": rows})
     assert list(load_glue(f"hf:{tmp_path}", "MNLI").dev) == ["MNLI"]
     (tmp_path / "mnli" / "validation_matched-00000-of-00001.parquet").unlink()
-    with pytest.raises(DataError, match=r"mnli holds no validation_matched-\*\.parquet"):
+    with pytest.raises(DataError, match=r"no split validation_matched; it holds train"):
         load_glue(f"hf:{tmp_path}", "MNLI")
 
 
@@ -202,7 +202,7 @@ def test_the_hub_is_asked_for_the_configuration(
     def loaded(name: str, config: str) -> dict[str, Any]:
         asked.extend((name, config))
         return {
-            split: glue_hub.parquet(sorted((hub / config).glob(f"{split}-*.parquet")))
+            split: glue_hub.read_parquet(sorted((hub / config).glob(f"{split}-*.parquet")))
             for split in splits(TASKS["MNLI"])
         }
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from masksearch.tasks.glue.read import TASKS, at_majority, majority, majority_scores, score
+from masksearch.tasks.glue import TASKS, at_majority, majority, majority_scores, score
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -2,14 +2,17 @@
 
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from masksearch.errors import DataError, UnknownNameError
-from masksearch.tasks.glue.read import (
+from masksearch.tasks.glue import (
     PLANTED,
     TASKS,
+    GlueTask,
     load_glue,
     majority,
     majority_scores,
@@ -135,28 +138,73 @@ def test_scores_of_a_regression_are_numbers(tmp_path: Path) -> None:
 
 
 def test_the_table_says_what_a_task_is() -> None:
-    assert list(TASKS) == "CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI".split()
-    single = {name for name, task in TASKS.items() if task.kind == "single"}
-    assert single == {"CoLA", "SST-2"}
-    assert {name for name, task in TASKS.items() if task.regression} == {"STS-B"}
-    assert {name: task.classes for name, task in TASKS.items() if task.classes != 2} == {
-        "STS-B": 0,
-        "MNLI": 3,
-    }
-    two = {name: task.metrics for name, task in TASKS.items() if len(task.metrics) > 1}
-    assert two == {
-        "CoLA": ("matthews", "accuracy"),
-        "MRPC": ("accuracy", "f1"),
-        "STS-B": ("pearson", "spearman"),
-        "QQP": ("accuracy", "f1"),
-    }
-    assert TASKS["CoLA"].primary == "matthews"
+    assert {name for name, task in TASKS.items() if task.kind == "single"} == {"CoLA", "SST-2"}
+    assert TASKS["STS-B"].regression
+    assert (TASKS["STS-B"].classes, TASKS["MNLI"].classes, TASKS["RTE"].classes) == (0, 3, 2)
+    assert TASKS["MRPC"].metrics == TASKS["QQP"].metrics == ("accuracy", "f1")
+    assert (TASKS["CoLA"].primary, TASKS["STS-B"].primary) == ("matthews", "pearson")
     assert not set(PLANTED) & set(TASKS)
     assert task_named("paraphrase") is PLANTED["paraphrase"]
-    assert [task_number(name) for name in TASKS] == list(range(9))  # seeds derive from it
-    assert [task_number(name) for name in PLANTED] == list(range(9, 13))
     with pytest.raises(UnknownNameError, match="did you mean 'paraphrase'"):
         task_named("paraphrases")
+
+
+def test_the_seeds_of_recorded_runs_stay() -> None:
+    """SOURCE: the places in the table from which they were derived first."""
+    names = "CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI".split()
+    names += "acceptability paraphrase entailment similarity".split()
+    assert [task_number(name) for name in names] == list(range(13))
+
+
+def test_a_further_task_changes_no_seed_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {**TASKS, **PLANTED}
+    before = {name: task_number(name) for name in known}
+    rows = {**TASKS, "tone": GlueTask("tone", ("review",), "tone"), **PLANTED}
+    monkeypatch.setattr("masksearch.tasks.glue.tasks.KNOWN", rows)
+    assert {name: task_number(name) for name in known} == before
+    assert task_number("tone") not in before.values()
+    assert task_number("tone") == 0x00CF4CE3935C8A  # printf tone | sha256sum
+
+
+TONE = GlueTask(
+    "tone",
+    texts=("review",),
+    label="tone",
+    labels=("calm", "angry", "glad"),
+    metrics=("accuracy", "matthews"),
+    dev={"tone": ("dev.tsv",), "tone-late": ("late.tsv",)},
+)
+
+
+def test_a_task_of_ones_own_is_a_row_in_a_file_of_ones_own(tmp_path: Path) -> None:
+    for name in ("train.tsv", "dev.tsv"):
+        write(tmp_path / "tone", name, "id\ttone\treview", "0\tglad\tgood", "1\tcalm\tbad")
+    data = load_glue(tmp_path, TONE)
+    assert task_named(TONE) is data.task is TONE
+    assert (data.train.texts, data.train.labels) == ([("good",), ("bad",)], [2, 0])
+    assert list(data.dev) == ["tone"]
+    assert score(TONE, [2, 0], data.dev["tone"].labels) == {"accuracy": 1.0, "matthews": 1.0}
+    other = replace(TONE, metrics=("matthews",))
+    assert hash(other) != hash(TONE)
+    assert load_glue(tmp_path, other).digest != data.digest  # its scores are others
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"name": "a/b"}, "a task's name is also its folder's"),
+        ({"texts": ()}, r"tone: texts names one or two columns, got \(\)"),
+        ({"labels": ("calm",)}, "tone: labels are two or more, each once, or none"),
+        ({"metrics": ("f1",)}, r"metrics are one or more of accuracy, f1, .* \(f1 of two"),
+        ({"metrics": ("pearson",)}, "metrics are one or more of accuracy"),
+        ({"labels": ()}, "metrics are one or more of pearson, spearman"),
+        ({"dev": {"late": ("late.tsv",)}}, "the first development set carries the task's name"),
+        ({"columns": 3}, r"columns are names, or numbers .* got \('review', 'tone'\)"),
+    ],
+)
+def test_a_row_that_cannot_be_is_named(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TONE, **changed)
 
 
 def test_the_official_mnli_file_has_sixteen_columns(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from masksearch import masks
 from masksearch.contracts import Shape, generator
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.masks.lower import lower
-from masksearch.tasks.glue.read import (
+from masksearch.tasks.glue import (
     NLI,
     PLANTED,
     TASKS,
