@@ -175,9 +175,7 @@ def storage(name: str, run: Path) -> str | None:
 def search(name: str, run: Path, evaluator: Any, **changed: Any) -> ms.Study:
     """The stored search, begun or gone on with."""
     given = SEARCHES[name][0]() | changed
-    return ms.search(
-        given.pop("space"), evaluator, run=run, storage=storage(name, run), **given
-    )
+    return ms.search(given.pop("space"), evaluator, run=run, storage=storage(name, run), **given)
 
 
 def bits(*shape: int, seed: int = 0, share: float = 0.4) -> torch.Tensor:
@@ -218,6 +216,7 @@ def described(study: ms.Study) -> dict[str, Any]:
         "objectives": [[o.name, o.goal, o.worst] for o in study.objectives],
         "records": [row(record) for record in study.records()],
         "frontier": [record.number for record in study.frontier()],
+        "best": [study.best(sparsity).number for sparsity in (0.0, 0.5)],
         "columns": list(study.frame().columns),
     }
     return json.loads(json.dumps(found))
