@@ -349,6 +349,27 @@ def test_model_answers_as_it_did(name: str) -> None:
     assert not torch.allclose(recipes.outputs(ms.detach(model)), answer, atol=1e-2)
 
 
+def test_checkpoint_answers_as_it_did(tmp_path: Path) -> None:
+    stored, found = expected("pretrained"), ms.saved_masks(recipes.PRETRAINED)
+    assert {part: mask.digest for part, mask in found.items()} == stored["masks"]
+    answer = recipes.outputs(ms.load_pretrained(recipes.PRETRAINED))[:, :8]
+    torch.testing.assert_close(answer, torch.tensor(stored["outputs"]), rtol=1e-3, atol=1e-4)
+    judge = ms.MlmEvaluator(
+        recipes.DATA / "text.txt", weights=recipes.PRETRAINED, length=16, cache=tmp_path
+    )
+    assert judge.protocol == stored["protocol"]
+
+
+def test_stored_checkpoint_is_not_trained_again(tmp_path: Path, monkeypatch, capsys) -> None:
+    out = Path(shutil.copytree(recipes.PRETRAINED, tmp_path / "model"))
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    code, printed = command(monkeypatch, capsys, *recipes.pretraining(out))
+    assert code == 0
+    assert "holds this model already" in printed
+    same = (out / "model.safetensors", recipes.PRETRAINED / "model.safetensors")
+    assert same[0].read_bytes() == same[1].read_bytes()
+
+
 # -- the rest ----------------------------------------------------------------------------------
 def test_protocols_do_not_move(tmp_path: Path) -> None:
     assert recipes.protocols(tmp_path) == expected("protocols")

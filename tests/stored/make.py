@@ -211,6 +211,25 @@ def models() -> None:
     expect("models", found)
 
 
+def pretrained() -> None:
+    """A checkpoint from the command line; the folder in its settings is written as STORED."""
+    shutil.rmtree(recipes.PRETRAINED, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"MASKSEARCH_CACHE": folder}
+        words = [sys.executable, "-m", "masksearch", *recipes.pretraining(recipes.PRETRAINED)]
+        subprocess.run(words, check=True, env=environment)
+        judge = ms.MlmEvaluator(
+            recipes.DATA / "text.txt", weights=recipes.PRETRAINED, length=16, cache=Path(folder)
+        )
+        path = recipes.PRETRAINED / "settings.json"
+        path.write_text(path.read_text().replace(str(recipes.HERE), "STORED"))
+        facts = {"protocol": judge.protocol}
+    model = ms.load_pretrained(recipes.PRETRAINED)
+    masks_on = {part: mask.digest for part, mask in ms.saved_masks(recipes.PRETRAINED).items()}
+    answer = [[round(x, 6) for x in row[:8]] for row in recipes.outputs(model).tolist()]
+    expect("pretrained", facts | {"masks": masks_on, "outputs": answer})
+
+
 def cache() -> None:
     """A finished run as `Cached` keeps it."""
     shutil.rmtree(recipes.CACHE, ignore_errors=True)
@@ -280,6 +299,7 @@ PARTS = {
     "importance": importance,
     "data": data,
     "protocols": protocols,
+    "pretrained": pretrained,
 }
 
 if __name__ == "__main__":

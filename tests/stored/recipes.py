@@ -18,6 +18,7 @@ from masksearch import masks
 HERE = Path(__file__).parent
 STUDIES, EXPECTED, DATA = HERE / "studies", HERE / "expected", HERE / "data"
 MODELS, MASKS, CACHE = HERE / "models", HERE / "masks", HERE / "cache"
+PRETRAINED = HERE / "pretrained"
 LENGTH = 12  # positions of the planted process
 SEEDS = (100, 101, 102)  # of the comparison
 
@@ -381,6 +382,14 @@ def outputs(model: Any) -> torch.Tensor:
         more["decoder_input_ids"] = input_ids().flip(1)
     with torch.no_grad():
         return model(input_ids=input_ids(), **more)[0][0]
+
+
+def pretraining(out: Path) -> list[str]:
+    """The command of the stored checkpoint."""
+    words: dict[str, Any] = {"corpus": DATA / "text.txt", "out": out, "size": "nano", "steps": 4}
+    words |= {"length": 16, "vocabulary": 60, "batch": 4, "reports": 2, "device": "cpu"}
+    given = [part for name, value in words.items() for part in (f"--{name}", str(value))]
+    return ["pretrain", "window(2) | global_tokens(1)", *given]
 
 
 # -- protocols ---------------------------------------------------------------------------------
