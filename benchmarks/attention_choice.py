@@ -27,7 +27,7 @@ from masksearch import masks
 from masksearch.attention.kernels.choose import BLOCK, IN_CACHE, PLANNED, choose, fine, planned
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.masks import Mask
-from masksearch.masks.tiles import tile_counts
+from masksearch.masks.lower import tile_counts
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 SIDES = ("dense", "sdpa", "gather")

@@ -20,9 +20,8 @@ from masksearch.attention.kernels.choose import BLOCK, SHORTEST, Choice, choose
 from masksearch.errors import EmptyRowError
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Causal
-from masksearch.masks.lower import no_empty_rows
+from masksearch.masks.lower import no_empty_rows, row_counts
 from masksearch.masks.stacks import Cropped
-from masksearch.masks.tiles import row_counts
 
 LENGTHS = 8  # lengths that are kept; generation asks for a new one at every token
 NUMBERS = itertools.count()

@@ -74,8 +74,8 @@ def show(
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
     from masksearch.errors import UncountedHops
-    from masksearch.masks.measure import hops
-    from masksearch.masks.tiles import row_counts, tile_view
+    from masksearch.masks.hops import hops
+    from masksearch.masks.lower import block_view, row_counts
 
     if length < 1 or block < 1:
         raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
@@ -89,8 +89,9 @@ def show(
     if side == 1:
         table = found.dense(length, layers, heads)
     else:  # a picture of tiles: the table of all cells would not fit in memory
-        table = tile_view(found, length, side)
-    empty = int((row_counts(found, length) == 0).sum())
+        table = block_view(found, length, side)
+    counts = row_counts(found, length)
+    empty = int((counts == 0).sum())
     steps, uncounted = math.inf, ""
     if not empty:
         try:
@@ -100,8 +101,8 @@ def show(
     facts: dict[str, Any] = {
         "mask": str(found),
         "shape": [*table.shape[:2], length, length],
-        "sparsity": found.sparsity(length),
-        "block_density": float(tile_view(found, length, block).double().mean()),
+        "sparsity": 1 - int(counts.sum()) / (counts.numel() * length),
+        "block_density": float(block_view(found, length, block).double().mean()),
         "block": block,
         "empty_rows": empty,
         "hops": int(steps) if steps < math.inf else None,  # JSON knows no infinity

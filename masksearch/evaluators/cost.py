@@ -24,15 +24,14 @@ from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.contracts import Objective, Report, Shape, generator
 from masksearch.errors import LengthError, unknown_name
 from masksearch.evaluators.wrappers import Around
-from masksearch.masks.core import SHORT, Mask, grid
+from masksearch.masks.core import Mask
 from masksearch.masks.families import cropped, layer_of
-from masksearch.masks.lower import block_view, lower
-from masksearch.masks.measure import MEASURES, hops
-from masksearch.masks.tiles import on_diagonal, row_counts
+from masksearch.masks.hops import hops
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import MEASURES, on_diagonal
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine
-CELLS = 1 << 16  # cells of a mask that are looked at together: they stay in a core's cache
 STREAM = 31  # stream of random numbers
 KERNEL = ("gather-2",)  # changes with what the kernel computes and holds
 
@@ -241,25 +240,19 @@ def tally(mask: Mask, length: int, block: int, cells: bool) -> tuple[float, floa
         Kept share of the blocks and of the cells (0 if not counted), both in [0, 1], and
         whether a row is empty.
     """
-    if length > SHORT:
-        share = float(block_view(mask, length, block).double().mean())
-        some = row_counts(mask, length) > 0
-        return share, mask.density(length) if cells else 0.0, not bool(some.all())
     count = -(-length // block)
     missing = count * block - length
-    query, key = grid(length)
-    bands: list[Tensor] = []  # bool [planes, rows, blocks]: what each row keeps of each block
-    kept = 0
-    for rows in torch.split(query, max(1, CELLS // length)):
-        for plane in mask.planes(length, rows, key):
-            kept += int(plane.count_nonzero()) if cells else 0
-            padded = F.pad(plane, (0, missing)) if missing else plane
-            bands.append(padded.reshape(len(rows), count, block).any(2))
-    planes = (mask.layers or 1) * (mask.heads or 1)
-    table = torch.stack([torch.cat(bands[plane::planes]) for plane in range(planes)])
-    empty = not bool(table.any(2).all())
-    blocks = F.pad(table, (0, 0, 0, missing)).view(planes, count, block, count).any(2)
-    return float(blocks.double().mean()), kept / (planes * length * length), empty
+    blocks, kept, empty = 0, 0, False
+    for plane in mask.planes:
+        found = []  # bool [rows, blocks]: what each row keeps of each block
+        for rows in mask.row_chunks(length, *plane):
+            kept += int(rows.count_nonzero()) if cells else 0
+            found.append(F.pad(rows, (0, missing)).view(len(rows), count, block).any(2))
+        some = torch.cat(found)
+        empty = empty or not bool(some.any(1).all())
+        blocks += int(F.pad(some, (0, 0, 0, missing)).view(count, block, count).any(1).sum())
+    planes = len(mask.planes)
+    return blocks / (planes * count * count), kept / (planes * length * length), empty
 
 
 def raced(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[float]:

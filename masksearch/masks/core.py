@@ -23,8 +23,7 @@ from masksearch.masks.checks import whole
 from masksearch.masks.tree import MaskTree, kind_of, parsed
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
-SHORT = 256  # positions up to which all cells are looked at; longer masks are taken by tiles
-ROWS_AT_ONCE = 1 << 24  # cells that a row-wise measure holds in memory at a time
+CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
 MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 
 
@@ -76,21 +75,6 @@ class Mask(MaskTree):
             bool, broadcastable to the shape of `at.query + at.key`.
         """
         raise NotImplementedError
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor | None:
-        """Which square tiles of the table look alike, so that each kind is looked at once.
-
-        Args:
-            row: int64 `[rows, 1]`, the first query of each tile.
-            column: int64 `[1, columns]`, the first key of each tile.
-            block: Positions of a tile's side.
-
-        Returns:
-            int64, below 2^62 in size, that broadcasts to `[rows, columns]` (it need not have
-            that shape): tiles with equal keys hold equal cells, in every layer and head. None
-            where nothing is known; each tile is then looked at.
-        """
-        return column - row if self.by_offset else None
 
     # -- structure ---------------------------------------------------------------------------
     @property
@@ -177,12 +161,33 @@ class Mask(MaskTree):
         return Mask.from_dict(parsed(text))
 
     # -- lowering ----------------------------------------------------------------------------
-    def planes(self, length: int, query: Tensor, key: Tensor) -> Iterator[Tensor]:
-        """The distinct (layer, head) planes at those index tensors, layer by layer."""
-        for layer in range(self.layers or 1):
-            for head in range(self.heads or 1):
-                plane = self.allows(Points(query, key, length, layer, head))
-                yield plane.expand(query.shape[0], key.shape[1])
+    @property
+    def planes(self) -> list[tuple[int, int]]:
+        """The (layer, head) pairs that the mask tells apart, layer by layer."""
+        heads = range(self.heads or 1)
+        return [(layer, head) for layer in range(self.layers or 1) for head in heads]
+
+    def row_chunks(
+        self, length: int, layer: int = 0, head: int = 0, rows: int | None = None
+    ) -> Iterator[Tensor]:
+        """The rows of one layer and head from the first query on, some at a time.
+
+        Every exact figure of a mask is a loop over these chunks: no n x n tensor is made.
+
+        Args:
+            length: Positions.
+            layer: Layer.
+            head: Head.
+            rows: Queries of a chunk; None = as many as a core's cache holds. The last chunk
+                may have fewer.
+
+        Yields:
+            bool `[queries, length]`.
+        """
+        resolved = self.resolve(length)  # random keys are drawn once
+        query, key = grid(length)
+        for some in torch.split(query, rows or max(1, CELLS_AT_ONCE // length)):
+            yield resolved.allows(Points(some, key, length, layer, head)).expand(len(some), length)
 
     def dense(self, length: int, layers: int = 1, heads: int = 1) -> DenseMask:
         """The mask as a table. Rows may be empty; `masksearch.masks.lower` refuses those.
@@ -203,25 +208,17 @@ class Mask(MaskTree):
         heads = self.heads or 1 if heads == 1 else heads
         self.counts(layers, heads)
         query, key = grid(length)
-        table = torch.stack(list(self.planes(length, query, key)))
+        planes = [self.allows(Points(query, key, length, *plane)) for plane in self.planes]
+        table = torch.stack([plane.expand(length, length) for plane in planes])
         table = table.view(self.layers or 1, self.heads or 1, length, length)
         return table.expand(layers, heads, length, length).contiguous()
 
     def kept(self, length: int) -> int:
-        """Number of kept cells over the planes that the mask tells apart, exact.
-
-        No n x n tensor is made: beyond a short length, alike tiles are looked at once.
-        """
-        if length > SHORT:
-            from masksearch.masks.tiles import kept
-
-            return kept(self, length)
-        query, key = grid(length)
-        chunk = max(1, ROWS_AT_ONCE // length)
+        """Number of kept cells over the planes that the mask tells apart, exact."""
         return sum(
-            int(plane.sum())
-            for rows in torch.split(query, chunk)
-            for plane in self.planes(length, rows, key)
+            int(rows.count_nonzero())
+            for plane in self.planes
+            for rows in self.row_chunks(length, *plane)
         )
 
     def density(self, length: int) -> float:

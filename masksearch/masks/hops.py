@@ -9,31 +9,50 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from masksearch.masks.core import DenseMask
+from masksearch.errors import UncountedHops
+from masksearch.masks.core import DenseMask, Mask
 
 Bits = NDArray[np.uint64]
+LONGEST = 8192  # positions up to which hops are counted: that takes 3 to 20 s
 PRODUCTS = 2  # dense products' worth of single steps that are taken before doubling
 GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in a core's cache
 LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
 
-def hops(table: DenseMask) -> float:
+def hops(given: DenseMask | Mask, length: int | None = None) -> float:
     """Attention steps until every position has reached every other, over the heads' union.
 
     A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
-    2006.04862, Assumption 1). Layers are taken as alternating; 0 for one position, infinity
-    where some position is never reached.
+    2006.04862, Assumption 1). Layers are taken as alternating and the residual path as kept.
 
     Args:
-        table: bool `[layers, heads, n, n]`.
+        given: A table, bool `[layers, heads, n, n]`, or a mask.
+        length: Positions that a mask is taken at.
+
+    Returns:
+        A whole number; 0 for one position, infinity where some position is never reached.
+
+    Raises:
+        TypeError: If a mask comes without a length.
+        UncountedHops: Beyond 8,192 positions.
     """
-    size = table.shape[-1]
+    if isinstance(given, Mask) and length is None:
+        raise TypeError("the hops of a mask need a length")
+    size = given.shape[-1] if not isinstance(given, Mask) else int(length or 0)
+    if size > LONGEST:
+        raise UncountedHops(
+            f"hops are counted up to {LONGEST} positions, asked for {size}: take the mask at a "
+            "shorter length, where a family has as many or fewer"
+        )
+    layers = heads_joined(given, size) if isinstance(given, Mask) else given.any(1)
     if size == 1:
         return 0.0
     own = np.eye(size, dtype=bool)  # the residual path
-    steps = [Relation(layer | own) for layer in table.any(1).numpy(force=True)]
+    steps = [Relation(layer | own) for layer in layers.numpy(force=True)]
     reached, count, spent = packed(own), 0, 0
     while spent <= PRODUCTS * steps[0].dense_cost:  # one step after another
         before = reached
@@ -63,6 +82,17 @@ def hops(table: DenseMask) -> float:
             reached, count = step.after(reached), count + 1
             if full(reached, size):
                 return float(count)
+
+
+def heads_joined(mask: Mask, length: int) -> Tensor:
+    """What any head of each layer keeps, bool `[layers, n, n]`."""
+    union = torch.zeros(mask.layers or 1, length, length, dtype=torch.bool)
+    for layer, head in mask.planes:
+        first = 0
+        for rows in mask.row_chunks(length, layer, head):
+            union[layer, first : first + len(rows)] |= rows
+            first += len(rows)
+    return union
 
 
 class Relation:

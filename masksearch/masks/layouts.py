@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from masksearch.errors import LengthError, MaskFormatError
 from masksearch.masks.checks import distinct, settle
 from masksearch.masks.core import Mask, Points
-from masksearch.masks.leaves import Blocks, member
-
-WIDEST = 1 << 30  # farther than any two positions are apart
-MANY = 1 << 10  # tiles of several blocks, of which most may be looked at one by one
+from masksearch.masks.leaves import member
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,12 +40,6 @@ class Columns(Mask):
         else:
             kept = member(at.key, self.positions)
         return kept & (at.query >= 0)
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        positions = torch.tensor(self.positions)
-        kept = torch.searchsorted(positions, torch.stack([column, column + block]))
-        found = kept[1] - kept[0]
-        return torch.where(found == 0, -1, torch.where(found == block, -2, column))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,14 +86,6 @@ class Axial(Mask):
         kept = kept | (query // self.columns == key // self.columns)
         return kept | (query < 0) | (key < 0) if self.prefix else kept
 
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        width = min(self.columns, WIDEST)
-        inner, across = row - self.prefix, column - self.prefix
-        key = Blocks(width).tile_key(inner, across, block) + 1  # 0: no row of the grid in common
-        key = key * width + (across - inner) % width
-        front = (inner < 0) | (across < 0)  # in the prefix at least in part: each its own
-        return torch.where(front, -1 - (row * WIDEST + column), key)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Butterfly(Mask):
@@ -130,23 +112,6 @@ class Butterfly(Mask):
     def allows(self, at: Points) -> Tensor:
         differ = (at.query // self.block) ^ (at.key // self.block)
         return differ & (differ - 1) == 0
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        unit = size = min(self.block, WIDEST)
-        while unit < block:  # a power of two of blocks, of which a tile's side meets at most two
-            unit *= 2
-        key, empty = torch.zeros(1, 1, dtype=torch.int64), torch.tensor(True)
-        for first in (row, column):
-            place = unit - first % unit  # positions of the first unit, from the tile's start on
-            if unit == size:  # which of them does not matter within a single block
-                place = place.masked_fill(place >= block, 0)
-            key = key * (2 * block) + place
-        for query in (row, row + block - 1):
-            for other in (column, column + block - 1):
-                differ = (query // unit) ^ (other // unit)
-                bits = (differ > 0).long() + (differ & (differ - 1) > 0)  # 2: two or more
-                key, empty = 3 * key + bits, empty & (bits == 2)
-        return torch.where(empty, -1, key)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,31 +177,3 @@ class BlockLayout(Mask):
         planes = planes.to(device=query.device, dtype=torch.int32)  # inductor: no captured bools
         head = at.head if self.heads else torch.zeros_like(at.head)
         return planes[head, query, key] > 0
-
-    def plane(self, layer: int, head: int) -> BlockLayout:
-        """The layout of one layer and head alone, of those that the mask tells apart."""
-        bits = self.bits[(None,) * (4 - self.bits.ndim)]
-        return BlockLayout(
-            bits[layer if self.layers else 0, head if self.heads else 0], self.block
-        )
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor | None:
-        if self.block % block and block % self.block:
-            return None
-        count = self.bits.shape[-1]
-        planes = self.bits.view(-1, count, count)
-        if block > self.block:  # a tile of several blocks
-            times = block // self.block
-            missing = -count % times
-            planes = torch.nn.functional.pad(planes, (0, missing, 0, missing))
-            count = planes.shape[-1] // times
-            planes = planes.view(-1, count, times, count, times).permute(0, 2, 4, 1, 3)
-        side = max(block, self.block)
-        some = planes.flatten(0, -3)[:, row[:, 0] // side][:, :, column[0] // side]
-        if len(some) == 1:
-            return some[0].long()
-        cells = np.packbits(some.flatten(1).numpy(), axis=0).T
-        distinct, number = np.unique(cells, axis=0, return_inverse=True)
-        if 3 * len(distinct) > len(cells) > MANY:
-            return None  # all of them are written out faster than so many looked at
-        return torch.from_numpy(number.reshape(some.shape[1:]).astype(np.int64))

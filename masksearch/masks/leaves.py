@@ -30,21 +30,12 @@ def hashed(values: Tensor, seed: int, stream: int) -> Tensor:
     return shifted(state, 2)
 
 
-FAR = 1 << 40  # farther than any two positions are apart
-
-
 def member(values: Tensor, allowed: tuple[int, ...]) -> Tensor:
     """Whether each value is one of a few numbers (works inside a `mask_mod` too)."""
     result = values == allowed[0]
     for number in allowed[1:]:
         result = result | (values == number)
     return result
-
-
-def clipped(row: Tensor, column: Tensor, block: int, farthest: int) -> Tensor:
-    """The offset of a tile, of whose cells those beyond `farthest` are alike on each side."""
-    most = min(farthest, FAR) + block
-    return (column - row).clamp(-most, most)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -61,9 +52,6 @@ class Full(Mask):
     def allows(self, at: Points) -> Tensor:
         return at.offset == at.offset
 
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        return torch.zeros(1, 1, dtype=torch.int64)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Causal(Mask):
@@ -78,9 +66,6 @@ class Causal(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return at.offset <= 0
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        return clipped(row, column, block, 0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,10 +94,6 @@ class Window(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return at.offset.abs() <= self.reach
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        key = clipped(row, column, block, self.reach)
-        return key.masked_fill(key.abs() <= self.reach - block + 1, 0)  # kept whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,11 +126,6 @@ class Dilated(Mask):
         distance = at.offset.abs()
         return (distance <= self.reach) & (distance % self.gap == 0)
 
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        key = clipped(row, column, block, self.reach)
-        inside = key.abs() <= self.reach - block + 1
-        return torch.where(inside, 4 * FAR + key % min(self.gap, FAR), key)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stride(Mask):
@@ -174,9 +150,6 @@ class Stride(Mask):
     def allows(self, at: Points) -> Tensor:
         return at.offset.abs() % self.period == 0
 
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        return (column - row) % min(self.period, FAR)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Offsets(Mask):
@@ -198,9 +171,6 @@ class Offsets(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return member(at.offset.abs(), self.distances)
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        return clipped(row, column, block, self.distances[-1])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -225,9 +195,6 @@ class Shifts(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return member(at.offset, self.steps)
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        return clipped(row, column, block, max(-self.steps[0], self.steps[-1], 0))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -268,16 +235,6 @@ class Blocks(Mask):
     def allows(self, at: Points) -> Tensor:
         return at.query // self.size == at.key // self.size
 
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        size = min(self.size, FAR)
-        over, beyond = row % size, column % size
-        last, end = (over + block - 1) // size, (beyond + block - 1) // size
-        apart = column // size - row // size
-        # where a side of the tile crosses into another block; 0 = nowhere
-        rows, columns = (size - over) * (last > 0), (size - beyond) * (end > 0)
-        key = (rows * (block + 1) + columns) * (2 * block + 1) + apart + block
-        return key.masked_fill((apart > last) | (apart < -end), -1)  # no block in common
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class BlockColumns(Mask):
@@ -305,9 +262,6 @@ class BlockColumns(Mask):
 
     def allows(self, at: Points) -> Tensor:
         return (at.key % self.size >= self.size - self.last) & (at.query >= 0)
-
-    def tile_key(self, row: Tensor, column: Tensor, block: int) -> Tensor:
-        return column % min(self.size, FAR)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, overload
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import EmptyRowError, MaskFormatError
 from masksearch.masks.content import ContentMask
-from masksearch.masks.core import SHORT, DenseMask, Mask, grid
-from masksearch.masks.flex_layout import flex_block_mask as flex_block_mask  # of this name too
-from masksearch.masks.tiles import tile_view
+from masksearch.masks.core import DenseMask, Mask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> bool
 
 
 class HasShape(Protocol):
@@ -60,33 +67,175 @@ def no_empty_rows(table: DenseMask) -> None:
         )
 
 
-def block_view(mask: Mask, length: int, block: int) -> Tensor:
-    """Which blocks of a square tiling hold a kept cell; no n x n tensor is made.
+def row_counts(mask: Mask, length: int) -> Tensor:
+    """Kept keys of each query; no n x n tensor is made.
 
     Args:
         mask: Any mask.
-        length: Positions; the last block may be ragged.
-        block: Positions of a block's side (>= 1).
+        length: Positions.
 
     Returns:
-        bool `[layers, heads, ceil(n / block), ceil(n / block)]`; layers and heads are those
+        int64 `[layers, heads, n]`; layers and heads are those that the mask tells apart.
+
+    Raises:
+        LengthError: If the mask has another length.
+    """
+    counts = [
+        torch.cat([rows.sum(-1, dtype=torch.int32) for rows in mask.row_chunks(length, *plane)])
+        for plane in mask.planes
+    ]
+    return torch.stack(counts).long().view(mask.layers or 1, mask.heads or 1, length)
+
+
+def tile_counts(mask: Mask, length: int, block: int) -> Tensor:
+    """Kept cells of each tile of a square tiling; no n x n tensor is made.
+
+    Args:
+        mask: Any mask.
+        length: Positions; the last tiles may be ragged.
+        block: Positions of a tile's side (>= 1).
+
+    Returns:
+        int64 `[layers, heads, ceil(n / block), ceil(n / block)]`; layers and heads are those
         that the mask tells apart.
+
+    Raises:
+        LengthError: If the mask has another length.
+        ValueError: If `length` or `block` is less than 1.
     """
     if block < 1:
         raise ValueError(f"block must be at least 1 position, got {block}")
-    if length > SHORT:
-        return tile_view(mask, length, block)
-    count = -(-length // block)
-    query, key = grid(length)
-    planes = (mask.layers or 1) * (mask.heads or 1)
-    view = torch.zeros(planes, count, count, dtype=torch.bool)
-    padded = torch.zeros(block, count * block, dtype=torch.bool)
-    for row, rows in enumerate(torch.split(query, block)):
-        for plane, cells in enumerate(mask.planes(length, rows, key)):
-            padded.zero_()
-            padded[: cells.shape[0], :length] = cells
-            view[plane, row] = padded.view(block, count, block).any(2).any(0)
-    return view.view(mask.layers or 1, mask.heads or 1, count, count)
+    tiles = -(-length // block)
+    counts = torch.zeros(len(mask.planes), tiles, tiles, dtype=torch.int64)
+    for plane, found in zip(mask.planes, counts, strict=True):
+        first = 0
+        for rows in mask.row_chunks(length, *plane):
+            padded = F.pad(rows, (0, tiles * block - length))
+            kept = padded.view(len(rows), tiles, block).sum(-1, dtype=torch.int32)
+            tile = torch.arange(first, first + len(rows)) // block
+            found.index_add_(0, tile, kept.long())
+            first += len(rows)
+    return counts.view(mask.layers or 1, mask.heads or 1, tiles, tiles)
+
+
+def block_view(mask: Mask, length: int, block: int) -> Tensor:
+    """Which tiles of a square tiling hold a kept cell; arguments and errors as `tile_counts`.
+
+    Returns:
+        bool `[layers, heads, ceil(n / block), ceil(n / block)]`.
+    """
+    return tile_counts(mask, length, block) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class DistinctTiles:
+    """The tiles of one layer and head, each kind once.
+
+    Args:
+        index: int64 `[ceil(n / block), ceil(n / block)]`, which of `patterns` each tile is.
+        patterns: bool `[distinct, block, block]`, no two equal; the first keeps nothing. Cells
+            beyond the end of the table are False.
+    """
+
+    index: Tensor
+    patterns: Tensor
+
+
+def distinct_tiles(
+    mask: Mask, length: int, block: int, layer: int = 0, head: int = 0
+) -> DistinctTiles:
+    """The distinct tiles of one layer and head.
+
+    Args:
+        mask: Any mask.
+        length: Positions; the last tiles may be ragged.
+        block: Positions of a tile's side (>= 1).
+        layer: Layer; any where the mask tells none apart.
+        head: Head; likewise.
+
+    Raises:
+        LengthError: If the mask has another length.
+        ValueError: If `length` or `block` is less than 1, or there is no such layer or head.
+    """
+    for name, asked, count in (("layer", layer, mask.layers), ("head", head, mask.heads)):
+        if asked < 0 or (count is not None and asked >= count):
+            limit = "at least 0" if count is None else f"in [0, {count})"
+            raise ValueError(f"{name} must be {limit}, got {asked}")
+    if block < 1:
+        raise ValueError(f"block must be at least 1 position, got {block}")
+    tiles = -(-length // block)
+    numbers = {bytes(block * -(-block // 8)): 0}  # by a tile's cells as bits; the empty one first
+    index = []
+    for rows in mask.row_chunks(length, layer, head, rows=block):
+        padded = F.pad(rows, (0, tiles * block - length, 0, block - len(rows)))
+        cells = padded.view(block, tiles, block).transpose(0, 1).numpy()
+        packed = np.packbits(cells, axis=2)
+        index.append([numbers.setdefault(tile.tobytes(), len(numbers)) for tile in packed])
+    bits = np.frombuffer(b"".join(numbers), dtype=np.uint8).reshape(len(numbers), block, -1)
+    patterns = np.unpackbits(bits, axis=2, count=block).astype(bool)
+    return DistinctTiles(torch.tensor(index), torch.from_numpy(patterns))
+
+
+def flex_block_mask(mask: Mask, length: int, block: int = 128, device: str = "cpu") -> BlockMask:
+    """The mask of one layer as FlexAttention's `BlockMask`.
+
+    Tiles that are kept whole are full blocks, for which FlexAttention does not call the
+    `mask_mod`; tiles that are kept in part call it.
+
+    Args:
+        mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
+        length: Positions; the last blocks may be ragged.
+        block: Block side, in positions. A mask searched at blocks of 64 loses most of its
+            sparsity at FlexAttention's default of 128: pass the block size of the search. On
+            CUDA its kernels take up to 128 positions at a time and refuse finer blocks, unless
+            `kernel_options` of `flex_attention` lower BLOCK_M and BLOCK_N.
+        device: Where the block mask lies.
+
+    Returns:
+        A `BlockMask` of one batch entry and as many heads as the mask tells apart, equal to
+        `create_block_mask`'s.
+
+    Raises:
+        EmptyRowError: If a query keeps no key.
+        LayerCountError: If the mask tells layers apart.
+    """
+    predicate = mask.mask_mod(length)
+    no_empty_rows((row_counts(mask, length) > 0)[..., None])
+    counts = tile_counts(mask, length, block)[0]
+    whole = counts == block * block
+    return block_mask_of((counts > 0) & ~whole, whole, length, block, predicate).to(device)
+
+
+def block_mask_of(
+    partial: Tensor, whole: Tensor, length: int, block: int, predicate: Predicate
+) -> BlockMask:
+    """A `BlockMask` from the tiles that call the predicate and those that do not.
+
+    Args:
+        partial: bool `[heads, nb, nb]`, tiles kept in part.
+        whole: bool of the same shape, tiles kept whole; none in both.
+        length: Positions.
+        block: Block side, in positions.
+        predicate: The `mask_mod`.
+
+    Returns:
+        A `BlockMask` on the tensors' device.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    def ordered(tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts `[1, heads, nb]` and columns `[1, heads, nb, nb]`, the True ones first."""
+        found = tiles[None].int()
+        columns = torch.argsort(found, dim=-1, descending=True, stable=True)
+        return found.sum(-1, dtype=torch.int32), columns.int()
+
+    return BlockMask.from_kv_blocks(
+        *ordered(partial),
+        *ordered(whole),
+        BLOCK_SIZE=block,
+        mask_mod=predicate,
+        seq_lengths=(length, length),
+    )
 
 
 def save_mask(mask: Mask | ContentMask, path: Path | str) -> Path:

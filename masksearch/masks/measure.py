@@ -6,24 +6,17 @@ import hashlib
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.masks.core import DenseMask, Mask
-from masksearch.masks.distances import farthest
-from masksearch.masks.hops import hops as hops_of_table
-from masksearch.masks.lower import HasShape, block_view, lower, no_empty_rows
+from masksearch.masks.core import DenseMask, Mask, Points, grid
+from masksearch.masks.hops import LONGEST as LONGEST_HOPS
+from masksearch.masks.hops import hops
+from masksearch.masks.lower import HasShape, block_view, lower, no_empty_rows, row_counts
 from masksearch.masks.stacks import Cropped
-from masksearch.masks.tiles import (
-    offset_counts,
-    on_diagonal,
-    row_counts,
-    table_rows,
-    whole_columns,
-)
 
 BLOCK = 64  # side of a kernel's block, in positions
 HELD = 1 << 28  # cells of the largest table that is made for a fingerprint
-SEARCHED = 1024  # positions from which a mask's hops are taken from its tiles
 MEASURES = ("sparsity", "density", "block_density", "hops", "sparsity_off_diagonal")
 
 
@@ -50,14 +43,14 @@ def table_fingerprint(table: DenseMask) -> str:
 
 
 def hashed_rows(mask: Mask, shape: HasShape) -> str:
-    """The fingerprint of the lowered mask, band after band."""
+    """The fingerprint of the lowered mask, some rows after the others."""
     length = shape.length
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
     over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
     for layer in range(shape.layers):
         for head in range(shape.heads):
-            for rows in table_rows(mask, length, layer, head):
-                bits = np.concatenate([over, rows.reshape(-1)])
+            for rows in mask.row_chunks(length, layer, head):
+                bits = np.concatenate([over, rows.numpy().reshape(-1)])
                 whole = len(bits) // 8 * 8
                 digest.update(np.packbits(bits[:whole]).tobytes())
                 over = bits[whole:]
@@ -76,30 +69,6 @@ def block_density(mask: Mask, length: int, block: int = BLOCK) -> float:
     Speed follows this figure, not the elementwise sparsity: a kernel computes whole blocks.
     """
     return float(block_view(mask, length, block).float().mean())
-
-
-def hops(given: DenseMask | Mask, length: int | None = None) -> float:
-    """Attention steps until every position has reached every other, over the heads' union.
-
-    A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
-    2006.04862, Assumption 1). Layers are taken as alternating and the residual path as kept.
-
-    Args:
-        given: A table, bool `[layers, heads, n, n]`, or a mask.
-        length: Positions that a mask is taken at; no n x n tensor is made for a long one.
-
-    Returns:
-        A whole number; 0 for one position, infinity where some position is never reached.
-
-    Raises:
-        TypeError: If a mask comes without a length.
-        UncountedHops: If so many tiles of a long mask differ that only a table would do.
-    """
-    if not isinstance(given, Mask):
-        return hops_of_table(given)
-    if length is None:
-        raise TypeError("the hops of a mask need a length")
-    return hops_of_table(given.dense(length)) if length < SEARCHED else farthest(given, length)
 
 
 def overlap(first: DenseMask | Mask, second: DenseMask | Mask, length: int | None = None) -> float:
@@ -144,19 +113,60 @@ def distance_histogram(
         kept = offset_counts(given, length)
     else:
         length = given.shape[-1]
-        kept = torch.stack(
-            [
-                given.diagonal(offset, -2, -1).sum(-1).expand(given.shape[:2])
-                for offset in range(1 - length, length)
-            ],
-            -1,
-        )
+        kept = offset_sums(given)
     cells = length - torch.arange(1 - length, length).abs()
     found, planes = kept.sum((0, 1)), kept.shape[0] * kept.shape[1]
     if not signed:
         found = found[length - 1 :] + found[:length].flip(0)  # the diagonal is in both
         cells = 2 * cells[length - 1 :]
     return (found.double() / (cells * planes)).float()
+
+
+def offset_sums(rows: Tensor) -> Tensor:
+    """Kept cells on each diagonal of some rows, bool `[.., r, n]`.
+
+    Returns:
+        int64 `[.., r + n - 1]` by `key - query + r - 1`, where the first row is query 0.
+    """
+    some, length = rows.shape[-2:]
+    # The rows from the last to the first, with `some` empty cells behind each, are written one
+    # after another and read in rows that are one cell shorter: each row begins one place further
+    # right than the one before, so that cells of one diagonal stand in one column.
+    padded = F.pad(rows.flip(-2), (0, some)).flatten(-2)
+    width = length + some - 1
+    return padded[..., : some * width].unflatten(-1, (some, width)).sum(-2)
+
+
+def offset_counts(mask: Mask, length: int) -> Tensor:
+    """Kept cells of each offset; no n x n tensor is made.
+
+    Returns:
+        int64 `[layers, heads, 2n - 1]` by `key - query + n - 1`.
+    """
+    counts = torch.zeros(len(mask.planes), 2 * length - 1, dtype=torch.int64)
+    for plane, found in zip(mask.planes, counts, strict=True):
+        end = 2 * length - 1
+        for rows in mask.row_chunks(length, *plane):
+            sums = offset_sums(rows)
+            found[end - len(sums) : end] += sums
+            end -= len(rows)
+    return counts.view(mask.layers or 1, mask.heads or 1, -1)
+
+
+def whole_columns(mask: Mask, length: int) -> Tensor:
+    """Which keys every query keeps, bool `[layers, heads, n]`; no n x n tensor is made."""
+    whole = torch.ones(len(mask.planes), length, dtype=torch.bool)
+    for plane, found in zip(mask.planes, whole, strict=True):
+        for rows in mask.row_chunks(length, *plane):
+            found &= rows.all(0)
+    return whole.view(mask.layers or 1, mask.heads or 1, length)
+
+
+def on_diagonal(mask: Mask, length: int) -> Tensor:
+    """Which positions keep themselves, bool `[layers, heads, n]`; no n x n tensor is made."""
+    at = grid(length)[1][0]
+    found = [mask.allows(Points(at, at, length, *plane)).expand(length) for plane in mask.planes]
+    return torch.stack(found).view(mask.layers or 1, mask.heads or 1, length)
 
 
 def sparsity_over(
@@ -219,45 +229,32 @@ def measures(
 
     Returns:
         `sparsity` and `density` in [0, 1] of the lowered table, `sparsity_off_diagonal` (over
-        the cells with i != j), `block_density` at `block` positions, `hops`.
+        the cells with i != j), `block_density` at `block` positions, and `hops` up to the
+        length that they are counted at.
 
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
-        UncountedHops: As `hops`.
     """
     size = shape.length
-    cells = shape.layers * shape.heads * size**2
-    if table is None and cells > HELD:
-        return long_measures(mask, shape, block)
-    table = lower(mask, shape) if table is None else table
-    kept = table.float().mean((0, 1))
-    off = size * size - size
-    density = float(table.double().mean())
-    own = table[: mask.layers or 1, : mask.heads or 1]  # the planes that are told apart
+    if table is None and shape.layers * shape.heads * size**2 > HELD:
+        mask.counts(shape.layers, shape.heads)
+        counts, on = row_counts(mask, size), on_diagonal(mask, size)
+        no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
+        own = None
+    else:
+        table = lower(mask, shape) if table is None else table
+        own = table[: mask.layers or 1, : mask.heads or 1]  # the planes that are told apart
+        counts, on = own.sum(-1), own.diagonal(0, -2, -1)
+    planes, kept = len(mask.planes), int(counts.sum())
+    density = kept / (planes * size**2)
     result = {
         "sparsity": 1 - density,
         "density": density,
         "block_density": block_density(mask, size, block),
-        "hops": hops(own) if size < SEARCHED else hops(mask, size),
     }
-    if off:
-        result["sparsity_off_diagonal"] = 1 - float((kept.sum() - kept.diagonal().sum()) / off)
+    if size <= LONGEST_HOPS:
+        result["hops"] = hops(mask, size) if own is None else hops(own)
+    if size > 1:
+        off = (kept - int(on.sum())) / (planes * (size * size - size))
+        result["sparsity_off_diagonal"] = 1 - off
     return result
-
-
-def long_measures(mask: Mask, shape: HasShape, block: int) -> dict[str, float]:
-    """The measures of a mask whose table is not made."""
-    mask.counts(shape.layers, shape.heads)
-    size = shape.length
-    counts = row_counts(mask, size)
-    no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
-    planes = counts.shape[0] * counts.shape[1]
-    kept, on = int(counts.sum()), int(on_diagonal(mask, size).sum())
-    density = kept / (planes * size**2)
-    return {
-        "sparsity": 1 - density,
-        "density": density,
-        "block_density": block_density(mask, size, block),
-        "hops": hops(mask, size),
-        "sparsity_off_diagonal": 1 - (kept - on) / (planes * (size * size - size)),
-    }

@@ -48,14 +48,14 @@ def test_show_counts_hops(monkeypatch, capsys, mask, length, hops, said):
 
 
 def test_show_says_why_hops_are_not_counted(monkeypatch, capsys):
-    monkeypatch.setattr("masksearch.masks.relations.FEWEST", 3)
-    asked = ("show", "random_keys(9)", "--length", 2048)
+    monkeypatch.setattr("masksearch.masks.hops.LONGEST", 100)
+    asked = ("show", "random_keys(9)", "--length", 101)
     facts = json.loads(run(monkeypatch, capsys, *asked, "--json")[1])
     assert facts["hops"] is None
-    assert "tiles of 64 x 64 are different" in facts["hops_uncounted"]
+    assert "counted up to 100 positions, asked for 101" in facts["hops_uncounted"]
     code, out, _ = run(monkeypatch, capsys, *asked)
     assert code == 0
-    assert "hops not counted (hops of this mask at 2048 positions: more than 128" in out
+    assert "hops not counted (hops are counted up to 100 positions" in out
 
 
 def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
@@ -95,11 +95,11 @@ def test_show_counts_empty_rows(monkeypatch, capsys):
 def test_show_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
     png = tmp_path / "long.png"
     mask = "window(64) | global_tokens(1)"
-    code, out, _ = run(monkeypatch, capsys, "show", mask, "--length", 65536, "--png", png)
+    code, out, _ = run(monkeypatch, capsys, "show", mask, "--length", 5000, "--png", png)
     assert code == 0
-    kept = 65536 * 129 - 64 * 65 + 2 * (65536 - 65)  # the band, then row and column 0 beyond it
-    assert f"sparsity {1 - kept / 65536**2:.5f}" in out
-    assert "1x1x65536x65536" in out
+    kept = 5000 * 129 - 64 * 65 + 2 * (5000 - 65)  # the band, then row and column 0 beyond it
+    assert f"sparsity {1 - kept / 5000**2:.5f}" in out
+    assert "1x1x5000x5000" in out
     assert "hops 2\n" in out
     assert png.stat().st_size > 1000
     code, _, said = run(monkeypatch, capsys, "show", "star", "--length", 5000, "--nearest")

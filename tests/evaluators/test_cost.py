@@ -16,7 +16,7 @@ from masksearch.attention.kernels.gather import GatherPlan
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, UnknownNameError
 from masksearch.evaluators import cost
 from masksearch.evaluators.cost import ANALYTIC, MEASURED, CostEvaluator
-from masksearch.masks import core, lower
+from masksearch.masks import core
 from masksearch.masks.lower import block_view
 from masksearch.masks.measure import measures
 
@@ -50,24 +50,11 @@ def test_tally_finds_empty_rows_in_any_chunks(sized, block, cells):
     length, mask = sized
     table = mask.dense(length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "CELLS", cells)
+        patch.setattr(core, "CELLS_AT_ONCE", cells)
         blocks, kept, empty = cost.tally(mask, length, block, True)
     assert empty == (not table.any(-1).all())
     assert kept == pytest.approx(float(table.double().mean()))
     assert blocks == pytest.approx(float(block_view(mask, length, block).double().mean()))
-
-
-@settings(deadline=None, max_examples=25)
-@given(sized_trees(longest=9), st.integers(1, 4))
-def test_tally_by_tiles_is_the_same(sized, block):
-    length, mask = sized
-    known = cost.tally(mask, length, block, True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cost, "SHORT", 0)
-        patch.setattr(lower, "SHORT", 0)
-        patch.setattr(core, "SHORT", 0)
-        assert cost.tally(mask, length, block, True) == known
-        assert cost.tally(mask, length, block, False) == (known[0], 0.0, known[2])
 
 
 def test_memory_is_scores_and_plan():

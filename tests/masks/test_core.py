@@ -83,7 +83,7 @@ def test_measures_match_dense(sized):
 def test_kept_in_chunks_equals_whole(monkeypatch):
     mask = masks.per_head([masks.bigbird(), masks.causal()])
     whole = mask.kept(17)
-    monkeypatch.setattr(core, "ROWS_AT_ONCE", 3 * 17)
+    monkeypatch.setattr(core, "CELLS_AT_ONCE", 3 * 17)
     assert mask.kept(17) == whole == int(mask.dense(17).sum())
 
 

@@ -1,5 +1,7 @@
 """Hops on bits against products of float matrices."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.errors import LengthError, UncountedHops
 from masksearch.masks import hops as reachability
 from masksearch.masks.hops import Relation, along, hops, packed, unpacked
+
+LONG = 2048
 
 
 def by_matrices(table: Tensor) -> float:
@@ -83,3 +88,96 @@ def test_both_products_are_the_matrix_product(size, keys, seed):
     if relation.sparse:
         found = along(relation.start, relation.key, packed(earlier.numpy()))
         assert (unpacked(found, size) == wanted).all()
+
+
+@st.composite
+def unions(draw: st.DrawFn) -> tuple[int, masks.Mask]:
+    """Lengths around whole tiles, and masks of them that take from 1 step to as many as there
+    are positions; of one or several heads or layers."""
+    length = draw(st.sampled_from([2, 3, 63, 64, 65, 100, 127, 128, 129, 200]))
+    leaf = st.one_of(
+        st.integers(0, 6).map(masks.window),
+        st.lists(st.integers(-9, 9), min_size=1, max_size=3).map(masks.shifts),
+        st.sampled_from([3, 16, 64, 100]).map(masks.blocks),
+        st.integers(2, 70).map(masks.stride),
+        st.builds(masks.random_keys, st.integers(0, 3), st.integers(0, 99)),
+        st.integers(0, length).map(lambda at: masks.global_tokens(positions=[at])),
+        st.integers(0, length).map(lambda at: masks.columns(positions=[at])),
+        st.sampled_from([5, 64, 80]).map(masks.block_columns),
+        st.sampled_from([1, 4, 10, 64]).map(masks.butterfly),
+        st.just(masks.axial(-(-length // 13), 13)),
+        st.just(masks.causal() & masks.window(3)),
+        st.just(masks.powers_of_two()),
+        st.integers(0, 99).map(lambda seed: layout(length, seed)),
+    )
+    union = st.lists(leaf, min_size=1, max_size=3).map(
+        lambda parts: parts[0] if len(parts) == 1 else parts[0] | parts[1] | parts[-1]
+    )
+    several = [
+        st.lists(union, min_size=2, max_size=3).map(masks.per_layer),
+        st.lists(union, min_size=2, max_size=2).map(masks.per_head),
+    ]
+    return length, draw(st.one_of(union, *several))
+
+
+@settings(deadline=None, max_examples=25)
+@given(unions())
+def test_hops_of_masks_match_matrix_powers(sized):
+    length, mask = sized
+    assert hops(mask, length) == by_matrices(mask.dense(length))
+
+
+def layout(length: int, seed: int) -> masks.Mask:
+    """A layout of blocks of 16, of which a fifth is kept at random."""
+    side = -(-length // 16)
+    drawn = torch.rand(side, side, generator=torch.Generator().manual_seed(seed))
+    return masks.block_layout(drawn < 0.2, 16)
+
+
+FORMS: list[tuple[masks.Mask, float]] = [
+    (masks.full(), 1),
+    (masks.causal(), math.inf),  # no way to a later key
+    (masks.a_shape(4, 512), 4),  # from the first to the last only by the window: 2,047 / 512
+    (masks.star(), 2),  # by way of the hub
+    (masks.longformer(6, 1), 2),
+    (masks.bigbird(2, 1, 2), 2),
+    (masks.strided(256), 2),  # a key of the right remainder is in the window
+    (masks.butterfly(64), 5),  # 32 blocks: log2
+    (masks.blocks(64), math.inf),
+    (masks.per_layer([masks.columns(1), masks.global_tokens(1)]), 3),  # in, and out again
+    (masks.window(1), LONG - 1),  # the ends are n - 1 apart: ceil((n - 1) / reach)
+    (masks.window(64), 32),
+    (masks.window(1000), 3),
+    (masks.dilated(64, 2) | masks.window(1), 33),  # 31 x 64, 62 in one, and 1
+    (masks.longformer(256, 16), 2),
+    (masks.bigbird(192, 128, 3), 2),
+    (masks.strided(4), 2),
+    (masks.fixed(4, 1), 2),  # the last key of the other block
+    (masks.fixed(128, 4), 2),
+    (masks.axial(32, 64), 2),  # the corner of row and column
+    (masks.butterfly(), 11),
+    (masks.blocks(64) | masks.stride(64), 2),  # row and column of a grid of 64 columns
+    (masks.shifts([1, 1 - LONG]), LONG - 1),  # a ring in one direction
+    (masks.per_head([masks.window(127), masks.stride(128)]), 2),  # strided, head by head
+    (masks.per_layer([masks.blocks(256), masks.stride(256)]), 2),
+]
+
+
+@pytest.mark.parametrize(("mask", "expected"), FORMS, ids=str)
+def test_closed_forms_of_long_masks(mask, expected):
+    assert hops(mask, LONG) == expected
+
+
+def test_hops_take_masks_and_tables():
+    mask = masks.window(3)
+    assert hops(mask, 1) == 0
+    assert hops(mask, 100) == hops(mask.dense(100)) == 33
+    with pytest.raises(TypeError, match="the hops of a mask need a length"):
+        hops(mask)
+    with pytest.raises(LengthError, match="holds 4 positions, asked for 1"):
+        hops(masks.table(torch.eye(4, dtype=torch.bool)), 1)
+
+
+def test_hops_of_long_masks_are_refused():
+    with pytest.raises(UncountedHops, match="up to 8192 positions, asked for 8193: take the mask"):
+        hops(masks.star(), 8193)

@@ -14,7 +14,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
 from masksearch.masks import layouts as module
-from masksearch.masks.tiles import tile_counts
+from masksearch.masks.lower import tile_counts
 
 
 def generated(*shape):
@@ -133,27 +133,6 @@ def test_tiles_match_the_table_at_every_block(data):
     padded[..., :length, :length] = table
     wanted = padded.view(*table.shape[:2], count, block, count, block).sum((3, 5))
     assert torch.equal(tile_counts(mask, length, block), wanted)
-    key = mask.tile_key(
-        torch.arange(length // block)[:, None] * block,
-        torch.arange(length // block)[None] * block,
-        block,
-    )
-    if key is not None:  # equal keys, equal cells
-        key = key.expand(length // block, length // block)
-        tiles = padded.view(*table.shape[:2], count, block, count, block).permute(2, 4, 0, 1, 3, 5)
-        tiles = tiles[: length // block, : length // block].flatten(2)
-        for number in key.unique():
-            assert len(tiles[key == number].unique(dim=0)) == 1
-
-
-def test_alike_tiles_are_looked_at_once():
-    """Figures at lengths where every cell could not be looked at in a test."""
-    length, side = 1 << 14, 1 << 7
-    assert masks.axial(side, side).kept(length) == length * (2 * side - 1)
-    assert masks.butterfly().kept(length) == length * 15
-    assert masks.columns(4).kept(length) == 4 * length
-    eye = torch.eye(length // 64, dtype=torch.bool)
-    assert masks.block_layout(eye.expand(2, -1, -1), 64).kept(length) == 2 * 64 * length
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,41 +143,6 @@ def test_tiles_of_butterflies_of_any_two_sizes(size, block, length):
     padded[:length, :length] = mask.dense(length)[0, 0]
     wanted = padded.view(count, block, count, block).sum((1, 3))
     assert torch.equal(tile_counts(mask, length, block)[0, 0], wanted)
-
-
-@pytest.mark.parametrize(("size", "block"), [(1, 48), (1, 100), (3, 128), (1, 1000), (32, 100)])
-def test_few_tiles_of_a_butterfly_are_looked_at(size, block, monkeypatch):
-    """Whatever the two sizes; all cells of such a table take 14 s."""
-    length, asked = 1 << 14, 0
-    leaf = type(masks.butterfly())
-    allows = leaf.allows
-
-    def counted(self, at):
-        nonlocal asked
-        asked += torch.broadcast_shapes(at.query.shape, at.key.shape).numel()
-        return allows(self, at)
-
-    monkeypatch.setattr(leaf, "allows", counted)
-    found = tile_counts(masks.butterfly(size), length, block)[0, 0]
-    assert asked < length**2 / 10
-    count, blocks = -(-length // block), -(-length // size)
-    wanted = torch.zeros(count * count, dtype=torch.int64)
-    query = torch.arange(length)
-    for bit in [0, *(1 << power for power in range(blocks.bit_length()))]:
-        first = (query // size ^ bit) * size  # the block of keys that differs in this bit
-        for key in (first + place for place in range(size)):
-            tile = query // block * count + key // block
-            wanted += torch.bincount(tile[key < length], minlength=count * count)
-    assert torch.equal(found, wanted.view(count, count))
-
-
-def test_most_tiles_of_several_random_blocks_are_written_out_at_once():
-    mask = masks.block_layout(generated(200, 200), 4)
-    first = torch.arange(50) * 16
-    assert mask.tile_key(first[:, None], first[None], 16) is None
-    found = tile_counts(mask, 799, 16)[0, 0]
-    table = torch.nn.functional.pad(mask.dense(799)[0, 0].long(), (0, 1, 0, 1))
-    assert torch.equal(found, table.view(50, 16, 50, 16).sum((1, 3)))
 
 
 def test_butterfly_reaches_every_position_in_as_many_layers_as_bits():

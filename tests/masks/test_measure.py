@@ -12,15 +12,15 @@ from mask_trees import HEADS, LAYERS, pairs, sized_trees
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.errors import EmptyRowError, HeadCountError
-from masksearch.masks import core, measure
+from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError
+from masksearch.masks import measure
+from masksearch.masks.hops import hops
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import (
     block_density,
     distance_histogram,
     empty_rows,
     fingerprint,
-    hops,
     measures,
     overlap,
     sparsity_over,
@@ -122,9 +122,7 @@ def test_distance_histogram_matches_loop(sized):
 @given(pairs())
 def test_overlap_of_masks_is_that_of_their_tables(drawn):
     length, one, two = drawn
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core, "SHORT", 0)
-        found = overlap(one, two, length)
+    found = overlap(one, two, length)
     tables = [mask.dense(length, LAYERS, HEADS) for mask in (one, two)]
     assert found == pytest.approx(overlap(*tables))
 
@@ -261,3 +259,20 @@ def test_measures_match_the_table(sized):
     if length > 1:
         off = table[..., ~torch.eye(length, dtype=torch.bool)]
         assert found["sparsity_off_diagonal"] == pytest.approx(1 - off.mean().item(), abs=1e-6)
+
+
+def test_measures_of_long_masks_make_no_table(monkeypatch):
+    mask, shape = masks.per_layer([masks.bigbird(), masks.window(2)]), Shape(300, 2, 3)
+    wanted = measures(mask, shape)
+    monkeypatch.setattr(measure, "HELD", 1)
+    assert measures(mask, shape) == wanted
+    with pytest.raises(EmptyRowError, match="layer 0, head 0, row 0 keeps no key"):
+        measures(masks.shifts([-1]), Shape(300, 1, 1))
+    with pytest.raises(LayerCountError, match="2 layers, asked for 1"):
+        measures(mask, Shape(300, 1, 3))
+
+
+def test_measures_of_masks_too_long_for_hops_leave_them_out(monkeypatch):
+    monkeypatch.setattr(measure, "LONGEST_HOPS", 11)
+    found = measures(masks.star(), Shape(12, 1, 1))
+    assert sorted(found) == ["block_density", "density", "sparsity", "sparsity_off_diagonal"]

@@ -29,7 +29,7 @@ from torch import Tensor
 from masksearch.attention.kernels.plan import GatherPlan
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
-from masksearch.masks.tiles import tile_counts
+from masksearch.masks.lower import tile_counts
 
 Backend = Literal["dense", "sdpa", "gather", "flex"]
 REQUESTS = ("auto", "fastest", "sdpa", "gather", "flex")

@@ -22,8 +22,7 @@ from torch import Tensor
 from masksearch.attention.kernels.states import asks_gradient, check_states
 from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
-from masksearch.masks.flex_layout import Predicate, block_mask_of
-from masksearch.masks.tiles import tile_counts
+from masksearch.masks.lower import Predicate, block_mask_of, tile_counts
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from masksearch.masks.core import Mask
+from masksearch.masks.lower import distinct_tiles
 from masksearch.masks.tables import Table
-from masksearch.masks.tiles import distinct_tiles
 
 UNITS = (16, 8)  # positions that are gathered together: the first that divides the block
 SHARED_BY = 4  # pieces with the same cells that are worth a bundle of their own

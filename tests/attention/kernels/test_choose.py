@@ -20,7 +20,7 @@ from masksearch.attention.kernels.choose import (
     gather_pays_from,
 )
 from masksearch.errors import LengthError, UnknownNameError
-from masksearch.masks.tiles import tile_counts
+from masksearch.masks.lower import tile_counts
 
 
 def chosen(mask: masks.Mask, length: int, **other: object) -> Choice:
