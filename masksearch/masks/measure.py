@@ -134,7 +134,7 @@ def offset_sums(rows: Tensor) -> Tensor:
     # right than the one before, so that cells of one diagonal stand in one column.
     padded = F.pad(rows.flip(-2), (0, some)).flatten(-2)
     width = length + some - 1
-    return padded[..., : some * width].unflatten(-1, (some, width)).sum(-2)
+    return padded[..., : some * width].reshape(*rows.shape[:-2], some, width).sum(-2)
 
 
 def offset_counts(mask: Mask, length: int) -> Tensor:
