@@ -1,14 +1,15 @@
 # make demo   the demonstration: a few minutes, no data needed
 # make test   ruff, mypy and the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
-# Each makes a virtual environment in .venv first, and installs again only when versions change.
+# make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
+# Each but the last makes a virtual environment in .venv first, and installs when versions change.
 
 PYTHON ?= python3
 BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
 
-.PHONY: demo test test-all install format clean
+.PHONY: demo test test-all gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -22,6 +23,11 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not ray" -n 2
 	$(BIN)/python -m pytest -m "ray and not gpu"
+
+# No environment is made here: the torch that drives the GPU is the one that PYTHON has.
+gpu:
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu -rs
+	PYTHONPATH=. $(PYTHON) benchmarks --device cuda
 
 install: $(STAMP)
 

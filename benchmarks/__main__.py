@@ -3,6 +3,7 @@
     python benchmarks                   # each with its usual arguments: about two hours
     python benchmarks --only attention  # one of them, or several
     python benchmarks --smoke           # those that can, at tiny sizes, into a scratch folder
+    python benchmarks --device cuda     # those that can; says what it skips where there is no GPU
 
 Every script writes its results before the next one starts, and one that fails does not stop the
 others. The summary says how long each took; the exit code is 1 if one failed.
@@ -19,6 +20,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 HERE = Path(__file__).parent
 
 
@@ -30,11 +33,13 @@ class Script:
         name: Its file, without the suffix.
         usual: Its arguments for figures that README.md shows.
         smoke: Its arguments at tiny sizes, `{folder}` for where to write; None = it has none.
+        on_gpu: Its arguments on a GPU, beside `--device cuda`; None = it says nothing about one.
     """
 
     name: str
     usual: tuple[str, ...] = ()
     smoke: tuple[str, ...] | None = ("--smoke", "--out", "{folder}")
+    on_gpu: tuple[str, ...] | None = None
 
 
 SCRIPTS = (
@@ -45,14 +50,14 @@ SCRIPTS = (
         smoke=("--figure", "{folder}/scaling.png"),  # the stored costs, simulated anew
     ),
     Script("dam"),
-    Script("proxy"),
-    Script("attention"),
+    Script("proxy", on_gpu=("sizes",)),
+    Script("attention", on_gpu=()),
 )
 
 
-def run(script: Script, smoke: bool, folder: Path) -> tuple[int, float]:
+def run(script: Script, arguments: tuple[str, ...], folder: Path) -> tuple[int, float]:
     """Exit code and seconds of one script, on one thread of OpenMP."""
-    words = [word.format(folder=folder) for word in script.smoke or ()] if smoke else script.usual
+    words = [word.format(folder=folder) for word in arguments]
     command = [sys.executable, str(HERE / f"{script.name}.py"), *words]
     print("+", *command, flush=True)
     start = time.perf_counter()
@@ -66,16 +71,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--smoke", action="store_true", help="tiny; results are thrown away")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     given = parser.parse_args()
+    cuda = given.device == "cuda"
+    if cuda and not torch.cuda.is_available():
+        skipped = [script.name for script in SCRIPTS if script.on_gpu is not None]
+        print(f"no CUDA device here: the GPU figures of {', '.join(skipped)} are skipped")
+        return 0
     lines, failed = [], False
     with tempfile.TemporaryDirectory() as folder:
         for script in SCRIPTS:
             if script.name not in given.only:
                 continue
-            if given.smoke and script.smoke is None:
-                lines.append(f"{script.name:10} has no smoke run")
+            chosen = script.smoke if given.smoke else script.on_gpu if cuda else script.usual
+            if chosen is None:
+                kind = "smoke run" if given.smoke else "figures of a GPU"
+                lines.append(f"{script.name:10} has no {kind}")
                 continue
-            code, seconds = run(script, given.smoke, Path(folder))
+            device = ("--device", "cuda") if cuda else ()
+            code, seconds = run(script, (*chosen, *device), Path(folder))
             failed |= code != 0
             verdict = "done" if code == 0 else f"FAILED, exit code {code}"
             lines.append(f"{script.name:10} {verdict} in {seconds / 60:.1f} minutes")

@@ -137,3 +137,11 @@ def test_dam_planted_smoke(tmp_path):
     assert parts == {"density", "retrain", "search", "grid"}
     assert (tmp_path / "planted.png").stat().st_size > 1000
     assert "## grid" in (tmp_path / "tables.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: make gpu measures")
+def test_without_a_gpu_the_runner_says_what_it_skips():
+    printed = run(FOLDER / "__main__.py", "--device", "cuda")
+    assert "no CUDA device here" in printed
+    assert "attention" in printed
+    assert "proxy" in printed
