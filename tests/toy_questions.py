@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from masksearch.tasks.text.corpus import Corpus, special_ids, word_piece
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.tokenizer import special_ids, word_piece
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 MARKERS = ["zo", "zu", "ze"]

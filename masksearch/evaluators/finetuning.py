@@ -25,7 +25,8 @@ from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, moved
 from masksearch.evaluators.token_rows import TokenSource, Vocabulary, by_length, read_vocabulary
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.tasks.text.corpus import Corpus, short_hash
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.files import short_hash
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig, train

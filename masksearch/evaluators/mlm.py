@@ -30,7 +30,8 @@ from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.presets import preset_named
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.sentence_pairs import SentencePairTask
-from masksearch.tasks.text.corpus import Corpus, short_hash
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import is_hub
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
 from masksearch.training.checkpoints import Checkpoints

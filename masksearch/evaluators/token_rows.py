@@ -18,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from masksearch.contracts import Batch, generator
-from masksearch.tasks.text.corpus import short_hash, small
+from masksearch.tasks.text.files import short_hash
+from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.tokenizer import encode, id_count, open_tokenizer, special_ids
 
 if TYPE_CHECKING:
@@ -121,10 +122,10 @@ class TokenRows(Sequence[Row]):
         """Those rows (one or more), integers in the smallest type that holds them."""
         labels = np.array([row.label for row in rows])
         return cls(
-            small(np.concatenate([row.ids for row in rows])),
-            small(np.cumsum([len(row.ids) for row in rows])),
-            small(np.array([row.first for row in rows])),
-            labels if labels.dtype.kind == "f" else small(labels),
+            shrink(np.concatenate([row.ids for row in rows])),
+            shrink(np.cumsum([len(row.ids) for row in rows])),
+            shrink(np.array([row.first for row in rows])),
+            labels if labels.dtype.kind == "f" else shrink(labels),
         )
 
     @property

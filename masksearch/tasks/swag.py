@@ -20,7 +20,8 @@ import torch
 from masksearch.contracts import generator
 from masksearch.errors import DataError
 from masksearch.tasks.squad.windows import Numbers, Source, joined
-from masksearch.tasks.text.corpus import content_hash, short_hash, small
+from masksearch.tasks.text.files import content_hash, short_hash
+from masksearch.tasks.text.packing import shrink
 
 HELD_OUT_SHARE = 0.2  # of the starts, where one file serves both ends
 CHOICE_ORDER = 43  # stream of random numbers
@@ -334,7 +335,7 @@ def make_choices(source: Source, found: Sequence[Item]) -> ChoiceRows:
     return ChoiceRows(
         *joined(source.encode([item.start for item in found])),
         *joined(source.encode([choice for item in found for choice in item.choices])),
-        small(np.array([item.label for item in found])),
+        shrink(np.array([item.label for item in found])),
         source.special,
         source.length,
     )

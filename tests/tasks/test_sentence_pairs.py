@@ -63,7 +63,7 @@ def segments(corpus: Corpus, batch: Batch) -> list[tuple[tuple[int, ...], tuple[
 
 def stretches(corpus: Corpus, rows: Any) -> set[tuple[int, ...]]:
     """Every stretch of the text that stays in a document."""
-    ids = rows[:, 1:-1].reshape(-1).tolist()
+    ids = rows.tensor()[:, 1:-1].reshape(-1).tolist()
     begins = corpus.begins
     assert begins is not None
     number = 0 if rows is corpus.train else 1
@@ -195,7 +195,7 @@ def test_errors_say_what_to_do(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match=r"share is \(k, n\)"):
         SentencePairTask(corpus, share=(2, 2))
     with pytest.raises(ValueError, match="length of at least 7"):
-        SentencePairTask(replace(corpus, train=corpus.train[:, :6]))
+        SentencePairTask(replace(corpus, train=corpus.train.tensor()[:, :6]))
     for changed in (replace(corpus, begins=None), replace(corpus, train=corpus.train[::2])):
         with pytest.raises(DataError, match=r"documents of its train text begin.*share=\(k, n\)"):
             next(SentencePairTask(changed).batches(0))

@@ -16,7 +16,7 @@ from masksearch.errors import DataError
 from masksearch.tasks.glue.hub import read_hub
 from masksearch.tasks.glue.tasks import KNOWN, TASKS, GlueTask, task_named
 from masksearch.tasks.splits import sample_numbers
-from masksearch.tasks.text.corpus import content_hash, short_hash
+from masksearch.tasks.text.files import content_hash, short_hash
 from masksearch.tasks.text.hub import is_hub
 
 

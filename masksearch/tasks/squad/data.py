@@ -17,7 +17,7 @@ import torch
 
 from masksearch.contracts import generator
 from masksearch.errors import DataError
-from masksearch.tasks.text.corpus import content_hash, short_hash
+from masksearch.tasks.text.files import content_hash, short_hash
 
 HELD_OUT_SHARE = 0.2  # of the articles, where one file serves both ends
 READING_ORDER = 41  # stream of random numbers

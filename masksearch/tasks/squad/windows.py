@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksearch.tasks.squad.data import Question, Reading
-from masksearch.tasks.text.corpus import small
+from masksearch.tasks.text.packing import shrink
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -206,10 +206,10 @@ def make_windows(
         kept.append(number)
     return Windows(
         *joined([one.ids for one in paragraphs]),
-        small(np.concatenate([*offsets, np.zeros((1, 2), np.int32)]))[:-1],
+        shrink(np.concatenate([*offsets, np.zeros((1, 2), np.int32)]))[:-1],
         *joined([asking[number] for number in kept]),
-        small(np.array([place[reading.questions[number].context] for number in kept] or [0])),
-        small(np.array(rows, np.int64).reshape(-1, 5)) if rows else np.zeros((0, 5), np.uint8),
+        shrink(np.array([place[reading.questions[number].context] for number in kept] or [0])),
+        shrink(np.array(rows, np.int64).reshape(-1, 5)) if rows else np.zeros((0, 5), np.uint8),
         source.special,
         size.length,
         len(reading) - len(kept),
@@ -232,7 +232,7 @@ def joined(parts: Sequence[Sequence[int]]) -> tuple[Numbers, Numbers]:
     """Lists of ids, one after the other, and where each ends."""
     flat = [number for part in parts for number in part]
     ends = np.cumsum([len(part) for part in parts] or [0])
-    return small(np.array(flat or [0], np.int64))[: len(flat)], small(ends)
+    return shrink(np.array(flat or [0], np.int64))[: len(flat)], shrink(ends)
 
 
 def answer_span(question: Question, context: str, offsets: Numbers) -> tuple[int, int] | None:

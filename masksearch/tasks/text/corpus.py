@@ -7,20 +7,18 @@ corpus.digest       # changes with the text, the tokenizer and the length
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch.errors import DataError
@@ -28,6 +26,7 @@ from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     content_hash,
     marked_pieces,
+    short_hash,
     split_files,
     text_files,
 )
@@ -38,34 +37,21 @@ from masksearch.tasks.text.packing import (
     TokenStream,
     encode_stream,
     id_type,
+    read_stream,
 )
-from masksearch.tasks.text.token_cache import Cached, TokenSpool, alone, read_cache, write_cache
 from masksearch.tasks.text.tokenizer import (
     encode,
     id_count,
     open_tokenizer,
     special_ids,
     train_tokenizer,
-    word_piece,
 )
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = [
-    "Corpus",
-    "content_hash",
-    "open_tokenizer",
-    "short_hash",
-    "small",
-    "special_ids",
-    "split_files",
-    "text_files",
-    "train_tokenizer",
-    "word_piece",
-]
-
-FORMAT = "4"  # of the cache files
+FORMAT = "5"  # of the cached tokens
+STREAMS = ("train", "held_out")
 BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 
 
@@ -73,8 +59,7 @@ BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 class Corpus:
     """Token sequences of one length, with the tokenizer that made them.
 
-    Pickles small and self-contained: the ids in the smallest integer type that holds them, the
-    tokenizer as its JSON text; what comes back holds tensors.
+    Pickles self-contained: with the ids, in the smallest integer type that holds them.
 
     Args:
         train: int32 `[sequences, length]`, every row `[CLS] ... [SEP]`: a tensor, or
@@ -93,14 +78,6 @@ class Corpus:
     special: dict[str, int]
     digest: str
     begins: tuple[Boundaries, Boundaries] | None = field(default=None, repr=False)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        ids = small(self.train.numpy()), small(self.held_out.numpy())
-        begins = self.begins and tuple(
-            small(array) for part in self.begins for array in (part.documents, part.paragraphs)
-        )
-        text = self.tokenizer.to_str()
-        return unpickled, (*ids, text, self.special, self.digest, begins)
 
     @property
     def length(self) -> int:
@@ -162,17 +139,14 @@ class Corpus:
         spelled = f"trained:{vocabulary}" if given is None else given.to_str()
         limit = [] if tokens is None else [f"tokens:{tokens}"]
         key = short_hash(FORMAT, *source_key(path, held_out), spelled, *limit)
-        target = folder / f"corpus-{key}.arrow"
-        stored = read_cache(target) if target.exists() else None
-        if stored is None:
-            with alone(target):
-                stored = read_cache(target) if target.exists() else None
-                stored = stored or tokenized(path, held_out, given, vocabulary, tokens, target)
-        from tokenizers import Tokenizer
 
-        made = given or Tokenizer.from_str(stored.tokenizer)
+        def write(place: Path) -> None:
+            write_tokens(place, path, held_out, given, vocabulary, tokens)
+
+        stored = cached(folder / f"corpus-{key}", write)
+        train, held = stored.train, stored.held_out
+        made = given or stored.tokenizer
         special = special_ids(made)
-        train, held = stored.streams["train"], stored.streams["held_out"]
         count, inner = len(train.ids), length - 2
         if not stored.content[1]:
             cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
@@ -195,37 +169,112 @@ class Corpus:
         )
 
 
-def tokenized(
+class StoredTokens(NamedTuple):
+    """Tokenized text, as it lies in a folder of the cache."""
+
+    train: TokenStream
+    held_out: TokenStream
+    tokenizer: Tokenizer
+    content: list[str]  # hashes of the training and the held-out text; empty = no such text
+
+
+def cached(target: Path, write: Callable[[Path], None]) -> StoredTokens:
+    """The tokens of the cache folder `target`, which are made where they are missing or damaged.
+
+    Made in a folder beside it that is then renamed, so that a killed process leaves no half of
+    them. Where nothing can be written, they are made in the system's temporary folder and kept in
+    memory.
+
+    Args:
+        target: The folder.
+        write: Makes the tokens in a folder.
+    """
+    with one_process(target):
+        if target.exists():
+            try:
+                return read_tokens(target)
+            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                warnings.warn(
+                    f"cache folder {target} is damaged ({error}); it is made again", stacklevel=3
+                )
+                shutil.rmtree(target, ignore_errors=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent, suffix=".partial") as name:
+                (Path(name) / "tokens").mkdir()
+                write(Path(name) / "tokens")
+                (Path(name) / "tokens").rename(target)
+            return read_tokens(target)
+        except OSError as error:
+            warnings.warn(
+                f"cannot cache the tokens in {target.parent}: {error}; they stay in memory",
+                stacklevel=3,
+            )
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name))
+        made = read_tokens(Path(name))
+        train, held = (
+            TokenStream(one.ids.copy(), one.begins) for one in (made.train, made.held_out)
+        )
+        return StoredTokens(train, held, made.tokenizer, made.content)
+
+
+def write_tokens(
+    folder: Path,
     path: Path | str,
     held_out: Path | str | None,
     given: Tokenizer | None,
     vocabulary: int,
     tokens: int | None,
-    target: Path,
-) -> Cached:
-    """Reads and tokenizes the text, and writes the cache file `target`.
-
-    Returns:
-        The streams `train` and `held_out`, and the hashes of their text (empty = no such text).
-    """
-    with text_of(path, held_out, target.parent) as (train_files, held_files):
+) -> None:
+    """Reads and tokenizes the text into files of a folder; see `Corpus.load`."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        train_files, held_files = text_of(path, held_out, Path(scratch))
         made = given or train_tokenizer(
             train_files,
             vocabulary,
             whole=bool(held_files),
             limit=None if tokens is None else BYTES_OF_TOKEN * tokens,
         )
-        streams = {
-            name: encode_stream(made, marked_pieces(files), TokenSpool(target.parent), tokens)
-            if files
-            else TokenStream(
-                np.empty(0, id_type(made)), Boundaries(0, *[np.empty(0, np.int64)] * 2)
-            )
-            for name, files in (("train", train_files), ("held_out", held_files))
-        }
-        content = [content_hash(files) if files else "" for files in (train_files, held_files)]
-    write_cache(target, streams, made.to_str(), content)
-    return Cached(streams, made.to_str(), content)
+        counts, content = [], []
+        for name, files in zip(STREAMS, (train_files, held_files), strict=True):
+            counts.append(encode_stream(made, marked_pieces(files), folder, name, tokens))
+            content.append(content_hash(files) if files else "")
+    made.save(str(folder / "tokenizer.json"))
+    about = json.dumps({"tokens": counts, "content": content})
+    (folder / "about.json").write_text(about, encoding="utf-8")
+
+
+def read_tokens(folder: Path) -> StoredTokens:
+    """What `write_tokens` has written.
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If one is damaged.
+    """
+    made = open_tokenizer(folder / "tokenizer.json")
+    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    train, held = (
+        read_stream(folder, name, count, id_type(made))
+        for name, count in zip(STREAMS, about["tokens"], strict=True)
+    )
+    return StoredTokens(train, held, made, about["content"])
+
+
+@contextlib.contextmanager
+def one_process(path: Path) -> Iterator[None]:
+    """One process at a time makes that cache folder; where no lock can be had, several may, and
+    the first one's stays."""
+    from filelock import FileLock
+
+    lock = FileLock(path.with_suffix(".lock"))
+    with contextlib.suppress(OSError, NotImplementedError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
@@ -241,64 +290,24 @@ def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
     return parts
 
 
-@contextmanager
 def text_of(
     path: Path | str, held_out: Path | str | None, folder: Path
-) -> Iterator[tuple[list[Path], list[Path]]]:
-    """Files of training and held-out text; those of a dataset live as long as the context."""
+) -> tuple[list[Path], list[Path]]:
+    """Files of training and held-out text; those of a dataset of the Hub are written first."""
     if not is_hub(path) and not is_hub(held_out or ""):
-        yield split_files(Path(path), held_out)
-        return
-    place = folder if folder.is_dir() and os.access(folder, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=place, prefix="text-") as name:
-        scratch = Path(name)
-        train: list[Path | None]
-        held: list[Path | None]
-        if is_hub(path):
-            text = HubText.parse(path)
-            train = [text.write(scratch / "train.txt", "train")]
-            held = [text.write(scratch / "held.txt")] if held_out is None else []
-        else:
-            found = split_files(Path(path), None)
-            train, held = [*found[0]], [*found[1]]
-        if held_out is not None and is_hub(held_out):
-            text = HubText.parse(held_out)
-            other = scratch / "held.txt"
-            held = [text.write(other) or text.write(other, "train")]
-        elif held_out is not None:
-            held = [*text_files(Path(held_out))]
-        yield [file for file in train if file], [file for file in held if file]
-
-
-def unpickled(
-    train: NDArray[Any],
-    held_out: NDArray[Any],
-    text: str,
-    special: dict[str, int],
-    digest: str,
-    begins: tuple[NDArray[Any], ...] | None = None,
-) -> Corpus:
-    """A corpus from what its pickle holds: small arrays of ids and the tokenizer's JSON."""
-    from tokenizers import Tokenizer
-
-    tensors = [torch.from_numpy(ids.astype(np.int32)) for ids in (train, held_out)]
-    known = None
-    if begins is not None:
-        wide = [array.astype(np.int64) for array in begins]
-        counts = [len(ids) * (ids.shape[1] - 2) for ids in (train, held_out)]
-        known = Boundaries(counts[0], *wide[:2]), Boundaries(counts[1], *wide[2:])
-    return Corpus(tensors[0], tensors[1], Tokenizer.from_str(text), special, digest, known)
-
-
-def small(numbers: NDArray[Any]) -> NDArray[Any]:
-    """Integers from 0 in the smallest type that holds them.
-
-    >>> small(np.array([0, 4095])).dtype
-    dtype('uint16')
-    """
-    return numbers.astype(np.min_scalar_type(int(numbers.max())))
-
-
-def short_hash(*parts: str) -> str:
-    """16 hexadecimal digits of SHA-256 over the parts, which cannot run into each other."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return split_files(Path(path), held_out)
+    train: list[Path | None]
+    held: list[Path | None]
+    if is_hub(path):
+        text = HubText.parse(path)
+        train = [text.write(folder / "train.txt", "train")]
+        held = [text.write(folder / "held.txt")] if held_out is None else []
+    else:
+        found = split_files(Path(path), None)
+        train, held = [*found[0]], [*found[1]]
+    if held_out is not None and is_hub(held_out):
+        text = HubText.parse(held_out)
+        held = [text.write(folder / "held.txt") or text.write(folder / "held.txt", "train")]
+    elif held_out is not None:
+        held = [*text_files(Path(held_out))]
+    return [file for file in train if file], [file for file in held if file]

@@ -8,6 +8,7 @@ for mark, piece in marked_pieces(train):     # mark: TEXT, PARAGRAPH or DOCUMENT
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,11 @@ def content_hash(files: list[Path]) -> str:
         with file.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()
+
+
+def short_hash(*parts: str) -> str:
+    """16 hexadecimal digits of SHA-256 over the parts, which cannot run into each other."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def decoded(raw: bytes, file: Path, number: int) -> str:

@@ -1,17 +1,19 @@
-"""Streams of token ids, and the packed sequences that are read from them.
+"""Streams of token ids in mapped files, and the packed sequences that are read from them.
 
-stream = encode_stream(tokenizer, marked_pieces(files), spool)
-rows = Sequences.packed(stream.ids, length=128, cls=2, sep=3)
+count = encode_stream(tokenizer, marked_pieces(files), folder, "train")
+stream = read_stream(folder, "train", count, id_type(tokenizer))
+rows = Sequences.packed(stream.ids, 128, special)
 rows[torch.tensor([0, 7])]      # int32 [2, 128], `[CLS] ... [SEP]`
 rows[0::2]                      # every second one, still not copied
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -23,8 +25,6 @@ from masksearch.tasks.text.tokenizer import encode, id_count
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-    from masksearch.tasks.text.token_cache import TokenSpool
 
 CHUNK = 1_000_000  # characters that are encoded at once, by all threads of the tokenizer
 
@@ -70,6 +70,15 @@ class TokenStream:
         return TokenStream(self.ids[start:stop], self.begins.part(start, stop))
 
 
+def shrink(numbers: NDArray[Any]) -> NDArray[Any]:
+    """Integers from 0 in the smallest type that holds them.
+
+    >>> shrink(np.array([0, 4095])).dtype
+    dtype('uint16')
+    """
+    return numbers.astype(np.min_scalar_type(int(numbers.max())))
+
+
 def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:
     """The smallest of uint8, uint16 and int32 that holds the tokenizer's ids."""
     kind = np.min_scalar_type(max(id_count(tokenizer) - 1, 0))
@@ -79,38 +88,42 @@ def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:
 def encode_stream(
     tokenizer: Tokenizer,
     texts: Iterable[tuple[int, str]],
-    spool: TokenSpool,
+    folder: Path,
+    name: str,
     limit: int | None = None,
-) -> TokenStream:
-    """All token ids of the texts, encoded in chunks by the tokenizer's own threads.
+) -> int:
+    """Writes all token ids of the texts into a file; memory holds one chunk of them.
 
     Args:
-        tokenizer: Encodes without special tokens.
+        tokenizer: Encodes without special tokens, by its own threads.
         texts: Pieces of text, each with what begins there (`marked_pieces`).
-        spool: Takes the ids, so that memory holds one chunk.
+        folder: Where `NAME.ids` (bare numbers) and the begins of documents and paragraphs
+            (`NAME.documents.npy`, `NAME.paragraphs.npy`) are written.
+        name: Of the stream.
         limit: Number of tokens to stop at; None = all.
+
+    Returns:
+        Number of tokens.
     """
     begins: dict[int, list[NDArray[np.int64]]] = {DOCUMENT: [], PARAGRAPH: []}
     count = 0
-    for marks, chunk in chunks(texts):
-        ids = encode(tokenizer, chunk)
-        ends = count + np.cumsum([len(one) for one in ids], dtype=np.int64)
-        starts = np.concatenate([[count], ends[:-1]])
-        for least, found in begins.items():
-            found.append(starts[np.array(marks) >= least])
-        count = int(ends[-1])
-        spool.append(np.fromiter(chain.from_iterable(ids), dtype=id_type(tokenizer)))
-        if limit is not None and count >= limit:
-            break
-    stream = spool.finished(id_type(tokenizer))
-    stream = stream if limit is None else stream[:limit]
-    known = [
-        np.unique(np.concatenate([np.zeros(1, np.int64), *begins[least]]))
-        for least in (DOCUMENT, PARAGRAPH)
-    ]
-    return TokenStream(
-        stream, Boundaries(len(stream), *(found[found < len(stream)] for found in known))
-    )
+    with (folder / f"{name}.ids").open("wb") as file:
+        for marks, chunk in chunks(texts):
+            ids = encode(tokenizer, chunk)
+            ends = count + np.cumsum([len(one) for one in ids], dtype=np.int64)
+            starts = np.concatenate([[count], ends[:-1]])
+            for least, found in begins.items():
+                found.append(starts[np.array(marks) >= least])
+            flat = np.fromiter(chain.from_iterable(ids), dtype=id_type(tokenizer))
+            flat = flat if limit is None else flat[: limit - count]
+            file.write(flat.tobytes())
+            count += len(flat)
+            if count == limit:
+                break
+    for mark, kind in ((DOCUMENT, "documents"), (PARAGRAPH, "paragraphs")):
+        known = np.unique(np.concatenate([np.zeros(1, np.int64), *begins[mark]]))
+        np.save(folder / f"{name}.{kind}.npy", known[known < count])
+    return count
 
 
 def chunks(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[str]]]:
@@ -129,12 +142,27 @@ def chunks(texts: Iterable[tuple[int, str]]) -> Iterator[tuple[list[int], list[s
         yield marks, held
 
 
+def read_stream(folder: Path, name: str, count: int, kind: np.dtype[Any]) -> TokenStream:
+    """What `encode_stream` has written; the ids are mapped, so that processes on one machine
+    share them, and a text larger than the memory can be trained on.
+
+    Raises:
+        OSError: If a file is missing.
+        ValueError: If one is damaged.
+    """
+    path = folder / f"{name}.ids"
+    if path.stat().st_size != count * kind.itemsize:
+        raise ValueError(f"{path.name} does not hold {count} tokens")
+    ids = np.asarray(np.memmap(path, kind, "r")) if count else np.empty(0, kind)
+    begins = [np.load(folder / f"{name}.{part}.npy") for part in ("documents", "paragraphs")]
+    return TokenStream(ids, Boundaries(count, *begins))
+
+
+@dataclass(frozen=True, eq=False)
 class Sequences:
     """Rows `[CLS] ... [SEP]` over a stream of ids that stays where it is (a mapped file).
 
-    It is read like an int32 tensor `[sequences, length]`: `len`, `shape`, rows by number, slice,
-    list or tensor, and torch functions, which take it as a whole. A slice of rows is another
-    view; everything else is a tensor of its own.
+    A slice of rows is another view; a number, a list or a tensor of numbers copies those rows.
 
     Args:
         body: Ids `[sequences, length - 2]`.
@@ -142,13 +170,12 @@ class Sequences:
         sep: Id that ends a row.
     """
 
-    dtype = torch.int32
-
-    def __init__(self, body: NDArray[Any], cls: int, sep: int) -> None:
-        self.body, self.cls, self.sep = body, cls, sep
+    body: NDArray[Any]
+    cls: int
+    sep: int
 
     @classmethod
-    def packed(cls, ids: NDArray[Any], length: int, special: dict[str, int]) -> Self:
+    def packed(cls, ids: NDArray[Any], length: int, special: dict[str, int]) -> Sequences:
         """Sequences without padding; the incomplete last one is dropped.
 
         Args:
@@ -168,64 +195,22 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.body)
 
-    def numel(self) -> int:
-        """Ids in all rows."""
-        return self.shape.numel()
-
-    def rows(self, index: Any) -> NDArray[np.int32]:
-        """Some rows, copied: int32 `[rows, length]`; `index` as numpy takes it."""
-        body = self.body[index]
-        made = np.empty((len(body), body.shape[1] + 2), np.int32)
-        made[:, 0], made[:, 1:-1], made[:, -1] = self.cls, body, self.sep
-        return made
-
-    def numpy(self) -> NDArray[np.int32]:
-        """All rows, copied: int32 `[sequences, length]`."""
-        return self.rows(slice(None))
-
-    def tensor(self) -> Tensor:
-        """All rows, copied: int32 `[sequences, length]`."""
-        return torch.from_numpy(self.numpy())
-
-    def tolist(self) -> list[list[int]]:
-        """All rows as lists."""
-        return self.numpy().tolist()  # type: ignore[no-any-return]
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[row] for row in range(len(self)))
-
-    def __getitem__(self, index: Any) -> Any:
-        """Rows: a slice gives another view, a number int32 `[length]`, a list or a tensor of
-        numbers int32 `[rows, length]`; a tuple goes on to the columns."""
+    @overload
+    def __getitem__(self, index: slice) -> Sequences: ...
+    @overload
+    def __getitem__(self, index: int | list[int] | Tensor) -> Tensor: ...
+    def __getitem__(self, index: slice | int | list[int] | Tensor) -> Sequences | Tensor:
         if isinstance(index, slice):
             return Sequences(self.body[index], self.cls, self.sep)
         if isinstance(index, tuple):
-            chosen = self[index[0]]
-            chosen = chosen.tensor() if isinstance(chosen, Sequences) else chosen
-            rest = index[1:] if isinstance(index[0], int) else (slice(None), *index[1:])
-            return chosen[rest]
+            raise TypeError("sequences are read by rows; take columns from .tensor()")
         if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"row {index} of {len(self)} sequences")
-            return torch.from_numpy(self.rows([index])[0])
-        if isinstance(index, Tensor):
-            index = index.cpu().numpy()
-        return torch.from_numpy(self.rows(index))
+            return self[[index]][0]
+        body = self.body[index.cpu().numpy() if isinstance(index, Tensor) else index]
+        rows = np.empty((len(body), body.shape[1] + 2), np.int32)
+        rows[:, 0], rows[:, 1:-1], rows[:, -1] = self.cls, body, self.sep
+        return torch.from_numpy(rows)
 
-    @classmethod
-    def __torch_function__(
-        cls,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        def whole(value: Any) -> Any:
-            if isinstance(value, list | tuple):
-                return type(value)(map(whole, value))
-            return value.tensor() if isinstance(value, cls) else value
-
-        return function(*whole(args), **{k: whole(v) for k, v in (kwargs or {}).items()})
-
-    def __repr__(self) -> str:
-        return f"Sequences({self.shape[0]:,} x {self.shape[1]}, {self.body.dtype} on disk)"
+    def tensor(self) -> Tensor:
+        """All rows, copied: int32 `[sequences, length]`."""
+        return self[torch.arange(len(self))]

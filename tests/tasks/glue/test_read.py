@@ -321,7 +321,7 @@ OFFICIAL = {  # training rows here, and development rows by class number, from t
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_loads_tokenizes_and_scores_on_real_rows(name: str) -> None:
-    from masksearch.tasks.text.corpus import open_tokenizer, special_ids
+    from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 
     place = Path(os.environ["MASKSEARCH_DATA"])
     data = load_glue(place / "glue", name)

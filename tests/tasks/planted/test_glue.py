@@ -208,7 +208,7 @@ def test_one_line_is_one_packed_sequence_of_whole_words(written: Path, tmp_path:
         lines = (written / "text" / file).read_text().splitlines()
         encoded = corpus.encode(lines)
         assert all(len(ids) == SMALL.length - 2 for ids in encoded)
-        assert split[:, 1:-1].tolist() == encoded
+        assert split.tensor()[:, 1:-1].tolist() == encoded
     label = SMALL.process.labels.tolist()
     for line in lines:
         at = placed((line,))

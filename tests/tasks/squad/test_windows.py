@@ -22,7 +22,8 @@ from masksearch.tasks.squad.windows import (
     make_windows,
     most_context,
 )
-from masksearch.tasks.text.corpus import Corpus, open_tokenizer, special_ids
+from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 
 CORPUS = toy_corpus(32)
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.corpus import Corpus, train_tokenizer
+from masksearch.tasks.text.corpus import Corpus, one_process
 from masksearch.tasks.text.packing import Sequences
+from masksearch.tasks.text.tokenizer import train_tokenizer
 
 WORDS = [f"{a}{b}{c}" for a in "bdgk" for b in "aeiou" for c in ("n", "rt", "st", "lling")]
 real = pytest.mark.skipif(
@@ -45,9 +46,9 @@ def load(path: Path, **settings: object) -> Corpus:
 
 def test_rows_are_cls_text_sep_without_padding(folder: Path) -> None:
     corpus = load(folder)
-    assert corpus.train.dtype == torch.int32
     assert corpus.train.shape[1] == corpus.length == 16
-    for part in (corpus.train, corpus.held_out):
+    for part in (whole(corpus.train), whole(corpus.held_out)):
+        assert part.dtype == torch.int32
         assert (part[:, 0] == corpus.special["cls"]).all()
         assert (part[:, -1] == corpus.special["sep"]).all()
         assert not torch.isin(part[:, 1:-1], torch.tensor([0, 2, 3, 4])).any()
@@ -57,7 +58,7 @@ def test_rows_are_cls_text_sep_without_padding(folder: Path) -> None:
 def test_packed_rows_spell_the_text(folder: Path) -> None:
     (folder / "valid.txt").write_text(text(500, 2), encoding="utf-8")
     corpus = load(folder)
-    ids = corpus.held_out[:, 1:-1].flatten().tolist()
+    ids = whole(corpus.held_out)[:, 1:-1].flatten().tolist()
     assert text(500, 2).split()[:300] == corpus.tokenizer.decode(ids).split()[:300]
 
 
@@ -125,42 +126,81 @@ def test_digest_follows_text_tokenizer_and_length(folder: Path) -> None:
     assert len(digests) == 4
 
 
+def whole(rows: Sequences | torch.Tensor) -> torch.Tensor:
+    assert isinstance(rows, Sequences)
+    return rows.tensor()
+
+
+def same(one: Corpus, two: Corpus) -> bool:
+    return one.digest == two.digest and all(
+        torch.equal(whole(a), whole(b))
+        for a, b in ((one.train, two.train), (one.held_out, two.held_out))
+    )
+
+
 def test_cache_is_used_and_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(folder)
-    monkeypatch.setattr("masksearch.tasks.text.corpus.tokenized", None)
+    monkeypatch.setattr("masksearch.tasks.text.corpus.write_tokens", None)
     again = load(folder)
-    assert torch.equal(first.train, again.train)
-    assert first.digest == again.digest
+    assert same(first, again)
     assert first.encode(["ban dart"]) == again.encode(["ban dart"])
+    (stored,) = (folder.parent / "cache").glob("corpus-*[0-9a-f]")
+    assert not list((folder.parent / "cache").glob("*.partial"))
+    names = {"train.ids", "held_out.ids", "tokenizer.json", "about.json"}
+    assert names <= {file.name for file in stored.iterdir()}
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-def test_corrupt_cache_is_made_again(folder: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "gone"])
+@pytest.mark.parametrize(
+    "name", ["train.ids", "train.documents.npy", "tokenizer.json", "about.json"]
+)
+def test_damaged_cache_is_made_again(folder: Path, name: str, damage: str) -> None:
     first = load(folder)
-    (file,) = (folder.parent / "cache").glob("*.arrow")
-    data = bytearray(file.read_bytes())
-    if damage == "flipped":
-        data[-5] ^= 1
-    changed = {"cut": bytes(data[:-40]), "flipped": bytes(data), "text": b"hello", "empty": b""}[
-        damage
-    ]
-    file.write_bytes(changed)
+    (file,) = (folder.parent / "cache").glob(f"corpus-*/{name}")
+    data = file.read_bytes()
+    file.unlink()  # who has it mapped goes on reading
+    if damage != "gone":
+        file.write_bytes({"cut": data[:-40], "text": b"hello", "empty": b""}[damage])
     with pytest.warns(UserWarning, match="made again"):
         again = load(folder)
-    assert torch.equal(first.train, again.train)
-    assert file.read_bytes() != changed
+    assert same(first, again)
+    assert file.read_bytes() == data
 
 
-def test_unwritable_cache_costs_a_warning(folder: Path) -> None:
-    (folder.parent / "file").write_text("")
-    with pytest.warns(UserWarning, match="cannot cache"):
-        load(folder, cache=folder.parent / "file")
+def test_a_full_disk_leaves_the_tokens_in_memory(folder: Path, small_disk: Path) -> None:
+    first = load(folder)
+    (small_disk / "ballast").write_bytes(bytes(6 * 2**20))
+    with pytest.warns(UserWarning, match=r"cannot cache .*they stay in memory"):
+        alone = load(folder, cache=small_disk)
+    assert same(alone, first)
+    assert not list(small_disk.glob("*.partial"))
+
+
+def test_processes_that_start_together_make_one_cache(folder: Path) -> None:
+    code = (
+        "import sys; from masksearch.tasks.text.corpus import Corpus\n"
+        "print(Corpus.load(sys.argv[1], vocabulary=120, length=16).digest)"
+    )
+    cache = folder.parent / "cache"
+    run = [sys.executable, "-W", "error", "-c", code, str(folder)]
+    env = {**os.environ, "MASKSEARCH_CACHE": str(cache)}
+    both = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    digests = {process.communicate(timeout=120)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert digests == {load(folder).digest}
+    assert len(list(cache.glob("corpus-*[0-9a-f]"))) == 1
+
+
+def test_a_lock_that_cannot_be_had_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with one_process(tmp_path / "file" / "corpus-0"):
+        pass
 
 
 def test_cache_folder_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKSEARCH_CACHE", str(folder.parent / "mine"))
     load(folder, cache=None)
-    assert list((folder.parent / "mine").glob("corpus-*.arrow"))
+    assert list((folder.parent / "mine").glob("corpus-*"))
 
 
 def test_vocab_txt_and_folder_and_json_agree(folder: Path, tmp_path: Path) -> None:
@@ -170,10 +210,10 @@ def test_vocab_txt_and_folder_and_json_agree(folder: Path, tmp_path: Path) -> No
     local.mkdir()
     (local / "vocab.txt").write_text("\n".join(token for token, _ in tokens) + "\n")
     by_file = load(folder, tokenizer=local / "vocab.txt")
-    assert torch.equal(by_file.train, load(folder, tokenizer=local).train)
-    assert torch.equal(by_file.train[:50], made.train[:50])
+    assert torch.equal(whole(by_file.train), whole(load(folder, tokenizer=local).train))
+    assert torch.equal(whole(by_file.train[:50]), whole(made.train[:50]))
     made.tokenizer.save(str(local / "tokenizer.json"))
-    assert torch.equal(load(folder, tokenizer=str(local)).train, by_file.train)
+    assert torch.equal(whole(load(folder, tokenizer=str(local)).train), whole(by_file.train))
 
 
 def test_cased_list_keeps_capitals(tmp_path: Path, folder: Path) -> None:
@@ -227,24 +267,19 @@ def test_tokenizer_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_rows_lie_in_the_mapped_file(folder: Path) -> None:
-    corpus = load(folder)
-    again = load(folder)
-    for part in (again.train, again.held_out):
+    for part in (load(folder).train, load(folder).held_out):
         assert isinstance(part, Sequences)
         assert part.body.dtype == "uint8"
         assert not part.body.flags.owndata
-    assert torch.equal(corpus.train, again.train)
 
 
-def test_cut_off_disk_leaves_a_corpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_off_disk_leaves_a_corpus(folder: Path) -> None:
     """Nothing can be written: the tokens stay in memory."""
-    whole = load(folder)
+    first = load(folder)
     blocked = folder.parent / "file"
     blocked.write_text("")
     with pytest.warns(UserWarning, match="cannot cache"):
-        alone = load(folder, cache=blocked)
-    assert torch.equal(alone.train, whole.train)
-    assert alone.digest == whole.digest
+        assert same(load(folder, cache=blocked), first)
 
 
 def test_digest_of_known_text_stays(tmp_path: Path) -> None:
@@ -254,16 +289,16 @@ def test_digest_of_known_text_stays(tmp_path: Path) -> None:
 
 
 def test_a_limit_of_tokens_stops_early(folder: Path) -> None:
-    whole, some = load(folder), load(folder, tokens=1_000)
-    assert some.digest != whole.digest
+    every, some = load(folder), load(folder, tokens=1_000)
+    assert some.digest != every.digest
     assert len(some.train) == 950 // 14
     assert len(some.held_out) == 50 // 14
     given = folder.parent / "tokenizer.json"
-    whole.tokenizer.save(str(given))
+    every.tokenizer.save(str(given))
     (folder / "valid.txt").write_text(text(2_000, 5))
     apart = load(folder, tokens=700, tokenizer=given)
     assert len(apart.train) == len(apart.held_out) == 50
-    assert torch.equal(apart.train, load(folder, tokenizer=given).train[:50].tensor())
+    assert torch.equal(whole(apart.train), whole(load(folder, tokenizer=given).train[:50]))
     with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
         load(folder, tokens=0)
 
@@ -275,10 +310,10 @@ def test_documents_are_known_after_packing(tmp_path: Path) -> None:
     assert corpus.begins is not None
     found = []
     for part, rows in zip(corpus.begins, (corpus.train, corpus.held_out), strict=True):
-        assert part.tokens == rows[:, 1:-1].numel()
+        assert part.tokens == whole(rows)[:, 1:-1].numel()
         assert part.documents.tolist() == [0]
         found.append(part.paragraphs.tolist())
-    ids = corpus.train[:, 1:-1].flatten().tolist()
+    ids = whole(corpus.train)[:, 1:-1].flatten().tolist()
     starts = [corpus.encode([text(200, seed)])[0][:5] for seed in range(18)]
     assert [ids[at : at + 5] for at in found[0]][:18] == starts
 
@@ -290,7 +325,7 @@ def test_the_vocabulary_holds_every_id_of_a_list_with_repeats(tmp_path: Path) ->
     path = tmp_path / "a.txt"
     path.write_text("ab cd " * 200)
     corpus = load(path, tokenizer=listed)
-    assert int(corpus.train[:].tensor().max()) == 8
+    assert int(whole(corpus.train).max()) == 8
     assert corpus.vocabulary == 9
 
 

@@ -1,4 +1,4 @@
-"""Rows over a stream of ids behave like the tensor that they stand for."""
+"""Streams of ids, and rows over them that stand for a tensor."""
 
 import random
 from collections.abc import Callable
@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masksearch.tasks.text.files import DOCUMENT, PARAGRAPH, TEXT
-from masksearch.tasks.text.packing import Boundaries, Sequences, encode_stream, id_type
-from masksearch.tasks.text.token_cache import TokenSpool
+from masksearch.tasks.text.packing import (
+    Boundaries,
+    Sequences,
+    encode_stream,
+    id_type,
+    read_stream,
+)
 from masksearch.tasks.text.tokenizer import word_piece
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b", "c", "."]
@@ -28,7 +33,7 @@ def rows(count: int = 23, length: int = 6) -> tuple[Sequences, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "taken",
+    "rows_of",
     [
         lambda x: x[torch.tensor([3, 0, 22, 3])],
         lambda x: x[[1, 2]],
@@ -36,24 +41,15 @@ def rows(count: int = 23, length: int = 6) -> tuple[Sequences, torch.Tensor]:
         lambda x: x[-1],
         lambda x: x[0::2][torch.arange(4)],
         lambda x: x[1::2][2:5][0],
-        lambda x: x[:, 0],
-        lambda x: x[:, 1:-1],
-        lambda x: x[2:4, 1],
-        lambda x: x[3, 2:],
-        lambda x: x[torch.tensor([1, 4]), 1:3],
         lambda x: x[torch.arange(23) % 2 == 0],
-        lambda x: torch.cat([x, x]),
-        lambda x: torch.from_numpy(x.numpy()),
-        lambda x: torch.stack(list(x)),
-        lambda x: torch.tensor([len(x), x.numel(), *x.shape]),
-        lambda x: torch.tensor(x.tolist()),
+        lambda x: torch.tensor([len(x), *x.shape]),
     ],
 )
-def test_read_like_the_tensor(taken: Callable[[Any], torch.Tensor]) -> None:
+def test_rows_are_those_of_the_tensor(rows_of: Callable[[Any], torch.Tensor]) -> None:
     lazy, whole = rows()
-    assert torch.equal(taken(lazy), taken(whole))
-    assert taken(lazy).dtype == taken(whole).dtype
-    assert lazy.dtype == torch.int32
+    assert torch.equal(rows_of(lazy), rows_of(whole))
+    assert rows_of(lazy).dtype == rows_of(whole).dtype
+    assert torch.equal(lazy.tensor(), whole)
 
 
 def test_slices_are_views_and_rows_are_copies() -> None:
@@ -63,15 +59,11 @@ def test_slices_are_views_and_rows_are_copies() -> None:
     assert np.shares_memory(half.body, lazy.body)
     lazy[torch.tensor([0])].zero_()
     lazy[0].zero_()
-    lazy.numpy()[:] = 0
     assert torch.equal(lazy.tensor(), whole)
-    with pytest.raises(IndexError, match="row 23 of 23"):
+    with pytest.raises(IndexError, match="index 23 is out of bounds"):
         lazy[23]
-
-
-def encoded(folder: Path, texts: list[tuple[int, str]], limit: int | None = None) -> Any:
-    made = word_piece({token: number for number, token in enumerate(TOKENS)})
-    return made, encode_stream(made, iter(texts), TokenSpool(folder), limit)
+    with pytest.raises(TypeError, match="take columns from"):
+        lazy[:, 0]  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 10**6])
@@ -83,7 +75,9 @@ def test_stream_and_boundaries_match_a_loop(
     draw = random.Random(1)
     marks = [DOCUMENT, *draw.choices([TEXT, PARAGRAPH, DOCUMENT], k=60)]
     texts = [(mark, " ".join(draw.choices(["a", "bb", ".", "", "z"], k=5))) for mark in marks]
-    made, stream = encoded(tmp_path, texts, limit)
+    made = word_piece({token: number for number, token in enumerate(TOKENS)})
+    count = encode_stream(made, iter(texts), tmp_path, "train", limit)
+    stream = read_stream(tmp_path, "train", count, id_type(made))
     ids: list[int] = []
     documents, paragraphs = set(), set()
     for mark, text in texts:
@@ -94,7 +88,6 @@ def test_stream_and_boundaries_match_a_loop(
     assert stream.ids.tolist() == ids
     assert stream.begins.documents.tolist() == sorted(at for at in documents if at < len(ids))
     assert stream.begins.paragraphs.tolist() == sorted(at for at in paragraphs if at < len(ids))
-    assert not list(tmp_path.iterdir())  # the spool's file has no name
 
 
 def test_ids_take_the_smallest_type() -> None:
