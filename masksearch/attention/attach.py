@@ -58,7 +58,7 @@ GATES = "masksearch_gates"  # the submodule that holds the gates while they are 
 
 def attach(
     model: nn.Module,
-    what: Mask | ContentMask | GateBank | Mapping[str, Any] | str | Path,
+    what: Mask | ContentMask | GateBank | Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     backend: str = "auto",
     *,
@@ -79,8 +79,8 @@ def attach(
             causal models also those whose keys are all hidden), or a content mask, resolved
             from the input ids of each forward pass (generate with use_cache=False), or
             gates (`masksearch.Gates`), which become a submodule of the model and are drawn once
-            per forward pass; or a mapping from part names to those; or the path of a folder
-            that `masksearch.save_pretrained` wrote.
+            per forward pass; or a mapping from part names to those, such as
+            `masksearch.saved_masks(folder)` gives.
         inputs: Keyword arguments of one forward pass, used to find the layers; by default a
             few tokens, or one empty image, which not every model takes.
         backend: What computes: `"sdpa"` (with a bool mask), `"gather"` (block gather), `"flex"`
@@ -111,9 +111,10 @@ def attach(
         raise unknown_name("backend", str(backend), REQUESTS)
     check_module("attach", model)
     if isinstance(what, (str, Path)):
-        from masksearch.models.manifest import saved_masks
-
-        what = cast("Mapping[str, Any]", saved_masks(what))
+        raise TypeError(
+            f"attach takes masks, got the path {str(what)!r}; give the masks that were saved "
+            f"there: ms.attach(model, ms.saved_masks({str(what)!r}))"
+        )
     roots = pretrained(model)
     calls = probe(model, roots, inputs)
     known = parts_of(model, calls, inputs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from masksearch.models.manifest import AnyMask
+    from masksearch.models.saving import AnyMask
 
 LONGEST = 4096  # positions that are explained where nothing is said
 
@@ -41,18 +41,12 @@ def attach(
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.models.checkpoints import downloaded, local_folder
-    from masksearch.models.folders import MANIFEST
-    from masksearch.models.manifest import read_manifest
-    from masksearch.models.saved import loaded, named_class, refuse_missing, save_pretrained
+    from masksearch.models.saving import open_model, save_pretrained
 
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
     found = read_any_mask(mask)
-    folder = local_folder(model) or downloaded(model)
-    cls = named_class(folder)
-    options = read_manifest(folder).build.options if (folder / MANIFEST).is_file() else None
-    whole, missing = loaded(cls, folder, None, new_head=False, options=options)
-    refuse_missing(folder, cls, missing)
+    whole = open_model(local_folder(model) or downloaded(model))
     attach_to(whole, found, backend=backend, part=part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     length = min(longest, LONGEST) if length is None else length

@@ -128,11 +128,13 @@ def opened(out: Path, run: dict[str, Any]) -> bool:
         ResumeError: If it holds another one, or a model that this command has not written.
     """
     from masksearch.evaluators.mlm import PRETRAINING
+    from masksearch.models.saving import MANIFEST
     from masksearch.training.checkpoints import Checkpoints
 
-    path, finished = out / SETTINGS, (out / "model.safetensors").is_file()
+    path, weights = out / SETTINGS, (out / "model.safetensors").is_file()
+    finished = weights and (out / MANIFEST).is_file()  # which is written last
     if not path.is_file():
-        if finished:
+        if weights:
             raise ResumeError(f"{out} holds a model of another origin; choose another --out")
         return False
     if not finished and not Checkpoints(out, PRETRAINING).files():
@@ -163,27 +165,19 @@ def trained(
     """
     from contextlib import nullcontext
 
-    from masksearch.attention.attach import detach
-    from masksearch.attention.probe import SELF
+    from masksearch.attention.attach import attach
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.loggers.progress import progress
     from masksearch.masks.lower import lower
-    from masksearch.models.export import (
-        hugging_face_model,
-        save_masked_language_model,
-        with_their_epsilon,
-    )
-    from masksearch.models.manifest import model_files, write_masks
+    from masksearch.models.saving import hugging_face_model, save_pretrained, use_their_epsilon
     from masksearch.training.checkpoints import Checkpoints
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit
     model = evaluator.model(seed)
     if evaluator.weights is None:
-        with_their_epsilon(model)
-    # refuses a model that could not be written, before its training
-    model_class = type(hugging_face_model(model)).__name__
+        use_their_epsilon(model)
+    hugging_face_model(model)  # refuses a model that could not be written, before its training
     if writes:
-        write_masks({SELF: mask}, out, model_class=model_class)  # `load_pretrained` reads it
         write(out / SETTINGS, json.dumps(run, indent=1))
     curve: list[Report] = []
     with progress("pre-training") if writes else nullcontext():
@@ -192,10 +186,8 @@ def trained(
             if writes:
                 write(out / CURVE, table(curve))
     if writes:
-        detach(model, missing_ok=True)
-        corpus = evaluator.task().corpus
-        save_masked_language_model(model, out, tokenizer=corpus.tokenizer, special=corpus.special)
-        write_masks({SELF: mask}, out, model_class=model_class, files=model_files(out))
+        attach(model, mask)
+        save_pretrained(model, out, tokenizer=evaluator.task().corpus.tokenizer)
     Checkpoints(out, PRETRAINING).clear()
     return curve[-1]
 

@@ -20,39 +20,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HTTPError, StrictDataclassError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 import masksearch.attention.attach  # noqa: F401  (registers what the probe needs)
 from masksearch.attention.probe import probe
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models.heads import MaskedLanguageModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar, no report of unused weights, and the global generator as it was."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
 
 SECONDS = 5.0  # for the Hub's first answer
 FILES = (  # what is downloaded: no pickle, no code
@@ -67,13 +50,37 @@ FILES = (  # what is downloaded: no pickle, no code
     "*.model",
 )
 CONFIG = "config.json"
-OTHERS = (
-    "adapter_config.json",
-    "shard-*.safetensors",
-)  # transformers adds or prefers their weights
+UNREADABLE = (  # what transformers raises for files that it cannot read
+    SafetensorError,
+    StrictDataclassError,
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+)
+OTHERS = ("adapter_config.json", "shard-*.safetensors")  # transformers prefers their weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppresses transformers' messages and bars; the global generator stays as it was."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+# -- files -------------------------------------------------------------------------------------
 def local_folder(name: str | Path) -> Path | None:
     """The absolute folder of that name; None where it can only be a Hub name.
 
@@ -102,9 +109,6 @@ def downloaded(name: str, revision: str | None = None) -> Path:
     Raises:
         DataError: If it is neither in the cache nor can be downloaded.
     """
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
     patterns = list(FILES)
     try:
         cached = snapshot_download(
@@ -210,24 +214,17 @@ def refuse_other_weights(folder: Path) -> None:
         )
 
 
-def config_of(folder: Path) -> Any:
-    """The configuration of a checkpoint, a fresh object each time.
+def encoder_config(folder: Path) -> Any:
+    """The configuration of an encoder's checkpoint, a fresh object each time.
 
     Raises:
         DataError: If there is none, it cannot be read, or it is not that of an encoder.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    file = folder / "config.json"
-    if not file.is_file():
-        raise DataError(
-            f"{folder} holds no config.json; give the folder that save_pretrained wrote"
-        )
+    file = folder / CONFIG
+    configuration(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{file} cannot be read: {error}") from error
     kind = config.model_type
     decodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
@@ -237,6 +234,30 @@ def config_of(folder: Path) -> Any:
             "bert, roberta, distilbert, electra, albert or modernbert"
         )
     return config
+
+
+def read_model(cls: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A folder's model in that class, and transformers' report of what was missing or left over.
+
+    Args:
+        cls: With a `from_pretrained`.
+        folder: Holds configuration and weights; only safetensors are read, and no code is run.
+        options: Of `from_pretrained`.
+
+    Raises:
+        DataError: If they cannot be read, or are not in safetensors files.
+    """
+    refuse_other_weights(folder)
+    weight_files(folder)
+    fixed = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    try:
+        model, report = cls.from_pretrained(folder, **options, **fixed, output_loading_info=True)
+    except UNREADABLE as error:
+        raise DataError(
+            f"{folder}: the model cannot be read as {cls.__name__}: {error}; the files are "
+            "damaged, not whole or of different models, or an option does not fit them"
+        ) from error
+    return model, report
 
 
 DROPOUTS = (  # by architecture, the configuration's names of one thing
@@ -369,7 +390,7 @@ class Pretrained:
             dropout: Probability for hidden states and attention weights alike; None = as
                 configured.
         """
-        body: PreTrainedModel = loaded(self.located(), dropout)[0].base_model
+        body: PreTrainedModel = read_encoder(self.located(), dropout)[0].base_model
         body.train()
         return body
 
@@ -385,17 +406,13 @@ class Pretrained:
             dropout: See `encoder`.
         """
         folder = self.located()
-        whole = loaded(folder, dropout)[0]
+        whole = read_encoder(folder, dropout)[0]
         made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
         if self.has_head:
             take_head(made, whole)
         if pairs and self.has_pair_head:
             with quiet():
-                from transformers import BertForPreTraining
-
-                both: Any = BertForPreTraining.from_pretrained(
-                    folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-                )
+                both, _ = read_model(BertForPreTraining, folder, dtype=torch.float32)
             assert made.pooler is not None
             assert made.pair is not None
             made.pooler.load_state_dict(both.bert.pooler.dense.state_dict())
@@ -418,9 +435,9 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     folder = local_folder(name_or_folder)
     name = str(name_or_folder) if folder is None else str(folder)
     folder = downloaded(name) if folder is None else folder
-    config_of(folder)
+    encoder_config(folder)  # before the weights are read for the digest
     digest = digest_of(folder)
-    model, report = loaded(folder, None)
+    model, report = read_encoder(folder, None)
     body = model.base_model.eval()
     try:
         calls = probe(body, [body], None)
@@ -474,48 +491,36 @@ def hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
     return total.hexdigest()[:16]
 
 
-def loaded(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
-    """The model with its masked-language-model head, and what was missing or left over.
+def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
+    """The encoder under its masked-language-model head, and what was missing or left over.
 
     Raises:
         DataError: If the weights are damaged or do not fit the configuration.
     """
-    from transformers import AutoModelForMaskedLM
-
     if dropout is not None and not 0 <= dropout < 1:
         raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    config = config_of(folder)
+    config = encoder_config(folder)
     for name in DROPOUTS:
         if dropout is not None and hasattr(config, name):
             setattr(config, name, dropout)
-    try:
-        with quiet():
-            model, report = AutoModelForMaskedLM.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(
-            f"{folder}: the weights cannot be read: {error}; the file is damaged or was not "
-            "downloaded to its end, fetch it again"
-        ) from error
-    prefix = f"{model.base_model_prefix}."
+    with quiet():
+        model, report = read_model(
+            AutoModelForMaskedLM,
+            folder,
+            config=config,
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+        )
+    start = f"{model.base_model_prefix}."
     unfit = [
         f"{name} (stored {list(a)}, expected {list(b)})"
         for name, a, b in sorted(report["mismatched_keys"], key=str)
     ]
-    absent = sorted(name for name in report["missing_keys"] if name.startswith(prefix))
-    if unfit or absent or report["error_msgs"]:
-        first = (unfit or [f"{name} (missing)" for name in absent] or report["error_msgs"])[0]
+    unfit += [f"{n} (missing)" for n in sorted(report["missing_keys"]) if n.startswith(start)]
+    if unfit := unfit or list(report["error_msgs"]):
         raise DataError(
-            f"{folder}: config.json and the weights do not fit in {len(unfit) + len(absent)} "
-            f"tensors, such as {first}; take both files from the same checkpoint"
+            f"{folder}: config.json and the weights do not fit in {len(unfit)} tensors, such as "
+            f"{unfit[0]}; take both files from the same checkpoint"
         )
     return model, report
 

@@ -181,10 +181,11 @@ def test_a_folder_names_its_parts(tmp_path):
     model, given = at.made(), at.inputs(3)
     what = {"encoder": masks.window(1), "cross": masks.star() | masks.stride(2)}
     ms.save_pretrained(attach(model, what), tmp_path / "model")
-    for path in (tmp_path / "model", str(tmp_path / "model")):
-        other = attach(at.made(), path)
-        assert attached(other) == what
-        assert torch.equal(at.run(other, given), at.run(model, given))
+    other = attach(at.made(), ms.saved_masks(tmp_path / "model"))
+    assert attached(other) == what
+    assert torch.equal(at.run(other, given), at.run(model, given))
+    with pytest.raises(TypeError, match=r"ms\.attach\(model, ms\.saved_masks\('.*model'\)\)"):
+        attach(at.made(), tmp_path / "model")
 
 
 # -- cross-attention ---------------------------------------------------------------------------

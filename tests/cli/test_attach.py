@@ -17,7 +17,7 @@ from masksearch.attention.attach import attach, attached
 from masksearch.cli import main as cli
 from masksearch.errors import DataError
 from masksearch.masks.lower import save_mask
-from masksearch.models.saved import load_pretrained, save_pretrained
+from masksearch.models.saving import load_pretrained, save_pretrained
 
 
 @pytest.fixture(scope="module")

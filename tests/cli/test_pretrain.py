@@ -22,7 +22,7 @@ from masksearch.errors import ResumeError
 from masksearch.masks import window
 from masksearch.masks.lower import load_mask
 from masksearch.models.checkpoints import open_pretrained
-from masksearch.models.saved import load_pretrained
+from masksearch.models.saving import load_pretrained
 from masksearch.training.checkpoints import Checkpoints
 
 SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")
@@ -71,8 +71,6 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     ]  # fmt: skip
     assert load_mask(out / "mask.json") == window(2)
     assert attached(load_pretrained(out)) == {"self": window(2)}
-    checked = json.loads((out / "masksearch.json").read_text())["model"]
-    assert sorted(checked) == ["config.json", "model.safetensors"]
     stored = json.loads((out / "settings.json").read_text())
     assert (stored["mask"], stored["seed"], stored["settings"]["steps"]) == ("window(2)", 0, 6)
     rows = list(csv.DictReader((out / "curve.csv").open()))
@@ -184,13 +182,13 @@ def test_a_folder_of_another_run_is_refused(tmp_path, text, capsys, monkeypatch)
 
 
 def test_a_full_disk_is_one_line(tmp_path, text, capsys, monkeypatch):
-    import masksearch.models.export as export
+    from transformers import BertForMaskedLM
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out"
-    monkeypatch.setattr(export.shutil, "move", full)
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
     said = refused(capsys, monkeypatch, "star", "--corpus", text, "--out", out, *SMALL)
     assert "No space left on device" in said
     assert not (out / "model.safetensors").exists()

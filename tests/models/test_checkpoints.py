@@ -13,7 +13,6 @@ from masksearch.attention.attach import attach
 from masksearch.contracts import Shape
 from masksearch.errors import DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files
-from masksearch.models import checkpoints as pretrained
 from masksearch.models.checkpoints import open_pretrained
 from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
 
@@ -235,7 +234,9 @@ def test_damaged_weights(tmp_path, keep):
     saved(tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"cannot be read: .*damaged or was not downloaded"):
+    with pytest.raises(
+        DataError, match=r"cannot be read as .*: .*the files are damaged, not whole"
+    ):
         open_pretrained(tmp_path)
 
 
@@ -250,7 +251,7 @@ def test_damaged_weights(tmp_path, keep):
         ({"is_decoder": True}, "'bert' is not an encoder"),
         ({"model_type": "my-own"}, r"config\.json cannot be read: .*my-own"),
         ({"hidden_size": "wide"}, r"config\.json cannot be read"),
-        ({"num_attention_heads": 5}, "cannot be read: .*multiple of the number of attention"),
+        ({"num_attention_heads": 5}, "cannot be read.*: .*multiple of the number of attention"),
     ],
 )
 def test_a_configuration_that_does_not_fit(tmp_path, changes, said):
@@ -277,7 +278,7 @@ def test_a_configuration_that_is_no_json(tmp_path):
 
 @pytest.mark.parametrize("name", ["./absent", "/absent/bert", "~/absent", "a/b/c"])
 def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
-    monkeypatch.setattr(pretrained, "downloaded", None)
+    monkeypatch.setattr(checkpoint_files, "downloaded", None)
     with pytest.raises(DataError, match=r"no such folder: .* give a folder with config"):
         open_pretrained(name)
 
@@ -288,7 +289,6 @@ def test_a_name_that_the_hub_cannot_have():
 
 
 def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
-    import huggingface_hub
 
     calls = []
 
@@ -297,7 +297,7 @@ def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
             calls.append((name, rest["timeout"]))
             raise ConnectionError("no route to host")
 
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(checkpoint_files, "HfApi", Hub)
     said = r"no folder 'someone/bert', and the .* \(ConnectionError: no route.* give a local"
     with pytest.raises(DataError, match=said):
         open_pretrained("someone/bert")
@@ -305,20 +305,19 @@ def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
 
 
 def test_a_cached_hub_checkpoint_needs_no_network(monkeypatch, tmp_path):
-    import huggingface_hub
 
     revision = "0123456789abcdef0123456789abcdef01234567"
     home = tmp_path / "models--someone--bert"
     saved(home / "snapshots" / revision)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(revision, encoding="utf-8")
-    plain = huggingface_hub.snapshot_download
+    plain = checkpoint_files.snapshot_download
     monkeypatch.setattr(
-        huggingface_hub,
+        checkpoint_files,
         "snapshot_download",
         lambda name, **rest: plain(name, cache_dir=tmp_path, **rest),
     )
-    monkeypatch.setattr(huggingface_hub, "HfApi", None)
+    monkeypatch.setattr(checkpoint_files, "HfApi", None)
     start = open_pretrained("someone/bert")
     assert start.name == "someone/bert"
     assert start.folder.name == revision

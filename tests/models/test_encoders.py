@@ -17,7 +17,7 @@ from masksearch.models.encoders import (
     initial_spread,
     size_named,
 )
-from masksearch.models.presets import SPARSEBERT
+from masksearch.models.presets import preset_named
 
 SMALL = Size(layers=2, width=32, heads=4)
 
@@ -150,9 +150,10 @@ def test_unknown_architecture_and_pad():
 
 
 def test_sparsebert_is_bert_base_as_published():
-    model = SPARSEBERT
-    assert size_named(model.size) == Size(12, 768, 12)
-    assert model.batch * model.steps == 461_242_368  # sequences, of 128 positions
-    assert initial_spread(768) == model.initializer_range
+    model = preset_named("sparsebert")
+    assert size_named(model["size"]) == Size(12, 768, 12)
+    sequences = model["batch"] * model["micro_batches"] * model["steps"]
+    assert sequences == 461_242_368  # of 128 positions
+    assert initial_spread(768) == model["initializer_range"]
     signature = inspect.signature(published_rate).parameters
-    assert signature["warmup"].default == model.warmup
+    assert signature["warmup"].default == model["warmup"]

@@ -1,12 +1,9 @@
 """Models written for transformers, read back by it and by `open_pretrained`."""
 
-import errno
-import json
 import logging
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from masksearch import masks
@@ -14,8 +11,8 @@ from masksearch.attention.attach import attach
 from masksearch.errors import AttachError
 from masksearch.models.checkpoints import open_pretrained
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
-from masksearch.models.export import save_masked_language_model, with_their_epsilon
 from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.saving import hugging_face_model, save_pretrained, use_their_epsilon
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
 
 LENGTH, VOCABULARY = 12, 40
@@ -25,7 +22,7 @@ TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "small", "mask", "#
 def made(architecture: str = "bert", *, pairs: bool = False) -> MaskedLanguageModel:
     """A model whose every weight is drawn, biases too, as training would leave them."""
     body = encoder(Size(2, 16, 2), VOCABULARY, LENGTH, seed=0, architecture=architecture, pad=1)
-    model = with_their_epsilon(MaskedLanguageModel(body, seed=0, pairs=pairs))
+    model = use_their_epsilon(MaskedLanguageModel(body, seed=0, pairs=pairs))
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,7 +45,7 @@ def test_both_readers_compute_the_same(tmp_path, architecture):
     expected = logits(model)
     attach(model, masks.window(1))
     masked = logits(model)
-    assert save_masked_language_model(model, tmp_path / "out") == tmp_path / "out"
+    assert save_pretrained(model, tmp_path / "out") == tmp_path / "out"
     assert torch.equal(logits(model), masked)  # the mask is still on
     theirs = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
     assert torch.allclose(logits(theirs), expected, atol=1e-5)
@@ -60,7 +57,7 @@ def test_both_readers_compute_the_same(tmp_path, architecture):
     attach(again, masks.window(1))
     assert torch.allclose(logits(again), masked, atol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "config.json", "model.safetensors"
+        "config.json", "mask.json", "masksearch.json", "model.safetensors"
     ]  # fmt: skip
 
 
@@ -68,7 +65,7 @@ def test_a_pair_head_of_bert_is_kept(tmp_path):
     from transformers import BertForPreTraining
 
     model = made(pairs=True)
-    save_masked_language_model(model, tmp_path)
+    hugging_face_model(model).save_pretrained(tmp_path)
     tokens = torch.randint(3, VOCABULARY, (5, LENGTH), generator=torch.Generator().manual_seed(2))
     start = open_pretrained(tmp_path)
     assert start.has_pair_head
@@ -83,7 +80,7 @@ def test_a_pair_head_of_bert_is_kept(tmp_path):
 
 def test_a_pair_head_of_another_is_left_out_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "masksearch"):
-        save_masked_language_model(made("electra", pairs=True), tmp_path)
+        hugging_face_model(made("electra", pairs=True)).save_pretrained(tmp_path)
     assert "sentence-pair head is not written" in caplog.text
     assert open_pretrained(tmp_path).has_head
 
@@ -91,7 +88,7 @@ def test_a_pair_head_of_another_is_left_out_with_a_warning(tmp_path, caplog):
 def test_without_their_epsilon_logits_are_close(tmp_path):
     model = made()
     model.norm.eps = 1e-5
-    save_masked_language_model(model, tmp_path)
+    hugging_face_model(model).save_pretrained(tmp_path)
     again = open_pretrained(tmp_path).masked_language_model(seed=0).eval()
     assert torch.allclose(logits(again), logits(model), atol=1e-2)
 
@@ -101,7 +98,7 @@ def test_tokenizer_is_read_by_both(tmp_path):
 
     tokenizer = word_piece({token: number for number, token in enumerate(TOKENS)})
     special = special_ids(tokenizer)
-    save_masked_language_model(made(), tmp_path, tokenizer=tokenizer, special=special)
+    save_pretrained(attach(made(), masks.window(1)), tmp_path, tokenizer=tokenizer)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("a small mask.")["input_ids"] == [2, 5, 6, 7, 9, 3]
     pair = theirs("a mask", "small masks")
@@ -115,34 +112,9 @@ def test_tokenizer_is_read_by_both(tmp_path):
     assert tokenizer.post_processor is None  # the caller's own is as it was
 
 
-def test_a_tokenizer_needs_its_special_tokens(tmp_path):
-    tokenizer = word_piece({token: number for number, token in enumerate(TOKENS)})
-    with pytest.raises(ValueError, match=r"pass special=special_ids\(tokenizer\)"):
-        save_masked_language_model(made(), tmp_path, tokenizer=tokenizer)
-    assert not list(tmp_path.iterdir())
-
-
 def test_another_activation_is_refused(tmp_path):
     model = made()
     model.activation = nn.ReLU()
     with pytest.raises(AttachError, match=r"activation .*, this model ReLU\(\)"):
-        save_masked_language_model(model, tmp_path / "out")
+        save_pretrained(attach(model, masks.window(1)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_a_full_disk_leaves_the_earlier_model(tmp_path, monkeypatch):
-    from transformers import BertForMaskedLM
-
-    save_masked_language_model(made(), tmp_path)
-    before = (tmp_path / "model.safetensors").read_bytes()
-
-    def full(*_: object, **__: object) -> None:
-        raise SafetensorError("IoError: No space left on device (os error 28)")
-
-    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
-    with pytest.raises(OSError, match="cannot write the model") as error:
-        save_masked_language_model(made(), tmp_path)
-    assert error.value.errno == errno.ENOSPC
-    assert (tmp_path / "model.safetensors").read_bytes() == before
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bert"
-    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,614 @@
+"""Models and masks in one folder: what comes back, what a crash leaves, what is refused."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import hashlib
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from architectures import ARCHITECTURES, GENERATORS, TEXT
+from hypothesis import given, settings
+from mask_trees import HEADS, LAYERS, sized_trees
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from masksearch import masks
+from masksearch.attention.attach import attach, attached, detach
+from masksearch.errors import (
+    AttachError,
+    DataError,
+    EmptyRowError,
+    HeadCountError,
+    LayerCountError,
+    MaskFormatError,
+)
+from masksearch.gates.gates import Gates
+from masksearch.models.saving import load_pretrained, save_pretrained, saved_masks
+
+VOCABULARY, LENGTH, WIDTH = 30, 12, 8
+SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}
+TABLE = masks.table(torch.rand(LENGTH, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5)
+MIXED = masks.per_head([masks.window(1), TABLE | masks.window(0)])
+LARGE = masks.table(torch.rand(900, 900, generator=torch.Generator().manual_seed(0)) < 0.5)
+STAR = masks.star()
+
+
+def bert(layers: int = LAYERS, cls: type = hf.BertModel, seed: int = 0, **other: Any) -> Any:
+    sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": layers, "initializer_range": 0.3}
+    settings = {name: other.pop(name) for name in ("add_pooling_layer",) if name in other}
+    config = hf.BertConfig(**sizes | SIZES | other, max_position_embeddings=LENGTH)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(config, **settings).eval()
+
+
+def tokens(length: int = LENGTH, seed: int = 1, rows: int = 2) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (rows, length), generator=drawn)
+
+
+def output(model: nn.Module, length: int = LENGTH, **more: Tensor) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(input_ids=tokens(length), **more)[0]
+        return found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same(model: nn.Module, again: nn.Module) -> None:
+    """The same modules, and tensors equal bit for bit."""
+    assert type(again) is type(model)
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    assert [(name, type(module)) for name, module in again.named_modules()] == modules
+    own, other = model.state_dict(), again.state_dict()
+    assert list(own) == list(other)
+    for name, tensor in own.items():
+        assert other[name].dtype == tensor.dtype, name
+        assert torch.equal(other[name], tensor), name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A BERT of three layers with a mask."""
+    return save_pretrained(attach(bert(), MIXED), tmp_path / "model")
+
+
+# -- what comes back ---------------------------------------------------------------------------
+@pytest.mark.parametrize("mask", [MIXED, STAR], ids=["table", "star"])
+def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
+    model = attach(bert(), mask)
+    expected = output(model)
+    folder = save_pretrained(model, tmp_path / "a" / "b")
+    assert torch.equal(output(model), expected)  # the mask is still on
+    again = load_pretrained(str(folder))
+    assert not again.training
+    assert attached(again) == {"self": mask} == saved_masks(folder)
+    assert torch.equal(output(again), expected)
+    assert torch.equal(output(detach(again)), output(bert()))
+    assert names(folder) == ["config.json", "mask.json", "masksearch.json", "model.safetensors"]
+    manifest = json.loads((folder / "masksearch.json").read_text())
+    assert (manifest["format"], manifest["model_class"]) == (1, "BertModel")
+    assert manifest["versions"]["transformers"] == hf.__version__
+    digest = hashlib.sha256((folder / "mask.json").read_bytes()).hexdigest()
+    assert manifest["masks"] == {"self": {"file": "mask.json", "sha256": digest}}
+
+
+@pytest.mark.parametrize("each", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+def test_every_architecture_comes_back_bit_for_bit(tmp_path, each):
+    mask, model = masks.window(2) | masks.global_tokens(1), each.made()
+    attach(model, mask, part=each.part)
+    inputs = each.inputs()
+    folder = save_pretrained(model, tmp_path)
+    before = torch.random.get_rng_state()
+    again = load_pretrained(folder)
+    assert torch.equal(torch.random.get_rng_state(), before)  # nothing was drawn
+    assert_same(model, again)
+    assert attached(again) == attached(model) == saved_masks(folder)
+    assert torch.equal(each.run(again, inputs), each.run(model, inputs))
+    assert not torch.equal(each.run(again, inputs), each.run(each.made(), inputs))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_come_back_and_go_on(tmp_path, name):
+    model = GENERATORS[name](2, TEXT).eval()
+    part = "cross" if model.config.is_encoder_decoder else None
+    save_pretrained(attach(model, masks.window(2), part=part), tmp_path)
+    again = load_pretrained(tmp_path)
+    assert_same(model, again)
+    prompt = {"input_ids": tokens(6), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
+    how = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    assert torch.equal(again.generate(**prompt, **how), model.generate(**prompt, **how))
+
+
+MODEL = bert()
+
+
+@settings(max_examples=12)
+@given(sized_trees(5))
+def test_random_masks_come_back_bit_for_bit(tmp_path_factory, drawn):
+    length, mask = drawn
+    folder = tmp_path_factory.mktemp("tree")
+    save_pretrained(attach(MODEL, mask), folder)
+    try:
+        expected = output(MODEL, length)
+    except EmptyRowError:
+        with pytest.raises(EmptyRowError):
+            output(load_pretrained(folder), length)
+    else:
+        assert torch.equal(output(load_pretrained(folder), length), expected)
+    assert saved_masks(folder) == {"self": mask}
+    shutil.rmtree(folder)
+
+
+def test_every_part_has_a_file_of_its_own(tmp_path):
+    model, each = ARCHITECTURES["bart-encoder"].made(), ARCHITECTURES["bart-encoder"]
+    parts = {"encoder": masks.window(2), "decoder": STAR, "cross": masks.global_tokens(2) | STAR}
+    attach(model, parts)
+    save_pretrained(model, tmp_path)
+    files = {"mask.cross.json", "mask.decoder.json", "mask.encoder.json"}
+    assert files <= set(names(tmp_path))
+    again = load_pretrained(tmp_path)
+    assert attached(again) == parts
+    inputs = each.inputs()
+    assert torch.equal(each.run(again, inputs), each.run(model, inputs))
+    one = save_pretrained(attach(each.made(), masks.window(2), part="encoder"), tmp_path)
+    assert list(saved_masks(one)) == ["encoder"]
+    assert files & set(names(one)) == {"mask.encoder.json"}
+
+
+def test_submodules_are_parts(tmp_path):
+    model = bert()
+    attach(model, {"encoder.layer.0": STAR, "encoder.layer.2": MIXED})
+    again = load_pretrained(save_pretrained(model, tmp_path))
+    assert torch.equal(output(again), output(model))
+    assert list(attached(again)) == ["encoder.layer.0", "encoder.layer.2"]
+
+
+def test_masks_of_tokens_come_back(tmp_path):
+    mask = MIXED | masks.special_tokens(5, 7)
+    model = attach(bert(), mask)
+    again = load_pretrained(save_pretrained(model, tmp_path))
+    assert attached(again) == {"self": mask}
+    assert torch.equal(output(again), output(model))
+
+
+def test_a_large_mask_is_a_safetensors_file(tmp_path):
+    each = ARCHITECTURES["bert"]
+    save_pretrained(attach(each.made(), LARGE), tmp_path)
+    assert "mask.safetensors" in names(tmp_path)
+    assert saved_masks(tmp_path) == {"self": LARGE}
+
+
+def test_the_encoder_inside_a_model_comes_back_without_a_pooler(tmp_path):
+    whole = bert(cls=hf.BertForMaskedLM)
+    save_pretrained(attach(whole.bert, STAR), tmp_path)
+    again = load_pretrained(tmp_path)
+    assert again.pooler is None
+    assert_same(whole.bert, again)
+    assert load_pretrained(tmp_path, model_class=hf.BertModel).pooler is None
+    other = load_pretrained(tmp_path, model_class=hf.BertForSequenceClassification)
+    assert other.bert.pooler is not None
+
+
+def test_stored_type_and_backend_are_kept(tmp_path):
+    model = attach(bert().to(torch.bfloat16), STAR, backend="sdpa")
+    again = load_pretrained(save_pretrained(model, tmp_path))
+    assert torch.equal(output(again), output(model))
+    assert json.loads((tmp_path / "masksearch.json").read_text())["backend"] == "sdpa"
+    save_pretrained(load_pretrained(tmp_path, backend="gather"), tmp_path)
+    assert json.loads((tmp_path / "masksearch.json").read_text())["backend"] == "gather"
+
+
+@pytest.mark.parametrize("auto", [hf.BertForSequenceClassification, hf.AutoModelForMaskedLM])
+def test_another_class_gets_a_new_head(folder, auto):
+    model = load_pretrained(folder, model_class=auto)
+    assert attached(model) == {"self": MIXED}
+    assert torch.equal(output(model.bert), output(attach(bert(), MIXED)))
+
+
+def test_options_go_to_from_pretrained(folder):
+    auto = hf.AutoModelForSequenceClassification
+    model = load_pretrained(folder, model_class=auto, num_labels=3, hidden_dropout_prob=0.25)
+    assert model.classifier.weight.shape[0] == 3
+    assert model.bert.embeddings.dropout.p == 0.25
+    narrow = load_pretrained(folder, dtype=torch.bfloat16)
+    assert {p.dtype for p in narrow.parameters()} == {torch.bfloat16}
+    with pytest.raises(DataError, match="unexpected keyword argument 'num_label'"):
+        load_pretrained(folder, num_label=3)
+
+
+class Own(hf.BertModel):
+    """A class of the user, with a module of its own."""
+
+    def __init__(self, config: Any, extra: bool = False) -> None:
+        super().__init__(config, add_pooling_layer=False)
+        self.extra = nn.Linear(config.hidden_size, 3) if extra else None
+        self.post_init()
+
+
+@pytest.mark.parametrize("extra", [True, False])
+def test_a_class_of_the_user_is_given(tmp_path, extra):
+    model = Own(bert(1).config, extra).eval()
+    save_pretrained(attach(model, STAR), tmp_path)
+    assert_same(model, load_pretrained(tmp_path, model_class=Own))
+    with pytest.raises(AttachError, match=r"names the class 'Own', .* give your own class"):
+        load_pretrained(tmp_path)
+
+
+def test_sharded_weights_are_read_and_replaced(folder):
+    model = attach(bert(), MIXED)
+    model.save_pretrained = partial(type(model).save_pretrained, model, max_shard_size="2KB")
+    save_pretrained(model, folder)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    assert "model.safetensors" not in names(folder)
+    assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
+    (folder / "tokenizer.json").write_text("{}")
+    save_pretrained(attach(bert(seed=1), STAR), folder)
+    assert names(folder) == [
+        "config.json", "mask.json", "masksearch.json", "model.safetensors", "tokenizer.json"
+    ]  # fmt: skip
+    assert torch.equal(output(load_pretrained(folder)), output(attach(bert(seed=1), STAR)))
+
+
+def test_masks_alone_are_read_where_the_model_is_gone(folder):
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    assert saved_masks(folder) == {"self": MIXED}
+
+
+# -- crashes -----------------------------------------------------------------------------------
+class Killed(BaseException):
+    """Stands for a kill: nothing in the package catches it."""
+
+
+@pytest.mark.parametrize("moves", range(7))
+def test_a_killed_save_leaves_the_old_model_or_none_or_the_new(folder, monkeypatch, moves):
+    old, new = output(attach(bert(), MIXED)), output(attach(bert(2, seed=1), STAR))
+    calls = iter(range(100))
+
+    def counted(real: Any) -> Any:
+        def call(path: Path, *arguments: Any, **named: Any) -> Any:
+            ours = path.parent == folder or path.parent.parent == folder
+            if ours and path.suffix != ".part" and next(calls) == moves:
+                raise Killed
+            return real(path, *arguments, **named)
+
+        return call
+
+    model = attach(bert(2, seed=1), STAR)
+    with monkeypatch.context() as patched:
+        for name in ("replace", "unlink"):
+            patched.setattr(Path, name, counted(getattr(Path, name)))
+        try:
+            save_pretrained(model, folder)
+        except Killed:
+            pass
+        else:
+            assert moves > 4, "every move is tried"
+    try:
+        again = load_pretrained(folder)
+    except FileNotFoundError as error:
+        assert "or the save was interrupted" in str(error)  # noqa: PT017
+    else:
+        assert any(torch.equal(output(again), each) for each in (old, new))
+        assert (moves == 0) is torch.equal(output(again), old)
+    assert torch.equal(output(load_pretrained(save_pretrained(model, folder))), new)
+
+
+def test_what_a_killed_save_has_left_is_removed(folder):
+    (folder / ".saving-abc").mkdir()
+    (folder / ".saving-abc" / "model.safetensors").write_bytes(b"half")
+    load_pretrained(folder)
+    save_pretrained(attach(bert(), STAR), folder)
+    assert not [name for name in names(folder) if name.startswith(".")]
+
+
+def test_a_full_disk_leaves_the_old_state(folder, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("IoError: No space left on device (os error 28)")
+
+    before = names(folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(hf.BertModel, "save_pretrained", full)
+        with pytest.raises(OSError, match="cannot write the model") as error:
+            save_pretrained(attach(bert(seed=1), STAR), folder)
+    assert error.value.errno == errno.ENOSPC
+    assert names(folder) == before
+    assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    folder = save_pretrained(attach(bert(), MIXED), small_disk / "model")
+    large = attach(bert(vocab_size=300_000), STAR)  # 9 MB
+    with pytest.raises(OSError, match="cannot write the model") as error:
+        save_pretrained(large, folder)
+    assert error.value.errno == errno.ENOSPC
+    assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
+
+
+# -- models that are not saved -----------------------------------------------------------------
+class Around(nn.Module):
+    """A model inside a module that transformers cannot load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = bert(1)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        out: Tensor = self.inner(input_ids)[0]
+        return out
+
+
+def cut_layers() -> Any:
+    model = bert()
+    model.encoder.layer = model.encoder.layer[:1]
+    return attach(model, STAR)
+
+
+def wide_head() -> Any:
+    model = bert(cls=hf.BertForSequenceClassification)
+    model.classifier = nn.Linear(WIDTH, 5)
+    return attach(model, STAR)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (bert, r"no mask is attached to this BertModel; attach one to it first, or save the"),
+        (
+            lambda: attach(bert(), Gates(length=LENGTH, heads=HEADS, layers=LAYERS)),
+            r"gates are attached to 'self' .*cut a mask .*result\.mask\(sparsity=0\.9\)",
+        ),
+        (Around, r"Around is no Hugging Face .*; ms\.attach\(model\.inner, mask\); ms\.save_pre"),
+        (lambda: attach(Around(), STAR), r"ms\.detach\(model\); ms\.attach\(model\.inner, mask\)"),
+        (lambda: attach(Around(), STAR).inner, "no mask is attached to this BertModel"),
+        (lambda: nn.Linear(2, 2), "Linear contains no Hugging Face model"),
+        (cut_layers, r"nothing could load it again: 3. differ, such as encoder\.layer\.1\."),
+        (wide_head, r"nothing could load it again: 2 differ, such as classifier\.bias; change"),
+    ],
+    ids=["nothing", "gates", "around", "around-masked", "inside", "linear", "cut", "wide"],
+)
+def test_models_that_are_not_saved(tmp_path, model, message):
+    with pytest.raises(AttachError, match=message):
+        save_pretrained(model(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_models_are_saved(tmp_path):
+    with pytest.raises(TypeError, match="save_pretrained takes a model, got Window"):
+        save_pretrained(masks.window(1), tmp_path)
+
+
+def test_an_adapter_alone_is_not_saved(tmp_path, monkeypatch):
+    model = attach(bert(), STAR)
+    monkeypatch.setattr(model, "save_pretrained", lambda folder: None)
+    with pytest.raises(AttachError, match=r"wrote no whole model .*merge the adapter"):
+        save_pretrained(model, tmp_path)
+    assert names(tmp_path) == []
+
+
+# -- folders that are not read -----------------------------------------------------------------
+BOMB = struct.pack("<Q", 1 << 40) + b"{" * 64  # a header of a terabyte
+DEEP = b'{"kind":"not","of":' * 20_000
+
+
+def edited(folder: Path, **changed: Any) -> None:
+    """Other values in the manifest."""
+    path = folder / "masksearch.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def sole_mask(folder: Path, name: str, text: bytes = b"x") -> None:
+    """The manifest names that file instead, with its true digest."""
+    if Path(name).name == name:
+        (folder / name).write_bytes(text)
+    digest = hashlib.sha256(text).hexdigest()
+    edited(folder, masks={"self": {"file": name, "sha256": digest}})
+
+
+def cut(file: str, left: int = 40) -> Any:
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:left])
+
+
+def put(file: str, text: bytes) -> Any:
+    return lambda folder: (folder / file).write_bytes(text)
+
+
+def absent(file: str) -> Any:
+    return lambda folder: (folder / file).unlink()
+
+
+def one_bit(folder: Path) -> None:
+    data = bytearray((folder / "mask.json").read_bytes())
+    data[-3] ^= 1
+    (folder / "mask.json").write_bytes(data)
+
+
+def wrong_weights(folder: Path) -> None:
+    bert(2).save_pretrained(folder.parent / "other")
+    shutil.copy(folder.parent / "other" / "model.safetensors", folder)
+
+
+def lost_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["embeddings.LayerNorm.bias"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reconfigured(**changed: Any) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+    return change
+
+
+def masked(mask: masks.Mask) -> Any:
+    return lambda folder: sole_mask(folder, "mask.json", mask.to_json().encode())
+
+
+MANIFESTS: dict[str, tuple[Any, type[Exception], str]] = {
+    "no manifest": (absent("masksearch.json"), FileNotFoundError, "holds no masksearch.json, so"),
+    "cut manifest": (cut("masksearch.json"), MaskFormatError, "masksearch.json cannot be used"),
+    "foreign manifest": (put("masksearch.json", b"[1]"), MaskFormatError, "cannot be used"),
+    "deep manifest": (put("masksearch.json", b"[" * 10**5), MaskFormatError, "cannot be used"),
+    "binary manifest": (put("masksearch.json", b"\xff\xfe"), MaskFormatError, "cannot be used"),
+    "no masks": (lambda f: edited(f, masks={}), MaskFormatError, "it names no mask"),
+    "odd build": (lambda f: edited(f, build=[1]), MaskFormatError, "cannot be used"),
+    "odd options": (
+        lambda f: edited(f, build={"options": {"add_pooling_layer": "no"}}),
+        MaskFormatError,
+        "an option of the model that is no bool",
+    ),
+    "odd masks": (lambda f: edited(f, masks=["self"]), MaskFormatError, "cannot be used"),
+    "odd backend": (lambda f: edited(f, backend=1), MaskFormatError, "is no text"),
+    "newer": (
+        lambda f: edited(f, format=2),
+        MaskFormatError,
+        r"format 2, .* reads 1; it was",
+    ),
+    "up": (lambda f: sole_mask(f, "../mask.json"), MaskFormatError, "names '../mask.json', which"),
+    "absolute": (lambda f: sole_mask(f, "/etc/passwd"), MaskFormatError, "not a file of that"),
+    "no mask": (absent("mask.json"), FileNotFoundError, "names this mask file, it is missing"),
+    "cut mask": (cut("mask.json"), MaskFormatError, "mask.json was changed or damaged since"),
+    "one bit": (one_bit, MaskFormatError, "mask.json was changed or damaged since it was saved"),
+    "other mask": (put("mask.json", STAR.to_json().encode()), MaskFormatError, "its SHA-256"),
+    "bomb": (lambda f: sole_mask(f, "m.safetensors", BOMB), MaskFormatError, "not a readable"),
+    "deep mask": (lambda f: sole_mask(f, "m.json", DEEP), MaskFormatError, "m.json: not JSON"),
+    "foreign": (lambda f: sole_mask(f, "m.json", b"{}"), MaskFormatError, "m.json: a mask is an"),
+    "pickled": (lambda f: sole_mask(f, "m.pt", b"\x80."), MaskFormatError, "ends in .json or"),
+}
+MODELS: dict[str, tuple[Any, type[Exception], str]] = {
+    "no config": (absent("config.json"), DataError, "holds no config.json"),
+    "cut config": (cut("config.json"), DataError, "config.json cannot be read"),
+    "foreign config": (put("config.json", b"[]"), DataError, "cannot be read: it holds no object"),
+    "bad config": (reconfigured(hidden_size="x"), DataError, "cannot be read as BertModel"),
+    "no class": (reconfigured(architectures=None), AttachError, "names the class None, which"),
+    "own class": (reconfigured(architectures=["Mine"]), AttachError, "'Mine', which is not a"),
+    "a function": (reconfigured(architectures=["pipeline"]), AttachError, "'pipeline', which is"),
+    "Auto": (reconfigured(architectures=["AutoModel"]), AttachError, "'AutoModel', which is not"),
+    "other class": (reconfigured(architectures=["GPT2Model"]), DataError, "GPT2Model"),
+    "own weights": (
+        reconfigured(transformers_weights="adapter_model.bin"),
+        DataError,
+        "transformers_weights",
+    ),
+    "no weights": (absent("model.safetensors"), DataError, "holds no model.safetensors"),
+    "cut weights": (cut("model.safetensors", 900), DataError, "cannot be read as BertModel"),
+    "weight bomb": (put("model.safetensors", BOMB), DataError, "cannot be read as BertModel"),
+    "few weights": (wrong_weights, DataError, r"lack \d+ tensors of BertModel, such as encoder"),
+    "one lost": (lost_weight, DataError, r"lack 1 tensors .*embeddings\.LayerNorm\.bias; take"),
+    "wide": (reconfigured(hidden_size=16), DataError, "cannot be read as BertModel"),
+    "heads": (masked(masks.per_head([STAR] * 3)), HeadCountError, "the mask has 3 heads"),
+    "layers": (masked(masks.per_layer([STAR] * 2)), LayerCountError, "the mask has 2 layers"),
+    "backend": (lambda f: edited(f, backend="magic"), ValueError, "unknown backend 'magic'"),
+    "adapter": (put("adapter_config.json", b"{}"), DataError, r"holds adapter_config\.json, for"),
+    "odd option": (
+        lambda f: edited(f, build={"options": {"allow_all_kernels": True}}),
+        DataError,
+        "BertModel takes no 'allow_all_kernels', with which the model was built; open it with",
+    ),
+}
+
+
+@pytest.fixture
+def no_collection(case: str) -> Iterator[None]:
+    """Finalisers that the collector runs at the recursion limit fail."""
+    if "deep" in case:
+        gc.collect()
+        gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
+@pytest.mark.parametrize("case", MANIFESTS)
+def test_damaged_and_foreign_masks_are_refused(folder, case):
+    change, error, message = MANIFESTS[case]
+    change(folder)
+    for read in (saved_masks, load_pretrained):
+        with pytest.raises(error, match=message):
+            read(folder)
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_damaged_and_foreign_models_are_refused(folder, case):
+    change, error, message = MODELS[case]
+    change(folder)
+    with pytest.raises(error, match=message):
+        load_pretrained(folder)
+
+
+def test_a_folder_that_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder; give one that save_pretrained"):
+        load_pretrained(tmp_path / "nowhere")
+
+
+def test_another_class_does_not_hide_lost_weights(folder):
+    lost_weight(folder)
+    with pytest.raises(DataError, match=r"lack 1 tensors .*embeddings\.LayerNorm\.bias; take"):
+        load_pretrained(folder, model_class=hf.BertForSequenceClassification)
+
+
+def test_a_class_must_be_one_of_models(folder):
+    for other in (hf.AutoTokenizer, "BertModel", int):
+        with pytest.raises(TypeError, match="model_class is a class of Hugging Face models such"):
+            load_pretrained(folder, model_class=other)
+    for other in (hf.DistilBertModel, hf.GPT2Model):
+        with pytest.raises(DataError, match=r"the weights lack|cannot be read as"):
+            load_pretrained(folder, model_class=other)
+
+
+class Code:
+    """Leaves a trace when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.trace,))
+
+
+def test_a_pickle_is_never_read(folder, tmp_path):
+    for name in ("pytorch_model.bin", "adapter_model.bin", "mask.pt"):
+        (folder / name).write_bytes(pickle.dumps(Code(tmp_path / "ran")))
+    assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match=r"as a pickle \(adapter_model\.bin\), which can run"):
+        load_pretrained(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_in_the_folder_is_never_run(folder, tmp_path):
+    (folder / "modeling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    auto_map = {"AutoModel": "modeling.BertModel", "AutoConfig": "modeling.BertConfig"}
+    reconfigured(auto_map=auto_map)(folder)
+    load_pretrained(folder)
+    load_pretrained(folder, model_class=hf.AutoModel)
+    with pytest.raises(ValueError, match=r"trust_remote_code=True: code .* is never run; write"):
+        load_pretrained(folder, trust_remote_code=True)
+    with pytest.raises(ValueError, match="chosen by backend="):
+        load_pretrained(folder, attn_implementation="eager")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_kernel_that_the_configuration_names_is_not_fetched(folder, key):
+    reconfigured(**{key: "someone/kernel"})(folder)
+    model = load_pretrained(folder)
+    assert torch.equal(output(model), output(attach(bert(), MIXED)))
+    assert detach(model).config._attn_implementation == "sdpa"
