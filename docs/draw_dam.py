@@ -34,7 +34,7 @@ from masksearch.report.figures.dam import (
     plot_losses,
 )
 from masksearch.report.figures.front import INK, clean, new_figure
-from masksearch.tasks.planted.process import PlantedTask
+from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
 IMAGES = Path(__file__).parent / "images"

@@ -29,7 +29,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import encoder, size_named
 from masksearch.models.heads import MaskedLanguageModel, Output
-from masksearch.tasks.planted.downstream import FollowsTask, IntactTask
+from masksearch.tasks.planted.downstream import PlantedLabelTask
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
@@ -118,11 +118,12 @@ class PlantedEvaluator:
         return PlantedTask(self.process, self.batch, self.held_out_sequences)
 
     @property
-    def downstream_tasks(self) -> tuple[IntactTask, FollowsTask]:
+    def downstream_tasks(self) -> tuple[PlantedLabelTask, ...]:
         """The tasks that the score is the mean of."""
+        sizes = self.downstream_batch, self.held_out_sequences
         return (
-            IntactTask(self.process, self.downstream_batch, self.held_out_sequences),
-            FollowsTask(self.process, self.downstream_batch, self.held_out_sequences),
+            PlantedLabelTask(self.process, "intact", *sizes),
+            PlantedLabelTask(self.process, "follows", *sizes),
         )
 
     @property
@@ -214,9 +215,7 @@ class PlantedEvaluator:
         model.train()
         return {"accuracy": hits / max(1, among), "loss": total / tokens}
 
-    def downstream(
-        self, model: MaskedLanguageModel, task: IntactTask | FollowsTask, seed: int
-    ) -> float:
+    def downstream(self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int) -> float:
         """Fine-tunes the model on the task and returns its held-out accuracy."""
         hidden = torch.zeros(self.process.length, dtype=torch.bool)
         hidden[self.process.paired[:, 1]] = True

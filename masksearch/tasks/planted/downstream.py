@@ -1,140 +1,121 @@
-"""Downstream tasks of the planted process: is a sequence intact, does its end follow."""
+"""Downstream tasks of the planted process: is a sequence intact, does its end follow.
+
+task = PlantedLabelTask(PlantedProcess(), "intact")
+next(task.batches(seed=0))      # input_ids int64 [64, 24], labels int64 [64]
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from masksearch.contracts import Batch, generator
+from masksearch.errors import unknown_name
 from masksearch.tasks.planted.process import FOLLOWS, HELD_OUT, INTACT, PlantedProcess
 
+Rule = Literal["intact", "follows"]
+STREAMS = {"intact": INTACT, "follows": FOLLOWS}
+
 
 @dataclass(frozen=True)
-class IntactTask:
-    """Downstream: is the sequence from the process (1), or was one pair broken (0)?
+class PlantedLabelTask:
+    """Tell the sequences of the process (label 1) from those that were changed (0).
 
-    In half of the sequences the last token of one random pair is replaced by the token that
-    another key would give, or with one key by any other token. So nothing but that pair, read
-    together with the key, gives it away: the chance is 0.5, the ceiling 1.0, and a reader that
-    sees a share f of the pairs with their key can reach (1 + f) / 2.
+    By the rule, a change is:
+
+    * `"intact"`: the last token of one random pair is replaced by the token that another key
+      would give, or with one key by any other token. So nothing but that pair, read together
+      with the key, gives it away: the chance is 0.5, and a reader that sees a share f of the
+      pairs with their key can reach (1 + f) / 2.
+    * `"follows"`: the second segment, from `process.split` on, comes from another sequence with
+      the same key. So only the pairs across the cut give it away; their partners suffice, the key
+      is not needed. The chance is 0.5.
 
     Args:
         process: The distribution.
+        rule: `"intact"` or `"follows"`.
         batch: Sequences of a batch, half of each label (even).
         held_out_sequences: Number of held-out sequences (even).
+
+    Raises:
+        ValueError: If a number of sequences is odd or below 2.
+        UnknownNameError: For another rule.
     """
 
     process: PlantedProcess
+    rule: Rule
     batch: int = 64
     held_out_sequences: int = 1024
 
     def __post_init__(self) -> None:
-        even(self.batch, self.held_out_sequences)
+        if self.rule not in STREAMS:
+            raise unknown_name("rule", self.rule, get_args(Rule))
+        for count in (self.batch, self.held_out_sequences):
+            if count < 2 or count % 2:
+                raise ValueError(
+                    f"balanced labels need an even number of sequences, got {count}; use "
+                    f"{max(2, count + count % 2)}"
+                )
 
     @property
     def name(self) -> str:
-        """The task's name."""
-        return "intact"
+        """The task's name: its rule."""
+        return self.rule
 
     @property
     def ceiling(self) -> float:
-        """Largest expected accuracy: a replaced token always differs from the true one."""
-        return 1.0
-
-    def batches(self, seed: int) -> Iterator[Batch]:
-        """Endless balanced batches: `input_ids` `[batch, length]`, `labels` `[batch]`."""
-        random = generator(seed, INTACT)
-        while True:
-            yield self.draw(self.batch, random)
-
-    def held_out(self) -> list[Batch]:
-        """The held-out sequences, the same in every call."""
-        return [self.draw(self.held_out_sequences, generator(self.process.seed, INTACT, HELD_OUT))]
-
-    def draw(self, count: int, random: torch.Generator) -> Batch:
-        """Draws `count` sequences; the first half is intact."""
-        tokens = self.process.sample(count, random)
-        broken = tokens[count // 2 :]
-        chosen = torch.randint(len(self.process.pairs), (len(broken),), generator=random)
-        members = self.process.paired[chosen]
-        row, last, key = torch.arange(len(broken)), members[:, -1], self.process.key(broken)
-        if self.process.keys > 1:
-            step = torch.randint(1, self.process.keys, (len(broken),), generator=random)
-            other = (key + step) % self.process.keys
-            others = broken.gather(1, members[:, :-1])
-            broken[row, last] = self.process.last_tokens(other, others)
-        else:
-            step = torch.randint(1, self.process.vocabulary, (len(broken),), generator=random)
-            broken[row, last] = (broken[row, last] + step) % self.process.vocabulary
-        return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
-
-
-@dataclass(frozen=True)
-class FollowsTask:
-    """Downstream: does the second segment belong to the first (1), or to another sequence (0)?
-
-    The segments meet at `process.split`. In half of the sequences the second segment comes from
-    another sequence with the same key, so that only the pairs across the cut give it away; their
-    partners suffice, the key is not needed. The chance is 0.5.
-
-    Args:
-        process: The distribution.
-        batch: Sequences of a batch, half of each label (even).
-        held_out_sequences: Number of held-out sequences (even).
-    """
-
-    process: PlantedProcess
-    batch: int = 64
-    held_out_sequences: int = 1024
-
-    def __post_init__(self) -> None:
-        even(self.batch, self.held_out_sequences)
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return "follows"
-
-    @property
-    def ceiling(self) -> float:
-        """Largest expected accuracy: 1 - vocabulary^-c / 2, with c pairs across the cut.
+        """Largest expected accuracy: 1 for "intact", where a replaced token always differs from
+        the true one; for "follows" 1 - vocabulary^-c / 2, with c pairs across the cut.
 
         With probability vocabulary^-c a strange segment fits by accident; then it is taken for
         the true one.
         """
+        if self.rule == "intact":
+            return 1.0
         crossing = len(self.process.crossing(self.process.split))
         return 1 - float(self.process.vocabulary) ** -crossing / 2
 
     def batches(self, seed: int) -> Iterator[Batch]:
         """Endless balanced batches: `input_ids` `[batch, length]`, `labels` `[batch]`."""
-        random = generator(seed, FOLLOWS)
+        random = generator(seed, STREAMS[self.rule])
         while True:
             yield self.draw(self.batch, random)
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
-        random = generator(self.process.seed, FOLLOWS, HELD_OUT)
+        random = generator(self.process.seed, STREAMS[self.rule], HELD_OUT)
         return [self.draw(self.held_out_sequences, random)]
 
     def draw(self, count: int, random: torch.Generator) -> Batch:
-        """Draws `count` sequences; in the first half the second segment follows."""
+        """Draws `count` sequences; the second half is changed."""
         tokens = self.process.sample(count, random)
-        strange = tokens[count // 2 :]
-        other = self.process.sample(len(strange), random)
-        if self.process.keys > 1:
-            other[:, 0] = strange[:, 0]
-        self.process.completed(other)
-        strange[:, self.process.split :] = other[:, self.process.split :]
+        change = break_one_pair if self.rule == "intact" else replace_end
+        change(self.process, tokens[count // 2 :], random)
         return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
 
 
-def even(*counts: int) -> None:
-    """Refuses numbers of sequences that cannot hold both labels equally often."""
-    for count in counts:
-        if count < 2 or count % 2:
-            even_one = max(2, count + count % 2)
-            raise ValueError(
-                f"balanced labels need an even number of sequences, got {count}; use {even_one}"
-            )
+def break_one_pair(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
+    """Replaces the last token of one pair of every sequence, in place: int64 `[count, length]`."""
+    members = process.paired[torch.randint(len(process.pairs), (len(tokens),), generator=random)]
+    row, last = torch.arange(len(tokens)), members[:, -1]
+    others = tokens.gather(1, members[:, :-1])
+    if process.keys > 1:
+        step = torch.randint(1, process.keys, (len(tokens),), generator=random)
+        other_key = (process.key(tokens) + step) % process.keys
+        tokens[row, last] = process.last_tokens(other_key, others)
+    else:
+        step = torch.randint(1, process.vocabulary, (len(tokens),), generator=random)
+        tokens[row, last] = (tokens[row, last] + step) % process.vocabulary
+
+
+def replace_end(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
+    """Gives every sequence another one's second segment, in place: int64 `[count, length]`."""
+    other = process.sample(len(tokens), random)
+    if process.keys > 1:
+        other[:, 0] = tokens[:, 0]
+    process.completed(other)
+    tokens[:, process.split :] = other[:, process.split :]

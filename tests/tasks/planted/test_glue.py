@@ -29,8 +29,7 @@ from masksearch.tasks.glue import (
     reported,
     score,
 )
-from masksearch.tasks.planted.glue import PlantedGlue
-from masksearch.tasks.planted.glue_tasks import PlantedGlueTask, across, words
+from masksearch.tasks.planted.glue import PlantedGlue, PlantedGlueTask, across, words
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.tasks.text.corpus import Corpus
 

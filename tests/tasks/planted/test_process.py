@@ -6,8 +6,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from masksearch.contracts import Shape, generator
+from masksearch.errors import UnknownNameError
 from masksearch.masks.lower import lower
-from masksearch.tasks.planted.downstream import FollowsTask, IntactTask
+from masksearch.tasks.planted.downstream import PlantedLabelTask
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
 
 PROCESSES = [
@@ -135,7 +136,15 @@ def test_masked_always_scores_a_token():
         assert (batch["labels"] != -100).any()
 
 
-@pytest.mark.parametrize("kind", [PlantedTask, IntactTask, FollowsTask])
+def intact(process: PlantedProcess, **numbers: int) -> PlantedLabelTask:
+    return PlantedLabelTask(process, "intact", **numbers)
+
+
+def follows(process: PlantedProcess, **numbers: int) -> PlantedLabelTask:
+    return PlantedLabelTask(process, "follows", **numbers)
+
+
+@pytest.mark.parametrize("kind", [PlantedTask, intact, follows])
 def test_tasks_are_functions_of_the_seed(kind):
     task = kind(PlantedProcess(), batch=8, held_out_sequences=16)
     one, two, other = (task.batches(seed) for seed in (0, 0, 1))
@@ -164,7 +173,7 @@ def agreeing(process, tokens):
 
 @each
 def test_intact_breaks_exactly_one_pair_in_half_of_the_sequences(process):
-    (batch,) = IntactTask(process, held_out_sequences=200).held_out()
+    (batch,) = intact(process, held_out_sequences=200).held_out()
     broken = (~agreeing(process, batch["input_ids"])).sum(1)
     assert torch.equal(broken == 0, batch["labels"] == 1)
     assert broken.max() == 1
@@ -173,7 +182,7 @@ def test_intact_breaks_exactly_one_pair_in_half_of_the_sequences(process):
 
 @each
 def test_follows_breaks_only_pairs_across_the_cut(process):
-    task = FollowsTask(process, held_out_sequences=2000)
+    task = follows(process, held_out_sequences=2000)
     (batch,) = task.held_out()
     holds = agreeing(process, batch["input_ids"])
     crossing = torch.tensor([pair in process.crossing(process.split) for pair in process.pairs])
@@ -263,10 +272,10 @@ def test_grouped_downstream_breaks_one_group_or_those_across_the_cut(process):
             ]
         )
 
-    (batch,) = IntactTask(process, held_out_sequences=200).held_out()
+    (batch,) = intact(process, held_out_sequences=200).held_out()
     count = broken(batch).sum(1)
     assert torch.equal(count, 1 - batch["labels"])
-    task = FollowsTask(process, held_out_sequences=2000)
+    task = follows(process, held_out_sequences=2000)
     (batch,) = task.held_out()
     wrong = broken(batch)
     across = torch.tensor([min(group) < process.split <= max(group) for group in process.pairs])
@@ -379,8 +388,10 @@ def test_wrong_values_are_refused(arguments, message):
 
 def test_odd_batches_are_refused():
     with pytest.raises(ValueError, match="even number of sequences, got 7; use 8"):
-        IntactTask(PlantedProcess(), batch=7)
+        intact(PlantedProcess(), batch=7)
     with pytest.raises(ValueError, match="got 0; use 2"):
-        FollowsTask(PlantedProcess(), held_out_sequences=0)
+        follows(PlantedProcess(), held_out_sequences=0)
+    with pytest.raises(UnknownNameError, match="rule"):
+        PlantedLabelTask(PlantedProcess(), "follow")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="batch must be at least 1 sequence, got 0"):
         PlantedTask(PlantedProcess(), batch=0)
