@@ -49,8 +49,8 @@ def on_front(gains: ArrayLike) -> NDArray[np.bool_]:
     >>> on_front([(1, 3), (3, 1), (1, 1), (3, 1)]).tolist()
     [True, True, False, True]
     """
-    dominated: NDArray[np.bool_] = dominance(gains).any(axis=0)
-    return ~dominated
+    result: NDArray[np.bool_] = dominance(gains).sum(0) == 0
+    return result
 
 
 def nondominated_ranks(gains: ArrayLike) -> NDArray[np.int64]:

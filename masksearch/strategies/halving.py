@@ -33,7 +33,7 @@ class RungCount:
 
 
 @dataclass(frozen=True)
-class Entry:
+class RungEntry:
     """One trial at one rung."""
 
     gains: tuple[float, ...]  # the metric, then what it is weighed against; more is better
@@ -104,7 +104,7 @@ class ParetoHalving:
     against: tuple[str, ...] = ("sparsity",)
     strata: float = 2
     grace: int | None = None
-    entries: tuple[dict[int, Entry], ...] = field(init=False, repr=False, compare=False)
+    entries: tuple[dict[int, RungEntry], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("rungs", "against"):  # lists are taken, too
@@ -170,8 +170,8 @@ class ParetoHalving:
         ]
 
     def judged(
-        self, number: int, report: Report, measures: Mapping[str, float], before: list[Entry]
-    ) -> Entry:
+        self, number: int, report: Report, measures: Mapping[str, float], before: list[RungEntry]
+    ) -> RungEntry:
         """The entry of a trial that arrives at a rung after those `before`."""
         value = held(report.values, self.metric, f"report of trial {number} at {report.step}")
         gains = [value if self.goal == "max" else -value]
@@ -188,7 +188,7 @@ class ParetoHalving:
         among = [entry.gains for entry in before] + [tuple(gains)]
         least = math.ceil(self.factor) if self.grace is None else self.grace
         goes_on = len(among) < least or place_of_last(among) * self.factor < len(among)
-        return Entry(tuple(gains), stratum, goes_on)
+        return RungEntry(tuple(gains), stratum, goes_on)
 
 
 def held(values: Mapping[str, float], name: str, where: str, otherwise: float = math.nan) -> float:

@@ -1,36 +1,48 @@
 """Optuna samplers behind ask and tell.
 
-The strategy keeps a study of its own in memory, filled from the records that it is told, and
-gives every draw a sampler seeded by (seed, draw number). So its state is a function of its
-arguments and of the told records, and a search resumed from a database goes on as if it had
-never stopped.
+The strategy keeps a study in memory, filled from the records that it is told, and gives every draw
+a sampler seeded by (seed, draw number):
+
+    records told --frozen_trial--> study in memory --sampler, space--> Proposal with a memo
+
+So its state is a function of its arguments and of the told records, and a search resumed from a
+database goes on as if it had never stopped. Trial numbers of the study in memory are draw
+numbers, whatever the order in which the records arrived. What a sampler writes into trial or
+study attributes while it draws (a generation, a sequence's position) travels in the proposal's
+memo, and is written back from there.
 """
 
 from __future__ import annotations
 
+import json
+import math
+import statistics
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
+from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.samplers import BaseSampler
-from optuna.trial import BaseTrial
+from optuna.storages import InMemoryStorage
+from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState, create_trial
 
 from masksearch.contracts import Evaluate, Job, Objective, Proposal, Record, Refused, mixed_seed
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
-from masksearch.strategies.grouped_tpe import GroupedTpe
-from masksearch.strategies.replay import Filler, ToldStudy, Verdicts
+from masksearch.masks.measure import MEASURES
 from masksearch.study.constraints import Constraint
-from masksearch.study.store import quiet
+from masksearch.study.store import STATES, directions, quiet
 
 Space = Callable[[BaseTrial], Mask]
 SamplerFactory = Callable[[int, int], BaseSampler]  # seed of the draw, seed of the search
+Filler = Literal["none", "worst", "median"]
 STARTUP = 6  # random draws before TPE models anything; budgets here are tens of trials
 POPULATION = 20  # of the genetic algorithms: a budget of 200 is then ten generations
+STRICT = 1e-12  # excess of a value that sits on the limit of a strict constraint
 
 
 def random_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
@@ -39,12 +51,18 @@ def random_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
 
 
 def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
-    """Multivariate TPE in groups that also counts running trials.
+    """Multivariate TPE; running trials count as bad ones (constant liar).
 
-    Optuna switches multivariate off for several objectives by default; on mixed conditional
-    spaces the grouped form is the better one.
+    Parameters that always occur together form a group and are modelled jointly, so conditional
+    spaces are modelled too.
     """
-    return GroupedTpe(seed=draw_seed, startup=STARTUP)
+    return optuna.samplers.TPESampler(
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        n_startup_trials=STARTUP,
+        seed=draw_seed,
+    )
 
 
 def nsga2_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
@@ -101,7 +119,7 @@ class OptunaStrategy:
         seed: Seed of all draws.
         name: Origin of the proposals.
         constraints: What the search's masks must keep; the sampler learns which do, from early
-            stopped masks too (`Verdicts` says how).
+            stopped masks too (`TrialWriter` says how).
     """
 
     def __init__(
@@ -124,51 +142,44 @@ class OptunaStrategy:
         filler: Filler = "worst" if self.genetic else "none"
         if isinstance(first, optuna.samplers.GPSampler):
             filler = "median"
-        self.verdicts = Verdicts(objectives, constraints, filler)
-        self.memory = ToldStudy(objectives, first)
+        self.writer = TrialWriter(objectives, constraints, filler)
         self.records: dict[int, Record] = {}  # draw -> the latest that is known of it
-        self.held: set[int] = set()  # draws that the study in memory holds
-        self.changed: set[int] = set()  # told since the last ask
+        self.changed: set[int] = set()  # draws that the study in memory holds otherwise
         self.next = 0  # the next draw
-        self.branches: set[frozenset[str]] = set()  # sets of parameters that were drawn
-        self.warned = False
-
-    @property
-    def study(self) -> optuna.Study:
-        """The study in memory; trial number = draw number. Told records reach it at `ask`."""
-        return self.memory.study
+        self.study = StudyInMemory(objectives, first)
+        self.parameter_sets: set[frozenset[str]] = set()
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next draw; a space that fails becomes a `Refused` job with its traceback.
 
         "done" where the sampler says that its space is exhausted (grid, brute force).
         """
-        draw = self.next
-        self.catch_up()
-        if self.memory.study.over:
+        draw, study = self.next, self.replayed_study()
+        if study.exhausted:
             return "done"
-        before = self.memory.attributes()
+        study.sampler = self.sampler_of(draw)
+        before = study.attributes()
         with quiet():  # a GP says so where it falls back to its default kernel
-            trial = self.memory.draw(self.sampler_of(draw))
+            trial = study.ask()
             job = drawn_job(self.space, trial)
-        memo = self.memory.memo(trial, before)
-        self.next += 1
-        self.held.add(draw)
+        study.drawn.add(draw)
+        memo = study.memo(trial, before)
         proposal = Proposal(draw, job, dict(trial.params), self.name, memo=memo)
-        if self.genetic:
-            self.warn_of_branches(proposal)
-        self.records[draw] = Record(draw, "running", job, params=proposal.params, memo=memo)
+        self.tell(Record(draw, "running", job, params=proposal.params, memo=memo))
         return proposal
 
     def tell(self, record: Record) -> None:
         """Takes a result, or (status "running") learns that a draw is out."""
-        if record.number in self.held:
+        known = self.records.get(record.number)
+        if known is not None:
             if record.status == "running":
                 return
-            record = replace(record, memo=self.records[record.number].memo)
+            record = replace(record, memo=known.memo)
+        elif self.genetic:
+            self.warn_of_branches(record)
         self.records[record.number] = record
-        self.changed.add(record.number)
         self.next = max(self.next, record.number + 1)
+        self.changed.add(record.number)
 
     def sampler_of(self, draw: int) -> BaseSampler:
         """The sampler of a draw, with seeds of its own."""
@@ -179,38 +190,219 @@ class OptunaStrategy:
                 mixed_seed(*self.seeds, draw) % 2**32, mixed_seed(*self.seeds) % 2**32
             )
 
-    def catch_up(self) -> None:
-        """Brings the study in memory to what was told, in the order of the draws."""
-        if self.verdicts.filler == "median" and self.verdicts.constraints:
-            # fillers move with every score: such a study is made anew (a GP is slower by far)
-            self.memory = ToldStudy(self.objectives, self.memory.study.sampler)
-            self.held.clear()
+    def replayed_study(self) -> StudyInMemory:
+        """The study in memory, brought to what was told, in the order of the draws."""
+        if self.writer.filler == "median":
+            # fillers move with every score: the study is made anew (a GP is slower by far)
+            self.study = StudyInMemory(self.objectives, self.study.sampler)
             self.changed = set(self.records)
         for draw in sorted(self.changed):
             record = self.records[draw]
-            if draw not in self.held:
-                self.memory.place(record)
-                self.held.add(draw)
-                if self.genetic:
-                    self.warn_of_branches(record)
-            if record.status != "running":
-                self.memory.finish(draw, self.verdicts.outcome(record, self.records))
+            trial = self.writer.frozen_trial(record, self.records)
+            self.study.write(draw, trial, memo_entry(record, "study_attrs"))
         self.changed.clear()
+        return self.study
 
-    def warn_of_branches(self, drawn: Proposal | Record) -> None:
+    def warn_of_branches(self, drawn: Record) -> None:
         """Warns once if draws differ in their parameters, because crossover sees only those
         that all share: the others are redrawn at random."""
-        if isinstance(drawn.job, Refused):
+        names = frozenset(drawn.params)
+        if isinstance(drawn.job, Refused) or names in self.parameter_sets:
             return
-        self.branches.add(frozenset(drawn.params))
-        if len(self.branches) == 2 and not self.warned:
-            self.warned = True
+        self.parameter_sets.add(names)
+        if len(self.parameter_sets) == 2:
             warnings.warn(
                 f"strategy {self.name!r} on a conditional space is little more than random "
                 "search: it crosses only the parameters that every mask has; use 'evolution' "
                 "or 'tpe'",
                 stacklevel=3,
             )
+
+
+class StudyInMemory(optuna.Study):
+    """What the samplers see: trial number = draw number.
+
+    Args:
+        objectives: Become the study's directions, in order.
+        sampler: The study's sampler until another one is set.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], sampler: BaseSampler) -> None:
+        self.storage = InMemoryStorage()  # its trials' ids are their numbers
+        with quiet():
+            self.id = self.storage.create_new_study(directions(objectives), "told")
+            super().__init__("told", self.storage, sampler=sampler)
+        self.drawn: set[int] = set()  # trials that hold their parameters
+        self.exhausted = False
+
+    def stop(self) -> None:
+        """Notes that there is nothing left to draw; samplers of a finite space call it."""
+        self.exhausted = True
+
+    def write(self, number: int, trial: FrozenTrial, attributes: Mapping[str, Any]) -> None:
+        """Makes trial `number` what `trial` is; one that has ended stays as it was.
+
+        Draws before it that are not known yet become running trials without parameters.
+
+        Args:
+            number: Of the draw.
+            trial: What the study is to hold.
+            attributes: Of the study, written by the sampler when it made this draw.
+        """
+        while self.storage.get_n_trials(self.id) <= number:
+            self.storage.create_new_trial(self.id)
+        if number not in self.drawn:
+            self.drawn.add(number)
+            for name, kind in trial.distributions.items():
+                value = kind.to_internal_repr(trial.params[name])
+                self.storage.set_trial_param(number, name, value, kind)
+            for key, attribute in attributes.items():
+                self.storage.set_study_system_attr(self.id, key, attribute)
+        if self.storage.get_trial(number).state.is_finished():
+            return
+        for key, attribute in trial.system_attrs.items():
+            self.storage.set_trial_system_attr(number, key, attribute)
+        for step, reported in trial.intermediate_values.items():
+            self.storage.set_trial_intermediate_value(number, step, reported)
+        if trial.state.is_finished():  # samplers of a finite space may end the search here
+            self.tell(number, values=trial.values, state=trial.state)
+
+    def attributes(self) -> dict[str, Any]:
+        """The study's attributes as they are now (a later write leaves this dict alone)."""
+        return self.storage.get_study_system_attrs(self.id)
+
+    def memo(self, trial: Trial, before: Mapping[str, Any]) -> dict[str, str]:
+        """What a replay needs to know of a draw beside its parameters.
+
+        Args:
+            trial: After the space has been drawn.
+            before: The study's attributes before the draw.
+
+        Returns:
+            `distributions`, and `trial_attrs` and `study_attrs` where the sampler wrote any;
+            all JSON.
+        """
+        kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
+        found = {"distributions": json.dumps(kinds)}
+        after = self.attributes()
+        changed = {key: after[key] for key in after if before.get(key) != after[key]}
+        own = self.storage.get_trial(trial.number).system_attrs
+        for name, attributes in (("trial_attrs", own), ("study_attrs", changed)):
+            if attributes:
+                found[name] = json.dumps(attributes)
+        return found
+
+
+def memo_entry(record: Record, name: str) -> dict[str, Any]:
+    """What a record's memo holds under that name; empty where it holds nothing."""
+    return dict(json.loads(record.memo.get(name, "{}")))
+
+
+class TrialWriter:
+    """Writes records as the trials that a sampler sees.
+
+    Scored records are COMPLETE with their values, failed ones FAIL. A stopped record has no
+    full-fidelity score, and none is made up for it where that score would be learnt from:
+
+    - A feasible one (a scheduler stopped it) is PRUNED; with one objective its last report goes
+      along, at its step. TPE ranks it behind every scored trial; the others pass it over.
+    - One that violates a constraint is PRUNED with its excess where `filler` is `"none"` (TPE:
+      infeasible, ranked by excess).
+    - With `"worst"` it is COMPLETE with its excess: samplers that see nothing but COMPLETE
+      trials, and that compare infeasible ones by their excess only (NSGA-II, NSGA-III). Measures
+      among the objectives are exact, every other objective has its `worst`.
+    - With `"median"` it is COMPLETE with its excess, and an objective that was not measured has
+      the median of those that were: a model of the objective through all COMPLETE trials
+      (a Gaussian process) then learns nothing of it, the constraint's model everything.
+
+    Args:
+        objectives: In the study's order.
+        constraints: Of the search.
+        filler: What stands for objectives that were not measured.
+    """
+
+    def __init__(
+        self, objectives: Sequence[Objective], constraints: Sequence[Constraint], filler: Filler
+    ) -> None:
+        self.objectives, self.constraints = tuple(objectives), tuple(constraints)
+        self.filler: Filler = filler
+
+    def frozen_trial(self, record: Record, told: Mapping[int, Record]) -> FrozenTrial:
+        """A record as a trial, given all that was told."""
+        state = STATES[record.status]
+        values: list[float] | None = None
+        excess: dict[str, float] = {}
+        partial: dict[int, float] = {}
+        if state is TrialState.COMPLETE:
+            values = [record.value(objective.name) for objective in self.objectives]
+            if any(math.isnan(value) for value in values):
+                state, values = TrialState.FAIL, None
+            else:
+                excess = self.completed(excesses(record, self.constraints), told)
+        elif state is TrialState.PRUNED:
+            excess = excesses(record, self.constraints)
+            if self.filler != "none" and any(value > 0 for value in excess.values()):
+                state, excess = TrialState.COMPLETE, self.completed(excess, told)
+                values = [self.filled(record, objective, told) for objective in self.objectives]
+            elif len(self.objectives) == 1 and self.objectives[0].name in record.values:
+                partial[record.step] = record.values[self.objectives[0].name]
+        kinds = {
+            name: json_to_distribution(text)
+            for name, text in memo_entry(record, "distributions").items()
+            if name in record.params
+        }
+        return create_trial(
+            state=state,
+            values=values,
+            params={name: record.params[name] for name in kinds},
+            distributions=kinds,
+            intermediate_values=partial,
+            system_attrs=memo_entry(record, "trial_attrs"),
+            constraints=excess or None,
+        )
+
+    def filled(self, record: Record, objective: Objective, told: Mapping[int, Record]) -> float:
+        """An objective of a mask that was not trained to the end."""
+        if objective.name in MEASURES and objective.name in record.measures:
+            return record.measures[objective.name]
+        if self.filler == "worst":
+            return objective.worst
+        known = [other.value(objective.name) for other in told.values() if other.scored]
+        return statistics.median([v for v in known if not math.isnan(v)] or [objective.worst])
+
+    def completed(self, excess: dict[str, float], told: Mapping[int, Record]) -> dict[str, float]:
+        """With `"median"`, every constraint: a Gaussian process needs them all."""
+        if self.filler == "median":
+            for constraint in self.constraints:
+                if str(constraint) not in excess:
+                    known = [excesses(other, [constraint]) for other in told.values()]
+                    found = [value for each in known for value in each.values()]
+                    excess[str(constraint)] = statistics.median(found or [0.0])
+        return excess
+
+
+def excesses(record: Record, constraints: Sequence[Constraint]) -> dict[str, float]:
+    """By how much a record violates each constraint; feasible at 0 and below.
+
+    A constraint on a value that the record does not hold is left out.
+    """
+    found = {}
+    for constraint in constraints:
+        try:
+            value = record.value(constraint.name)
+        except KeyError:
+            continue
+        if not math.isnan(value):
+            excess = constraint.excess(value)
+            found[str(constraint)] = (
+                min(excess, 0.0) if constraint.holds(value) else max(excess, STRICT)
+            )
+    return found
+
+
+def violation(record: Record, constraints: Sequence[Constraint]) -> float:
+    """Sum of all excesses; 0 = every known constraint is kept."""
+    return sum(max(excess, 0.0) for excess in excesses(record, constraints).values())
 
 
 def drawn_job(space: Space, trial: BaseTrial) -> Job:

@@ -154,12 +154,11 @@ def content(strategy: Strategy):
     """Everything that a sampler can read of the study in memory."""
     if not isinstance(strategy, OptunaStrategy):
         return None
-    storage = strategy.memory.storage
     trials = [
         (t.number, t.state, t.params, t.distributions, t.values, t.system_attrs)
         for t in strategy.study.get_trials()
     ]
-    return trials, storage.get_study_system_attrs(strategy.memory.id)
+    return trials, strategy.study.attributes()
 
 
 def assert_law(make: Callable[[], Strategy], draws: int) -> None:

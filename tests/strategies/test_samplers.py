@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 
-import optuna
 import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState
 
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, Record
-from masksearch.strategies.replay import ToldStudy, Verdicts, excesses
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, TrialWriter, excesses
 from masksearch.study.constraints import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
@@ -31,14 +29,14 @@ def record(number=0, status="done", **known):
 
 def told(status, filler, objectives=TWO, constraints=(SPARSE,), others=(), **known):
     records = dict(enumerate(others, start=1)) | {0: record(0, status, **known)}
-    return Verdicts(objectives, constraints, filler).outcome(records[0], records)
+    return TrialWriter(objectives, constraints, filler).frozen_trial(records[0], records)
 
 
 def test_scored_record_has_its_values_and_its_excess():
     for status in ("done", "reused"):
         outcome = told(status, "none", loss=2.0, sparsity=0.75)
         assert (outcome.state, outcome.values) == (TrialState.COMPLETE, [2.0, 0.75])
-        assert outcome.excess == {"sparsity >= 0.5": -0.25}
+        assert outcome.constraints == {"sparsity >= 0.5": -0.25}
 
 
 @pytest.mark.parametrize("status", ["failed", "done"])
@@ -49,14 +47,18 @@ def test_nan_and_failure_are_failures(status):
 def test_trial_that_a_scheduler_stopped_is_pruned_and_gets_no_score():
     for filler in ("none", "worst", "median"):
         outcome = told("stopped", filler, loss=2.0, sparsity=0.75)
-        assert (outcome.state, outcome.values, outcome.partial) == (TrialState.PRUNED, None, {})
+        assert (outcome.state, outcome.values, outcome.intermediate_values) == (
+            TrialState.PRUNED,
+            None,
+            {},
+        )
         alone = told("stopped", filler, objectives=ONE, loss=2.0, sparsity=0.75)
-        assert alone.partial == {3: 2.0}
+        assert alone.intermediate_values == {3: 2.0}
 
 
 def test_violating_mask_is_told_as_its_sampler_can_learn_it():
     pruned = told("stopped", "none", sparsity=0.25)
-    assert (pruned.state, pruned.excess) == (TrialState.PRUNED, {"sparsity >= 0.5": 0.25})
+    assert (pruned.state, pruned.constraints) == (TrialState.PRUNED, {"sparsity >= 0.5": 0.25})
     worst = told("stopped", "worst", sparsity=0.25)
     assert (worst.state, worst.values) == (TrialState.COMPLETE, [10.0, 0.25])
     others = [record(loss=loss, sparsity=0.9) for loss in (1.0, 2.0, 6.0)]
@@ -67,11 +69,11 @@ def test_violating_mask_is_told_as_its_sampler_can_learn_it():
 def test_gaussian_processes_get_every_constraint():
     others = [record(loss=1.0, sparsity=0.9, ms=ms) for ms in (3.0, 5.0, 6.0)]
     limits = (SPARSE, FAST)
-    assert told("stopped", "worst", constraints=limits, sparsity=0.25).excess.keys() == {
+    assert told("stopped", "worst", constraints=limits, sparsity=0.25).constraints.keys() == {
         "sparsity >= 0.5"
     }
     median = told("stopped", "median", constraints=limits, others=others, sparsity=0.25)
-    assert median.excess == {"sparsity >= 0.5": 0.25, "ms < 4": 1.0}
+    assert median.constraints == {"sparsity >= 0.5": 0.25, "ms < 4": 1.0}
 
 
 def test_value_on_a_strict_limit_is_infeasible():
@@ -80,20 +82,18 @@ def test_value_on_a_strict_limit_is_infeasible():
     assert excesses(record(), [FAST]) == {}
 
 
-def test_constraints_are_those_that_optuna_reads():
-    memory = ToldStudy(TWO, optuna.samplers.RandomSampler(seed=0))
-    memory.place(record())
-    memory.finish(0, told("done", "none", loss=1.0, sparsity=0.25))
-    assert memory.study.trials[0].constraints == {"sparsity >= 0.5": 0.25}
-    assert memory.study.trials[0].params == {"reach": 1}
-
-
-def test_unknown_draws_become_empty_running_trials():
-    memory = ToldStudy(TWO, optuna.samplers.RandomSampler(seed=0))
-    memory.place(record(2))
-    assert [trial.params for trial in memory.study.trials] == [{}, {}, {"reach": 1}]
-    memory.place(record(1))
-    assert [trial.params for trial in memory.study.trials] == [{}, {"reach": 1}, {"reach": 1}]
+def test_draws_of_others_keep_their_numbers_in_any_order():
+    made = []
+    for told_first in (1, 2):
+        strategy = OptunaStrategy(
+            lambda trial: masks.window(trial.suggest_int("reach", 0, 9)), TWO,
+            sampler=SAMPLERS["random"], seed=0, name="random",
+        )  # fmt: skip
+        strategy.tell(record(told_first, loss=1.0, sparsity=0.5))
+        strategy.tell(record(3 - told_first, "running"))
+        assert strategy.ask().number == 3
+        made.append([trial.params for trial in strategy.study.trials[:3]])
+    assert made == [[{}, {"reach": 1}, {"reach": 1}]] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""A strategy in a file of the user's own."""
+
+from __future__ import annotations
+
+import pytest
+
+from masksearch.contracts import Evaluate, Objective, Record
+from masksearch.errors import UnknownNameError
+from masksearch.strategies.user_code import UserCodeError, load_function, load_strategy
+
+FILE = '''
+from masksearch import masks
+from masksearch.contracts import Evaluate, Proposal
+
+
+class Windows:
+    """Every reach from `first` on, until one has a loss below `enough`."""
+
+    def __init__(self, seed, objectives, first=0, enough=0.0):
+        self.next, self.first, self.enough = 0, first + seed, enough
+
+    def ask(self):
+        self.next += 1
+        reach = self.first + self.next - 1
+        return Proposal(self.next - 1, Evaluate(masks.window(reach)), {"reach": reach}, "mine")
+
+    def tell(self, record):
+        self.next = max(self.next, record.number + 1)
+
+
+def made(seed, **options):
+    return Windows(seed, (), **options)
+
+
+def wants_more(seed, temperature):
+    return Windows(seed, ())
+
+
+def nothing(seed):
+    return [seed]
+'''
+OFFERED = {"space": None, "objectives": (Objective("loss", "min", 9.0),), "seed": 3}
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_strategy.py"
+    path.write_text(FILE)
+    return path
+
+
+def test_class_and_function_get_what_they_name(file):
+    for name in ("Windows", "made"):
+        strategy = load_strategy(f"{file}:{name}", {"first": 4}, **OFFERED)
+        proposal = strategy.ask()
+        assert proposal.params == {"reach": 7}
+        strategy.tell(Record(5, "running", Evaluate(proposal.job.mask)))
+        assert strategy.ask().number == 6
+
+
+def test_class_carries_the_text_of_its_file(file):
+    assert load_function(f"{file}:Windows").masksearch_source == FILE
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("Windws", {}, UnknownNameError, "function or class in .*'Windws'.*Windows"),
+        ("Windows", {"frist": 1}, UnknownNameError, "option of strategy .*'frist'.*first"),
+        ("wants_more", {}, UserCodeError, "wants 'temperature', .* gives space, objectives, seed"),
+        ("nothing", {}, UserCodeError, "makes a list, .* has no ask and no tell; write ask"),
+    ],
+)
+def test_mistakes_are_said_in_words(file, name, options, error, message):
+    with pytest.raises(error, match=message):
+        load_strategy(f"{file}:{name}", options, **OFFERED)
+
+
+def test_missing_file_and_missing_name_are_said_in_words(tmp_path):
+    with pytest.raises(UserCodeError, match=r"none\.py: no such file"):
+        load_strategy(f"{tmp_path / 'none.py'}:Windows", **OFFERED)
+    with pytest.raises(UserCodeError, match=r"name a function or class as file\.py:name"):
+        load_strategy("Windows", **OFFERED)
