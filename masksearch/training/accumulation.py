@@ -148,8 +148,8 @@ def scored(batch: Batch) -> tuple[int, ...]:
     ...     "input_ids": torch.ones(2, 3),
     ...     "labels": torch.tensor([[1, -100, 2], [4, 5, -100]]),
     ... }
-    >>> scored(batch | {"next_labels": torch.tensor([0, 1])})
-    (3, 2)
+    >>> scored(batch | {"next_sentence_label": torch.tensor([0, 1])})
+    (4, 2)
     """
     names = [name for name in batch if name == "labels" or name.endswith("_label")]
     if not names:

@@ -1,0 +1,23 @@
+"""Every example in a docstring of the package is true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "masksearch"
+MODULES = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_of_docstrings(module):
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.failed == 0  # what is false is printed
+    assert found.attempted > 0, f"{module} holds >>> where doctest finds no example"
