@@ -20,7 +20,6 @@ from optuna.trial import BaseTrial
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
 from masksearch.contracts import Executor, Listener, Objective, Record
 from masksearch.driver import Study, compare, search
 from masksearch.evaluators.planted import PlantedEvaluator
@@ -131,15 +130,19 @@ def run_demo(
         **{name: mask for name, mask in chosen.items() if mask is not None},
     }
     with watch(evaluator.objectives, len(candidates) * len(seeds), "compare") as listener:
-        comparison = compare(
+        compare(
             candidates,
             evaluator,
             run=run / "compare",
             seeds=seeds,
+            kinds={
+                **dict.fromkeys(("random keys", "oracle"), "control"),
+                **{name: "searched" for name, mask in chosen.items() if mask is not None},
+            },
             executor=executor,
             listeners=[listener],
         )
-    lines = verdicts(chosen, studies, comparison, evaluator)
+    lines = verdicts(chosen, studies, evaluator)
     notes = {
         "title": "Who finds the planted mask?",
         "verdicts": lines,
@@ -197,7 +200,6 @@ def best_mask(study: Study) -> Mask | None:
 def verdicts(
     chosen: dict[str, Mask | None],
     studies: dict[str, Study],
-    comparison: Comparison,
     evaluator: PlantedEvaluator,
 ) -> list[str]:
     """Who found the planted mask, with what compute."""

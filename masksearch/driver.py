@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
+from masksearch.analysis.compare import ComparedMasks, Kind, checked_kinds, recorded_kinds
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -40,8 +41,6 @@ from masksearch.study.store import StudyStore
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from masksearch.analysis.compare import Comparison
 
 OPTIONS = {
     "dam": ("gates", "config", "densities", "merge_heads"),
@@ -113,6 +112,38 @@ class Study:
         from masksearch.report.collect import report_on
 
         return report_on(self.run, self.run / path, storage=self.storage)
+
+
+@dataclass(frozen=True)
+class Comparison(ComparedMasks):
+    """The runs of a comparison, what may be said about them, and their page."""
+
+    @classmethod
+    def open(cls, run: Path | str) -> Comparison:
+        """A comparison that is stored in a run folder.
+
+        Raises:
+            SearchError: If the folder holds none.
+        """
+        from masksearch.report.collect import comparison_of, studies_in
+
+        stored = [study for study in studies_in(Path(run)) if study.kind == "compare"]
+        if len(stored) != 1:
+            raise SearchError(
+                f"{run} holds {len(stored)} comparisons; name the folder that was given to "
+                "compare(.., run=)"
+            )
+        return cls(**vars(comparison_of(stored[0])))
+
+    def report(self, path: Path | str) -> Path:
+        """Writes the comparison as one self-contained HTML page, figures beside it.
+
+        Returns:
+            The page's path; the figures are in `figures/` beside it.
+        """
+        from masksearch.report.page import write_comparison
+
+        return write_comparison(self, path)
 
 
 def best_of(records: Sequence[Record], name: str, goal: str, sparsity: float) -> Record:
@@ -222,11 +253,12 @@ def search(
 
 
 def compare(
-    candidates: Mapping[str, Mask],
+    candidates: Mapping[str, Mask | Record],
     evaluator: Evaluator,
     *,
     run: Path | str,
     seeds: Iterable[int] = range(5),
+    kinds: Mapping[str, str] = {},
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
     listeners: Sequence[Listener] = (),
@@ -234,40 +266,51 @@ def compare(
     """Judges every mask on every seed; what the run folder already holds is not run again.
 
     Args:
-        candidates: Name -> mask. `"dense"`, `"oracle"`, names of `masks.FAMILIES` and names
-            that start with `"random"` are controls; everything else counts as searched.
+        candidates: Name -> mask, or the record of a study that found it.
         evaluator: Judges masks.
         run: Folder of the comparison.
         seeds: Evaluation seeds, shared by all masks; choose others than the search's, or the
             winner is flattered.
+        kinds: Name -> what the mask is: `"searched"` (from a search), `"hand-designed"`,
+            `"control"` (dense, random keys, the planted mask) or `"candidate"`. Where it is not
+            said, a record is searched, a mask of `masks.FAMILIES` hand-designed, full attention
+            a control and any other mask a candidate. The run folder remembers it.
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
 
     Raises:
         ValueError: If there are no masks or no seeds.
+        UnknownNameError: If `kinds` names no mask of `candidates`, or no kind.
+        SearchError: If a record has no mask.
         EmptyRowError, HeadCountError, ...: If a mask does not fit the evaluator's shape, before
             anything is trained.
     """
-    from masksearch.analysis.compare import Comparison
-
     run, seeds = Path(run), list(dict.fromkeys(seeds))
     if not candidates or not seeds:
         raise ValueError("compare needs at least one mask and one seed")
+    found = {name for name, each in candidates.items() if isinstance(each, Record)}
+    said: dict[str, Kind] = dict.fromkeys(found, "searched")
+    said |= checked_kinds(kinds, candidates)
+    chosen = {name: mask_of(each) for name, each in candidates.items()}
     prints = {
-        name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in candidates.items()
+        name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in chosen.items()
     }
     store = StudyStore(run, storage)
     try:
         store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
+        before = store.records()
+        known = recorded_kinds(store.facts(), {r.params["mask"]: r for r in before})
+        kept = {**known, **said}
+        store.add_facts({"kinds": json.dumps(kept)})
         held = {
             (r.params.get("mask"), r.fingerprint, r.seed)
-            for r in store.records()
+            for r in before
             if r.status in ("done", "reused", "running")
         }
         queue = [
             proposal
-            for proposal in Listed(candidates, seeds, "compare").proposals
+            for proposal in Listed(chosen, seeds, "compare").proposals
             if (proposal.params["mask"], prints[proposal.params["mask"]], proposal.seed)
             not in held
         ]
@@ -293,7 +336,16 @@ def compare(
         objectives = store.objectives()
     finally:
         store.close()
-    return Comparison(tuple(wanted), objectives, run, shape=evaluator.shape)
+    return Comparison(tuple(wanted), objectives, run, shape=evaluator.shape, kinds=kept)
+
+
+def mask_of(candidate: Mask | Record) -> Mask:
+    """The mask itself, or the one that a record is about."""
+    if not isinstance(candidate, Record):
+        return candidate
+    if candidate.mask is None:
+        raise SearchError(f"trial {candidate.number} has no mask to compare; choose another one")
+    return candidate.mask
 
 
 def build_strategy(

@@ -22,6 +22,7 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record
 from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
+from masksearch.report.collect import comparison_of, studies_in
 from masksearch.study.store import StudyStore
 
 TOY = Path(__file__).parent / "contracts"
@@ -504,6 +505,39 @@ def test_compare_runs_each_mask_on_each_seed_once(tmp_path):
     more = ms.compare(candidates | {"new": masks.window(6)}, ToyEvaluator(log=log), **arguments)
     assert len(log.read_text().splitlines()) == 27
     assert "new" in set(more.frame()["mask"])
+
+
+def test_compare_remembers_what_kind_each_mask_is(tmp_path):
+    found = ms.search(space, ToyEvaluator(), run=tmp_path / "search", trials=2).best()
+    arguments = dict(run=tmp_path / "run", seeds=[0, 1])
+    candidates = {
+        "found": found,
+        "random idea": masks.window(4),
+        "keys": masks.random_keys(3, seed=0),
+        "star": masks.star(),
+        "dense": masks.full(),
+    }
+    said = {"keys": "control"}
+    comparison = ms.compare(candidates, ToyEvaluator(), kinds=said, **arguments)
+    kinds = {name: entry.kind for name, entry in comparison.entries.items()}
+    assert kinds == {
+        "found": "searched",
+        "random idea": "candidate",
+        "keys": "control",
+        "star": "hand-designed",
+        "dense": "control",
+    }
+    (stored,) = studies_in(tmp_path / "run")
+    assert {n: e.kind for n, e in comparison_of(stored).entries.items()} == kinds
+    again = ms.compare({"found": found.mask, "mine": masks.window(3)}, ToyEvaluator(), **arguments)
+    assert {n: e.kind for n, e in again.entries.items()} == {
+        "found": "searched",
+        "mine": "candidate",
+    }
+    with pytest.raises(ms.UnknownNameError, match="did you mean 'searched'"):
+        ms.compare(candidates, ToyEvaluator(), kinds={"keys": "search"}, **arguments)
+    with pytest.raises(ms.UnknownNameError, match="did you mean 'keys'"):
+        ms.compare(candidates, ToyEvaluator(), kinds={"key": "control"}, **arguments)
 
 
 def test_compare_refuses_what_does_not_fit_before_training(tmp_path):

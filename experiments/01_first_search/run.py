@@ -40,6 +40,12 @@ BY_HAND = masks.per_head(  # one signed offset a head, with a global token, with
     [masks.shifts([step]) | masks.global_tokens(1) for step in (-1, 1, -2, 2)]
 )
 
+KINDS = {
+    "shifts by hand": "hand-designed",
+    "random keys": "control",
+    **dict.fromkeys(("tpe band", "tpe shifts", "dam"), "searched"),
+}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -137,6 +143,7 @@ class Experiment:
             self.glue,
             run=self.runs / "compare",
             seeds=SEEDS,
+            kinds={name: kind for name, kind in KINDS.items() if name in candidates},
             executor=self.executor,
             listeners=[say],
         )

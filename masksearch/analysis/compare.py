@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from masksearch.analysis.stats import (
     Estimate,
@@ -19,26 +20,72 @@ from masksearch.analysis.stats import (
 )
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import unknown_name
-from masksearch.masks import FAMILIES
+from masksearch.masks import FAMILIES, full
+from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["searched", "hand-designed", "control"]
+Kind = Literal["searched", "hand-designed", "candidate", "control"]
 Outcome = Literal["better", "worse", "not distinguishable"]
+KINDS: tuple[Kind, ...] = ("searched", "hand-designed", "candidate", "control")
 MAJORITY_MARGIN = 0.005  # a task within this of the constant prediction has learnt nothing
 MATCHED = 0.01  # sparsities within one point count as equal
 
 
-def kind_of(name: str) -> Kind:
-    """What a mask of that name is in a comparison: control, hand-designed, else searched."""
-    if name in ("dense", "oracle") or name.startswith("random"):
-        return "control"
-    return "hand-designed" if name in FAMILIES else "searched"
+# -- kinds -------------------------------------------------------------------------------------
+def kind_of_mask(mask: Mask | None) -> Kind:
+    """What a mask is where nobody has said it, by its value and never by its name.
+
+    Returns:
+        `"hand-designed"` for one of `masks.FAMILIES`, `"control"` for full attention, else
+        `"candidate"`: a mask of which it is not known where it comes from.
+    """
+    if mask in FAMILIES.values():
+        return "hand-designed"
+    return "control" if mask == full() else "candidate"
 
 
+def draws_keys(mask: Mask) -> bool:
+    """Whether a mask, or a part of it, keeps keys that are drawn at random."""
+    return mask.kind == "random_keys" or any(map(draws_keys, mask.parts))
+
+
+def checked_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, Kind]:
+    """The kinds that a caller gives, if they are kinds and the masks are there.
+
+    Raises:
+        UnknownNameError: If a name is not among `names`, or a kind is none.
+    """
+    for name, kind in kinds.items():
+        if name not in names:
+            raise unknown_name("mask of the comparison in kinds=", name, names)
+        if kind not in KINDS:
+            raise unknown_name(f"kind of mask {name!r}:", kind, KINDS)
+    return cast("dict[str, Kind]", dict(kinds))
+
+
+def recorded_kinds(facts: Mapping[str, str], names: Iterable[str]) -> dict[str, Kind]:
+    """Kinds of the masks of a stored comparison.
+
+    Args:
+        facts: Of the study; `kinds` holds them as JSON.
+        names: Of its masks. Comparisons that were made before kinds were stored went by their
+            names: dense, oracle and random ones were controls, all unknown ones searched.
+    """
+    if "kinds" in facts:
+        return dict(json.loads(facts["kinds"]))
+    kinds: dict[str, Kind] = {}
+    for name in names:
+        control = name in ("dense", "oracle") or name.startswith("random")
+        hand: Kind = "hand-designed" if name in FAMILIES else "searched"
+        kinds[name] = "control" if control else hand
+    return kinds
+
+
+# -- runs of masks -----------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Entry:
+class MaskRuns:
     """All runs of one mask.
 
     `scores` maps each seed with a finite score to that score; `values` likewise for every
@@ -49,6 +96,7 @@ class Entry:
     kind: Kind
     expression: str
     fingerprint: str
+    at_random: bool  # its mask keeps keys drawn at random
     sparsity: float  # in [0, 1]; NaN where no run has it
     block_density: float
     scores: Mapping[int, float]
@@ -62,23 +110,28 @@ class Entry:
         """Mean score over seeds."""
         return estimate(list(self.scores.values()))
 
+    @property
+    def tested(self) -> bool:
+        """Whether the comparison is about this mask: a searched one, or a candidate."""
+        return self.kind in ("searched", "candidate")
+
 
 @dataclass(frozen=True)
 class Finding:
-    """One declared comparison: a searched mask against another one."""
+    """One declared comparison: a searched mask, or a candidate, against another one."""
 
     mask: str
     against: str
     role: str  # why it is compared with that one
     outcome: Outcome
-    difference: PairedDifference  # searched - other; its interval agrees with Holm's test
+    difference: PairedDifference  # mask - other; its interval agrees with Holm's test
     adjusted: float  # Holm's adjusted p-value
-    gap: float  # sparsity of the searched mask - sparsity of the other
+    gap: float  # sparsity of the mask - sparsity of the other
     same: bool  # equal bits
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparedMasks:
     """The runs of a comparison: every mask trained with every seed.
 
     Args:
@@ -87,6 +140,9 @@ class Comparison:
         run: Folder of the runs, if there is one.
         notes: Facts to print in the report (protocol, command, machine).
         shape: What the masks were lowered to; without it the report draws no masks.
+        kinds: Name -> `"searched"` (it comes from a search), `"hand-designed"`, `"control"` or
+            `"candidate"` (nobody says where it comes from); for those not named see
+            `kind_of_mask`.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -98,6 +154,7 @@ class Comparison:
     run: Path | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -118,12 +175,12 @@ class Comparison:
             )
 
     @cached_property
-    def entries(self) -> dict[str, Entry]:
+    def entries(self) -> dict[str, MaskRuns]:
         """Mask name -> its runs, in the order of the records."""
         names = dict.fromkeys(str(record.params["mask"]) for record in self.records)
         return {name: self.entry(name) for name in names}
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> MaskRuns:
         """Collects the runs of one mask; of several runs of one seed the last one counts."""
         runs = [record for record in self.records if str(record.params["mask"]) == name]
         # Every record whose mask is known says how sparse it is, a failed one too.
@@ -136,11 +193,12 @@ class Comparison:
                 if math.isfinite(value):
                     values.setdefault(key, {})[seed] = value
         tasks = [key for key in values if f"{key}/majority" in values]
-        return Entry(
+        return MaskRuns(
             name=name,
-            kind=kind_of(name),
+            kind=self.kinds.get(name) or kind_of_mask(known.mask),
             expression="" if known.mask is None else str(known.mask),
             fingerprint=known.fingerprint,
+            at_random=known.mask is not None and draws_keys(known.mask),
             sparsity=known.measures.get("sparsity", math.nan),
             block_density=known.measures.get("block_density", math.nan),
             scores={seed: record.value(score) for seed, record in by_seed.items()},
@@ -204,50 +262,54 @@ class Comparison:
         return any(f"{task}/majority" in entry.values for entry in self.entries.values())
 
     # -- verdict -----------------------------------------------------------------------------
-    def opponents(self, mine: Entry, reference: str) -> list[tuple[str, Entry]]:
-        """(role, mask) of each declared comparison of one searched mask.
+    def opponents(self, mine: MaskRuns, reference: str) -> list[tuple[str, MaskRuns]]:
+        """(role, mask) of each declared comparison of one searched mask or candidate.
 
-        Hand-designed masks and random controls are taken nearest in sparsity among those that
-        the searched mask is not denser than by more than one point; a hand-designed one is
-        taken from the sparser side only where there is no other, and said to be so.
+        Hand-designed masks and controls are taken nearest in sparsity among those that the mask
+        is not denser than by more than one point; a hand-designed one is taken from the sparser
+        side only where there is no other, and said to be so. Of the controls of equal sparsity
+        those that are drawn at random go first.
         """
-        scored = [entry for entry in self.entries.values() if entry.scores and entry is not mine]
-        found: list[tuple[str, Entry]] = []
-        hand = [entry for entry in scored if entry.kind == "hand-designed"]
-        fair = [entry for entry in hand if mine.sparsity >= entry.sparsity - MATCHED]
+        scored = [each for each in self.entries.values() if each.scores and each is not mine]
+
+        def distance(other: MaskRuns) -> tuple[float, str]:
+            return abs(other.sparsity - mine.sparsity), other.name
+
+        found: list[tuple[str, MaskRuns]] = []
+        hand = [each for each in scored if each.kind == "hand-designed"]
+        fair = [each for each in hand if mine.sparsity >= each.sparsity - MATCHED]
         if hand:
-            nearest = min(fair or hand, key=lambda e: (abs(e.sparsity - mine.sparsity), e.name))
-            found.append(("hand-designed, nearest in sparsity", nearest))
-        random = [
-            entry
-            for entry in scored
-            if entry.name.startswith("random") and abs(entry.sparsity - mine.sparsity) <= MATCHED
+            found.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
+        controls = [
+            each
+            for each in scored
+            if each.kind == "control" and each.name != reference and distance(each)[0] <= MATCHED
         ]
-        if random:
-            control = min(random, key=lambda e: (abs(e.sparsity - mine.sparsity), e.name))
-            found.append(("random control of equal sparsity", control))
-        if reference in self.entries and self.entries[reference].scores:
-            other = self.entries[reference]
-            if other is not mine and all(other is not entry for _, entry in found):
-                found.append(("reference", other))
+        if drawn := [each for each in controls if each.at_random]:
+            found.append(("random control of equal sparsity", min(drawn, key=distance)))
+        elif controls:
+            found.append(("control of equal sparsity", min(controls, key=distance)))
+        other = self.entries.get(reference)
+        if other in scored and all(other is not each for _, each in found):
+            found.append(("reference", other))
         return found
 
     def findings(self, reference: str = "dense") -> list[Finding]:
         """Every declared comparison, corrected together (Holm, 5%).
 
         Args:
-            reference: Name of the mask that every searched one is also compared with; left
-                out where it was not run.
+            reference: Name of the mask that each of them is also compared with; left out where
+                it was not run.
 
         Raises:
             UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
         """
         if reference != "dense" and reference not in self.entries:
             raise unknown_name("mask of the comparison", reference, self.entries)
-        searched = [e for e in self.entries.values() if e.kind == "searched" and e.scores]
         pairs = [
             (mine, role, other)
-            for mine in searched
+            for mine in self.entries.values()
+            if mine.tested and mine.scores
             for role, other in self.opponents(mine, reference)
         ]
         raw = [paired_difference(mine.scores, other.scores) for mine, _, other in pairs]
@@ -268,37 +330,17 @@ class Comparison:
         return findings
 
     def verdict(self, reference: str = "dense") -> str:
-        """What the runs say of every searched mask, in plain words.
+        """What the runs say of every searched mask and every candidate, in plain words.
 
-        Each searched mask is set against the hand-designed mask nearest in sparsity (which it
-        may be denser than by one point at most), the random control of equal sparsity where
-        there is one, and `reference`: better, worse or not distinguishable by the paired
-        difference over common seeds, Holm-corrected over all these comparisons (5%).
+        Each of them is set against the hand-designed mask nearest in sparsity (which it may be
+        denser than by one point at most), the random control of equal sparsity where there is
+        one, and `reference`: better, worse or not distinguishable by the paired difference over
+        common seeds, Holm-corrected over all these comparisons (5%).
 
         Raises:
             UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
         """
-        from masksearch.analysis.compare import verdict_text  # it imports this module
-
         return verdict_text(self, self.findings(reference), reference)
-
-    def report(self, path: Path | str) -> Path:
-        """Writes the comparison as one self-contained HTML page, figures beside it.
-
-        Returns:
-            The page's path; the figures are in `figures/` beside it.
-        """
-        from masksearch.report.page import write_report
-
-        return write_report(
-            Path(path),
-            title="Masks compared",
-            studies={},
-            objectives=self.objectives,
-            comparison=self,
-            facts=self.notes,
-            shape=self.shape,
-        )
 
 
 def mean(values: Mapping[int, float]) -> float:
@@ -306,53 +348,45 @@ def mean(values: Mapping[int, float]) -> float:
     return math.fsum(values.values()) / len(values) if values else math.nan
 
 
-def front_of(entries: Sequence[Entry], objective: Objective) -> list[Entry]:
-    """Masks of which no other is at least as sparse and at least as good (means over seeds)."""
-    sign = 1 if objective.goal == "max" else -1
-    scored = sorted(
-        (entry for entry in entries if entry.scores),
-        key=lambda e: (-e.sparsity, -sign * e.score.mean, e.name),
-    )
-    front: list[Entry] = []
-    for entry in scored:
-        if not front or sign * entry.score.mean > sign * front[-1].score.mean:
-            front.append(entry)
-    return front
-
-
+# -- words -------------------------------------------------------------------------------------
 INDENT = "  "  # of the lines that give the figures behind an outcome
 
 
-def verdict_text(comparison: Comparison, findings: list[Finding], reference: str) -> str:
-    """The outcome of each searched mask with its figures indented below, then the warnings."""
+def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: str) -> str:
+    """The outcome of each mask with its figures indented below, then the warnings."""
     entries = comparison.entries
-    searched = [entry for entry in entries.values() if entry.kind == "searched"]
+    tested = [entry for entry in entries.values() if entry.tested]
     lines: list[str] = []
-    if not searched:
+    if not tested:
         lines.append("No searched mask is in this comparison, so there is nothing to decide.")
-    for entry in searched:
+    for entry in tested:
         own = [finding for finding in findings if finding.mask == entry.name]
-        lines.append(outcome(comparison, entry, own))
-        lines.extend(INDENT + line for line in details(comparison, entry, own))
+        lines.append(outcome_line(comparison, entry, own))
+        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own))
     if findings:
         lines.append(
             f"Decided by paired differences over common seeds; {counted(len(findings))} "
             "corrected together (Holm, 5%), intervals at the corrected level. "
             "'Not distinguishable' is not 'equal'."
         )
-    if searched and reference not in entries:
+    if tested and all(entry.kind == "candidate" for entry in tested):
+        lines.append(
+            "No mask is said to come from a search: these are outcomes of candidates, not of a "
+            "search (kinds= tells where masks come from)."
+        )
+    if tested and reference not in entries:
         lines.append(f"{reference} was not run, so nothing is said about it.")
-    elif searched and not entries[reference].scores:
+    elif tested and not entries[reference].scores:
         lines.append(f"{reference} has no finished run, so nothing is said about it.")
-    lines.extend(warnings(comparison))
-    return "\n".join(lines)
+    return "\n".join([*lines, *warning_lines(comparison)])
 
 
-def outcome(comparison: Comparison, entry: Entry, findings: list[Finding]) -> str:
+def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> str:
     """One line: better than, worse than, not distinguishable from."""
     score = comparison.objectives[0]
+    name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
-        return f"{entry.name}: no finished run ({entry.failed} failed), so nothing is known."
+        return f"{name}: no finished run ({entry.failed} failed), so nothing is known."
     said: dict[str, list[str]] = {}
     for finding in findings:
         if finding.same:
@@ -365,7 +399,7 @@ def outcome(comparison: Comparison, entry: Entry, findings: list[Finding]) -> st
     clauses = [f"{word} {listed(names)}" for word, names in said.items()]
     verdict = ", ".join(clauses) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
-    return f"{entry.name}: {verdict} ({sparsity}{score.name} {entry.score})."
+    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score})."
 
 
 def listed(names: list[str]) -> str:
@@ -378,11 +412,11 @@ def counted(number: int) -> str:
     return f"{number} comparison" + ("s" if number != 1 else "")
 
 
-def details(comparison: Comparison, entry: Entry, findings: list[Finding]) -> list[str]:
+def detail_lines(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> list[str]:
     """The figures behind one mask's outcome."""
     if not entry.scores:
         return []
-    lines = [against(finding) for finding in findings]
+    lines = [describe_finding(finding) for finding in findings]
     hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
     if not hands:
         lines.append("No hand-designed mask has a finished run to compare it with.")
@@ -397,7 +431,8 @@ def details(comparison: Comparison, entry: Entry, findings: list[Finding]) -> li
         best = max(above, key=lambda other: sign * other.score.mean)
         lines.append(
             f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
-            f"better mean ({best.score.mean:.4g}), so the search has not beaten the "
+            f"better mean ({best.score.mean:.4g}), so the "
+            f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
             "hand-designed masks."
         )
     return lines
@@ -412,7 +447,7 @@ def sparser(gap: float) -> str:
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
 
 
-def against(finding: Finding) -> str:
+def describe_finding(finding: Finding) -> str:
     """One comparison as a sentence."""
     difference = finding.difference
     name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
@@ -440,7 +475,7 @@ def against(finding: Finding) -> str:
     return f"Not distinguishable from {name}, so it is not shown to be better: {figures}."
 
 
-def warnings(comparison: Comparison) -> list[str]:
+def warning_lines(comparison: ComparedMasks) -> list[str]:
     """What a reader must know before believing the scores."""
     lines: list[str] = []
     entries = list(comparison.entries.values())

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from masksearch.analysis.compare import Comparison
+    from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyCard
     from masksearch.driver import Study
 
@@ -42,7 +42,7 @@ def print_front(study: Study) -> None:
     wide_console().print(table)
 
 
-def print_comparison(comparison: Comparison, as_json: bool) -> None:
+def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     """A comparison as JSON rows or as a table."""
     frame = comparison.frame()
     if as_json:

@@ -241,10 +241,11 @@ def compare(
     from masksearch.masks import FAMILIES, full
 
     built = evaluator_of(given)
-    mine = dict(named_mask(text) for text in mask or [])
+    mine, kinds = dict(named_mask(text) for text in mask or []), {}
     for folder in found or []:
         for name, chosen in found_masks(Study(folder), sparsity or []).items():
-            mine[name if name not in mine else f"{name} ({folder.name})"] = chosen
+            free = name if name not in mine else f"{name} ({folder.name})"
+            mine[free], kinds[free] = chosen, "searched"
     candidates = dict(mine)
     if controls:
         alike = {
@@ -252,6 +253,7 @@ def compare(
             for name, chosen in mine.items()
             if name not in FAMILIES
         }
+        kinds = {"dense": "control", **dict.fromkeys(alike, "control"), **kinds}
         candidates = {"dense": full(), **FAMILIES, **alike, **mine}
     with watching(built.objectives, len(candidates) * seeds, "compare") as listener:
         remember(run, "compare", options_given)
@@ -260,6 +262,7 @@ def compare(
             built,
             run=run,
             seeds=range(first_seed, first_seed + seeds),
+            kinds=kinds,
             executor=executor_of(given),
             listeners=[listener],
         )

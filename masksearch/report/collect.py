@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks, recorded_kinds
 from masksearch.analysis.proxy_card import FEWEST, ProxyCard
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
@@ -19,7 +19,7 @@ from masksearch.errors import MaskFormatError, SearchError
 from masksearch.gates.diagnostics import Response, health, response, warmup_steps
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
-from masksearch.report.page import write_report
+from masksearch.report.page import write_comparison, write_report
 from masksearch.study.store import StudyStore
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
@@ -74,7 +74,7 @@ def opened(folder: Path, storage: str | BaseStorage | None = None) -> Found:
     )
 
 
-def comparison_of(study: Found) -> Comparison:
+def comparison_of(study: Found) -> ComparedMasks:
     """A stored comparison; of several masks that had one name, the last one counts."""
     current: dict[str, str] = {}
     for record in study.records:
@@ -86,7 +86,8 @@ def comparison_of(study: Found) -> Comparison:
         if "mask" in record.params
         and record.fingerprint in ("", current.get(record.params["mask"], ""))
     )
-    return Comparison(records, study.objectives, study.run, shape=study.shape)
+    kinds = recorded_kinds(study.facts, current)
+    return ComparedMasks(records, study.objectives, study.run, shape=study.shape, kinds=kinds)
 
 
 def limits_of(searches: Sequence[Found]) -> dict[str, str]:
@@ -154,7 +155,7 @@ def report_on(
     )
     for study in comparisons:
         if not beside or study is not beside[0]:
-            comparison_of(study).report(path.with_name(f"{study.run.name}.html"))
+            write_comparison(comparison_of(study), path.with_name(f"{study.run.name}.html"))
     return page
 
 

@@ -32,7 +32,7 @@ from masksearch.report.tables import (
 )
 
 if TYPE_CHECKING:
-    from masksearch.analysis.compare import Comparison
+    from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyCard
 
 PICTURES = 16  # masks that are drawn at most
@@ -46,7 +46,7 @@ def write_report(
     title: str,
     studies: Mapping[str, list[Record]],
     objectives: Sequence[Objective],
-    comparison: Comparison | None = None,
+    comparison: ComparedMasks | None = None,
     facts: Mapping[str, str] = {},
     shape: Shape | None = None,
     verdicts: Sequence[str] = (),
@@ -123,10 +123,23 @@ def write_report(
     return path
 
 
+def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
+    """Writes the page of a comparison alone; see `write_report`."""
+    return write_report(
+        path,
+        title="Masks compared",
+        studies={},
+        objectives=comparison.objectives,
+        comparison=comparison,
+        facts=comparison.notes,
+        shape=comparison.shape,
+    )
+
+
 def headline(
     records: Sequence[Record],
     objectives: Sequence[Objective],
-    comparison: Comparison | None,
+    comparison: ComparedMasks | None,
     verdicts: Sequence[str],
 ) -> list[str]:
     """The lines at the head of the page; never empty."""
@@ -153,7 +166,7 @@ def known_facts(
     objectives: Sequence[Objective],
     shape: Shape | None,
     records: Sequence[Record],
-    comparison: Comparison | None,
+    comparison: ComparedMasks | None,
 ) -> list[tuple[str, str]]:
     """The given facts, then those that the records tell."""
     rows = [(name, str(value)) for name, value in facts.items() if name != "command"]
@@ -198,7 +211,7 @@ def draw(
     folder: Path,
     studies: Mapping[str, list[Record]],
     objectives: Sequence[Objective],
-    comparison: Comparison | None,
+    comparison: ComparedMasks | None,
     shape: Shape | None,
     dam: Sequence[Picture],
     proxy: ProxyCard | None,
@@ -282,7 +295,7 @@ def together(dam: DamRuns, pictures: Sequence[Picture]) -> Part:
     )
 
 
-def same_protocol(records: Sequence[Record], comparison: Comparison | None) -> bool:
+def same_protocol(records: Sequence[Record], comparison: ComparedMasks | None) -> bool:
     """Whether a search's scores and a comparison's may stand in one figure."""
     also = comparison.records if comparison is not None else ()
     return len({record.protocol for record in (*records, *also) if record.scored}) <= 1
@@ -291,7 +304,7 @@ def same_protocol(records: Sequence[Record], comparison: Comparison | None) -> b
 def chosen(
     studies: Mapping[str, list[Record]],
     objectives: Sequence[Objective],
-    comparison: Comparison | None,
+    comparison: ComparedMasks | None,
 ) -> dict[str, Mask]:
     """Masks to draw, each set of bits once: those compared, then those on the fronts."""
     named: dict[str, Mask] = {}

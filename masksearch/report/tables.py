@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import hypervolume, pareto
 from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.rank_stats import Interval
@@ -135,7 +135,7 @@ def front_table(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Ob
     return Table(head, tuple(rows))
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: ComparedMasks) -> Table:
     """One row per mask: means over seeds, intervals, and tasks with the majority mark."""
     judged = [
         objective.name
@@ -177,13 +177,14 @@ def task_cell(row: Mapping[Any, Any], name: str, interval: bool) -> Cell:
     return Cell(text, mark="majority" if row.get(f"{name} at majority", False) else "")
 
 
-def findings_table(comparison: Comparison) -> Table:
+def findings_table(comparison: ComparedMasks) -> Table:
     """The declared comparisons, one row each."""
     head = heads(
-        "searched", "against", "because it is", "outcome", "difference", "interval",
+        "mask", "against", "because it is", "outcome", "difference", "interval",
         "adjusted p", "common seeds", "sparser by",
-        text=("searched", "against", "because it is", "outcome"),
+        text=("mask", "against", "because it is", "outcome"),
     )  # fmt: skip
+    searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
     rows: list[tuple[Cell, ...]] = []
     for finding in comparison.findings():
         difference = finding.difference
@@ -194,7 +195,7 @@ def findings_table(comparison: Comparison) -> Table:
             )
         rows.append(
             (
-                Cell(finding.mask, mark="searched"),
+                Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
                 Cell(finding.against),
                 Cell(finding.role),
                 Cell("the same mask" if finding.same else finding.outcome),

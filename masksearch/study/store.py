@@ -195,6 +195,12 @@ class StudyStore:
             found: dict[str, str] = self.opened().user_attrs.get("facts", {})
         return found
 
+    def add_facts(self, facts: Mapping[str, str]) -> None:
+        """Adds facts that may change between two calls on one study (which masks are searched)."""
+        known = self.facts()
+        if any(known.get(key) != value for key, value in facts.items()):
+            self.write(lambda: self.opened().set_user_attr("facts", {**known, **facts}))
+
     def objectives(self) -> tuple[Objective, ...]:
         """The study's objectives, in order."""
         if not self.goals:

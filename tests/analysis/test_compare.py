@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from masksearch import masks
-from masksearch.analysis.compare import Comparison, front_of, kind_of, listed
+from masksearch.analysis.compare import kind_of_mask, listed, recorded_kinds
 from masksearch.contracts import Objective
+from masksearch.driver import Comparison
 
 NEAR_STAR = masks.star() | masks.shifts([2])  # a little denser than star
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
@@ -24,8 +25,17 @@ def shaken(score: float) -> list[float]:
 
 @pytest.fixture
 def judged(compared, objectives, shape):
-    def make(runs, **fields):
-        return Comparison(tuple(compared(runs, **fields)), objectives, shape=shape)
+    """A comparison; masks that are no control nor hand-designed are said to be searched."""
+
+    def make(runs, kinds=None, **fields):
+        if kinds is None:
+            kinds = {
+                name: "searched"
+                for name, (mask, _) in runs.items()
+                if kind_of_mask(mask) == "candidate"
+            }
+        records = tuple(compared(runs, **fields))
+        return Comparison(records, objectives, shape=shape, kinds=kinds)
 
     return make
 
@@ -34,10 +44,47 @@ def outcomes(comparison, reference="dense"):
     return {(f.mask, f.against): f.outcome for f in comparison.findings(reference)}
 
 
-def test_kinds():
-    assert kind_of("star") == kind_of("log_sparse") == "hand-designed"
-    assert kind_of("dense") == kind_of("oracle") == kind_of("random_90") == "control"
-    assert kind_of("dam") == kind_of("my best") == "searched"
+def test_kinds_follow_the_mask_never_the_name(judged):
+    runs = {
+        "random idea": (masks.window(1), [0.5, 0.6]),
+        "my star": (masks.star(), [0.5, 0.4]),
+        "star": (masks.window(3), [0.5, 0.5]),
+        "everything": (masks.full(), [0.5, 0.7]),
+        "mine": (masks.star(), [0.5, 0.6]),
+    }
+    comparison = judged(runs, kinds={"mine": "searched"})
+    assert {name: entry.kind for name, entry in comparison.entries.items()} == {
+        "random idea": "candidate",
+        "my star": "hand-designed",
+        "star": "candidate",
+        "everything": "control",
+        "mine": "searched",
+    }
+
+
+def test_kinds_of_earlier_comparisons_are_read_from_their_names():
+    names = ["star", "log_sparse", "dense", "oracle", "random_90", "dam", "my best"]
+    assert list(recorded_kinds({}, names).values()) == [
+        *("hand-designed", "hand-designed", "control", "control", "control"),
+        *("searched", "searched"),
+    ]
+    assert recorded_kinds({"kinds": '{"dam": "candidate"}'}, names) == {"dam": "candidate"}
+
+
+def test_verdict_says_of_a_candidate_that_it_is_one(judged):
+    runs = {
+        "mine": (NEAR_STAR, around(0.75)),
+        "star": (masks.star(), shaken(0.7)),
+        "worst": (masks.window(9), around(0.6)),
+    }
+    text = judged(runs, kinds={}).verdict()
+    assert "mine (candidate): better than star" in text
+    assert "No mask is said to come from a search" in text
+    assert "so the candidate has not beaten the hand-designed masks" in text
+    mixed = judged(runs, kinds={"mine": "searched"}).verdict()
+    assert "mine: better than star" in mixed
+    assert "worst (candidate): worse than star" in mixed
+    assert "No mask is said to come from a search" not in mixed
 
 
 def test_frame_has_a_row_per_mask(judged):
@@ -99,7 +146,9 @@ def test_losses_are_better_when_lower(compared, shape):
     records = compared(
         {"mine": (masks.window(1), shaken(2.1)), "star": (masks.star(), around(2.5))}
     )
-    comparison = Comparison(tuple(records), (Objective("glue", "min", 9.0),), shape=shape)
+    kinds = {"mine": "searched"}
+    goals = (Objective("glue", "min", 9.0),)
+    comparison = Comparison(tuple(records), goals, shape=shape, kinds=kinds)
     assert outcomes(comparison) == {("mine", "star"): "better"}
     assert "dense was not run, so nothing is said about it" in comparison.verdict()
 
@@ -170,14 +219,19 @@ def test_a_better_and_sparser_hand_designed_mask_is_named(judged):
 
 
 def test_random_control_of_equal_sparsity_is_compared(judged):
-    comparison = judged(
-        {
-            "mine": (masks.star(), around(0.8)),
-            "random": (masks.star(), shaken(0.7)),
-            "random_dense": (masks.window(9), shaken(0.7)),
-        }
-    )
-    assert [finding.against for finding in comparison.findings()] == ["random"]
+    drawn = masks.random_keys(4, seed=0)
+    runs = {
+        "mine": (masks.blocks(4), around(0.8)),
+        "keys": (drawn, shaken(0.7)),
+        "more keys": (masks.random_keys(9, seed=0), shaken(0.7)),
+        "truth": (masks.block_columns(4), shaken(0.9)),
+    }
+    kinds = dict.fromkeys(runs, "control") | {"mine": "searched"}
+    (found,) = judged(runs, kinds=kinds).findings()
+    assert (found.against, found.role) == ("keys", "random control of equal sparsity")
+    del runs["keys"]
+    (found,) = judged(runs, kinds=kinds).findings()
+    assert (found.against, found.role) == ("truth", "control of equal sparsity")
 
 
 def test_equal_bits_are_never_better(judged):
@@ -185,7 +239,8 @@ def test_equal_bits_are_never_better(judged):
         {
             "mine": (masks.window(1) | masks.global_tokens(1), around(0.9)),
             "star": (masks.star(), shaken(0.7)),
-        }
+        },
+        kinds={"mine": "searched"},
     )
     assert outcomes(comparison) == {("mine", "star"): "not distinguishable"}
     assert "mine: the same mask as star" in comparison.verdict()
@@ -203,18 +258,6 @@ def test_holm_counts_every_declared_comparison(judged):
     for finding in [*family, *alone.findings()]:
         excluded = not finding.difference.low <= 0 <= finding.difference.high
         assert excluded == (finding.outcome != "not distinguishable")
-
-
-def test_front_of_masks(judged):
-    comparison = judged(
-        {
-            "star": (masks.star(), [0.7]),
-            "window": (masks.window(3), [0.6]),
-            "dense": (masks.full(), [0.9]),
-        }
-    )
-    front = front_of(list(comparison.entries.values()), comparison.objectives[0])
-    assert [entry.name for entry in front] == ["star", "dense"]
 
 
 def test_nothing_to_compare(objectives):

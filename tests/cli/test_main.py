@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from cli_runs import EVALUATOR, SPACE, run
 
+import masksearch as ms
+
 
 @pytest.fixture
 def files(tmp_path):
@@ -128,6 +130,16 @@ def test_search_compare_report(monkeypatch, capsys, files):
     assert code == 0
     assert "tpe" in out
     assert "Holm" in out
+    assert "mine (candidate):" in out
+    kinds = {
+        name: entry.kind for name, entry in ms.Comparison.open(files / "compared").entries.items()
+    }
+    assert kinds == {
+        **dict.fromkeys(ms.FAMILIES, "hand-designed"),
+        **dict.fromkeys(("dense", "random like tpe", "random like mine"), "control"),
+        "tpe": "searched",
+        "mine": "candidate",
+    }
     code, out, _ = run(monkeypatch, capsys, "report", found)
     assert code == 0
     page = Path(out.removeprefix("report: ").strip())
@@ -142,7 +154,7 @@ def test_evaluate_prints_seeds_and_interval(monkeypatch, capsys, files):
     )  # fmt: skip
     row = json.loads(out)[0]
     assert code == 0
-    assert row["n_seeds"] == 3
+    assert (row["n_seeds"], row["kind"]) == (3, "candidate")
     assert row["loss low"] < row["loss"] < row["loss high"]
 
 

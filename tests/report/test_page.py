@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.contracts import Report, generator
 from masksearch.gates.diagnostics import health
 from masksearch.gates.result import DamResult
@@ -65,7 +65,9 @@ def full(tmp_path_factory, studies, objectives, shape, compared):
         "<b>bold</b>": (masks.window(2), [0.6]),
     }
     tasks = {"RTE": 0.5, "RTE/majority": 0.5}
-    comparison = Comparison(tuple(compared(runs, values=tasks)), objectives, shape=shape)
+    compared_runs = tuple(compared(runs, values=tasks))
+    kinds = {"mine": "searched"}
+    comparison = ComparedMasks(compared_runs, objectives, shape=shape, kinds=kinds)
     return write_report(
         tmp_path_factory.mktemp("page") / "new" / "report.html",
         title="Masks & <more>",
@@ -171,7 +173,7 @@ def test_other_protocols_get_a_figure_of_their_own(tmp_path, record, objectives,
         title="t",
         studies={"tpe": [record(0, 0.7)]},
         objectives=objectives,
-        comparison=Comparison(tuple(runs), objectives),
+        comparison=ComparedMasks(tuple(runs), objectives),
         shape=shape,
     )
     assert (tmp_path / "figures" / "compared.png").exists()

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from masksearch.analysis.compare import Comparison, Entry
+from masksearch.analysis.compare import ComparedMasks, MaskRuns
 from masksearch.analysis.pareto import hypervolume_curve, pareto
 from masksearch.contracts import Objective, Record
 from masksearch.report.figures.labels import place_labels
@@ -34,6 +34,7 @@ HAND = ("#555555", "D")
 INK = "#222222"
 KINDS = {
     "searched": ("#D55E00", "s"),
+    "candidate": ("#CC79A7", "^"),
     "hand-designed": ("#222222", "D"),
     "control": ("#777777", "o"),
 }
@@ -77,7 +78,7 @@ def score_title(objective: Objective) -> str:
 def plot_frontier(
     records: Iterable[Record],
     objectives: Sequence[Objective],
-    comparison: Comparison | None = None,
+    comparison: ComparedMasks | None = None,
 ) -> Figure:
     """Sparsity against score: every full-fidelity record, one front per strategy.
 
@@ -205,7 +206,7 @@ def draw_group(
     )
 
 
-def draw_entry(axes: Axes, entry: Entry) -> None:
+def draw_entry(axes: Axes, entry: MaskRuns) -> None:
     """One mask of a comparison with its interval; a hollow marker has one seed only."""
     colour, marker = KINDS[entry.kind]
     score = entry.score

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.errors import HeadCountError
 from masksearch.report.figures.front import (
     plot_frontier,
@@ -54,7 +54,7 @@ def test_labels_do_not_overlap(study, objectives):
 
 def test_frontier_with_a_comparison(study, objectives, compared, shape):
     runs = {"mine": (masks.window(1), [0.7, 0.72]), "dense": (masks.full(), [0.8])}
-    comparison = Comparison(tuple(compared(runs)), objectives, shape=shape)
+    comparison = ComparedMasks(tuple(compared(runs)), objectives, shape=shape)
     assert {"mine", "dense"} <= set(words(plot_frontier(study, objectives, comparison)))
     assert "mine" in words(plot_frontier([], objectives, comparison))
 
