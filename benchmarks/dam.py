@@ -41,8 +41,8 @@ HERE = Path(__file__).parent
 ONE = ms.PlantedProcess(length=32, vocabulary=32, offsets=(11,), keys=4)
 TWO = ms.PlantedProcess(length=64, vocabulary=32, offsets=(11, 23), keys=4)
 SMALL = ms.PlantedProcess(length=16, vocabulary=8, offsets=(5,), keys=2)
-SHORT = {"steps": 1500, "warmup": 0.4}  # of the parts that compare
-LONGER = {"steps": 2500, "warmup": 0.4}
+SHORT = {"steps": 1500, "dense_warmup": 0.4}  # of the parts that compare
+LONGER = {"steps": 2500, "dense_warmup": 0.4}
 SEEDS, SCALE_SEEDS, FORM_SEEDS = 5, 2, 3  # of A to C, G, H
 GOALS = {  # figure: (at least, at most)
     "A": {"auroc": (0.995, None), "precision": (0.97, None), "cpu_seconds": (None, 60)},
@@ -82,9 +82,9 @@ def settings(smoke: bool) -> dict[str, dict[str, Setting]]:
         "product, hard": Setting(one, quick, {"form": "product"}),
         "additive, hard": Setting(one, quick, {"form": "additive"}),
         "flip, two levels": Setting(one, {**quick, "levels": 2}),
-        "flip, no warm-up": Setting(one, {**quick, "warmup": 0.0}),
+        "flip, no warm-up": Setting(one, {**quick, "dense_warmup": 0.0}),
         "flip, growing from .03": Setting(
-            one, {**quick, "warmup": 0.0}, {"initial_density": 0.03}
+            one, {**quick, "dense_warmup": 0.0}, {"initial_density": 0.03}
         ),
         "published": Setting(one, {"steps": 1500, "micro_batches": 1}, preset="sparsebert"),
     }
@@ -155,7 +155,7 @@ def step_times(smoke: bool) -> dict[str, list[float]]:
             form=form,
             hard=form == "flip",
         )
-        config = ms.DamConfig(steps=rounds + 2, warmup=0.0)  # few steps: each is reported
+        config = ms.DamConfig(steps=rounds + 2, dense_warmup=0.0)  # few steps: each is reported
         return iter(dam_reports(body, [batch], gates, config))
 
     def endless() -> Iterator[dict[str, torch.Tensor]]:

@@ -45,10 +45,10 @@ SEEDS = 3
 EVALUATOR = ms.PlantedEvaluator()
 PROCESS = EVALUATOR.process
 TASK = PlantedTask(PROCESS, 32, 256)  # sequences of a batch, and held out
-HEALTHY = {"steps": 800, "warmup": 0.5, "density": 0.1}  # the planted edges: 0.076
+HEALTHY = {"steps": 800, "dense_warmup": 0.5, "density": 0.1}  # the planted edges: 0.076
 RUNS: dict[str, dict[str, object]] = {  # one thing changed in each
     "healthy": {},
-    "no warm-up": {"warmup": 0.0},
+    "no warm-up": {"dense_warmup": 0.0},
     "all pruned": {"control": "penalty", "penalty": 1000.0},
     "not pruned": {"gate_lr": 5e-4},
     "undecided": {"density": 0.4},
@@ -105,7 +105,7 @@ def side_by_side(results: Mapping[str, ms.DamResult]) -> Figure:
         draw_gates(gates, result.probabilities.amax((0, 1)))
         gates.set_title(name, fontsize=11, color=INK)
         gates.set_xlabel(f"AUROC {found.auroc:.3f}", fontsize=9, color=INK)
-        warm = result.config["warmup"] * result.config["steps"]
+        warm = result.config["dense_warmup"] * result.config["steps"]
         steps = [report.step for report in result.curve]
         clean(density, "", "density" if place == 0 else "")
         clean(loss, "steps", "loss (nats)" if place == 0 else "")
@@ -171,7 +171,7 @@ def draw() -> None:
         "warm-up 0.5": [results["healthy"], *(searched(seed) for seed in range(1, SEEDS))],
         "no warm-up": [
             results["no warm-up"],
-            *(searched(seed, warmup=0.0) for seed in range(1, SEEDS)),
+            *(searched(seed, dense_warmup=0.0) for seed in range(1, SEEDS)),
         ],
         "warm-up 0.5, two layers": [searched(seed, layers=2) for seed in range(SEEDS)],
     }
@@ -179,7 +179,7 @@ def draw() -> None:
     fresh = retrained(healthy.mask(sparsity=1 - HEALTHY["density"]), seed=SEEDS)
     card = healthy.health(retrained=fresh)
     write(gates_of([healthy]), "gates")
-    write(plot_dam(healthy.curve, round(HEALTHY["warmup"] * HEALTHY["steps"])), "course")
+    write(plot_dam(healthy.curve, round(HEALTHY["dense_warmup"] * HEALTHY["steps"])), "course")
     write(side_by_side(results), "failures")
     write(plot_losses(card["losses"]), "losses")
     write(plot_decided(healthy.probabilities), "decided")

@@ -35,7 +35,7 @@ ENOUGH = 0.8  # least sparsity of the mask that a strategy sends into the compar
 TIE = 0.005  # scores that close are equal: the sparser mask is chosen
 GENEROUS = 2.0  # a mask counts as found up to this multiple of the planted mask's density
 DAM_GATES = {"structure": "toeplitz+global", "global_count": 2}
-DAM_CONFIG: dict[str, Any] = {"steps": 1500, "warmup": 0.4, "density": 0.1}
+DAM_CONFIG: dict[str, Any] = {"steps": 1500, "dense_warmup": 0.4, "density": 0.1}
 DAM_DENSITIES = (0.15, 0.2, 0.1)
 
 Watch = Callable[[tuple[Objective, ...], int, str], AbstractContextManager[Listener]]

@@ -219,7 +219,7 @@ def search(
     facts = {
         "kind": "search",
         "strategy": named,
-        "strategy_options": json.dumps(options, sort_keys=True, default=str),
+        "strategy_options": recorded_options(named, options),
         "space": source_of(space) if space is not None else "",
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
@@ -370,10 +370,10 @@ def build_strategy(
                 f"{type(evaluator).__name__} has none"
             )
     if isinstance(strategy, str) and strategy == "dam":
-        from masksearch.gates.config import configured
+        from masksearch.gates.config import build_config
 
         config = dict(options.get("config", {}))
-        target = configured(config).target
+        target = build_config(config).target
         return DamStrategy(
             run,
             gates=options.get("gates", {}),
@@ -409,6 +409,16 @@ def build_strategy(
 def strategy_name(strategy: str | BaseSampler | Strategy) -> str:
     """The name under which a strategy's trials are shown."""
     return strategy if isinstance(strategy, str) else type(strategy).__name__
+
+
+def recorded_options(strategy: str, options: Mapping[str, Any]) -> str:
+    """The options as JSON; fields of a `DamConfig` under the names that earlier studies have."""
+    recorded = dict(options)
+    if strategy == "dam" and "config" in options:
+        from masksearch.gates.config import recorded_names
+
+        recorded["config"] = recorded_names(options["config"])
+    return json.dumps(recorded, sort_keys=True, default=str)
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

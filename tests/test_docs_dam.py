@@ -69,7 +69,7 @@ def test_named_settings_exist():
         known |= set(inspect.signature(taker).parameters)
     prose = re.sub(r"```.*?```", "", PAGE, flags=re.S)
     named = set(re.findall(r"`(?:\w+\()?(\w+)=[^=]", prose)) - {"name"}
-    assert named > {"control", "warmup", "noise", "retrained"}
+    assert named > {"control", "dense_warmup", "noise", "retrained"}
     assert named <= known
 
 

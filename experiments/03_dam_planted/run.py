@@ -36,7 +36,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from planted_runs import Cells, Row, Setting, judged, oracle_density, shown  # noqa: E402
 
 PROCESS = ms.PlantedProcess()  # n = 24, vocabulary 8, one offset, 2 keys
-RECIPE = {"steps": 1500, "warmup": 0.4}  # beside the defaults of DamConfig
+RECIPE = {"steps": 1500, "dense_warmup": 0.4}  # beside the defaults of DamConfig
 SEEDS, GRID_SEEDS = 5, 2
 FACTORS = (1.0, 2.0, 4.0)  # of the planted edges' density; the least possible comes first
 WIDTH = 64

@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 DENSITY = 0.0387  # star's at 128 positions: 634 of 16,384 cells
 STEPS = (800, 3_200)  # of retraining
 GATES = {"structure": "toeplitz+global", "signed": True, "layers": 2}
-CONFIG = {"steps": 2_400, "warmup": 0.05, "anneal": 0.3, "density": DENSITY}
+CONFIG = {"steps": 2_400, "dense_warmup": 0.05, "anneal": 0.3, "density": DENSITY}
 BY_HAND = masks.per_head(  # one signed offset a head, with a global token, without the diagonal
     [masks.shifts([step]) | masks.global_tokens(1) for step in (-1, 1, -2, 2)]
 )
@@ -136,7 +136,7 @@ def table(arguments: argparse.Namespace) -> None:
     for seed, result in results.items():
         named = ms.nearest_family(result.mask(sparsity=1 - DENSITY))
         texts.append(f"seed {seed}, IoU {named.iou:.3f}: {named.text}")
-        warmup = round(CONFIG["warmup"] * CONFIG["steps"])
+        warmup = round(CONFIG["dense_warmup"] * CONFIG["steps"])
         save(plot_dam(result.curve, warmup), folder, f"course_{seed}")
         save(plot_offsets(result.probabilities), folder, f"offsets_{seed}")
     (folder / "nearest.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")

@@ -327,7 +327,7 @@ def dam_options(
         return {}
     options: dict[str, Any] = {"gates": gates, "config": config}
     if settings:
-        from masksearch.gates.config import DamConfig
+        from masksearch.gates.config import EARLIER, DamConfig
         from masksearch.gates.gates import Gates
 
         of_gates = set(inspect.signature(Gates).parameters) - {"length", "seed"}
@@ -336,13 +336,13 @@ def dam_options(
             name, text = split_setting("--dam", setting)
             value = read_value(text)
             known = {"preset", *DISCRETISING} | of_gates | of_config
-            if name not in known:
+            if name not in known | EARLIER.keys():
                 raise unknown_name("setting of --dam", name, sorted(known))
             if name in DISCRETISING:
                 options[name] = value
             if name == "preset" or name in of_gates:
                 gates[name] = value
-            if name == "preset" or name in of_config:
+            if name == "preset" or name in of_config | EARLIER.keys():
                 config[name] = value
     return options
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from masksearch.errors import unknown_name
 from masksearch.gates.sparsebert import published_rate
@@ -13,8 +15,67 @@ Control = Literal["hinge", "multiplier", "penalty", "sum"]
 Optimiser = Literal["adamw", "lamb"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "sqrt"]
+Trained = Literal["both", "gates"]
+CHOICES = {
+    "control": Control,
+    "optimiser": Optimiser,
+    "precision": Precision,
+    "schedule": Schedule,
+    "train": Trained,
+}
+RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
+    # fields, what their values must do, whether one does
+    (("steps",), "be at least 2", lambda value: value >= 2),
+    (("levels",), "be 1 or 2", lambda value: value in (1, 2)),
+    (("micro_batches",), "be at least 1", lambda value: value >= 1),
+    (("dense_warmup", "lr_warmup"), "lie in [0, 1)", lambda value: 0 <= value < 1),
+    (("anneal", "cooling"), "lie in (0, 1]", lambda value: 0 < value <= 1),
+    (("final_lr",), "lie in [0, 1]", lambda value: 0 <= value <= 1),
+    (("lr", "gate_lr", "clip"), "be above 0", lambda value: value > 0),
+    (("strength", "multiplier", "multiplier_rate"), "be above 0", lambda value: value > 0),
+    (("penalty", "weight_decay"), "be at least 0", lambda value: value >= 0),
+)
+EARLIER = {"warmup": "dense_warmup", "rise": "lr_warmup"}  # fields under their first names
 
 
+def take_earlier_names(config: type[DamConfig]) -> type[DamConfig]:
+    """Lets the constructor of a configuration take fields under their first names."""
+    construct = config.__init__
+
+    @functools.wraps(construct)
+    def init(self: DamConfig, *args: Any, **given: Any) -> None:
+        for name in EARLIER.keys() & given.keys():
+            warn_of_earlier(name)
+        construct(self, *args, **todays_names(given))
+
+    config.__init__ = init  # type: ignore[method-assign]
+    return config
+
+
+def warn_of_earlier(name: str) -> None:
+    """Says what a field is called today."""
+    warnings.warn(
+        f"{name} of DamConfig is called {EARLIER[name]} now", DeprecationWarning, stacklevel=3
+    )
+
+
+def todays_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `DamConfig`, of which some may bear their first names, under today's.
+
+    >>> todays_names({"steps": 100, "warmup": 0.5})
+    {'steps': 100, 'dense_warmup': 0.5}
+    """
+    found = {name: value for name, value in fields.items() if name not in EARLIER}
+    return found | {EARLIER[name]: value for name, value in fields.items() if name in EARLIER}
+
+
+def recorded_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under their first names, under which studies are recorded and found again."""
+    first = {today: name for name, today in EARLIER.items()}
+    return {first.get(name, name): value for name, value in fields.items()}
+
+
+@take_earlier_names
 @dataclass(frozen=True)
 class DamConfig:
     """How gates and weights are trained together.
@@ -37,15 +98,19 @@ class DamConfig:
     With `levels` = 2 the gates learn on batches of their own, the weights on the others (the
     first-order form of bilevel search).
 
+    With `train="gates"` the weights stay as they are, and so do dropout (off) and the running
+    statistics of the model; there is no warm-up then. A model whose weights are all frozen
+    (`requires_grad` off) is trained like this in any case.
+
     Raises:
-        ValueError: If a value is out of range.
-        UnknownNameError: For an unknown control, optimiser or precision.
+        ValueError: If a value is out of range, or two do not go together.
+        UnknownNameError: For an unknown control, optimiser, precision, schedule or `train`.
 
     Reference: SparseBERT, arXiv 2102.12871 (one level); DARTS, arXiv 1806.09055 (two levels).
     """
 
     steps: int = 2500  # optimiser steps
-    warmup: float = 0.5  # share of the steps with dense attention, gates at rest
+    dense_warmup: float = 0.5  # share of the steps with dense attention, gates at rest
     density: float | Sequence[float] = 0.05  # target in (0, 1): of the table, or one a layer
     control: Control = "hinge"
     strength: float = 0.3  # size of the hinge's gradient, as a multiple of the task's
@@ -57,7 +122,7 @@ class DamConfig:
     micro_batches: int = 1  # batches whose gradients are averaged, each with its own sample
     cooling: float = 1.0  # factor on the gates' temperature at the end, reached geometrically
     lr: float = 2e-3  # peak rate of the weights
-    rise: float = 0.03  # share of the steps in which that rate rises
+    lr_warmup: float = 0.03  # share of the steps in which that rate rises
     schedule: Schedule = "linear"  # of the rate; "sqrt": the published one, for gates too
     final_lr: float = 1.0  # what "linear" leaves of the rate at the last step
     gate_lr: float = 0.02  # Adam on the gates' logits
@@ -65,46 +130,39 @@ class DamConfig:
     clip: float = 5.0  # largest norm of the weights' gradient; 1 loses edges
     optimiser: Optimiser = "adamw"  # "lamb": the published one, for weights and gates together
     precision: Precision = "float32"  # "bfloat16": autocast; gates and their costs stay fp32
+    train: Trained = "both"  # "gates": the weights are frozen
 
     def __post_init__(self) -> None:
-        choices = {
-            "control": Control,
-            "optimiser": Optimiser,
-            "precision": Precision,
-            "schedule": Schedule,
-        }
-        for name, known in choices.items():
+        for name, known in CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 raise unknown_name(f"DAM {name}", getattr(self, name), get_args(known))
         if not isinstance(self.density, (int, float)):
             object.__setattr__(self, "density", tuple(float(share) for share in self.density))
         if not self.targets or not all(0 < share < 1 for share in self.targets):
             raise ValueError(f"density is a share of the edges in (0, 1), got {self.density}")
-        if self.steps < 2:
-            raise ValueError(f"steps must be at least 2, got {self.steps}")
-        if self.levels not in (1, 2):
-            raise ValueError(f"levels must be 1 or 2, got {self.levels}")
-        if self.micro_batches < 1:
-            raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
+        for names, rule, fits in RANGES:
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name} must {rule}, got {getattr(self, name)}")
         if self.optimiser == "lamb" and (self.levels == 2 or self.control == "hinge"):
             raise ValueError(
                 "LAMB trains weights and gates in one step with one clip, so it takes levels=1 "
                 f"and another control, got levels={self.levels}, control={self.control!r}"
             )
-        for name in ("warmup", "rise"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share in [0, 1), got {getattr(self, name)}")
-        for name in ("anneal", "cooling"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
-        if not 0 <= self.final_lr <= 1:
-            raise ValueError(f"final_lr is a share in [0, 1], got {self.final_lr}")
-        for name in ("lr", "gate_lr", "clip", "strength", "multiplier", "multiplier_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("penalty", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.train == "gates" and self.levels == 2:
+            raise ValueError(
+                "levels=2 trains the weights on batches of their own, and train='gates' (or a "
+                "model of frozen weights) trains none; use levels=1"
+            )
+
+    if not TYPE_CHECKING:  # which would hold any name for known
+
+        def __getattr__(self, name: str) -> Any:
+            """Reads a field under its first name."""
+            if name not in EARLIER:
+                raise AttributeError(f"DamConfig has no field {name!r}")
+            warn_of_earlier(name)
+            return getattr(self, EARLIER[name])
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -117,28 +175,37 @@ class DamConfig:
         return sum(self.targets) / len(self.targets)
 
     @property
-    def aims(self) -> bool:
-        """Whether the control holds the density at the target, and not just lowers it."""
+    def holds_density(self) -> bool:
+        """Whether the control holds the density at the target, and does not just lower it."""
         return self.control in ("hinge", "multiplier")
 
     @property
     def warmup_steps(self) -> int:
         """Steps before the gates act; at least one step is left for them."""
-        return min(round(self.warmup * self.steps), self.steps - 1)
+        return warmup_steps(vars(self))
 
-    def rate(self, step: int) -> float:
+    def lr_factor(self, step: int) -> float:
         """Factor on the learning rate at a step (from 0); of the gates too, where "sqrt"."""
         if self.schedule == "sqrt":
-            return published_rate(step + 1, self.steps, warmup=self.rise)
-        rising = max(1, round(self.rise * self.steps))
+            return published_rate(step + 1, self.steps, warmup=self.lr_warmup)
+        rising = max(1, round(self.lr_warmup * self.steps))
         if step < rising:
             return (step + 1) / rising
         return 1 - (1 - self.final_lr) * (step - rising) / max(1, self.steps - rising)
 
-    def cooled(self, step: int) -> float:
+    def temperature_factor(self, step: int) -> float:
         """Factor on the gates' temperature at a step (from 0)."""
         gated = max(1, self.steps - 1 - self.warmup_steps)
         return float(self.cooling ** min(1.0, max(0, step - self.warmup_steps) / gated))
+
+
+def warmup_steps(config: Mapping[str, Any]) -> int:
+    """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say."""
+    fields = todays_names(config)
+    if fields.get("train") == "gates":
+        return 0
+    steps = int(fields.get("steps", 0))
+    return max(0, min(round(float(fields.get("dense_warmup", 0.0)) * steps), steps - 1))
 
 
 def preset(name: str) -> DamConfig:
@@ -154,7 +221,7 @@ def preset(name: str) -> DamConfig:
         raise unknown_name("DAM preset", name, ("sparsebert",))
     return DamConfig(
         steps=7038,
-        warmup=0.0,
+        dense_warmup=0.0,
         control="sum",
         penalty=5e-5,
         micro_batches=128,
@@ -162,18 +229,20 @@ def preset(name: str) -> DamConfig:
         lr=6e-3,
         gate_lr=6e-3,
         schedule="sqrt",
-        rise=0.2843,
+        lr_warmup=0.2843,
         weight_decay=0.01,
         clip=1.0,
     )
 
 
-def configured(arguments: Mapping[str, Any]) -> DamConfig:
+def build_config(arguments: Mapping[str, Any]) -> DamConfig:
     """A configuration from plain data: fields of `DamConfig`, over those of a `preset`.
 
-    >>> configured({"preset": "sparsebert", "steps": 100}).control
+    The data may come from an earlier version's study, so first names are taken without a word.
+
+    >>> build_config({"preset": "sparsebert", "steps": 100}).control
     'sum'
     """
-    changed = dict(arguments)
+    changed = todays_names(arguments)
     name = changed.pop("preset", None)
     return DamConfig(**changed) if name is None else replace(preset(name), **changed)

@@ -3,9 +3,19 @@
     result = dam(model, batches, Gates("free", length=32, heads=2), DamConfig(density=0.05))
     result.mask(sparsity=0.95)
 
-The weights first learn with dense attention (gates that are pruned before attention has learned
-are pruned at random); then the gates are sampled, learn from the loss, and are pushed together
-towards the target density.
+A run has three phases. Gates that are pruned before attention has learned are pruned at random,
+so the weights begin with dense attention; then the gates are sampled once a forward pass, learn
+from the loss, and are pushed together towards the target density; at the end they are only read.
+
+    step       0 ........ dense_warmup ........ + anneal ........ steps ........ afterwards
+    attention  dense              under a sample of the gates                   under the mask
+    weights    learn              learn              learn
+    gates      at rest            learn              learn                      cut
+    density    as it began        its target sinks   held at the target         exactly as asked
+
+A step (`JointTraining.advance`): rates and temperature, the gradient of the loss, the push on the
+gates towards the density, the optimisers. With two levels the gates learn in a second half of the
+step, from batches of their own; of frozen weights only the gates learn, from the first step on.
 """
 
 from __future__ import annotations
@@ -14,10 +24,10 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +43,12 @@ from masksearch.contracts import (
 )
 from masksearch.errors import (
     LayerCountError,
-    LengthError,
     NonFiniteLossError,
     ResumeError,
     SearchError,
     unknown_name,
 )
-from masksearch.gates.config import DamConfig, configured
+from masksearch.gates.config import DamConfig, build_config, todays_names
 from masksearch.gates.config import preset as preset_named
 from masksearch.gates.density import STATE, DensityControl
 from masksearch.gates.diagnostics import CollapseWatch, entropy_bits
@@ -50,75 +59,21 @@ from masksearch.gates.sparsebert import PublishedGates
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.lamb import Lamb
 from masksearch.training.loop import (
+    keeping_modes,
     model_loss,
+    on_device,
     parameter_groups,
     restore_random,
     restore_state,
     training_state,
 )
 
-SAMPLES = 4  # samples of the gates whose losses are averaged
-
-
-@torch.no_grad()
-def loss_chain(
-    model: nn.Module,
-    gates: Gates,
-    loss: Callable[[Batch], Tensor],
-    batches: Sequence[Batch],
-    density: float,
-) -> dict[str, float]:
-    """Mean loss over the batches in eval mode, under four readings of the same gates.
-
-    Args:
-        model: With the gates on it.
-        gates: Left as they were.
-        loss: Loss of a batch.
-        batches: At least one.
-        density: Of the mask that is cut; at least one key a row.
-
-    Returns:
-        In nats: `relaxed` (every gate at its probability), `sampled` (mean over four samples),
-        `held_out` (every gate rounded), `discretised` (the mask of exactly that density).
-    """
-    training, gate_training = model.training, gates.training
-    before = (gates.form, gates.deterministic, gates.enabled)
-    source = gates.source(gates.logits.device)
-    state = source.get_state()
-
-    def mean() -> float:
-        return sum(loss(batch).item() for batch in batches) / len(batches)
-
-    model.eval()
-    gates.enabled = True
-    probabilities = gates.probabilities()
-    found: dict[str, float] = {}
-    try:
-        gates.fixed = probabilities
-        if gates.form == "flip":  # which rounds
-            gates.form = "log"
-        found["relaxed"] = mean()
-        gates.form, gates.fixed = before[0], None
-        gates.train()
-        gates.deterministic = False
-        found["sampled"] = sum(mean() for _ in range(SAMPLES)) / SAMPLES
-        gates.eval()
-        gates.deterministic = True
-        found["held_out"] = mean()
-        cut = at_sparsity(probabilities.cpu(), 1 - max(density, 1 / gates.length))
-        gates.fixed = cut.to(probabilities)
-        found["discretised"] = mean()
-    finally:
-        gates.fixed = None
-        gates.form, gates.deterministic, gates.enabled = before
-        source.set_state(state)
-        model.train(training)
-        gates.train(gate_training)
-    return found
-
-
+Batches = Iterable[Batch] | Task
 REPORTS = 100  # of a run, about
+SAMPLES = 4  # samples of the gates whose losses are averaged at the end
 GATE_EPS = 1e-20  # of Adam on the gates: far below any gradient, so that their scale is free
+CHECKPOINT_SECONDS = 60.0  # wall time between two checkpoints
+GATES_FILE = "gates.safetensors"  # what a one-shot job leaves
 
 
 class JointTraining:
@@ -136,29 +91,30 @@ class JointTraining:
     ) -> None:
         self.model, self.gates, self.config, self.held_out = model, gates, config, held_out
         self.device = next(model.parameters()).device
-        self.weights: list[Tensor] = []
-        self.optimisers = self.built()
+        self.weights: list[Tensor] = []  # those that are trained
+        self.optimisers = self.build_optimisers()
         self.control = DensityControl(config, gates)
         self.step = 0  # optimiser steps that are done
         self.losses: list[float] = []  # since the last report
         self.curve: list[Report] = []
 
-    def built(self) -> dict[str, torch.optim.Optimizer]:
-        """The optimisers by name: `both` for LAMB, otherwise `weights` and `gates`."""
-        config, logits = self.config, list(self.gates.parameters())
-        own = {id(parameter) for parameter in logits}
+    def build_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name: `both` for LAMB, otherwise `weights` (if any) and `gates`."""
+        config, logits = self.config, self.gates.logits
         groups: list[dict[str, Any]] = []
         for group in parameter_groups(self.model, config.weight_decay):
-            members = [p for p in group["params"] if id(p) not in own]  # type: ignore[attr-defined]
-            self.weights += members
-            groups.append({**group, "params": members, "lr": config.lr})
+            members = [p for p in cast("list[Tensor]", group["params"]) if p is not logits]
+            if members:
+                self.weights += members
+                groups.append({**group, "params": members, "lr": config.lr})
         if config.optimiser == "lamb":
-            groups.append({"params": logits, "lr": config.gate_lr, "weight_decay": 0.0})
+            groups.append({"params": [logits], "lr": config.gate_lr, "weight_decay": 0.0})
             return {"both": Lamb(groups, max_grad_norm=config.clip)}
-        return {
-            "weights": torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True),
-            "gates": torch.optim.Adam(logits, lr=config.gate_lr, eps=GATE_EPS, fused=True),
-        }
+        found: dict[str, torch.optim.Optimizer] = {}
+        if groups:
+            found["weights"] = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        found["gates"] = torch.optim.Adam([logits], config.gate_lr, eps=GATE_EPS, fused=True)
+        return found
 
     def reports(
         self,
@@ -171,11 +127,11 @@ class JointTraining:
         own = batches if gate_batches is None else gate_batches
         if checkpoints is not None:
             self.restore(checkpoints)
-        for step in range(self.step):
+        for step in range(self.step):  # what the steps that are done have used
             for _ in range(self.config.micro_batches):
-                self.taken(batches, step)
+                self.next_batch(batches, step)
                 if self.config.levels == 2 and step >= self.config.warmup_steps:
-                    self.taken(own, step)
+                    self.next_batch(own, step)
         yield from tuple(self.curve)
         saved = time.monotonic()
         while self.step < self.config.steps:
@@ -190,10 +146,10 @@ class JointTraining:
         """One step of the weights and, after the warm-up, of the gates."""
         config, gates, step = self.config, self.gates, self.step
         gates.enabled = step >= config.warmup_steps
-        gates.cooled = config.cooled(step)
-        self.set_rates(config.rate(step))
+        gates.cooled = config.temperature_factor(step)
+        self.set_rates(config.lr_factor(step))
         joint = gates.enabled and config.levels == 1
-        cost = self.gradients(batches, controlled=joint)
+        cost = self.set_gradients(batches, controlled=joint)
         if joint:
             cost += self.control.push(gates, step)
         if config.optimiser == "adamw":
@@ -201,8 +157,9 @@ class JointTraining:
         for name, optimiser in self.optimisers.items():
             if name != "gates" or joint:
                 optimiser.step()
-        if gates.enabled and not joint:
-            cost = self.gradients(gate_batches, controlled=True) + self.control.push(gates, step)
+        if gates.enabled and not joint:  # the second level
+            cost = self.set_gradients(gate_batches, controlled=True)
+            cost += self.control.push(gates, step)
             self.optimisers["gates"].step()
         self.step += 1
         if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
@@ -210,7 +167,17 @@ class JointTraining:
         self.curve.append(self.report(cost))
         return self.curve[-1]
 
-    def gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
+    def set_rates(self, factor: float) -> None:
+        """Sets the learning rates of a step; the gates have a schedule only where "sqrt"."""
+        config = self.config
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                if group["params"][0] is not self.gates.logits:
+                    group["lr"] = config.lr * factor
+                elif config.schedule == "sqrt":
+                    group["lr"] = config.gate_lr * factor
+
+    def set_gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
         """Fresh gradients of everything, mean over the micro-batches.
 
         Returns:
@@ -222,7 +189,7 @@ class JointTraining:
         if controlled:
             self.control.grow(self.gates, self.step)
         for _ in range(count):
-            loss = self.loss(self.taken(batches, self.step))
+            loss = self.loss(self.next_batch(batches, self.step))
             value = loss.item()
             self.losses.append(value)
             if not math.isfinite(value):
@@ -237,35 +204,18 @@ class JointTraining:
             (loss / count).backward()  # type: ignore[no-untyped-call]
         return cost
 
-    def set_rates(self, factor: float) -> None:
-        """Sets the learning rates of a step; the gates have a schedule only where "sqrt"."""
-        config = self.config
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
-                if group["params"][0] is not self.gates.logits:
-                    group["lr"] = config.lr * factor
-                elif config.schedule == "sqrt":
-                    group["lr"] = config.gate_lr * factor
-
-    def taken(self, batches: Iterator[Batch], step: int) -> Batch:
+    def next_batch(self, batches: Iterator[Batch], step: int) -> Batch:
         """The next batch."""
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"the batches ended after {step} of {self.config.steps} steps")
-        tokens = batch.get("input_ids")
-        if tokens is not None and tokens.shape[-1] > self.gates.length:
-            raise LengthError(
-                f"these gates hold {self.gates.length} positions, a batch has "
-                f"{tokens.shape[-1]}; build them with the longest sequence's length"
-            )
         return batch
 
     def loss(self, batch: Batch) -> Tensor:
         """Loss of a batch at the run's precision."""
         half = self.config.precision == "bfloat16"
-        placed = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            return model_loss(self.model, placed)
+            return model_loss(self.model, on_device(self.model, batch))
 
     def report(self, cost: float) -> Report:
         """What is known after this step."""
@@ -279,8 +229,51 @@ class JointTraining:
         }
         self.losses.clear()
         if self.step == self.config.steps and self.held_out:
-            values |= loss_chain(self.model, gates, self.loss, self.held_out, self.config.target)
+            values |= self.held_out_losses()
         return Report(self.step, values)
+
+    @torch.no_grad()
+    def held_out_losses(self) -> dict[str, float]:
+        """Mean held-out loss in eval mode, under four readings of the same gates.
+
+        Returns:
+            In nats: `relaxed` (every gate at its probability), `sampled` (mean over four
+            samples), `held_out` (every gate rounded), `discretised` (the mask of exactly the
+            target density; at least one key a row).
+        """
+        model, gates = self.model, self.gates
+        before = gates.form, gates.deterministic, gates.enabled
+        noise = gates.source(self.device)
+        state = noise.get_state()
+
+        def mean() -> float:
+            return sum(self.loss(batch).item() for batch in self.held_out) / len(self.held_out)
+
+        found: dict[str, float] = {}
+        with keeping_modes(model, gates):
+            model.eval()
+            gates.enabled = True
+            probabilities = gates.probabilities()
+            density = max(self.config.target, 1 / gates.length)
+            try:
+                gates.fixed = probabilities
+                if gates.form == "flip":  # which rounds
+                    gates.form = "log"
+                found["relaxed"] = mean()
+                gates.form, gates.fixed = before[0], None
+                gates.train()
+                gates.deterministic = False
+                found["sampled"] = sum(mean() for _ in range(SAMPLES)) / SAMPLES
+                gates.eval()
+                gates.deterministic = True
+                found["held_out"] = mean()
+                gates.fixed = at_sparsity(probabilities.cpu(), 1 - density).to(probabilities)
+                found["discretised"] = mean()
+            finally:
+                gates.fixed = None
+                gates.form, gates.deterministic, gates.enabled = before
+                noise.set_state(state)
+        return found
 
     # -- checkpoints ---------------------------------------------------------------------------
     def identity(self) -> dict[str, Any]:
@@ -306,13 +299,15 @@ class JointTraining:
         if found is None:
             return
         facts, tensors = found.facts, dict(found.tensors)
-        if facts["run"] != self.identity():
-            differing = [
-                f"{part}.{name}"
-                for part, ours in self.identity().items()
-                for name in ours
-                if facts["run"].get(part, {}).get(name) != ours[name]
-            ]
+        earlier = {**facts["run"], "config": {"train": "both", **facts["run"]["config"]}}
+        earlier["config"] = todays_names(earlier["config"])
+        differing = [
+            f"{part}.{name}"
+            for part, ours in self.identity().items()
+            for name in ours
+            if earlier[part].get(name) != ours[name]
+        ]
+        if differing:
             raise ResumeError(
                 f"{checkpoints.folder} holds the checkpoint of a run with other "
                 f"{', '.join(differing)}; give the same arguments, or another folder"
@@ -327,10 +322,6 @@ class JointTraining:
         self.step = found.step
 
 
-Batches = Iterable[Batch] | Task
-CHECKPOINT_SECONDS = 60.0  # wall time between two checkpoints
-
-
 def dam_reports(
     model: nn.Module,
     batches: Batches,
@@ -342,90 +333,102 @@ def dam_reports(
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> Iterator[Report]:
-    """Trains in place and reports about a hundred times; stop by closing the iterator.
+) -> Generator[Report, None, DamResult]:
+    """As `dam`, as a generator of reports; stop by closing it.
 
-    Warns while it goes on where everything is pruned, nothing is, or the loss is lost. The gates
-    are attached to the model unless they are part of it already; what was attached here is
-    detached at the end.
+    Warns while it goes on, and at its end, where everything is pruned, nothing is, or the loss is
+    lost. The gates are attached to the model unless they are part of it already; what was
+    attached here is detached at the end.
 
     Args:
-        model: A Hugging Face model, or a module holding one, whose `model(**batch).loss` is
-            differentiable.
-        batches: Batches (mappings of tensors) in any iterable, begun again where it ends (an
-            iterator cannot be, and must hold enough), or a Task.
-        gates: Trained in place; read them afterwards.
+        model: See `dam`; so are those that are not here.
+        batches: An iterator cannot be begun again, and must hold enough.
+        gates: Trained in place.
         config: Steps, rates and target.
-        held_out: Batches on which the last report's `held_out` losses are measured; a Task
-            brings its own.
-        gate_batches: What the gates learn on where `config.levels` is 2; None = every other one
-            of `batches`.
+        held_out: Batches for the losses of the last report; a Task brings its own.
+        gate_batches: What the gates learn on where `config.levels` is 2.
         seed: Of a Task's batches.
         checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
             as it would have, given the same batches from their beginning.
         checkpoint_seconds: Wall time between two checkpoints.
 
     Yields:
-        Reports with `loss` (mean over the batches since the last report), `density`, `target`,
-        `entropy` (bits), `control` (the term added to the loss) and, with gates at work on the
-        held-out batches, at the end `held_out` (gates rounded), `relaxed`, `sampled` and
-        `discretised`, see `masksearch.gates.dam`.
+        About a hundred reports with `loss` (mean over the batches since the last report),
+        `density`, `target`, `entropy` (bits), `control` (the term added to the loss) and, with
+        held-out batches, at the end what `JointTraining.held_out_losses` returns.
 
-    Raises:
-        NonFiniteLossError: If a loss is NaN or infinite; names the step.
-        ResumeError: If the checkpoints are of another run.
-        LayerCountError: If there are targets for another number of layers.
-        LengthError: If a batch is longer than the gates.
-        ValueError: If a target density is below one key a row, or the batches end too early.
+    Returns:
+        The result (`result = yield from dam_reports(..)`).
     """
-    check_targets(gates, config)
-    from masksearch.attention.attach import attach, detach
+    from masksearch.attention.attach import attach, detach  # loads transformers
 
+    config = config_for(config, model, gates)
     if isinstance(batches, Task) and not held_out:
         held_out = batches.held_out()
-    device = next(model.parameters()).device
-    gates.to(device)
+    gates.to(next(model.parameters()).device)
+    frozen = trainable_weights(model, gates) if config.train == "gates" else []
     ours = all(module is not gates for module in model.modules())
-    training = model.training
-    model.train()
-    if ours:
-        attach(model, gates)
-    try:
-        run = JointTraining(model, gates, config, held_out)
-        first = gates.density().mean().item()
-        watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)
-        for report in run.reports(
-            endless(batches, seed),
-            None if gate_batches is None else endless(gate_batches, seed),
-            checkpoints,
-            checkpoint_seconds,
-        ):
-            problem = watch.look(report)
-            if problem is not None:
-                warnings.warn(f"DAM: {problem}", stacklevel=2)
-            yield report
-    finally:
-        gates.enabled, gates.cooled = True, 1.0
-        if ours:
-            detach(model)
-        model.train(training)
+    with keeping_modes(model, gates):
+        try:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            model.train(config.train == "both")
+            gates.train()
+            if ours:
+                attach(model, gates)
+            run = JointTraining(model, gates, config, held_out)
+            first = gates.density().mean().item()
+            watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)
+            for report in run.reports(
+                endless(batches, seed),
+                None if gate_batches is None else endless(gate_batches, seed),
+                checkpoints,
+                checkpoint_seconds,
+            ):
+                problem = watch.look(report)
+                if problem is not None:
+                    warnings.warn(f"DAM: {problem}", stacklevel=2)
+                yield report
+        finally:
+            gates.enabled, gates.cooled = True, 1.0
+            if ours:
+                detach(model, missing_ok=True)
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+    probabilities = gates.probabilities().detach().float().cpu()
+    curve = tuple(run.curve)
+    result = DamResult(probabilities, curve, config.target, gates.arguments, asdict(config))
+    for problem in result.health()["problems"]:
+        warnings.warn(f"DAM: {problem}", stacklevel=2)
+    return result
 
 
-def check_targets(gates: Gates, config: DamConfig) -> None:
-    """Whether the gates can reach the target densities."""
+def config_for(config: DamConfig, model: nn.Module, gates: Gates) -> DamConfig:
+    """The configuration of a run on that model: the gates alone where its weights are frozen.
+
+    Raises:
+        LayerCountError: If there are targets for another number of layers.
+        ValueError: If the gates cannot reach a target density.
+    """
     if len(config.targets) > 1 and len(config.targets) != gates.layers:
         raise LayerCountError(
             f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
             "give one share for all, or one for each layer of the gates"
         )
-    if config.aims and min(config.targets) * gates.length < 1:
+    if config.holds_density and min(config.targets) * gates.length < 1:
         raise ValueError(
             f"every row keeps a key, so density is at least 1/n = {1 / gates.length:.6g} at "
             f"length {gates.length}, got {config.density}"
         )
+    return config if trainable_weights(model, gates) else replace(config, train="gates")
 
 
-def endless(batches: Batches, seed: int) -> Iterator[Batch]:
+def trainable_weights(model: nn.Module, gates: Gates) -> list[nn.Parameter]:
+    """The model's parameters that require a gradient, without those of the gates."""
+    return [p for p in model.parameters() if p.requires_grad and p is not gates.logits]
+
+
+def endless(batches: Batches, seed: int = 0) -> Iterator[Batch]:
     """The batches as one iterator; what can be begun again is, whenever it ends."""
     if isinstance(batches, Task):
         yield from batches.batches(seed)
@@ -438,15 +441,6 @@ def endless(batches: Batches, seed: int) -> Iterator[Batch]:
             for batch in batches:
                 found = True
                 yield batch
-
-
-def finished(gates: Gates, config: DamConfig, curve: Sequence[Report]) -> DamResult:
-    """The result of gates after `dam_reports`; warns where the run collapsed."""
-    probabilities = gates.probabilities().detach().float().cpu()
-    result = DamResult(probabilities, tuple(curve), config.target, gates.arguments, asdict(config))
-    for problem in result.health()["problems"]:
-        warnings.warn(f"DAM: {problem}", stacklevel=3)
-    return result
 
 
 def dam(
@@ -467,7 +461,7 @@ def dam(
     Args:
         model: A Hugging Face model, or a module holding one, whose `model(**batch).loss` is
             differentiable; from scratch or pre-trained. Trained in place and left without the
-            gates (unless it had them).
+            gates (unless it had them). Where all its weights are frozen, only the gates learn.
         batches: Batches (mappings of tensors) in any iterable, begun again where it ends, or a
             Task.
         gates: Trained in place.
@@ -500,9 +494,7 @@ def dam(
             "dataclasses.replace(masksearch.gates.config.preset(..), ..))"
         )
     config = config or (DamConfig() if preset is None else preset_named(preset))
-    curve = []
-    kept = Checkpoints(Path(checkpoints), "dam") if checkpoints is not None else None
-    for report in dam_reports(
+    reports = dam_reports(
         model,
         batches,
         gates,
@@ -510,15 +502,15 @@ def dam(
         held_out=held_out or (),
         gate_batches=gate_batches,
         seed=seed,
-        checkpoints=kept,
-    ):
-        curve.append(report)
+        checkpoints=None if checkpoints is None else Checkpoints(Path(checkpoints), "dam"),
+    )
+    while True:
+        try:
+            report = next(reports)
+        except StopIteration as end:
+            return cast(DamResult, end.value)
         if on_report:
             on_report(report)
-    return finished(gates, config, curve)
-
-
-GATES_FILE = "gates.safetensors"
 
 
 def run_one_shot(
@@ -550,9 +542,9 @@ def run_one_shot(
         )
     shape = evaluator.shape
     try:
-        config = configured(job.config)
+        config = build_config(job.config)
         arguments = {"length": shape.length, "heads": shape.heads, "seed": mixed_seed(seed, 1)}
-        gates = built({**arguments, **job.gates})
+        gates = build_gates({**arguments, **job.gates})
     except TypeError as error:
         raise SearchError(
             f"a one-shot job holds arguments of Gates and DamConfig: {error}"
@@ -562,8 +554,7 @@ def run_one_shot(
     if config.levels == 2 and source.halves is not None:
         batches, gate_batches = source.halves
     checkpoints = Checkpoints(workdir, "dam")
-    curve: list[Report] = []
-    for report in dam_reports(
+    result = yield from dam_reports(
         source.model,
         batches,
         gates,
@@ -572,15 +563,13 @@ def run_one_shot(
         gate_batches=gate_batches,
         checkpoints=checkpoints,
         checkpoint_seconds=CHECKPOINT_SECONDS,
-    ):
-        curve.append(report)
-        yield report
+    )
     workdir.mkdir(parents=True, exist_ok=True)
-    finished(gates, config, curve).save(workdir / GATES_FILE)
+    result.save(workdir / GATES_FILE)
     checkpoints.clear()
 
 
-def built(arguments: Mapping[str, Any]) -> Gates:
+def build_gates(arguments: Mapping[str, Any]) -> Gates:
     """Gates from plain data: arguments of `Gates`, or of `PublishedGates` where a preset is named.
 
     Raises:

@@ -44,7 +44,7 @@ class DensityControl:
     def target(self, step: int) -> Tensor:
         """Densities that are asked for at that step (from 0): float `[1]` or `[layers]`."""
         config = self.config
-        if not config.aims:
+        if not config.holds_density:
             return torch.tensor(config.targets)
         gated = config.anneal * (config.steps - config.warmup_steps)
         part = min(1.0, max(0, step - config.warmup_steps) / gated)

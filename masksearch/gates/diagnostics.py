@@ -1,13 +1,21 @@
-"""What the figures of trained gates say about the run that made them."""
+"""What the figures of trained gates say about the run that made them.
+
+`health` judges one run (its `CollapseWatch` already speaks while the run goes on), `agreement`
+compares the masks of several seeds, `response` the runs at several settings of one control, and
+`recovery` scores gates against the true edges of a planted process.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, NamedTuple, TypedDict, get_args
 
 import torch
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from masksearch.contracts import Report, generator
@@ -16,6 +24,7 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates, Structure
 
 
+# -- against the truth ---------------------------------------------------------------------------
 class Recovery(NamedTuple):
     """Agreement of edge probabilities with the true edges; both figures lie in [0, 1]."""
 
@@ -61,13 +70,12 @@ def recovery(probabilities: Tensor, edges: Tensor) -> Recovery:
     not_above = torch.searchsorted(others, hits, right=True)
     auroc = (below + not_above).double().mean() / (2 * len(others))
     boundary = scores.topk(count).values[-1]
-    tied = scores == boundary
-    above = scores > boundary
-    places = count - above.sum()
-    found = true[above].sum() + places * true[tied].double().mean()
+    above, tied = scores > boundary, scores == boundary
+    found = true[above].sum() + (count - above.sum()) * true[tied].double().mean()
     return Recovery(auroc.item(), found.item() / count)
 
 
+# -- while a run goes on -------------------------------------------------------------------------
 RISE = 0.3  # nats by which a loss must rise, at least, to count as lost function
 RISE_SHARE = 0.2  # and the share of the loss at the end of the warm-up
 FALL_SHARE = 0.5  # and the share of what the warm-up had gained
@@ -95,8 +103,7 @@ class CollapseWatch:
 
     Attributes:
         above: Reports in a row, up to the last one, whose loss counts as lost function.
-        level: The loss that they are held against; None = not known yet.
-        latest: Loss of the last report.
+        level: The loss that they are held against; infinite while it is not known.
     """
 
     def __init__(
@@ -104,79 +111,68 @@ class CollapseWatch:
     ) -> None:
         self.config_target, self.initial = config_target, initial
         self.warmup_steps, self.steps = warmup_steps, steps
-        self.losses: list[float] = []  # of the reports that make up the level
-        self.first: float | None = None
-        self.level: float | None = None
-        self.latest: float | None = None
+        self.first, self.level = math.nan, math.inf
+        self.recent: list[float] = []  # losses that the level is made of
         self.above = 0
         self.said: set[str] = set()
 
     def look(self, report: Report) -> str | None:
         """Takes the next report (`loss`, `density`, `target`); returns a new warning or None."""
-        self.follow(report)
+        loss, density = report.values["loss"], report.values["density"]
+        target = report.values.get("target", self.config_target)
+        self.follow(report.step, loss)
         if report.step <= self.warmup_steps:
             return None
-        values = report.values
-        density, target = values["density"], values.get("target", self.config_target)
         asked = max(target, self.config_target)
-        halfway = self.warmup_steps + (self.steps - self.warmup_steps) / 2
-        if "pruned away" not in self.said and density < asked / 4:
-            self.said.add("pruned away")
-            return (
-                f"step {report.step}: nearly everything is pruned (density {density:.4g}, target "
-                f"now {asked:.4g}); lower gate_lr, or use control='hinge'"
-            )
-        if (
-            "nothing pruned" not in self.said
-            and report.step >= halfway
-            and density > 0.9 * self.initial
-            and target < 0.9 * self.initial
-        ):
-            self.said.add("nothing pruned")
-            return (
-                f"step {report.step}: nothing is pruned yet (density {density:.4g}, at the start "
-                f"{self.initial:.4g}, target now {target:.4g}); raise gate_lr or the control's "
-                "strength"
-            )
-        if "function lost" not in self.said and self.above >= PATIENCE:
-            self.said.add("function lost")
-            return (
-                f"step {report.step}: the loss has risen to {values['loss']:.4g} from "
-                f"{self.level:.4g} before the gates; edges go faster than the weights can follow: "
-                "train for more steps, lower gate_lr, or ask for a higher density"
-            )
+        halfway = report.step >= (self.warmup_steps + self.steps) / 2
+        stuck = density > 0.9 * self.initial and target < 0.9 * self.initial
+        kinds = {
+            "pruned away": (
+                density < asked / 4,
+                f"nearly everything is pruned (density {density:.4g}, target now {asked:.4g}); "
+                "lower gate_lr, or use control='hinge'",
+            ),
+            "nothing pruned": (
+                halfway and stuck,
+                f"nothing is pruned yet (density {density:.4g}, at the start {self.initial:.4g}, "
+                f"target now {target:.4g}); raise gate_lr or the control's strength",
+            ),
+            "function lost": (
+                self.above >= PATIENCE,
+                f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; edges "
+                "go faster than the weights can follow: train for more steps, lower gate_lr, or "
+                "ask for a higher density",
+            ),
+        }
+        for name, (happens, words) in kinds.items():
+            if happens and name not in self.said:
+                self.said.add(name)
+                return f"step {report.step}: {words}"
         return None
 
-    def follow(self, report: Report) -> None:
+    def follow(self, step: int, loss: float) -> None:
         """Keeps the level of the loss, and counts reports above it."""
-        loss = report.values.get("loss")
-        if loss is None:
-            return
-        self.latest = loss
-        self.first = loss if self.first is None else self.first
-        warm = report.step <= self.warmup_steps
-        if self.level is not None and not warm:
+        warm = step <= self.warmup_steps
+        if math.isnan(self.first):
+            self.first = loss
+        if not warm:
             self.above = self.above + 1 if self.lost(loss) else 0
         if warm or not self.warmup_steps:
-            self.losses = [*self.losses, loss][-SMOOTH:]
-            recent = sum(self.losses) / len(self.losses)
+            self.recent = [*self.recent, loss][-SMOOTH:]
             if warm:
-                self.level = recent
-            elif len(self.losses) == SMOOTH:
-                self.level = recent if self.level is None else min(self.level, recent)
+                self.level = fmean(self.recent)
+            elif len(self.recent) == SMOOTH:
+                self.level = min(self.level, fmean(self.recent))
 
     def lost(self, loss: float) -> bool:
         """Whether a loss lies so far above the level that the function counts as lost."""
-        if self.level is None or self.first is None:
-            return False
         fall = self.first - self.level
         return loss > self.level + max(RISE, RISE_SHARE * self.level, FALL_SHARE * fall)
 
 
+# -- between seeds -------------------------------------------------------------------------------
 CELLS = 2**20  # of random tables that are drawn in all, about
 FEWEST, MOST = 3, 12  # random tables
-TOLERANCE = 0.02  # relative move of a density against its control that still counts as noise
-BY_PENALTY = ("penalty", "sum")  # controls that are set by a penalty instead of a target
 
 
 class Agreement(TypedDict):
@@ -192,29 +188,10 @@ class Agreement(TypedDict):
     matched_by_pair: list[float]
 
 
-class Point(TypedDict):
-    """One run: what its control was set to, and what came of it."""
-
-    asked: float  # penalty, or target density
-    density: float
-    loss: float | None  # held-out, nats
-
-
-class Response(TypedDict):
-    """How density and loss answer to what the control was set to."""
-
-    control: str  # of DamConfig
-    setting: str  # what was varied: "penalty" or "density"
-    points: list[Point]  # by `asked`, ascending
-    monotone: bool  # more penalty never gives more density; more asked for never gives less
-    reversals: list[list[float]]  # pairs of neighbouring settings between which it does
-
-
 def expected_iou(kept: int, other: int, cells: int) -> float:
     """Mean IoU of two independent sets of `kept` and `other` cells, each uniform at random.
 
-    The overlap o is hypergeometric, so the mean is the sum over o of
-    C(other, o) C(cells - other, kept - o) / C(cells, kept) x o / (kept + other - o).
+    The overlap o is hypergeometric, so the mean is the sum over o of P(o) o / (kept + other - o).
     For many cells this is close to E[o] / (kept + other - E[o]) with E[o] = kept x other / cells;
     at equal density d that is d / (2 - d).
 
@@ -231,22 +208,15 @@ def expected_iou(kept: int, other: int, cells: int) -> float:
         raise ValueError(f"sets of {cells} cells hold 0 .. {cells} of them, got {kept}, {other}")
     if kept + other == 0:
         return 1.0
-    low, high = max(0, kept + other - cells), min(kept, other)
-    overlap = torch.arange(low, high + 1, dtype=torch.float64)
-
-    def log_choose(total: float, part: Tensor) -> Tensor:
-        whole = torch.full_like(part, float(total))
-        return (whole + 1).lgamma() - (part + 1).lgamma() - (whole - part + 1).lgamma()
-
-    weights = (log_choose(other, overlap) + log_choose(cells - other, kept - overlap)).softmax(0)
-    return float((weights * overlap / (kept + other - overlap)).sum())
+    overlap = torch.arange(max(0, kept + other - cells), min(kept, other) + 1).numpy()
+    chance = hypergeom.pmf(overlap, cells, kept, other)
+    return float((chance * overlap / (kept + other - overlap)).sum())
 
 
 def iou(one: Tensor, two: Tensor) -> float:
     """Intersection over union of two bool tables of one shape; 1 where both are empty."""
-    shared = int((one & two).sum())
-    union = int(one.sum()) + int(two.sum()) - shared
-    return shared / union if union else 1.0
+    union = int((one | two).sum())
+    return int((one & two).sum()) / union if union else 1.0
 
 
 def matched_heads(one: Tensor, two: Tensor) -> Tensor:
@@ -272,10 +242,9 @@ def pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
     """IoU of every pair of bool tables: as they stand, and with their heads matched."""
     plain, matched = [], []
     for one, two in itertools.combinations(tables, 2):
+        order = matched_heads(one, two)[:, :, None, None]
         plain.append(iou(one, two))
-        order = matched_heads(one, two)
-        swapped = two.gather(1, order[:, :, None, None].expand_as(two))
-        matched.append(iou(one, swapped))
+        matched.append(iou(one, two.gather(1, order.expand_as(two))))
     return plain, matched
 
 
@@ -308,26 +277,24 @@ def agreement(
             f"{len(probabilities)} of {sorted(shapes)}; train the same gates with other seeds"
         )
     (shape,) = shapes
+    cells = torch.Size(shape).numel()
     sparsity = 1 - max(density, 1 / shape[-1])
     plain, matched = pair_scores([at_sparsity(table, sparsity) for table in probabilities])
-    cells = torch.Size(shape).numel()
-    maker = random_gates(shape, gates or {})
-    source = generator(seed, 0xA93E)
-    count = max(FEWEST, min(MOST, CELLS // cells))
-    drawn = []
-    for _ in range(count):
-        values = torch.rand(maker.logits.shape, generator=source)
-        drawn.append(at_sparsity(maker.table(values), sparsity))
+    random, source = random_gates(shape, gates or {}), generator(seed, 0xA93E)
+    drawn = [
+        at_sparsity(random.table(torch.rand(random.logits.shape, generator=source)), sparsity)
+        for _ in range(max(FEWEST, min(MOST, CELLS // cells)))
+    ]
     chance, matched_chance = pair_scores(drawn)
     kept = round((1 - sparsity) * cells)
-    free = maker.structure == "free"
+    free = random.structure == "free"
     return Agreement(
         seeds=len(probabilities),
         density=1 - sparsity,
-        iou=mean(plain),
-        chance=expected_iou(kept, kept, cells) if free else mean(chance),
-        matched=mean(matched),
-        matched_chance=mean(matched_chance),
+        iou=fmean(plain),
+        chance=expected_iou(kept, kept, cells) if free else fmean(chance),
+        matched=fmean(matched),
+        matched_chance=fmean(matched_chance),
         by_pair=plain,
         matched_by_pair=matched,
     )
@@ -342,9 +309,26 @@ def random_gates(shape: Sequence[int], arguments: Mapping[str, Any]) -> Gates:
     return Gates(**chosen, layers=shape[0], heads=shape[1], length=shape[-1])
 
 
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one number."""
-    return sum(values) / len(values)
+# -- between settings ----------------------------------------------------------------------------
+TOLERANCE = 0.02  # relative move of a density against its control that still counts as noise
+
+
+class Point(TypedDict):
+    """One run: what its control was set to, and what came of it."""
+
+    asked: float  # penalty, or target density
+    density: float
+    loss: float | None  # held-out, nats
+
+
+class Response(TypedDict):
+    """How density and loss answer to what the control was set to."""
+
+    control: str  # of DamConfig
+    setting: str  # what was varied: "penalty" or "density"
+    points: list[Point]  # by `asked`, ascending
+    monotone: bool  # more penalty never gives more density; more asked for never gives less
+    reversals: list[list[float]]  # pairs of neighbouring settings between which it does
 
 
 def response(
@@ -368,19 +352,19 @@ def response(
             f"a response is that of one control, got {', '.join(controls) or 'no run'}; "
             "give the runs of each control on their own"
         )
-    setting = "penalty" if controls[0] in BY_PENALTY else "density"
+    setting = "penalty" if controls[0] in ("penalty", "sum") else "density"
     points = []
     for config, density, loss in runs:
         value = config[setting]
-        asked = mean(value) if isinstance(value, Sequence) else value
-        points.append(Point(asked=float(asked), density=float(density), loss=loss))
+        asked = fmean(value) if isinstance(value, Sequence) else float(value)
+        points.append(Point(asked=asked, density=float(density), loss=loss))
     points.sort(key=lambda point: (point["asked"], point["density"]))
-    groups = {
-        asked: mean([point["density"] for point in group])
+    reached = {
+        asked: fmean(point["density"] for point in group)
         for asked, group in itertools.groupby(points, key=lambda point: point["asked"])
     }
     reversals = []
-    for (low, before), (high, after) in itertools.pairwise(groups.items()):
+    for (low, before), (high, after) in itertools.pairwise(reached.items()):
         more, less = (before, after) if setting == "penalty" else (after, before)
         if more < less * (1 - TOLERANCE):
             reversals.append([low, high])
@@ -393,7 +377,9 @@ def response(
     )
 
 
+# -- one run -------------------------------------------------------------------------------------
 LARGE_GAP = 0.05  # nats, and share of the loss before it: a step of the loss chain above both
+UNDECIDED = 0.01  # share of undecided edges from which on it is named as a cause
 
 
 class Losses(TypedDict):
@@ -441,18 +427,6 @@ class Health(TypedDict):
     warnings: list[str]  # what a CollapseWatch says of the curve, with the steps
 
 
-def entropy_bits(probabilities: Tensor) -> Tensor:
-    """Mean binary entropy of probabilities, in bits."""
-    p = probabilities.clamp(1e-7, 1 - 1e-7)
-    return -(p * p.log2() + (1 - p) * (1 - p).log2()).mean()
-
-
-def warmup_steps(config: Mapping[str, Any]) -> int:
-    """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say."""
-    steps = int(config.get("steps", 0))
-    return max(0, min(round(float(config.get("warmup", 0.0)) * steps), steps - 1))
-
-
 def health(
     probabilities: Tensor,
     *,
@@ -485,20 +459,19 @@ def health(
         ValueError: If `others` have another shape.
     """
     p = probabilities.detach().float().cpu()
-    density = p.mean().item()
-    length = p.shape[-1]
+    density, length = p.mean().item(), p.shape[-1]
     position = torch.arange(length)
     offset = (position[None, :] - position[:, None]).flatten()
     by_distance, mass_by_distance = profile(p, offset.abs())
     by_offset, mass_by_offset = profile(p, offset + length - 1)
     undecided = ((p > 0.1) & (p < 0.9)).float().mean().item()
-    losses, gaps = loss_chain(curve, retrained)
-    pruned_away = density < target / 4
-    nothing_pruned = density > 0.9 * initial and target < 0.9 * initial
-    target_missed = density > 1.25 * target
+    losses, gaps = losses_and_gaps(curve, retrained)
     watch = CollapseWatch(target, initial, warmup_steps, curve[-1].step if curve else 0)
     warnings = [line for report in curve if (line := watch.look(report)) is not None]
     cut = losses["discretised"]
+    pruned_away = density < target / 4
+    nothing_pruned = density > 0.9 * initial and target < 0.9 * initial
+    target_missed = density > 1.25 * target
     function_lost = watch.above >= PATIENCE and (cut is None or watch.lost(cut))
     problems = []
     if pruned_away:
@@ -506,20 +479,16 @@ def health(
             f"nearly everything was pruned (density {density:.4f}, target {target:.4f}): "
             "lower gate_lr, or use control='hinge'"
         )
-    if nothing_pruned:
-        problems.append(
-            f"nothing was pruned (density {density:.4f}, at the start {initial:.4f}): "
-            "train for more steps, or raise gate_lr or the control's strength"
-        )
-    elif target_missed:
-        problems.append(
-            f"the target was missed (density {density:.4f}, target {target:.4f}): "
-            "train for more steps, or raise gate_lr or the control's strength"
-        )
+    if nothing_pruned or target_missed:
+        what = f"the target was missed (density {density:.4f}, target {target:.4f})"
+        if nothing_pruned:
+            what = f"nothing was pruned (density {density:.4f}, at the start {initial:.4f})"
+        remedy = "train for more steps, or raise gate_lr or the control's strength"
+        problems.append(f"{what}: {remedy}")
     if function_lost:
         problems.append(
-            f"the loss ended at {watch.latest:.4g}, far above the {watch.level:.4g} before the "
-            "gates: train for more steps, lower gate_lr, or ask for a higher density"
+            f"the loss ended at {curve[-1].values['loss']:.4g}, far above the {watch.level:.4g} "
+            "before the gates: train for more steps, lower gate_lr, or ask for a higher density"
         )
     return Health(
         density=density,
@@ -547,6 +516,12 @@ def health(
     )
 
 
+def entropy_bits(probabilities: Tensor) -> Tensor:
+    """Mean binary entropy of probabilities, in bits."""
+    p = probabilities.clamp(1e-7, 1 - 1e-7)
+    return -(p * p.log2() + (1 - p) * (1 - p).log2()).mean()
+
+
 def profile(probabilities: Tensor, group: Tensor) -> tuple[list[float], list[float]]:
     """Mean probability, and share of the total, of every group of cells.
 
@@ -555,31 +530,27 @@ def profile(probabilities: Tensor, group: Tensor) -> tuple[list[float], list[flo
         group: int64 `[n * n]`, the group of each cell, from 0 without a gap.
     """
     cells = probabilities.double().mean((0, 1)).flatten()
-    counts = group.bincount()
-    totals = torch.zeros(len(counts), dtype=cells.dtype).index_add(0, group, cells)
-    return (totals / counts).tolist(), (totals / totals.sum().clamp_min(1e-300)).tolist()
+    totals = group.bincount(cells)
+    share = totals / totals.sum().clamp_min(1e-300)
+    return (totals / group.bincount()).tolist(), share.tolist()
 
 
-def loss_chain(curve: Sequence[Report], retrained: float | None) -> tuple[Losses, Gaps]:
+def losses_and_gaps(curve: Sequence[Report], retrained: float | None) -> tuple[Losses, Gaps]:
     """The losses of a curve's last report, and what each step of the chain adds."""
     last = curve[-1].values if curve else {}
+    chain = [*(last.get(name) for name in ("relaxed", "sampled", "discretised")), retrained]
+    steps = [
+        None if before is None or after is None else after - before
+        for before, after in itertools.pairwise(chain)
+    ]
     losses = Losses(
-        relaxed=last.get("relaxed"),
-        sampled=last.get("sampled"),
+        relaxed=chain[0],
+        sampled=chain[1],
         rounded=last.get("held_out"),
-        discretised=last.get("discretised"),
+        discretised=chain[2],
         retrained=retrained,
     )
-
-    def between(before: float | None, after: float | None) -> float | None:
-        return None if before is None or after is None else after - before
-
-    gaps = Gaps(
-        sampling=between(losses["relaxed"], losses["sampled"]),
-        discretisation=between(losses["sampled"], losses["discretised"]),
-        retraining=between(losses["discretised"], losses["retrained"]),
-    )
-    return losses, gaps
+    return losses, Gaps(sampling=steps[0], discretisation=steps[1], retraining=steps[2])
 
 
 def cut_cause(density: float, target: float, length: int, undecided: float) -> str:
@@ -592,7 +563,7 @@ def cut_cause(density: float, target: float, length: int, undecided: float) -> s
             f"every row keeps a key, which takes {100 * min(1.0, rows):.0f}% of the edges at this "
             "density; ask for a higher one"
         )
-    if undecided >= 0.01:
+    if undecided >= UNDECIDED:
         return f"{100 * undecided:.0f}% of the edges are undecided; train longer"
     return "the order of the gates near the cut says little; train longer"
 
@@ -600,36 +571,36 @@ def cut_cause(density: float, target: float, length: int, undecided: float) -> s
 def gap_notes(losses: Losses, gaps: Gaps, undecided: float, cause: str) -> list[str]:
     """One sentence for every large step of the loss chain; `cause`: why the cut may cost."""
     noise = "unlikely edges are drawn now and then, and each of them disturbs"
-    if undecided >= 0.01:
+    if undecided >= UNDECIDED:
         noise = f"{100 * undecided:.0f}% of the edges are undecided"
-    steps = (
+    steps = (  # the loss before, the gap, where it happens, why it rises, why it falls
         (
             losses["relaxed"],
             gaps["sampling"],
-            f"from soft to sampled gates: {noise}; train longer, or set cooling below 1",
-            "from soft to sampled gates: the weights know sampled gates only, so the relaxed "
-            "loss says little here",
+            "from soft to sampled gates",
+            f"{noise}; train longer, or set cooling below 1",
+            "the weights know sampled gates only, so the relaxed loss says little here",
         ),
         (
             losses["sampled"],
             gaps["discretisation"],
-            f"when the mask is cut at the target density: {cause}",
-            "when the mask is cut at the target density: the noise of the samples had raised it",
+            "when the mask is cut at the target density",
+            cause,
+            "the noise of the samples had raised it",
         ),
         (
             losses["discretised"],
             gaps["retraining"],
-            "when the mask is trained from scratch: it leans on the weights that it was found "
-            "with, or had fewer steps to train",
-            "when the mask is trained from scratch: the weights of the joint training lag behind "
-            "the mask; judge masks by retraining only",
+            "when the mask is trained from scratch",
+            "it leans on the weights that it was found with, or had fewer steps to train",
+            "the joint training's weights lag behind the mask; judge masks by retraining only",
         ),
     )
     notes = []
-    for before, gap, rise, fall in steps:
+    for before, gap, where, rise, fall in steps:
         if before is None or gap is None:
             continue
         if abs(gap) > max(LARGE_GAP, LARGE_GAP * abs(before)):
             move, why = ("rises", rise) if gap > 0 else ("falls", fall)
-            notes.append(f"the loss {move} by {abs(gap):.3g} nats {why}")
+            notes.append(f"the loss {move} by {abs(gap):.3g} nats {where}: {why}")
     return notes

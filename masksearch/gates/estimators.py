@@ -129,16 +129,8 @@ class Flip(torch.autograd.Function):
             grad_gate = (
                 effect.sum((0, 1), keepdim=True)[0] if sign.shape[0] == 1 else effect.sum(0)
             )
-        return (
-            slope @ key,
-            slope.transpose(-1, -2) @ query,
-            grad_value,
-            grad_gate,
-            None,
-            None,
-            None,
-            grad_bias,
-        )
+        first = (slope @ key, slope.transpose(-1, -2) @ query, grad_value, grad_gate)
+        return (*first, None, None, None, grad_bias)
 
 
 def flip(call: AttentionCall, gate: Tensor) -> Tensor:
@@ -146,15 +138,9 @@ def flip(call: AttentionCall, gate: Tensor) -> Tensor:
 
     Meant for hard gates: a soft gate acts as if it were rounded.
     """
+    rest = call.visible, call.dropout, call.scaling, call.bias
     output: Tensor = Flip.apply(  # type: ignore[no-untyped-call]
-        call.query,
-        call.key,
-        call.value,
-        gate.float(),
-        call.visible,
-        call.dropout,
-        call.scaling,
-        call.bias,
+        call.query, call.key, call.value, gate.float(), *rest
     )
     return output
 

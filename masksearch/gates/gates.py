@@ -92,41 +92,51 @@ class Gates(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if structure not in get_args(Structure):
-            raise unknown_name("gate structure", structure, get_args(Structure))
-        if form not in FORMS:
-            raise unknown_name("gate form", form, FORMS)
-        if noise not in get_args(Noise):
-            raise unknown_name("gate noise", noise, get_args(Noise))
-        for name, value in (("length", length), ("heads", heads), ("layers", layers)):
+        names = (
+            ("gate structure", structure, get_args(Structure)),
+            ("gate form", form, FORMS),
+            ("gate noise", noise, get_args(Noise)),
+        )
+        for what, name, known in names:
+            if name not in known:
+                raise unknown_name(what, name, known)
+        for what, value in (("length", length), ("heads", heads), ("layers", layers)):
             if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if signed and not structure.startswith("toeplitz"):
-            raise ValueError(
+                raise ValueError(f"{what} must be at least 1, got {value}")
+        refusals = (
+            (
+                signed and not structure.startswith("toeplitz"),
                 f"signed offsets need Toeplitz gates, got structure {structure!r}; "
-                "use 'toeplitz' or 'toeplitz+global'"
-            )
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if form == "flip" and not hard:
-            raise ValueError(
+                "use 'toeplitz' or 'toeplitz+global'",
+            ),
+            (not temperature > 0, f"temperature must be above 0, got {temperature}"),
+            (
+                form == "flip" and not hard,
                 "form 'flip' computes with 0/1 gates, got hard=False; "
-                "use form='log' for soft gates"
-            )
-        if noise == "hard-concrete" and hard:
-            raise ValueError(
+                "use form='log' for soft gates",
+            ),
+            (
+                noise == "hard-concrete" and hard,
                 "hard-concrete gates are soft between 0 and 1, got hard=True; "
-                "use hard=False with form='log' or 'product'"
-            )
-        if initial_density is not None and not 0 < initial_density < 1:
-            raise ValueError(f"initial_density must lie in (0, 1), got {initial_density}")
-        if structure == "toeplitz+global" and not 1 <= global_count <= length:
-            raise ValueError(
+                "use hard=False with form='log' or 'product'",
+            ),
+            (
+                initial_density is not None and not 0 < initial_density < 1,
+                f"initial_density must lie in (0, 1), got {initial_density}",
+            ),
+            (
+                structure == "toeplitz+global" and not 1 <= global_count <= length,
                 f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
-                "without global gates use structure='toeplitz'"
-            )
-        if structure == "block" and not 1 <= block <= length:
-            raise ValueError(f"block must lie in 1..length = 1..{length}, got {block}")
+                "without global gates use structure='toeplitz'",
+            ),
+            (
+                structure == "block" and not 1 <= block <= length,
+                f"block must lie in 1..length = 1..{length}, got {block}",
+            ),
+        )
+        for refused, why in refusals:
+            if refused:
+                raise ValueError(why)
         self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
         self.length, self.heads, self.layers = length, heads, layers
         self.noise, self.temperature, self.cooled, self.seed = noise, temperature, 1.0, seed
@@ -171,6 +181,30 @@ class Gates(nn.Module):
         )
         return {name: getattr(self, name) for name in names}
 
+    def spread(self, values: Tensor, fill: float = 0.0) -> tuple[Tensor, ...]:
+        """The values of every edge's gates: its own and, of "toeplitz+global", two more.
+
+        Args:
+            values: float `[layers, heads, gates]`.
+            fill: Value of the gates that rows and columns beyond the first ones do not have.
+
+        Returns:
+            `[layers, heads, length, length]`, and the rows' `[.., length, 1]` and the columns'
+            `[.., 1, length]`.
+        """
+        shape = (*values.shape[:2], self.length, self.length)
+        count = self.extra_rows
+        if self.structure == "free":
+            return (values.view(shape),)
+        own = values[..., : values.shape[-1] - 2 * count].flatten(0, 1)
+        edges = own.index_select(1, self.position.to(values.device)).view(shape)
+        if not count:
+            return (edges,)
+        rest = (0, self.length - count)
+        row = F.pad(values[..., -2 * count : -count], rest, value=fill)
+        column = F.pad(values[..., -count:], rest, value=fill)
+        return edges, row[..., :, None], column[..., None, :]
+
     def table(self, values: Tensor) -> Tensor:
         """Expands one value in [0, 1] per gate to one per edge; an edge's gates combine by or.
 
@@ -180,25 +214,22 @@ class Gates(nn.Module):
         Returns:
             float `[layers, heads, length, length]`.
         """
-        shape = (*values.shape[:2], self.length, self.length)
-        count = self.extra_rows
-        if self.structure == "free":
-            return values.view(shape)
-        own = values[..., : values.shape[-1] - 2 * count]
-        edges = own.flatten(0, 1).index_select(1, self.position).view(shape)
-        if count:
-            rest = self.length - count
-            row = F.pad(values[..., -2 * count : -count], (0, rest))[..., :, None]
-            column = F.pad(values[..., -count:], (0, rest))[..., None, :]
-            edges = edges + row - edges * row
-            edges = edges + column - edges * column
+        edges, *lines = self.spread(values)
+        for line in lines:
+            edges = edges + line - edges * line
         return edges
 
     def draw(self) -> None:
         """Samples every gate once; the next calls of `attend` use this sample."""
-        if not self.enabled or self.fixed is not None:
-            self.drawn = self.fixed if self.enabled else None
-            return
+        if not self.enabled:
+            self.drawn = None
+        elif self.fixed is not None:
+            self.drawn = self.fixed
+        else:
+            self.drawn = self.table(self.sample())
+
+    def sample(self) -> Tensor:
+        """A value in [0, 1] for every gate, `[layers, heads, gates]`, with its gradient."""
         logits = self.logits.float()
         if self.training and not self.deterministic:
             uniform = torch.rand(
@@ -208,9 +239,7 @@ class Gates(nn.Module):
         soft = logits.sigmoid()
         if self.noise == "hard-concrete":
             soft = (soft * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
-        if self.hard:
-            soft = (soft.detach() > 0.5).float() + (soft - soft.detach())
-        self.drawn = self.table(soft)
+        return (soft.detach() > 0.5).float() + (soft - soft.detach()) if self.hard else soft
 
     def source(self, device: torch.device) -> torch.Generator:
         """The generator of the sampling noise on that device."""
@@ -231,6 +260,12 @@ class Gates(nn.Module):
             LayerCountError: If the layer is beyond the gates' (and the gates not shared).
             RuntimeError: If nothing has been drawn.
         """
+        queries, keys = call.query.shape[-2], call.key.shape[-2]
+        if keys > self.length or queries > keys:
+            raise LengthError(
+                f"these gates hold {self.length} positions, got {queries} queries and {keys} keys"
+                "; build them with the longest sequence's length"
+            )
         if not self.enabled:
             return call.attend()
         if self.drawn is None:
@@ -247,12 +282,6 @@ class Gates(nn.Module):
             raise HeadCountError(
                 f"these gates have {self.heads} heads, the attention {call.query.shape[1]}; "
                 "build them with the model's number of heads, or heads=1 to share them"
-            )
-        queries, keys = call.query.shape[-2], call.key.shape[-2]
-        if keys > self.length or queries > keys:
-            raise LengthError(
-                f"these gates hold {self.length} positions, got {queries} queries and {keys} keys"
-                "; build them with the longest sequence's length"
             )
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
@@ -322,14 +351,5 @@ class Gates(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the sample at hand (part of a graph); generators as their states."""
-        states = {device: source.get_state() for device, source in self.generators.items()}
-        return {**self.__dict__, "drawn": None, "generators": states}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        states = state.pop("generators")
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.generators = {}
-        for device, stored in states.items():
-            self.generators[device] = torch.Generator(device)
-            self.generators[device].set_state(stored)
+        """Without the sample at hand, which is part of a graph."""
+        return {**self.__dict__, "drawn": None}

@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.errors import AttachError, NonFiniteLossError
+from masksearch.errors import AttachError
 from masksearch.gates.gates import Gates
-from masksearch.training.loop import model_loss
+from masksearch.training.loop import finite_loss, keeping_modes
 
 CERTAIN = 1e4  # a logit whose sigmoid is exactly 0 or 1
 
@@ -101,8 +100,7 @@ def perturbation_scores(
         first = mean_loss(model, gates, opened, fixed)
         for turn in range(1, rounds + 1):
             loss = first if turn == 1 else mean_loss(model, gates, opened, fixed)
-            for index in left.nonzero().tolist():
-                layer, head, gate = index
+            for layer, head, gate in left.nonzero().tolist():
                 flipped = opened.clone()
                 flipped[layer, head, gate] ^= True
                 rise = mean_loss(model, gates, flipped, fixed) - loss
@@ -126,20 +124,17 @@ def selected(logits: Tensor, candidates: Tensor | int | None) -> Tensor:
         if not candidates.any():
             raise ValueError("candidates must name at least one gate, got none")
         return candidates.cpu()
-    if candidates is None:
-        opened = logits > 0
-        order = logits.masked_fill(opened, -math.inf).flatten().argsort(
-            descending=True, stable=True
-        )  # fmt: skip
-        chosen, count = opened.clone(), min(max(int(opened.sum()), 1), int((~opened).sum()))
+    opened = logits > 0
+    if candidates is None:  # all open ones, and as many of the likeliest closed ones
+        chosen, order = opened.clone(), (-logits).masked_fill(opened, math.inf)
+        count = min(max(int(opened.sum()), 1), int((~opened).sum()))
+    elif isinstance(candidates, bool) or not 1 <= candidates <= logits.numel():
+        raise ValueError(
+            f"candidates must lie in 1 .. gates = {logits.numel()}, got {candidates!r}"
+        )
     else:
-        if isinstance(candidates, bool) or not 1 <= candidates <= logits.numel():
-            raise ValueError(
-                f"candidates must lie in 1 .. gates = {logits.numel()}, got {candidates!r}"
-            )
-        order = logits.abs().flatten().argsort(stable=True)
-        chosen, count = torch.zeros_like(logits, dtype=torch.bool), candidates
-    chosen.view(-1)[order[:count]] = True
+        chosen, order, count = torch.zeros_like(opened), logits.abs(), candidates
+    chosen.view(-1)[order.flatten().argsort(stable=True)[:count]] = True
     return chosen
 
 
@@ -150,51 +145,38 @@ def measuring(model: nn.Module, gates: Gates) -> Iterator[None]:
     Raises:
         AttachError: If something else is attached to the model.
     """
-    from masksearch.attention.attach import attach, detach
-    from masksearch.attention.slots import ATTACHMENT
+    from masksearch.attention.attach import attach, attached, detach  # loads transformers
 
-    attached = any(module is gates for module in model.modules())
-    if not attached and ATTACHMENT in model.__dict__:
+    inside = any(module is gates for module in model.modules())
+    if not inside and attached(model):
         raise AttachError(
             f"another mask or other gates are attached to this {type(model).__name__}; "
             "masksearch.detach(model) takes them off"
         )
-    modes = [(module, module.training) for module in (*model.modules(), gates)]
     logits, enabled, drawn = gates.logits.detach().clone(), gates.enabled, gates.drawn
-    device = gates.logits.device
-    try:
-        if not attached:
-            gates.to(next(model.parameters()).device)
-            attach(model, gates)
-        model.eval()
-        gates.enabled = True
-        yield
-    finally:
-        if not attached:
-            detach(model, missing_ok=True)
-            gates.to(device)
-        with torch.no_grad():
-            gates.logits.copy_(logits)
-        gates.enabled, gates.drawn = enabled, drawn
-        for module, training in modes:
-            module.training = training
+    with keeping_modes(model, gates):
+        try:
+            if not inside:
+                gates.to(next(model.parameters()).device)
+                attach(model, gates)
+            model.eval()
+            gates.enabled = True
+            yield
+        finally:
+            if not inside:
+                detach(model, missing_ok=True)
+                gates.to(logits.device)
+            with torch.no_grad():
+                gates.logits.copy_(logits)
+            gates.enabled, gates.drawn = enabled, drawn
 
 
 @torch.no_grad()
 def mean_loss(model: nn.Module, gates: Gates, opened: Tensor, batches: list[Batch]) -> float:
     """Mean loss over the batches with exactly those gates open."""
     gates.logits.copy_(torch.where(opened, CERTAIN, -CERTAIN))
-    device = gates.logits.device
-    total = 0.0
-    for number, batch in enumerate(batches):
-        loss = float(model_loss(model, {name: cell.to(device) for name, cell in batch.items()}))
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss of batch {number} is {loss}; every batch needs a scored label, "
-                "and the model finite weights"
-            )
-        total += loss
-    return total / len(batches)
+    losses = [finite_loss(model, batch, number).item() for number, batch in enumerate(batches)]
+    return sum(losses) / len(losses)
 
 
 def ranks(turns: Tensor, values: Tensor) -> Tensor:
@@ -209,12 +191,7 @@ def ranks(turns: Tensor, values: Tensor) -> Tensor:
 
 def over_edges(gates: Gates, values: Tensor) -> Tensor:
     """The highest value of each edge's gates, `[layers, heads, n, n]`."""
-    count, size = gates.extra_rows, gates.length
-    own = values[..., : values.shape[-1] - 2 * count]
-    edges = own[..., gates.position.cpu()].view(*values.shape[:2], size, size)
-    if count:
-        lowest = float(values.min())
-        row = F.pad(values[..., -2 * count : -count], (0, size - count), value=lowest)
-        column = F.pad(values[..., -count:], (0, size - count), value=lowest)
-        edges = edges.maximum(row[..., :, None]).maximum(column[..., None, :])
+    edges, *lines = gates.spread(values, fill=float(values.min()))
+    for line in lines:
+        edges = edges.maximum(line)
     return edges

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.contracts import Report
-from masksearch.gates.diagnostics import Health, health, warmup_steps
+from masksearch.gates.config import todays_names, warmup_steps
+from masksearch.gates.diagnostics import Health, health
 from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
 from masksearch.masks.core import Mask
 from masksearch.tensors import read_tensors
@@ -157,4 +158,5 @@ class DamResult:
         tensors, metadata = read_tensors(path, what="gates", expected=FORMAT)
         about = json.loads(metadata["dam"])
         curve = tuple(Report(item["step"], item["values"]) for item in about.pop("curve"))
+        about["config"] = todays_names(about["config"])
         return DamResult(tensors["probabilities"].to(torch.float32), curve, **about)

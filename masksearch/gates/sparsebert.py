@@ -102,14 +102,8 @@ class PublishedGates(Gates):
         """The constructor's arguments, as plain data."""
         return {name: getattr(self, name) for name in ("structure", "length", "heads", "seed")}
 
-    def draw(self) -> None:
-        """Samples every gate once; the next calls of `attend` use this sample.
-
-        `drawn` is exactly 0 or 1; its gradient is that of the soft sample.
-        """
-        if not self.enabled or self.fixed is not None:
-            self.drawn = self.fixed if self.enabled else None
-            return
+    def sample(self) -> Tensor:
+        """Exactly 0 or 1 for every gate, `[1, heads, gates]`; the gradient of the soft sample."""
         logits = self.logits.float()
         if not self.deterministic:
             noise = torch.empty_like(logits, requires_grad=False)
@@ -117,7 +111,7 @@ class PublishedGates(Gates):
             logits = logits - (noise + NOISE_FLOOR).log()
         soft = logits.softmax(-1)[..., 0]
         hard = (logits[..., 0] >= logits[..., 1]).to(soft.dtype)
-        self.drawn = self.table(hard + (soft - soft.detach()))
+        return hard + (soft - soft.detach())
 
     @property
     def acts(self) -> Form:

@@ -16,7 +16,8 @@ from masksearch.analysis.proxy_card import FEWEST, ProxyCard
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, SearchError
-from masksearch.gates.diagnostics import Response, health, response, warmup_steps
+from masksearch.gates.config import warmup_steps
+from masksearch.gates.diagnostics import Response, response
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_comparison, write_report
@@ -224,17 +225,8 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
             and table.probabilities.shape == result.probabilities.shape
             and table.target == result.target
         ]
-        others = [found[place][2].probabilities for place in twins if place != index]
-        card = health(
-            result.probabilities,
-            target=result.target,
-            initial=result.curve[0].values["density"] if result.curve else 1.0,
-            curve=result.curve,
-            warmup_steps=warmup_steps(result.config),
-            retrained=retrained,
-            others=others,
-            gates=result.gates,
-        )
+        others = [found[place][2] for place in twins if place != index]
+        card = result.health(others=others, retrained=retrained)
         if card["agreement"] is not None and twins[0] == index:
             agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card["agreement"]
         title = f"{name}: {gates_name(result)} gates, target {100 * result.target:.3g}%"

@@ -202,6 +202,38 @@ def model_loss(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
+def on_device(model: nn.Module, batch: Batch) -> Batch:
+    """The batch where the model's weights are."""
+    device = next(model.parameters()).device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def finite_loss(model: nn.Module, batch: Batch, number: int) -> Tensor:
+    """The loss of batch `number`, computed where the model's weights are.
+
+    Raises:
+        NonFiniteLossError: If it is NaN or infinite.
+    """
+    loss = model_loss(model, on_device(model, batch))
+    if not math.isfinite(loss.item()):
+        raise NonFiniteLossError(
+            f"the loss of batch {number} is {loss.item()}; every batch needs a scored label, "
+            "and the model finite weights"
+        )
+    return loss
+
+
+@contextmanager
+def keeping_modes(*models: nn.Module) -> Iterator[None]:
+    """Puts every module back into training or eval mode as it was before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def train(
     model: nn.Module,
     batches: Batches,

@@ -91,7 +91,7 @@ def test_toeplitz_gates_find_the_planted_offset_and_column():
 
 def test_reports_are_about_a_hundred_and_reach_the_target():
     gates = Gates(length=8, heads=2, layers=2)
-    config = DamConfig(steps=200, density=0.25, gate_lr=0.1, warmup=0.1)
+    config = DamConfig(steps=200, density=0.25, gate_lr=0.1, dense_warmup=0.1)
     reports = list(dam_reports(small_model(2), random_batches(), gates, config))
     assert len(reports) == 100
     assert set(reports[0].values) == {"loss", "density", "target", "entropy", "control"}
@@ -114,7 +114,7 @@ def test_two_runs_agree():
 def test_warmup_leaves_gates_alone_and_trains_weights():
     model, gates = small_model(), Gates(length=8, heads=2)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    config = DamConfig(steps=20, warmup=0.5, density=0.2)
+    config = DamConfig(steps=20, dense_warmup=0.5, density=0.2)
     for report in dam_reports(model, random_batches(), gates, config):
         if report.step == 10:
             assert (gates.logits == 2.0).all()
@@ -149,7 +149,7 @@ def test_optimisation_of_the_gates_ignores_weight_decay():
 def noisy_density(control: Any, scale: float, shape: tuple[int, int, int]) -> float:
     """Where a control brings gates whose task is nothing but noise of that size."""
     length, heads, layers = shape
-    config = DamConfig(control=control, steps=600, warmup=0.0, density=0.1)
+    config = DamConfig(control=control, steps=600, dense_warmup=0.0, density=0.1)
     gates = Gates("toeplitz", length=length, heads=heads, layers=layers)
     keeper = DensityControl(config, gates)
     optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr, eps=1e-20)
@@ -173,7 +173,7 @@ def test_the_hinge_reaches_its_target_at_any_scale_and_size(
 
 
 def test_the_hinge_pulls_up_what_the_task_has_closed():
-    config = DamConfig(steps=400, warmup=0.0, density=0.3, anneal=0.2)
+    config = DamConfig(steps=400, dense_warmup=0.0, density=0.3, anneal=0.2)
     gates = Gates("toeplitz", length=8, heads=2)
     keeper = DensityControl(config, gates)
     optimiser = torch.optim.Adam(gates.parameters(), lr=config.gate_lr, eps=1e-20)
@@ -236,7 +236,7 @@ def test_messages():
             DamConfig(density=density)
     with pytest.raises(UnknownNameError, match="did you mean 'hinge'"):
         DamConfig(control="hinges")  # type: ignore[arg-type]
-    for name, value in (("warmup", 1.0), ("anneal", 0.0), ("lr", -1.0), ("penalty", -1.0)):
+    for name, value in (("dense_warmup", 1.0), ("anneal", 0.0), ("lr", -1.0), ("penalty", -1.0)):
         with pytest.raises(ValueError, match=f"{name} .*got {value}"):
             DamConfig(**{name: value})
     with pytest.raises(ValueError, match="steps must be at least 2, got 1"):

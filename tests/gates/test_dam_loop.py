@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.evaluators.planted import PlantedEvaluator
-from masksearch.gates.config import DamConfig, configured, preset
+from masksearch.gates.config import (
+    DamConfig,
+    build_config,
+    preset,
+    recorded_names,
+    todays_names,
+)
 from masksearch.gates.dam import GATES_FILE, dam, dam_reports, run_one_shot
 from masksearch.gates.density import DensityControl
 from masksearch.gates.gates import Gates
@@ -73,7 +79,7 @@ VARIANTS = [
     "fields", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values()))
 )
 def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Path):
-    config = DamConfig(warmup=0.2, density=0.3, **fields)
+    config = DamConfig(dense_warmup=0.2, density=0.3, **fields)
 
     def run(source: Iterator[Batch], folder: Path | None) -> tuple[list[Report], Tensor, Tensor]:
         torch.manual_seed(0)  # dropout draws from the global generator
@@ -139,7 +145,7 @@ def test_gates_of_two_levels_hear_only_their_own_batches():
             seen[name].append(number)
             yield batch
 
-    config = DamConfig(steps=10, warmup=0.5, levels=2, density=0.5)
+    config = DamConfig(steps=10, dense_warmup=0.5, levels=2, density=0.5)
     gates, trained = Gates(length=8, heads=2), model()
     list(dam_reports(trained, marked("weights"), gates, config, gate_batches=marked("gates")))
     assert (len(seen["weights"]), len(seen["gates"])) == (10, 5)
@@ -150,7 +156,7 @@ def test_gates_of_two_levels_hear_only_their_own_batches():
 
 
 def test_the_weights_of_two_levels_do_not_learn_from_the_gates_batches():
-    config = DamConfig(steps=6, warmup=0.0, levels=2, density=0.5, gate_lr=1e-12)
+    config = DamConfig(steps=6, dense_warmup=0.0, levels=2, density=0.5, gate_lr=1e-12)
     weights = []
     for seed in (5, 6):
         trained = model()
@@ -162,7 +168,7 @@ def test_the_weights_of_two_levels_do_not_learn_from_the_gates_batches():
 
 def test_each_layer_has_its_own_budget():
     gates = Gates("toeplitz", length=8, heads=2, layers=2)
-    config = DamConfig(steps=120, warmup=0.1, density=(0.2, 0.6), gate_lr=0.1)
+    config = DamConfig(steps=120, dense_warmup=0.1, density=(0.2, 0.6), gate_lr=0.1)
     result = dam(model(2), batches(), gates, config)
     assert result.target == pytest.approx(0.4)
     assert gates.density().mean(-1).tolist() == pytest.approx([0.2, 0.6], abs=0.04)
@@ -187,7 +193,7 @@ def test_batches_may_be_a_task_a_list_or_an_iterator():
 
 def test_half_precision_leaves_gates_and_costs_whole():
     gates = Gates(length=8, heads=2)
-    config = DamConfig(steps=6, density=0.5, warmup=0.2, precision="bfloat16")
+    config = DamConfig(steps=6, density=0.5, dense_warmup=0.2, precision="bfloat16")
     result = dam(model(), batches(), gates, config, held_out=list(batches(1)))
     assert gates.logits.dtype == torch.float32
     assert result.held_out is not None
@@ -225,7 +231,7 @@ def test_gates_on_a_hugging_face_model(tmp_path: Path):
         dam(made, batches(), Gates(length=8, heads=3), config)
     with pytest.raises(LayerCountError, match="the gates have 3 layers, the model 2"):
         dam(made, batches(), Gates(length=8, heads=2, layers=3), config)
-    with pytest.raises(LengthError, match="hold 6 positions, a batch has 8"):
+    with pytest.raises(LengthError, match="hold 6 positions, got 8 queries"):
         dam(made, batches(), Gates(length=6, heads=2), config)
 
 
@@ -239,7 +245,7 @@ def test_the_preset_runs_the_published_algorithm_on_both_losses():
     assert result.probabilities.shape == (1, 2, 8, 8)
     assert not torch.equal(gates.logits, first)
     assert result.config["control"] == "sum"
-    assert configured({"preset": "sparsebert", "steps": 4}) == replace(
+    assert build_config({"preset": "sparsebert", "steps": 4}) == replace(
         preset("sparsebert"), steps=4
     )
     with pytest.raises(UnknownNameError, match="sparsebrt"):
@@ -309,6 +315,88 @@ def test_settings_that_do_not_go_together():
 
 
 def test_the_temperature_cools_geometrically_after_the_warm_up():
-    config = DamConfig(steps=11, warmup=0.0, cooling=0.25)
-    assert [config.cooled(step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.25])
-    assert DamConfig(steps=10, warmup=0.5, cooling=0.1).cooled(3) == 1.0
+    config = DamConfig(steps=11, dense_warmup=0.0, cooling=0.25)
+    assert [config.temperature_factor(step) for step in (0, 5, 10)] == pytest.approx(
+        [1.0, 0.5, 0.25]
+    )
+    assert DamConfig(steps=10, dense_warmup=0.5, cooling=0.1).temperature_factor(3) == 1.0
+
+
+def test_frozen_weights_leave_the_gates_alone_to_learn():
+    named, frozen = model(dropout=0.5), model(dropout=0.5)
+    frozen.requires_grad_(False)
+    found = []
+    for trained, config in ((named, DamConfig(steps=8, density=0.5, train="gates")),
+                            (frozen, DamConfig(steps=8, density=0.5))):  # fmt: skip
+        before = {name: value.clone() for name, value in trained.state_dict().items()}
+        gates = Gates(length=8, heads=2).eval()
+        result = dam(trained, batches(), gates, config, held_out=list(batches(1)))
+        assert all(torch.equal(before[name], v) for name, v in trained.state_dict().items())
+        assert result.config["train"] == "gates"
+        assert (gates.logits != 2.0).all()
+        assert not gates.training
+        assert trained.training
+        found.append(result)
+    assert found[0].curve == found[1].curve
+    assert all(parameter.requires_grad for parameter in named.parameters())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    with pytest.raises(ValueError, match=r"levels=2 trains the weights .*; use levels=1"):
+        dam(frozen, batches(), Gates(length=8, heads=2), DamConfig(density=0.5, levels=2))
+
+
+@pytest.mark.parametrize("fields", [{}, {"control": "penalty", "optimiser": "lamb"}], ids=str)
+def test_a_killed_run_of_frozen_weights_goes_on(fields: dict[str, Any], tmp_path: Path):
+    config = DamConfig(steps=12, density=0.5, train="gates", **fields)
+
+    def run(source: Iterator[Batch], folder: Path) -> Tensor:
+        gates, kept = Gates(length=8, heads=2), Checkpoints(folder, "dam")
+        list(dam_reports(model(), source, gates, config, checkpoints=kept, checkpoint_seconds=0))
+        return gates.logits.detach()
+
+    straight = run(batches(), tmp_path / "straight")
+    with pytest.raises(Killed):
+        run(killed_at(7, batches()), tmp_path / "killed")
+    assert torch.equal(run(batches(), tmp_path / "killed"), straight)
+
+
+def test_first_names_of_fields_go_on_working(tmp_path: Path):
+    today = DamConfig(dense_warmup=0.25, lr_warmup=0.1)
+    with pytest.warns(DeprecationWarning, match="warmup of DamConfig is called dense_warmup now"):
+        assert DamConfig(warmup=0.25, lr_warmup=0.1) == today  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="rise of DamConfig is called lr_warmup now"):
+        assert replace(today, rise=0.1) == today  # type: ignore[call-arg]
+    with pytest.warns(DeprecationWarning, match="is called dense_warmup"):
+        assert today.warmup == 0.25  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no field 'heat'"):
+        today.heat  # type: ignore[attr-defined]  # noqa: B018
+    assert build_config({"warmup": 0.25, "rise": 0.1}) == today
+    assert recorded_names(asdict(today))["rise"] == 0.1
+    assert todays_names(recorded_names(asdict(today))) == asdict(today)
+
+
+def test_what_an_earlier_version_left_is_gone_on_with(tmp_path: Path):
+    config = DamConfig(steps=10, density=0.5, dense_warmup=0.2)
+    kept = Checkpoints(tmp_path, "dam")
+
+    def run() -> DamResult:
+        gates = Gates(length=8, heads=2)
+        reports = dam_reports(
+            model(), batches(), gates, config, checkpoints=kept, checkpoint_seconds=0
+        )
+        try:
+            while True:
+                next(reports)
+        except StopIteration as end:
+            return end.value
+
+    result, found = run(), kept.load()
+    assert found is not None
+    earlier = recorded_names(found.facts["run"]["config"])
+    del earlier["train"]  # a field that is newer
+    facts = {**found.facts, "run": {**found.facts["run"], "config": earlier}}
+    kept.save(found.step, found.tensors, facts)
+    assert run().curve == result.curve
+    stored = replace(result, config=earlier)
+    again = DamResult.load(stored.save(tmp_path / "gates.safetensors"))
+    assert again.config == {name: v for name, v in result.config.items() if name != "train"}
+    assert stored.health() == again.health() == result.health()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch.contracts import Report, generator
+from masksearch.gates.config import warmup_steps
 from masksearch.gates.diagnostics import (
     PATIENCE,
     CollapseWatch,
@@ -22,7 +23,6 @@ from masksearch.gates.diagnostics import (
     matched_heads,
     pair_scores,
     response,
-    warmup_steps,
 )
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
@@ -213,8 +213,10 @@ def test_a_good_mask_is_no_lost_function():
 
 
 def test_warmup_steps_are_those_of_the_config():
-    assert warmup_steps({"steps": 1500, "warmup": 0.4}) == 600
-    assert warmup_steps({"steps": 5, "warmup": 0.99}) == 4
+    assert warmup_steps({"steps": 1500, "dense_warmup": 0.4}) == 600
+    assert warmup_steps({"steps": 1500, "warmup": 0.4}) == 600  # as stored by earlier versions
+    assert warmup_steps({"steps": 9, "dense_warmup": 0.4, "train": "gates"}) == 0
+    assert warmup_steps({"steps": 5, "dense_warmup": 0.99}) == 4
     assert warmup_steps({}) == 0
 
 
