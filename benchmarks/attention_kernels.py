@@ -16,12 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from masksearch import masks
 from masksearch.attention.kernels.choose import choose
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
-from masksearch.attention.kernels.timed import Call, fastest
-from masksearch.attention.lowered import Lowered
 from masksearch.masks import Mask
 from masksearch.masks.measure import block_density
 
-HEADS, WIDTH = 4, 64
+HEADS, HEAD_DIM = 4, 64
 MOST_TABLE = (
     1 << 31
 )  # cells of a bool table that masked SDPA is given; beyond, gather is the truth
@@ -113,7 +111,7 @@ def attending(
     attends: dict[str, Attend] = {}
     prepared: dict[str, float] = {}
     absent: dict[str, str] = {}
-    place, scaling = setting.place, WIDTH**-0.5
+    place, scaling = setting.place, HEAD_DIM**-0.5
     if (mask.heads or 1) * length * length <= MOST_TABLE:
         start = time.perf_counter()
         table = mask.dense(length).to(place)
@@ -189,7 +187,7 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
     place = setting.place
     random = torch.Generator().manual_seed(length)
     states = [
-        torch.randn(1, HEADS, length, WIDTH, generator=random).to(place, setting.dtype)
+        torch.randn(1, HEADS, length, HEAD_DIM, generator=random).to(place, setting.dtype)
         for _ in range(3)
     ]
     upstream = torch.randn(states[0].shape, generator=random).to(place, setting.dtype)
@@ -219,22 +217,12 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
     for backend, row in backends.items():
         row["speedup"] = faster(times, "dense", backend)
         row["share_of_ideal"] = row["speedup"]["median"] * blocks
-    choice = choose(mask, length, heads=HEADS, width=WIDTH, device=place, trains=trains)
+    choice = choose(mask, length, head_dim=HEAD_DIM, device=place, trains=trains)
     rivals = [backend for backend in attends if backend != "flex"]
     over = {
         "over_fastest": behind(times, choice.backend, list(attends)),
         "over_fastest_uncompiled": behind(times, choice.backend, rivals),
     }
-    found = {}
-    if set(attends) | set(absent) == {"sdpa", "gather", "flex"}:
-        lowered = Lowered(mask, False, name, "fastest", HEADS, WIDTH)
-        with torch.set_grad_enabled(trains):
-            made = fastest(Call(lowered, *states, None, WIDTH**-0.5, 0.0))
-        found["fastest"] = {
-            "backend": made.backend,
-            "reason": made.reason,
-            "over_fastest": behind(times, made.backend, list(attends)),
-        }
     return {
         "mask": name,
         "length": length,
@@ -248,7 +236,6 @@ def cell(name: str, mask: Mask, length: int, setting: Setting, trains: bool) -> 
         "backends": backends,
         "absent": absent,
         "auto": {"backend": choice.backend, "reason": choice.reason, **over},
-        **found,
     }
 
 

@@ -304,8 +304,7 @@ def taken(work: Work, mask: Mask, trains: bool) -> list[str]:
         choose(
             masks.layer_of(mask, layer),
             work.length,
-            heads=work.shape.heads,
-            width=work.shape.width // work.shape.heads,
+            head_dim=work.shape.width // work.shape.heads,
             device=work.place,
             trains=trains,
         )

@@ -152,11 +152,11 @@ def counted(
     return lines
 
 
-def over(name: str, request: str = "auto") -> Callable[[Found], float | None]:
-    """How far what a request takes is from the fastest backend of a cell."""
+def over(name: str) -> Callable[[Found], float | None]:
+    """How far what auto takes is from the fastest backend of a cell."""
 
     def distance(cell: Found) -> float | None:
-        value: float | None = cell.get(request, {}).get(name)
+        value: float | None = cell.get("auto", {}).get(name)
         return value
 
     return distance
@@ -265,7 +265,6 @@ def table(found: Found) -> str:
         lines += [goal.row() for goal in goals(found, device)]
         lines += ["", *counted(found, device, AUTO, over("over_fastest"), NEAR)]
         lines += counted(found, device, UNCOMPILED, over("over_fastest_uncompiled"), NEAR)
-        lines += counted(found, device, TIMED, over("over_fastest", "fastest"), NEAR)
         lines += counted(found, device, KEPT, over_ideal, IDEAL)
         lines += kernel_table(found, device) + detail_table(found, device)
         lines += model_table(found, device)
@@ -275,7 +274,6 @@ def table(found: Found) -> str:
 PARTS = ("kernels", "models")
 AUTO = "what auto takes, over the fastest exact backend"
 UNCOMPILED = "the same, FlexAttention left aside (its first call compiles for seconds)"
-TIMED = 'what backend="fastest" takes, over the fastest exact backend'
 KEPT = "gather, over the time of its kept blocks at dense SDPA's rate"
 
 

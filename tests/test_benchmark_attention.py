@@ -163,17 +163,6 @@ def test_a_cell_compares_equal_results(kernels, trains):
     assert found["rounds"] == 2
 
 
-def test_what_fastest_takes_is_judged_where_all_backends_are(kernels, monkeypatch):
-    monkeypatch.setattr("masksearch.attention.kernels.timed.SECONDS", 0.001)
-    setting = kernels.Setting(torch.device("cpu"), (96,), ("sdpa", "gather", "flex"), 2, 0.0, 16)
-    found = kernels.cell("mixture", kernels.mixture(96, 16), 96, setting, trains=True)
-    assert found["fastest"]["backend"] in ("sdpa", "gather")
-    assert found["fastest"]["over_fastest"] > 0
-    assert "flex left out" in found["fastest"]["reason"]
-    some = kernels.Setting(torch.device("cpu"), (96,), ("sdpa", "gather"), 2, 0.0, 16)
-    assert "fastest" not in kernels.cell("w", masks.window(3), 96, some, trains=True)
-
-
 def test_errors_are_relative_and_see_a_wrong_backend(kernels):
     one, other = torch.tensor([1.0, -4.0]), torch.tensor([1.0, -4.4])
     assert kernels.worst([one], [one]) == 0
@@ -322,7 +311,6 @@ def made_up(tables: ModuleType) -> dict[str, object]:
                 for name, speed in (("sdpa", 0.5), ("gather", gather))
             },
             "auto": {"backend": taken, "over_fastest": over},
-            "fastest": {"backend": taken, "over_fastest": over / 1.15},
         }
         for mask, trains, gather, taken, over in (
             ("random blocks, 90 %", False, 6.0, "gather", 1.2),
@@ -429,4 +417,4 @@ def test_the_command_knows_every_benchmark(monkeypatch):
         for path in FOLDER.glob("*.py")
         if "argparse" in path.read_text(encoding="utf-8") and path.stem != "__main__"
     }
-    assert {script.name for script in module.SCRIPTS} == scripts - {"attention_choice"}
+    assert {script.name for script in module.SCRIPTS} == scripts

@@ -3,11 +3,17 @@
 Layers are found by a probe forward, in the order in which they are called, because `layer_idx`
 is missing or repeated in many models. A module that is called several times (ALBERT) is one
 layer. Encoder-decoders and models with several towers are attached to by part.
+
+Each attention module then carries a `LayerState`, the model an `Attachment`, and the models'
+configurations name our attention implementation. That name is the user's to change
+(`set_attn_implementation`), and then no mask takes part any more: a hook notices it in the next
+forward pass, so that a mask never vanishes silently (`check_call`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,18 +21,24 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from masksearch.attention.in_force import HELD, NAME, in_force, refuse_others, sweep, watch
-from masksearch.attention.interface import mask_with_rows, masked_attention
-from masksearch.attention.kernels.choose import REQUESTS
-from masksearch.attention.lowered import Lowered
+from masksearch.attention.interface import NAME
+from masksearch.attention.kernels.choose import checked_backend
+from masksearch.attention.layer import (
+    STATE,
+    LayerMask,
+    LayerState,
+    SequencePositions,
+    positions_of,
+)
 from masksearch.attention.probe import (
     PROBE,
     SELF,
     Part,
     Probe,
+    Target,
     chosen,
     config_of,
     implementation,
@@ -38,14 +50,11 @@ from masksearch.attention.probe import (
     parts_of,
     pretrained,
     probe,
-    probing_attention,
-    probing_mask,
     restore,
     use,
 )
-from masksearch.attention.slots import ATTACHMENT, SLOT, Attachment, Rows, Slot
 from masksearch.attention.tokens import Resolved, receiver, resolve_content
-from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name
+from masksearch.errors import AttachError, HeadCountError, LayerCountError
 from masksearch.masks.content import ContentMask
 from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
@@ -53,7 +62,34 @@ from masksearch.masks.families import layer_of
 if TYPE_CHECKING:
     from masksearch.contracts import GateBank
 
+ATTACHMENT = "masksearch_attachment"  # where a model carries its Attachment, in its __dict__
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
+
+
+@dataclass
+class Attachment:
+    """What `attach` has put on a model, and what undoes it."""
+
+    what: dict[str, Any]  # part -> mask or gates, whole
+    states: dict[nn.Module, LayerState]
+    positions: SequencePositions
+    previous: list[tuple[Target, str]]  # attention implementations, outermost first
+    involved: list[PreTrainedModel]  # whose implementation becomes ours
+    banks: dict[nn.Module, nn.Module] = field(default_factory=dict)  # gates -> module that draws
+    contents: list[tuple[list[Resolved], nn.Module]] = field(default_factory=list)  # -> receiver
+    hooks: list[Any] = field(default_factory=list)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The attention modules."""
+        return list(self.states)
+
+    @property
+    def configs(self) -> list[Any]:
+        """The configuration objects of the models involved, and those of the layers."""
+        layers = (own_config(module) for module in self.states)
+        found = [*(m.config for m in self.involved), *(c for c in layers if c is not None)]
+        return list({id(config): config for config in found}.values())
 
 
 def attach(
@@ -84,11 +120,10 @@ def attach(
         inputs: Keyword arguments of one forward pass, used to find the layers; by default a
             few tokens, or one empty image, which not every model takes.
         backend: What computes: `"sdpa"` (with a bool mask), `"gather"` (block gather), `"flex"`
-            (FlexAttention); `"auto"`, by a fixed rule from length, block density and device,
-            which compiles nothing on the CPU; or `"fastest"`: the first call at each new length
-            times all of these on its own states, which takes seconds, and the fastest is kept.
-            Cross-attention, cached keys, scores with a bias and the model's own sliding windows
-            are always computed by SDPA; `masksearch.explain` says what computes and why.
+            (FlexAttention); or `"auto"`, by a fixed rule from length, block density and device,
+            which compiles nothing on the CPU. Cross-attention, cached keys, scores with a bias
+            and the model's own sliding windows are always computed by SDPA;
+            `masksearch.explain` says what computes and why.
         part: `"encoder"`, `"decoder"` or `"cross"` of an encoder-decoder, or the dotted name of
             a submodule (`"text_model"`); None for a plain model, which has only one part.
 
@@ -107,13 +142,13 @@ def attach(
     Errors of a forward pass (EmptyRowError, LengthError, AttachError) that torch.compile meets
     while it traces come inside an error of its own, with the same message.
     """
-    if backend not in REQUESTS:
-        raise unknown_name("backend", str(backend), REQUESTS)
+    backend = checked_backend(backend)
     check_module("attach", model)
     if isinstance(what, (str, Path)):
         raise TypeError(
-            f"attach takes masks, got the path {str(what)!r}; give the masks that were saved "
-            f"there: ms.attach(model, ms.saved_masks({str(what)!r}))"
+            f"attach takes masks, got {str(what)!r}; of a folder give the masks that were saved "
+            f"there: ms.attach(model, ms.saved_masks({str(what)!r})), of an expression "
+            f"masks.parse({str(what)!r})"
         )
     roots = pretrained(model)
     calls = probe(model, roots, inputs)
@@ -131,21 +166,22 @@ def attach(
         if isinstance(value, ContentMask):
             receiver(model, one)
     models = [m for one, _ in wanted for m in involved(model, list(one.calls), one.cross)]
-    refuse_others(model, configs_of(models, wanted))
-    rows = Rows(module.config for module in models)
-    slots = slots_for(model, wanted, backend, rows)
+    positions = positions_of(m.config for m in models)
+    states = states_for(model, wanted, backend, positions)
+    attachment = Attachment(
+        dict((one.name, v) for one, v in wanted), states, positions, [], models
+    )
+    refuse_others(model, attachment)
     take_off(model)  # only now: a refused mask leaves the earlier one in force
-    sweep(model, HOOKS)
-    owner = owners(model)
-    before = [
-        (target, "sdpa" if name == NAME and id(config_of(target)) not in HELD else name)
-        for target, name in implementations(roots)  # our name may come with a copied configuration
+    attachment.previous = [
+        (target, "sdpa" if name == NAME else name)  # ours may come with a copied configuration
+        for target, name in implementations(roots)
     ]
-    attachment = Attachment({one.name: value for one, value in wanted}, slots, before, models)
+    owner = owners(model)
     for one, value in wanted:
         if isinstance(value, ContentMask):
-            several = {id(slots[call.module].content): slots[call.module] for call in one.calls}
-            resolved = [cast(Resolved, slot.content) for slot in several.values()]
+            several = {id(states[call.module].content): states[call.module] for call in one.calls}
+            resolved = [cast(Resolved, state.content) for state in several.values()]
             attachment.contents.append((resolved, receiver(model, one)))
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
@@ -153,16 +189,6 @@ def attach(
             attachment.banks[bank] = model if whole else inside
     put_on(model, attachment)
     return model
-
-
-def check_module(name: str, model: nn.Module) -> None:
-    """Refuses what is no module."""
-    if not isinstance(model, nn.Module):
-        got = f"the class {model.__name__}" if isinstance(model, type) else f"{model!r:.80}"
-        if isinstance(getattr(model, "model", None), nn.Module):  # a pipeline, a trainer
-            rest = ", mask" if name == "attach" else ""
-            got = f"{type(model).__name__}; give the model that it holds: ms.{name}(x.model{rest})"
-        raise TypeError(f"{name} takes a model (torch.nn.Module) first, got {got}")
 
 
 def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
@@ -174,7 +200,7 @@ def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
         AttachError: If nothing is attached to this model and `missing_ok` is off.
     """
     check_module("detach", model)
-    if take_off(model) is None and not sweep(model, HOOKS) and not missing_ok:
+    if take_off(model) is None and not missing_ok:
         raise AttachError(
             f"nothing is attached to this {type(model).__name__}; "
             "detach takes the same module that attach was given"
@@ -197,23 +223,27 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     banks = list(attachment.banks)
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
-    attachment.hooks = [
-        where.register_forward_pre_hook(
-            partial(draw_gates, cast(Any, bank), layers=checkpointed(attachment, bank, where))
-        )
+    hooks = [
+        where.register_forward_pre_hook(partial(draw_gates, cast(Any, bank)))
         for bank, where in attachment.banks.items()
-    ] + [
+    ]
+    hooks += [
         where.register_forward_pre_hook(partial(resolve_content, several), with_kwargs=True)
         for several, where in attachment.contents
     ]
-    layers = (own_config(module) for module in attachment.slots)
-    ours = {id(config) for config in (*(m.config for m in attachment.involved), *layers)}
+    ours = {id(config) for config in attachment.configs}
     for target, name in attachment.previous:  # each also sets the models inside
         use(target, NAME if id(config_of(target)) in ours else name)
-    watch(model, attachment)
-    for attention, slot in attachment.slots.items():
-        attention.__dict__[SLOT] = slot
-        slot.rows.enrol()
+    hooks += [
+        module.register_forward_pre_hook(partial(check_call, configs), with_kwargs=True)
+        for module, configs in watched(model, attachment).items()
+    ]
+    attachment.hooks = hooks
+    for attention, state in attachment.states.items():
+        attention.__dict__[STATE] = state
+    masks = {id(s.lowered): s.lowered for s in attachment.states.values() if s.lowered is not None}
+    contents = [each for several, _ in attachment.contents for each in several]
+    attachment.positions.enrol(attachment.configs, list(masks.values()), contents)
     model.__dict__[ATTACHMENT] = attachment
 
 
@@ -222,77 +252,75 @@ def take_off(model: nn.Module) -> Attachment | None:
     attachment: Attachment | None = model.__dict__.pop(ATTACHMENT, None)
     if attachment is None:
         return None
-    for module in attachment.slots:
-        module.__dict__.pop(SLOT, None)
+    for module in attachment.states:
+        module.__dict__.pop(STATE, None)
+    for hook in attachment.hooks:
+        hook.remove()
     restore(  # what the user has set since then stays
         [
             (target, name if (now := implementation(target)) == NAME else now)
             for target, name in attachment.previous
         ]
     )
-    if attachment.hold is not None:
-        attachment.hold.release()
-    for hook in attachment.hooks:
-        hook.remove()
     if GATES in model._modules:
         del model._modules[GATES]
     return attachment
 
 
-def slots_for(
-    model: nn.Module, wanted: list[tuple[Part, Any]], backend: str, rows: Rows
-) -> dict[nn.Module, Slot]:
-    """A slot for each attention module of those parts; equal masks are lowered once."""
-    names, owner = names_of(model), owners(model)
-    shared: dict[tuple[str, bool, bool], Lowered] = {}
+def states_for(
+    model: nn.Module, wanted: list[tuple[Part, Any]], backend: str, positions: SequencePositions
+) -> dict[nn.Module, LayerState]:
+    """A state for each attention module of those parts; equal masks are lowered once."""
+    names = names_of(model)
+    shared: dict[tuple[Any, ...], LayerMask] = {}
     contents: dict[tuple[str, bool, str], Resolved] = {}
-    slots: dict[nn.Module, Slot] = {}
+    states: dict[nn.Module, LayerState] = {}
     for part, value in wanted:
         for layer, call in enumerate(part.calls):
-            if call.module in slots:
+            if call.module in states:
                 raise AttachError(
                     f"{names[call.module]} is in two of the parts "
                     f"{', '.join(repr(one.name) for one, _ in wanted)}; name each layer once"
                 )
-            mask: Mask | ContentMask | None = None
-            if isinstance(value, Mask):
-                mask = layer_of(value, layer)
-            elif isinstance(value, ContentMask):
-                mask = value.of_layer(layer)
-            slot = Slot(
+            state = states[call.module] = LayerState(
                 name=names[call.module],
                 part=part.name,
                 layer=layer,
-                mask=mask,
-                bank=None if mask is not None else value,
-                rows=rows,
+                mask=None,
+                bank=None,
+                positions=positions,
                 backend=backend,
-                heads=call.heads,
-                width=call.width,
                 causal=call.causal,
                 cross=part.cross,
             )
             where = f"layer {layer}" if part.name == SELF else f"{part.name} layer {layer}"
-            if isinstance(mask, ContentMask):
-                named = (mask.digest, call.causal, part.name)
-                slot.content = contents.setdefault(named, Resolved(mask, call.causal, where))
-                if slot.content not in rows.contents:
-                    rows.contents.append(slot.content)
-            elif isinstance(mask, Mask):
-                key = (mask.digest, call.causal, part.cross or call.biased)
+            if isinstance(value, Mask):
+                mask = state.mask = layer_of(value, layer)
+                key = (mask.digest, call.causal, part.cross, call.biased, call.head_dim)
+                plain = not (part.cross or call.biased)
                 if key not in shared:
-                    sizes = (call.heads, call.width)
-                    shared[key] = Lowered(mask, call.causal, where, backend, *sizes, not key[2])
-                slot.lowered = shared[key]
-                rows.add(owner[call.module].config, shared[key])
-            slots[call.module] = slot
-    return slots
+                    shared[key] = LayerMask(
+                        mask, call.causal, where, backend, call.head_dim, plain
+                    )
+                state.lowered = shared[key]
+            elif isinstance(value, ContentMask):
+                content = state.mask = value.of_layer(layer)
+                named = (content.digest, call.causal, part.name)
+                state.content = contents.setdefault(named, Resolved(content, call.causal, where))
+            else:
+                state.bank = value
+    return states
 
 
-def configs_of(models: list[PreTrainedModel], wanted: list[tuple[Part, Any]]) -> list[Any]:
-    """The configuration objects of those models, and of the parts' layers."""
-    layers = (own_config(call.module) for one, _ in wanted for call in one.calls)
-    return [model.config for model in models] + [each for each in layers if each is not None]
+# -- what is refused ---------------------------------------------------------------------------
+def check_module(name: str, model: nn.Module) -> None:
+    """Refuses what is no module."""
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"{model!r:.80}"
+        if isinstance(getattr(model, "model", None), nn.Module):  # a pipeline, a trainer
+            rest = ", mask" if name == "attach" else ""
+            got = f"{type(model).__name__}; give the model that it holds: ms.{name}(x.model{rest})"
+        raise TypeError(f"{name} takes a model (torch.nn.Module) first, got {got}")
 
 
 def check_counts(model: nn.Module, part: Part, value: Any) -> None:
@@ -316,22 +344,86 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
         raise HeadCountError(f"the gates have {value.heads} heads, {named} {heads}")
 
 
-def checkpointed(
-    attachment: Attachment, bank: nn.Module, where: nn.Module
-) -> list[GradientCheckpointingLayer]:
-    """The layers with these gates that gradient checkpoints may compute again."""
-    slots = attachment.slots.items()
-    gated = {module for module, slot in slots if cast(nn.Module, slot.bank) is bank}
-    layers = (each for each in where.modules() if isinstance(each, GradientCheckpointingLayer))
-    return [layer for layer in layers if gated & set(layer.modules())]
+def refuse_others(model: nn.Module, attachment: Attachment) -> None:
+    """Refuses layers that carry a mask of another module, and models asked for weights."""
+    own = model.__dict__.get(ATTACHMENT)
+    for module in attachment.states:
+        if STATE in module.__dict__ and (own is None or module not in own.states):
+            raise AttachError(
+                f"{type(model).__name__} already has a mask, put on through another module; "
+                "detach that one first. Of a model with a mask, copy the whole, not a part"
+            )
+    if any(getattr(config, "output_attentions", False) for config in attachment.configs):
+        refuse_weights(type(model).__name__)
 
 
-def draw_gates(
-    bank: GateBank,
-    model: nn.Module,
-    inputs: Any,
-    layers: Sequence[GradientCheckpointingLayer] = (),
+def refuse_other(title: str, name: str) -> None:
+    """Says that a mask is passed over."""
+    raise AttachError(
+        f"{title} computes its attention by {name!r} now, which passes over the mask or gates "
+        "that are attached; attach again, ms.attach(model, mask), or first ms.detach(model) and "
+        f"then model.set_attn_implementation({name!r})"
+    )
+
+
+def refuse_weights(title: str) -> None:
+    """Says that there are no attention weights."""
+    raise AttachError(
+        f"{title} is asked for output_attentions, and attention with a mask or gates attached "
+        "gives no weights; leave output_attentions off, in the call and in model.config, or look "
+        'at the weights without it: ms.detach(model), model.set_attn_implementation("eager")'
+    )
+
+
+# -- whether it is in force --------------------------------------------------------------------
+def watched(model: nn.Module, attachment: Attachment) -> dict[nn.Module, list[Any]]:
+    """Models -> the configurations that each looks at when it is called.
+
+    The layers' own model looks at its configuration and theirs; a model around it only at one
+    that no other looks at.
+    """
+    owner = owners(model)
+    found: dict[nn.Module, dict[int, Any]] = {}
+    for module in attachment.states:
+        for config in (owner[module].config, own_config(module)):
+            if config is not None:
+                found.setdefault(owner[module], {})[id(config)] = config
+    for outer in attachment.involved:
+        if not any(id(outer.config) in configs for configs in found.values()):
+            found[outer] = {id(outer.config): outer.config}
+    return {module: list(configs.values()) for module, configs in found.items()}
+
+
+def check_call(
+    configs: list[Any], model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]
 ) -> None:
+    """Pre-forward hook of a model whose layers carry a mask or gates.
+
+    Raises:
+        AttachError: If other attention is in use, or attention weights are asked for.
+    """
+    for config in configs:
+        if config._attn_implementation not in (NAME, PROBE):
+            refuse_other(type(model).__name__, str(config._attn_implementation))
+    if named.get("output_attentions") and Probe.calls is None:
+        refuse_weights(type(model).__name__)
+
+
+def in_force(model: nn.Module) -> Attachment | None:
+    """What is attached to a model.
+
+    Raises:
+        AttachError: If other attention is in use, which passes it over.
+    """
+    attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
+    for config in attachment.configs if attachment is not None else ():
+        if config._attn_implementation != NAME:
+            refuse_other(type(model).__name__, str(config._attn_implementation))
+    return attachment
+
+
+# -- gates -------------------------------------------------------------------------------------
+def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
     """Pre-forward hook: one sample of the gates serves the whole forward pass.
 
     Raises:
@@ -340,29 +432,22 @@ def draw_gates(
     if Probe.calls is not None:
         return
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        again = [layer for layer in layers if layer.gradient_checkpointing and layer.training]
-        if len(again) > 1 and reentrant(again[0]):
-            trained = cast(nn.Module, bank).parameters()
-            if any(parameter.requires_grad for parameter in trained):
-                raise AttachError(
-                    f"{type(model).__name__} has trainable gates, drawn once per forward pass, "
-                    "and re-entrant gradient checkpoints, which go backward through them once a "
-                    "layer; use the other kind: model.gradient_checkpointing_enable("
-                    '{"use_reentrant": False})'
-                )
+        trained = any(each.requires_grad for each in cast(nn.Module, bank).parameters())
+        if trained and any(map(is_reentrant, model.modules())):
+            raise AttachError(
+                f"{type(model).__name__} has trainable gates, drawn once per forward pass, "
+                "and re-entrant gradient checkpoints, which go backward through them once a "
+                "layer; use the other kind: model.gradient_checkpointing_enable("
+                '{"use_reentrant": False})'
+            )
     bank.draw()
 
 
-def reentrant(layer: GradientCheckpointingLayer) -> bool:
+def is_reentrant(layer: nn.Module) -> bool:
     """Whether a layer's checkpoints go backward by a call of their own, torch's default."""
+    if not isinstance(layer, GradientCheckpointingLayer) or not layer.training:
+        return False
     function = getattr(layer, "_gradient_checkpointing_func", None)
-    if not isinstance(function, partial):
+    if not layer.gradient_checkpointing or not isinstance(function, partial):
         return False
     return function.keywords.get("use_reentrant", function.func is checkpoint) is not False
-
-
-HOOKS = (draw_gates, resolve_content)
-AttentionInterface.register(NAME, masked_attention)
-AttentionMaskInterface.register(NAME, mask_with_rows)  # without it padding silently vanishes
-AttentionInterface.register(PROBE, probing_attention)
-AttentionMaskInterface.register(PROBE, probing_mask)

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
 from torch import nn
 
-from masksearch.attention.in_force import in_force
-from masksearch.attention.kernels.choose import Choice, choose, gather_pays_from
-from masksearch.attention.lowered import Lowered
-from masksearch.attention.slots import Slot
+from masksearch.attention.attach import in_force
+from masksearch.attention.kernels.choose import KernelChoice, gather_pays_from
+from masksearch.attention.layer import LayerMask, LayerState
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.core import Mask
 
 COLUMNS = 100  # of the printed table
+HEADS = ("part", "layers", "mask", "length", "kept", "blocks", "backend")
+WIDEST = (12, 12, 38, 6, 6, 6, 7)  # of the columns; with two spaces between them, less than 100
 GATES = "trainable gates take part in dense attention; the mask that they give can be faster"
 CONTENT = "a mask by content is another one in each batch: SDPA with a mask"
 CROSS = "cross-attention: SDPA with a mask"
 BIASED = "the model adds a bias to the scores: SDPA with a mask"
-FASTEST = (
-    'For many forward passes at one length, attach with backend="fastest": it times all kernels '
-    "once, FlexAttention too, which compiles for seconds."
-)
-WORTH_COMPILING = 1024  # positions
-HEADS = ("part", "layers", "mask", "length", "kept", "blocks", "backend", "speed")
 
 
 @dataclass(frozen=True)
-class Row:
+class ExplainedLayers:
     """Layers of one part that are computed alike.
 
     Args:
@@ -42,11 +36,9 @@ class Row:
         mask: The mask's expression, or `"gates"`.
         length: Positions; None where it makes no difference.
         density: Kept share of the n x n table, in [0, 1]; None where it is not fixed.
-        block_density: Share of the 64 x 64 tiles that hold a kept cell; likewise.
+        block_density: Share of the 64 x 64 blocks that hold a kept cell; likewise.
         backend: `"dense"`, `"sdpa"`, `"gather"`, `"flex"` or `"gates"`.
         reason: Why.
-        ratio: Expected time of the same attention without our mask over this one's: 2 is twice
-            as fast, 0.8 is slower; None where no figure is known.
     """
 
     part: str
@@ -58,21 +50,16 @@ class Row:
     block_density: float | None
     backend: str
     reason: str
-    ratio: float | None
 
     @property
     def cells(self) -> tuple[str, ...]:
         """The printed row."""
-        return (
-            self.part,
-            self.layers,
-            self.mask,
-            "any" if self.length is None else f"{self.length}",
-            percent(self.density),
-            percent(self.block_density),
-            self.backend,
-            "" if self.ratio is None else f"{self.ratio:.2g}x",
+        shares = (
+            "" if share is None else f"{100 * share:.3g}%"
+            for share in (self.density, self.block_density)
         )
+        length = "any" if self.length is None else str(self.length)
+        return (self.part, self.layers, self.mask, length, *shares, self.backend)
 
 
 @dataclass(frozen=True)
@@ -86,26 +73,24 @@ class Explanation:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[ExplainedLayers, ...]
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        table = [HEADS, *(row.cells for row in self.rows)]
-        widths = [max(len(cells[at]) for cells in table) for at in range(len(HEADS))]
-        for at in (2, 0, 1):  # long expressions, dotted names, many ranges
-            spare = COLUMNS - sum(widths) - 2 * (len(widths) - 1)
-            widths[at] = max(min(widths[at], 12), widths[at] + min(0, spare))
-        lines = wrapped(self.title, "")
-        for number, cells in enumerate(table):
-            shown = [fitted(cell, width) for cell, width in zip(cells, widths, strict=True)]
-            aligned = (
-                cell.ljust(width) if at < 3 or at == 6 else cell.rjust(width)
-                for at, (cell, width) in enumerate(zip(shown, widths, strict=True))
+        table = [
+            [cell if len(cell) <= most else cell[: most - 2] + ".." for cell, most in pairs]
+            for pairs in (
+                zip(cells, WIDEST, strict=True)
+                for cells in (HEADS, *(row.cells for row in self.rows))
             )
-            lines.append("  ".join(aligned).rstrip())
-            if number:
-                lines += wrapped(self.rows[number - 1].reason, "    ")
-        return "\n".join([*lines, *(line for note in self.notes for line in wrapped(note, ""))])
+        ]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [wrapped(self.title)]
+        for reason, cells in zip(["", *(row.reason for row in self.rows)], table, strict=True):
+            padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+            lines.append("  ".join(padded).rstrip())
+            lines += [wrapped(reason, "    ")] if reason else []
+        return "\n".join([*lines, *map(wrapped, self.notes)])
 
 
 def explain(
@@ -140,37 +125,33 @@ def explain(
     if length is not None and length < 1:
         raise ValueError(f"length must be at least 1 position, got {length}")
     trains = model.training if trains is None else trains
-    slots = list(attachment.slots.values())
-    lengths = [int(length)] if length is not None else known_lengths(model, slots)
+    states = list(attachment.states.values())
+    lengths = [int(length)] if length is not None else known_lengths(model, states)
     device = next(model.parameters()).device
-    found: list[tuple[Slot, Row]] = []
+    rows: list[ExplainedLayers] = []
     notes: list[str] = []
-    made: dict[tuple[int, int], Choice] = {}
     for at in lengths:
-        for slot in slots:
-            if slot.lowered is None:
-                found.append((slot, without_choice(slot)))
-                continue
-            key = (id(slot.lowered), at)
-            if key not in made:
-                made[key] = chosen(slot, slot.lowered, at, device, trains)
-                notes += noted(slot.lowered, made[key], device, trains)
-            found.append((slot, with_choice(slot, made[key])))
+        choices: dict[LayerMask, KernelChoice] = {}
+        for state in states:
+            if state.lowered is not None and state.lowered not in choices:
+                choice = state.lowered.choose(at, device, trains)
+                choices[state.lowered] = choice
+                notes += note_length(state.lowered, choice, device)
+            rows.append(explain_layer(state, choices))
     title = (
         f"{type(model).__name__} on {device}, {'forward and backward' if trains else 'forward'}"
         "; kept and blocks: share of the cells, and of the 64 x 64 blocks"
     )
-    return Explanation(title, tuple(grouped(found)), tuple(dict.fromkeys(notes)))
+    return Explanation(title, tuple(group_layers(rows)), tuple(dict.fromkeys(notes)))
 
 
-def known_lengths(model: nn.Module, slots: list[Slot]) -> list[int]:
+def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
     """Lengths that the model has been run at, else the only one that its masks have."""
-    run = {key[0] for slot in slots for key in slot.choices}
-    run |= {key[0] for slot in slots for key in slot.tables}
-    own = {slot.mask.length for slot in slots if isinstance(slot.mask, Mask)}
+    run = {n for state in states if state.lowered is not None for n in state.lowered.lengths()}
+    own = {state.mask.length for state in states if isinstance(state.mask, Mask)}
     if found := run or {size for size in own if size is not None}:
         return sorted(found)
-    if all(slot.lowered is None for slot in slots):
+    if all(state.lowered is None for state in states):
         return [0]  # gates and masks by content: nothing depends on it
     raise ValueError(
         f"this {type(model).__name__} has not been run yet, and its masks serve any length; "
@@ -178,120 +159,48 @@ def known_lengths(model: nn.Module, slots: list[Slot]) -> list[int]:
     )
 
 
-def chosen(
-    slot: Slot, lowered: Lowered, length: int, device: torch.device, trains: bool
-) -> Choice:
-    """What computes a layer, without a trace in what it has been run at."""
-    if lowered.plain:
-        if (length, device, trains) in lowered.choices:
-            return lowered.choices[length, device, trains]
-        return copy.copy(lowered).choice(length, device, trains)
-    made = choose(
-        lowered.seen,
-        length,
-        heads=lowered.heads,
-        width=lowered.width,
-        device=device,
-        trains=trains,
-        requested="sdpa",
-    )
-    if made.backend == "dense":
-        return made
-    reason = CROSS if slot.cross else BIASED
-    return Choice("sdpa", reason, length, made.density, made.block_density, made.ratio)
-
-
-def with_choice(slot: Slot, choice: Choice) -> Row:
-    """The row of one layer with a mask."""
+def explain_layer(state: LayerState, choices: dict[LayerMask, KernelChoice]) -> ExplainedLayers:
+    """The row of one layer."""
+    mask = "gates" if state.mask is None else str(state.mask)
+    first = (state.part, str(state.layer), (state.name,), mask)
+    if state.lowered is None and state.mask is None:
+        return ExplainedLayers(*first, None, None, None, "gates", GATES)
+    if state.lowered is None:
+        return ExplainedLayers(*first, None, None, None, "sdpa", CONTENT)
+    choice = choices[state.lowered]
     reason = choice.reason
-    plain = slot.lowered is not None and slot.lowered.plain
-    if slot.fallback and plain:
-        reason += f" (in the last call: {slot.fallback})"
-    ratio = choice.ratio
-    expected = choice.backend != "dense" and not choice.measured
-    if slot.causal and ratio is not None and expected:
-        ratio *= causal_share(choice.length)
-    return Row(
-        slot.part,
-        str(slot.layer),
-        (slot.name,),
-        str(slot.mask),
-        choice.length,
-        choice.density,
-        choice.block_density,
-        choice.backend,
-        reason,
-        ratio,
-    )
+    if choice.backend != "dense" and not state.lowered.plain:
+        reason = CROSS if state.cross else BIASED
+    elif state.fallback:
+        reason += f" (in the last call: {state.fallback})"
+    shares = (choice.density, choice.block_density)
+    return ExplainedLayers(*first, choice.length, *shares, choice.backend, reason)
 
 
-def causal_share(length: int) -> float:
-    """Time of causal SDPA without a mask over SDPA of all pairs: it skips tiles of 512 keys."""
-    return min(1, 0.5 + 256 / length)
-
-
-def without_choice(slot: Slot) -> Row:
-    """The row of one layer with gates, or with a mask by content."""
-    gates = slot.mask is None
-    return Row(
-        slot.part,
-        str(slot.layer),
-        (slot.name,),
-        "gates" if gates else str(slot.mask),
-        None,
-        None,
-        None,
-        "gates" if gates else "sdpa",
-        GATES if gates else CONTENT,
-        None,
-    )
-
-
-def grouped(found: list[tuple[Slot, Row]]) -> Iterator[Row]:
+def group_layers(rows: list[ExplainedLayers]) -> Iterator[ExplainedLayers]:
     """One row for layers that differ in nothing else."""
-    groups: dict[tuple[object, ...], list[tuple[Slot, Row]]] = {}
-    for slot, row in found:
-        key = (row.part, row.mask, row.length, row.backend, row.reason)
-        groups.setdefault(key, []).append((slot, row))
-    for several in groups.values():
-        first = several[0][1]
-        layers = ranges(slot.layer for slot, _ in several)
-        names = tuple(name for _, row in several for name in row.names)
-        yield Row(first.part, layers, names, *first_fields(first))
+    groups: dict[ExplainedLayers, list[ExplainedLayers]] = {}
+    for row in rows:
+        groups.setdefault(replace(row, layers="", names=()), []).append(row)
+    for common, several in groups.items():
+        names = tuple(name for row in several for name in row.names)
+        yield replace(common, layers=ranges(int(row.layers) for row in several), names=names)
 
 
-def first_fields(
-    row: Row,
-) -> tuple[str, int | None, float | None, float | None, str, str, float | None]:
-    """What the rows of a group have in common."""
-    shares = (row.density, row.block_density)
-    return (row.mask, row.length, *shares, row.backend, row.reason, row.ratio)
-
-
-def noted(lowered: Lowered, choice: Choice, device: torch.device, trains: bool) -> Iterator[str]:
-    """What follows from a choice, for the reader of the table."""
-    auto = choice.backend == "gather" and lowered.backend == "auto"
-    if auto and device.type == "cpu" and not trains and choice.length >= WORTH_COMPILING:
-        yield FASTEST
-    if choice.backend != "sdpa" or device.type != "cpu" or choice.ratio is None:
-        return
-    skips = lowered.causal and not choice.measured
-    ratio = choice.ratio * (causal_share(choice.length) if skips else 1)
-    cost = f"{lowered.mask}: a mask on SDPA costs {1 / ratio:.1f}x of dense attention"
-    where = f" at {choice.length} positions on the CPU"
-    if not lowered.plain:
-        yield f"{cost}{where}."
+def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) -> Iterator[str]:
+    """From which length on `"auto"` takes block gather, where SDPA computes now."""
+    if choice.backend != "sdpa" or device.type != "cpu" or not lowered.plain:
         return
     try:
-        least = gather_pays_from(lowered.seen, lowered.heads, lowered.width, trains)
+        least = gather_pays_from(lowered.seen)
     except LengthError:
-        least = None
+        return
     if least is None:
-        yield f"{cost}{where}; nothing sparse pays for this mask."
+        yield f"{lowered.mask}: nothing sparse pays for this mask."
     elif least > choice.length:
-        yield f"{cost}{where}; nothing sparse pays below about {least} positions."
+        yield f"{lowered.mask}: block gather pays from about {least} positions on."
     else:
-        yield f'{cost}{where}; backend="auto" would take block gather.'
+        yield f'{lowered.mask}: backend="auto" would take block gather.'
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -305,16 +214,6 @@ def ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{a}-{b}" if a != b else f"{a}" for a, b in found)
 
 
-def percent(share: float | None) -> str:
-    """A share as the table shows it."""
-    return "" if share is None else f"{100 * share:.3g}%"
-
-
-def fitted(text: str, width: int) -> str:
-    """At most that many columns."""
-    return text if len(text) <= width else text[: width - 2] + ".."
-
-
-def wrapped(text: str, indent: str) -> list[str]:
-    """Lines of at most 100 columns."""
-    return textwrap.wrap(text, COLUMNS, initial_indent=indent, subsequent_indent=indent or "  ")
+def wrapped(text: str, indent: str = "") -> str:
+    """The text in lines of at most 100 columns."""
+    return textwrap.fill(text, COLUMNS, initial_indent=indent, subsequent_indent=indent or "  ")

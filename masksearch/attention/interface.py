@@ -1,4 +1,20 @@
-"""What transformers calls in place of SDPA while a mask, or gates, are attached."""
+"""What transformers calls in place of SDPA while a mask, or gates, are attached to a model.
+
+The only file that knows transformers' attention interface. Transformers looks up two functions
+under the name in a configuration: one makes the model's own mask, once per forward pass
+(`model_mask`), the other computes attention, once per layer (`masked_attention`).
+
+The normal path, an encoder under a mask:
+
+    model_mask           makes SDPA's mask of the padding, bool [batch, 1, n, n]; None without any
+    masked_attention     finds the layer's state on its module and takes from it the mask's table,
+                         bool [1, heads | 1, n, n]: SDPA computes under padding & table
+    sparse_attention     instead, for long inputs: block gather or FlexAttention compute by a plan,
+                         and take the padding as it is, bool [batch, n]; no n x n tensor is made
+
+What is not the normal path follows each of them: causal masks without padding, keys from a cache
+(layer.py knows where queries stand), biases on the scores, gates, graphs.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import (
     bidirectional_mask_function,
@@ -17,19 +34,22 @@ from transformers.masking_utils import (
 )
 
 from masksearch.attention.kernels.custom_op import compute
-from masksearch.attention.kernels.states import asks_gradient
-from masksearch.attention.lowered import (
-    Lowered,
-    left_to_sdpa,
-    lowered_backend,
-    lowered_plan,
-    whole,
+from masksearch.attention.kernels.plan import asks_gradient
+from masksearch.attention.layer import (
+    POSITIONS,
+    STATE,
+    LayerState,
+    SequencePositions,
+    fixed,
+    lowered_in_graph,
 )
-from masksearch.attention.slots import ROWS, SLOT, Rows, Slot
+from masksearch.attention.probe import PROBE, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
 from masksearch.contracts import AttentionCall
 from masksearch.errors import AttachError
 
+NAME = "masksearch"  # of our functions, in configurations
+BIDIRECTIONAL, CAUSAL = 5, 6  # dimensions of packed padding: no model makes a mask with as many
 BIAS = (
     "{name} gives its attention mask finite numbers (a bias on its scores), which trainable "
     "gates would drop; search on a model without one, such as BERT"
@@ -47,31 +67,57 @@ def masked_attention(
     is_causal: bool | None = None,
     **rest: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """SDPA under the slot's mask or gates; see transformers' `sdpa_attention_forward`."""
-    slot: Slot | None = module.__dict__.get(SLOT)
+    """One layer's attention under its mask or gates; see `sdpa_attention_forward`.
+
+    Args:
+        module: The attention module.
+        query: `[batch, heads, queries, head_dim]`.
+        key: `[batch, KV heads, keys, head_dim]`.
+        value: The same shape.
+        attention_mask: As `model_mask` made it, or the model changed it: None, bool or float
+            `[batch, 1, queries, keys]`, or packed padding.
+        dropout: Probability of dropping an attention weight.
+        scaling: Factor of the scores; None = 1 / sqrt(head_dim).
+        is_causal: Whether later keys are hidden; None = what the module says.
+        rest: What some models add: `position_bias`, ..
+
+    Returns:
+        `[batch, queries, heads, head_dim]`, and None in place of attention weights.
+    """
+    state: LayerState | None = module.__dict__.get(STATE)
     queries, keys = query.shape[2], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    if attention_mask is not None and attention_mask.ndim > 4:
+    packed = attention_mask is not None and attention_mask.ndim > 4
+    if attention_mask is not None and packed:
         causal = attention_mask.ndim == CAUSAL
-    if slot is not None and slot.lowered is not None:
-        out = sparse(slot, query, key, value, attention_mask, causal, dropout, scaling, rest)
+    call = AttentionCall(
+        query,
+        key,
+        value,
+        visible=attention_mask,
+        dropout=dropout,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        bias=rest.get("position_bias"),
+    )
+    if state is not None:
+        out = sparse_attention(state, call, causal, rest)
         if out is not None:
             return out.transpose(1, 2).contiguous(), None
     kept = None
-    if slot is not None:
-        kept = slot.kept(query.shape[0], queries, keys, key.device, attention_mask)
-    if attention_mask is not None and attention_mask.ndim > 4:
-        attention_mask = written_out(attention_mask, queries)
-    if slot is None or (kept is None and slot.bank is None):
-        return sdpa(module, query, key, value, attention_mask, dropout, scaling, is_causal, rest)
+    if state is not None:
+        kept = state.kept(len(query), queries, keys, key.device, attention_mask)
     visible = attention_mask
+    if attention_mask is not None and packed:
+        visible = write_out(attention_mask, queries)
+    given = {"dropout": dropout, "scaling": scaling, **rest}
+    if state is None or (kept is None and state.bank is None):  # everything is kept
+        return sdpa(module, query, key, value, visible, is_causal=is_causal, **given)
     if visible is None and causal and queries > 1:
-        start, _ = slot.start(queries, keys)
+        start, _ = state.start(queries, keys)
         visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
         visible = visible.tril(int(start))[None, None]
-    bias = rest.get("position_bias")
-    if slot.bank is not None:
-        return gated(slot, module, query, key, value, visible, dropout, scaling, bias)
+    if state.bank is not None:
+        return gated_attention(state, module, replace(call, visible=visible)), None
     assert kept is not None
     if visible is None:
         combined = kept
@@ -79,53 +125,42 @@ def masked_attention(
         combined = visible & kept
     else:  # an additive bias: -inf, never the smallest finite number (that leaks)
         combined = visible.masked_fill(~kept, -torch.inf)
-    if bias is not None:  # transformers would fill in the smallest finite number
-        rest = {**rest, "position_bias": None}
+    if call.bias is not None:  # transformers would fill in the smallest finite number
+        given["position_bias"] = None
         if combined.dtype == torch.bool:
-            combined = torch.where(combined, bias, -torch.inf)
+            combined = torch.where(combined, call.bias, -torch.inf)
         else:
-            combined = combined + bias
-    return sdpa(module, query, key, value, combined, dropout, scaling, False, rest)
+            combined = combined + call.bias
+    return sdpa(module, query, key, value, combined, is_causal=False, **given)
 
 
-# -- sparse backends ---------------------------------------------------------------------------
-def sparse(
-    slot: Slot,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    causal: bool,
-    dropout: float,
-    scaling: float | None,
-    rest: dict[str, Any],
+def sdpa(module: nn.Module, *given: Tensor | None, **how: Any) -> tuple[Tensor, Tensor | None]:
+    """Transformers' own SDPA path."""
+    out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, *given, **how)
+    return out
+
+
+# -- sparse kernels ----------------------------------------------------------------------------
+def sparse_attention(
+    state: LayerState, call: AttentionCall, causal: bool, rest: dict[str, Any]
 ) -> Tensor | None:
-    """Attention by block gather or FlexAttention, `[batch, heads, n, width]`.
+    """Attention by block gather or FlexAttention, `[batch, heads, n, head_dim]`.
 
     None where SDPA is to compute: it was asked for, it is the faster, or the call is more than
-    self-attention over whole sequences under padding and causality (`slot.fallback` says so).
+    self-attention over whole sequences under padding and causality (`state.fallback` says so).
 
     Raises:
         AttachError: If FlexAttention was asked for on the CPU, where it has no gradient.
     """
-    lowered = slot.lowered
-    assert lowered is not None
-    length = query.shape[2]
-    if not lowered.may_be_sparse(length):
+    lowered = state.lowered
+    length, device = call.query.shape[2], call.query.device
+    if lowered is None or not lowered.may_be_sparse(length):
         return None
-    slot.fallback = ineligible(slot, query, key, attention_mask, causal, rest)
-    if slot.fallback:
+    state.fallback = why_only_sdpa(state, call, causal, rest)
+    if state.fallback:
         return None
-    trains = asks_gradient(query, key, value)
-    device, size = query.device, whole(length)
-    visible = None if attention_mask is None else attention_mask.flatten(1)
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if lowered.unmeasured(size, device, trains):
-        from masksearch.attention.kernels.timed import Call, fastest
-
-        call = Call(lowered, query, key, value, visible, factor, dropout)
-        lowered.choices[size, device, trains] = fastest(call)
-    backend = lowered_backend(lowered.key, size, device, trains)
+    size, trains = fixed(length), asks_gradient(call.query, call.key, call.value)
+    backend = lowered_in_graph(lowered.key, "sparse_backend", size, device, trains)
     if not backend:
         return None
     if backend == "flex" and device.type == "cpu" and trains:
@@ -133,68 +168,108 @@ def sparse(
             f"{lowered.where}: FlexAttention has no backward pass on the CPU; attach with "
             'backend="gather", or compute under torch.no_grad()'
         )
-    if dropout > 0 and torch.compiler.is_compiling():
-        slot.fallback = "attention dropout in a compiled graph: SDPA computes"
+    compiling = torch.compiler.is_compiling()
+    if call.dropout > 0 and compiling:
+        state.fallback = "attention dropout in a compiled graph: SDPA computes"
         return None
-    if backend == "flex" and dropout > 0:
-        backend, slot.fallback = "gather", "FlexAttention has no dropout: block gather computes"
-    if torch.compiler.is_compiling():
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        lowered_plan(lowered.key, backend, size, device)  # made, and its errors raised, now
-        operator = torch.ops.masksearch.attention
-        made: Tensor = operator(query, key, value, visible, lowered.key, backend, factor)
-        return made
-    plan = lowered.plan(backend, size, device)
-    return compute(query, key, value, visible, plan, backend, factor, dropout)
+    if call.dropout > 0 and backend == "flex":
+        backend, state.fallback = "gather", "FlexAttention has no dropout: block gather computes"
+    states = (call.query, call.key, call.value)
+    padding = None if call.visible is None else call.visible.flatten(1)
+    if not compiling:
+        plan = lowered.plan(backend, size, device)
+        return compute(*states, padding, plan, call.scaling, call.dropout)
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+        states = tuple(each.to(dtype) for each in states)
+    lowered_in_graph(lowered.key, "prepare", backend, size, device)
+    operator = torch.ops.masksearch.attention
+    out: Tensor = operator(*states, padding, lowered.key, backend, call.scaling)
+    return out
 
 
-def ineligible(
-    slot: Slot,
-    query: Tensor,
-    key: Tensor,
-    attention_mask: Tensor | None,
-    causal: bool,
-    rest: dict[str, Any],
+def why_only_sdpa(
+    state: LayerState, call: AttentionCall, causal: bool, rest: dict[str, Any]
 ) -> str:
-    """Why only SDPA can compute a call; empty where a sparse backend can."""
-    if traced := left_to_sdpa():
-        return traced
-    if slot.cross:
+    """Why only SDPA can compute a call; empty where a sparse kernel can."""
+    if reason := left_to_sdpa():
+        return reason
+    if state.cross:
         return "cross-attention: SDPA computes"
-    if query.shape[2] != key.shape[2]:
+    if call.query.shape[2] != call.key.shape[2]:
         return "keys come from a cache: SDPA computes"
-    if rest.get("position_bias") is not None:
+    if call.bias is not None:
         return "the model adds a bias to the scores: SDPA computes"
-    if attention_mask is not None and attention_mask.ndim == 4:
+    if call.visible is not None and call.visible.ndim == 4:
         return "the model's own mask is more than padding and causality: SDPA computes"
-    if bool(causal) != slot.causal:
+    if bool(causal) != state.causal:
         return "causality is not as it was when the mask was attached: SDPA computes"
     if any(rest.get(name) is not None for name in ("softcap", "s_aux", "cache")):
         return "the model changes the scores or pages its cache: SDPA computes"
     return ""
 
 
-def some_sparse(several: list[Lowered], length: int, device: torch.device, causal: bool) -> bool:
-    """Whether one of these masks computes whole sequences of that length without a table."""
-    if left_to_sdpa():
-        return False
-    trains = torch.is_grad_enabled()
-    for lowered in several:
-        if lowered.causal != causal or not lowered.plain or not lowered.may_be_sparse(length):
-            continue
-        if lowered.unmeasured(length, device, trains):
-            return True
-        if lowered_backend(lowered.key, length, device, trains):
-            return True
-    return False
+def left_to_sdpa() -> str:
+    """Why SDPA must compute because of what is done with the model; empty where it need not.
+
+    A graph that leaves this process, or that only torch reads, cannot find a plan.
+    """
+    if torch.compiler.is_compiling():
+        return "the model is exported: SDPA computes" if torch.compiler.is_exporting() else ""
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace records the model: SDPA computes"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms the model: SDPA computes"
+    return ""
 
 
-BIDIRECTIONAL, CAUSAL = 5, 6  # dimensions: no model makes a mask with as many
+# -- the model's own mask ----------------------------------------------------------------------
+def model_mask(*args: Any, **rest: Any) -> Any:
+    """SDPA's padding and causal mask; notes where queries and keys stand (caches).
+
+    One configuration object may serve an encoder, a decoder and their cross-attention. Only
+    self-attention of the decoder moves on, so what is asked for without causality is not noted.
+    """
+    positions = POSITIONS.get(id(rest.get("config")))
+    if positions is None:
+        return sdpa_mask(*args, **rest)
+    if rest.get("mask_function") is not bidirectional_mask_function:
+        offset, skipped = rest.get("q_offset", 0), int(rest.get("kv_offset", 0))
+        positions.note(rest["q_length"], rest["kv_length"], offset, skipped)
+    mask = padding_mask(positions, args, rest)
+    if not positions.contents or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return mask
+    if mask is None:
+        rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        mask = sdpa_mask(*args, **rest)
+    elif mask.ndim > 4:
+        mask = mask.clone()  # it shares its memory with the caller's
+    return carry(mask, positions.contents)
 
 
-def packed(padding: Tensor, causal: bool) -> Tensor:
+def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
+    """SDPA's mask, or packed padding where a sparse kernel may compute."""
+    function, padding = rest.get("mask_function"), rest.get("attention_mask")
+    causal = function is causal_mask_function
+    queries, keys = rest["q_length"], rest["kv_length"]
+    plain = causal or function is bidirectional_mask_function
+    if not plain or padding is None or not queries == keys == padding.shape[1]:
+        return sdpa_mask(*args, **rest)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and is_functorch_wrapped_tensor(padding):
+        return pack(padding, causal)  # sdpa_mask reads values, of which vmap has none
+    sparse = any(
+        lowered.plain and lowered.causal == causal and lowered.may_be_sparse(queries)
+        for lowered in positions.masks
+    )
+    if not sparse or left_to_sdpa():
+        return sdpa_mask(*args, **rest)
+    if not compiling and padding.all():
+        return None  # as sdpa_mask does
+    return pack(padding, causal)
+
+
+def pack(padding: Tensor, causal: bool) -> Tensor:
     """Padding `[batch, n]` as a mask that is not written out, for layers without a table.
 
     Its number of dimensions says whether later keys are hidden as well. That survives what
@@ -203,8 +278,8 @@ def packed(padding: Tensor, causal: bool) -> Tensor:
     return padding.view(len(padding), *[1] * ((CAUSAL if causal else BIDIRECTIONAL) - 2), -1)
 
 
-def written_out(mask: Tensor, queries: int) -> Tensor:
-    """A packed mask as SDPA takes it, bool `[batch, 1, queries, keys]`."""
+def write_out(mask: Tensor, queries: int) -> Tensor:
+    """Packed padding as SDPA takes it, bool `[batch, 1, queries, keys]`."""
     padding = mask.flatten(1)[:, None, None]
     visible = padding.expand(-1, -1, queries, -1)
     if mask.ndim == CAUSAL:
@@ -212,45 +287,27 @@ def written_out(mask: Tensor, queries: int) -> Tensor:
     return visible
 
 
-def gated(
-    slot: Slot,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    visible: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    bias: Tensor | None,
-) -> tuple[Tensor, None]:
-    """One layer's attention under trainable gates."""
-    assert slot.bank is not None
+# -- gates -------------------------------------------------------------------------------------
+def gated_attention(state: LayerState, module: nn.Module, call: AttentionCall) -> Tensor:
+    """One layer's attention under trainable gates, `[batch, queries, heads, head_dim]`."""
+    assert state.bank is not None
     groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1 and key.shape[1] != query.shape[1]:
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    if visible is not None and visible.dtype != torch.bool:
-        seen = visible > torch.finfo(visible.dtype).min / 2
-        if visible[seen].any():
+    if groups > 1 and call.key.shape[1] != call.query.shape[1]:
+        call = replace(call, key=repeat_kv(call.key, groups), value=repeat_kv(call.value, groups))
+    if call.visible is not None and call.visible.dtype != torch.bool:
+        seen = call.visible > torch.finfo(call.visible.dtype).min / 2
+        if call.visible[seen].any():
             raise AttachError(BIAS.format(name=type(module).__name__))
-        visible = seen
-    call = AttentionCall(
-        query,
-        key,
-        value,
-        visible=visible,
-        dropout=dropout,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        bias=bias,
-    )
-    queries, keys = query.shape[2], key.shape[2]
-    start, _ = slot.start(queries, keys)
+        call = replace(call, visible=seen)
+    queries, keys = call.query.shape[2], call.key.shape[2]
+    start, _ = state.start(queries, keys)
     before = int(start)
-    if slot.cross or before != keys - queries:
+    if state.cross or before != keys - queries:
         call = squared(call, before, max(before + queries, keys))
-    out = slot.bank.attend(slot.layer if slot.bank.layers > 1 else 0, call)
+    out = state.bank.attend(state.layer if state.bank.layers > 1 else 0, call)
     if out.shape[2] != queries:
         out = out[:, :, before : before + queries]
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous()
 
 
 def squared(call: AttentionCall, before: int, size: int) -> AttentionCall:
@@ -275,68 +332,7 @@ def squared(call: AttentionCall, before: int, size: int) -> AttentionCall:
     )
 
 
-def sdpa(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float,
-    scaling: float | None,
-    is_causal: bool | None,
-    rest: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:
-    """Transformers' own SDPA path."""
-    out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
-        module,
-        query,
-        key,
-        value,
-        attention_mask,
-        dropout=dropout,
-        scaling=scaling,
-        is_causal=is_causal,
-        **rest,
-    )
-    return out
-
-
-def mask_with_rows(*args: Any, **rest: Any) -> Any:
-    """SDPA's padding and causal mask; notes where queries and keys stand (caches).
-
-    One configuration object may serve an encoder, a decoder and their cross-attention. Only
-    self-attention of the decoder moves on, so what is asked for without causality is not noted.
-    """
-    found = ROWS.get(id(rest.get("config")))
-    if found is None:
-        return sdpa_mask(*args, **rest)
-    rows, several = found
-    mask = mask_for(rows, several, args, rest)
-    if not rows.contents or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return mask
-    if mask is None:
-        rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
-        mask = sdpa_mask(*args, **rest)
-    elif mask.ndim > 4:
-        mask = mask.clone()  # it shares its memory with the caller's
-    return carry(mask, rows.contents)
-
-
-def mask_for(rows: Rows, several: list[Lowered], args: tuple[Any, ...], rest: Any) -> Any:
-    """What `mask_with_rows` says of the model's masks, without what they carry."""
-    function = rest.get("mask_function")
-    queries, keys = rest["q_length"], rest["kv_length"]
-    offset, skipped = rest.get("q_offset", 0), int(rest.get("kv_offset", 0))
-    if function is not bidirectional_mask_function:
-        rows.note(queries, keys, offset, skipped)
-    padding = rest.get("attention_mask")
-    plain = function is bidirectional_mask_function or function is causal_mask_function
-    if plain and padding is not None and queries == keys == padding.shape[1]:
-        causal = function is causal_mask_function
-        if not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(padding):
-            return packed(padding, causal)  # sdpa_mask reads values, of which vmap has none
-        if some_sparse(several, whole(queries), padding.device, causal):
-            if not torch.compiler.is_compiling() and padding.all():
-                return None  # as sdpa_mask does
-            return packed(padding, causal)
-    return sdpa_mask(*args, **rest)
+AttentionInterface.register(NAME, masked_attention)
+AttentionMaskInterface.register(NAME, model_mask)  # without it padding silently vanishes
+AttentionInterface.register(PROBE, probing_attention)
+AttentionMaskInterface.register(PROBE, probing_mask)

@@ -34,7 +34,7 @@ class Call:
         heads: Query heads.
         queries: Positions that ask.
         keys: Positions that are asked.
-        width: Numbers of a head's query.
+        head_dim: Numbers of a head's query.
         causal: Whether later keys were hidden.
         biased: Whether the model adds a bias to the scores.
     """
@@ -43,7 +43,7 @@ class Call:
     heads: int
     queries: int
     keys: int
-    width: int
+    head_dim: int
     causal: bool
     biased: bool = False
 

@@ -26,7 +26,7 @@ def attach(
     part: Annotated[
         str | None, typer.Option(help="encoder, decoder, cross, or a submodule's name.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, fastest, sdpa, gather or flex.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, sdpa, gather or flex.")] = "auto",
     length: Annotated[
         int | None,
         typer.Option(

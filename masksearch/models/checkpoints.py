@@ -31,7 +31,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, P
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-import masksearch.attention.attach  # noqa: F401  (registers what the probe needs)
+import masksearch.attention.interface  # noqa: F401  (registers what the probe needs)
 from masksearch.attention.probe import probe
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError

@@ -37,9 +37,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
 
-from masksearch.attention.attach import attach, attached
+from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.probe import SELF, pretrained
-from masksearch.attention.slots import ATTACHMENT
 from masksearch.errors import AttachError, DataError, MaskFormatError
 from masksearch.masks import ContentMask, Mask
 from masksearch.masks.lower import load_mask, save_mask
@@ -156,7 +155,7 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, AnyMask], str]:
                 "model; cut a mask from the gates and attach that: ms.attach(model, "
                 "result.mask(sparsity=0.9)); result.save(path) keeps the gates"
             )
-    return found, next(iter(model.__dict__[ATTACHMENT].slots.values())).backend
+    return found, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
 
 
 def build_options(model: PreTrainedModel) -> dict[str, bool]:

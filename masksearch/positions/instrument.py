@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from masksearch.attention.attach import attach, put_on, take_off
+from masksearch.attention.attach import ATTACHMENT, Attachment, attach, put_on, take_off
 from masksearch.attention.probe import chosen, parts_of, pretrained, probe
-from masksearch.attention.slots import ATTACHMENT, Attachment
 from masksearch.contracts import Batch, Shape
 from masksearch.errors import AttachError, HeadCountError
 from masksearch.positions.probes import Bank
@@ -77,20 +76,20 @@ def carrying(model: nn.Module, bank: Bank, batch: Batch) -> Iterator[None]:
     """
     before: Attachment | None = model.__dict__.get(ATTACHMENT)
     device = next(model.parameters()).device
-    for slot in before.slots.values() if before is not None else ():
-        if slot.bank is not None:
+    for state in before.states.values() if before is not None else ():
+        if state.bank is not None:
             raise AttachError(
                 "positions are studied under a fixed mask, and this model carries trainable "
                 "gates; detach them, or attach the mask that was cut from them"
             )
-        if slot.content is not None:
+        if state.content is not None:
             raise AttachError(
                 f"positions are studied under a mask of positions, and this model carries "
-                f"{slot.mask}, which follows the tokens; detach it first"
+                f"{state.mask}, which follows the tokens; detach it first"
             )
-        kept = slot.table(bank.length, device)
+        kept = None if state.lowered is None else state.lowered.table(bank.length, device)
         if kept is not None:
-            bank.under[slot.layer] = kept
+            bank.under[state.layer] = kept
     modes = [(module, module.training) for module in model.modules()]
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
     attach(model, bank.to(device), inputs=example(model, batch))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.attention.kernels import gather as kernels
+from masksearch.attention.kernels import custom_op as kernels
 from masksearch.errors import AttachError
 
 BESIDE = masks.shifts([-1, 2]) | masks.global_tokens(1)  # without most of the diagonal

@@ -41,8 +41,8 @@ def test_no_mask(what):
     assert attached(model) == {}
 
 
-def test_an_expression_is_no_folder():
-    with pytest.raises(FileNotFoundError, match=r"no such folder; give .*masks\.parse"):
+def test_a_folder_and_an_expression_are_no_masks():
+    with pytest.raises(TypeError, match=r"got 'window\(3\)'; .* masks\.parse\('window\(3\)'\)"):
         attach(ARCHITECTURES["bert"].made(), "window(3)")
 
 

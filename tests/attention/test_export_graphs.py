@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.attention.slots import SLOT
+from masksearch.attention.layer import STATE
 from masksearch.errors import AttachError, EmptyRowError
 
 LONG = 300
@@ -46,16 +46,8 @@ def exported(model: nn.Module, given: dict[str, Tensor], **how: Any) -> Any:
     return program.module()
 
 
-def slots(model: nn.Module) -> list[Any]:
-    return [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
-
-
-@pytest.fixture
-def no_clock(monkeypatch):
-    def refused(*args: Any) -> Any:
-        raise AssertionError("kernels are timed")
-
-    monkeypatch.setattr("masksearch.attention.kernels.timed.fastest", refused)
+def states(model: nn.Module) -> list[Any]:
+    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def check(name: str, found: Any, model: nn.Module, given: dict[str, Tensor]) -> None:
@@ -74,9 +66,8 @@ def test_exported_models_equal_eager_ones(name, length):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", "flex", "fastest"])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", "flex"])
 @pytest.mark.parametrize("length", [17, LONG])
-@pytest.mark.usefixtures("no_clock")
 def test_strict_export_equals_eager(backend, length):
     at, model = ARCHITECTURES["bert"], made("bert", length, backend)
     given = at.inputs(3, length=length)
@@ -87,14 +78,12 @@ def test_strict_export_equals_eager(backend, length):
     check("bert", lambda given: program.module()(**given)[0], model, given)
 
 
-@pytest.mark.usefixtures("no_clock")
-@pytest.mark.parametrize("backend", ["gather", "fastest"])
-def test_exported_graphs_hold_tables_in_place_of_plans(backend):
-    at, model = ARCHITECTURES["bert"], made("bert", LONG, backend)
+def test_exported_graphs_hold_tables_in_place_of_plans():
+    at, model = ARCHITECTURES["bert"], made("bert", LONG, "gather")
     found = exported(model, at.inputs(3, length=LONG))
-    (slot,) = slots(model)
-    assert slot.fallback == "the model is exported: SDPA computes"
-    assert not slot.plans
+    (state,) = states(model)
+    assert state.fallback == "the model is exported: SDPA computes"
+    assert {what for _, what, *_ in state.lowered.lowered} == {"table"}
     attach(model.model, MASK, backend="sdpa")
     check("bert", found, model, at.inputs(9, length=LONG))
 
@@ -136,31 +125,28 @@ def test_empty_rows_are_refused_in_an_export():
 
 
 # -- torch.jit.trace ---------------------------------------------------------------------------
-@pytest.mark.usefixtures("no_clock")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize(
     ("name", "length", "backend"),
-    [("bert", 17, "auto"), ("gpt2", LONG, "gather"), ("bert", LONG, "fastest")],
+    [("bert", 17, "auto"), ("gpt2", LONG, "gather"), ("bert", LONG, "gather")],
 )
 def test_traced_models_equal_eager_ones(name, length, backend):
     at, model = ARCHITECTURES[name], made(name, length, backend)
-    # its check runs the model once more, untraced, when kernels may be timed
     found = torch.jit.trace(model, (at.inputs(length=length),), check_trace=backend == "auto")
     if backend != "auto":
-        assert slots(model)[0].fallback == "torch.jit.trace records the model: SDPA computes"
+        assert states(model)[0].fallback == "torch.jit.trace records the model: SDPA computes"
     attach(model.model, MASK, backend="sdpa", part=at.part)
     for padding in (0, 5):  # traced without padding: it counts nevertheless
         check(name, found, model, at.inputs(padding, length=length))
 
 
 # -- torch.func --------------------------------------------------------------------------------
-@pytest.mark.usefixtures("no_clock")
 @pytest.mark.parametrize(
     ("name", "length", "backend", "padding"),
     [
         ("bert", LONG, "auto", None),
         ("bert", LONG, "auto", 0),
-        ("gpt2", LONG, "fastest", 9),
+        ("gpt2", LONG, "auto", 9),
         ("bert", 17, "gather", 9),
         ("gpt2", 17, "sdpa", 9),
     ],
@@ -178,9 +164,9 @@ def test_gradients_of_single_examples(name, length, backend, padding):
         return states[0, : length - (padding or 0)].square().mean()
 
     found = vmap(grad(loss), in_dims=(None, 0))(weights, given)
-    (slot,) = slots(model)
+    (state,) = states(model)
     reason = "torch.func transforms the model: SDPA computes"
-    assert slot.fallback == ("" if backend == "sdpa" else reason)
+    assert state.fallback == ("" if backend == "sdpa" else reason)
     for example in range(2):
         own = {key: some.detach().requires_grad_() for key, some in weights.items()}
         some = {key: value[example] for key, value in given.items()}
@@ -199,8 +185,8 @@ def test_what_was_lowered_under_a_transform_serves_later_calls():
         return functional_call(model, weights, (given,)).square().mean()
 
     grad(loss)({key: some.detach() for key, some in model.named_parameters()})
-    (slot,) = slots(model)
-    (table,) = slot.tables.values()
+    (state,) = states(model)
+    (table,) = state.lowered.lowered.values()
     assert not torch._C._functorch.is_functorch_wrapped_tensor(table)
     assert torch.equal(table[0], MASK.dense(17)[0])
     fresh = made("bert", 17)

@@ -14,21 +14,27 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
-from masksearch.attention.interface import packed, written_out
-from masksearch.attention.slots import SLOT
+from masksearch.attention.interface import pack, write_out
+from masksearch.attention.layer import STATE
 from masksearch.errors import AttachError, EmptyRowError
 
 LONG = 300
 SPARSE = masks.window(5) | masks.global_tokens(1)
+WINDOW = masks.window(5)  # sparse by its blocks at 300 positions, too
 
 
-def slots(model: nn.Module) -> list[Any]:
-    return [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
+def states(model: nn.Module) -> list[Any]:
+    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
+
+
+def made(model: nn.Module) -> list[set[str]]:
+    """What each layer's mask was lowered to: "table", "choice", "gather", "flex"."""
+    return [{what for _, what, *_ in state.lowered.lowered} for state in states(model)]
 
 
 def built(model: nn.Module) -> set[str]:
     """Backends that have computed something."""
-    return {key[0] for slot in slots(model) for key in slot.plans}
+    return set().union(*made(model)) & {"gather", "flex"}
 
 
 def run(name: str, model: nn.Module, given: dict[str, Tensor]) -> Tensor:
@@ -44,15 +50,15 @@ def run(name: str, model: nn.Module, given: dict[str, Tensor]) -> Tensor:
 def test_auto_is_sparse_for_long_inputs_alone(name):
     at = ARCHITECTURES[name]
     model = at.made(layers=1, length=LONG)
-    attach(model, SPARSE, part=at.part)
+    attach(model, WINDOW, part=at.part)
     run(name, model, at.inputs(30, length=255))
     assert built(model) == set()
-    assert all(not slot.choices for slot in slots(model))
+    assert all(found == {"table"} for found in made(model))
     long = at.inputs(30, length=LONG)
-    expected = run(name, attach(model, SPARSE, backend="sdpa", part=at.part), long)
-    assert all(slot.tables and not slot.choices for slot in slots(model))
-    found = run(name, attach(model, SPARSE, part=at.part), long)
-    assert all(len(slot.choices) == 1 for slot in slots(model))
+    expected = run(name, attach(model, WINDOW, backend="sdpa", part=at.part), long)
+    assert all(found == {"table"} for found in made(model))
+    found = run(name, attach(model, WINDOW, part=at.part), long)
+    assert all(found == {"choice", "gather"} for found in made(model))
     assert torch.allclose(found, expected, atol=1e-5)
 
 
@@ -67,7 +73,7 @@ def test_no_table_is_made_where_nothing_needs_one(monkeypatch):
     monkeypatch.setattr("masksearch.attention.interface.sdpa_mask", refused)
     monkeypatch.setattr("masksearch.attention.interface.sdpa", refused)
     run("gpt2", model, given)
-    assert all(not slot.tables and slot.plans for slot in slots(model))
+    assert all(found == {"choice", "gather"} for found in made(model))
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
@@ -78,10 +84,10 @@ def test_layers_of_several_backends_share_one_padding(name):
     expected = run(name, attach(model, mask, backend="sdpa"), given)
     attach(model, mask, backend="gather")
     assert torch.allclose(run(name, model, given), expected, atol=1e-5)
-    assert [bool(slot.plans) for slot in slots(model)] == [True, False, True]
-    some = attach(model, SPARSE, part=slots(model)[0].name, backend="gather")
+    assert ["gather" in found for found in made(model)] == [True, False, True]
+    some = attach(model, SPARSE, part=states(model)[0].name, backend="gather")
     expected = run(name, some, given)
-    attach(model, SPARSE, part=slots(model)[0].name, backend="sdpa")
+    attach(model, SPARSE, part=states(model)[0].name, backend="sdpa")
     assert torch.allclose(run(name, model, given), expected, atol=1e-5)
 
 
@@ -123,7 +129,7 @@ def test_what_only_sdpa_computes_is_remembered(name, part, reason):
     expected = run(name, attach(model, mask, part=part), given)
     found = run(name, attach(model, mask, backend="gather", part=part), given)
     assert torch.equal(found, expected)
-    assert [slot.fallback for slot in slots(model)] == [reason]
+    assert [state.fallback for state in states(model)] == [reason]
 
 
 def test_a_mask_of_the_caller_is_computed_by_sdpa():
@@ -133,11 +139,11 @@ def test_a_mask_of_the_caller_is_computed_by_sdpa():
     attach(model, masks.window(2), backend="gather")
     with torch.no_grad():
         found = model(tokens, attention_mask=own)[0]
-        (slot,) = slots(model)
-        assert slot.fallback.startswith("the model's own mask is more than padding and causality")
+        (state,) = states(model)
+        assert state.fallback.startswith("the model's own mask is more than padding and causality")
         attach(model, masks.window(2) & masks.blocks(5), backend="gather")
         assert torch.allclose(found, model(tokens)[0], atol=1e-5)
-    assert slots(model)[0].fallback == ""
+    assert states(model)[0].fallback == ""
 
 
 def test_sliding_layers_are_computed_by_sdpa():
@@ -166,8 +172,8 @@ def test_empty_rows_are_refused_without_a_table():
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_padding_says_what_it_hides(causal):
     padding = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)) > 0.4
-    for moved in (packed(padding, causal), packed(padding, causal).clone().detach()):
-        seen = written_out(moved, 7)
+    for moved in (pack(padding, causal), pack(padding, causal).clone().detach()):
+        seen = write_out(moved, 7)
         for query in range(7):
             for key in range(7):
                 expected = padding[:, key] & (not causal or key <= query)
@@ -285,23 +291,6 @@ def test_compiled_graphs_hold_the_mask(name, length):
         found, [p.grad for p in model.parameters() if p.grad is not None], strict=True
     ):
         assert torch.allclose(one, other, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_nothing_is_timed_within_a_compiled_graph(monkeypatch):
-    """There `"fastest"` is `"auto"`, unless the length has been run without compilation."""
-
-    def refused(*args: Any) -> Any:
-        raise AssertionError("kernels are timed")
-
-    monkeypatch.setattr("masksearch.attention.kernels.timed.fastest", refused)
-    at = ARCHITECTURES["bert"]
-    model, given = at.made(layers=1, length=LONG), at.inputs(3, length=LONG)
-    expected = run("bert", attach(model, SPARSE), given)
-    attach(model, SPARSE, backend="fastest")
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(run("bert", compiled, given), expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
-from masksearch.attention.slots import SLOT
+from masksearch.attention.layer import STATE
 from masksearch.errors import (
     AttachError,
     EmptyRowError,
@@ -24,7 +24,7 @@ from masksearch.errors import (
 
 
 def slots(model: nn.Module) -> list[Any]:
-    return [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
+    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def by_part(model: nn.Module) -> dict[str, list[str]]:

@@ -1,19 +1,34 @@
 """Sparse attention as one operator of a graph that torch.compile makes.
 
-A plan is no tensor, and its kernels choose their shapes in Python. The operator finds both by
-the key of the lowered mask when it runs. Its backward pass computes the forward once more, as
-gradient checkpoints do.
+A plan is no tensor, and its kernels choose their shapes in Python. So the graph holds the name of
+what has the plan (`SOURCES`), and the operator asks it when it runs. Its backward pass computes
+the forward pass once more, as gradient checkpoints do.
 """
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from masksearch.attention.lowered import LOWERED
+from masksearch.attention.kernels.flex import FlexPlan, flex_attention_under
+from masksearch.attention.kernels.gather import GatherPlan, gather_attention
+
+
+class PlanSource(Protocol):
+    """What has the plans of one mask."""
+
+    def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:
+        """The plan of a backend at one length."""
+
+
+# Name -> source: a graph holds no objects, but a string, which Dynamo never makes a symbol.
+SOURCES: weakref.WeakValueDictionary[str, PlanSource] = weakref.WeakValueDictionary()
+NUMBERS = itertools.count()
 
 with torch.inference_mode(False):  # of ordinary code, outside of any operator
     DISPATCH = (
@@ -22,26 +37,28 @@ with torch.inference_mode(False):  # of ordinary code, outside of any operator
     )
 
 
+def register_source(source: PlanSource) -> str:
+    """A new name by which graphs find that source while it lives."""
+    name = str(next(NUMBERS))
+    SOURCES[name] = source
+    return name
+
+
 def compute(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     visible: Tensor | None,
-    plan: Any,
-    backend: str,
+    plan: GatherPlan | FlexPlan,
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention by one of the sparse backends, `[batch, heads, n, width]`."""
-    if backend == "gather":
-        from masksearch.attention.kernels.gather import gather_attention
-
-        return gather_attention(
-            query, key, value, plan, scaling=scaling, visible=visible, dropout=dropout
-        )
-    from masksearch.attention.kernels.flex import flex_attention_under
-
-    return flex_attention_under(query, key, value, plan, scaling=scaling, visible=visible)
+    """Attention by the kernel that the plan is for, `[batch, heads, n, head_dim]`."""
+    if isinstance(plan, FlexPlan):
+        return flex_attention_under(query, key, value, plan, scaling=scaling, visible=visible)
+    return gather_attention(
+        query, key, value, plan, scaling=scaling, visible=visible, dropout=dropout
+    )
 
 
 @torch.library.custom_op("masksearch::attention", mutates_args=())
@@ -54,10 +71,10 @@ def attention(
     backend: str,
     scaling: float,
 ) -> Tensor:
-    """`compute` under the mask that is called `name` in `LOWERED`."""
-    plan = LOWERED[name].plan(backend, query.shape[2], query.device)
+    """`compute` under the plan of the source with that name."""
+    plan = SOURCES[name].plan(backend, query.shape[2], query.device)
     with torch.autocast(query.device.type, enabled=False):
-        return compute(query, key, value, visible, plan, backend, scaling).contiguous()
+        return compute(query, key, value, visible, plan, scaling).contiguous()
 
 
 @attention.register_fake
@@ -82,14 +99,14 @@ def attention_backward(
         key.detach().requires_grad_(),
         value.detach().requires_grad_(),
     )
-    plan = LOWERED[name].plan(backend, query.shape[2], query.device)
+    plan = SOURCES[name].plan(backend, query.shape[2], query.device)
     # operators run below autograd, which is needed here once more
     with (
         torch._C._ForceDispatchKeyGuard(*DISPATCH),
         torch.enable_grad(),
         torch.autocast(query.device.type, enabled=False),
     ):
-        out = compute(given[0], given[1], given[2], visible, plan, backend, scaling)
+        out = compute(given[0], given[1], given[2], visible, plan, scaling)
         found = torch.autograd.grad(out, given, gradient)
     return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
 
@@ -101,8 +118,8 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    """What the backward pass needs."""
+def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keeps what the backward pass needs."""
     ctx.save_for_backward(*inputs[:4])
     ctx.settings = inputs[4:]
 
@@ -114,4 +131,4 @@ def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return (*found, None, None, None, None)
 
 
-attention.register_autograd(differentiate, setup_context=keep)
+attention.register_autograd(differentiate, setup_context=save_inputs)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from masksearch.attention.kernels.states import asks_gradient, check_states
+from masksearch.attention.kernels.plan import asks_gradient, check_states
 from masksearch.masks.core import Mask
 from masksearch.masks.families import layer_of
 from masksearch.masks.lower import Predicate, block_mask_of, tile_counts
@@ -156,15 +156,15 @@ def flex_attention_under(
     """Self-attention under the plan's mask, equal to dense attention with that mask.
 
     Args:
-        query: `[batch, heads, n, width]`, on the plan's device.
-        key: `[batch, key heads, n, width]`; the heads are a multiple of the key heads.
+        query: `[batch, heads, n, head_dim]`, on the plan's device.
+        key: `[batch, KV heads, n, head_dim]`; the heads are a multiple of the KV heads.
         value: The same shape.
         plan: Of `n` positions, with as many heads as the queries, or one for all.
         scaling: Factor of the scores before the softmax.
         visible: bool `[batch, n]`, keys that may be attended to (False = padding).
 
     Returns:
-        `[batch, heads, n, width]`; 0 for queries without a visible key. On CUDA differentiable
+        `[batch, heads, n, head_dim]`; 0 for queries without a visible key. On CUDA differentiable
         in the first three; it has no dropout of attention weights. Under autocast in its type.
 
     Raises:

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masksearch.attention.kernels.plan import Bundle, GatherPlan, Part, work
-from masksearch.attention.kernels.states import check_states
+from masksearch.attention.kernels.plan import Bundle, GatherPlan, Part, check_states, work
 
 __all__ = ["Bundle", "GatherPlan", "gather_attention"]
 
@@ -41,8 +40,8 @@ def gather_attention(
     """Self-attention under the plan's mask, equal to dense attention with that mask.
 
     Args:
-        query: `[batch, heads, n, width]`, on the plan's device.
-        key: `[batch, key heads, n, width]`; heads are a multiple of the key heads.
+        query: `[batch, heads, n, head_dim]`, on the plan's device.
+        key: `[batch, KV heads, n, head_dim]`; heads are a multiple of the KV heads.
         value: The same shape as the keys.
         plan: Of `n` positions, with as many heads as the queries or one for all.
         scaling: Factor of the scores before the softmax.
@@ -50,7 +49,7 @@ def gather_attention(
         dropout: Share of the attention weights that is dropped, in [0, 1).
 
     Returns:
-        `[batch, heads, n, width]`; 0 for queries that keep no visible key. Differentiable in
+        `[batch, heads, n, head_dim]`; 0 for queries that keep no visible key. Differentiable in
         all three.
 
     Raises:

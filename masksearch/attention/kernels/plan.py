@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import distinct_tiles
 from masksearch.masks.tables import Table
@@ -504,3 +505,50 @@ def work(
             bundle, some = part.own
             bias = bundle.bias(some, plan.unit, states.dtype)
         yield part._replace(bias=bias)
+
+
+# -- what is given with a plan -----------------------------------------------------------------
+class Plan(Protocol):
+    """What a kernel computes for one layer."""
+
+    @property
+    def length(self) -> int:
+        """Positions."""
+
+    @property
+    def heads(self) -> int:
+        """Heads that the plan tells apart; 1 serves any number."""
+
+
+def asks_gradient(*states: Tensor) -> bool:
+    """Whether a call on these states will be gone backward through."""
+    return torch.is_grad_enabled() and any(each.requires_grad for each in states)
+
+
+def check_states(
+    query: Tensor, key: Tensor, value: Tensor, plan: Plan, visible: Tensor | None
+) -> None:
+    """Refuses states that do not fit the plan; arguments as in `gather_attention`.
+
+    Raises:
+        LengthError, HeadCountError: If the plan is of another length or number of heads.
+        ValueError: If `visible` has another type or shape.
+    """
+    batch, heads, length, _ = query.shape
+    if length != plan.length or key.shape[2] != length or key.shape != value.shape:
+        raise LengthError(
+            f"the plan holds {plan.length} positions of queries and keys, got queries "
+            f"{list(query.shape)} and keys {list(key.shape)}; plan the mask at that length"
+        )
+    if plan.heads not in (1, heads):
+        raise HeadCountError(f"the plan has {plan.heads} heads, the queries have {heads}")
+    if heads % key.shape[1]:
+        raise HeadCountError(
+            f"{heads} query heads cannot share {key.shape[1]} KV heads; the number of query "
+            "heads is a multiple of the KV heads"
+        )
+    if visible is not None and (visible.dtype != torch.bool or visible.shape != (batch, length)):
+        raise ValueError(
+            f"visible is bool [batch, n] = [{batch}, {length}], got {visible.dtype} "
+            f"{list(visible.shape)}"
+        )

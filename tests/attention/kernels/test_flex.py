@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(HeadCountError, match="the plan has 3 heads, the queries have 4"):
         flex_attention_under(query, key, value, plan, scaling=1.0)
     plan = FlexPlan.of_mask(masks.window(3), 64)
-    with pytest.raises(HeadCountError, match="4 query heads cannot share 3 key heads"):
+    with pytest.raises(HeadCountError, match="4 query heads cannot share 3 KV heads"):
         flex_attention_under(query, key[:, :3], value[:, :3], plan, scaling=1.0)
     with pytest.raises(ValueError, match=r"visible is bool \[batch, n\] = \[2, 64\], got"):
         flex_attention_under(query, key, value, plan, scaling=1.0, visible=torch.ones(2, 63) > 0)

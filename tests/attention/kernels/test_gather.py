@@ -43,7 +43,7 @@ def outcome(attend, given: list[Tensor]) -> list[Tensor]:
 
 
 def dense_outcome(given: list[Tensor], table: Tensor) -> list[Tensor]:
-    """The same by masked SDPA; fewer key heads are repeated."""
+    """The same by masked SDPA; fewer KV heads are repeated."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
@@ -381,7 +381,7 @@ def test_wrong_lengths_heads_and_tables_are_refused():
         gather_attention(*states(2, 9), plan, scaling=1.0)
     with pytest.raises(HeadCountError, match="plan has 2 heads, the queries have 3"):
         gather_attention(*states(3, 8), plan, scaling=1.0)
-    with pytest.raises(HeadCountError, match="2 query heads cannot share 3 key heads"):
+    with pytest.raises(HeadCountError, match="2 query heads cannot share 3 KV heads"):
         gather_attention(*states(2, 8, key_heads=3), plan, scaling=1.0)
     for visible in (torch.ones(2, 7, dtype=torch.bool), torch.ones(2, 8)):
         with pytest.raises(ValueError, match=r"visible is bool \[batch, n\] = \[2, 8\]"):

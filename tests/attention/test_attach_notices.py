@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 from typing import Any
 
@@ -17,8 +16,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain
-from masksearch.attention.in_force import HELD
-from masksearch.attention.slots import SLOT
+from masksearch.attention.layer import STATE
 from masksearch.errors import AttachError
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
@@ -197,53 +195,32 @@ def test_a_student_is_made_from_the_configuration(still):
     assert torch.equal(output(teacher), masked) == still
 
 
-def test_a_configuration_that_is_shared_serves_one_mask():
-    teacher = attach(BERT.made(), NARROW)
-    student = hf.BertModel(teacher.config, add_pooling_layer=False).eval()
-    with pytest.raises(AttachError, match=r"or make this model from copy\.deepcopy\(config\)"):
-        attach(student, NARROW)
-    student.load_state_dict(teacher.state_dict())
-    masked = output(teacher)
-    detach(teacher)
-    assert torch.equal(output(attach(student, NARROW)), masked)
-    with pytest.raises(AttachError, match="already has a mask, put on through another module"):
-        attach(teacher, NARROW)
-    del student
-    assert torch.equal(output(attach(teacher, NARROW)), masked)
+def test_models_that_share_a_configuration_carry_masks_of_their_own():
+    """As in a loop that makes a model from one configuration for each mask."""
+    config = BERT.made().config
+    first, second = (hf.BertModel(config, add_pooling_layer=False).eval() for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    plain = output(first)
+    narrow, star = output(attach(first, NARROW)), output(attach(second, masks.star()))
+    assert not torch.allclose(narrow, star, atol=1e-3)
+    assert torch.equal(output(first), narrow)
+    detach(first)
+    with pytest.raises(AttachError, match="computes its attention by 'sdpa' now"):
+        output(second)
+    assert torch.equal(output(attach(second, masks.star())), star)
+    assert torch.equal(output(first), plain)
+    assert torch.equal(output(detach(second)), plain)
 
 
-def test_a_copied_part_can_be_attached_and_detached():
+def test_a_copied_part_keeps_its_mask_and_takes_no_other():
     whole = hf.BertForMaskedLM(BERT.made().config).eval()
     plain = output(whole.bert)
     attach(whole, NARROW)
-    masked = output(whole.bert)
-    for what, expected in ((None, plain), (masks.full(), plain), (NARROW, masked)):
-        part = copy.deepcopy(whole.bert)
-        assert torch.equal(output(part), masked)
-        if what is None:
-            detach(part)
-            assert not any(SLOT in module.__dict__ for module in part.modules())
-            with pytest.raises(AttachError, match="nothing is attached to this BertModel"):
-                detach(part)
-        else:
-            attach(part, what)
-        assert torch.equal(output(part), expected)
-        by_method(detach(part, missing_ok=True))
-        output(part)
-    layer = attach(copy.deepcopy(whole.bert), masks.full(), part="encoder.layer.1")
-    assert torch.equal(output(layer), plain)  # nothing is left on the other layer
-
-
-def test_holds_end_with_their_attachment():
-    model = attach(BERT.made(), NARROW)
-    key = id(model.config)
-    assert HELD[key].configs == [model.config]
-    detach(model)
-    assert key not in HELD
-    config = attach(model, NARROW).config
-    del model
-    gc.collect()
-    assert id(config) not in HELD
+    part = copy.deepcopy(whole.bert)
+    assert torch.equal(output(part), output(whole.bert))
+    with pytest.raises(AttachError, match=r"through another module; .* copy the whole, not a pa"):
+        attach(part, masks.full())
+    assert torch.equal(output(copy.deepcopy(detach(whole)).bert), plain)
 
 
 # -- layers with a configuration of their own --------------------------------------------------
@@ -265,9 +242,9 @@ def test_wrappers_that_exchange_configurations():
     plain = model(**given)[0]
     several = {part: masks.full() for part in ("encoder", "decoder", "cross")}
     assert torch.allclose(attach(model, several)(**given)[0], plain, atol=1e-6)
-    slots = [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
+    slots = [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
     assert [slot.part for slot in slots].count("encoder") == 2
-    alone = copy.deepcopy(model.encoder)
+    alone = copy.deepcopy(detach(model).encoder)
     expected = attach(alone, NARROW)(input_ids=tokens)[0]
     attach(model, NARROW, part="encoder")
     assert torch.equal(model.encoder(input_ids=tokens)[0], expected)

@@ -1,4 +1,4 @@
-"""Rows, tables and causality behind an attached mask."""
+"""Tables, causality and positions in a cache behind an attached mask."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.attention.lowered import depends_on_length
-from masksearch.attention.slots import ROWS, SLOT
+from masksearch.attention.layer import POSITIONS, STATE, depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
 
 LONGEST = 40
 
 
-def slots(model: nn.Module) -> list[Any]:
-    return [m.__dict__[SLOT] for m in model.modules() if SLOT in m.__dict__]
+def states(model: nn.Module) -> list[Any]:
+    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def seeded(make: Any) -> Any:
@@ -109,7 +108,7 @@ def test_bidirectional_models_keep_later_keys():
     at = ARCHITECTURES["bert"]
     model, given = at.made(), at.inputs()
     at.run(attach(model, ~masks.causal() | masks.window(0)), given)
-    assert not any(slot.causal for slot in slots(model))
+    assert not any(state.causal for state in states(model))
 
 
 # -- caches ------------------------------------------------------------------------------------
@@ -206,14 +205,14 @@ def test_layers_with_equal_masks_share_their_tables():
     model, given = ARCHITECTURES["bert"].made(layers=4), ARCHITECTURES["bert"].inputs()
     attach(model, masks.per_layer([masks.star(), masks.window(2), masks.star(), masks.star()]))
     model(**given)
-    first, second, third, fourth = slots(model)
+    first, second, third, fourth = states(model)
     assert first.lowered is third.lowered is fourth.lowered is not second.lowered
-    (table,) = first.tables.values()
+    (table,) = first.lowered.lowered.values()
     assert table.shape == (1, 1, 17, 17)
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        own = slots(copied)
+        own = states(copied)
         assert own[0].lowered is own[2].lowered is not first.lowered
-        assert own[0].tables == {}
+        assert own[0].lowered.lowered == {}
         assert torch.equal(copied(**given)[0], model(**given)[0])
 
 
@@ -222,16 +221,16 @@ def test_lowered_forms_of_few_lengths_are_kept():
     with torch.no_grad():
         for length in range(1, 17):
             model(input_ids=torch.ones(1, length, dtype=torch.int64))
-    (slot,) = slots(model)
-    assert 1 <= len({key[1] for key in slot.plans}) <= 8
-    assert len({key[0] for key in slot.choices}) <= 8
+    (state,) = states(model)
+    assert len(state.lowered.lengths()) == 8
+    assert {what for _, what, *_ in state.lowered.lowered} == {"choice", "gather"}
 
 
-def test_a_refused_mask_leaves_the_rows_of_the_earlier_one():
+def test_a_refused_mask_leaves_the_positions_of_the_earlier_one():
     model = attach(gpt2(), masks.star(), part="transformer")
     with pytest.raises(AttachError, match="is in two of the parts"):
         attach(model, {"transformer": masks.star(), "transformer.h.1": masks.star()})
-    assert ROWS[id(model.config)][0] is slots(model)[0].rows
+    assert POSITIONS[id(model.config)] is states(model)[0].positions
     plain = scores(model, use_cache=False)
     assert torch.allclose(scores(model, cache_implementation="static"), plain, atol=1e-4)
 
@@ -257,12 +256,13 @@ def test_towers_of_other_lengths_do_not_ask_each_other():
         model(tokens())
 
 
-def test_rows_are_found_by_the_configuration_of_a_copy():
+def test_positions_are_found_by_the_configuration_of_a_copy():
     model = attach(gpt2(), masks.window(1))
     copied = copy.deepcopy(model)
-    assert ROWS[id(model.config)][0] is slots(model)[0].rows
-    assert ROWS[id(copied.config)][0] is slots(copied)[0].rows is not slots(model)[0].rows
+    assert POSITIONS[id(model.config)] is states(model)[0].positions
+    own = states(copied)[0].positions
+    assert POSITIONS[id(copied.config)] is own is not states(model)[0].positions
     key = id(copied.config)
-    del copied
+    del copied, own
     gc.collect()
-    assert key not in ROWS
+    assert key not in POSITIONS

@@ -1,0 +1,474 @@
+"""One attached layer: its mask lowered at each length, and where its queries stand.
+
+The normal path, an encoder: `LayerState.kept` asks its `LayerMask` for the table at the length of
+the input, bool [1, heads | 1, n, n], or interface.py asks it for the plan of a sparse kernel.
+Either is made at the first call of a length and found at the next. Layers with equal masks share
+one `LayerMask`.
+
+The rest serves what is not the normal path: generation, where queries and keys come with a cache
+(`SequencePositions`), cross-attention, of whose table a corner is taken, and graphs that
+torch.compile or torch.export make, in which a table is a constant (`lowered_in_graph`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from masksearch.attention.kernels.choose import BLOCK, SHORTEST, KernelChoice, choose
+from masksearch.attention.kernels.custom_op import SOURCES, register_source
+from masksearch.attention.kernels.flex import FlexPlan
+from masksearch.attention.kernels.plan import GatherPlan
+from masksearch.errors import AttachError, EmptyRowError
+from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Causal
+from masksearch.masks.lower import no_empty_rows, row_counts
+from masksearch.masks.stacks import Cropped
+
+if TYPE_CHECKING:
+    from masksearch.attention.tokens import Resolved
+    from masksearch.contracts import GateBank
+    from masksearch.masks.content import ContentMask
+
+STATE = "masksearch_layer"  # where an attention module carries its LayerState, in its __dict__
+LENGTHS = 8  # lengths that are kept; generation asks for a new one at every token
+T = TypeVar("T")
+
+
+class LayerMask:
+    """What one distinct mask of a model is lowered to: tables, choices of a kernel, and plans.
+
+    Args:
+        mask: The mask of one layer.
+        causal: Whether the model hides later keys from it.
+        where: Part and layer, for errors.
+        backend: One of `choose.REQUESTS`.
+        head_dim: Numbers of a head's query.
+        plain: Whether it is self-attention without a bias, which sparse kernels compute.
+
+    Attributes:
+        lowered: (length, what, ..) -> table, choice or plan of the last lengths.
+        key: Its name in `SOURCES`, by which a graph finds it.
+    """
+
+    def __init__(
+        self,
+        mask: Mask,
+        causal: bool,
+        where: str,
+        backend: str = "auto",
+        head_dim: int = 1,
+        plain: bool = True,
+    ) -> None:
+        self.mask, self.causal, self.where = mask, causal, where
+        self.backend, self.head_dim, self.plain = backend, head_dim, plain
+        self.by_length = depends_on_length(mask)
+        self.lowered: dict[tuple[Any, ...], Any] = {}
+        self.key = register_source(self)
+
+    @property
+    def seen(self) -> Mask:
+        """The mask with the model's causality in it."""
+        return self.mask & Causal() if self.causal else self.mask
+
+    def lower(self, make: Callable[[], T], length: int, *what: Any) -> T:
+        """What `make` returns, made once for a length and what it is asked for.
+
+        It is made in a thread of its own, because whatever records or transforms computations
+        does so in one thread: torch.export and its fake tensors, inference mode, torch.func,
+        torch.jit.trace, a default device. In a new thread there is none of it.
+        """
+        key = (length, *what)
+        if key not in self.lowered:
+            with ThreadPoolExecutor(1) as pool:
+                made = pool.submit(make).result()
+            others = list(dict.fromkeys(n for n, *_ in self.lowered if n != length))
+            for old in others[: max(0, len(others) + 1 - LENGTHS)]:
+                self.lowered = {k: v for k, v in self.lowered.items() if k[0] != old}
+            self.lowered[key] = made
+        found: T = self.lowered[key]
+        return found
+
+    def lengths(self) -> set[int]:
+        """Lengths that something was lowered at."""
+        return {length for length, *_ in self.lowered}
+
+    def table(self, length: int, device: torch.device) -> Tensor | None:
+        """Bool `[1, heads | 1, n, n]`, or None where everything is kept.
+
+        Raises:
+            EmptyRowError: If a query keeps no key, by itself or because the model is causal.
+            LengthError: If the mask has another length.
+        """
+
+        def make() -> Tensor | None:
+            self.refuse_empty_rows(length)
+            return self.cells(length, device)
+
+        return self.lower(make, length, "table", device)
+
+    def cells(self, length: int, device: torch.device) -> Tensor | None:
+        """A new table, whose rows nobody has looked at; None where everything is kept."""
+        table = self.mask.dense(length)[0]
+        return None if table.all() else table[None].to(device)
+
+    def refuse_empty_rows(self, length: int) -> None:
+        """Raises EmptyRowError where a query keeps no key, without a table of all cells."""
+        mask = self.mask
+        if isinstance(mask, Cropped):  # its rows are judged at its own length
+            mask, length = mask.of, mask.at
+        empty = row_counts(mask, length)[0] == 0
+        no_empty_rows(~empty[None, :, :, None])
+        if not self.causal:
+            return
+        empty = row_counts(mask & Causal(), length)[0] == 0
+        if empty.any():
+            head, row = (int(index) for index in empty.nonzero()[0])
+            raise EmptyRowError(
+                f"{self.where}, head {head}, row {row} keeps only later keys, and the model is "
+                f"causal: causality hides every one of them ({int(empty.sum())} such rows of "
+                f"{empty.numel()}); add for example masks.window(0), the diagonal"
+            )
+
+    def choice(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
+        """What computes a self-attention call over whole sequences of that length."""
+        return self.lower(
+            lambda: self.choose(length, device, trains), length, "choice", device, trains
+        )
+
+    def choose(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
+        """The same, remembering nothing."""
+        asked: dict[str, Any] = {
+            "head_dim": self.head_dim,
+            "device": device,
+            "trains": trains,
+            "requested": self.backend if self.plain else "sdpa",
+        }
+        choice = choose(self.mask, length, **asked)
+        if self.causal and choice.backend != "dense":  # else the model's own causality is enough
+            choice = choose(self.seen, length, **asked)
+        return choice
+
+    def may_be_sparse(self, length: int) -> bool:
+        """Whether a sparse kernel is considered at all at that length."""
+        long = self.backend == "auto" and length >= SHORTEST
+        return long or self.backend in ("gather", "flex")
+
+    def sparse_backend(self, length: int, device: torch.device, trains: bool) -> str:
+        """`"gather"` or `"flex"` where such a call is computed by it, else empty."""
+        backend = self.choice(length, device, trains).backend
+        return backend if backend in ("gather", "flex") else ""
+
+    def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:
+        """What a sparse kernel computes, the model's causality included.
+
+        Raises:
+            EmptyRowError, LengthError: As `table`.
+        """
+
+        def make() -> GatherPlan | FlexPlan:
+            self.refuse_empty_rows(length)
+            if backend == "gather":
+                return GatherPlan.of_mask(self.seen, length, BLOCK).to(device)
+            return FlexPlan.of_mask(self.seen, length, BLOCK, device=device)
+
+        return self.lower(make, length, backend, device)
+
+    def prepare(self, backend: str, length: int, device: torch.device) -> bool:
+        """Makes the plan, or raises its errors, before a graph asks for it."""
+        return self.plan(backend, length, device) is not None
+
+    def corner(
+        self, length: int, device: torch.device, start: int, stop: int, keys: int
+    ) -> Tensor | None:
+        """The table for cross-attention, of which only those queries and keys are judged."""
+        table = self.lower(lambda: self.cells(length, device), length, "cells", device)
+        if table is not None:
+            judged = (length, "judged", start, stop, keys)
+            self.lower(lambda: self.judge_corner(table, start, stop, keys), *judged)
+        return table
+
+    def judge_corner(self, table: Tensor, start: int, stop: int, keys: int) -> None:
+        """Refuses empty rows of a corner of a table `[1, heads | 1, n, n]`."""
+        empty = ~table[0, :, start:stop, :keys].any(-1)
+        if empty.any():
+            head, row = (int(index) for index in empty.nonzero()[0])
+            raise EmptyRowError(
+                f"{self.where}, head {head}: query {start + row} keeps none of the {keys} keys of "
+                "the encoder; rows are the decoder's positions, columns the encoder's: add for "
+                "example masks.global_tokens(1)"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("mask", "causal", "where", "backend", "head_dim", "plain")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def depends_on_length(mask: Mask) -> bool:
+    """Whether cells of the mask change with the length (random keys that are not cropped)."""
+    if isinstance(mask, Cropped):
+        return False
+    if not mask.parts:  # a leaf that is resolved at each length
+        return type(mask).resolve is not Mask.resolve
+    return any(depends_on_length(part) for part in mask.parts)
+
+
+# -- graphs ------------------------------------------------------------------------------------
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def lowered_in_graph(key: str, method: str, *given: Any) -> Any:
+    """That method of the `LayerMask` with that key; a constant of the graph that is traced."""
+    return getattr(SOURCES[key], method)(*given)
+
+
+def fixed(number: int) -> int:
+    """The same number; under Dynamo a constant, because a mask is lowered at one length."""
+    return len(range(number))
+
+
+# -- caches ------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class CachePosition:
+    """Where the queries and keys of a self-attention mask stand, as it was asked for.
+
+    Args:
+        queries: Number of queries.
+        keys: Number of keys, those of a static cache that are still empty included.
+        first_query: Place of the first query in the sequence; None within a compiled graph.
+        first_key: Place of the first key.
+        moving: The first of these places as a tensor, where a static cache counts it; compiled
+            steps read it instead of the number, for which they would be compiled anew.
+    """
+
+    queries: int
+    keys: int
+    first_query: int | None
+    first_key: int
+    moving: Tensor | None
+
+    @property
+    def start(self) -> int | Tensor:
+        """Place of the first query."""
+        # whether Dynamo traces is asked first: a number that is read is guarded
+        if self.moving is not None and torch.compiler.is_compiling():
+            return self.moving
+        if self.first_query is None:
+            return 0 if self.moving is None else int(self.moving)
+        return self.first_query
+
+
+class SequencePositions:
+    """Where queries and keys of the running forward pass stand in the sequence.
+
+    One for an attachment, and for models that share a configuration object. The function that
+    makes a model's mask notes it, the layers then read it: one forward pass at a time.
+
+    Attributes:
+        masks: What may need the padding of those models without a table around it.
+        contents: The content masks of those models.
+    """
+
+    def __init__(self) -> None:
+        self.configs: list[weakref.ref[Any]] = []
+        self.masks: list[LayerMask] = []
+        self.contents: list[Resolved] = []
+        self.last: CachePosition | None = None
+        self.before: CachePosition | None = None  # models with two kinds of layers ask twice
+
+    def enrol(
+        self, configs: Iterable[Any], masks: list[LayerMask], contents: list[Resolved]
+    ) -> None:
+        """Makes these the positions that are found by the configurations."""
+        self.masks, self.contents = masks, contents
+        for config in {id(config): config for config in configs}.values():
+            if all(known() is not config for known in self.configs):
+                self.configs.append(weakref.ref(config))
+            if id(config) not in POSITIONS:
+                weakref.finalize(config, forget_config, id(config))
+            POSITIONS[id(config)] = self
+
+    def note(self, queries: int, keys: int, offset: int | Tensor, first_key: int) -> None:
+        """Keeps what a self-attention mask was asked for."""
+        moving = first = None
+        if isinstance(offset, Tensor):
+            moving = offset.clone()  # the cache counts on in place
+            first = None if torch.compiler.is_compiling() else int(offset)
+        else:
+            first = offset
+        self.last, self.before = CachePosition(queries, keys, first, first_key, moving), self.last
+
+    def start(self, queries: int, keys: int) -> tuple[int | Tensor, int]:
+        """First query and first key of a self-attention call."""
+        if queries == keys:
+            return 0, 0
+        for noted in (self.last, self.before):
+            if noted is not None and noted.queries == queries and noted.keys == keys:
+                return noted.start, noted.first_key
+        return keys - queries, 0
+
+    def cross_start(self, queries: int) -> int | Tensor:
+        """First query of a cross-attention call: where the decoder's own attention stands."""
+        return self.last.start if self.last is not None and self.last.queries == queries else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        configs = [config() for config in self.configs]
+        return {
+            "configs": [config for config in configs if config is not None],
+            "masks": self.masks,
+            "contents": self.contents,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.enrol(**state)
+
+
+# id(configuration) -> its positions: the function that makes a model's mask is handed nothing else
+# of the model. A plain dict, which Dynamo can read; entries go with their configuration.
+POSITIONS: dict[int, SequencePositions] = {}
+
+
+def forget_config(key: int) -> None:
+    """A configuration is gone, and its number may be given to another object."""
+    POSITIONS.pop(key, None)
+
+
+def positions_of(configs: Iterable[Any]) -> SequencePositions:
+    """The positions that serve one of those configurations already, or new ones."""
+    found = (POSITIONS[id(config)] for config in configs if id(config) in POSITIONS)
+    return next(found, None) or SequencePositions()
+
+
+# -- layers ------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class LayerState:
+    """What one attention module computes while a mask, or gates, are attached to its model.
+
+    Args:
+        name: Qualified name of the module within the model.
+        part: `"self"` in a plain model, else the part that it belongs to.
+        layer: Index of the layer within its part.
+        mask: The layer's own mask; None where gates are attached.
+        bank: The gates; None where a mask is attached.
+        positions: Of the running forward pass.
+        backend: As asked for: `"auto"`, `"sdpa"`, `"gather"` or `"flex"`.
+        causal: Whether the model hides later keys here.
+        cross: Whether queries and keys come from different sequences.
+        lowered: What the mask is lowered to, shared by layers with the same mask.
+        content: The resolved content mask, shared likewise; None for other masks.
+        fallback: Why the kernel that was asked for did not compute the last call, or empty.
+    """
+
+    name: str
+    part: str
+    layer: int
+    mask: Mask | ContentMask | None
+    bank: GateBank | None
+    positions: SequencePositions
+    backend: str = "auto"
+    causal: bool = False
+    cross: bool = False
+    lowered: LayerMask | None = None
+    content: Resolved | None = None
+    fallback: str = ""
+
+    def start(self, queries: int, keys: int) -> tuple[int | Tensor, int]:
+        """First query and first key of a call."""
+        if self.cross:
+            return self.positions.cross_start(queries), 0
+        return self.positions.start(queries, keys)
+
+    def kept(
+        self,
+        batch: int,
+        queries: int,
+        keys: int,
+        device: torch.device,
+        visible: Tensor | None = None,
+    ) -> Tensor | None:
+        """The cells of one call, bool `[1 | batch, heads | 1, queries, keys]`; None = all.
+
+        Args:
+            batch: Examples.
+            queries: Number of queries.
+            keys: Number of keys.
+            device: Where the call computes.
+            visible: The model's mask, as the call was given it.
+
+        Raises:
+            EmptyRowError: If a query keeps no key.
+            LengthError: If the mask has another length.
+            AttachError: If the mask is another one at each length, and keys come from a cache.
+        """
+        if self.content is not None:
+            return self.content.kept(batch, queries, keys, visible)
+        if self.lowered is None:
+            return None
+        if self.cross:
+            return self.kept_across(self.lowered, queries, keys, device)
+        if queries == keys:
+            table: Tensor | None
+            table = lowered_in_graph(self.lowered.key, "table", fixed(keys), device)
+            return table
+        return self.kept_of_cache(self.lowered, queries, keys, device)
+
+    def kept_of_cache(
+        self, lowered: LayerMask, queries: int, keys: int, device: torch.device
+    ) -> Tensor | None:
+        """The cells of a self-attention call whose keys come from a cache."""
+        refuse_by_length(lowered)
+        start, first_key = self.start(queries, keys)
+        length = first_key + keys
+        if isinstance(start, Tensor) and self.positions.last is not None:
+            length = max(length, self.positions.last.keys)  # a static cache in a compiled step
+        table: Tensor | None = lowered_in_graph(lowered.key, "table", fixed(length), device)
+        if table is None:
+            return None
+        if isinstance(start, Tensor):
+            table = table.index_select(2, start + torch.arange(queries, device=device))
+        else:
+            table = table[:, :, start : start + queries]
+        return table[..., first_key : first_key + keys]
+
+    def kept_across(
+        self, lowered: LayerMask, queries: int, keys: int, device: torch.device
+    ) -> Tensor | None:
+        """The cells of a cross-attention call: a corner of the table of the longer side."""
+        start = self.positions.cross_start(queries)
+        if isinstance(start, Tensor):  # a static cache in a compiled step
+            refuse_by_length(lowered)
+            last = self.positions.last
+            length = keys if last is None else max(keys, last.keys)
+            table: Tensor | None = lowered_in_graph(lowered.key, "table", fixed(length), device)
+            if table is None:
+                return None
+            rows = start + torch.arange(queries, device=device)
+            return table.index_select(2, rows)[..., :keys]
+        length = max(start + queries, keys)
+        if lowered.by_length and start and length > keys:
+            raise AttachError(
+                f"{lowered.where}: {lowered.mask} keeps other keys at every length, and the "
+                f"decoder has outgrown the {keys} keys of the encoder; attach "
+                "masks.cropped(mask, at=the longest length), or generate with use_cache=False"
+            )
+        numbers = (fixed(length), device, fixed(start), fixed(start + queries), fixed(keys))
+        corner: Tensor | None = lowered_in_graph(lowered.key, "corner", *numbers)
+        return None if corner is None else corner[:, :, start : start + queries, :keys]
+
+
+def refuse_by_length(lowered: LayerMask) -> None:
+    """Refuses a mask that is another one at each length, where keys come from a cache."""
+    if lowered.by_length:
+        raise AttachError(
+            f"{lowered.where}: {lowered.mask} keeps other keys at every length, so that a "
+            "cache would hold what was computed under another mask; attach "
+            "masks.cropped(mask, at=the longest length), or generate with use_cache=False"
+        )
