@@ -22,11 +22,12 @@ from masksearch import masks
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, Report, mixed_seed
 from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, moved
-from masksearch.evaluators.token_rows import TokenSource, Vocabulary, by_length, read_vocabulary
+from masksearch.evaluators.token_rows import Vocabulary, by_length, read_vocabulary
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import short_hash
+from masksearch.tasks.text.tokenizer import TokenSource
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig, train

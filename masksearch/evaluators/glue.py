@@ -20,7 +20,6 @@ from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import (
     TokenRows,
-    TokenSource,
     batches_an_epoch,
     padded,
     sequences,
@@ -40,6 +39,7 @@ from masksearch.tasks.glue import (
     task_number,
 )
 from masksearch.tasks.glue.metrics import COLUMNS
+from masksearch.tasks.text.tokenizer import TokenSource
 
 CLASSIFIER, ROW_ORDER = 21, 22  # streams of random numbers
 

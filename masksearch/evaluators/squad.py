@@ -8,11 +8,11 @@ print(last.values["exact"], last.values["f1"])
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,11 @@ from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import batches_an_epoch, bucketed, padded_ids
 from masksearch.models.heads import SpanPredictor
-from masksearch.tasks.squad.data import Reading, SquadData, load_squad
+from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
 from masksearch.tasks.squad.metrics import score
-from masksearch.tasks.squad.windows import Numbers, Source, Windows, WindowSize, make_windows
+from masksearch.tasks.squad.windows import Numbers, SquadWindows, WindowSize, make_windows
+from masksearch.tasks.text.tokenizer import TokenSource
 
 SPAN, WINDOW_ORDER = 51, 52  # streams of random numbers
 TASK = "SQuAD"
@@ -129,8 +130,7 @@ class SquadEvaluator(FineTuning):
         """The tokenized questions: the carried ones, or made once a process."""
         if self.carried_squad is not None:
             return self.carried_squad
-        source = cast("Source", self.source)  # both kinds of sources have a tokenizer
-        return read_tokens(source, *self.places, self.window)
+        return read_tokens(self.source, *self.places, self.window)
 
     def prepare(self) -> None:
         """Reads and tokenizes the questions."""
@@ -164,7 +164,7 @@ class SquadEvaluator(FineTuning):
             workdir=workdir,
         )
         found = self.answers(head)
-        gold = {question.id: question.answers for question in data.reading.questions}
+        gold = {question.id: question.answers for question in data.questions}
         values = score(
             {question: answer.text for question, answer in found.items()},
             gold,
@@ -174,9 +174,9 @@ class SquadEvaluator(FineTuning):
             else None,
             threshold=self.null_threshold,
         )
-        return values | trivial(data.reading, nullable=data.nullable)
+        return values | trivial(data.questions, nullable=data.nullable)
 
-    def batches(self, windows: Windows, seed: int, start: int = 0) -> Iterator[Batch]:
+    def batches(self, windows: SquadWindows, seed: int, start: int = 0) -> Iterator[Batch]:
         """Endless batches of windows of similar length; every window comes once an epoch."""
         for chosen in bucketed(windows.lengths.tolist(), self.finetune_batch, seed, start):
             spans = torch.tensor([windows[index].span for index in chosen])
@@ -185,7 +185,7 @@ class SquadEvaluator(FineTuning):
                 "end_positions": spans[:, 1],
             }
 
-    def inputs(self, windows: Windows, chosen: list[int]) -> Batch:
+    def inputs(self, windows: SquadWindows, chosen: list[int]) -> Batch:
         """Those windows, padded."""
         rows = [windows[index] for index in chosen]
         return padded_ids([row.ids for row in rows], [row.first for row in rows], self.source)
@@ -199,28 +199,28 @@ class SquadEvaluator(FineTuning):
             for index, table in zip(chosen, logits.numpy(), strict=True):
                 tables[index] = table[: lengths[index]]
         ordered = [tables[index] for index in range(len(lengths))]
-        return decode(data.dev, ordered, data.reading, max_answer=self.max_answer)
+        return decode(data.dev, ordered, data.questions, max_answer=self.max_answer)
 
 
 @dataclass(frozen=True, eq=False)
 class SquadTokens:
     """Training and held-out questions as windows, and the held-out ones as text."""
 
-    train: Windows
-    dev: Windows
-    reading: Reading
+    train: SquadWindows
+    dev: SquadWindows
+    questions: Sequence[Question]
     nullable: bool
     digest: str
 
 
-def trivial(reading: Reading, *, nullable: bool) -> dict[str, float]:
+def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float]:
     """What the better of two answers that need no question earns: none, the whole paragraph.
 
     Returns:
         `exact/majority` and `f1/majority`.
     """
-    gold = {question.id: question.answers for question in reading.questions}
-    whole = {q.id: reading.contexts[q.context] for q in reading.questions}
+    gold = {question.id: question.answers for question in questions}
+    whole = {question.id: question.context for question in questions}
     kinds = [score(said, gold, nullable=nullable) for said in (dict.fromkeys(gold, ""), whole)]
     return {f"{name}/majority": max(kind[name] for kind in kinds) for name in ("exact", "f1")}
 
@@ -241,7 +241,7 @@ def read_data(
 
 @lru_cache(maxsize=4)
 def read_tokens(
-    source: Source,
+    source: TokenSource,
     squad: Path | str,
     held_out: Path | str | None,
     rows: int | None,
@@ -263,6 +263,5 @@ def read_tokens(
         raise DataError(
             f"{squad}: no training question is left, because no answer stands where the file says"
         )
-    reading = data.dev.trimmed()
-    dev = make_windows(source, reading, window, training=False)
-    return SquadTokens(train, dev, reading, data.nullable, data.digest)
+    dev = make_windows(source, data.dev, window, training=False)
+    return SquadTokens(train, dev, data.dev, data.nullable, data.digest)

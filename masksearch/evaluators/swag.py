@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import batches_an_epoch, bucketed, padded_ids
 from masksearch.models.heads import ChoiceScorer
-from masksearch.tasks.squad.windows import Source
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
+from masksearch.tasks.text.tokenizer import TokenSource
 
 SCORER, ITEM_ORDER = 53, 54  # streams of random numbers
 TASK = "SWAG"
@@ -103,8 +103,7 @@ class SwagEvaluator(FineTuning):
         """The tokenized items: the carried ones, or made once a process."""
         if self.carried_swag is not None:
             return self.carried_swag
-        source = cast("Source", self.source)  # both kinds of sources have a tokenizer
-        return read_tokens(source, *self.places)
+        return read_tokens(self.source, *self.places)
 
     def prepare(self) -> None:
         """Reads and tokenizes the items."""
@@ -197,7 +196,7 @@ def read_data(
 
 @lru_cache(maxsize=4)
 def read_tokens(
-    source: Source,
+    source: TokenSource,
     swag: Path | str,
     held_out: Path | str | None,
     rows: int | None,

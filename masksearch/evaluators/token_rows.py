@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -20,38 +20,19 @@ from numpy.typing import NDArray
 from masksearch.contracts import Batch, generator
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.packing import shrink
-from masksearch.tasks.text.tokenizer import encode, id_count, open_tokenizer, special_ids
+from masksearch.tasks.text.tokenizer import (
+    TokenSource,
+    encode,
+    id_count,
+    open_tokenizer,
+    special_ids,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 WIDTH = 16  # batches are padded to a multiple of that many positions
 POOL = 50  # batches of similar length are formed among that many batches' rows
-
-
-class TokenSource(Protocol):
-    """What turns text into ids: a `Corpus`, or a tokenizer with a length."""
-
-    @property
-    def special(self) -> dict[str, int]:
-        """Token ids by role: pad, unknown, cls, sep, mask."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Largest number of positions of a row."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Hash of the tokenizer, the length and whatever text there is."""
-        ...
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        ...
-
-    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,35 +1,118 @@
 """Training and held-out parts of a data set: which files, and which rows of them.
 
-files = training_files(Path("squad"), None, {"train": [..], "dev": [..]}, "SQuAD")
-held = held_out_groups(titles, seed=0)        # a fifth of them, where one file serves both ends
-numbers = sample_numbers(87_599, 10_000, 0)   # at most 10,000 rows, in their order
+files = two_files(Path("squad"), None, {"train": [..], "dev": [..]}, "SQuAD")
+train, held_out, source = two_parts(files, read_squad, attrgetter("article"), "articles", (0, 41))
+train = sample_rows(train, 10_000, 0, 41)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
 import torch
 
 from masksearch.contracts import generator
+from masksearch.errors import DataError
 
 HELD_OUT_SHARE = 0.2  # of the groups, where one file serves both ends
+Row = TypeVar("Row")
 
 
-def sample_numbers(rows: int, limit: int | None, *seed: int) -> list[int]:
-    """Numbers of at most `limit` of that many rows, in rising order.
+def two_files(
+    path: Path, held_out: Path | str | None, named: Mapping[str, Sequence[Path]], what: str
+) -> list[Path]:
+    """The training file and the held-out one, or the one that is to be split.
 
     Args:
-        rows: How many there are.
+        path: A file, or a folder.
+        held_out: The held-out file; None = the folder's own.
+        named: Where `path` is a folder: its training and its held-out files, by the beginning of
+            their names.
+        what: The data set's name.
+
+    Raises:
+        DataError: If a file is missing, or a folder holds several of a kind.
+    """
+    found = [path]
+    if path.is_dir():
+        first, _ = kinds = list(named)
+        for kind in [first] if held_out is not None else kinds:
+            if len(named[kind]) > 1:
+                names = ", ".join(file.name for file in named[kind])
+                raise DataError(f"{path} holds {names}: several {kind} files; give the file")
+        found = [*named[first], *([] if held_out is not None else named[kinds[1]])]
+        if not found:
+            raise DataError(f"{path} holds neither a {' nor a '.join(kinds)} file of {what}")
+    found += [Path(held_out)] if held_out is not None else []
+    for file in found:
+        if not file.is_file():
+            raise DataError(
+                f"no such {what} file or folder: {file}; give one on disk "
+                f"(--{what.lower()} PATH), the Hub is not asked"
+            )
+    return found
+
+
+def two_parts(
+    files: Sequence[Path],
+    read: Callable[[Path], Sequence[Row]],
+    group: Callable[[Row], str],
+    groups: str,
+    seed: tuple[int, ...],
+) -> tuple[list[Row], list[Row], str]:
+    """Training rows, held-out rows, and where both come from, in words.
+
+    Of a file alone a fifth of the groups, at least one, is held out.
+
+    Args:
+        files: One or two.
+        read: Reads a file.
+        group: What a row belongs to; no group is in both parts.
+        groups: What the groups are called ("articles").
+        seed: Of the draw; the first number is the one that the user has chosen.
+
+    Raises:
+        DataError: If a file alone holds fewer than two groups.
+    """
+    if len(files) == 2:
+        train, held_out = (list(read(file)) for file in files)
+        return train, held_out, f"{files[0].name}, held out {files[1].name}"
+    rows = read(files[0])
+    names = list(dict.fromkeys(map(group, rows)))
+    if len(names) < 2:
+        raise DataError(
+            f"{files[0]}: one file is split by {groups} into training and held-out rows, and this "
+            f"one holds {len(names)}; give a file to hold out (held_out=)"
+        )
+    order = torch.randperm(len(names), generator=generator(*seed)).tolist()
+    held = {names[index] for index in order[: max(1, round(HELD_OUT_SHARE * len(names)))]}
+    source = (
+        f"{files[0].name} alone: {len(held)} of {len(names)} {groups}, drawn by seed {seed[0]}, "
+        "are held out"
+    )
+    return (
+        [row for row in rows if group(row) not in held],
+        [row for row in rows if group(row) in held],
+        source,
+    )
+
+
+def sample_rows(rows: Sequence[Row], limit: int | None, *seed: int) -> Sequence[Row]:
+    """At most `limit` rows, in their order.
+
+    Args:
+        rows: The rows.
         limit: How many are wanted; None = all.
         seed: Of the draw, made only where there are more than wanted.
 
     Raises:
         ValueError: If `limit` is below 1.
     """
-    if limit is None or limit >= rows:
-        return list(range(rows))
+    if limit is None or limit >= len(rows):
+        return rows
     if limit < 1:
         raise ValueError(f"rows must be at least 1, got {limit}")
-    chosen: list[int] = (
-        torch.randperm(rows, generator=generator(*seed))[:limit].sort().values.tolist()
-    )
-    return chosen
+    order = torch.randperm(len(rows), generator=generator(*seed)).tolist()
+    return [rows[index] for index in sorted(order[:limit])]

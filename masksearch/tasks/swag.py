@@ -11,19 +11,19 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from masksearch.contracts import generator
 from masksearch.errors import DataError
-from masksearch.tasks.squad.windows import Numbers, Source, joined
+from masksearch.tasks.splits import sample_rows, two_files, two_parts
 from masksearch.tasks.text.files import content_hash, short_hash
-from masksearch.tasks.text.packing import shrink
+from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.tasks.text.tokenizer import TokenSource
 
-HELD_OUT_SHARE = 0.2  # of the starts, where one file serves both ends
 CHOICE_ORDER = 43  # stream of random numbers
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 FORMS = (
@@ -80,73 +80,45 @@ def load_swag(
     Raises:
         DataError: If a file is missing, empty or malformed; names the file and the row.
     """
-    files = swag_files(Path(path), held_out)
-    parts = [read_swag(file) for file in files]
-    if len(parts) == 1:
-        train, dev = split(parts[0], seed, files[0])
-        source = (
-            f"{files[0].name} alone: {len(dev)} of {len(parts[0])} items, by starts drawn by seed "
-            f"{seed}, are held out"
-        )
-    else:
-        train, dev = parts
-        source = f"{files[0].name}, held out {files[1].name}"
+    path = Path(path)
+    files = two_files(path, held_out, folder_files(path), "SWAG")
+    for file in files:
+        if file.suffix not in SUFFIXES:
+            raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
+    order = (seed, CHOICE_ORDER)
+    train, dev, source = two_parts(files, read_swag, attrgetter("start"), "starts", order)
     counts = {len(item.choices) for item in (*train, *dev)}
     if len(counts) > 1:
         raise DataError(f"{source}: items have {sorted(counts)} choices; all need the same number")
+    digest = "swag-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
     return SwagData(
-        sample(train, rows, seed),
-        sample(dev, dev_rows, seed),
+        sample_rows(train, rows, *order),
+        sample_rows(dev, dev_rows, *order),
         source,
-        short_hash(
-            "swag-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
-        ),
+        short_hash(*digest),
     )
 
 
-def swag_files(path: Path, held_out: Path | str | None) -> list[Path]:
-    """The training file and the held-out one, or the one that is to be split."""
-    found = [path]
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
-        files = [file for file in files if not file.stem.startswith("test")]
-        files = [file for file in files if not file.stem.endswith("_full")]  # other columns
-        kinds = {
-            kind: [file for file in files if file.stem.startswith(kind)]
-            for kind in ("train", "val")
-        }
-        if held_out is not None:
-            kinds["val"] = []
-        for kind, named in kinds.items():
-            if len(named) > 1:
-                names = ", ".join(file.name for file in named)
-                raise DataError(f"{path} holds {names}: several {kind} files; give the file")
-        found = [file for named in kinds.values() for file in named]
-        found = found or (files if len(files) == 1 else [])
-        if not found:
-            raise DataError(
-                f"{path} holds neither train nor val with the suffix {', '.join(SUFFIXES)}"
-            )
-    found += [Path(held_out)] if held_out is not None else []
-    for file in found:
-        if not file.is_file():
-            raise DataError(
-                f"no such SWAG file or folder: {file}; give one on disk (--swag PATH), the "
-                "Hub is not asked"
-            )
-        if file.suffix not in SUFFIXES:
-            raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
-    return found
+def folder_files(path: Path) -> dict[str, list[Path]]:
+    """A folder's training and held-out files; a file of another name where it is the only one."""
+    files = [file for file in sorted(path.glob("*")) if file.suffix in SUFFIXES]
+    files = [
+        file  # those called .._full have other columns
+        for file in files
+        if not file.stem.startswith("test") and not file.stem.endswith("_full")
+    ]
+    named = {kind: [f for f in files if f.stem.startswith(kind)] for kind in ("train", "val")}
+    return named if any(named.values()) or len(files) > 1 else {"train": files, "val": []}
 
 
 def read_swag(path: Path) -> list[Item]:
-    """Reads one file; see `items` for its columns."""
+    """Reads one file; see `items_of` for its columns."""
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
 
         try:
-            return items(parquet.read_table(path).to_pylist(), str(path))
+            return items_of(parquet.read_table(path).to_pylist(), str(path))
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is not a Parquet file: {error}") from error
     raw = path.read_bytes()
@@ -158,8 +130,8 @@ def read_swag(path: Path) -> list[Item]:
             f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8"
         ) from error
     if path.suffix == ".csv":
-        return items(csv.DictReader(io.StringIO(text, newline="")), str(path))
-    return items(json_lines(text, path), str(path))
+        return items_of(csv.DictReader(io.StringIO(text, newline="")), str(path))
+    return items_of(json_lines(text, path), str(path))
 
 
 def json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
@@ -176,7 +148,7 @@ def json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def items(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
+def items_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
     """Items from rows in SWAG's official CSV columns, the Hub's, or those of the JSON lines.
 
     Args:
@@ -225,30 +197,6 @@ def items(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
     return found
 
 
-def split(whole: Sequence[Item], seed: int, path: Path) -> tuple[list[Item], list[Item]]:
-    """Two parts without a common start; the second holds a fifth of the starts."""
-    starts = list(dict.fromkeys(item.start for item in whole))
-    if len(starts) < 2:
-        raise DataError(
-            f"{path}: one file is split by start into training and held-out items, and this one "
-            "holds 1; give a file to hold out (held_out=)"
-        )
-    order = torch.randperm(len(starts), generator=generator(seed, CHOICE_ORDER)).tolist()
-    held = {starts[index] for index in order[: max(1, round(HELD_OUT_SHARE * len(starts)))]}
-    train = [item for item in whole if item.start not in held]
-    return train, [item for item in whole if item.start in held]
-
-
-def sample(whole: Sequence[Item], count: int | None, seed: int) -> Sequence[Item]:
-    """At most `count` items, drawn by `seed`, in their order in the file."""
-    if count is None or count >= len(whole):
-        return whole
-    if count < 1:
-        raise ValueError(f"rows must be at least 1, got {count}")
-    chosen = torch.randperm(len(whole), generator=generator(seed, CHOICE_ORDER))[:count]
-    return [whole[index] for index in chosen.sort().values.tolist()]
-
-
 @dataclass(frozen=True)
 class Choices:
     """A tokenized item.
@@ -265,58 +213,46 @@ class Choices:
 
 
 @dataclass(frozen=True, eq=False)
-class ChoiceRows(Sequence[Choices]):
+class ChoiceRows:
     """Many tokenized items in arrays; one is made where it is read.
 
     Args:
-        starts: Token ids of the starts, one after the other.
-        start_ends: Where each start's ids end.
+        starts: Token ids of each item's start.
         endings: Token ids of the endings, item by item.
-        ending_ends: Where each ending's ids end.
         labels: The right ending of each item.
         special: Token ids by role.
         length: Largest length of a sequence; longer ones lose the beginning of their start, down
             to a third of the room, then the end of their ending.
     """
 
-    starts: Numbers = field(repr=False)
-    start_ends: Numbers = field(repr=False)
-    endings: Numbers = field(repr=False)
-    ending_ends: Numbers = field(repr=False)
-    labels: Numbers = field(repr=False)
+    starts: IdLists = field(repr=False)
+    endings: IdLists = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
     special: dict[str, int] = field(repr=False)
     length: int
 
     @property
     def choices(self) -> int:
         """Endings of an item."""
-        return len(self.ending_ends) // len(self.labels)
+        return len(self.endings) // len(self.labels)
 
     @property
     def lengths(self) -> list[int]:
         """Positions of the longest sequence of each item."""
-        start = np.diff(self.start_ends.astype(np.int64), prepend=0)
-        ending = np.diff(self.ending_ends.astype(np.int64), prepend=0)
-        longest = start + ending.reshape(-1, self.choices).max(1) + 3
+        longest = self.starts.lengths + self.endings.lengths.reshape(-1, self.choices).max(1) + 3
         found: list[int] = longest.clip(max=self.length).tolist()
         return found
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @overload
-    def __getitem__(self, index: int) -> Choices: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Choices]: ...
-    def __getitem__(self, index: int | slice) -> Choices | list[Choices]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
+    def __getitem__(self, index: int) -> Choices:
         index = range(len(self))[index]
-        start = part(self.starts, self.start_ends, index)
-        cls, sep, spare = self.special["cls"], self.special["sep"], self.length - 3
+        start, spare = self.starts[index], self.length - 3
+        cls, sep = self.special["cls"], self.special["sep"]
         rows, firsts = [], []
         for number in range(index * self.choices, (index + 1) * self.choices):
-            ending = part(self.endings, self.ending_ends, number)
+            ending = self.endings[number]
             kept = min(len(start), max(spare - len(ending), spare // 3))
             shown = [cls, *start[len(start) - kept :], sep]
             rows.append([*shown, *ending[: spare - kept], sep])
@@ -324,18 +260,12 @@ class ChoiceRows(Sequence[Choices]):
         return Choices(rows, firsts, int(self.labels[index]))
 
 
-def part(flat: Numbers, ends: Numbers, index: int) -> list[int]:
-    """The ids of one text among texts that stand one after the other."""
-    found: list[int] = flat[int(ends[index - 1]) if index else 0 : int(ends[index])].tolist()
-    return found
-
-
-def make_choices(source: Source, found: Sequence[Item]) -> ChoiceRows:
+def make_choices(source: TokenSource, items: Sequence[Item]) -> ChoiceRows:
     """Tokenizes items (one or more, with the same number of choices)."""
     return ChoiceRows(
-        *joined(source.encode([item.start for item in found])),
-        *joined(source.encode([choice for item in found for choice in item.choices])),
-        shrink(np.array([item.label for item in found])),
+        IdLists.of(source.encode([item.start for item in items])),
+        IdLists.of(source.encode([choice for item in items for choice in item.choices])),
+        shrink(np.array([item.label for item in items])),
         source.special,
         source.length,
     )

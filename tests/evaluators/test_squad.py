@@ -20,7 +20,7 @@ from masksearch.evaluators.squad import SquadEvaluator, trivial
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SpanPredictor
-from masksearch.tasks.squad.data import Question, Reading
+from masksearch.tasks.squad.data import Question
 from masksearch.tasks.squad.windows import WindowSize
 
 
@@ -215,11 +215,10 @@ def test_a_single_file_is_split_and_says_so(data: Path, caplog: pytest.LogCaptur
 
 
 def test_answers_that_need_no_question() -> None:
-    questions = [Question("q", "?", 0, "T", ("b",), (2,)), Question("r", "?", 0, "T")]
-    reading = Reading(["x b c d"], questions)
-    assert trivial(reading, nullable=True) == {"exact/majority": 0.5, "f1/majority": 0.5}
-    one = Reading(reading.contexts, questions[:1])
-    assert trivial(one, nullable=False) == {"exact/majority": 0.0, "f1/majority": 0.4}
+    context = "x b c d"
+    questions = [Question("q", "?", context, "T", ("b",), (2,)), Question("r", "?", context, "T")]
+    assert trivial(questions, nullable=True) == {"exact/majority": 0.5, "f1/majority": 0.5}
+    assert trivial(questions[:1], nullable=False) == {"exact/majority": 0.0, "f1/majority": 0.4}
 
 
 def test_errors_come_before_training(data: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toy_questions import WORDS, swag_rows, toy_corpus, write_swag
 
 from masksearch.errors import DataError
-from masksearch.tasks.swag import ChoiceRows, Item, items, load_swag, make_choices, read_swag
+from masksearch.tasks.swag import ChoiceRows, Item, items_of, load_swag, make_choices, read_swag
 
 CORPUS = toy_corpus(16)
 ROWS = swag_rows(12, seed=0)
@@ -48,7 +48,7 @@ def test_every_form_gives_the_same_items(tmp_path: Path) -> None:
     parquet.write_table(arrow.Table.from_pylist(whole), tmp_path / "a.parquet")
     assert read_swag(tmp_path / "a.parquet") == lines
     apart = [{k: v for k, v in official(row).items() if k != "startphrase"} for row in rows[1:]]
-    assert items(apart, "rows") == lines[1:]
+    assert items_of(apart, "rows") == lines[1:]
 
 
 def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_one_file_is_split_by_starts(tmp_path: Path) -> None:
     doubled = [row for row in ROWS for _ in range(2)]
     path = write_swag(tmp_path / "swag_val.jsonl", doubled)
     data = load_swag(path)
-    assert "swag_val.jsonl alone: 4 of 24 items, by starts drawn by seed 0" in data.source
+    assert data.source == "swag_val.jsonl alone: 2 of 12 starts, drawn by seed 0, are held out"
     assert not {item.start for item in data.train} & {item.start for item in data.dev}
     assert len(data.train) + len(data.dev) == 24
     assert load_swag(tmp_path) == data
@@ -109,7 +109,7 @@ def test_bad_items_are_named(tmp_path: Path, change: dict[str, Any], message: st
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    with pytest.raises(DataError, match="holds neither train nor val"):
+    with pytest.raises(DataError, match="holds neither a train nor a val file of SWAG"):
         load_swag(tmp_path)
     with pytest.raises(DataError, match=r"no such SWAG file or folder: .*a\.jsonl"):
         load_swag(path)
@@ -124,7 +124,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             list(read_swag(path))
     write_swag(path, [ROWS[0]] * 3)
-    with pytest.raises(DataError, match=r"one file is split by start .* holds 1"):
+    with pytest.raises(DataError, match=r"one file is split by starts .* holds 1"):
         load_swag(path)
     (tmp_path / "a.parquet").write_bytes(b"PAR")
     with pytest.raises(DataError, match=r"a\.parquet is not a Parquet file"):
@@ -154,7 +154,7 @@ texts = st.integers(1, 20).map(lambda count: " ".join(WORDS[:count]))
 def test_long_items_are_cut_at_the_outer_ends(parts: list[tuple[str, str, str]]) -> None:
     rows = make_choices(CORPUS, [Item(start, ends, 0) for start, *ends in parts])  # type: ignore[arg-type]
     held: ChoiceRows = pickle.loads(pickle.dumps(rows))
-    assert list(held) == list(rows) == rows[:]
+    assert list(held) == list(rows)
     for (start, *endings), made, length in zip(parts, rows, rows.lengths, strict=True):
         assert length == max(len(ids) for ids in made.ids) <= 16
         for ending, ids, first in zip(endings, made.ids, made.first, strict=True):

@@ -15,7 +15,7 @@ from pathlib import Path
 from masksearch.errors import DataError
 from masksearch.tasks.glue.hub import read_hub
 from masksearch.tasks.glue.tasks import KNOWN, TASKS, GlueTask, task_named
-from masksearch.tasks.splits import sample_numbers
+from masksearch.tasks.splits import sample_rows
 from masksearch.tasks.text.files import content_hash, short_hash
 from masksearch.tasks.text.hub import is_hub
 
@@ -32,7 +32,7 @@ class Rows:
 
     def sample(self, count: int | None, seed: int) -> Rows:
         """At most `count` rows, drawn by `seed`, in their order in the file."""
-        chosen = sample_numbers(len(self), count, seed)
+        chosen = sample_rows(range(len(self)), count, seed)
         return Rows([self.texts[i] for i in chosen], [self.labels[i] for i in chosen])
 
 

@@ -3,14 +3,13 @@
 from masksearch.tasks.squad import load_squad, score
 """
 
-from masksearch.tasks.squad.data import Question, Reading, SquadData, load_squad, read_squad
+from masksearch.tasks.squad.data import Question, SquadData, load_squad, read_squad
 from masksearch.tasks.squad.decode import Answer, decode
 from masksearch.tasks.squad.metrics import score
 
 __all__ = [
     "Answer",
     "Question",
-    "Reading",
     "SquadData",
     "decode",
     "load_squad",

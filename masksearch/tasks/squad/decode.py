@@ -12,13 +12,13 @@ from itertools import groupby
 
 import numpy as np
 
-from masksearch.tasks.squad.data import Reading
+from masksearch.tasks.squad.data import Question
 from masksearch.tasks.squad.windows import (
     COUNT,
     QUESTION,
     START,
     Numbers,
-    Windows,
+    SquadWindows,
     most_context,
 )
 
@@ -59,9 +59,9 @@ class Answer:
 
 
 def decode(
-    windows: Windows,
+    windows: SquadWindows,
     logits: Sequence[Numbers],
-    reading: Reading,
+    questions: Sequence[Question],
     *,
     best: int = 1,
     max_answer: int = 30,
@@ -76,7 +76,7 @@ def decode(
         windows: Made with `training=False` from the same questions.
         logits: For every window, float `[positions, 2]`: of the start and of the end; padding
             behind the window's own positions is passed over.
-        reading: The questions.
+        questions: The questions.
         best: Number of spans in an answer.
         max_answer: Largest number of tokens of an answer.
 
@@ -91,17 +91,16 @@ def decode(
     """
     if best < 1 or max_answer < 1:
         raise ValueError(f"best and max_answer are at least 1, got {best} and {max_answer}")
-    if len(logits) != len(windows) or len(windows.asked) != len(reading):
+    if len(logits) != len(windows) or len(windows.asked) != len(questions):
         raise ValueError(
-            f"{len(logits)} tables of logits and {len(reading)} questions for {len(windows)} "
+            f"{len(logits)} tables of logits and {len(questions)} questions for {len(windows)} "
             f"windows of {len(windows.asked)} questions; make the windows with training=False"
         )
     found, lengths = {}, windows.lengths.tolist()
     groups = groupby(range(len(windows)), key=lambda index: int(windows.rows[index, QUESTION]))
     for number, group in groups:
-        question = reading.questions[number]
-        context = reading.contexts[question.context]
-        offsets = windows.offsets[windows.tokens(int(windows.asked[number]))]
+        question = questions[number]
+        offsets = windows.offsets[windows.contexts.place(int(windows.asked[number]))]
         indices, null = list(group), np.inf
         candidates: list[tuple[float, int, int]] = []
         pieces = [
@@ -123,7 +122,7 @@ def decode(
         spans: dict[str, Span] = {}
         for score, first, last in candidates:
             begin = int(offsets[first, 0])
-            text = context[begin : int(offsets[last, 1])]
+            text = question.context[begin : int(offsets[last, 1])]
             begin += len(text) - len(text.lstrip())
             spans.setdefault(text.strip(), Span(text.strip(), begin, score))
             if len(spans) == best:

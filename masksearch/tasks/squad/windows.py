@@ -9,45 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masksearch.tasks.squad.data import Question, Reading
-from masksearch.tasks.text.packing import shrink
+from masksearch.tasks.squad.data import Question
+from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.tasks.text.tokenizer import TokenSource
 
 if TYPE_CHECKING:
-    from tokenizers import Encoding, Tokenizer
+    from tokenizers import Encoding
 
 Numbers = NDArray[Any]
 TEXTS = 4_096  # texts that are tokenized at once
 QUESTION, START, COUNT, FIRST, LAST = range(5)  # columns of Windows.rows
-
-
-class Source(Protocol):
-    """What turns text into ids: a `Corpus`, or a tokenizer with a length."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Tokenizes with character offsets."""
-        ...
-
-    @property
-    def special(self) -> dict[str, int]:
-        """Token ids by role: pad, unknown, cls, sep, mask."""
-        ...
-
-    @property
-    def length(self) -> int:
-        """Largest number of positions of a sequence."""
-        ...
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,7 @@ class WindowSize:
 
 
 @dataclass(frozen=True)
-class Window:
+class SquadWindow:
     """One sequence.
 
     Args:
@@ -105,16 +81,14 @@ class Window:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows(Sequence[Window]):
+class SquadWindows:
     """Every window of some questions, in arrays; a window is made where it is read.
 
     Args:
-        contexts: Token ids of the paragraphs that are asked about, one after the other.
-        context_ends: Where each paragraph's ids end.
-        offsets: int `[tokens, 2]`: first character, and the one after the last, of a token in
-            its own paragraph.
-        questions: Token ids of the questions, one after the other.
-        question_ends: Where each question's ids end.
+        contexts: Token ids of the paragraphs that are asked about.
+        offsets: int `[tokens, 2]`: first character, and the one after the last, of every token of
+            `contexts` in its own paragraph.
+        questions: Token ids of the questions.
         asked: Each question's paragraph.
         rows: int `[windows, 5]`: question; first token of the paragraph and number of tokens
             that the window holds; first and last position of the answer in the window.
@@ -124,11 +98,9 @@ class Windows(Sequence[Window]):
         cut: Questions that were longer than allowed.
     """
 
-    contexts: Numbers = field(repr=False)
-    context_ends: Numbers = field(repr=False)
+    contexts: IdLists = field(repr=False)
     offsets: Numbers = field(repr=False)
-    questions: Numbers = field(repr=False)
-    question_ends: Numbers = field(repr=False)
+    questions: IdLists = field(repr=False)
     asked: Numbers = field(repr=False)
     rows: Numbers = field(repr=False)
     special: dict[str, int] = field(repr=False)
@@ -142,108 +114,84 @@ class Windows(Sequence[Window]):
     @property
     def lengths(self) -> Numbers:
         """int `[windows]`: positions of every window."""
-        asking = np.diff(self.question_ends.astype(np.int64), prepend=0)
-        found: Numbers = asking[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
+        found: Numbers = self.questions.lengths[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
         return found
 
-    def tokens(self, context: int) -> slice:
-        """The place of a paragraph's tokens in `contexts` and `offsets`."""
-        start = int(self.context_ends[context - 1]) if context else 0
-        return slice(start, int(self.context_ends[context]))
-
-    @overload
-    def __getitem__(self, index: int) -> Window: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Window]: ...
-    def __getitem__(self, index: int | slice) -> Window | list[Window]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
+    def __getitem__(self, index: int) -> SquadWindow:
         question, start, count, first, last = self.rows[index].tolist()
-        begin = int(self.question_ends[question - 1]) if question else 0
-        asking = self.questions[begin : int(self.question_ends[question])].tolist()
-        place = self.tokens(int(self.asked[question])).start + start
         sep = self.special["sep"]
-        ids = [self.special["cls"], *asking, sep]
-        return Window(
-            [*ids, *self.contexts[place : place + count].tolist(), sep], len(ids), (first, last)
-        )
+        ids = [self.special["cls"], *self.questions[question], sep]
+        context = self.contexts[int(self.asked[question])][start : start + count]
+        return SquadWindow([*ids, *context, sep], len(ids), (first, last))
 
 
 def make_windows(
-    source: Source, reading: Reading, size: WindowSize | None = None, *, training: bool = True
-) -> Windows:
+    source: TokenSource,
+    questions: Sequence[Question],
+    size: WindowSize | None = None,
+    *,
+    training: bool = True,
+) -> SquadWindows:
     """Tokenizes questions and paragraphs and cuts them into windows.
 
     Args:
         source: A corpus, or a tokenizer with a length.
-        reading: The questions.
+        questions: The questions.
         size: How a paragraph is cut; None = windows of the source's length.
         training: Whether questions whose answers do not stand where the file says are left out;
             else they stay, with [CLS] as their target.
     """
     size = size or WindowSize(source.length)
-    asked = sorted({question.context for question in reading.questions})
-    place = {context: index for index, context in enumerate(asked)}
-    paragraphs = encoded(source, [reading.contexts[context] for context in asked])
-    asking = [one.ids for one in encoded(source, [q.text for q in reading.questions])]
+    place = {context: n for n, context in enumerate(dict.fromkeys(q.context for q in questions))}
+    paragraphs = tokenize(source, list(place))
+    asking = source.encode([question.text for question in questions])
     offsets = [np.array(one.offsets, np.int32).reshape(-1, 2) for one in paragraphs]
     rows: list[tuple[int, int, int, int, int]] = []
     kept: list[int] = []
-    cut = 0
-    for number, question in enumerate(reading.questions):
+    for number, question in enumerate(questions):
         where = offsets[place[question.context]]
-        span = answer_span(question, reading.contexts[question.context], where)
+        span = answer_span(question, where)
         if span is None and question.answers and training:
             continue
-        cut += len(asking[number]) > size.longest_question
-        asking[number] = asking[number][: size.longest_question]
-        before = len(asking[number]) + 2
+        before = min(len(asking[number]), size.longest_question) + 2
         for start, end in cuts(len(where), size.length - before - 1, size.step):
             first = last = 0
             if span is not None and start <= span[0] and span[1] < end:
                 first, last = span[0] - start + before, span[1] - start + before
             rows.append((len(kept), start, end - start, first, last))
         kept.append(number)
-    return Windows(
-        *joined([one.ids for one in paragraphs]),
-        shrink(np.concatenate([*offsets, np.zeros((1, 2), np.int32)]))[:-1],
-        *joined([asking[number] for number in kept]),
-        shrink(np.array([place[reading.questions[number].context] for number in kept] or [0])),
-        shrink(np.array(rows, np.int64).reshape(-1, 5)) if rows else np.zeros((0, 5), np.uint8),
+    return SquadWindows(
+        IdLists.of([one.ids for one in paragraphs]),
+        shrink(np.concatenate([np.zeros((0, 2), np.int32), *offsets])),
+        IdLists.of([asking[number][: size.longest_question] for number in kept]),
+        shrink(np.array([place[questions[number].context] for number in kept], np.int64)),
+        shrink(np.array(rows, np.int64).reshape(-1, 5)),
         source.special,
         size.length,
-        len(reading) - len(kept),
-        cut,
+        misplaced=len(questions) - len(kept),
+        cut=sum(len(asking[number]) > size.longest_question for number in kept),
     )
 
 
-def encoded(source: Source, texts: Sequence[str]) -> list[Encoding]:
+def tokenize(source: TokenSource, texts: list[str]) -> list[Encoding]:
     """The texts with token ids and character offsets, without special tokens."""
     return [
         one
         for start in range(0, len(texts), TEXTS)
         for one in source.tokenizer.encode_batch(
-            list(texts[start : start + TEXTS]), add_special_tokens=False
+            texts[start : start + TEXTS], add_special_tokens=False
         )
     ]
 
 
-def joined(parts: Sequence[Sequence[int]]) -> tuple[Numbers, Numbers]:
-    """Lists of ids, one after the other, and where each ends."""
-    flat = [number for part in parts for number in part]
-    ends = np.cumsum([len(part) for part in parts] or [0])
-    return shrink(np.array(flat or [0], np.int64))[: len(flat)], shrink(ends)
-
-
-def answer_span(question: Question, context: str, offsets: Numbers) -> tuple[int, int] | None:
+def answer_span(question: Question, offsets: Numbers) -> tuple[int, int] | None:
     """First and last token of the first answer that stands where the file says.
 
     Blanks may differ (BERT's run_squad compares words, too). The tokens are those that share a
     character with the answer: where it ends inside a token, the span is wider.
 
     Args:
-        question: With its answers.
-        context: The paragraph.
+        question: With its answers and its paragraph.
         offsets: int `[tokens, 2]`: each token's characters.
 
     Returns:
@@ -251,7 +199,7 @@ def answer_span(question: Question, context: str, offsets: Numbers) -> tuple[int
     """
     for answer, start in zip(question.answers, question.starts, strict=True):
         end = start + len(answer)
-        if context[start:end].split() != answer.split():
+        if question.context[start:end].split() != answer.split():
             continue
         first = int(np.searchsorted(offsets[:, 1], start, side="right"))
         last = int(np.searchsorted(offsets[:, 0], end, side="left")) - 1

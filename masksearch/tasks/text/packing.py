@@ -9,7 +9,7 @@ rows[0::2]                      # every second one, still not copied
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -76,7 +76,7 @@ def shrink(numbers: NDArray[Any]) -> NDArray[Any]:
     >>> shrink(np.array([0, 4095])).dtype
     dtype('uint16')
     """
-    return numbers.astype(np.min_scalar_type(int(numbers.max())))
+    return numbers.astype(np.min_scalar_type(int(numbers.max(initial=0))))
 
 
 def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:
@@ -214,3 +214,40 @@ class Sequences:
     def tensor(self) -> Tensor:
         """All rows, copied: int32 `[sequences, length]`."""
         return self[torch.arange(len(self))]
+
+
+@dataclass(frozen=True, eq=False)
+class IdLists:
+    """Lists of token ids of different lengths, in two arrays; one is made where it is read.
+
+    Args:
+        flat: All ids, one list after the other.
+        ends: Where each list ends.
+    """
+
+    flat: NDArray[Any]
+    ends: NDArray[Any]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]]) -> IdLists:
+        """Those lists, in the smallest types that hold their numbers."""
+        flat = np.fromiter(chain.from_iterable(lists), np.int64)
+        ends = np.cumsum([len(one) for one in lists], dtype=np.int64)
+        return cls(shrink(flat), shrink(ends))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of ids of each list."""
+        found: NDArray[np.int64] = np.diff(self.ends, prepend=0).astype(np.int64)
+        return found
+
+    def place(self, index: int) -> slice:
+        """Where a list stands in `flat`."""
+        return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> list[int]:
+        found: list[int] = self.flat[self.place(range(len(self))[index])].tolist()
+        return found

@@ -12,7 +12,7 @@ import os
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,36 @@ SPECIALS = {  # role -> spellings, the first one is used by trained vocabularies
 }
 HUB_SECONDS = 5.0  # longest wait for the Hub's first answer
 SENTENCE_ENDS = frozenset(".!?…。！？")  # noqa: RUF001  (full-width marks end sentences too)
+
+
+class TokenSource(Protocol):
+    """What turns text into ids: a `Corpus`, or a tokenizer with a length."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Tokenizes, with character offsets where they are asked for."""
+        ...
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Token ids by role: pad, unknown, cls, sep, mask."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Largest number of positions of a row."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash of the tokenizer, the length and whatever text there is."""
+        ...
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 def word_piece(vocabulary: dict[str, int]) -> Tokenizer:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_questions import MARKERS, WORDS, squad_json, toy_corpus, write_squad
 
-from masksearch.tasks.squad.data import Question, Reading, read_squad
+from masksearch.tasks.squad.data import Question, read_squad
 from masksearch.tasks.squad.decode import Answer, best_pairs, decode
 from masksearch.tasks.squad.metrics import exact, score
 from masksearch.tasks.squad.windows import (
-    Windows,
+    SquadWindows,
     WindowSize,
     answer_span,
     cuts,
@@ -28,18 +28,20 @@ from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 CORPUS = toy_corpus(32)
 
 
-def asked(context: str, answer: str, start: int | None = None, text: str = "what") -> Reading:
+def asked(
+    context: str, answer: str, start: int | None = None, text: str = "what"
+) -> list[Question]:
     place = context.index(answer) if start is None else start
-    return Reading([context], [Question("q", text, 0, "T", (answer,), (place,))])
+    return [Question("q", text, context, "T", (answer,), (place,))]
 
 
-def shown(windows: Windows, index: int) -> list[str]:
+def shown(windows: SquadWindows, index: int) -> list[str]:
     tokens = [CORPUS.tokenizer.id_to_token(number) for number in windows[index].ids]
     assert None not in tokens
     return [token for token in tokens if token]
 
 
-def pointing(windows: Windows, strength: float = 9.0) -> list[np.ndarray]:
+def pointing(windows: SquadWindows, strength: float = 9.0) -> list[np.ndarray]:
     """Logits that point at the target of every window; at [CLS] less strongly."""
     tables = []
     for window in windows:
@@ -52,8 +54,8 @@ def pointing(windows: Windows, strength: float = 9.0) -> list[np.ndarray]:
 
 
 def test_a_window_by_hand() -> None:
-    reading = asked("ban zo bar, bas. bat", "bar, bas", text="what comes after zo ?")
-    windows = make_windows(CORPUS, reading)
+    questions = asked("ban zo bar, bas. bat", "bar, bas", text="what comes after zo ?")
+    windows = make_windows(CORPUS, questions)
     assert len(windows) == 1
     question = ["[CLS]", "what", "comes", "after", "zo", "?", "[SEP]"]
     assert shown(windows, 0) == [*question, *"ban zo bar , bas . bat [SEP]".split()]
@@ -62,8 +64,8 @@ def test_a_window_by_hand() -> None:
 
 def test_the_answer_is_in_every_window_that_holds_it_whole() -> None:
     words = [*WORDS[:20], "zo", "zu", *WORDS[20:30]]
-    reading = asked(" ".join(words), "zo zu", text="what")
-    windows = make_windows(CORPUS, reading, WindowSize(16, stride=4))
+    questions = asked(" ".join(words), "zo zu", text="what")
+    windows = make_windows(CORPUS, questions, WindowSize(16, stride=4))
     room = 16 - 4
     starts = [int(row[1]) for row in windows.rows]
     assert starts == [0, 4, 8, 12, 16, 20]
@@ -118,30 +120,30 @@ def test_characters_become_tokens(
 ) -> None:
     blanks = context.replace("\u00a0", " ").lower()
     start = max(0, blanks.find(answer.lower()))
-    question = Question("q", "?", 0, "T", (answer,), (start,))
+    question = Question("q", "?", context, "T", (answer,), (start,))
     encoding = CORPUS.tokenizer.encode(context, add_special_tokens=False)
     offsets = np.array(encoding.offsets).reshape(-1, 2)
-    assert answer_span(question, context, offsets) == tokens
+    assert answer_span(question, offsets) == tokens
 
 
 def test_misplaced_answers_are_left_out_of_training_alone() -> None:
-    contexts = ["ban bar bas bat"]
-    right = Question("r", "?", 0, "T", ("bar",), (4,))
-    wrong = Question("w", "?", 0, "T", ("bas",), (4,))
-    late = Question("l", "?", 0, "T", ("bas", "bat"), (4, 12))  # its second answer is right
-    none = Question("n", "?", 0, "T")
-    reading = Reading(contexts, [wrong, right, late, none])
-    training = make_windows(CORPUS, reading)
+    context = "ban bar bas bat"
+    right = Question("r", "?", context, "T", ("bar",), (4,))
+    wrong = Question("w", "?", context, "T", ("bas",), (4,))
+    late = Question("l", "?", context, "T", ("bas", "bat"), (4, 12))  # its second answer is right
+    none = Question("n", "?", context, "T")
+    questions = [wrong, right, late, none]
+    training = make_windows(CORPUS, questions)
     assert (training.misplaced, len(training)) == (1, 3)
     assert [window.span for window in training] == [(4, 4), (6, 6), (0, 0)]
-    scored = make_windows(CORPUS, reading, training=False)
+    scored = make_windows(CORPUS, questions, training=False)
     assert (scored.misplaced, len(scored)) == (0, 4)
     assert scored[0].span == (0, 0)
 
 
 def test_long_questions_are_cut() -> None:
-    reading = asked("ban zo bar", "bar", text=" ".join(WORDS))
-    windows = make_windows(CORPUS, reading, WindowSize(32, question=6))
+    questions = asked("ban zo bar", "bar", text=" ".join(WORDS))
+    windows = make_windows(CORPUS, questions, WindowSize(32, question=6))
     assert (windows.cut, len(windows)) == (1, 1)
     assert shown(windows, 0)[:9] == ["[CLS]", *WORDS[:6], "[SEP]", "ban"]
     assert WindowSize(384).longest_question == 64
@@ -157,21 +159,23 @@ def test_long_questions_are_cut() -> None:
 def test_answers_come_back_from_their_windows(tmp_path: Path) -> None:
     for words, length in ((9, 32), (70, 24)):
         content = squad_json(3, 8, seed=words, words=words, impossible=0.3)
-        reading = read_squad(write_squad(tmp_path / "x.json", content))
-        windows = make_windows(CORPUS, reading, WindowSize(length), training=False)
+        questions = read_squad(write_squad(tmp_path / "x.json", content))
+        windows = make_windows(CORPUS, questions, WindowSize(length), training=False)
         assert len(windows) == len(windows.lengths)
         assert windows.lengths.tolist() == [len(window.ids) for window in windows]
-        found = decode(windows, pointing(windows), reading)
-        gold = {question.id: question.answers for question in reading.questions}
+        found = decode(windows, pointing(windows), questions)
+        gold = {question.id: question.answers for question in questions}
         said = {name: answer.text for name, answer in found.items()}
         null = {name: answer.null_score for name, answer in found.items()}
         values = score(said, gold, nullable=True, null_scores=null)
         assert values["HasAns/exact"] == values["NoAns/f1"] == 1.0
-        held: Windows = pickle.loads(pickle.dumps(windows))
+        held: SquadWindows = pickle.loads(pickle.dumps(windows))
         assert list(held) == list(windows)
 
 
-def brute(windows: Windows, tables: list[np.ndarray], tokens: int, longest: int) -> list[float]:
+def brute(
+    windows: SquadWindows, tables: list[np.ndarray], tokens: int, longest: int
+) -> list[float]:
     """Scores of all allowed spans of a single question, best first."""
     pieces = [(int(row[1]), int(row[1] + row[2])) for row in windows.rows]
     owner = most_context(pieces, tokens)
@@ -189,14 +193,14 @@ def brute(windows: Windows, tables: list[np.ndarray], tokens: int, longest: int)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**20))
 def test_decoding_finds_the_best_of_all_spans(tokens: int, longest: int, seed: int) -> None:
     context = " ".join(WORDS[index] for index in range(tokens))
-    reading = asked(context, WORDS[0])
-    windows = make_windows(CORPUS, reading, WindowSize(16, stride=5), training=False)
+    questions = asked(context, WORDS[0])
+    windows = make_windows(CORPUS, questions, WindowSize(16, stride=5), training=False)
     draw = np.random.default_rng(seed)
     tables = [draw.normal(size=(len(w.ids) + 2, 2)).astype(np.float32) for w in windows]
     scores = brute(windows, tables, tokens, longest)
-    found = decode(windows, tables, reading, best=4, max_answer=longest)["q"]
+    found = decode(windows, tables, questions, best=4, max_answer=longest)["q"]
     assert [span.score for span in found.spans] == pytest.approx(scores[:4])
-    assert decode(windows, tables, reading, max_answer=longest)["q"].spans == found.spans[:1]
+    assert decode(windows, tables, questions, max_answer=longest)["q"].spans == found.spans[:1]
     null = min(float(table[0].sum()) for table in tables)
     assert found.null_score == pytest.approx(null - scores[0], abs=1e-5)
     for span in found.spans:
@@ -206,48 +210,48 @@ def test_decoding_finds_the_best_of_all_spans(tokens: int, longest: int, seed: i
 
 def test_answers_are_cut_from_the_paragraph_itself() -> None:
     context = "Ban  Zo,\tBÁR bas"
-    reading = asked(context, "Zo,\tBÁR")
-    windows = make_windows(CORPUS, reading, training=False)
-    assert decode(windows, pointing(windows), reading)["q"].text == "Zo,\tBÁR"
+    questions = asked(context, "Zo,\tBÁR")
+    windows = make_windows(CORPUS, questions, training=False)
+    assert decode(windows, pointing(windows), questions)["q"].text == "Zo,\tBÁR"
 
 
 def test_equal_texts_count_once() -> None:
-    reading = asked("ban bar ban", "ban")
-    windows = make_windows(CORPUS, reading, training=False)
+    questions = asked("ban bar ban", "ban")
+    windows = make_windows(CORPUS, questions, training=False)
     table = np.zeros((len(windows[0].ids), 2))
-    found = decode(windows, [table], reading, best=20, max_answer=1)["q"]
+    found = decode(windows, [table], questions, best=20, max_answer=1)["q"]
     assert [span.text for span in found.spans] == ["ban", "bar"]
 
 
 def test_a_paragraph_without_a_token() -> None:
-    reading = Reading([" ", "ban"], [Question("q", "?", 0, "T"), Question("r", "?", 1, "T")])
-    windows = make_windows(CORPUS, reading, training=False)
-    found = decode(windows, pointing(windows), reading)
+    questions = [Question("q", "?", " ", "T"), Question("r", "?", "ban", "T")]
+    windows = make_windows(CORPUS, questions, training=False)
+    found = decode(windows, pointing(windows), questions)
     assert found["q"] == Answer((), np.inf)
     assert (found["q"].text, found["r"].text) == ("", "ban")
 
 
 def test_lengths_beyond_the_smallest_integers() -> None:
     text = " ".join((WORDS * 5)[:220])
-    reading = asked(text, WORDS[0], text=" ".join(WORDS))
-    windows = make_windows(CORPUS, reading, WindowSize(384))
+    questions = asked(text, WORDS[0], text=" ".join(WORDS))
+    windows = make_windows(CORPUS, questions, WindowSize(384))
     assert windows.rows.dtype == np.uint8
     assert windows.lengths.tolist() == [64 + 220 + 3]
 
 
 def test_nothing_to_train_on() -> None:
-    wrong = Question("w", "?", 0, "T", ("bas",), (0,))
-    windows = make_windows(CORPUS, Reading(["ban bar"], [wrong]))
+    wrong = Question("w", "?", "ban bar", "T", ("bas",), (0,))
+    windows = make_windows(CORPUS, [wrong])
     assert (len(windows), windows.misplaced, list(windows)) == (0, 1, [])
 
 
 def test_messages_of_decoding() -> None:
-    reading = asked("ban bar", "bar")
-    windows = make_windows(CORPUS, reading, training=False)
+    questions = asked("ban bar", "bar")
+    windows = make_windows(CORPUS, questions, training=False)
     with pytest.raises(ValueError, match="0 tables of logits and 1 questions for 1 windows"):
-        decode(windows, [], reading)
+        decode(windows, [], questions)
     with pytest.raises(ValueError, match="at least 1, got 0 and 30"):
-        decode(windows, pointing(windows), reading, best=0)
+        decode(windows, pointing(windows), questions, best=0)
 
 
 def test_best_pairs_skip_forbidden_starts() -> None:
@@ -266,24 +270,24 @@ def test_every_real_question(length: int) -> None:
     tokenizer = open_tokenizer(folder / "bert-vocab" / "vocab.txt")
     ids = torch.zeros(2, length, dtype=torch.int32)
     corpus = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")
-    reading = read_squad(folder / "squad" / "dev-v1.1.json")
-    training = make_windows(corpus, reading)
+    questions = read_squad(folder / "squad" / "dev-v1.1.json")
+    training = make_windows(corpus, questions)
     assert (training.misplaced, training.cut) == (0, 0)
-    windows = make_windows(corpus, reading, training=False)
+    windows = make_windows(corpus, questions, training=False)
     assert windows.lengths.max() <= length
-    assert len(windows.asked) == len(reading) == 10_570
-    seen = [np.zeros(part.stop - part.start, bool) for part in map(windows.tokens, windows.asked)]
+    assert len(windows.asked) == len(questions) == 10_570
+    seen = [np.zeros(count, bool) for count in windows.contexts.lengths[windows.asked]]
     for question, start, count, _, _ in windows.rows.tolist():
         seen[question][start : start + count] = True
     assert all(part.all() for part in seen)
-    found = decode(windows, pointing(windows), reading, max_answer=64)
-    missed = [q for q in reading.questions if not any_exact(found[q.id].text, q)]
+    found = decode(windows, pointing(windows), questions, max_answer=64)
+    missed = [q for q in questions if not any_exact(found[q.id].text, q)]
     # These 23 answers start or end inside a word ("gold" of "golden"): no token ends there.
     assert len(missed) == 23
     assert all(question.answers[0] in found[question.id].text for question in missed)
     values = score(
         {name: answer.text for name, answer in found.items()},
-        {question.id: question.answers for question in reading.questions},
+        {question.id: question.answers for question in questions},
     )
     assert values["exact"] == 1 - 23 / 10_570
     assert values["f1"] > 0.998
