@@ -56,16 +56,18 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult as DamResult
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import (
+    Checkpoints,
+    restore_random,
+    restore_state,
+    training_state,
+)
 from masksearch.training.lamb import Lamb
 from masksearch.training.loop import (
     keeping_modes,
     model_loss,
     on_device,
     parameter_groups,
-    restore_random,
-    restore_state,
-    training_state,
 )
 
 Batches = Iterable[Batch] | Task

@@ -41,7 +41,6 @@ class Accumulator:
         batches: Sequence[Batch],
         loss: Loss,
         begin: Callable[[], None],
-        check: Callable[[Tensor], None],
     ) -> Tensor:
         """Fresh gradients of the mean loss over all labels of the batches.
 
@@ -54,7 +53,6 @@ class Accumulator:
             loss: Of (model, batch): the mean over the batch's scored labels, or a vector of such
                 means, one for each kind of label (`scored`), whose sum is the loss.
             begin: Called before every attempt (it drops gradients, and seeds what is drawn).
-            check: Called with each part's loss before its gradient is taken.
 
         Returns:
             The loss (or this process's part of it), detached, on the model's device.
@@ -67,7 +65,7 @@ class Accumulator:
         while True:
             begin()
             try:
-                value = self.attempt(model, batches, own, loss, check)
+                value = self.attempt(model, batches, own, loss)
             except RuntimeError as error:
                 rows = min(largest, self.rows or largest)
                 if rows <= 1 or not out_of_memory(error):
@@ -93,14 +91,12 @@ class Accumulator:
         batches: Sequence[Batch],
         own: Sequence[Batch],
         loss: Loss,
-        check: Callable[[Tensor], None],
     ) -> Tensor:
         """One forward and backward pass of every part of this process's own rows."""
         alone = self.group.size == 1
         parts = [part for batch in own for part in split(batch, self.rows)]
         if len(parts) == 1 and alone:
             value = loss(model, parts[0]).sum()
-            check(value)
             value.backward()  # type: ignore[no-untyped-call]
             return value.detach()
         counts = [scored(part) for part in parts]
@@ -117,7 +113,6 @@ class Accumulator:
             if not terms:
                 continue
             value = torch.stack(terms).sum()
-            check(value)
             value.backward()  # type: ignore[no-untyped-call]
             found.append(value.detach())
         if not found and any(totals):  # the other processes have them

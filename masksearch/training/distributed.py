@@ -69,13 +69,15 @@ class Group:
             waiting.append(parameter.grad)
             held += parameter.grad.numel() * parameter.grad.element_size()
             if held >= BUCKET:
-                self.sum_together(waiting, device)
+                self.sum_tensors(waiting, device)
                 waiting, held = [], 0
         if waiting:
-            self.sum_together(waiting, device)
+            self.sum_tensors(waiting, device)
 
-    def sum_together(self, tensors: list[Tensor], device: torch.device) -> None:
+    def sum_tensors(self, tensors: list[Tensor], device: torch.device) -> None:
         """Sums tensors over the processes in place, in one message for each type."""
+        if self.size == 1:
+            return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             alike = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.reshape(-1) for tensor in alike]).to(device)

@@ -1,7 +1,11 @@
-"""One plain training loop, used by every evaluator.
+"""Trains a model step by step, with checkpoints: the loop behind every evaluator.
 
 for step in train(model, batches, TrainConfig(steps=300)):
     print(step.number, step.loss)
+
+`Training.step` is the whole of one optimiser step; the rest is where batches come from, where
+checkpoints go, and when a loss is looked at. Parts of a batch (micro-batches, memory that runs
+out) are in `accumulation`, several processes in `distributed`.
 """
 
 from __future__ import annotations
@@ -10,8 +14,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast, get_args
@@ -22,67 +26,14 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError, unknown_name
 from masksearch.training.accumulation import Accumulator
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import (
+    Checkpoints,
+    restore_random,
+    restore_state,
+    training_state,
+)
 from masksearch.training.distributed import group
 from masksearch.training.lamb import Lamb
-
-
-def training_state(
-    model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """Weights, buffers, optimiser states and the state of torch's global generators.
-
-    Args:
-        model: On one device, whose global generator (of dropout) is part of the state.
-        optimisers: Name -> optimiser; a name holds no dot.
-
-    Returns:
-        `model.<name>`, `<optimiser>.<number of the parameter>.<what>`, `random` and, for a model
-        on a GPU, `random.cuda`. Weights are copies: tied ones share memory, which files cannot.
-    """
-    weights = model.state_dict()
-    tensors = {f"model.{name}": value.clone() for name, value in weights.items()}
-    tensors["random"] = torch.get_rng_state()
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    for name, optimiser in optimisers.items():
-        for place, entry in optimiser.state_dict()["state"].items():
-            tensors |= {f"{name}.{place}.{key}": value for key, value in entry.items()}
-    return tensors
-
-
-def restore_state(
-    tensors: Mapping[str, Tensor],
-    model: nn.Module,
-    optimisers: Mapping[str, torch.optim.Optimizer],
-) -> None:
-    """Puts back weights, buffers and optimiser states, in place; learning rates stay.
-
-    The generators are put back by `restore_random`, when the training goes on.
-    """
-    model.load_state_dict(
-        {
-            name.removeprefix("model."): value
-            for name, value in tensors.items()
-            if name.startswith("model.")
-        }
-    )
-    for name, optimiser in optimisers.items():
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"{name}."):
-                _, place, part = key.split(".")
-                entries.setdefault(int(place), {})[part] = value
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": entries})
-
-
-def restore_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Puts back torch's global generators, of the CPU and of a GPU."""
-    torch.set_rng_state(tensors["random"])
-    if device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
-
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +101,9 @@ class Step:
 
 
 Follower = Callable[[Step, TrainConfig], None]
+# What a caller far above wants to see of every training below it: a progress bar around a search
+# reaches the loop inside an evaluator that knows nothing of bars. Set by `following` alone, read
+# once a step in `Training.run`.
 FOLLOWERS: ContextVar[tuple[Follower, ...]] = ContextVar("followers", default=())
 
 
@@ -311,7 +265,7 @@ class Training:
         groups = parameter_groups(model, config.weight_decay)
         self.trained = [p for group in groups for p in cast("list[Tensor]", group["params"])]
         self.device = self.trained[0].device if self.trained else torch.device("cpu")
-        self.optimiser = built(groups, config)
+        self.optimiser = build_optimiser(groups, config)
         self.group = group()
         self.accumulator = Accumulator(group=self.group)
         self.done = 0  # optimiser steps
@@ -319,17 +273,11 @@ class Training:
         self.random: dict[str, Tensor] = {}  # states of global generators, to be put back
         self.restore()
         self.group.agreed(self.done, self.device)
-        self.batches = self.following_batches(batches)
+        gone = self.done * config.micro_batches
+        self.batches = batches(gone) if callable(batches) else batches
+        for _ in range(0 if callable(batches) else gone):
+            self.next_batch()
         model.train()
-
-    def following_batches(self, batches: Batches) -> Iterator[Batch]:
-        """The batches after those of the steps that are done."""
-        gone = self.done * self.config.micro_batches
-        if callable(batches):
-            return batches(gone)
-        for _ in range(gone):
-            self.taken(batches)
-        return batches
 
     def run(self) -> Generator[Step, None, None]:
         """The remaining steps."""
@@ -337,7 +285,7 @@ class Training:
             restore_random(self.random, self.device)
         saved, full = time.monotonic(), False
         while self.done < self.config.steps:
-            step = self.advance()
+            step = self.step()
             for follower in FOLLOWERS.get():
                 follower(step, self.config)
             yield step
@@ -345,7 +293,7 @@ class Training:
                 continue
             if time.monotonic() - saved < self.checkpoint_seconds:
                 continue
-            self.read()
+            self.check_losses()
             try:
                 self.save(self.checkpoints)
             except OSError as error:
@@ -358,83 +306,66 @@ class Training:
                 full = True
             saved = time.monotonic()
 
-    def advance(self) -> Step:
-        """One optimiser step."""
-        factor = rate(self.done, self.config)
-        for each in self.optimiser.param_groups:
-            each["lr"] = self.config.lr * factor
-        batches = [self.taken(self.batches) for _ in range(self.config.micro_batches)]
-        with self.noise() as begin:
-            value = self.accumulator.gradients(self.model, batches, self.loss, begin, self.check)
-        if self.group.size > 1:
-            self.group.sum_together([value], self.device)
-            self.refuse_at_once(value)  # on every process: none waits for another
-            self.group.sum_gradients(self.trained, self.device)
+    def step(self) -> Step:
+        """One optimiser step: its rate, the gradient of its batches, clip, update."""
+        for parameters in self.optimiser.param_groups:
+            parameters["lr"] = self.config.lr * rate(self.done, self.config)
+        batches = [self.next_batch() for _ in range(self.config.micro_batches)]
+
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda, enabled=self.noise_seed is not None):
+            loss = self.accumulator.gradients(self.model, batches, self.loss, self.begin)
+        self.group.sum_tensors([loss], self.device)
+        self.unread.append((self.done + 1, loss))
+        last = self.done + 1 == self.config.steps
+        if not cuda or last or len(self.unread) >= UNREAD:
+            self.check_losses()  # before the update, on every process: none waits for another
+        self.group.sum_gradients(self.trained, self.device)
+
         if self.config.optimiser == "adamw":  # LAMB clips by itself
             torch.nn.utils.clip_grad_norm_(self.trained, self.config.clip)
         self.optimiser.step()
         self.done += 1
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        if self.device.type != "cuda":
-            return Step(self.done, value.item(), tokens)
-        self.unread.append((self.done, value))
-        if len(self.unread) >= UNREAD or self.done == self.config.steps:
-            self.read()
-        return Step(self.done, value, tokens)
+        return Step(self.done, loss if cuda else loss.item(), tokens)
 
-    @contextmanager
-    def noise(self) -> Iterator[Callable[[], None]]:
-        """Yields what begins an attempt at a step: no gradients, and this step's own noise."""
-        with ExitStack() as stack:
-            if self.noise_seed is not None:
-                cuda = [self.device] if self.device.type == "cuda" else []
-                stack.enter_context(torch.random.fork_rng(devices=cuda))
+    def begin(self) -> None:
+        """Before an attempt at a step: no gradients, and this step's own noise."""
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.noise_seed is None:
+            return
+        own = () if self.group.first else (self.group.rank,)
+        drawn = mixed_seed(self.noise_seed, self.done, *own)
+        torch.default_generator.manual_seed(drawn)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(drawn)
 
-            def begin() -> None:
-                self.optimiser.zero_grad(set_to_none=True)
-                if self.noise_seed is not None:
-                    own = () if self.group.first else (self.group.rank,)
-                    drawn = mixed_seed(self.noise_seed, self.done, *own)
-                    torch.default_generator.manual_seed(drawn)
-                    if self.device.type == "cuda":
-                        index = self.device.index or 0
-                        torch.cuda.default_generators[index].manual_seed(drawn)
+    def next_batch(self) -> Batch:
+        """The next batch.
 
-            yield begin
-
-    def taken(self, batches: Iterator[Batch]) -> Batch:
-        """The next batch."""
-        batch = next(batches, None)
+        Raises:
+            ValueError: If there is none.
+        """
+        batch = next(self.batches, None)
         if batch is None:
             raise ValueError(f"the batches ended after {self.done} of {self.config.steps} steps")
         return batch
 
-    def check(self, value: Tensor) -> None:
-        """Refuses a part's NaN or infinite loss; several processes do so after its sum."""
-        if self.group.size == 1:
-            self.refuse_at_once(value)
+    def check_losses(self) -> None:
+        """Looks at the losses since the last look, with one wait for a GPU.
 
-    def refuse_at_once(self, value: Tensor) -> None:
-        """Refuses a NaN or infinite loss, where looking at it costs nothing."""
-        if self.device.type != "cuda":
-            self.refuse(self.done + 1, value.item())
-
-    def read(self) -> None:
-        """Looks at the losses of the last steps on a GPU, with one wait."""
-        if self.unread:
-            values = torch.stack([value for _, value in self.unread]).tolist()
-            for (number, _), value in zip(self.unread, values, strict=True):
-                self.refuse(number, value)
-            self.unread.clear()
-
-    def refuse(self, number: int, value: float) -> None:
-        """Raises for a NaN or infinite loss."""
-        if not math.isfinite(value):
-            late = "" if number >= self.done else f" (seen after step {self.done})"
-            raise NonFiniteLossError(
-                f"the loss became {value} at step {number} of {self.config.steps}{late}; "
-                "lower the learning rate"
-            )
+        Raises:
+            NonFiniteLossError: If one is NaN or infinite.
+        """
+        unread, self.unread = self.unread, []
+        values = torch.stack([value for _, value in unread]).tolist() if unread else []
+        for (number, _), value in zip(unread, values, strict=True):
+            if not math.isfinite(value):
+                late = "" if number == unread[-1][0] else f" (seen at step {unread[-1][0]})"
+                raise NonFiniteLossError(
+                    f"the loss became {value} at step {number} of {self.config.steps}{late}; "
+                    "lower the learning rate"
+                )
 
     # -- checkpoints ---------------------------------------------------------------------------
     def save(self, checkpoints: Checkpoints) -> None:
@@ -463,7 +394,7 @@ class Training:
         self.random = {n: value for n, value in found.tensors.items() if n.startswith("random")}
 
 
-def built(groups: list[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
+def build_optimiser(groups: list[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of that configuration."""
     if config.optimiser == "lamb":
         return Lamb(

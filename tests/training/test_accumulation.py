@@ -59,9 +59,7 @@ def test_parts_equal_one_large_batch(sizes, rows, pairs, seed):
     one, other = Tagger(), Tagger()
     expected = both(one, whole).sum()
     expected.backward()
-    value = Accumulator(rows).gradients(
-        other, batches, both, lambda: begun(other), lambda value: None
-    )
+    value = Accumulator(rows).gradients(other, batches, both, lambda: begun(other))
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert torch.allclose(other.table.grad, one.table.grad, rtol=1e-10, atol=1e-14)
 
@@ -107,9 +105,7 @@ def test_out_of_memory_halves_the_rows_once_and_for_all(limit):
     accumulator = Accumulator()
 
     def gradients() -> Tensor:
-        return accumulator.gradients(
-            model, [batch], greedy(limit), lambda: begun(model), lambda value: None
-        )
+        return accumulator.gradients(model, [batch], greedy(limit), lambda: begun(model))
 
     with pytest.warns(UserWarning, match="out of memory with 12 rows at once") as caught:
         value = gradients()
@@ -125,20 +121,14 @@ def test_out_of_memory_halves_the_rows_once_and_for_all(limit):
 def test_a_single_row_that_does_not_fit_is_the_error():
     model = Tagger()
     with pytest.raises(RuntimeError, match="can't allocate"):
-        Accumulator().gradients(
-            model, [drawn(4, 0, False)], greedy(0), lambda: begun(model), lambda value: None
-        )
+        Accumulator().gradients(model, [drawn(4, 0, False)], greedy(0), lambda: begun(model))
 
 
 def test_other_errors_are_not_taken_for_it():
     model = Tagger()
     with pytest.raises(RuntimeError, match="shapes"):
         Accumulator().gradients(
-            model,
-            [drawn(4, 0, False)],
-            greedy(0, "shapes do not fit"),
-            lambda: begun(model),
-            lambda value: None,
+            model, [drawn(4, 0, False)], greedy(0, "shapes do not fit"), lambda: begun(model)
         )
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert not out_of_memory(RuntimeError("anything else"))
@@ -154,4 +144,4 @@ def test_no_scored_label_at_all_is_an_error():
     model, batch = Tagger(), drawn(4, 0, False)
     batch["labels"].fill_(-100)
     with pytest.raises(ValueError, match="no label of the batch is scored"):
-        Accumulator(2).gradients(model, [batch], both, lambda: begun(model), lambda value: None)
+        Accumulator(2).gradients(model, [batch], both, lambda: begun(model))

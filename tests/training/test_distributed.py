@@ -69,7 +69,7 @@ def test_parts_of_all_processes_add_up_to_the_whole(seed, sizes, processes, rows
 
     def taken(accumulator: Accumulator) -> tuple[float, torch.Tensor]:
         value = accumulator.gradients(
-            model, batches, model_loss, lambda: model.zero_grad(set_to_none=True), lambda _: None
+            model, batches, model_loss, lambda: model.zero_grad(set_to_none=True)
         )
         parts = [
             torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten()
@@ -90,7 +90,7 @@ def test_a_step_without_any_label_is_refused_on_every_process():
     for rank in range(3):
         with pytest.raises(ValueError, match="no label of the batch is scored"):
             Accumulator(group=Group(rank, 3)).gradients(
-                model, [batch], model_loss, model.zero_grad, lambda _: None
+                model, [batch], model_loss, model.zero_grad
             )
 
 

@@ -479,7 +479,7 @@ def test_losses_are_fetched_when_they_are_read():
 
 def test_a_loss_that_nobody_read_is_still_found():
     done = []
-    with pytest.raises(NonFiniteLossError, match=r"nan at step 3 of 45 \(seen after step 20\)"):
+    with pytest.raises(NonFiniteLossError, match=r"nan at step 3 of 45 \(seen at step 20\)"):
         done.extend(unseen([1.0, 1.0, math.nan] + [1.0] * 42).run())
     last = unseen([1.0] * 24 + [math.inf])
     with pytest.raises(NonFiniteLossError, match="inf at step 25 of 25; lower"):
