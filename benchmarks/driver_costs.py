@@ -165,7 +165,7 @@ def dispatched(few: int = 1, many: int = 11) -> dict[str, float]:
     cheap. `latency` is what a single slot waits beyond that.
     """
     from masksearch.executors.local import Local
-    from masksearch.executors.on_ray import RayTune
+    from masksearch.executors.ray import RayTune
 
     local_cpu, _ = pace(Local(1), few)
     cpu, alone = pace(RayTune(slots=1), few)
@@ -214,7 +214,7 @@ def pace(
 def slept(slots: int, seconds: float, reports: int, rounds: int = 15) -> float:
     """Wall seconds of a trial that sleeps, with that many slots of a real Ray Tune, after ten
     rounds in which the worker processes start."""
-    from masksearch.executors.on_ray import RayTune
+    from masksearch.executors.ray import RayTune
 
     executor = RayTune(slots=slots, resources={"cpu": 1 / slots})
     _, wall = pace(executor, reports, 10 * slots - 1, rounds * slots, seconds)

@@ -61,7 +61,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.evaluators.swag import SwagEvaluator as SwagEvaluator
     from masksearch.evaluators.wrappers import Cached as Cached
     from masksearch.executors.local import Local as Local
-    from masksearch.executors.on_ray import RayTune as RayTune
+    from masksearch.executors.ray import RayTune as RayTune
     from masksearch.gates.config import DamConfig as DamConfig
     from masksearch.gates.dam import dam as dam
     from masksearch.gates.gates import Gates as Gates

@@ -312,24 +312,49 @@ class Scheduler(Protocol):
         ...
 
 
-class Executor(Protocol):
-    """Carries proposals out, hands each record to `on_record`, then tells the strategy.
+class Trials(Protocol):
+    """The trials of a search or comparison, as an executor gets them.
 
-    Every report of a running job is handed to `on_report`; where that answers False the job's
-    generator is closed and its record is "stopped".
+    The driver answers: it writes every proposal and every result to the study, so an executor
+    only runs what it is given. Proposals carry the trial's number in the study and its seed.
     """
 
-    def run(
-        self,
-        strategy: Strategy,
-        evaluator: Evaluator,
-        *,
-        budget: Budget,
-        seed: int,
-        workdir: Path,
-        on_record: Listener,
-        on_report: OnReport,
-    ) -> None: ...
+    @property
+    def evaluator(self) -> Evaluator: ...
+    @property
+    def workdir(self) -> Path:
+        """The run folder; trial 7 works in `trials/7` below it."""
+        ...
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """The next job; "wait" = none before another record is told, "done" = none at all
+        unless a running trial's record brings new ones."""
+        ...
+
+    def report(self, number: int, report: Report) -> bool:
+        """Takes a running trial's report, its last one too. False = close the job's generator;
+        its record is "stopped"."""
+        ...
+
+    def tell(self, record: Record) -> None:
+        """Takes the one record of a proposal."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs the jobs of `work` until it answers "done" and every record has been told.
+
+    The smallest one is four lines:
+
+        def run(self, work):
+            while (proposal := work.ask()) != "done":
+                job = JobRun(proposal, work.evaluator, work.workdir)
+                work.tell(job.run(work.report))
+
+    with `masksearch.executors.job.JobRun`, which makes a record of whatever goes wrong.
+    """
+
+    def run(self, work: Trials) -> None: ...
 
 
 @runtime_checkable

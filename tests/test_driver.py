@@ -22,6 +22,7 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Proposal, Record
 from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
+from masksearch.executors.job import JobRun
 from masksearch.report.collect import comparison_of, studies_in
 from masksearch.study.store import StudyStore
 
@@ -377,6 +378,27 @@ def test_unknown_strategy_names_the_nearest(tmp_path):
 def test_dam_needs_an_evaluator_with_gradients(tmp_path):
     with pytest.raises(SearchError, match=r"needs an evaluator with differentiable\(seed\)"):
         ms.search(None, ToyEvaluator(), run=tmp_path / "run", trials=1, strategy="dam")
+
+
+def test_executor_of_another_make_is_refused_with_the_signature(tmp_path):
+    class Old:
+        def run(self, strategy, evaluator, *, budget, seed, workdir, on_record, on_report):
+            raise AssertionError("not called")
+
+    with pytest.raises(SearchError, match=r"Old\.run\(strategy, .*run\(self, work: .*Trials\)"):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=1, executor=Old())
+
+
+def test_executor_of_four_lines_searches(tmp_path):
+    class Mine:
+        def run(self, work):
+            while (proposal := work.ask()) != "done":
+                job = JobRun(proposal, work.evaluator, work.workdir)
+                work.tell(job.run(work.report))
+
+    mine = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=5, executor=Mine())
+    local = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=5)
+    assert outcome(mine) == outcome(local)
 
 
 def test_endless_search_is_refused(tmp_path):

@@ -217,7 +217,7 @@ def build_executor(given: ExecutorOptions) -> Executor:
         from masksearch.executors.local import Local
 
         return Local(given.slots, limit_seconds=given.limit)
-    from masksearch.executors.on_ray import RayTune
+    from masksearch.executors.ray import RayTune
 
     resources = {"cpu": 1.0 if given.cpus is None else given.cpus}
     return RayTune(

@@ -24,8 +24,8 @@ TOKEN = secrets.token_hex(32)  # one a process: Ray remembers the first
 
 
 @contextmanager
-def environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> Iterator[None]:
-    """Environment variables.
+def set_environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> Iterator[None]:
+    """Sets environment variables.
 
     Args:
         settings: Name -> value.
@@ -46,8 +46,8 @@ def environment(settings: Mapping[str, str], family: tuple[str, ...] = ()) -> It
 
 
 @contextmanager
-def logging_at(name: str, level: int) -> Iterator[None]:
-    """A logger's level."""
+def set_log_level(name: str, level: int) -> Iterator[None]:
+    """Sets a logger's level."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(level)
@@ -58,8 +58,8 @@ def logging_at(name: str, level: int) -> Iterator[None]:
 
 
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of a module or class; one that is not there stays away."""
+def replace_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replaces an attribute of a module or class; one that is not there stays away."""
     if not hasattr(owner, name):
         yield
         return
@@ -72,7 +72,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible(first: Callable[[], None]) -> Iterator[None]:
+def catch_interrupt(first: Callable[[], None]) -> Iterator[None]:
     """The first Ctrl-C calls `first`, the second does what Ctrl-C did before."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python hands signals to the main thread only
@@ -92,8 +92,8 @@ def interruptible(first: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def loaded_by_path() -> Iterator[None]:
-    """What modules define that nobody else can import travels by value.
+def pickle_by_value() -> Iterator[None]:
+    """Lets cloudpickle carry by value what modules define that no worker could import.
 
     These are the modules that were loaded from a path, such as a search space that is named on
     the command line.
@@ -121,8 +121,8 @@ def loaded_by_path() -> Iterator[None]:
 
 
 @contextmanager
-def shelf(storage_path: str | None) -> Iterator[tuple[str, str]]:
-    """A folder or URI, and a new name in it, for files that are removed at the end.
+def temporary_storage(storage_path: str | None) -> Iterator[tuple[str, str]]:
+    """A folder or URI, and a new name in it for files that are removed at the end.
 
     Args:
         storage_path: Where it is to be; None = among this machine's temporary files.

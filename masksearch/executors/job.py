@@ -1,4 +1,4 @@
-"""Carries out one proposal: from a job to a record. Every executor calls this, and only this."""
+"""Carries out one proposal: from a job to a record. Every executor uses this, and only this."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from masksearch.contracts import (
@@ -25,38 +25,44 @@ from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
 
 ARTIFACTS = {"gates": "gates.safetensors", "ranking": "ranking.json"}  # of a job without a mask
-EARLY = "ended early by the scheduler"
 
 
-class Work:
+class JobRun:
     """One job, report by report; whatever goes wrong in it becomes a failed record.
 
     Args:
-        proposal: The job and its number.
+        proposal: The job, its trial number and its seed (0 where it names none).
         evaluator: Judges masks.
-        seed: Seed of the evaluation where the proposal names none.
-        workdir: The run folder.
-        folder: Folder of this trial below `workdir`; artifacts are recorded relative to it.
+        workdir: The run folder. The trial works in its folder below it (`trial_folder`), and
+            its artifacts are recorded relative to it.
     """
 
-    def __init__(
-        self, proposal: Proposal, evaluator: Evaluator, *, seed: int, workdir: Path, folder: str
-    ) -> None:
-        self.proposal, self.evaluator, self.folder = proposal, evaluator, folder
-        self.seed = seed if proposal.seed is None else proposal.seed
-        self.place = workdir / folder
-        self.started = time.monotonic()
+    def __init__(self, proposal: Proposal, evaluator: Evaluator, workdir: Path) -> None:
+        self.proposal, self.evaluator = proposal, evaluator
+        self.workdir, self.place = workdir, workdir / trial_folder(proposal)
+        self.began = time.monotonic()
         self.curve: list[Report] = []
-        self.error = self.ended_early = ""
+        self.error, self.stopped = "", False
         self.reports: Iterator[Report] | None = None
 
-    def advance(self) -> Report | None:
-        """The next report; None when the job has ended, well or badly."""
-        if self.error or self.ended_early:
+    def run(self, on_report: OnReport | None = None) -> Record:
+        """Runs the job to its end, or until `on_report` answers False.
+
+        Raises:
+            SearchError: If the disk is full; the trial then stays open in its study.
+        """
+        while (report := self.next_report()) is not None:
+            if on_report is not None and not on_report(self.proposal.number, report):
+                self.stop()
+        return self.record()
+
+    def next_report(self) -> Report | None:
+        """The next report; None when the job has ended, well or badly. Raises as `run`."""
+        if self.error or self.stopped:
             return None
         try:
             if self.reports is None:
-                self.reports = self.begun()
+                self.reports = self.start()
             report = next(self.reports, None)
             if report is not None:
                 check_finite(report)
@@ -77,81 +83,96 @@ class Work:
             self.error = traceback.format_exc()
         return None
 
-    def begun(self) -> Iterator[Report]:
+    def start(self) -> Iterator[Report]:
         """The job's generator."""
         self.place.mkdir(parents=True, exist_ok=True)
-        match self.proposal.job:
+        seed, job = self.proposal.seed or 0, self.proposal.job
+        match job:
             case Evaluate(mask=mask):
-                return self.evaluator(mask, seed=self.seed, workdir=self.place)
+                return self.evaluator(mask, seed=seed, workdir=self.place)
             case OneShot():
-                return run_one_shot(
-                    self.evaluator, self.proposal.job, seed=self.seed, workdir=self.place
-                )
+                return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Shared():
-                return run_shared(
-                    self.evaluator, self.proposal.job, seed=self.seed, workdir=self.place
-                )
-        raise ValueError(f"{type(self.proposal.job).__name__} is no job to run")
+                return run_shared(self.evaluator, job, seed=seed, workdir=self.place)
+        raise ValueError(f"{type(job).__name__} is no job to run")
 
     def stop(self) -> None:
-        """Ends the job early: its record is "stopped" and keeps the last report's values."""
+        """Closes the job's generator; its record is "stopped", with the last report's values."""
         close = getattr(self.reports, "close", None)
         if close is not None:
             close()
-        step = self.curve[-1].step if self.curve else 0
-        self.ended_early = f"{EARLY} at step {step}"
+        self.stopped = True
 
     def record(self) -> Record:
-        """What became of it: "done", "stopped" or "failed". Its fingerprint and measures are
-        left to the driver, which knows them already."""
-        found = {} if self.error else ARTIFACTS
-        return Record(
-            number=self.proposal.number,
-            status="failed" if self.error else "stopped" if self.ended_early else "done",
-            job=self.proposal.job,
-            protocol=self.evaluator.protocol,
-            seed=self.seed,
-            params=self.proposal.params,
-            origin=self.proposal.origin,
-            values={} if self.error or not self.curve else dict(self.curve[-1].values),
-            step=self.curve[-1].step if self.curve else 0,
-            curve=tuple(self.curve),
-            artifacts={
-                name: f"{self.folder}/{file}"
-                for name, file in found.items()
-                if (self.place / file).is_file()
-            },
-            seconds=time.monotonic() - self.started,
-            error=self.error or self.ended_early,
-            memo=self.proposal.memo,
+        """What became of it: "done", "stopped" or "failed"."""
+        return make_record(
+            self.proposal,
+            self.evaluator,
+            self.curve,
+            error=self.error,
+            stopped=self.stopped,
+            artifacts={} if self.error else self.artifacts(),
+            seconds=time.monotonic() - self.began,
         )
 
+    def artifacts(self) -> dict[str, str]:
+        """Name -> path below the run folder, of those that the job has left."""
+        return {
+            name: f"{trial_folder(self.proposal)}/{file}"
+            for name, file in ARTIFACTS.items()
+            if (self.place / file).is_file()
+        }
 
-def carry_out(
+
+def make_record(
     proposal: Proposal,
     evaluator: Evaluator,
+    curve: Sequence[Report],
     *,
-    seed: int,
-    workdir: Path,
-    folder: str,
-    on_report: OnReport | None = None,
+    error: str = "",
+    stopped: bool = False,
+    artifacts: Mapping[str, str] | None = None,
+    seconds: float = 0.0,
 ) -> Record:
-    """Runs a job to its end, or until `on_report` answers False. Arguments as in `Work`."""
-    work = Work(proposal, evaluator, seed=seed, workdir=workdir, folder=folder)
-    while (report := work.advance()) is not None:
-        if on_report is not None and not on_report(proposal.number, report):
-            work.stop()
-    return work.record()
+    """The record of a job that has ended. Its fingerprint and measures are left to the driver,
+    which knows them already.
+
+    Args:
+        proposal: The job.
+        evaluator: It was judged by that one.
+        curve: Every report, oldest first.
+        error: Why it failed; empty where it did not.
+        stopped: Whether it was ended early.
+        artifacts: Name -> path, relative to the run folder.
+        seconds: Wall time of the job.
+    """
+    step = curve[-1].step if curve else 0
+    return Record(
+        number=proposal.number,
+        status="failed" if error else "stopped" if stopped else "done",
+        job=proposal.job,
+        protocol=evaluator.protocol,
+        seed=proposal.seed or 0,
+        params=proposal.params,
+        origin=proposal.origin,
+        values={} if error or not curve else dict(curve[-1].values),
+        step=step,
+        curve=tuple(curve),
+        artifacts=dict(artifacts or {}),
+        seconds=seconds,
+        error=error or (f"ended early by the scheduler at step {step}" if stopped else ""),
+        memo=proposal.memo,
+    )
 
 
-def nothing_to_wait_for() -> SearchError:
-    """The error where a strategy answers "wait" and no job is running."""
-    return SearchError("the strategy waits although no job is running")
-
-
-def folder_of(proposal: Proposal) -> str:
+def trial_folder(proposal: Proposal) -> str:
     """Folder of a trial below the run folder."""
     return f"trials/{proposal.number}"
+
+
+def idle_strategy_error() -> SearchError:
+    """The error where a strategy answers "wait" and no job is running."""
+    return SearchError("the strategy waits although no job is running")
 
 
 def check_finite(report: Report) -> None:

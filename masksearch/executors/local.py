@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import torch
 
-from masksearch.contracts import (
-    Budget,
-    Evaluator,
-    Listener,
-    OnReport,
-    Proposal,
-    Record,
-    Strategy,
-)
+from masksearch.contracts import Trials
 from masksearch.errors import SearchError
-from masksearch.executors.environment import loaded_by_path
-from masksearch.executors.job import Work, carry_out, folder_of, nothing_to_wait_for
+from masksearch.executors.environment import pickle_by_value
+from masksearch.executors.job import JobRun, idle_strategy_error
+from masksearch.executors.pool import Ask, Pool, WorkerLoss
+from masksearch.executors.worker import READY, StepResult, WorkerConfig
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
-TRIES = 2  # deaths of a worker after which its job has failed
+MAX_FAILURES = 1  # so often a trial whose worker died is begun again
 
 
 @dataclass(frozen=True)
@@ -57,243 +51,149 @@ class Local:
         if self.limit_seconds is not None and not self.limit_seconds > 0:
             raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
 
-    def run(
-        self,
-        strategy: Strategy,
-        evaluator: Evaluator,
-        *,
-        budget: Budget,
-        seed: int,
-        workdir: Path,
-        on_record: Listener,
-        on_report: OnReport,
-    ) -> None:
-        """Asks until the strategy is done; see `masksearch.contracts.Executor`."""
-        threads = self.threads or max(1, (os.cpu_count() or 1) // self.slots)
-        pool = Pool(self.slots, threads, evaluator, seed, workdir, on_report, self.limit_seconds)
+    def run(self, work: Trials) -> None:
+        """Asks until the search is done; see `masksearch.contracts.Executor`."""
         if self.slots > 1 or self.limit_seconds is not None:
-            with loaded_by_path():
-                pool.run(strategy, on_record)
+            self.run_in_workers(work)
             return
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        while (proposal := strategy.ask()) != "done":
+        while (proposal := work.ask()) != "done":
             if proposal == "wait":
-                raise nothing_to_wait_for()
-            record = pool.here(proposal)
-            on_record(record)
-            strategy.tell(record)
+                raise idle_strategy_error()
+            if proposal.starts < SUSPECT:
+                work.tell(JobRun(proposal, work.evaluator, work.workdir).run(work.report))
+            else:
+                alone = itertools.chain([proposal], itertools.repeat("done"))
+                self.run_in_workers(work, alone.__next__)  # type: ignore[arg-type]
+
+    def run_in_workers(self, work: Trials, ask: Ask | None = None) -> None:
+        """Keeps every slot busy with a worker process; one that dies takes only its own job."""
+        pool = Pool(work, max_failures=MAX_FAILURES, limit_seconds=self.limit_seconds, ask=ask)
+        with pickle_by_value():
+            config = WorkerConfig(
+                cloudpickle.dumps(work.evaluator),
+                str(work.workdir.resolve()),
+                threads=self.threads or max(1, (os.cpu_count() or 1) // self.slots),
+                limit_seconds=self.limit_seconds,
+                paths=tuple(sys.path),
+            )
+            workers: list[WorkerProcess] = []
+            try:
+                while self.fill_slots(pool, workers, config):
+                    pipes = {worker.pipe: worker for worker in workers}
+                    for pipe in wait(list(pipes)):
+                        take_message(pool, workers, pipes[pipe])  # type: ignore[index]
+            finally:
+                for worker in workers:
+                    worker.kill()
+
+    def fill_slots(self, pool: Pool, workers: list[WorkerProcess], config: WorkerConfig) -> bool:
+        """Gives every free slot a trial, while there are some; False = no slot is busy."""
+        while len(pool.running) < self.slots:
+            name = f"attempt {next(ATTEMPTS)}"
+            spec = pool.next_trial(name)
+            if isinstance(spec, str):
+                break
+            free = [worker for worker in workers if not worker.attempt]
+            worker = free[0] if free else start_worker(config)
+            if not free:
+                workers.append(worker)
+            worker.attempt, worker.since = name, time.monotonic()
+            worker.send(spec)
+        return bool(pool.running)
+
+
+ATTEMPTS = itertools.count()
 
 
 @dataclass
-class Worker:
+class WorkerProcess:
     """One worker process, as the driver sees it."""
 
     process: subprocess.Popen[bytes]
     pipe: Connection
-    proposal: Proposal | None = None  # what it works on
+    attempt: str = ""  # the pool's name of what it works on; empty = nothing
     since: float = 0.0  # monotonic seconds
     ready: bool = False
 
-    def send(self, content: Any) -> None:
+    def send(self, message: Any) -> None:
         """One message; a dead worker is noticed when its pipe is read."""
         try:
-            self.pipe.send_bytes(cloudpickle.dumps(content))
+            self.pipe.send_bytes(cloudpickle.dumps(message))
         except OSError:
-            pass  # its end of the pipe is closed: `heard` meets the end of the file
+            pass  # its end of the pipe is closed: reading meets the end of the file
 
-    def end(self) -> int:
-        """Kills the process and returns its exit code."""
+    def kill(self) -> int:
+        """Ends the process and returns its exit code."""
         self.pipe.close()
         self.process.kill()
         return self.process.wait()
 
 
-@dataclass
-class Pool:
-    """Worker processes, each on one job; a worker that dies takes only its own job with it."""
-
-    slots: int
-    threads: int
-    evaluator: Evaluator
-    seed: int
-    workdir: Path
-    on_report: OnReport
-    limit_seconds: float | None = None
-    workers: list[Worker] = field(default_factory=list)
-    deaths: dict[int, int] = field(default_factory=dict)  # by proposal number
-
-    def run(self, strategy: Strategy, on_record: Listener) -> None:
-        """Keeps every slot busy until the strategy is done."""
-        done = False
-        try:
-            while not done or self.busy():
-                while not done and len(self.busy()) < self.slots:
-                    proposal = strategy.ask()
-                    if proposal == "wait" and not self.busy():
-                        raise nothing_to_wait_for()
-                    if isinstance(proposal, str):
-                        done = proposal == "done"
-                        break
-                    self.submit(proposal)
-                if self.busy():
-                    for record in self.finished():
-                        on_record(record)
-                        strategy.tell(record)
-                        done = False  # a result may bring new proposals
-        finally:
-            self.close()
-
-    def here(self, proposal: Proposal) -> Record:
-        """Runs one job in this process; one that took the search down twice runs apart."""
-        if proposal.starts >= SUSPECT:
-            with loaded_by_path():
-                return self.alone(proposal)
-        return carry_out(
-            proposal,
-            self.evaluator,
-            seed=self.seed,
-            workdir=self.workdir,
-            folder=folder_of(proposal),
-            on_report=self.on_report,
+def start_worker(config: WorkerConfig) -> WorkerProcess:
+    """A fresh worker process."""
+    if os.name != "posix":
+        raise SearchError(
+            "worker processes need a POSIX system; use Local(slots=1) without a limit, or WSL"
         )
+    ours, theirs = Pipe()
+    code = (
+        f"from masksearch.executors import worker; worker.serve({theirs.fileno()}, {os.getpid()})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        pass_fds=[theirs.fileno()],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a terminal's Ctrl-C reaches the driver alone
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    theirs.close()
+    worker = WorkerProcess(process, ours)
+    worker.send(config)
+    return worker
 
-    def alone(self, proposal: Proposal) -> Record:
-        """Carries one job out in a process of its own."""
-        try:
-            self.submit(proposal)
-            while True:
-                for record in self.finished():
-                    return record
-        finally:
-            self.close()
 
-    def close(self) -> None:
-        """Ends every worker."""
-        for worker in self.workers:
-            worker.end()
-        self.workers = []
+def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:
+    """Hands one message of a worker, or its death, to the pool.
 
-    def busy(self) -> list[Worker]:
-        """The workers that have a job."""
-        return [worker for worker in self.workers if worker.proposal is not None]
-
-    def submit(self, proposal: Proposal) -> None:
-        """Gives a job to a free worker, or to a new one."""
-        free = [worker for worker in self.workers if worker.proposal is None]
-        worker = free[0] if free else self.started()
-        worker.proposal, worker.since = proposal, time.monotonic()
-        worker.send(proposal)
-
-    def started(self) -> Worker:
-        """A fresh worker that holds the evaluator."""
-        if os.name != "posix":
-            raise SearchError(
-                "worker processes need a POSIX system; use Local(slots=1) without a limit, or WSL"
-            )
-        ours, theirs = Pipe()
-        code = [sys.executable, "-m", "masksearch.executors.worker"]
-        process = subprocess.Popen(
-            [*code, str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a terminal's Ctrl-C reaches the driver alone
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        theirs.close()
-        worker = Worker(process, ours)
-        payload = cloudpickle.dumps((self.evaluator, self.seed, self.workdir))
-        worker.send((list(sys.path), self.threads, payload))
-        self.workers.append(worker)
-        return worker
-
-    def finished(self) -> list[Record]:
-        """Waits until something happens; the records that it brings."""
-        records: list[Record] = []
-        pipes = {worker.pipe: worker for worker in self.workers}
-        for pipe in wait(list(pipes), timeout=self.patience()):
-            record = self.heard(pipes[pipe])  # type: ignore[index]
-            if record is not None:
-                records.append(record)
-        if self.limit_seconds is not None:
-            for worker in self.busy():
-                if worker.ready and time.monotonic() - worker.since > self.limit_seconds:
-                    assert worker.proposal is not None
-                    self.remove(worker)
-                    reason = f"ran longer than the time limit of {self.limit_seconds:g} s"
-                    records.append(self.lost(worker.proposal, reason, worker))
-        return records
-
-    def patience(self) -> float | None:
-        """Seconds until the next time limit."""
-        if self.limit_seconds is None:
-            return None
-        ends = [worker.since + self.limit_seconds for worker in self.busy() if worker.ready]
-        return max(0.0, min(ends) - time.monotonic()) + 0.01 if ends else None
-
-    def heard(self, worker: Worker) -> Record | None:
-        """One message of a worker, or its death; a record where that ends a job."""
-        try:
-            kind, content = cloudpickle.loads(worker.pipe.recv_bytes())
-        except (EOFError, OSError):
-            return self.buried(worker)
-        proposal = worker.proposal
-        if kind == "broken":
-            raise SearchError(f"a worker process cannot load the evaluator: {content}")
-        if kind == "fatal":
-            raise SearchError(content)
-        if kind == "ready":
-            worker.ready, worker.since = True, time.monotonic()
-        elif kind == "report" and proposal is not None:
-            worker.send(self.on_report(proposal.number, content))
-        elif kind == "record":
-            worker.proposal = None
-            record: Record = content
-            return record
-        return None
-
-    def buried(self, worker: Worker) -> Record | None:
-        """After a worker's death its job runs once more, and the second time it has failed."""
-        self.workers.remove(worker)
+    Raises:
+        SearchError: If it died before it could start: so would the next one.
+    """
+    try:
+        message: StepResult | str = cloudpickle.loads(worker.pipe.recv_bytes())
+    except (EOFError, OSError):
+        workers.remove(worker)
         worker.pipe.close()
-        cause = cause_of_death(worker.process.wait())
+        cause = name_exit(worker.process.wait())
         if not worker.ready:
             raise SearchError(
                 f"a worker process ended before it could start ({cause}); its message stands above"
-            )
-        proposal = worker.proposal
-        if proposal is None:
-            return None
-        self.deaths[proposal.number] = self.deaths.get(proposal.number, 0) + 1
-        if self.deaths[proposal.number] < TRIES:
-            self.submit(proposal)
-            return None
-        return self.lost(
-            proposal, f"the worker process died {TRIES} times in this trial: {cause}", worker
+            ) from None
+        pool.on_worker_lost(
+            worker.attempt, WorkerLoss(cause, seconds=time.monotonic() - worker.since)
         )
-
-    def remove(self, worker: Worker) -> None:
-        """Kills a worker that hangs."""
-        self.workers.remove(worker)
-        worker.end()
-
-    def lost(self, proposal: Proposal, reason: str, worker: Worker) -> Record:
-        """The record of a job that has no other end."""
-        work = Work(
-            proposal,
-            self.evaluator,
-            seed=self.seed,
-            workdir=self.workdir,
-            folder=folder_of(proposal),
-        )
-        work.error = reason
-        return replace(work.record(), seconds=time.monotonic() - worker.since)
+        return
+    if isinstance(message, str):
+        worker.ready = message == READY
+        return
+    goes_on = pool.on_step(worker.attempt, message)
+    if message.report is not None:
+        worker.send(goes_on)
+    if not goes_on:
+        worker.attempt = ""
+    if message.error:  # the process may be unsound: see `TrialRunner`
+        workers.remove(worker)
+        worker.kill()
 
 
-def cause_of_death(code: int) -> str:
-    """An exit code in words."""
+def name_exit(code: int) -> str:
+    """An exit code in words.
+
+    >>> name_exit(-11)
+    'killed by SIGSEGV'
+    """
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
-    hint = " (out of memory?)" if name == "SIGKILL" else ""
-    return f"killed by {name}{hint}"
+    return f"killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"

@@ -1,9 +1,16 @@
 """Runs jobs with Ray Tune: on this machine, or on the nodes of a cluster.
 
-The study is the truth: every call makes a fresh Tuner, and Ray's own snapshots are never
-restored. Tune places the trials and says how they end; retries are counted by the `Desk`,
+Tune has the placement, the resources and the dashboard; the study is the truth. Every call makes
+a fresh Tuner, Ray's own snapshots are never restored, and retries are counted by the `Pool`,
 because Tune fails a trial for good when the idle worker that it was given had been lost.
-This is the only module that imports ray.
+
+    Tune asks `TuneSearcher.suggest`            -> Pool.next_trial
+    a worker runs `TuneWorker.step`             -> one report
+    Tune calls `TuneScheduler.on_trial_result`  -> Pool.on_step: CONTINUE or STOP
+    a worker dies: `TuneScheduler.on_trial_error` -> Pool.on_worker_lost
+
+This is the only module that imports ray. It can be imported, and a `RayTune` made and shown,
+where Ray is not installed: `RayTune.run` then says what to install.
 """
 
 from __future__ import annotations
@@ -12,43 +19,46 @@ import logging
 import math
 import os
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cloudpickle
 
-from masksearch.contracts import Evaluator, Listener, OnReport, Strategy
+from masksearch.contracts import CarriesData, Evaluator, Trials
 from masksearch.errors import SearchError
-from masksearch.executors.desk import Death, Desk, Parcel
 from masksearch.executors.environment import (
-    environment,
-    interruptible,
-    loaded_by_path,
-    logging_at,
+    catch_interrupt,
     own_token,
-    replaced,
-    shelf,
+    pickle_by_value,
+    replace_attribute,
+    set_environment,
+    set_log_level,
+    temporary_storage,
 )
-from masksearch.executors.on_ray import RayTune
-from masksearch.executors.outpost import Crew, Outpost, carried
+from masksearch.executors.pool import Pool, WorkerLoss
+from masksearch.executors.worker import TrialRunner, TrialSpec, WorkerConfig
 
+MISSING = ""  # what there is to say where Ray is not installed
 try:
     import ray
     from ray import tune
     from ray._private import ray_constants
     from ray.air.execution._internal import RayActorManager
     from ray.exceptions import RayActorError, RayError, RayTaskError
+    from ray.tune import Stopper, Trainable
     from ray.tune.result import SHOULD_CHECKPOINT
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 except ImportError as problem:
-    raise SearchError(
-        f'RayTune needs Ray Tune ({problem}): pip install "masksearch[ray]"'
-    ) from problem
+    MISSING = f'RayTune needs Ray Tune ({problem}): pip install "masksearch[ray]"'
+    Searcher = FIFOScheduler = Stopper = Trainable = object  # type: ignore[assignment, misc]
 
+Answer = TypeVar("Answer")
 TUNE_SETTINGS = {  # read by Tune from the environment, while it runs
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables are printed even at verbose=0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of an evaluator stay what they are
@@ -59,126 +69,126 @@ TUNE_SETTINGS = {  # read by Tune from the environment, while it runs
 }
 
 
-class Tuning:
-    """One search on Ray Tune, as its settings say."""
+@dataclass(frozen=True)
+class RayTune:
+    """Executor for one machine or a cluster, through Ray Tune.
 
-    def __init__(self, settings: RayTune) -> None:
-        self.settings = settings
+    Args:
+        address: None = use the Ray that this process has joined already, else start one here
+            (on 127.0.0.1) and stop it at the end; `"auto"` or `"HOST:PORT"` = join a cluster.
+        slots: Trials at a time.
+        resources: What a trial occupies, such as `{"cpu": 4, "gpu": 0.5}`; None = one CPU. A
+            trial that shall use a GPU must ask for one, or for a share of its memory.
+        storage_path: None = every node sees the run folder (one machine, or NFS), and trials
+            work there. A path or URI such as `"s3://bucket/runs"`: trials work in a folder of
+            their node; it is copied there for a retry on another node, and artifacts come
+            back with the result.
+        max_failures: So often a trial is begun again when its process or its node dies.
+        limit_seconds: Wall time after which a trial's process is ended; None = no limit.
+        reuse: Whether a worker process takes another trial after one that went well.
+        checkpoint_seconds: With `storage_path`: least time between two copies, in seconds.
+        dashboard: Whether a Ray that is started here serves its dashboard (on 127.0.0.1).
+        quiet: Keeps Ray's own messages away.
+    """
 
-    def run(
-        self,
-        strategy: Strategy,
-        evaluator: Evaluator,
-        *,
-        seed: int,
-        workdir: Path,
-        on_record: Listener,
-        on_report: OnReport,
-    ) -> None:
-        """See `RayTune.run`."""
-        workdir = workdir.resolve()
-        desk = Desk(
-            strategy,
-            evaluator,
-            seed=seed,
-            workdir=workdir,
-            on_record=on_record,
-            on_report=on_report,
-            max_failures=self.settings.max_failures,
-            limit_seconds=self.settings.limit_seconds,
-        )
+    address: str | None = None
+    slots: int = 2
+    resources: Mapping[str, float] | None = None
+    storage_path: str | None = None
+    max_failures: int = 2
+    limit_seconds: float | None = None
+    reuse: bool = True
+    checkpoint_seconds: float = 30.0
+    dashboard: bool = False
+    quiet: bool = True
+
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ValueError(f"slots must be at least 1, got {self.slots}")
+        if self.max_failures < 0:
+            raise ValueError(f"max_failures must be at least 0, got {self.max_failures}")
+        if self.limit_seconds is not None and self.limit_seconds <= 0:
+            raise ValueError(f"limit_seconds must be positive, got {self.limit_seconds}")
+        if any(amount < 0 for amount in self.needs.values()):
+            raise ValueError(f"resources must not be negative, got {dict(self.needs)}")
+
+    @property
+    def needs(self) -> Mapping[str, float]:
+        """What a trial occupies."""
+        return {"cpu": 1} if self.resources is None else self.resources
+
+    def run(self, work: Trials) -> None:
+        """Asks until the search is done; see `masksearch.contracts.Executor`.
+
+        Raises:
+            SearchError: If Ray is not installed or does not answer, or no node could hold a
+                trial.
+        """
+        if MISSING:
+            raise SearchError(MISSING)
         with (
-            environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
-            loaded_by_path(),
-            silence(self.settings.quiet),
-            losses(),
-            self.cluster(),
+            set_environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
+            pickle_by_value(),
+            silence_ray(self.quiet),
+            tolerate_losses(),
+            join_cluster(self),
         ):
             self.check_room()
-            desk.crew = ray.put(self.crew(evaluator, seed, workdir))
-            with shelf(self.settings.storage_path) as place, interruptible(desk.interrupt):
-                self.tuner(desk, *place).fit()
-        if desk.problem is not None:
-            raise desk.problem
+            config = ray.put(self.worker_config(work))
+            guard = FirstError(
+                Pool(
+                    work,
+                    max_failures=self.max_failures,
+                    limit_seconds=self.limit_seconds,
+                    config=config,
+                )
+            )
+            with (
+                temporary_storage(self.storage_path) as (folder, name),
+                catch_interrupt(guard.interrupt),
+            ):
+                self.make_tuner(guard, folder, name).fit()
+        if guard.error is not None:
+            raise guard.error
 
-    def crew(self, evaluator: Evaluator, seed: int, workdir: Path) -> Crew:
-        """What all trials share."""
-        return Crew(
-            carried(evaluator),
-            seed,
-            workdir=str(workdir) if self.settings.storage_path is None else None,
-            limit_seconds=self.settings.limit_seconds,
-            checkpoint_seconds=self.settings.checkpoint_seconds,
-            threads=max(1, int(self.settings.needs.get("cpu", 1))),
-            gpu=self.settings.needs.get("gpu", 0.0),
-            reuse=self.settings.reuse,
+    def worker_config(self, work: Trials) -> WorkerConfig:
+        """What all trials share. An evaluator travels with its data, where it offers that, so
+        that no node has to see its files."""
+        evaluator: Evaluator = work.evaluator
+        whole = evaluator.packed() if isinstance(evaluator, CarriesData) else evaluator
+        return WorkerConfig(
+            cloudpickle.dumps(whole),
+            str(work.workdir.resolve()) if self.storage_path is None else None,
+            threads=max(1, int(self.needs.get("cpu", 1))),
+            limit_seconds=self.limit_seconds,
+            gpu=self.needs.get("gpu", 0.0),
+            checkpoint_seconds=self.checkpoint_seconds,
             paths=tuple(sys.path),
         )
 
-    def tuner(self, desk: Desk, folder: str, name: str) -> tune.Tuner:
-        """A fresh Tuner whose searcher, scheduler and stopper speak for the desk."""
-        watching = Watching(desk)
+    def make_tuner(self, guard: FirstError, folder: str, name: str) -> tune.Tuner:
+        """A fresh Tuner whose searcher, scheduler and stopper speak for the pool."""
+        scheduler = TuneScheduler(guard, self.reuse)
         return tune.Tuner(
-            tune.with_resources(Worker, dict(self.settings.needs)),
+            tune.with_resources(TuneWorker, dict(self.needs)),
             tune_config=tune.TuneConfig(
-                search_alg=Asking(desk),
-                scheduler=watching,
+                search_alg=TuneSearcher(guard),
+                scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=self.settings.slots,
-                reuse_actors=self.settings.reuse,
+                max_concurrent_trials=self.slots,
+                reuse_actors=self.reuse,
                 trial_name_creator=str,
-                trial_dirname_creator=lambda trial: trial.config["parcel"].name,
+                trial_dirname_creator=lambda trial: trial.config["spec"].name,
             ),
             run_config=tune.RunConfig(
                 name=name,
                 storage_path=folder,
                 verbose=0,
-                stop=Stopping(desk, watching),
-                failure_config=tune.FailureConfig(max_failures=0),  # see Desk.bury
+                stop=TuneStopper(guard, scheduler),
+                failure_config=tune.FailureConfig(max_failures=0),  # the pool counts them
                 checkpoint_config=tune.CheckpointConfig(num_to_keep=2, checkpoint_at_end=False),
             ),
         )
-
-    @contextmanager
-    def cluster(self) -> Iterator[None]:
-        """A Ray that answers; what was started or joined here is left again at the end."""
-        client: Any = ray.util.client.ray  # not typed in Ray
-        if (self.settings.address or "").startswith("ray://") or client.is_connected():
-            raise SearchError(
-                "RayTune must run on a node of the cluster, not as a client of it (ray://): "
-                "Ray would carry the search itself to the head node, away from its study. "
-                "Start it there with `ray job submit -- masksearch search ...`, or in a shell "
-                "of the head node with address='auto'"
-            )
-        if ray.is_initialized():
-            yield
-            return
-        arguments: dict[str, Any] = {"address": self.settings.address}
-        if self.settings.address is None:
-            cpus = math.ceil(self.settings.slots * self.settings.needs.get("cpu", 1))
-            arguments = {
-                "address": "local",
-                "num_cpus": max(cpus, os.cpu_count() or 1),
-                "include_dashboard": self.settings.dashboard,
-                "dashboard_host": "127.0.0.1",
-                "_node_ip_address": "127.0.0.1",
-            }
-        if self.settings.quiet:
-            arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
-        near = replaced(ray_constants, "ENABLE_RAY_CLUSTER", self.settings.address is not None)
-        settings = {"RAY_USAGE_STATS_ENABLED": "0"}
-        with environment(settings | (own_token() if self.settings.address is None else {})):
-            try:
-                with near:  # a Ray of this machine alone listens on 127.0.0.1, as on macOS
-                    ray.init(**arguments)
-            except (RayError, RuntimeError, ValueError, OSError) as error:
-                raise SearchError(
-                    f"Ray at address={self.settings.address!r} does not answer: {error}"
-                ) from error
-            try:
-                yield
-            finally:
-                ray.shutdown()
 
     def check_room(self) -> None:
         """A trial that no node could ever hold would wait for ever.
@@ -187,35 +197,61 @@ class Tuning:
             SearchError: If no node is big enough and none can be added.
         """
         names = {"cpu": "CPU", "gpu": "GPU"}
-        needs = {names.get(key, key): amount for key, amount in self.settings.needs.items()}
+        needs = {names.get(key, key): amount for key, amount in self.needs.items()}
         listed: Any = ray.nodes  # not typed in Ray
         nodes = [node["Resources"] for node in listed() if node["Alive"]]
         if any(all(has.get(k, 0) >= v for k, v in needs.items()) for has in nodes):
             return
-        text = f"no node has the resources of one trial, {dict(self.settings.needs)}"
-        if self.settings.address is None:
+        text = f"no node has the resources of one trial, {dict(self.needs)}"
+        if self.address is None:
             raise SearchError(f"{text}; lower them with RayTune(resources=...)")
         warnings.warn(f"{text}; waiting for one to join the cluster", stacklevel=3)
 
 
-class Asking(Searcher):
-    """Tune's searcher: hands out what the strategy proposes."""
+# -- what Tune calls ---------------------------------------------------------------------------
+class FirstError:
+    """Keeps the first thing that is raised, which Tune would swallow, and ends the search."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.error: BaseException | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its configuration; a study cannot be, and need not be."""
+        return {}
+
+    def call(self, method: Callable[..., Answer], *args: Any, otherwise: Answer) -> Answer:
+        """A method's answer; `otherwise` once anything has been raised."""
+        if self.error is None:
+            try:
+                return method(*args)
+            except BaseException as error:  # raised again by `RayTune.run`
+                self.error = error
+        return otherwise
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self.error = self.error or KeyboardInterrupt()
+
+
+class TuneSearcher(Searcher):
+    """Hands out the trials of the pool."""
+
+    def __init__(self, guard: FirstError) -> None:
         super().__init__()
-        self.desk = desk
+        self.guard = guard
 
     def suggest(self, trial_id: str) -> Any:
         """A trial's configuration, None = later, FINISHED = never again."""
-        parcel = self.desk.ask(trial_id)
-        if isinstance(parcel, Parcel):
-            return {"parcel": parcel}
-        return None if parcel == "wait" else str(Searcher.FINISHED)
+        spec = self.guard.call(self.guard.pool.next_trial, trial_id, otherwise="done")
+        if isinstance(spec, TrialSpec):
+            return {"spec": spec}
+        return None if spec == "wait" else str(Searcher.FINISHED)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Nothing: records are told as they come in (see `Watching`)."""
+        """Nothing: records are told as they come in (see `TuneScheduler`)."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the study is the searcher's memory."""
@@ -224,12 +260,18 @@ class Asking(Searcher):
         """Nothing: the study is the searcher's memory."""
 
 
-class Watching(FIFOScheduler):
-    """Tune's scheduler: hears every report before the next step is asked for."""
+class TuneScheduler(FIFOScheduler):
+    """Takes every report before the next step is asked for, and every loss of a worker.
 
-    def __init__(self, desk: Desk) -> None:
+    Args:
+        guard: Around the pool.
+        reuse: Whether workers take further trials. One that failed may be unsound and is asked
+            once more, which ends its process (see `TrialRunner`).
+    """
+
+    def __init__(self, guard: FirstError, reuse: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
-        self.desk = desk
+        self.guard, self.reuse = guard, reuse
         self.trials: dict[str, Any] = {}  # those that have not ended
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,39 +286,41 @@ class Watching(FIFOScheduler):
         """A trial has ended."""
         self.trials.pop(trial.trial_id, None)
 
-    def kill(self) -> None:
-        """Ends the processes of all trials now: Tune would wait for them, up to 15 s."""
-        for trial in self.trials.values():
-            if trial.temporary_state.ray_actor is not None:
-                ray.kill(trial.temporary_state.ray_actor)
-        self.trials = {}
-
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
-        message = result["message"]
-        goes_on = self.desk.hear(trial.trial_id, message)
-        message.files = {}  # Tune keeps every trial's last result
+        step = result["step"]
+        goes_on = self.guard.call(self.guard.pool.on_step, trial.trial_id, step, otherwise=False)
+        step.files = {}  # Tune keeps every trial's last result
+        goes_on |= self.reuse and bool(step.error) and self.guard.error is None
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """A worker process has ended, or failed outside of its job."""
         self.trials.pop(trial.trial_id, None)
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
-        death = Death(
+        started = trial.run_metadata.start_time
+        loss = WorkerLoss(
             reason=str(error),
-            process=isinstance(error, RayActorError) and not error.actor_init_failed,
+            died=isinstance(error, RayActorError) and not error.actor_init_failed,
             counts=not getattr(error, "preempted", False),
-            started=trial.run_metadata.start_time,
+            seconds=0.0 if started is None else time.time() - started,
             checkpoint=trial.checkpoint,
         )
-        self.desk.bury(trial.trial_id, death)
+        self.guard.call(self.guard.pool.on_worker_lost, trial.trial_id, loss, otherwise=None)
+
+    def kill_workers(self) -> None:
+        """Ends the processes of all trials now: Tune would wait for them, up to 15 s."""
+        for trial in self.trials.values():
+            if trial.temporary_state.ray_actor is not None:
+                ray.kill(trial.temporary_state.ray_actor)
+        self.trials = {}
 
 
-class Stopping(tune.Stopper):
-    """Tune's stopper: ends the experiment once something has been raised."""
+class TuneStopper(Stopper):
+    """Ends the experiment once something has been raised."""
 
-    def __init__(self, desk: Desk, watching: Watching) -> None:
-        self.desk, self.watching = desk, watching
+    def __init__(self, guard: FirstError, scheduler: TuneScheduler) -> None:
+        self.guard, self.scheduler = guard, scheduler
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Never stops a single trial."""
@@ -284,45 +328,95 @@ class Stopping(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Asked at every step."""
-        if self.desk.problem is not None:
-            self.watching.kill()
-        return self.desk.problem is not None
+        if self.guard.error is not None:
+            self.scheduler.kill_workers()
+        return self.guard.error is not None
 
 
-class Worker(tune.Trainable):
+class TuneWorker(Trainable):
     """A worker process as Tune knows it. Tune may start one and stop it before it had a trial."""
+
+    runner: TrialRunner | None = None
 
     def setup(self, config: dict[str, Any]) -> None:
         """Takes the first trial."""
-        self.outpost = Outpost(ray.get)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes another trial."""
+        spec: TrialSpec = new_config["spec"]
         self.config: dict[str, Any] = {}  # or it would come back with every result
-        self.outpost.take(new_config["parcel"], Path(self.logdir))
+        self.runner = self.runner or TrialRunner(ray.get(spec.config))
+        self.runner.take(spec, Path(self.logdir))
         return True
 
     def step(self) -> dict[str, Any]:
         """Runs the job to its next report, or to its end."""
-        message = self.outpost.step()
-        return {"message": message, SHOULD_CHECKPOINT: self.outpost.due()}
+        assert self.runner is not None
+        return {"step": self.runner.step(), SHOULD_CHECKPOINT: self.runner.checkpoint_due()}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Copies the trial's folder; Ray carries it to the storage."""
-        self.outpost.save(Path(checkpoint_dir))
+        assert self.runner is not None
+        self.runner.save_checkpoint(Path(checkpoint_dir))
 
     def cleanup(self) -> None:
         """Closes the trial."""
-        self.outpost.leave()
+        if self.runner is not None:
+            self.runner.close()
+
+
+# -- Ray itself --------------------------------------------------------------------------------
+@contextmanager
+def join_cluster(settings: RayTune) -> Iterator[None]:
+    """A Ray that answers; what was started or joined here is left again at the end."""
+    client: Any = ray.util.client.ray  # not typed in Ray
+    if (settings.address or "").startswith("ray://") or client.is_connected():
+        raise SearchError(
+            "RayTune must run on a node of the cluster, not as a client of it (ray://): "
+            "Ray would carry the search itself to the head node, away from its study. "
+            "Start it there with `ray job submit -- masksearch search ...`, or in a shell "
+            "of the head node with address='auto'"
+        )
+    if ray.is_initialized():
+        yield
+        return
+    alone = settings.address is None
+    arguments: dict[str, Any] = {"address": settings.address}
+    if alone:
+        cpus = math.ceil(settings.slots * settings.needs.get("cpu", 1))
+        arguments = {
+            "address": "local",
+            "num_cpus": max(cpus, os.cpu_count() or 1),
+            "include_dashboard": settings.dashboard,
+            "dashboard_host": "127.0.0.1",
+            "_node_ip_address": "127.0.0.1",
+        }
+    if settings.quiet:
+        arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
+    with set_environment({"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else {})):
+        try:
+            # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
+            # Ray reads its own variable for that once, when it is imported
+            with replace_attribute(ray_constants, "ENABLE_RAY_CLUSTER", not alone):
+                ray.init(**arguments)
+        except (RayError, RuntimeError, ValueError, OSError) as error:
+            raise SearchError(
+                f"Ray at address={settings.address!r} does not answer: {error}"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
-def losses() -> Iterator[None]:
-    """Every way in which Ray loses a worker ends its trial only.
+def tolerate_losses() -> Iterator[None]:
+    """Makes every way in which Ray loses a worker end its trial only.
 
     Tune raises RuntimeError, and with it ends the whole experiment, where a worker was ended
-    for lack of memory, or its answer was lost with a node: these are no `RayActorError`.
+    for lack of memory, or its answer was lost with a node: these are no `RayActorError`. It has
+    no public setting for that.
     """
 
     def tolerant(original: Callable[..., None]) -> Callable[..., None]:
@@ -336,19 +430,19 @@ def losses() -> Iterator[None]:
     with ExitStack() as stack:
         for name in ("_actor_task_failed", "_actor_start_failed"):
             handler = tolerant(getattr(RayActorManager, name))
-            stack.enter_context(replaced(RayActorManager, name, handler))
+            stack.enter_context(replace_attribute(RayActorManager, name, handler))
         yield
 
 
 @contextmanager
-def silence(quiet: bool) -> Iterator[None]:
-    """Keeps Ray's loggers, and what it prints on this process's output, away."""
+def silence_ray(quiet: bool) -> Iterator[None]:
+    """Keeps Ray's loggers away, and what it prints on this process's output: a report of every
+    lost worker, on the standard output, which Ray has no public setting for."""
     if not quiet:
         yield
         return
-    printer = "print_to_stdstream"  # a report of every lost worker, on the standard output
     with (
-        logging_at("ray", logging.CRITICAL),
-        replaced(ray._private.worker, printer, lambda *line, **named: None),
+        set_log_level("ray", logging.CRITICAL),
+        replace_attribute(ray._private.worker, "print_to_stdstream", lambda *line, **named: None),
     ):
         yield

@@ -1,85 +1,282 @@
-"""A worker process: what runs on the far end of `masksearch.executors.local.Pool`.
+"""A worker process: runs one trial at a time, one report a step.
 
-It is started afresh (no fork, because torch's threads do not survive one) and does not import
-the user's script again: what the script defines comes by value through the pipe.
+`TrialRunner` serves every transport: Ray Tune's workers call it step by step, and the worker
+processes of `Local` do so in `serve`, at the far end of a pipe.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import cloudpickle
 
-from masksearch.contracts import Report
+from masksearch.contracts import Evaluator, Report
 from masksearch.errors import SearchError
-from masksearch.executors.job import carry_out, folder_of
+from masksearch.executors.job import JobRun
 
+TIME_LIMIT_NOTE = "time_limit.txt"  # what a process that ends itself at its limit was doing
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
+READY = "ready"  # a worker process's first message
 
 
-def serve(descriptor: int, parent: int) -> None:
-    """Answers jobs until the driver closes the pipe or dies.
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What all trials of a search share; it travels once to every worker."""
+
+    evaluator: bytes  # cloudpickle: classes of a user's file travel by value
+    workdir: str | None  # the run folder; None = trials work in a folder of their node
+    threads: int | None = None  # torch threads; None = torch's own setting
+    limit_seconds: float | None = None  # wall time of a trial, after which the process ends itself
+    gpu: float = 0.0  # share of a GPU, where below 1
+    checkpoint_seconds: float = 0.0  # least time between two saved folders
+    paths: tuple[str, ...] = ()  # where the driver finds its modules
+
+
+@dataclass
+class TrialSpec:
+    """What a worker is given of one trial. Tune copies, prints and keeps configurations: this
+    one answers with itself, shows its name, and is emptied at the end."""
+
+    name: str  # "NUMBER.START"
+    proposal: bytes  # cloudpickle
+    config: Any = None  # Ray's reference to the `WorkerConfig`
+    checkpoint: Any = None  # saved folder of an earlier attempt
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrialSpec:
+        return self
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def empty(self) -> None:
+        """Nobody needs it any more."""
+        self.proposal, self.config, self.checkpoint = b"", None, None
+
+
+@dataclass
+class StepResult:
+    """What a worker answers to one step: a report, or the job's end."""
+
+    seconds: float  # wall time of the trial so far
+    report: Report | None = None
+    error: str = ""
+    fatal: bool = False  # the search ends with this error; the trial stays open
+    artifacts: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)  # artifacts, where they must travel
+
+
+class TrialRunner:
+    """Runs the trials of one worker process, one after the other.
+
+    A failure may leave a process unsound (a CUDA error, memory that is held), so after one
+    `step` raises, and the process is to be ended.
 
     Args:
-        descriptor: File descriptor of the pipe. The driver is the only one who writes to it.
+        config: What all trials share.
+    """
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.evaluator: Evaluator | None = None
+        self.job: JobRun | None = None
+        self.note: TextIO | None = None  # open while the time limit is set
+        self.failed = False
+        self.files: frozenset[tuple[str, int]] = frozenset()  # of the trial, when last saved
+
+    def take(self, spec: TrialSpec, scratch: Path = Path()) -> None:
+        """Takes a trial, which begins at the next step.
+
+        Args:
+            spec: The trial.
+            scratch: A folder of this node, for trials that do not see the run folder.
+        """
+        self.close()
+        self.spec, self.scratch, self.began = spec, scratch, time.monotonic()
+
+    def close(self) -> None:
+        """Ends the trial, wherever it stands."""
+        self.clear_time_limit()
+        if self.job is not None:
+            self.job.stop()
+            if self.travels:
+                shutil.rmtree(self.job.place, ignore_errors=True)
+        self.job = None
+
+    def step(self) -> StepResult:
+        """Runs the trial to its next report, or to its end.
+
+        Raises:
+            RuntimeError: After a failed trial: who asks again wants the process to end.
+        """
+        if self.failed:
+            raise RuntimeError("this worker process ends after a failed trial")
+        try:
+            evaluator = self.evaluator = self.evaluator or self.load_evaluator()
+        except Exception:  # told to the driver, which stops the search with it
+            reason = f"a worker process cannot load the evaluator: {traceback.format_exc()}"
+            return StepResult(self.seconds, error=reason, fatal=True)
+        try:
+            self.job = self.job or self.start_job(evaluator)
+        except Exception:  # the record keeps it: no disk, a mask that cannot be loaded, ...
+            return self.end(StepResult(self.seconds, error=traceback.format_exc()))
+        try:
+            report = self.job.next_report()
+        except SearchError as error:  # a full disk; of one node, another may take the trial
+            if self.travels:
+                raise
+            return StepResult(self.seconds, error=str(error), fatal=True)
+        if report is not None:
+            return StepResult(self.seconds, report)
+        found, files = self.job.record().artifacts, {}
+        if self.travels:
+            files = {name: (self.job.workdir / name).read_bytes() for name in found.values()}
+        return self.end(
+            StepResult(self.seconds, error=self.job.error, artifacts=found, files=files)
+        )
+
+    def checkpoint_due(self) -> bool:
+        """Whether the trial's folder lies on this node only, has changed, and is to be saved."""
+        if self.job is None or not self.travels:
+            return False
+        if time.monotonic() - self.saved < self.config.checkpoint_seconds:
+            return False
+        before, self.files = self.files, list_files(self.job.place)
+        return bool(self.files - before)
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """Copies the trial's folder."""
+        if self.job is not None:
+            skip = shutil.ignore_patterns(TIME_LIMIT_NOTE)
+            shutil.copytree(self.job.place, folder, dirs_exist_ok=True, ignore=skip)
+        self.saved = time.monotonic()
+
+    # -- inside --------------------------------------------------------------------------------
+    @property
+    def seconds(self) -> float:
+        """Wall time of the trial so far."""
+        return time.monotonic() - self.began
+
+    @property
+    def travels(self) -> bool:
+        """Whether the trial's folder lies on this node only."""
+        return self.config.workdir is None
+
+    def load_evaluator(self) -> Evaluator:
+        """The evaluator, in a process made ready for it."""
+        import torch
+
+        sys.path += [path for path in self.config.paths if path not in sys.path]
+        evaluator: Evaluator = cloudpickle.loads(self.config.evaluator)
+        if self.config.threads is not None:
+            torch.set_num_threads(self.config.threads)
+        if 0 < self.config.gpu < 1 and torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(self.config.gpu)
+        return evaluator
+
+    def start_job(self, evaluator: Evaluator) -> JobRun:
+        """The trial's job, with what an earlier attempt has left."""
+        self.began = self.saved = time.monotonic()
+        proposal = cloudpickle.loads(self.spec.proposal)
+        root = self.scratch if self.config.workdir is None else Path(self.config.workdir)
+        job = JobRun(proposal, evaluator, root)
+        job.place.mkdir(parents=True, exist_ok=True)
+        if self.spec.checkpoint is not None:
+            with self.spec.checkpoint.as_directory() as saved:
+                shutil.copytree(saved, job.place, dirs_exist_ok=True)
+        self.files = list_files(job.place)
+        if self.config.limit_seconds is not None:
+            self.note = (job.place / TIME_LIMIT_NOTE).open("w", encoding="utf-8")
+            faulthandler.dump_traceback_later(self.config.limit_seconds, exit=True, file=self.note)
+        return job
+
+    def end(self, result: StepResult) -> StepResult:
+        """The last result of a trial."""
+        self.clear_time_limit()
+        self.failed = bool(result.error)
+        return result
+
+    def clear_time_limit(self) -> None:
+        """Lets the process live on."""
+        if self.note is not None:
+            faulthandler.cancel_dump_traceback_later()
+            self.note.close()
+            Path(self.note.name).unlink(missing_ok=True)
+        self.note = None
+
+
+def read_time_limit_note(folder: Path) -> str | None:
+    """What a process that ended itself at its time limit was doing.
+
+    Returns:
+        `""` = it did not end itself, however late its death was heard of; None = there is no
+        note to be seen.
+    """
+    path = folder / TIME_LIMIT_NOTE
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    path.unlink()
+    return text
+
+
+def list_files(folder: Path) -> frozenset[tuple[str, int]]:
+    """Every file of a folder with the time of its last change."""
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != TIME_LIMIT_NOTE)
+    return frozenset((str(path), path.stat().st_mtime_ns) for path in files)
+
+
+# -- the worker processes of `Local` -----------------------------------------------------------
+def serve(descriptor: int, parent: int) -> None:
+    """Runs trials until the driver closes the pipe or dies.
+
+    The process is started afresh (no fork, because torch's threads do not survive one) and does
+    not import the user's script again: what the script defines comes by value. It says that it
+    is ready. The driver sends one `WorkerConfig`, then `TrialSpec`s; the worker answers each
+    with `StepResult`s, and after every report waits for whether the trial goes on.
+
+    Args:
+        descriptor: File descriptor of the pipe.
         parent: Process id of the driver.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's business
     threading.Thread(target=die_with, args=(parent,), daemon=True).start()
     pipe = Connection(descriptor)
-    try:
-        paths, threads, payload = cloudpickle.loads(heard(pipe))
-        sys.path[:] = paths
-        import torch
-
-        torch.set_num_threads(threads)
-        evaluator, seed, workdir = cloudpickle.loads(payload)
-    except Exception:  # told to the driver, which stops the search with it
-        say(pipe, "broken", traceback.format_exc())
-        return
-    say(pipe, "ready", None)
-
-    def goes_on(number: int, report: Report) -> bool:
-        say(pipe, "report", report)
-        answer: bool = cloudpickle.loads(heard(pipe))
-        return answer
-
+    send(pipe, READY)
+    runner = TrialRunner(receive(pipe))
     while True:
-        proposal = cloudpickle.loads(heard(pipe))
-        try:
-            record = carry_out(
-                proposal,
-                evaluator,
-                seed=seed,
-                workdir=workdir,
-                folder=folder_of(proposal),
-                on_report=goes_on,
-            )
-        except SearchError as error:  # a full disk: the search ends, the job stays open
-            say(pipe, "fatal", str(error))
-            return
-        say(pipe, "record", record)
+        runner.take(receive(pipe))
+        goes_on = True
+        while goes_on:
+            result = runner.step()
+            send(pipe, result)
+            goes_on = result.report is not None and receive(pipe)
+        runner.close()
 
 
-def heard(pipe: Connection) -> bytes:
+def receive(pipe: Connection) -> Any:
     """The driver's next message; a driver that is gone ends the worker."""
     try:
-        return pipe.recv_bytes()
+        return cloudpickle.loads(pipe.recv_bytes())
     except (EOFError, OSError):
         os._exit(0)
 
 
-def say(pipe: Connection, kind: str, content: Any) -> None:
+def send(pipe: Connection, message: StepResult | str) -> None:
     """One message to the driver; a driver that is gone ends the worker."""
     try:
-        pipe.send_bytes(cloudpickle.dumps((kind, content)))
+        pipe.send_bytes(cloudpickle.dumps(message))
     except OSError:
         os._exit(0)
 
@@ -89,7 +286,3 @@ def die_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -31,11 +31,11 @@ STATES = {
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-OBSERVED = "observed:"  # + the observation's order in the study: one attribute each
+ANSWER = "observed:"  # + the observation's order in the study: one attribute each
 
 
 @dataclass(frozen=True)
-class Observation:
+class SchedulerAnswer:
     """What a scheduler was shown of a trial, and what it answered.
 
     Args:
@@ -50,13 +50,13 @@ class Observation:
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredTrial:
     """What the study holds of one trial."""
 
     record: Record
     draw: int
     order: float  # among the finished ones; infinity where there is none
-    observations: tuple[tuple[int, Observation], ...]
+    answers: tuple[tuple[int, SchedulerAnswer], ...]  # of a scheduler, with their order
 
 
 def own_version() -> str:
@@ -90,7 +90,7 @@ def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
             "job": job_data(record, run),
             "fingerprint": record.fingerprint,
             "protocol": record.protocol,
-            "measures": finite(record.measures),
+            "measures": finite_json(record.measures),
             "params": dict(record.params),
             "memo": dict(record.memo),
         },
@@ -101,9 +101,9 @@ def result_data(record: Record, order: int) -> dict[str, Any]:
     """The attribute `result` of a finished trial; `order` counts the finished ones."""
     return {
         "status": record.status,
-        "values": finite(record.values),
+        "values": finite_json(record.values),
         "step": record.step,
-        "curve": [[report.step, finite(report.values)] for report in record.curve],
+        "curve": [[report.step, finite_json(report.values)] for report in record.curve],
         "artifacts": dict(record.artifacts),
         "seconds": record.seconds,
         "error": record.error,
@@ -111,7 +111,7 @@ def result_data(record: Record, order: int) -> dict[str, Any]:
     }
 
 
-def end_of(
+def final_state(
     record: Record, objectives: Sequence[Objective]
 ) -> tuple[TrialState, list[float] | None]:
     """A finished record's state in Optuna, and its objectives where it has them.
@@ -150,18 +150,18 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
             return {"kind": "refused", "reason": reason}
 
 
-def entry_of(trial: FrozenTrial, run: Path) -> Entry:
-    """All that the study holds of one trial; errors as in `record_of`."""
+def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
+    """All that the study holds of one trial; errors as in `read_record`."""
     known = trial.user_attrs
-    return Entry(
-        record_of(trial, run),
+    return StoredTrial(
+        read_record(trial, run),
         int(known.get("proposal", known).get("draw", -1)),
         float(known.get("result", {}).get("order", math.inf)),
-        tuple(observed(trial)),
+        tuple(read_answers(trial)),
     )
 
 
-def record_of(trial: FrozenTrial, run: Path) -> Record:
+def read_record(trial: FrozenTrial, run: Path) -> Record:
     """One Optuna trial as a record.
 
     Raises:
@@ -177,13 +177,13 @@ def record_of(trial: FrozenTrial, run: Path) -> Record:
     record = Record(
         number=trial.number,
         status="running",
-        job=job_of(proposal["job"], trial.number, run),
+        job=read_job(proposal["job"], trial.number, run),
         fingerprint=proposal["fingerprint"],
         protocol=proposal["protocol"],
         seed=proposal["seed"],
         params=proposal["params"],
         origin=known["origin"],
-        measures=infinite(proposal["measures"]),
+        measures=from_json(proposal["measures"]),
         memo=proposal["memo"],
     )
     result = known.get("result")
@@ -192,16 +192,16 @@ def record_of(trial: FrozenTrial, run: Path) -> Record:
     return replace(
         record,
         status=result["status"],
-        values=infinite(result["values"]),
+        values=from_json(result["values"]),
         step=result["step"],
-        curve=tuple(Report(step, infinite(values)) for step, values in result["curve"]),
+        curve=tuple(Report(step, from_json(values)) for step, values in result["curve"]),
         artifacts=result["artifacts"],
         seconds=result["seconds"],
         error=result["error"],
     )
 
 
-def job_of(data: Mapping[str, Any], number: int, run: Path) -> Job:
+def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
     """Inverse of `job_data`.
 
     Raises:
@@ -231,7 +231,7 @@ def job_of(data: Mapping[str, Any], number: int, run: Path) -> Job:
     return Refused(data["reason"])
 
 
-def starts_of(trials: Iterable[FrozenTrial]) -> dict[int, int]:
+def count_starts(trials: Iterable[FrozenTrial]) -> dict[int, int]:
     """Running trial -> how often it was begun."""
     return {
         trial.number: int(trial.user_attrs.get("starts", 1))
@@ -240,20 +240,20 @@ def starts_of(trials: Iterable[FrozenTrial]) -> dict[int, int]:
     }
 
 
-def observed(trial: FrozenTrial) -> Iterator[tuple[int, Observation]]:
+def read_answers(trial: FrozenTrial) -> Iterator[tuple[int, SchedulerAnswer]]:
     """A trial's observations and their order in the study."""
     for key, value in trial.user_attrs.items():
-        if key.startswith(OBSERVED):
+        if key.startswith(ANSWER):
             step, values, goes_on = value
-            seen = Observation(trial.number, Report(step, infinite(values)), goes_on)
-            yield int(key.removeprefix(OBSERVED)), seen
+            seen = SchedulerAnswer(trial.number, Report(step, from_json(values)), goes_on)
+            yield int(key.removeprefix(ANSWER)), seen
 
 
-def finite(values: Mapping[str, float]) -> dict[str, float | str]:
+def finite_json(values: Mapping[str, float]) -> dict[str, float | str]:
     """Floats for JSON; infinities as text, because databases refuse them."""
     return {key: v if math.isfinite(v) else repr(v) for key, v in values.items()}
 
 
-def infinite(values: Mapping[str, float | str]) -> dict[str, float]:
-    """Inverse of `finite`."""
+def from_json(values: Mapping[str, float | str]) -> dict[str, float]:
+    """Inverse of `finite_json`."""
     return {key: float(value) for key, value in values.items()}

@@ -1,11 +1,33 @@
-"""One call of `search` or `compare`: what stands between a strategy and an executor."""
+"""One call of `search` or `compare`: what stands between a strategy and an executor.
+
+The life of a trial, and what the study holds of it:
+
+    strategy.ask, or the queue of baselines
+        |
+        v  lower and measure the mask; store.begin         RUNNING: draw, job, seed, measures
+      READY <-------------------------------.
+        |--refused, violates a constraint, or its bits were run before----------.
+        |--its bits are running now--> TWIN, until that one has finished         |
+        v  ask: handed to the executor      ^                                    |
+     RUNNING --report, again and again      |              each answer of the    |
+        |      (the scheduler may end it)   |              scheduler             |
+        |--the driver is killed-------------'              still RUNNING: the    |
+        |   (another call begins it again, starts + 1)     next call restores it |
+        v  tell: checked against constraints on results                          |
+     FINISHED <------------------------------------------------------------------'
+        |  store.finish                                    curve and result, then the state
+        v
+    strategy.tell, status file, listeners
+"""
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from masksearch.contracts import (
@@ -32,14 +54,22 @@ from masksearch.study.store import StudyStore
 
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
+Key = tuple[str, str, int, str]
+
+
+@dataclass
+class OpenTrial:
+    """A trial that has begun and not finished."""
+
+    record: Record  # as it was begun
+    draw: int  # the strategy's own number; -1 = no strategy drew it
+    state: Literal["ready", "running", "twin"] = "ready"
+    restored: bool = False  # begun by an earlier call, and not yet by this one
+    answers: dict[int, bool] = field(default_factory=dict)  # step -> the scheduler's answer
 
 
 class Session:
-    """One call of `search` or `compare`: the strategy as the executor sees it.
-
-    Between strategy and executor it writes every proposal before it runs, answers equal masks
-    from what has been run, refuses what cannot run, hands interrupted trials out again under
-    their own numbers, asks the scheduler at each report, and counts the budget.
+    """The trials of one call, as the executor gets them (`masksearch.contracts.Trials`).
 
     Args:
         store: The study, open for writing.
@@ -76,44 +106,41 @@ class Session:
         self.queue, self.strict = deque(queue), strict
         self.board = StatusBoard(store.run, evaluator.objectives, budget, title)
         self.started = time.monotonic()
-        self.draws: dict[int, int] = {}  # trial number -> the strategy's draw (-1: none)
-        self.open: dict[int, Record] = {}  # running trials, as they were begun
-        self.again: deque[Record] = deque()  # trials that run (again) before anything new
-        self.interrupted: set[int] = set()  # those that another call had begun
-        self.out: set[int] = set()  # in the executor's hands
-        self.deferred: list[Record] = []  # equal to a mask that is running
-        self.results: dict[tuple[str, str, int, str], Record] = {}
-        self.decided: dict[tuple[int, int], bool] = {}  # (trial, step) -> the scheduler's answer
-        self.counted = 0
-        self.failures: list[Record] = []  # in a row
-        self.finished = 0
+        self.open: dict[int, OpenTrial] = {}  # by trial number
+        self.results: dict[Key, Record] = {}  # what a trial of the same mask is answered with
+        self.counted = 0  # towards the budget, those of earlier calls too
+        self.finished = 0  # by this call
+        self.failures: list[Record] = []  # in a row, the last ones of this call
+
+    @property
+    def workdir(self) -> Path:
+        """The run folder."""
+        return self.store.run
 
     def restore(self) -> None:
         """Tells everyone what the study holds; interrupted trials run again."""
-        self.draws = self.store.draws()
-        told = self.store.told()
-        ended = [record for record in told if record.status != "running"]
-        if self.scheduler is not None:
-            known = {record.number: record.measures for record in told}
-            for seen in self.store.observations():
-                self.scheduler.observe(seen.number, seen.report, known[seen.number])
-                self.decided[seen.number, seen.report.step] = seen.goes_on
+        draws, told = self.store.draws(), self.store.told()
         for record in told:
-            draw = self.draws[record.number]
+            draw = draws[record.number]
             if draw >= 0:
                 self.strategy.tell(replace(record, number=draw))
             if record.status == "running":
-                self.again.append(record)
-                self.interrupted.add(record.number)
-                self.open[record.number] = record
+                self.open[record.number] = OpenTrial(record, draw, restored=True)
             else:
-                self.note(record)
+                self.count(record, draw)
+        self.failures, self.finished = [], 0
+        if self.scheduler is not None:
+            known = {record.number: record.measures for record in told}
+            for seen in self.store.scheduler_answers():
+                self.scheduler.observe(seen.number, seen.report, known[seen.number])
+                if seen.number in self.open:
+                    self.open[seen.number].answers[seen.report.step] = seen.goes_on
+        ended = [record for record in told if record.status != "running"]
         for listener in self.listeners:
             if isinstance(listener, RemembersRecords):
                 listener.restore(ended)
         done = {record.origin for record in told}
         self.queue = deque(p for p in self.queue if p.origin == "compare" or p.origin not in done)
-        self.failures, self.finished = [], 0
         self.board.restore(ended, self.expected())
 
     def expected(self) -> int | None:
@@ -121,22 +148,19 @@ class Session:
         trials = self.budget.trials
         if trials is None and self.strict:
             return None
-        others = len(self.queue) + sum(self.draws[record.number] < 0 for record in self.again)
+        others = len(self.queue) + sum(trial.draw < 0 for trial in self.open.values())
         return others + max(0, (trials or 0) - self.counted)
 
     def run_on(self, executor: Executor) -> None:
-        """Lets the executor work until the budget is spent."""
+        """Lets the executor work until the budget is spent.
+
+        Raises:
+            SearchError: If nothing works, the disk is full, or `executor` is of another make.
+        """
         state = "interrupted"
         try:
-            executor.run(
-                self,
-                self.evaluator,
-                budget=self.budget,
-                seed=self.seed,
-                workdir=self.store.run,
-                on_record=lambda record: None,
-                on_report=self.report,
-            )
+            check_executor(executor)
+            executor.run(self)
             state = "ended"
         except SearchError as error:
             state = f"stopped: {error}"
@@ -148,74 +172,34 @@ class Session:
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next job to run: interrupted ones first, then baselines, then the strategy's."""
         while True:
-            if self.again:
-                record = self.again.popleft()
-                settled = self.settled(record)
-                if settled is None:
-                    return self.handed_out(record)
-                if settled.status != "running":
-                    self.settle(settled)
-                continue
-            if self.budget.seconds is not None and self.elapsed >= self.budget.seconds:
-                return "done"
-            draw = -1
-            if self.queue:
-                proposal = self.queue.popleft()
+            ready = (trial for trial in self.open.values() if trial.state == "ready")
+            trial = next(ready, None) or self.begin_trial()
+            if isinstance(trial, str):
+                return trial
+            known = self.answer_without_running(trial.record)
+            if known is not None:
+                self.finish(known)
+            elif self.is_running(self.key_of(trial.record)):
+                trial.state = "twin"
             else:
-                pending = sum(self.draws[n] >= 0 for n in self.open)
-                if self.budget.trials is not None and self.counted + pending >= self.budget.trials:
-                    return "wait" if pending else "done"
-                answer = self.strategy.ask()
-                if isinstance(answer, str):
-                    return answer
-                proposal, draw = answer, answer.number
-            record = self.prepared(proposal)
-            number = self.store.begin(record, draw)
-            record = replace(record, number=number)
-            self.draws[number] = draw
-            self.open[number] = record
-            settled = self.settled(record)
-            if settled is None:
-                return self.handed_out(record)
-            if settled.status != "running":
-                self.settle(settled)
-
-    def handed_out(self, record: Record) -> Proposal:
-        """A stored record as the proposal that it was, now on its way to an executor."""
-        starts = 0
-        if record.number in self.interrupted:
-            self.interrupted.discard(record.number)
-            starts = self.store.again(record.number) - 1
-        self.board.began(record)
-        self.out.add(record.number)
-        strategy, job = self.strategy, record.job
-        return Proposal(
-            record.number,
-            strategy.equipped(job) if isinstance(strategy, EquipsJobs) else job,
-            record.params,
-            record.origin,
-            record.seed,
-            record.memo,
-            starts,
-        )
+                return self.hand_out(trial)
 
     def report(self, number: int, report: Report) -> bool:
         """Takes a running job's report; False = the scheduler ends it here."""
         self.board.reported(number, report)
-        record = self.open.get(number)
-        if self.scheduler is None or record is None or not isinstance(record.job, Evaluate):
+        trial = self.open.get(number)
+        if self.scheduler is None or trial is None or not isinstance(trial.record.job, Evaluate):
             return True
-        key = number, report.step
-        if key not in self.decided:
-            goes_on = bool(self.scheduler.observe(number, report, record.measures))
-            goes_on |= self.draws[number] < 0  # baselines are compared with, and never ended
+        if report.step not in trial.answers:
+            goes_on = bool(self.scheduler.observe(number, report, trial.record.measures))
+            goes_on |= trial.draw < 0  # baselines are compared with, and never ended
             self.store.observe(number, report, goes_on)
-            self.decided[key] = goes_on
-        return self.decided[key]
+            trial.answers[report.step] = goes_on
+        return trial.answers[report.step]
 
     def tell(self, record: Record) -> None:
-        """Takes a finished job: writes it, passes it on, answers equal masks that waited."""
-        begun = self.open[record.number]
+        """Takes a finished job, writes it and passes it on."""
+        begun = self.open[record.number].record
         record = replace(
             record,
             fingerprint=begun.fingerprint,
@@ -227,24 +211,34 @@ class Session:
             reason = self.violation(record, early=False)
             if reason:
                 record = replace(record, status="stopped", error=reason)
-        self.settle(record)
-        waiting = [r for r in self.deferred if self.key_of(r) == self.key_of(record)]
-        self.deferred = [r for r in self.deferred if self.key_of(r) != self.key_of(record)]
-        for other in waiting:
-            copy = self.settled(other)
-            if copy is not None and copy.status != "running":
-                self.settle(copy)
-            else:  # the first one failed: the second runs for itself
-                self.again.append(other)
+        self.finish(record)
+        for trial in self.open.values():  # answered from this one or, if it failed, run
+            if trial.state == "twin" and self.key_of(trial.record) == self.key_of(record):
+                trial.state = "ready"
 
     # -- inside --------------------------------------------------------------------------------
-    @property
-    def elapsed(self) -> float:
-        """Seconds of this call so far."""
-        return time.monotonic() - self.started
+    def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
+        """A new trial, written to the study; or why there is none."""
+        elapsed = time.monotonic() - self.started
+        if self.budget.seconds is not None and elapsed >= self.budget.seconds:
+            return "done"
+        if self.queue:
+            proposal, draw = self.queue.popleft(), -1
+        else:
+            pending = sum(trial.draw >= 0 for trial in self.open.values())
+            if self.budget.trials is not None and self.counted + pending >= self.budget.trials:
+                return "wait" if pending else "done"
+            answer = self.strategy.ask()
+            if isinstance(answer, str):
+                return answer
+            proposal, draw = answer, answer.number
+        record = self.lower_and_measure(proposal)
+        number = self.store.begin(record, draw)
+        self.open[number] = OpenTrial(replace(record, number=number), draw)
+        return self.open[number]
 
-    def prepared(self, proposal: Proposal) -> Record:
-        """A proposal as a running record, lowered and measured; or refused with its reason."""
+    def lower_and_measure(self, proposal: Proposal) -> Record:
+        """A proposal as a running record; refused with its reason where it cannot run."""
         record = Record(
             number=-1,
             status="running",
@@ -257,17 +251,16 @@ class Session:
         )
         if not isinstance(proposal.job, Evaluate):
             return record
+        mask, shape = proposal.job.mask, self.evaluator.shape
         try:
-            mask, shape = proposal.job.mask, self.evaluator.shape
             table = lower(mask, shape)
             known = measures(mask, shape, table=table)
             return replace(record, fingerprint=table_fingerprint(table), measures=known)
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))
 
-    def settled(self, record: Record) -> Record | None:
-        """What is known of a proposal without running it; None = it must run. A record that
-        equals a running one is put aside and stays "running"."""
+    def answer_without_running(self, record: Record) -> Record | None:
+        """The finished record of a trial about which all is known; None = it must run."""
         if isinstance(record.job, Refused):
             return replace(record, status="failed", error=record.job.reason)
         if not isinstance(record.job, Evaluate):
@@ -276,22 +269,57 @@ class Session:
         if reason:
             return replace(record, status="stopped", error=reason)
         same = self.results.get(self.key_of(record))
-        if same is not None:
-            return replace(
-                record,
-                status="reused" if same.status == "done" else "stopped",
-                values=same.values,
-                step=same.step,
-                curve=same.curve,
-                artifacts={"reused_from": str(same.number)},
-                error=same.error,
-            )
-        if any(self.key_of(self.open[number]) == self.key_of(record) for number in self.out):
-            self.deferred.append(record)
-            return record
-        return None
+        if same is None:
+            return None
+        return replace(
+            record,
+            status="reused" if same.status == "done" else "stopped",
+            values=same.values,
+            step=same.step,
+            curve=same.curve,
+            artifacts={"reused_from": str(same.number)},
+            error=same.error,
+        )
 
-    def key_of(self, record: Record) -> tuple[str, str, int, str]:
+    def hand_out(self, trial: OpenTrial) -> Proposal:
+        """A trial as the proposal that it was, now on its way to an executor."""
+        record, strategy, starts = trial.record, self.strategy, 0
+        if trial.restored:
+            starts, trial.restored = self.store.again(record.number) - 1, False
+        self.board.began(record)
+        trial.state = "running"
+        return Proposal(
+            record.number,
+            strategy.equipped(record.job) if isinstance(strategy, EquipsJobs) else record.job,
+            record.params,
+            record.origin,
+            record.seed,
+            record.memo,
+            starts,
+        )
+
+    def finish(self, record: Record) -> None:
+        """A record is final: disk first, then the strategy, then the listeners."""
+        self.store.finish(record)
+        draw = self.open.pop(record.number).draw
+        self.count(record, draw)
+        if draw >= 0:
+            self.strategy.tell(replace(record, number=draw))
+        self.board.ended(record)
+        for listener in self.listeners:
+            listener(record)
+        self.stop_if_hopeless()
+
+    def count(self, record: Record, draw: int) -> None:
+        """Counts a finished record and remembers its result."""
+        self.finished += 1
+        self.failures = [*self.failures, record] if record.status == "failed" else []
+        if draw >= 0 and record.status != "failed":
+            self.counted += 1
+        if record.status in ("done", "stopped") and record.curve:
+            self.results[self.key_of(record)] = record
+
+    def key_of(self, record: Record) -> Key:
         """What makes two trials the same: (fingerprint, protocol, seed), never the parameters.
 
         Where the evaluator looks at the mask at another length than its shape's, masks that are
@@ -301,32 +329,17 @@ class Session:
         digest = record.mask.digest if beyond and record.mask is not None else ""
         return record.fingerprint, record.protocol, record.seed, digest
 
+    def is_running(self, key: Key) -> bool:
+        """Whether a trial of the same mask is with the executor."""
+        return bool(key[0]) and any(
+            trial.state == "running" and self.key_of(trial.record) == key
+            for trial in self.open.values()
+        )
+
     def violation(self, record: Record, *, early: bool) -> str:
         """Why a record violates a constraint; empty where it keeps all of that kind."""
         reasons = (c.violated_by(record) for c in self.constraints if c.early is early)
         return next(filter(None, reasons), "")
-
-    def settle(self, record: Record) -> None:
-        """A record is final: disk first, then the strategy, then the listeners."""
-        self.store.finish(record)
-        self.open.pop(record.number, None)
-        self.out.discard(record.number)
-        self.note(record)
-        if self.draws[record.number] >= 0:
-            self.strategy.tell(replace(record, number=self.draws[record.number]))
-        self.board.ended(record)
-        for listener in self.listeners:
-            listener(record)
-        self.stop_if_hopeless()
-
-    def note(self, record: Record) -> None:
-        """Counts a finished record and remembers its result."""
-        self.finished += 1
-        self.failures = [*self.failures, record] if record.status == "failed" else []
-        if self.draws[record.number] >= 0 and record.status != "failed":
-            self.counted += 1
-        if record.status in ("done", "stopped") and record.curve:
-            self.results[self.key_of(record)] = record
 
     def stop_if_hopeless(self) -> None:
         """Ends a search in which nothing works.
@@ -342,3 +355,22 @@ class Session:
                 f"the {'first' if first else 'last'} {count} trials all failed; trial "
                 f"{self.failures[0].number}: {reason} (all reasons are in {self.store.run})"
             )
+
+
+def check_executor(executor: Executor) -> None:
+    """Refuses an executor whose `run` takes something else than the trials.
+
+    Raises:
+        SearchError: Shows the signature that is wanted.
+    """
+    signature = inspect.signature(executor.run)
+    try:
+        signature.bind(executor)
+    except TypeError:
+        raise SearchError(
+            f"{type(executor).__name__}.run{signature} is no executor's method: it takes one "
+            "argument, `def run(self, work: masksearch.contracts.Trials) -> None`. "
+            "work.ask() gives a job, 'wait' or 'done', work.report(number, report) says whether "
+            "it goes on, work.tell(record) takes its record; work.evaluator and work.workdir are "
+            "what it runs with"
+        ) from None

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import optuna
 from optuna.distributions import json_to_distribution
@@ -27,33 +26,23 @@ from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.contracts import Objective, Record, Report, Shape
 from masksearch.errors import ResumeError, SearchError
-from masksearch.study.lock import StudyLock, locked_run, locked_study
+from masksearch.study.lock import LockFile, ServerLock, lock_run, lock_study
 from masksearch.study.records import (
+    ANSWER,
     FORMAT,
-    OBSERVED,
-    Entry,
-    Observation,
+    SchedulerAnswer,
+    StoredTrial,
     check_format,
-    end_of,
-    entry_of,
-    finite,
-    observed,
+    count_starts,
+    final_state,
+    finite_json,
     own_version,
     proposal_data,
+    read_answers,
+    read_trial,
     result_data,
-    starts_of,
 )
-from masksearch.study.records import STATES as STATES
-from masksearch.study.storage import (
-    DiskFullError,
-    Reserve,
-    explained,
-    mend_journal,
-    opened,
-    place_of,
-)
-
-Result = TypeVar("Result")
+from masksearch.study.storage import explain_errors, locate_storage, open_storage
 
 
 class StudyStore:
@@ -78,25 +67,23 @@ class StudyStore:
     ) -> None:
         self.run = Path(run)
         self.name = self.run.resolve().name
-        self.place = place_of(self.run, storage)
+        self.location = locate_storage(self.run, storage)
         if not write and storage is None and not (self.run / "study.db").is_file():
             raise SearchError(f"{self.run} holds no study (no study.db); run a search first")
-        self.locks: list[StudyLock] = []
-        self.reserve: Reserve | None = None
+        self.locks: list[LockFile | ServerLock] = []
         self.study: optuna.Study | None = None
         self.goals: tuple[Objective, ...] = ()
         self.ids: list[int] = []  # the storage's own number of every trial
-        self.parsed: dict[int, Entry] = {}  # finished trials, which change no more
-        self.finished = 0
-        self.observed = 0
+        self.parsed: dict[int, StoredTrial] = {}  # finished trials, which change no more
+        self.finished = 0  # trials so far
+        self.answers = 0  # of a scheduler so far
         self.begun: dict[int, int] = {}  # running trial -> how often it was begun
         try:
             if write:
-                self.locks.append(locked_run(self.run))
-                if (lock := locked_study(self.place, self.name)) is not None:
+                self.locks.append(lock_run(self.run))
+                if (lock := lock_study(self.location, self.name)) is not None:
                     self.locks.append(lock)
-                self.reserve = Reserve(self.run, self.place)
-            self.storage = opened(self.run, storage)
+            self.storage = open_storage(self.run, storage)
         except BaseException:
             self.close()
             raise
@@ -116,7 +103,7 @@ class StudyStore:
             ResumeError: If it was created with other facts; names each that differs.
             SearchError: If a newer masksearch has written it.
         """
-        with explained(self.place):
+        with explain_errors(self.location):
             try:
                 self.storage.get_study_id_from_name(self.name)
                 existed = True
@@ -136,29 +123,21 @@ class StudyStore:
                     "choose another run folder, or repeat the search as it was"
                 )
         else:
-            with explained(self.place), quiet():
+            with explain_errors(self.location), quiet():
                 self.study = optuna.create_study(
                     storage=self.storage,
                     study_name=self.name,
                     directions=directions(objectives),
                 )
-        self.write(lambda: self.describe(objectives, facts, existed and bool(before)))
-        return existed
-
-    def describe(
-        self, objectives: Sequence[Objective], facts: Mapping[str, str], described: bool
-    ) -> None:
-        """Writes what the study is; of one that is described already only who writes to it."""
-        study = self.opened()
-        known = study.user_attrs
-        for key, value in (("format", FORMAT), ("masksearch", own_version())):
-            if known.get(key) != value:
-                study.set_user_attr(key, value)
-        if not described:
-            with quiet():
+        study = self.optuna_study()
+        with self.writing(), quiet():
+            study.set_user_attr("format", FORMAT)
+            study.set_user_attr("masksearch", own_version())
+            if not existed or not before:
                 study.set_metric_names([o.name for o in objectives])
-            study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
-            study.set_user_attr("facts", dict(facts))  # the last: now it is described
+                study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
+                study.set_user_attr("facts", dict(facts))  # the last: now it is described
+        return existed
 
     def load(self) -> None:
         """Opens an existing study.
@@ -167,7 +146,7 @@ class StudyStore:
             SearchError: If the storage holds none under this run's name, or one that a newer
                 masksearch has written.
         """
-        with explained(self.place):
+        with explain_errors(self.location):
             try:
                 self.study = optuna.load_study(study_name=self.name, storage=self.storage)
             except KeyError as error:
@@ -179,10 +158,10 @@ class StudyStore:
         trials = self.trials()
         self.ids = [trial._trial_id for trial in trials]
         self.finished = sum(trial.state.is_finished() for trial in trials)
-        self.observed = 1 + max((seen[0] for t in trials for seen in observed(t)), default=-1)
-        self.begun = starts_of(trials)
+        self.answers = 1 + max((seen[0] for t in trials for seen in read_answers(t)), default=-1)
+        self.begun = count_starts(trials)
 
-    def opened(self) -> optuna.Study:
+    def optuna_study(self) -> optuna.Study:
         """The Optuna study, for whoever wants Optuna's own tools."""
         if self.study is None:
             self.load()
@@ -191,8 +170,8 @@ class StudyStore:
 
     def facts(self) -> dict[str, str]:
         """What the study was created with."""
-        with explained(self.place):
-            found: dict[str, str] = self.opened().user_attrs.get("facts", {})
+        with explain_errors(self.location):
+            found: dict[str, str] = self.optuna_study().user_attrs.get("facts", {})
         return found
 
     def add_facts(self, facts: Mapping[str, str]) -> None:
@@ -204,8 +183,8 @@ class StudyStore:
     def objectives(self) -> tuple[Objective, ...]:
         """The study's objectives, in order."""
         if not self.goals:
-            with explained(self.place):
-                rows = self.opened().user_attrs["objectives"]
+            with explain_errors(self.location):
+                rows = self.optuna_study().user_attrs["objectives"]
             self.goals = tuple(Objective(*row) for row in rows)
         return self.goals
 
@@ -215,52 +194,22 @@ class StudyStore:
 
     def close(self) -> None:
         """Lets another process write."""
-        if self.reserve is not None:
-            self.reserve.give_up()
         for lock in reversed(self.locks):
             lock.release()
         self.locks = []
 
     # -- writing -----------------------------------------------------------------------------
-    def write(self, action: Callable[[], Result]) -> Result:
-        """Carries a write out; on a full disk with the space that was kept back for it.
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around every write.
 
         Raises:
-            SearchError: If the disk is full (what was to be written has then been written, with
-                the reserve), the storage fails, or another driver has taken over.
+            SearchError: If the disk is full, the storage fails, or the study's lock was lost.
         """
         for lock in self.locks:
-            if not lock.check():
-                self.check_unchanged()
-        try:
-            with explained(self.place):
-                return action()
-        except DiskFullError as full:
-            if self.reserve is None or not self.reserve.give_up():
-                raise
-            if self.place.kind == "journal" and self.place.path is not None:
-                mend_journal(self.place.path)
-            with explained(self.place):
-                action()
-            ended = set(range(len(self.ids))) - set(self.begun)
-            last = f", up to trial {max(ended)}," if ended else ""
-            raise DiskFullError(
-                f"disk full at {self.place.path or self.run}: the {len(ended)} finished results"
-                f"{last} are safe; free space and repeat the command"
-            ) from full
-
-    def check_unchanged(self) -> None:
-        """After the study's lock was lost and taken again: has nobody else written?
-
-        Raises:
-            SearchError: If somebody has.
-        """
-        trials = self.trials()
-        if len(trials) != len(self.ids) or starts_of(trials) != self.begun:
-            raise SearchError(
-                f"another process has written to {self.run} while the storage was out of reach; "
-                "repeat the command to go on from there"
-            )
+            lock.check()
+        with explain_errors(self.location):
+            yield
 
     def begin(self, record: Record, draw: int) -> int:
         """Writes a proposal as a RUNNING trial.
@@ -273,20 +222,17 @@ class StudyStore:
             The trial's number in the study.
         """
         kinds = json.loads(record.memo.get("distributions", "{}"))
-        study = self.opened()._study_id
-
-        def add() -> int:
-            trial = optuna.trial.create_trial(
-                state=TrialState.RUNNING,
-                params=dict(record.params) if kinds else {},
-                distributions={name: json_to_distribution(text) for name, text in kinds.items()},
-                user_attrs=proposal_data(record, draw, self.run),
-            )
-            self.ids.append(self.storage.create_new_trial(study, trial))
-            self.begun[len(self.ids) - 1] = 1
-            return len(self.ids) - 1
-
-        return self.write(add)
+        trial = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=dict(record.params) if kinds else {},
+            distributions={name: json_to_distribution(text) for name, text in kinds.items()},
+            user_attrs=proposal_data(record, draw, self.run),
+        )
+        with self.writing():
+            self.ids.append(self.storage.create_new_trial(self.optuna_study()._study_id, trial))
+        number = len(self.ids) - 1
+        self.begun[number] = 1
+        return number
 
     def again(self, number: int) -> int:
         """Counts that an interrupted trial is begun once more.
@@ -300,13 +246,14 @@ class StudyStore:
         if number not in self.begun:
             raise ValueError(f"trial {number} of {self.run} is not running; begin another trial")
         count = self.begun[number] + 1
-        self.write(lambda: self.storage.set_trial_user_attr(self.ids[number], "starts", count))
+        with self.writing():
+            self.storage.set_trial_user_attr(self.ids[number], "starts", count)
         self.begun[number] = count
         return count
 
     def starts(self) -> dict[int, int]:
         """Running trial -> how often it was begun."""
-        self.opened()
+        self.optuna_study()
         return dict(self.begun)
 
     def observe(self, number: int, report: Report, goes_on: bool) -> None:
@@ -317,9 +264,10 @@ class StudyStore:
             report: What the scheduler was shown.
             goes_on: What it answered.
         """
-        key, data = f"{OBSERVED}{self.observed}", [report.step, finite(report.values), goes_on]
-        self.observed += 1
-        self.write(lambda: self.storage.set_trial_user_attr(self.ids[number], key, data))
+        key, data = f"{ANSWER}{self.answers}", [report.step, finite_json(report.values), goes_on]
+        self.answers += 1
+        with self.writing():
+            self.storage.set_trial_user_attr(self.ids[number], key, data)
 
     def finish(self, record: Record) -> None:
         """Writes a result: curve and values first, then the trial's state.
@@ -327,31 +275,28 @@ class StudyStore:
         Raises:
             ValueError: If a finished record's objective is NaN.
         """
-        state, values = end_of(record, self.objectives())
+        state, values = final_state(record, self.objectives())
         trial = self.ids[record.number]
-
-        def end() -> None:
+        with self.writing():
             data = result_data(record, self.finished)
             self.storage.set_trial_user_attr(trial, "result", data)
             self.storage.set_trial_state_values(trial, state, values)
-            self.begun.pop(record.number, None)
-            self.finished += 1
-
-        self.write(end)
+        self.begun.pop(record.number, None)
+        self.finished += 1
 
     # -- reading -----------------------------------------------------------------------------
     def trials(self) -> list[FrozenTrial]:
         """The study's trials as Optuna has them, by number."""
-        with explained(self.place):
-            return self.opened().get_trials(deepcopy=False)
+        with explain_errors(self.location):
+            return self.optuna_study().get_trials(deepcopy=False)
 
-    def entries(self) -> list[Entry]:
+    def stored_trials(self) -> list[StoredTrial]:
         """What the study holds of every trial, by number."""
         found = []
         for trial in self.trials():
             entry = self.parsed.get(trial.number)
             if entry is None:
-                entry = entry_of(trial, self.run)
+                entry = read_trial(trial, self.run)
                 if trial.state.is_finished():
                     self.parsed[trial.number] = entry
             found.append(entry)
@@ -359,22 +304,22 @@ class StudyStore:
 
     def records(self) -> list[Record]:
         """Every trial as a record, by number; those nobody finished have status "running"."""
-        return [entry.record for entry in self.entries()]
+        return [entry.record for entry in self.stored_trials()]
 
     def draws(self) -> dict[int, int]:
         """Trial number -> the strategy's draw number (-1: drawn by no strategy)."""
-        return {entry.record.number: entry.draw for entry in self.entries()}
+        return {entry.record.number: entry.draw for entry in self.stored_trials()}
 
     def told(self) -> list[Record]:
         """Finished records in the order of completion, then the unfinished ones."""
         entries = sorted(
-            self.entries(), key=lambda entry: (entry.record.status == "running", entry.order)
+            self.stored_trials(), key=lambda entry: (entry.record.status == "running", entry.order)
         )
         return [entry.record for entry in entries]
 
-    def observations(self) -> list[Observation]:
+    def scheduler_answers(self) -> list[SchedulerAnswer]:
         """What schedulers were shown and answered, in the order in which it happened."""
-        found = {order: seen for entry in self.entries() for order, seen in entry.observations}
+        found = {order: seen for trial in self.stored_trials() for order, seen in trial.answers}
         return [found[order] for order in sorted(found)]
 
 

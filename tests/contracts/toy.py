@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from optuna.trial import BaseTrial
 
 from masksearch import masks
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, OnReport, Record, Report, Shape, Strategy
 from masksearch.masks import Mask
 
 
@@ -48,3 +49,26 @@ def space(trial: BaseTrial) -> Mask:
     if trial.suggest_categorical("family", ["window", "stride"]) == "window":
         return masks.window(trial.suggest_int("reach", 0, 12))
     return masks.stride(trial.suggest_int("period", 2, 7))
+
+
+@dataclass
+class PlainTrials:
+    """What an executor gets, without a study: a strategy's jobs, and lists of what is said."""
+
+    strategy: Strategy
+    evaluator: Evaluator
+    workdir: Path
+    goes_on: OnReport = lambda number, report: True
+    records: list[Record] = field(default_factory=list)
+    reports: list[tuple[int, int]] = field(default_factory=list)  # (trial number, step)
+
+    def ask(self) -> Any:
+        return self.strategy.ask()
+
+    def report(self, number: int, report: Report) -> bool:
+        self.reports.append((number, report.step))
+        return self.goes_on(number, report)
+
+    def tell(self, record: Record) -> None:
+        self.records.append(record)
+        self.strategy.tell(record)

@@ -12,7 +12,7 @@ import cloudpickle
 import pytest
 
 from masksearch.contracts import Evaluator, OneShot, Proposal
-from masksearch.executors.job import carry_out
+from masksearch.executors.job import JobRun
 from masksearch.masks import Mask
 
 Outcome = dict[str, Any]
@@ -21,8 +21,8 @@ Outcome = dict[str, Any]
 def outcome(evaluator: Evaluator, mask: Mask, workdir: Path) -> Outcome:
     """Everything that must not depend on where an evaluator runs: its description, its reports
     under a mask, and a one-shot job's."""
-    job = Proposal(0, OneShot({}, {"steps": 4, "density": 0.3}))
-    record = carry_out(job, evaluator, seed=1, workdir=workdir, folder="one-shot")
+    job = Proposal(0, OneShot({}, {"steps": 4, "density": 0.3}), seed=1)
+    record = JobRun(job, evaluator, workdir).run()
     return {
         "description": (evaluator.shape, evaluator.objectives, evaluator.protocol),
         "reports": list(evaluator(mask, seed=3, workdir=workdir)),

@@ -10,26 +10,20 @@ import threading
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from ray_fixtures import Troubled
+from toy import PlainTrials
 
 from masksearch import masks
-from masksearch.contracts import Budget
-from masksearch.executors.on_ray import RayTune
+from masksearch.executors.ray import RayTune
 from masksearch.strategies.listed import Listed
 
 
-def run(folder: Path, evaluator: Troubled, count: int, on_report=None, **options) -> list:
-    records: list = []
-    RayTune(**options).run(
-        Listed({f"w{i}": masks.window(i) for i in range(count)}, [0]),
-        evaluator,
-        budget=Budget(),
-        seed=0,
-        workdir=folder,
-        on_record=records.append,
-        on_report=on_report or (lambda number, report: True),
-    )
-    return records
+def run(folder: Path, evaluator: Troubled, count: int, goes_on=None, **options) -> list:
+    strategy = Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
+    work = PlainTrials(strategy, evaluator, folder, goes_on or (lambda number, report: True))
+    RayTune(**options).run(work)
+    return work.records
 
 
 def say(**facts: object) -> None:

@@ -14,13 +14,13 @@ import cloudpickle
 import pytest
 
 from masksearch.executors.environment import (
-    environment,
-    interruptible,
-    loaded_by_path,
-    logging_at,
+    catch_interrupt,
     own_token,
-    replaced,
-    shelf,
+    pickle_by_value,
+    replace_attribute,
+    set_environment,
+    set_log_level,
+    temporary_storage,
 )
 from masksearch.strategies.user_code import load_function
 
@@ -29,7 +29,7 @@ def test_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("KNOWN", "before")
     monkeypatch.setenv("RAY_GONE", "before")
     monkeypatch.delenv("FRESH", raising=False)
-    with environment({"KNOWN": "within", "FRESH": "1"}, ("RAY_",)):
+    with set_environment({"KNOWN": "within", "FRESH": "1"}, ("RAY_",)):
         assert (os.environ["KNOWN"], os.environ["FRESH"]) == ("within", "1")
         os.environ["RAY_NEW"] = os.environ["OTHER_NEW"] = "1"
         del os.environ["RAY_GONE"]
@@ -40,7 +40,7 @@ def test_environment_is_put_back(monkeypatch):
 
 
 def test_environment_is_put_back_after_an_error():
-    with pytest.raises(KeyError), environment({"FRESH": "1"}):
+    with pytest.raises(KeyError), set_environment({"FRESH": "1"}):
         raise KeyError
     assert "FRESH" not in os.environ
 
@@ -50,9 +50,9 @@ def test_levels_and_attributes_are_put_back():
         name = "before"
 
     logger = logging.getLogger("masksearch.test")
-    with logging_at("masksearch.test", 50), replaced(Owner, "name", "within"):
+    with set_log_level("masksearch.test", 50), replace_attribute(Owner, "name", "within"):
         assert (logger.level, Owner.name) == (50, "within")
-    with replaced(Owner, "unknown", 1):
+    with replace_attribute(Owner, "unknown", 1):
         assert not hasattr(Owner, "unknown")
     assert (logger.level, Owner.name) == (0, "before")
 
@@ -60,7 +60,7 @@ def test_levels_and_attributes_are_put_back():
 def test_the_first_ctrl_c_calls_and_the_second_raises():
     calls = []
     before = signal.getsignal(signal.SIGINT)
-    with interruptible(lambda: calls.append(1)):
+    with catch_interrupt(lambda: calls.append(1)):
         signal.raise_signal(signal.SIGINT)
         assert calls == [1]
         with pytest.raises(KeyboardInterrupt):
@@ -70,11 +70,11 @@ def test_the_first_ctrl_c_calls_and_the_second_raises():
 
 
 def test_shelves_are_removed(tmp_path):
-    with shelf(None) as (folder, name):
+    with temporary_storage(None) as (folder, name):
         assert not (Path(folder) / name).exists()
     assert not Path(folder).exists()
     for place in (str(tmp_path / "a"), f"file://{tmp_path}/b"):
-        with shelf(place) as (folder, name):
+        with temporary_storage(place) as (folder, name):
             (Path(folder.removeprefix("file://")) / name / "trial").mkdir(parents=True)
         assert list((tmp_path / place[-1]).iterdir()) == []
 
@@ -96,7 +96,7 @@ def test_what_was_loaded_from_a_path_travels_by_value(tmp_path):
     file = tmp_path / "a_space_of_mine.py"
     file.write_text("FACTOR = 3\n\ndef triple(x):\n    return FACTOR * x\n")
     triple = load_function(f"{file}:triple")
-    with loaded_by_path():
+    with pickle_by_value():
         text = cloudpickle.dumps(triple)
         assert all(
             name not in cloudpickle.list_registry_pickle_by_value() for name in ("os", "torch")
@@ -110,8 +110,8 @@ def test_what_was_loaded_from_a_path_travels_by_value(tmp_path):
 
 def test_modules_of_python_and_of_packages_do_not():
     code = (
-        "from masksearch.executors.environment import loaded_by_path; import cloudpickle, torch\n"
-        "with loaded_by_path(): print(sorted(cloudpickle.list_registry_pickle_by_value()))"
+        "from masksearch.executors.environment import pickle_by_value; import cloudpickle, torch\n"
+        "with pickle_by_value(): print(sorted(cloudpickle.list_registry_pickle_by_value()))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert out.stdout.strip() == b"[]"

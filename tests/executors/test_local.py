@@ -8,33 +8,24 @@ import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from toy import ToyEvaluator
+from toy import PlainTrials, ToyEvaluator
 
 from masksearch import masks
-from masksearch.contracts import Budget, Evaluate, OneShot, Proposal, Record, Report
+from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
-from masksearch.executors.job import carry_out
+from masksearch.executors.job import JobRun
 from masksearch.executors.local import Local
 from masksearch.strategies.listed import Listed
 
 
 def run(
-    executor: Local, strategy, evaluator, workdir: Path, on_report=lambda number, report: True
+    executor: Local, strategy, evaluator, workdir: Path, goes_on=lambda number, report: True
 ) -> list[Record]:
-    records: list[Record] = []
-    executor.run(
-        strategy,
-        evaluator,
-        budget=Budget(),
-        seed=7,
-        workdir=workdir,
-        on_record=records.append,
-        on_report=on_report,
-    )
-    return records
+    work = PlainTrials(strategy, evaluator, workdir, goes_on)
+    executor.run(work)
+    return work.records
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -125,26 +116,45 @@ def test_hanging_trial_meets_the_time_limit(tmp_path):
     listed = Listed({"w1": masks.window(1)}, [0])
     (failed,) = run(Local(limit_seconds=0.5), listed, Hanging(), tmp_path)
     assert failed.status == "failed"
-    assert failed.error == "ran longer than the time limit of 0.5 s"
+    assert failed.reason == "ran longer than the time limit of 0.5 s"
+    assert "in __call__" in failed.error  # where it hung
     assert failed.seconds >= 0.5
 
 
-def test_trials_within_the_time_limit_are_left_alone(tmp_path, monkeypatch):
-    """By a clock that jumps at the second trial's first report."""
-    clock = [0.0]
-    monkeypatch.setattr(
-        "masksearch.executors.local.time", SimpleNamespace(monotonic=lambda: clock[0])
-    )
+@dataclass(frozen=True)
+class Slow(ToyEvaluator):
+    """Takes a second and a half."""
 
-    def on_report(number: int, report: Report) -> bool:
-        clock[0] += 61.0 if number == 1 else 10.0
-        return True
+    def __call__(self, mask, *, seed, workdir):
+        time.sleep(1.5)
+        yield from super().__call__(mask, seed=seed, workdir=workdir)
 
+
+@pytest.mark.slow
+def test_time_limit_is_of_one_trial(tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
-    records = run(Local(limit_seconds=60.0), listed, ToyEvaluator(), tmp_path, on_report)
-    statuses = {record.params["mask"]: record.status for record in records}
-    assert statuses == {"w0": "done", "w1": "failed", "w2": "done"}
-    assert [record.seconds for record in records if record.status == "failed"] == [61.0]
+    records = run(Local(limit_seconds=4.0), listed, Slow(), tmp_path)
+    assert [record.status for record in records] == ["done"] * 3
+    assert not list(tmp_path.rglob("time_limit.txt"))
+
+
+@pytest.mark.slow
+def test_worker_that_ran_a_failed_trial_takes_no_other(tmp_path):
+    log = tmp_path / "log"
+    log.mkdir()
+
+    class Diary(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            (log / workdir.name).write_text(str(os.getpid()))
+            if workdir.name == "1":
+                raise RuntimeError("a CUDA error, say")
+            yield from ToyEvaluator()(mask, seed=seed, workdir=workdir)
+
+    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(4)}, [0])
+    records = run(Local(limit_seconds=60), listed, Diary(), tmp_path)
+    assert [record.status for record in records] == ["done", "failed", "done", "done"]
+    pids = [(log / str(number)).read_text() for number in range(4)]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
 @pytest.mark.parametrize("slots", [1, 2])
@@ -208,19 +218,15 @@ def test_slots_must_be_positive():
         Local(limit_seconds=0)
 
 
-def test_carry_out_keeps_the_traceback(tmp_path):
-    proposal = Proposal(3, Evaluate(masks.full()), origin="x")
-    record = carry_out(
-        proposal, ToyEvaluator(fails=True), seed=5, workdir=tmp_path, folder="trials/3"
-    )
+def test_failed_job_keeps_the_traceback(tmp_path):
+    proposal = Proposal(3, Evaluate(masks.full()), origin="x", seed=5)
+    record = JobRun(proposal, ToyEvaluator(fails=True), tmp_path).run()
     assert (record.status, record.seed, record.origin) == ("failed", 5, "x")
     assert "RuntimeError: the toy is broken" in record.error
     assert "Traceback" in record.error
 
 
 def test_one_shot_without_gradients_is_a_clear_failure(tmp_path):
-    record = carry_out(
-        Proposal(0, OneShot()), ToyEvaluator(), seed=0, workdir=tmp_path, folder="trials/0"
-    )
+    record = JobRun(Proposal(0, OneShot()), ToyEvaluator(), tmp_path).run()
     assert record.status == "failed"
     assert "differentiable" in record.error

@@ -16,22 +16,21 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import STEPS, Troubled, Unloadable
-from toy import ToyEvaluator, space
+from toy import PlainTrials, ToyEvaluator, space
 
 from masksearch import masks
-from masksearch.contracts import Budget, Record, Report
+from masksearch.contracts import Record
 from masksearch.driver import compare, search
 from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
-from masksearch.executors.on_ray import RayTune
+from masksearch.executors.ray import RayTune, tolerate_losses
 from masksearch.strategies.halving import ParetoHalving
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.user_code import load_function
 from masksearch.tasks.planted.process import PlantedProcess
 
 ray = pytest.importorskip("ray")
-from masksearch.executors.ray import losses  # noqa: E402
 
 pytestmark = pytest.mark.ray
 PACKAGE = Path(__file__).parents[2]
@@ -40,9 +39,9 @@ PACKAGE = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def cluster():
     """Two CPUs of this machine."""
-    from masksearch.executors.environment import environment
+    from masksearch.executors.environment import set_environment
 
-    with environment({"RAY_USAGE_STATS_ENABLED": "0"}):
+    with set_environment({"RAY_USAGE_STATS_ENABLED": "0"}):
         ray.init(
             address="local",
             num_cpus=2,
@@ -59,27 +58,14 @@ class Run:
     """One call of the executor, with all that it said."""
 
     def __init__(self, folder, evaluator, count=4, goes_on=None, strategy=None, **options):
-        self.records: list[Record] = []
-        self.reports: list[tuple[int, int]] = []
-        self.goes_on = goes_on or (lambda number, report: True)
         strategy = strategy or Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
+        work = PlainTrials(strategy, evaluator, folder, goes_on or (lambda number, report: True))
+        self.records, self.reports = work.records, work.reports
         began = time.monotonic()
         try:
-            RayTune(**({"slots": 2} | options)).run(
-                strategy,
-                evaluator,
-                budget=Budget(),
-                seed=0,
-                workdir=folder,
-                on_record=self.records.append,
-                on_report=self.heard,
-            )
+            RayTune(**({"slots": 2} | options)).run(work)
         finally:
             self.seconds = time.monotonic() - began
-
-    def heard(self, number: int, report: Report) -> bool:
-        self.reports.append((number, report.step))
-        return self.goes_on(number, report)
 
     def by_number(self) -> dict[int, Record]:
         assert len({r.number for r in self.records}) == len(self.records), "a record came twice"
@@ -154,7 +140,7 @@ def test_nan_is_a_failure(troubled):
 def test_a_dying_process_is_tried_again_and_then_a_failure(troubled):
     record = troubled.by_number()[3]
     assert record.status == "failed"
-    assert record.error.startswith("the worker process or its node died 2 times in this trial")
+    assert record.error.startswith("the worker process died 2 times in this trial: ")
     assert len({pid for _, pid, _ in troubled.diary[3]}) == 2
 
 
@@ -170,7 +156,7 @@ def test_a_process_that_is_killed_once_costs_nothing(troubled):
 def test_a_trial_that_hangs_is_ended_at_the_limit_and_not_tried_again(troubled, number):
     record = troubled.by_number()[number]
     assert record.status == "failed"
-    assert record.error.startswith("ran longer than the time limit of 4 s")
+    assert record.reason == "ran longer than the time limit of 4 s"
     assert "in go_wrong" in record.error
     assert [r.step for r in record.curve] == [1]
     assert len({pid for _, pid, _ in troubled.diary[number]}) == 1
@@ -508,7 +494,7 @@ def test_every_loss_of_a_worker_ends_its_trial_only():
         RayActorManager._actor_task_failed = lambda self, tracked_actor_task, exception: (
             seen.append(exception)
         )
-        with losses():
+        with tolerate_losses():
             manager = RayActorManager.__new__(RayActorManager)
             for error in (OutOfMemoryError("memory"), NodeDiedError("node"), RayActorError()):
                 manager._actor_task_failed(tracked_actor_task=None, exception=error)

@@ -13,7 +13,7 @@ from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report, Shared
 from masksearch.errors import ResumeError, SearchError
 from masksearch.study.records import FORMAT
-from masksearch.study.store import Observation, StudyStore
+from masksearch.study.store import SchedulerAnswer, StudyStore
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 FACTS = {"kind": "search", "shape": '{"length": 16, "layers": 2, "heads": 2}', "protocol": "p"}
@@ -90,9 +90,9 @@ def test_statuses_become_optuna_states(store):
     record = running(OneShot({"structure": "free"}, {"steps": 3}))
     number = store.begin(record, 4)
     store.finish(finished(record, number, values={"density": 0.1}))
-    states = [trial.state.name for trial in store.opened().get_trials()]
+    states = [trial.state.name for trial in store.optuna_study().get_trials()]
     assert states == ["COMPLETE", "COMPLETE", "PRUNED", "FAIL", "PRUNED"]
-    assert store.opened().get_trials()[0].values == [1.0, 0.7]
+    assert store.optuna_study().get_trials()[0].values == [1.0, 0.7]
     assert [record.status for record in store.records()] == [*jobs, "done"]
     assert store.records()[4].job == record.job
 
@@ -106,7 +106,7 @@ def test_job_of_a_super_net_comes_back_without_its_space(store):
     assert read.job == record.job
     assert read.job.config == config
     assert read.job.space is None
-    assert store.opened().get_trials()[0].state.name == "PRUNED"  # it has no objectives
+    assert store.optuna_study().get_trials()[0].state.name == "PRUNED"  # it has no objectives
     assert read.status == "done"
 
 
@@ -133,7 +133,7 @@ def test_other_facts_are_refused_with_the_difference(store):
 
 
 def test_foreign_trial_is_named(store):
-    store.opened().add_trial(
+    store.optuna_study().add_trial(
         optuna.trial.create_trial(values=[1.0, 2.0], params={}, distributions={})
     )
     with pytest.raises(SearchError, match=r"trial 0 of .* was not written by masksearch"):
@@ -168,20 +168,20 @@ def test_observations_come_back_in_their_order(store):
     for draw in range(2):
         store.begin(running(), draw)
     made = [
-        Observation(1, Report(2, {"loss": 0.5}), True),
-        Observation(0, Report(2, {"loss": math.inf}), True),
-        Observation(1, Report(4, {"loss": 0.4, "more": 1.0}), False),
+        SchedulerAnswer(1, Report(2, {"loss": 0.5}), True),
+        SchedulerAnswer(0, Report(2, {"loss": math.inf}), True),
+        SchedulerAnswer(1, Report(4, {"loss": 0.4, "more": 1.0}), False),
     ]
     for seen in made[:2]:
         store.observe(seen.number, seen.report, seen.goes_on)
     store.load()  # a resumed search counts on
     store.observe(made[2].number, made[2].report, made[2].goes_on)
     store.finish(finished(running(), 1, status="stopped"))
-    assert store.observations() == made
+    assert store.scheduler_answers() == made
 
 
 def test_newer_format_names_both_versions(store):
-    study = store.opened()
+    study = store.optuna_study()
     assert study.user_attrs["format"] == FORMAT
     assert study.user_attrs["masksearch"] == masksearch.__version__
     study.set_user_attr("format", FORMAT + 1)
@@ -230,7 +230,9 @@ def test_first_format_is_still_read(tmp_path):
     assert store.starts() == {1: 1}
     store.finish(finished(running(), 1))  # and it goes on
     assert store.told()[1] == finished(running(), 1)
-    assert store.opened().user_attrs["format"] == FORMAT  # older releases keep off from now on
+    assert (
+        store.optuna_study().user_attrs["format"] == FORMAT
+    )  # older releases keep off from now on
     store.close()
 
 

@@ -1,0 +1,247 @@
+"""Trials between a search and its workers, driven in this process: no pipe, no Ray."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from ray_fixtures import STEPS, Troubled, Unloadable
+from toy import PlainTrials
+
+from masksearch import masks
+from masksearch.contracts import Evaluate, Proposal
+from masksearch.errors import SearchError
+from masksearch.executors.pool import Pool, WorkerLoss
+from masksearch.executors.worker import TIME_LIMIT_NOTE, TrialRunner, TrialSpec, WorkerConfig
+from masksearch.strategies.listed import Listed
+
+CRASH = WorkerLoss("the process is gone")
+
+
+class Story:
+    """A pool with its records and reports, and workers that are lost at will."""
+
+    def __init__(
+        self, folder: Path, evaluator=None, count=3, goes_on=None, strategy=None, **options
+    ):
+        strategy = strategy or Listed({f"w{i}": masks.window(i) for i in range(count)}, [0])
+        self.folder, self.travels = folder, options.pop("travels", False)
+        self.work = PlainTrials(
+            strategy,
+            evaluator or Troubled(),
+            folder / "run",
+            goes_on or (lambda number, report: True),
+        )
+        self.records, self.reports = self.work.records, self.work.reports
+        self.pool = Pool(self.work, **({"max_failures": 2} | options))
+
+    def worker(self) -> TrialRunner:
+        workdir = None if self.travels else str(self.folder / "run")
+        return TrialRunner(WorkerConfig(cloudpickle.dumps(self.work.evaluator), workdir))
+
+    def take(self, name: str, worker: TrialRunner) -> None:
+        spec = self.pool.next_trial(name)
+        assert isinstance(spec, TrialSpec)
+        worker.take(spec, self.folder / "scratch")
+
+    def finish(self, name: str, worker: TrialRunner) -> None:
+        while self.pool.on_step(name, worker.step()):
+            pass
+
+
+def test_a_search_in_one_worker(tmp_path):
+    story = Story(tmp_path)
+    worker = story.worker()
+    for name in "abc":
+        story.take(name, worker)
+        if name == "c":
+            assert story.pool.next_trial("d") == "wait"  # its result may bring new proposals
+        story.finish(name, worker)
+    assert story.pool.next_trial("d") == "done"
+    assert [(r.number, r.status, r.values["loss"]) for r in story.records] == [
+        (n, "done", 100.0 * n + STEPS) for n in range(3)
+    ]
+    assert story.reports == [(n, step) for n in range(3) for step in range(1, STEPS + 1)]
+    assert [len(r.curve) for r in story.records] == [STEPS] * 3
+    assert story.records[2].job == story.work.strategy.proposals[2].job
+
+
+def test_a_stopped_trial_keeps_its_curve(tmp_path):
+    story = Story(tmp_path, count=1, goes_on=lambda number, report: report.step < 2)
+    worker = story.worker()
+    story.take("a", worker)
+    story.finish("a", worker)
+    (record,) = story.records
+    assert (record.status, record.step, len(record.curve)) == ("stopped", 2, 2)
+    assert record.values == {"loss": 2.0}
+    worker.close()  # closes the job's generator
+    assert worker.job is None
+
+
+def test_a_failed_trial_keeps_its_traceback_and_its_process_takes_no_other(tmp_path):
+    story = Story(tmp_path, Troubled(how={0: "raise"}), count=2)
+    worker = story.worker()
+    story.take("a", worker)
+    story.finish("a", worker)
+    with pytest.raises(RuntimeError, match="ends after a failed trial"):
+        worker.step()
+    story.pool.on_worker_lost("a", CRASH)  # the transport may say so; nobody is told twice
+    (record,) = story.records
+    assert record.status == "failed"
+    assert "go_wrong" in record.error
+    assert "trial 0 is broken" in record.error
+
+
+def test_a_death_repeats_the_trial_and_yields_one_record(tmp_path):
+    story = Story(tmp_path, count=1)
+    first, second = story.worker(), story.worker()
+    story.take("a", first)
+    assert story.pool.on_step("a", first.step())
+    story.pool.on_worker_lost("a", CRASH)
+    assert story.records == []
+    story.take("b", second)
+    assert not story.pool.on_step("a", first.step())  # the dead speak no more
+    story.finish("b", second)
+    (record,) = story.records
+    assert (record.status, record.values["loss"]) == ("done", STEPS)
+
+
+def test_deaths_are_counted_and_the_last_reason_is_kept(tmp_path):
+    story = Story(tmp_path, count=2)
+    for name in "abc":
+        story.take(name, story.worker())
+        story.pool.on_worker_lost(name, WorkerLoss(f"reason {name}"))
+    (record,) = story.records
+    assert record.status == "failed"
+    assert record.error.startswith("the worker process died 3 times in this trial: ")
+    assert "reason c" in record.error
+    spec = story.pool.next_trial("d")
+    assert spec.name == "1.0"
+
+
+def test_a_node_that_was_taken_back_does_not_count(tmp_path):
+    story = Story(tmp_path, count=1, max_failures=0)
+    names = []
+    for name in "abc":
+        spec = story.pool.next_trial(name)
+        names.append(spec.name)
+        story.pool.on_worker_lost(name, WorkerLoss("preempted", counts=False))
+    assert story.records == []
+    assert names == ["0.0", "0.1", "0.2"]  # Tune makes a folder for each
+
+
+def test_a_time_limit_is_not_tried_again(tmp_path):
+    story = Story(tmp_path, count=1, limit_seconds=5.0)
+    worker = story.worker()
+    story.take("a", worker)
+    assert story.pool.on_step("a", worker.step())
+    stuck = tmp_path / "run/trials/0" / TIME_LIMIT_NOTE
+    stuck.write_text("File somewhere, line 3")
+    story.pool.on_worker_lost("a", WorkerLoss("gone", seconds=6.0))
+    (record,) = story.records
+    assert record.error == "File somewhere, line 3\nran longer than the time limit of 5 s"
+    assert len(record.curve) == 1
+    assert record.seconds == 6.0
+    assert not stuck.exists()
+
+
+def test_a_death_before_the_limit_is_tried_again(tmp_path):
+    story = Story(tmp_path, count=1, limit_seconds=5.0)
+    story.take("a", story.worker())
+    story.pool.on_worker_lost("a", WorkerLoss("gone", seconds=4.9))
+    assert story.records == []
+
+
+def test_a_death_that_is_heard_of_after_the_limit_is_tried_again(tmp_path):
+    story = Story(tmp_path, count=1, limit_seconds=5.0)
+    worker = story.worker()
+    story.take("a", worker)
+    assert story.pool.on_step("a", worker.step())
+    stuck = tmp_path / "run/trials/0" / TIME_LIMIT_NOTE
+    stuck.touch()  # the process had five seconds, and had not used them up
+    story.pool.on_worker_lost("a", WorkerLoss("killed", seconds=6.0))
+    assert story.records == []
+    assert not stuck.exists()
+
+
+def test_a_trial_that_travels_leaves_artifacts_and_finds_its_checkpoint(tmp_path):
+    story = Story(tmp_path, Troubled(how={0: "gates"}), count=1, travels=True)
+    first, second = story.worker(), story.worker()
+    story.take("a", first)
+    assert story.pool.on_step("a", first.step())
+    assert first.checkpoint_due()
+    saved = Saved(tmp_path / "saved")
+    first.save_checkpoint(saved.folder)
+    assert not first.checkpoint_due()  # nothing new
+    first.close()
+    assert not (tmp_path / "scratch/trials/0").exists()
+    story.pool.on_worker_lost("a", WorkerLoss("gone", checkpoint=saved))
+    story.take("b", second)
+    story.finish("b", second)
+    (record,) = story.records
+    assert [step for _, step in story.reports] == [1, 2, 3, 4]  # step 1 was not run again
+    assert record.artifacts == {"gates": "trials/0/gates.safetensors"}
+    assert (tmp_path / "run/trials/0/gates.safetensors").read_bytes() == b"gates of 0"
+
+
+class Saved:
+    """A checkpoint as `ray.tune` has them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def as_directory(self):
+        return self
+
+    def __enter__(self) -> str:
+        return str(self.folder)
+
+    def __exit__(self, *reason: object) -> None:
+        pass
+
+
+def test_an_evaluator_that_cannot_be_loaded_stops_the_search(tmp_path):
+    story = Story(tmp_path, Unloadable(), count=3)
+    worker = story.worker()
+    story.take("a", worker)
+    with pytest.raises(SearchError, match=r"(?s)cannot load the evaluator.*no such data on this"):
+        story.pool.on_step("a", worker.step())
+    assert story.records == []
+
+
+def test_a_strategy_that_waits_for_nothing_is_a_mistake(tmp_path):
+    class Lazy(Listed):
+        def ask(self):
+            return "wait"
+
+    story = Story(tmp_path, strategy=Lazy({}, []))
+    with pytest.raises(SearchError, match="waits although no job is running"):
+        story.pool.next_trial("a")
+
+
+def test_jobs_may_come_from_elsewhere(tmp_path):
+    """One job apart from the search: it is told like any other."""
+    jobs = iter([Proposal(7, Evaluate(masks.window(1)), seed=0), "done"])
+    story = Story(tmp_path, ask=jobs.__next__)
+    worker = story.worker()
+    story.take("a", worker)
+    assert story.pool.next_trial("b") == "wait"
+    story.finish("a", worker)
+    assert [record.number for record in story.records] == [7]
+
+
+def test_a_spec_is_short_shared_and_emptied(tmp_path):
+    import copy
+
+    story = Story(tmp_path, count=1)
+    worker = story.worker()
+    spec = story.pool.next_trial("a")
+    assert copy.deepcopy({"spec": spec})["spec"] is spec
+    assert repr(spec) == "0.0"
+    worker.take(spec, tmp_path)
+    story.finish("a", worker)
+    assert (spec.proposal, spec.config) == (b"", None)
