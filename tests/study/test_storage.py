@@ -167,7 +167,7 @@ def test_damaged_journal_is_named(tmp_path):
     made(tmp_path / "run", f"journal:{log}", trials=2).close()
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join([*lines[:2], b"\xff\x00rubbish\n", *lines[2:]]))
-    with pytest.raises(SearchError, match="log is damaged, or no journal"):
+    with pytest.raises(SearchError, match="log is damaged, or no study"):
         StudyStore(tmp_path / "run", f"journal:{log}")
 
 
