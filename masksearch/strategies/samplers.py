@@ -35,7 +35,8 @@ from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.study.constraints import Constraint
-from masksearch.study.store import STATES, directions, quiet
+from masksearch.study.records import STATES
+from masksearch.study.store import directions, quiet
 
 Space = Callable[[BaseTrial], Mask]
 SamplerFactory = Callable[[int, int], BaseSampler]  # seed of the draw, seed of the search
