@@ -19,7 +19,6 @@ from masksearch.moved import forward_moved_modules
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
-    from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
@@ -89,6 +88,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.controls import diagonal_controls as diagonal_controls
     from masksearch.positions.dynamics import importance_dynamics as importance_dynamics
     from masksearch.positions.result import Importance as Importance
+    from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.strategies.user_code import load_function as load_function

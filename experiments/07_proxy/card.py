@@ -20,9 +20,9 @@ from typing import Any
 
 import pandas as pd
 
-from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.proxy_observations import NOT_ANNEALED, Observation, Observed
 from masksearch.errors import MaskSearchError
+from masksearch.report.proxy import ProxyCard
 
 HERE = Path(__file__).parent
 RECORDED = {  # file of 04_halving_replay/results -> what its score is

@@ -5,29 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 
 from masksearch.analysis.proxy_observations import (
-    Cells,
     Goal,
     Observation,
     Observed,
+    ScoreTables,
     band_edges,
-    band_of,
-    default_goal,
     from_records,
-    plain,
+    tidy,
 )
 from masksearch.analysis.rank_stats import (
-    Bands,
     Floats,
     Interval,
     Resampling,
     Spread,
-    aligned,
     best,
     chance,
     front,
@@ -41,12 +37,15 @@ from masksearch.analysis.stats import checked_level
 from masksearch.contracts import Record
 from masksearch.errors import SearchError, unknown_name
 
-if TYPE_CHECKING:
-    import pandas as pd
+CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
+FEWEST = 10  # masks in one band for which `chance` is below that
+LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
+HIGH = 0.9  # reliability beside which a low ceiling needs a word
 
 
+# -- rows --------------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class Choice:
+class BandPick:
     """The mask that the proxy picks in one density band, and what that costs."""
 
     low: float  # densities of the band: above `low`,
@@ -59,7 +58,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetAgreement:
     """What the proxy at one budget says of the reference."""
 
     schedule: str
@@ -73,7 +72,7 @@ class Budget:
     spearman_within: float
     overlaps: Mapping[str, float]  # share of the reference's best k that the proxy's best k hold
     pareto_recall: float  # share of the reference's front of (value, density)
-    choices: tuple[Choice, ...]
+    choices: tuple[BandPick, ...]
     spread: Spread  # of the proxy, all masks
     spread_within: Spread  # around the means of the bands
 
@@ -89,7 +88,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Other:
+class MeasureAgreement:
     """The proxy against another measure at the same budget (its last value up to there)."""
 
     measure: str
@@ -103,124 +102,98 @@ class Other:
     ceiling: Interval  # of the other measure: two of its seeds, within bands
 
 
-class Work:
-    """Computes a card's rows from its cells."""
+@dataclass(frozen=True)
+class Judgement:
+    """What every row of a card is computed from: the tables, the reference, bands and draws."""
 
-    def __init__(
-        self, cells: Cells, proxy: str, target: str, goals: Mapping[str, Goal],
-        judge: tuple[str, int], bands: int | Sequence[float] | None, top: Sequence[float],
-        resamples: int, seed: int, level: float,
-    ) -> None:  # fmt: skip
-        self.cells, self.proxy, self.target, self.goals = cells, proxy, target, goals
-        self.judge, self.top = judge, top
-        self.densities = np.array([cells.density[mask] for mask in cells.masks])
-        self.edges = band_edges(self.densities, bands)
-        self.bands: Bands = band_of(self.densities, self.edges)
-        self.draws = Resampling(self.bands, len(cells.seeds), resamples, seed, level)
+    tables: ScoreTables
+    proxy: str
+    target: str
+    reference: tuple[str, int]
+    densities: Floats
+    edges: Sequence[float]
+    draws: Resampling
+    top: Sequence[float]
 
-    def value(self, schedule: str, budget: int, measure: str) -> Floats:
-        """Table of a measure, larger = better, seeds made comparable (`aligned`)."""
-        table = aligned(self.cells.table(schedule, budget, measure))
-        return table if self.goals[measure] == "max" else -table
-
-    def rows(self) -> tuple[Budget, ...]:
+    def budget_rows(self) -> tuple[BudgetAgreement, ...]:
         """One for every budget of the proxy at which two masks can be compared."""
-        truth = self.value(*self.judge, self.target)
+        truth = self.tables.gains(*self.reference, self.target)
         found = []
-        for schedule, budget in self.cells.budgets(self.proxy):
-            plain = self.cells.table(schedule, budget, self.proxy)
-            short = self.value(schedule, budget, self.proxy)
-            x, y = seed_mean(short), seed_mean(truth)
-            both = np.isfinite(x) & np.isfinite(y)
+        for place in self.tables.budgets(self.proxy):
+            short = self.tables.gains(*place, self.proxy)
             same = self.proxy == self.target and np.array_equal(short, truth, equal_nan=True)
-            if both.sum() < 2 or (same and schedule != self.judge[0]):
-                continue
-            sizes = {self.label(k): self.count(k, int(both.sum())) for k in self.top}
-            known = np.where(both, y, np.nan)
-            found.append(
-                Budget(
-                    schedule,
-                    budget,
-                    int(both.sum()),
-                    same,
-                    self.draws.tau(short, truth, banded=False),
-                    self.draws.tau(short, truth, banded=True),
-                    self.draws.tau_between_seeds(short, truth, banded=True),
-                    spearman(x, y),
-                    spearman(x, y, self.bands),
-                    {
-                        name: overlap(np.where(both, x, np.nan), known, size)
-                        for name, size in sizes.items()
-                    },
-                    self.recall(np.where(both, x, np.nan), known),
-                    self.choose(x, known),
-                    spread(plain),
-                    spread(plain, self.bands),
-                )
-            )
+            enough = count_both(short, truth) > 1
+            if enough and not (same and place[0] != self.reference[0]):
+                found.append(self.budget_row(place, short, truth, same))
         return tuple(found)
 
-    @staticmethod
-    def label(k: float) -> str:
-        """Name of a best set."""
-        return f"top {100 * k:g}%" if k < 1 else f"top {k:g}"
-
-    @staticmethod
-    def count(k: float, masks: int) -> int:
-        """Size of a best set."""
-        return max(1, math.ceil(k * masks)) if k < 1 else int(k)
-
-    def recall(self, x: Floats, y: Floats) -> float:
-        """Share of the reference's front that is also on the proxy's."""
+    def budget_row(
+        self, place: tuple[str, int], short: Floats, truth: Floats, same: bool
+    ) -> BudgetAgreement:
+        """The proxy at one budget, `short`, against the reference, both `[masks, seeds]`."""
+        x, y = seed_mean(short), seed_mean(truth)
+        both = np.isfinite(x) & np.isfinite(y)
+        x, y = np.where(both, x, np.nan), np.where(both, y, np.nan)
+        number, bands = int(both.sum()), self.draws.bands
         wanted = front(y, self.densities)
-        return len(wanted & front(x, self.densities)) / len(wanted) if wanted else math.nan
+        held = wanted & front(x, self.densities)
+        own = self.tables.table(*place, self.proxy)
+        return BudgetAgreement(
+            *place,
+            masks=number,
+            is_reference=same,
+            across=self.draws.tau(short, truth, banded=False),
+            within=self.draws.tau(short, truth, banded=True),
+            between_seeds=self.draws.tau_between_seeds(short, truth, banded=True),
+            spearman=spearman(x, y),
+            spearman_within=spearman(x, y, bands),
+            overlaps={
+                f"top {100 * k:g}%" if k < 1 else f"top {k:g}": overlap(
+                    x, y, max(1, math.ceil(k * number)) if k < 1 else int(k)
+                )
+                for k in self.top
+            },
+            pareto_recall=len(held) / len(wanted) if wanted else math.nan,
+            choices=self.band_picks(x, y),
+            spread=spread(own),
+            spread_within=spread(own, bands),
+        )
 
-    def choose(self, x: Floats, y: Floats) -> tuple[Choice, ...]:
-        """The pick in every band with at least two masks."""
+    def band_picks(self, x: Floats, y: Floats) -> tuple[BandPick, ...]:
+        """The pick in every band with at least two masks that have both measures."""
         limits = [0.0, *self.edges, 1.0]
-        names = [self.cells.name[mask] for mask in self.cells.masks]
+        names = [self.tables.name[mask] for mask in self.tables.masks]
         found = []
-        for band in np.unique(self.bands):
-            inside = np.flatnonzero((self.bands == band) & np.isfinite(x) & np.isfinite(y))
+        for band in np.unique(self.draws.bands):
+            inside = np.flatnonzero((self.draws.bands == band) & np.isfinite(x))
             if len(inside) < 2:
                 continue
             pick, top = inside[best(x[inside], 1)[0]], inside[best(y[inside], 1)[0]]
-            found.append(
-                Choice(
-                    limits[band], limits[band + 1], len(inside), names[pick], names[top],
-                    float(y[top] - y[pick]), float(y[top] - y[inside].mean()),
-                )
-            )  # fmt: skip
+            regret, at_random = float(y[top] - y[pick]), float(y[top] - y[inside].mean())
+            ends = limits[band], limits[band + 1]
+            found.append(BandPick(*ends, len(inside), names[pick], names[top], regret, at_random))
         return tuple(found)
 
-    def others(self) -> tuple[Other, ...]:
+    def measure_rows(self) -> tuple[MeasureAgreement, ...]:
         """Every further measure against the proxy, at each budget of its own."""
-        found = []
-        for measure in self.cells.measures():
-            for schedule, budget in self.cells.budgets(measure):
-                reached = [
-                    shorter
-                    for name, shorter in self.cells.budgets(self.proxy)
-                    if name == schedule and shorter <= budget
-                ]
+        tables, found = self.tables, []
+        own = tables.budgets(self.proxy)
+        for measure in tables.measures:
+            for schedule, budget in tables.budgets(measure):
+                reached = [b for s, b in own if s == schedule and b <= budget]
                 if measure == self.proxy or not reached:
                     continue
-                x = self.value(schedule, max(reached), self.proxy)
-                y = self.value(schedule, budget, measure)
-                both = np.isfinite(seed_mean(x)) & np.isfinite(seed_mean(y))
-                if both.sum() < 2:
+                x = tables.gains(schedule, max(reached), self.proxy)
+                y = tables.gains(schedule, budget, measure)
+                if count_both(x, y) < 2:
                     continue
                 found.append(
-                    Other(
-                        measure,
-                        schedule,
-                        budget,
-                        max(reached),
-                        int(both.sum()),
-                        self.draws.tau(x, y, banded=False),
-                        self.draws.tau(x, y, banded=True),
-                        spearman(seed_mean(x), seed_mean(y)),
-                        self.draws.tau_between_seeds(y, y, banded=True),
+                    MeasureAgreement(
+                        *(measure, schedule, budget, max(reached), count_both(x, y)),
+                        across=self.draws.tau(x, y, banded=False),
+                        within=self.draws.tau(x, y, banded=True),
+                        spearman=spearman(seed_mean(x), seed_mean(y)),
+                        ceiling=self.draws.tau_between_seeds(y, y, banded=True),
                     )
                 )
         return tuple(found)
@@ -231,69 +204,14 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def longest(cells: Cells, measure: str, schedule: str | None) -> tuple[str, int]:
-    """(schedule, budget) of the longest budget at which a measure was observed.
-
-    Raises:
-        UnknownNameError: If the measure was never observed under that schedule.
-    """
-    found = cells.budgets(measure)
-    if schedule is not None:
-        known = sorted({name for name, _ in found})
-        if schedule not in known:
-            raise unknown_name(f"schedule with a {measure}", schedule, known)
-        found = [place for place in found if place[0] == schedule]
-    return max(found, key=lambda place: place[1])
+def count_both(x: Floats, y: Floats) -> int:
+    """Masks with a value in both tables `[masks, seeds]`."""
+    return int((np.isfinite(x).any(axis=1) & np.isfinite(y).any(axis=1)).sum())
 
 
-def names_of(cells: Cells) -> dict[str, float]:
-    """Name -> density of the masks; equal names get the beginning of what tells them apart."""
-    names = [cells.name[mask] for mask in cells.masks]
-    return {
-        name if names.count(name) == 1 else f"{name} ({mask[:8]})": cells.density[mask]
-        for name, mask in zip(names, cells.masks, strict=True)
-    }
-
-
-def flat(row: Any) -> dict[str, Any]:
-    """A row's fields as columns: an interval gives three, a spread three."""
-    columns: dict[str, Any] = {}
-    names = {"across": "tau", "is_reference": "reference"}
-    for entry in fields(row):
-        name, value = names.get(entry.name, entry.name), getattr(row, entry.name)
-        if isinstance(value, Interval):
-            columns |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-        elif isinstance(value, Spread):
-            end = name.removeprefix("spread")
-            columns |= {f"{part.name}{end}": getattr(value, part.name) for part in fields(value)}
-        elif isinstance(value, Mapping):
-            columns |= value
-        elif name == "choices":
-            columns |= {"regret": row.regret, "regret_at_random": row.at_random}
-        else:
-            columns[name] = value
-    return columns
-
-
-def plain_json(value: Any) -> Any:
-    """Dataclasses, tuples and numbers as JSON has them; what is not finite is None."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {part.name: plain_json(getattr(value, part.name)) for part in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
-FEWEST = 10  # masks in one band for which `chance` is below that
-
-
+# -- the card ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class ProxyCard:
+class ProxyAgreement:
     """A proxy judged by a reference; made by `of` and `from_observations`.
 
     All rank agreement is Kendall's tau-b with larger = better on both sides. Intervals are
@@ -309,8 +227,8 @@ class ProxyCard:
     band_sizes: tuple[int, ...]  # masks in each band that holds any
     seeds: int  # of the reference
     chance: float  # |tau| within bands that unrelated rankings reach in 1 of 20 cases
-    rows: tuple[Budget, ...]
-    others: tuple[Other, ...]
+    rows: tuple[BudgetAgreement, ...]
+    others: tuple[MeasureAgreement, ...]
     ceiling: Interval  # two seeds of the reference, all masks
     ceiling_within: Interval  # the same within bands; NaN = one seed
     proxy_ceiling: float  # reliability across: two seeds of the proxy's longest budget, in bands
@@ -323,7 +241,7 @@ class ProxyCard:
     level: float
     resamples: int
     facts: tuple[str, ...] = ()
-    cells: Cells | None = field(default=None, repr=False, compare=False)
+    cells: ScoreTables | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -334,7 +252,7 @@ class ProxyCard:
         target: str | None = None,
         reference: str | None = None,
         **options: Any,
-    ) -> ProxyCard:
+    ) -> Self:
         """A card of study records.
 
         Args:
@@ -367,7 +285,7 @@ class ProxyCard:
         level: float = 0.95,
         resamples: int = 1000,
         seed: int = 0,
-    ) -> ProxyCard:
+    ) -> Self:
         """A card of plain observations.
 
         Args:
@@ -392,7 +310,8 @@ class ProxyCard:
             ValueError: If observations contradict each other, or an argument is out of range.
         """
         if not isinstance(observations, Observed):
-            observations = Observed(tuple(plain(observations)))
+            given = observations if isinstance(observations, pd.DataFrame) else [*observations]
+            observations = Observed(given)
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction is a share of the ceiling in (0, 1], got {fraction}")
         if resamples < 0:
@@ -400,81 +319,82 @@ class ProxyCard:
         if not top or any(k <= 0 or (k > 1 and k != int(k)) for k in top):
             raise ValueError(f"top holds counts (>= 1) or shares (< 1), got {list(top)}")
         checked_level(level)
-        target = target or proxy
-        cells = Cells(observations.observations)
+        tables, target = ScoreTables(tidy(observations.observations), goals), target or proxy
         for name in (proxy, target):
-            if name not in cells.measures():
-                raise unknown_name("measure", name, cells.measures())
-        goals = {m: (goals or {}).get(m) or default_goal(m) for m in cells.measures()}
-        for measure, goal in goals.items():
+            if name not in tables.measures:
+                raise unknown_name("measure", name, tables.measures)
+        for measure, goal in tables.goals.items():
             if goal not in ("min", "max"):
                 raise ValueError(f"the goal of {measure} is 'min' or 'max', got {goal!r}")
-        judge = longest(cells, target, reference or observations.reference)
-        known = np.isfinite(cells.table(*judge, target)).any(axis=1)
-        everything = len(cells.masks)
-        kept = cells.masks = [cells.masks[index] for index in np.flatnonzero(known)]
-        if len(kept) < 2:
+        judge = tables.longest(target, reference or observations.reference)
+        everything = len(tables.masks)
+        judged = np.asarray(np.isfinite(tables.table(*judge, target)).any(axis=1))
+        tables.masks = [tables.masks[index] for index in np.flatnonzero(judged)]
+        number = len(tables.masks)
+        if number < 2:
             raise SearchError(
-                f"{len(kept)} mask{'s have' if len(kept) != 1 else ' has'} a {target} at "
+                f"{number} mask{'s have' if number != 1 else ' has'} a {target} at "
                 f"{judge[1]:,} steps; a ranking needs at least 2 masks, a verdict {FEWEST} in "
                 "one density band"
             )
-        work = Work(cells, proxy, target, goals, judge, bands, top, resamples, seed, level)
-        rows = work.rows()
+        densities = np.array([tables.density[mask] for mask in tables.masks])
+        edges = band_edges(densities, bands)
+        in_band = np.digitize(densities, edges, right=True).astype(np.int64)
+        draws = Resampling(in_band, len(tables.seeds), resamples, seed, level)
+        work = Judgement(tables, proxy, target, judge, densities, edges, draws, top)
+        rows = work.budget_rows()
         if all(row.is_reference for row in rows):
             raise SearchError(
                 f"{proxy} was observed at no other budget than the reference's ({judge[1]:,} "
                 "steps), or for one mask only; a proxy card needs reports along the way, or "
                 "shorter runs of the same masks"
             )
-        truth = work.value(*judge, target)
-        density = -np.array([cells.density[mask] for mask in kept])
-        last = work.value(*longest(cells, proxy, None), proxy)
+        truth, last = tables.gains(*judge, target), tables.gains(*tables.longest(proxy), proxy)
         seeds = int(np.isfinite(truth).any(axis=0).sum())
-        missing = seeds * len(kept) - int(np.isfinite(truth).sum())
+        left_out = {
+            **observations.left_out,
+            "values that are not finite": tables.not_finite,
+            "masks without the reference": everything - number,
+            "missing (mask, seed) cells of the reference": seeds * number
+            - int(np.isfinite(truth).sum()),
+        }
         return cls(
             proxy=proxy,
             target=target,
-            goals=goals,
+            goals=tables.goals,
             reference=judge,
-            edges=tuple(work.edges),
-            masks=dict(sorted(names_of(cells).items(), key=lambda item: (-item[1], item[0]))),
-            band_sizes=tuple(np.unique(work.bands, return_counts=True)[1].tolist()),
+            edges=tuple(edges),
+            masks=names_of(tables),
+            band_sizes=tuple(np.unique(in_band, return_counts=True)[1].tolist()),
             seeds=seeds,
-            chance=chance(work.bands),
+            chance=chance(in_band),
             rows=rows,
-            others=work.others(),
-            ceiling=work.draws.tau_between_seeds(truth, truth, banded=False),
-            ceiling_within=work.draws.tau_between_seeds(truth, truth, banded=True),
-            proxy_ceiling=work.draws.tau_between_seeds(last, last, banded=True).value,
-            spread=spread(cells.table(*judge, target)),
-            spread_within=spread(cells.table(*judge, target), work.bands),
-            density_tau=tau_b(density, seed_mean(truth)),
-            density_tau_within=tau_b(density, seed_mean(truth), work.bands),
-            left_out={
-                **{reason: count for reason, count in observations.left_out.items() if count},
-                **({"values that are not finite": cells.not_finite} if cells.not_finite else {}),
-                **({"masks without the reference": everything - len(kept)}
-                   if everything > len(kept) else {}),
-                **({"missing (mask, seed) cells of the reference": missing} if missing else {}),
-            },
+            others=work.measure_rows(),
+            ceiling=draws.tau_between_seeds(truth, truth, banded=False),
+            ceiling_within=draws.tau_between_seeds(truth, truth, banded=True),
+            proxy_ceiling=draws.tau_between_seeds(last, last, banded=True).value,
+            spread=spread(tables.table(*judge, target)),
+            spread_within=spread(tables.table(*judge, target), in_band),
+            density_tau=tau_b(-densities, seed_mean(truth)),
+            density_tau_within=tau_b(-densities, seed_mean(truth), in_band),
+            left_out={reason: count for reason, count in left_out.items() if count},
             fraction=fraction,
             level=level,
             resamples=resamples,
             facts=observations.facts,
-            cells=cells,
-        )  # fmt: skip
+            cells=tables,
+        )
 
     # -- what it says ------------------------------------------------------------------------
-    def series(self) -> dict[str, list[Budget]]:
+    def series(self) -> dict[str, list[BudgetAgreement]]:
         """Schedule -> its budgets, shortest first, without the reference itself."""
-        found: dict[str, list[Budget]] = {}
+        found: dict[str, list[BudgetAgreement]] = {}
         for row in self.rows:
             if not row.is_reference:
                 found.setdefault(row.schedule, []).append(row)
         return found
 
-    def follows(self, row: Budget) -> bool:
+    def follows(self, row: BudgetAgreement) -> bool:
         """Whether a budget keeps the asked share of the ceiling, and more than chance.
 
         Within bands: the mean tau between one seed of the proxy and another of the reference
@@ -500,9 +420,7 @@ class ProxyCard:
 
     def objections(self) -> list[str]:
         """Why the data cannot decide; empty where they can."""
-        from masksearch.analysis.proxy_card import objections  # it imports this module
-
-        return objections(self)
+        return objection_lines(self)
 
     @property
     def valid(self) -> bool:
@@ -513,9 +431,7 @@ class ProxyCard:
 
     def verdict(self) -> str:
         """What may be said, in plain lines; the first says valid, not valid or not decided."""
-        from masksearch.analysis.proxy_card import verdict_text
-
-        return verdict_text(self)
+        return "\n".join([*verdict_lines(self), *figure_lines(self)])
 
     # -- as data -----------------------------------------------------------------------------
     def frame(self) -> pd.DataFrame:
@@ -526,35 +442,23 @@ class ProxyCard:
         regret_at_random (target's unit), sigma_mask, sigma_seed, reliability (proxy's unit; the
         same with `_within`).
         """
-        import pandas as pd
-
-        return pd.DataFrame([flat(row) for row in self.rows])
+        return pd.DataFrame([columns_of(row) for row in self.rows])
 
     def choices(self) -> pd.DataFrame:
         """One row a budget and band: the mask picked, the best one, the regret."""
-        import pandas as pd
-
         return pd.DataFrame(
-            [
-                {"schedule": row.schedule, "budget": row.budget, **asdict(choice)}
-                for row in self.rows
-                for choice in row.choices
-            ]
+            {"schedule": row.schedule, "budget": row.budget, **asdict(choice)}
+            for row in self.rows
+            for choice in row.choices
         )
 
     def others_frame(self) -> pd.DataFrame:
         """One row a further measure and budget: its agreement with the proxy there."""
-        import pandas as pd
-
-        return pd.DataFrame([flat(other) for other in self.others])
+        return pd.DataFrame([columns_of(other) for other in self.others])
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON-ready data; what is not defined is None."""
-        given = {
-            name: value
-            for name, value in vars(self).items()
-            if name not in ("cells", "rows", "others")
-        }
+        given = {name: value for name, value in vars(self).items() if name != "cells"}
         found: dict[str, Any] = plain_json(
             {
                 **given,
@@ -562,117 +466,133 @@ class ProxyCard:
                 "stable_from": {name: self.stable_from(name) for name in self.series()},
                 "objections": self.objections(),
                 "verdict": self.verdict(),
-                "rows": [{**flat(row), "choices": row.choices} for row in self.rows],
-                "others": [flat(other) for other in self.others],
+                "rows": [{**columns_of(row), "choices": row.choices} for row in self.rows],
+                "others": [columns_of(other) for other in self.others],
             }
         )
         return found
 
-    def plot(self, path: Path | str, dpi: int = 150) -> Path:
-        """Writes the figure (`.png`, `.pdf`, ...); folders are made."""
-        from masksearch.report.figures.proxy import plot_proxy
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plot_proxy(self).savefig(path, dpi=dpi, bbox_inches="tight")
-        return path
-
-
-LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
-HIGH = 0.9  # reliability beside which a low ceiling needs a word
+def names_of(tables: ScoreTables) -> dict[str, float]:
+    """Name -> density, densest first; equal names get the beginning of what tells them apart."""
+    names = [tables.name[mask] for mask in tables.masks]
+    found = {
+        name if names.count(name) == 1 else f"{name} ({mask[:8]})": tables.density[mask]
+        for name, mask in zip(names, tables.masks, strict=True)
+    }
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def objections(card: ProxyCard) -> list[str]:
+def columns_of(row: BudgetAgreement | MeasureAgreement) -> dict[str, Any]:
+    """A row's fields as columns: an interval gives three, a spread three."""
+    columns: dict[str, Any] = {}
+    for entry in fields(row):
+        name, value = entry.name, getattr(row, entry.name)
+        name = {"across": "tau", "is_reference": "reference"}.get(name, name)
+        if isinstance(value, Interval):
+            columns |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        elif isinstance(value, Spread):
+            end = name.removeprefix("spread")
+            columns |= {f"{part}{end}": number for part, number in asdict(value).items()}
+        elif isinstance(value, Mapping):
+            columns |= value
+        elif isinstance(row, BudgetAgreement) and name == "choices":
+            columns |= {"regret": row.regret, "regret_at_random": row.at_random}
+        else:
+            columns[name] = value
+    return columns
+
+
+def plain_json(value: Any) -> Any:
+    """Dataclasses, tuples and numbers as JSON has them; what is not finite is None."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- words -------------------------------------------------------------------------------------
+def objection_lines(card: ProxyAgreement) -> list[str]:
     """Why the data cannot decide whether the proxy is to be trusted."""
-    from masksearch.analysis.proxy_card import CHANCE, FEWEST  # it imports this module lazily
-
-    found = []
+    target, ceiling, found = card.target, card.ceiling_within, []
     if card.chance > CHANCE:
         reach = "any tau" if card.chance > 1 else f"a tau of +-{card.chance:.2f}"
+        *head, last = map(str, card.band_sizes)
+        sizes = f"{', '.join(head)} and {last}" if head else last
         found.append(
-            f"too few masks: {len(card.masks)} in density bands of {listed(card.band_sizes)}; two "
-            f"unrelated rankings reach {reach} within bands in 1 of 20 cases, more than "
-            f"+-{CHANCE:g}; at least {FEWEST} masks in one band, or more in several, are needed"
+            f"too few masks: {len(card.masks)} in density bands of {sizes}; two unrelated "
+            f"rankings reach {reach} within bands in 1 of 20 cases, more than +-{CHANCE:g}; at "
+            f"least {FEWEST} masks in one band, or more in several, are needed"
         )
-    if card.seeds < 2 or math.isnan(card.ceiling_within.value):
+    if card.seeds < 2 or math.isnan(ceiling.value):
         what = "one seed" if card.seeds < 2 else "no two seeds of the same masks within a band"
         found.append(
-            f"{what} of {card.target}: the noise ceiling is unknown, so nobody can say how well "
-            "any proxy could do; run the same masks with a second seed"
+            f"{what} of {target}: the noise ceiling is unknown, so nobody can say how well any "
+            "proxy could do; run the same masks with a second seed"
         )
-    elif not card.ceiling_within.low > 0:
+    elif not ceiling.low > 0:
         found.append(
-            f"two seeds of {card.target} do not agree within density bands (tau "
-            f"{card.ceiling_within}, the interval includes 0): the reference itself does not "
-            "rank these masks; run more seeds or longer"
+            f"two seeds of {target} do not agree within density bands (tau {ceiling}, the "
+            "interval includes 0): the reference itself does not rank these masks; run more "
+            "seeds or longer"
         )
-    elif abs(card.density_tau_within) >= card.fraction * card.ceiling_within.value:
+    elif abs(card.density_tau_within) >= card.fraction * ceiling.value:
         found.append(
-            f"density alone ranks {card.target} within its bands (tau "
-            f"{card.density_tau_within:.2f}, ceiling {card.ceiling_within.value:.2f}): agreement "
-            "within bands this wide may be density's; use narrower bands, or masks of one density"
+            f"density alone ranks {target} within its bands (tau {card.density_tau_within:.2f}, "
+            f"ceiling {ceiling.value:.2f}): agreement within bands this wide may be density's; "
+            "use narrower bands, or masks of one density"
         )
     return found
 
 
-def verdict_text(card: ProxyCard) -> str:
-    """The verdict and the figures that it rests on, one a line."""
-    budget = card.reference[1]
-    what = f"{card.proxy} as a proxy of {card.target} at {budget:,} steps"
-    reasons = card.objections()
-    lines = []
-    if reasons:
-        lines.append(f"Not decided: {what}.")
-        lines += [f"  {reason[0].upper()}{reason[1:]}." for reason in reasons]
-    else:
-        good = {name: card.stable_from(name) for name in card.series()}
-        found = [
-            f"from {start:,} steps on" + (f" ({name})" if len(good) > 1 else "")
-            for name, start in good.items()
-            if start is not None
+def verdict_lines(card: ProxyAgreement) -> list[str]:
+    """Valid, not valid or not decided, and why."""
+    what = f"{card.proxy} as a proxy of {card.target} at {card.reference[1]:,} steps"
+    if reasons := card.objections():
+        return [
+            f"Not decided: {what}.",
+            *(f"  {reason[0].upper()}{reason[1:]}." for reason in reasons),
         ]
-        head = f"Valid {'; '.join(found)}" if found else "Not valid"
-        low = card.ceiling_within.value < LOW
-        lines.append(f"{head}: {what}.")
-        rule = f"{card.fraction:.0%} of the noise ceiling ({card.fraction:g} x "
-        rule += f"{card.ceiling_within.value:.2f})"
-        for name, start in good.items():
-            label = f"{name}: " if len(good) > 1 else ""
-            if start is not None:
-                lines.append(
-                    f"  {label}from there on every budget keeps {rule} within density bands "
-                    "between seeds, with an interval above 0."
-                )
-            else:
-                lines.append(f"  {label}{shortfall(card, card.series()[name], rule)}")
-        if low:
-            lines.append(
-                "  The ceiling is low: most masks of one band differ by no more than seeds do. "
-                "Such a ranking finds masks that stand out, and no more; use several seeds a mask."
+    series = card.series()
+    several = len(series) > 1
+    ceiling = card.ceiling_within.value
+    rule = f"{card.fraction:.0%} of the noise ceiling ({card.fraction:g} x {ceiling:.2f})"
+    trusted, reasons = [], []
+    for name, rows in series.items():
+        last, start = rows[-1], card.stable_from(name)
+        if start is not None:
+            trusted.append(f"from {start:,} steps on" + (f" ({name})" if several else ""))
+            reason = (
+                f"from there on every budget keeps {rule} within density bands between seeds, "
+                "with an interval above 0."
             )
-    lines += figures(card)
-    return "\n".join(lines)
-
-
-def shortfall(card: ProxyCard, rows: list[Budget], rule: str) -> str:
-    """Why no budget of a schedule is trusted, by its longest one."""
-    last = rows[-1]
-    if not last.within.low > 0:
-        return (
-            f"at {last.budget:,} steps tau within density bands is {last.within}: it cannot be "
-            "told from 0."
+        elif not last.within.low > 0:
+            reason = (
+                f"at {last.budget:,} steps tau within density bands is {last.within}: it cannot "
+                "be told from 0."
+            )
+        else:
+            reason = (
+                f"at {last.budget:,} steps one seed's ranking within density bands agrees with "
+                f"another seed's {card.target} by {last.between_seeds}, below {rule}."
+            )
+        reasons.append(f"  {name}: {reason}" if several else f"  {reason}")
+    if ceiling < LOW:
+        reasons.append(
+            "  The ceiling is low: most masks of one band differ by no more than seeds do. "
+            "Such a ranking finds masks that stand out, and no more; use several seeds a mask."
         )
-    return (
-        f"at {last.budget:,} steps one seed's ranking within density bands agrees with another "
-        f"seed's {card.target} by {last.between_seeds}, below {rule}."
-    )
+    head = f"Valid {'; '.join(trusted)}" if trusted else "Not valid"
+    return [f"{head}: {what}.", *reasons]
 
 
-def figures(card: ProxyCard) -> list[str]:
-    """What stands behind the verdict."""
-    lines = []
-    same = card.proxy == card.target
-    which = "Longest budget short of the reference" if same else "Longest budget of the proxy"
+def figure_lines(card: ProxyAgreement) -> list[str]:
+    """The figures that stand behind the verdict."""
+    target, lines = card.target, []
+    which = "short of the reference" if card.proxy == target else "of the proxy"
     for name, rows in card.series().items():
         last = rows[-1]
         text = f"{last.across} across densities, {last.within} within density bands"
@@ -680,53 +600,47 @@ def figures(card: ProxyCard) -> list[str]:
             text += f", {last.between_seeds} within bands between seeds"
         if not math.isnan(last.regret):
             text += f"; picking the best of each band by it gives away {last.regret:.3g} of "
-            text += f"{card.target} (at random {last.at_random:.3g})"
-        lines.append(f"{which}, {last.budget:,} steps ({name}, {last.masks} masks): tau-b {text}.")
-    if card.seeds < 2:
-        lines.append(f"Noise ceiling (two seeds of {card.target}): unknown, one seed.")
-    else:
-        lines.append(
-            f"Noise ceiling (two seeds of {card.target}): {card.ceiling} across densities, "
-            f"{card.ceiling_within} within bands."
-        )
+            text += f"{target} (at random {last.at_random:.3g})"
+        place = f"{last.budget:,} steps ({name}, {last.masks} masks)"
+        lines.append(f"Longest budget {which}, {place}: tau-b {text}.")
+    ceiling = f"{card.ceiling} across densities, {card.ceiling_within} within bands"
+    known = "unknown, one seed" if card.seeds < 2 else ceiling
+    lines.append(f"Noise ceiling (two seeds of {target}): {known}.")
     lines.append(
-        f"Density alone ranks {card.target} with tau-b {number(card.density_tau)} (sparser is "
-        f"better: +1), {number(card.density_tau_within)} within bands."
+        f"Density alone ranks {target} with tau-b {decimals(card.density_tau)} (sparser is "
+        f"better: +1), {decimals(card.density_tau_within)} within bands."
     )
     wide, narrow = card.spread, card.spread_within
     if math.isnan(wide.sigma_seed):
         lines.append(
-            f"Standard deviation of {card.target} over masks: {number(wide.sigma_mask, 3)}; that "
-            "of seeds is unknown, one seed."
+            f"Standard deviation of {target} over masks: {digits(wide.sigma_mask)}; that of "
+            "seeds is unknown, one seed."
         )
     else:
         lines.append(
-            f"Standard deviations of {card.target}: masks {number(wide.sigma_mask, 3)} (within "
-            f"bands {number(narrow.sigma_mask, 3)}), seeds {number(wide.sigma_seed, 3)}; "
-            f"reliability of one seed {number(wide.reliability)} (within bands "
-            f"{number(narrow.reliability)}), of {card.seeds} seeds "
-            f"{number(wide.of_seeds(card.seeds))} ({number(narrow.of_seeds(card.seeds))})."
+            f"Standard deviations of {target}: masks {digits(wide.sigma_mask)} (within bands "
+            f"{digits(narrow.sigma_mask)}), seeds {digits(wide.sigma_seed)}; reliability of one "
+            f"seed {decimals(wide.reliability)} (within bands {decimals(narrow.reliability)}), "
+            f"of {card.seeds} seeds {decimals(wide.of_seeds(card.seeds))} "
+            f"({decimals(narrow.of_seeds(card.seeds))})."
         )
         if narrow.reliability > HIGH and card.ceiling_within.value < LOW:
             lines.append(
                 "A few masks far from the rest make that reliability; the noise ceiling counts "
                 "every pair of masks alike, and most of them lie close together."
             )
-    lines += list(card.facts)
+    lines += card.facts
     if card.left_out:
-        lines.append(
-            "Left out: " + ", ".join(f"{count} {what}" for what, count in card.left_out.items())
-            + "."
-        )  # fmt: skip
+        counts = (f"{count} {what}" for what, count in card.left_out.items())
+        lines.append(f"Left out: {', '.join(counts)}.")
     return lines
 
 
-def number(value: float, places: int = 2) -> str:
-    """A figure; a dash where it is not defined."""
-    return "-" if math.isnan(value) else f"{value:.{places}g}" if places > 2 else f"{value:.2f}"
+def decimals(value: float) -> str:
+    """A correlation to two decimals; a dash where it is not defined."""
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def listed(sizes: tuple[int, ...]) -> str:
-    """Sizes with an "and" before the last."""
-    *head, last = map(str, sizes)
-    return f"{', '.join(head)} and {last}" if head else last
+def digits(value: float) -> str:
+    """A number to three significant digits; a dash where it is not defined."""
+    return "-" if math.isnan(value) else f"{value:.3g}"

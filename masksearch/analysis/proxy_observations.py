@@ -1,29 +1,32 @@
-"""What a proxy card is made of: plain observations, from a table or from study records."""
+"""What a proxy card is made of: one tidy table of measured values, from study records too."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 
-from masksearch.analysis.rank_stats import Bands, Floats
+from masksearch.analysis.rank_stats import Floats, aligned
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError, unknown_name
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Goal = Literal["min", "max"]
 COLUMNS = ("mask", "density", "seed", "budget", "measure", "value")
+KINDS = {"mask": str, "density": float, "seed": int, "budget": int, "measure": str, "value": float}
 CURVE = "one run"  # every budget of a mask is a report along one and the same run
+OWN_END = "own runs"  # every budget is the end of a run of its own
 NOT_ANNEALED = (
     "Every budget is a report along one run of the full length: its learning rate was not "
     "annealed to 0 there, so a run that is planned to be that short may rank masks differently."
 )
-OWN_END = "own runs"  # every budget is the end of a run of its own
+BOTH_KINDS = (
+    f"'{OWN_END}': each budget is the end of runs of its own protocol, annealed to that end. "
+    f"'{CURVE}': reports along the reference's runs, not annealed there."
+)
 
 
 @dataclass(frozen=True)
@@ -56,36 +59,109 @@ class Observation:
 class Observed:
     """Observations, and what was left out on the way (reason -> number)."""
 
-    observations: tuple[Observation, ...]
+    observations: pd.DataFrame | Sequence[Observation]
     left_out: Mapping[str, int] = field(default_factory=dict)
     reference: str | None = None  # schedule whose longest budget is the reference
     facts: tuple[str, ...] = ()
 
 
-def plain(observations: pd.DataFrame | Iterable[Observation]) -> list[Observation]:
-    """Observations of a table with the columns mask, density, seed, budget, measure, value
-    (and schedule, name), or the observations themselves.
+def tidy(observations: pd.DataFrame | Iterable[Observation]) -> pd.DataFrame:
+    """Observations as a table, one row a value, with the columns of an `Observation`.
+
+    Args:
+        observations: They themselves, or a table with the columns mask, density, seed, budget,
+            measure, value (and schedule, name).
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If a column is missing, a density is not in (0, 1], a mask has two
+            densities, a budget is below 1, or two values of one cell disagree.
     """
-    table: Any = observations
-    if hasattr(table, "columns"):
-        missing = [name for name in COLUMNS if name not in table.columns]
+    if isinstance(observations, pd.DataFrame):
+        missing = [name for name in COLUMNS if name not in observations.columns]
         if missing:
             raise ValueError(
                 f"observations need the columns {', '.join(COLUMNS)}; "
                 f"missing: {', '.join(missing)}"
             )
-        return [
-            Observation(
-                str(row["mask"]), float(row["density"]), int(row["seed"]), int(row["budget"]),
-                str(row["measure"]), float(row["value"]), str(row.get("schedule", CURVE)),
-                str(row.get("name", "")),
+        table = observations.assign(
+            schedule=observations.get("schedule", CURVE), name=observations.get("name", "")
+        )
+    else:
+        columns = [*COLUMNS, "schedule", "name"]
+        table = pd.DataFrame([vars(o) for o in observations], columns=columns)
+    table = table.astype(KINDS)
+    table["name"] = table["name"].where(table["name"] != "", table["mask"])
+    for row in table[~table["density"].between(0, 1, inclusive="right")].itertuples():
+        raise ValueError(f"a density is in (0, 1], got {row.density:g} for mask {row.mask}")
+    for row in table[table["budget"] < 1].itertuples():
+        raise ValueError(f"a budget is at least 1 step, got {row.budget} for {row.mask}")
+    for mask, densities in table.groupby("mask")["density"]:
+        if not math.isclose(densities.min(), densities.max()):
+            raise ValueError(
+                f"mask {mask} has two densities, {densities.min()} and {densities.max()}; give "
+                "every mask a name of its own"
             )
-            for row in table.to_dict("records")
-        ]  # fmt: skip
-    return list(table)
+    cell = ["schedule", "budget", "measure", "mask", "seed"]
+    table = table.drop_duplicates([*cell, "value"])
+    for row in table[np.isfinite(table["value"]) & table.duplicated(cell)].itertuples():
+        raise ValueError(
+            f"mask {row.name}, seed {row.seed}, {row.budget} steps has two values of "
+            f"{row.measure}, one of them {row.value}; leave one out, or give runs of other "
+            "protocols another schedule"
+        )
+    return table
+
+
+class ScoreTables:
+    """Observations laid out as tables of masks and seeds, in an order that rows cannot change.
+
+    Args:
+        table: As `tidy` returns it.
+        goals: Measure -> the direction that is better; those not named by `default_goal`.
+    """
+
+    def __init__(self, table: pd.DataFrame, goals: Mapping[str, Goal] | None = None) -> None:
+        finite = np.isfinite(table["value"].to_numpy())
+        self.rows, self.not_finite = table[finite], int((~finite).sum())
+        known = table.drop_duplicates("mask").set_index("mask").sort_index()
+        self.masks: list[str] = known.index.tolist()
+        self.density = dict(zip(self.masks, known["density"].tolist(), strict=True))
+        self.name: dict[str, str] = dict(zip(self.masks, known["name"], strict=True))
+        self.seeds = sorted(set(self.rows["seed"].tolist()))
+        self.measures = sorted(set(self.rows["measure"]))
+        given = goals or {}
+        self.goals = {m: given.get(m) or default_goal(m) for m in self.measures}
+
+    def budgets(self, measure: str) -> list[tuple[str, int]]:
+        """(schedule, budget) of every table of a measure, shortest first."""
+        rows = self.rows[self.rows["measure"] == measure]
+        return sorted(set(zip(rows["schedule"].tolist(), rows["budget"].tolist(), strict=True)))
+
+    def table(self, schedule: str, budget: int, measure: str) -> Floats:
+        """float `[masks, seeds]`; NaN where nothing was observed."""
+        r = self.rows
+        rows = r[(r["schedule"] == schedule) & (r["budget"] == budget) & (r["measure"] == measure)]
+        pivot = rows.pivot(index="mask", columns="seed", values="value")
+        whole = pivot.reindex(index=self.masks, columns=self.seeds)
+        return np.asarray(whole, dtype=np.float64)
+
+    def gains(self, schedule: str, budget: int, measure: str) -> Floats:
+        """The same with larger = better, and seeds made comparable (`aligned`)."""
+        table = aligned(self.table(schedule, budget, measure))
+        return table if self.goals[measure] == "max" else -table
+
+    def longest(self, measure: str, schedule: str | None = None) -> tuple[str, int]:
+        """(schedule, budget) of the longest budget at which a measure was observed.
+
+        Raises:
+            UnknownNameError: If the measure was never observed under that schedule.
+        """
+        found = self.budgets(measure)
+        known = sorted({name for name, _ in found})
+        if schedule is not None and schedule not in known:
+            raise unknown_name(f"schedule with a {measure}", schedule, known)
+        allowed = [place for place in found if schedule in (None, place[0])]
+        return max(allowed, key=lambda place: place[1])
 
 
 def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> Goal:
@@ -101,18 +177,14 @@ def goals_of(
     records: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
 ) -> dict[str, Goal]:
     """Measure -> goal: that of the studies' objective of that name, else by its name."""
-    measures = {
-        name for found in records.values() for record in found for name in record.values
-    } | {
-        name
-        for found in records.values()
-        for record in found
-        for report in record.curve
-        for name in report.values
-    }
+    measures: set[str] = set()
+    for found in records.values():
+        for record in found:
+            measures.update(record.values, *(report.values for report in record.curve))
     return {name: default_goal(name, objectives) for name in sorted(measures)}
 
 
+# -- records -----------------------------------------------------------------------------------
 def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = None) -> Observed:
     """Every report of every finished run, as observations.
 
@@ -133,16 +205,17 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
     """
     if reference is not None and reference not in runs:
         raise unknown_name("run", reference, runs)
-    everything = [record for records in runs.values() for record in records]
-    masked = [r for r in everything if r.mask is not None or r.status == "failed"]
+    records = [record for found in runs.values() for record in found]
+    statuses = [r.status for r in records if r.mask is not None or r.status == "failed"]
     left_out = {
-        "failed runs": sum(r.status == "failed" for r in masked),
-        "runs that were stopped or are not finished": sum(
-            r.status in ("stopped", "running") for r in masked
-        ),
+        "failed runs": statuses.count("failed"),
+        "runs that were stopped or are not finished": statuses.count("stopped")
+        + statuses.count("running"),
     }
     finished = {
-        (r.protocol, mask_key(r), r.seed): r for r in everything if r.scored and r.step > 0
+        (r.protocol, r.fingerprint or str(r.mask), r.seed): r
+        for r in records
+        if r.scored and r.step > 0
     }
     if not finished:
         raise SearchError(
@@ -150,135 +223,75 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
             "runs that report along the way"
         )
     protocols = list(dict.fromkeys(protocol for protocol, *_ in finished))
-    chosen = protocols[0]
-    if len(protocols) > 1:
-        if reference is None:
-            raise SearchError(
-                f"the runs come from {len(protocols)} protocols, whose scores cannot be merged; "
-                "say which run judges the others: --reference RUN (reference=RUN)"
-            )
-        own = sorted({r.protocol for r in runs[reference] if r.scored})
-        if len(own) != 1:
-            raise SearchError(
-                f"the reference {reference} holds {len(own)} protocols of finished runs; "
-                "name a run folder with one"
-            )
-        chosen = own[0]
-    observations: list[Observation] = []
-    for (protocol, _, _), record in finished.items():
-        if protocol == chosen:
-            observations += of_record(record, CURVE)
-        if len(protocols) > 1:
-            observations += of_record(record, OWN_END, last=True)
-    observations = without_repeats(observations)
-    if len(protocols) == 1:
-        if all(len(record.curve) < 2 for record in finished.values()):
-            raise SearchError(
-                f"{', '.join(runs)}: the runs hold no curves (one report each), so there is no "
-                "shorter budget to judge; use an evaluator that reports along the way"
-            )
-        return Observed(tuple(observations), left_out, CURVE, (NOT_ANNEALED,))
-    facts = (
-        f"'{OWN_END}': each budget is the end of runs of its own protocol, annealed to that end. "
-        f"'{CURVE}': reports along the reference's runs, not annealed there.",
-    )
-    return Observed(tuple(observations), left_out, OWN_END, facts)
+    several, judge = len(protocols) > 1, protocols[0]
+    if several:
+        judge = reference_protocol(runs, reference, len(protocols))
+    elif all(len(record.curve) < 2 for record in finished.values()):
+        raise SearchError(
+            f"{', '.join(runs)}: the runs hold no curves (one report each), so there is no "
+            "shorter budget to judge; use an evaluator that reports along the way"
+        )
+    found = [
+        each
+        for (protocol, mask, _), record in finished.items()
+        for schedule, wanted in ((CURVE, protocol == judge), (OWN_END, several))
+        if wanted
+        for each in of_record(record, mask, schedule)
+    ]
+    table = drop_repeated_ends(pd.DataFrame([vars(each) for each in found]))
+    if several:
+        return Observed(table, left_out, OWN_END, (BOTH_KINDS,))
+    return Observed(table, left_out, CURVE, (NOT_ANNEALED,))
 
 
-def mask_key(record: Record) -> str:
-    """What tells the record's mask from others."""
-    return record.fingerprint or str(record.mask)
+def reference_protocol(
+    runs: Mapping[str, Sequence[Record]], reference: str | None, protocols: int
+) -> str:
+    """The one protocol of the reference's finished runs."""
+    if reference is None:
+        raise SearchError(
+            f"the runs come from {protocols} protocols, whose scores cannot be merged; "
+            "say which run judges the others: --reference RUN (reference=RUN)"
+        )
+    own = {record.protocol for record in runs[reference] if record.scored}
+    if len(own) != 1:
+        raise SearchError(
+            f"the reference {reference} holds {len(own)} protocols of finished runs; "
+            "name a run folder with one"
+        )
+    return own.pop()
 
 
-def of_record(record: Record, schedule: str, last: bool = False) -> list[Observation]:
-    """The reports of one run; with `last` only its end."""
+def of_record(record: Record, mask: str, schedule: str) -> list[Observation]:
+    """The reports of one run; of runs of several lengths only the end."""
     density = 1 - record.measures.get("sparsity", math.nan)
     name = str(record.params.get("mask", "")) or record.origin.partition("baseline:")[2]
-    reports = {report.step: dict(report.values) for report in record.curve}
-    reports[record.step] = dict(record.values)  # a reused record may have no curve
+    reports = {report.step: report.values for report in record.curve if schedule == CURVE}
+    reports[record.step] = record.values  # a reused record may have no curve
     return [
         Observation(
-            mask_key(record), density, record.seed, step, measure, value, schedule,
+            *(mask, density, record.seed, step, measure, value, schedule),
             name or str(record.mask),
         )
         for step, values in sorted(reports.items())
-        if step > 0 and (step == record.step or not last)
         for measure, value in values.items()
-        if not measure.endswith("/majority")
-    ]  # fmt: skip
+        if step > 0 and not measure.endswith("/majority")
+    ]
 
 
-def without_repeats(observations: Sequence[Observation]) -> list[Observation]:
+def drop_repeated_ends(table: pd.DataFrame) -> pd.DataFrame:
     """Leaves out a last budget that only says again what the one before it said.
 
     An evaluator that fine-tunes reports the pre-training's loss a second time at its end; that
     is no longer budget of the loss.
     """
-    cells: dict[tuple[str, str], dict[int, dict[tuple[str, int], float]]] = {}
-    for o in observations:
-        budgets = cells.setdefault((o.schedule, o.measure), {})
-        budgets.setdefault(o.budget, {})[o.mask, o.seed] = o.value
-    repeated = set()
-    for (schedule, measure), budgets in cells.items():
-        if len(budgets) > 1:
-            *_, before, last = sorted(budgets)
-            same = budgets[before].keys() >= budgets[last].keys()
-            if same and all(budgets[before][key] == v for key, v in budgets[last].items()):
-                repeated.add((schedule, measure, last))
-    return [o for o in observations if (o.schedule, o.measure, o.budget) not in repeated]
-
-
-class Cells:
-    """Observations laid out as tables of masks and seeds, in an order that rows cannot change.
-
-    Raises:
-        ValueError: If two observations of one cell disagree, a density is not in (0, 1], a
-            mask has two densities, or a budget is below 1.
-    """
-
-    def __init__(self, observations: Iterable[Observation], masks: Sequence[str] = ()) -> None:
-        self.tables: dict[tuple[str, int, str], dict[tuple[str, int], float]] = {}
-        self.density: dict[str, float] = {}
-        self.name: dict[str, str] = {}
-        self.not_finite = 0
-        for o in observations:
-            if not 0 < o.density <= 1:
-                raise ValueError(f"a density is in (0, 1], got {o.density} for mask {o.mask}")
-            if o.budget < 1:
-                raise ValueError(f"a budget is at least 1 step, got {o.budget} for {o.mask}")
-            if not math.isclose(self.density.setdefault(o.mask, o.density), o.density):
-                raise ValueError(
-                    f"mask {o.mask} has two densities, {self.density[o.mask]} and {o.density}; "
-                    "give every mask a name of its own"
-                )
-            self.name.setdefault(o.mask, o.name or o.mask)
-            if not math.isfinite(o.value):
-                self.not_finite += 1
-                continue
-            table = self.tables.setdefault((o.schedule, o.budget, o.measure), {})
-            if table.setdefault((o.mask, o.seed), o.value) != o.value:
-                raise ValueError(
-                    f"mask {o.name or o.mask}, seed {o.seed}, {o.budget} steps has two values of "
-                    f"{o.measure}: {table[o.mask, o.seed]} and {o.value}; leave one out, or give "
-                    "runs of other protocols another schedule"
-                )
-        self.masks = list(masks) or sorted(self.density)
-        self.seeds = sorted({seed for table in self.tables.values() for _, seed in table})
-
-    def measures(self) -> list[str]:
-        """Every measure, in order of name."""
-        return sorted({measure for *_, measure in self.tables})
-
-    def budgets(self, measure: str) -> list[tuple[str, int]]:
-        """(schedule, budget) of every table of a measure, shortest first."""
-        return sorted((s, b) for s, b, m in self.tables if m == measure)
-
-    def table(self, schedule: str, budget: int, measure: str) -> Floats:
-        """float `[masks, seeds]`; NaN where nothing was observed."""
-        known = self.tables.get((schedule, budget, measure), {})
-        nan = math.nan
-        rows = [[known.get((mask, seed), nan) for seed in self.seeds] for mask in self.masks]
-        return np.array(rows, dtype=np.float64).reshape(len(self.masks), len(self.seeds))
+    repeated: list[int] = []
+    for _, rows in table.groupby(["schedule", "measure"]):
+        ends = [rows[rows["budget"] == budget] for budget in sorted(set(rows["budget"]))[-2:]]
+        said = [{(r.mask, r.seed): r.value for r in end.itertuples()} for end in ends]
+        if len(said) == 2 and said[1].items() <= said[0].items():
+            repeated += list(ends[1].index)
+    return table.drop(index=repeated)
 
 
 def band_edges(densities: Floats, bands: int | Sequence[float] | None) -> list[float]:
@@ -304,8 +317,3 @@ def band_edges(densities: Floats, bands: int | Sequence[float] | None) -> list[f
     if not edges or not all(0 < edge < 1 for edge in edges):
         raise ValueError(f"edges of density bands are in (0, 1), got {list(bands)}")
     return edges
-
-
-def band_of(densities: Floats, edges: Sequence[float]) -> Bands:
-    """Number of the band of each mask: above edge k - 1, up to and including edge k."""
-    return np.digitize(densities, edges, right=True).astype(np.int64)

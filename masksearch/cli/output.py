@@ -11,7 +11,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
-    from masksearch.analysis.proxy_card import ProxyCard
+    from masksearch.analysis.proxy_card import ProxyAgreement
     from masksearch.driver import Study
 
 
@@ -82,7 +82,7 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         typer.echo("= at the score of the majority class: the model has learned nothing there")
 
 
-def print_proxy_card(card: ProxyCard) -> None:
+def print_proxy_card(card: ProxyAgreement) -> None:
     """The rows of a proxy card as tables: its budgets, then the further measures."""
     from masksearch.report.tables import REFERENCE, brief_table, others_table
 

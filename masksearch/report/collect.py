@@ -12,7 +12,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import ComparedMasks, recorded_kinds
-from masksearch.analysis.proxy_card import FEWEST, ProxyCard
+from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, SearchError
@@ -160,7 +160,7 @@ def report_on(
     return page
 
 
-def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyCard | None:
+def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyAgreement | None:
     """The card of a report's own studies; None where their runs cannot give one.
 
     The first objective is the target; the proxy is the loss where it is reported along the
@@ -183,7 +183,7 @@ def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyCard
         return None
     objectives = [objective for study in studies for objective in study.objectives]
     try:
-        return ProxyCard.of(
+        return ProxyAgreement.of(
             records,
             proxy=proxy,
             target=target,

@@ -33,7 +33,7 @@ from masksearch.report.tables import (
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
-    from masksearch.analysis.proxy_card import ProxyCard
+    from masksearch.analysis.proxy_card import ProxyAgreement
 
 PICTURES = 16  # masks that are drawn at most
 FAILURES = 20  # failed trials that are printed in full at most
@@ -51,7 +51,7 @@ def write_report(
     shape: Shape | None = None,
     verdicts: Sequence[str] = (),
     dam: DamRuns | None = None,
-    proxy: ProxyCard | None = None,
+    proxy: ProxyAgreement | None = None,
 ) -> Path:
     """Writes the page, and its figures as PNG and PDF into `figures/` beside it.
 
@@ -214,7 +214,7 @@ def draw(
     comparison: ComparedMasks | None,
     shape: Shape | None,
     dam: Sequence[Picture],
-    proxy: ProxyCard | None,
+    proxy: ProxyAgreement | None,
 ) -> tuple[dict[str, dict[str, str]], str]:
     """Makes and saves every figure; returns them for the page, and a note on the masks."""
     records = [record for study in studies.values() for record in study]

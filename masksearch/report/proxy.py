@@ -1,18 +1,29 @@
-"""A proxy card from run folders."""
+"""A proxy card from run folders, and its figure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from masksearch.analysis.proxy_card import ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 from masksearch.report.collect import studies_in
+from masksearch.report.figures.proxy import plot_proxy
 
-if TYPE_CHECKING:
-    from masksearch.analysis.proxy_card import ProxyCard
+
+@dataclass(frozen=True)
+class ProxyCard(ProxyAgreement):
+    """A proxy judged by a reference, with its figure; see `ProxyAgreement`."""
+
+    def plot(self, path: Path | str, dpi: int = 150) -> Path:
+        """Writes the figure (`.png`, `.pdf`, ...); folders are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plot_proxy(self).savefig(path, dpi=dpi, bbox_inches="tight")
+        return path
 
 
 def proxy_card(
@@ -57,8 +68,6 @@ def proxy_card(
         UnknownNameError: If no run reports such a measure.
         ValueError: If an argument is out of range.
     """
-    from masksearch.analysis.proxy_card import ProxyCard
-
     folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
     judge = None if reference is None else Path(reference)
     if judge is not None and all(folder.resolve() != judge.resolve() for folder in folders):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import hypervolume, pareto
-from masksearch.analysis.proxy_card import ProxyCard
+from masksearch.analysis.proxy_card import ProxyAgreement
 from masksearch.analysis.rank_stats import Interval
 from masksearch.contracts import Evaluate, Objective, Record
 
@@ -304,7 +304,7 @@ def strongest(by_offset: Sequence[float], count: int = 4) -> str:
 REFERENCE = "="  # marks the budget that is the reference itself
 
 
-def brief_table(card: ProxyCard) -> Table:
+def brief_table(card: ProxyAgreement) -> Table:
     """The columns of `budgets_table` that a terminal has room for."""
     whole = budgets_table(card)
     wanted = {
@@ -318,7 +318,7 @@ def brief_table(card: ProxyCard) -> Table:
     )
 
 
-def budgets_table(card: ProxyCard) -> Table:
+def budgets_table(card: ProxyAgreement) -> Table:
     """One row a budget: agreement with the reference, best sets, front, regret, seeds."""
     sets = list(card.rows[0].overlaps) if card.rows else []
     several = len({row.schedule for row in card.rows}) > 1
@@ -356,7 +356,7 @@ def budgets_table(card: ProxyCard) -> Table:
     return Table(heads(*names, text=("schedule",)), tuple(rows))
 
 
-def others_table(card: ProxyCard) -> Table:
+def others_table(card: ProxyAgreement) -> Table:
     """One row a further measure and budget: its agreement with the proxy there."""
     head = heads(
         "measure", "schedule", "steps", f"{card.proxy} at", "masks", "tau-b, all",

@@ -11,19 +11,19 @@ import pandas as pd
 import pytest
 
 from masksearch import masks
-from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.proxy_observations import (
     CURVE,
     OWN_END,
-    Cells,
     Observation,
+    ScoreTables,
     band_edges,
-    band_of,
     default_goal,
     from_records,
+    tidy,
 )
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, UnknownNameError
+from masksearch.report.proxy import ProxyCard
 from masksearch.report.tables import budgets_table, others_table
 
 STEPS = (10, 100, 1000)
@@ -250,6 +250,10 @@ def test_observations_that_cannot_be_used_are_named():
         card_of([replace(observations[0], budget=0)])
 
 
+def band_of(densities, edges):
+    return np.digitize(densities, edges, right=True)
+
+
 def test_bands_are_factors_of_two_unless_said():
     densities = np.array([1.0, 0.51, 0.5, 0.26, 0.2, 0.03])
     edges = band_edges(densities, None)
@@ -346,5 +350,6 @@ def test_runs_without_curves_are_a_mistake(ran):
         ProxyCard.of(records)
     with pytest.raises(SearchError, match="no finished run"):
         ProxyCard.of([])
-    cells = Cells(from_records({"x": ran(1000, "p", number=2)}).observations)
+    observed = from_records({"x": ran(1000, "p", number=2)})
+    cells = ScoreTables(tidy(observed.observations))
     assert cells.table(CURVE, 10, "loss").shape == (2, 2)

@@ -12,7 +12,7 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from masksearch.analysis.proxy_card import Budget, ProxyCard, longest
+from masksearch.analysis.proxy_card import BudgetAgreement, ProxyAgreement
 from masksearch.report.figures.front import INK, TITLES, clean, new_figure
 
 ACROSS, WITHIN, SEEDS, CEILING = "#56B4E9", "#D55E00", "#009E73", "#222222"
@@ -22,7 +22,7 @@ DENSITY = LinearSegmentedColormap.from_list(
 )
 
 
-def plot_proxy(card: ProxyCard) -> Figure:
+def plot_proxy(card: ProxyAgreement) -> Figure:
     """Agreement against budget; every mask's value against budget; proxy against target.
 
     First panel: tau-b across and within density bands with bootstrap intervals, one seed
@@ -82,7 +82,7 @@ def budget_axis(axes: Axes, budgets: list[int]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def draw_agreement(axes: Axes, card: ProxyCard) -> None:
+def draw_agreement(axes: Axes, card: ProxyAgreement) -> None:
     """tau-b against budget, with intervals and the ceiling."""
     clean(axes, "budget of the proxy (optimiser steps)", "Kendall's tau-b with the reference")
     axes.set_title(
@@ -123,7 +123,7 @@ def draw_agreement(axes: Axes, card: ProxyCard) -> None:
 
 
 def line(
-    axes: Axes, rows: list[Budget], part: str, colour: str, marker: str, label: str,
+    axes: Axes, rows: list[BudgetAgreement], part: str, colour: str, marker: str, label: str,
     style: dict[str, Any], shade: bool = True,
 ) -> None:  # fmt: skip
     """One statistic over budgets with its interval as a band."""
@@ -138,7 +138,7 @@ def line(
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
-def draw_values(axes: Axes, card: ProxyCard, norm: LogNorm) -> None:
+def draw_values(axes: Axes, card: ProxyAgreement, norm: LogNorm) -> None:
     """Every mask's mean over seeds against budget."""
     assert card.cells is not None
     cells, schedule = card.cells, next(iter(card.series()))
@@ -158,14 +158,14 @@ def draw_values(axes: Axes, card: ProxyCard, norm: LogNorm) -> None:
     budget_axis(axes, budgets)
 
 
-def draw_pairs(axes: Axes, card: ProxyCard, norm: LogNorm) -> None:
+def draw_pairs(axes: Axes, card: ProxyAgreement, norm: LogNorm) -> None:
     """The reference against the proxy, one point a mask, with the range over seeds."""
     assert card.cells is not None
     cells = card.cells
     rows = next(iter(card.series().values()))
     place = (rows[-1].schedule, rows[-1].budget)
     if card.proxy != card.target:
-        place = longest(cells, card.proxy, rows[-1].schedule)
+        place = cells.longest(card.proxy, rows[-1].schedule)
     x, y = cells.table(*place, card.proxy), cells.table(*card.reference, card.target)
     name = f"{card.proxy} at {place[1]:,} steps"
     clean(axes, name, f"{card.target} at {card.reference[1]:,} steps")
