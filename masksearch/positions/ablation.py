@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Shape
-from masksearch.positions.first_order import finite
-from masksearch.positions.instrument import Special, carrying, on_device, special_keys
+from masksearch.positions.instrument import attached_probe, special_keys
 from masksearch.positions.probes import ThinnedAttention
-from masksearch.positions.result import Importance, Measured, Per, Profile, measured
-from masksearch.training.loop import model_loss
+from masksearch.positions.result import (
+    Importance,
+    ImportanceSpec,
+    Measured,
+    Per,
+    build_importance,
+    mean_with_interval,
+)
+from masksearch.training.loop import finite_loss, on_device
 
 Progress = Callable[[int, int], None]
 Unit = tuple[str, int | str]  # ("offset", -1), ("key", 0), ("special", "[CLS]")
@@ -28,7 +35,7 @@ def drop_forwards(shape: Shape, batches: int, per: Per, units: int) -> int:
     return batches * (1 + units * scopes)
 
 
-def dropped_pairs(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
+def pairs_of(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
     """The pairs of a unit: bool `[batch | 1, 1, n, n]`."""
     kind, at = unit
     position = torch.arange(length)
@@ -40,21 +47,14 @@ def dropped_pairs(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tenso
 
 
 @torch.no_grad()
-def drop(
-    model: nn.Module,
-    batches: list[Batch],
-    shape: Shape,
-    *,
-    per: Per,
-    special: Special | None,
-    offsets: tuple[int, ...],
-    keys: tuple[int, ...],
-    progress: Progress | None,
+def drop_importance(
+    model: nn.Module, batches: list[Batch], spec: ImportanceSpec, progress: Progress | None
 ) -> Importance:
     """Importance by `"drop"`; see `importance`."""
-    units: list[Unit] = [("offset", at) for at in offsets]
-    units += [("key", at) for at in keys]
-    units += [("special", name) for name in special or {}]
+    shape, per, special = spec.shape, spec.per, list(spec.special)
+    units: list[Unit] = [("offset", at) for at in spec.offsets]
+    units += [("key", at) for at in spec.keys]
+    units += [("special", name) for name in special]
     layers = [None] if per == "model" else list(range(shape.layers))
     heads = list(range(shape.heads)) if per == "head" else [None]
     total = drop_forwards(shape, len(batches), per, len(units))
@@ -62,50 +62,52 @@ def drop(
     cells = torch.zeros(len(units), dtype=torch.float64)
     losses: list[float] = []
     done = 0
+
+    def loss(batch: Batch, number: int) -> float:
+        nonlocal done
+        found = finite_loss(model, batch, number).item()
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return found
+
     if progress is not None:
         progress(done, total)
-    bank = ThinnedAttention(shape.length, shape.heads, shape.layers)
-    with carrying(model, bank, batches[0]):
+    probe = ThinnedAttention(shape.length, shape.heads, shape.layers)
+    with attached_probe(model, probe, batches[0]):
         model.eval()
         for number, batch in enumerate(batches):
             batch = on_device(model, batch)
-            standing = special_keys(batch, special)
-            bank.removed = None
-            losses.append(finite(model_loss(model, batch).item(), number))
-            done += 1
+            standing = special_keys(batch, spec.special)
+            probe.removed = None
+            losses.append(loss(batch, number))
             for index, unit in enumerate(units):
-                pairs = dropped_pairs(unit, shape.length, standing)
-                bank.removed = pairs.to(next(model.parameters()).device)
-                bank.cells.clear()
+                pairs = pairs_of(unit, shape.length, standing)
+                probe.removed = pairs.to(next(model.parameters()).device)
+                probe.cells.clear()
                 for row, column in itertools.product(range(len(layers)), range(len(heads))):
-                    bank.layer, bank.head = layers[row], heads[column]
-                    loss = finite(model_loss(model, batch).item(), number)
-                    effects[number, row, column, index] = loss - losses[-1]
-                    done += 1
-                    if progress is not None:
-                        progress(done, total)
-                cells[index] += sum(bank.cells) / len(bank.cells) / len(batches)
-    found = measured(effects)
-    ends = [0, len(offsets), len(offsets) + len(keys)]
-    profiles = [
-        Profile(at, *(part[..., first : first + len(at)].float() for part in (*found, cells)))
-        for at, first in ((offsets, ends[0]), (keys, ends[1]))
-    ]
-    names = list(special or {})
-    return Importance(
-        "drop",
-        per,
-        shape.length,
-        None,
-        None,
-        profiles[0],
-        profiles[1],
+                    probe.layer, probe.head = layers[row], heads[column]
+                    effects[number, row, column, index] = loss(batch, number) - losses[-1]
+                cells[index] += sum(probe.cells) / len(probe.cells) / len(batches)
+    found = mean_with_interval(effects)
+    known = torch.cat(spec.lines())
+    tokens = range(len(known), len(units))
+
+    def at_lines(part: Tensor) -> Tensor:
+        lines = torch.full((*part.shape[:-1], 3 * shape.length - 1), math.nan, dtype=part.dtype)
+        lines[..., known] = part[..., : len(known)]
+        return lines
+
+    return build_importance(
+        spec,
+        Measured(*map(at_lines, found)),
+        at_lines(cells),
         {
-            name: Measured(*(part[..., ends[2] + k].float() for part in found))
-            for k, name in enumerate(names)
+            name: Measured(*(part[..., at] for part in found))
+            for name, at in zip(special, tokens, strict=True)
         },
-        {name: cells[ends[2] + k].item() for k, name in enumerate(names)},
-        sum(losses) / len(losses),
-        len(batches),
-        total,
+        {name: cells[at].item() for name, at in zip(special, tokens, strict=True)},
+        losses,
+        batches=len(batches),
+        forwards=total,
     )

@@ -6,6 +6,7 @@ found.diagonal.mean, found.by_offset, found.special["[CLS]"], found.frame()
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import get_args
@@ -14,12 +15,14 @@ from torch import nn
 
 from masksearch.contracts import Batch
 from masksearch.errors import unknown_name
-from masksearch.positions.ablation import Progress, drop
-from masksearch.positions.first_order import first_order
-from masksearch.positions.instrument import Special, listed, shape_of
-from masksearch.positions.learned import learned
+from masksearch.gates.dam import endless
+from masksearch.positions.ablation import Progress, drop_importance
+from masksearch.positions.first_order import first_order_importance
+from masksearch.positions.instrument import list_batches, shape_of
+from masksearch.positions.learned import learned_importance
 from masksearch.positions.result import Importance as Importance
-from masksearch.positions.result import Method, Per
+from masksearch.positions.result import ImportanceSpec, Method, Per, Special
+from masksearch.training.loop import TrainConfig
 
 NEAR = 16  # farthest offset that "drop" measures unless it is told others
 
@@ -108,9 +111,10 @@ def importance(
         first = next(batches, None)
         if first is None:
             raise ValueError("importance is learned from batches, got none; pass at least one")
+        batches = itertools.chain([first], batches)
         found = [first]
     else:
-        found = listed(batches)
+        batches = found = list_batches(batches)
     shape = shape_of(model, found[0])
     last = shape.length - 1
     reach = min(NEAR, last) if method == "drop" else last
@@ -123,45 +127,17 @@ def importance(
                 f"{name} of sequences of {shape.length} positions lie in {least} .. {last}, got "
                 f"{outside[0]}; leave it out"
             )
-    units = (tuple(sorted(at)), tuple(sorted(columns)))
+    units = tuple(sorted(at)), tuple(sorted(columns))
+    spec = ImportanceSpec(shape, method, per, signed, special or {}, *units)
     if method == "drop":
-        return drop(
-            model,
-            found,
-            shape,
-            per=per,
-            special=special,
-            offsets=units[0],
-            keys=units[1],
-            progress=progress,
-        )
+        return drop_importance(model, found, spec, progress)
     if method != "learned":
-        return first_order(
-            model,
-            found,
-            shape,
-            method=method,
-            per=per,
-            signed=signed,
-            special=special,
-            offsets=units[0],
-            keys=units[1],
-        )
+        return first_order_importance(model, found, spec)
     if not (gate_lr > 0 and math.isfinite(initial)):
         raise ValueError(
             f"gate_lr must be above 0 and initial finite, got {gate_lr} and {initial}"
         )
-    return learned(
-        model,
-        batches,
-        found[0],
-        shape,
-        per=per,
-        special=special,
-        offsets=units[0],
-        keys=units[1],
-        steps=steps,
-        lr=lr,
-        gate_lr=gate_lr,
-        initial=initial,
+    config = TrainConfig(steps=steps, lr=lr)
+    return learned_importance(
+        model, endless(batches), found[0], spec, config, gate_lr=gate_lr, initial=initial
     )

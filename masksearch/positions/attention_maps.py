@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,14 +13,14 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch
 from masksearch.positions.instrument import (
-    Special,
-    carrying,
-    listed,
-    on_device,
+    attached_probe,
+    list_batches,
     shape_of,
     special_keys,
 )
 from masksearch.positions.probes import WatchedAttention
+from masksearch.positions.result import Special, offset_sums
+from masksearch.training.loop import on_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,33 +61,21 @@ class AttentionMaps:
         import pandas as pd
 
         rows: list[dict[str, Any]] = []
-        layers, heads = self.maps.shape[:2]
-        for layer in range(layers):
-            for head in range(heads):
-                where = {"layer": layer, "head": head}
-                for offset, share in zip(
-                    self.offsets, self.by_offset[layer, head].tolist(), strict=True
-                ):
-                    rows.append({"kind": "offset", "unit": offset, **where, "share": share})
-                chance = self.diagonal_chance[layer, head].item()
-                share = self.diagonal[layer, head].item()
-                both = {"share": share, "chance": chance}
-                rows.append({"kind": "diagonal", "unit": "diagonal", **where, **both})
-                for name, shares in self.special.items():
-                    chance = self.special_chance[name][layer, head].item()
-                    both = {"share": shares[layer, head].item(), "chance": chance}
-                    rows.append({"kind": "special", "unit": name, **where, **both})
+
+        def add(kind: str, unit: int | str, shares: Tensor, chance: Tensor | None = None) -> None:
+            for layer, head in itertools.product(*map(range, shares.shape)):
+                row: dict[str, Any] = {"kind": kind, "unit": unit, "layer": layer, "head": head}
+                row["share"] = shares[layer, head].item()
+                row["chance"] = math.nan if chance is None else chance[layer, head].item()
+                rows.append(row)
+
+        for at, shares in zip(self.offsets, self.by_offset.unbind(-1), strict=True):
+            add("offset", at, shares)
+        add("diagonal", "diagonal", self.diagonal, self.diagonal_chance)
+        for name, shares in self.special.items():
+            add("special", name, shares, self.special_chance[name])
         columns = ["kind", "unit", "layer", "head", "share", "chance"]
         return pd.DataFrame(rows, columns=columns)
-
-
-def offset_sums(table: Tensor) -> Tensor:
-    """Sums over each offset j - i: `[.., n, n]` -> `[.., 2n - 1]`, from -(n - 1) up."""
-    length = table.shape[-1]
-    position = torch.arange(length, device=table.device)
-    index = (position[None, :] - position[:, None] + length - 1).flatten()
-    sums = table.new_zeros(*table.shape[:-2], 2 * length - 1)
-    return sums.index_add_(-1, index, table.flatten(-2))
 
 
 @torch.no_grad()
@@ -107,18 +97,19 @@ def attention_maps(
         LengthError: If the batches differ in length.
         ValueError: If there is no batch, or their number is not known.
     """
-    found = listed(batches)
+    found = list_batches(batches)
     shape = shape_of(model, found[0])
     size = (shape.layers, shape.heads)
     total = torch.zeros(*size, shape.length, shape.length, dtype=torch.float64)
     count = torch.zeros_like(total)
     queries = torch.zeros(size, dtype=torch.float64)
     chance = torch.zeros(size, dtype=torch.float64)
-    mass = {name: torch.zeros(size, dtype=torch.float64) for name in special or {}}
-    expected = {name: torch.zeros(size, dtype=torch.float64) for name in special or {}}
+    special = special or {}
+    mass = {name: torch.zeros(size, dtype=torch.float64) for name in special}
+    expected = {name: torch.zeros(size, dtype=torch.float64) for name in special}
     standing: dict[str, Tensor] = {}
 
-    def seen(layer: int, weights: Tensor, valid: Tensor) -> None:
+    def observe(layer: int, weights: Tensor, valid: Tensor) -> None:
         valid = valid.expand(weights.shape)
         weights = weights * valid
         keys = valid.sum(-1).clamp_min(1)
@@ -133,8 +124,8 @@ def attention_maps(
             share = (valid & there).sum(-1) / keys
             expected[name][layer] += share.double().sum((0, 2)).cpu()
 
-    bank = WatchedAttention(shape.length, shape.heads, shape.layers, seen)
-    with carrying(model, bank, found[0]):
+    probe = WatchedAttention(shape.length, shape.heads, shape.layers, observe)
+    with attached_probe(model, probe, found[0]):
         model.eval()
         for batch in found:
             batch = on_device(model, batch)

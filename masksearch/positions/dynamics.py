@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, get_args
 
 from torch import nn
@@ -11,9 +12,9 @@ from torch import nn
 from masksearch.contracts import Batch
 from masksearch.errors import unknown_name
 from masksearch.positions.analysis import importance
-from masksearch.positions.instrument import Special, listed, on_device
-from masksearch.positions.result import Importance, Method, Per
-from masksearch.training.loop import TrainConfig, train
+from masksearch.positions.instrument import list_batches
+from masksearch.positions.result import Importance, Method, Per, Special
+from masksearch.training.loop import TrainConfig, keeping_modes, on_device, train
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,34 +105,25 @@ def importance_dynamics(
         raise ValueError(
             f"steps to measure at lie in 0 .. {steps}, got {due or 'none'}; leave the others out"
         )
-    judged = listed(held_out)
-    wanted = None if offsets is None else tuple(offsets)
-    columns = None if keys is None else tuple(keys)
-
-    def snapshot() -> Importance:
-        return importance(
-            model,
-            judged,
-            method=method,
-            per=per,
-            signed=signed,
-            special=special,
-            offsets=wanted,
-            keys=columns,
-        )
-
-    modes = [(module, module.training) for module in model.modules()]
+    measure = partial(
+        importance,
+        model,
+        list_batches(held_out),
+        method=method,
+        per=per,
+        signed=signed,
+        special=special,
+        offsets=None if offsets is None else tuple(offsets),
+        keys=None if keys is None else tuple(keys),
+    )
     snapshots: list[Importance] = []
     losses: list[float] = []
-    try:
+    with keeping_modes(model):
         if due[0] == 0:
-            snapshots.append(snapshot())
+            snapshots.append(measure())
         moved = (on_device(model, batch) for batch in batches)
         for step in train(model, moved, schedule):
             losses.append(step.loss)
             if step.number in due:
-                snapshots.append(snapshot())
-    finally:
-        for module, mode in modes:
-            module.training = mode
+                snapshots.append(measure())
     return Dynamics(tuple(due), tuple(snapshots), tuple(losses))

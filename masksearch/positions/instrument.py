@@ -1,8 +1,8 @@
-"""Puts a bank on a model for a while, and leaves the model as it was found."""
+"""Puts a probe on a model for a while, and leaves the model as it was found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 
 import torch
@@ -12,9 +12,9 @@ from masksearch.attention.attach import ATTACHMENT, Attachment, attach, put_on, 
 from masksearch.attention.probe import chosen, parts_of, pretrained, probe
 from masksearch.contracts import Batch, Shape
 from masksearch.errors import AttachError, HeadCountError
-from masksearch.positions.probes import Bank
-
-Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
+from masksearch.positions.probes import PositionProbe
+from masksearch.positions.result import Special
+from masksearch.training.loop import keeping_modes, on_device
 
 
 def shape_of(model: nn.Module, batch: Batch) -> Shape:
@@ -42,13 +42,7 @@ def example(model: nn.Module, batch: Batch) -> Batch:
     return {name: tensor[:1] for name, tensor in on_device(model, batch).items()}
 
 
-def on_device(model: nn.Module, batch: Batch) -> Batch:
-    """The batch where the model's weights are."""
-    device = next(model.parameters()).device
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-def listed(batches: Iterable[Batch]) -> list[Batch]:
+def list_batches(batches: Iterable[Batch]) -> list[Batch]:
     """The batches as a list.
 
     Raises:
@@ -66,10 +60,10 @@ def listed(batches: Iterable[Batch]) -> list[Batch]:
 
 
 @contextmanager
-def carrying(model: nn.Module, bank: Bank, batch: Batch) -> Iterator[None]:
-    """Attaches the bank; afterwards restores attachment, modes and gradients.
+def attached_probe(model: nn.Module, probe: PositionProbe, batch: Batch) -> Iterator[None]:
+    """Attaches the probe; afterwards restores attachment, modes and gradients.
 
-    A mask on the model stays in force: the bank computes under it.
+    A mask on the model stays in force: the probe computes under it.
 
     Raises:
         AttachError: If trainable gates are on the model, or attach refuses it.
@@ -87,25 +81,23 @@ def carrying(model: nn.Module, bank: Bank, batch: Batch) -> Iterator[None]:
                 f"positions are studied under a mask of positions, and this model carries "
                 f"{state.mask}, which follows the tokens; detach it first"
             )
-        kept = None if state.lowered is None else state.lowered.table(bank.length, device)
+        kept = None if state.lowered is None else state.lowered.table(probe.length, device)
         if kept is not None:
-            bank.under[state.layer] = kept
-    modes = [(module, module.training) for module in model.modules()]
+            probe.under[state.layer] = kept
     grads = [(parameter, parameter.grad) for parameter in model.parameters()]
-    attach(model, bank.to(device), inputs=example(model, batch))
-    try:
-        yield
-    finally:
-        take_off(model)
-        if before is not None:
-            put_on(model, before)
-        for module, mode in modes:
-            module.training = mode
-        for parameter, grad in grads:
-            parameter.grad = grad
+    with keeping_modes(model):
+        attach(model, probe.to(device), inputs=example(model, batch))
+        try:
+            yield
+        finally:
+            take_off(model)
+            if before is not None:
+                put_on(model, before)
+            for parameter, grad in grads:
+                parameter.grad = grad
 
 
-def special_keys(batch: Batch, special: Special | None) -> dict[str, Tensor]:
+def special_keys(batch: Batch, special: Special) -> dict[str, Tensor]:
     """Where each special token stands: name -> bool `[batch, n]`.
 
     Raises:

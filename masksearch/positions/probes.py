@@ -18,7 +18,7 @@ from masksearch.contracts import AttentionCall
 from masksearch.errors import LengthError
 from masksearch.gates.estimators import flip
 
-Seen = Callable[[int, Tensor, Tensor], None]
+Observe = Callable[[int, Tensor, Tensor], None]
 
 
 def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
@@ -44,25 +44,34 @@ def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.d
     return visible & real[:, None, :, None]
 
 
-class Studied(nn.Module):
-    """Common to all: the sizes, the mask that is in force, and which pairs count.
+def ignore(layer: int, tensor: Tensor, valid: Tensor) -> None:
+    """Looks at nothing."""
+
+
+class PositionProbe(nn.Module):
+    """What stands in for the attention of a model: sizes, the mask in force, the pairs that count.
 
     Args:
         length: Positions of every batch.
         heads: Heads of a layer of the model.
         layers: Layers of the model.
+        observe: Called with the layer, a tensor of the probe's own and the valid pairs.
 
     Attributes:
         under: Layer -> bool `[1, heads | 1, n, n]`, the mask that was attached to the model.
     """
 
-    def __init__(self, length: int, heads: int, layers: int) -> None:
+    def __init__(self, length: int, heads: int, layers: int, observe: Observe = ignore) -> None:
         super().__init__()
-        self.length, self.heads, self.layers = length, heads, layers
+        self.length, self.heads, self.layers, self.observe = length, heads, layers, observe
         self.under: dict[int, Tensor] = {}
 
     def draw(self) -> None:
         """Nothing is random here."""
+
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
+        """What a probe computes; see `contracts.GateBank.attend`."""
+        raise NotImplementedError
 
     def masked(self, layer: int, call: AttentionCall) -> tuple[AttentionCall, Tensor]:
         """The call under the mask in force, and the pairs that count (see `valid_pairs`).
@@ -84,15 +93,11 @@ class Studied(nn.Module):
         return replace(call, visible=visible), valid & kept
 
 
-class WatchedAttention(Studied):
-    """The model's own attention, shown to `seen(layer, weights, valid)` on the way.
+class WatchedAttention(PositionProbe):
+    """The model's own attention, shown to `observe(layer, weights, valid)` on the way.
 
     Weights are P `[batch, heads, n, n]`, and with gradients enabled they require one.
     """
-
-    def __init__(self, length: int, heads: int, layers: int, seen: Seen) -> None:
-        super().__init__(length, heads, layers)
-        self.seen = seen
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """P V; see `contracts.GateBank.attend`."""
@@ -100,20 +105,16 @@ class WatchedAttention(Studied):
         weights = call.weights()
         if torch.is_grad_enabled() and not weights.requires_grad:  # a model of frozen weights
             weights.requires_grad_()
-        self.seen(layer, weights, valid)
+        self.observe(layer, weights, valid)
         return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
 
 
-class FlippedAttention(Studied):
+class FlippedAttention(PositionProbe):
     """The model's own attention with an open gate on every edge of every sequence.
 
-    `seen(layer, gate, valid)` gets the gates, ones `[batch * heads, n, n]`, whose gradient is
+    `observe(layer, gate, valid)` gets the gates, ones `[batch * heads, n, n]`, whose gradient is
     that of `gates.estimators.flip`.
     """
-
-    def __init__(self, length: int, heads: int, layers: int, seen: Seen) -> None:
-        super().__init__(length, heads, layers)
-        self.seen = seen
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """P V; see `contracts.GateBank.attend`. Sequences stand where heads do."""
@@ -122,7 +123,7 @@ class FlippedAttention(Studied):
         gate = torch.ones(
             batch * heads, length, length, device=call.query.device, requires_grad=True
         )
-        self.seen(layer, gate, valid)
+        self.observe(layer, gate, valid)
         parts = {
             name: part.expand(batch, heads, -1, -1).flatten(0, 1)[None]
             for name in ("query", "key", "value", "visible", "bias")
@@ -131,7 +132,7 @@ class FlippedAttention(Studied):
         return flip(replace(call, **parts), gate).view(call.query.shape)
 
 
-class ThinnedAttention(Studied):
+class ThinnedAttention(PositionProbe):
     """Exact attention without the pairs `removed`, renormalised over the remaining keys.
 
     A row that would be left without any key keeps what it has: nothing is dropped there.
@@ -168,7 +169,7 @@ class ThinnedAttention(Studied):
         return replace(call, visible=kept).attend()
 
 
-class ScaledAttention(Studied):
+class ScaledAttention(PositionProbe):
     """(P * A) V with A = sigmoid(logits): every attention weight has a learned scale.
 
     The weights are scaled after the softmax and not renormalised.
@@ -180,7 +181,7 @@ class ScaledAttention(Studied):
         per_layer: Whether each layer has scales of its own.
         per_head: Whether each head has.
         initial: First value of every logit; 0 = a scale of 1/2.
-        seen: Called with the layer, A `[heads | 1, n, n]` and the valid pairs.
+        observe: Called with the layer, A `[heads | 1, n, n]` and the valid pairs.
 
     Attributes:
         logits: float `[layers | 1, heads | 1, n, n]`.
@@ -197,12 +198,11 @@ class ScaledAttention(Studied):
         per_layer: bool = True,
         per_head: bool = True,
         initial: float = 0.0,
-        seen: Seen | None = None,
+        observe: Observe = ignore,
     ) -> None:
-        super().__init__(length, heads, layers)
+        super().__init__(length, heads, layers, observe)
         shape = (layers if per_layer else 1, heads if per_head else 1, length, length)
         self.logits = nn.Parameter(torch.full(shape, float(initial)))
-        self.seen = seen
 
     def scales(self) -> Tensor:
         """A, float `[layers | 1, heads | 1, n, n]` in (0, 1)."""
@@ -212,10 +212,6 @@ class ScaledAttention(Studied):
         """(P * A) V; see `contracts.GateBank.attend`."""
         call, valid = self.masked(layer, call)
         scale = self.logits[layer if len(self.logits) > 1 else 0].sigmoid()
-        if self.seen is not None:
-            self.seen(layer, scale, valid)
+        self.observe(layer, scale, valid)
         weights = call.weights() * scale
         return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
-
-
-Bank = WatchedAttention | FlippedAttention | ThinnedAttention | ScaledAttention

@@ -1,10 +1,11 @@
-"""What an importance analysis leaves: values, profiles with intervals, a table, a file."""
+"""What an importance analysis is asked and leaves: values, profiles with intervals, a file."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from masksearch.contracts import Shape
 from masksearch.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -20,8 +22,36 @@ if TYPE_CHECKING:
 
 Method = Literal["gradient", "flip", "drop", "learned"]
 Per = Literal["model", "layer", "head"]
+Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
+POOLED: dict[Per, tuple[int, ...]] = {"model": (0, 1), "layer": (1,), "head": ()}
 FORMAT = "masksearch-importance-1"
 LEVEL = 0.95  # of every interval
+
+
+@dataclass(frozen=True)
+class ImportanceSpec:
+    """What an analysis is asked, of a model with those sizes; the arguments of `importance`."""
+
+    shape: Shape
+    method: Method
+    per: Per
+    signed: bool
+    special: Special
+    offsets: tuple[int, ...]
+    keys: tuple[int, ...]
+
+    def pool(self, table: Tensor) -> Tensor:
+        """Sums `[layers, heads, ..]` over what is not told apart; those axes become 1."""
+        axes = POOLED[self.per]
+        return table.sum(axes, keepdim=True) if axes else table
+
+    def lines(self) -> tuple[Tensor, Tensor]:
+        """Where the offsets, and where the keys, stand among the lines of `line_sums`."""
+        length = self.shape.length
+        return (
+            torch.tensor(self.offsets, dtype=torch.int64) + length - 1,
+            torch.tensor(self.keys, dtype=torch.int64) + 2 * length - 1,
+        )
 
 
 class Measured(NamedTuple):
@@ -32,16 +62,35 @@ class Measured(NamedTuple):
     high: Tensor
 
 
-def measured(samples: Tensor) -> Measured:
+def mean_with_interval(samples: Tensor) -> Measured:
     """Mean and Student's t-interval over the first axis, `[batches, ..]` -> `[..]`."""
     count = len(samples)
     mean = samples.mean(0)
     if count < 2:
-        unknown = torch.full_like(mean, math.nan)
-        return Measured(mean, unknown, unknown.clone())
+        return without_interval(mean)
     reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) / math.sqrt(count)
     half = samples.std(0) * reach
     return Measured(mean, mean - half, mean + half)
+
+
+def without_interval(mean: Tensor) -> Measured:
+    """A mean whose interval is not known."""
+    unknown = torch.full_like(mean, math.nan)
+    return Measured(mean, unknown, unknown.clone())
+
+
+def offset_sums(table: Tensor) -> Tensor:
+    """Sums over each offset j - i: `[.., n, n]` -> `[.., 2n - 1]`, from -(n - 1) up."""
+    length = table.shape[-1]
+    position = torch.arange(length, device=table.device)
+    index = (position[None, :] - position[:, None] + length - 1).flatten()
+    sums = table.new_zeros(*table.shape[:-2], 2 * length - 1)
+    return sums.index_add_(-1, index, table.flatten(-2))
+
+
+def line_sums(table: Tensor) -> Tensor:
+    """Sums over every offset, then over every key: `[.., n, n]` -> `[.., (2n - 1) + n]`."""
+    return torch.cat([offset_sums(table), table.sum(-2)], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,38 +191,23 @@ class Importance:
         """
         import pandas as pd
 
-        columns: list[tuple[str, list[int] | list[str], Measured, list[float]]] = [
-            (
-                kind,
-                list(profile.at),
-                Measured(profile.mean, profile.low, profile.high),
-                profile.cells.tolist(),
-            )
-            for kind, profile in (("offset", self.by_offset), ("key", self.by_key))
-        ]
-        if self.special:
-            found = self.special.values()
-            joined = Measured(
-                torch.stack([token.mean for token in found], -1),
-                torch.stack([token.low for token in found], -1),
-                torch.stack([token.high for token in found], -1),
-            )
-            cells = [self.special_cells[name] for name in self.special]
-            columns.append(("special", list(self.special), joined, cells))
+        kinds: dict[str, list[tuple[int | str, Measured, float]]] = {
+            kind: [(at, p.one(at), n) for at, n in zip(p.at, p.cells.tolist(), strict=True)]
+            for kind, p in (("offset", self.by_offset), ("key", self.by_key))
+        }
+        kinds["special"] = [(n, one, self.special_cells[n]) for n, one in self.special.items()]
+        layers, heads = self.diagonal.mean.shape
         rows: list[dict[str, Any]] = []
-        for kind, units, (mean, low, high), counts in columns:
-            for layer in range(mean.shape[0]):
-                for head in range(mean.shape[1]):
-                    place = {
-                        "layer": "all" if self.per == "model" else layer,
-                        "head": head if self.per == "head" else "all",
-                    }
-                    numbers = (part[layer, head].tolist() for part in (mean, low, high))
-                    for unit, m, lo, hi, cells_there in zip(units, *numbers, counts, strict=True):
-                        bounds = {"mean": m, "low": lo, "high": hi, "cells": cells_there}
-                        rows.append({"kind": kind, "unit": unit, **place, **bounds})
-        names = ["kind", "unit", "layer", "head", "mean", "low", "high", "cells"]
-        return pd.DataFrame(rows, columns=names)
+        for kind, layer, head in itertools.product(kinds, range(layers), range(heads)):
+            place = {
+                "layer": "all" if self.per == "model" else layer,
+                "head": head if self.per == "head" else "all",
+            }
+            for unit, found, cells in kinds[kind]:
+                values = {n: part[layer, head].item() for n, part in found._asdict().items()}
+                rows.append({"kind": kind, "unit": unit, **place, **values, "cells": cells})
+        columns = ["kind", "unit", "layer", "head", "mean", "low", "high", "cells"]
+        return pd.DataFrame(rows, columns=columns)
 
     def save(self, path: str | Path) -> Path:
         """Writes one `.safetensors` file: tensors, and the rest as JSON metadata.
@@ -239,3 +273,51 @@ class Importance:
             },
             special_cells=dict(special),
         )
+
+
+def build_importance(
+    spec: ImportanceSpec,
+    lines: Measured,
+    cells: Tensor,
+    tokens: Mapping[str, Measured],
+    token_cells: Mapping[str, float],
+    losses: Sequence[float],
+    *,
+    values: Tensor | None = None,
+    errors: Tensor | None = None,
+    batches: int,
+    forwards: int,
+) -> Importance:
+    """The result, of which the specification chooses the offsets and the keys.
+
+    Args:
+        spec: What was asked.
+        lines: Of every offset and every key, as `line_sums` has them.
+        cells: float `[(2n - 1) + n]`: valid pairs of each line.
+        tokens: Name -> what was measured of such tokens.
+        token_cells: Name -> valid pairs.
+        losses: Of the batches, or the last steps.
+        values: float `[layers | 1, heads | 1, n, n]`, or None.
+        errors: Their standard errors, or None.
+        batches: Number of batches.
+        forwards: Forward passes that it took.
+    """
+    by_offset, by_key = (
+        Profile(at, *(part[..., index].float() for part in (*lines, cells)))
+        for at, index in zip((spec.offsets, spec.keys), spec.lines(), strict=True)
+    )
+    return Importance(
+        spec.method,
+        spec.per,
+        spec.shape.length,
+        None if values is None else values.float(),
+        None if errors is None else errors.float(),
+        by_offset,
+        by_key,
+        {name: Measured(*(part.float() for part in found)) for name, found in tokens.items()},
+        dict(token_cells),
+        sum(losses) / len(losses),
+        batches,
+        forwards,
+        spec.signed,
+    )

@@ -18,7 +18,7 @@ from masksearch.attention.attach import attach, attached, detach
 from masksearch.errors import AttachError, EmptyRowError, HeadCountError
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.positions.instrument import carrying
+from masksearch.positions.instrument import attached_probe
 from masksearch.positions.probes import WatchedAttention
 
 SPECIAL = 7
@@ -177,7 +177,7 @@ def test_positions_are_not_studied_under_content():
     model = attach(ARCHITECTURES["bert"].made(), HUBS)
     bank = WatchedAttention(9, 4, 2, lambda layer, weights, valid: None)
     with pytest.raises(AttachError, match=r"carries window\(1\).*which follows the tokens"):
-        with carrying(model, bank, {"input_ids": tokens(0)}):
+        with attached_probe(model, bank, {"input_ids": tokens(0)}):
             pass
     assert isinstance(attached(model)["self"], type(HUBS))
 

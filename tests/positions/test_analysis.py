@@ -23,7 +23,7 @@ from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.positions.ablation import drop_forwards
 from masksearch.positions.analysis import importance
-from masksearch.positions.result import Importance, measured
+from masksearch.positions.result import Importance, mean_with_interval
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 
@@ -419,7 +419,7 @@ def test_per_cell_divides_by_pairs(model):
 
 def test_intervals_match_the_scalar_ones():
     samples = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = measured(samples)
+    found = mean_with_interval(samples)
     for index in range(3):
         expected = interval(samples[:, index].tolist(), 0.95)
         assert [part[index].item() for part in found] == pytest.approx(list(expected))
