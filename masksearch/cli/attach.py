@@ -40,13 +40,13 @@ def attach(
     """Put a mask on a model: say what computes each layer and why, and save both together."""
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
-    from masksearch.models.checkpoints import downloaded, local_folder
+    from masksearch.models.checkpoints import download_checkpoint, find_local_folder
     from masksearch.models.saving import open_model, save_pretrained
 
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
     found = read_any_mask(mask)
-    whole = open_model(local_folder(model) or downloaded(model))
+    whole = open_model(find_local_folder(model) or download_checkpoint(model))
     attach_to(whole, found, backend=backend, part=part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     length = min(longest, LONGEST) if length is None else length

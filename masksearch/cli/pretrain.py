@@ -88,10 +88,10 @@ def pretrain(
     given = {name: value for name, value in given.items() if value is not None}
     from masksearch.cli.build import read_mask
     from masksearch.evaluators.mlm import MlmEvaluator
-    from masksearch.training.distributed import joined
+    from masksearch.training.distributed import join_processes
 
     chosen = read_mask(mask)
-    with joined() as group:
+    with join_processes() as group:
         if preset is None:
             evaluator = MlmEvaluator(corpus, **given)
         else:

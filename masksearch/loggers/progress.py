@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from masksearch.loggers.console import Watcher
-from masksearch.training.loop import Step, TrainConfig, following
+from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 PAUSE = 0.25  # seconds between two updates of a bar
 MINUTE = 60.0  # seconds between two lines where there is no terminal
@@ -155,7 +155,7 @@ def progress(
     if own is not None:
         own.start()
     try:
-        with following(bar):
+        with follow_trainings(bar):
             yield bar
     finally:
         bar.end()

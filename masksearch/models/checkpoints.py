@@ -81,7 +81,7 @@ def quiet() -> Iterator[None]:
 
 
 # -- files -------------------------------------------------------------------------------------
-def local_folder(name: str | Path) -> Path | None:
+def find_local_folder(name: str | Path) -> Path | None:
     """The absolute folder of that name; None where it can only be a Hub name.
 
     Raises:
@@ -101,7 +101,7 @@ def local_folder(name: str | Path) -> Path | None:
     return None
 
 
-def downloaded(name: str, revision: str | None = None) -> Path:
+def download_checkpoint(name: str, revision: str | None = None) -> Path:
     """The folder of a Hub checkpoint, from the cache where it is whole, else from the Hub.
 
     One try: a Hub that cannot be reached is said at once.
@@ -114,7 +114,7 @@ def downloaded(name: str, revision: str | None = None) -> Path:
         cached = snapshot_download(
             name, revision=revision, allow_patterns=patterns, local_files_only=True
         )
-        if whole(Path(cached)):
+        if is_whole(Path(cached)):
             return Path(cached)
     except OSError:
         pass  # not in the cache
@@ -136,7 +136,7 @@ def downloaded(name: str, revision: str | None = None) -> Path:
     return Path(folder)
 
 
-def whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether configuration and weights are there."""
     try:
         return (folder / "config.json").is_file() and bool(weight_files(folder))
@@ -176,7 +176,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [index, *files]
 
 
-def configuration(folder: Path) -> dict[str, Any]:
+def read_configuration(folder: Path) -> dict[str, Any]:
     """`config.json` as plain data.
 
     Raises:
@@ -202,7 +202,7 @@ def refuse_other_weights(folder: Path) -> None:
     Raises:
         DataError: If configuration or files name such weights.
     """
-    if configuration(folder).get("transformers_weights") is not None:
+    if read_configuration(folder).get("transformers_weights") is not None:
         raise DataError(
             f"{folder / CONFIG} names weights of its own choice (transformers_weights); "
             "only model.safetensors and its shards are read, remove that entry"
@@ -221,7 +221,7 @@ def encoder_config(folder: Path) -> Any:
         DataError: If there is none, it cannot be read, or it is not that of an encoder.
     """
     file = folder / CONFIG
-    configuration(folder)
+    read_configuration(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except UNREADABLE as error:
@@ -328,7 +328,7 @@ class Pretrained:
         Raises:
             DataError: If the folder holds no tokenizer.
         """
-        folder = self.located()
+        folder = self.locate()
         known = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer_config.json", "*.model")
         if not any(any(folder.glob(name)) for name in known):
             raise DataError(
@@ -363,7 +363,7 @@ class Pretrained:
                 f"{self.pad}; {use}"
             )
 
-    def located(self) -> Path:
+    def locate(self) -> Path:
         """The folder of the files in this process.
 
         Raises:
@@ -376,8 +376,8 @@ class Pretrained:
                     f"no such folder on this machine: {folder}; put the checkpoint on a file "
                     "system that every machine sees, or copy it to the same place"
                 )
-            folder = downloaded(self.name, revision=folder.name)
-        if digest_of(folder) != self.digest:
+            folder = download_checkpoint(self.name, revision=folder.name)
+        if hash_files(folder) != self.digest:
             raise DataError(
                 f"the files in {folder} have changed since {self.name} was opened; open it again"
             )
@@ -390,7 +390,7 @@ class Pretrained:
             dropout: Probability for hidden states and attention weights alike; None = as
                 configured.
         """
-        body: PreTrainedModel = read_encoder(self.located(), dropout)[0].base_model
+        body: PreTrainedModel = read_encoder(self.locate(), dropout)[0].base_model
         body.train()
         return body
 
@@ -405,11 +405,11 @@ class Pretrained:
             pairs: Whether to have a sentence-pair head.
             dropout: See `encoder`.
         """
-        folder = self.located()
+        folder = self.locate()
         whole = read_encoder(folder, dropout)[0]
         made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
         if self.has_head:
-            take_head(made, whole)
+            copy_head(made, whole)
         if pairs and self.has_pair_head:
             with quiet():
                 both, _ = read_model(BertForPreTraining, folder, dtype=torch.float32)
@@ -432,11 +432,11 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         DataError: If there is no such folder, the Hub cannot be reached, the weights are a
             pickle, damaged or do not fit the configuration, or it is no encoder.
     """
-    folder = local_folder(name_or_folder)
+    folder = find_local_folder(name_or_folder)
     name = str(name_or_folder) if folder is None else str(folder)
-    folder = downloaded(name) if folder is None else folder
+    folder = download_checkpoint(name) if folder is None else folder
     encoder_config(folder)  # before the weights are read for the digest
-    digest = digest_of(folder)
+    digest = hash_files(folder)
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
     try:
@@ -444,7 +444,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         layers, heads = len({id(call.module) for call in calls}), calls[0].heads
     except AttachError:  # no mask can be put on it, but it can be fine-tuned
         layers, heads = body.config.num_hidden_layers, body.config.num_attention_heads
-    table = position_table(body)
+    table = find_position_table(body)
     offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
     rows = body.config.max_position_embeddings if table is None else table.num_embeddings
     return Pretrained(
@@ -459,14 +459,14 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         vocabulary=body.get_input_embeddings().weight.shape[0],
         pad=body.config.pad_token_id,
         padded_positions=offset > 0,
-        has_head=not report["missing_keys"] and takes_head(model),
+        has_head=not report["missing_keys"] and fits_our_head(model),
         has_pair_head=body.config.model_type == "bert"
         and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
         <= set(report["unexpected_keys"]),
     )
 
 
-def position_table(body: nn.Module) -> nn.Embedding | None:
+def find_position_table(body: nn.Module) -> nn.Embedding | None:
     """The learned position embeddings; None where positions are computed (rotary, sinusoidal)."""
     for name, module in body.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -474,14 +474,14 @@ def position_table(body: nn.Module) -> nn.Embedding | None:
     return None
 
 
-def digest_of(folder: Path) -> str:
+def hash_files(folder: Path) -> str:
     """Hash of configuration and weights, computed once a process and state of the files."""
     files = (folder / "config.json", *weight_files(folder))
-    return hashed(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
+    return hash_once(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
 @lru_cache(maxsize=16)
-def hashed(files: tuple[tuple[Path, int, int], ...]) -> str:
+def hash_once(files: tuple[tuple[Path, int, int], ...]) -> str:
     """16 hexadecimal digits of SHA-256 over the files' names and bytes."""
     total = hashlib.sha256()
     for file, _, _ in files:
@@ -526,19 +526,19 @@ def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, An
 
 
 # -- the prediction head -----------------------------------------------------------------------
-def takes_head(model: Any) -> bool:
+def fits_our_head(model: Any) -> bool:
     """Whether our head can stand for the model's own, with the same logits."""
-    if head_parts(model) is None:
+    if find_head_parts(model) is None:
         return False
     made = MaskedLanguageModel(model.base_model, seed=0).eval()
-    take_head(made, model)
+    copy_head(made, model)
     tokens = torch.ones(1, 4, dtype=torch.int64)
     with torch.no_grad():
         theirs: Tensor = model.eval()(input_ids=tokens).logits
         return torch.allclose(made(tokens).logits, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)
 
 
-def head_parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Module | None, Any] | None:
+def find_head_parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Module | None, Any] | None:
     """Dense layer, norm, activation and output layer beyond the encoder; None = another form."""
     out, inside = model.get_output_embeddings(), set(model.base_model.modules())
     if out is None or out.weight is not model.base_model.get_input_embeddings().weight:
@@ -554,21 +554,28 @@ def head_parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Module | None, A
     return dense[0], norms[0], acts[0] if acts else None, out
 
 
-def take_head(made: MaskedLanguageModel, model: Any) -> None:
+def copy_head(made: MaskedLanguageModel, model: Any) -> None:
     """Copies the checkpoint's head into ours; a bias that it lacks stays zero."""
-    parts = head_parts(model)
+    parts = find_head_parts(model)
     assert parts is not None
     dense, norm, activation, out = parts
     with torch.no_grad():
-        for mine, theirs in (
-            (made.transform.weight, dense.weight),
-            (made.transform.bias, dense.bias),
-            (made.norm.weight, norm.weight),
-            (made.norm.bias, norm.bias),
-            (made.bias, out.bias),
-        ):
+        for mine, theirs in head_pairs(made, dense, norm, out):
             if theirs is not None:
                 mine.copy_(theirs)
     made.norm.eps = norm.eps
     if activation is not None:
         made.activation = activation
+
+
+def head_pairs(
+    ours: MaskedLanguageModel, dense: nn.Linear, norm: nn.LayerNorm, out: Any
+) -> list[tuple[Tensor, Tensor | None]]:
+    """Each parameter of our head with that of transformers' head, of the same shape."""
+    return [
+        (ours.transform.weight, dense.weight),
+        (ours.transform.bias, dense.bias),
+        (ours.norm.weight, norm.weight),
+        (ours.norm.bias, norm.bias),
+        (ours.bias, out.bias),
+    ]

@@ -103,8 +103,8 @@ class MaskedLanguageModel(Head):
             nn.init.normal_(self.transform.weight, std=spread)
             nn.init.zeros_(self.transform.bias)
             if pairs:
-                self.pooler = drawn(width, width, spread)
-                self.pair = drawn(width, 2, spread)
+                self.pooler = draw_linear(width, width, spread)
+                self.pair = draw_linear(width, 2, spread)
         self.norm = nn.LayerNorm(inner)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
         self.activation: nn.Module = nn.GELU()
@@ -126,7 +126,7 @@ class MaskedLanguageModel(Head):
             attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
             token_type_ids: Segment ids, `[batch, length]`.
             next_sentence_label: int64 `[batch]`, 0 = the second segment follows the first, 1 =
-                it was drawn from elsewhere.
+                it was draw_linear from elsewhere.
             scored: Where the labels of each row stand, int64 `[batch, scored tokens of a row]`,
                 rising; None = they are looked for, for which the CPU waits for a GPU.
 
@@ -220,7 +220,7 @@ class SpanPredictor(Head):
         config = encoder.config
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.out = drawn(config.hidden_size, 2, config.initializer_range)
+            self.out = draw_linear(config.hidden_size, 2, config.initializer_range)
 
     def forward(
         self,
@@ -282,8 +282,8 @@ class ChoiceScorer(Head):
         width, spread = encoder.config.hidden_size, encoder.config.initializer_range
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            self.dense = drawn(width, width, spread)
-            self.out = drawn(width, 1, spread)
+            self.dense = draw_linear(width, width, spread)
+            self.out = draw_linear(width, 1, spread)
 
     def forward(
         self,
@@ -318,7 +318,7 @@ def row_starts(table: Tensor) -> Tensor:
     return torch.arange(rows, device=table.device).unsqueeze(1) * columns
 
 
-def drawn(inputs: int, outputs: int, spread: float) -> nn.Linear:
+def draw_linear(inputs: int, outputs: int, spread: float) -> nn.Linear:
     """A linear layer with N(0, spread^2) weights from the global generator, and no bias yet."""
     made = nn.Linear(inputs, outputs)
     nn.init.normal_(made.weight, std=spread)

@@ -44,9 +44,10 @@ from masksearch.masks import ContentMask, Mask
 from masksearch.masks.lower import load_mask, save_mask
 from masksearch.models.checkpoints import (
     UNREADABLE,
-    configuration,
-    head_parts,
+    find_head_parts,
+    head_pairs,
     quiet,
+    read_configuration,
     read_model,
 )
 from masksearch.models.heads import MaskedLanguageModel
@@ -346,13 +347,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return stored
 
 
-def named_class(folder: Path) -> type[PreTrainedModel]:
+def find_stored_class(folder: Path) -> type[PreTrainedModel]:
     """The class of transformers that `config.json` names.
 
     Raises:
         AttachError: If it names none.
     """
-    name = (configuration(folder).get("architectures") or [None])[0]
+    name = (read_configuration(folder).get("architectures") or [None])[0]
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise AttachError(
@@ -380,7 +381,7 @@ def open_model(
         AttachError: If no class of transformers is stored.
         TypeError: If `model_class` opens no models.
     """
-    cls = named_class(folder) if model_class is None else model_class
+    cls = find_stored_class(folder) if model_class is None else model_class
     auto = hasattr(cls, "_model_mapping")
     if not (isinstance(cls, type) and (auto or issubclass(cls, PreTrainedModel))):
         raise TypeError(
@@ -435,7 +436,7 @@ def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
     with quiet():
         makes: Any = AutoModelForMaskedLM
         whole: Any = makes.from_config(config, dtype=torch.float32)
-    parts = head_parts(whole)
+    parts = find_head_parts(whole)
     if parts is None:
         raise AttachError(
             f"{type(whole).__name__} has another prediction head than MaskedLanguageModel; "
@@ -444,13 +445,7 @@ def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
     copy_encoder(model.encoder, whole.base_model)
     dense, norm, activation, out = parts
     with torch.no_grad():
-        for theirs, mine in (
-            (dense.weight, model.transform.weight),
-            (dense.bias, model.transform.bias),
-            (norm.weight, model.norm.weight),
-            (norm.bias, model.norm.bias),
-            (out.bias, model.bias),
-        ):
+        for mine, theirs in head_pairs(model, dense, norm, out):
             theirs.copy_(mine)
     check_activation(model, activation or nn.GELU(), type(whole).__name__)  # None: RoBERTa's
     if model.pooler is None or model.pair is None:

@@ -51,7 +51,7 @@ class Accumulator:
             model: Its parameters get the gradients.
             batches: One or more.
             loss: Of (model, batch): the mean over the batch's scored labels, or a vector of such
-                means, one for each kind of label (`scored`), whose sum is the loss.
+                means, one for each kind of label (`count_scored`), whose sum is the loss.
             begin: Called before every attempt (it drops gradients, and seeds what is drawn).
 
         Returns:
@@ -68,7 +68,7 @@ class Accumulator:
                 value = self.attempt(model, batches, own, loss)
             except RuntimeError as error:
                 rows = min(largest, self.rows or largest)
-                if rows <= 1 or not out_of_memory(error):
+                if rows <= 1 or not ran_out_of_memory(error):
                     raise
                 log.info("out of memory with %d rows at once: %s", rows, error)
             else:
@@ -94,13 +94,13 @@ class Accumulator:
     ) -> Tensor:
         """One forward and backward pass of every part of this process's own rows."""
         alone = self.group.size == 1
-        parts = [part for batch in own for part in split(batch, self.rows)]
+        parts = [part for batch in own for part in split_rows(batch, self.rows)]
         if len(parts) == 1 and alone:
             value = loss(model, parts[0]).sum()
             value.backward()  # type: ignore[no-untyped-call]
             return value.detach()
-        counts = [scored(part) for part in parts]
-        whole = counts if alone else [scored(batch) for batch in batches]
+        counts = [count_scored(part) for part in parts]
+        whole = counts if alone else [count_scored(batch) for batch in batches]
         totals = [sum(column) for column in zip(*whole, strict=True)]
         found: list[Tensor] = []
         for part, count in zip(parts, counts, strict=True):
@@ -122,7 +122,7 @@ class Accumulator:
         return torch.stack(found).sum()
 
 
-def split(batch: Batch, rows: int | None) -> Iterator[Batch]:
+def split_rows(batch: Batch, rows: int | None) -> Iterator[Batch]:
     """Parts of at most that many rows, of even size, in order."""
     count = len(batch["input_ids"])
     if rows is None or count <= rows:
@@ -134,7 +134,7 @@ def split(batch: Batch, rows: int | None) -> Iterator[Batch]:
         yield {name: tensor[start:end] for name, tensor in batch.items()}
 
 
-def scored(batch: Batch) -> tuple[int, ...]:
+def count_scored(batch: Batch) -> tuple[int, ...]:
     """How many labels of each kind a batch scores: of `labels`, then of every `*_label`.
 
     Integer labels of -100 are not scored. Without any labels every row counts once.
@@ -143,7 +143,7 @@ def scored(batch: Batch) -> tuple[int, ...]:
     ...     "input_ids": torch.ones(2, 3),
     ...     "labels": torch.tensor([[1, -100, 2], [4, 5, -100]]),
     ... }
-    >>> scored(batch | {"next_sentence_label": torch.tensor([0, 1])})
+    >>> count_scored(batch | {"next_sentence_label": torch.tensor([0, 1])})
     (4, 2)
     """
     names = [name for name in batch if name == "labels" or name.endswith("_label")]
@@ -158,6 +158,6 @@ def scored(batch: Batch) -> tuple[int, ...]:
     )
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def ran_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,6 +1,6 @@
 """One training on several processes: each computes its rows of every batch, under torchrun.
 
-with distributed.joined():                 # does nothing outside of torchrun
+with distributed.join_processes():                 # does nothing outside of torchrun
     for step in train(model, batches, config): ...
 
 Every process draws the same batches from the same seed, and after the step all hold the same
@@ -58,7 +58,7 @@ class Group:
         if self.size == 1:
             return
         trained = list(parameters)
-        reached = self.anywhere([parameter.grad is not None for parameter in trained], device)
+        reached = self.set_anywhere([parameter.grad is not None for parameter in trained], device)
         waiting: list[Tensor] = []
         held = 0
         for parameter, known in zip(trained, reached, strict=True):
@@ -86,15 +86,15 @@ class Group:
             for tensor, part in zip(alike, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def anywhere(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
+    def set_anywhere(self, flags: Sequence[bool], device: torch.device) -> list[bool]:
         """Which of the flags is set on at least one process."""
         if self.size == 1 or not flags:
             return list(flags)
-        found = torch.tensor(flags, dtype=torch.int32, device=for_numbers(device))
+        found = torch.tensor(flags, dtype=torch.int32, device=device_of_numbers(device))
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
 
-    def agreed(self, step: int, device: torch.device) -> None:
+    def check_same_step(self, step: int, device: torch.device) -> None:
         """Checks that every process goes on from the same step.
 
         Raises:
@@ -102,7 +102,7 @@ class Group:
         """
         if self.size == 1:
             return
-        ends = torch.tensor([step, -step], device=for_numbers(device))
+        ends = torch.tensor([step, -step], device=device_of_numbers(device))
         torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
         last, first = ends.tolist()
         if last != -first:
@@ -113,7 +113,7 @@ class Group:
             )
 
 
-def for_numbers(device: torch.device) -> torch.device:
+def device_of_numbers(device: torch.device) -> torch.device:
     """Where a message of a few numbers lies: on the CPU, which does not wait for a GPU, unless
     the processes can only send what lies on the training's device."""
     known = torch.distributed.get_backend_config()
@@ -128,7 +128,7 @@ def group() -> Group:
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
+def join_processes() -> Iterator[Group]:
     """Joins the processes that torchrun has started, and leaves them at the end.
 
     Reads torchrun's variables (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, ..). With GPUs each process

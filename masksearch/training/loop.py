@@ -102,16 +102,16 @@ class Step:
 
 Follower = Callable[[Step, TrainConfig], None]
 # What a caller far above wants to see of every training below it: a progress bar around a search
-# reaches the loop inside an evaluator that knows nothing of bars. Set by `following` alone, read
-# once a step in `Training.run`.
+# reaches the loop inside an evaluator that knows nothing of bars. Set by `follow_trainings`
+# alone, read once a step in `Training.run`.
 FOLLOWERS: ContextVar[tuple[Follower, ...]] = ContextVar("followers", default=())
 
 
 @contextmanager
-def following(callback: Follower) -> Iterator[None]:
+def follow_trainings(callback: Follower) -> Iterator[None]:
     """Calls back after every step of every `train` in this context (thread or task).
 
-    with following(lambda step, config: bar.update(step.number / config.steps)):
+    with follow_trainings(lambda step, config: bar.update(step.number / config.steps)):
         reports = list(evaluator(mask, seed=0, workdir=folder))
 
     Args:
@@ -206,8 +206,8 @@ def train(
     one row, with one warning: the gradient stays that of the whole batch (but for rounding, and
     for a model with batch normalisation).
 
-    Under `distributed.joined` each process computes its rows of every batch; losses, gradients
-    and weights are those of one process with the whole batches (but for rounding).
+    Under `distributed.join_processes` each process computes its rows of every batch; losses,
+    gradients and weights are those of one process with the whole batches (but for rounding).
     Model and batches must be the same on all; the first process writes the checkpoints.
 
     Args:
@@ -216,7 +216,7 @@ def train(
             function `start -> iterator` that begins at batch `start` (a run that goes on draws
             and drops the earlier ones of an iterator).
         config: Steps, rates and decay.
-        loss: Scalar loss of (model, batch): a mean over the batch's scored labels (`scored`).
+        loss: Scalar loss of (model, batch): a mean over its scored labels (`count_scored`).
         checkpoints: Where the state is kept; None = nowhere. What a killed run has left there
             is gone on from; the end is the same bit for bit on a CPU. They are not cleared.
         checkpoint_seconds: Wall time between two checkpoints; 0 = after every step.
@@ -272,7 +272,7 @@ class Training:
         self.unread: list[tuple[int, Tensor]] = []  # losses on a GPU nobody has looked at
         self.random: dict[str, Tensor] = {}  # states of global generators, to be put back
         self.restore()
-        self.group.agreed(self.done, self.device)
+        self.group.check_same_step(self.done, self.device)
         gone = self.done * config.micro_batches
         self.batches = batches(gone) if callable(batches) else batches
         for _ in range(0 if callable(batches) else gone):

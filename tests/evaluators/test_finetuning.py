@@ -24,7 +24,7 @@ from masksearch.evaluators.finetuning import CHECKPOINT, ROUND, SCORES, FineTuni
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.token_rows import TokenRows, batches_an_epoch, bucketed, read_vocabulary
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
-from masksearch.training.loop import Step, TrainConfig, following
+from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 
@@ -92,7 +92,7 @@ def run_until(judge: FineTuning, workdir: Path, steps: int) -> list[Report]:
         if count == steps:
             raise Killed
 
-    with following(kill), suppress(Killed):
+    with follow_trainings(kill), suppress(Killed):
         for report in judge(masks.star(), seed=1, workdir=workdir):
             found.append(report)
     return found
@@ -101,7 +101,7 @@ def run_until(judge: FineTuning, workdir: Path, steps: int) -> list[Report]:
 def steps_of(judge: FineTuning, workdir: Path) -> tuple[list[Report], list[int]]:
     """The reports of a run, and the length of the training that each of its steps was in."""
     seen: list[int] = []
-    with following(lambda step, config: seen.append(config.steps)):
+    with follow_trainings(lambda step, config: seen.append(config.steps)):
         return list(judge(masks.star(), seed=1, workdir=workdir)), seen
 
 

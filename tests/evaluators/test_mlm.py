@@ -29,7 +29,7 @@ from masksearch.evaluators.mlm import MlmEvaluator, report_steps
 from masksearch.masks import Mask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import shrink
-from masksearch.training.loop import Step, TrainConfig, following
+from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
@@ -269,7 +269,7 @@ def reports_until(
             raise Killed
 
     found = []
-    with following(kill), suppress(Killed):
+    with follow_trainings(kill), suppress(Killed):
         for report in judge(mask or masks.window(1), seed=seed, workdir=workdir):
             found.append(report)
     return found
@@ -346,7 +346,7 @@ def test_dropout_is_drawn_from_the_seed(corpus: Path, tmp_path: Path) -> None:
 def test_micro_batches_are_one_step(corpus: Path) -> None:
     judge = evaluator(corpus, micro_batches=3)
     seen: list[int] = []
-    with following(lambda step, config: seen.append(step.tokens)):
+    with follow_trainings(lambda step, config: seen.append(step.tokens)):
         list(judge(masks.full(), seed=0, workdir=corpus.parent / "micro"))
     assert seen == [3 * 8 * 16] * 10
 

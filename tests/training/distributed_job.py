@@ -110,7 +110,7 @@ def carry_out(name: str, group: distributed.Group, folder: Path) -> None:
 
 def main(names: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    with distributed.joined() as group:
+    with distributed.join_processes() as group:
         for name in names.split(","):
             carry_out(name, group, folder / name)
 

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.training.accumulation import Accumulator, out_of_memory, scored, split
+from masksearch.training.accumulation import (
+    Accumulator,
+    count_scored,
+    ran_out_of_memory,
+    split_rows,
+)
 
 
 class Tagger(nn.Module):
@@ -66,7 +71,7 @@ def test_parts_equal_one_large_batch(sizes, rows, pairs, seed):
 
 @given(count=st.integers(1, 40), rows=st.none() | st.integers(1, 45))
 def test_split_keeps_every_row_in_order(count, rows):
-    parts = list(split({"input_ids": torch.arange(count)[:, None]}, rows))
+    parts = list(split_rows({"input_ids": torch.arange(count)[:, None]}, rows))
     assert torch.cat([part["input_ids"] for part in parts]).flatten().tolist() == [*range(count)]
     sizes = [len(part["input_ids"]) for part in parts]
     assert max(sizes) <= (rows or count)
@@ -76,11 +81,12 @@ def test_split_keeps_every_row_in_order(count, rows):
 def test_scored_counts_labels():
     tokens = torch.tensor([[1, -100, -100], [4, 5, -100]])
     ids = {"input_ids": torch.ones(2, 3)}
-    assert scored(ids) == (2,)
-    assert scored(ids | {"labels": tokens}) == (3,)
-    assert scored(ids | {"labels": torch.tensor([0.5, -100.0])}) == (2,)  # scores, not classes
+    assert count_scored(ids) == (2,)
+    assert count_scored(ids | {"labels": tokens}) == (3,)
+    scores = torch.tensor([0.5, -100.0])  # no classes
+    assert count_scored(ids | {"labels": scores}) == (2,)
     pairs = {"next_sentence_label": torch.tensor([0, 1]), "labels": tokens}
-    assert scored(ids | pairs) == (3, 2)
+    assert count_scored(ids | pairs) == (3, 2)
 
 
 # -- memory that runs out ----------------------------------------------------------------------
@@ -130,14 +136,14 @@ def test_other_errors_are_not_taken_for_it():
         Accumulator().gradients(
             model, [drawn(4, 0, False)], greedy(0, "shapes do not fit"), lambda: begun(model)
         )
-    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not out_of_memory(RuntimeError("anything else"))
+    assert ran_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not ran_out_of_memory(RuntimeError("anything else"))
 
 
 def test_the_cpu_allocator_says_what_is_looked_for():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
-    assert out_of_memory(caught.value)
+    assert ran_out_of_memory(caught.value)
 
 
 def test_no_scored_label_at_all_is_an_error():

@@ -19,7 +19,7 @@ from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.training.accumulation import Accumulator
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.distributed import Group, group, joined
+from masksearch.training.distributed import Group, group, join_processes
 from masksearch.training.loop import model_loss, train
 
 JOB = Path(__file__).with_name("distributed_job.py")
@@ -98,12 +98,12 @@ def test_a_step_without_any_label_is_refused_on_every_process():
 def test_alone_there_is_nothing_to_join(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    with joined() as alone:
+    with join_processes() as alone:
         assert alone == Group(0, 1) == group()
         assert alone.first
         assert not torch.distributed.is_initialized()
     monkeypatch.setenv("WORLD_SIZE", "4")  # of a job scheduler; nobody gave this process a rank
-    with joined() as alone:
+    with join_processes() as alone:
         assert alone == Group(0, 1)
 
 
@@ -111,8 +111,8 @@ def test_a_group_of_one_leaves_gradients_alone(one_process):
     layer = nn.Linear(2, 2)
     group().sum_gradients(layer.parameters(), CPU)
     assert all(parameter.grad is None for parameter in layer.parameters())
-    assert group().anywhere([True, False], CPU) == [True, False]
-    group().agreed(3, CPU)
+    assert group().set_anywhere([True, False], CPU) == [True, False]
+    group().check_same_step(3, CPU)
 
 
 def test_messages_in_buckets_of_several_types_change_nothing_with_one_sender(
@@ -138,8 +138,8 @@ def test_messages_in_buckets_of_several_types_change_nothing_with_one_sender(
         assert parameter.grad.dtype == expected.dtype
         assert torch.equal(parameter.grad, expected)
     assert made[3].grad is None  # no process has reached it
-    assert two.anywhere([True, False, True], CPU) == [True, False, True]
-    two.agreed(3, CPU)
+    assert two.set_anywhere([True, False, True], CPU) == [True, False, True]
+    two.check_same_step(3, CPU)
 
 
 def test_only_the_first_process_clears_checkpoints(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from masksearch.training.loop import (
     Step,
     TrainConfig,
     Training,
-    following,
+    follow_trainings,
     parameter_groups,
     rate,
     train,
@@ -448,8 +448,8 @@ def test_out_of_memory_goes_on_with_fewer_rows(tmp_path):
 def test_followers_see_every_step_of_their_context():
     seen: list[tuple[int, int]] = []
     config = TrainConfig(steps=3)
-    with following(lambda step, config: seen.append((step.number, config.steps))):
-        with following(lambda step, config: seen.append((-step.number, config.steps))):
+    with follow_trainings(lambda step, config: seen.append((step.number, config.steps))):
+        with follow_trainings(lambda step, config: seen.append((-step.number, config.steps))):
             steps = train(Linear(), endless(), config, squared)
             next(steps)
         next(steps)
