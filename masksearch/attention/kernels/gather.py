@@ -3,9 +3,20 @@
 plan = GatherPlan.of_mask(mask, length=4096, block=64)
 hidden = gather_attention(query, key, value, plan, scaling=0.125)
 
-For each piece of the plan, a few queries and the keys that they need, the keys are gathered side
-by side and attended densely; what the mask forbids among them is added as a bias. The work is
-done in parts that fit the cache. It follows the mask's block density; no n x n tensor is made.
+How a call is computed:
+
+    states    [batch, heads, n, head_dim] are seen as [groups, units, unit x head_dim], so that
+              one index fetches 16 positions; groups are examples, or examples x heads where one
+              plan serves all heads
+    parts     of the plan (plan.py), each as much as fits the cache; for each of them
+      read      its queries and keys side by side: copied by index, or in place where they are
+                evenly spaced runs
+      attend    dense attention of those queries and keys; a bias of 0 and -inf forbids single
+                cells and padding
+      write     the result to the queries' places, in the backward pass also to the keys'
+    backward  the parts once more, in the same order: nothing that was gathered is kept
+
+The work follows the mask's block density; no n x n tensor is made.
 """
 
 from __future__ import annotations
@@ -17,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masksearch.attention.kernels.plan import Bundle, GatherPlan, Part, check_states, work
+from masksearch.attention.kernels.plan import GatherPart, GatherPlan, check_states, parts_of
 
-__all__ = ["Bundle", "GatherPlan", "gather_attention"]
+__all__ = ["GatherPlan", "gather_attention"]
 
 IN_CACHE = 3 << 15  # numbers of the keys that one CPU thread gathers at a time
 FEW = 64  # keys up to which three plain calls are faster than the flash kernel
@@ -57,7 +68,7 @@ def gather_attention(
         ValueError: If `visible` has another type or shape.
     """
     check_states(query, key, value, plan, visible)
-    batch, heads, length, width = query.shape
+    batch, heads, length, head_dim = query.shape
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -71,9 +82,9 @@ def gather_attention(
     missing = plan.units * plan.unit - length
 
     def cut(states: Tensor) -> Tensor:
-        """`[batch (x heads), heads x units, unit x width]`."""
+        """`[batch (x heads), heads x units, unit x head_dim]`."""
         states = F.pad(states, (0, 0, 0, missing)) if missing else states
-        return states.reshape(-1, plan.heads * plan.units, plan.unit * width)
+        return states.reshape(-1, plan.heads * plan.units, plan.unit * head_dim)
 
     query, key, value = cut(query), cut(key), cut(value)
     seen = None
@@ -85,16 +96,16 @@ def gather_attention(
         result: Tensor = InCache.apply(query, key, value, seen, plan, scaling)  # type: ignore[no-untyped-call]
     else:
         result = composed(query, key, value, seen, plan, scaling, dropout)
-    return result.reshape(batch, heads, -1, width)[:, :, :length]
+    return result.reshape(batch, heads, -1, head_dim)[:, :, :length]
 
 
-def gathered(states: Tensor, part: Part, units: Tensor, unit: int) -> Tensor:
-    """Units side by side, `[groups x pieces, 1, positions, width]`.
+def gathered(states: Tensor, part: GatherPart, units: Tensor, unit: int) -> Tensor:
+    """Units side by side, `[groups x pieces, 1, positions, head_dim]`.
 
     The kernels take pieces as examples, not as heads: their results are contiguous then.
 
     Args:
-        states: `[all groups, units, unit x width]`.
+        states: `[all groups, units, unit x head_dim]`.
         part: The work.
         units: int32, the part's queries or keys.
         unit: Positions of a unit.
@@ -106,21 +117,21 @@ def gathered(states: Tensor, part: Part, units: Tensor, unit: int) -> Tensor:
     return found.view(groups * part.pieces, 1, -1, size // unit)
 
 
-def add(states: Tensor, part: Part, units: Tensor, found: Tensor) -> None:
+def add(states: Tensor, part: GatherPart, units: Tensor, found: Tensor) -> None:
     """Adds results to their units; the reverse of `gathered`."""
     place = part.of(states)
     place.index_add_(1, units, found.reshape(place.shape[0], -1, place.shape[2]))
 
 
-def bias_of(part: Part, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
+def bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
     """What is added to the scores of one part of the work.
 
     Args:
         part: The work.
         seen: bool `[all groups, units, unit]`, visible keys; None = all.
         unit: Positions of a unit.
-        like: The part's queries, `[groups x pieces, 1, queries, width]`, or
-            `[groups, pieces, queries, width]`.
+        like: The part's queries, `[groups x pieces, 1, queries, head_dim]`, or
+            `[groups, pieces, queries, head_dim]`.
 
     Returns:
         0 and -inf, of the queries' type and their first three sizes or 1; None where nothing is
@@ -156,7 +167,7 @@ def composed(
     most = ON_DEVICE
     if not torch.compiler.is_compiling() and query.device.type == "cpu":
         most = IN_CACHE * torch.get_num_threads()
-    for part in work(plan, query, most):
+    for part in parts_of(plan, query, most):
         q = gathered(query, part, part.queries, plan.unit)
         k, v = (gathered(states, part, part.keys, plan.unit) for states in (key, value))
         bias = bias_of(part, seen, plan.unit, q)
@@ -172,46 +183,44 @@ def composed(
 
 
 def windows(states: Tensor, first: int, step: int, pieces: int, count: int, unit: int) -> Tensor:
-    """Evenly spaced runs of units, without a copy: `[groups, pieces, positions, width]`.
+    """Evenly spaced runs of units, without a copy: `[groups, pieces, positions, head_dim]`.
 
     Args:
-        states: `[groups, units, unit x width]`, contiguous but for the groups.
+        states: `[groups, units, unit x head_dim]`, contiguous but for the groups.
         first: First unit of the first run.
         step: Units from one run to the next; runs may overlap.
         pieces: Runs.
         count: Units of a run.
         unit: Positions of a unit.
     """
-    width = states.shape[2] // unit
+    head_dim = states.shape[2] // unit
     return states.as_strided(
-        (len(states), pieces, count * unit, width),
-        (states.stride(0), step * states.shape[2], width, 1),
+        (len(states), pieces, count * unit, head_dim),
+        (states.stride(0), step * states.shape[2], head_dim, 1),
         states.storage_offset() + first * states.shape[2],
     )
 
 
-def read(part: Part, unit: int, queries: list[Tensor], keys: list[Tensor]) -> list[Tensor]:
-    """The part's queries and keys of some states, as views where they are runs."""
-    run, pieces = part.run, part.pieces
+def read(part: GatherPart, unit: int, states: Tensor, *, keys: bool = False) -> Tensor:
+    """The part's queries, or keys, of some states: a view where they are an even run."""
+    units, run = (part.keys if keys else part.queries), part.run
     if run is None:
-        return [gathered(states, part, part.queries, unit) for states in queries] + [
-            gathered(states, part, part.keys, unit) for states in keys
-        ]
-    few, many = part.queries.shape[0] // pieces, part.keys.shape[0] // pieces
-    return [
-        windows(part.of(states), run.query, run.query_step, pieces, few, unit)
-        for states in queries
-    ] + [windows(part.of(states), run.key, run.key_step, pieces, many, unit) for states in keys]
+        return gathered(states, part, units, unit)
+    first, step = (run.key, run.key_step) if keys else (run.query, run.query_step)
+    count = units.shape[0] // part.pieces
+    return windows(part.of(states), first, step, part.pieces, count, unit)
 
 
-def write(part: Part, unit: int, states: Tensor, found: Tensor, *, to_keys: bool = False) -> None:
+def write(
+    part: GatherPart, unit: int, states: Tensor, found: Tensor, *, keys: bool = False
+) -> None:
     """Adds a part's result to the states of its queries, or of its keys."""
-    units = part.keys if to_keys else part.queries
-    if part.run is None:
+    units, run = (part.keys if keys else part.queries), part.run
+    if run is None:
         add(states, part, units, found)
         return
-    run, count = part.run, units.shape[0] // part.pieces
-    first, step = (run.key, run.key_step) if to_keys else (run.query, run.query_step)
+    first, step = (run.key, run.key_step) if keys else (run.query, run.query_step)
+    count = units.shape[0] // part.pieces
     for start in range(0, count, step):  # as much as overlaps with nothing
         end = min(count, start + step)
         place = windows(part.of(states), first + start, step, part.pieces, end - start, unit)
@@ -219,7 +228,7 @@ def write(part: Part, unit: int, states: Tensor, found: Tensor, *, to_keys: bool
 
 
 def attend(
-    part: Part,
+    part: GatherPart,
     unit: int,
     states: list[Tensor],
     seen: Tensor | None,
@@ -244,7 +253,9 @@ def attend(
     Returns:
         The log-sum-exp of the scores, where a gradient needs it.
     """
-    q, k, v = read(part, unit, states[:1], states[1:])
+    query, *others = states
+    q = read(part, unit, query)
+    k, v = (read(part, unit, each, keys=True) for each in others)
     bias = bias_of(part, seen, unit, q)
     if k.shape[2] <= FEW and bias is None and not trains and q.dtype.itemsize >= 4:
         rows, columns, weighed = (some.flatten(0, 1) for some in (q, k, v))
@@ -259,7 +270,7 @@ def attend(
 
 
 def attend_backward(
-    part: Part,
+    part: GatherPart,
     unit: int,
     queries: list[Tensor],
     keys: list[Tensor],
@@ -280,13 +291,14 @@ def attend_backward(
         scaling: Factor of the scores.
         grads: Where the gradients are added.
     """
-    up, q, found, k, v = read(part, unit, queries, keys)
+    up, q, found = (read(part, unit, each) for each in queries)
+    k, v = (read(part, unit, each, keys=True) for each in keys)
     bias = bias_of(part, seen, unit, q)
     some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
         up, q, k, v, found, total, 0.0, False, attn_mask=bias, scale=scaling
     )
-    for states, piece, to_keys in zip(grads, some, (False, True, True), strict=True):
-        write(part, unit, states, piece, to_keys=to_keys)
+    for states, piece, of_keys in zip(grads, some, (False, True, True), strict=True):
+        write(part, unit, states, piece, keys=of_keys)
 
 
 class InCache(torch.autograd.Function):
@@ -306,7 +318,7 @@ class InCache(torch.autograd.Function):
 
         Args:
             ctx: Keeps what the backward pass needs.
-            query: `[groups, units, unit x width]`; groups are examples, or examples x heads
+            query: `[groups, units, unit x head_dim]`; groups are examples, or examples x heads
                 where one plan serves all heads.
             key: The same shape.
             value: The same shape.
@@ -318,7 +330,7 @@ class InCache(torch.autograd.Function):
         trains, most = any(ctx.needs_input_grad), IN_CACHE * torch.get_num_threads()
         sums = [  # log-sum-exp of each part's scores
             attend(part, plan.unit, [query, key, value], seen, scaling, result, trains)
-            for part in work(plan, query, most, keeps=True, trains=trains)
+            for part in parts_of(plan, query, most, keeps=True, trains=trains)
         ]
         ctx.save_for_backward(query, key, value, seen, result, *sums)
         ctx.plan, ctx.scaling = plan, scaling
@@ -332,7 +344,7 @@ class InCache(torch.autograd.Function):
         plan, grad = ctx.plan, grad.contiguous()
         grads = [torch.zeros_like(states) for states in (query, key, value)]
         most = IN_CACHE * torch.get_num_threads()
-        parts = work(plan, query, most, keeps=True, trains=True)
+        parts = parts_of(plan, query, most, keeps=True, trains=True)
         queries, keys = [grad, query, result], [key, value]
         for part, total in zip(parts, sums, strict=True):
             attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads)

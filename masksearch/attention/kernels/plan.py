@@ -1,13 +1,25 @@
 """The plan of block-gather attention: a mask at one length, made ready for many calls.
 
-A kernel takes it in parts, each as much as is computed in one call.
+    tiles      the mask's blocks of 64 x 64 cells; each distinct one is looked at once
+      |        a row of tiles: 64 queries with all the keys that any of them keeps. Where that
+      v        saves cells it is split: the few that read much apart from the others, or halves
+    pieces     some units of queries (16 neighbouring positions) with some units of keys
+      |        pieces with as many queries and keys are computed in one call
+      v
+    bundles    alike: its pieces keep the same cells, so one bias serves all, or none is needed
+      |        even: alike, and evenly spaced runs of neighbours: states are read where they lie
+      v        mixed: each piece has a bias of its own; filled up to the longest of them
+    parts      as much of a bundle as fits the cache: what a kernel computes in one call
+
+What forbids single cells is kept once for each distinct block of queries x one unit of keys, a
+bit a cell. No n x n tensor is made.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -18,7 +30,6 @@ from torch import Tensor
 from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import distinct_tiles
-from masksearch.masks.tables import Table
 
 UNITS = (16, 8)  # positions that are gathered together: the first that divides the block
 SHARED_BY = 4  # pieces with the same cells that are worth a bundle of their own
@@ -26,11 +37,85 @@ PADDING = 0.125  # largest share of padding among the keys of a piece
 SAVING = 0.9  # a block of queries is split where that leaves at most this share of its cost
 CALL = (4, 10)  # queries and keys by which a piece costs more than its cells
 COPY = 14  # queries that cost as much as to gather the keys
-KEPT, DROPPED = 0, 1  # cells that every plan knows
+KEPT, DROPPED = 0, 1  # names of cells that every plan knows: all kept, none kept
+SHAPES = 4  # shapes of states for which a plan keeps its parts
 
 
 @dataclass(frozen=True)
-class Run:
+class GatherPlan:
+    """What block-gather attention computes for one layer. Build it once for many calls.
+
+    Args:
+        length: Positions.
+        heads: Heads that the plan tells apart; 1 serves any number.
+        block: Side of the tiles that the plan was made from, in positions.
+        unit: Positions that are gathered together; divides the block.
+        bundles: The work. Queries that keep no key at all may be in none.
+        kept: Its parts for some shapes of the states; not copied or pickled with the plan.
+    """
+
+    length: int
+    heads: int
+    block: int
+    unit: int
+    bundles: tuple[Bundle, ...]
+    kept: dict[Any, list[GatherPart]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return GatherPlan, (self.length, self.heads, self.block, self.unit, self.bundles)
+
+    @staticmethod
+    def of_mask(mask: Mask, length: int, block: int = 64, layer: int = 0) -> GatherPlan:
+        """Plans one layer of a mask from its distinct tiles.
+
+        Args:
+            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
+                with a bool mask in `scaled_dot_product_attention`.
+            length: Positions; the last block may be ragged.
+            block: Side of a tile, in positions (>= 1).
+            layer: Layer of a mask that tells layers apart.
+
+        Raises:
+            LengthError: If the mask has another length.
+            ValueError: If `block` or `length` is less than 1.
+        """
+        if block < 1:
+            raise ValueError(f"block must be at least 1 position, got {block}")
+        planner = Planner(block)
+        for head in range(mask.heads or 1):
+            tiles = distinct_tiles(mask, length, block, layer if mask.layers else 0, head)
+            planner.add(tiles.index.numpy(), tiles.patterns.numpy(), head)
+        return GatherPlan(length, mask.heads or 1, block, planner.unit, tuple(planner.bundles()))
+
+    @property
+    def units(self) -> int:
+        """Units of one head, those of a ragged last block included."""
+        return -(-self.length // self.block) * (self.block // self.unit)
+
+    @property
+    def pairs(self) -> float:
+        """Computed cells over the heads, padding included, in tiles of block x block."""
+        cells = sum(b.queries.numel() * b.keys.shape[1] for b in self.bundles) * self.unit**2
+        return cells / self.block**2
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the plan's indices and cells."""
+        return sum(tensor.nbytes for bundle in self.bundles for tensor in bundle.tensors.values())
+
+    def to(self, device: torch.device | str) -> GatherPlan:
+        """The plan on another device."""
+        moved = (
+            replace(each, **{name: tensor.to(device) for name, tensor in each.tensors.items()})
+            for each in self.bundles
+        )
+        return GatherPlan(self.length, self.heads, self.block, self.unit, tuple(moved))
+
+
+@dataclass(frozen=True)
+class EvenRun:
     """Evenly spaced pieces, each of neighbouring queries and of neighbouring keys.
 
     Args:
@@ -44,14 +129,6 @@ class Run:
     key: int
     query_step: int
     key_step: int
-
-    def after(self, pieces: int) -> Run:
-        """The run without its first pieces."""
-        query, key = (
-            first + pieces * step
-            for first, step in ((self.query, self.query_step), (self.key, self.key_step))
-        )
-        return Run(query, key, self.query_step, self.key_step)
 
 
 @dataclass(frozen=True)
@@ -70,14 +147,20 @@ class Bundle:
 
     queries: Tensor
     keys: Tensor
-    index: Tensor | None
-    cells: Tensor | None
-    run: Run | None = None
+    index: Tensor | None = None
+    cells: Tensor | None = None
+    run: EvenRun | None = None
 
     @property
-    def shares_cells(self) -> bool:
+    def alike(self) -> bool:
         """Whether all pieces keep the same cells."""
         return self.index is None or len(self.index) == 1
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the bundle holds, by field."""
+        held = {name: getattr(self, name) for name in ("queries", "keys", "index", "cells")}
+        return {name: tensor for name, tensor in held.items() if tensor is not None}
 
     def bias(self, some: slice, unit: int, dtype: torch.dtype) -> Tensor | None:
         """0 where a cell is kept and -inf elsewhere, `[pieces | 1, queries, keys]`.
@@ -92,7 +175,7 @@ class Bundle:
         """
         if self.index is None or self.cells is None:
             return None
-        index = self.index if self.shares_cells else self.index[some]
+        index = self.index if self.alike else self.index[some]
         found = self.cells.index_select(0, index.flatten())
         found = found.view(*index.shape, *found.shape[1:]).transpose(1, 2).contiguous()
         bits = 2 ** torch.arange(7, -1, -1, dtype=torch.uint8, device=index.device)
@@ -100,29 +183,8 @@ class Bundle:
         zero = torch.zeros((), dtype=dtype, device=index.device)
         return torch.where(kept, zero, -torch.inf)
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All that the bundle holds."""
-        held = (self.queries, self.keys, self.index, self.cells)
-        return [tensor for tensor in held if tensor is not None]
 
-    def to(self, device: torch.device | str) -> Bundle:
-        """The bundle on another device."""
-        index, cells = self.index, self.cells
-        return Bundle(
-            self.queries.to(device),
-            self.keys.to(device),
-            None if index is None else index.to(device),
-            None if cells is None else cells.to(device),
-            self.run,
-        )
-
-
-def unit_of(block: int) -> int:
-    """Positions that are gathered together in blocks of that size."""
-    return next((unit for unit in UNITS if block % unit == 0), block)
-
-
+# -- tiles -> pieces ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Piece:
     """Some queries of a block with all the keys that any of them keeps, in units."""
@@ -133,24 +195,20 @@ class Piece:
     neighbours: bool  # whether queries and keys are runs of units, in order
 
 
-@dataclass
 class Planner:
-    """Collects the pieces of all heads.
+    """Collects the pieces of all heads, then bundles them.
 
     Args:
         block: Side of a tile, in positions.
     """
 
-    block: int
-    pieces: list[Piece] = field(default_factory=list)
-    cells: list[np.ndarray] = field(default_factory=list)  # uint8 [queries, bytes], by name
-    known: dict[bytes, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.unit = unit_of(self.block)
-        self.parts = self.block // self.unit  # units of a block
+    def __init__(self, block: int) -> None:
+        self.unit = next((unit for unit in UNITS if block % unit == 0), block)
+        self.parts = block // self.unit  # units of a block
+        self.pieces: list[Piece] = []
         nothing = np.zeros((0, 0), dtype=np.uint8)
-        self.cells += [nothing, nothing]  # KEPT and DROPPED: their number of queries varies
+        self.cells = [nothing, nothing]  # by name, uint8 [queries, bytes]; those of KEPT, DROPPED
+        self.known: dict[bytes, int] = {}  # cells -> their name
 
     def add(self, index: np.ndarray, patterns: np.ndarray, head: int) -> None:
         """Adds one head.
@@ -163,12 +221,11 @@ class Planner:
         parts, unit = self.parts, self.unit
         used = np.asarray(patterns.reshape(-1, parts, unit, parts, unit).any((2, 4)))
         first = head * len(index) * parts
-        steps = np.arange(parts)
         splits: dict[tuple[bytes, bytes], list[tuple[np.ndarray, np.ndarray]]] = {}
         for row, tiles in enumerate(index):
             columns = np.flatnonzero(tiles)
             tiles = tiles[columns]
-            keys = columns[:, None] * parts + steps
+            keys = columns[:, None] * parts + np.arange(parts)
             like = (tiles.tobytes(), np.diff(columns).tobytes())
             if like not in splits:  # rows of one pattern are split and named once
                 splits[like] = [
@@ -195,8 +252,8 @@ class Planner:
         some = np.flatnonzero(counts)
         if len(some) == 0:
             return []
-        wide = counts > used.any(1).sum() / 2
         ways = [[some]]
+        wide = counts > used.any(1).sum() / 2  # global positions
         if wide.any() and not wide[some].all():
             ways.append([np.flatnonzero(wide), np.flatnonzero((counts > 0) & ~wide)])
         size = self.parts // 2
@@ -239,20 +296,17 @@ class Planner:
             result[tile, part] = name
         return result
 
+    # -- pieces -> bundles ---------------------------------------------------------------------
     def bundles(self) -> Iterator[Bundle]:
-        """The collected pieces in bundles.
-
-        Pieces with all cells in common share one index, or need none. The others are taken
-        together with their like in number of keys, up to a share of padding.
-        """
-        alike: dict[tuple[int, bytes], list[Piece]] = defaultdict(list)
+        """The collected pieces in bundles: even ones, those that are alike, then mixed ones."""
+        groups: dict[tuple[int, bytes], list[Piece]] = defaultdict(list)
         for piece in self.pieces:
-            alike[len(piece.queries), piece.names.tobytes()].append(piece)
-        others: list[Piece] = []
-        for found in alike.values():
-            names = None if (found[0].names == KEPT).all() else found[0].names[None]
+            groups[len(piece.queries), piece.names.tobytes()].append(piece)
+        mixed: list[Piece] = []
+        for group in groups.values():
+            names = None if (group[0].names == KEPT).all() else group[0].names[None]
             rest = []
-            for pieces in sequences(found):
+            for pieces in even_runs(group):
                 if len(pieces) >= SHARED_BY:
                     yield self.bundle(pieces, names, run_of(pieces))
                 else:
@@ -260,60 +314,50 @@ class Planner:
             if rest and (names is None or len(rest) >= SHARED_BY):
                 yield self.bundle(rest, names)
             else:
-                others += rest
-        others.sort(key=lambda piece: (-len(piece.queries), -len(piece.names)))
-        while others:
-            queries, most = len(others[0].queries), len(others[0].names)
-            count = next(
-                (
-                    at
-                    for at, piece in enumerate(others)
-                    if len(piece.queries) < queries or len(piece.names) < (1 - PADDING) * most
-                ),
-                len(others),
+                mixed += rest
+        mixed.sort(key=lambda piece: (-len(piece.queries), -len(piece.names)))
+        while mixed:
+            queries, most = len(mixed[0].queries), len(mixed[0].names)
+            smaller = (
+                at
+                for at, piece in enumerate(mixed)
+                if len(piece.queries) < queries or len(piece.names) < (1 - PADDING) * most
             )
-            some, others = others[:count], others[count:]
-            padded = [
-                Piece(
-                    p.queries,
-                    np.append(p.keys, np.repeat(p.keys[:1], most - len(p.keys))),
-                    np.append(p.names, np.repeat(DROPPED, most - len(p.names))),
-                    False,
-                )
-                for p in some
-            ]
-            yield self.bundle(padded, np.stack([piece.names for piece in padded]))
+            count = next(smaller, len(mixed))
+            some, mixed = [filled(piece, most) for piece in mixed[:count]], mixed[count:]
+            yield self.bundle(some, np.stack([piece.names for piece in some]))
 
     def bundle(
-        self, pieces: list[Piece], names: np.ndarray | None, run: Run | None = None
+        self, pieces: list[Piece], names: np.ndarray | None, run: EvenRun | None = None
     ) -> Bundle:
         """A bundle of pieces of one shape; `names` [pieces | 1, key units] unless all is kept."""
         queries = torch.from_numpy(np.stack([piece.queries for piece in pieces]).astype(np.int32))
         keys = torch.from_numpy(np.stack([piece.keys for piece in pieces]).astype(np.int32))
         if names is None:
-            return Bundle(queries, keys, None, None, run)
+            return Bundle(queries, keys, run=run)
         distinct, index = np.unique(names, return_inverse=True)
         whole = np.full((queries.shape[1] * self.unit, -(-self.unit // 8)), 255, dtype=np.uint8)
         special = {KEPT: whole, DROPPED: np.zeros_like(whole)}
         cells = np.stack([special.get(int(n), self.cells[n]) for n in distinct])
-        return Bundle(
-            queries,
-            keys,
-            torch.from_numpy(index.reshape(names.shape).astype(np.int32)),
-            torch.from_numpy(cells),
-            run,
-        )
+        numbers = torch.from_numpy(index.reshape(names.shape).astype(np.int32))
+        return Bundle(queries, keys, numbers, torch.from_numpy(cells), run)
 
 
-def sequences(pieces: list[Piece]) -> Iterator[list[Piece]]:
+def filled(piece: Piece, most: int) -> Piece:
+    """The piece with that many units of keys: copies of its first, which keep nothing."""
+    more = most - len(piece.keys)
+    keys = np.append(piece.keys, np.repeat(piece.keys[:1], more))
+    return Piece(piece.queries, keys, np.append(piece.names, np.repeat(DROPPED, more)), False)
+
+
+def even_runs(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Pieces of one shape, in order, cut into evenly spaced sequences of neighbours."""
     current: list[Piece] = []
     for piece in pieces:
         if current:
-            before = [*current[-2:], piece]
             steps = {
                 (int(b.queries[0] - a.queries[0]), int(b.keys[0] - a.keys[0]))
-                for a, b in pairwise(before)
+                for a, b in pairwise([*current[-2:], piece])
             }
             even = piece.neighbours and current[0].neighbours and len(steps) == 1
             if not even or min(steps.pop()) < 1:
@@ -323,105 +367,17 @@ def sequences(pieces: list[Piece]) -> Iterator[list[Piece]]:
     yield current
 
 
-def run_of(pieces: list[Piece]) -> Run:
+def run_of(pieces: list[Piece]) -> EvenRun:
     """How the pieces of a sequence follow each other."""
     (query, key), (next_query, next_key) = (
         (int(piece.queries[0]), int(piece.keys[0])) for piece in pieces[:2]
     )
-    return Run(query, key, next_query - query, next_key - key)
+    return EvenRun(query, key, next_query - query, next_key - key)
 
 
-SHAPES = 4  # shapes of states for which a plan keeps its parts
-
-
-@dataclass(frozen=True)
-class GatherPlan:
-    """What block-gather attention computes for one layer. Build it once for many calls.
-
-    Args:
-        length: Positions.
-        heads: Heads that the plan tells apart; 1 serves any number.
-        block: Side of the tiles that the plan was made from, in positions.
-        unit: Positions that are gathered together; divides the block.
-        bundles: The work. Queries that keep no key at all may be in none.
-        kept: Its parts for some shapes of the states; not copied or pickled with the plan.
-    """
-
-    length: int
-    heads: int
-    block: int
-    unit: int
-    bundles: tuple[Bundle, ...]
-    kept: dict[Any, list[Part]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return GatherPlan, (self.length, self.heads, self.block, self.unit, self.bundles)
-
-    @staticmethod
-    def of_mask(mask: Mask, length: int, block: int = 64, layer: int = 0) -> GatherPlan:
-        """Plans one layer of a mask from its distinct tiles.
-
-        Args:
-            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
-                with a bool mask in `scaled_dot_product_attention`.
-            length: Positions; the last block may be ragged.
-            block: Side of a tile, in positions (>= 1).
-            layer: Layer of a mask that tells layers apart.
-
-        Raises:
-            LengthError: If the mask has another length.
-            ValueError: If `block` or `length` is less than 1.
-        """
-        if block < 1:
-            raise ValueError(f"block must be at least 1 position, got {block}")
-        planner = Planner(block)
-        for head in range(mask.heads or 1):
-            tiles = distinct_tiles(mask, length, block, layer if mask.layers else 0, head)
-            planner.add(tiles.index.numpy(), tiles.patterns.numpy(), head)
-        bundles = tuple(planner.bundles())
-        return GatherPlan(length, mask.heads or 1, block, planner.unit, bundles)
-
-    @staticmethod
-    def of_table(table: Tensor, block: int = 64) -> GatherPlan:
-        """Plans a lowered table of one layer, bool `[heads, n, n]`; one head serves any number.
-
-        Raises:
-            ValueError: If the table has another type or shape, or `block` is less than 1.
-        """
-        if table.dtype != torch.bool or table.ndim != 3 or table.shape[1] != table.shape[2]:
-            raise ValueError(
-                "a plan is made from one layer's bool table [heads, n, n], got "
-                f"{table.dtype} {list(table.shape)}; take table[layer]"
-            )
-        return GatherPlan.of_mask(Table(table), table.shape[1], block)
-
-    @property
-    def units(self) -> int:
-        """Units of one head, those of a ragged last block included."""
-        return -(-self.length // self.block) * (self.block // self.unit)
-
-    @property
-    def pairs(self) -> float:
-        """Computed cells over the heads, padding included, in tiles of block x block."""
-        cells = sum(b.queries.numel() * b.keys.shape[1] for b in self.bundles) * self.unit**2
-        return cells / self.block**2
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the plan's indices and cells."""
-        held = [tensor for bundle in self.bundles for tensor in bundle.tensors]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-    def to(self, device: torch.device | str) -> GatherPlan:
-        """The plan on another device."""
-        bundles = tuple(bundle.to(device) for bundle in self.bundles)
-        return GatherPlan(self.length, self.heads, self.block, self.unit, bundles)
-
-
-class Part(NamedTuple):
-    """What is computed in one call: some pieces of one bundle for some groups.
+# -- bundles -> parts --------------------------------------------------------------------------
+class GatherPart(NamedTuple):
+    """What is computed in one call: some pieces of one bundle for some groups of the states.
 
     Args:
         groups: Which groups; None = all.
@@ -439,7 +395,7 @@ class Part(NamedTuple):
     queries: Tensor
     keys: Tensor
     bias: Tensor | None
-    run: Run | None
+    run: EvenRun | None
     own: tuple[Bundle, slice] | None
 
     def of(self, states: Tensor) -> Tensor:
@@ -447,55 +403,28 @@ class Part(NamedTuple):
         return states if self.groups is None else states[self.groups]
 
 
-def parts(
-    plan: GatherPlan, states: Tensor, most: int, *, runs: bool, trains: bool
-) -> Iterator[Part]:
-    """The parts of `work`, without a bias where each piece has cells of its own."""
-    groups, _, size = states.shape
-    for bundle in plan.bundles:
-        pieces, keys = bundle.keys.shape
-        held = keys
-        if runs and bundle.run is not None:
-            held = -(-(keys if trains else bundle.queries.shape[1]) // 2)
-        fitting = max(1, most // (held * size))  # pieces of one group
-        together = min(pieces, max(1, fitting // groups))
-        together = -(-pieces // -(-pieces // together))  # parts of about one size
-        at_once = min(groups, max(1, fitting // together))
-        shared = bundle.shares_cells
-        bias = bundle.bias(slice(0, 0), plan.unit, states.dtype) if shared else None
-        for first in range(0, pieces, together):
-            some = slice(first, first + together)
-            own = None if shared else (bundle, some)
-            run = bundle.run.after(first) if bundle.run else None
-            count = min(together, pieces - first)
-            places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
-            for start in range(0, groups, at_once):
-                group = None if at_once == groups else slice(start, start + at_once)
-                yield Part(group, count, *places, bias, run, own)
-
-
-def work(
+def parts_of(
     plan: GatherPlan, states: Tensor, most: int, *, keeps: bool = False, trains: bool = False
-) -> Iterator[Part]:
+) -> Iterator[GatherPart]:
     """The plan in parts that gather about `most` numbers of the keys.
 
     Args:
         plan: The plan.
-        states: `[groups, units, unit x width]`.
+        states: `[groups, units, unit x head_dim]`.
         most: Numbers.
-        keeps: Whether the plan keeps its parts for the next states of that shape, and runs are
-            read where they are: then a part has up to `2 x most` numbers of their queries.
+        keeps: Whether the plan keeps its parts for the next states of that shape, and even runs
+            are read where they lie: then a part has up to `2 x most` numbers of their queries.
         trains: Whether a gradient is asked for: that of the keys of a run is not read where it
-            is, and counts instead of its queries.
+            lies, and counts instead of its queries.
     """
-    asked = (len(states), states.shape[2], states.dtype, most, trains)
-    found: Iterable[Part] | None = plan.kept.get(asked) if keeps else None
+    shape = (len(states), states.shape[2], states.dtype, most, trains)
+    found: Iterable[GatherPart] | None = plan.kept.get(shape) if keeps else None
     if found is None:
-        found = parts(plan, states, most, runs=keeps, trains=trains)
+        found = cut_parts(plan, states, most, runs=keeps, trains=trains)
         if keeps:
             if len(plan.kept) >= SHAPES:
                 plan.kept.clear()
-            found = plan.kept[asked] = list(found)
+            found = plan.kept[shape] = list(found)
     bias = None
     for part in found:
         if part.own is None:
@@ -505,6 +434,36 @@ def work(
             bundle, some = part.own
             bias = bundle.bias(some, plan.unit, states.dtype)
         yield part._replace(bias=bias)
+
+
+def cut_parts(
+    plan: GatherPlan, states: Tensor, most: int, *, runs: bool, trains: bool
+) -> Iterator[GatherPart]:
+    """The parts of `parts_of`, without a bias where each piece has cells of its own."""
+    groups, _, size = states.shape
+    for bundle in plan.bundles:
+        pieces, keys = bundle.keys.shape
+        run = bundle.run
+        held = keys
+        if runs and run is not None:
+            held = -(-(keys if trains else bundle.queries.shape[1]) // 2)
+        fitting = max(1, most // (held * size))  # pieces of one group
+        together = min(pieces, max(1, fitting // groups))
+        together = -(-pieces // -(-pieces // together))  # parts of about one size
+        at_once = min(groups, max(1, fitting // together))
+        bias = bundle.bias(slice(0, 0), plan.unit, states.dtype) if bundle.alike else None
+        for first in range(0, pieces, together):
+            some = slice(first, first + together)
+            own = None if bundle.alike else (bundle, some)
+            count = min(together, pieces - first)
+            places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
+            rest = None
+            if run is not None:
+                query, key = run.query + first * run.query_step, run.key + first * run.key_step
+                rest = replace(run, query=query, key=key)
+            for start in range(0, groups, at_once):
+                group = None if at_once == groups else slice(start, start + at_once)
+                yield GatherPart(group, count, *places, bias, rest, own)
 
 
 # -- what is given with a plan -----------------------------------------------------------------
