@@ -178,7 +178,8 @@ class StudyStore:
         """Adds facts that may change between two calls on one study (which masks are searched)."""
         known = self.facts()
         if any(known.get(key) != value for key, value in facts.items()):
-            self.write(lambda: self.opened().set_user_attr("facts", {**known, **facts}))
+            with self.writing():
+                self.optuna_study().set_user_attr("facts", {**known, **facts})
 
     def objectives(self) -> tuple[Objective, ...]:
         """The study's objectives, in order."""
