@@ -22,7 +22,7 @@ NEVER = 2.0  # above every draw: a token that is not scored
 
 @dataclass(frozen=True, eq=False)
 class Masking:
-    """Hides tokens: of the scored ones 80% are shown as `[MASK]`, 10% as a random token, 10% as
+    """Masks tokens: of the scored ones 80% are shown as `[MASK]`, 10% as a random token, 10% as
     they are. `[CLS]`, `[SEP]` and padding are never scored.
 
     With whole words, words are drawn in a random order, and one that no longer fits is passed
@@ -50,7 +50,7 @@ class Masking:
         return share.round().clamp(min=1).to(torch.int64)
 
     def __call__(self, tokens: Tensor, count: Tensor, random: torch.Generator) -> Batch:
-        """Hides tokens.
+        """Masks tokens.
 
         Args:
             tokens: Token ids `[batch, length]`.
@@ -67,7 +67,7 @@ class Masking:
             draw.masked_fill_(tokens == self.special[role], NEVER)
         scored = self.whole_words(tokens, draw, count) if self.starts is not None else None
         if scored is None:
-            scored = lowest(draw, count) & (draw < NEVER)
+            scored = mark_lowest(draw, count) & (draw < NEVER)
         how = torch.rand(tokens.shape, generator=random)
         noise = torch.randint(self.vocabulary, tokens.shape, generator=random)
         shown = torch.where(scored & (how < 0.8), self.special["mask"], tokens)
@@ -104,7 +104,7 @@ class Masking:
         return torch.zeros_like(taken).scatter_(1, order, taken)
 
 
-def lowest(draw: Tensor, count: Tensor) -> Tensor:
+def mark_lowest(draw: Tensor, count: Tensor) -> Tensor:
     """Marks the `count` lowest of each row, bool `[batch, length]`."""
     marked = torch.zeros_like(draw, dtype=torch.bool)
     if count.dim() == 0:
@@ -118,7 +118,7 @@ ORDER, MASKING, HELD_OUT = 1, 2, 3  # streams of random numbers
 
 @dataclass(frozen=True)
 class MlmTask:
-    """Predict hidden tokens of plain text.
+    """Predict masked tokens of plain text.
 
     Of the scored tokens 80% are shown as `[MASK]`, 10% as a random token, 10% as they are.
     `[CLS]`, `[SEP]` and padding are never scored.
@@ -129,7 +129,7 @@ class MlmTask:
         probability: Share of a sequence's tokens that are scored, in (0, 1]; rounded to a whole
             number of tokens, at least one, so that every batch has the same shapes.
         held_out_sequences: Largest number of held-out sequences, spread evenly over them.
-        whole_words: Whether all tokens of a word are hidden together. The number of scored
+        whole_words: Whether all tokens of a word are masked together. The number of scored
             tokens stays the same; where no word fits into what is left of it, one is cut
             (`Masking`).
 
@@ -161,7 +161,7 @@ class MlmTask:
 
     @cached_property
     def masking(self) -> Masking:
-        """Hides tokens of this corpus."""
+        """Masks tokens of this corpus."""
         corpus = self.corpus
         starts = word_starts(corpus.tokenizer) if self.whole_words else None
         return Masking(corpus.vocabulary, corpus.special, self.probability, starts)
@@ -178,11 +178,11 @@ class MlmTask:
         """
         order, masking = generator(seed, ORDER), generator(seed, MASKING)
         shape = torch.Size((self.batch, self.corpus.length))
-        for number, rows in enumerate(orders(len(self.corpus.train), self.batch, order)):
+        for number, rows in enumerate(epoch_batches(len(self.corpus.train), self.batch, order)):
             if number < start:
-                passed_over(shape, self.corpus.vocabulary, masking)
+                skip_draws(shape, self.corpus.vocabulary, masking)
             else:
-                yield self.masked(self.corpus.train[rows], masking)
+                yield self.mask_tokens(self.corpus.train[rows], masking)
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, masked once: the same batches in every call."""
@@ -190,12 +190,12 @@ class MlmTask:
         count = min(len(self.corpus.held_out), self.held_out_sequences)
         rows = torch.arange(count) * len(self.corpus.held_out) // count
         return [
-            self.masked(self.corpus.held_out[rows[start : start + self.batch]], random)
+            self.mask_tokens(self.corpus.held_out[rows[start : start + self.batch]], random)
             for start in range(0, count, self.batch)
         ]
 
-    def masked(self, tokens: Tensor, random: torch.Generator) -> Batch:
-        """Hides tokens.
+    def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
+        """Masks tokens.
 
         Args:
             tokens: Token ids `[batch, length]`.
@@ -207,7 +207,7 @@ class MlmTask:
         return self.masking(tokens, self.masking.count(tokens.shape[1] - 2), random)
 
 
-def orders(items: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
+def epoch_batches(items: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
     """Numbers of the items of each batch, int64 `[batch]`, without end: every item comes once
     before any comes again."""
     rows = torch.empty(0, dtype=torch.int64)
@@ -218,7 +218,7 @@ def orders(items: int, batch: int, random: torch.Generator) -> Iterator[Tensor]:
         rows = rows[batch:]
 
 
-def passed_over(shape: torch.Size, vocabulary: int, random: torch.Generator) -> None:
+def skip_draws(shape: torch.Size, vocabulary: int, random: torch.Generator) -> None:
     """Makes the draws of one `Masking` and forgets them."""
     torch.rand(shape, generator=random)
     torch.rand(shape, generator=random)

@@ -1,4 +1,4 @@
-"""Pairs of segments with hidden tokens: BERT's next sentence, ALBERT's sentence order.
+"""Pairs of segments with masked tokens: BERT's next sentence, ALBERT's sentence order.
 
 task = SentencePairTask(Corpus.load("wikitext-2"), kind="next")
 batch = next(task.batches(seed=0))
@@ -18,11 +18,10 @@ from torch import Tensor
 
 from masksearch.contracts import Batch, generator
 from masksearch.errors import DataError
-from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, Masking, orders, passed_over
-from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
 from masksearch.tasks.text.packing import Boundaries, Sequences
-from masksearch.tasks.text.segments import SHORTEST, Windows, sentences
-from masksearch.tasks.text.tokenizer import sentence_ends, word_starts
+from masksearch.tasks.text.segments import SHORTEST, TextWindows, sentence_starts
+from masksearch.tasks.text.tokenizer import sentence_ends
 
 PAIRS = 4  # stream of random numbers, beside those of the masked language model
 DRAWS = (
@@ -31,8 +30,8 @@ DRAWS = (
 
 
 @dataclass(frozen=True)
-class SentencePairTask:
-    """Tell whether one segment follows the other, and predict hidden tokens, at the same time.
+class SentencePairTask(MlmTask):
+    """Tell whether one segment follows the other, and predict masked tokens, at the same time.
 
     A sequence is `[CLS] a [SEP] b [SEP]`, padded where a document is too short to fill it.
 
@@ -57,8 +56,8 @@ class SentencePairTask:
             number, at least one: the same in all pairs that fill the sequence, fewer in short
             ones.
         held_out_sequences: Largest number of held-out pairs, spread evenly over them.
+        whole_words: Whether all tokens of a word are masked together (`Masking`).
         kind: `"next"` or `"order"`.
-        whole_words: Whether all tokens of a word are hidden together (`Masking`).
         blank_lines: Whether blank lines part documents.
         share: (k, n): of the training pairs' windows only every n-th, from number k on.
 
@@ -71,22 +70,12 @@ class SentencePairTask:
         Section 3.1.
     """
 
-    corpus: Corpus
-    batch: int = 32
-    probability: float = 0.15
-    held_out_sequences: int = 512
     kind: Literal["next", "order"] = "next"
-    whole_words: bool = False
     blank_lines: bool = True
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ValueError(f"batch must be at least 1 pair, got {self.batch}")
-        if not 0 < self.probability <= 1:
-            raise ValueError(f"probability is a share in (0, 1], got {self.probability}")
-        if self.held_out_sequences < 1:
-            raise ValueError(f"held_out_sequences must be >= 1, got {self.held_out_sequences}")
+        super().__post_init__()
         if self.kind not in ("next", "order"):
             raise ValueError(f"kind must be 'next' or 'order', got {self.kind!r}")
         if not 0 <= self.share[0] < self.share[1]:
@@ -103,18 +92,11 @@ class SentencePairTask:
         return f"mlm+{self.kind}"
 
     @cached_property
-    def masking(self) -> Masking:
-        """Hides tokens of this corpus."""
-        corpus = self.corpus
-        starts = word_starts(corpus.tokenizer) if self.whole_words else None
-        return Masking(corpus.vocabulary, corpus.special, self.probability, starts)
-
-    @cached_property
-    def windows(self) -> Windows:
+    def windows(self) -> TextWindows:
         """The training text, cut; made once."""
-        return self.windows_of("train", self.corpus.train, 0)
+        return self.cut_text("train", self.corpus.train, 0)
 
-    def windows_of(self, part: str, rows: Tensor | Sequences, number: int) -> Windows:
+    def cut_text(self, part: str, rows: Tensor | Sequences, number: int) -> TextWindows:
         """The text of `rows`, cut into windows."""
         begins: Boundaries | None = self.corpus.begins and self.corpus.begins[number]
         if isinstance(rows, Sequences):
@@ -128,7 +110,7 @@ class SentencePairTask:
             )
         documents = begins.paragraphs if self.blank_lines else begins.documents
         ends = sentence_ends(self.corpus.tokenizer).numpy()
-        made = Windows.cut(ids, documents, sentences(ids, ends), self.corpus.length - 3)
+        made = TextWindows.cut(ids, documents, sentence_starts(ids, ends), self.corpus.length - 3)
         groups = len(set(made.group[0].tolist()))
         if groups < 1 + (self.kind == "next"):
             raise DataError(
@@ -155,26 +137,26 @@ class SentencePairTask:
         chosen = torch.arange(len(self.windows))[self.share[0] :: self.share[1]]
         if not len(chosen):
             raise DataError(f"share {self.share} of {len(self.windows)} windows holds none")
-        for number, items in enumerate(orders(len(chosen), self.batch, order)):
+        for number, items in enumerate(epoch_batches(len(chosen), self.batch, order)):
             if number < start:
                 torch.rand(self.batch, DRAWS, generator=pairs, dtype=torch.float64)
-                passed_over(shape, self.corpus.vocabulary, masking)
+                skip_draws(shape, self.corpus.vocabulary, masking)
             else:
-                yield self.paired(self.windows, chosen[items], pairs, masking)
+                yield self.make_pairs(self.windows, chosen[items], pairs, masking)
 
     def held_out(self) -> list[Batch]:
         """Pairs of the held-out text, drawn once: the same batches in every call."""
-        windows = self.windows_of("held-out", self.corpus.held_out, 1)
+        windows = self.cut_text("held-out", self.corpus.held_out, 1)
         masking, pairs = generator(HELD_OUT), generator(HELD_OUT, PAIRS)
         count = min(len(windows), self.held_out_sequences)
         items = torch.arange(count) * len(windows) // count
         return [
-            self.paired(windows, items[start : start + self.batch], pairs, masking)
+            self.make_pairs(windows, items[start : start + self.batch], pairs, masking)
             for start in range(0, count, self.batch)
         ]
 
-    def paired(
-        self, windows: Windows, items: Tensor, pairs: torch.Generator, masking: torch.Generator
+    def make_pairs(
+        self, windows: TextWindows, items: Tensor, pairs: torch.Generator, masking: torch.Generator
     ) -> Batch:
         """The pairs of some windows, masked.
 
@@ -192,11 +174,11 @@ class SentencePairTask:
         draws = torch.rand(len(items), DRAWS, generator=pairs, dtype=torch.float64)
         part, changed, other, other_part = draws.unbind(1)
         wrong = changed < 0.5
-        left, middle = windows.begin[items], windows.parted(items, part)
+        left, middle = windows.begin[items], windows.second_starts(items, part)
         right, size = middle, windows.end[items] - middle
         if self.kind == "next":
-            drawn = windows.elsewhere(items, other)
-            begin = windows.parted(drawn, other_part)
+            drawn = windows.other_documents(items, other)
+            begin = windows.second_starts(drawn, other_part)
             right = torch.where(wrong, begin, right)
             size = torch.where(wrong, torch.minimum(size, windows.stop[drawn] - begin), size)
             sizes = middle - left, size

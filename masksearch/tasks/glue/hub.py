@@ -14,14 +14,13 @@ from typing import Any
 
 from masksearch.errors import DataError
 from masksearch.tasks.glue.tasks import GlueTask, HubForm
-from masksearch.tasks.text.hub import PREFIX, is_hub
+from masksearch.tasks.text.hub import PREFIX, hub_folder, hub_problems, is_hub, load_hub
 
 Columns = tuple[list[tuple[str, ...]], list[float]]  # texts and labels
-PATIENCE = 10.0  # seconds until the Hub counts as out of reach
-LOCAL_WAY = (
-    "without the Hub, give a folder of TSV files (--glue FOLDER), or a local copy in the Hub's "
-    "form (--glue hf:/FOLDER with FOLDER/<config>/<split>-*.parquet); HF_HUB_OFFLINE=1 reads "
-    "what was downloaded before"
+LOCAL_GLUE = (
+    "give a folder of TSV files (--glue FOLDER), or a local copy in the Hub's form "
+    "(--glue hf:/FOLDER with FOLDER/<config>/<split>-*.parquet); HF_HUB_OFFLINE=1 reads what was "
+    "downloaded before"
 )
 
 
@@ -33,15 +32,8 @@ def glue_place(place: Path | str) -> Path | str:
     """
     if not is_hub(place):
         return Path(place).expanduser().resolve()
-    folder = local_folder(str(place))
+    folder = hub_folder(str(place))
     return str(place) if folder is None else f"{PREFIX}{folder}"
-
-
-def local_folder(place: str) -> Path | None:
-    """The absolute folder that `hf:...` names, or None for a name on the Hub."""
-    name = place.removeprefix(PREFIX)
-    path = Path(name).expanduser()
-    return path.resolve() if name.startswith(("/", "~", ".")) or path.is_dir() else None
 
 
 def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
@@ -67,11 +59,11 @@ def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
     if form is None:
         raise DataError(f"{task.name} is not on the Hub; give a folder of TSV files")
     splits = {"train": "train", **task.hub_splits}
-    folder = local_folder(place)
+    folder = hub_folder(place)
     if folder is None:
-        tables = download(place, form)
+        tables = load_hub(place.removeprefix(PREFIX), form.config, LOCAL_GLUE)
     else:
-        tables = open_folder(folder, form, list(splits.values()))
+        tables = open_folder(folder / form.config, list(splits.values()))
     required = list(splits.values())[:2]  # further development sets are optional
     missing = [split for split in required if split not in tables]
     if missing:
@@ -90,84 +82,28 @@ def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
     return parts, digest.hexdigest()
 
 
-def open_folder(folder: Path, form: HubForm, splits: list[str]) -> dict[str, Any]:
-    """The splits of a local folder that are there, as `datasets.Dataset`."""
-    place = folder / form.config
-    if not place.is_dir():
+def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
+    """The splits of a local folder that are there, as `datasets.Dataset` over what is read in
+    place: no copy goes to a cache."""
+    if not folder.is_dir():
         raise DataError(
-            f"no folder {place}: a GLUE folder in the Hub's form holds one folder a "
+            f"no folder {folder}: a GLUE folder in the Hub's form holds one folder a "
             "configuration (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), in it "
-            "<split>-*.parquet or <split>/; a folder of TSV files is given without the prefix hf:"
+            "<split>-*.parquet; a folder of TSV files is given without the prefix hf:"
         )
-    datasets = library()
     found = {}
-    for split in splits:
-        files = sorted([*place.glob(f"{split}-*.parquet"), *place.glob(f"{split}.parquet")])
-        if files:
-            found[split] = read_parquet(files)
-        elif (place / split / "state.json").is_file():
-            found[split] = datasets.load_from_disk(str(place / split))
+    with hub_problems(str(folder), LOCAL_GLUE):
+        from datasets import Dataset, load_from_disk
+        from datasets.table import InMemoryTable
+        from pyarrow.parquet import read_table
+
+        for split in splits:
+            files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
+            if files:
+                found[split] = Dataset(InMemoryTable(read_table(files)))
+            elif (folder / split / "state.json").is_file():
+                found[split] = load_from_disk(str(folder / split))
     return found
-
-
-def read_parquet(files: list[Path]) -> Any:
-    """Parquet files as one `datasets.Dataset`, read in place: no copy goes to a cache."""
-    import pyarrow
-    from pyarrow.parquet import read_table
-
-    datasets = library()
-    parts = []
-    for file in files:
-        try:
-            parts.append(datasets.Dataset(datasets.table.InMemoryTable(read_table(file))))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{file} is not a Parquet file: {error}") from error
-    return datasets.concatenate_datasets(parts)
-
-
-def download(place: str, form: HubForm) -> dict[str, Any]:
-    """The splits from the Hub (or its cache), as `datasets.Dataset`."""
-    datasets = library()
-    name = place.removeprefix(PREFIX)
-    reach(name)
-    try:
-        return datasets.load_dataset(name, form.config)  # type: ignore[no-any-return]
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{place}, configuration {form.config}: {error}; {LOCAL_WAY}") from error
-
-
-def reach(name: str) -> None:
-    """One request, without the retries of `datasets`, which take half a minute.
-
-    Raises:
-        DataError: If the Hub is out of reach, or has no such data set.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]
-
-    if constants.HF_HUB_OFFLINE:
-        return  # `datasets` then reads its cache, or says at once that there is none
-    try:
-        HfApi().dataset_info(name, timeout=PATIENCE)
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise DataError(f"no data set {PREFIX}{name} on the Hub: {error}; {LOCAL_WAY}") from error
-    except (ClientError, OSError) as error:
-        raise DataError(
-            f"the Hugging Face Hub cannot be reached for {PREFIX}{name} ({error}); {LOCAL_WAY}"
-        ) from error
-
-
-def library() -> Any:
-    """The `datasets` library."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(
-            "reading from the Hub needs the datasets library: pip install datasets, or give a "
-            "folder of TSV files (--glue FOLDER)"
-        ) from error
-    return datasets
 
 
 def columns_of(place: str, table: Any, form: HubForm, task: GlueTask) -> Columns:

@@ -277,12 +277,7 @@ TASKS = {
             seed_number=6,
         ),
         GlueTask(
-            "RTE",
-            PAIR,
-            "label",
-            labels=TWO_WAY,
-            hub=HubForm("rte", PAIR, TWO_WAY),
-            seed_number=7,
+            "RTE", PAIR, "label", labels=TWO_WAY, hub=HubForm("rte", PAIR, TWO_WAY), seed_number=7
         ),
         GlueTask(
             "WNLI",

@@ -3,8 +3,8 @@
 from masksearch.tasks.planted import PlantedProcess, PlantedTask
 """
 
-from masksearch.tasks.planted.downstream import PlantedLabelTask
-from masksearch.tasks.planted.glue import PlantedGlue, PlantedGlueTask
-from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
-
-__all__ = ["PlantedGlue", "PlantedGlueTask", "PlantedLabelTask", "PlantedProcess", "PlantedTask"]
+from masksearch.tasks.planted.downstream import PlantedLabelTask as PlantedLabelTask
+from masksearch.tasks.planted.glue import PlantedGlue as PlantedGlue
+from masksearch.tasks.planted.glue import PlantedGlueTask as PlantedGlueTask
+from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
+from masksearch.tasks.planted.process import PlantedTask as PlantedTask

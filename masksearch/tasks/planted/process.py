@@ -317,7 +317,7 @@ class PlantedProcess:
             return torch.zeros(len(tokens), dtype=torch.int64)
         return tokens[:, 0] - (self.vocabulary + 1)
 
-    def masked(self, tokens: Tensor, random: torch.Generator) -> Batch:
+    def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
         """Hides tokens, each with probability `hidden`; never position 0.
 
         Args:
@@ -367,13 +367,13 @@ class PlantedTask:
         """Endless training batches, a function of `seed` alone."""
         random = generator(seed)
         while True:
-            yield self.process.masked(self.process.sample(self.batch, random), random)
+            yield self.process.mask_tokens(self.process.sample(self.batch, random), random)
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
         random = generator(self.process.seed, HELD_OUT)
         tokens = self.process.sample(self.held_out_sequences, random)
         return [
-            self.process.masked(tokens[start : start + 256], random)
+            self.process.mask_tokens(tokens[start : start + 256], random)
             for start in range(0, len(tokens), 256)
         ]

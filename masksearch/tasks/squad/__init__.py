@@ -3,16 +3,10 @@
 from masksearch.tasks.squad import load_squad, score
 """
 
-from masksearch.tasks.squad.data import Question, SquadData, load_squad, read_squad
-from masksearch.tasks.squad.decode import Answer, decode
-from masksearch.tasks.squad.metrics import score
-
-__all__ = [
-    "Answer",
-    "Question",
-    "SquadData",
-    "decode",
-    "load_squad",
-    "read_squad",
-    "score",
-]
+from masksearch.tasks.squad.data import Question as Question
+from masksearch.tasks.squad.data import SquadData as SquadData
+from masksearch.tasks.squad.data import load_squad as load_squad
+from masksearch.tasks.squad.data import read_squad as read_squad
+from masksearch.tasks.squad.decode import Answer as Answer
+from masksearch.tasks.squad.decode import decode as decode
+from masksearch.tasks.squad.metrics import score as score

@@ -22,17 +22,72 @@ from typing import Any
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.files import HELD_OUT_STEMS, content_hash
-from masksearch.tasks.text.tokenizer import hub_answers
+from masksearch.tasks.text.tokenizer import hub_answers, hub_offline
 
 PREFIX = "hf:"
 SPELLING = re.compile(r"(?P<name>[^@#?]+)(@(?P<config>[^#?]+))?(#(?P<column>[^?]+))?")
 PEEKED = 1_000  # rows in which a blank one says that rows are lines
+LOCAL_TEXT = "give text on disk with --corpus FILE_OR_FOLDER or --corpus hf:FOLDER"
 BLANK_LINES = re.compile(r"(\r?\n[^\S\n]*)+")
 
 
 def is_hub(path: Path | str) -> bool:
     """Whether a path is spelled `hf:..`, which is not a path on disk."""
     return str(path).startswith(PREFIX)
+
+
+def hub_folder(name: str) -> Path | None:
+    """The folder that a data set's name stands for, absolute; None for a name on the Hub."""
+    name = name.removeprefix(PREFIX)
+    path = Path(name).expanduser()
+    is_path = path.is_absolute() or name.startswith(".") or path.is_dir()
+    return path.resolve() if is_path else None
+
+
+def load_hub(name: str, config: str | None, remedy: str, *, streaming: bool = False) -> Any:
+    """The splits of a data set by name, by the library `datasets`; none of its code is run.
+
+    Args:
+        name: `OWNER/NAME` on the Hub, or a folder.
+        config: Its configuration; None = the only one.
+        remedy: What to do where it cannot be read, for the errors.
+        streaming: Whether no more is read than what is asked for; otherwise it is downloaded, and
+            found again without a network.
+    """
+    folder = hub_folder(name)
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"no such folder: {name} (of {PREFIX}{name})")
+    if folder is None and (streaming or not hub_offline()) and not hub_answers():
+        raise DataError(
+            f"the Hugging Face Hub cannot be reached for {PREFIX}{name} (no network, or "
+            f"HF_HUB_OFFLINE is set); {remedy}"
+        )
+    with hub_problems(PREFIX + name, remedy):
+        import datasets
+
+        return datasets.load_dataset(str(folder or name), config, streaming=streaming)
+
+
+@contextmanager
+def hub_problems(place: str, remedy: str) -> Iterator[None]:
+    """Says in one line what the libraries raise for a data set."""
+    try:
+        import datasets  # noqa: F401
+        import pyarrow as pa
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
+    except ImportError as error:
+        raise DataError(
+            f"{place} needs the package datasets: pip install datasets; or {remedy}"
+        ) from error
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, HTTPError, pa.ArrowException) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{place} cannot be read: {said}; check its name and configuration, or {remedy}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -70,16 +125,6 @@ class HubText:
             found["name"], found["config"], found["column"], int(limit[1]) if limit else None
         )
 
-    @property
-    def folder(self) -> Path | None:
-        """The folder on disk, or None for a name on the Hub."""
-        path = Path(self.name).expanduser()
-        if path.is_dir():
-            return path.resolve()
-        if path.is_absolute() or self.name.startswith((".", "~")):
-            raise DataError(f"no such folder: {self.name} (of {PREFIX}{self.name})")
-        return None
-
     def key(self) -> list[str]:
         """What a cache of its tokens is named after; asks no network.
 
@@ -87,10 +132,11 @@ class HubText:
         tokenized once stays until the cache is deleted, also when the dataset moves on.
         """
         parts = [PREFIX, self.config or "", self.column or "", str(self.rows)]
-        if self.folder is None:
+        folder = hub_folder(self.name)
+        if folder is None:
             return [*parts, self.name]
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        names = [str(path.relative_to(self.folder)) for path in files]
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        names = [str(path.relative_to(folder)) for path in files]
         return [*parts, *names, content_hash(files)]
 
     def write(self, target: Path, split: str | None = None) -> Path | None:
@@ -107,16 +153,15 @@ class HubText:
             DataError: If the dataset, its split or its column is missing, a row is no text, or
                 the Hub cannot be reached.
         """
-        with problems_of(self):
-            splits = self.splits()
-            known = list(splits)
+        with hub_problems(PREFIX + self.name, LOCAL_TEXT):
+            splits = load_hub(self.name, self.config, LOCAL_TEXT, streaming=True)
             wanted = (split,) if split else HELD_OUT_STEMS
             name = next((one for one in wanted if one in splits), None)
             if name is None and split is None:
                 return None
             if name is None:
                 raise DataError(
-                    f"{PREFIX}{self.name} has no split {split!r}; it has {', '.join(known)}"
+                    f"{PREFIX}{self.name} has no split {split!r}; it has {', '.join(splits)}"
                 )
             rows = islice(iter(splits[name]), self.rows)
             first = list(islice(rows, PEEKED))
@@ -128,24 +173,6 @@ class HubText:
                 for text in chain(head, texts):
                     file.write(text + "\n" if lines else document(text))
         return target
-
-    def splits(self) -> Any:
-        """The dataset's splits by name, streaming."""
-        try:
-            import datasets
-        except ImportError as error:
-            raise DataError(
-                f"{PREFIX}{self.name} needs the package datasets: pip install datasets; or give "
-                "plain text with --corpus FILE_OR_FOLDER"
-            ) from error
-        if self.folder is None and not hub_answers():
-            raise DataError(
-                f"the Hugging Face Hub cannot be reached for {self.name!r} (no network, or "
-                "HF_HUB_OFFLINE is set); give text on disk with --corpus FILE_OR_FOLDER, or "
-                f"--corpus {PREFIX}FOLDER for a copy of the dataset"
-            )
-        name = str(self.folder or self.name)
-        return datasets.load_dataset(name, self.config, streaming=True)  # runs no code of its own
 
     def chosen_column(self, row: dict[str, Any]) -> str:
         """The column that holds the text."""
@@ -173,24 +200,6 @@ class HubText:
                     f"{type(text).__name__}, not text; name another as #COLUMN"
                 )
             yield (text or "").replace("\0", "")
-
-
-@contextmanager
-def problems_of(source: HubText) -> Iterator[None]:
-    """What the libraries raise for a dataset, as one line."""
-    import pyarrow as pa
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
-
-    try:
-        yield
-    except DataError:
-        raise
-    except (OSError, ValueError, RuntimeError, HTTPError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())
-        raise DataError(
-            f"{PREFIX}{source.name} cannot be read: {said or type(error).__name__}; check its "
-            "name and configuration, or give text on disk with --corpus FILE_OR_FOLDER"
-        ) from error
 
 
 def document(text: str) -> str:

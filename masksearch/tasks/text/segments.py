@@ -1,8 +1,8 @@
 """A stream of ids, cut at its documents and sentences into the stretches that become pairs.
 
-starts = sentences(ids, sentence_ends(tokenizer).numpy())
-windows = Windows.cut(ids, documents, starts, size=125)
-windows.parted(torch.tensor([0, 7]), torch.rand(2))     # where their second segments begin
+starts = sentence_starts(ids, sentence_ends(tokenizer).numpy())
+windows = TextWindows.cut(ids, documents, starts, size=125)
+windows.second_starts(torch.tensor([0, 7]), torch.rand(2))     # where their second segments begin
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCANNED = 1 << 24  # tokens that are searched for ends of sentences at once
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class TextWindows:
     """A stream of ids, cut into the stretches that become pairs. All tensors int64.
 
     Args:
@@ -53,7 +53,7 @@ class Windows:
         documents: NDArray[np.int64],
         sentences: NDArray[np.int64],
         size: int,
-    ) -> Windows:
+    ) -> TextWindows:
         """Cuts each document into windows of at most `size` tokens.
 
         A window begins with a sentence and ends `size` tokens later or with its document; the
@@ -91,7 +91,7 @@ class Windows:
             group=torch.from_numpy(np.stack([group[member], count[member]])),
         )
 
-    def parted(self, windows: Tensor, draw: Tensor) -> Tensor:
+    def second_starts(self, windows: Tensor, draw: Tensor) -> Tensor:
         """Where the second segment of each window begins: with a random sentence; anywhere, where
         the window holds only one. int64 `[windows]`."""
         begin, inside = self.begin[windows], self.inside[windows]
@@ -102,14 +102,14 @@ class Windows:
         anywhere = begin + 1 + (draw * (self.end[windows] - begin - 1)).long()
         return torch.where(inside > 0, sentence, anywhere)
 
-    def elsewhere(self, windows: Tensor, draw: Tensor) -> Tensor:
+    def other_documents(self, windows: Tensor, draw: Tensor) -> Tensor:
         """A random window of another document for each, all of them alike. int64 `[windows]`."""
         group, count = self.group[:, windows]
         other = (draw * (len(self) - count)).long()
         return torch.where(other >= group, other + count, other)
 
 
-def sentences(ids: NDArray[Any], ends: NDArray[np.bool_]) -> NDArray[np.int64]:
+def sentence_starts(ids: NDArray[Any], ends: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Where sentences begin: behind a token that ends one, unless another such token follows.
 
     Args:

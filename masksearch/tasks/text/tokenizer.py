@@ -114,10 +114,15 @@ def train_tokenizer(
     return word_piece(plain.get_vocab())
 
 
+def hub_offline() -> bool:
+    """Whether `HF_HUB_OFFLINE` is set, with which the Hub is never asked."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
 def hub_answers() -> bool:
-    """Whether the Hugging Face Hub answers within `HUB_SECONDS`; never asked where
-    `HF_HUB_OFFLINE` is set. The libraries of the Hub themselves try for most of a minute."""
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    """Whether the Hugging Face Hub answers within `HUB_SECONDS`. The libraries of the Hub
+    themselves try for most of a minute."""
+    if hub_offline():
         return False
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:

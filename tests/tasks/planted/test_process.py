@@ -85,7 +85,7 @@ def test_tokens_are_uniform_and_keys_balanced(process):
 @each
 def test_ceiling_and_chance_match_simulated_decoders(process):
     random = generator(3)
-    batch = process.masked(process.sample(1500, random), random)
+    batch = process.mask_tokens(process.sample(1500, random), random)
     partner = dict(process.pairs) | {second: first for first, second in process.pairs}
     known = {}
     for row in process.sample(2000, generator(77)).tolist():
@@ -106,7 +106,7 @@ def test_ceiling_and_chance_match_simulated_decoders(process):
 def test_partner_without_key_matches_simulation():
     process = PlantedProcess(keys=2)
     random = generator(4)
-    batch = process.masked(process.sample(3000, random), random)
+    batch = process.mask_tokens(process.sample(3000, random), random)
     first, second = process.paired.unbind(1)
     scored = batch["labels"][:, second] != -100
     seen = batch["input_ids"][:, first]
@@ -120,7 +120,7 @@ def test_partner_without_key_matches_simulation():
 @each
 def test_masked_hides_the_scored_tokens_and_never_position_zero(process):
     tokens = process.sample(400, generator(5))
-    batch = process.masked(tokens, generator(6))
+    batch = process.mask_tokens(tokens, generator(6))
     scored = batch["labels"] != -100
     assert torch.equal(scored, batch["input_ids"] == process.mask_id)
     assert torch.equal(batch["labels"][scored], tokens[scored])
@@ -132,7 +132,7 @@ def test_masked_hides_the_scored_tokens_and_never_position_zero(process):
 def test_masked_always_scores_a_token():
     process = PlantedProcess(length=3, offsets=(1,), hidden=0.01)
     for seed in range(20):
-        batch = process.masked(process.sample(1, generator(seed)), generator(seed))
+        batch = process.mask_tokens(process.sample(1, generator(seed)), generator(seed))
         assert (batch["labels"] != -100).any()
 
 
@@ -228,7 +228,7 @@ def test_grouped_edges_match_loop(process):
 def test_grouped_ceilings_match_a_decoder_by_labels(process):
     random = generator(3)
     tokens = process.sample(4000, random)
-    batch = process.masked(tokens, random)
+    batch = process.mask_tokens(tokens, random)
     label, inverse = process.labels.tolist(), process.labels.argsort().tolist()
     hits = blind = count = 0
     keys = process.key(tokens).tolist()

@@ -80,7 +80,7 @@ def test_a_folder_is_read_as_a_file_of_its_documents_would_be(folder: Path) -> N
 
 def test_tokens_of_a_dataset_are_cached(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = load(f"hf:{folder}", folder.parent)
-    monkeypatch.setattr(HubText, "splits", None)
+    monkeypatch.setattr(HubText, "write", None)
     assert load(f"hf:{folder}", folder.parent).digest == one.digest
     jsonl(folder / "train.jsonl", [{"text": "another"}])
     with pytest.raises(TypeError):  # is read again
@@ -153,5 +153,5 @@ def test_a_hub_out_of_reach_names_the_local_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match=r"Hub cannot be reached for 'no/text'.*--corpus FILE_OR"):
+    with pytest.raises(DataError, match=r"Hub cannot be reached for hf:no/text.*--corpus FILE_OR"):
         load("hf:no/text", tmp_path)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.text.segments import SHORTEST, Windows, sentences
+from masksearch.tasks.text.segments import SHORTEST, TextWindows, sentence_starts
 
 
 @st.composite
@@ -23,7 +23,7 @@ def texts(draw: st.DrawFn) -> tuple[Any, Any, Any, int]:
 @given(texts())
 def test_windows_stay_in_their_document_and_leave_nothing_out(text: Any) -> None:
     ids, documents, starts, size = text
-    made = Windows.cut(ids, documents, starts, size)
+    made = TextWindows.cut(ids, documents, starts, size)
     bounds = [*documents.tolist(), len(ids)]
     covered = np.zeros(len(ids), bool)
     begin, end, stop = made.begin.tolist(), made.end.tolist(), made.stop.tolist()
@@ -42,7 +42,7 @@ def test_windows_stay_in_their_document_and_leave_nothing_out(text: Any) -> None
 @given(texts())
 def test_groups_are_the_windows_of_a_document(text: Any) -> None:
     ids, documents, starts, size = text
-    made = Windows.cut(ids, documents, starts, size)
+    made = TextWindows.cut(ids, documents, starts, size)
     number = np.searchsorted(documents, made.begin.numpy(), "right")
     for window, (group, count) in enumerate(made.group.T.tolist()):
         same = np.flatnonzero(number == number[window])
@@ -52,9 +52,9 @@ def test_groups_are_the_windows_of_a_document(text: Any) -> None:
 @given(texts(), st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
 def test_parts_hold_a_token_and_others_are_elsewhere(text: Any, one: float, two: float) -> None:
     ids, documents, starts, size = text
-    made = Windows.cut(ids, documents, starts, size)
+    made = TextWindows.cut(ids, documents, starts, size)
     every = torch.arange(len(made))
-    middle = made.parted(every, torch.full((len(made),), one, dtype=torch.float64))
+    middle = made.second_starts(every, torch.full((len(made),), one, dtype=torch.float64))
     assert ((made.begin < middle) & (middle < made.end)).all()
     cut = set(made.sentences.tolist())  # sentences, and the cuts of long ones
     assert {*starts.tolist(), *documents.tolist()} <= cut
@@ -63,14 +63,14 @@ def test_parts_hold_a_token_and_others_are_elsewhere(text: Any, one: float, two:
         inside = {start for start in cut if begin < start < end}
         assert at in inside or not inside
     if len(set(made.group[0].tolist())) > 1:
-        other = made.elsewhere(every, torch.full((len(made),), two, dtype=torch.float64))
+        other = made.other_documents(every, torch.full((len(made),), two, dtype=torch.float64))
         assert (made.group[0, other] != made.group[0]).all()
 
 
 def test_elsewhere_reaches_every_other_window_alike() -> None:
-    made = Windows.cut(np.arange(50), np.array([0, 20, 35]), np.array([], np.int64), 5)
+    made = TextWindows.cut(np.arange(50), np.array([0, 20, 35]), np.array([], np.int64), 5)
     draw = torch.arange(0, 1, 1 / 60, dtype=torch.float64) + 1e-9
-    found = made.elsewhere(torch.full((60,), 4), draw)
+    found = made.other_documents(torch.full((60,), 4), draw)
     # windows of 5 tokens: 4 in the first document, 3 in the second, 3 in the third
     assert found.bincount().nonzero().flatten().tolist() == [0, 1, 2, 3, 7, 8, 9]
     assert found.bincount(minlength=10)[[0, 1, 2, 3, 7, 8, 9]].sub(60 / 7).abs().max() <= 1
@@ -78,5 +78,5 @@ def test_elsewhere_reaches_every_other_window_alike() -> None:
 
 def test_sentences_begin_behind_the_last_mark() -> None:
     ends = np.array([False, True, True])
-    assert sentences(np.array([0, 0, 1, 0, 2, 1, 0, 1]), ends).tolist() == [3, 6]
-    assert sentences(np.array([], np.int64), ends).tolist() == []
+    assert sentence_starts(np.array([0, 0, 1, 0, 2, 1, 0, 1]), ends).tolist() == [3, 6]
+    assert sentence_starts(np.array([], np.int64), ends).tolist() == []
