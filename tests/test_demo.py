@@ -33,6 +33,9 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
     for figure in ("front", "masks", "dam", "hypervolume"):
         for suffix in ("png", "pdf"):
             assert (page.parent / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
+    judged = ms.Study(tmp_path / "run" / "compare").records()
+    density = {record.params["mask"]: record.measures["density"] for record in judged}
+    assert density["random keys"] == pytest.approx(density["oracle"], abs=0.5 / 16)
     capsys.readouterr()
     run_demo(tmp_path / "run", watching, **settings)
     assert "done" not in capsys.readouterr().err  # nothing ran again

@@ -8,10 +8,10 @@ import logging
 import statistics
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,13 @@ from masksearch import masks
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, Report, mixed_seed
 from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, moved
-from masksearch.evaluators.token_rows import Vocabulary, by_length, read_vocabulary
+from masksearch.evaluators.token_rows import (
+    Vocabulary,
+    batches_an_epoch,
+    bucketed,
+    by_length,
+    read_vocabulary,
+)
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.tasks.text.corpus import Corpus
@@ -33,6 +39,20 @@ from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig, train
 
 log = logging.getLogger(__name__)
+
+
+class TaskTokens(Protocol):
+    """A task's tokenized rows; a part of them has `lengths`, `len()` and rows by number."""
+
+    @property
+    def train(self) -> Any:
+        """What is trained on; the evaluator scores what else there is."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash of the data and of the row limits."""
+        ...
 
 
 class Scores:
@@ -82,7 +102,7 @@ def save(model: nn.Module, path: Path, key: str, curve: list[Report]) -> None:
     partial.replace(path)
 
 
-def restore(model: nn.Module, path: Path, key: str, steps: int) -> list[Report] | None:
+def restore(model: nn.Module, path: Path, key: str) -> list[Report] | None:
     """Loads weights that were kept under the same key; returns their reports, else None."""
     if not path.is_file():
         return None
@@ -96,12 +116,11 @@ def restore(model: nn.Module, path: Path, key: str, steps: int) -> list[Report] 
         warnings.warn(f"{path} is corrupt ({error}); pre-training again", stacklevel=4)
         return None
     model.load_state_dict(weights)
-    if "curve" not in metadata:  # written before reports were kept
-        return [Report(steps, {"loss": float(metadata["loss"])})]
     return [Report(step, values) for step, values in json.loads(metadata["curve"])]
 
 
 ROUND, DROPOUT = 25, 26  # streams of random numbers
+LABELS = ("labels", "start_positions", "end_positions")  # in a batch: what is learnt from
 CHECKPOINT = "pretrained.safetensors"
 SCORES = "scores.json"
 
@@ -110,16 +129,16 @@ SCORES = "scores.json"
 class FineTuning(MlmEvaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
-    A subclass names its tasks and says how one is fine-tuned and scored:
+    A subclass names its tasks and says how their rows become batches and scores:
 
+        streams                             of random numbers: the head's, the order of the rows
         downstream -> tuple[str, ...]       (property) names of the tasks, in order
         task_settings() -> dict             what the scores depend on: hashes of the data, limits
-        prepare()                           reads every task; raises DataError
-        finetune_steps(name) -> int         optimiser steps of a task's fine-tuning
-        finetune(encoder, name, table, *, seed, workdir) -> dict[str, float]
-                                            trains a head on `encoder` (a copy) by
-                                            `self.finetuned(..)` and returns scores by name
-        summary(values) -> dict[str, float] what the last report adds to all scores (optional)
+        tokenize(name) -> TaskTokens        reads and tokenizes a task, once a process
+        head(encoder, name, seed)           a head on `encoder`
+        inputs(rows, chosen) -> Batch       those rows, padded, with what the head learns from
+        scores(head, name) -> dict          scores of the trained head by name; use `predict`
+        summary(values) -> dict             what the last report adds to all scores (optional)
 
     The rest is here: reports, the working folder, seeds, frozen layers; `self.source` tokenizes,
     `self.place` is the device. A pre-training that is finished, scores of finished tasks and the
@@ -133,6 +152,8 @@ class FineTuning(MlmEvaluator, ABC):
     padded keys are hidden anyway, in less time.
 
     Args:
+        rows: Largest number of training rows of a task; a fixed sample; None = all.
+        dev_rows: The same for the rows that are scored.
         finetune_lr: Peak learning rate of fine-tuning.
         finetune_batch: Rows of a fine-tuning batch.
         epochs: Passes over the training rows.
@@ -143,20 +164,31 @@ class FineTuning(MlmEvaluator, ABC):
     """
 
     _: KW_ONLY
+    rows: int | None = 10_000
+    dev_rows: int | None = 2_000
     finetune_lr: float = 5e-4
     finetune_batch: int = 32
     epochs: int = 3
     finetune_seeds: int = 1
     frozen: int | Literal["all"] | None = None
-    carried_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
+    packed_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
+    packed_tasks: Mapping[str, Any] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     needs_corpus: ClassVar[bool] = False
+    streams: ClassVar[tuple[int, int]]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for limit in ("epochs", "finetune_batch", "finetune_seeds"):
-            if getattr(self, limit) < 1:
-                raise ValueError(f"{limit} must be at least 1, got {getattr(self, limit)}")
+        for limit in ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows"):
+            value = getattr(self, limit)
+            if value is not None and value < 1:
+                raise ValueError(f"{limit} must be at least 1, got {value}")
+        if self.length < 8:
+            raise ValueError(
+                f"fine-tuning needs a length of at least 8 positions, got {self.length}"
+            )
         TrainConfig(steps=1, lr=self.finetune_lr)
         if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
             raise ValueError(
@@ -174,37 +206,33 @@ class FineTuning(MlmEvaluator, ABC):
         """What the scores depend on beside `MlmEvaluator`'s settings and the fields below."""
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Reads every task, once a process; called before any training.
+    def tokenize(self, name: str) -> TaskTokens:
+        """Reads and tokenizes a task's rows, once a process.
 
         Raises:
-            DataError: If a task cannot be read.
+            DataError: If they cannot be read.
         """
 
     @abstractmethod
-    def finetune_steps(self, name: str) -> int:
-        """Optimiser steps of a task's fine-tuning."""
+    def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
+        """A new head of a task on `encoder`; `head(**inputs).loss` is what is trained."""
 
     @abstractmethod
-    def finetune(
-        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
-    ) -> dict[str, float]:
-        """Fine-tunes on one task.
+    def inputs(self, rows: Any, chosen: list[int]) -> Batch:
+        """A padded batch of those rows, `LABELS` included."""
 
-        Args:
-            encoder: A copy of the pre-trained encoder, without a mask, to be trained in place.
-            name: The task.
-            table: The mask, bool `[layers, heads, length, length]`.
-            seed: Seed of the head, the order of the rows and the dropout.
-            workdir: For `finetuned`.
-
-        Returns:
-            Score -> value; of a name that ends in `/majority` what knowing nothing earns.
-        """
+    @abstractmethod
+    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+        """Score of a trained head -> value; of a name that ends in `/majority` what knowing
+        nothing earns."""
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """What the last report adds, given every score; by default nothing."""
         return {}
+
+    def task_seed(self, name: str, seed: int) -> int:
+        """The seed of a task's head and order; tasks of one evaluator may have their own."""
+        return seed
 
     # -- what is shared ------------------------------------------------------------------------
     def settings(self) -> dict[str, object]:
@@ -225,23 +253,39 @@ class FineTuning(MlmEvaluator, ABC):
         if self.corpus is not None:
             corpus: Corpus = self.task().corpus
             return corpus
-        if self.carried_source is not None:
-            return self.carried_source
+        if self.packed_source is not None:
+            return self.packed_source
         self.start.shape(self.length)
         made = read_vocabulary(self.tokenizer or self.start.tokenizer_source, self.length)
         self.start.check_tokens(made.vocabulary, made.special["pad"])
         return made
 
+    def tokens(self, name: str = "") -> Any:
+        """A task's tokenized rows: the packed ones, or read and tokenized once a process.
+
+        Args:
+            name: The task; empty = the first.
+        """
+        name = name or self.downstream[0]
+        return self.tokenize(name) if self.packed_tasks is None else self.packed_tasks[name]
+
     def packed(self) -> Self:
-        """The same evaluator with its data in memory; subclasses add their tasks' rows."""
-        if self.corpus is not None:
-            return super().packed()
-        if self.carried_source is not None:
+        """The same evaluator with corpus and tokenized rows in memory; see `MlmEvaluator`."""
+        if self.packed_tasks is not None:
             return self
-        made = copy.copy(self)
-        object.__setattr__(made, "carried_start", self.start)
-        object.__setattr__(made, "carried_source", self.source)
+        if self.corpus is not None:
+            made = super().packed()
+        else:
+            made = copy.copy(self)
+            object.__setattr__(made, "packed_start", self.start)
+            object.__setattr__(made, "packed_source", self.source)
+        tokens = {name: self.tokens(name) for name in self.downstream}
+        object.__setattr__(made, "packed_tasks", tokens)
         return made
+
+    def finetune_steps(self, name: str) -> int:
+        """Optimiser steps of a task's fine-tuning."""
+        return self.epochs * batches_an_epoch(len(self.tokens(name).train), self.finetune_batch)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score.
@@ -250,7 +294,8 @@ class FineTuning(MlmEvaluator, ABC):
             DataError: Before any training, if a task cannot be read.
         """
         table = lower(mask, self.shape)
-        self.prepare()
+        for name in self.downstream:
+            self.tokens(name)
         values: dict[str, float] = {}
         reports = self.pretrained(mask, seed=seed, workdir=workdir)
         while True:
@@ -288,7 +333,7 @@ class FineTuning(MlmEvaluator, ABC):
             yield from self.pretrain(model, mask, seed=seed)
             detach(model, missing_ok=True)
             return model
-        curve = restore(model, workdir / CHECKPOINT, key, self.steps)
+        curve = restore(model, workdir / CHECKPOINT, key)
         if curve is not None:
             yield from curve
             return model
@@ -332,40 +377,30 @@ class FineTuning(MlmEvaluator, ABC):
                 values[f"{score}/std"] = statistics.stdev(each)
         return values
 
-    def finetuned(
-        self,
-        head: nn.Module,
-        batches: Callable[[int], Iterator[Batch]],
-        steps: int,
-        table: Tensor,
-        *,
-        name: str,
-        seed: int,
-        workdir: Path,
-    ) -> None:
-        """Trains a head and the encoder below it, in place, under the mask, with checkpoints.
-
-        The head is left on the evaluator's device, with the mask on it.
+    def finetune(
+        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
+    ) -> dict[str, float]:
+        """Trains a head and the encoder below it under the mask, with checkpoints; scores it.
 
         Args:
-            head: Module with an `encoder`; `head(**batch).loss` is what is trained.
-            batches: `start -> iterator` over the batches from number `start` on, on any device.
-            steps: Optimiser steps.
+            encoder: A copy of the pre-trained encoder, without a mask, to be trained in place.
+            name: The task.
             table: The mask, bool `[layers, heads, length, length]`.
-            name: The task, as in `downstream`.
-            seed: Of this run; names its checkpoints, and seeds its dropout.
-            workdir: Where its checkpoints are kept.
+            seed: Seed of the head, the order of the rows and the dropout; names the checkpoints.
+            workdir: Where checkpoints are kept.
 
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite.
         """
-        head.to(self.place)
+        (head_stream, order_stream), own = self.streams, self.task_seed(name, seed)
+        head = self.head(encoder, name, mixed_seed(own, head_stream)).to(self.place)
+        rows, order = self.tokens(name).train, mixed_seed(own, order_stream)
         attach(head, masks.cropped(masks.table(table), self.length))
         freeze(head.get_submodule("encoder"), self.frozen)
         run = train(
             head,
-            lambda start: moved(batches(start), self.place),
-            TrainConfig(steps=steps, lr=self.finetune_lr),
+            lambda start: moved(self.batches(rows, order, start), self.place),
+            TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_lr),
             self.loss,
             checkpoints=Checkpoints(workdir, training_name(name, seed)),
             checkpoint_seconds=self.checkpoint_seconds,
@@ -374,27 +409,29 @@ class FineTuning(MlmEvaluator, ABC):
         )
         for _ in run:
             pass
+        return self.scores(head, name)
 
-    def predicted(
-        self, head: nn.Module, lengths: Sequence[int], inputs: Callable[[list[int]], Batch]
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """Logits of every row, in batches of similar length.
+    def batches(self, rows: Any, seed: int, start: int = 0) -> Iterator[Batch]:
+        """Endless batches of rows of similar length from number `start` on; see `bucketed`."""
+        for chosen in bucketed(rows.lengths, self.finetune_batch, seed, start):
+            yield self.inputs(rows, chosen)
+
+    def predict(self, head: nn.Module, rows: Any) -> list[Tensor]:
+        """Logits of every row, in their order: float32, on the CPU.
 
         Args:
-            head: What `finetuned` has trained; put into evaluation mode.
-            lengths: Tokens of each row.
-            inputs: Numbers of rows -> their batch; `labels` in it are left out.
-
-        Yields:
-            Numbers of rows, and their logits: float32, on the CPU.
+            head: A trained one; put into evaluation mode.
+            rows: As in `inputs`.
         """
         head.eval()
-        for chosen in by_length(lengths):
-            given = inputs(chosen)
-            batch = {n: part.to(self.place) for n, part in given.items() if n != "labels"}
+        found: dict[int, Tensor] = {}
+        for chosen in by_length(rows.lengths):
+            inputs = self.inputs(rows, chosen)
+            batch = {n: part.to(self.place) for n, part in inputs.items() if n not in LABELS}
             with torch.no_grad(), autocast(batch, self.precision):
                 logits = head(**batch).logits
-            yield chosen, logits.float().cpu()
+            found |= zip(chosen, logits.float().cpu(), strict=True)
+        return [found[index] for index in range(len(rows))]
 
 
 def training_name(name: str, seed: int) -> str:

@@ -263,8 +263,8 @@ class MlmEvaluator:
     schedule: Schedule = "linear"
     compile: bool = False
     checkpoint_seconds: float = 60.0
-    carried: Corpus | None = field(default=None, init=False, repr=False, compare=False)
-    carried_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
+    packed_corpus: Corpus | None = field(default=None, init=False, repr=False, compare=False)
+    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
 
     needs_corpus: ClassVar[bool] = True
 
@@ -285,14 +285,18 @@ class MlmEvaluator:
         size_named(self.size)
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
-        for name in ("corpus", "held_out"):  # workers may run in another folder
-            text = getattr(self, name)
-            if text is not None and not is_hub(text):
-                object.__setattr__(self, name, Path(text).expanduser().resolve())
+        self.make_absolute("corpus", "held_out")
         for name in ("tokenizer", "weights"):
             given = getattr(self, name)
             if given is not None and Path(given).expanduser().exists():
                 object.__setattr__(self, name, Path(given).expanduser().resolve())
+
+    def make_absolute(self, *names: str) -> None:
+        """Makes the paths of these fields absolute: workers may run in another folder."""
+        for name in names:
+            path = getattr(self, name)
+            if path is not None and not is_hub(path):
+                object.__setattr__(self, name, Path(path).expanduser().resolve())
 
     @classmethod
     def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
@@ -323,7 +327,7 @@ class MlmEvaluator:
         """
         if self.weights is None:
             raise ValueError("this evaluator trains from scratch; it has no weights to open")
-        return self.carried_start or read_weights(self.weights)
+        return self.packed_start or read_weights(self.weights)
 
     @property
     def shape(self) -> Shape:
@@ -389,19 +393,19 @@ class MlmEvaluator:
         Raises:
             DataError: If the data cannot be read here.
         """
-        if self.carried is not None:
+        if self.packed_corpus is not None:
             return self
         made = copy.copy(self)
-        object.__setattr__(made, "carried", self.task().corpus)
+        object.__setattr__(made, "packed_corpus", self.task().corpus)
         if self.weights is not None:
-            object.__setattr__(made, "carried_start", self.start)
+            object.__setattr__(made, "packed_start", self.start)
         return made
 
     def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
         if self.corpus is None:
             raise DataError("this evaluator only fine-tunes; give it a corpus to pre-train on")
-        corpus = self.carried or read_corpus(
+        corpus = self.packed_corpus or read_corpus(
             self.corpus,
             self.tokenizer,
             self.vocabulary,

@@ -8,28 +8,25 @@ print(last.values["exact"], last.values["f1"])
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from masksearch.contracts import Batch, Objective, mixed_seed
+from masksearch.contracts import Batch, Objective
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import batches_an_epoch, bucketed, padded_ids
+from masksearch.evaluators.token_rows import padded_ids
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
 from masksearch.tasks.squad.metrics import score
-from masksearch.tasks.squad.windows import Numbers, SquadWindows, WindowSize, make_windows
+from masksearch.tasks.squad.windows import SquadWindows, WindowSize, make_windows
 from masksearch.tasks.text.tokenizer import TokenSource
-
-SPAN, WINDOW_ORDER = 51, 52  # streams of random numbers
-TASK = "SQuAD"
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +51,6 @@ class SquadEvaluator(FineTuning):
             by article: see `masksearch.tasks.squad.data.load_squad`; `data().source` says what was
             done.
         squad_held_out: A SQuAD file to hold out.
-        rows: Largest number of training questions; a fixed sample.
-        dev_rows: The same for the held-out questions; None = all.
         split_seed: Seed of the split and the samples.
         max_question: Longest question in tokens, None = 64 or half of the length.
         stride: Step from one window over a paragraph to the next, in tokens, None = a third of
@@ -71,25 +66,19 @@ class SquadEvaluator(FineTuning):
     squad: Path | str
     _: KW_ONLY
     squad_held_out: Path | str | None = None
-    rows: int | None = 10_000
-    dev_rows: int | None = 2_000
     split_seed: int = 0
     max_question: int | None = None
     stride: int | None = None
     max_answer: int = 30
     null_threshold: float = 0.0
-    carried_squad: SquadTokens | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[int, int]] = (51, 52)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("squad", "squad_held_out"):
-            if getattr(self, name) is not None:
-                place = Path(getattr(self, name)).expanduser().resolve()
-                object.__setattr__(self, name, place)
-        for limit in ("rows", "dev_rows", "max_answer"):
-            value = getattr(self, limit)
-            if value is not None and value < 1:
-                raise ValueError(f"{limit} must be at least 1, got {value}")
+        self.make_absolute("squad", "squad_held_out")
+        if self.max_answer < 1:
+            raise ValueError(f"max_answer must be at least 1, got {self.max_answer}")
         self.window  # noqa: B018  (checks the sizes)
 
     @property
@@ -105,13 +94,12 @@ class SquadEvaluator(FineTuning):
     @property
     def downstream(self) -> tuple[str, ...]:
         """The one task."""
-        return (TASK,)
+        return ("SQuAD",)
 
     def task_settings(self) -> dict[str, object]:
         """Hash of the questions, and how they are cut and decoded."""
-        carried = self.carried_squad
         return {
-            "squad": self.data().digest if carried is None else carried.digest,
+            "squad": (self.data() if self.packed_tasks is None else self.tokens()).digest,
             "window": (self.window.longest_question, self.window.step),
             "max_answer": self.max_answer,
             "null_threshold": self.null_threshold,
@@ -126,80 +114,43 @@ class SquadEvaluator(FineTuning):
         """The questions as text, read once a process."""
         return read_data(*self.places)
 
-    def tokens(self) -> SquadTokens:
-        """The tokenized questions: the carried ones, or made once a process."""
-        if self.carried_squad is not None:
-            return self.carried_squad
+    def tokenize(self, name: str) -> SquadTokens:
+        """The tokenized questions."""
         return read_tokens(self.source, *self.places, self.window)
 
-    def prepare(self) -> None:
-        """Reads and tokenizes the questions."""
-        self.tokens()
+    def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
+        """A span predictor."""
+        return SpanPredictor(encoder, seed=seed)
 
-    def packed(self) -> Self:
-        """The same evaluator with corpus and tokenized questions in memory."""
-        made = super().packed()
-        if made.carried_squad is None:
-            object.__setattr__(made, "carried_squad", self.tokens())
-        return made
+    def inputs(self, rows: SquadWindows, chosen: list[int]) -> Batch:
+        """Those windows, padded, with first and last position of their answers."""
+        found = [rows[index] for index in chosen]
+        spans = torch.tensor([row.span for row in found])
+        batch = padded_ids([row.ids for row in found], [row.first for row in found], self.source)
+        return batch | {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
 
-    def finetune_steps(self, name: str) -> int:
-        """Optimiser steps of the fine-tuning."""
-        return self.epochs * batches_an_epoch(len(self.tokens().train), self.finetune_batch)
-
-    def finetune(
-        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
-    ) -> dict[str, float]:
-        """Fine-tunes on the training questions; scores the held-out ones."""
-        data = self.tokens()
-        head = SpanPredictor(encoder, seed=mixed_seed(seed, SPAN))  # type: ignore[arg-type]
-        order = mixed_seed(seed, WINDOW_ORDER)
-        self.finetuned(
-            head,
-            lambda start: self.batches(data.train, order, start),
-            self.finetune_steps(name),
-            table,
-            name=name,
-            seed=seed,
-            workdir=workdir,
-        )
-        found = self.answers(head)
+    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+        """The official scores of the held-out questions."""
+        data, found = self.tokens(), self.answers(head)
         gold = {question.id: question.answers for question in data.questions}
+        nulls = {question: answer.null_score for question, answer in found.items()}
         values = score(
             {question: answer.text for question, answer in found.items()},
             gold,
             nullable=data.nullable,
-            null_scores={question: answer.null_score for question, answer in found.items()}
-            if data.nullable
-            else None,
+            null_scores=nulls if data.nullable else None,
             threshold=self.null_threshold,
         )
         return values | trivial(data.questions, nullable=data.nullable)
 
-    def batches(self, windows: SquadWindows, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Endless batches of windows of similar length; every window comes once an epoch."""
-        for chosen in bucketed(windows.lengths.tolist(), self.finetune_batch, seed, start):
-            spans = torch.tensor([windows[index].span for index in chosen])
-            yield self.inputs(windows, chosen) | {
-                "start_positions": spans[:, 0],
-                "end_positions": spans[:, 1],
-            }
-
-    def inputs(self, windows: SquadWindows, chosen: list[int]) -> Batch:
-        """Those windows, padded."""
-        rows = [windows[index] for index in chosen]
-        return padded_ids([row.ids for row in rows], [row.first for row in rows], self.source)
-
-    def answers(self, head: nn.Module) -> dict[str, Answer]:
+    def answers(self, head: nn.Module) -> Mapping[str, Answer]:
         """The answers to the held-out questions, by question id."""
         data = self.tokens()
-        lengths = data.dev.lengths.tolist()
-        tables: dict[int, Numbers] = {}
-        for chosen, logits in self.predicted(head, lengths, partial(self.inputs, data.dev)):
-            for index, table in zip(chosen, logits.numpy(), strict=True):
-                tables[index] = table[: lengths[index]]
-        ordered = [tables[index] for index in range(len(lengths))]
-        return decode(data.dev, ordered, data.questions, max_answer=self.max_answer)
+        tables = [
+            logits[:length].numpy()
+            for logits, length in zip(self.predict(head, data.dev), data.dev.lengths, strict=True)
+        ]
+        return decode(data.dev, tables, data.questions, max_answer=self.max_answer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass, field
-from functools import lru_cache, partial
+from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from masksearch.contracts import Batch, Objective, mixed_seed
+from masksearch.contracts import Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import batches_an_epoch, bucketed, padded_ids
+from masksearch.evaluators.token_rows import padded_ids
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.tokenizer import TokenSource
-
-SCORER, ITEM_ORDER = 53, 54  # streams of random numbers
-TASK = "SWAG"
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +41,6 @@ class SwagEvaluator(FineTuning):
         swag: A SWAG file, or a folder with a train and a val file. A file alone is split: see
             `masksearch.tasks.swag.load_swag`; `data().source` says what was done.
         swag_held_out: A SWAG file to hold out.
-        rows: Largest number of training items; a fixed sample.
-        dev_rows: The same for the held-out items; None = all.
         split_seed: Seed of the split and the samples.
 
     Raises:
@@ -57,23 +51,13 @@ class SwagEvaluator(FineTuning):
     swag: Path | str
     _: KW_ONLY
     swag_held_out: Path | str | None = None
-    rows: int | None = 10_000
-    dev_rows: int | None = 2_000
     split_seed: int = 0
-    carried_swag: SwagTokens | None = field(default=None, init=False, repr=False, compare=False)
+
+    streams: ClassVar[tuple[int, int]] = (53, 54)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("swag", "swag_held_out"):
-            if getattr(self, name) is not None:
-                place = Path(getattr(self, name)).expanduser().resolve()
-                object.__setattr__(self, name, place)
-        for limit in ("rows", "dev_rows"):
-            value = getattr(self, limit)
-            if value is not None and value < 1:
-                raise ValueError(f"{limit} must be at least 1, got {value}")
-        if self.length < 8:
-            raise ValueError(f"SWAG needs a length of at least 8 positions, got {self.length}")
+        self.make_absolute("swag", "swag_held_out")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -83,12 +67,11 @@ class SwagEvaluator(FineTuning):
     @property
     def downstream(self) -> tuple[str, ...]:
         """The one task."""
-        return (TASK,)
+        return ("SWAG",)
 
     def task_settings(self) -> dict[str, object]:
         """Hash of the items."""
-        carried = self.carried_swag
-        return {"swag": self.data().digest if carried is None else carried.digest}
+        return {"swag": (self.data() if self.packed_tasks is None else self.tokens()).digest}
 
     @property
     def places(self) -> tuple[Path | str, Path | str | None, int | None, int | None, int]:
@@ -99,59 +82,16 @@ class SwagEvaluator(FineTuning):
         """The items as text, read once a process."""
         return read_data(*self.places)
 
-    def tokens(self) -> SwagTokens:
-        """The tokenized items: the carried ones, or made once a process."""
-        if self.carried_swag is not None:
-            return self.carried_swag
+    def tokenize(self, name: str) -> SwagTokens:
+        """The tokenized items."""
         return read_tokens(self.source, *self.places)
 
-    def prepare(self) -> None:
-        """Reads and tokenizes the items."""
-        self.tokens()
-
-    def packed(self) -> Self:
-        """The same evaluator with corpus and tokenized items in memory."""
-        made = super().packed()
-        if made.carried_swag is None:
-            object.__setattr__(made, "carried_swag", self.tokens())
-        return made
-
-    def finetune_steps(self, name: str) -> int:
-        """Optimiser steps of the fine-tuning."""
-        return self.epochs * batches_an_epoch(len(self.tokens().train), self.finetune_batch)
-
-    def finetune(
-        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
-    ) -> dict[str, float]:
-        """Fine-tunes on the training items; scores the held-out ones."""
-        data = self.tokens()
-        head = ChoiceScorer(encoder, seed=mixed_seed(seed, SCORER))  # type: ignore[arg-type]
-        order = mixed_seed(seed, ITEM_ORDER)
-        self.finetuned(
-            head,
-            lambda start: self.batches(data.train, order, start),
-            self.finetune_steps(name),
-            table,
-            name=name,
-            seed=seed,
-            workdir=workdir,
-        )
-        labels = data.dev.labels.tolist()
-        right = [
-            int(said == label) for said, label in zip(self.predict(head), labels, strict=True)
-        ]
-        return {
-            "accuracy": sum(right) / len(labels),
-            "accuracy/majority": max(Counter(labels).values()) / len(labels),
-        }
-
-    def batches(self, rows: ChoiceRows, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Endless batches of items of similar length; every item comes once an epoch."""
-        for chosen in bucketed(rows.lengths, self.finetune_batch, seed, start):
-            yield self.inputs(rows, chosen)
+    def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
+        """A scorer of choices."""
+        return ChoiceScorer(encoder, seed=seed)
 
     def inputs(self, rows: ChoiceRows, chosen: list[int]) -> Batch:
-        """Those items: the inputs `[items, choices, width]`, and `labels` `[items]`."""
+        """Those items: `[items, choices, width]`, and the right endings `[items]`."""
         items = [rows[index] for index in chosen]
         flat = padded_ids(
             [ids for item in items for ids in item.ids],
@@ -161,14 +101,16 @@ class SwagEvaluator(FineTuning):
         batch = {name: part.reshape(len(items), rows.choices, -1) for name, part in flat.items()}
         return batch | {"labels": torch.tensor([item.label for item in items])}
 
-    def predict(self, head: nn.Module) -> list[int]:
-        """The chosen ending of every held-out item, in their order; of equals the first."""
+    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+        """Accuracy on the held-out items; of equal choices the first is taken."""
         rows = self.tokens().dev
-        found = [0] * len(rows)
-        for chosen, logits in self.predicted(head, rows.lengths, partial(self.inputs, rows)):
-            for index, choice in zip(chosen, logits.argmax(-1).tolist(), strict=True):
-                found[index] = choice
-        return found
+        labels = rows.labels.tolist()
+        said = torch.stack(self.predict(head, rows)).argmax(-1).tolist()
+        right = sum(one == label for one, label in zip(said, labels, strict=True))
+        return {
+            "accuracy": right / len(labels),
+            "accuracy/majority": max(Counter(labels).values()) / len(labels),
+        }
 
 
 @dataclass(frozen=True, eq=False)

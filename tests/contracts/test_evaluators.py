@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import pickle
@@ -16,8 +17,11 @@ from toy_questions import squad_json, swag_rows
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluator, OffersGradients
+from masksearch.analysis.pareto import pareto
+from masksearch.contracts import Evaluate, Evaluator, OffersGradients, Record
+from masksearch.evaluators.finetuning import FineTuning
 
+SCORES = {"score", "glue", "f1", "accuracy", "sparsity"}  # of everything else, less is better
 WORDS = ("the", "cat", "sat", "on", "a", "red", "mat", "and", "saw", "one", "old", "dog")
 
 
@@ -130,6 +134,45 @@ class TestEvaluator:
             assert math.isfinite(objective.worst)
         assert all(math.isfinite(v) for report in reports for v in report.values.values())
 
+    def test_better_is_a_higher_score_a_lower_loss_and_a_sparser_mask(self, make, tmp_path):
+        objectives = make(tmp_path).objectives
+        better, worse = (
+            Record(
+                number,
+                "done",
+                Evaluate(masks.star()),
+                values={o.name: 0.5 + (sign if o.name in SCORES else -sign) for o in objectives},
+            )
+            for number, sign in enumerate((0.1, -0.1))
+        )
+        assert pareto([better, worse], objectives) == [better]
+
+    def test_head_of_a_fine_tuning_is_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
+        evaluator = make(tmp_path)
+        if not isinstance(evaluator, FineTuning):
+            pytest.skip("nothing is fine-tuned")
+        heads = []
+
+        def no_training(head, *args, **kwargs):
+            weights = dict(head.named_parameters())
+            heads.append({n: w.tolist() for n, w in weights.items() if n[:8] != "encoder."})
+            return iter(())
+
+        monkeypatch.setattr("masksearch.evaluators.finetuning.train", no_training)
+        monkeypatch.setattr(type(evaluator), "scores", lambda *args: {})
+        body, (name, *_) = evaluator.model(0).encoder, evaluator.downstream
+        shape = evaluator.shape
+        table = torch.ones(shape.layers, shape.heads, shape.length, shape.length, dtype=bool)
+        for seed in (0, 0, 1):
+            copied = copy.deepcopy(body)
+            evaluator.finetune(copied, name, table, seed=seed, workdir=tmp_path)
+        first, again, other = heads
+        assert first
+        assert first == again
+        drawn = {name for name, weight in first.items() if "weight" in name}
+        assert drawn
+        assert not any(first[name] == other[name] for name in drawn)
+
     def test_runs_twice_alike_and_leaves_the_global_generator(self, make, tmp_path):
         evaluator = make(tmp_path)
         torch.manual_seed(1)
@@ -141,9 +184,9 @@ class TestEvaluator:
 
     def test_survives_pickling_with_its_protocol(self, make, tmp_path):
         evaluator = make(tmp_path)
-        copy = pickle.loads(pickle.dumps(evaluator))
-        assert copy.protocol == evaluator.protocol
-        assert copy.shape == evaluator.shape
+        twin = pickle.loads(pickle.dumps(evaluator))
+        assert twin.protocol == evaluator.protocol
+        assert twin.shape == evaluator.shape
         assert len(pickle.dumps(evaluator)) < 20_000
 
     def test_closing_the_generator_stops_it(self, make, tmp_path):

@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from masksearch.evaluators.token_rows import Row, TokenRows, padded, sequences, 
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue import TASKS, glue_score
+from masksearch.tasks.glue import TASKS, GlueTask, glue_score
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
@@ -235,7 +236,7 @@ def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
     assert packed.packed() is packed
     assert type(packed) is GlueEvaluator
     assert (packed, hash(packed), repr(packed)) == (judge, hash(judge), repr(judge))
-    assert list(packed.carried_tasks) == ["SST-2"]
+    assert list(packed.packed_tasks) == ["SST-2"]
     assert len(packed.tokens("SST-2").train) == 10
     more = [evaluator(data, **change) for change in ({"rows": 200}, {"tasks": ("SST-2", "MNLI")})]
     assert all(len(pickle.dumps(m.packed())) > len(pickle.dumps(packed)) for m in more)
@@ -247,6 +248,24 @@ def test_rows_are_tokenized_once_a_process(data: Path, monkeypatch: pytest.Monke
     assert list(whole.train) == sequences(judge.task().corpus, text.texts, text.labels)
     monkeypatch.setattr("masksearch.evaluators.glue.sequences", None)
     assert evaluator(data, steps=2).tokens("SST-2") is whole
+
+
+def test_a_task_of_ones_own_beside_a_known_one(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "glue"
+    shutil.copytree(data / "glue" / "SST-2", folder / "SST-2")
+    shutil.copytree(data / "glue" / "SST-2", folder / "tone")
+    own = GlueTask("tone", texts=("sentence",), label="label", metrics=("accuracy", "f1"))
+    judge = replace(evaluator(data), glue=folder, tasks=(own, "SST-2"), rows=24, dev_rows=20)
+    *_, last = judge(masks.star(), seed=0, workdir=tmp_path / "work")
+    mean = (last.values["tone"] + last.values["SST-2"]) / 2
+    assert last.values["glue"] == pytest.approx(mean)
+    assert {"tone/f1", "tone/majority"} <= set(last.values)
+    known = replace(judge, tasks=("SST-2",))
+    assert known.task_seed("SST-2", 3) == judge.task_seed("SST-2", 3)
+    assert judge.task_seed("tone", 3) != judge.task_seed("SST-2", 3)
+    with pytest.raises(ValueError, match="each once, got"):
+        replace(judge, tasks=(own, own))
+    assert pickle.loads(pickle.dumps(judge)) == judge
 
 
 number_rows = st.lists(st.integers(0, 70_000), min_size=1, max_size=6)
