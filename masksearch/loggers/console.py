@@ -57,22 +57,12 @@ class Watcher:
         self.task = TaskID(0)
         self.below: list[Progress] = []  # bars of others, shown where they hold any
 
-    @property
-    def best(self) -> Record | None:
-        """The record with the best first objective so far."""
-        return self.state.best
-
     def __enter__(self) -> Watcher:
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
+            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(TextColumn("{task.description}"), *columns, TimeRemainingColumn())
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.counted)
-            self.screen = Live(get_renderable=self.drawn, console=self.console)
+            self.screen = Live(get_renderable=self.render, console=self.console)
             self.screen.start()
         return self
 
@@ -86,7 +76,7 @@ class Watcher:
             self.screen.stop()
             self.bar = self.screen = None
 
-    def drawn(self) -> Group:
+    def render(self) -> Group:
         """The bar, those of `below`, and the state of the search in one line."""
         assert self.bar is not None
         others = [bars for bars in self.below if bars.tasks]
@@ -105,7 +95,7 @@ class Watcher:
         """Takes one finished record."""
         self.state = self.state.after(record)
         self.counted += counts(record, restored=False)
-        line = described(record, self.objectives)
+        line = describe_record(record, self.objectives)
         if self.bar is None:
             joined = "joined the front  " if self.state.joined else ""
             self.print(f"{self.progress()}  {line}  {joined}{self.summary()}")
@@ -127,8 +117,18 @@ class Watcher:
         return f"{self.title} {self.counted}" + (f"/{self.total}" if self.total else "")
 
     def summary(self) -> str:
-        """The front, the best score, and what went wrong."""
-        return summarised(self.state, self.score)
+        """The front, the best score, and what went wrong, in one line."""
+        state, parts = self.state, [f"front {len(self.state.front)}"]
+        if math.isfinite(state.hypervolume):
+            parts.append(f"hypervolume {state.hypervolume:.4g}")
+        if state.best is not None:
+            best = f"best {self.score.name} {state.best.value(self.score.name):.4f}"
+            sparsity = state.best.measures.get("sparsity")
+            parts.append(best if sparsity is None else f"{best} at sparsity {sparsity:.3f}")
+        for status in ("failed", "stopped"):
+            if state.count(status):
+                parts.append(f"{state.count(status)} {status}")
+        return "  ".join(parts)
 
 
 def counts(record: Record, *, restored: bool) -> bool:
@@ -140,22 +140,7 @@ def counts(record: Record, *, restored: bool) -> bool:
     return record.origin.startswith("baseline:") or (record.origin == "compare" and not restored)
 
 
-def summarised(state: Snapshot, score: Objective) -> str:
-    """A search's state in one line."""
-    parts = [f"front {len(state.front)}"]
-    if math.isfinite(state.hypervolume):
-        parts.append(f"hypervolume {state.hypervolume:.4g}")
-    if state.best is not None:
-        best = f"best {score.name} {state.best.value(score.name):.4f}"
-        sparsity = state.best.measures.get("sparsity")
-        parts.append(best if sparsity is None else f"{best} at sparsity {sparsity:.3f}")
-    for status in ("failed", "stopped"):
-        if state.count(status):
-            parts.append(f"{state.count(status)} {status}")
-    return "  ".join(parts)
-
-
-def described(record: Record, objectives: Sequence[Objective]) -> str:
+def describe_record(record: Record, objectives: Sequence[Objective]) -> str:
     """One record in one line."""
     name = record.params.get("mask") or (str(record.mask) if record.mask is not None else "")
     parts = [f"trial {record.number}", record.status, record.origin, str(name)[:80]]

@@ -15,7 +15,14 @@ from typing import Any
 
 from masksearch.contracts import Listener, Objective
 from masksearch.errors import SearchError, unknown_name
-from masksearch.loggers.ledger import Entry, Ledger, RecordLogger, cut_to_whole_lines, required
+from masksearch.loggers.ledger import (
+    Ledger,
+    LoggedRecord,
+    RecordLogger,
+    cut_to_whole_lines,
+    required_module,
+)
+from masksearch.loggers.trackers import MlflowLogger, WandbLogger
 from masksearch.masks.measure import MEASURES
 
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
@@ -67,14 +74,14 @@ class CsvLogger(RecordLogger):
                 number, status, origin, seed, *prints = (row[name] for name in TEXTS)
                 self.known.add(json.dumps([int(number), status, origin, int(seed), *prints]))
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LoggedRecord) -> None:
         """Appends one row."""
         record, state = entry.record, entry.state
         row = {
             **record.measures,
             **record.values,
             **{name: getattr(record, name) for name in TEXTS},
-            "mask": entry.mask,
+            "mask": str(record.mask or ""),
             "step": record.step,
             "seconds": record.seconds,
             "on_front": int(state.joined),
@@ -82,7 +89,7 @@ class CsvLogger(RecordLogger):
             "hypervolume": state.hypervolume if math.isfinite(state.hypervolume) else "",
             "values": json.dumps(dict(record.values)),
             "params": json.dumps(dict(record.params), default=str),
-            "error": entry.error,
+            "error": record.reason,
         }
         self.append([row.get(name, "") for name in self.columns])
 
@@ -92,9 +99,6 @@ class CsvLogger(RecordLogger):
         with self.path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells])
-
-    def stop(self, error: BaseException | None) -> None:
-        """Nothing is held open."""
 
 
 class TensorBoardLogger(RecordLogger):
@@ -117,9 +121,9 @@ class TensorBoardLogger(RecordLogger):
 
     def __init__(self, folder: Path | str, objectives: Sequence[Objective]) -> None:
         super().__init__(objectives)
-        required("tensorboard", "tensorboard")
-        self.library = required("torch.utils.tensorboard", "tensorboard")
-        self.hparams = required("torch.utils.tensorboard.summary", "tensorboard").hparams
+        required_module("tensorboard", "tensorboard")
+        self.library = required_module("torch.utils.tensorboard", "tensorboard")
+        self.hparams = required_module("torch.utils.tensorboard.summary", "tensorboard").hparams
         self.folder = Path(folder)
         self.ledger = Ledger(self.folder / "logged.txt")
         self.writer: Any = None
@@ -130,7 +134,7 @@ class TensorBoardLogger(RecordLogger):
         self.known = self.ledger.read()
         self.writer = self.library.SummaryWriter(str(self.folder))
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LoggedRecord) -> None:
         """The search's figures and the trial's own run, on disk when this returns."""
         record, step = entry.record, entry.state.finished
         for name, value in entry.totals.items():
@@ -138,7 +142,7 @@ class TensorBoardLogger(RecordLogger):
         for name, value in entry.figures.items():
             self.writer.add_scalar(f"record/{name}", value, record.number)
         if entry.state.joined:
-            rows = entry.front(self.objectives)
+            rows = entry.front
             table = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
             lines = ["| " + " | ".join(cell(c) for c in row) + " |" for row in table]
             self.writer.add_text("front", "\n".join(lines), step)
@@ -153,7 +157,10 @@ class TensorBoardLogger(RecordLogger):
                 for name, value in report.values.items():
                     own.add_scalar(name, value, report.step)
             texts = {n: t for n, t in entry.texts.items() if n != "error" or t}
-            params = {f"params.{n}": plain(v) for n, v in record.params.items()}
+            params = {
+                f"params.{n}": v if isinstance(v, bool | int | float) else str(v)
+                for n, v in record.params.items()
+            }
             finals = {f"final/{name}": value for name, value in entry.figures.items()}
             for summary in self.hparams({**texts, **params}, finals):
                 own.file_writer.add_summary(summary)
@@ -164,11 +171,6 @@ class TensorBoardLogger(RecordLogger):
     def stop(self, error: BaseException | None) -> None:
         """Closes the event file."""
         self.writer.close()
-
-
-def plain(value: object) -> bool | float | str:
-    """A parameter as TensorBoard takes it: bool, number or text."""
-    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def cell(value: object) -> str:
@@ -204,8 +206,6 @@ def opened_loggers(
 
 def named_logger(name: str, run: Path, objectives: Sequence[Objective]) -> RecordLogger:
     """One of `LOGGERS`, with its files below the run folder."""
-    from masksearch.loggers.trackers import MlflowLogger, WandbLogger
-
     title = run.resolve().name
     match name:
         case "csv":

@@ -5,9 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import time
 import warnings
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,9 @@ from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 
-FIRST_WAIT, LONGEST_WAIT = 15.0, 600.0  # seconds before a sink that failed is tried again
-
 
 @dataclass(frozen=True)
-class Entry:
+class LoggedRecord:
     """One record, and the state of the search after it."""
 
     record: Record
@@ -35,16 +31,6 @@ class Entry:
         return json.dumps([r.number, r.status, r.origin, r.seed, r.fingerprint, r.protocol])
 
     @property
-    def mask(self) -> str:
-        """The mask's text; empty for a job without one."""
-        return str(self.record.mask) if self.record.mask is not None else ""
-
-    @property
-    def error(self) -> str:
-        """The last line of the record's error; empty where there was none."""
-        return self.record.reason
-
-    @property
     def figures(self) -> dict[str, float]:
         """Measures, values and seconds of the record; finite ones only."""
         known = {**self.record.measures, **self.record.values, "seconds": self.record.seconds}
@@ -53,59 +39,51 @@ class Entry:
     @property
     def texts(self) -> dict[str, str]:
         """What is said of the record in words; figures that are not finite are among them."""
-        record = self.record
-        known = {**record.measures, **record.values}
-        return {
-            "number": str(record.number),
-            "origin": record.origin,
-            "status": record.status,
-            "seed": str(record.seed),
-            "mask": self.mask,
-            "fingerprint": record.fingerprint,
-            **{f"params.{name}": str(value) for name, value in record.params.items()},
-            **{name: str(value) for name, value in known.items() if not math.isfinite(value)},
-            "error": self.error,
+        r = self.record
+        figures = {**r.measures, **r.values}
+        known = {
+            **{name: getattr(r, name) for name in ("number", "origin", "status", "seed")},
+            "mask": r.mask or "",
+            "fingerprint": r.fingerprint,
+            **{f"params.{name}": value for name, value in r.params.items()},
+            **{name: value for name, value in figures.items() if not math.isfinite(value)},
+            "error": r.reason,
         }
+        return {name: str(value) for name, value in known.items()}
 
     @property
     def totals(self) -> dict[str, float]:
         """The state of the search after the record: front, hypervolume, counts, compute."""
-        counts = {f"search/{status}": float(n) for status, n in self.state.statuses.items()}
+        volume = self.state.hypervolume
         return {
             "front/size": float(len(self.state.front)),
-            **self.volume,
+            **({"front/hypervolume": volume} if math.isfinite(volume) else {}),
             "search/finished": float(self.state.finished),
             "search/seconds": self.state.seconds,
-            **counts,
+            **{f"search/{status}": float(n) for status, n in self.state.statuses.items()},
         }
 
     @property
-    def volume(self) -> dict[str, float]:
-        """The front's hypervolume, where it has one."""
-        value = self.state.hypervolume
-        return {"front/hypervolume": value} if math.isfinite(value) else {}
-
-    def front(self, objectives: Sequence[Objective]) -> list[dict[str, Any]]:
+    def front(self) -> list[dict[str, Any]]:
         """The front as rows: number, origin, seed, objectives, mask."""
+        names = [objective.name for objective in self.state.objectives]
         return [
             {
-                "number": record.number,
-                "origin": record.origin,
-                "seed": record.seed,
-                **{o.name: record.value(o.name) for o in objectives},
-                "mask": str(record.mask),
+                **{"number": r.number, "origin": r.origin, "seed": r.seed},
+                **{name: r.value(name) for name in names},
+                "mask": str(r.mask),
             }
-            for record in self.state.front
+            for r in self.state.front
         ]
 
 
 class RecordLogger:
     """A listener that writes every record, and the front after it, to a sink.
 
-    A sink that fails (a server that is down, a full disk) does not end the search: there is one
-    warning, the records are kept in memory and tried again with later records, and once more
-    when the logger is closed. What is missing then is added when the search is resumed with
-    such a logger, because `restore` compares what the study holds with what the sink knows.
+    A sink that fails (a server that is down, a full disk) does not end the search: the record
+    is tried a second time, then left out, and one warning says so. What is missing is added when
+    the search is resumed with such a logger, because `restore` compares what the study holds
+    with what the sink knows.
 
     Subclasses have `start`, `write` and `stop`, and name the exceptions that mean "the sink
     failed" in `failures`.
@@ -118,40 +96,57 @@ class RecordLogger:
         self.objectives = tuple(objectives)
         self.state = Snapshot(self.objectives)
         self.known: set[str] = set()  # keys of the records that the sink holds
-        self.pending: deque[Entry] = deque()
-        self.started = self.warned = False
-        self.wait, self.again = FIRST_WAIT, 0.0  # seconds; on the monotonic clock
+        self.started = self.failed = False
 
     # -- what a sink does ----------------------------------------------------------------------
     def start(self) -> None:
         """Opens the sink, and puts the keys of the records that it holds into `known`."""
         raise NotImplementedError
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LoggedRecord) -> None:
         """Writes one record and the front after it."""
         raise NotImplementedError
 
     def stop(self, error: BaseException | None) -> None:
         """Closes the sink; `error` is what ended the search, if anything did."""
-        raise NotImplementedError
 
     # -- the listener --------------------------------------------------------------------------
     def restore(self, records: Sequence[Record]) -> None:
         """Takes the finished records of a resumed study; adds those that the sink lacks."""
         self.state = Snapshot(self.objectives)
+        self.store(None)
         for record in records:
-            self.take(record)
-        self.drain()
+            self(record)
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
-        self.take(record)
-        self.drain()
-
-    def take(self, record: Record) -> None:
-        """Puts a record, with the state of the search after it, among those to be written."""
         self.state = self.state.after(record)
-        self.pending.append(Entry(record, self.state))
+        self.store(LoggedRecord(record, self.state))
+
+    def store(self, entry: LoggedRecord | None) -> None:
+        """Opens the sink, if it is not, and writes a record that it lacks; None = opens it."""
+        for last in (False, True):
+            try:
+                if not self.started:
+                    self.start()
+                    self.started = True
+                if entry is not None and entry.key not in self.known:
+                    self.write(entry)
+                    self.known.add(entry.key)
+                return
+            except self.failures as problem:
+                if last or self.failed:  # one that has failed before is tried once a record
+                    self.warn_once("does not take records now", problem)
+                    return
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the sink; a second call does nothing."""
+        if self.started:
+            self.started = False
+            try:
+                self.stop(error)
+            except self.failures as problem:
+                self.warn_once("could not be closed", problem)
 
     def __enter__(self) -> Self:
         return self
@@ -164,51 +159,17 @@ class RecordLogger:
     ) -> None:
         self.close(error)
 
-    def close(self, error: BaseException | None = None) -> None:
-        """Writes what is left and closes the sink; a second call does nothing."""
-        if self.pending:
-            self.drain(last=True)
-        if self.started:
-            self.started = False
-            try:
-                self.stop(error)
-            except self.failures as problem:
-                self.complain(f"could not be closed ({brief(problem)})")
-        if self.pending:
-            self.complain(
-                f"lacks records ({len(self.pending)}); the study holds them, and resuming the "
-                "search with this logger adds them"
+    def warn_once(self, text: str, problem: BaseException) -> None:
+        """One warning for all failures of this sink."""
+        lines = str(problem).strip().splitlines() or [""]
+        if not self.failed:
+            warnings.warn(
+                f"the {self.place} {text} ({type(problem).__name__}: {lines[0][:200]}); the "
+                "search goes on, and resuming it with this logger adds what is missing",
+                RuntimeWarning,
+                stacklevel=2,
             )
-            self.pending.clear()
-
-    def drain(self, last: bool = False) -> None:
-        """Writes what is pending, unless the sink has failed a moment ago."""
-        if not last and time.monotonic() < self.again:
-            return
-        try:
-            if not self.started:
-                self.start()
-                self.started = True
-            while self.pending:
-                entry = self.pending[0]
-                if entry.key not in self.known:
-                    self.write(entry)
-                    self.known.add(entry.key)
-                self.pending.popleft()
-            self.wait = FIRST_WAIT
-        except self.failures as problem:
-            self.again = time.monotonic() + self.wait
-            self.wait = min(2 * self.wait, LONGEST_WAIT)
-            if not self.warned:
-                self.warned = True
-                self.complain(
-                    f"does not take records now ({brief(problem)}); the search goes on, and they "
-                    "are tried again later"
-                )
-
-    def complain(self, text: str) -> None:
-        """One warning."""
-        warnings.warn(f"the {self.place} {text}", RuntimeWarning, stacklevel=2)
+        self.failed = True
 
 
 class Ledger:
@@ -243,7 +204,7 @@ def cut_to_whole_lines(path: Path) -> None:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def required(module: str, extra: str) -> Any:
+def required_module(module: str, extra: str) -> Any:
     """A module of an optional library.
 
     Raises:
@@ -256,9 +217,3 @@ def required(module: str, extra: str) -> Any:
             f"logging to {extra} needs the package {module.split('.')[0]}, which cannot be "
             f"imported ({error}); install it with: pip install 'masksearch[{extra}]'"
         ) from error
-
-
-def brief(problem: BaseException) -> str:
-    """An exception in one short line."""
-    lines = str(problem).strip().splitlines() or [""]
-    return f"{type(problem).__name__}: {lines[0][:200]}"

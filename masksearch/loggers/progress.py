@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -19,7 +19,6 @@ from masksearch.training.loop import Step, TrainConfig, follow_trainings
 PAUSE = 0.25  # seconds between two updates of a bar
 MINUTE = 60.0  # seconds between two lines where there is no terminal
 STEPS, SAMPLES = 0.05, 0.3  # weight of the newest loss in the shown one: of every step; on a GPU
-SECONDS = 5.0  # over which rates are smoothed
 
 
 class StepBar:
@@ -36,68 +35,65 @@ class StepBar:
 
     def __init__(self, title: str, console: Console, screen: Progress | None) -> None:
         self.title, self.console, self.screen = title, console, screen
-        self.pause = MINUTE if screen is None else PAUSE
-        self.config: TrainConfig | None = None
+        self.config: TrainConfig | None = None  # of the training under way
         self.task: TaskID | None = None
-        self.trainings = self.number = self.seen = self.tokens = 0
-        self.loss = self.due = self.started = 0.0
-        self.sampled: object = None  # the loss of the last update, on a GPU
-        self.before = (0.0, 0, 0)  # time, step and tokens at the last update
-        self.steps_rate = self.tokens_rate = 0.0  # a second
+        self.trainings = self.number = self.first = self.tokens = self.losses = 0
+        self.loss = self.started = self.due = 0.0
+        self.sampled: Step | None = None  # of the last update, on a GPU
+        self.steps_rate = 0.0  # a second, over this training
 
     def __call__(self, step: Step, config: TrainConfig) -> None:
         """Takes one finished step."""
-        number, value = step.number, step.value
-        if config is not self.config or number <= self.number:
-            self.begin(step, config)
-        self.number = number
-        self.tokens += step.tokens
-        if value.__class__ is float:
-            self.smooth(value, STEPS)
         now = time.monotonic()
-        if now >= self.due or number == config.steps:
+        if config is not self.config or step.number <= self.number:
+            self.begin(step, config, now)
+        else:
+            self.tokens += step.tokens
+        self.number = step.number
+        if step.value.__class__ is float:
+            self.smooth(step.loss, STEPS)
+        if step.number == config.steps:
+            self.end()
+        elif now >= self.due:
             self.update(step, config, now)
 
-    def begin(self, step: Step, config: TrainConfig) -> None:
+    def begin(self, step: Step, config: TrainConfig, now: float) -> None:
         """A training's first step here (one that goes on does not begin at 1)."""
         self.end()
-        self.config = config
+        self.config, self.first, self.started = config, step.number, now  # its time is not known
         self.trainings += 1
-        self.seen = self.tokens = 0
-        self.loss, self.sampled = 0.0, None
-        self.steps_rate = self.tokens_rate = 0.0
-        self.started = time.monotonic()
-        self.before = (self.started, step.number, step.tokens)  # its own time is not known
-        self.due = self.started + self.pause
+        self.tokens = self.losses = 0
+        self.sampled = None
+        self.due = now + (MINUTE if self.screen is None else PAUSE)
 
     def smooth(self, value: float, weight: float) -> None:
         """Takes a loss into the shown one: a plain mean at first, then an exponential one."""
-        self.seen += 1
-        self.loss += (value - self.loss) * max(weight, 1 / self.seen)
+        self.losses += 1
+        share = max(weight, 1 / self.losses)
+        self.loss = value if share == 1 else self.loss + (value - self.loss) * share
 
     def update(self, step: Step, config: TrainConfig, now: float) -> None:
-        """Brings what is shown up to date, or takes it away."""
-        if step.number == config.steps:
-            self.end()
-            return
-        self.due = now + self.pause
+        """Brings what is shown up to date: steps, rates, loss (once there is one) and time."""
+        self.due = now + (MINUTE if self.screen is None else PAUSE)
         if step.value.__class__ is not float:
-            known, self.sampled = self.sampled, step
-            if isinstance(known, Step):
-                self.smooth(known.loss, SAMPLES)
-        then, number, tokens = self.before
-        span = max(now - then, 1e-9)
-        share = 1.0 if self.steps_rate == 0 else min(1.0, span / SECONDS)
-        self.steps_rate += ((step.number - number) / span - self.steps_rate) * share
-        self.tokens_rate += ((self.tokens - tokens) / span - self.tokens_rate) * share
-        self.before = (now, step.number, self.tokens)
+            if self.sampled is not None:
+                self.smooth(self.sampled.loss, SAMPLES)
+            self.sampled = step
+        gone = max(now - self.started, 1e-9)
+        self.steps_rate = (step.number - self.first) / gone
+        left = (config.steps - step.number) / max(self.steps_rate, 1e-9)
+        line = (
+            f"{self.title}{f' {self.trainings}' if self.trainings > 1 else ''} "
+            f"{step.number}/{config.steps}  {self.steps_rate:.3g} steps/s  "
+            f"{thousands(self.tokens / gone)} tokens/s  "
+            + (f"loss {self.loss:.3f}  " if self.losses else "")
+            + f"{clock(gone)} gone, {clock(left)} left"
+        )
         if self.screen is None:
-            line = self.line(step, config, now)
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
         if self.task is None:
             self.task = self.screen.add_task("", total=config.steps)
-        line = self.line(step, config, now)
         self.screen.update(self.task, completed=step.number, description=line, refresh=True)
 
     def end(self) -> None:
@@ -105,23 +101,8 @@ class StepBar:
         if self.screen is not None and self.task is not None:
             self.screen.remove_task(self.task)
             self.screen.refresh()
-        self.task = None
-        self.config, self.number = None, 0
-
-    @property
-    def name(self) -> str:
-        """The title, with the training's number from the second one on."""
-        return self.title if self.trainings < 2 else f"{self.title} {self.trainings}"
-
-    def line(self, step: Step, config: TrainConfig, now: float) -> str:
-        """Steps, rates, loss (once there is one) and time as one line of text."""
-        left = (config.steps - step.number) / max(self.steps_rate, 1e-9)
-        return (
-            f"{self.name} {step.number}/{config.steps}  {self.steps_rate:.3g} steps/s  "
-            f"{thousands(self.tokens_rate)} tokens/s  "
-            + (f"loss {self.loss:.3f}  " if self.seen else "")
-            + f"{clock(now - self.started)} gone, {clock(left)} left"
-        )
+        self.task = self.config = None
+        self.number = 0
 
 
 @contextmanager
@@ -143,26 +124,21 @@ def progress(
     Yields:
         What follows the trainings.
     """
-    if within is not None:
-        console = console or within.console
-    console = console or Console(stderr=True)
+    console = console or (within.console if within is not None else Console(stderr=True))
     alive = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-    screen = bars(console) if alive and (within is None or within.bar is not None) else None
+    if within is not None:
+        alive = alive and within.bar is not None
+    screen = bars(console) if alive else None
     bar = StepBar(title, console, screen)
-    own = screen if within is None else None
-    if within is not None and screen is not None:
-        within.below.append(screen)
-    if own is not None:
-        own.start()
-    try:
+    with ExitStack() as stack:
+        if screen is not None and within is not None:
+            within.below.append(screen)
+            stack.callback(within.below.remove, screen)
+        elif screen is not None:
+            stack.enter_context(screen)
+        stack.callback(bar.end)
         with follow_trainings(bar):
             yield bar
-    finally:
-        bar.end()
-        if own is not None:
-            own.stop()
-        if within is not None and screen is not None:
-            within.below.remove(screen)
 
 
 def bars(console: Console) -> Progress:

@@ -10,14 +10,13 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from masksearch.contracts import Objective
-from masksearch.loggers.ledger import Entry, Ledger, RecordLogger, required
+from masksearch.loggers.ledger import Ledger, LoggedRecord, RecordLogger, required_module
 
-Item = TypeVar("Item")
 ENDINGS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 KEY = "masksearch.record"  # tag of a run that holds a whole record
 MOST_FIGURES, MOST_TEXTS = 1000, 100  # in one request to MLflow
@@ -61,15 +60,14 @@ class MlflowLogger(RecordLogger):
         name: str = "search",
     ) -> None:
         super().__init__(objectives)
-        self.library = required("mlflow", "mlflow")
-        self.entities = required("mlflow.entities", "mlflow")
+        self.library = required_module("mlflow", "mlflow")
+        self.entities = required_module("mlflow.entities", "mlflow")
         self.failures = (OSError, SQLAlchemyError, self.library.exceptions.MlflowException)
         self.experiment, self.name = experiment, name
         self.folder = None if folder is None else Path(folder).resolve()
         self.uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
         if self.uri is None and self.folder is not None:
             self.uri = f"sqlite:///{self.folder / 'mlflow.db'}"
-        self.children: dict[str, str] = {}  # key -> run of a trial that was begun
         self.group = self.parent = ""  # ids of the experiment and of the search's run
         self.client: Any = None
 
@@ -82,38 +80,31 @@ class MlflowLogger(RecordLogger):
         with quiet("mlflow.store.db.utils"):
             self.client = self.library.MlflowClient(tracking_uri=self.uri)
             known = self.client.get_experiment_by_name(self.experiment)
-        own = self.folder is not None and (self.uri or "").startswith("sqlite:")
-        self.group = (
-            known.experiment_id
-            if known is not None
-            else self.client.create_experiment(
-                self.experiment,
-                artifact_location=(self.folder / "artifacts").as_uri()
-                if own and self.folder is not None
-                else None,
-            )
-        )
-        self.parent = self.continued() or self.begun()
-        query, token = f"tags.mlflow.parentRunId = '{self.parent}'", None
-        while True:
-            page = self.client.search_runs([self.group], query, page_token=token)
+        if known is None:
+            own = self.folder is not None and (self.uri or "").startswith("sqlite:")
+            artifacts = (self.folder / "artifacts").as_uri() if self.folder and own else None
+            self.group = self.client.create_experiment(self.experiment, artifacts)
+        else:
+            self.group = known.experiment_id
+        self.parent = self.resumed_run() or self.create_search_run()
+        query, token = f"tags.mlflow.parentRunId = '{self.parent}'", ""
+        while token is not None:
+            page = self.client.search_runs([self.group], query, page_token=token or None)
             self.known |= {run.data.tags[KEY] for run in page if KEY in run.data.tags}
-            token = page.token
-            if not token:
-                return
+            token = page.token or None
 
-    def continued(self) -> str:
+    def resumed_run(self) -> str:
         """The run that an earlier call has made, open again; empty where there is none."""
-        if self.folder is None or not (self.folder / "run_id.txt").is_file():
+        memory = None if self.folder is None else self.folder / "run_id.txt"
+        if memory is None or not memory.is_file():
             return ""
-        parent = (self.folder / "run_id.txt").read_text(encoding="utf-8").strip()
-        query = f"attributes.run_id = '{parent}'"
-        if not self.client.search_runs([self.group], query):  # of another server
-            return ""
+        parent = memory.read_text(encoding="utf-8").strip()
+        if not self.client.search_runs([self.group], f"attributes.run_id = '{parent}'"):
+            return ""  # it is another server's
         self.client.update_run(parent, status="RUNNING")
         return parent
 
-    def begun(self) -> str:
+    def create_search_run(self) -> str:
         """A new run for the search."""
         goals = {f"objective.{o.name}": o.goal for o in self.objectives}
         run = self.client.create_run(self.group, tags=goals, run_name=self.name)
@@ -121,42 +112,39 @@ class MlflowLogger(RecordLogger):
             (self.folder / "run_id.txt").write_text(run.info.run_id, encoding="utf-8")
         return str(run.info.run_id)
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LoggedRecord) -> None:
         """A run for the trial, then the search's figures."""
         record, now = entry.record, round(1000 * time.time())
-        child = self.children.get(entry.key)
-        if child is None:
-            child = self.client.create_run(
-                self.group,
-                start_time=now - round(1000 * record.seconds),
-                tags={"mlflow.parentRunId": self.parent},
-                run_name=f"trial {record.number}",
-            ).info.run_id
-            self.children[entry.key] = child
+        child = self.client.create_run(
+            self.group,
+            start_time=now - round(1000 * record.seconds),
+            tags={"mlflow.parentRunId": self.parent},
+            run_name=f"trial {record.number}",
+        ).info.run_id
         curve = [
             (f"curve/{name}", value, report.step)
             for report in record.curve
             for name, value in report.values.items()
         ]
         finals = [(name, value, record.step) for name, value in entry.figures.items()]
-        for some in chunks(curve + finals, MOST_FIGURES):
-            self.client.log_batch(child, metrics=self.metrics(some, now))
+        figures = self.metrics(curve + finals, now)
         texts = [
             self.entities.Param(key_for(name), text[:LONGEST])
             for name, text in entry.texts.items()
             if text
         ]
-        for these in chunks(texts, MOST_TEXTS):
-            self.client.log_batch(child, params=these)
+        for start in range(0, len(figures), MOST_FIGURES):
+            self.client.log_batch(child, metrics=figures[start : start + MOST_FIGURES])
+        for start in range(0, len(texts), MOST_TEXTS):
+            self.client.log_batch(child, params=texts[start : start + MOST_TEXTS])
         finished = entry.state.finished
         totals = [(name, value, finished) for name, value in entry.totals.items()]
         self.client.log_batch(self.parent, metrics=self.metrics(totals, now))
         if entry.state.joined:
-            front = {"finished": finished, "front": entry.front(self.objectives)}
+            front = {"finished": finished, "front": entry.front}
             self.client.log_dict(self.parent, front, "front.json")
         self.client.set_tag(child, KEY, entry.key)
         self.client.set_terminated(child, ENDINGS[record.status], end_time=now)
-        del self.children[entry.key]
 
     def metrics(self, rows: Sequence[tuple[str, float, int]], now: int) -> list[Any]:
         """(name, value, step) as MLflow's metrics at a time in milliseconds."""
@@ -203,7 +191,7 @@ class WandbLogger(RecordLogger):
         name: str | None = None,
     ) -> None:
         super().__init__(objectives)
-        self.library = required("wandb", "wandb")
+        self.library = required_module("wandb", "wandb")
         self.failures = (OSError, self.library.errors.Error)
         self.project, self.name = project, name
         self.mode = mode or os.environ.get("WANDB_MODE")
@@ -244,7 +232,7 @@ class WandbLogger(RecordLogger):
         self.run.define_metric("search/finished")
         self.run.define_metric("*", step_metric="search/finished")
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: LoggedRecord) -> None:
         """One step of the history."""
         row: dict[str, Any] = {**entry.totals}
         row.update({f"record/{name}": text for name, text in entry.texts.items() if text})
@@ -252,7 +240,7 @@ class WandbLogger(RecordLogger):
         row["record/number"] = entry.record.number
         row["record/on_front"] = int(entry.state.joined)
         if entry.state.joined:
-            front = entry.front(self.objectives)
+            front = entry.front
             row["front/table"] = self.library.Table(
                 columns=list(front[0]), data=[list(r.values()) for r in front]
             )
@@ -263,11 +251,6 @@ class WandbLogger(RecordLogger):
     def stop(self, error: BaseException | None) -> None:
         """Ends the run and waits until it is written or uploaded."""
         self.run.finish(exit_code=0 if error is None else 1)
-
-
-def chunks(items: list[Item], size: int) -> list[list[Item]]:
-    """Consecutive parts of a list, of at most `size` items."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def key_for(name: str) -> str:

@@ -98,8 +98,8 @@ def test_failed_baselines_and_comparisons_count():
 
 def test_watcher_knows_the_best_record():
     watcher = Watcher(OBJECTIVES, None, "tpe", Console(file=io.StringIO()))
-    assert watcher.best is None
+    assert watcher.state.best is None
     for each in RECORDS:
         watcher(each)
-    assert watcher.best is not None
-    assert watcher.best.number == 1
+    assert watcher.state.best is not None
+    assert watcher.state.best.number == 1

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from masksearch import masks
+from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Evaluate, Objective, Record, RemembersRecords, Report
 from masksearch.errors import SearchError, UnknownNameError
-from masksearch.loggers import ledger as logged
 from masksearch.loggers.files import CsvLogger, TensorBoardLogger, opened_loggers
-from masksearch.loggers.ledger import Ledger, RecordLogger
+from masksearch.loggers.ledger import Ledger, LoggedRecord, RecordLogger
 from masksearch.loggers.trackers import MlflowLogger, WandbLogger
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
@@ -55,9 +55,6 @@ RECORDS = [
 ]
 SIZES = [1.0, 1.0, 1.0, 1.0, 1.0, 2.0]
 VOLUMES = pytest.approx([4.0, 4.5, 4.5, 4.5, 4.5, 5.35])
-
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*lacks records:RuntimeWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -156,11 +153,12 @@ class Flaky(RecordLogger):
 
     def __init__(self) -> None:
         super().__init__(OBJECTIVES)
-        self.down, self.numbers, self.tries = True, [], 0
+        self.down, self.numbers, self.tries, self.fails_next = True, [], 0, False
 
     def start(self) -> None:
         self.tries += 1
-        if self.down:
+        down, self.fails_next = self.down or self.fails_next, False
+        if down:
             raise ConnectionError("refused")
 
     def write(self, entry) -> None:
@@ -171,31 +169,41 @@ class Flaky(RecordLogger):
         pass
 
 
-def test_sink_that_was_down_gets_every_record_later():
+def test_sink_that_fails_is_tried_twice_and_said_once():
     logger = Flaky()
     with pytest.warns(RuntimeWarning, match=r"flaky log .*ConnectionError: refused.* goes on"):
-        logger.restore(RECORDS[:1])
+        logger.restore([])
+    assert logger.tries == 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for each in RECORDS[1:4]:
-            logger(each)  # not even tried: the search does not wait for it
-        assert logger.tries == 1
-        logger.down, logger.again = False, 0.0
-        logger(RECORDS[4])
-        assert logger.numbers == [r.number for r in RECORDS[:5]]
+        for each in RECORDS[:3]:
+            logger(each)
+        assert logger.tries == 2 + 3  # one that has failed is tried once a record
+        logger.down = False
+        for each in RECORDS[3:]:
+            logger(each)
         logger.close()
+    assert logger.numbers == [r.number for r in RECORDS[3:]]
 
 
-def test_what_a_sink_lacks_is_said_at_the_end(monkeypatch):
-    monkeypatch.setattr(logged, "FIRST_WAIT", 0.0)
+def test_resumed_search_adds_what_a_sink_lacks():
     logger = Flaky()
-    logger.wait = 0.0
-    with pytest.warns(RuntimeWarning) as found:
-        feed(logger)
-    assert logger.tries == len(RECORDS) + 2
-    texts = [str(warning.message) for warning in found]
-    assert len(texts) == 2  # one when it fails, one at the end
-    assert "lacks records (6)" in texts[1]
+    logger.down = False
+    logger.known = {LoggedRecord(RECORDS[1], Snapshot(OBJECTIVES)).key}
+    logger.restore(RECORDS[:3])
+    assert logger.numbers == [0, 1]
+    logger(RECORDS[2])  # written already
+    logger(RECORDS[3])
+    assert logger.numbers == [0, 1, 3]
+
+
+def test_one_failure_loses_no_record():
+    logger = Flaky()
+    logger.down = False
+    logger.restore([])
+    logger.fails_next = True
+    logger(RECORDS[0])
+    assert logger.numbers == [0]
 
 
 def test_search_goes_on_where_the_disk_refuses(tmp_path):
@@ -279,16 +287,14 @@ def test_mlflow_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path)
     assert children["trial 1"].data.params["error"] == "ValueError: a, b"
 
 
-def test_mlflow_server_that_is_down_does_not_end_a_search(monkeypatch):
+def test_mlflow_server_that_is_down_does_not_end_a_search():
     pytest.importorskip("mlflow")
-    monkeypatch.setattr("masksearch.loggers.ledger.FIRST_WAIT", 600.0)  # it is tried only once
     logger = MlflowLogger("lab", OBJECTIVES, tracking_uri="http://127.0.0.1:9")
     with pytest.warns(RuntimeWarning) as found:
         feed(logger)
     texts = [str(w.message) for w in found if "MLflow log" in str(w.message)]
-    assert len(texts) == 2
+    assert len(texts) == 1
     assert "the search goes on" in texts[0]
-    assert "lacks records (6)" in texts[1]
 
 
 # -- Weights & Biases ------------------------------------------------------------------------

@@ -181,13 +181,13 @@ def test_inside_a_watcher_there_is_one_display(clock):
     with Watcher(OBJECTIVES, 3, "tpe", console) as watcher, progress(within=watcher) as bar:
         assert bar.screen in watcher.below
         empty = fake(True)
-        empty.print(watcher.drawn())
+        empty.print(watcher.render())
         assert "training" not in empty.file.getvalue()
         for number in range(1, 21):
             bar(Step(number, 1.5, 8), config)
             clock[0] += 0.1
         page = fake(True)
-        page.print(watcher.drawn())
+        page.print(watcher.render())
         shown = page.file.getvalue()
         assert shown.index("tpe") < shown.index("training") < shown.index("front 0")
         assert "steps/s" in shown
