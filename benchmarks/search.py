@@ -108,14 +108,14 @@ def orchestration(_: Path) -> dict[str, Any]:
 def strategy_named(name: str) -> Any:
     """A fresh strategy over the benchmark's space."""
     from masksearch import masks
-    from masksearch.driver import build_strategy
+    from masksearch.strategies.build import build_strategy
     from masksearch.strategies.listed import Listed
     from masksearch.strategies.user_code import load_function
 
     if name == "listed":
         return Listed({f"m{n}": masks.random_keys(3, seed=n) for n in range(LONG[name])}, [0])
     space = load_function(f"{SPACE}:space")
-    return build_strategy(name, space, Sleeping(), 0, Path(), {})
+    return build_strategy(name, space, Sleeping(), seed=0, run=Path(), options={})
 
 
 def sampler(_: Path) -> dict[str, Any]:

@@ -17,37 +17,25 @@ from masksearch.contracts import (
     Evaluator,
     Executor,
     Listener,
-    OffersGradients,
     Record,
     Scheduler,
     Strategy,
 )
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError
 from masksearch.evaluators.supernet import source_of
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
-from masksearch.strategies.dam import DamStrategy
-from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.listed import Listed
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
-from masksearch.strategies.supernet import NAMES as SHARED
-from masksearch.strategies.supernet import OPTIONS as OF_SHARED
-from masksearch.strategies.supernet import SharedStrategy
-from masksearch.study.constraints import Constraint, parsed_constraint
+from masksearch.strategies.samplers import Space
+from masksearch.study.constraints import parse_constraint
 from masksearch.study.session import Session
 from masksearch.study.store import StudyStore
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OPTIONS = {
-    "dam": ("gates", "config", "densities", "merge_heads"),
-    "evolution": ("population", "sample"),
-    **dict.fromkeys(SHARED, OF_SHARED),
-}
-STRATEGIES = (*SAMPLERS, "evolution", "dam", *SHARED)
 
 
 class Study:
@@ -187,11 +175,12 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"dam"`, `"shared+tpe"` (or `"shared+random"`, `"shared+evolution"`), an Optuna
-            sampler, or an object with ask/tell.
+            `"dam"`, `"shared+tpe"` (or `"shared+random"`, `"shared+evolution"`),
+            `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.
         strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`); for
             "evolution": `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
-            `steps`, `candidates`, `bands`, ... (see `SharedStrategy`).
+            `steps`, `candidates`, `bands`, ... (see `SharedStrategy`); for "file.py:Name": its
+            arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
@@ -213,13 +202,11 @@ def search(
     if trials is None and seconds is None:
         raise SearchError("give trials= or seconds=, so that the search ends")
     reported = [objective.name for objective in evaluator.objectives]
-    limits = [parsed_constraint(text, reported) for text in constraints]
+    limits = [parse_constraint(text, reported) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
-    named = strategy_name(strategy)
     facts = {
         "kind": "search",
-        "strategy": named,
-        "strategy_options": recorded_options(named, options),
+        **strategy_facts(strategy, options),
         "space": source_of(space) if space is not None else "",
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
@@ -228,7 +215,15 @@ def search(
     }
     store = StudyStore(run, storage)
     try:
-        chosen = build_strategy(strategy, space, evaluator, seed, run, options, limits)
+        chosen = build_strategy(
+            strategy,
+            space,
+            evaluator,
+            seed=seed,
+            run=run,
+            options=options,
+            constraints=limits,
+        )
         store.create(evaluator.objectives, facts)
         listed = Listed(baselines or {}, [seed])
         queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed.proposals]
@@ -243,7 +238,7 @@ def search(
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
             queue=queue,
-            title=f"search by {named}",
+            title=f"search by {strategy_name(strategy)}",
         )
         session.restore()
         session.run_on(executor or Local())
@@ -346,79 +341,6 @@ def mask_of(candidate: Mask | Record) -> Mask:
     if candidate.mask is None:
         raise SearchError(f"trial {candidate.number} has no mask to compare; choose another one")
     return candidate.mask
-
-
-def build_strategy(
-    strategy: str | BaseSampler | Strategy,
-    space: Space | None,
-    evaluator: Evaluator,
-    seed: int,
-    run: Path,
-    options: dict[str, Any],
-    constraints: Sequence[Constraint] = (),
-) -> Strategy:
-    """The strategy that a name, a sampler or an object stands for."""
-    named = strategy_name(strategy)
-    known = OPTIONS.get(named, ()) if isinstance(strategy, str) else ()
-    for option in options:
-        if option not in known:
-            raise unknown_name(f"option of strategy {named!r}:", option, known or ["(none)"])
-    if isinstance(strategy, str) and strategy in ("dam", *SHARED):
-        if not isinstance(evaluator, OffersGradients):
-            raise SearchError(
-                f"strategy {strategy!r} needs an evaluator with differentiable(seed); "
-                f"{type(evaluator).__name__} has none"
-            )
-    if isinstance(strategy, str) and strategy == "dam":
-        from masksearch.gates.config import build_config
-
-        config = dict(options.get("config", {}))
-        target = build_config(config).target
-        return DamStrategy(
-            run,
-            gates=options.get("gates", {}),
-            config=config,
-            target=target,
-            densities=options.get("densities"),
-            merge_heads=bool(options.get("merge_heads", False)),
-        )
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
-        raise unknown_name("strategy", strategy, STRATEGIES)
-    if isinstance(strategy, str | BaseSampler):
-        if space is None:
-            raise SearchError(f"strategy {named!r} needs a space")
-        if isinstance(strategy, str) and strategy in SHARED:
-            return SharedStrategy(
-                run, space, name=strategy, options=options, constraints=constraints
-            )
-        if strategy == "evolution":
-            return EvolutionStrategy(
-                space, evaluator.objectives, seed=seed, constraints=constraints, **options
-            )
-        return OptunaStrategy(
-            space,
-            evaluator.objectives,
-            sampler=SAMPLERS[strategy] if isinstance(strategy, str) else strategy,
-            seed=seed,
-            name=named,
-            constraints=constraints,
-        )
-    return strategy
-
-
-def strategy_name(strategy: str | BaseSampler | Strategy) -> str:
-    """The name under which a strategy's trials are shown."""
-    return strategy if isinstance(strategy, str) else type(strategy).__name__
-
-
-def recorded_options(strategy: str, options: Mapping[str, Any]) -> str:
-    """The options as JSON; fields of a `DamConfig` under the names that earlier studies have."""
-    recorded = dict(options)
-    if strategy == "dam" and "config" in options:
-        from masksearch.gates.config import recorded_names
-
-        recorded["config"] = recorded_names(options["config"])
-    return json.dumps(recorded, sort_keys=True, default=str)
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

@@ -282,6 +282,33 @@ def test_any_optuna_sampler_and_any_strategy_object(tmp_path):
     assert [str(r.mask) for r in study.records()] == [f"window({n})" for n in range(1, 5)]
 
 
+def test_strategy_of_a_users_file_is_named_resumed_and_watched(tmp_path):
+    file, run = tmp_path / "climb.py", tmp_path / "run"
+    file.write_text(
+        textwrap.dedent("""
+        from masksearch import masks
+        from masksearch.contracts import Evaluate, Proposal
+
+        class Climb:
+            def __init__(self, objectives, seed, first=1):
+                self.next, self.first = 0, first
+            def ask(self):
+                self.next += 1
+                return Proposal(self.next - 1, Evaluate(masks.window(self.first + self.next)))
+            def tell(self, record):
+                self.next = max(self.next, record.number + 1)
+        """)
+    )
+    arguments = dict(run=run, strategy=f"{file}:Climb", strategy_options={"first": 2})
+    ms.search(None, ToyEvaluator(), trials=2, **arguments)
+    study = ms.search(None, ToyEvaluator(), trials=3, **arguments)
+    assert [str(r.mask) for r in study.records()] == ["window(3)", "window(4)", "window(5)"]
+    assert study.store.facts()["strategy"] == "Climb"
+    file.write_text(file.read_text() + "# changed\n")
+    with pytest.raises(ResumeError, match="strategy_source: was"):
+        ms.search(None, ToyEvaluator(), trials=4, **arguments)
+
+
 def test_constraint_stops_a_mask_before_training(tmp_path):
     log = tmp_path / "log"
     study = ms.search(

@@ -35,7 +35,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import measures, table_fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
-from masksearch.study.constraints import Constraint, parsed_constraint
+from masksearch.study.constraints import Constraint, parse_constraint
 
 Space = Callable[[BaseTrial], Mask]
 RANKING_FILE = "ranking.json"
@@ -227,7 +227,7 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
         evaluator, job.space, seed=seed, folder=workdir / "supernet", **config["net"]
     )
     yield from shared.prepared()
-    limits = [parsed_constraint(text) for text in config["constraints"]]
+    limits = [parse_constraint(text) for text in config["constraints"]]
     inner = proposer(config["sampler"], job.space, shared.objectives, seed, limits)
     found: dict[str, Candidate] = {}
     wanted, refused = config["candidates"], ""

@@ -64,7 +64,7 @@ class Constraint:
         return "" if self.holds(value) else f"violates {self}: {self.name} = {value:.6g}"
 
 
-def parsed_constraint(text: str, reported: Iterable[str] = ()) -> Constraint:
+def parse_constraint(text: str, reported: Iterable[str] = ()) -> Constraint:
     """`"sparsity >= 0.9"` as a constraint.
 
     Args:

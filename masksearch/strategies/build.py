@@ -1,0 +1,138 @@
+"""From the name of a strategy, a sampler or an object to the strategy of a search."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.samplers import BaseSampler
+
+from masksearch.contracts import Evaluator, OffersGradients, Strategy
+from masksearch.errors import SearchError, unknown_name
+from masksearch.gates.config import build_config, recorded_names
+from masksearch.strategies.dam import DamStrategy
+from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
+from masksearch.strategies.supernet import NAMES as SHARED
+from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
+from masksearch.strategies.supernet import SharedStrategy
+from masksearch.strategies.user_code import load_strategy
+from masksearch.study.constraints import Constraint
+
+OPTIONS = {
+    "dam": ("gates", "config", "densities", "merge_heads"),
+    "evolution": ("population", "sample"),
+    **dict.fromkeys(SHARED, SHARED_OPTIONS),
+}
+STRATEGIES = (*SAMPLERS, "evolution", "dam", *SHARED)
+
+
+def build_strategy(
+    strategy: str | BaseSampler | Strategy,
+    space: Space | None,
+    evaluator: Evaluator,
+    *,
+    seed: int,
+    run: Path,
+    options: Mapping[str, Any],
+    constraints: Sequence[Constraint] = (),
+) -> Strategy:
+    """The strategy that a name, `file.py:Name`, a sampler or an object stands for.
+
+    Args:
+        strategy: As in `masksearch.search`.
+        space: Draws a mask from an Optuna trial; None where the strategy needs none.
+        evaluator: Judges the masks.
+        seed: Seed of the draws.
+        run: The run folder, where one-shot jobs leave what they have found.
+        options: Settings of this strategy alone.
+        constraints: What the masks must keep.
+
+    Raises:
+        UnknownNameError: If the strategy or one of its options is unknown; names the nearest.
+        SearchError: If it needs a space, or an evaluator with gradients, and there is none.
+    """
+    if isinstance(strategy, str) and is_user_code(strategy):
+        return load_strategy(
+            strategy,
+            options,
+            space=space,
+            objectives=evaluator.objectives,
+            seed=seed,
+            constraints=constraints,
+            evaluator=evaluator,
+            run=run,
+        )
+    name = strategy_name(strategy)
+    known = OPTIONS.get(name, ()) if isinstance(strategy, str) else ()
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of strategy {name!r}:", option, known or ["(none)"])
+    if not isinstance(strategy, str | BaseSampler):
+        return strategy
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    if name in ("dam", *SHARED) and not isinstance(evaluator, OffersGradients):
+        raise SearchError(
+            f"strategy {name!r} needs an evaluator with differentiable(seed); "
+            f"{type(evaluator).__name__} has none"
+        )
+    if strategy == "dam":
+        config = dict(options.get("config", {}))
+        return DamStrategy(
+            run,
+            gates=options.get("gates", {}),
+            config=config,
+            target=build_config(config).target,
+            densities=options.get("densities"),
+            merge_heads=bool(options.get("merge_heads", False)),
+        )
+    if space is None:
+        raise SearchError(f"strategy {name!r} needs a space")
+    if strategy == "evolution":
+        return EvolutionStrategy(
+            space, evaluator.objectives, seed=seed, constraints=constraints, **options
+        )
+    if isinstance(strategy, str) and strategy in SHARED:
+        return SharedStrategy(run, space, name=strategy, options=options, constraints=constraints)
+    return OptunaStrategy(
+        space,
+        evaluator.objectives,
+        sampler=SAMPLERS[strategy] if isinstance(strategy, str) else strategy,
+        seed=seed,
+        name=name,
+        constraints=constraints,
+    )
+
+
+def is_user_code(strategy: str) -> bool:
+    """Whether a strategy is named as `file.py:Name`."""
+    return ".py:" in strategy
+
+
+def strategy_name(strategy: str | BaseSampler | Strategy) -> str:
+    """The name under which a strategy's trials are shown."""
+    if not isinstance(strategy, str):
+        return type(strategy).__name__
+    return strategy.rpartition(":")[2] if is_user_code(strategy) else strategy
+
+
+def strategy_facts(
+    strategy: str | BaseSampler | Strategy, options: Mapping[str, Any]
+) -> dict[str, str]:
+    """What must not change between two searches on one run folder.
+
+    Fields of a `DamConfig` stand under the names that earlier studies have. A strategy of a
+    user's file is known by the file's text, wherever the file lies.
+    """
+    facts, recorded = {"strategy": strategy_name(strategy)}, dict(options)
+    if strategy == "dam" and "config" in options:
+        recorded["config"] = recorded_names(options["config"])
+    if isinstance(strategy, str) and is_user_code(strategy):
+        path = Path(strategy.rpartition(":")[0])
+        text = path.read_bytes() if path.is_file() else b""
+        facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]
+    return facts | {"strategy_options": json.dumps(recorded, sort_keys=True, default=str)}
