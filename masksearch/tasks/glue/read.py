@@ -160,7 +160,7 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
     labels: list[float] = []
     torn: list[int] = []
     for number, raw in enumerate(lines[start:], start=start + 1):
-        cells = decoded(path, number, raw)
+        cells = split_line(path, number, raw)
         if len(cells) < fields and len(torn) < task.torn:
             torn.append(number)
             continue
@@ -188,7 +188,7 @@ def layout(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
     wanted = (*task.texts, task.label)
     if task.columns:
         return task.columns, [int(column) for column in wanted]
-    header = decoded(path, 1, first)
+    header = split_line(path, 1, first)
     missing = [str(column) for column in wanted if column not in header]
     if missing:
         hint = " (test sets hold no labels and cannot be scored here)"
@@ -200,7 +200,7 @@ def layout(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
     return len(header), [header.index(str(column)) for column in wanted]
 
 
-def decoded(path: Path, number: int, raw: bytes) -> list[str]:
+def split_line(path: Path, number: int, raw: bytes) -> list[str]:
     """Fields of a line; a byte-order mark before the first is dropped."""
     try:
         line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")

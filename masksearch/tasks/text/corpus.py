@@ -28,7 +28,6 @@ from masksearch.tasks.text.files import (
     marked_pieces,
     short_hash,
     split_files,
-    text_files,
 )
 from masksearch.tasks.text.hub import HubText, is_hub
 from masksearch.tasks.text.packing import (
@@ -143,7 +142,7 @@ class Corpus:
         def write(place: Path) -> None:
             write_tokens(place, path, held_out, given, vocabulary, tokens)
 
-        stored = cached(folder / f"corpus-{key}", write)
+        stored = cached_tokens(folder / f"corpus-{key}", write)
         train, held = stored.train, stored.held_out
         made = given or stored.tokenizer
         special = special_ids(made)
@@ -178,7 +177,7 @@ class StoredTokens(NamedTuple):
     content: list[str]  # hashes of the training and the held-out text; empty = no such text
 
 
-def cached(target: Path, write: Callable[[Path], None]) -> StoredTokens:
+def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
     """The tokens of the cache folder `target`, which are made where they are missing or damaged.
 
     Made in a folder beside it that is then renamed, so that a killed process leaves no half of
@@ -229,7 +228,7 @@ def write_tokens(
 ) -> None:
     """Reads and tokenizes the text into files of a folder; see `Corpus.load`."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        train_files, held_files = text_of(path, held_out, Path(scratch))
+        train_files, held_files = local_text(path, held_out, Path(scratch))
         made = given or train_tokenizer(
             train_files,
             vocabulary,
@@ -290,24 +289,18 @@ def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
     return parts
 
 
-def text_of(
+def local_text(
     path: Path | str, held_out: Path | str | None, folder: Path
 ) -> tuple[list[Path], list[Path]]:
-    """Files of training and held-out text; those of a dataset of the Hub are written first."""
-    if not is_hub(path) and not is_hub(held_out or ""):
-        return split_files(Path(path), held_out)
-    train: list[Path | None]
-    held: list[Path | None]
+    """Files of training and held-out text; what comes from the Hub is written to `folder`."""
     if is_hub(path):
         text = HubText.parse(path)
-        train = [text.write(folder / "train.txt", "train")]
-        held = [text.write(folder / "held.txt")] if held_out is None else []
-    else:
-        found = split_files(Path(path), None)
-        train, held = [*found[0]], [*found[1]]
+        (folder / "text").mkdir()
+        text.write(folder / "text" / "train.txt", "train")
+        if held_out is None:
+            text.write(folder / "text" / "valid.txt")
+        path = folder / "text"
     if held_out is not None and is_hub(held_out):
-        text = HubText.parse(held_out)
-        held = [text.write(folder / "held.txt") or text.write(folder / "held.txt", "train")]
-    elif held_out is not None:
-        held = [*text_files(Path(held_out))]
-    return [file for file in train if file], [file for file in held if file]
+        text, held = HubText.parse(held_out), folder / "held.txt"
+        held_out = text.write(held) or text.write(held, "train")
+    return split_files(Path(path), held_out)

@@ -66,7 +66,7 @@ def short_hash(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def decoded(raw: bytes, file: Path, number: int) -> str:
+def decode_line(raw: bytes, file: Path, number: int) -> str:
     """A line as text.
 
     Raises:
@@ -99,27 +99,29 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
         mark, headings = DOCUMENT, False
         with file.open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
-                line = decoded(raw, file, number)
-                if len(line) <= 8 * WORDS:
+                line = decode_line(raw, file, number)
+                for piece, size in line_pieces(line, len(raw)):
                     if stop is not None and seen >= stop:
                         return
-                    if not line.isspace():
-                        if line[:3].lstrip()[:1] == "=" and HEADING.fullmatch(line):
-                            mark, headings = DOCUMENT, True
-                        yield mark, line
-                        mark = TEXT
-                    elif not headings:
-                        mark = max(mark, PARAGRAPH)
-                    seen += len(raw)
-                    continue
-                words = line.split()
-                for start in range(0, len(words), WORDS):
-                    if stop is not None and seen >= stop:
-                        return
-                    piece = " ".join(words[start : start + WORDS])
+                    seen += size
+                    if piece.isspace():
+                        mark = mark if headings else max(mark, PARAGRAPH)
+                        continue
+                    if piece[:3].lstrip()[:1] == "=" and HEADING.fullmatch(piece):
+                        mark, headings = DOCUMENT, True
                     yield mark, piece
                     mark = TEXT
-                    seen += len(piece.encode())
+
+
+def line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
+    """The line itself, or pieces of it where it is long, each with its bytes."""
+    if len(line) <= 8 * WORDS:
+        yield line, size
+        return
+    words = line.split()
+    for start in range(0, len(words), WORDS):
+        piece = " ".join(words[start : start + WORDS])
+        yield piece, len(piece.encode())
 
 
 def pieces(files: list[Path], stop: int | None = None) -> Iterator[str]:
