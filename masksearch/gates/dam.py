@@ -50,7 +50,7 @@ from masksearch.errors import (
 )
 from masksearch.gates.config import DamConfig, build_config, todays_names
 from masksearch.gates.config import preset as preset_named
-from masksearch.gates.density import STATE, DensityControl
+from masksearch.gates.density import DensityControl
 from masksearch.gates.diagnostics import CollapseWatch, entropy_bits
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
@@ -148,7 +148,7 @@ class JointTraining:
         """One step of the weights and, after the warm-up, of the gates."""
         config, gates, step = self.config, self.gates, self.step
         gates.enabled = step >= config.warmup_steps
-        gates.cooled = config.temperature_factor(step)
+        gates.cooling = config.temperature_factor(step)
         self.set_rates(config.lr_factor(step))
         joint = gates.enabled and config.levels == 1
         cost = self.set_gradients(batches, controlled=joint)
@@ -189,7 +189,7 @@ class JointTraining:
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         if controlled:
-            self.control.grow(self.gates, self.step)
+            self.control.update_multiplier(self.gates, self.step)
         for _ in range(count):
             loss = self.loss(self.next_batch(batches, self.step))
             value = loss.item()
@@ -245,7 +245,7 @@ class JointTraining:
         """
         model, gates = self.model, self.gates
         before = gates.form, gates.deterministic, gates.enabled
-        noise = gates.source(self.device)
+        noise = gates.noise_generator(self.device)
         state = noise.get_state()
 
         def mean() -> float:
@@ -286,12 +286,12 @@ class JointTraining:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain facts from which `restore` goes on."""
         tensors = training_state(self.model, self.optimisers)
-        tensors["random.gates"] = self.gates.source(self.device).get_state()
+        tensors["random.gates"] = self.gates.noise_generator(self.device).get_state()
         facts = {
             "run": self.identity(),
             "losses": self.losses,
             "curve": [asdict(report) for report in self.curve],
-            "control": {name: getattr(self.control, name) for name in STATE},
+            "control": self.control.state(),
         }
         return tensors, facts
 
@@ -316,11 +316,10 @@ class JointTraining:
             )
         restore_state(tensors, self.model, self.optimisers)
         restore_random(tensors, self.device)
-        self.gates.source(self.device).set_state(tensors["random.gates"])
+        self.gates.noise_generator(self.device).set_state(tensors["random.gates"])
         self.losses = list(facts["losses"])
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
-        for name in STATE:
-            setattr(self.control, name, facts["control"][name])
+        vars(self.control).update(facts["control"])
         self.step = found.step
 
 
@@ -392,7 +391,7 @@ def dam_reports(
                     warnings.warn(f"DAM: {problem}", stacklevel=2)
                 yield report
         finally:
-            gates.enabled, gates.cooled = True, 1.0
+            gates.enabled, gates.cooling = True, 1.0
             if ours:
                 detach(model, missing_ok=True)
             for parameter in frozen:

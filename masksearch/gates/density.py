@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from masksearch.gates.sparsebert import published_penalty
 SMALLEST = 1e-30  # root mean square of a gradient that is divided by
 LATE = 0.02  # excess of log density above which the hinge grows stronger
 GROWTH = 1.02  # factor on its strength at such a step; undone at any other
-STATE = ("initial", "multiplier", "strength", "power", "count")  # what a checkpoint holds of it
 SHORT = 0.004  # density by which the last target may be fallen short of without a pull upwards
 
 
@@ -40,6 +40,10 @@ class DensityControl:
         self.strength = [config.strength] * len(config.targets)
         self.power = [0.0] * len(config.targets)
         self.count = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of it, as plain data; put back by updating `vars`."""
+        return {name: value for name, value in vars(self).items() if name != "config"}
 
     def target(self, step: int) -> Tensor:
         """Densities that are asked for at that step (from 0): float `[1]` or `[layers]`."""
@@ -73,7 +77,7 @@ class DensityControl:
         return (density.new_tensor(self.multiplier) * density).mean()
 
     @torch.no_grad()
-    def grow(self, gates: Gates, step: int) -> None:
+    def update_multiplier(self, gates: Gates, step: int) -> None:
         """Before a step: moves the multiplier by how far the density is off its target."""
         if self.config.control != "multiplier":
             return

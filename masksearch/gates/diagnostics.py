@@ -219,7 +219,7 @@ def iou(one: Tensor, two: Tensor) -> float:
     return int((one & two).sum()) / union if union else 1.0
 
 
-def matched_heads(one: Tensor, two: Tensor) -> Tensor:
+def match_heads(one: Tensor, two: Tensor) -> Tensor:
     """For each head of `one` the head of `two` that stands for it, layer by layer.
 
     Heads of one layer may change places without changing the model, so two seeds that found
@@ -242,7 +242,7 @@ def pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
     """IoU of every pair of bool tables: as they stand, and with their heads matched."""
     plain, matched = [], []
     for one, two in itertools.combinations(tables, 2):
-        order = matched_heads(one, two)[:, :, None, None]
+        order = match_heads(one, two)[:, :, None, None]
         plain.append(iou(one, two))
         matched.append(iou(one, two.gather(1, order.expand_as(two))))
     return plain, matched

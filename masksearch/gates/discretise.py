@@ -55,23 +55,12 @@ def ranking(probabilities: Tensor, per: Per = "mask", *, empty_rows: EmptyRows =
     nearness = (2 * offset.abs() + (offset > 0)).repeat(scores.shape[1] // len(offset))
     near = nearness.argsort(stable=True)
     order = near[scores[:, near].argsort(dim=1, descending=True, stable=True)]
-    places = inverse(order)
+    places = order.argsort(1)  # the inverse of a permutation
     if empty_rows == "best":
-        best = places.view(groups, -1, length).argmin(2, keepdim=True)
-        first = torch.zeros_like(places, dtype=torch.bool).view(groups, -1, length)
-        first = first.scatter_(2, best, True).flatten(1)  # of every row: its first edge
-        in_order = first.gather(1, order)
-        rows = scores.shape[1] // length
-        behind = rows + (~in_order).cumsum(1) - 1
-        places = torch.where(in_order, in_order.cumsum(1) - 1, behind).gather(1, places)
+        rows = places.view(groups, -1, length)
+        best = (rows == rows.amin(2, keepdim=True)).flatten(1)
+        places = (places + places.shape[1] * ~best).argsort(1).argsort(1)
     return places.view(probabilities.shape)
-
-
-def inverse(order: Tensor) -> Tensor:
-    """The place of every index in each row of permutations, int64 `[groups, cells]`."""
-    return torch.empty_like(order).scatter_(
-        1, order, torch.arange(order.shape[1]).expand_as(order)
-    )
 
 
 def at_sparsity(

@@ -31,7 +31,6 @@ from masksearch.contracts import AttentionCall
 
 LARGEST_REMOVAL = 0.1  # 1 - P is not taken below this where the removal of an edge is weighed
 
-
 Form = Callable[[AttentionCall, Tensor], Tensor]
 """One layer's attention, `[batch, heads, queries, head_dim]` in the query's dtype, under a gate
 `[heads | 1, queries, keys]` with values in [0, 1]."""
@@ -39,23 +38,20 @@ Form = Callable[[AttentionCall, Tensor], Tensor]
 
 def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
     """Each query's own key, the queries being the last positions: bool `[queries, keys]`."""
-    return (
-        torch.ones(queries, keys, dtype=torch.bool, device=device)
-        .triu(keys - queries)
-        .tril(keys - queries)
-    )
+    every = torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return every.triu(keys - queries).tril(keys - queries)
 
 
-def repaired(kept: Tensor) -> Tensor:
+def with_own_keys(kept: Tensor) -> Tensor:
     """The kept edges, bool `[.., queries, keys]`, with the own key of every empty row."""
     own = own_position(kept.shape[-2], kept.shape[-1], kept.device)
     return kept | (own & ~kept.any(-1, keepdim=True))
 
 
-def without_empty_rows(gate: Tensor) -> Tensor:
+def open_empty_rows(gate: Tensor) -> Tensor:
     """The gate with the own key of hard-closed rows opened in value; gradients as before."""
     kept = gate.detach() > 0
-    return gate + (repaired(kept) & ~kept).to(gate.dtype)
+    return gate + (with_own_keys(kept) & ~kept).to(gate.dtype)
 
 
 class Flip(torch.autograd.Function):
@@ -79,7 +75,7 @@ class Flip(torch.autograd.Function):
         scaling: float,
         bias: Tensor | None,
     ) -> Tensor:
-        kept = repaired(gate > 0.5)
+        kept = with_own_keys(gate > 0.5)
         scores = AttentionCall(query, key, value, scaling=scaling, bias=bias).scores()
         sign = torch.where(kept, -1.0, 1.0)  # [heads | 1, queries, keys]
         if visible is not None:
@@ -147,9 +143,9 @@ def flip(call: AttentionCall, gate: Tensor) -> Tensor:
 
 def log(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score + log gate): right for soft gates; a hard-closed edge learns nothing."""
-    gate = without_empty_rows(gate)
+    gate = open_empty_rows(gate)
     closed = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
-    return biased(call, closed).attend()
+    return add_to_scores(call, closed).attend()
 
 
 def additive(call: AttentionCall, gate: Tensor) -> Tensor:
@@ -157,18 +153,18 @@ def additive(call: AttentionCall, gate: Tensor) -> Tensor:
 
     Reference: SparseBERT, arXiv 2102.12871.
     """
-    closed = (1 - without_empty_rows(gate)) * -1e4
-    return biased(call, closed).attend()
+    closed = (1 - open_empty_rows(gate)) * -1e4
+    return add_to_scores(call, closed).attend()
 
 
-def biased(call: AttentionCall, added: Tensor) -> AttentionCall:
+def add_to_scores(call: AttentionCall, added: Tensor) -> AttentionCall:
     """The call with `added`, `[heads | 1, queries, keys]`, on its scores."""
     return replace(call, bias=added[None] if call.bias is None else added[None] + call.bias)
 
 
 def product(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score) * gate, renormalised over the keys."""
-    weights = call.weights() * without_empty_rows(gate)
+    weights = call.weights() * open_empty_rows(gate)
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
     return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import AttentionCall, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.estimators import FORMS, Form
+from masksearch.gates.estimators import FORMS
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
 Noise = Literal["gumbel", "hard-concrete"]
@@ -55,7 +55,7 @@ class Gates(nn.Module):
     Attributes:
         logits: float `[layers, heads, gates]`; the last axis is the structure's own.
         enabled: False = plain dense attention (a warm-up).
-        cooled: Factor on the temperature, set by a run that anneals it.
+        cooling: Factor on the temperature, set by a run that anneals it.
         drawn: The sample at hand, float `[layers, heads, length, length]`, or None.
         fixed: Used as it is instead of a sample while it is not None; the same shape.
         deterministic: True = no sampling noise, in training mode too.
@@ -139,7 +139,7 @@ class Gates(nn.Module):
                 raise ValueError(why)
         self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
         self.length, self.heads, self.layers = length, heads, layers
-        self.noise, self.temperature, self.cooled, self.seed = noise, temperature, 1.0, seed
+        self.noise, self.temperature, self.cooling, self.seed = noise, temperature, 1.0, seed
         self.initial, self.initial_density = initial, initial_density
         self.global_count, self.block = global_count, block
         self.enabled = True
@@ -232,16 +232,16 @@ class Gates(nn.Module):
         """A value in [0, 1] for every gate, `[layers, heads, gates]`, with its gradient."""
         logits = self.logits.float()
         if self.training and not self.deterministic:
-            uniform = torch.rand(
-                logits.shape, generator=self.source(logits.device), device=logits.device
-            ).clamp_(1e-6, 1 - 1e-6)
-            logits = (logits + uniform.logit()) / (self.temperature * self.cooled)
+            noise = self.noise_generator(logits.device)
+            uniform = torch.rand(logits.shape, generator=noise, device=logits.device)
+            uniform = uniform.clamp_(1e-6, 1 - 1e-6)
+            logits = (logits + uniform.logit()) / (self.temperature * self.cooling)
         soft = logits.sigmoid()
         if self.noise == "hard-concrete":
             soft = (soft * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
         return (soft.detach() > 0.5).float() + (soft - soft.detach()) if self.hard else soft
 
-    def source(self, device: torch.device) -> torch.Generator:
+    def noise_generator(self, device: torch.device) -> torch.Generator:
         """The generator of the sampling noise on that device."""
         if device not in self.generators:
             seed = generator(self.seed, 0x6A7E).initial_seed()
@@ -286,14 +286,13 @@ class Gates(nn.Module):
         gate = self.drawn[0 if self.layers == 1 else layer]
         if queries < self.length:
             gate = gate[:, keys - queries : keys, :keys]
-        return self.acts(call, gate)
+        return self.compute(call, gate)
 
-    @property
-    def acts(self) -> Form:
-        """How a gate acts on one attention call."""
-        return FORMS[self.form]
+    def compute(self, call: AttentionCall, gate: Tensor) -> Tensor:
+        """One attention call under a gate `[heads | 1, queries, keys]`, by this form."""
+        return FORMS[self.form](call, gate)
 
-    def chances(self, logits: Tensor) -> Tensor:
+    def open_chance(self, logits: Tensor) -> Tensor:
         """Chance that a gate with that logit is not closed, at the uncooled temperature."""
         if self.noise == "hard-concrete":
             logits = logits - self.temperature * math.log(STRETCH / (1 + STRETCH))
@@ -301,7 +300,7 @@ class Gates(nn.Module):
 
     def probabilities(self) -> Tensor:
         """Chance of each edge: float `[layers, heads, length, length]`, differentiable."""
-        return self.table(self.chances(self.logits.float()))
+        return self.table(self.open_chance(self.logits.float()))
 
     def density(self) -> Tensor:
         """Mean probability over the table of all edges: float `[layers, heads]`, differentiable.
@@ -312,10 +311,10 @@ class Gates(nn.Module):
 
     def density_of(self, logits: Tensor) -> Tensor:
         """The density that these logits, `[.., heads, gates]`, would give: `[.., heads]`."""
-        chances = self.chances(logits)
+        open_chance = self.open_chance(logits)
         if not self.extra_rows:  # every edge has one gate
-            return (chances * self.coverage).sum(-1)
-        return self.table(chances).mean((-2, -1))
+            return (open_chance * self.coverage).sum(-1)
+        return self.table(open_chance).mean((-2, -1))
 
     def shift_to(self, logits: Tensor, density: float) -> float:
         """What to subtract from every logit for that density; below 0 where they must rise.

@@ -85,7 +85,7 @@ def perturbation_scores(
     Reference: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021.
     """
     logits = gates.logits.detach().float().cpu()
-    chosen = selected(logits, candidates)
+    chosen = choose_candidates(logits, candidates)
     if isinstance(rounds, bool) or not 1 <= rounds <= int(chosen.sum()):
         raise ValueError(
             f"rounds must lie in 1 .. candidates = {int(chosen.sum())}, got {rounds!r}"
@@ -96,7 +96,7 @@ def perturbation_scores(
     opened, left = logits > 0, chosen.clone()
     effects = torch.full(logits.shape, math.nan, dtype=torch.float64)
     turns = torch.zeros(logits.shape, dtype=torch.int64)
-    with measuring(model, gates):
+    with without_noise(model, gates):
         first = mean_loss(model, gates, opened, fixed)
         for turn in range(1, rounds + 1):
             loss = first if turn == 1 else mean_loss(model, gates, opened, fixed)
@@ -110,10 +110,10 @@ def perturbation_scores(
             dropped = worst[: round(int(chosen.sum()) / rounds)] if turn < rounds else worst[:0]
             opened.view(-1)[dropped] = left.view(-1)[dropped] = False
     scores = turns + ranks(turns, torch.where(chosen, effects, logits.double()))
-    return Perturbation(over_edges(gates, scores), effects, chosen, first)
+    return Perturbation(edge_scores(gates, scores), effects, chosen, first)
 
 
-def selected(logits: Tensor, candidates: Tensor | int | None) -> Tensor:
+def choose_candidates(logits: Tensor, candidates: Tensor | int | None) -> Tensor:
     """The gates to measure, bool `[layers, heads, gates]`."""
     if isinstance(candidates, Tensor):
         if candidates.dtype != torch.bool or candidates.shape != logits.shape:
@@ -139,7 +139,7 @@ def selected(logits: Tensor, candidates: Tensor | int | None) -> Tensor:
 
 
 @contextmanager
-def measuring(model: nn.Module, gates: Gates) -> Iterator[None]:
+def without_noise(model: nn.Module, gates: Gates) -> Iterator[None]:
     """Model and gates without noise, the gates attached; everything restored at the end.
 
     Raises:
@@ -189,7 +189,7 @@ def ranks(turns: Tensor, values: Tensor) -> Tensor:
     return found
 
 
-def over_edges(gates: Gates, values: Tensor) -> Tensor:
+def edge_scores(gates: Gates, values: Tensor) -> Tensor:
     """The highest value of each edge's gates, `[layers, heads, n, n]`."""
     edges, *lines = gates.spread(values, fill=float(values.min()))
     for line in lines:

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import AttentionCall, generator
 from masksearch.errors import unknown_name
-from masksearch.gates.estimators import Form, biased
+from masksearch.gates.estimators import add_to_scores
 from masksearch.gates.gates import Gates
 
 PublishedStructure = Literal["symmetric", "toeplitz"]
@@ -107,25 +107,24 @@ class PublishedGates(Gates):
         logits = self.logits.float()
         if not self.deterministic:
             noise = torch.empty_like(logits, requires_grad=False)
-            noise.exponential_(generator=self.source(logits.device))
+            noise.exponential_(generator=self.noise_generator(logits.device))
             logits = logits - (noise + NOISE_FLOOR).log()
         soft = logits.softmax(-1)[..., 0]
         hard = (logits[..., 0] >= logits[..., 1]).to(soft.dtype)
         return hard + (soft - soft.detach())
 
-    @property
-    def acts(self) -> Form:
-        """How a gate acts on one attention call."""
-        return published_form
+    def compute(self, call: AttentionCall, gate: Tensor) -> Tensor:
+        """One attention call under a gate, by the published form."""
+        return published_form(call, gate)
 
-    def chances(self, logits: Tensor) -> Tensor:
+    def open_chance(self, logits: Tensor) -> Tensor:
         """Chance that a gate with these two logits, on the last axis, is open."""
         return (logits[..., 0] - logits[..., 1]).sigmoid()
 
 
 def published_form(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
-    return biased(call, (1 - gate) * MASKED).attend()
+    return add_to_scores(call, (1 - gate) * MASKED).attend()
 
 
 def sparsebert_gates(

@@ -157,7 +157,7 @@ def noisy_density(control: Any, scale: float, shape: tuple[int, int, int]) -> fl
     for step in range(config.steps):
         optimiser.zero_grad()
         task = torch.randn(gates.logits.shape, generator=noise) * gates.logits.sigmoid()
-        keeper.grow(gates, step)
+        keeper.update_multiplier(gates, step)
         (keeper.cost(gates, step) + scale * (task * gates.logits).mean()).backward()
         keeper.push(gates, step)
         optimiser.step()

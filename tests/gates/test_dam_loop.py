@@ -30,7 +30,7 @@ from masksearch.gates.config import (
     recorded_names,
     todays_names,
 )
-from masksearch.gates.dam import GATES_FILE, dam, dam_reports, run_one_shot
+from masksearch.gates.dam import GATES_FILE, JointTraining, dam, dam_reports, run_one_shot
 from masksearch.gates.density import DensityControl
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
@@ -279,8 +279,8 @@ def test_the_chain_of_losses_leaves_everything_as_it_was():
     without = dam(model(), batches(), other, config)
     assert torch.equal(gates.logits, other.logits)
     assert torch.equal(
-        gates.source(torch.device("cpu")).get_state(),
-        other.source(torch.device("cpu")).get_state(),
+        gates.noise_generator(torch.device("cpu")).get_state(),
+        other.noise_generator(torch.device("cpu")).get_state(),
     )
     last = with_chain.curve[-1].values
     assert {"relaxed", "sampled", "held_out", "discretised"} <= set(last)
@@ -295,7 +295,7 @@ def test_the_multiplier_grows_once_a_step_however_many_batches_it_has():
     for _ in range(3):
         keeper.cost(gates, 2499)
     assert keeper.multiplier == first
-    keeper.grow(gates, 2499)
+    keeper.update_multiplier(gates, 2499)
     assert keeper.multiplier[0] == pytest.approx(
         first[0] * (gates.density().mean().item() / 0.3) ** 0.05
     )
@@ -400,3 +400,26 @@ def test_what_an_earlier_version_left_is_gone_on_with(tmp_path: Path):
     again = DamResult.load(stored.save(tmp_path / "gates.safetensors"))
     assert again.config == {name: v for name, v in result.config.items() if name != "train"}
     assert stored.health() == again.health() == result.health()
+
+
+def test_the_rate_of_the_weights_rises_and_falls_linearly():
+    config = DamConfig(steps=10, lr_warmup=0.4, final_lr=0.5)
+    assert [config.lr_factor(step) for step in range(5)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    )
+    assert config.lr_factor(7) == pytest.approx(1 - 0.5 * 3 / 6)
+    assert DamConfig(steps=10, lr_warmup=0.0).lr_factor(0) == 1.0
+    published = DamConfig(steps=10, lr_warmup=0.4, schedule="sqrt")
+    assert [published.lr_factor(step) for step in (0, 5)] == pytest.approx([0.25, 0.4**0.5])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "sqrt"])
+def test_only_the_published_schedule_moves_the_rate_of_the_gates(schedule: Any):
+    config = DamConfig(
+        steps=9, schedule=schedule, control="penalty", optimiser="lamb", lr=1.0, gate_lr=2.0
+    )
+    run = JointTraining(model(), Gates(length=8, heads=2), config)
+    run.set_rates(0.25)
+    *weights, gates = [group["lr"] for group in run.optimisers["both"].param_groups]
+    assert weights == [0.25] * len(weights)
+    assert gates == (0.5 if schedule == "sqrt" else 2.0)

@@ -20,7 +20,7 @@ from masksearch.gates.diagnostics import (
     expected_iou,
     health,
     iou,
-    matched_heads,
+    match_heads,
     pair_scores,
     response,
 )
@@ -267,7 +267,7 @@ def test_swapped_heads_are_found_again():
     one = table(2, 4, 6, 6)
     orders = torch.tensor([[2, 0, 3, 1], [1, 0, 2, 3]])
     two = torch.stack([one[layer, order] for layer, order in enumerate(orders)])
-    back = matched_heads(at_sparsity(one, 0.7), at_sparsity(two, 0.7))
+    back = match_heads(at_sparsity(one, 0.7), at_sparsity(two, 0.7))
     assert torch.equal(back, orders.argsort(1))
     found = agreement([one, two], density=0.3)
     assert found["matched"] == 1.0

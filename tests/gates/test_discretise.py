@@ -90,9 +90,9 @@ def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
 def test_top_keys_match_sorting_each_row(table: Tensor, data: st.DataObject):
     n = table.shape[-1]
     keys = data.draw(st.integers(1, n))
-    for row, chances in enumerate(table.flatten(0, 2).tolist()):
+    for row, open_chance in enumerate(table.flatten(0, 2).tolist()):
         i = row % n
-        order = sorted(range(n), key=lambda j: (-chances[j], abs(j - i), j > i))
+        order = sorted(range(n), key=lambda j: (-open_chance[j], abs(j - i), j > i))
         kept = top_keys(table, keys).flatten(0, 2)[row].nonzero().flatten().tolist()
         assert kept == sorted(order[:keys])
 
@@ -103,9 +103,9 @@ def test_refusing_empty_rows_keeps_the_likeliest_or_raises(table: Tensor, share:
     kept = round((1 - share) * split(table, per)[0].numel())
     places = ranking(table, per, empty_rows="refuse")
     wanted = places < kept
-    for part, chances in zip(split(wanted, per), split(table, per), strict=True):
+    for part, open_chance in zip(split(wanted, per), split(table, per), strict=True):
         if 0 < kept < part.numel():
-            assert chances[part].min() >= chances[~part].max()
+            assert open_chance[part].min() >= open_chance[~part].max()
     if wanted.any(-1).all():
         assert torch.equal(at_sparsity(table, share, per, empty_rows="refuse"), wanted)
         return
@@ -132,14 +132,14 @@ def test_ranking_matches_sorting_by_hand(table: Tensor):
 def test_threshold_adds_only_the_best_key_of_empty_rows(table: Tensor, threshold: float):
     mask = at_threshold(table, threshold)
     above = table >= threshold
-    for row, kept, chances in zip(
+    for row, kept, open_chance in zip(
         mask.flatten(0, 2), above.flatten(0, 2), table.flatten(0, 2), strict=True
     ):
         if kept.any():
             assert torch.equal(row, kept)
         else:
             assert int(row.sum()) == 1
-            assert chances[row] == chances.max()
+            assert open_chance[row] == open_chance.max()
 
 
 def test_toeplitz_ties_fill_whole_offsets_nearest_first():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import AttentionCall
-from masksearch.gates.estimators import FORMS, flip, own_position, repaired
+from masksearch.gates.estimators import FORMS, flip, own_position, with_own_keys
 
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 7, 4
 SCALING = WIDTH**-0.5
@@ -113,7 +113,7 @@ def loses_most(
 def test_flip_gradients_of_query_key_value_match_masked_attention():
     visible = padding()
     gate = hard_gate()
-    kept = repaired(gate > 0.5)
+    kept = with_own_keys(gate > 0.5)
     upstream = torch.randn(BATCH, HEADS, LENGTH, WIDTH, generator=torch.Generator().manual_seed(1))
     grads = []
     for ours in (True, False):
@@ -226,7 +226,7 @@ def test_flip_gradient_with_dropout_matches_autograd():
 
 def test_only_empty_rows_are_repaired():
     kept = torch.tensor([[[0, 1, 0], [0, 0, 0], [1, 0, 0]]], dtype=torch.bool)
-    assert repaired(kept).int().tolist() == [[[0, 1, 0], [0, 1, 0], [1, 0, 0]]]
+    assert with_own_keys(kept).int().tolist() == [[[0, 1, 0], [0, 1, 0], [1, 0, 0]]]
 
 
 @pytest.mark.parametrize("form", ["flip", "product", "log"])

@@ -13,9 +13,9 @@ from masksearch.attention.attach import ATTACHMENT, attach, detach
 from masksearch.contracts import Batch
 from masksearch.errors import AttachError, NonFiniteLossError
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.estimators import repaired
+from masksearch.gates.estimators import with_own_keys
 from masksearch.gates.gates import Gates
-from masksearch.gates.perturbation import over_edges, perturbation_scores, ranks
+from masksearch.gates.perturbation import edge_scores, perturbation_scores, ranks
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
@@ -44,7 +44,7 @@ def drawn_gates(**arguments: Any) -> Gates:
 
 def hand_loss(table: Tensor) -> float:
     """Mean loss of the model under a fixed mask."""
-    judged = attach(model(), masks.table(repaired(table))).eval()
+    judged = attach(model(), masks.table(with_own_keys(table))).eval()
     with torch.no_grad():
         return sum(float(judged(**batch).loss) for batch in held_out()) / len(held_out())
 
@@ -197,5 +197,5 @@ def test_ranks_and_edges_by_hand():
     values = torch.tensor([7.0, 7.0, -1.0, 3.0, -1.0], dtype=torch.float64)
     assert ranks(turns, values).tolist() == [0.0, 0.0, 0.0, pytest.approx(2 / 3), 0.0]
     gates = Gates("toeplitz+global", length=3, heads=1, global_count=1)
-    edges = over_edges(gates, torch.tensor([[[1.0, 4.0, 2.0, 3.0, 6.0]]]))  # |i - j|, row, column
+    edges = edge_scores(gates, torch.tensor([[[1.0, 4.0, 2.0, 3.0, 6.0]]]))  # |i - j|, row, column
     assert edges[0, 0].tolist() == [[6.0, 4.0, 3.0], [6.0, 1.0, 4.0], [6.0, 4.0, 1.0]]

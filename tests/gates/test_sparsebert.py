@@ -94,7 +94,7 @@ def test_sample_is_gumbel_argmax_of_the_edges_gate(structure: str, seed: int):
     gates = PublishedGates(structure, length=N, heads=HEADS, seed=seed)  # type: ignore[arg-type]
     with torch.no_grad():
         gates.logits.normal_(generator=source)
-    source.set_state(gates.source(torch.device("cpu")).get_state())
+    source.set_state(gates.noise_generator(torch.device("cpu")).get_state())
     noise = torch.empty(gates.logits.shape).exponential_(generator=source)
     gates.draw()
     drawn = sample(gates)
@@ -254,7 +254,7 @@ def test_padding_is_exact_here_and_leaks_in_the_published_sum():
 def test_penalty_counts_open_edges_and_is_deaf_at_closed_gates():
     gates = with_logits(torch.tensor([[2.0, -1.0, 0.5, 0.0, -0.2, 1.0, -3.0, 0.3]] * HEADS))
     source = torch.Generator()
-    source.set_state(gates.source(torch.device("cpu")).get_state())
+    source.set_state(gates.noise_generator(torch.device("cpu")).get_state())
     noise = torch.empty(1, HEADS, N, 2).exponential_(generator=source).add(1e-5).log()
     gates.draw()
     penalty = published_penalty(gates, 0.3)

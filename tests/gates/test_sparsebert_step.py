@@ -90,9 +90,9 @@ def own_forward(w: dict[str, Tensor], data: dict[str, Tensor], mask: Tensor) -> 
         x = norm(x + linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
     head = "cls.predictions"
     hidden = norm(F.gelu(linear(x, f"{head}.transform.dense")), f"{head}.transform.LayerNorm")
-    chances = (hidden @ words.T + w[f"{head}.bias"]).log_softmax(-1)
+    open_chance = (hidden @ words.T + w[f"{head}.bias"]).log_softmax(-1)
     known = data["labels"] >= 0
-    mlm = -chances[known].gather(1, data["labels"][known][:, None]).mean()
+    mlm = -open_chance[known].gather(1, data["labels"][known][:, None]).mean()
     pooled = linear(x[:, 0], "bert.pooler.dense").tanh()
     pair = linear(pooled, "cls.seq_relationship").log_softmax(-1)
     return mlm - pair.gather(1, data["next_sentence_label"][:, None]).mean()
@@ -109,7 +109,7 @@ def test_whole_step_matches_derivation_by_hand(structure: Any, seed: int):
     logits = gates.logits.detach().double().clone()
     weights = {k: v.detach().clone().requires_grad_() for k, v in model.named_parameters()}
     source = torch.Generator()
-    source.set_state(gates.source(torch.device("cpu")).get_state())
+    source.set_state(gates.noise_generator(torch.device("cpu")).get_state())
 
     # ours
     attach(model, gates)

@@ -1,0 +1,85 @@
+"""AttentionCall against loops over queries and keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from masksearch.contracts import AttentionCall
+
+QUERIES, KEYS = 3, 5
+
+
+def attention_call(dtype: torch.dtype = torch.float64) -> AttentionCall:
+    source = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
+
+    visible = torch.rand(2, 1, QUERIES, KEYS, generator=source) < 0.6
+    visible[0, 0, 1] = False  # a query that sees nothing
+    visible[..., 0, 2] = True
+    return AttentionCall(
+        normal(2, 4, QUERIES, 6),
+        normal(2, 4, KEYS, 6),
+        normal(2, 4, KEYS, 6),
+        visible=visible,
+        scaling=0.7,
+        bias=normal(1, 4, QUERIES, KEYS),
+    )
+
+
+def loops(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, weights and output, one pair after the other."""
+    scores = torch.zeros(2, 4, QUERIES, KEYS, dtype=torch.float64)
+    weights, out = torch.zeros_like(scores), torch.zeros(2, 4, QUERIES, 6, dtype=torch.float64)
+    for b, h, q in ((b, h, q) for b in range(2) for h in range(4) for q in range(QUERIES)):
+        for k in range(KEYS):
+            product = sum(
+                float(x * y) for x, y in zip(call.query[b, h, q], call.key[b, h, k], strict=True)
+            )
+            bias = 0.0 if call.bias is None else float(call.bias[0, h, q, k])
+            scores[b, h, q, k] = call.scaling * product + bias
+        seen = [k for k in range(KEYS) if call.visible is None or call.visible[b, 0, q, k]]
+        odds = {k: math.exp(float(scores[b, h, q, k])) for k in seen}
+        for k in seen:
+            weights[b, h, q, k] = odds[k] / sum(odds.values())
+            out[b, h, q] += weights[b, h, q, k] * call.value[b, h, k]
+    return scores, weights, out
+
+
+@pytest.mark.parametrize(
+    "without",
+    [(), ("visible",), ("bias",), ("visible", "bias")],
+    ids=lambda names: "-".join(names),
+)
+def test_a_call_computes_what_loops_do(without: tuple[str, ...]):
+    call = replace(attention_call(), **dict.fromkeys(without))
+    for found, expected in zip(
+        (call.scores(), call.weights(), call.attend()), loops(call), strict=True
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-8)
+
+
+def test_half_precision_has_whole_scores_and_half_outputs():
+    call = attention_call(torch.bfloat16)
+    assert call.scores().dtype == call.weights().dtype == torch.float32
+    assert call.attend().dtype == torch.bfloat16
+    torch.testing.assert_close(call.attend().double(), loops(call)[2], atol=0.05, rtol=0.05)
+
+
+def test_dropout_scales_what_it_leaves():
+    call = replace(attention_call(), dropout=0.5, visible=None)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        mean = torch.stack([call.attend() for _ in range(2000)]).mean(0)
+    torch.testing.assert_close(mean, replace(call, dropout=0.0).attend(), atol=0.2, rtol=0)
+
+
+def test_a_call_does_not_change():
+    with pytest.raises(FrozenInstanceError):
+        attention_call().dropout = 0.1  # type: ignore[misc]
