@@ -12,7 +12,7 @@ forward pass, so that a mask never vanishes silently (`check_call`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.attention.interface import NAME
@@ -38,9 +38,7 @@ from masksearch.attention.probe import (
     SELF,
     Part,
     Probe,
-    Target,
     chosen,
-    config_of,
     implementation,
     implementations,
     involved,
@@ -50,8 +48,7 @@ from masksearch.attention.probe import (
     parts_of,
     pretrained,
     probe,
-    restore,
-    use,
+    set_implementation,
 )
 from masksearch.attention.tokens import Resolved, receiver, resolve_content
 from masksearch.errors import AttachError, HeadCountError, LayerCountError
@@ -73,8 +70,7 @@ class Attachment:
     what: dict[str, Any]  # part -> mask or gates, whole
     states: dict[nn.Module, LayerState]
     positions: SequencePositions
-    previous: list[tuple[Target, str]]  # attention implementations, outermost first
-    involved: list[PreTrainedModel]  # whose implementation becomes ours
+    previous: list[tuple[PreTrainedConfig, str]]  # attention implementations before ours
     banks: dict[nn.Module, nn.Module] = field(default_factory=dict)  # gates -> module that draws
     contents: list[tuple[list[Resolved], nn.Module]] = field(default_factory=list)  # -> receiver
     hooks: list[Any] = field(default_factory=list)
@@ -83,13 +79,6 @@ class Attachment:
     def modules(self) -> list[nn.Module]:
         """The attention modules."""
         return list(self.states)
-
-    @property
-    def configs(self) -> list[Any]:
-        """The configuration objects of the models involved, and those of the layers."""
-        layers = (own_config(module) for module in self.states)
-        found = [*(m.config for m in self.involved), *(c for c in layers if c is not None)]
-        return list({id(config): config for config in found}.values())
 
 
 def attach(
@@ -168,15 +157,16 @@ def attach(
     models = [m for one, _ in wanted for m in involved(model, list(one.calls), one.cross)]
     positions = positions_of(m.config for m in models)
     states = states_for(model, wanted, backend, positions)
-    attachment = Attachment(
-        dict((one.name, v) for one, v in wanted), states, positions, [], models
-    )
-    refuse_others(model, attachment)
+    configs = [own_config(module) for module in (*models, *states)]
+    refuse_others(model, states, configs)
     take_off(model)  # only now: a refused mask leaves the earlier one in force
-    attachment.previous = [
-        (target, "sdpa" if name == NAME else name)  # ours may come with a copied configuration
-        for target, name in implementations(roots)
+    ours = {id(config) for config in configs}
+    previous = [
+        (config, "sdpa" if name == NAME else name)  # ours may come with a copied configuration
+        for config, name in implementations(roots)
+        if id(config) in ours
     ]
+    attachment = Attachment({one.name: v for one, v in wanted}, states, positions, previous)
     owner = owners(model)
     for one, value in wanted:
         if isinstance(value, ContentMask):
@@ -231,19 +221,20 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
         where.register_forward_pre_hook(partial(resolve_content, several), with_kwargs=True)
         for several, where in attachment.contents
     ]
-    ours = {id(config) for config in attachment.configs}
-    for target, name in attachment.previous:  # each also sets the models inside
-        use(target, NAME if id(config_of(target)) in ours else name)
+    configs = [config for config, _ in attachment.previous]
     hooks += [
-        module.register_forward_pre_hook(partial(check_call, configs), with_kwargs=True)
-        for module, configs in watched(model, attachment).items()
+        inner.register_forward_pre_hook(partial(check_call, configs), with_kwargs=True)
+        for inner in dict.fromkeys(map(owners(model).get, attachment.states))
+        if inner is not None
     ]
+    for config in configs:
+        set_implementation(config, NAME)
     attachment.hooks = hooks
     for attention, state in attachment.states.items():
         attention.__dict__[STATE] = state
     masks = {id(s.lowered): s.lowered for s in attachment.states.values() if s.lowered is not None}
     contents = [each for several, _ in attachment.contents for each in several]
-    attachment.positions.enrol(attachment.configs, list(masks.values()), contents)
+    attachment.positions.enrol(configs, list(masks.values()), contents)
     model.__dict__[ATTACHMENT] = attachment
 
 
@@ -256,12 +247,9 @@ def take_off(model: nn.Module) -> Attachment | None:
         module.__dict__.pop(STATE, None)
     for hook in attachment.hooks:
         hook.remove()
-    restore(  # what the user has set since then stays
-        [
-            (target, name if (now := implementation(target)) == NAME else now)
-            for target, name in attachment.previous
-        ]
-    )
+    for config, name in attachment.previous:
+        if implementation(config) == NAME:  # what the user has set since then stays
+            set_implementation(config, name)
     if GATES in model._modules:
         del model._modules[GATES]
     return attachment
@@ -344,16 +332,16 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
         raise HeadCountError(f"the gates have {value.heads} heads, {named} {heads}")
 
 
-def refuse_others(model: nn.Module, attachment: Attachment) -> None:
+def refuse_others(model: nn.Module, states: Iterable[nn.Module], configs: list[Any]) -> None:
     """Refuses layers that carry a mask of another module, and models asked for weights."""
     own = model.__dict__.get(ATTACHMENT)
-    for module in attachment.states:
+    for module in states:
         if STATE in module.__dict__ and (own is None or module not in own.states):
             raise AttachError(
                 f"{type(model).__name__} already has a mask, put on through another module; "
                 "detach that one first. Of a model with a mask, copy the whole, not a part"
             )
-    if any(getattr(config, "output_attentions", False) for config in attachment.configs):
+    if any(getattr(config, "output_attentions", False) for config in configs):
         refuse_weights(type(model).__name__)
 
 
@@ -376,24 +364,6 @@ def refuse_weights(title: str) -> None:
 
 
 # -- whether it is in force --------------------------------------------------------------------
-def watched(model: nn.Module, attachment: Attachment) -> dict[nn.Module, list[Any]]:
-    """Models -> the configurations that each looks at when it is called.
-
-    The layers' own model looks at its configuration and theirs; a model around it only at one
-    that no other looks at.
-    """
-    owner = owners(model)
-    found: dict[nn.Module, dict[int, Any]] = {}
-    for module in attachment.states:
-        for config in (owner[module].config, own_config(module)):
-            if config is not None:
-                found.setdefault(owner[module], {})[id(config)] = config
-    for outer in attachment.involved:
-        if not any(id(outer.config) in configs for configs in found.values()):
-            found[outer] = {id(outer.config): outer.config}
-    return {module: list(configs.values()) for module, configs in found.items()}
-
-
 def check_call(
     configs: list[Any], model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]
 ) -> None:
@@ -416,7 +386,7 @@ def in_force(model: nn.Module) -> Attachment | None:
         AttachError: If other attention is in use, which passes it over.
     """
     attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
-    for config in attachment.configs if attachment is not None else ():
+    for config, _ in attachment.previous if attachment is not None else ():
         if config._attn_implementation != NAME:
             refuse_other(type(model).__name__, str(config._attn_implementation))
     return attachment

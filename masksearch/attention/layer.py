@@ -410,26 +410,26 @@ class LayerState:
         """
         if self.content is not None:
             return self.content.kept(batch, queries, keys, visible)
-        if self.lowered is None:
+        lowered = self.lowered
+        if lowered is None:
             return None
-        if self.cross:
-            return self.kept_across(self.lowered, queries, keys, device)
-        if queries == keys:
-            table: Tensor | None
-            table = lowered_in_graph(self.lowered.key, "table", fixed(keys), device)
+        table: Tensor | None
+        if queries == keys and not self.cross:  # whole sequences
+            table = lowered_in_graph(lowered.key, "table", fixed(keys), device)
             return table
-        return self.kept_of_cache(self.lowered, queries, keys, device)
-
-    def kept_of_cache(
-        self, lowered: LayerMask, queries: int, keys: int, device: torch.device
-    ) -> Tensor | None:
-        """The cells of a self-attention call whose keys come from a cache."""
-        refuse_by_length(lowered)
         start, first_key = self.start(queries, keys)
+        if self.cross and not isinstance(start, Tensor):
+            return self.kept_across(lowered, queries, keys, start, device)
+        if lowered.by_length:
+            raise AttachError(
+                f"{lowered.where}: {lowered.mask} keeps other keys at every length, so that a "
+                "cache would hold what was computed under another mask; attach "
+                "masks.cropped(mask, at=the longest length), or generate with use_cache=False"
+            )
         length = first_key + keys
         if isinstance(start, Tensor) and self.positions.last is not None:
             length = max(length, self.positions.last.keys)  # a static cache in a compiled step
-        table: Tensor | None = lowered_in_graph(lowered.key, "table", fixed(length), device)
+        table = lowered_in_graph(lowered.key, "table", fixed(length), device)
         if table is None:
             return None
         if isinstance(start, Tensor):
@@ -439,19 +439,9 @@ class LayerState:
         return table[..., first_key : first_key + keys]
 
     def kept_across(
-        self, lowered: LayerMask, queries: int, keys: int, device: torch.device
+        self, lowered: LayerMask, queries: int, keys: int, start: int, device: torch.device
     ) -> Tensor | None:
         """The cells of a cross-attention call: a corner of the table of the longer side."""
-        start = self.positions.cross_start(queries)
-        if isinstance(start, Tensor):  # a static cache in a compiled step
-            refuse_by_length(lowered)
-            last = self.positions.last
-            length = keys if last is None else max(keys, last.keys)
-            table: Tensor | None = lowered_in_graph(lowered.key, "table", fixed(length), device)
-            if table is None:
-                return None
-            rows = start + torch.arange(queries, device=device)
-            return table.index_select(2, rows)[..., :keys]
         length = max(start + queries, keys)
         if lowered.by_length and start and length > keys:
             raise AttachError(
@@ -462,13 +452,3 @@ class LayerState:
         numbers = (fixed(length), device, fixed(start), fixed(start + queries), fixed(keys))
         corner: Tensor | None = lowered_in_graph(lowered.key, "corner", *numbers)
         return None if corner is None else corner[:, :, start : start + queries, :keys]
-
-
-def refuse_by_length(lowered: LayerMask) -> None:
-    """Refuses a mask that is another one at each length, where keys come from a cache."""
-    if lowered.by_length:
-        raise AttachError(
-            f"{lowered.where}: {lowered.mask} keeps other keys at every length, so that a "
-            "cache would hold what was computed under another mask; attach "
-            "masks.cropped(mask, at=the longest length), or generate with use_cache=False"
-        )

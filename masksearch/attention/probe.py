@@ -48,9 +48,6 @@ class Call:
     biased: bool = False
 
 
-Target = PreTrainedModel | PreTrainedConfig  # what an attention implementation is set on
-
-
 class Probe:
     """Collects attention calls while it is active."""
 
@@ -70,45 +67,25 @@ def own_config(module: nn.Module) -> PreTrainedConfig | None:
     return config if isinstance(config, PreTrainedConfig) else None
 
 
-def config_of(target: Target) -> PreTrainedConfig:
-    """The configuration object that names the implementation."""
-    return target.config if isinstance(target, PreTrainedModel) else target
+def implementations(roots: list[PreTrainedModel]) -> list[tuple[PreTrainedConfig, str]]:
+    """Every configuration object inside, with the attention implementation that it names.
 
-
-def implementation(target: Target) -> str:
-    """Name of the attention implementation that is in use now."""
-    return str(config_of(target)._attn_implementation or "sdpa")
-
-
-def implementations(roots: list[PreTrainedModel]) -> list[tuple[Target, str]]:
-    """Where attention implementations are named: the models, then the layers' own objects.
-
-    One for each configuration object, outermost models first. Layers hold another object than
-    their model where a wrapper has exchanged the model's (EncoderDecoderModel).
+    Layers hold another object than their model where a wrapper has exchanged the model's
+    (EncoderDecoderModel).
     """
-    modules = [module for root in roots for module in root.modules()]
-    found: dict[int, Target] = {}
-    for module in modules:
-        if isinstance(module, PreTrainedModel):
-            found.setdefault(id(module.config), module)
-    for module in modules:
-        if (config := own_config(module)) is not None:
-            found.setdefault(id(config), config)
-    return [(target, implementation(target)) for target in found.values()]
+    configs = [own_config(module) for root in roots for module in root.modules()]
+    distinct = {id(config): config for config in configs if config is not None}
+    return [(config, implementation(config)) for config in distinct.values()]
 
 
-def use(target: Target, name: str) -> None:
-    """Sets the attention implementation; that of a model sets those inside as well."""
-    if isinstance(target, PreTrainedModel):
-        target.set_attn_implementation(name)
-    else:
-        target._attn_implementation = {"": name}  # its own alone
+def implementation(config: PreTrainedConfig) -> str:
+    """Name of the attention implementation that is in use now."""
+    return str(config._attn_implementation or "sdpa")
 
 
-def restore(previous: list[tuple[Target, str]]) -> None:
-    """Sets the attention implementations that `implementations` has seen."""
-    for target, name in previous:
-        use(target, name)
+def set_implementation(config: PreTrainedConfig, name: str) -> None:
+    """Names an attention implementation in that object alone, not in those inside."""
+    config._attn_implementation = {"": name}
 
 
 def probe(
@@ -120,14 +97,14 @@ def probe(
         AttachError: If no call is seen, no example can be made up or the one that was fails, or
             the inputs lie elsewhere than the model.
     """
-    name = type(model).__name__
+    title = type(model).__name__
     if not roots:
-        raise AttachError(f"{name} contains no Hugging Face model (PreTrainedModel)")
+        raise AttachError(f"{title} contains no Hugging Face model (PreTrainedModel)")
     devices = {parameter.device for parameter in model.parameters()}
     elsewhere = offloaded(model)
     if torch.device("meta") in devices and elsewhere is None:
         raise AttachError(
-            f"{name} is on the meta device, so its layers cannot be found by a forward pass; "
+            f"{title} is on the meta device, so its layers cannot be found by a forward pass; "
             "load its weights first, or model.to_empty(device=...)"
         )
     device = elsewhere or next(model.parameters()).device
@@ -140,15 +117,15 @@ def probe(
     for key, value in given.items():
         if isinstance(value, Tensor) and value.device not in devices and elsewhere is None:
             raise AttachError(
-                f"inputs[{key!r}] is on {value.device}, {name} on {device}; "
+                f"inputs[{key!r}] is on {value.device}, {title} on {device}; "
                 f"move it there: inputs[{key!r}].to({str(device)!r})"
             )
     previous = implementations(roots)
     training = [(module, module.training) for module in model.modules()]
     Probe.calls = []
     try:
-        for target, _ in previous:
-            use(target, PROBE)
+        for config, _ in previous:
+            set_implementation(config, PROBE)
         model.eval()
         with torch.no_grad():
             called(**given)
@@ -159,12 +136,13 @@ def probe(
         raise AttachError(failed(called, given, error)) from error
     finally:
         Probe.calls = None
-        restore(previous)
+        for config, name in previous:
+            set_implementation(config, name)
         for module, mode in training:
             module.training = mode
     if not calls:
         raise AttachError(
-            f"{name} does not use transformers' attention interface, so no mask can be put on "
+            f"{title} does not use transformers' attention interface, so no mask can be put on "
             f"it; models that do include {REACHABLE}"
         )
     return calls
