@@ -1,7 +1,8 @@
-"""Reads result files: tensors and JSON metadata in safetensors, each kind under its own format."""
+"""Tensors in safetensors files: reads result files by their format, and names a full disk."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from torch import Tensor
@@ -39,3 +40,15 @@ def read_tensors(
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except SafetensorError as error:
         raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+
+
+def disk_error(error: Exception, what: str, path: Path) -> OSError:
+    """The OSError behind what safetensors says of a file that it could not write.
+
+    Args:
+        error: Its SafetensorError, which holds the system's words alone.
+        what: That failed, for the message.
+        path: The file or folder.
+    """
+    full = "os error 28" in str(error) or "No space left" in str(error)
+    return OSError(errno.ENOSPC if full else errno.EIO, f"{what}: {error}", str(path))

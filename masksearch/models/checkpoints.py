@@ -111,13 +111,16 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
     """
     patterns = list(FILES)
     try:
-        cached = snapshot_download(
-            name, revision=revision, allow_patterns=patterns, local_files_only=True
+        cached = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=True
+            )
         )
-        if is_whole(Path(cached)):
-            return Path(cached)
-    except OSError:
-        pass  # not in the cache
+        read_configuration(cached)
+        weight_files(cached)
+        return cached
+    except (OSError, DataError):
+        pass  # not in the cache, or not whole
     except ValueError as error:  # a name that the Hub cannot have
         raise DataError(
             f"no such folder, and no Hub name either: {name!r}; give a folder with config.json "
@@ -134,14 +137,6 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
             "(--weights FOLDER)"
         ) from error
     return Path(folder)
-
-
-def is_whole(folder: Path) -> bool:
-    """Whether configuration and weights are there."""
-    try:
-        return (folder / "config.json").is_file() and bool(weight_files(folder))
-    except DataError:
-        return False
 
 
 def weight_files(folder: Path) -> list[Path]:

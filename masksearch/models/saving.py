@@ -16,7 +16,6 @@ or the one that the caller gives.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import inspect
 import json
@@ -52,6 +51,7 @@ from masksearch.models.checkpoints import (
 )
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.text.tokenizer import special_ids
+from masksearch.tensors import disk_error
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -104,10 +104,8 @@ def save_pretrained(
         try:
             with quiet():
                 whole.save_pretrained(aside)
-        except SafetensorError as error:  # its way of passing on an OSError
-            full = "os error 28" in str(error) or "No space left" in str(error)
-            code = errno.ENOSPC if full else errno.EIO
-            raise OSError(code, f"cannot write the model: {error}", str(folder)) from error
+        except SafetensorError as error:
+            raise disk_error(error, "cannot write the model", folder) from error
         if not (aside / "config.json").is_file():
             raise AttachError(
                 f"{type(whole).__name__}.save_pretrained wrote no whole model (an adapter "
@@ -446,7 +444,8 @@ def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
     dense, norm, activation, out = parts
     with torch.no_grad():
         for mine, theirs in head_pairs(model, dense, norm, out):
-            theirs.copy_(mine)
+            if theirs is not None:
+                theirs.copy_(mine)
     check_activation(model, activation or nn.GELU(), type(whole).__name__)  # None: RoBERTa's
     if model.pooler is None or model.pair is None:
         return cast(PreTrainedModel, whole)
@@ -523,11 +522,12 @@ def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
         )
     copied.save(str(folder / "tokenizer.json"))
     rows = int(config.max_position_embeddings)  # RoBERTa counts them from the padding on
-    longest = rows - config.pad_token_id - 1 if config.model_type == "roberta" else rows
     segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
     described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": longest,
+        "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
+        "model_max_length": rows - config.pad_token_id - 1
+        if config.model_type == "roberta"
+        else rows,
         "model_input_names": ["input_ids", *segments, "attention_mask"],
         **{f"{role}_token": token for role, token in tokens.items()},
     }

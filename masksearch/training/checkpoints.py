@@ -11,7 +11,6 @@ Of several processes the first one writes and removes; all read (see `distribute
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from masksearch.tensors import disk_error
 from masksearch.training.distributed import group
 
 log = logging.getLogger(__name__)
@@ -82,11 +82,8 @@ class Checkpoints:
         try:
             save_file(plain, beside, metadata={"state": text, "digest": digest(text, plain)})
             beside.replace(path)
-        except SafetensorError as error:  # its way of passing on an OSError
-            full = "os error 28" in str(error) or "No space left" in str(error)
-            raise OSError(
-                errno.ENOSPC if full else errno.EIO, f"cannot write a checkpoint: {error}", path
-            ) from error
+        except SafetensorError as error:
+            raise disk_error(error, "cannot write a checkpoint", path) from error
         finally:
             beside.unlink(missing_ok=True)
         for old in self.files()[2:]:

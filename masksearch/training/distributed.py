@@ -23,8 +23,6 @@ from torch import Tensor
 from masksearch.contracts import Batch
 from masksearch.errors import ResumeError
 
-BUCKET = 1 << 26  # bytes of gradients that travel at once
-
 
 @dataclass(frozen=True)
 class Group:
@@ -59,20 +57,11 @@ class Group:
             return
         trained = list(parameters)
         reached = self.set_anywhere([parameter.grad is not None for parameter in trained], device)
-        waiting: list[Tensor] = []
-        held = 0
-        for parameter, known in zip(trained, reached, strict=True):
-            if not known:
-                continue
+        known = [parameter for parameter, flag in zip(trained, reached, strict=True) if flag]
+        for parameter in known:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            waiting.append(parameter.grad)
-            held += parameter.grad.numel() * parameter.grad.element_size()
-            if held >= BUCKET:
-                self.sum_tensors(waiting, device)
-                waiting, held = [], 0
-        if waiting:
-            self.sum_tensors(waiting, device)
+        self.sum_tensors([p.grad for p in known if p.grad is not None], device)
 
     def sum_tensors(self, tensors: list[Tensor], device: torch.device) -> None:
         """Sums tensors over the processes in place, in one message for each type."""

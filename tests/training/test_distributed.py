@@ -115,11 +115,8 @@ def test_a_group_of_one_leaves_gradients_alone(one_process):
     group().check_same_step(3, CPU)
 
 
-def test_messages_in_buckets_of_several_types_change_nothing_with_one_sender(
-    one_process, monkeypatch
-):
+def test_messages_of_several_types_change_nothing_with_one_sender(one_process):
     """The sum over one process, sent as two would: values, types and missing gradients stay."""
-    monkeypatch.setattr("masksearch.training.distributed.BUCKET", 40)
     made = [
         nn.Parameter(torch.randn(n, 3).to(d))
         for n, d in (
