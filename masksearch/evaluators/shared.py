@@ -109,7 +109,7 @@ class SharedWeights:
     tokens: int = TOKENS
     folder: Path | None = None
     checkpoint_seconds: float = 60.0
-    carried: Mapping[str, Tensor] | None = field(
+    packed_weights: Mapping[str, Tensor] | None = field(
         default=None, init=False, repr=False, compare=False
     )
 
@@ -215,7 +215,7 @@ class SharedWeights:
             OSError: If the folder cannot be written.
         """
         finished = Checkpoints(self.place, "weights")
-        if self.carried is not None or finished.files():
+        if self.packed_weights is not None or finished.files():
             return
         self.place.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.place / ".lock"):
@@ -251,7 +251,7 @@ class SharedWeights:
     @cached_property
     def loaded(self) -> tuple[HeldOut, Mapping[str, Tensor]]:
         """The super-net at work, and a copy of its weights."""
-        weights = self.carried
+        weights = self.packed_weights
         if weights is None:
             for _ in self.prepared():
                 pass
@@ -277,11 +277,11 @@ class SharedWeights:
 
         The super-net is trained here if nobody has done so.
         """
-        if self.carried is not None:
+        if self.packed_weights is not None:
             return self
         inner = self.evaluator
         made = replace(self, evaluator=inner.packed() if isinstance(inner, CarriesData) else inner)
-        object.__setattr__(made, "carried", dict(self.loaded[1]))
+        object.__setattr__(made, "packed_weights", dict(self.loaded[1]))
         return made
 
     # -- judging --------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, cast
+from itertools import chain, islice
+from typing import Any, Protocol
 
 import optuna
 import torch
@@ -32,16 +31,15 @@ from masksearch.contracts import AttentionCall, Batch, Differentiable, Shape, mi
 from masksearch.errors import (
     LengthError,
     MaskSearchError,
-    NonFiniteLossError,
-    ResumeError,
     SearchError,
 )
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.study.store import quiet
-from masksearch.training.checkpoints import Checkpoint, Checkpoints
-from masksearch.training.loop import Step, TrainConfig, parameter_groups, rate
+from masksearch.tasks.text.files import short_hash
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.loop import Step, TrainConfig, model_loss, train
 
 Space = Callable[[BaseTrial], Mask]
 ATTEMPTS = 20  # draws of a space that may fail in a row
@@ -189,6 +187,7 @@ def shared_out(rows: int, masks: int) -> Tensor:
     return torch.arange(rows) * masks // rows
 
 
+MASK_OF_ROW = "mask_of_row"  # in a batch: which mask of the step each row is under
 UNSCORED = -100  # label of a token that does not count
 TOKENS = 2048  # positions of a forward pass
 AGREEMENT = 1e-4  # relative difference up to which two ways to a loss are the same
@@ -227,130 +226,6 @@ class SuperNetConfig:
         return TrainConfig(steps=self.steps, lr=self.lr)
 
 
-class SuperNetTraining:
-    """The state of one training: weights, optimiser, number of steps.
-
-    Args:
-        source: Model and batches; the model is trained in place.
-        draws: Where the masks come from: step s takes the numbers from s * masks_per_step on.
-        config: Steps, masks and rate.
-        identity: What a checkpoint must agree with to be gone on from.
-    """
-
-    def __init__(
-        self, source: Differentiable, draws: Draws, config: SuperNetConfig, identity: str = ""
-    ) -> None:
-        self.source, self.draws, self.config = source, draws, config
-        self.identity = {"of": identity, **asdict(config)}
-        self.step = 0
-        training = config.train_config
-        groups = parameter_groups(source.model, training.weight_decay)
-        self.weights = [p for group in groups for p in cast("list[Tensor]", group["params"])]
-        self.optimiser = torch.optim.AdamW(
-            groups, lr=training.lr, betas=training.betas, fused=True
-        )
-
-    def run(self, checkpoints: Checkpoints | None, checkpoint_seconds: float) -> Iterator[Step]:
-        """Trains to the end; what a checkpoint holds is not repeated."""
-        model, config = self.source.model, self.config
-        found = checkpoints.load() if checkpoints is not None else None
-        if found is not None:
-            self.restore(found)
-        for _ in range(self.step):
-            next(self.source.batches)
-        bank = MaskBank(self.draws.shape)
-        saved = time.monotonic()
-        model.train()
-        attached = False
-        try:
-            while self.step < config.steps:
-                batch = next(self.source.batches, None)
-                if batch is None:
-                    raise ValueError(
-                        f"the batches ended after {self.step} of {config.steps} steps"
-                    )
-                if not attached:
-                    inputs = {n: t[:1] for n, t in batch.items() if n != "labels"}
-                    attach(model, bank, inputs=inputs)
-                    model.train()
-                    attached = True
-                bank.put(*self.masks(len(batch["input_ids"])))
-                yield self.advance(batch)
-                due = time.monotonic() - saved >= checkpoint_seconds
-                if checkpoints is not None and due and self.step < config.steps:
-                    checkpoints.save(self.step, self.tensors(), {"of": self.identity})
-                    saved = time.monotonic()
-        finally:
-            if attached:
-                detach(model)
-
-    def masks(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The masks of the next step, and the mask of each row.
-
-        Raises:
-            ValueError: If the batch has fewer rows than masks.
-        """
-        count = self.config.masks_per_step
-        tables = [self.draws.table(self.step * count + index) for index in range(count)]
-        if self.config.sandwich:
-            tables.append(torch.ones_like(tables[0]))
-        if len(tables) > rows:
-            raise ValueError(
-                f"a batch of {rows} rows cannot carry {len(tables)} masks; lower masks_per_step "
-                "or raise the evaluator's batch"
-            )
-        return torch.stack(tables), shared_out(rows, len(tables))
-
-    def advance(self, batch: Batch) -> Step:
-        """One optimiser step."""
-        config = self.config.train_config
-        for group in self.optimiser.param_groups:
-            group["lr"] = config.lr * rate(self.step, config)
-        loss: Tensor = self.source.model(**batch).loss
-        value = loss.item()
-        if not math.isfinite(value):
-            raise NonFiniteLossError(
-                f"the super-net's loss became {value} at step {self.step + 1} of "
-                f"{config.steps}; lower the learning rate"
-            )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
-        self.optimiser.step()
-        self.step += 1
-        return Step(self.step, value, batch["input_ids"].numel())
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Everything that a checkpoint needs."""
-        found = {f"model.{name}": value for name, value in weights_of(self.source.model).items()}
-        for place, entry in self.optimiser.state_dict()["state"].items():
-            found |= {f"optimiser.{place}.{key}": value for key, value in entry.items()}
-        return found
-
-    def restore(self, found: Checkpoint) -> None:
-        """Goes back to a checkpoint.
-
-        Raises:
-            ResumeError: If it is of another training.
-        """
-        if found.facts.get("of") != self.identity:
-            raise ResumeError(
-                f"the checkpoint is of another super-net ({found.facts.get('of')}, asked for "
-                f"{self.identity}); give another folder"
-            )
-        weights, entries = {}, dict[int, dict[str, Tensor]]()
-        for key, value in found.tensors.items():
-            if key.startswith("model."):
-                weights[key.removeprefix("model.")] = value
-            else:
-                _, place, part = key.split(".")
-                entries.setdefault(int(place), {})[part] = value
-        self.source.model.load_state_dict(weights)
-        stored = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({**stored, "state": entries})
-        self.step = found.step
-
-
 def train_supernet(
     source: Differentiable,
     draws: Draws,
@@ -367,25 +242,65 @@ def train_supernet(
 
     Args:
         source: Model and batches, whose `input_ids` are `[batch, length]`.
-        draws: Where the masks come from.
+        draws: Where the masks come from: step s takes the numbers from s * masks_per_step on.
         config: Steps, masks and rate.
         checkpoints: Where the state is kept.
         checkpoint_seconds: Wall time between two checkpoints.
-        identity: Names what is trained; a checkpoint of another name is refused.
+        identity: Names what is trained; a checkpoint of another name is passed over.
 
     Yields:
         One `Step` per optimiser step; its loss is the mean over the masks of the batch.
 
     Raises:
         NonFiniteLossError: If a loss is NaN or infinite.
-        ResumeError: If the checkpoint is of another training.
         ValueError: If a batch has fewer rows than masks, or the batches end too early.
 
     Reference: Guo et al., Single Path One-Shot, arXiv 1904.00420 (uniform sampling); Yu & Huang,
         arXiv 1903.05134 (the sandwich rule: the largest network is in every step).
     """
-    run = SuperNetTraining(source, draws, config, identity)
-    yield from run.run(checkpoints, checkpoint_seconds)
+    bank = MaskBank(draws.shape)
+    first = next(source.batches, None)
+    if first is None:
+        raise ValueError("a super-net needs batches to train on, got none")
+    attach(source.model, bank, inputs={n: t[:1] for n, t in first.items() if n != "labels"})
+
+    def batches(start: int) -> Iterator[Batch]:
+        """The batches from step `start` on; each row says which mask of the step it is under."""
+        for step, batch in enumerate(islice(chain([first], source.batches), start, None), start):
+            tables = step_masks(draws, config, step)
+            rows = len(batch["input_ids"])
+            if len(tables) > rows:
+                raise ValueError(
+                    f"a batch of {rows} rows cannot carry {len(tables)} masks; lower "
+                    "masks_per_step or raise the evaluator's batch"
+                )
+            bank.tables = tables
+            yield batch | {MASK_OF_ROW: shared_out(rows, len(tables))}
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of some rows of a batch, each under its mask."""
+        bank.rows = batch[MASK_OF_ROW]
+        return model_loss(model, {n: part for n, part in batch.items() if n != MASK_OF_ROW})
+
+    try:
+        yield from train(
+            source.model,
+            batches,
+            config.train_config,
+            loss,
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            key=short_hash(identity, repr(asdict(config))),
+        )
+    finally:
+        detach(source.model)
+
+
+def step_masks(draws: Draws, config: SuperNetConfig, step: int) -> Tensor:
+    """The masks of one step: bool `[masks, layers, heads, n, n]`."""
+    first = step * config.masks_per_step
+    tables = [draws.table(first + index) for index in range(config.masks_per_step)]
+    return torch.stack([*tables, torch.ones_like(tables[0])] if config.sandwich else tables)
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
