@@ -23,12 +23,12 @@ from torch import Tensor
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.contracts import Objective, Report, Shape, generator
 from masksearch.errors import LengthError, unknown_name
-from masksearch.evaluators.wrappers import Around
+from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
 from masksearch.masks.families import cropped, layer_of
 from masksearch.masks.hops import hops
-from masksearch.masks.lower import lower
-from masksearch.masks.measure import MEASURES, on_diagonal
+from masksearch.masks.lower import block_view, lower, row_counts
+from masksearch.masks.measure import MEASURES, sparsity_over
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine
@@ -161,31 +161,25 @@ class CostEvaluator:
             strict: Whether a query that keeps no key is an EmptyRowError.
         """
         mask.counts(self.layers, self.heads)
-        counted = not {"density", "sparsity", "sparsity_off_diagonal"}.isdisjoint(self.measure)
-        blocks, kept, empty = tally(mask, self.length, self.block, counted)
-        if strict and empty:
+        size, tile = self.length, self.block * self.block
+        if strict and not bool((row_counts(mask, size) > 0).all()):
             lower(mask, self.shape)  # raises, and names the row
-        tile = self.block * self.block
-        known = {
-            "density": kept,
-            "sparsity": 1 - kept,
-            "block_density": blocks,
-            "flops": 2 * self.width * tile * blocks * self.pairs,
+        needs_blocks = not {"block_density", "flops", "memory"}.isdisjoint(self.measure)
+        blocks = float(block_view(mask, size, self.block).double().mean()) if needs_blocks else 0.0
+        analytic: dict[str, Callable[[], float]] = {
+            "density": lambda: mask.density(size),
+            "sparsity": lambda: mask.sparsity(size),
+            "sparsity_off_diagonal": lambda: sparsity_over(mask, size, diagonal=False),
+            "block_density": lambda: blocks,
+            "hops": lambda: min(hops(mask, size), float(self.layers * size)),
+            "flops": lambda: 2 * self.width * tile * blocks * self.pairs,
+            "memory": lambda: (
+                4 * tile * blocks * self.pairs + sum(plan.bytes for plan in self.plans(mask))
+            ),
         }
-        if "sparsity_off_diagonal" in self.measure:
-            size = self.length
-            diagonal = on_diagonal(mask, size).double().mean() * size
-            off = float(kept * size * size - diagonal) / max(1, size * size - size)
-            known["sparsity_off_diagonal"] = 1 - off
-        if "hops" in self.measure:
-            steps = hops(mask, self.length)
-            known["hops"] = min(steps, float(self.layers * self.length))
-        if "memory" in self.measure:
-            scores = 4 * tile * blocks * self.pairs
-            known["memory"] = scores + sum(plan.bytes for plan in self.plans(mask))
         times = self.latencies(mask, seed) if self.timed else {}
-        known |= times
-        return {name: float(known[name]) for name in (*self.measure, *sorted(times))}
+        known = {name: times[name] if name in times else analytic[name]() for name in self.measure}
+        return known | {name: times[name] for name in sorted(times)}
 
     def plans(self, mask: Mask) -> list[GatherPlan]:
         """One plan for each layer that the mask tells apart."""
@@ -213,7 +207,7 @@ class CostEvaluator:
                 return gather_attention(query, key, value, plan, scaling=scaling)
 
             kernels = [partial(attend, None), partial(attend, bias), partial(gather, plan)]
-            times = raced(kernels, self.repeats)
+            times = race_kernels(kernels, self.repeats)
             if bias is None:  # the first two kernels are one: nothing but noise tells them apart
                 times[1] = times[0]
             for name, spent in zip(totals, [*times, min(times[1:])], strict=True):
@@ -227,35 +221,7 @@ class CostEvaluator:
         }
 
 
-def tally(mask: Mask, length: int, block: int, cells: bool) -> tuple[float, float, bool]:
-    """Counts blocks and cells without a table of all cells.
-
-    Args:
-        mask: Any mask.
-        length: Positions; the last block may be ragged.
-        block: Side of a block, in positions.
-        cells: Whether the kept cells are counted, too.
-
-    Returns:
-        Kept share of the blocks and of the cells (0 if not counted), both in [0, 1], and
-        whether a row is empty.
-    """
-    count = -(-length // block)
-    missing = count * block - length
-    blocks, kept, empty = 0, 0, False
-    for plane in mask.planes:
-        found = []  # bool [rows, blocks]: what each row keeps of each block
-        for rows in mask.row_chunks(length, *plane):
-            kept += int(rows.count_nonzero()) if cells else 0
-            found.append(F.pad(rows, (0, missing)).view(len(rows), count, block).any(2))
-        some = torch.cat(found)
-        empty = empty or not bool(some.any(1).all())
-        blocks += int(F.pad(some, (0, 0, 0, missing)).view(count, block, count).any(1).sum())
-    planes = len(mask.planes)
-    return blocks / (planes * count * count), kept / (planes * length * length), empty
-
-
-def raced(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[float]:
+def race_kernels(kernels: Sequence[Callable[[], Tensor]], repeats: int) -> list[float]:
     """Median processor seconds of each, run in turn on one thread after one round unmeasured."""
     times: list[list[float]] = [[] for _ in kernels]
     threads = torch.get_num_threads()
@@ -287,7 +253,7 @@ def machine() -> str:
 
 
 @dataclass(frozen=True)
-class WithCost(Around):
+class WithCost(EvaluatorWrapper):
     """Runs an evaluator and adds costs of the mask to its reports and objectives.
 
     The costs are taken before the training, and every report carries them, the last one
@@ -381,14 +347,9 @@ class WithCost(Around):
         """
         mask.counts(self.shape.layers, self.shape.heads)
         costs = self.costs(mask, seed)
-        reports = self.evaluator(mask, seed=seed, workdir=workdir)
-        try:
+        with closed_after(self.evaluator(mask, seed=seed, workdir=workdir)) as reports:
             for report in reports:
                 yield replace(report, values={**report.values, **costs})
-        finally:
-            close = getattr(reports, "close", None)
-            if close is not None:
-                close()  # a closed wrapper stops the run within
 
     def costs(self, mask: Mask, seed: int) -> dict[str, float]:
         """The costs by name, at the length of the costs."""

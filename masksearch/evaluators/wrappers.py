@@ -12,6 +12,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -29,7 +30,7 @@ from masksearch.masks.measure import fingerprint
 
 
 @dataclass(frozen=True)
-class Around:
+class EvaluatorWrapper:
     """Base of evaluators that run another one.
 
     It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
@@ -68,11 +69,22 @@ class Around:
         return self if inner is self.evaluator else replace(self, evaluator=inner)
 
 
+@contextmanager
+def closed_after(reports: Iterator[Report]) -> Iterator[Iterator[Report]]:
+    """Stops a run, by closing its reports, where the wrapper that reads them is closed."""
+    try:
+        yield reports
+    finally:
+        close = getattr(reports, "close", None)
+        if close is not None:
+            close()
+
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Cached(Around):
+class Cached(EvaluatorWrapper):
     """Keeps the reports of every finished run, for all studies that share the folder.
 
     A study answers equal masks from its own records already; this is for several studies, or a
@@ -130,16 +142,11 @@ class Cached(Around):
         if kept is not None:
             yield from kept
             return
-        reports = self.evaluator(mask, seed=seed, workdir=workdir)
         given: list[Report] = []
-        try:
+        with closed_after(self.evaluator(mask, seed=seed, workdir=workdir)) as reports:
             for report in reports:
                 given.append(report)
                 yield report
-        finally:
-            close = getattr(reports, "close", None)
-            if close is not None:
-                close()  # a closed wrapper stops the run within
         if given and all(math.isfinite(value) for r in given for value in r.values.values()):
             write_reports(path, given)
 
