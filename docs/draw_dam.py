@@ -29,11 +29,9 @@ from masksearch.models.heads import MaskedLanguageModel
 from masksearch.report.figures.dam import (
     plot_agreement,
     plot_dam,
-    plot_decided,
     plot_gates,
-    plot_losses,
 )
-from masksearch.report.figures.front import INK, clean, new_figure
+from masksearch.report.figures.style import INK, clean, new_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
@@ -181,8 +179,6 @@ def draw() -> None:
     write(gates_of([healthy]), "gates")
     write(plot_dam(healthy.curve, round(HEALTHY["dense_warmup"] * HEALTHY["steps"])), "course")
     write(side_by_side(results), "failures")
-    write(plot_losses(card["losses"]), "losses")
-    write(plot_decided(healthy.probabilities), "decided")
     overlaps = {
         name: agreement(
             [result.probabilities for result in group],

@@ -87,11 +87,12 @@ class MlflowLogger(RecordLogger):
         else:
             self.group = known.experiment_id
         self.parent = self.resumed_run() or self.create_search_run()
-        query, token = f"tags.mlflow.parentRunId = '{self.parent}'", ""
-        while token is not None:
-            page = self.client.search_runs([self.group], query, page_token=token or None)
+        query, token = f"tags.mlflow.parentRunId = '{self.parent}'", None
+        while True:
+            page = self.client.search_runs([self.group], query, page_token=token)
             self.known |= {run.data.tags[KEY] for run in page if KEY in run.data.tags}
-            token = page.token or None
+            if not (token := page.token):
+                return
 
     def resumed_run(self) -> str:
         """The run that an earlier call has made, open again; empty where there is none."""

@@ -13,9 +13,7 @@ from masksearch.contracts import OneShot, Record
 from masksearch.report.figures.dam import (
     plot_agreement,
     plot_dam,
-    plot_decided,
     plot_gates,
-    plot_losses,
     plot_offsets,
     plot_response,
 )
@@ -64,25 +62,23 @@ class DamRuns:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the section, with its texts; `half` ones share a row."""
+    """A figure of the section, with its texts."""
 
     key: str
     figure: Figure
     alt: str
     caption: str
-    half: bool = False
 
 
 @dataclass(frozen=True)
-class Part:
+class RunSection:
     """What the page shows of one run: sentences, a table, and the keys of its figures."""
 
     title: str
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
     table: Table = field(default_factory=Table)
-    wide: Sequence[str] = ()
-    half: Sequence[str] = ()
+    figures: Sequence[str] = ()
 
 
 def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int | None, Picture]]:
@@ -104,39 +100,32 @@ def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int
     alone = len(curves) == 1 and not shown
     titles = {id(card.record): card.title for card in runs.cards}
     for index, record in enumerate(curves, start=len(shown)):
-        yield (
-            None,
-            Picture(
-                "dam" if alone else f"dam_{index}",
-                plot_dam(record.curve),
-                "DAM's density and loss over the training steps",
-                f"{titles.get(id(record), f'Trial {record.number}')}: density of the gates with "
-                "its target, and the loss.",
-            ),
+        title = titles.get(id(record), f"Trial {record.number}")
+        picture = Picture(
+            "dam" if alone else f"dam_{index}",
+            plot_dam(record.curve),
+            "DAM's density and loss over the training steps",
+            f"{title}: density of the gates with its target, and the loss.",
         )
+        yield None, picture
     if runs.agreements:
-        yield (
-            None,
-            Picture(
-                "dam_agreement",
-                plot_agreement(runs.agreements),
-                "Overlap of the masks of several seeds against chance",
-                "Do seeds find the same mask? Bars: mean intersection over union of two seeds' "
-                "masks, cut at the target density; points: each pair; black lines: gates with "
-                "random values.",
-            ),
+        picture = Picture(
+            "dam_agreement",
+            plot_agreement(runs.agreements),
+            "Overlap of the masks of several seeds against chance",
+            "Do seeds find the same mask? Bars: mean intersection over union of two seeds' masks, "
+            "cut at the target density; points: each pair; black lines: gates with random values.",
         )
+        yield None, picture
     for index, response in enumerate(runs.responses):
-        yield (
-            None,
-            Picture(
-                f"dam_response_{index}" if index else "dam_response",
-                plot_response(response),
-                f"Density and loss over the {response['setting']} that was set",
-                "Does the control of density work? Each point is a run (loss: gates "
-                "rounded); lines go through the means of runs with the same setting.",
-            ),
+        picture = Picture(
+            f"dam_response_{index}" if index else "dam_response",
+            plot_response(response),
+            f"Density and loss over the {response['setting']} that was set",
+            "Does the control of density work? Each point is a run (loss: gates rounded); lines "
+            "go through the means of runs with the same setting.",
         )
+        yield None, picture
 
 
 def card_pictures(card: DamCard, key: str) -> Iterator[Picture]:
@@ -160,35 +149,19 @@ def card_pictures(card: DamCard, key: str) -> Iterator[Picture]:
         "Gate probabilities by signed offset",
         "Where the mass lies: mean probability of an edge by key minus query.",
     )
-    yield Picture(
-        f"{key}_losses",
-        plot_losses(card.health["losses"]),
-        "Held-out losses: soft, sampled, discretised, retrained",
-        "From soft gates to a mask of its own: the first three share their weights.",
-        half=True,
-    )
-    yield Picture(
-        f"{key}_decided",
-        plot_decided(card.probabilities),
-        "Histogram of the gate probabilities",
-        "How decided the gates are; shaded: undecided.",
-        half=True,
-    )
 
 
-def part_of(card: DamCard, pictures: Sequence[Picture]) -> Part:
+def section_of(card: DamCard, pictures: Sequence[Picture]) -> RunSection:
     """A card as the page shows it."""
-    problems, notes = card.health["problems"], card.health["notes"]
-    return Part(
+    return RunSection(
         card.title,
-        [sentence(line) for line in problems],
+        [sentence(line) for line in card.health["problems"]],
         [
-            *(sentence(line) for line in notes),
+            *(sentence(line) for line in card.health["notes"]),
             *(f"Said while it ran: {line}." for line in card.health["warnings"]),
         ],
         health_table(card.health),
-        [picture.key for picture in pictures if not picture.half],
-        [picture.key for picture in pictures if picture.half],
+        [picture.key for picture in pictures],
     )
 
 

@@ -17,9 +17,11 @@ from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
-from masksearch.report.dam import CARDS, DamRuns, Part, Picture, dam_pictures, part_of
-from masksearch.report.figures.front import plot_frontier, plot_hypervolume, plot_masks, save
+from masksearch.report.dam import CARDS, DamRuns, Picture, RunSection, dam_pictures, section_of
+from masksearch.report.figures.front import plot_frontier, plot_hypervolume
+from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
+from masksearch.report.figures.style import save
 from masksearch.report.tables import (
     Table,
     budgets_table,
@@ -103,7 +105,7 @@ def write_report(
         findings=findings_table(comparison) if comparison is not None else Table(),
         masks_note=masks_note,
         dam=[
-            part_of(card, [picture for owner, picture in drawn if owner == index])
+            section_of(card, [picture for owner, picture in drawn if owner == index])
             for index, card in enumerate(dam.cards[:CARDS])
         ],
         dam_together=together(dam, [picture for owner, picture in drawn if owner is None]),
@@ -284,14 +286,14 @@ def draw(
     return figures, note
 
 
-def together(dam: DamRuns, pictures: Sequence[Picture]) -> Part:
+def together(dam: DamRuns, pictures: Sequence[Picture]) -> RunSection:
     """What several DAM runs say together, and the curves of runs without a card."""
     left = len(dam.cards) - CARDS
     notes = [f"{CARDS} of {len(dam.cards)} runs are shown in full."] if left > 0 else []
-    return Part(
+    return RunSection(
         "Several runs together" if dam.agreements or dam.responses else "",
         notes=notes,
-        wide=[picture.key for picture in pictures],
+        figures=[picture.key for picture in pictures],
     )
 
 

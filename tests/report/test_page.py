@@ -250,11 +250,11 @@ def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
         assert expected in page.text
     assert "Several runs together" not in page.text
     folder = path.parent / "figures"
-    for name in ("dam", "dam_gates", "dam_offsets", "dam_losses", "dam_decided"):
+    for name in ("dam", "dam_gates", "dam_offsets"):
         assert (folder / f"{name}.png").stat().st_size > 2000
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     assert all(attrs["alt"] for attrs in images)
-    assert len(images) == 3 + 5
+    assert len(images) == 3 + 3
 
 
 def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monkeypatch):

@@ -9,25 +9,26 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
 from torch import Tensor
 
 from masksearch.contracts import Report
-from masksearch.report.figures.front import INK, SPARE, clean, new_figure
+from masksearch.report.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    SHADE,
+    SPARE,
+    clean,
+    new_figure,
+)
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"
 GATES = "Blues"  # probability 0 = white
 WIDEST = 9.0  # inches of the heat maps
 SIDE = 2.0  # inches of one heat map, at most
 NAMED = 32  # panels that get their density written above them, at most
-BINS = 20  # of the histogram
-HALF = (5.2, 3.7)  # inches of a figure that shares a row of the page
-CHAIN = (
-    ("relaxed", "soft\ngates"),
-    ("sampled", "sampled\ngates"),
-    ("discretised", "mask cut\nat target"),
-    ("retrained", "mask, trained\nfrom scratch"),
-)
 TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -61,18 +62,9 @@ def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
         density.legend(fontsize=10, frameon=False)
     if curve and warmup_steps > 0:
         for axes in (density, loss):
-            axes.axvspan(0, warmup_steps, color="#EEF1F4", zorder=0, linewidth=0)
-        loss.annotate(
-            "warm-up: dense attention",
-            (0, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -4),
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=9,
-            color="#555555",
-        )
+            axes.axvspan(0, warmup_steps, color=SHADE, zorder=0, linewidth=0)
+        corner = {"transform": loss.get_xaxis_transform(), "va": "top", "fontsize": 9}
+        loss.text(0, 0.98, " warm-up: dense attention", color="#555555", **corner)
     return figure
 
 
@@ -92,35 +84,36 @@ def plot_gates(probabilities: Tensor) -> Figure:
     above = max(gap, round(0.2 * length / side)) if named else gap  # room for a line of text
     pitch = (length + above, length + gap)
     image = np.full((layers * pitch[0], heads * pitch[1] - gap), np.nan)
-    for layer in range(layers):
-        for head in range(heads):
-            top, left = layer * pitch[0] + above, head * pitch[1]
-            image[top : top + length, left : left + length] = p[layer, head].numpy()
+    corners = {
+        (layer, head): (layer * pitch[0] + above, head * pitch[1])
+        for layer in range(layers)
+        for head in range(heads)
+    }
+    for (layer, head), (top, left) in corners.items():
+        image[top : top + length, left : left + length] = p[layer, head].numpy()
     scale = side / length  # inches of a cell
     figure = new_figure(
         max(3.6, image.shape[1] * scale + 1.7), max(2.2, image.shape[0] * scale + 0.7)
     )
     axes = figure.add_subplot()
     picture = axes.imshow(image, cmap=GATES, vmin=0, vmax=1, interpolation="none")
-    for layer in range(layers):
-        for head in range(heads):
-            top, left = layer * pitch[0] + above, head * pitch[1]
-            frame(axes, left, top, length)
-            if named:
-                share = 100 * p[layer, head].mean().item()
-                axes.text(
-                    left + length / 2, top - 1, f"{share:.1f}%", ha="center", fontsize=8, color=INK
-                )
+    for (layer, head), (top, left) in corners.items():
+        outline = Rectangle((left - 0.5, top - 0.5), length, length, fill=False, clip_on=False)
+        outline.set(edgecolor="#AAAAAA", linewidth=0.6)
+        axes.add_patch(outline)
+        if named:
+            share = f"{100 * p[layer, head].mean().item():.1f}%"
+            axes.text(left + length / 2, top - 1, share, ha="center", fontsize=8, color=INK)
     middle = (length - 1) / 2
+    across = [f"head {head}" if named else f"{head}" for head in range(heads)]
+    down = [f"layer {layer}" for layer in range(layers)]
     axes.set_xticks(
         [head * pitch[1] + middle for head in range(heads)],
-        ["all heads"]
-        if heads == 1
-        else [f"head {head}" if named else f"{head}" for head in range(heads)],
+        across if heads > 1 else ["all heads"],
     )
     axes.set_yticks(
         [layer * pitch[0] + above + middle for layer in range(layers)],
-        ["all layers"] if layers == 1 else [f"layer {layer}" for layer in range(layers)],
+        down if layers > 1 else ["all layers"],
     )
     axes.tick_params(labelsize=9, length=0, colors=INK)
     axes.spines[:].set_visible(False)
@@ -130,18 +123,6 @@ def plot_gates(probabilities: Tensor) -> Figure:
     bar.set_label("gate probability", fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     return figure
-
-
-def frame(axes: Axes, left: int, top: int, length: int) -> None:
-    """A thin line around a panel of a tiled image."""
-    low, high = -0.5, length - 0.5
-    axes.plot(
-        [left + low, left + high, left + high, left + low, left + low],
-        [top + low, top + low, top + high, top + high, top + low],
-        color="#AAAAAA",
-        linewidth=0.6,
-        clip_on=False,
-    )
 
 
 def plot_offsets(probabilities: Tensor) -> Figure:
@@ -159,19 +140,13 @@ def plot_offsets(probabilities: Tensor) -> Figure:
     figure = new_figure(8.4, 3.8)
     axes = figure.add_subplot()
     clean(axes, "offset (key minus query)", "mean probability of an edge")
-    if layers * heads > 1:
-        for layer in range(layers):
-            for head in range(heads):
-                axes.plot(
-                    offsets,
-                    profile[layer, head].numpy(),
-                    color=SPARE[layer % len(SPARE)][0],
-                    linewidth=0.8,
-                    alpha=0.55,
-                    label=None
-                    if head
-                    else ("each head" if layers == 1 else f"layer {layer}, each head"),
-                )
+    for layer in range(layers) if layers * heads > 1 else ():
+        title = "each head" if layers == 1 else f"layer {layer}, each head"
+        lines = axes.plot(
+            offsets, profile[layer].numpy().T, color=SPARE[layer % len(SPARE)][0], linewidth=0.8,
+            alpha=0.55,
+        )  # fmt: skip
+        lines[0].set_label(title)
     axes.plot(offsets, profile.mean((0, 1)).numpy(), color=INK, linewidth=1.8, label="mean of all")
     axes.axhline(
         p.mean().item(), color=GREY, linewidth=1, linestyle=":", label="if all were equal"
@@ -180,80 +155,6 @@ def plot_offsets(probabilities: Tensor) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if layers <= 6:
         axes.legend(fontsize=9, frameon=False)
-    return figure
-
-
-def plot_losses(losses: Mapping[str, float | None]) -> Figure:
-    """The loss chain as bars: soft gates, sampled gates, the mask cut, the mask retrained.
-
-    Above each bar its loss, and in brackets the step from the bar before it.
-
-    Args:
-        losses: Held-out losses in nats under the names `relaxed`, `sampled`, `discretised`,
-            `retrained`; what is None or absent is said to be unknown.
-    """
-    figure = new_figure(*HALF)
-    axes = figure.add_subplot()
-    clean(axes, "", "held-out loss (nats)")
-    axes.grid(visible=False, axis="x")
-    known = [value for name, _ in CHAIN if (value := losses.get(name)) is not None]
-    top = max(known, default=1.0)
-    before: float | None = None
-    for place, (name, _) in enumerate(CHAIN):
-        value = losses.get(name)
-        if value is None:
-            axes.text(place, 0.02 * top, "not\nmeasured", ha="center", fontsize=9, color=GREY)
-            before = None
-            continue
-        fresh = name == "retrained"
-        axes.bar(place, value, width=0.62, color=ORANGE if fresh else BLUE)
-        step = "" if before is None else f"\n({value - before:+.3f})"
-        axes.text(
-            place, value + 0.015 * top, f"{value:.3f}{step}", ha="center", fontsize=9, color=INK
-        )
-        before = value
-    axes.set_xticks(range(len(CHAIN)), [title for _, title in CHAIN], fontsize=9)
-    axes.set_xlim(-0.5, len(CHAIN) - 0.5)
-    axes.set_ylim(0, 1.17 * top)
-    return figure
-
-
-def plot_decided(probabilities: Tensor) -> Figure:
-    """Histogram of the edges' probabilities (log scale): how many gates have decided.
-
-    Between 0.1 and 0.9 (shaded) an edge counts as undecided.
-
-    Args:
-        probabilities: float `[layers, heads, n, n]` in [0, 1].
-    """
-    p = probabilities.detach().float().cpu().flatten()
-    counts = torch.histc(p, BINS, 0, 1)
-    edges = np.linspace(0, 1, BINS + 1)
-    figure = new_figure(*HALF)
-    axes = figure.add_subplot()
-    clean(axes, "probability that an edge is open", "share of the edges (%)")
-    axes.axvspan(0.1, 0.9, color="#EEF1F4", zorder=0, linewidth=0)
-    axes.bar(
-        edges[:-1], 100 * counts.numpy() / len(p), width=1 / BINS, align="edge", color=BLUE,
-        edgecolor="white", linewidth=0.5, zorder=2,
-    )  # fmt: skip
-    bottom = min(0.1, 50 / len(p))  # half an edge, in percent
-    ticks = [10.0**power for power in range(-5, 3) if 10.0**power >= bottom]
-    axes.set_yscale("log")
-    axes.set_ylim(bottom, 250)
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(0, 1)
-    undecided = ((p > 0.1) & (p < 0.9)).float().mean().item()
-    axes.annotate(
-        f"undecided: {100 * undecided:.1f}%",
-        (0.5, 0.97),
-        xycoords="axes fraction",
-        ha="center",
-        va="top",
-        fontsize=10,
-        color=INK,
-    )
     return figure
 
 
@@ -266,7 +167,7 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
         agreements: Name of the runs -> `seeds`, `iou`, `chance`, `matched`, `matched_chance`,
             `by_pair`, `matched_by_pair`.
     """
-    figure = new_figure(max(8.4, 1.6 + 1.9 * len(agreements)), HALF[1])
+    figure = new_figure(max(8.4, 1.6 + 1.9 * len(agreements)), 3.7)
     axes = figure.add_subplot()
     clean(axes, "", "overlap of two seeds' masks (IoU)")
     axes.grid(visible=False, axis="x")
@@ -318,15 +219,7 @@ def plot_response(response: Mapping[str, Any]) -> Figure:
     if known:
         draw_response(loss, [x for x, _ in known], [y for _, y in known], BLUE, "s")
     else:
-        loss.text(
-            0.5,
-            0.5,
-            "not measured",
-            transform=loss.transAxes,
-            ha="center",
-            fontsize=10,
-            color=GREY,
-        )
+        loss.text(0.5, 0.5, "not measured", transform=loss.transAxes, ha="center", color=GREY)
     if by_target:
         ends = [min(asked), max(asked)]
         reached.plot(ends, ends, "--", color=INK, linewidth=1, label="as asked")

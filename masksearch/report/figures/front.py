@@ -1,78 +1,46 @@
-"""Figures of a study. No pyplot, no global state: each function returns its own `Figure`."""
+"""Figures of a search: sparsity against score with its fronts, and hypervolume over trials."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from masksearch.analysis.compare import ComparedMasks, MaskRuns
+from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
 from masksearch.analysis.pareto import hypervolume_curve, pareto
 from masksearch.contracts import Objective, Record
-from masksearch.report.figures.labels import place_labels
 from masksearch.report.figures.masks import plot_masks
+from masksearch.report.figures.style import (
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    TITLES,
+    clean,
+    new_figure,
+    save,
+    styles_of,
+)
 
 __all__ = ["plot_frontier", "plot_hypervolume", "plot_masks", "save"]
 
-# Okabe and Ito's palette, told apart with any kind of colour vision; the shape says it twice.
-STYLES = {
-    "random": ("#56B4E9", "o"),
-    "tpe": ("#0072B2", "s"),
-    "dam": ("#D55E00", "^"),
-    "evolution": ("#009E73", "v"),
-    "nsga2": ("#CC79A7", "P"),
-    "gp": ("#E69F00", "X"),
+HAND = ("#555555", "D")  # of the hand-designed masks of a search
+KINDS: dict[Kind, tuple[str, str]] = {
+    "searched": (ORANGE, "s"),
+    "candidate": (PINK, "^"),
+    "hand-designed": (INK, "D"),
+    "control": (GREY, "o"),
 }
-SPARE = [("#0072B2", "<"), ("#D55E00", ">"), ("#009E73", "p"), ("#CC79A7", "h"), ("#E69F00", "8")]
-HAND = ("#555555", "D")
-INK = "#222222"
-KINDS = {
-    "searched": ("#D55E00", "s"),
-    "candidate": ("#CC79A7", "^"),
-    "hand-designed": ("#222222", "D"),
-    "control": ("#777777", "o"),
-}
-TITLES = {
-    "loss": "held-out loss (nats per token)",
-    "glue": "GLUE score (mean over tasks)",
-    "sparsity": "sparsity (% of the n x n cells left out)",
-}
+LEVELS = ("dense", "oracle")  # drawn as level lines
 SPARSITY = Objective("sparsity", "max", 0.0)
 
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches, with room made for every label."""
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def clean(axes: Axes, x: str, y: str) -> None:
-    """Axis labels, a light grid and no box."""
-    axes.set_xlabel(x, fontsize=11, color=INK)
-    axes.set_ylabel(y, fontsize=11, color=INK)
-    axes.tick_params(labelsize=10, colors=INK)
-    axes.grid(color="#E4E4E4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def styles_of(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each strategy; a known name always has the same."""
-    spare = iter(SPARE * 8)
-    return {name: STYLES.get(name) or next(spare, ("#777777", "o")) for name in strategies}
-
-
-def score_title(objective: Objective) -> str:
-    """Axis label of an objective, with the direction that is better."""
-    title = TITLES.get(objective.name, objective.name.replace("_", " "))
-    return f"{title}, {'higher' if objective.goal == 'max' else 'lower'} is better"
+Point = tuple[float, float, str, str]  # sparsity in percent, score, name, colour
 
 
 def plot_frontier(
@@ -84,7 +52,8 @@ def plot_frontier(
 
     Baselines (origin `baseline:NAME`) form the front of the hand-designed masks. A front is
     drawn as the steps below which everything is dominated. The masks of a comparison come
-    with their names and 95% intervals over seeds; dense and oracle are level lines.
+    with 95% intervals over seeds; dense and oracle are level lines. Masks that have a name bear
+    a number, and the legend says whose it is.
 
     Args:
         records: Of any status; early-stopped and failed ones are not drawn.
@@ -94,72 +63,74 @@ def plot_frontier(
     score = objectives[0]
     figure = new_figure(8.4, 5.6)
     axes = figure.add_subplot()
-    clean(axes, TITLES["sparsity"], score_title(score))
+    title = TITLES.get(score.name, score.name.replace("_", " "))
+    better = "higher" if score.goal == "max" else "lower"
+    clean(axes, TITLES["sparsity"], f"{title}, {better} is better")
     groups: dict[str, list[Record]] = {}
     for record in records:
         if record.scored and math.isfinite(record.value(score.name)):
             hand = record.origin.startswith("baseline:")
-            groups.setdefault("hand-designed" if hand else record.origin or "search", []).append(
-                record
-            )
+            name = "hand-designed" if hand else record.origin or "search"
+            groups.setdefault(name, []).append(record)
     entries = list(comparison.entries.values()) if comparison is not None else []
     entries = [entry for entry in entries if entry.scores and math.isfinite(entry.sparsity)]
     if not groups and not entries:
-        axes.text(
-            0.5, 0.5, "no finished trial", transform=axes.transAxes, ha="center", fontsize=13
-        )
+        middle = axes.transAxes
+        axes.text(0.5, 0.5, "no finished trial", transform=middle, ha="center", fontsize=13)
         return figure
     styles = styles_of(name for name in groups if name != "hand-designed")
-    labels: list[tuple[float, float, str, str]] = []
     levels: dict[str, float] = {}
-    named = {entry.name for entry in entries}
+    points: dict[str, Point] = {}  # by name; a comparison's go before a search's
     for name, group in groups.items():
         colour, marker = styles.get(name, HAND)
-        points = []
-        for record in group:
-            known = record.origin.partition(":")[2]
-            if known in ("dense", "oracle"):
-                levels.setdefault(known, record.value(score.name))
-            if known == "dense":
-                continue  # a level line; at 0% it would squeeze the masks to one side
-            points.append(record)
-            if known and known not in named:
-                named.add(known)  # several studies may hold the same baseline
-                labels.append((*place(record, score), known, colour))
-        draw_group(axes, name, points, score, colour, marker, faint=bool(entries))
+        known = [(record, record.origin.partition(":")[2]) for record in group]
+        for record, title in known:
+            if title in LEVELS:
+                levels.setdefault(title, record.value(score.name))
+            if title and title != "dense":
+                points.setdefault(title, (*place(record, score), title, colour))
+        # dense is a level line; at 0% it would squeeze the masks to one side
+        shown = [record for record, title in known if title != "dense"]
+        draw_group(axes, name, shown, score, (colour, marker), faint=bool(entries))
     for entry in entries:
-        if entry.name in ("dense", "oracle"):
+        if entry.name in LEVELS:
             levels[entry.name] = entry.score.mean
         if entry.name != "dense":
             draw_entry(axes, entry)
             colour = KINDS[entry.kind][0]
-            labels.append((100 * entry.sparsity, entry.score.mean, entry.name, colour))
+            points[entry.name] = (100 * entry.sparsity, entry.score.mean, entry.name, colour)
     for name, level in levels.items():
-        axes.axhline(level, color="#777777", linewidth=1, linestyle=":", zorder=1)
-        if name == "dense":
-            axes.annotate(
-                "dense",
-                (0, level),
-                xycoords=("axes fraction", "data"),
-                xytext=(3, 3),
-                textcoords="offset points",
-                fontsize=10,
-                color="#666666",
-            )
+        axes.axhline(
+            level, color=GREY, linewidth=1, linestyle=":", zorder=1,
+            label="dense" if name == "dense" else None,
+        )  # fmt: skip
     axes.margins(x=0.06, y=0.1)
     handles, names = axes.get_legend_handles_labels()
-    unique = dict(zip(names, handles, strict=True))
-    if unique:
-        figure.legend(
-            unique.values(),
-            unique.keys(),
-            loc="outside lower center",
-            ncols=min(3, len(unique)),
-            fontsize=10,
-            frameon=False,
-        )
-    place_labels(figure, axes, labels)
+    unique: dict[str, Any] = dict(zip(names, handles, strict=True))
+    figure.legend(
+        [*unique.values(), *draw_numbers(axes, list(points.values()))], [*unique, *points],
+        loc="outside lower center", ncols=4, fontsize=9, frameon=False,
+    )  # fmt: skip
     return figure
+
+
+def draw_numbers(axes: Axes, points: Sequence[Point]) -> list[Line2D]:
+    """Numbers the points; returns the numbers as handles of a legend.
+
+    Points that lie on each other share a place, and their numbers stand in one line.
+    """
+    handles: list[Line2D] = []
+    places: dict[tuple[float, float], list[str]] = {}
+    for number, (x, y, _, colour) in enumerate(points, start=1):
+        places.setdefault((round(x, 1), float(f"{y:.3g}")), []).append(f"{number}")
+        mark = {"marker": f"${number}$", "markersize": 5 + 3 * len(str(number))}
+        handles.append(Line2D([], [], linestyle="", color=colour, **mark))  # type: ignore[arg-type]
+    for (x, y), numbers in places.items():
+        axes.annotate(
+            ", ".join(numbers), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9,
+            color=INK, path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=6,
+        )  # fmt: skip
+    return handles
 
 
 def place(record: Record, score: Objective) -> tuple[float, float]:
@@ -172,29 +143,20 @@ def draw_group(
     name: str,
     records: list[Record],
     score: Objective,
-    colour: str,
-    marker: str,
+    style: tuple[str, str],
     faint: bool,
 ) -> None:
     """One strategy's records and the steps of their front."""
     if not records:
         return
-    points = [place(record, score) for record in records]
-    axes.scatter(
-        [x for x, _ in points],
-        [y for _, y in points],
-        s=26,
-        color=colour,
-        marker=marker,
-        alpha=0.4 if faint else 0.65,
-        linewidths=0,
-        zorder=2,
-    )
+    colour, marker = style
+    x, y = zip(*(place(record, score) for record in records), strict=True)
+    alpha = 0.4 if faint else 0.65
+    axes.scatter(x, y, s=26, color=colour, marker=marker, alpha=alpha, linewidths=0, zorder=2)
     front = sorted(place(record, score) for record in pareto(records, (score, SPARSITY)))
     hand = name == "hand-designed"
     axes.plot(
-        [x for x, _ in front],
-        [y for _, y in front],
+        *zip(*front, strict=True),
         drawstyle="steps-pre",
         color=colour,
         linewidth=1.6,
@@ -247,25 +209,17 @@ def plot_hypervolume(
         for name, records in studies.items()
     }
     longest = max((curve[-1].seconds for curve in curves.values() if curve), default=0.0)
-    unit, size = next(
-        ((u, s) for u, s in (("hours", 3600.0), ("minutes", 60.0)) if longest >= 2 * s),
-        ("seconds", 1.0),
-    )
-    styles = styles_of(studies)
-    for name, curve in curves.items():
-        colour, marker = styles[name]
+    units = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+    unit, size = next(((u, s) for u, s in units if longest >= 2 * s), units[-1])
+    for name, (colour, marker) in styles_of(studies).items():
+        curve = curves[name]
         style: dict[str, Any] = {
-            "drawstyle": "steps-post",
-            "color": colour,
-            "linewidth": 1.8,
-            "marker": marker,
-            "markersize": 5,
-            "markevery": max(1, len(curve) // 10),
-            "label": name,
+            **{"drawstyle": "steps-post", "color": colour, "linewidth": 1.8, "label": name},
+            **{"marker": marker, "markersize": 5, "markevery": max(1, len(curve) // 10)},
         }
-        heights = [0.0] + [progress.hypervolume for progress in curve]
-        by_trials.plot([0] + [progress.trials for progress in curve], heights, **style)
-        by_seconds.plot([0.0] + [p.seconds / size for p in curve], heights, **style)
+        heights = [0.0, *(progress.hypervolume for progress in curve)]
+        by_trials.plot([0, *(progress.trials for progress in curve)], heights, **style)
+        by_seconds.plot([0.0, *(p.seconds / size for p in curve)], heights, **style)
     worst = ", ".join(f"{objective.name} {objective.worst:g}" for objective in objectives)
     clean(by_trials, "counted trials (finished, reused or stopped)", "hypervolume dominated")
     clean(by_seconds, f"compute, failed trials included ({unit})", "")
@@ -274,17 +228,6 @@ def plot_hypervolume(
     for axes in (by_trials, by_seconds):
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
-    if len(curves) > 0:
+    if curves:
         by_trials.legend(fontsize=10, frameon=False, loc="lower right")
     return figure
-
-
-def save(figure: Figure, folder: Path | str, name: str) -> tuple[Path, Path]:
-    """Writes `name.png` (150 dpi) and `name.pdf` into the folder, making it if need be."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    facts = {"Creator": "masksearch", "CreationDate": None}
-    figure.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": "masksearch"})
-    figure.savefig(pdf, bbox_inches="tight", metadata=facts)
-    return png, pdf

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from masksearch.report.figures.front import INK, SPARE, clean, new_figure
+from masksearch.report.figures.style import INK, SPARE, clean, new_figure
 
 RISE = "rise of the loss when dropped (nats)"
 SHARES, EFFECTS = "Blues", "RdBu_r"  # from 0 up; around 0, red = dropping it hurts

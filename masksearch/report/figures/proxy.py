@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from masksearch.analysis.proxy_card import BudgetAgreement, ProxyAgreement
-from masksearch.report.figures.front import INK, TITLES, clean, new_figure
+from masksearch.report.figures.style import INK, TITLES, clean, new_figure
 
 ACROSS, WITHIN, SEEDS, CEILING = "#56B4E9", "#D55E00", "#009E73", "#222222"
 # From sparse to dense; its pale middle is left out, so that every line can be seen on white.

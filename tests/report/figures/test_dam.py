@@ -12,9 +12,7 @@ from masksearch.contracts import Report, generator
 from masksearch.report.figures.dam import (
     plot_agreement,
     plot_dam,
-    plot_decided,
     plot_gates,
-    plot_losses,
     plot_offsets,
     plot_response,
 )
@@ -51,7 +49,7 @@ def test_dam_shades_the_warm_up(one_shot):
     for axes in figure.axes:
         (shade,) = axes.patches
         assert (shade.get_x(), shade.get_width()) == (0, 15)
-    assert "warm-up: dense attention" in words(figure)
+    assert " warm-up: dense attention" in words(figure)
     assert not plot_dam(one_shot.curve).axes[0].patches
 
 
@@ -90,23 +88,6 @@ def test_offsets_match_loop(probabilities):
     assert lines["if all were equal"].get_ydata()[0] == pytest.approx(probabilities.mean().item())
     assert len(figure.axes[0].get_lines()) == 2 * 3 + 2
     assert len(plot_offsets(probabilities[:1, :1]).axes[0].get_lines()) == 2
-
-
-def test_losses_say_what_is_missing():
-    figure = plot_losses({"relaxed": 2.0, "sampled": 2.5, "discretised": None})
-    assert heights(figure.axes[0]) == [2.0, 2.5]
-    named = words(figure)
-    assert named.count("not\nmeasured") == 2
-    assert "2.500\n(+0.500)" in named
-    assert words(plot_losses({})).count("not\nmeasured") == 4
-    assert "1.000" in words(plot_losses({"relaxed": 2.0, "discretised": 1.0}))  # no step
-
-
-def test_histogram_holds_all_edges(probabilities):
-    figure = plot_decided(probabilities)
-    assert sum(heights(figure.axes[0])) == pytest.approx(100)
-    share = ((probabilities > 0.1) & (probabilities < 0.9)).float().mean()
-    assert f"undecided: {100 * share:.1f}%" in words(figure)
 
 
 def test_agreement_stands_against_chance():

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from masksearch import masks
@@ -16,7 +13,6 @@ from masksearch.report.figures.front import (
     plot_masks,
     save,
 )
-from masksearch.report.figures.labels import overlap
 from masksearch.report.figures.masks import planes
 
 
@@ -41,15 +37,21 @@ def test_frontier_names_the_hand_designed_masks(study, objectives):
     assert any("higher is better" in word for word in words(figure))
 
 
-def test_labels_do_not_overlap(study, objectives):
+def test_named_masks_bear_the_number_that_the_legend_explains(study, objectives):
     figure = plot_frontier(study, objectives)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    labels = [t for t in figure.findobj(Text) if t.get_text() in masks.FAMILIES]
-    boxes = [Text.get_window_extent(label, renderer) for label in labels]
-    assert len(boxes) == len(masks.FAMILIES)
-    assert all(overlap(a, b) == 0 for a, b in itertools.combinations(boxes, 2))
-    frame = figure.axes[0].get_window_extent(renderer)
-    assert all(frame.containsx(box.x1) and frame.containsy(box.y1) for box in boxes)
+    (legend,) = figure.legends
+    titles = [text.get_text() for text in legend.get_texts()]
+    assert titles[-len(masks.FAMILIES) :] == list(masks.FAMILIES)
+    numbers = [note.get_text() for note in figure.axes[0].texts]
+    expected = {str(k) for k in range(1, len(masks.FAMILIES) + 1)}
+    assert {n for text in numbers for n in text.split(", ")} == expected
+
+
+def test_masks_in_one_place_share_their_numbers(objectives, compared, shape):
+    runs = {"mine": (masks.star(), [0.7, 0.72]), "star": (masks.star(), [0.7, 0.72])}
+    comparison = ComparedMasks(tuple(compared(runs)), objectives, shape=shape)
+    (note,) = plot_frontier([], objectives, comparison).axes[0].texts
+    assert note.get_text() == "1, 2"
 
 
 def test_frontier_with_a_comparison(study, objectives, compared, shape):
