@@ -152,8 +152,6 @@ class JointTraining:
         self.set_rates(config.lr_factor(step))
         joint = gates.enabled and config.levels == 1
         cost = self.set_gradients(batches, controlled=joint)
-        if joint:
-            cost += self.control.push(gates, step)
         if config.optimiser == "adamw":
             torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
         for name, optimiser in self.optimisers.items():
@@ -161,7 +159,6 @@ class JointTraining:
                 optimiser.step()
         if gates.enabled and not joint:  # the second level
             cost = self.set_gradients(gate_batches, controlled=True)
-            cost += self.control.push(gates, step)
             self.optimisers["gates"].step()
         self.step += 1
         if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
@@ -181,6 +178,10 @@ class JointTraining:
 
     def set_gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
         """Fresh gradients of everything, mean over the micro-batches.
+
+        Args:
+            batches: One is taken for each micro-batch.
+            controlled: Whether the gates are also pushed towards their density.
 
         Returns:
             What the density control added to the loss, in nats.
@@ -204,7 +205,7 @@ class JointTraining:
                 cost += term.item() / count
                 loss = loss + term
             (loss / count).backward()  # type: ignore[no-untyped-call]
-        return cost
+        return cost + self.control.push(self.gates, self.step) if controlled else cost
 
     def next_batch(self, batches: Iterator[Batch], step: int) -> Batch:
         """The next batch."""
@@ -342,12 +343,12 @@ def dam_reports(
     attached here is detached at the end.
 
     Args:
-        model: See `dam`; so are those that are not here.
+        model: As for `dam`, and so are those up to `seed`.
         batches: An iterator cannot be begun again, and must hold enough.
         gates: Trained in place.
         config: Steps, rates and target.
-        held_out: Batches for the losses of the last report; a Task brings its own.
-        gate_batches: What the gates learn on where `config.levels` is 2.
+        held_out: For the losses of the last report.
+        gate_batches: For two levels.
         seed: Of a Task's batches.
         checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
             as it would have, given the same batches from their beginning.
@@ -369,14 +370,14 @@ def dam_reports(
     gates.to(next(model.parameters()).device)
     frozen = trainable_weights(model, gates) if config.train == "gates" else []
     ours = all(module is not gates for module in model.modules())
+    if ours:
+        attach(model, gates)
     with keeping_modes(model, gates):
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)
             model.train(config.train == "both")
             gates.train()
-            if ours:
-                attach(model, gates)
             run = JointTraining(model, gates, config, held_out)
             first = gates.density().mean().item()
             watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)

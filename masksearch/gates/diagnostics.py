@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypedDict, get_args
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from masksearch.contracts import Report, generator
@@ -191,7 +190,8 @@ class Agreement(TypedDict):
 def expected_iou(kept: int, other: int, cells: int) -> float:
     """Mean IoU of two independent sets of `kept` and `other` cells, each uniform at random.
 
-    The overlap o is hypergeometric, so the mean is the sum over o of P(o) o / (kept + other - o).
+    The overlap o is hypergeometric, so the mean is the sum over o of
+    C(other, o) C(cells - other, kept - o) / C(cells, kept) x o / (kept + other - o).
     For many cells this is close to E[o] / (kept + other - E[o]) with E[o] = kept x other / cells;
     at equal density d that is d / (2 - d).
 
@@ -208,8 +208,13 @@ def expected_iou(kept: int, other: int, cells: int) -> float:
         raise ValueError(f"sets of {cells} cells hold 0 .. {cells} of them, got {kept}, {other}")
     if kept + other == 0:
         return 1.0
-    overlap = torch.arange(max(0, kept + other - cells), min(kept, other) + 1).numpy()
-    chance = hypergeom.pmf(overlap, cells, kept, other)
+    low, high = max(0, kept + other - cells), min(kept, other)
+    overlap = torch.arange(low, high + 1, dtype=torch.float64)
+
+    def log_choose(total: int, part: Tensor) -> Tensor:
+        return math.lgamma(total + 1) - (part + 1).lgamma() - (total - part + 1).lgamma()
+
+    chance = (log_choose(other, overlap) + log_choose(cells - other, kept - overlap)).softmax(0)
     return float((chance * overlap / (kept + other - overlap)).sum())
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
+from masksearch import masks
+from masksearch.attention.attach import attach, attached
 from masksearch.contracts import Batch, OneShot, Report
 from masksearch.errors import (
     HeadCountError,
@@ -342,6 +344,14 @@ def test_frozen_weights_leave_the_gates_alone_to_learn():
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     with pytest.raises(ValueError, match=r"levels=2 trains the weights .*; use levels=1"):
         dam(frozen, batches(), Gates(length=8, heads=2), DamConfig(density=0.5, levels=2))
+
+
+def test_gates_that_do_not_fit_leave_the_mask_on_the_model():
+    trained = attach(model(), masks.window(2))
+    with pytest.raises(HeadCountError):
+        dam(trained, batches(), Gates(length=8, heads=3), DamConfig(steps=4, density=0.5))
+    assert list(attached(trained).values()) == [masks.window(2)]
+    assert all(parameter.requires_grad for parameter in trained.parameters())
 
 
 @pytest.mark.parametrize("fields", [{}, {"control": "penalty", "optimiser": "lamb"}], ids=str)
