@@ -243,29 +243,25 @@ def train(
     ).run()
 
 
+@dataclass
 class Training:
     """A training under way; the arguments are those of `train`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        config: TrainConfig,
-        loss: Callable[[nn.Module, Batch], Tensor],
-        checkpoints: Checkpoints | None,
-        checkpoint_seconds: float,
-        key: str,
-        memory: dict[str, Any] | None,
-        noise_seed: int | None,
-    ) -> None:
-        self.model, self.config, self.loss = model, config, loss
-        self.checkpoints, self.checkpoint_seconds = checkpoints, checkpoint_seconds
-        self.key, self.noise_seed = key, noise_seed
-        self.memory: dict[str, Any] = {} if memory is None else memory
-        groups = parameter_groups(model, config.weight_decay)
+    model: nn.Module
+    batches: Batches
+    config: TrainConfig
+    loss: Callable[[nn.Module, Batch], Tensor]
+    checkpoints: Checkpoints | None
+    checkpoint_seconds: float
+    key: str
+    memory: dict[str, Any] | None
+    noise_seed: int | None
+
+    def __post_init__(self) -> None:
+        groups = parameter_groups(self.model, self.config.weight_decay)
         self.trained = [p for group in groups for p in cast("list[Tensor]", group["params"])]
         self.device = self.trained[0].device if self.trained else torch.device("cpu")
-        self.optimiser = build_optimiser(groups, config)
+        self.optimiser = build_optimiser(groups, self.config)
         self.group = group()
         self.accumulator = Accumulator(group=self.group)
         self.done = 0  # optimiser steps
@@ -273,11 +269,14 @@ class Training:
         self.random: dict[str, Tensor] = {}  # states of global generators, to be put back
         self.restore()
         self.group.check_same_step(self.done, self.device)
-        gone = self.done * config.micro_batches
-        self.batches = batches(gone) if callable(batches) else batches
-        for _ in range(0 if callable(batches) else gone):
-            self.next_batch()
-        model.train()
+        gone = self.done * self.config.micro_batches
+        if callable(self.batches):
+            self.stream = self.batches(gone)
+        else:
+            self.stream = self.batches
+            for _ in range(gone):
+                self.next_batch()
+        self.model.train()
 
     def run(self) -> Generator[Step, None, None]:
         """The remaining steps."""
@@ -346,7 +345,7 @@ class Training:
         Raises:
             ValueError: If there is none.
         """
-        batch = next(self.batches, None)
+        batch = next(self.stream, None)
         if batch is None:
             raise ValueError(f"the batches ended after {self.done} of {self.config.steps} steps")
         return batch
@@ -370,7 +369,7 @@ class Training:
     # -- checkpoints ---------------------------------------------------------------------------
     def save(self, checkpoints: Checkpoints) -> None:
         """Keeps the state after the steps that are done."""
-        facts = {"key": self.key, "rows": self.accumulator.rows, "memory": self.memory}
+        facts = {"key": self.key, "rows": self.accumulator.rows, "memory": self.memory or {}}
         tensors = training_state(self.model, {"optimiser": self.optimiser})
         checkpoints.save(self.done, tensors, facts)
 
@@ -389,7 +388,8 @@ class Training:
             return
         restore_state(found.tensors, self.model, {"optimiser": self.optimiser})
         self.accumulator.rows = found.facts["rows"]
-        self.memory.update(found.facts["memory"])
+        if self.memory is not None:
+            self.memory.update(found.facts["memory"])
         self.done = found.step
         self.random = {n: value for n, value in found.tensors.items() if n.startswith("random")}
 
