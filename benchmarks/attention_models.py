@@ -19,7 +19,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.attention.kernels.choose import choose
 from masksearch.masks import Mask, layer_of
-from masksearch.models.encoders import Size, encoder, size_named
+from masksearch.models.encoders import Size, encoder, find_size
 from masksearch.models.heads import MaskedLanguageModel
 
 SHORT = 128  # positions at which a mask must cost next to nothing
@@ -56,7 +56,7 @@ class Work:
 
     @property
     def shape(self) -> Size:
-        return size_named(self.size)
+        return find_size(self.size)
 
     @property
     def settings(self) -> dict[str, Any]:

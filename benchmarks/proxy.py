@@ -43,7 +43,7 @@ from proxy_sides import (
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.models.encoders import encoder, size_named
+from masksearch.models.encoders import encoder, find_size
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
@@ -204,7 +204,7 @@ def sizes(setting: Setting) -> dict[str, Any]:
             rate = batch * setting.length / seconds
             share = rate * flops(name, setting.length, corpus.vocabulary) / peak
             label = name + (", compiled" if compiled else "")
-            layers, width = size_named(name).layers, size_named(name).width
+            layers, width = find_size(name).layers, find_size(name).width
             found[label] = {"tokens_per_second": rate, "share_of_matrix_product": share}
             print(
                 f"{label} ({layers} x {width}, batch {batch}): {rate:,.0f} tokens/s, "

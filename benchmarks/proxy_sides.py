@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.attach import attach
 from masksearch.masks import Mask
-from masksearch.models.encoders import encoder, size_named
+from masksearch.models.encoders import encoder, find_size
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
@@ -203,7 +203,7 @@ def flops(size: str, length: int, vocabulary: int, scored: float = 0.15) -> floa
     Six for every weight of a matrix that a token meets, and the attention's two products; the
     prediction head sees the scored tokens alone.
     """
-    found = size_named(size)
+    found = find_size(size)
     layer = 12 * found.width**2 + 2 * length * found.width
     head = found.width**2 + found.width * vocabulary
     return 6 * (found.layers * layer + scored * head)

@@ -25,9 +25,9 @@ from masksearch.errors import DataError, NonFiniteLossError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import Pretrained, open_pretrained
-from masksearch.models.encoders import ARCHITECTURES, encoder, initial_spread, size_named
+from masksearch.models.encoders import ARCHITECTURES, encoder, find_size, initial_spread
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.presets import preset_named
+from masksearch.models.presets import find_preset
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.tasks.text.corpus import Corpus
@@ -282,7 +282,7 @@ class MlmEvaluator:
         if self.corpus is None and (self.needs_corpus or self.weights is None):
             other = "" if self.needs_corpus else ", or the weights of a checkpoint to fine-tune"
             raise ValueError(f"there is no corpus; give a text file or a folder{other}")
-        size_named(self.size)
+        find_size(self.size)
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
         self.make_absolute("corpus", "held_out")
@@ -315,7 +315,7 @@ class MlmEvaluator:
             UnknownNameError: If there is no such preset.
         """
         known = {each.name for each in fields(cls)}
-        chosen = {key: value for key, value in preset_named(name).items() if key in known}
+        chosen = {key: value for key, value in find_preset(name).items() if key in known}
         return cls(*args, **(chosen | changes))
 
     @property
@@ -334,7 +334,7 @@ class MlmEvaluator:
         """What a mask is lowered to."""
         if self.weights is not None:
             return self.start.shape(self.length)
-        size = size_named(self.size)
+        size = find_size(self.size)
         return Shape(self.length, size.layers, size.heads)
 
     @property
@@ -365,7 +365,7 @@ class MlmEvaluator:
 
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
-        scratch, size = self.weights is None, size_named(self.size)
+        scratch, size = self.weights is None, find_size(self.size)
         task = None if self.corpus is None else self.task()
         spread = self.initializer_range or initial_spread(size.width)
         found: dict[str, object] = {

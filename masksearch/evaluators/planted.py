@@ -27,7 +27,7 @@ from masksearch.contracts import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.encoders import encoder, size_named
+from masksearch.models.encoders import encoder, find_size
 from masksearch.models.heads import MaskedLanguageModel, Output
 from masksearch.tasks.planted.downstream import PlantedLabelTask
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
@@ -87,14 +87,14 @@ class PlantedEvaluator:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
-        size_named(self.size)
+        find_size(self.size)
         _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
         _ = (self.downstream_config, self.downstream_tasks)
 
     @property
     def shape(self) -> Shape:
         """What a mask is lowered to."""
-        size = size_named(self.size)
+        size = find_size(self.size)
         return Shape(self.process.length, size.layers, size.heads)
 
     @property
@@ -132,7 +132,7 @@ class PlantedEvaluator:
         parts = (
             "planted-1",
             self.process.digest,
-            asdict(size_named(self.size)),
+            asdict(find_size(self.size)),
             self.train_config.identity,
             self.downstream_config.identity,
             self.batch,

@@ -45,7 +45,7 @@ ARCHITECTURES = {  # name -> first part of the class names in transformers
 }
 
 
-def size_named(name: str) -> Size:
+def find_size(name: str) -> Size:
     """The size of that name; an unknown one raises UnknownNameError with the nearest."""
     if name not in SIZES:
         raise unknown_name("model size", name, SIZES)
@@ -93,7 +93,7 @@ def encoder(
     """
     import transformers
 
-    size = size_named(size) if isinstance(size, str) else size
+    size = find_size(size) if isinstance(size, str) else size
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if not 0 <= pad < vocabulary:

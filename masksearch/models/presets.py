@@ -1,6 +1,6 @@
 """Published settings of whole runs, to be trained again as they were.
 
-preset_named("sparsebert")["steps"]                  # 7,038
+find_preset("sparsebert")["steps"]                  # 7,038
 MlmEvaluator.preset("sparsebert", text, size="tiny", steps=800)
 """
 
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_named(name: str) -> dict[str, Any]:
+def find_preset(name: str) -> dict[str, Any]:
     """The settings of that preset; an unknown one raises UnknownNameError with the nearest."""
     if name not in PRESETS:
         raise unknown_name("preset", name, PRESETS)

@@ -14,10 +14,10 @@ from masksearch.models.encoders import (
     SIZES,
     Size,
     encoder,
+    find_size,
     initial_spread,
-    size_named,
 )
-from masksearch.models.presets import preset_named
+from masksearch.models.presets import find_preset
 
 SMALL = Size(layers=2, width=32, heads=4)
 
@@ -66,7 +66,7 @@ def test_sizes_divide_into_heads():
 
 def test_unknown_size_gives_the_nearest():
     with pytest.raises(UnknownNameError, match="unknown model size 'tinny'; did you mean 'tiny'"):
-        size_named("tinny")
+        find_size("tinny")
     with pytest.raises(UnknownNameError):
         encoder("huge", 40, 16, seed=0)
 
@@ -150,8 +150,8 @@ def test_unknown_architecture_and_pad():
 
 
 def test_sparsebert_is_bert_base_as_published():
-    model = preset_named("sparsebert")
-    assert size_named(model["size"]) == Size(12, 768, 12)
+    model = find_preset("sparsebert")
+    assert find_size(model["size"]) == Size(12, 768, 12)
     sequences = model["batch"] * model["micro_batches"] * model["steps"]
     assert sequences == 461_242_368  # of 128 positions
     assert initial_spread(768) == model["initializer_range"]
