@@ -200,7 +200,7 @@ class PlantedEvaluator:
     def masked_prediction(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """Held-out accuracy on the hidden paired tokens and loss on all hidden tokens."""
         paired = torch.zeros(self.process.length, dtype=torch.bool)
-        paired[self.process.paired.flatten()] = True
+        paired[self.process.pair_positions.flatten()] = True
         hits, among, total, tokens = 0, 0, 0.0, 0
         model.eval()
         with torch.no_grad():
@@ -218,7 +218,7 @@ class PlantedEvaluator:
     def downstream(self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int) -> float:
         """Fine-tunes the model on the task and returns its held-out accuracy."""
         hidden = torch.zeros(self.process.length, dtype=torch.bool)
-        hidden[self.process.paired[:, 1]] = True
+        hidden[self.process.pair_positions[:, 1]] = True
         classifier = LikelihoodClassifier(model, hidden, self.process.mask_id)
         for _ in train(classifier, task.batches(seed), self.downstream_config):
             pass

@@ -33,7 +33,7 @@ FORMS = (
 
 
 @dataclass(frozen=True)
-class Item:
+class SwagItem:
     """A start and its possible endings; `label` is the index of the right one."""
 
     start: str
@@ -52,8 +52,8 @@ class SwagData:
         digest: Hash of the items and of how they were split.
     """
 
-    train: Sequence[Item] = field(repr=False)
-    dev: Sequence[Item] = field(repr=False)
+    train: Sequence[SwagItem] = field(repr=False)
+    dev: Sequence[SwagItem] = field(repr=False)
     source: str
     digest: str
 
@@ -111,14 +111,14 @@ def folder_files(path: Path) -> dict[str, list[Path]]:
     return named if any(named.values()) or len(files) > 1 else {"train": files, "val": []}
 
 
-def read_swag(path: Path) -> list[Item]:
-    """Reads one file; see `items_of` for its columns."""
+def read_swag(path: Path) -> list[SwagItem]:
+    """Reads one file; see `read_items` for its columns."""
     if path.suffix == ".parquet":
         import pyarrow
         from pyarrow import parquet
 
         try:
-            return items_of(parquet.read_table(path).to_pylist(), str(path))
+            return read_items(parquet.read_table(path).to_pylist(), str(path))
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is not a Parquet file: {error}") from error
     raw = path.read_bytes()
@@ -130,11 +130,11 @@ def read_swag(path: Path) -> list[Item]:
             f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8"
         ) from error
     if path.suffix == ".csv":
-        return items_of(csv.DictReader(io.StringIO(text, newline="")), str(path))
-    return items_of(json_lines(text, path), str(path))
+        return read_items(csv.DictReader(io.StringIO(text, newline="")), str(path))
+    return read_items(read_json_lines(text, path), str(path))
 
 
-def json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
+def read_json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
     """The objects of a file with one JSON object a line."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -148,7 +148,7 @@ def json_lines(text: str, path: Path) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def items_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
+def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> list[SwagItem]:
     """Items from rows in SWAG's official CSV columns, the Hub's, or those of the JSON lines.
 
     Args:
@@ -160,7 +160,7 @@ def items_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
         DataError: If a row lacks a column, has fewer than two choices or another number than the
             first row, or its label is not the index of a choice.
     """
-    found: list[Item] = []
+    found: list[SwagItem] = []
     for number, row in enumerate(rows, start=1):
         where = f"{source}, item {number}"
         start = row.get("startphrase")
@@ -191,7 +191,7 @@ def items_of(rows: Iterable[Mapping[str, Any]], source: str) -> list[Item]:
                 f"{where}: label {label!r} is not the index of a choice, 0 to "
                 f"{len(choices) - 1}{hint}"
             )
-        found.append(Item(start, tuple(choices), int(label)))
+        found.append(SwagItem(start, tuple(choices), int(label)))
     if not found:
         raise DataError(f"{source} is empty; give a SWAG file with at least one item")
     return found
@@ -260,7 +260,7 @@ class ChoiceRows:
         return Choices(rows, firsts, int(self.labels[index]))
 
 
-def make_choices(source: TokenSource, items: Sequence[Item]) -> ChoiceRows:
+def make_choices(source: TokenSource, items: Sequence[SwagItem]) -> ChoiceRows:
     """Tokenizes items (one or more, with the same number of choices)."""
     return ChoiceRows(
         IdLists.of(source.encode([item.start for item in items])),

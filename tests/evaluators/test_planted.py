@@ -146,7 +146,7 @@ def test_likelihood_classifier_matches_a_loop():
     process, model = QUICK.process, QUICK.model(0).eval()
     tokens = QUICK.downstream_tasks[0].held_out()[0]["input_ids"][:6]
     hidden = torch.zeros(process.length, dtype=torch.bool)
-    hidden[process.paired[:, 1]] = True
+    hidden[process.pair_positions[:, 1]] = True
     classifier = LikelihoodClassifier(model, hidden, process.mask_id).eval()
     rows = []
     for row in tokens.tolist():

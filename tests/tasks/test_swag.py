@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from toy_questions import WORDS, swag_rows, toy_corpus, write_swag
 
 from masksearch.errors import DataError
-from masksearch.tasks.swag import ChoiceRows, Item, items_of, load_swag, make_choices, read_swag
+from masksearch.tasks.swag import (
+    ChoiceRows,
+    SwagItem,
+    load_swag,
+    make_choices,
+    read_items,
+    read_swag,
+)
 
 CORPUS = toy_corpus(16)
 ROWS = swag_rows(12, seed=0)
@@ -40,7 +47,8 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_every_form_gives_the_same_items(tmp_path: Path) -> None:
     rows = [ROWS[0] | {"startphrase": 'He said "no,\nno". She'}, *ROWS[1:]]
     lines = read_swag(write_swag(tmp_path / "a.jsonl", rows))
-    assert lines[3] == Item(rows[3]["startphrase"], tuple(rows[3]["choices"]), rows[3]["answer"])
+    start, choices, answer = (rows[3][name] for name in ("startphrase", "choices", "answer"))
+    assert lines[3] == SwagItem(start, tuple(choices), answer)
     table = read_swag(write_csv(tmp_path / "a.csv", [official(row) for row in rows]))
     assert table == lines
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -48,7 +56,7 @@ def test_every_form_gives_the_same_items(tmp_path: Path) -> None:
     parquet.write_table(arrow.Table.from_pylist(whole), tmp_path / "a.parquet")
     assert read_swag(tmp_path / "a.parquet") == lines
     apart = [{k: v for k, v in official(row).items() if k != "startphrase"} for row in rows[1:]]
-    assert items_of(apart, "rows") == lines[1:]
+    assert read_items(apart, "rows") == lines[1:]
 
 
 def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
@@ -139,7 +147,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 
 def test_sequences_by_hand() -> None:
-    rows = make_choices(CORPUS, [Item("ban bar", ("kat", "kit kon"), 1)])
+    rows = make_choices(CORPUS, [SwagItem("ban bar", ("kat", "kit kon"), 1)])
     (made,) = rows
     tokens = [[CORPUS.tokenizer.id_to_token(number) for number in ids] for ids in made.ids]
     assert tokens[0] == ["[CLS]", "ban", "bar", "[SEP]", "kat", "[SEP]"]
@@ -152,7 +160,7 @@ texts = st.integers(1, 20).map(lambda count: " ".join(WORDS[:count]))
 
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=4))
 def test_long_items_are_cut_at_the_outer_ends(parts: list[tuple[str, str, str]]) -> None:
-    rows = make_choices(CORPUS, [Item(start, ends, 0) for start, *ends in parts])  # type: ignore[arg-type]
+    rows = make_choices(CORPUS, [SwagItem(start, ends, 0) for start, *ends in parts])  # type: ignore[arg-type]
     held: ChoiceRows = pickle.loads(pickle.dumps(rows))
     assert list(held) == list(rows)
     for (start, *endings), made, length in zip(parts, rows, rows.lengths, strict=True):

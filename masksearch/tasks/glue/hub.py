@@ -72,7 +72,7 @@ def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
             f"{', '.join(tables) or 'none'}"
         )
     parts = {
-        name: columns_of(f"{place} {form.config}/{split}", tables[split], form, task)
+        name: read_columns(f"{place} {form.config}/{split}", tables[split], form, task)
         for name, split in splits.items()
         if split in tables
     }
@@ -106,7 +106,7 @@ def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
     return found
 
 
-def columns_of(place: str, table: Any, form: HubForm, task: GlueTask) -> Columns:
+def read_columns(place: str, table: Any, form: HubForm, task: GlueTask) -> Columns:
     """Texts and labels of one split; `place` names it in errors."""
     wanted = (*form.texts, form.label)
     missing = [column for column in wanted if column not in table.column_names]

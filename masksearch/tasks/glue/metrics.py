@@ -46,15 +46,15 @@ def score(
 
     if len(predictions) != len(labels) or len(labels) == 0:
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
-    guess = checked(task, predictions, "prediction")
-    truth = checked(task, labels, "label")
+    guess = check_numbers(task, predictions, "prediction")
+    truth = check_numbers(task, labels, "label")
     values: dict[str, float] = {}
     for metric in task.metrics:
         if metric == "accuracy":
             values[metric] = float(accuracy_score(truth, guess))
         elif metric == "f1":
             values[metric] = float(f1_score(truth, guess, zero_division=0.0))
-        elif constant(guess) or constant(truth):
+        elif is_constant(guess) or is_constant(truth):
             values[metric] = 0.0
         elif metric == "matthews":
             values[metric] = float(matthews_corrcoef(truth, guess))
@@ -65,7 +65,7 @@ def score(
     return values
 
 
-def checked(task: GlueTask, numbers: Sequence[float], what: str) -> NDArray[np.float64]:
+def check_numbers(task: GlueTask, numbers: Sequence[float], what: str) -> NDArray[np.float64]:
     """The numbers as an array, if all of them can be scored."""
     array = np.asarray(numbers, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(array))
@@ -85,7 +85,7 @@ def checked(task: GlueTask, numbers: Sequence[float], what: str) -> NDArray[np.f
     return array
 
 
-def constant(numbers: NDArray[np.float64]) -> bool:
+def is_constant(numbers: NDArray[np.float64]) -> bool:
     """Whether all numbers are equal, but for rounding; a correlation then means nothing."""
     mean = numbers.mean()
     return bool(np.linalg.norm(numbers - mean) <= CONSTANT * abs(mean))
@@ -242,10 +242,10 @@ def reported(column: str, scores: Mapping[str, float]) -> dict[str, float]:
 
 def column_value(values: Mapping[str, float], column: str, convention: Convention) -> float:
     """A column's value under a convention."""
-    task = task_of(column)
-    if convention == "primary" or task.bert is None:
+    task = find_task(column)
+    if convention == "primary" or task.bert_metric is None:
         return values[column]
-    wanted = (task.bert,) if convention == "bert" else task.metrics
+    wanted = (task.bert_metric,) if convention == "bert" else task.metrics
     names = [f"{column}/{metric}" for metric in wanted]
     lacking = [name for name in names if name not in values]
     if lacking:
@@ -256,7 +256,7 @@ def column_value(values: Mapping[str, float], column: str, convention: Conventio
     return math.fsum(values[name] for name in names) / len(names)
 
 
-def task_of(column: str) -> GlueTask:
+def find_task(column: str) -> GlueTask:
     """The task that a column belongs to."""
     return next(task for task in TASKS.values() if column in task.dev_files)
 

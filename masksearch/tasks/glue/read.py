@@ -82,7 +82,7 @@ def load_glue(
         files = task_files(Path(folder), row)
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
-    own = [] if KNOWN.get(row.name) == row else [repr(row)]  # what else the scores depend on
+    own = [] if KNOWN.get(row.name) == row else [repr(differences(row))]
     return GlueData(
         row,
         parts.pop("train").sample(rows, seed),
@@ -91,11 +91,18 @@ def load_glue(
     )
 
 
+def differences(task: GlueTask) -> dict[str, object]:
+    """The columns of a task's row that are not the default ones."""
+    return {
+        name: value for name, value in vars(task).items() if value != getattr(GlueTask, name, None)
+    }
+
+
 def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     """A task's files: "train", then its development sets by name."""
     place = folder / task.name
     if not place.is_dir():
-        raise DataError(f"no folder {place}: {advice(folder)}")
+        raise DataError(f"no folder {place}: {explain_folder(folder)}")
     files = {"train": place / "train.tsv"}
     if not files["train"].is_file():
         raise DataError(f"no file {files['train']}; put the training rows of {task.name} there")
@@ -111,7 +118,7 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     return files
 
 
-def advice(folder: Path) -> str:
+def explain_folder(folder: Path) -> str:
     """What to do about a folder that does not hold the task's folder."""
     if (folder / "train.tsv").is_file():
         return (
@@ -152,17 +159,17 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
     lines = path.read_bytes().split(b"\n")  # nothing else ends a line: texts hold U+2028
     while lines and not lines[-1].strip():
         lines.pop()
-    start = 0 if task.columns else 1
+    start = 0 if task.fields else 1
     if len(lines) <= start:
         raise DataError(f"{path} is empty; {task.name} needs at least one row")
-    fields, places = layout(path, lines[0], task)
+    fields, places = find_columns(path, lines[0], task)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
-    torn: list[int] = []
+    broken: list[int] = []
     for number, raw in enumerate(lines[start:], start=start + 1):
         cells = split_line(path, number, raw)
-        if len(cells) < fields and len(torn) < task.torn:
-            torn.append(number)
+        if len(cells) < fields and len(broken) < task.broken_lines:
+            broken.append(number)
             continue
         if len(cells) != fields:
             raise DataError(
@@ -174,20 +181,20 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
         labels.append(task.class_number(label, f"{path}, line {number}"))
     if not labels:
         raise DataError(f"{path} holds no whole row; {task.name} needs at least one")
-    if torn:
+    if broken:
         warnings.warn(
-            f"{path}: {len(torn)} lines with too few fields are left out "
-            f"(line {', '.join(map(str, torn))}); {task.name} is known for them",
+            f"{path}: {len(broken)} lines with too few fields are left out "
+            f"(line {', '.join(map(str, broken))}); {task.name} is known for them",
             stacklevel=2,
         )
     return Rows(texts, labels)
 
 
-def layout(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
+def find_columns(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[int]]:
     """How many fields a line has, and which of them are the texts and the label."""
     wanted = (*task.texts, task.label)
-    if task.columns:
-        return task.columns, [int(column) for column in wanted]
+    if task.fields:
+        return task.fields, [int(column) for column in wanted]
     header = split_line(path, 1, first)
     missing = [str(column) for column in wanted if column not in header]
     if missing:

@@ -62,12 +62,12 @@ class GlueTask:
         dev: Development sets: name -> file names, the first that exists is read. The first set
             carries the task's name and is required, the others are optional. None given =
             `dev.tsv`.
-        columns: Fields of a line in files without a header, whose columns are then numbers from
-            0; None = there is a header.
-        scores: Range of a regression's scores, both ends included.
-        torn: Largest number of lines with too few fields that are left out of a file, with a
-            warning; more are an error.
-        bert: The metric of BERT's table of results, where it is not the primary one.
+        fields: Number of fields of a line in files without a header, whose columns are then
+            numbers from 0; None = there is a header.
+        score_range: Range of a regression's scores, both ends included.
+        broken_lines: Largest number of lines with too few fields that are left out of a file, with
+            a warning; more are an error.
+        bert_metric: The metric of BERT's table of results, where it is not the primary one.
         hub: The same task on the Hub; None = it is not there.
         seed_number: Number that the fine-tuning's seeds are derived from; None = a hash of the
             name. The tasks of this package have fixed ones, so that no row changes another's.
@@ -85,10 +85,10 @@ class GlueTask:
     labels: tuple[str, ...] = ("0", "1")
     metrics: tuple[str, ...] = ("accuracy",)
     dev: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    columns: int | None = None
-    scores: tuple[float, float] = (0.0, 5.0)
-    torn: int = 0
-    bert: str | None = None
+    fields: int | None = None
+    score_range: tuple[float, float] = (0.0, 5.0)
+    broken_lines: int = 0
+    bert_metric: str | None = None
     hub: HubForm | None = None
     seed_number: int | None = None
 
@@ -117,10 +117,10 @@ class GlueTask:
                 f"{', '.join(self.dev_files)}"
             )
         named = {isinstance(column, str) for column in (*self.texts, self.label)}
-        if named != {self.columns is None}:
+        if named != {self.fields is None}:
             raise ValueError(
-                f"{self.name}: columns are names, or numbers where columns= says how many fields "
-                f"a line has; got {(*self.texts, self.label)} with columns={self.columns}"
+                f"{self.name}: columns are names, or numbers where fields= says how many "
+                f"a line holds; got {(*self.texts, self.label)} with fields={self.fields}"
             )
 
     @property
@@ -179,7 +179,7 @@ class GlueTask:
 
     def checked_score(self, score: float, place: str) -> float:
         """The score of a regression, where it lies in the range."""
-        low, high = self.scores
+        low, high = self.score_range
         if not math.isfinite(score) or not low <= score <= high:
             if score == float(HIDDEN):
                 raise self.hidden_label(place)
@@ -210,7 +210,7 @@ TASKS = {
             (3,),
             1,
             metrics=("matthews", "accuracy"),
-            columns=4,
+            fields=4,
             hub=HubForm("cola", ("sentence",), ("unacceptable", "acceptable")),
             seed_number=0,
         ),
@@ -226,7 +226,7 @@ TASKS = {
             ("#1 String", "#2 String"),
             "Quality",
             metrics=("accuracy", "f1"),
-            bert="f1",
+            bert_metric="f1",
             hub=HubForm("mrpc", PAIR, ("not_equivalent", "equivalent")),
             seed_number=2,
         ),
@@ -236,7 +236,7 @@ TASKS = {
             "score",
             labels=(),
             metrics=("pearson", "spearman"),
-            bert="spearman",
+            bert_metric="spearman",
             hub=HubForm("stsb", PAIR),
             seed_number=3,
         ),
@@ -246,8 +246,8 @@ TASKS = {
             "is_duplicate",
             metrics=("accuracy", "f1"),
             dev={"QQP": ("dev.tsv", "heldout.tsv")},
-            torn=16,  # the official files hold questions with a line break in them
-            bert="f1",
+            broken_lines=16,  # the official files hold questions with a line break in them
+            bert_metric="f1",
             hub=HubForm("qqp", QUESTIONS, ("not_duplicate", "duplicate")),
             seed_number=4,
         ),

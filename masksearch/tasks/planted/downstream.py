@@ -76,7 +76,7 @@ class PlantedLabelTask:
         """
         if self.rule == "intact":
             return 1.0
-        crossing = len(self.process.crossing(self.process.split))
+        crossing = len(self.process.crossing_pairs(self.process.split))
         return 1 - float(self.process.vocabulary) ** -crossing / 2
 
     def batches(self, seed: int) -> Iterator[Batch]:
@@ -100,7 +100,8 @@ class PlantedLabelTask:
 
 def break_one_pair(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
     """Replaces the last token of one pair of every sequence, in place: int64 `[count, length]`."""
-    members = process.paired[torch.randint(len(process.pairs), (len(tokens),), generator=random)]
+    chosen = torch.randint(len(process.pairs), (len(tokens),), generator=random)
+    members = process.pair_positions[chosen]
     row, last = torch.arange(len(tokens)), members[:, -1]
     others = tokens.gather(1, members[:, :-1])
     if process.keys > 1:
@@ -117,5 +118,5 @@ def replace_end(process: PlantedProcess, tokens: Tensor, random: torch.Generator
     other = process.sample(len(tokens), random)
     if process.keys > 1:
         other[:, 0] = tokens[:, 0]
-    process.completed(other)
+    process.complete_pairs(other)
     tokens[:, process.split :] = other[:, process.split :]

@@ -110,9 +110,10 @@ class PlantedGlueTask:
         """Position of the [SEP] between two sentences: the one that most pairs lie across, the
         nearest to the middle among equals.
         """
+        length = self.process.length
         return min(
-            range(2, self.process.length - 1),
-            key=lambda at: (-len(across(self.process, at)), abs(2 * at - self.process.length)),
+            range(2, length - 1),
+            key=lambda at: (-len(pairs_across(self.process, at)), abs(2 * at - length)),
             default=0,
         )
 
@@ -121,7 +122,7 @@ class PlantedGlueTask:
         """The pairs of positions that the label depends on."""
         if self.row.kind == "single":
             return self.process.pairs
-        return across(self.process, self.cut)
+        return pairs_across(self.process, self.cut)
 
     @property
     def ceiling(self) -> float:
@@ -192,7 +193,7 @@ class PlantedGlueTask:
         }[self.name]
         rank = torch.rand(count, pairs, generator=random).argsort(1).argsort(1)
         step = self.steps(kind, random)
-        tokens = words(self.process, count, random, shifted=shifted)
+        tokens = draw_words(self.process, count, random, shifted=shifted)
         second = torch.tensor(self.pairs)[:, 1]
         label = self.process.labels[tokens[:, second]] + step
         other = self.process.labels.argsort()[label % self.process.vocabulary]
@@ -217,12 +218,12 @@ class PlantedGlueTask:
         return torch.where(kind[:, None] == 2, opposite, neither)
 
 
-def across(process: PlantedProcess, cut: int) -> Groups:
+def pairs_across(process: PlantedProcess, cut: int) -> Groups:
     """The pairs with one word before position `cut` and one after it."""
     return tuple(pair for pair in process.pairs if pair[0] < cut < pair[-1])
 
 
-def words(
+def draw_words(
     process: PlantedProcess, count: int, random: torch.Generator, *, shifted: bool = False
 ) -> Tensor:
     """Sequences of the process: int64 `[count, length]`; `shifted` as in the mismatched set."""
@@ -230,10 +231,10 @@ def words(
         return process.sample(count, random)
     weight = 1 / torch.arange(1, process.vocabulary + 1, dtype=torch.float64)
     drawn = torch.multinomial(weight, count * process.length, True, generator=random)
-    return process.completed(drawn.view(count, process.length))
+    return process.complete_pairs(drawn.view(count, process.length))
 
 
-def eight_pairs() -> PlantedProcess:
+def default_process() -> PlantedProcess:
     """The default process: 17 words, the pairs (1, 10), (2, 11), .., (8, 17)."""
     return PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)
 
@@ -261,7 +262,7 @@ class PlantedGlue:
         ValueError: If a number is below 1 or the process does not fit.
     """
 
-    process: PlantedProcess = field(default_factory=eight_pairs)
+    process: PlantedProcess = field(default_factory=default_process)
     lines: int = 20_000
     valid_lines: int = 1_000
     rows: int = 4_320  # divisible by 2, 3 and 9: balanced for the default process

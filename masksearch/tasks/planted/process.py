@@ -24,7 +24,7 @@ from masksearch.masks.core import Mask
 Groups = tuple[tuple[int, ...], ...]
 
 
-def by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Groups:
+def pair_by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Groups:
     """Groups of equally spaced positions, in the order in which they were found.
 
     The offsets take turns. At its turn an offset d groups s, s + d, s + 2d, .. (`size`
@@ -52,12 +52,12 @@ def by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Groups:
     return tuple(found)
 
 
-def mirrored(length: int) -> Groups:
+def pair_mirrored(length: int) -> Groups:
     """The pairs (s, length - s) for s = 1, 2, ..: each at a distance of its own."""
     return tuple((first, length - first) for first in range(1, (length + 1) // 2))
 
 
-def at_random(length: int, size: int, random: torch.Generator) -> Groups:
+def pair_at_random(length: int, size: int, random: torch.Generator) -> Groups:
     """A random partition of the positions 1 .. length - 1 into groups, each in rising order.
 
     Up to `size` - 1 positions are left over.
@@ -174,13 +174,13 @@ class PlantedProcess:
         """
         size = self.parents + 1
         if self.pairing == "offsets":
-            return by_offsets(self.length, self.offsets, size)
+            return pair_by_offsets(self.length, self.offsets, size)
         if self.pairing == "mirrored":
-            return mirrored(self.length)
-        return at_random(self.length, size, generator(self.seed, PAIRING))
+            return pair_mirrored(self.length)
+        return pair_at_random(self.length, size, generator(self.seed, PAIRING))
 
     @cached_property
-    def paired(self) -> Tensor:
+    def pair_positions(self) -> Tensor:
         """The same as `pairs`: int64 `[pairs, parents + 1]`."""
         return torch.tensor(self.pairs)
 
@@ -192,10 +192,10 @@ class PlantedProcess:
         position to position 0. Without the diagonal.
         """
         needed = torch.zeros(self.length, self.length, dtype=torch.bool)
-        needed[self.paired[:, :, None], self.paired[:, None, :]] = True
+        needed[self.pair_positions[:, :, None], self.pair_positions[:, None, :]] = True
         needed.fill_diagonal_(False)
         if self.keys > 1:
-            needed[self.paired.flatten(), 0] = True
+            needed[self.pair_positions.flatten(), 0] = True
         return needed
 
     @cached_property
@@ -252,10 +252,10 @@ class PlantedProcess:
         """
         return min(
             range(1, self.length),
-            key=lambda cut: (-len(self.crossing(cut)), abs(2 * cut - self.length)),
+            key=lambda cut: (-len(self.crossing_pairs(cut)), abs(2 * cut - self.length)),
         )
 
-    def crossing(self, cut: int) -> list[tuple[int, ...]]:
+    def crossing_pairs(self, cut: int) -> list[tuple[int, ...]]:
         """The pairs with one end before position `cut` and the other not."""
         return [pair for pair in self.pairs if pair[0] < cut <= pair[-1]]
 
@@ -303,12 +303,12 @@ class PlantedProcess:
         if self.keys > 1:
             key = torch.randint(self.keys, (count,), generator=random)
             tokens[:, 0] = self.vocabulary + 1 + key
-        return self.completed(tokens)
+        return self.complete_pairs(tokens)
 
-    def completed(self, tokens: Tensor) -> Tensor:
+    def complete_pairs(self, tokens: Tensor) -> Tensor:
         """Puts the last token of every pair in its place, in place: int64 `[count, length]`."""
-        others = tokens[:, self.paired[:, :-1]]
-        tokens[:, self.paired[:, -1]] = self.last_tokens(self.key(tokens)[:, None], others)
+        others = tokens[:, self.pair_positions[:, :-1]]
+        tokens[:, self.pair_positions[:, -1]] = self.last_tokens(self.key(tokens)[:, None], others)
         return tokens
 
     def key(self, tokens: Tensor) -> Tensor:

@@ -135,16 +135,16 @@ def read_squad(path: Path) -> list[Question]:
     seen: dict[str, str] = {}
     flagged = False
     for at, article, paragraph in paragraphs(content, str(path)):
-        context = member(paragraph, "context", str, at)
-        for place, entry in enumerate(member(paragraph, "qas", list, at)):
-            name = member(entry, "id", str, f"{at}, question {place}")
+        context = require(paragraph, "context", str, at)
+        for place, entry in enumerate(require(paragraph, "qas", list, at)):
+            name = require(entry, "id", str, f"{at}, question {place}")
             where = f"{at}, question {name!r}"
             if name in seen:
                 raise DataError(f"{where}: the id is taken by a question of {seen[name]}")
             seen[name] = at.removeprefix(f"{path}, ")
             flagged |= "is_impossible" in entry
-            text = member(entry, "question", str, where)
-            answers, starts = true_answers(entry, context, where)
+            text = require(entry, "question", str, where)
+            answers, starts = read_answers(entry, context, where)
             questions.append(Question(name, text, context, article, answers, starts))
     if not questions:
         raise DataError(f"{path} holds no question; give a SQuAD file with at least one")
@@ -161,19 +161,19 @@ def read_squad(path: Path) -> list[Question]:
 
 def paragraphs(content: Any, path: str) -> Iterator[tuple[str, str, Any]]:
     """Every paragraph: where it stands, in words, its article's title, and itself."""
-    for number, article in enumerate(member(content, "data", list, path)):
-        title = member(article, "title", str, f"{path}, article {number}")
+    for number, article in enumerate(require(content, "data", list, path)):
+        title = require(article, "title", str, f"{path}, article {number}")
         at = f"{path}, article {number} ({title})"
-        for index, paragraph in enumerate(member(article, "paragraphs", list, at)):
+        for index, paragraph in enumerate(require(article, "paragraphs", list, at)):
             yield f"{at}, paragraph {index}", title, paragraph
 
 
-def true_answers(
+def read_answers(
     entry: Mapping[str, Any], context: str, where: str
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """The texts of a question's answers and where they start; none for an unanswerable one."""
     impossible = entry.get("is_impossible", False)
-    answers = member(entry, "answers", list, where)
+    answers = require(entry, "answers", list, where)
     if impossible is not bool(impossible) or impossible is bool(answers):
         raise DataError(
             f"{where}: is_impossible is {json.dumps(impossible)} with {len(answers)} answers; "
@@ -182,7 +182,7 @@ def true_answers(
     texts, starts = [], []
     for number, answer in enumerate(answers):
         at = f"{where}, answer {number}"
-        text, start = member(answer, "text", str, at), member(answer, "answer_start", int, at)
+        text, start = require(answer, "text", str, at), require(answer, "answer_start", int, at)
         if not text.strip():
             raise DataError(f"{at} is empty; mend or remove it")
         if start < 0 or start + len(text) > len(context):
@@ -195,7 +195,7 @@ def true_answers(
     return tuple(texts), tuple(starts)
 
 
-def member(holder: Any, key: str, kind: type, where: str) -> Any:
+def require(holder: Any, key: str, kind: type, where: str) -> Any:
     """The value of a key, of that type, of a JSON object."""
     if not isinstance(holder, dict) or key not in holder:
         has = f"keys {', '.join(holder) or 'none'}" if isinstance(holder, dict) else repr(holder)

@@ -19,7 +19,7 @@ from masksearch.tasks.squad.windows import (
     START,
     Numbers,
     SquadWindows,
-    most_context,
+    window_of_most_context,
 )
 
 
@@ -107,7 +107,7 @@ def decode(
             (start, start + count)
             for start, count in windows.rows[indices][:, [START, COUNT]].tolist()
         ]
-        owner = most_context(pieces, len(offsets))
+        owner = window_of_most_context(pieces, len(offsets))
         for piece, index in enumerate(indices):
             table, (start, end) = logits[index], pieces[piece]
             null = min(null, float(table[0, 0]) + float(table[0, 1]))

@@ -16,20 +16,20 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII alone, as in th
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Lower case, without ASCII punctuation, articles and repeated white space.
 
     Reference: SQuAD, arXiv 1606.05250, Section 6.1, as in the official evaluation script.
 
-    >>> normalised("The  Apple, a day's")
+    >>> normalise("The  Apple, a day's")
     'apple days'
     """
     return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
 
 
-def exact(prediction: str, gold: str) -> float:
+def exact_match(prediction: str, gold: str) -> float:
     """1.0 where both are the same after normalisation, else 0.0."""
-    return float(normalised(prediction) == normalised(gold))
+    return float(normalise(prediction) == normalise(gold))
 
 
 def f1(prediction: str, gold: str, *, nullable: bool = False) -> float:
@@ -44,7 +44,7 @@ def f1(prediction: str, gold: str, *, nullable: bool = False) -> float:
     >>> round(f1("in the city of Rome", "Rome, Italy"), 3)
     0.333
     """
-    found, true = normalised(prediction).split(), normalised(gold).split()
+    found, true = normalise(prediction).split(), normalise(gold).split()
     if not found or not true:
         return float(nullable and found == true)
     shared = (Counter(found) & Counter(true)).total()
@@ -106,14 +106,14 @@ def score(
     raw: dict[str, dict[str, float]] = {"exact": {}, "f1": {}}
     for name, golds in answers.items():
         if nullable:
-            golds = [gold for gold in golds if normalised(gold)] or [""]
+            golds = [gold for gold in golds if normalise(gold)] or [""]
         elif not golds:
             raise ValueError(
                 f"question {name!r} has no answer, which SQuAD 1.1 does not know; "
                 "score with nullable=True"
             )
         said = predictions[name]
-        raw["exact"][name] = max(exact(said, gold) for gold in golds)
+        raw["exact"][name] = max(exact_match(said, gold) for gold in golds)
         raw["f1"][name] = max(f1(said, gold, nullable=nullable) for gold in golds)
     parts = {"": list(answers)}
     if nullable:

@@ -154,7 +154,7 @@ def make_windows(
         if span is None and question.answers and training:
             continue
         before = min(len(asking[number]), size.longest_question) + 2
-        for start, end in cuts(len(where), size.length - before - 1, size.step):
+        for start, end in cut_windows(len(where), size.length - before - 1, size.step):
             first = last = 0
             if span is not None and start <= span[0] and span[1] < end:
                 first, last = span[0] - start + before, span[1] - start + before
@@ -208,10 +208,10 @@ def answer_span(question: Question, offsets: Numbers) -> tuple[int, int] | None:
     return None
 
 
-def cuts(tokens: int, room: int, step: int) -> list[tuple[int, int]]:
+def cut_windows(tokens: int, room: int, step: int) -> list[tuple[int, int]]:
     """Start and end of every window over a paragraph; every token is in at least one.
 
-    >>> cuts(10, 6, 3)
+    >>> cut_windows(10, 6, 3)
     [(0, 6), (3, 9), (6, 10)]
     """
     found = [(0, min(room, tokens))]
@@ -221,7 +221,7 @@ def cuts(tokens: int, room: int, step: int) -> list[tuple[int, int]]:
     return found
 
 
-def most_context(pieces: Sequence[tuple[int, int]], tokens: int) -> Numbers:
+def window_of_most_context(pieces: Sequence[tuple[int, int]], tokens: int) -> Numbers:
     """For every token the window that shows most of its surroundings: int `[tokens]`.
 
     A token's worth in a window is the smaller of the tokens on its left and right there, plus

@@ -171,7 +171,7 @@ class HubText:
             lines = not all(text.strip() for text in head)
             with target.open("w", encoding="utf-8", newline="") as file:
                 for text in chain(head, texts):
-                    file.write(text + "\n" if lines else document(text))
+                    file.write(text + "\n" if lines else as_document(text))
         return target
 
     def chosen_column(self, row: dict[str, Any]) -> str:
@@ -202,6 +202,6 @@ class HubText:
             yield (text or "").replace("\0", "")
 
 
-def document(text: str) -> str:
+def as_document(text: str) -> str:
     """A row as one document: no blank line inside, one after it."""
     return BLANK_LINES.sub("\n", text.strip()) + "\n\n"

@@ -199,7 +199,7 @@ def test_a_task_of_ones_own_is_a_row_in_a_file_of_ones_own(tmp_path: Path) -> No
         ({"metrics": ("pearson",)}, "metrics are one or more of accuracy"),
         ({"labels": ()}, "metrics are one or more of pearson, spearman"),
         ({"dev": {"late": ("late.tsv",)}}, "the first development set carries the task's name"),
-        ({"columns": 3}, r"columns are names, or numbers .* got \('review', 'tone'\)"),
+        ({"fields": 3}, r"columns are names, or numbers .* got \('review', 'tone'\)"),
     ],
 )
 def test_a_row_that_cannot_be_is_named(changed: dict[str, Any], message: str) -> None:

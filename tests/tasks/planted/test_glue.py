@@ -29,7 +29,7 @@ from masksearch.tasks.glue import (
     reported,
     score,
 )
-from masksearch.tasks.planted.glue import PlantedGlue, PlantedGlueTask, across, words
+from masksearch.tasks.planted.glue import PlantedGlue, PlantedGlueTask, draw_words, pairs_across
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.tasks.text.corpus import Corpus
 
@@ -243,7 +243,7 @@ def test_oracles_hold_the_pairs_and_no_empty_row(process: PlantedProcess, name: 
         assert kept == {pair for s, t in task.pairs for pair in ((s, t), (t, s))}
     if name != "acceptability":
         assert all(s < task.cut < t for s, t in task.pairs)
-        most = max(len(across(process, cut)) for cut in range(2, process.length - 1))
+        most = max(len(pairs_across(process, cut)) for cut in range(2, process.length - 1))
         assert len(task.pairs) == most
     union = PlantedGlue(process, 1, 1, 1, 1).oracle().dense(process.length + 1)[0, 0]
     assert not (task.oracle().dense(task.length)[0, 0] & ~union).any()
@@ -271,8 +271,8 @@ def test_any_process_reads_at_the_ceiling(
 
 def test_shifted_words_keep_the_pairs() -> None:
     process = SMALL.process
-    tokens = words(process, 200, generator(0), shifted=True)
-    assert torch.equal(tokens, process.completed(tokens.clone()))
+    tokens = draw_words(process, 200, generator(0), shifted=True)
+    assert torch.equal(tokens, process.complete_pairs(tokens.clone()))
 
 
 def test_glue_score_ignores_planted_tasks(written: Path) -> None:

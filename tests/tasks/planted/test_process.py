@@ -107,7 +107,7 @@ def test_partner_without_key_matches_simulation():
     process = PlantedProcess(keys=2)
     random = generator(4)
     batch = process.mask_tokens(process.sample(3000, random), random)
-    first, second = process.paired.unbind(1)
+    first, second = process.pair_positions.unbind(1)
     scored = batch["labels"][:, second] != -100
     seen = batch["input_ids"][:, first]
     guess = torch.where(
@@ -185,7 +185,8 @@ def test_follows_breaks_only_pairs_across_the_cut(process):
     task = follows(process, held_out_sequences=2000)
     (batch,) = task.held_out()
     holds = agreeing(process, batch["input_ids"])
-    crossing = torch.tensor([pair in process.crossing(process.split) for pair in process.pairs])
+    expected = process.crossing_pairs(process.split)
+    crossing = torch.tensor([pair in expected for pair in process.pairs])
     assert crossing.any()
     assert holds[batch["labels"] == 1].all()
     assert holds[:, ~crossing].all()
@@ -341,7 +342,7 @@ def test_digest_is_stable(arguments, digest):
 def test_split_separates_most_pairs():
     process = PlantedProcess(length=24, offsets=(11,))
     assert process.split == 12
-    assert len(process.crossing(12)) == len(process.pairs) == 11
+    assert len(process.crossing_pairs(12)) == len(process.pairs) == 11
 
 
 def test_digest_changes_with_every_field():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.squad.metrics import best_threshold, exact, f1, normalised, score
+from masksearch.tasks.squad.metrics import best_threshold, exact_match, f1, normalise, score
 
 WORDS = (*"a The an cat cats cat's red-cat x , \u201c Ana".split(" "), " ", "\u00a0")
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)
@@ -46,8 +46,8 @@ def slow_f1(prediction: str, gold: str, nullable: bool) -> float:
 
 @given(texts)
 def test_normalised_matches_letters(text: str) -> None:
-    assert normalised(text).split() == slow_words(text)
-    assert normalised(normalised(text)) == normalised(text)
+    assert normalise(text).split() == slow_words(text)
+    assert normalise(normalise(text)) == normalise(text)
 
 
 @given(texts, texts, st.booleans())
@@ -55,7 +55,7 @@ def test_f1_matches_striking_off(prediction: str, gold: str, nullable: bool) -> 
     found = f1(prediction, gold, nullable=nullable)
     assert found == pytest.approx(slow_f1(prediction, gold, nullable))
     assert found == f1(gold, prediction, nullable=nullable)
-    assert exact(prediction, gold) == (slow_words(prediction) == slow_words(gold))
+    assert exact_match(prediction, gold) == (slow_words(prediction) == slow_words(gold))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_f1_matches_striking_off(prediction: str, gold: str, nullable: bool) -> 
     ],
 )
 def test_golden_pairs(prediction: str, gold: str, equal: float, overlap: float) -> None:
-    assert exact(prediction, gold) == equal
+    assert exact_match(prediction, gold) == equal
     assert f1(prediction, gold) == pytest.approx(overlap)
 
 

@@ -13,14 +13,14 @@ from toy_questions import MARKERS, WORDS, squad_json, toy_corpus, write_squad
 
 from masksearch.tasks.squad.data import Question, read_squad
 from masksearch.tasks.squad.decode import Answer, best_pairs, decode
-from masksearch.tasks.squad.metrics import exact, score
+from masksearch.tasks.squad.metrics import exact_match, score
 from masksearch.tasks.squad.windows import (
     SquadWindows,
     WindowSize,
     answer_span,
-    cuts,
+    cut_windows,
     make_windows,
-    most_context,
+    window_of_most_context,
 )
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
@@ -78,7 +78,7 @@ def test_the_answer_is_in_every_window_that_holds_it_whole() -> None:
 
 @given(st.integers(0, 60), st.integers(1, 20), st.integers(1, 30))
 def test_cuts_leave_no_token_out(tokens: int, room: int, step: int) -> None:
-    found = cuts(tokens, room, step)
+    found = cut_windows(tokens, room, step)
     assert {at for start, end in found for at in range(start, end)} == set(range(tokens))
     assert all(end - start <= room for start, end in found)
     assert sorted(set(found)) == found
@@ -87,8 +87,8 @@ def test_cuts_leave_no_token_out(tokens: int, room: int, step: int) -> None:
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 30))
 def test_most_context_matches_a_loop(tokens: int, room: int, step: int) -> None:
-    pieces = cuts(tokens, room, step)
-    owner = most_context(pieces, tokens)
+    pieces = cut_windows(tokens, room, step)
+    owner = window_of_most_context(pieces, tokens)
     for token in range(tokens):
         best, at = -1.0, None
         for index, (start, end) in enumerate(pieces):
@@ -178,7 +178,7 @@ def brute(
 ) -> list[float]:
     """Scores of all allowed spans of a single question, best first."""
     pieces = [(int(row[1]), int(row[1] + row[2])) for row in windows.rows]
-    owner = most_context(pieces, tokens)
+    owner = window_of_most_context(pieces, tokens)
     scores = []
     for piece, (start, end) in enumerate(pieces):
         for first in range(start, end):
@@ -294,7 +294,7 @@ def test_every_real_question(length: int) -> None:
 
 
 def any_exact(text: str, question: Question) -> bool:
-    return any(exact(text, answer) for answer in question.answers)
+    return any(exact_match(text, answer) for answer in question.answers)
 
 
 def test_the_toy_vocabulary_covers_the_toy_questions() -> None:

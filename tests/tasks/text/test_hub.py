@@ -11,7 +11,7 @@ import torch
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.hub import HubText, document, is_hub
+from masksearch.tasks.text.hub import HubText, as_document, is_hub
 
 pytest.importorskip("datasets")
 WORDS = ["ban", "dart", "gost", "killing", "bert", "dos"]
@@ -58,7 +58,7 @@ def test_spelling() -> None:
 
 
 def test_document_has_no_blank_line_inside() -> None:
-    assert document(" a\n\n b\r\n\r\n \nc\n") == "a\nb\nc\n\n"
+    assert as_document(" a\n\n b\r\n\r\n \nc\n") == "a\nb\nc\n\n"
 
 
 def test_a_folder_is_read_as_a_file_of_its_documents_would_be(folder: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_folder_is_read_as_a_file_of_its_documents_would_be(folder: Path) -> N
     for name, stem, count in (("train", "train", 40), ("validation", "valid", 10)):
         rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         assert len(rows) == count
-        (plain / f"{stem}.txt").write_text("".join(document(row["text"]) for row in rows))
+        (plain / f"{stem}.txt").write_text("".join(as_document(row["text"]) for row in rows))
     same = load(str(plain), folder.parent / "cache")
     assert corpus.digest == same.digest
     assert torch.equal(corpus.train.tensor(), same.train.tensor())
