@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from masksearch.attention.interface import NAME
+from masksearch.attention.interface import NAME, check_call, refuse_other, refuse_weights
 from masksearch.attention.kernels.choose import checked_backend
 from masksearch.attention.layer import (
     STATE,
@@ -34,7 +34,6 @@ from masksearch.attention.layer import (
     positions_of,
 )
 from masksearch.attention.probe import (
-    PROBE,
     SELF,
     Part,
     Probe,
@@ -208,6 +207,19 @@ def attached(model: nn.Module) -> dict[str, Any]:
     return {} if attachment is None else dict(attachment.what)
 
 
+def in_force(model: nn.Module) -> Attachment | None:
+    """What is attached to a model.
+
+    Raises:
+        AttachError: If other attention is in use, which passes it over.
+    """
+    attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
+    for config, _ in attachment.previous if attachment is not None else ():
+        if config._attn_implementation != NAME:
+            refuse_other(type(model).__name__, str(config._attn_implementation))
+    return attachment
+
+
 def put_on(model: nn.Module, attachment: Attachment) -> None:
     """Puts a prepared attachment in force, on a model that carries none."""
     banks = list(attachment.banks)
@@ -343,53 +355,6 @@ def refuse_others(model: nn.Module, states: Iterable[nn.Module], configs: list[A
             )
     if any(getattr(config, "output_attentions", False) for config in configs):
         refuse_weights(type(model).__name__)
-
-
-def refuse_other(title: str, name: str) -> None:
-    """Says that a mask is passed over."""
-    raise AttachError(
-        f"{title} computes its attention by {name!r} now, which passes over the mask or gates "
-        "that are attached; attach again, ms.attach(model, mask), or first ms.detach(model) and "
-        f"then model.set_attn_implementation({name!r})"
-    )
-
-
-def refuse_weights(title: str) -> None:
-    """Says that there are no attention weights."""
-    raise AttachError(
-        f"{title} is asked for output_attentions, and attention with a mask or gates attached "
-        "gives no weights; leave output_attentions off, in the call and in model.config, or look "
-        'at the weights without it: ms.detach(model), model.set_attn_implementation("eager")'
-    )
-
-
-# -- whether it is in force --------------------------------------------------------------------
-def check_call(
-    configs: list[Any], model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]
-) -> None:
-    """Pre-forward hook of a model whose layers carry a mask or gates.
-
-    Raises:
-        AttachError: If other attention is in use, or attention weights are asked for.
-    """
-    for config in configs:
-        if config._attn_implementation not in (NAME, PROBE):
-            refuse_other(type(model).__name__, str(config._attn_implementation))
-    if named.get("output_attentions") and Probe.calls is None:
-        refuse_weights(type(model).__name__)
-
-
-def in_force(model: nn.Module) -> Attachment | None:
-    """What is attached to a model.
-
-    Raises:
-        AttachError: If other attention is in use, which passes it over.
-    """
-    attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
-    for config, _ in attachment.previous if attachment is not None else ():
-        if config._attn_implementation != NAME:
-            refuse_other(type(model).__name__, str(config._attn_implementation))
-    return attachment
 
 
 # -- gates -------------------------------------------------------------------------------------

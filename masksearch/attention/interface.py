@@ -18,6 +18,7 @@ What is not the normal path follows each of them: causal masks without padding, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,7 @@ from masksearch.attention.layer import (
     fixed,
     lowered_in_graph,
 )
-from masksearch.attention.probe import PROBE, probing_attention, probing_mask
+from masksearch.attention.probe import PROBE, Probe, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
 from masksearch.contracts import AttentionCall
 from masksearch.errors import AttachError
@@ -329,6 +330,40 @@ def squared(call: AttentionCall, before: int, size: int) -> AttentionCall:
         value=F.pad(call.value, (0, 0, 0, more)),
         visible=F.pad(visible, (0, 0, before, after), value=True),
         bias=None if call.bias is None else F.pad(call.bias, (0, more, before, after)),
+    )
+
+
+# -- whether our functions are called at all ---------------------------------------------------
+def check_call(
+    configs: list[Any], model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]
+) -> None:
+    """Pre-forward hook of a model whose layers carry a mask or gates.
+
+    Raises:
+        AttachError: If other attention is in use, or attention weights are asked for.
+    """
+    for config in configs:
+        if config._attn_implementation not in (NAME, PROBE):
+            refuse_other(type(model).__name__, str(config._attn_implementation))
+    if named.get("output_attentions") and Probe.calls is None:
+        refuse_weights(type(model).__name__)
+
+
+def refuse_other(title: str, name: str) -> None:
+    """Says that a mask is passed over."""
+    raise AttachError(
+        f"{title} computes its attention by {name!r} now, which passes over the mask or gates "
+        "that are attached; attach again, ms.attach(model, mask), or first ms.detach(model) and "
+        f"then model.set_attn_implementation({name!r})"
+    )
+
+
+def refuse_weights(title: str) -> None:
+    """Says that there are no attention weights."""
+    raise AttachError(
+        f"{title} is asked for output_attentions, and attention with a mask or gates attached "
+        "gives no weights; leave output_attentions off, in the call and in model.config, or look "
+        'at the weights without it: ms.detach(model), model.set_attn_implementation("eager")'
     )
 
 
