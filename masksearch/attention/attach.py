@@ -37,15 +37,15 @@ from masksearch.attention.probe import (
     SELF,
     Part,
     Probe,
-    chosen,
+    find_part,
     implementation,
     implementations,
-    involved,
+    models_of,
     names_of,
     own_config,
     owners,
     parts_of,
-    pretrained,
+    pretrained_models,
     probe,
     set_implementation,
 )
@@ -138,7 +138,7 @@ def attach(
             f"there: ms.attach(model, ms.saved_masks({str(what)!r})), of an expression "
             f"masks.parse({str(what)!r})"
         )
-    roots = pretrained(model)
+    roots = pretrained_models(model)
     calls = probe(model, roots, inputs)
     known = parts_of(model, calls, inputs)
     if isinstance(what, Mapping):
@@ -146,14 +146,14 @@ def attach(
             raise ValueError(f"a mapping names the parts itself, got part={part!r} as well")
         if not what:
             raise ValueError(f"a mapping names at least one part of {', '.join(known)}, got none")
-        wanted = [(chosen(model, calls, known, name), value) for name, value in what.items()]
+        wanted = [(find_part(model, known, name), value) for name, value in what.items()]
     else:
-        wanted = [(chosen(model, calls, known, part), what)]
+        wanted = [(find_part(model, known, part), what)]
     for one, value in wanted:
         check_counts(model, one, value)
         if isinstance(value, ContentMask):
             receiver(model, one)
-    models = [m for one, _ in wanted for m in involved(model, list(one.calls), one.cross)]
+    models = [m for one, _ in wanted for m in models_of(model, one)]
     positions = positions_of(m.config for m in models)
     states = states_for(model, wanted, backend, positions)
     configs = [own_config(module) for module in (*models, *states)]

@@ -106,7 +106,7 @@ def masked_attention(
             return out.transpose(1, 2).contiguous(), None
     kept = None
     if state is not None:
-        kept = state.kept(len(query), queries, keys, key.device, attention_mask)
+        kept = state.kept(query.shape[0], queries, keys, key.device, attention_mask)
     visible = attention_mask
     if attention_mask is not None and packed:
         visible = write_out(attention_mask, queries)

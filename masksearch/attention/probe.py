@@ -1,11 +1,22 @@
-"""Finds a model's attention layers: one probe forward that records every attention call."""
+"""Finds a model's attention layers: one probe forward that records every attention call.
+
+    probe       runs the model once on a few tokens, with every configuration naming `PROBE`; what
+                transformers then calls in place of SDPA (`probing_attention`) writes down who
+                calls, with how many heads, and whether later keys are hidden
+    parts_of    sorts the calls: one part in a plain model; encoder, decoder and cross-attention
+                where queries and keys differ in number; else one for each tower
+    find_part   the part that a user names
+
+A layer is an attention module: one that is called several times (ALBERT) counts once.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +26,8 @@ from transformers.masking_utils import sdpa_mask
 
 from masksearch.errors import AttachError, MaskSearchError, unknown_name
 
-PROBE = "masksearch_probe"
+PROBE = "masksearch_probe"  # of the functions below, in configurations
+SELF = "self"  # the only part of a plain model
 REACHABLE = (
     "BERT, RoBERTa, DistilBERT, ELECTRA, ALBERT, ModernBERT, ESM, ViT, DeiT, DINOv2, CLIP, "
     "GPT-2, Llama, Qwen, T5, BART"
@@ -54,92 +66,41 @@ class Probe:
     calls: list[Call] | None = None
 
 
-def pretrained(model: nn.Module) -> list[PreTrainedModel]:
-    """The outermost Hugging Face models inside a module."""
-    if isinstance(model, PreTrainedModel):
-        return [model]
-    return [root for child in model.children() for root in pretrained(child)]
-
-
-def own_config(module: nn.Module) -> PreTrainedConfig | None:
-    """The configuration object that a module holds, or None."""
-    config = getattr(module, "config", None)
-    return config if isinstance(config, PreTrainedConfig) else None
-
-
-def implementations(roots: list[PreTrainedModel]) -> list[tuple[PreTrainedConfig, str]]:
-    """Every configuration object inside, with the attention implementation that it names.
-
-    Layers hold another object than their model where a wrapper has exchanged the model's
-    (EncoderDecoderModel).
-    """
-    configs = [own_config(module) for root in roots for module in root.modules()]
-    distinct = {id(config): config for config in configs if config is not None}
-    return [(config, implementation(config)) for config in distinct.values()]
-
-
-def implementation(config: PreTrainedConfig) -> str:
-    """Name of the attention implementation that is in use now."""
-    return str(config._attn_implementation or "sdpa")
-
-
-def set_implementation(config: PreTrainedConfig, name: str) -> None:
-    """Names an attention implementation in that object alone, not in those inside."""
-    config._attn_implementation = {"": name}
-
-
 def probe(
     model: nn.Module, roots: list[PreTrainedModel], inputs: Mapping[str, Any] | None
 ) -> list[Call]:
     """One forward pass without gradient that records every attention call in order.
 
+    Args:
+        model: What is called.
+        roots: Its Hugging Face models (`pretrained_models`).
+        inputs: Keyword arguments of the call; None = a made-up example.
+
     Raises:
-        AttachError: If no call is seen, no example can be made up or the one that was fails, or
-            the inputs lie elsewhere than the model.
+        AttachError: If no call is seen, or no example can be made up, or the one that was fails.
     """
     title = type(model).__name__
     if not roots:
         raise AttachError(f"{title} contains no Hugging Face model (PreTrainedModel)")
-    devices = {parameter.device for parameter in model.parameters()}
-    elsewhere = offloaded(model)
-    if torch.device("meta") in devices and elsewhere is None:
+    device = offloaded(model) or next(model.parameters()).device
+    if device.type == "meta":
         raise AttachError(
             f"{title} is on the meta device, so its layers cannot be found by a forward pass; "
             "load its weights first, or model.to_empty(device=...)"
         )
-    device = elsewhere or next(model.parameters()).device
     called = model
     if inputs is None and len(roots) == 1 and passes_on(model):
         called = roots[0]  # within DataParallel, torch.compile, an adapter
-    if inputs is None and isinstance(called, PreTrainedModel) and is_paired(called):
-        called = called.base_model  # heads may ask for as many decoder as encoder positions
+    if inputs is None and getattr(getattr(called, "config", None), "is_encoder_decoder", False):
+        called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
     given = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
-    for key, value in given.items():
-        if isinstance(value, Tensor) and value.device not in devices and elsewhere is None:
-            raise AttachError(
-                f"inputs[{key!r}] is on {value.device}, {title} on {device}; "
-                f"move it there: inputs[{key!r}].to({str(device)!r})"
-            )
-    previous = implementations(roots)
-    training = [(module, module.training) for module in model.modules()]
-    Probe.calls = []
     try:
-        for config, _ in previous:
-            set_implementation(config, PROBE)
-        model.eval()
-        with torch.no_grad():
+        with recording(model, roots) as calls, torch.no_grad():
             called(**given)
-        calls = Probe.calls
     except FAILURES as error:
         if inputs is not None or isinstance(error, (MaskSearchError, torch.OutOfMemoryError)):
             raise
-        raise AttachError(failed(called, given, error)) from error
-    finally:
-        Probe.calls = None
-        for config, name in previous:
-            set_implementation(config, name)
-        for module, mode in training:
-            module.training = mode
+        raise AttachError(describe_failure(called, given, error)) from error
     if not calls:
         raise AttachError(
             f"{title} does not use transformers' attention interface, so no mask can be put on "
@@ -148,7 +109,26 @@ def probe(
     return calls
 
 
-def failed(called: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str:
+@contextmanager
+def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[Call]]:
+    """The calls of what is run within, in evaluation mode; then all is as it was."""
+    previous = implementations(roots)
+    training = [(module, module.training) for module in model.modules()]
+    Probe.calls = calls = []
+    try:
+        for config, _ in previous:
+            set_implementation(config, PROBE)
+        model.eval()
+        yield calls
+    finally:
+        Probe.calls = None
+        for config, name in previous:
+            set_implementation(config, name)
+        for module, mode in training:
+            module.training = mode
+
+
+def describe_failure(called: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str:
     """What to do where a forward pass with made-up inputs fails."""
     tried = ", ".join(f"{key} {list(value.shape)}" for key, value in given.items())
     real = ", ".join(f'"{key}": batch["{key}"]' for key in given)
@@ -177,23 +157,15 @@ def passes_on(model: nn.Module) -> bool:
     return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
-def is_paired(model: PreTrainedModel) -> bool:
-    """Whether it is an encoder with a decoder."""
-    return bool(getattr(model.config, "is_encoder_decoder", False))
-
-
 def example_inputs(
     model: nn.Module, root: PreTrainedModel, device: torch.device
 ) -> dict[str, Tensor]:
     """A few tokens or one empty image, by the names of the model's inputs."""
     names = inspect.signature(model.forward).parameters
-
-    def tokens(count: int) -> Tensor:
-        return torch.ones(1, count, dtype=torch.int64, device=device)
-
     made: dict[str, Tensor] = {}
     if "input_ids" in names:
-        made["input_ids"] = tokens(ENCODER if "decoder_input_ids" in names else DECODER)
+        count = ENCODER if "decoder_input_ids" in names else DECODER
+        made["input_ids"] = torch.ones(1, count, dtype=torch.int64, device=device)
     if "pixel_values" in names:
         config = root.config
         if not hasattr(config, "image_size") and hasattr(config, "vision_config"):
@@ -204,21 +176,22 @@ def example_inputs(
         dtype = next(model.parameters()).dtype
         made["pixel_values"] = torch.zeros(1, channels, height, width, device=device, dtype=dtype)
     if not made:
-        inner = [name for name, module in model.named_modules() if module is root and name]
+        inside = [name for name, module in model.named_modules() if module is root and name]
         other = "".join(
             f", or attach to the {type(root).__name__} inside: "
             f'ms.attach(model.get_submodule("{name}"), mask)'
-            for name in inner[:1]
+            for name in inside[:1]
         )
         raise AttachError(
             f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
             f"example arguments, so that the attention layers can be found{other}"
         )
     if "decoder_input_ids" in names:
-        made["decoder_input_ids"] = tokens(DECODER)
+        made["decoder_input_ids"] = torch.ones(1, DECODER, dtype=torch.int64, device=device)
     return made
 
 
+# -- what transformers calls while the probe runs ----------------------------------------------
 def probing_mask(*args: Any, **rest: Any) -> Any:
     """SDPA's mask, always written out, so that causality can be read from it."""
     rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
@@ -257,9 +230,7 @@ def probing_attention(
     return out
 
 
-SELF = "self"  # the only part of a plain model
-
-
+# -- parts -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Part:
     """Attention layers that share a mask.
@@ -293,40 +264,6 @@ class Part:
                 "the model, by the names of submodules: part='...'"
             )
         return found.pop()
-
-
-def owners(model: nn.Module) -> dict[nn.Module, PreTrainedModel]:
-    """The Hugging Face model that each module belongs to, the innermost one."""
-    found: dict[nn.Module, PreTrainedModel] = {}
-
-    def walk(module: nn.Module, owner: PreTrainedModel | None) -> None:
-        owner = module if isinstance(module, PreTrainedModel) else owner
-        if owner is not None:
-            found.setdefault(module, owner)
-        for child in module.children():
-            walk(child, owner)
-
-    walk(model, None)
-    return found
-
-
-def involved(model: nn.Module, calls: list[Call], cross: bool) -> list[PreTrainedModel]:
-    """The Hugging Face models whose masks reach those calls.
-
-    A decoder's masks may be made by any model around it (generation with a static cache).
-    """
-    owner = owners(model)
-    found = {owner[call.module] for call in calls}
-    decoding = {call.module for call in calls if call.causal or cross}
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel) and decoding & set(module.modules()):
-            found.add(module)
-    return [module for module in model.modules() if module in found]
-
-
-def names_of(model: nn.Module) -> dict[nn.Module, str]:
-    """Module -> its dotted name within the model."""
-    return {module: name for name, module in model.named_modules()}
 
 
 def parts_of(
@@ -369,11 +306,10 @@ def parts_of(
             if name == SELF and len(towers) > 1 and own_config(module) is not inner.config:
                 name = names[module].split(".")[0]  # a tower that is no model of its own (ViT-MAE)
         groups.setdefault(name, []).append(call)
-    order = sorted(groups, key=list(groups).index)
-    return {name: Part(name, tuple(groups[name]), name == "cross") for name in order}
+    return {name: Part(name, tuple(found), name == "cross") for name, found in groups.items()}
 
 
-def chosen(model: nn.Module, calls: list[Call], known: dict[str, Part], part: str | None) -> Part:
+def find_part(model: nn.Module, known: dict[str, Part], part: str | None) -> Part:
     """The part of that name: one of `parts_of`, or the layers below a submodule.
 
     Raises:
@@ -406,7 +342,8 @@ def chosen(model: nn.Module, calls: list[Call], known: dict[str, Part], part: st
         if names[call.module] == part or names[call.module].startswith(part + ".")
     ]
     if not part or not below:
-        raise unknown_name(f"part of {title}", part, [*known, *tower_names(model, known)])
+        towers = {names[owners(model)[call.module]] for p in known.values() for call in p.calls}
+        raise unknown_name(f"part of {title}", part, [*known, *sorted(towers - {"", *known})])
     asked = {call.queries != call.keys for call in below}
     if len(asked) > 1:
         raise AttachError(
@@ -416,8 +353,66 @@ def chosen(model: nn.Module, calls: list[Call], known: dict[str, Part], part: st
     return Part(part, tuple(below), asked.pop())
 
 
-def tower_names(model: nn.Module, known: dict[str, Part]) -> list[str]:
-    """Dotted names of the Hugging Face models inside that hold attention layers."""
-    owner, names = owners(model), names_of(model)
-    found = {names[owner[call.module]] for part in known.values() for call in part.calls}
-    return sorted(found - {"", *known})
+# -- models and their configurations -----------------------------------------------------------
+def pretrained_models(model: nn.Module) -> list[PreTrainedModel]:
+    """The outermost Hugging Face models inside a module."""
+    if isinstance(model, PreTrainedModel):
+        return [model]
+    return [root for child in model.children() for root in pretrained_models(child)]
+
+
+def own_config(module: nn.Module) -> PreTrainedConfig | None:
+    """The configuration object that a module holds, or None."""
+    config = getattr(module, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
+def implementations(roots: list[PreTrainedModel]) -> list[tuple[PreTrainedConfig, str]]:
+    """Every configuration object inside, with the attention implementation that it names.
+
+    Layers hold another object than their model where a wrapper has exchanged the model's
+    (EncoderDecoderModel).
+    """
+    configs = [own_config(module) for root in roots for module in root.modules()]
+    distinct = {id(config): config for config in configs if config is not None}
+    return [(config, implementation(config)) for config in distinct.values()]
+
+
+def implementation(config: PreTrainedConfig) -> str:
+    """Name of the attention implementation that is in use now."""
+    return str(config._attn_implementation or "sdpa")
+
+
+def set_implementation(config: PreTrainedConfig, name: str) -> None:
+    """Names an attention implementation in that object alone, not in those inside."""
+    config._attn_implementation = {"": name}
+
+
+def owners(model: nn.Module) -> dict[nn.Module, PreTrainedModel]:
+    """The Hugging Face model that each module belongs to, the innermost one."""
+    found: dict[nn.Module, PreTrainedModel] = {}
+    for outer in model.modules():  # inner models come later
+        if isinstance(outer, PreTrainedModel):
+            found.update(dict.fromkeys(outer.modules(), outer))
+    return found
+
+
+def models_of(model: nn.Module, part: Part) -> list[PreTrainedModel]:
+    """The Hugging Face models whose masks reach the layers of a part.
+
+    A decoder's masks may be made by any model around it (generation with a static cache).
+    """
+    owner = owners(model)
+    own = {owner[call.module] for call in part.calls}
+    decoding = {call.module for call in part.calls if call.causal or part.cross}
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, PreTrainedModel)
+        and (module in own or decoding & set(module.modules()))
+    ]
+
+
+def names_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Module -> its dotted name within the model."""
+    return {module: name for name, module in model.named_modules()}

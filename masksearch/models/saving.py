@@ -37,7 +37,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
 
 from masksearch.attention.attach import ATTACHMENT, attach, attached
-from masksearch.attention.probe import SELF, pretrained
+from masksearch.attention.probe import SELF, pretrained_models
 from masksearch.errors import AttachError, DataError, MaskFormatError
 from masksearch.masks import ContentMask, Mask
 from masksearch.masks.lower import load_mask, save_mask
@@ -132,7 +132,7 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, AnyMask], str]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"save_pretrained takes a model, got {name}")
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
-        inner = pretrained(model)
+        inner = pretrained_models(model)
         paths = [path for path, module in model.named_modules() if module in inner]
         if not paths:
             raise AttachError(f"{name} contains no Hugging Face model (PreTrainedModel)")

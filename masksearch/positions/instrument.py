@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.attention.attach import ATTACHMENT, Attachment, attach, put_on, take_off
-from masksearch.attention.probe import chosen, parts_of, pretrained, probe
+from masksearch.attention.probe import find_part, parts_of, pretrained_models, probe
 from masksearch.contracts import Batch, Shape
 from masksearch.errors import AttachError, HeadCountError
 from masksearch.positions.probes import PositionProbe
@@ -25,8 +25,8 @@ def shape_of(model: nn.Module, batch: Batch) -> Shape:
         HeadCountError: If its layers have different numbers of heads.
     """
     given = example(model, batch)
-    calls = probe(model, pretrained(model), given)
-    chosen(model, calls, parts_of(model, calls, given), None)
+    calls = probe(model, pretrained_models(model), given)
+    find_part(model, parts_of(model, calls, given), None)
     heads = {call.heads for call in calls}
     if len(heads) > 1:
         raise HeadCountError(
