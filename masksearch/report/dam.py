@@ -17,7 +17,7 @@ from masksearch.report.figures.dam import (
     plot_offsets,
     plot_response,
 )
-from masksearch.report.tables import Table, health_table
+from masksearch.report.tables import TextTable, health_table
 
 CARDS = 4  # runs that are shown in full at most
 
@@ -77,7 +77,7 @@ class RunSection:
     title: str
     problems: Sequence[str] = ()
     notes: Sequence[str] = ()
-    table: Table = field(default_factory=Table)
+    table: TextTable = field(default_factory=TextTable)
     figures: Sequence[str] = ()
 
 

@@ -23,7 +23,7 @@ from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import save
 from masksearch.report.tables import (
-    Table,
+    TextTable,
     budgets_table,
     comparison_table,
     findings_table,
@@ -101,8 +101,8 @@ def write_report(
         runs=runs_table(studies, objectives),
         front=front_table(studies, objectives),
         cautions=cautions(records),
-        comparison=comparison_table(comparison) if comparison is not None else Table(),
-        findings=findings_table(comparison) if comparison is not None else Table(),
+        comparison=comparison_table(comparison) if comparison is not None else TextTable(),
+        findings=findings_table(comparison) if comparison is not None else TextTable(),
         masks_note=masks_note,
         dam=[
             section_of(card, [picture for owner, picture in drawn if owner == index])
@@ -111,8 +111,8 @@ def write_report(
         dam_together=together(dam, [picture for owner, picture in drawn if owner is None]),
         dam_missing=dam.missing,
         proxy=proxy.verdict().splitlines() if proxy is not None else [],
-        proxy_rows=budgets_table(proxy) if proxy is not None else Table(),
-        proxy_others=others_table(proxy) if proxy is not None else Table(),
+        proxy_rows=budgets_table(proxy) if proxy is not None else TextTable(),
+        proxy_others=others_table(proxy) if proxy is not None else TextTable(),
         failures=[failure(record) for record in failed[:FAILURES]],
         failed=len(failed),
         total=len(everything),

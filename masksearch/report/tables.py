@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import hypervolume, pareto
-from masksearch.analysis.proxy_card import ProxyAgreement
+from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
-from masksearch.contracts import Evaluate, Objective, Record
+from masksearch.contracts import Objective, Record
 
 DASH = "-"  # where there is nothing to say
+SHARES = ("sparsity", "block_density")  # are printed as percentages
+REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
+LOSSES = (  # of the health card: its name, the row's title, what it means
+    ("relaxed", "loss, soft gates", "held out, nats; gates replaced by their probabilities"),
+    ("sampled", "loss, sampled gates", "gates drawn, mean over several draws"),
+    ("rounded", "loss, rounded gates", "edges kept from a probability of 1/2"),
+    ("discretised", "loss, mask cut", "cut at the target density; the same weights"),
+    ("retrained", "loss, retrained", "that mask, trained from scratch"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,16 +37,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """A head and rows of as many cells."""
 
     head: tuple[Cell, ...] = ()
     rows: tuple[tuple[Cell, ...], ...] = ()
 
 
-def heads(*names: str, text: Sequence[str] = ()) -> tuple[Cell, ...]:
-    """A table's head; every column not named in `text` holds numbers."""
-    return tuple(Cell(name, number=name not in text) for name in names)
+def text_table(
+    names: Sequence[str], rows: Iterable[Sequence[Cell | str]], text: Sequence[str] = ()
+) -> TextTable:
+    """A table of cells and plain texts; columns that are not named in `text` hold numbers."""
+    return TextTable(
+        tuple(Cell(name, number=name not in text) for name in names),
+        tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows),
+    )
 
 
 def words(name: str) -> str:
@@ -62,109 +76,77 @@ def spent(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.1f} seconds"
 
 
-def runs_table(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]) -> Table:
+def runs_table(
+    studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
+) -> TextTable:
     """What each strategy did, what it cost and reached; baselines in rows of their own."""
-    head = heads(
-        "strategy",
-        "trials",
-        "finished",
-        "reused",
-        "stopped early",
-        "failed",
-        "running",
-        "masks",
-        "compute",
-        "hypervolume",
-        text=("strategy",),
-    )
-    rows: list[tuple[Cell, ...]] = []
+    names = [
+        *("strategy", "trials", "finished", "reused", "stopped early", "failed", "running"),
+        *("masks", "compute", "hypervolume"),
+    ]
+    rows = []
     for name, study in studies.items():
         hand = [record for record in study if record.origin.startswith("baseline:")]
         own = [record for record in study if not record.origin.startswith("baseline:")]
         for title, group in ((name, own), (f"{name}: baselines", hand)):
             if not group and title != name:
                 continue
-            counts = [
-                sum(record.status == status for record in group)
-                for status in ("done", "reused", "stopped", "failed", "running")
-            ]
-            masks = len({record.fingerprint for record in group if record.fingerprint})
-            cells = [str(count) for count in (len(group), *counts, masks)]
+            statuses = [record.status for record in group]
+            each = ("done", "reused", "stopped", "failed", "running")
+            masks = {record.fingerprint for record in group if record.fingerprint}
+            counts = [len(group), *map(statuses.count, each), len(masks)]
             seconds = spent(sum(record.seconds for record in group))
             front = pareto(group, objectives)
             points = [[record.value(o.name) for o in objectives] for record in front]
             reached = figure(hypervolume(points, objectives))
-            rows.append((Cell(title), *map(Cell, (*cells, seconds, reached))))
-    return Table(head, tuple(rows))
+            rows.append((title, *map(str, counts), seconds, reached))
+    return text_table(names, rows, text=("strategy",))
 
 
-def front_table(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]) -> Table:
+def front_table(
+    studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
+) -> TextTable:
     """The joint front of all studies, best score first."""
-    names = [objective.name for objective in objectives]
-    also = [name for name in ("sparsity", "block_density") if name not in names]
-    head = heads(
-        "strategy",
-        "trial",
-        *map(words, names),
-        *map(words, also),
-        "seed",
-        "mask",
-        text=("strategy", "mask"),
-    )
-    rows: list[tuple[Cell, ...]] = []
+    scores = [objective.name for objective in objectives]
+    also = [name for name in SHARES if name not in scores]
+    names = ["strategy", "trial", *map(words, (*scores, *also)), "seed", "mask"]
     owners = {id(record): name for name, study in studies.items() for record in study}
-    front = pareto([record for study in studies.values() for record in study], objectives)
-    for record in front:
-        values = [
-            percent(record.value(name))
-            if name in ("sparsity", "block_density")
-            else figure(record.value(name))
-            for name in names
-        ] + [percent(record.measures.get(name, math.nan)) for name in also]
+    rows = []
+    for record in pareto([r for study in studies.values() for r in study], objectives):
+        known = {**record.values, **record.measures}
         origin = record.origin if record.origin.startswith("baseline:") else owners[id(record)]
-        text = str(record.job.mask) if isinstance(record.job, Evaluate) else ""
-        rows.append(
-            (
-                Cell(origin),
-                Cell(str(record.number)),
-                *(Cell(value) for value in values),
-                Cell(str(record.seed)),
-                Cell(text, code=True),
-            )
+        figures = (
+            (percent if name in SHARES else figure)(known.get(name, math.nan))
+            for name in (*scores, *also)
         )
-    return Table(head, tuple(rows))
+        mask = Cell(str(record.mask or ""), code=True)
+        rows.append((origin, str(record.number), *figures, str(record.seed), mask))
+    return text_table(names, rows, text=("strategy", "mask"))
 
 
-def comparison_table(comparison: ComparedMasks) -> Table:
+def comparison_table(comparison: ComparedMasks) -> TextTable:
     """One row per mask: means over seeds, intervals, and tasks with the majority mark."""
-    judged = [
-        objective.name
-        for objective in comparison.objectives
-        if objective.name not in ("sparsity", "block_density")
-    ]
+    judged = [o.name for o in comparison.objectives if o.name not in SHARES]
     tasks = comparison.tasks
-    head = heads(
-        "mask", "kind", "sparsity", "block density", *judged, "seeds", "failed", *tasks,
+    names = [
+        *("mask", "kind", "sparsity", "block density", *judged, "seeds", "failed", *tasks),
         "expression",
-        text=("mask", "kind", "expression"),
-    )  # fmt: skip
-    rows: list[tuple[Cell, ...]] = []
-    for row in comparison.frame().to_dict("records"):
-        searched: Literal["", "searched"] = "searched" if row["kind"] == "searched" else ""
-        rows.append(
-            (
-                Cell(row["mask"], mark=searched),
-                Cell(row["kind"]),
-                Cell(percent(row["sparsity"])),
-                Cell(percent(row["block_density"])),
-                *(task_cell(row, name, interval=True) for name in judged),
-                Cell(str(row["n_seeds"])),
-                Cell(str(row["failed"] or DASH)),
-                *(task_cell(row, name, interval=False) for name in tasks),
-                Cell(row["expression"], code=True),
-            )
+    ]
+    rows = [
+        (
+            Cell(row["mask"], mark="searched" if row["kind"] == "searched" else ""),
+            row["kind"],
+            percent(row["sparsity"]),
+            percent(row["block_density"]),
+            *(task_cell(row, name, interval=True) for name in judged),
+            str(row["n_seeds"]),
+            str(row["failed"] or DASH),
+            *(task_cell(row, name, interval=False) for name in tasks),
+            Cell(row["expression"], code=True),
         )
-    return Table(head, tuple(rows))
+        for row in comparison.frame().to_dict("records")
+    ]
+    return text_table(names, rows, text=("mask", "kind", "expression"))
 
 
 def task_cell(row: Mapping[Any, Any], name: str, interval: bool) -> Cell:
@@ -177,46 +159,42 @@ def task_cell(row: Mapping[Any, Any], name: str, interval: bool) -> Cell:
     return Cell(text, mark="majority" if row.get(f"{name} at majority", False) else "")
 
 
-def findings_table(comparison: ComparedMasks) -> Table:
+def findings_table(comparison: ComparedMasks) -> TextTable:
     """The declared comparisons, one row each."""
-    head = heads(
-        "mask", "against", "because it is", "outcome", "difference", "interval",
-        "adjusted p", "common seeds", "sparser by",
-        text=("mask", "against", "because it is", "outcome"),
-    )  # fmt: skip
+    text = ("mask", "against", "because it is", "outcome")
+    names = [*text, "difference", "interval", "adjusted p", "common seeds", "sparser by"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
-    rows: list[tuple[Cell, ...]] = []
+    rows = []
     for finding in comparison.findings():
-        difference = finding.difference
-        interval = DASH
-        if difference.n_seeds >= 2:
-            interval = (
-                f"[{difference.low:+.4g}, {difference.high:+.4g}] at {100 * difference.level:.4g}%"
-            )
+        d, interval, adjusted = finding.difference, DASH, DASH
+        if d.n_seeds >= 2:
+            interval = f"[{d.low:+.4g}, {d.high:+.4g}] at {100 * d.level:.4g}%"
+            adjusted = f"{finding.adjusted:.2g}"
         rows.append(
             (
                 Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
-                Cell(finding.against),
-                Cell(finding.role),
-                Cell("the same mask" if finding.same else finding.outcome),
-                Cell(DASH if difference.n_seeds == 0 else f"{difference.mean:+.4g}"),
-                Cell(interval),
-                Cell(DASH if difference.n_seeds < 2 else f"{finding.adjusted:.2g}"),
-                Cell(str(difference.n_seeds)),
-                Cell(DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points"),
+                finding.against,
+                finding.role,
+                "the same mask" if finding.same else finding.outcome,
+                DASH if d.n_seeds == 0 else f"{d.mean:+.4g}",
+                interval,
+                adjusted,
+                str(d.n_seeds),
+                DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points",
             )
         )
-    return Table(head, tuple(rows))
+    return text_table(names, rows, text=text)
 
 
-def health_table(health: Mapping[str, Any]) -> Table:
+def health_table(health: Mapping[str, Any]) -> TextTable:
     """DAM's health card in words: a figure, its value, and what it means.
 
     Args:
         health: The fields of `masksearch.gates.diagnostics.Health`.
     """
-    length = len(health["by_distance"])
     shares = [share for layer in health["by_head"] for share in layer]
+    within = sum(health["mass_by_distance"][:5])
+    even = near(len(health["by_distance"]), 4)
     rows = [
         (
             "density",
@@ -242,8 +220,8 @@ def health_table(health: Mapping[str, Any]) -> Table:
         ),
         (
             "within 4 positions",
-            f"{percent(sum(health['mass_by_distance'][:5]))} of the mass",
-            f"equal gates would have {percent(near(length, 4))}",
+            f"{percent(within)} of the mass",
+            f"equal gates would have {percent(even)}",
         ),
         (
             "strongest offsets",
@@ -251,34 +229,24 @@ def health_table(health: Mapping[str, Any]) -> Table:
             "key minus query, with the mean probability of an edge there",
         ),
     ]
-    losses = health["losses"]
-    for name, title, meaning in (
-        ("relaxed", "loss, soft gates", "held out, nats; gates replaced by their probabilities"),
-        ("sampled", "loss, sampled gates", "gates drawn, mean over several draws"),
-        ("rounded", "loss, rounded gates", "edges kept from a probability of 1/2"),
-        ("discretised", "loss, mask cut", "cut at the target density; the same weights"),
-        ("retrained", "loss, retrained", "that mask, trained from scratch"),
-    ):
-        value = losses[name]
+    for name, title, meaning in LOSSES:
+        value = health["losses"][name]
         rows.append((title, "not measured" if value is None else figure(value), meaning))
     found = health["agreement"]
     if found is None:
         rows.append(("agreement of seeds", "one seed", "not known from a single run"))
     else:
-        rows += [
+        pairs = f"mean over pairs of {found['seeds']} seeds, masks cut at the target density"
+        for title, key, chance, meaning in (
+            ("agreement of seeds", "iou", "chance", pairs),
             (
-                "agreement of seeds",
-                f"IoU {figure(found['iou'], 3)} (chance {figure(found['chance'], 3)})",
-                f"mean over pairs of {found['seeds']} seeds, masks cut at the target density",
-            ),
-            (
-                "with heads matched",
-                f"IoU {figure(found['matched'], 3)} (chance {figure(found['matched_chance'], 3)})",
+                *("with heads matched", "matched", "matched_chance"),
                 "heads of a layer in the order that agrees best",
             ),
-        ]
-    cells = tuple((Cell(name), Cell(value), Cell(meaning)) for name, value, meaning in rows)
-    return Table(heads(*CARD, text=CARD), cells)
+        ):
+            value = f"IoU {figure(found[key], 3)} (chance {figure(found[chance], 3)})"
+            rows.append((title, value, meaning))
+    return text_table(CARD, rows, text=CARD)
 
 
 def near(length: int, reach: int) -> float:
@@ -301,94 +269,64 @@ def strongest(by_offset: Sequence[float], count: int = 4) -> str:
     )  # fmt: skip
 
 
-REFERENCE = "="  # marks the budget that is the reference itself
-
-
-def brief_table(card: ProxyAgreement) -> Table:
+def brief_table(card: ProxyAgreement) -> TextTable:
     """The columns of `budgets_table` that a terminal has room for."""
     whole = budgets_table(card)
     wanted = {
-        "schedule", "steps", "masks", "tau-b, all", "tau-b in bands", "between seeds",
-        "front held", f"regret ({card.target})", "at random",
-    }  # fmt: skip
+        *("schedule", "steps", "masks", "tau-b, all", "tau-b in bands", "between seeds"),
+        *("front held", f"regret ({card.target})", "at random"),
+    }
     places = [place for place, cell in enumerate(whole.head) if cell.text in wanted]
-    return Table(
-        tuple(whole.head[place] for place in places),
-        tuple(tuple(row[place] for place in places) for row in whole.rows),
-    )
+    rows = tuple(tuple(row[place] for place in places) for row in whole.rows)
+    return TextTable(tuple(whole.head[place] for place in places), rows)
 
 
-def budgets_table(card: ProxyAgreement) -> Table:
+def budgets_table(card: ProxyAgreement) -> TextTable:
     """One row a budget: agreement with the reference, best sets, front, regret, seeds."""
     sets = list(card.rows[0].overlaps) if card.rows else []
     several = len({row.schedule for row in card.rows}) > 1
     names = [
         *(["schedule"] if several else []),
-        "steps", "masks", "tau-b, all", "tau-b in bands", "between seeds", "Spearman", "in bands",
-        *sets, "front held", f"regret ({card.target})", "at random", "sd masks", "sd seeds",
-    ]  # fmt: skip
-    rows = []
-    for row in card.rows:
-        mark = f" {REFERENCE}" if row.is_reference else ""
-        rows.append(
-            tuple(
-                map(
-                    Cell,
-                    (
-                        *([row.schedule] if several else []),
-                        f"{row.budget:,}{mark}",
-                        str(row.masks),
-                        shown(row.across),
-                        shown(row.within),
-                        shown(row.between_seeds),
-                        decimals(row.spearman),
-                        decimals(row.spearman_within),
-                        *(percent(row.overlaps[name]) for name in sets),
-                        percent(row.pareto_recall),
-                        figure(row.regret, 3),
-                        figure(row.at_random, 3),
-                        figure(row.spread.sigma_mask, 3),
-                        figure(row.spread.sigma_seed, 3),
-                    ),
-                )
-            )
-        )
-    return Table(heads(*names, text=("schedule",)), tuple(rows))
-
-
-def others_table(card: ProxyAgreement) -> Table:
-    """One row a further measure and budget: its agreement with the proxy there."""
-    head = heads(
-        "measure", "schedule", "steps", f"{card.proxy} at", "masks", "tau-b, all",
-        "tau-b in bands", "Spearman", "ceiling in bands", text=("measure", "schedule"),
-    )  # fmt: skip
+        *("steps", "masks", "tau-b, all", "tau-b in bands", "between seeds", "Spearman"),
+        *("in bands", *sets, "front held", f"regret ({card.target})", "at random"),
+        *("sd masks", "sd seeds"),
+    ]
     rows = [
-        tuple(
-            map(
-                Cell,
-                (
-                    other.measure,
-                    other.schedule,
-                    f"{other.budget:,}",
-                    f"{other.proxy_budget:,}",
-                    str(other.masks),
-                    shown(other.across),
-                    shown(other.within),
-                    decimals(other.spearman),
-                    shown(other.ceiling),
-                ),
-            )
+        [
+            *([row.schedule] if several else []),
+            f"{row.budget:,}" + (f" {REFERENCE}" if row.is_reference else ""),
+            str(row.masks),
+            *map(shown, (row.across, row.within, row.between_seeds)),
+            decimals(row.spearman),
+            decimals(row.spearman_within),
+            *(percent(row.overlaps[name]) for name in sets),
+            percent(row.pareto_recall),
+            *(figure(value, 3) for value in (row.regret, row.at_random)),
+            *(figure(value, 3) for value in (row.spread.sigma_mask, row.spread.sigma_seed)),
+        ]
+        for row in card.rows
+    ]
+    return text_table(names, rows, text=("schedule",))
+
+
+def others_table(card: ProxyAgreement) -> TextTable:
+    """One row a further measure and budget: its agreement with the proxy there."""
+    names = [
+        *("measure", "schedule", "steps", f"{card.proxy} at", "masks", "tau-b, all"),
+        *("tau-b in bands", "Spearman", "ceiling in bands"),
+    ]
+    rows = [
+        (
+            *(other.measure, other.schedule),
+            *(f"{other.budget:,}", f"{other.proxy_budget:,}", str(other.masks)),
+            *(shown(other.across), shown(other.within)),
+            *(decimals(other.spearman), shown(other.ceiling)),
         )
         for other in card.others
     ]
-    return Table(head, tuple(rows))
+    return text_table(names, rows, text=("measure", "schedule"))
 
 
 def shown(interval: Interval) -> str:
     """An interval, or a dash."""
     return DASH if math.isnan(interval.value) else str(interval)
-
-
-def decimals(value: float) -> str:
-    """A correlation to two decimals, or a dash."""
-    return DASH if math.isnan(value) else f"{value:.2f}"
