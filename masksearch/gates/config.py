@@ -35,11 +35,11 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("strength", "multiplier", "multiplier_rate"), "be above 0", lambda value: value > 0),
     (("penalty", "weight_decay"), "be at least 0", lambda value: value >= 0),
 )
-EARLIER = {"warmup": "dense_warmup", "rise": "lr_warmup"}  # fields under their first names
+EARLIER = {"warmup": "dense_warmup", "rise": "lr_warmup"}  # earlier name -> today's
 
 
 def take_earlier_names(config: type[DamConfig]) -> type[DamConfig]:
-    """Lets the constructor of a configuration take fields under their first names."""
+    """Lets `DamConfig(..)` take fields under the names that they had in earlier versions."""
     construct = config.__init__
 
     @functools.wraps(construct)
@@ -53,14 +53,14 @@ def take_earlier_names(config: type[DamConfig]) -> type[DamConfig]:
 
 
 def warn_of_earlier(name: str) -> None:
-    """Says what a field is called today."""
+    """Warns that a field has another name today."""
     warnings.warn(
         f"{name} of DamConfig is called {EARLIER[name]} now", DeprecationWarning, stacklevel=3
     )
 
 
 def todays_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `DamConfig`, of which some may bear their first names, under today's.
+    """Renames the fields of a `DamConfig` that an earlier version has written.
 
     >>> todays_names({"steps": 100, "warmup": 0.5})
     {'steps': 100, 'dense_warmup': 0.5}
@@ -70,7 +70,7 @@ def todays_names(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The same under their first names, under which studies are recorded and found again."""
+    """Renames fields to what they were called first: a study is recorded and resumed by these."""
     first = {today: name for name, today in EARLIER.items()}
     return {first.get(name, name): value for name, value in fields.items()}
 
@@ -158,7 +158,7 @@ class DamConfig:
     if not TYPE_CHECKING:  # which would hold any name for known
 
         def __getattr__(self, name: str) -> Any:
-            """Reads a field under its first name."""
+            """Reads a field by its earlier name."""
             if name not in EARLIER:
                 raise AttributeError(f"DamConfig has no field {name!r}")
             warn_of_earlier(name)
@@ -209,7 +209,7 @@ def warmup_steps(config: Mapping[str, Any]) -> int:
 
 
 def preset(name: str) -> DamConfig:
-    """The settings of that name.
+    """A published configuration by its name.
 
     `"sparsebert"`: the published run (see `masksearch.gates.sparsebert`), which took 7,038 steps
     of 128 micro-batches; change either with `dataclasses.replace`.
@@ -238,7 +238,7 @@ def preset(name: str) -> DamConfig:
 def build_config(arguments: Mapping[str, Any]) -> DamConfig:
     """A configuration from plain data: fields of `DamConfig`, over those of a `preset`.
 
-    The data may come from an earlier version's study, so first names are taken without a word.
+    It may come from a study of an earlier version, so earlier names are taken without a warning.
 
     >>> build_config({"preset": "sparsebert", "steps": 100}).control
     'sum'

@@ -145,7 +145,7 @@ class JointTraining:
                 yield report
 
     def advance(self, batches: Iterator[Batch], gate_batches: Iterator[Batch]) -> Report | None:
-        """One step of the weights and, after the warm-up, of the gates."""
+        """One optimiser step of the weights and, after the warm-up, of the gates."""
         config, gates, step = self.config, self.gates, self.step
         gates.enabled = step >= config.warmup_steps
         gates.cooling = config.temperature_factor(step)
@@ -177,7 +177,7 @@ class JointTraining:
                     group["lr"] = config.gate_lr * factor
 
     def set_gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
-        """Fresh gradients of everything, mean over the micro-batches.
+        """Computes the gradients of weights and gates, a mean over the micro-batches.
 
         Args:
             batches: One is taken for each micro-batch.
@@ -208,7 +208,7 @@ class JointTraining:
         return cost + self.control.push(self.gates, self.step) if controlled else cost
 
     def next_batch(self, batches: Iterator[Batch], step: int) -> Batch:
-        """The next batch."""
+        """The next batch; an error where there is none."""
         batch = next(batches, None)
         if batch is None:
             raise ValueError(f"the batches ended after {step} of {self.config.steps} steps")
@@ -221,7 +221,7 @@ class JointTraining:
             return model_loss(self.model, on_device(self.model, batch))
 
     def report(self, cost: float) -> Report:
-        """What is known after this step."""
+        """The report after this step."""
         gates = self.gates
         values = {
             "loss": sum(self.losses) / len(self.losses),
@@ -280,7 +280,7 @@ class JointTraining:
 
     # -- checkpoints ---------------------------------------------------------------------------
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be gone on from, as plain data."""
+        """Configuration and gates as plain data: a checkpoint of others is refused."""
         found = {"config": asdict(self.config), "gates": self.gates.arguments}
         return dict(json.loads(json.dumps(found)))
 
@@ -297,7 +297,7 @@ class JointTraining:
         return tensors, facts
 
     def restore(self, checkpoints: Checkpoints) -> None:
-        """Goes back to the newest checkpoint, if there is one."""
+        """Goes on from the newest checkpoint, if there is one."""
         found = checkpoints.load()
         if found is None:
             return
@@ -336,7 +336,7 @@ def dam_reports(
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> Generator[Report, None, DamResult]:
-    """As `dam`, as a generator of reports; stop by closing it.
+    """Runs DAM step by step, yielding reports; closing the generator stops it. See `dam`.
 
     Warns while it goes on, and at its end, where everything is pruned, nothing is, or the loss is
     lost. The gates are attached to the model unless they are part of it already; what was
@@ -406,7 +406,7 @@ def dam_reports(
 
 
 def config_for(config: DamConfig, model: nn.Module, gates: Gates) -> DamConfig:
-    """The configuration of a run on that model: the gates alone where its weights are frozen.
+    """Checks a configuration against model and gates; frozen weights make it train="gates".
 
     Raises:
         LayerCountError: If there are targets for another number of layers.

@@ -19,7 +19,7 @@ SHORT = 0.004  # density by which the last target may be fallen short of without
 
 
 class DensityControl:
-    """What is added to the loss or to the logits' gradient, so that the density is the target.
+    """Pushes the density of gates to its target, through the loss or the logits' gradient.
 
     Args:
         config: Names the control and the target (one, or one a layer).
@@ -42,7 +42,7 @@ class DensityControl:
         self.count = 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of it, as plain data; put back by updating `vars`."""
+        """Everything that changes during a run, as plain data for a checkpoint."""
         return {name: value for name, value in vars(self).items() if name != "config"}
 
     def target(self, step: int) -> Tensor:
@@ -60,7 +60,7 @@ class DensityControl:
         )
 
     def densities(self, gates: Gates) -> Tensor:
-        """What the targets are for: mean probability, float `[1]` or `[layers]`."""
+        """Mean probability of an edge: float `[1]`, or `[layers]` with a target for each."""
         density = gates.density()
         return density.mean()[None] if len(self.config.targets) == 1 else density.mean(-1)
 

@@ -150,7 +150,7 @@ class CollapseWatch:
         return None
 
     def follow(self, step: int, loss: float) -> None:
-        """Keeps the level of the loss, and counts reports above it."""
+        """Updates the level of the loss, and counts the reports that lie above it."""
         warm = step <= self.warmup_steps
         if math.isnan(self.first):
             self.first = loss
@@ -225,7 +225,7 @@ def iou(one: Tensor, two: Tensor) -> float:
 
 
 def match_heads(one: Tensor, two: Tensor) -> Tensor:
-    """For each head of `one` the head of `two` that stands for it, layer by layer.
+    """Pairs the heads of two masks so that they share the most edges, layer by layer.
 
     Heads of one layer may change places without changing the model, so two seeds that found
     the same need not have it in the same head. The assignment has the largest number of shared
@@ -236,7 +236,8 @@ def match_heads(one: Tensor, two: Tensor) -> Tensor:
         two: The same shape.
 
     Returns:
-        int64 `[layers, heads]`, of each layer a permutation of 0 .. heads - 1.
+        int64 `[layers, heads]`: for each head of `one` that of `two`, of each layer a permutation
+        of 0 .. heads - 1.
     """
     shared = one.flatten(2).float() @ two.flatten(2).float().mT
     rows = [linear_sum_assignment(layer.numpy(), maximize=True)[1] for layer in shared]
@@ -339,7 +340,7 @@ class Response(TypedDict):
 def response(
     runs: Sequence[tuple[Mapping[str, Any], float, float | None]],
 ) -> Response:
-    """Whether the density follows its control over several runs.
+    """Tells from several runs whether the density follows what its control is set to.
 
     Runs with the same setting (other seeds) are averaged before neighbours are compared; a move
     the wrong way by at most 2% counts as noise.
@@ -443,7 +444,7 @@ def health(
     others: Sequence[Tensor] = (),
     gates: Mapping[str, Any] | None = None,
 ) -> Health:
-    """Judges trained gates.
+    """Judges one DAM run by its gates and its curve.
 
     A step of the loss chain (relaxed, sampled, discretised, retrained) gets a sentence where the
     loss changes by more than 0.05 nats and by more than 5% of the loss before it.

@@ -43,13 +43,13 @@ def own_position(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def with_own_keys(kept: Tensor) -> Tensor:
-    """The kept edges, bool `[.., queries, keys]`, with the own key of every empty row."""
+    """Adds to every empty row of a mask, bool `[.., queries, keys]`, the query's own key."""
     own = own_position(kept.shape[-2], kept.shape[-1], kept.device)
     return kept | (own & ~kept.any(-1, keepdim=True))
 
 
 def open_empty_rows(gate: Tensor) -> Tensor:
-    """The gate with the own key of hard-closed rows opened in value; gradients as before."""
+    """Opens the own key of hard-closed rows in value; the gradient stays that of the gate."""
     kept = gate.detach() > 0
     return gate + (with_own_keys(kept) & ~kept).to(gate.dtype)
 
@@ -158,7 +158,7 @@ def additive(call: AttentionCall, gate: Tensor) -> Tensor:
 
 
 def add_to_scores(call: AttentionCall, added: Tensor) -> AttentionCall:
-    """The call with `added`, `[heads | 1, queries, keys]`, on its scores."""
+    """The same call with `added`, `[heads | 1, queries, keys]`, on its scores."""
     return replace(call, bias=added[None] if call.bias is None else added[None] + call.bias)
 
 

@@ -53,7 +53,7 @@ def perturbation_scores(
     candidates: Tensor | int | None = None,
     rounds: int = 1,
 ) -> Perturbation:
-    """Measures what the mean loss loses with each gate closed, all others being rounded.
+    """Measures how much the mean loss rises with each gate closed, all others being rounded.
 
     Forward passes only, without dropout and sampling noise: one for every candidate and batch.
     The unit is the gate: a Toeplitz gate is closed for all of its edges. A row whose gates are
@@ -140,7 +140,7 @@ def choose_candidates(logits: Tensor, candidates: Tensor | int | None) -> Tensor
 
 @contextmanager
 def without_noise(model: nn.Module, gates: Gates) -> Iterator[None]:
-    """Model and gates without noise, the gates attached; everything restored at the end.
+    """Attaches the gates and switches dropout and noise off; restores everything at the end.
 
     Raises:
         AttachError: If something else is attached to the model.
@@ -180,7 +180,7 @@ def mean_loss(model: nn.Module, gates: Gates, opened: Tensor, batches: list[Batc
 
 
 def ranks(turns: Tensor, values: Tensor) -> Tensor:
-    """Share of the values of its turn that are lower than it, float64 in [0, 1)."""
+    """Each value's rank among those of its turn: the share of lower ones, float64 in [0, 1)."""
     found = torch.zeros_like(values)
     for turn in range(int(turns.max()) + 1):
         own = values[turns == turn]

@@ -24,7 +24,7 @@ FORMAT = "masksearch-gates-1"
 
 @dataclass(frozen=True, eq=False)
 class DamResult:
-    """Trained gates.
+    """The outcome of a DAM run: edge probabilities, from which masks are cut.
 
     Args:
         probabilities: float32 `[layers, heads, n, n]` on the CPU: how likely each edge is open.
@@ -149,7 +149,7 @@ class DamResult:
 
     @staticmethod
     def load(path: str | Path) -> DamResult:
-        """Reads what `save` wrote.
+        """Reads a file that `save` has written.
 
         Raises:
             FileNotFoundError: If there is no such file.

@@ -139,7 +139,7 @@ def sparsebert_gates(
 
 
 def published_penalty(gates: Gates, weight: float = 5e-5) -> Tensor:
-    """`weight` times the number of open edges in the drawn sample: the L1 norm of the mask.
+    """The published density penalty: `weight` x the number of open edges in the drawn sample.
 
     Only edges that are open in the sample pass a gradient on to their gate: the norm's
     derivative at 0 is 0, here as in the official code. It is a sum, so the same weight counts

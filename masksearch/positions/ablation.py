@@ -36,7 +36,7 @@ def drop_forwards(shape: Shape, batches: int, per: Per, units: int) -> int:
 
 
 def pairs_of(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
-    """The pairs of a unit: bool `[batch | 1, 1, n, n]`."""
+    """The query-key pairs of an offset, a key or a token: bool `[batch | 1, 1, n, n]`."""
     kind, at = unit
     position = torch.arange(length)
     if kind == "special":

@@ -30,7 +30,7 @@ def learned_importance(
     gate_lr: float,
     initial: float,
 ) -> Importance:
-    """Importance by `"learned"`; see `importance`. `first` shows the batches' form."""
+    """Importance by `"learned"`; see `importance`. `first` is a batch like the others."""
     shape, per, steps = spec.shape, spec.per, config.steps
     square = (shape.length, shape.length)
     counts = torch.zeros(square, dtype=torch.float64)

@@ -45,11 +45,11 @@ def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.d
 
 
 def ignore(layer: int, tensor: Tensor, valid: Tensor) -> None:
-    """Looks at nothing."""
+    """Observes nothing; what a probe calls unless it is given something else."""
 
 
 class PositionProbe(nn.Module):
-    """What stands in for the attention of a model: sizes, the mask in force, the pairs that count.
+    """Base of the probes: their sizes, the mask in force, and the pairs that count.
 
     Args:
         length: Positions of every batch.
@@ -70,7 +70,7 @@ class PositionProbe(nn.Module):
         """Nothing is random here."""
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """What a probe computes; see `contracts.GateBank.attend`."""
+        """One layer's attention, as each probe computes it; see `contracts.GateBank.attend`."""
         raise NotImplementedError
 
     def masked(self, layer: int, call: AttentionCall) -> tuple[AttentionCall, Tensor]:

@@ -30,7 +30,7 @@ LEVEL = 0.95  # of every interval
 
 @dataclass(frozen=True)
 class ImportanceSpec:
-    """What an analysis is asked, of a model with those sizes; the arguments of `importance`."""
+    """What to measure, as `importance` was asked, on a model of those sizes."""
 
     shape: Shape
     method: Method
@@ -46,7 +46,7 @@ class ImportanceSpec:
         return table.sum(axes, keepdim=True) if axes else table
 
     def lines(self) -> tuple[Tensor, Tensor]:
-        """Where the offsets, and where the keys, stand among the lines of `line_sums`."""
+        """Indices of the offsets and of the keys among the lines of `line_sums`."""
         length = self.shape.length
         return (
             torch.tensor(self.offsets, dtype=torch.int64) + length - 1,
@@ -74,7 +74,7 @@ def mean_with_interval(samples: Tensor) -> Measured:
 
 
 def without_interval(mean: Tensor) -> Measured:
-    """A mean whose interval is not known."""
+    """A mean without an interval: both bounds NaN."""
     unknown = torch.full_like(mean, math.nan)
     return Measured(mean, unknown, unknown.clone())
 
@@ -288,7 +288,7 @@ def build_importance(
     batches: int,
     forwards: int,
 ) -> Importance:
-    """The result, of which the specification chooses the offsets and the keys.
+    """Puts a result together, with the offsets and keys that the specification names.
 
     Args:
         spec: What was asked.
