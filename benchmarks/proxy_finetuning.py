@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.evaluators.token_rows import Row, TokenRows, by_length, padded, sequences, shuffled
+from masksearch.evaluators.token_rows import (
+    TokenRow,
+    TokenRows,
+    batches_by_length,
+    pad_rows,
+    row_batches,
+    tokenize_rows,
+)
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.text.corpus import Corpus
@@ -69,7 +76,9 @@ def texts(data: Path | None, rows: int) -> Texts:
         draw = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts[0]), generator=draw)[:rows].tolist()
         made = [
-            TokenRows.of(sequences(corpus, [(text,) for text, _ in part], [at for _, at in part]))
+            TokenRows.of(
+                tokenize_rows(corpus, [(text,) for text, _ in part], [at for _, at in part])
+            )
             for part in ([parts[0][index] for index in order], parts[1])
         ]
         return Texts(corpus, *made)
@@ -93,7 +102,7 @@ def made_up(corpus: Corpus, number: int, seed: int) -> TokenRows:
         ids = torch.randint(5, VOCABULARY, (length,), generator=draw).tolist()
         label = int(2 * sum(each % 2 for each in ids) > length)
         full = [corpus.special["cls"], *ids, corpus.special["sep"]]
-        rows.append(Row(full, len(full), label))
+        rows.append(TokenRow(full, len(full), label))
     return TokenRows.of(rows)
 
 
@@ -101,7 +110,7 @@ def own(
     found: Texts, model: SequenceClassifier, batch: int, steps: int, seed: int, place: torch.device
 ) -> list[float]:
     """Trains with masksearch's loop; seconds of each step."""
-    batches = on(place, shuffled(found.train, batch, seed, found.corpus))
+    batches = on(place, row_batches(found.train, batch, seed, found.corpus))
     run = train(model.to(place), batches, TrainConfig(steps=steps, lr=LR))
     return timed(run, steps, place)
 
@@ -184,14 +193,14 @@ def accuracy(model: SequenceClassifier, found: Texts, place: torch.device) -> fl
     hits = 0
     with torch.no_grad():
         for chosen in batches(found.dev):
-            batch = padded(chosen, found.corpus)
+            batch = pad_rows(chosen, found.corpus)
             labels = batch.pop("labels")
             logits = model(**{name: part.to(place) for name, part in batch.items()}).logits
             hits += int((logits.argmax(-1).cpu() == labels).sum())
     return hits / len(found.dev)
 
 
-def batches(rows: TokenRows) -> Iterator[list[Row]]:
+def batches(rows: TokenRows) -> Iterator[list[TokenRow]]:
     """The rows from short to long."""
-    for chosen in by_length(rows.lengths):
+    for chosen in batches_by_length(rows.lengths):
         yield [rows[index] for index in chosen]

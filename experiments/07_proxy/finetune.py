@@ -28,7 +28,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.contracts import generator, mixed_seed
 from masksearch.evaluators.glue import GlueTokens
-from masksearch.evaluators.token_rows import TokenRows, padded, sequences, shuffled
+from masksearch.evaluators.token_rows import TokenRows, pad_rows, row_batches, tokenize_rows
 from masksearch.masks.lower import lower
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
@@ -108,7 +108,7 @@ def scored(
     if setting == "frozen":
         classifier.encoder.requires_grad_(False)
     steps = EPOCHS[setting] * math.ceil(len(data.train) / BATCH)
-    batches = shuffled(data.train, BATCH, mixed_seed(own, 2), corpus)
+    batches = row_batches(data.train, BATCH, mixed_seed(own, 2), corpus)
     for _ in train(classifier, batches, TrainConfig(steps=steps, lr=RATES[setting])):
         pass
     classifier.eval()
@@ -116,7 +116,7 @@ def scored(
     predictions: list[int] = []
     with torch.no_grad():
         for start in range(0, len(rows), 64):
-            batch = padded(rows[start : start + 64], corpus)
+            batch = pad_rows(list(rows)[start : start + 64], corpus)
             predictions += classifier(**batch).logits.argmax(-1).tolist()
     labels = rows.labels.tolist()
     return {
@@ -139,10 +139,10 @@ def tokenized(
         read = load_glue(data / "glue", name, rows, dev_rows=dev_rows)
         task, train_rows, dev = read.task, read.train, dict(read.dev)
     tokens = {
-        part: TokenRows.of(sequences(corpus, found.texts, found.labels))
+        part: TokenRows.of(tokenize_rows(corpus, found.texts, found.labels))
         for part, found in dev.items()
     }
-    trained = TokenRows.of(sequences(corpus, train_rows.texts, train_rows.labels))
+    trained = TokenRows.of(tokenize_rows(corpus, train_rows.texts, train_rows.labels))
     return GlueTokens(task, trained, tokens, name)
 
 

@@ -138,7 +138,7 @@ def time_both(given: argparse.Namespace, out: Path) -> None:
             )
             net = super_net(landscape, "timed", number, Path(folder))
             _ = net.key
-            seconds = seconds_of(lambda: list(net.prepared()))  # noqa: B023
+            seconds = seconds_of(lambda: list(net.prepare()))  # noqa: B023
             rows["super-net step"].append(seconds / net.config.steps)
             rows["judging"].append(seconds_of(lambda: shared.judge(found)) / len(found))
             alone = seconds_of(lambda: [shared.judge([mask]) for mask in found])

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, Report, mixed_seed
-from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, moved
+from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, move_batches
 from masksearch.evaluators.token_rows import (
     Vocabulary,
     batches_an_epoch,
-    bucketed,
-    by_length,
+    batches_by_length,
+    bucket_batches,
     read_vocabulary,
 )
 from masksearch.masks.core import Mask
@@ -399,7 +399,7 @@ class FineTuning(MlmEvaluator, ABC):
         freeze(head.get_submodule("encoder"), self.frozen)
         run = train(
             head,
-            lambda start: moved(self.batches(rows, order, start), self.place),
+            lambda start: move_batches(self.batches(rows, order, start), self.place),
             TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_lr),
             self.loss,
             checkpoints=Checkpoints(workdir, training_name(name, seed)),
@@ -412,8 +412,8 @@ class FineTuning(MlmEvaluator, ABC):
         return self.scores(head, name)
 
     def batches(self, rows: Any, seed: int, start: int = 0) -> Iterator[Batch]:
-        """Endless batches of rows of similar length from number `start` on; see `bucketed`."""
-        for chosen in bucketed(rows.lengths, self.finetune_batch, seed, start):
+        """Endless batches of similar length from number `start` on; see `bucket_batches`."""
+        for chosen in bucket_batches(rows.lengths, self.finetune_batch, seed, start):
             yield self.inputs(rows, chosen)
 
     def predict(self, head: nn.Module, rows: Any) -> list[Tensor]:
@@ -425,7 +425,7 @@ class FineTuning(MlmEvaluator, ABC):
         """
         head.eval()
         found: dict[int, Tensor] = {}
-        for chosen in by_length(rows.lengths):
+        for chosen in batches_by_length(rows.lengths):
             inputs = self.inputs(rows, chosen)
             batch = {n: part.to(self.place) for n, part in inputs.items() if n not in LABELS}
             with torch.no_grad(), autocast(batch, self.precision):

@@ -19,7 +19,7 @@ from torch import nn
 
 from masksearch.contracts import Batch, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import TokenRows, padded, sequences
+from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import (
     GlueData,
@@ -108,7 +108,7 @@ class GlueEvaluator(FineTuning):
 
     def inputs(self, rows: TokenRows, chosen: list[int]) -> Batch:
         """Those rows, padded, with their classes or scores."""
-        return padded([rows[index] for index in chosen], self.source)
+        return pad_rows([rows[index] for index in chosen], self.source)
 
     def scores(self, head: nn.Module, name: str) -> dict[str, float]:
         """The metrics of every development set."""
@@ -159,7 +159,7 @@ def read_tokens(
     """A task's tokenized rows, made once a process."""
     data = read_glue(folder, task, rows, dev_rows=dev_rows)
     train, *dev = (
-        TokenRows.of(sequences(source, part.texts, part.labels))
+        TokenRows.of(tokenize_rows(source, part.texts, part.labels))
         for part in (data.train, *data.dev.values())
     )
     return GlueTokens(data.task, train, dict(zip(data.dev, dev, strict=True)), data.digest)

@@ -35,7 +35,7 @@ from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import is_hub
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import Optimiser, Schedule, TrainConfig, train
+from masksearch.training.loop import Optimiser, Schedule, TrainConfig, keeping_modes, train
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
@@ -50,54 +50,8 @@ def autocast(batch: Batch, precision: Precision) -> torch.autocast:
     )
 
 
-def losses(model: nn.Module, batch: Batch, precision: Precision) -> Tensor:
-    """Losses of a batch, each a mean over its labels; their sum is what is learnt.
-
-    Returns:
-        The model's loss, a scalar; with sentence pairs `[hidden tokens, pairs]`.
-    """
-    with autocast(batch, precision):
-        if PAIR_LABEL not in batch:
-            loss: Tensor = model(**batch).loss
-            return loss
-        found = model(**{name: part for name, part in batch.items() if name != PAIR_LABEL})
-        pairs = F.cross_entropy(found.pair_logits.float(), batch[PAIR_LABEL])
-        return torch.stack([found.loss, pairs])
-
-
-def held_out_values(
-    model: nn.Module, batches: list[Batch], precision: Precision
-) -> dict[str, float]:
-    """What a report holds; the model's mode is restored.
-
-    Returns:
-        `"loss"`: mean cross-entropy of the hidden held-out tokens, in nats; with sentence pairs
-        also `"pair_loss"`, in nats, and `"pair_accuracy"`, in [0, 1] (chance: 0.5).
-    """
-    training = model.training
-    model.eval()
-    total, tokens, pair_total, hits, pairs = 0.0, 0, 0.0, 0, 0
-    with torch.no_grad():
-        for batch in batches:
-            count = int((batch["labels"] != -100).sum())
-            with autocast(batch, precision):
-                found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
-            total += found.loss.item() * count
-            tokens += count
-            if PAIR_LABEL in batch:
-                logits, truth = found.pair_logits.float(), batch[PAIR_LABEL]
-                pair_total += F.cross_entropy(logits, truth, reduction="sum").item()
-                hits += int((logits.argmax(-1) == truth).sum())
-                pairs += len(truth)
-    model.train(training)
-    values = {"loss": total / tokens}
-    if pairs:
-        values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
-    return values
-
-
 @lru_cache(maxsize=4)
-def made_task(
+def build_task(
     corpus: Corpus,
     batch: int,
     held_out_sequences: int,
@@ -118,14 +72,14 @@ def made_task(
     )
 
 
-def half(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:
+def half_of_task(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:
     """The task on every second sequence (or pair) of its training text, from `part` (0 or 1)."""
     if isinstance(task, SentencePairTask):
         return replace(task, share=(part, 2))
     return replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))
 
 
-def located(batches: Iterator[Batch]) -> Iterator[Batch]:
+def mark_scored(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Adds to each batch where its scored tokens stand (`scored` of `MaskedLanguageModel`), which
     a model on a GPU would have to wait for; not where rows have different numbers of them."""
     for batch in batches:
@@ -136,7 +90,7 @@ def located(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield batch
 
 
-def moved(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
+def move_batches(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
     """The batches on that device; copies to a GPU run beside its work."""
     for batch in batches:
         if place.type == "cuda":
@@ -146,10 +100,7 @@ def moved(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
             yield {name: tensor.to(place) for name, tensor in batch.items()}
 
 
-@lru_cache(maxsize=4)
-def read_weights(name: str | Path) -> Pretrained:
-    """The checkpoint, opened once a process."""
-    return open_pretrained(name)
+read_weights = lru_cache(maxsize=4)(open_pretrained)  # once a process
 
 
 @lru_cache(maxsize=4)
@@ -200,33 +151,33 @@ class MlmEvaluator:
 
     Args:
         corpus: A text file, a folder of `*.txt` files, or a dataset `hf:...`; see `Corpus.load`.
-        steps: Optimiser steps of pre-training.
-        size: A name of `masksearch.models.encoders.SIZES`.
-        length: Positions of a sequence.
-        vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
-        batch: Sequences of a batch.
-        lr: Peak learning rate.
-        initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a
-            width of 768, scaled by 1 / sqrt(width) (0.049 for "tiny").
-        tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub.
         held_out: Text to hold out; default: see `Corpus.load`.
         held_out_sequences: Largest number of held-out sequences in a report.
-        reports: Number of reports; their steps double up to `steps`.
-        cache: Folder of the token cache; default: see `Corpus.load`.
-        device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
-        precision: `"float32"`, or `"bfloat16"` for autocast.
+        tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub.
+        vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
+        length: Positions of a sequence.
         pretraining: `"mlm"`; `"mlm+next"` adds BERT's next-sentence prediction, `"mlm+order"`
             ALBERT's sentence order: two segments a sequence, with padding.
-        whole_words: Whether all tokens of a word are hidden together.
-        weights: A checkpoint to start from: a folder or a name on the Hugging Face Hub, see
-            `masksearch.models.checkpoints.open_pretrained`; None = random weights.
+        whole_words: Whether all tokens of a word are masked together.
+        cache: Folder of the token cache; default: see `Corpus.load`.
+        size: A name of `masksearch.models.encoders.SIZES`.
         architecture: A name of `masksearch.models.encoders.ARCHITECTURES`.
+        initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a
+            width of 768, scaled by 1 / sqrt(width) (0.049 for "tiny").
         dropout: Of hidden states and attention weights, in [0, 1); None = 0 from scratch, and
             what a checkpoint configures.
+        weights: A checkpoint to start from: a folder or a name on the Hugging Face Hub, see
+            `masksearch.models.checkpoints.open_pretrained`; None = random weights.
+        steps: Optimiser steps of pre-training.
+        batch: Sequences of a batch.
         micro_batches: Batches of an optimiser step: `batch * micro_batches` sequences.
-        optimiser: `"adamw"`, or `"lamb"` for large batches.
-        warmup: Share of the steps in which the learning rate rises.
+        lr: Peak learning rate.
+        warmup: Share of the steps in which the learning rate rises (its warm-up).
         schedule: How it falls then: `"linear"`, or `"sqrt"` of what is left (SparseBERT).
+        optimiser: `"adamw"`, or `"lamb"` for large batches.
+        reports: Number of reports; their steps double up to `steps`.
+        device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
+        precision: `"float32"`, or `"bfloat16"` for autocast.
         compile: Whether pre-training is compiled (`torch.compile`); it pays in long runs.
         checkpoint_seconds: Wall time between two checkpoints, in the working folder, from which
             a killed run goes on; on a CPU it ends bit for bit as it would have.
@@ -238,29 +189,32 @@ class MlmEvaluator:
 
     corpus: Path | str | None
     _: KW_ONLY
-    steps: int = 800
-    size: str = "tiny"
-    length: int = 128
-    vocabulary: int = 4096
-    batch: int = 32
-    lr: float = 2e-3
-    initializer_range: float | None = None
-    tokenizer: str | Path | None = None
+    # The text, and what is predicted of it.
     held_out: Path | str | None = None
     held_out_sequences: int = 512
-    reports: int = 8
-    cache: Path | None = None
-    device: str = "auto"
-    precision: Precision = "float32"
+    tokenizer: str | Path | None = None
+    vocabulary: int = 4096
+    length: int = 128
     pretraining: Pretraining = "mlm"
     whole_words: bool = False
-    weights: str | Path | None = None
+    cache: Path | None = None
+    # The model.
+    size: str = "tiny"
     architecture: str = "bert"
+    initializer_range: float | None = None
     dropout: float | None = None
+    weights: str | Path | None = None
+    # The training, its reports and its machine.
+    steps: int = 800
+    batch: int = 32
     micro_batches: int = 1
-    optimiser: Optimiser = "adamw"
+    lr: float = 2e-3
     warmup: float = 0.06
     schedule: Schedule = "linear"
+    optimiser: Optimiser = "adamw"
+    reports: int = 8
+    device: str = "auto"
+    precision: Precision = "float32"
     compile: bool = False
     checkpoint_seconds: float = 60.0
     packed_corpus: Corpus | None = field(default=None, init=False, repr=False, compare=False)
@@ -379,9 +333,10 @@ class MlmEvaluator:
             "precision": self.precision,
         }
         later = ("pretraining", "whole_words", "architecture", "dropout", "compile")
-        for each in fields(self):  # where they are the default, older protocols keep their ids
-            if each.name in later and getattr(self, each.name) != each.default:
-                found[each.name] = getattr(self, each.name)
+        defaults = {each.name: each.default for each in fields(self)}
+        for name in later:  # where they are the default, older protocols keep their ids
+            if getattr(self, name) != defaults[name]:
+                found[name] = getattr(self, name)
         return found
 
     def packed(self) -> Self:
@@ -415,7 +370,7 @@ class MlmEvaluator:
             None if self.weights is None else self.start,
         )
         pairs = PAIRS.get(self.pretraining)
-        return made_task(corpus, self.batch, self.held_out_sequences, pairs, self.whole_words)
+        return build_task(corpus, self.batch, self.held_out_sequences, pairs, self.whole_words)
 
     def model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
@@ -447,20 +402,56 @@ class MlmEvaluator:
         return self.losses(model, batch).sum()
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss of the hidden tokens and, with sentence pairs, that of the pairs: each a mean."""
-        return losses(model, batch, self.precision)
+        """Losses of a batch, each a mean over its labels; their sum is what is learnt.
+
+        Returns:
+            The model's loss, a scalar; with sentence pairs `[masked tokens, pairs]`.
+        """
+        with autocast(batch, self.precision):
+            if PAIR_LABEL not in batch:
+                loss: Tensor = model(**batch).loss
+                return loss
+            found = model(**{name: part for name, part in batch.items() if name != PAIR_LABEL})
+            pairs = F.cross_entropy(found.pair_logits.float(), batch[PAIR_LABEL])
+            return torch.stack([found.loss, pairs])
+
+    def held_out_values(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
+        """What a report holds; the model's mode is restored.
+
+        Returns:
+            `"loss"`: mean cross-entropy of the masked held-out tokens, in nats; with sentence
+            pairs also `"pair_loss"`, in nats, and `"pair_accuracy"`, in [0, 1] (chance: 0.5).
+        """
+        total, tokens, pair_total, hits, pairs = 0.0, 0, 0.0, 0, 0
+        with torch.no_grad(), keeping_modes(model):
+            model.eval()
+            for batch in batches:
+                count = int((batch["labels"] != -100).sum())
+                with autocast(batch, self.precision):
+                    found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
+                total += found.loss.item() * count
+                tokens += count
+                if PAIR_LABEL in batch:
+                    logits, truth = found.pair_logits.float(), batch[PAIR_LABEL]
+                    pair_total += F.cross_entropy(logits, truth, reduction="sum").item()
+                    hits += int((logits.argmax(-1) == truth).sum())
+                    pairs += len(truth)
+        values = {"loss": total / tokens}
+        if pairs:
+            values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
+        return values
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
         task = self.task()
-        even, odd = (half(task, part) for part in (0, 1))
+        even, odd = (half_of_task(task, part) for part in (0, 1))
         return Differentiable(
             self.model(seed),
-            moved(task.batches(mixed_seed(seed, DATA)), self.place),
-            list(moved(iter(task.held_out()), self.place)),
+            move_batches(task.batches(mixed_seed(seed, DATA)), self.place),
+            list(move_batches(iter(task.held_out()), self.place)),
             (
-                moved(even.batches(mixed_seed(seed, DATA)), self.place),
-                moved(odd.batches(mixed_seed(seed, DATA)), self.place),
+                move_batches(even.batches(mixed_seed(seed, DATA)), self.place),
+                move_batches(odd.batches(mixed_seed(seed, DATA)), self.place),
             ),
         )
 
@@ -480,7 +471,7 @@ class MlmEvaluator:
             checkpoint yields the earlier reports again first.
         """
         task = self.task()
-        held_out = list(moved(iter(task.held_out()), self.place))
+        held_out = list(move_batches(iter(task.held_out()), self.place))
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         if self.steps == 0:
             yield Report(0, self.held_out_values(model, held_out))
@@ -493,7 +484,7 @@ class MlmEvaluator:
         data_seed = mixed_seed(seed, DATA)
         steps = train(
             model,
-            lambda start: moved(located(task.batches(data_seed, start)), self.place),
+            lambda start: move_batches(mark_scored(task.batches(data_seed, start)), self.place),
             self.train_config,
             self.losses,
             checkpoints=kept,
@@ -514,14 +505,6 @@ class MlmEvaluator:
                     )
                 memory["curve"].append([step.number, values])
                 yield Report(step.number, values)
-
-    def held_out_loss(self, model: nn.Module, batches: list[Batch]) -> float:
-        """Mean cross-entropy of the hidden held-out tokens, in nats; the mode is restored."""
-        return self.held_out_values(model, batches)["loss"]
-
-    def held_out_values(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """What a report holds: see `masksearch.evaluators.mlm.held_out_values`."""
-        return held_out_values(model, batches, self.precision)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result."""

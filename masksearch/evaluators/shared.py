@@ -172,7 +172,7 @@ class SharedWeights:
         parts = (
             "supernet-1",
             self.evaluator.protocol,
-            start_of(self.source(self.seed)),
+            hash_start(self.source(self.seed)),
             asdict(self.shape),
             self.draws.digest(),
             asdict(self.config),
@@ -204,7 +204,7 @@ class SharedWeights:
         return self.evaluator.differentiable(seed)
 
     # -- the super-net --------------------------------------------------------------------------
-    def prepared(self) -> Iterator[Report]:
+    def prepare(self) -> Iterator[Report]:
         """Trains the super-net, if nobody has, and yields reports of it.
 
         One process trains, others wait; a training that was killed goes on. What is yielded is
@@ -253,13 +253,13 @@ class SharedWeights:
         """The super-net at work, and a copy of its weights."""
         weights = self.packed_weights
         if weights is None:
-            for _ in self.prepared():
+            for _ in self.prepare():
                 pass
             found = Checkpoints(self.place, "weights").load()
             if found is None:  # damaged since: train it again
                 log.warning("the super-net in %s is damaged; it is trained again", self.place)
                 Checkpoints(self.place, "weights").clear()
-                for _ in self.prepared():
+                for _ in self.prepare():
                     pass
                 found = Checkpoints(self.place, "weights").load()
             if found is None:
@@ -269,7 +269,7 @@ class SharedWeights:
             weights = found.tensors
         source = self.source(self.seed)
         source.model.load_state_dict(weights)
-        batches = trimmed(source.held_out, self.held_out_sequences)
+        batches = first_sequences(source.held_out, self.held_out_sequences)
         return HeldOut(source.model, self.shape, batches, self.tokens), weights
 
     def packed(self) -> Self:
@@ -345,7 +345,7 @@ class SharedWeights:
         yield Report(self.adapt_steps, values)
 
 
-def start_of(source: Differentiable) -> str:
+def hash_start(source: Differentiable) -> str:
     """Hash of what a training starts from: the first batch, the weights' shapes and spread.
 
     An evaluator's protocol need not hold what only concerns its `differentiable`. Single weights
@@ -363,7 +363,7 @@ def start_of(source: Differentiable) -> str:
     return digest.hexdigest()
 
 
-def trimmed(batches: Sequence[Batch], sequences: int | None) -> list[Batch]:
+def first_sequences(batches: Sequence[Batch], sequences: int | None) -> list[Batch]:
     """The first sequences of some batches."""
     if sequences is None:
         return list(batches)

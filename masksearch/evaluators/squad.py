@@ -20,7 +20,7 @@ from torch import nn
 from masksearch.contracts import Batch, Objective
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import padded_ids
+from masksearch.evaluators.token_rows import pad_ids
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
@@ -126,7 +126,7 @@ class SquadEvaluator(FineTuning):
         """Those windows, padded, with first and last position of their answers."""
         found = [rows[index] for index in chosen]
         spans = torch.tensor([row.span for row in found])
-        batch = padded_ids([row.ids for row in found], [row.first for row in found], self.source)
+        batch = pad_ids([row.ids for row in found], [row.first for row in found], self.source)
         return batch | {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
 
     def scores(self, head: nn.Module, name: str) -> dict[str, float]:

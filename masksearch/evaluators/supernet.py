@@ -74,7 +74,7 @@ class SpaceDraws:
         reasons = []
         for attempt in range(ATTEMPTS):
             try:
-                return lower(self.drawn(number, attempt), self.shape)
+                return lower(self.draw(number, attempt), self.shape)
             except (MaskSearchError, ValueError) as error:
                 reasons.append(f"{type(error).__name__}: {error}")
         raise SearchError(
@@ -82,7 +82,7 @@ class SpaceDraws:
             f"failed with {reasons[0]}"
         )
 
-    def drawn(self, number: int, attempt: int) -> Mask:
+    def draw(self, number: int, attempt: int) -> Mask:
         """One attempt at a draw."""
         with quiet():
             if self.study is None or self.made % RENEWED == 0:
@@ -178,10 +178,10 @@ class MaskBank(nn.Module):
         return replace(call, visible=kept).attend()
 
 
-def shared_out(rows: int, masks: int) -> Tensor:
+def share_rows(rows: int, masks: int) -> Tensor:
     """Which mask each row of a batch gets, as evenly as can be: int64 `[rows]`.
 
-    >>> shared_out(5, 2).tolist()
+    >>> share_rows(5, 2).tolist()
     [0, 0, 0, 1, 1]
     """
     return torch.arange(rows) * masks // rows
@@ -275,7 +275,7 @@ def train_supernet(
                     "masks_per_step or raise the evaluator's batch"
                 )
             bank.tables = tables
-            yield batch | {MASK_OF_ROW: shared_out(rows, len(tables))}
+            yield batch | {MASK_OF_ROW: share_rows(rows, len(tables))}
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         """The loss of some rows of a batch, each under its mask."""
@@ -354,9 +354,9 @@ class HeldOut:
         totals, counts = torch.zeros(len(tables), dtype=torch.float64), 0.0
         try:
             with torch.no_grad():
-                for batch in filter(scored_in, self.batches):
+                for batch in filter(count_labels, self.batches):
                     many = max(1, self.rows // len(batch["input_ids"]))
-                    if many > 1 and not self.splits(bank, batch):
+                    if many > 1 and not self.tells_masks_apart(bank, batch):
                         many = 1
                     for start in range(0, len(tables), many):
                         group = torch.stack(list(tables[start : start + many]))
@@ -373,7 +373,7 @@ class HeldOut:
         rows, masks = len(batch["input_ids"]), len(group)
         bank.put(group, torch.arange(masks).repeat_interleave(rows))
         if masks == 1:
-            count = scored_in(batch)
+            count = count_labels(batch)
             loss = self.model(**batch).loss
             return torch.tensor([loss.item() * count], dtype=torch.float64), count
         repeated = {
@@ -381,9 +381,9 @@ class HeldOut:
         }
         sums = token_sums(self.model(**repeated), repeated, masks)
         assert sums is not None
-        return sums, scored_in(batch)
+        return sums, count_labels(batch)
 
-    def splits(self, bank: MaskBank, batch: Batch) -> bool:
+    def tells_masks_apart(self, bank: MaskBank, batch: Batch) -> bool:
         """Whether the model's loss is the mean of its tokens' cross-entropies, so that the loss
         of each mask can be told from one pass; found out once."""
         if self.separable is None:
@@ -394,12 +394,12 @@ class HeldOut:
             sums, loss = token_sums(output, batch, 1), output.loss.item()
             allowed = AGREEMENT * max(1.0, abs(loss))
             self.separable = (
-                sums is not None and abs(float(sums) / scored_in(batch) - loss) <= allowed
+                sums is not None and abs(float(sums) / count_labels(batch) - loss) <= allowed
             )
         return self.separable
 
 
-def scored_in(batch: Batch) -> float:
+def count_labels(batch: Batch) -> float:
     """Number of labels that count."""
     return float((batch["labels"] != UNSCORED).sum())
 
@@ -418,6 +418,6 @@ def token_sums(output: Any, batch: Batch, masks: int) -> Tensor | None:
     if logits.dim() != 2 or len(logits) != int(scored.sum()):
         return None
     losses = F.cross_entropy(logits.float(), labels[scored], reduction="none").double().cpu()
-    part = shared_out(len(labels), masks).view(-1, *[1] * (labels.dim() - 1))
+    part = share_rows(len(labels), masks).view(-1, *[1] * (labels.dim() - 1))
     where = part.expand(labels.shape)[scored.cpu()]
     return torch.zeros(masks, dtype=torch.float64).index_add_(0, where, losses)

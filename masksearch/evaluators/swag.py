@@ -19,7 +19,7 @@ from torch import nn
 
 from masksearch.contracts import Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import padded_ids
+from masksearch.evaluators.token_rows import pad_ids
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.tokenizer import TokenSource
@@ -93,7 +93,7 @@ class SwagEvaluator(FineTuning):
     def inputs(self, rows: ChoiceRows, chosen: list[int]) -> Batch:
         """Those items: `[items, choices, width]`, and the right endings `[items]`."""
         items = [rows[index] for index in chosen]
-        flat = padded_ids(
+        flat = pad_ids(
             [ids for item in items for ids in item.ids],
             [first for item in items for first in item.first],
             self.source,

@@ -1,7 +1,7 @@
 """Tokenized rows of fine-tuning tasks, and batches of similar length.
 
-rows = TokenRows.of(sequences(source, texts, labels))
-for batch in shuffled(rows, 32, seed=0, source=source):   # endless
+rows = TokenRows.of(tokenize_rows(source, texts, labels))
+for batch in row_batches(rows, 32, seed=0, source=source):   # endless
     ...
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from masksearch.contracts import Batch, generator
 from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.packing import shrink
+from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.tokenizer import (
     TokenSource,
     encode,
@@ -74,7 +74,7 @@ def read_vocabulary(tokenizer: str | Path, length: int) -> Vocabulary:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A tokenized example: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
 
     ids: list[int]
@@ -83,28 +83,25 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenRows(Sequence[Row]):
-    """Many rows in four arrays, in memory and in a pickle; a row is made where it is read.
+class TokenRows:
+    """Many rows in arrays, in memory and in a pickle; a row is made where it is read.
 
     Args:
-        ids: Every row's ids, one row after the other.
-        ends: Where each row's ids end.
+        ids: Every row's ids.
         firsts: Each row's `first`.
         labels: Each row's label: integers, or floats of a regression.
     """
 
-    ids: NDArray[Any] = field(repr=False)
-    ends: NDArray[Any] = field(repr=False)
+    ids: IdLists = field(repr=False)
     firsts: NDArray[Any] = field(repr=False)
     labels: NDArray[Any] = field(repr=False)
 
     @classmethod
-    def of(cls, rows: Sequence[Row]) -> TokenRows:
+    def of(cls, rows: Sequence[TokenRow]) -> TokenRows:
         """Those rows (one or more), integers in the smallest type that holds them."""
         labels = np.array([row.label for row in rows])
         return cls(
-            shrink(np.concatenate([row.ids for row in rows])),
-            shrink(np.cumsum([len(row.ids) for row in rows])),
+            IdLists.of([row.ids for row in rows]),
             shrink(np.array([row.first for row in rows])),
             labels if labels.dtype.kind == "f" else shrink(labels),
         )
@@ -112,28 +109,19 @@ class TokenRows(Sequence[Row]):
     @property
     def lengths(self) -> list[int]:
         """Number of ids of each row."""
-        found: list[int] = np.diff(self.ends.astype(np.int64), prepend=0).tolist()
+        found: list[int] = self.ids.lengths.tolist()
         return found
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return len(self.ids)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(len(self))[index]]
-        index = range(len(self))[index]
-        start = int(self.ends[index - 1]) if index else 0
-        ids = self.ids[start : int(self.ends[index])].tolist()
-        return Row(ids, int(self.firsts[index]), self.labels[index].item())
+    def __getitem__(self, index: int) -> TokenRow:
+        return TokenRow(self.ids[index], int(self.firsts[index]), self.labels[index].item())
 
 
-def sequences(
+def tokenize_rows(
     source: TokenSource, texts: Sequence[tuple[str, ...]], labels: Sequence[float]
-) -> list[Row]:
+) -> list[TokenRow]:
     """Tokenizes rows of one or two texts each; where a row is too long for the source's length,
     the end of its longer text is cut."""
     special, pairs = source.special, len(texts[0]) == 2
@@ -155,11 +143,11 @@ def sequences(
         first = len(ids)
         if pairs:
             ids += [*two, special["sep"]]
-        found.append(Row(ids, first, label))
+        found.append(TokenRow(ids, first, label))
     return found
 
 
-def padded_ids(ids: Sequence[list[int]], firsts: Sequence[int], source: TokenSource) -> Batch:
+def pad_ids(ids: Sequence[list[int]], firsts: Sequence[int], source: TokenSource) -> Batch:
     """Model inputs of rows of ids, padded at their end to a multiple of 16 positions.
 
     Args:
@@ -183,13 +171,15 @@ def padded_ids(ids: Sequence[list[int]], firsts: Sequence[int], source: TokenSou
     }
 
 
-def padded(rows: Sequence[Row], source: TokenSource) -> Batch:
-    """One batch: the inputs of `padded_ids`, and labels `[rows]`."""
-    batch = padded_ids([row.ids for row in rows], [row.first for row in rows], source)
+def pad_rows(rows: Sequence[TokenRow], source: TokenSource) -> Batch:
+    """One batch: the inputs of `pad_ids`, and labels `[rows]`."""
+    batch = pad_ids([row.ids for row in rows], [row.first for row in rows], source)
     return batch | {"labels": torch.tensor([row.label for row in rows])}
 
 
-def bucketed(lengths: Sequence[int], size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+def bucket_batches(
+    lengths: Sequence[int], size: int, seed: int, start: int = 0
+) -> Iterator[list[int]]:
     """Endless batches of row numbers of similar length; every row comes once an epoch.
 
     Args:
@@ -216,7 +206,7 @@ def bucketed(lengths: Sequence[int], size: int, seed: int, start: int = 0) -> It
 
 
 def batches_an_epoch(rows: int, size: int) -> int:
-    """How many batches `bucketed` makes of that many rows.
+    """How many batches `bucket_batches` makes of that many rows.
 
     >>> batches_an_epoch(70, 8)
     9
@@ -224,16 +214,15 @@ def batches_an_epoch(rows: int, size: int) -> int:
     return -(-rows // size)
 
 
-def shuffled(
-    rows: TokenRows | Sequence[Row], size: int, seed: int, source: TokenSource, start: int = 0
+def row_batches(
+    rows: TokenRows, size: int, seed: int, source: TokenSource, start: int = 0
 ) -> Iterator[Batch]:
-    """Endless padded batches of rows; see `bucketed`."""
-    lengths = rows.lengths if isinstance(rows, TokenRows) else [len(row.ids) for row in rows]
-    for chosen in bucketed(lengths, size, seed, start):
-        yield padded([rows[index] for index in chosen], source)
+    """Endless padded batches of rows; see `bucket_batches`."""
+    for chosen in bucket_batches(rows.lengths, size, seed, start):
+        yield pad_rows([rows[index] for index in chosen], source)
 
 
-def by_length(lengths: Sequence[int], size: int = 64) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], size: int = 64) -> Iterator[list[int]]:
     """Batches of row numbers from short to long, each row once: for predictions."""
     order = sorted(range(len(lengths)), key=lambda row: lengths[row])
     for start in range(0, len(order), size):

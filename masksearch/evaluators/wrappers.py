@@ -47,14 +47,14 @@ class EvaluatorWrapper:
             # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
             object.__setattr__(self, "differentiable", self.evaluator.differentiable)
         if isinstance(self.evaluator, CarriesData):
-            object.__setattr__(self, "packed", self.packed_within)
+            object.__setattr__(self, "packed", self.pack_within)
 
     @property
     def shape(self) -> Shape:
         """The inner evaluator's."""
         return self.evaluator.shape
 
-    def packed_within(self) -> Self:
+    def pack_within(self) -> Self:
         """The same around the packed inner evaluator; called `packed` where that one can be.
 
         Raises:

@@ -35,7 +35,7 @@ from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Objective, Proposal, Record, generator
-from masksearch.strategies.samplers import Space, drawn_job, violation
+from masksearch.strategies.samplers import Space, draw_job, violation
 from masksearch.study.constraints import Constraint
 from masksearch.study.store import quiet
 
@@ -48,10 +48,10 @@ NEAR = 0.05  # mean distance of a near integer beyond the next one, as a share o
 def random_value(kind: BaseDistribution, draws: torch.Generator) -> Any:
     """A uniform value of a parameter (uniform in its logarithm where it is logarithmic)."""
     if isinstance(kind, CategoricalDistribution):
-        return kind.choices[below(len(kind.choices), draws)]
+        return kind.choices[draw_index(len(kind.choices), draws)]
     assert isinstance(kind, IntDistribution | FloatDistribution)
-    if gridded(kind):
-        return at_index(kind, below(steps_of(kind), draws))
+    if has_grid(kind):
+        return at_index(kind, draw_index(steps_of(kind), draws))
     return at_share(kind, uniform(draws))
 
 
@@ -65,7 +65,7 @@ def near_value(kind: BaseDistribution, value: Any, draws: torch.Generator) -> An
         return value
     if isinstance(kind, CategoricalDistribution):
         others = [choice for choice in kind.choices if choice != value]
-        return others[below(len(others), draws)]
+        return others[draw_index(len(others), draws)]
     if isinstance(kind, FloatDistribution) and kind.step is None:
         move = max(-REACH, min(REACH, WIDTH * normal(draws)))
         share = share_of(kind, value) + move
@@ -74,7 +74,7 @@ def near_value(kind: BaseDistribution, value: Any, draws: torch.Generator) -> An
     assert isinstance(kind, IntDistribution | FloatDistribution)
     count, index = steps_of(kind), index_of(kind, value)
     if uniform(draws) < FAR:
-        other = below(count - 1, draws)
+        other = draw_index(count - 1, draws)
         return at_index(kind, other + (other >= index))
     scale = NEAR * (count if not getattr(kind, "log", False) else index + 1)
     distance = 1 + int(-scale * math.log(1 - uniform(draws)))
@@ -143,7 +143,7 @@ class Replay(BaseSampler):
         return fitted
 
 
-def gridded(kind: IntDistribution | FloatDistribution) -> bool:
+def has_grid(kind: IntDistribution | FloatDistribution) -> bool:
     """Whether the values are evenly spaced and equally likely."""
     return not kind.log if isinstance(kind, IntDistribution) else kind.step is not None
 
@@ -194,7 +194,7 @@ def normal(draws: torch.Generator) -> float:
     return float(torch.randn((), generator=draws, dtype=torch.float64))
 
 
-def below(count: int, draws: torch.Generator) -> int:
+def draw_index(count: int, draws: torch.Generator) -> int:
     """In 0 .. count - 1."""
     return int(torch.randint(count, (), generator=draws))
 
@@ -256,10 +256,10 @@ class EvolutionStrategy:
         """The next draw; a space that fails becomes a `Refused` job with its traceback."""
         draw = self.next
         draws = generator(*self.seeds, draw)
-        parents = [] if draw < self.population else self.ranked()
+        parents = [] if draw < self.population else self.rank_parents()
         for _ in range(RETRIES):
-            proposal = self.bred(draw, parents, draws)
-            if written(proposal.params) not in self.seen:
+            proposal = self.breed(draw, parents, draws)
+            if params_text(proposal.params) not in self.seen:
                 break
         self.note(draw, proposal.params)
         return proposal
@@ -281,10 +281,10 @@ class EvolutionStrategy:
         """Learns that a draw is out, and with which parameters."""
         self.next = max(self.next, draw + 1)
         if draw not in self.drawn:
-            self.drawn[draw] = written(params)
+            self.drawn[draw] = params_text(params)
             self.seen.add(self.drawn[draw])
 
-    def ranked(self) -> list[Record]:
+    def rank_parents(self) -> list[Record]:
         """The possible parents, best first."""
         latest = (self.scored or self.violating)[-self.population :]
         records = [self.records[draw] for draw in latest]
@@ -294,7 +294,7 @@ class EvolutionStrategy:
         others.sort(key=lambda record: excess[record.number])
         return by_rank_and_crowding(feasible, self.objectives) + others
 
-    def bred(self, draw: int, parents: Sequence[Record], draws: torch.Generator) -> Proposal:
+    def breed(self, draw: int, parents: Sequence[Record], draws: torch.Generator) -> Proposal:
         """A child of a tournament's winner, or a random draw where nothing can be a parent."""
         values: dict[str, Any] = {}
         memo, changed = {}, ""
@@ -308,17 +308,17 @@ class EvolutionStrategy:
             ]
             if changeable:
                 values = dict(winner.params)
-                changed = changeable[below(len(changeable), draws)]
+                changed = changeable[draw_index(len(changeable), draws)]
                 memo = {"parent": str(winner.number), "changed": changed}
         with quiet():
             trial = optuna.create_study(sampler=Replay(values, changed, draws)).ask()
-        job = drawn_job(self.space, trial)
+        job = draw_job(self.space, trial)
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
         memo["distributions"] = json.dumps(kinds)
         return Proposal(draw, job, dict(trial.params), self.name, memo=memo)
 
 
-def written(params: Any) -> str:
+def params_text(params: Any) -> str:
     """Parameters as text, the same before and after they were stored."""
     return json.dumps(params, sort_keys=True, default=repr)
 

@@ -158,7 +158,7 @@ class ParetoHalving:
             if report.step < rung:
                 break
             if number not in entries:
-                entries[number] = self.judged(number, report, measures, list(entries.values()))
+                entries[number] = self.enter_rung(number, report, measures, list(entries.values()))
             goes_on = goes_on and entries[number].goes_on
         return goes_on
 
@@ -169,29 +169,35 @@ class ParetoHalving:
             for rung, entries in zip(self.rungs, self.entries, strict=True)
         ]
 
-    def judged(
+    def enter_rung(
         self, number: int, report: Report, measures: Mapping[str, float], before: list[RungEntry]
     ) -> RungEntry:
         """The entry of a trial that arrives at a rung after those `before`."""
-        value = held(report.values, self.metric, f"report of trial {number} at {report.step}")
+        value = require_value(
+            report.values, self.metric, f"report of trial {number} at {report.step}"
+        )
         gains = [value if self.goal == "max" else -value]
         stratum = 0
         where = f"measures of trial {number}"
         if self.ranking == "nondominated":
             for name in self.against:
-                known = held(measures, name, where)
+                known = require_value(measures, name, where)
                 gains.append(known if name in MORE_IS_BETTER else -known)
         elif self.ranking == "strata":
-            density = held(measures, "density", where, 1 - measures.get("sparsity", math.nan))
+            density = require_value(
+                measures, "density", where, 1 - measures.get("sparsity", math.nan)
+            )
             stratum = stratum_of(density, self.strata)
             before = [entry for entry in before if entry.stratum == stratum]
         among = [entry.gains for entry in before] + [tuple(gains)]
         least = math.ceil(self.factor) if self.grace is None else self.grace
-        goes_on = len(among) < least or place_of_last(among) * self.factor < len(among)
+        goes_on = len(among) < least or count_ahead_of_last(among) * self.factor < len(among)
         return RungEntry(tuple(gains), stratum, goes_on)
 
 
-def held(values: Mapping[str, float], name: str, where: str, otherwise: float = math.nan) -> float:
+def require_value(
+    values: Mapping[str, float], name: str, where: str, otherwise: float = math.nan
+) -> float:
     """The value of that name, or `otherwise` where that is a number."""
     value = values.get(name, otherwise)
     if math.isnan(value):
@@ -214,7 +220,7 @@ def stratum_of(density: float, ratio: float) -> int:
     return math.floor(-math.log(density) / math.log(ratio) + 1e-9)  # 1/ratio^k belongs to k
 
 
-def place_of_last(gains: Sequence[tuple[float, ...]]) -> int:
+def count_ahead_of_last(gains: Sequence[tuple[float, ...]]) -> int:
     """How many points are ranked before the last one; see `ParetoHalving`."""
     if len(gains[-1]) == 1:
         return sum(gain >= gains[-1] for gain in gains[:-1])

@@ -162,7 +162,7 @@ class OptunaStrategy:
         before = study.attributes()
         with quiet():  # a GP says so where it falls back to its default kernel
             trial = study.ask()
-            job = drawn_job(self.space, trial)
+            job = draw_job(self.space, trial)
         study.drawn.add(draw)
         memo = study.memo(trial, before)
         proposal = Proposal(draw, job, dict(trial.params), self.name, memo=memo)
@@ -339,12 +339,14 @@ class TrialWriter:
             if any(math.isnan(value) for value in values):
                 state, values = TrialState.FAIL, None
             else:
-                excess = self.completed(excesses(record, self.constraints), told)
+                excess = self.complete_excesses(excesses(record, self.constraints), told)
         elif state is TrialState.PRUNED:
             excess = excesses(record, self.constraints)
             if self.filler != "none" and any(value > 0 for value in excess.values()):
-                state, excess = TrialState.COMPLETE, self.completed(excess, told)
-                values = [self.filled(record, objective, told) for objective in self.objectives]
+                state, excess = TrialState.COMPLETE, self.complete_excesses(excess, told)
+                values = [
+                    self.fill_value(record, objective, told) for objective in self.objectives
+                ]
             elif len(self.objectives) == 1 and self.objectives[0].name in record.values:
                 partial[record.step] = record.values[self.objectives[0].name]
         kinds = {
@@ -362,7 +364,9 @@ class TrialWriter:
             constraints=excess or None,
         )
 
-    def filled(self, record: Record, objective: Objective, told: Mapping[int, Record]) -> float:
+    def fill_value(
+        self, record: Record, objective: Objective, told: Mapping[int, Record]
+    ) -> float:
         """An objective of a mask that was not trained to the end."""
         if objective.name in MEASURES and objective.name in record.measures:
             return record.measures[objective.name]
@@ -371,7 +375,9 @@ class TrialWriter:
         known = [other.value(objective.name) for other in told.values() if other.scored]
         return statistics.median([v for v in known if not math.isnan(v)] or [objective.worst])
 
-    def completed(self, excess: dict[str, float], told: Mapping[int, Record]) -> dict[str, float]:
+    def complete_excesses(
+        self, excess: dict[str, float], told: Mapping[int, Record]
+    ) -> dict[str, float]:
         """With `"median"`, every constraint: a Gaussian process needs them all."""
         if self.filler == "median":
             for constraint in self.constraints:
@@ -406,7 +412,7 @@ def violation(record: Record, constraints: Sequence[Constraint]) -> float:
     return sum(max(excess, 0.0) for excess in excesses(record, constraints).values())
 
 
-def drawn_job(space: Space, trial: BaseTrial) -> Job:
+def draw_job(space: Space, trial: BaseTrial) -> Job:
     """What a space makes of a trial; a failure becomes a job that is refused, with its reason."""
     try:
         mask = space(trial)

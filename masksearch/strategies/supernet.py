@@ -147,7 +147,7 @@ class SharedStrategy:
         if self.ranking is None:
             return "wait"
         if self.order is None:
-            self.order = spread(read_ranking(self.ranking), self.bands)
+            self.order = order_of_training(read_ranking(self.ranking), self.bands)
         if draw > len(self.order):
             return "done"
         self.known.add(draw)
@@ -169,7 +169,7 @@ class SharedStrategy:
         return replace(job, space=self.space) if isinstance(job, Shared) else job
 
 
-def spread(candidates: Sequence[Candidate], bands: int) -> list[Candidate]:
+def order_of_training(candidates: Sequence[Candidate], bands: int) -> list[Candidate]:
     """All candidates in the order in which they are trained: see `SharedStrategy`.
 
     Args:
@@ -226,7 +226,7 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
     shared = SharedWeights(
         evaluator, job.space, seed=seed, folder=workdir / "supernet", **config["net"]
     )
-    yield from shared.prepared()
+    yield from shared.prepare()
     limits = [parse_constraint(text) for text in config["constraints"]]
     inner = proposer(config["sampler"], job.space, shared.objectives, seed, limits)
     found: dict[str, Candidate] = {}
@@ -237,7 +237,7 @@ def run_shared(evaluator: Evaluator, job: Shared, *, seed: int, workdir: Path) -
             proposal = inner.ask()
             if isinstance(proposal, str):
                 break  # a finite space is exhausted
-            opened.append(taken(proposal, shared.shape, limits))
+            opened.append(record_of_proposal(proposal, shared.shape, limits))
         new = {r.fingerprint: r for r in opened if r.status == "running"}
         fresh = [r for key, r in new.items() if key not in found and r.mask is not None]
         judged = shared.judge([r.mask for r in fresh if r.mask is not None])
@@ -286,7 +286,9 @@ def proposer(
     )
 
 
-def taken(proposal: Proposal, shape: Shape, constraints: Sequence[Constraint]) -> Record:
+def record_of_proposal(
+    proposal: Proposal, shape: Shape, constraints: Sequence[Constraint]
+) -> Record:
     """A proposal as a record: running, failed (no mask that fits), or stopped (a constraint)."""
     record = Record(
         proposal.number, "running", proposal.job, params=proposal.params, memo=proposal.memo

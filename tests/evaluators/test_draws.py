@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from masksearch import masks
 from masksearch.contracts import AttentionCall, Shape
 from masksearch.errors import LengthError, SearchError
-from masksearch.evaluators.supernet import MaskBank, SpaceDraws, shared_out, source_of
+from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows, source_of
 from masksearch.masks.lower import lower
 
 SHAPE = Shape(length=6, layers=2, heads=2)
@@ -86,7 +86,7 @@ def test_digest_tells_one_source_in_two_surroundings_apart():
 @given(st.integers(1, 40), st.data())
 def test_rows_are_shared_out_evenly(rows, data):
     count = data.draw(st.integers(1, rows))
-    found = shared_out(rows, count).bincount(minlength=count)
+    found = share_rows(rows, count).bincount(minlength=count)
     assert found.sum() == rows
     assert found.max() - found.min() <= 1
 

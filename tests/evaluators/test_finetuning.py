@@ -22,7 +22,12 @@ from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.evaluators.finetuning import CHECKPOINT, ROUND, SCORES, FineTuning, freeze
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.token_rows import TokenRows, batches_an_epoch, bucketed, read_vocabulary
+from masksearch.evaluators.token_rows import (
+    TokenRows,
+    batches_an_epoch,
+    bucket_batches,
+    read_vocabulary,
+)
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
@@ -268,9 +273,9 @@ def test_packed_fine_tuning_reads_no_rows(
 def test_batches_begin_anywhere(rows: int) -> None:
     lengths = torch.randint(1, 30, (rows,), generator=torch.Generator().manual_seed(0)).tolist()
     count = 2 * batches_an_epoch(rows, 4) + 3
-    whole = [batch for batch, _ in zip(bucketed(lengths, 4, 5), range(count), strict=False)]
+    whole = [batch for batch, _ in zip(bucket_batches(lengths, 4, 5), range(count), strict=False)]
     for start in (0, 1, count // 2, count - 1):
-        part = bucketed(lengths, 4, 5, start)
+        part = bucket_batches(lengths, 4, 5, start)
         assert [next(part) for _ in range(count - start)] == whole[start:]
 
 

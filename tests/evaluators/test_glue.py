@@ -23,7 +23,13 @@ from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.finetuning import CHECKPOINT
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.token_rows import Row, TokenRows, padded, sequences, shuffled
+from masksearch.evaluators.token_rows import (
+    TokenRow,
+    TokenRows,
+    pad_rows,
+    row_batches,
+    tokenize_rows,
+)
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
@@ -141,12 +147,12 @@ def test_pretraining_is_found_again(
         assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
 
 
-def logits(table: torch.Tensor, rows: list[Row], data: Path, width: int) -> torch.Tensor:
+def logits(table: torch.Tensor, rows: list[TokenRow], data: Path, width: int) -> torch.Tensor:
     judge = evaluator(data)
     corpus = judge.task().corpus
     model = SequenceClassifier(encoder("nano", corpus.vocabulary, 48, seed=0), 2, seed=1)
     attach(model, masks.cropped(masks.table(table), 48))
-    batch = padded(rows, corpus)
+    batch = pad_rows(rows, corpus)
     spare = width - batch["input_ids"].shape[1]
     for name in ("input_ids", "attention_mask", "token_type_ids"):
         batch[name] = torch.nn.functional.pad(batch[name], (0, spare))
@@ -163,8 +169,8 @@ def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> Non
         table[0, 0, 3, :47] = False
         table[0, 0, 3, 47] = True
     corpus = evaluator(data).task().corpus
-    rows = sequences(corpus, [("ban dar kit",), ("gon",)], [0, 1])
-    assert padded(rows, corpus)["input_ids"].shape[1] == 16
+    rows = tokenize_rows(corpus, [("ban dar kit",), ("gon",)], [0, 1])
+    assert pad_rows(rows, corpus)["input_ids"].shape[1] == 16
     short, long = (logits(table, rows, data, width) for width in (16, 48))
     torch.testing.assert_close(short, long, rtol=1e-5, atol=1e-6)
 
@@ -173,9 +179,9 @@ def test_rows_become_segments(data: Path) -> None:
     corpus = evaluator(data).task().corpus
     cls, sep = corpus.special["cls"], corpus.special["sep"]
     single, double = corpus.encode(["ban dar"])[0], corpus.encode(["kit"])[0]
-    (row,) = sequences(corpus, [("ban dar", "kit")], [2])
+    (row,) = tokenize_rows(corpus, [("ban dar", "kit")], [2])
     assert row.ids == [cls, *single, sep, *double, sep]
-    batch = padded([row], corpus)
+    batch = pad_rows([row], corpus)
     count, first = len(row.ids), len(single) + 2
     assert batch["attention_mask"][0].tolist() == [1] * count + [0] * (16 - count)
     segments = [0] * first + [1] * (count - first) + [0] * (16 - count)
@@ -189,7 +195,7 @@ def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: in
     corpus = evaluator(data).task().corpus
     texts = (" ".join(["ban"] * one), " ".join(["kit"] * two))
     left, right = (len(ids) for ids in corpus.encode(list(texts)))
-    (row,) = sequences(corpus, [texts], [0])
+    (row,) = tokenize_rows(corpus, [texts], [0])
     assert len(row.ids) == min(48, left + right + 3)
     kept = (row.first - 2, len(row.ids) - row.first - 1)
     assert kept[0] >= min(left, 22)
@@ -198,8 +204,8 @@ def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: in
 
 def test_an_epoch_shows_every_row_once(data: Path) -> None:
     corpus = evaluator(data).task().corpus
-    rows = [Row([2, *[5] * (1 + i % 30), 3], 2, i) for i in range(70)]
-    labels = [b["labels"].tolist() for b in islice(shuffled(rows, 8, 0, corpus), 18)]
+    rows = TokenRows.of([TokenRow([2, *[5] * (1 + i % 30), 3], 2, i) for i in range(70)])
+    labels = [b["labels"].tolist() for b in islice(row_batches(rows, 8, 0, corpus), 18)]
     epochs = [sorted(chain.from_iterable(part)) for part in (labels[:9], labels[9:])]
     assert epochs == [list(range(70))] * 2
     assert labels[:9] != labels[9:]
@@ -245,8 +251,8 @@ def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
 def test_rows_are_tokenized_once_a_process(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = evaluator(data)
     whole, text = judge.tokens("SST-2"), judge.data("SST-2").train
-    assert list(whole.train) == sequences(judge.task().corpus, text.texts, text.labels)
-    monkeypatch.setattr("masksearch.evaluators.glue.sequences", None)
+    assert list(whole.train) == tokenize_rows(judge.task().corpus, text.texts, text.labels)
+    monkeypatch.setattr("masksearch.evaluators.glue.tokenize_rows", None)
     assert evaluator(data, steps=2).tokens("SST-2") is whole
 
 
@@ -274,11 +280,10 @@ number_rows = st.lists(st.integers(0, 70_000), min_size=1, max_size=6)
 @given(st.lists(st.tuples(number_rows, st.integers(0, 48), st.integers(0, 2)), min_size=1))
 def test_token_rows_give_their_rows_back(parts: list[tuple[list[int], int, int]]) -> None:
     for kind in (int, float):
-        rows = [Row(ids, first, kind(label)) for ids, first, label in parts]
+        rows = [TokenRow(ids, first, kind(label)) for ids, first, label in parts]
         held: TokenRows = pickle.loads(pickle.dumps(TokenRows.of(rows)))
         assert list(held) == rows
         assert held[-1] == rows[-1]
-        assert held[1:] == rows[1:]
         assert all(type(row.label) is kind for row in held)
         with pytest.raises(IndexError):
             held[len(rows)]

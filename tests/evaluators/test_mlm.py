@@ -117,7 +117,7 @@ def test_held_out_loss_is_the_mean_over_tokens_and_restores_the_mode(corpus: Pat
     judge = evaluator(corpus)
     parts = judge.differentiable(0)
     parts.model.train()
-    mean = judge.held_out_loss(parts.model, parts.held_out)
+    mean = judge.held_out_values(parts.model, parts.held_out)["loss"]
     assert parts.model.training
     losses = []
     for batch in parts.held_out:
@@ -393,7 +393,7 @@ def test_weights_bring_shape_tokenizer_and_vocabulary(
     as_it_is = evaluator(corpus, weights=checkpoint, steps=0)
     (report,) = as_it_is(masks.full(), seed=0, workdir=tmp_path)
     held_out = judge.task().held_out()
-    assert report == Report(0, {"loss": judge.held_out_loss(judge.model(0), held_out)})
+    assert report == Report(0, {"loss": judge.held_out_values(judge.model(0), held_out)["loss"]})
     assert list(judge(masks.full(), seed=0, workdir=tmp_path))[-1].step == 4
     seen = {judge.protocol, as_it_is.protocol, evaluator(corpus, steps=4).protocol}
     assert len(seen) == 3

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from masksearch.evaluators.mlm import located
+from masksearch.evaluators.mlm import mark_scored
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
 
@@ -26,7 +26,7 @@ UNEVEN = [[-100, 4, -100, 9], [7, -100, -100, -100]]
 @pytest.mark.parametrize("pairs", [False, True])
 def test_located_batches_give_equal_logits_loss_and_gradients(pairs: bool):
     plain = batch_of(EVEN)
-    (told,) = located(iter([plain]))
+    (told,) = mark_scored(iter([plain]))
     assert told["scored"].tolist() == [[1, 3], [0, 3], [2, 3]]
     assert set(plain) == {"input_ids", "labels"}  # the task's own batch is left as it was
     found = []
@@ -39,19 +39,19 @@ def test_located_batches_give_equal_logits_loss_and_gradients(pairs: bool):
 
 
 def test_parts_of_a_located_batch_stay_located():
-    (told,) = located(iter([batch_of(EVEN)]))
+    (told,) = mark_scored(iter([batch_of(EVEN)]))
     part = {name: tensor[1::2] for name, tensor in told.items()}
     plain = {name: part[name] for name in ("input_ids", "labels")}
     assert torch.equal(model()(**part).logits, model()(**plain).logits)
 
 
 def test_rows_with_different_numbers_of_scored_tokens_are_left_to_the_model():
-    (told,) = located(iter([batch_of(UNEVEN)]))
+    (told,) = mark_scored(iter([batch_of(UNEVEN)]))
     assert set(told) == {"input_ids", "labels"}
 
 
 def test_a_located_batch_needs_no_look_at_the_data():
-    (told,) = located(iter([batch_of(EVEN)]))
+    (told,) = mark_scored(iter([batch_of(EVEN)]))
     blind = model().to("meta")  # a device without data: what has to look fails
     there = {name: tensor.to("meta") for name, tensor in told.items()}
     assert blind(**there).logits.shape == (6, 40)

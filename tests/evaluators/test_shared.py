@@ -25,7 +25,7 @@ from masksearch.errors import (
 )
 from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
-from masksearch.evaluators.shared import SharedWeights, trimmed
+from masksearch.evaluators.shared import SharedWeights, first_sequences
 from masksearch.evaluators.supernet import (
     HeldOut,
     SpaceDraws,
@@ -155,7 +155,7 @@ def test_protocol_changes_with_all_that_matters_and_nothing_else(shared, tmp_pat
 
 
 def test_found_again_not_trained_again(shared):
-    assert not list(replace(shared).prepared())
+    assert not list(replace(shared).prepare())
     facts = json.loads((shared.place / "supernet.json").read_text())
     assert facts["config"]["steps"] == 12
     assert facts["evaluator"] == INNER.protocol
@@ -235,7 +235,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from test_shared import INNER, TRIO, SharedWeights, space
 made = SharedWeights(INNER, space, steps=150, folder=Path({str(tmp_path)!r}))
-print(len(list(made.prepared())), [v["loss"] for v in made.judge(TRIO)])
+print(len(list(made.prepare())), [v["loss"] for v in made.judge(TRIO)])
 """
     running = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -310,9 +310,9 @@ def test_trimmed_keeps_the_first_sequences():
         {"input_ids": torch.arange(6).view(3, 2)},
         {"input_ids": torch.arange(4).view(2, 2)},
     ]
-    assert [len(b["input_ids"]) for b in trimmed(batches, 4)] == [3, 1]
-    assert [len(b["input_ids"]) for b in trimmed(batches, 2)] == [2]
-    assert len(trimmed(batches, None)) == 2
+    assert [len(b["input_ids"]) for b in first_sequences(batches, 4)] == [3, 1]
+    assert [len(b["input_ids"]) for b in first_sequences(batches, 2)] == [2]
+    assert len(first_sequences(batches, None)) == 2
 
 
 def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):
@@ -332,5 +332,5 @@ def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):
     model.load_state_dict(made.loaded[1])
     for mask, values in zip([*TRIO[:2], masks.star()], judged, strict=True):
         attach(model, mask)
-        own = inner.held_out_loss(model, inner.differentiable(0).held_out)
+        own = inner.held_out_values(model, inner.differentiable(0).held_out)["loss"]
         assert values["loss"] == pytest.approx(own, rel=1e-5), mask

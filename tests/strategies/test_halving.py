@@ -19,7 +19,7 @@ from masksearch.strategies.halving import (
     RANKINGS,
     ParetoHalving,
     RungCount,
-    place_of_last,
+    count_ahead_of_last,
 )
 
 FEW = st.integers(0, 6).map(float)  # few values, so that ties and equal points are frequent
@@ -92,7 +92,7 @@ def test_no_trial_goes_on_where_one_that_dominates_it_would_not(trials, factor):
     for other in gains[:-1]:
         if dominates(other, last):
             exchanged = [gain for gain in gains if gain is not other] + [other]
-            assert place_of_last(exchanged) < place_of_last(gains)
+            assert count_ahead_of_last(exchanged) < count_ahead_of_last(gains)
 
 
 @given(TRIALS, FACTORS)

@@ -20,9 +20,9 @@ from masksearch.errors import MaskFormatError, SearchError, UnknownNameError
 from masksearch.strategies.supernet import (
     Candidate,
     SharedStrategy,
+    order_of_training,
     read_ranking,
     run_shared,
-    spread,
     write_ranking,
 )
 from masksearch.study.constraints import Constraint
@@ -193,19 +193,21 @@ def test_fronts_are_those_of_taking_the_front_away(points):
         }
         expected |= dict.fromkeys(front, number)
         left, number = left - front, number + 1
-    fronts = {candidate.mask: candidate.front for candidate in spread(candidates(points), 4)}
+    fronts = {
+        candidate.mask: candidate.front for candidate in order_of_training(candidates(points), 4)
+    }
     assert [fronts[c.mask] for c in candidates(points)] == [expected[point] for point in points]
 
 
 @given(POINTS, st.integers(1, 6), st.randoms())
 def test_order_takes_bands_in_turn_and_does_not_depend_on_the_listing(points, bands, random):
     found = candidates(points)
-    order = spread(found, bands)
+    order = order_of_training(found, bands)
     assert {c.mask for c in order} == {c.mask for c in found}
     assert len(order) == len(found)
     shuffled = found[:]
     random.shuffle(shuffled)
-    assert spread(shuffled, bands) == order
+    assert order_of_training(shuffled, bands) == order
     used = sorted({c.band for c in order}, reverse=True)
     assert [c.band for c in order[: len(used)]] == used  # one of each band first
     for band in used:
