@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from toy_questions import MARKERS, WORDS, squad_json, toy_corpus, write_squad
 
 from masksearch.tasks.squad.data import Question, read_squad
-from masksearch.tasks.squad.decode import Answer, best_pairs, decode
+from masksearch.tasks.squad.decode import Answer, best_span, decode
 from masksearch.tasks.squad.metrics import exact_match, score
 from masksearch.tasks.squad.windows import (
     SquadWindows,
@@ -198,14 +198,12 @@ def test_decoding_finds_the_best_of_all_spans(tokens: int, longest: int, seed: i
     draw = np.random.default_rng(seed)
     tables = [draw.normal(size=(len(w.ids) + 2, 2)).astype(np.float32) for w in windows]
     scores = brute(windows, tables, tokens, longest)
-    found = decode(windows, tables, questions, best=4, max_answer=longest)["q"]
-    assert [span.score for span in found.spans] == pytest.approx(scores[:4])
-    assert decode(windows, tables, questions, max_answer=longest)["q"].spans == found.spans[:1]
+    found = decode(windows, tables, questions, max_answer=longest)["q"]
+    assert found.score == pytest.approx(scores[0])
     null = min(float(table[0].sum()) for table in tables)
     assert found.null_score == pytest.approx(null - scores[0], abs=1e-5)
-    for span in found.spans:
-        assert context[span.start :].startswith(span.text)
-        assert 1 <= len(span.text.split()) <= longest
+    assert context[found.start :].startswith(found.text)
+    assert 1 <= len(found.text.split()) <= longest
 
 
 def test_answers_are_cut_from_the_paragraph_itself() -> None:
@@ -215,19 +213,11 @@ def test_answers_are_cut_from_the_paragraph_itself() -> None:
     assert decode(windows, pointing(windows), questions)["q"].text == "Zo,\tBÁR"
 
 
-def test_equal_texts_count_once() -> None:
-    questions = asked("ban bar ban", "ban")
-    windows = make_windows(CORPUS, questions, training=False)
-    table = np.zeros((len(windows[0].ids), 2))
-    found = decode(windows, [table], questions, best=20, max_answer=1)["q"]
-    assert [span.text for span in found.spans] == ["ban", "bar"]
-
-
 def test_a_paragraph_without_a_token() -> None:
     questions = [Question("q", "?", " ", "T"), Question("r", "?", "ban", "T")]
     windows = make_windows(CORPUS, questions, training=False)
     found = decode(windows, pointing(windows), questions)
-    assert found["q"] == Answer((), np.inf)
+    assert found["q"] == Answer("", 0, -np.inf, np.inf)
     assert (found["q"].text, found["r"].text) == ("", "ban")
 
 
@@ -250,14 +240,15 @@ def test_messages_of_decoding() -> None:
     windows = make_windows(CORPUS, questions, training=False)
     with pytest.raises(ValueError, match="0 tables of logits and 1 questions for 1 windows"):
         decode(windows, [], questions)
-    with pytest.raises(ValueError, match="at least 1, got 0 and 30"):
-        decode(windows, pointing(windows), questions, best=0)
+    with pytest.raises(ValueError, match="max_answer is at least 1, got 0"):
+        decode(windows, pointing(windows), questions, max_answer=0)
 
 
-def test_best_pairs_skip_forbidden_starts() -> None:
+def test_the_best_span_skips_forbidden_starts() -> None:
     part = np.array([[-np.inf, 5.0], [1.0, -4.0], [2.0, 0.0]])
-    assert list(best_pairs(part, 1, 30)) == [(2.0, 2, 2)]
-    assert list(best_pairs(part, 9, 30)) == [(2.0, 2, 2), (1.0, 1, 2), (-3.0, 1, 1)]
+    assert best_span(part, 30) == (2.0, 2, 2)
+    assert best_span(part[:0], 30) == (-np.inf, 0, 0)
+    assert best_span(np.zeros((3, 2)), 2) == (0.0, 0, 0)
 
 
 @pytest.mark.slow
