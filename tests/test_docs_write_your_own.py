@@ -1,0 +1,68 @@
+"""docs/write_your_own.md: its files, its Python and its commands run in their order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_runs import run
+
+from masksearch.masks import Mask
+
+PAGE = Path(__file__).parents[1] / "docs" / "write_your_own.md"
+BLOCKS = re.findall(r"```(python|bash|text)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+FILES = {
+    body.split("\n", 1)[0].removeprefix("# "): body
+    for kind, body in BLOCKS
+    if kind == "python" and re.match(r"# \w+\.py\n", body)
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the page's files, importable; what they define is forgotten afterwards."""
+    for name, body in FILES.items():
+        (tmp_path / name).write_text(body, encoding="utf-8")
+    kinds = dict(Mask.kinds)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    yield tmp_path
+    Mask.kinds.clear()
+    Mask.kinds.update(kinds)
+    for name in FILES:
+        sys.modules.pop(name.removesuffix(".py"), None)
+
+
+def sections() -> dict[str, list[tuple[str, str]]]:
+    """Heading -> its blocks."""
+    parts = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)[1:]
+    return {
+        part.split("\n", 1)[0]: re.findall(r"```(python|bash|text)\n(.*?)```", part, re.S)
+        for part in parts
+    }
+
+
+def test_the_page_has_a_file_for_each_part():
+    assert len(FILES) == len(sections()) == 5
+
+
+@pytest.mark.parametrize("heading", sections())
+def test_a_part_of_ones_own_runs(heading, folder, monkeypatch, capsys):
+    names: dict[str, object] = {}
+    exec("import masksearch as ms\nfrom masksearch import masks", names)
+    printed = ""
+    for kind, body in sections()[heading]:
+        if kind == "text":
+            assert body in printed
+        elif kind == "bash":
+            for line in body.strip().splitlines():
+                code, out, err = run(monkeypatch, capsys, *shlex.split(line)[1:])
+                assert code == 0, f"{line}\n{out}\n{err}"
+        elif body not in FILES.values():
+            exec(compile(body, str(PAGE), "exec"), names)
+            printed = capsys.readouterr().out
