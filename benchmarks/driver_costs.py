@@ -56,7 +56,7 @@ def proposals(name: str, told: Sequence[Any] = ()) -> Any:
     """A strategy of that name on a space of 14 parameters, which has been told some records."""
     from masksearch.contracts import Objective
     from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
-    from masksearch.strategies.user_code import load_function
+    from masksearch.user_code import load_function
 
     space = load_function(f"{SPACE}:space")
     objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))

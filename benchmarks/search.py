@@ -110,7 +110,7 @@ def strategy_named(name: str) -> Any:
     from masksearch import masks
     from masksearch.strategies.build import build_strategy
     from masksearch.strategies.listed import Listed
-    from masksearch.strategies.user_code import load_function
+    from masksearch.user_code import load_function
 
     if name == "listed":
         return Listed({f"m{n}": masks.random_keys(3, seed=n) for n in range(LONG[name])}, [0])
@@ -153,7 +153,7 @@ def sampler(_: Path) -> dict[str, Any]:
 def study(folder: Path) -> dict[str, Any]:
     """A study of 10,000 trials that cost nothing: seconds of the search, report and status."""
     import masksearch as ms
-    from masksearch.strategies.user_code import load_function
+    from masksearch.user_code import load_function
 
     run = folder / "study"
     ends: list[float] = []

@@ -91,12 +91,12 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
-    from masksearch.strategies.user_code import load_function as load_function
     from masksearch.study.constraints import Constraint as Constraint
     from masksearch.tasks.glue.metrics import GlueScore as GlueScore
     from masksearch.tasks.glue.metrics import glue_score as glue_score
     from masksearch.tasks.planted.glue import PlantedGlue as PlantedGlue
     from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
+    from masksearch.user_code import load_function as load_function
 
 __version__ = "0.1.0"
 

@@ -15,6 +15,7 @@ from importlib.util import spec_from_loader
 from types import ModuleType
 
 MOVED = {
+    "demo": "cli.demo",
     "evaluators.rows": "evaluators.token_rows",
     "executors.halving": "strategies.halving",
     "gates.agreement": "gates.diagnostics",
@@ -43,7 +44,6 @@ MOVED = {
     "strategies.optuna_study": "strategies.samplers",
     "tasks.corpus": "tasks.text.corpus",
     "train": "training.loop",
-    "user_code": "strategies.user_code",
 }  # earlier name -> today's, both below `masksearch`
 PREFIX = "masksearch."
 

@@ -19,7 +19,7 @@ def shown(page: Path) -> list[tuple[str, list[str]]]:
     found = []
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         for line in block.replace("\\\n", " ").splitlines():
-            words = line.split(" #")[0].split()
+            words = re.sub(r"--load \S+ ", "", line.split(" #")[0]).split()
             for place, word in enumerate(words[:-1]):
                 if word == "masksearch" and words[place + 1] != "...":
                     options = [w.split("=")[0] for w in words[place + 2 :] if w[:2] == "--"]

@@ -17,7 +17,7 @@ from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import load_mask
-from masksearch.strategies.user_code import load_function
+from masksearch.user_code import load_function, load_object
 
 if TYPE_CHECKING:
     from masksearch.driver import Study
@@ -90,7 +90,8 @@ def without_costs(given: EvaluatorOptions) -> Evaluator:
     for name in ("corpus", "set", "preset"):
         settings.pop(name, None)
     if given.tasks is not None:
-        settings["tasks"] = tuple(name.strip() for name in given.tasks.split(",") if name.strip())
+        names = [name.strip() for name in given.tasks.split(",") if name.strip()]
+        settings["tasks"] = tuple(load_object(n) if ".py:" in n else n for n in names)
     settings |= further_settings(kind, given.set or ())
     if given.preset is not None:
         return kind.preset(given.preset, given.corpus, **settings)  # type: ignore[no-any-return]

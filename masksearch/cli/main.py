@@ -20,6 +20,7 @@ from masksearch.cli.pretrain import pretrain
 from masksearch.cli.proxy import proxy_card
 from masksearch.cli.search import compare, evaluate, resume, search, watching
 from masksearch.errors import MaskSearchError
+from masksearch.user_code import load_file
 
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 
@@ -33,12 +34,23 @@ RESUMABLE = (
 
 app = typer.Typer(
     name="masksearch",
-    help="Search the attention masks of Transformers, and compare them with hand-designed ones.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def load_user_files(
+    load: Annotated[
+        list[Path] | None,
+        typer.Option(help="A Python file whose mask leaves the command knows; repeatable."),
+    ] = None,
+) -> None:
+    """Search the attention masks of Transformers, and compare them with hand-designed ones."""
+    for path in load or []:
+        load_file(path)
 
 
 @app.command()
@@ -47,7 +59,7 @@ def demo(
     slots: options.Slots = 2,
 ) -> None:
     """Search the planted corpus with DAM, TPE and random search, and say who found its mask."""
-    from masksearch.demo import run_demo
+    from masksearch.cli.demo import run_demo
 
     page, lines = run_demo(run, watching, slots=slots)
     for line in lines:

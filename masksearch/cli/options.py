@@ -46,7 +46,7 @@ class EvaluatorOptions:
     glue: str | None = option("Fine-tune on GLUE: a folder in its TSV layout, or hf:nyu-mll/glue.")
     squad: str | None = option("Fine-tune on SQuAD: a JSON file, or a folder with train and dev.")
     swag: str | None = option("Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.")
-    tasks: str | None = option("GLUE tasks, such as SST-2,QQP,MNLI.")
+    tasks: str | None = option("GLUE tasks, such as SST-2,QQP,MNLI; your own as file.py:NAME.")
     rows: int | None = option("Largest number of training rows of a task.")
     size: str | None = option("Encoder: nano, tiny, mini, small, medium, base.")
     length: int | None = option("Positions of a sequence.")

@@ -136,7 +136,7 @@ def search(
     from masksearch.driver import search as run_search
     from masksearch.loggers.files import opened_loggers
     from masksearch.masks import FAMILIES
-    from masksearch.strategies.user_code import load_function
+    from masksearch.user_code import load_function
 
     if space is None and strategy != "dam":
         raise UsageMistake(f"strategy {strategy!r} needs a space: file.py:function")

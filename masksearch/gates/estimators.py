@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masksearch.contracts import AttentionCall
+from masksearch.errors import unknown_name
+from masksearch.user_code import load_function
 
 LARGEST_REMOVAL = 0.1  # 1 - P is not taken below this where the removal of an edge is weighed
 
@@ -170,3 +173,18 @@ def product(call: AttentionCall, gate: Tensor) -> Tensor:
 
 
 FORMS: dict[str, Form] = {"flip": flip, "log": log, "product": product, "additive": additive}
+
+
+@cache
+def form_named(name: str) -> Form:
+    """A form by its name, or a user's own by `file.py:function`.
+
+    Raises:
+        UnknownNameError, UserCodeError: If there is none.
+    """
+    if name in FORMS:
+        return FORMS[name]
+    if ".py:" in name:
+        own: Form = load_function(name)
+        return own
+    raise unknown_name("gate form", name, [*FORMS, "file.py:function"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import AttentionCall, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.estimators import FORMS
+from masksearch.gates.estimators import form_named
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
 Noise = Literal["gumbel", "hard-concrete"]
@@ -40,7 +40,8 @@ class Gates(nn.Module):
         heads: Heads of a layer; 1 = all heads share the gates.
         layers: Layers; 1 = all layers share the gates.
         signed: Toeplitz gates by j - i instead of |i - j|.
-        form: How a gate acts and what it learns: `"flip"`, `"log"`, `"product"`, `"additive"`.
+        form: How a gate acts and what it learns: `"flip"`, `"log"`, `"product"`, `"additive"`, or
+            your own function as `"file.py:name"` (docs/write_your_own.md).
         hard: Sample 0 or 1 with a straight-through gradient, else values in between.
         noise: `"gumbel"`: Gumbel-sigmoid; `"hard-concrete"`: the same stretched to (-0.1, 1.1)
             and clamped, so that soft gates are exactly 0 or 1 with some probability.
@@ -94,12 +95,12 @@ class Gates(nn.Module):
         super().__init__()
         names = (
             ("gate structure", structure, get_args(Structure)),
-            ("gate form", form, FORMS),
             ("gate noise", noise, get_args(Noise)),
         )
         for what, name, known in names:
             if name not in known:
                 raise unknown_name(what, name, known)
+        form_named(form)  # refuses an unknown one
         for what, value in (("length", length), ("heads", heads), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"{what} must be at least 1, got {value}")
@@ -290,7 +291,7 @@ class Gates(nn.Module):
 
     def compute(self, call: AttentionCall, gate: Tensor) -> Tensor:
         """One attention call under a gate `[heads | 1, queries, keys]`, by this form."""
-        return FORMS[self.form](call, gate)
+        return form_named(self.form)(call, gate)
 
     def open_chance(self, logits: Tensor) -> Tensor:
         """Chance that a gate with that logit is not closed, at the uncooled temperature."""

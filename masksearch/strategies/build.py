@@ -19,8 +19,8 @@ from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
-from masksearch.strategies.user_code import load_strategy
 from masksearch.study.constraints import Constraint
+from masksearch.user_code import load_strategy
 
 OPTIONS = {
     "dam": ("gates", "config", "densities", "merge_heads"),

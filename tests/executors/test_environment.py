@@ -22,7 +22,7 @@ from masksearch.executors.environment import (
     set_log_level,
     temporary_storage,
 )
-from masksearch.strategies.user_code import load_function
+from masksearch.user_code import load_function
 
 
 def test_environment_is_put_back(monkeypatch):

@@ -27,8 +27,8 @@ from masksearch.executors.local import Local
 from masksearch.executors.ray import RayTune, tolerate_losses
 from masksearch.strategies.halving import ParetoHalving
 from masksearch.strategies.listed import Listed
-from masksearch.strategies.user_code import load_function
 from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.user_code import load_function
 
 ray = pytest.importorskip("ray")
 

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from masksearch.contracts import Strategy
@@ -17,6 +18,46 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 class UserCodeError(MaskSearchError, ValueError):
     """A file or name that cannot be loaded, or that is not what it is loaded for."""
+
+
+def load_file(path: Path) -> ModuleType:
+    """Runs a Python file as a module of its own, so that its mask leaves are known.
+
+    Raises:
+        UserCodeError: If there is no such file, or importing it fails.
+    """
+    if not path.is_file():
+        raise UserCodeError(f"{path}: no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserCodeError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserCodeError(
+            f"{path}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def load_object(spec: str) -> Any:
+    """Loads whatever `file.py:name` names.
+
+    Raises:
+        UserCodeError: If there is no such file, or importing it fails.
+        UnknownNameError: If the file defines no such name; lists what it defines.
+    """
+    path, separator, name = spec.rpartition(":")
+    if not separator or not path:
+        raise UserCodeError(f"name it as file.py:function, got {spec!r}")
+    module = load_file(Path(path))
+    if name.startswith("_") or not hasattr(module, name):
+        raise unknown_name(
+            f"function or class in {path}", name, [k for k in vars(module) if k[0] != "_"]
+        )
+    return getattr(module, name)
 
 
 def load_function(spec: str) -> Any:
@@ -30,32 +71,15 @@ def load_function(spec: str) -> Any:
         search notices an edit anywhere in the file.
 
     Raises:
-        UserCodeError: If there is no such file, or importing it fails.
+        UserCodeError: If there is no such file, importing it fails, or the name is no function.
         UnknownNameError: If the file defines no such name; lists what it defines.
     """
-    path_text, separator, name = spec.rpartition(":")
-    if not separator or not path_text:
-        raise UserCodeError(f"name a function or class as file.py:name, got {spec!r}")
-    path = Path(path_text)
-    if not path.is_file():
-        raise UserCodeError(f"{path}: no such file (from {spec!r})")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise UserCodeError(f"{path}: not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[path.stem] = module
+    function = load_object(spec)
+    if not callable(function):
+        raise UserCodeError(f"{spec} is a {type(function).__name__}, not a function or class")
     try:
-        module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserCodeError(
-            f"{path}: importing it failed: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(getattr(module, name, None)):
-        known = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
-        raise unknown_name(f"function or class in {path}", name, known)
-    function = getattr(module, name)
-    try:
-        function.masksearch_source = path.read_text(encoding="utf-8")
+        source = Path(spec.rpartition(":")[0]).read_text(encoding="utf-8")
+        function.masksearch_source = source
     except AttributeError:
         pass  # a callable without attributes of its own: its class is its source
     return function

@@ -7,8 +7,8 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.cli.demo import finding, run_demo
 from masksearch.cli.main import watching
-from masksearch.demo import finding, run_demo
 
 PROCESS = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
 
