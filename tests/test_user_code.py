@@ -79,5 +79,5 @@ def test_mistakes_are_said_in_words(file, name, options, error, message):
 def test_missing_file_and_missing_name_are_said_in_words(tmp_path):
     with pytest.raises(UserCodeError, match=r"none\.py: no such file"):
         load_strategy(f"{tmp_path / 'none.py'}:Windows", **OFFERED)
-    with pytest.raises(UserCodeError, match=r"name a function or class as file\.py:name"):
+    with pytest.raises(UserCodeError, match=r"name it as file\.py:function"):
         load_strategy("Windows", **OFFERED)

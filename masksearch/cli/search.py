@@ -76,7 +76,9 @@ def search(
     run: options.Run = Path("runs/search"),
     strategy: Annotated[
         str,
-        typer.Option(help="random, tpe, nsga2, nsga3, gp, qmc, evolution, dam or shared+tpe."),
+        typer.Option(
+            help="random, tpe, nsga2, nsga3, gp, qmc, evolution, dam, shared+tpe or file.py:Name."
+        ),
     ] = "tpe",
     trials: Annotated[int | None, typer.Option(help="End after that many trials.")] = None,
     seconds: Annotated[float | None, typer.Option(help="End after that much time.")] = None,
@@ -138,7 +140,7 @@ def search(
     from masksearch.masks import FAMILIES
     from masksearch.user_code import load_function
 
-    if space is None and strategy != "dam":
+    if space is None and strategy != "dam" and ".py:" not in strategy:
         raise UsageMistake(f"strategy {strategy!r} needs a space: file.py:function")
     if trials is None and seconds is None:
         trials = options_given["trials"] = 20
