@@ -167,13 +167,13 @@ def status(
     as_json: options.Json = False,
 ) -> None:
     """What runs, what failed and why, the best so far, the time left."""
-    from masksearch.study.status import lines_of, state_of
+    from masksearch.study.status import read_status, status_lines
 
-    state = state_of(run)
+    state = read_status(run)
     if as_json:
         typer.echo(json.dumps(state))
         return
-    for line in lines_of(run, state):
+    for line in status_lines(run, state):
         typer.echo(line)
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import exc, text
 from masksearch.errors import SearchError
 from masksearch.study.storage import StorageLocation, explain_errors
 
+LOCK = ".writer.lock"  # in the run folder
 GLANCE = 0.5  # seconds that a lock file is waited for: `masksearch status` may be looking
 OTHER_RUN = "wait for it, or choose another run"
 OTHER_NAME = "wait for it, or give the run folder another name (a study is named after its folder)"
@@ -34,7 +35,20 @@ def lock_run(run: Path) -> LockFile:
     Raises:
         SearchError: If another driver writes to it, or it cannot be written.
     """
-    return LockFile(run / ".writer.lock", f"the run folder {run}", OTHER_RUN)
+    return LockFile(run / LOCK, f"the run folder {run}", OTHER_RUN)
+
+
+def is_locked(run: Path) -> bool:
+    """Whether a driver writes to a run folder now."""
+    path = run / LOCK
+    holder = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except filelock.Timeout:
+        if holder and not path.read_text(encoding="utf-8"):  # trying a lock empties its file
+            path.write_text(holder, encoding="utf-8")
+        return True
 
 
 def lock_study(location: StorageLocation, name: str) -> LockFile | ServerLock | None:

@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -119,22 +120,25 @@ class Session:
 
     def restore(self) -> None:
         """Tells everyone what the study holds; interrupted trials run again."""
-        draws, told = self.store.draws(), self.store.told()
-        for record in told:
-            draw = draws[record.number]
+        trials = self.store.in_order()
+        told = [trial.record for trial in trials]
+        for trial in trials:
+            record, draw = trial.record, trial.draw
             if draw >= 0:
                 self.strategy.tell(replace(record, number=draw))
             if record.status == "running":
-                self.open[record.number] = OpenTrial(record, draw, restored=True)
+                answers = {seen.report.step: seen.goes_on for _, seen in trial.answers}
+                self.open[record.number] = OpenTrial(record, draw, restored=True, answers=answers)
             else:
                 self.count(record, draw)
         self.failures, self.finished = [], 0
         if self.scheduler is not None:
             known = {record.number: record.measures for record in told}
-            for seen in self.store.scheduler_answers():
+            seen_in_order = sorted(
+                (answer for trial in trials for answer in trial.answers), key=itemgetter(0)
+            )
+            for _, seen in seen_in_order:
                 self.scheduler.observe(seen.number, seen.report, known[seen.number])
-                if seen.number in self.open:
-                    self.open[seen.number].answers[seen.report.step] = seen.goes_on
         ended = [record for record in told if record.status != "running"]
         for listener in self.listeners:
             if isinstance(listener, RemembersRecords):

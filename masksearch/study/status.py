@@ -14,10 +14,12 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from masksearch.contracts import Budget, Objective, Record, Report
+from masksearch.analysis.pareto import Snapshot
+from masksearch.contracts import Budget, Objective, Record, Report
+from masksearch.errors import SearchError
+from masksearch.study.lock import is_locked
 
 NAME = "status.json"
 PERIOD = 0.5  # seconds between two writes while jobs run
@@ -38,8 +40,6 @@ class StatusBoard:
     def __init__(
         self, run: Path, objectives: Sequence[Objective], budget: Budget, title: str
     ) -> None:
-        from masksearch.analysis.pareto import Snapshot
-
         self.path, self.budget, self.score = run / NAME, budget, objectives[0]
         self.search = Snapshot(tuple(objectives))
         self.started = time.monotonic()
@@ -60,8 +60,7 @@ class StatusBoard:
     def restore(self, records: Sequence[Record], expected: int | None) -> None:
         """Takes what a resumed study holds, and how many records this call will bring."""
         self.search = self.search.after(*records)
-        for record in records:
-            self.consider(record)
+        self.keep_failures(records)
         self.expected = expected
         self.write()
 
@@ -86,7 +85,7 @@ class StatusBoard:
         """A record is final."""
         self.running.pop(record.number, None)
         self.search = self.search.after(record)
-        self.consider(record)
+        self.keep_failures([record])
         self.new += 1
         self.write_soon(SOON)
 
@@ -95,12 +94,18 @@ class StatusBoard:
         self.state["state"] = state
         self.write()
 
-    def consider(self, record: Record) -> None:
+    def keep_failures(self, records: Sequence[Record]) -> None:
         """Keeps the last failures and their reasons."""
-        if record.status == "failed":
-            reason = record.reason[:300] or "no reason given"
-            entry = {"number": record.number, "origin": record.origin, "reason": reason}
-            self.failures = [*self.failures, entry][-FAILURES:]
+        failed = [
+            {
+                "number": record.number,
+                "origin": record.origin,
+                "reason": record.reason[:300] or "no reason given",
+            }
+            for record in records
+            if record.status == "failed"
+        ]
+        self.failures = [*self.failures, *failed][-FAILURES:]
 
     def write_soon(self, period: float = PERIOD) -> None:
         """Writes unless that was done a moment ago."""
@@ -128,7 +133,7 @@ class StatusBoard:
             "compute_seconds": now.seconds,
             "front": len(now.front),
             "hypervolume": now.hypervolume if math.isfinite(now.hypervolume) else None,
-            "best": described(now.best, self.score) if now.best is not None else None,
+            "best": None if now.best is None else self.describe(now.best),
             "running": [
                 {name: value for name, value in job.items() if name != "since"}
                 | {"seconds": self.written - job["since"]}
@@ -142,109 +147,83 @@ class StatusBoard:
             beside.write_text(json.dumps(state, indent=1), encoding="utf-8")
             beside.replace(self.path)
 
-
-def described(record: Record, score: Objective) -> dict[str, Any]:
-    """The best record as plain data."""
-    return {
-        "number": record.number,
-        "origin": record.origin,
-        score.name: record.value(score.name),
-        "sparsity": record.measures.get("sparsity"),
-        "mask": str(record.mask)[:200],
-    }
-
-
-def read_status(run: Path) -> dict[str, Any] | None:
-    """What `status.json` says; None where there is none.
-
-    Returns:
-        The keys that `StatusBoard.write` writes. `state` is `"running"` also after a SIGKILL:
-        whether somebody still runs is what `alive` says of the process.
-    """
-    path = run / NAME
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return state
+    def describe(self, record: Record) -> dict[str, Any]:
+        """The best record as plain data."""
+        return {
+            "number": record.number,
+            "origin": record.origin,
+            self.score.name: record.value(self.score.name),
+            "sparsity": record.measures.get("sparsity"),
+            "mask": str(record.mask)[:200],
+        }
 
 
-def state_of(run: Path) -> dict[str, Any]:
-    """`read_status`, with what became of a process that was killed.
+def read_status(run: Path) -> dict[str, Any]:
+    """What `status.json` says (the keys that `StatusBoard.write` writes), with what became of a
+    process that was killed.
 
     Raises:
         SearchError: If the folder holds no run.
     """
-    import filelock
-
-    from masksearch.errors import SearchError
-
-    state = read_status(run)
-    if state is None:
+    if not (run / NAME).is_file():
         raise SearchError(
             f"{run} holds no {NAME}; a search or comparison writes it when it starts"
             if run.is_dir()
             else f"{run}: no such run folder"
         )
-    if state["state"] == "running":
-        lock = run / ".writer.lock"
-        holder = lock.read_text(encoding="utf-8") if lock.is_file() else ""
-        try:
-            with filelock.FileLock(lock, timeout=0):
-                state["state"] = "killed"
-                state["seconds_left"] = None
-        except filelock.Timeout:
-            state["elapsed"] += max(0.0, time.time() - state["updated"])
-            if holder and not lock.read_text(encoding="utf-8"):  # trying a lock empties its file
-                lock.write_text(holder, encoding="utf-8")
+    state: dict[str, Any] = json.loads((run / NAME).read_text(encoding="utf-8"))
+    if state["state"] == "running" and is_locked(run):
+        state["elapsed"] += max(0.0, time.time() - state["updated"])
+    elif state["state"] == "running":
+        state |= {"state": "killed", "seconds_left": None}
     return state
 
 
-def lines_of(run: Path, state: dict[str, Any]) -> list[str]:
+def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     """The state for people."""
+    runs, volume, left = state["running"], state["hypervolume"], state["seconds_left"]
     counts = ", ".join(f"{number} {name}" for name, number in state["counts"].items() if number)
-    total = state["expected"]
     lines = [f"{run}: {state['title']}, {state['state']}; {counts or 'nothing finished yet'}"]
     if state["state"] in ("killed", "interrupted"):
-        interrupted = f", {len(state['running'])} interrupted" if state["running"] else ""
-        lines[0] += interrupted
+        lines[0] += f", {len(runs)} interrupted" if runs else ""
         lines.append(f"go on with: masksearch resume {run}")
     if state["state"] == "running":
-        of = f" of {total}" if total is not None else ""
-        left = state["seconds_left"]
+        of = "" if state["expected"] is None else f" of {state['expected']}"
+        rest = "" if left is None else f", about {in_words(left)} left"
         lines.append(
-            f"this call: {state['new']}{of} in {spoken(state['elapsed'])}"
-            + (f", about {spoken(left)} left" if left is not None else "")
-            + f" (pid {state['pid']} on {state['host']})"
+            f"this call: {state['new']}{of} in {in_words(state['elapsed'])}{rest} "
+            f"(pid {state['pid']} on {state['host']})"
         )
-    volume = state["hypervolume"]
     lines.append(
         f"front: {state['front']} masks"
-        + (f", hypervolume {volume:.6g}" if volume is not None else "")
-        + f"; compute {spoken(state['compute_seconds'])}"
+        + ("" if volume is None else f", hypervolume {volume:.6g}")
+        + f"; compute {in_words(state['compute_seconds'])}"
     )
     if state["best"] is not None:
         best = dict(state["best"])
         number, origin, mask = best.pop("number"), best.pop("origin"), best.pop("mask")
-        figures = "  ".join(f"{name} {value:.4f}" for name, value in best.items())
-        lines.append(f"best: trial {number} ({origin})  {figures}  {mask}")
-    for job in state["running"] if state["state"] == "running" else []:
+        lines.append(f"best: trial {number} ({origin})  {figures(best)}  {mask}")
+    for job in runs if state["state"] == "running" else []:
         at = f"  step {job['step']}" if "step" in job else ""
-        figures = "  ".join(f"{k} {v:.4f}" for k, v in job.get("values", {}).items())
         lines.append(
-            f"runs: trial {job['number']} ({job['origin']}) for {spoken(job['seconds'])}"
-            f"{at}  {figures}  {job['mask']}".rstrip()
+            f"runs: trial {job['number']} ({job['origin']}) for {in_words(job['seconds'])}"
+            f"{at}  {figures(job.get('values', {}))}  {job['mask']}".rstrip()
         )
-    for failure in state["failures"]:
-        lines.append(
-            f"failed: trial {failure['number']} ({failure['origin']}): {failure['reason']}"
-        )
-    return lines
+    return lines + [
+        f"failed: trial {failure['number']} ({failure['origin']}): {failure['reason']}"
+        for failure in state["failures"]
+    ]
 
 
-def spoken(seconds: float) -> str:
+def figures(values: dict[str, float]) -> str:
+    """Named figures in one line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+
+
+def in_words(seconds: float) -> str:
     """Seconds for people.
 
-    >>> spoken(95)
+    >>> in_words(95)
     '1 min 35 s'
     """
     if seconds < 60:

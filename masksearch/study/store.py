@@ -6,7 +6,7 @@ PRUNED, failed is FAIL. A one-shot job has no score of its own: its finished tri
 Only one driver writes, guarded by locks on the run folder and on the study in its storage.
 
 Trials are written through Optuna's storage interface: `Study.tell` and `Study.add_trial` read
-them back first, which costs more than writing. Finished trials are parsed once.
+them back first, which costs more than writing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from masksearch.study.lock import LockFile, ServerLock, lock_run, lock_study
 from masksearch.study.records import (
     ANSWER,
     FORMAT,
-    SchedulerAnswer,
     StoredTrial,
     check_format,
     count_starts,
@@ -74,7 +73,6 @@ class StudyStore:
         self.study: optuna.Study | None = None
         self.goals: tuple[Objective, ...] = ()
         self.ids: list[int] = []  # the storage's own number of every trial
-        self.parsed: dict[int, StoredTrial] = {}  # finished trials, which change no more
         self.finished = 0  # trials so far
         self.answers = 0  # of a scheduler so far
         self.begun: dict[int, int] = {}  # running trial -> how often it was begun
@@ -293,35 +291,21 @@ class StudyStore:
 
     def stored_trials(self) -> list[StoredTrial]:
         """What the study holds of every trial, by number."""
-        found = []
-        for trial in self.trials():
-            entry = self.parsed.get(trial.number)
-            if entry is None:
-                entry = read_trial(trial, self.run)
-                if trial.state.is_finished():
-                    self.parsed[trial.number] = entry
-            found.append(entry)
-        return found
+        return [read_trial(trial, self.run) for trial in self.trials()]
 
     def records(self) -> list[Record]:
         """Every trial as a record, by number; those nobody finished have status "running"."""
-        return [entry.record for entry in self.stored_trials()]
+        return [trial.record for trial in self.stored_trials()]
 
-    def draws(self) -> dict[int, int]:
-        """Trial number -> the strategy's draw number (-1: drawn by no strategy)."""
-        return {entry.record.number: entry.draw for entry in self.stored_trials()}
+    def in_order(self) -> list[StoredTrial]:
+        """Finished trials in the order of completion, then the unfinished ones."""
+        return sorted(
+            self.stored_trials(), key=lambda trial: (trial.record.status == "running", trial.order)
+        )
 
     def told(self) -> list[Record]:
-        """Finished records in the order of completion, then the unfinished ones."""
-        entries = sorted(
-            self.stored_trials(), key=lambda entry: (entry.record.status == "running", entry.order)
-        )
-        return [entry.record for entry in entries]
-
-    def scheduler_answers(self) -> list[SchedulerAnswer]:
-        """What schedulers were shown and answered, in the order in which it happened."""
-        found = {order: seen for trial in self.stored_trials() for order, seen in trial.answers}
-        return [found[order] for order in sorted(found)]
+        """The records of `in_order`."""
+        return [trial.record for trial in self.in_order()]
 
 
 def directions(objectives: Sequence[Objective]) -> list[StudyDirection]:
