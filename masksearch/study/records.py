@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,17 +36,11 @@ ANSWER = "observed:"  # + the observation's order in the study: one attribute ea
 
 @dataclass(frozen=True)
 class SchedulerAnswer:
-    """What a scheduler was shown of a trial, and what it answered.
+    """What a scheduler was shown of a trial, and what it answered."""
 
-    Args:
-        number: Trial number in the study.
-        report: The report that it was shown.
-        goes_on: Whether the trial went on.
-    """
-
-    number: int
-    report: Report
-    goes_on: bool
+    order: int  # among all answers in the study
+    report: Report  # that it was shown
+    goes_on: bool  # whether the trial went on
 
 
 @dataclass(frozen=True)
@@ -54,9 +48,9 @@ class StoredTrial:
     """What the study holds of one trial."""
 
     record: Record
-    draw: int
-    order: float  # among the finished ones; infinity where there is none
-    answers: tuple[tuple[int, SchedulerAnswer], ...]  # of a scheduler, with their order
+    draw: int  # the strategy's own number; -1 = no strategy drew it
+    order: float  # among the finished ones; infinity where it has not finished
+    answers: tuple[SchedulerAnswer, ...]
 
 
 def own_version() -> str:
@@ -151,18 +145,7 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
 
 
 def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
-    """All that the study holds of one trial; errors as in `read_record`."""
-    known = trial.user_attrs
-    return StoredTrial(
-        read_record(trial, run),
-        int(known.get("proposal", known).get("draw", -1)),
-        float(known.get("result", {}).get("order", math.inf)),
-        tuple(read_answers(trial)),
-    )
-
-
-def read_record(trial: FrozenTrial, run: Path) -> Record:
-    """One Optuna trial as a record.
+    """All that the study holds of one trial.
 
     Raises:
         SearchError: If masksearch has not written the trial, or its mask file is gone.
@@ -186,19 +169,20 @@ def read_record(trial: FrozenTrial, run: Path) -> Record:
         measures=from_json(proposal["measures"]),
         memo=proposal["memo"],
     )
-    result = known.get("result")
-    if result is None or not trial.state.is_finished():
-        return record
-    return replace(
-        record,
-        status=result["status"],
-        values=from_json(result["values"]),
-        step=result["step"],
-        curve=tuple(Report(step, from_json(values)) for step, values in result["curve"]),
-        artifacts=result["artifacts"],
-        seconds=result["seconds"],
-        error=result["error"],
-    )
+    order, result = math.inf, known.get("result")
+    if result is not None and trial.state.is_finished():
+        order = result["order"]
+        record = replace(
+            record,
+            status=result["status"],
+            values=from_json(result["values"]),
+            step=result["step"],
+            curve=tuple(Report(step, from_json(values)) for step, values in result["curve"]),
+            artifacts=result["artifacts"],
+            seconds=result["seconds"],
+            error=result["error"],
+        )
+    return StoredTrial(record, proposal["draw"], order, read_answers(trial))
 
 
 def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
@@ -240,13 +224,13 @@ def count_starts(trials: Iterable[FrozenTrial]) -> dict[int, int]:
     }
 
 
-def read_answers(trial: FrozenTrial) -> Iterator[tuple[int, SchedulerAnswer]]:
-    """A trial's observations and their order in the study."""
-    for key, value in trial.user_attrs.items():
-        if key.startswith(ANSWER):
-            step, values, goes_on = value
-            seen = SchedulerAnswer(trial.number, Report(step, from_json(values)), goes_on)
-            yield int(key.removeprefix(ANSWER)), seen
+def read_answers(trial: FrozenTrial) -> tuple[SchedulerAnswer, ...]:
+    """What a scheduler has answered about a trial."""
+    found = {key: value for key, value in trial.user_attrs.items() if key.startswith(ANSWER)}
+    return tuple(
+        SchedulerAnswer(int(key.removeprefix(ANSWER)), Report(step, from_json(values)), goes_on)
+        for key, (step, values, goes_on) in found.items()
+    )
 
 
 def finite_json(values: Mapping[str, float]) -> dict[str, float | str]:

@@ -27,7 +27,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -127,18 +126,15 @@ class Session:
             if draw >= 0:
                 self.strategy.tell(replace(record, number=draw))
             if record.status == "running":
-                answers = {seen.report.step: seen.goes_on for _, seen in trial.answers}
+                answers = {answer.report.step: answer.goes_on for answer in trial.answers}
                 self.open[record.number] = OpenTrial(record, draw, restored=True, answers=answers)
             else:
                 self.count(record, draw)
         self.failures, self.finished = [], 0
         if self.scheduler is not None:
-            known = {record.number: record.measures for record in told}
-            seen_in_order = sorted(
-                (answer for trial in trials for answer in trial.answers), key=itemgetter(0)
-            )
-            for _, seen in seen_in_order:
-                self.scheduler.observe(seen.number, seen.report, known[seen.number])
+            shown = {answer.order: (answer, t.record) for t in trials for answer in t.answers}
+            for _, (answer, record) in sorted(shown.items()):
+                self.scheduler.observe(record.number, answer.report, record.measures)
         ended = [record for record in told if record.status != "running"]
         for listener in self.listeners:
             if isinstance(listener, RemembersRecords):

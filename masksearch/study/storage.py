@@ -74,12 +74,6 @@ def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocat
         path = run.resolve() / "study.db"
         return StorageLocation("sqlite", str(path), path, f"sqlite:///{path}")
     if not isinstance(storage, str):
-        rdb = getattr(storage, "_backend", storage)  # what Optuna wraps in a cache, and journals
-        if isinstance(rdb, RDBStorage):
-            return locate_storage(run, rdb.engine.url.render_as_string(hide_password=False))
-        file = getattr(rdb, "_file_path", None)
-        if file is not None:
-            return StorageLocation("journal", str(file), Path(file).resolve())
         return StorageLocation("other", f"the {type(storage).__name__} given")
     if storage.startswith("journal:"):
         path = Path(storage.removeprefix("journal:")).expanduser().resolve()
@@ -122,12 +116,6 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
         if location.kind == "journal":
             cut_torn_line(Path(str(path)))
             return JournalStorage(JournalFileBackend(str(path)))
-        if path is not None and path.is_file() and not path.stat().st_size:
-            if (run / "trials").is_dir():  # SQLite would start a new database in its place
-                raise SearchError(
-                    f"{path} is empty, although {run} holds trials: it has been truncated; "
-                    "restore it from a copy, or choose another run folder"
-                )
         url = location.url or str(storage)
         if storage is None:  # a path may hold braces, which Optuna would fill in
             url = url.replace("{", "{{").replace("}", "}}")
@@ -141,8 +129,7 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
 def engine_settings(location: StorageLocation) -> dict[str, Any]:
     """What SQLAlchemy's engine is made with."""
     if location.kind == "sqlite":
-        query = sqlalchemy.engine.make_url(location.url).query
-        return {"connect_args": {} if "timeout" in query else {"timeout": BUSY}}
+        return {"connect_args": {"timeout": BUSY}}
     settings: dict[str, Any] = {"pool_pre_ping": True}  # dropped connections are opened again
     if location.kind == "postgresql":
         settings["connect_args"] = {"connect_timeout": 10}

@@ -156,7 +156,8 @@ class StudyStore:
         trials = self.trials()
         self.ids = [trial._trial_id for trial in trials]
         self.finished = sum(trial.state.is_finished() for trial in trials)
-        self.answers = 1 + max((seen[0] for t in trials for seen in read_answers(t)), default=-1)
+        answered = [answer.order for trial in trials for answer in read_answers(trial)]
+        self.answers = 1 + max(answered, default=-1)
         self.begun = count_starts(trials)
 
     def optuna_study(self) -> optuna.Study:
@@ -299,9 +300,7 @@ class StudyStore:
 
     def in_order(self) -> list[StoredTrial]:
         """Finished trials in the order of completion, then the unfinished ones."""
-        return sorted(
-            self.stored_trials(), key=lambda trial: (trial.record.status == "running", trial.order)
-        )
+        return sorted(self.stored_trials(), key=lambda trial: trial.order)
 
     def told(self) -> list[Record]:
         """The records of `in_order`."""

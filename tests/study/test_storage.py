@@ -13,7 +13,6 @@ import threading
 import time
 from pathlib import Path
 
-import optuna
 import pytest
 from toy import ToyEvaluator, space
 
@@ -93,14 +92,6 @@ def test_text_that_is_no_storage(tmp_path, storage):
     assert "word" not in str(caught.value)
 
 
-def test_storage_objects_are_known_by_their_file(tmp_path):
-    path = tmp_path / "a.db"
-    for storage in (f"sqlite:///{path}", f"journal:{tmp_path / 'log'}"):
-        place = locate_storage(tmp_path, storage)
-        assert locate_storage(tmp_path, open_storage(tmp_path, storage)).path == place.path != None  # noqa: E711
-    assert locate_storage(tmp_path, optuna.storages.InMemoryStorage()).kind == "other"
-
-
 # -- SQLite --------------------------------------------------------------------------------------
 def test_locked_database_is_waited_for(tmp_path, monkeypatch):
     store = made(tmp_path / "run", trials=1)
@@ -142,13 +133,6 @@ def test_truncated_database_is_named(tmp_path):
         (run / "study.db").write_bytes(data[: int(len(data) * share)])
         with pytest.raises(SearchError, match=r"study\.db is damaged"):
             read()
-
-
-def test_emptied_database_is_not_begun_anew(tmp_path):
-    (tmp_path / "trials").mkdir()
-    (tmp_path / "study.db").touch()
-    with pytest.raises(SearchError, match=r"study\.db is empty, although .* holds trials"):
-        StudyStore(tmp_path)
 
 
 # -- journals ------------------------------------------------------------------------------------
@@ -205,11 +189,9 @@ def test_full_disk_keeps_what_was_written_before(small_disk, tmp_path, kind):
 
 
 # -- one driver ----------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", ["sqlite", "journal", "object"])
+@pytest.mark.parametrize("kind", ["sqlite", "journal"])
 def test_one_study_has_one_driver_whatever_its_folder(tmp_path, kind):
     storage = f"journal:{tmp_path / 'team'}" if kind == "journal" else f"sqlite:///{tmp_path}/team"
-    if kind == "object":
-        storage = open_storage(tmp_path, storage)
     first = made(tmp_path / "here" / "run", storage)
     with pytest.raises(SearchError, match=rf"writing to the study 'run' .*process {os.getpid()} "):
         StudyStore(tmp_path / "there" / "run", storage)
