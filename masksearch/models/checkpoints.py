@@ -38,17 +38,7 @@ from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models.heads import MaskedLanguageModel
 
 SECONDS = 5.0  # for the Hub's first answer
-FILES = (  # what is downloaded: no pickle, no code
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-)
+FILES = ["*.json", "model*.safetensors", "*.txt", "*.model"]  # downloaded: no pickle, no code
 CONFIG = "config.json"
 UNREADABLE = (  # what transformers raises for files that it cannot read
     SafetensorError,
@@ -109,12 +99,9 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
     Raises:
         DataError: If it is neither in the cache nor can be downloaded.
     """
-    patterns = list(FILES)
     try:
         cached = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=patterns, local_files_only=True
-            )
+            snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=True)
         )
         read_configuration(cached)
         weight_files(cached)
@@ -128,7 +115,7 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
         ) from error
     try:
         found = HfApi().model_info(name, revision=revision, timeout=SECONDS)  # one try, no retries
-        folder = snapshot_download(name, revision=found.sha, allow_patterns=patterns)
+        folder = snapshot_download(name, revision=found.sha, allow_patterns=FILES)
     except (OSError, HTTPError) as error:  # HTTPError: of the Hub client's own transport
         raise DataError(
             f"no folder {name!r}, and the Hugging Face Hub gave no checkpoint of that name "

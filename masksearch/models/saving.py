@@ -225,10 +225,8 @@ def write_mask(mask: AnyMask, part: str, folder: Path) -> dict[str, str]:
 
     `mask.json` of a plain model, else `mask.<part>.json`; `.safetensors` where it is large.
     """
-    stem = "mask" if part == SELF else "mask." + re.sub(r"[^\w.-]", "_", part)[:100]
+    stem = "mask" if part == SELF else "mask." + re.sub(r"[^\w.-]", "_", part)
     suffix = ".json" if len(mask.to_json()) <= LARGEST_JSON else ".safetensors"
-    while (folder / f"{stem}{suffix}").exists():
-        stem += "_"
     path = save_mask(mask, folder / f"{stem}{suffix}")
     return {"file": path.name, "sha256": sha256(path)}
 
@@ -309,7 +307,7 @@ def saved_masks(folder: Path | str) -> dict[str, AnyMask]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `masksearch.json` of a folder says, of this version or an earlier one.
+    """What `masksearch.json` of a folder says: backend, model_class, options, and masks by part.
 
     Raises:
         FileNotFoundError: If the folder or its manifest is missing.
@@ -334,15 +332,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         names = [str(entry["file"]) for entry in stored["masks"].values() if entry["sha256"]]
         if odd := [name for name in names if Path(name).name != name]:
             raise ValueError(f"it names {odd[0]!r:.80}, which is not a file of that folder")
-        options = stored.setdefault("build", {}).setdefault("options", {})
+        options = stored.get("build", {}).get("options", {})
         if not names or not all(isinstance(value, bool) for value in options.values()):
             raise ValueError("it names no mask, or an option of the model that is no bool")
-        if not isinstance(stored["backend"], str) or not isinstance(stored["model_class"], str):
-            raise ValueError("its backend or its model's class is no text")
+        texts = {name: str(stored[name]) for name in ("backend", "model_class")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error if type(error) is ValueError else repr(error)
         raise MaskFormatError(f"{path} cannot be used: {why}") from error
-    return stored
+    return {**texts, "options": options, "masks": stored["masks"]}
 
 
 def find_stored_class(folder: Path) -> type[PreTrainedModel]:
@@ -389,7 +386,7 @@ def open_model(
     if (folder / MANIFEST).is_file():
         stored = read_manifest(folder)
         if cls.__name__ == stored["model_class"]:
-            built: dict[str, bool] = stored["build"]["options"]
+            built: dict[str, bool] = stored["options"]
             if unknown := set(built) - set(inspect.signature(cls.__init__).parameters):
                 raise DataError(
                     f"{folder}: {cls.__name__} takes no {min(unknown)!r:.80}, with which the "

@@ -475,7 +475,6 @@ MANIFESTS: dict[str, tuple[Any, type[Exception], str]] = {
         "an option of the model that is no bool",
     ),
     "odd masks": (lambda f: edited(f, masks=["self"]), MaskFormatError, "cannot be used"),
-    "odd backend": (lambda f: edited(f, backend=1), MaskFormatError, "is no text"),
     "newer": (
         lambda f: edited(f, format=2),
         MaskFormatError,
