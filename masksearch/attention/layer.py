@@ -288,12 +288,16 @@ class SequencePositions:
     ) -> None:
         """Makes these the positions that are found by the configurations."""
         self.masks, self.contents = masks, contents
-        for config in {id(config): config for config in configs}.values():
-            if all(known() is not config for known in self.configs):
+        for config in configs:
+            if id(config) not in self.ids():
                 self.configs.append(weakref.ref(config))
-            if id(config) not in POSITIONS:
-                weakref.finalize(config, forget_config, id(config))
-            POSITIONS[id(config)] = self
+        for key in [key for key, each in POSITIONS.items() if key not in each.ids()]:
+            del POSITIONS[key]  # of models that are gone
+        POSITIONS.update(dict.fromkeys(self.ids(), self))
+
+    def ids(self) -> set[int]:
+        """Of its configurations that are still there."""
+        return {id(config) for known in self.configs if (config := known()) is not None}
 
     def note(self, queries: int, keys: int, offset: int | Tensor, first_key: int) -> None:
         """Keeps what a self-attention mask was asked for."""
@@ -332,13 +336,9 @@ class SequencePositions:
 
 
 # id(configuration) -> its positions: the function that makes a model's mask is handed nothing else
-# of the model. A plain dict, which Dynamo can read; entries go with their configuration.
+# of the model. A plain dict, which Dynamo reads; so entries of models that are gone are taken out
+# by the next attach, not by the garbage collector while it reads.
 POSITIONS: dict[int, SequencePositions] = {}
-
-
-def forget_config(key: int) -> None:
-    """A configuration is gone, and its number may be given to another object."""
-    POSITIONS.pop(key, None)
 
 
 def positions_of(configs: Iterable[Any]) -> SequencePositions:

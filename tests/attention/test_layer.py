@@ -265,4 +265,5 @@ def test_positions_are_found_by_the_configuration_of_a_copy():
     key = id(copied.config)
     del copied, own
     gc.collect()
+    attach(model, masks.window(2))
     assert key not in POSITIONS
