@@ -236,7 +236,7 @@ def test_messages():
             DamConfig(density=density)
     with pytest.raises(UnknownNameError, match="did you mean 'hinge'"):
         DamConfig(control="hinges")  # type: ignore[arg-type]
-    for name, value in (("dense_warmup", 1.0), ("anneal", 0.0), ("lr", -1.0), ("penalty", -1.0)):
+    for name, value in (("dense_warmup", 1.0), ("anneal", 0.0), ("lr", 0.0), ("penalty", -1.0)):
         with pytest.raises(ValueError, match=f"{name} .*got {value}"):
             DamConfig(**{name: value})
     with pytest.raises(ValueError, match="steps must be at least 2, got 1"):

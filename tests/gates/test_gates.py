@@ -127,6 +127,17 @@ def test_without_noise_gates_are_rounded(mode: str):
     assert torch.equal(drawn(soft), soft.probabilities())
 
 
+def test_temperature_and_cooling_divide_the_noisy_logits():
+    def logits(temperature: float, cooling: float) -> Tensor:
+        gates = Gates(length=N, heads=1, form="log", hard=False, temperature=temperature)
+        gates.cooling = cooling
+        gates.draw()
+        return drawn(gates).double().logit()
+
+    torch.testing.assert_close(logits(2.0, 1.0), logits(1.0, 1.0) / 2, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(logits(2.0, 0.5), logits(1.0, 1.0), rtol=1e-3, atol=1e-3)
+
+
 def call(gates: Gates, layer: int = 0, heads: int = 2, queries: int = N, keys: int = N) -> Tensor:
     source = torch.Generator().manual_seed(0)
     query = torch.randn(2, heads, queries, 4, generator=source)
@@ -177,6 +188,8 @@ def test_messages():
         call(gates, heads=3)
     with pytest.raises(LengthError, match="9 positions, got 10 queries"):
         call(gates, queries=N + 1, keys=N + 1)
+    with pytest.raises(LengthError, match="9 positions, got 5 queries and 4 keys"):
+        call(gates, queries=5, keys=4)
     with pytest.raises(UnknownNameError, match="did you mean 'toeplitz"):
         Gates("toeplits", length=N, heads=1)  # type: ignore[arg-type]
     with pytest.raises(UnknownNameError, match="Known: flip, log"):

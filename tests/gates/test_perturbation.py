@@ -199,3 +199,5 @@ def test_ranks_and_edges_by_hand():
     gates = Gates("toeplitz+global", length=3, heads=1, global_count=1)
     edges = edge_scores(gates, torch.tensor([[[1.0, 4.0, 2.0, 3.0, 6.0]]]))  # |i - j|, row, column
     assert edges[0, 0].tolist() == [[6.0, 4.0, 3.0], [6.0, 1.0, 4.0], [6.0, 4.0, 1.0]]
+    below = edge_scores(gates, torch.tensor([[[1.0, 4.0, 2.0, 3.0, 6.0]]]) - 9)
+    assert torch.equal(below, edges - 9)
