@@ -8,7 +8,7 @@ import logging
 import statistics
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -31,6 +31,7 @@ from masksearch.evaluators.token_rows import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
+from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.tokenizer import TokenSource
@@ -55,39 +56,26 @@ class TaskTokens(Protocol):
         ...
 
 
-class Scores:
-    """Scores of finished fine-tuning runs, in a JSON file; those under another key are dropped.
+def read_scores(path: Path, key: str) -> dict[str, dict[str, float]]:
+    """Scores of finished fine-tuning runs, by task and number; those under another key are not
+    given."""
+    if not path.is_file():
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return dict(stored["scores"]) if stored["key"] == key else {}
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("%s is damaged (%s); its tasks are fine-tuned again", path, error)
+        return {}
 
-    Args:
-        path: The file.
-        key: Hash of everything that the scores depend on.
-    """
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
-        self.found: dict[str, dict[str, float]] = {}
-        if path.is_file():
-            try:
-                stored = json.loads(path.read_text(encoding="utf-8"))
-                if stored["key"] == key:
-                    self.found = stored["scores"]
-            except (ValueError, KeyError, TypeError) as error:
-                log.warning("%s is damaged (%s); its tasks are fine-tuned again", path, error)
-
-    def get(self, name: str) -> dict[str, float] | None:
-        """The scores of that run, or None if it is not finished."""
-        return self.found.get(name)
-
-    def put(self, name: str, values: dict[str, float]) -> None:
-        """Keeps the scores of a run, in one move."""
-        self.found[name] = values
-        if not group().first:
-            return
-        partial = self.path.with_suffix(".partial")
-        text = json.dumps({"key": self.key, "scores": self.found}, indent=1)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(self.path)
+def write_scores(path: Path, key: str, scores: Mapping[str, Mapping[str, float]]) -> None:
+    """Keeps the scores of finished runs, in one move; several processes once."""
+    if group().first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": key, "scores": scores}, indent=1), encoding="utf-8")
+        partial.replace(path)
 
 
 def save(model: nn.Module, path: Path, key: str, curve: list[Report]) -> None:
@@ -293,89 +281,53 @@ class FineTuning(MlmEvaluator, ABC):
         Raises:
             DataError: Before any training, if a task cannot be read.
         """
-        table = lower(mask, self.shape)
+        table, key = lower(mask, self.shape), short_hash(self.protocol, mask.digest, str(seed))
         for name in self.downstream:
             self.tokens(name)
-        values: dict[str, float] = {}
-        reports = self.pretrained(mask, seed=seed, workdir=workdir)
-        while True:
-            try:
-                report = next(reports)
-            except StopIteration as end:
-                model: nn.Module = end.value
-                break
-            values = dict(report.values)
-            yield report
-        scores = Scores(workdir / SCORES, short_hash(self.protocol, mask.digest, str(seed)))
-        steps = 0 if self.corpus is None else self.steps
+        model, steps, values = self.model(seed), 0, dict[str, float]()
+        check_frozen(model.encoder, self.frozen)
+        if self.corpus is not None:
+            steps = self.steps
+            for report in self.pretrain_once(model, mask, key, seed=seed, workdir=workdir):
+                values = dict(report.values)
+                yield report
+        scores = read_scores(workdir / SCORES, key)
         for name in self.downstream:
-            values |= self.rounds(model, name, table, scores, seed=seed, workdir=workdir)
+            runs = []
+            for number in range(self.finetune_seeds):
+                run, own = f"{name}.{number}", mixed_seed(seed, ROUND, number) if number else seed
+                if run not in scores:
+                    encoder = copy.deepcopy(model.get_submodule("encoder"))
+                    scores[run] = self.finetune(encoder, name, table, seed=own, workdir=workdir)
+                    write_scores(workdir / SCORES, key, scores)
+                    Checkpoints(workdir, training_name(name, own)).clear()
+                runs.append(scores[run])
+            values |= mean_scores(runs)
             steps += self.finetune_steps(name)
         yield Report(steps, values | self.summary(values))
 
-    def pretrained(
-        self, mask: Mask, *, seed: int, workdir: Path
-    ) -> Generator[Report, None, nn.Module]:
-        """Pre-trains, or finds a finished pre-training of the same mask, seed and settings.
+    def pretrain_once(
+        self, model: MaskedLanguageModel, mask: Mask, key: str, *, seed: int, workdir: Path
+    ) -> Iterator[Report]:
+        """Pre-trains in place, or loads a finished pre-training of the same mask, seed, settings.
 
         Yields:
-            The reports of the pre-training, again where it is found.
-
-        Returns:
-            The model (its `encoder` is what is fine-tuned), without a mask.
+            The reports of the pre-training, again where it is found. The model is then without
+            a mask.
         """
-        model = self.model(seed)
-        check_frozen(model.encoder, self.frozen)
-        if self.corpus is None:
-            return model
-        key = short_hash(self.protocol, mask.digest, str(seed))
-        if self.steps == 0:  # there is nothing to keep
-            yield from self.pretrain(model, mask, seed=seed)
-            detach(model, missing_ok=True)
-            return model
-        curve = restore(model, workdir / CHECKPOINT, key)
+        path = workdir / CHECKPOINT
+        curve = restore(model, path, key) if self.steps else None
         if curve is not None:
             yield from curve
-            return model
+            return
         curve = []
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
             curve.append(report)
             yield report
-        save(model, workdir / CHECKPOINT, key, curve)
-        Checkpoints(workdir, PRETRAINING).clear()
+        if self.steps:  # otherwise there is nothing to keep
+            save(model, path, key, curve)
+            Checkpoints(workdir, PRETRAINING).clear()
         detach(model, missing_ok=True)
-        return model
-
-    def rounds(
-        self,
-        model: nn.Module,
-        name: str,
-        table: Tensor,
-        scores: Scores,
-        *,
-        seed: int,
-        workdir: Path,
-    ) -> dict[str, float]:
-        """Scores of one task: the mean over the fine-tuning seeds, and their deviation."""
-        found: list[dict[str, float]] = []
-        for number in range(self.finetune_seeds):
-            own = seed if number == 0 else mixed_seed(seed, ROUND, number)
-            known = scores.get(f"{name}.{number}")
-            if known is None:
-                encoder = copy.deepcopy(model.get_submodule("encoder"))
-                known = self.finetune(encoder, name, table, seed=own, workdir=workdir)
-                scores.put(f"{name}.{number}", known)
-                Checkpoints(workdir, training_name(name, own)).clear()
-            found.append(known)
-        if len(found) == 1:
-            return found[0]
-        values: dict[str, float] = {}
-        for score in found[0]:
-            each = [one[score] for one in found]
-            values[score] = statistics.fmean(each)
-            if not score.endswith("/majority"):
-                values[f"{score}/std"] = statistics.stdev(each)
-        return values
 
     def finetune(
         self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
@@ -432,6 +384,17 @@ class FineTuning(MlmEvaluator, ABC):
                 logits = head(**batch).logits
             found |= zip(chosen, logits.float().cpu(), strict=True)
         return [found[index] for index in range(len(rows))]
+
+
+def mean_scores(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of several runs' scores and, where there are two or more, their deviations."""
+    values: dict[str, float] = {}
+    for score in runs[0]:
+        each = [run[score] for run in runs]
+        values[score] = statistics.fmean(each)
+        if len(each) > 1 and not score.endswith("/majority"):
+            values[f"{score}/std"] = statistics.stdev(each)
+    return values
 
 
 def training_name(name: str, seed: int) -> str:

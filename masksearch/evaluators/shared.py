@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,8 +53,6 @@ DEFAULT_STEPS, DEFAULT_LR = 1000, 2e-3  # where the wrapped evaluator says nothi
 GENTLE = 0.25  # of the super-net's rate: the rate of an adaptation
 REPORTS = 50  # of a super-net's training
 WORST = 10.0  # nats; reference for the hypervolume where the wrapped evaluator has no loss
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -215,7 +211,7 @@ class SharedWeights:
             OSError: If the folder cannot be written.
         """
         finished = Checkpoints(self.place, "weights")
-        if self.packed_weights is not None or finished.files():
+        if self.packed_weights is not None or finished.load() is not None:
             return
         self.place.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.place / ".lock"):
@@ -243,8 +239,6 @@ class SharedWeights:
                 "seed": self.seed,
                 "seconds": time.monotonic() - started,  # since the last start
             }
-            text = json.dumps(facts, indent=1)
-            (self.place / "supernet.json").write_text(text, encoding="utf-8")
             finished.save(steps, weights_of(source.model), facts)
             running.clear()
 
@@ -256,12 +250,6 @@ class SharedWeights:
             for _ in self.prepare():
                 pass
             found = Checkpoints(self.place, "weights").load()
-            if found is None:  # damaged since: train it again
-                log.warning("the super-net in %s is damaged; it is trained again", self.place)
-                Checkpoints(self.place, "weights").clear()
-                for _ in self.prepare():
-                    pass
-                found = Checkpoints(self.place, "weights").load()
             if found is None:
                 raise SearchError(
                     f"the super-net in {self.place} cannot be read back; give another folder"

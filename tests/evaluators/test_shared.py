@@ -1,7 +1,6 @@
 """The evaluator of shared weights: one training, then forward passes."""
 
 import copy
-import json
 import pickle
 import subprocess
 import sys
@@ -156,7 +155,7 @@ def test_protocol_changes_with_all_that_matters_and_nothing_else(shared, tmp_pat
 
 def test_found_again_not_trained_again(shared):
     assert not list(replace(shared).prepare())
-    facts = json.loads((shared.place / "supernet.json").read_text())
+    facts = Checkpoints(shared.place, "weights").load().facts
     assert facts["config"]["steps"] == 12
     assert facts["evaluator"] == INNER.protocol
 
