@@ -29,7 +29,7 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.samplers import BaseSampler
+from optuna.samplers import RandomSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -101,7 +101,7 @@ def fitted_value(kind: BaseDistribution, value: Any) -> Any:
     return at_index(kind, min(index_of(kind, clipped), steps_of(kind) - 1))
 
 
-class Replay(BaseSampler):
+class Replay(RandomSampler):
     """Answers with a parent's values, one of them changed; random where the parent has none.
 
     Args:
@@ -111,19 +111,8 @@ class Replay(BaseSampler):
     """
 
     def __init__(self, values: Mapping[str, Any], mutated: str, draws: torch.Generator) -> None:
+        super().__init__(seed=0)  # which draws nothing: what it would draw is drawn here
         self.values, self.mutated, self.draws = dict(values), mutated, draws
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Nothing is drawn jointly."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing is drawn jointly."""
-        return {}
 
     def sample_independent(
         self,
