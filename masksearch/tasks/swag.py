@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from masksearch.errors import DataError
 from masksearch.tasks.splits import sample_rows, two_files, two_parts
-from masksearch.tasks.text.files import content_hash, short_hash
+from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.tokenizer import TokenSource
 
@@ -121,14 +121,7 @@ def read_swag(path: Path) -> list[SwagItem]:
             return read_items(parquet.read_table(path).to_pylist(), str(path))
         except pyarrow.ArrowException as error:
             raise DataError(f"{path} is not a Parquet file: {error}") from error
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8"
-        ) from error
+    text = decode_utf8(path.read_bytes(), path)
     if path.suffix == ".csv":
         return read_items(csv.DictReader(io.StringIO(text, newline="")), str(path))
     return read_items(read_json_lines(text, path), str(path))
@@ -184,12 +177,10 @@ def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> list[SwagItem]
                 "need the same number"
             )
         if str(label) not in map(str, range(len(choices))):
-            hint = (
-                " (a test set without labels cannot be used)" if str(label) in ("-1", "") else ""
-            )
+            hint = " (a test set without labels cannot be used)"
             raise DataError(
                 f"{where}: label {label!r} is not the index of a choice, 0 to "
-                f"{len(choices) - 1}{hint}"
+                f"{len(choices) - 1}{hint if str(label) in ('-1', '') else ''}"
             )
         found.append(SwagItem(start, tuple(choices), int(label)))
     if not found:

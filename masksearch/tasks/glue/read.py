@@ -16,7 +16,7 @@ from masksearch.errors import DataError
 from masksearch.tasks.glue.hub import read_hub
 from masksearch.tasks.glue.tasks import KNOWN, TASKS, GlueTask, task_named
 from masksearch.tasks.splits import sample_rows
-from masksearch.tasks.text.files import content_hash, short_hash
+from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 from masksearch.tasks.text.hub import is_hub
 
 
@@ -184,7 +184,7 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
     if broken:
         warnings.warn(
             f"{path}: {len(broken)} lines with too few fields are left out "
-            f"(line {', '.join(map(str, broken))}); {task.name} is known for them",
+            f"(line {', '.join(map(str, broken))}); {task.name} allows {task.broken_lines}",
             stacklevel=2,
         )
     return Rows(texts, labels)
@@ -209,11 +209,4 @@ def find_columns(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[in
 
 def split_line(path: Path, number: int, raw: bytes) -> list[str]:
     """Fields of a line; a byte-order mark before the first is dropped."""
-    try:
-        line = raw.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the "
-            "file, or that line where encodings are mixed, to UTF-8 (iconv -t utf-8)"
-        ) from error
-    return line.split("\t")
+    return decode_utf8(raw.removesuffix(b"\r"), path, number).split("\t")

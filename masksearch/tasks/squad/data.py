@@ -16,7 +16,7 @@ from typing import Any
 
 from masksearch.errors import DataError
 from masksearch.tasks.splits import sample_rows, two_files, two_parts
-from masksearch.tasks.text.files import content_hash, short_hash
+from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 
 QUESTION_ORDER = 41  # stream of random numbers
 
@@ -126,9 +126,7 @@ def read_squad(path: Path) -> list[Question]:
     if not raw.strip():
         raise DataError(f"{path} is empty; give a SQuAD file (JSON with the key 'data')")
     try:
-        content = json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte 0x{raw[error.start]:02x} is not UTF-8") from error
+        content = json.loads(decode_utf8(raw, path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path} is not JSON: {error}; give SQuAD's official file") from error
     questions: list[Question] = []
@@ -148,9 +146,8 @@ def read_squad(path: Path) -> list[Question]:
             questions.append(Question(name, text, context, article, answers, starts))
     if not questions:
         raise DataError(f"{path} holds no question; give a SQuAD file with at least one")
-    if not is_nullable(questions) and (
-        flagged or str(content.get("version", "")).startswith("v2")
-    ):
+    version_2 = flagged or str(content.get("version", "")).startswith("v2")
+    if version_2 and not is_nullable(questions):
         warnings.warn(
             f"{path} is of version 2, but every question has an answer; it is scored by the "
             "rules of version 1.1",

@@ -66,25 +66,41 @@ def short_hash(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def decode_utf8(raw: bytes, file: Path, line: int = 1) -> str:
+    """Bytes of a file as text, without a byte-order mark at its start.
+
+    Args:
+        raw: One or more whole lines.
+        file: Where they stand.
+        line: Number of the first of them.
+
+    Raises:
+        DataError: If they are not UTF-8; names the file and the line.
+    """
+    try:
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        number = line + raw[: error.start].count(b"\n")
+        utf_16 = line == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+        raise DataError(
+            f"{file}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8"
+            f"{' (the file begins like UTF-16)' if utf_16 else ''}; convert the file, or that "
+            "line where encodings are mixed, to UTF-8 (iconv -t utf-8)"
+        ) from error
+
+
 def decode_line(raw: bytes, file: Path, number: int) -> str:
-    """A line as text.
+    """A line of text.
 
     Raises:
         DataError: If it is not UTF-8 or holds a NUL byte; names the file and the line.
     """
-    remedy = "convert the file to UTF-8 (iconv -t utf-8)"
-    if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{file}, line 1: begins like UTF-16, which is not UTF-8; {remedy}")
-    if b"\0" in raw:
+    text = decode_utf8(raw, file, number)
+    if "\0" in text:
         raise DataError(
             f"{file}, line {number}: holds a NUL byte, so it is a binary file; give plain text"
         )
-    try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{file}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8; {remedy}"
-        ) from error
+    return text
 
 
 def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[int, str]]:

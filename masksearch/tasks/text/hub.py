@@ -165,7 +165,7 @@ class HubText:
                 )
             rows = islice(iter(splits[name]), self.rows)
             first = list(islice(rows, PEEKED))
-            column = self.chosen_column(first[0]) if first else ""
+            column = self.choose_column(first[0]) if first else ""
             texts = self.texts(chain(first, rows), column)
             head = list(islice(texts, PEEKED))
             lines = not all(text.strip() for text in head)
@@ -174,19 +174,16 @@ class HubText:
                     file.write(text + "\n" if lines else as_document(text))
         return target
 
-    def chosen_column(self, row: dict[str, Any]) -> str:
+    def choose_column(self, row: dict[str, Any]) -> str:
         """The column that holds the text."""
-        columns = list(row)
-        strings = [name for name in columns if isinstance(row[name], str)]
-        if self.column is not None and self.column in columns:
-            return self.column
-        if self.column is None and "text" in columns:
-            return "text"
+        wanted = self.column or "text"
+        if wanted in row:
+            return wanted
+        strings = [name for name in row if isinstance(row[name], str)]
         if self.column is None and len(strings) == 1:
             return strings[0]
-        wanted = "column 'text'" if self.column is None else f"column {self.column!r}"
         raise DataError(
-            f"{PREFIX}{self.name} has no {wanted}; it has {', '.join(columns)}: "
+            f"{PREFIX}{self.name} has no column {wanted!r}; it has {', '.join(row)}: "
             f"name one as {PREFIX}{self.name}#COLUMN"
         )
 
