@@ -70,10 +70,10 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import ContentMask as ContentMask
     from masksearch.masks import Mask as Mask
+    from masksearch.masks.files import load_mask as load_mask
+    from masksearch.masks.files import save_mask as save_mask
     from masksearch.masks.lower import flex_block_mask as flex_block_mask
-    from masksearch.masks.lower import load_mask as load_mask
     from masksearch.masks.lower import lower as lower
-    from masksearch.masks.lower import save_mask as save_mask
     from masksearch.masks.measure import fingerprint as fingerprint
     from masksearch.masks.nearest import NearestFamily as NearestFamily
     from masksearch.masks.nearest import nearest_family as nearest_family

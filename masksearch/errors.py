@@ -30,6 +30,10 @@ class MaskFormatError(MaskSearchError, ValueError):
     """A mask file or expression that cannot be read."""
 
 
+class TokensNeededError(MaskSearchError, ValueError):
+    """Cells of a mask that follows the tokens, asked for where no input ids are known."""
+
+
 class AttachError(MaskSearchError, ValueError):
     """A model on which no mask can be put, or one that does not fit."""
 

@@ -51,9 +51,7 @@ from masksearch.attention.probe import (
 )
 from masksearch.attention.tokens import Resolved, receiver, resolve_content
 from masksearch.errors import AttachError, HeadCountError, LayerCountError
-from masksearch.masks.content import ContentMask
 from masksearch.masks.core import Mask
-from masksearch.masks.families import layer_of
 
 if TYPE_CHECKING:
     from masksearch.contracts import GateBank
@@ -82,7 +80,7 @@ class Attachment:
 
 def attach(
     model: nn.Module,
-    what: Mask | ContentMask | GateBank | Mapping[str, Any],
+    what: Mask | GateBank | Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     backend: str = "auto",
     *,
@@ -100,8 +98,8 @@ def attach(
     Args:
         model: A Hugging Face model, or a module that contains one.
         what: A mask (lowered at the length of each input; empty rows are refused then, for
-            causal models also those whose keys are all hidden), or a content mask, resolved
-            from the input ids of each forward pass (generate with use_cache=False), or
+            causal models also those whose keys are all hidden), or one that follows the
+            tokens, resolved from the input ids of each forward pass (use_cache=False), or
             gates (`masksearch.Gates`), which become a submodule of the model and are drawn once
             per forward pass; or a mapping from part names to those, such as
             `masksearch.saved_masks(folder)` gives.
@@ -151,7 +149,7 @@ def attach(
         wanted = [(find_part(model, known, part), what)]
     for one, value in wanted:
         check_counts(model, one, value)
-        if isinstance(value, ContentMask):
+        if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
     models = [m for one, _ in wanted for m in models_of(model, one)]
     positions = positions_of(m.config for m in models)
@@ -168,7 +166,7 @@ def attach(
     attachment = Attachment({one.name: v for one, v in wanted}, states, positions, previous)
     owner = owners(model)
     for one, value in wanted:
-        if isinstance(value, ContentMask):
+        if isinstance(value, Mask) and value.needs_tokens:
             several = {id(states[call.module].content): states[call.module] for call in one.calls}
             resolved = [cast(Resolved, state.content) for state in several.values()]
             attachment.contents.append((resolved, receiver(model, one)))
@@ -294,8 +292,12 @@ def states_for(
                 cross=part.cross,
             )
             where = f"layer {layer}" if part.name == SELF else f"{part.name} layer {layer}"
-            if isinstance(value, Mask):
-                mask = state.mask = layer_of(value, layer)
+            if isinstance(value, Mask) and value.needs_tokens:
+                mask = state.mask = value.of_layer(layer)
+                named = (mask.digest, call.causal, part.name)
+                state.content = contents.setdefault(named, Resolved(mask, call.causal, where))
+            elif isinstance(value, Mask):
+                mask = state.mask = value.of_layer(layer)
                 key = (mask.digest, call.causal, part.cross, call.biased, call.head_dim)
                 plain = not (part.cross or call.biased)
                 if key not in shared:
@@ -303,10 +305,6 @@ def states_for(
                         mask, call.causal, where, backend, call.head_dim, plain
                     )
                 state.lowered = shared[key]
-            elif isinstance(value, ContentMask):
-                content = state.mask = value.of_layer(layer)
-                named = (content.digest, call.causal, part.name)
-                state.content = contents.setdefault(named, Resolved(content, call.causal, where))
             else:
                 state.bank = value
     return states
@@ -328,7 +326,7 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
     layers, heads = part.layers, part.heads
     title = type(model).__name__
     where = title if part.name == SELF else f"{part.name!r} of {title}"
-    if isinstance(value, (Mask, ContentMask)):
+    if isinstance(value, Mask):
         try:
             value.counts(layers, heads)
         except (HeadCountError, LayerCountError) as error:

@@ -34,7 +34,6 @@ from masksearch.masks.stacks import Cropped
 if TYPE_CHECKING:
     from masksearch.attention.tokens import Resolved
     from masksearch.contracts import GateBank
-    from masksearch.masks.content import ContentMask
 
 STATE = "masksearch_layer"  # where an attention module carries its LayerState, in its __dict__
 LENGTHS = 8  # lengths that are kept; generation asks for a new one at every token
@@ -273,7 +272,7 @@ class SequencePositions:
 
     Attributes:
         masks: What may need the padding of those models without a table around it.
-        contents: The content masks of those models.
+        contents: Those of the masks that follow the tokens.
     """
 
     def __init__(self) -> None:
@@ -363,14 +362,14 @@ class LayerState:
         causal: Whether the model hides later keys here.
         cross: Whether queries and keys come from different sequences.
         lowered: What the mask is lowered to, shared by layers with the same mask.
-        content: The resolved content mask, shared likewise; None for other masks.
+        content: The resolved mask that follows the tokens, shared likewise; None for others.
         fallback: Why the kernel that was asked for did not compute the last call, or empty.
     """
 
     name: str
     part: str
     layer: int
-    mask: Mask | ContentMask | None
+    mask: Mask | None
     bank: GateBank | None
     positions: SequencePositions
     backend: str = "auto"

@@ -1,28 +1,25 @@
-"""Content masks on a model: resolved from the input ids, once per forward pass."""
+"""Masks that follow the tokens, on a model: resolved from the input ids of each forward pass."""
 
 from __future__ import annotations
 
 import inspect
 import threading
-import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from masksearch.attention.probe import Part, Probe, names_of
 from masksearch.errors import AttachError, EmptyRowError
-
-if TYPE_CHECKING:
-    from masksearch.masks.content import ContentMask
+from masksearch.masks.core import Mask
 
 
 class Resolved:
-    """The table of one layer's content mask in the running forward pass of each thread.
+    """The table of one layer's mask that follows the tokens, in the running forward pass.
 
-    Gradient checkpoints compute again in the backward pass, when another forward pass may have
-    come between: they find their own table by the model's mask (`carry`).
+    Each thread has its own. Gradient checkpoints compute again in the backward pass, when
+    another forward pass may have come between: they find their own table by the model's mask.
 
     Args:
         mask: The mask of one layer.
@@ -30,7 +27,7 @@ class Resolved:
         where: Part and layer, for errors.
     """
 
-    def __init__(self, mask: ContentMask, causal: bool, where: str) -> None:
+    def __init__(self, mask: Mask, causal: bool, where: str) -> None:
         self.mask, self.causal, self.where = mask, causal, where
         self.latest: Tensor | None = None  # of any thread
         self.own = threading.local()
@@ -43,36 +40,31 @@ class Resolved:
         found: Tensor | None = getattr(self.own, "table", self.latest)
         return found
 
-    @table.setter
-    def table(self, table: Tensor | None) -> None:
-        self.latest = self.own.table = table
-
     def resolve(self, tokens: Tensor) -> None:
         """Resolves the mask from `input_ids`, int64 `[batch, n]`.
 
         Raises:
             EmptyRowError: If a query keeps no key, by itself or because the model is causal.
         """
-        self.table = None
+        self.latest = self.own.table = None
         table = self.mask.table(tokens)
-        if self.causal:
-            empty = ~table.tril().any(-1)
-            if empty.any():
-                example, head, row = (int(index) for index in empty.nonzero()[0])
-                raise EmptyRowError(
-                    f"{self.where}, example {example}, head {head}, row {row} keeps only later "
-                    "keys, and the model is causal: causality hides every one of them; add for "
-                    "example masks.window(0), the diagonal"
-                )
-        self.table = table
+        empty = ~table.tril().any(-1)
+        if self.causal and empty.any():
+            example, head, row = (int(index) for index in empty.nonzero()[0])
+            raise EmptyRowError(
+                f"{self.where}, example {example}, head {head}, row {row} keeps only later "
+                "keys, and the model is causal: causality hides every one of them; add for "
+                "example masks.window(0), the diagonal"
+            )
+        self.latest = self.own.table = table
 
     def kept(self, batch: int, queries: int, keys: int, visible: Tensor | None) -> Tensor:
         """The cells of one attention call, bool `[batch, heads | 1, queries, keys]`.
 
         Args:
             batch: Examples.
-            queries: Positions that ask.
-            keys: Positions that are asked.
+            queries: Number of queries.
+            keys: Number of keys.
             visible: The model's mask, as the call was given it.
 
         Raises:
@@ -80,8 +72,7 @@ class Resolved:
         """
         table = self.table
         if visible is not None and not torch.compiler.is_compiling():
-            carried = CARRIED.get(visible.untyped_storage().data_ptr())
-            table = table if carried is None else carried.tables.get(self, table)
+            table = getattr(visible.untyped_storage(), TABLES, {}).get(self, table)
         if table is None:
             raise AttachError(
                 f"{self.where}: {self.mask} has not been resolved; call the model, not a layer "
@@ -91,8 +82,9 @@ class Resolved:
         if (batch, queries, keys) != (len(table), length, length):
             raise AttachError(
                 f"{self.where}: {self.mask} was resolved from {len(table)} sequences of {length} "
-                f"tokens, and attention has {batch} of {queries} queries and {keys} keys; a "
-                "content mask needs all tokens in every pass: generate with use_cache=False"
+                f"tokens, and attention has {batch} of {queries} queries and {keys} keys; a mask "
+                "that follows the tokens needs all of them in every pass: generate with "
+                "use_cache=False"
             )
         return table
 
@@ -103,29 +95,20 @@ class Resolved:
         self.__init__(**state)  # type: ignore[misc]
 
 
-class Carried:
-    """The tables of one forward pass, which live as long as the mask that carries them."""
-
-    def __init__(self, tables: dict[Resolved, Tensor]) -> None:
-        self.tables = tables
-
-
-CARRIED: weakref.WeakValueDictionary[int, Carried] = weakref.WeakValueDictionary()
+TABLES = "masksearch_tables"  # where the memory of a model's mask carries the tables of its pass
 
 
 def carry(visible: Tensor, several: Iterable[Resolved]) -> Tensor:
-    """The model's mask, which carries the tables of the pass that it was made for.
+    """The model's mask, whose memory carries the tables of the pass that it was made for.
 
-    They are found by its memory, which gradient checkpoints keep, even where they detach it.
+    Gradient checkpoints keep that memory, even where they detach the mask.
 
     Args:
         visible: The mask, made for this pass alone.
-        several: Content masks of the model.
+        several: The model's masks that follow the tokens.
     """
     found = {each: each.table for each in several if each.table is not None}
-    carried = Carried(found)
-    visible.__dict__["masksearch_tables"] = carried
-    CARRIED[visible.untyped_storage().data_ptr()] = carried
+    setattr(visible.untyped_storage(), TABLES, found)
     return visible
 
 
@@ -138,8 +121,8 @@ def receiver(model: nn.Module, part: Part) -> nn.Module:
     title = type(model).__name__
     if part.cross:
         raise AttachError(
-            f"a content mask is resolved from one sequence, and cross-attention of {title} has "
-            "two; attach it to the encoder or the decoder"
+            "a mask that follows the tokens is resolved from one sequence, and cross-attention "
+            f"of {title} has two; attach it to the encoder or the decoder"
         )
     needed = {call.module for call in part.calls}
     names = names_of(model)
@@ -151,8 +134,8 @@ def receiver(model: nn.Module, part: Part) -> nn.Module:
     ]
     if not found:
         raise AttachError(
-            f"a content mask is resolved from input_ids, and {title} takes none for these "
-            "layers; attach a mask of positions, such as masks.global_tokens(1)"
+            f"a mask that follows the tokens is resolved from input_ids, and {title} takes none "
+            "for these layers; attach a mask of positions, such as masks.global_tokens(1)"
         )
     return max(found, key=lambda module: len(names[module]))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from masksearch.models.saving import AnyMask
+    from masksearch.masks import Mask
 
 LONGEST = 4096  # positions that are explained where nothing is said
 
@@ -55,13 +55,13 @@ def attach(
         typer.echo(f"model and mask: {save_pretrained(whole, out)}")
 
 
-def read_any_mask(text: str) -> AnyMask:
+def read_any_mask(text: str) -> Mask:
     """A mask by position or by content, named by an expression, a family or a file."""
-    from masksearch.masks.lower import load_mask
-    from masksearch.masks.text import any_mask
+    from masksearch.masks.files import load_mask
+    from masksearch.masks.text import parse
 
     if text.endswith((".json", ".safetensors")):
         if not Path(text).is_file():
             raise FileNotFoundError(f"{text}: no such mask file")
         return load_mask(text)
-    return any_mask(text)
+    return parse(text)

@@ -16,7 +16,7 @@ from masksearch.contracts import Evaluator, Executor, Scheduler
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import load_mask
+from masksearch.masks.files import load_mask
 from masksearch.user_code import load_function, load_object
 
 if TYPE_CHECKING:
@@ -261,7 +261,9 @@ def read_mask(text: str) -> Mask:
         if not Path(text).is_file():
             raise FileNotFoundError(f"{text}: no such mask file")
         return load_mask(text, content=False)
-    return parse(text)
+    mask = parse(text)
+    mask.refuse_tokens()
+    return mask
 
 
 def named_mask(text: str) -> tuple[str, Mask]:

@@ -25,10 +25,10 @@ from masksearch.contracts import Objective, Report, Shape, generator
 from masksearch.errors import LengthError, unknown_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
-from masksearch.masks.families import cropped, layer_of
 from masksearch.masks.hops import hops
 from masksearch.masks.lower import block_view, lower, row_counts
 from masksearch.masks.measure import MEASURES, sparsity_over
+from masksearch.masks.stacks import Cropped, layer_of
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine
@@ -355,7 +355,7 @@ class WithCost(EvaluatorWrapper):
         """The costs by name, at the length of the costs."""
         cost, own = self.cost, self.shape.length
         if cost.length < own and mask.length is not None:
-            mask = cropped(mask, own)
+            mask = Cropped(mask, own)
         try:
             return cost.costs(mask, seed=seed, strict=cost.length == own)
         except LengthError as error:

@@ -6,40 +6,19 @@
 torch.Size([1, 1, 128, 128])
 """
 
-from masksearch.masks.content import ContentMask, special_tokens
-from masksearch.masks.core import Mask, Points
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from masksearch.masks.core import FAMILIES, RECIPES, Mask, Points, family, recipe
 from masksearch.masks.families import (
-    FAMILIES,
     a_shape,
-    axial,
     bigbird,
-    block_columns,
-    block_layout,
-    blocks,
-    butterfly,
-    causal,
-    columns,
-    cropped,
-    dilated,
     fixed,
-    full,
-    global_tokens,
-    layer_of,
     log_sparse,
     longformer,
-    offsets,
-    per_head,
-    per_layer,
-    powers_of_two,
-    random_keys,
-    shifts,
     star,
-    stride,
     strided,
-    table,
-    toeplitz,
     vertical_slash,
-    window,
     without_diagonal,
 )
 from masksearch.masks.interop import (
@@ -52,12 +31,54 @@ from masksearch.masks.interop import (
     to_block_layout,
     to_numpy,
 )
+from masksearch.masks.layouts import Axial as axial
+from masksearch.masks.layouts import Butterfly as butterfly
+from masksearch.masks.leaves import BlockColumns as block_columns
+from masksearch.masks.leaves import Blocks as blocks
+from masksearch.masks.leaves import Causal as causal
+from masksearch.masks.leaves import Columns as columns
+from masksearch.masks.leaves import Dilated as dilated
+from masksearch.masks.leaves import Full as full
+from masksearch.masks.leaves import GlobalTokens as global_tokens
+from masksearch.masks.leaves import Offsets as offsets
+from masksearch.masks.leaves import PowersOfTwo as powers_of_two
+from masksearch.masks.leaves import RandomKeys as random_keys
+from masksearch.masks.leaves import Shifts as shifts
+from masksearch.masks.leaves import SpecialTokens as special_tokens
+from masksearch.masks.leaves import Stride as stride
+from masksearch.masks.leaves import Window as window
 from masksearch.masks.nearest import NearestFamily, nearest_family
+from masksearch.masks.stacks import Cropped as cropped
+from masksearch.masks.stacks import PerHead as per_head
+from masksearch.masks.stacks import PerLayer as per_layer
+from masksearch.masks.stacks import layer_of
+from masksearch.masks.tables import BlockLayout as block_layout
+from masksearch.masks.tables import Table as table
+from masksearch.masks.tables import Toeplitz as toeplitz
 from masksearch.masks.text import parse, parse_content
+
+if TYPE_CHECKING:
+    ContentMask = Mask
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Kinds and recipes of files that were imported later."""
+        if name == "ContentMask":
+            warnings.warn(
+                "masks that follow the tokens are ordinary masks: ContentMask is Mask, "
+                "and mask.needs_tokens tells them apart",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return Mask
+        found = Mask.kinds.get(name) or RECIPES.get(name)
+        if found is None:
+            raise AttributeError(f"masksearch.masks has no mask {name!r}")
+        return found
+
 
 __all__ = [
     "FAMILIES",
-    "ContentMask",
     "Mask",
     "NearestFamily",
     "Points",
@@ -72,6 +93,7 @@ __all__ = [
     "columns",
     "cropped",
     "dilated",
+    "family",
     "fixed",
     "from_4d",
     "from_block_layout",
@@ -91,6 +113,7 @@ __all__ = [
     "per_layer",
     "powers_of_two",
     "random_keys",
+    "recipe",
     "shifts",
     "special_tokens",
     "star",

@@ -8,23 +8,40 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
+import json
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.errors import LayerCountError, MaskFormatError, unknown_name
+from masksearch.errors import (
+    EmptyRowError,
+    HeadCountError,
+    LayerCountError,
+    MaskFormatError,
+    TokensNeededError,
+    unknown_name,
+)
 from masksearch.masks.checks import whole
-from masksearch.masks.tree import MaskTree, kind_of, parsed
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
 MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
+SHOWN = 160  # largest number of bits that an expression spells out
+EARLIER_KINDS = {  # what version 0.1 called combinations of masks that depend on tokens
+    "content_or": "or",
+    "content_and": "and",
+    "content_not": "not",
+    "content_per_head": "per_head",
+    "content_per_layer": "per_layer",
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +54,8 @@ class Points:
         length: Number of positions of the whole table.
         layer: Layer index; a tensor only inside a FlexAttention `mask_mod`.
         head: Head index; likewise.
+        tokens: Input ids, int `[batch, n]`, where they are known: what is returned is then
+            bool `[batch, queries, keys]`, or without the batch where it is the same for all.
     """
 
     query: Tensor
@@ -44,6 +63,7 @@ class Points:
     length: int
     layer: int = 0
     head: int | Tensor = 0
+    tokens: Tensor | None = None
 
     @property
     def offset(self) -> Tensor:
@@ -51,15 +71,19 @@ class Points:
         return self.key - self.query
 
 
-class Mask(MaskTree):
-    """Base of all masks. Build masks with the functions of `masksearch.masks`.
+class Mask:
+    """Base of all masks. Build masks with the names of `masksearch.masks`.
 
     Masks combine with `|` (either allows), `&` (both allow), `~` (complement) and `-`
     (without). Equality and hash are structural; `masksearch.fingerprint` compares bits.
+
+    A mask of one's own is a frozen dataclass with a `kind` and one method, `allows`: it then
+    prints, parses, stores, attaches and searches like the others. Its fields are whole numbers,
+    floats, strings, tuples of them, bool tensors, or masks.
     """
 
+    kind: ClassVar[str]
     kinds: ClassVar[dict[str, type[Mask]]] = {}
-    by_offset: ClassVar[bool] = False  # whether a leaf's cells depend on key - query alone
 
     def __init_subclass__(cls, stored: bool = True) -> None:
         if stored and "kind" in cls.__dict__:
@@ -77,67 +101,146 @@ class Mask(MaskTree):
         raise NotImplementedError
 
     # -- structure ---------------------------------------------------------------------------
-    @property
+    @cached_property
     def parts(self) -> tuple[Mask, ...]:
-        """Direct children (empty for a leaf)."""
-        return ()
+        """Direct children: the masks among the fields (empty for a leaf)."""
+        values = [getattr(self, name) for name in field_names(self)]
+        several = [value if isinstance(value, tuple) else (value,) for value in values]
+        return tuple(one for value in several for one in value if isinstance(one, Mask))
+
+    def map_parts(self, change: Callable[[Mask], Mask]) -> Mask:
+        """The same combination of changed parts; a leaf is returned as it is."""
+        changed: dict[str, Any] = {}
+        for name in field_names(self):
+            value = getattr(self, name)
+            if isinstance(value, Mask):
+                changed[name] = change(value)
+            elif isinstance(value, tuple) and any(isinstance(one, Mask) for one in value):
+                changed[name] = tuple(change(one) for one in value)
+        return dataclasses.replace(cast(Any, self), **changed) if changed else self
+
+    @property
+    def heads(self) -> int | None:
+        """Number of heads that the mask tells apart; None = the same for any number."""
+        return agreed([part.heads for part in self.parts], HeadCountError, "heads")
+
+    @property
+    def layers(self) -> int | None:
+        """Number of layers that the mask tells apart; None = the same for any number."""
+        return agreed([part.layers for part in self.parts], LayerCountError, "layers")
+
+    @property
+    def length(self) -> int | None:
+        """The only length that the mask has, in positions; None = any."""
+        found = sorted({part.length for part in self.parts if part.length is not None})
+        if len(found) > 1:
+            sizes = " and ".join(map(str, found))
+            raise MaskFormatError(f"tables of {sizes} positions cannot be in one mask")
+        return found[0] if found else None
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether cells follow the tokens, so that every batch has tables of its own."""
+        return any(part.needs_tokens for part in self.parts)
+
+    def counts(self, layers: int, heads: int) -> None:
+        """Checks that the mask fits that many layers and heads.
+
+        Raises:
+            LayerCountError, HeadCountError: If it was built for other counts.
+            ValueError: If one of them is below 1.
+        """
+        if layers < 1 or heads < 1:
+            raise ValueError(f"layers and heads are at least 1, got {layers} and {heads}")
+        if self.layers not in (None, layers):
+            raise LayerCountError(
+                f"the mask has {self.layers} layers, asked for {layers}; "
+                "per_layer needs one mask for each layer"
+            )
+        if self.heads not in (None, heads):
+            raise HeadCountError(
+                f"the mask has {self.heads} heads, asked for {heads}; "
+                "per_head needs one mask for each head"
+            )
+
+    def of_layer(self, layer: int) -> Mask:
+        """The mask of one layer alone (the mask itself where it does not tell layers apart).
+
+        Raises:
+            ValueError: If there is no such layer.
+        """
+        if self.layers is None:
+            return self
+        if not 0 <= layer < self.layers:
+            raise ValueError(f"layer must be in [0, {self.layers}), got {layer}")
+        return self.single_layer(layer)
+
+    def single_layer(self, layer: int) -> Mask:
+        """As `of_layer`, of a mask that tells layers apart; a leaf that does says how."""
+        if not self.parts:
+            raise TypeError(f"{self.kind} tells layers apart and has no method single_layer")
+        return self.map_parts(lambda part: part.of_layer(layer))
 
     def resolve(self, length: int) -> Mask:
         """The same mask with every random leaf replaced by the keys that it draws there."""
-        return self
+        return self.map_parts(lambda part: part.resolve(length))
 
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
-        if takes_over(other):
-            return NotImplemented
-        from masksearch.masks.stacks import Either, joined
-
         return Either(joined(Either, self, other))
 
     def __and__(self, other: Mask) -> Mask:
-        if takes_over(other):
-            return NotImplemented
-        from masksearch.masks.stacks import Both, joined
-
         return Both(joined(Both, self, other))
 
     def __sub__(self, other: Mask) -> Mask:
-        if takes_over(other):
-            return NotImplemented
-        from masksearch.masks.stacks import Both, Complement, joined
-
         return Both(joined(Both, self, Complement(other)))
 
     def __invert__(self) -> Mask:
-        from masksearch.masks.stacks import Complement
-
         return Complement(self)
 
     # -- identity ----------------------------------------------------------------------------
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: `{"kind": ..., **fields}`."""
-        fields = dataclasses.fields(cast(Any, self))
-        return {"kind": self.kind} | {f.name: plain(getattr(self, f.name)) for f in fields}
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the expression (its JSON form), in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_dict(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """Plain data: `{"kind": ..., **fields}`.
+
+        Args:
+            tensors: Where bits are put under a name; None = they are packed into the data.
+        """
+        fields = {name: plain(getattr(self, name), tensors) for name in field_names(self)}
+        return {"kind": self.kind} | fields
+
+    def to_json(self) -> str:
+        """Canonical JSON of the expression; `from_json` reads it back."""
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
     @staticmethod
-    def from_dict(data: Any) -> Mask:
+    def from_dict(data: Any, tensors: Mapping[str, Tensor] | None = None) -> Mask:
         """Inverse of `to_dict`.
 
         Raises:
             MaskFormatError: If the data is not the plain form of a mask.
         """
-        kind = kind_of(data)
+        if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
+            raise MaskFormatError(f"a mask is an object with a 'kind', got {str(data)[:80]}")
+        written = data["kind"]
+        kind = EARLIER_KINDS.get(written, written)
+        if kind == "of_positions":  # of version 0.1, around masks that do not depend on tokens
+            return Mask.from_dict(data.get("of"), tensors)
         if kind not in Mask.kinds:
-            from masksearch.masks.content import ContentMask
-
-            if kind in ContentMask.kinds:
-                raise MaskFormatError(
-                    f"{kind} is a content mask, which depends on the tokens; "
-                    "masks.ContentMask.from_json reads it, and masksearch.attach puts it on models"
-                )
-            raise MaskFormatError(str(unknown_name("mask kind", kind, sorted(Mask.kinds))))
+            unknown = unknown_name("mask kind", kind, sorted(Mask.kinds))
+            raise MaskFormatError(f"{unknown}; a kind of your own is known once it is imported")
         cls = Mask.kinds[kind]
-        known = [f.name for f in dataclasses.fields(cast(Any, cls))]
+        known = [field.name for field in dataclasses.fields(cast(Any, cls))]
         given = {name: value for name, value in data.items() if name != "kind"}
         if sorted(given) != sorted(known):
             raise MaskFormatError(
@@ -145,20 +248,46 @@ class Mask(MaskTree):
                 "the file was written by another version or edited"
             )
         try:
-            return cls(**{name: unplain(value) for name, value in given.items()})
+            mask = cls(**{name: unplain(value, tensors) for name, value in given.items()})
         except MaskFormatError:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
             raise MaskFormatError(f"{kind} cannot be built: {error}") from error
+        if kind != written and isinstance(mask, Either | Both):  # it nested masks of positions
+            return type(mask)(joined(type(mask), *mask.of))
+        return mask
 
     @staticmethod
-    def from_json(text: str) -> Mask:
+    def from_json(text: str | bytes) -> Mask:
         """Reads the JSON form of a mask.
 
         Raises:
             MaskFormatError: If the text is not JSON, or not a mask.
         """
-        return Mask.from_dict(parsed(text))
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise MaskFormatError(f"not JSON that can be read: {error}") from error
+        return Mask.from_dict(data)
+
+    def __str__(self) -> str:
+        """The expression that `masksearch.masks.parse` reads back."""
+        return family_name(self) or self.expression()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def expression(self) -> str:
+        """`kind(fields)`; flags that are off are left out, large tensors show their shape."""
+        words, large = [], False
+        for name in field_names(self):
+            value = getattr(self, name)
+            if isinstance(value, bool):
+                words += [f"{name}=True"] if value else []
+                continue
+            large |= isinstance(value, Tensor) and value.numel() > SHOWN
+            words.append(spelled(value))
+        return f"{self.kind}({', '.join(words + [self.digest[:8]] * large)})"
 
     # -- lowering ----------------------------------------------------------------------------
     @property
@@ -203,6 +332,7 @@ class Mask(MaskTree):
         Raises:
             LayerCountError, HeadCountError: If the mask was built for other counts.
             LengthError: If the mask holds a table of another length.
+            TokensNeededError: If the cells follow the tokens (see `table`).
         """
         layers = self.layers or 1 if layers == 1 else layers
         heads = self.heads or 1 if heads == 1 else heads
@@ -212,6 +342,62 @@ class Mask(MaskTree):
         table = torch.stack([plane.expand(length, length) for plane in planes])
         table = table.view(self.layers or 1, self.heads or 1, length, length)
         return table.expand(layers, heads, length, length).contiguous()
+
+    def table(self, input_ids: Tensor) -> Tensor:
+        """Which keys each query may attend to, in each example of a batch of tokens.
+
+        Args:
+            input_ids: int `[batch, n]`, with whatever padding the model is given.
+
+        Returns:
+            bool `[batch, heads | 1, n, n]` on the device of `input_ids`, True = may attend;
+            heads are those that the mask tells apart.
+
+        Raises:
+            TypeError, ValueError: If `input_ids` is something else.
+            LayerCountError: If the mask tells layers apart.
+            LengthError: If a part has only another length.
+            EmptyRowError: If a query keeps no key; names example, head and row.
+        """
+        if not isinstance(input_ids, Tensor):
+            raise TypeError(f"input_ids is a tensor, got {type(input_ids).__name__}")
+        if input_ids.dtype not in (torch.int64, torch.int32) or input_ids.ndim != 2:
+            raise ValueError(
+                f"input_ids is int [batch, n], got {input_ids.dtype} {list(input_ids.shape)}"
+            )
+        if self.layers not in (None, 1):
+            raise LayerCountError(
+                f"a table serves one layer, the mask has {self.layers}; "
+                "call masks.layer_of(mask, layer).table(input_ids)"
+            )
+        batch, length = input_ids.shape
+        query, key = (index.to(input_ids.device) for index in grid(length))
+        heads = [
+            self.allows(Points(query, key, length, 0, head, input_ids))
+            for head in range(self.heads or 1)
+        ]
+        cells = torch.stack([head.expand(batch, length, length) for head in heads], 1)
+        empty = ~cells.any(-1)
+        if empty.any():
+            example, head, row = (int(index) for index in empty.nonzero()[0])
+            raise EmptyRowError(
+                f"example {example}, head {head}, row {row} keeps no key under {self} "
+                f"({int(empty.sum())} empty rows of {empty.numel()}); a row without keys has no "
+                "attention: add for example masks.window(0), the diagonal"
+            )
+        return cells
+
+    def refuse_tokens(self) -> None:
+        """Refuses a mask whose cells follow the tokens, where no tokens are known.
+
+        Raises:
+            TokensNeededError: Names the remedies.
+        """
+        if self.needs_tokens:
+            raise TokensNeededError(
+                f"{self} has cells only where input ids are known: call mask.table(input_ids), "
+                "or put it on a model with masksearch.attach, or leave special_tokens out"
+            )
 
     def kept(self, length: int) -> int:
         """Number of kept cells over the planes that the mask tells apart, exact."""
@@ -223,7 +409,7 @@ class Mask(MaskTree):
 
     def density(self, length: int) -> float:
         """Kept share of the n x n table, in [0, 1], averaged over layers and heads."""
-        return self.kept(length) / ((self.layers or 1) * (self.heads or 1) * length * length)
+        return self.kept(length) / (len(self.planes) * length * length)
 
     def sparsity(self, length: int) -> float:
         """`1 - density`, in [0, 1] (SparseBERT, Section 4.3: 1 - |M| / n^2)."""
@@ -237,12 +423,14 @@ class Mask(MaskTree):
 
         Raises:
             LayerCountError: If the mask tells layers apart.
+            TokensNeededError: If the cells follow the tokens.
         """
         if self.layers not in (None, 1):
             raise LayerCountError(
                 f"mask_mod serves one layer, the mask has {self.layers}; "
                 "call masks.layer_of(mask, layer).mask_mod(length)"
             )
+        self.refuse_tokens()
         resolved = self.resolve(length)
 
         def predicate(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -250,38 +438,146 @@ class Mask(MaskTree):
 
         return predicate
 
-    def __str__(self) -> str:
-        """The expression that `masksearch.masks.parse` reads back."""
-        from masksearch.masks.text import expression
 
-        return expression(self)
+# -- combinations: the algebra -------------------------------------------------------------------
+@dataclass(frozen=True, eq=False, repr=False)
+class Either(Mask):
+    """Kept where any part keeps: `a | b`."""
 
-    __repr__ = __str__
+    kind = "or"
+    of: tuple[Mask, ...]
 
+    def __post_init__(self) -> None:
+        check_parts(self, self.of)
 
-def takes_over(other: object) -> bool:
-    """Whether an operand combines with masks by its own reflected operators."""
-    from masksearch.masks.content import ContentMask
+    def allows(self, at: Points) -> Tensor:
+        result = self.of[0].allows(at)
+        for part in self.of[1:]:
+            result = result | part.allows(at)
+        return result
 
-    return isinstance(other, ContentMask)
-
-
-def grid(length: int) -> tuple[Tensor, Tensor]:
-    """Query positions as a column and key positions as a row, `[n, 1]` and `[1, n]`."""
-    if whole(length) is None:
-        raise ValueError(f"length must be a whole number of positions, got {length!r}")
-    if length < 1:
-        raise ValueError(f"length must be at least 1 position, got {length}")
-    positions = torch.arange(length)
-    return positions[:, None], positions[None, :]
+    def expression(self) -> str:
+        """`a | b`."""
+        return " | ".join(map(operand, self.of))
 
 
-def plain(value: Any) -> Any:
+@dataclass(frozen=True, eq=False, repr=False)
+class Both(Mask):
+    """Kept where every part keeps: `a & b`; also `a - b` as `a & ~b`."""
+
+    kind = "and"
+    of: tuple[Mask, ...]
+
+    def __post_init__(self) -> None:
+        check_parts(self, self.of)
+
+    def allows(self, at: Points) -> Tensor:
+        result = self.of[0].allows(at)
+        for part in self.of[1:]:
+            result = result & part.allows(at)
+        return result
+
+    def expression(self) -> str:
+        """`a & b - c`."""
+        first, *rest = self.of
+        return operand(first) + "".join(
+            f" - {operand(part.of)}" if isinstance(part, Complement) else f" & {operand(part)}"
+            for part in rest
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Complement(Mask):
+    """Kept where the part does not keep: `~a`."""
+
+    kind = "not"
+    of: Mask
+
+    def __post_init__(self) -> None:
+        check_parts(self, (self.of,))
+
+    def allows(self, at: Points) -> Tensor:
+        return ~self.of.allows(at)
+
+    def expression(self) -> str:
+        """`~a`."""
+        return f"~{operand(self.of)}"
+
+
+def joined(kind: type[Either] | type[Both], *of: Mask) -> tuple[Mask, ...]:
+    """Parts of a chain `a | b | c` side by side instead of nested."""
+    flat: list[Mask] = []
+    for part in of:
+        if not isinstance(part, Mask):
+            raise TypeError(f"masks combine with masks only, got {part!r}")
+        flat.extend(part.parts if isinstance(part, kind) else (part,))
+    return tuple(flat)
+
+
+def operand(mask: Mask) -> str:
+    """The text of a part of a combination, in parentheses where it is one itself."""
+    bare = not isinstance(mask, Either | Both) or family_name(mask)
+    return str(mask) if bare else f"({mask})"
+
+
+def check_parts(mask: Mask, of: Sequence[Mask]) -> None:
+    """Checks the parts of a combination when it is built, so that errors name the culprit."""
+    if not isinstance(of, tuple) or not of or not all(isinstance(part, Mask) for part in of):
+        raise TypeError(f"{mask.kind} combines one or more masks, got {of!r}")
+    _ = mask.heads, mask.layers, mask.length
+
+
+def agreed(
+    counts: list[int | None], error: type[HeadCountError] | type[LayerCountError], what: str
+) -> int | None:
+    """The one count that all parts agree on; None where no part cares."""
+    found = sorted({count for count in counts if count is not None})
+    if len(found) > 1:
+        raise error(f"parts of one mask have {' and '.join(map(str, found))} {what}")
+    return found[0] if found else None
+
+
+# -- recipes: functions that build masks of several leaves ----------------------------------------
+Recipe = TypeVar("Recipe", bound=Callable[..., Mask])
+RECIPES: dict[str, Callable[..., Mask]] = {}
+FAMILIES: dict[str, Mask] = {}  # name -> mask, with the defaults of the recipe
+
+
+def recipe(function: Recipe) -> Recipe:
+    """Decorator: `masks.parse` and `masks.NAME` find the function by its name."""
+    RECIPES[function.__name__] = function
+    return function
+
+
+def family(function: Recipe) -> Recipe:
+    """Decorator: a recipe whose defaults are a mask to compare with, found in `FAMILIES` too."""
+    FAMILIES[function.__name__] = function()
+    return recipe(function)
+
+
+def family_name(mask: Mask) -> str:
+    """`name()` of the family that has exactly this expression; empty where there is none."""
+    return next((f"{name}()" for name, known in FAMILIES.items() if known == mask), "")
+
+
+# -- plain data and text of fields ----------------------------------------------------------------
+def field_names(mask: Mask) -> list[str]:
+    """The names of a mask's dataclass fields."""
+    if not dataclasses.is_dataclass(mask):
+        return []
+    return [field.name for field in dataclasses.fields(mask)]
+
+
+def plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     """JSON data of a mask's field."""
     if isinstance(value, Mask):
-        return value.to_dict()
+        return value.to_dict(tensors)
     if isinstance(value, tuple):
-        return [plain(item) for item in value]
+        return [plain(item, tensors) for item in value]
+    if isinstance(value, Tensor) and tensors is not None:
+        name = f"table{len(tensors)}"
+        tensors[name] = value.to(torch.uint8).contiguous()
+        return {"tensor": name}
     if isinstance(value, Tensor):
         packed = np.packbits(value.numpy(force=True).reshape(-1)).tobytes()
         data = base64.b64encode(zlib.compress(packed)).decode()
@@ -289,10 +585,17 @@ def plain(value: Any) -> Any:
     return value
 
 
-def unplain(value: Any) -> Any:
+def unplain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """Inverse of `plain`; a decompressed table never exceeds the bits that its shape names."""
     if isinstance(value, list):
-        return tuple(unplain(item) for item in value)
+        return tuple(unplain(item, tensors) for item in value)
+    if isinstance(value, dict) and set(value) == {"tensor"}:
+        cells = (tensors or {}).get(str(value["tensor"]))
+        if cells is None:
+            raise MaskFormatError(f"there is no tensor {value['tensor']!r}")
+        if cells.dtype != torch.uint8 or (cells > 1).any():
+            raise MaskFormatError(f"{value['tensor']} holds {cells.dtype}, not cells of 0 and 1")
+        return cells.bool()
     if isinstance(value, dict) and set(value) == {"shape", "zlib"}:
         shape = value["shape"]
         if not isinstance(shape, list) or not all(
@@ -309,4 +612,25 @@ def unplain(value: Any) -> Any:
             raise MaskFormatError(f"a table of shape {shape} does not fit its {len(packed)} bytes")
         bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=cells).astype(bool)
         return torch.from_numpy(bits.reshape(shape))
-    return Mask.from_dict(value) if isinstance(value, dict) else value
+    return Mask.from_dict(value, tensors) if isinstance(value, dict) else value
+
+
+def spelled(value: Any) -> str:
+    """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
+    if isinstance(value, Tensor):
+        if value.numel() > SHOWN:
+            return "x".join(map(str, value.shape))
+        return str(value.int().tolist()).replace(" ", "")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(spelled, value))}]"
+    return str(value) if isinstance(value, Mask) else repr(value)
+
+
+def grid(length: int) -> tuple[Tensor, Tensor]:
+    """Query positions as a column and key positions as a row, `[n, 1]` and `[1, n]`."""
+    if whole(length) is None:
+        raise ValueError(f"length must be a whole number of positions, got {length!r}")
+    if length < 1:
+        raise ValueError(f"length must be at least 1 position, got {length}")
+    positions = torch.arange(length)
+    return positions[:, None], positions[None, :]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
 from masksearch.masks.core import Mask
-from masksearch.masks.families import block_layout, table
 from masksearch.masks.lower import block_view, no_empty_rows
+from masksearch.masks.tables import BlockLayout as block_layout
+from masksearch.masks.tables import Table as table
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -1,13 +1,15 @@
-"""The leaves: which keys a query keeps, by position alone."""
+"""The leaves: which keys a query keeps, by position, or by the tokens that stand there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from masksearch.masks.checks import distinct, settle
+from masksearch.masks.checks import MOST, at_least, distinct, settle, whole
 from masksearch.masks.core import Mask, Points
 from masksearch.masks.tables import Drawn
 
@@ -30,7 +32,7 @@ def hashed(values: Tensor, seed: int, stream: int) -> Tensor:
     return shifted(state, 2)
 
 
-def member(values: Tensor, allowed: tuple[int, ...]) -> Tensor:
+def member(values: Tensor, allowed: Sequence[int]) -> Tensor:
     """Whether each value is one of a few numbers (works inside a `mask_mod` too)."""
     result = values == allowed[0]
     for number in allowed[1:]:
@@ -47,7 +49,6 @@ class Full(Mask):
     """
 
     kind = "full"
-    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         return at.offset == at.offset
@@ -62,7 +63,6 @@ class Causal(Mask):
     """
 
     kind = "causal"
-    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         return at.offset <= 0
@@ -86,7 +86,6 @@ class Window(Mask):
     """
 
     kind = "window"
-    by_offset = True
     reach: int
 
     def __post_init__(self) -> None:
@@ -114,7 +113,6 @@ class Dilated(Mask):
     """
 
     kind = "dilated"
-    by_offset = True
     reach: int
     gap: int
 
@@ -141,7 +139,6 @@ class Stride(Mask):
     """
 
     kind = "stride"
-    by_offset = True
     period: int
 
     def __post_init__(self) -> None:
@@ -163,8 +160,7 @@ class Offsets(Mask):
     """
 
     kind = "offsets"
-    by_offset = True
-    distances: tuple[int, ...]
+    distances: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "distances", distinct("distances", self.distances, 0))
@@ -187,8 +183,7 @@ class Shifts(Mask):
     """
 
     kind = "shifts"
-    by_offset = True
-    steps: tuple[int, ...]
+    steps: Sequence[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", distinct("steps", self.steps))
@@ -208,7 +203,6 @@ class PowersOfTwo(Mask):
     """
 
     kind = "powers_of_two"
-    by_offset = True
 
     def allows(self, at: Points) -> Tensor:
         distance = at.offset.abs()
@@ -266,28 +260,92 @@ class BlockColumns(Mask):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GlobalTokens(Mask):
-    """Keep the rows and the columns of some positions.
+    """Keep the rows and the columns of the first `count` positions, or of given positions.
 
     Args:
-        positions: Positions that attend to all keys and that all queries attend to (>= 0);
-            those beyond the length are ignored.
+        count: How many positions from the first on (1 .. 2^20).
+        positions: Instead of a count: positions that attend to all keys and that all queries
+            attend to (>= 0); those beyond the length are ignored.
+
+    Raises:
+        ValueError: If not exactly one of them is given, or it is out of range.
 
     Reference: BigBird, arXiv 2007.14062, Section 2 (internal global tokens).
 
-    >>> GlobalTokens((0,)).dense(3)[0, 0].int().tolist()
+    >>> GlobalTokens(1).dense(3)[0, 0].int().tolist()
     [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
     """
 
     kind = "global_tokens"
-    positions: tuple[int, ...]
+    count: InitVar[int | None] = None
+    positions: Sequence[int] = field(default=(), kw_only=True)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "positions", distinct("positions", self.positions, 0))
+    def __post_init__(self, count: int | None) -> None:
+        object.__setattr__(self, "positions", positions_of(self, count))
 
     def allows(self, at: Points) -> Tensor:
         if self.positions == tuple(range(len(self.positions))):
             return (at.query < len(self.positions)) | (at.key < len(self.positions))
         return member(at.query, self.positions) | member(at.key, self.positions)
+
+    def expression(self) -> str:
+        """`global_tokens(count)`, or `global_tokens(positions=[..])`."""
+        return by_count(self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Columns(Mask):
+    """Keep the columns of the first `count` positions, or of given positions.
+
+    Unlike those of `GlobalTokens`, these positions do not attend to all keys themselves.
+
+    Args:
+        count: How many positions from the first on (1 .. 2^20).
+        positions: Instead of a count: kept keys (>= 0); those beyond the length are ignored.
+
+    Raises:
+        ValueError: If not exactly one of them is given, or it is out of range.
+
+    Reference: attention sinks of StreamingLLM, arXiv 2309.17453, Section 3.2.
+
+    >>> Columns(1).dense(3)[0, 0].int().tolist()
+    [[1, 0, 0], [1, 0, 0], [1, 0, 0]]
+    """
+
+    kind = "columns"
+    count: InitVar[int | None] = None
+    positions: Sequence[int] = field(default=(), kw_only=True)
+
+    def __post_init__(self, count: int | None) -> None:
+        object.__setattr__(self, "positions", positions_of(self, count))
+
+    def allows(self, at: Points) -> Tensor:
+        if self.positions == tuple(range(len(self.positions))):
+            kept = at.key < len(self.positions)
+        else:
+            kept = member(at.key, self.positions)
+        return kept & (at.query >= 0)
+
+    def expression(self) -> str:
+        """`columns(count)`, or `columns(positions=[..])`."""
+        return by_count(self)
+
+
+def positions_of(mask: GlobalTokens | Columns, count: int | None) -> tuple[int, ...]:
+    """The first `count` positions, or the given ones."""
+    given = mask.positions
+    if (count is None) == (given is None or (isinstance(given, tuple) and not given)):
+        raise ValueError(f"{mask.kind} takes a count or positions=[...], exactly one of them")
+    if count is not None:
+        given = range(at_least("count", count, 1, MOST))
+    return distinct("positions", given, 0)
+
+
+def by_count(mask: GlobalTokens | Columns) -> str:
+    """`kind(count)` where the positions are the first ones."""
+    first = mask.positions == tuple(range(len(mask.positions)))
+    inner = len(mask.positions) if first else f"positions={list(mask.positions)}"
+    return f"{mask.kind}({inner})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -332,3 +390,46 @@ class RandomKeys(Mask):
 
     def resolve(self, length: int) -> Mask:
         return Drawn(self.keys(torch.arange(length), length).int())
+
+
+@dataclass(frozen=True, eq=False, repr=False, init=False)
+class SpecialTokens(Mask):
+    """Keep the rows and the columns of some tokens, wherever they stand.
+
+    Its cells follow the tokens: `masksearch.attach` resolves it from the input ids of each
+    batch, `mask.table(input_ids)` shows them, and where no tokens are known they are refused.
+    An example without any of the tokens has empty rows, which are refused too: combine it with
+    a mask that keeps something everywhere.
+
+    Args:
+        ids: Token ids (>= 0), or one list of them: `tokenizer.cls_token_id`, ...
+
+    Raises:
+        ValueError: If there is no id, or one is not a whole number >= 0.
+
+    Reference: Longformer, arXiv 2004.05150, Section 3.1 (global attention on chosen tokens).
+
+    >>> SpecialTokens(101).table(torch.tensor([[101, 7]]))[0, 0].int().tolist()
+    [[1, 1], [1, 0]]
+    """
+
+    kind = "special_tokens"
+    needs_tokens = True
+    ids: Sequence[int]
+
+    def __init__(self, *tokens: int | Iterable[int], ids: Iterable[int] | None = None) -> None:
+        given: Any = tokens if ids is None else ids
+        if ids is None and len(tokens) == 1 and whole(tokens[0]) is None:
+            given = tokens[0]
+        object.__setattr__(self, "ids", distinct("ids", given, 0))
+
+    def allows(self, at: Points) -> Tensor:
+        if at.tokens is None:
+            self.refuse_tokens()
+            raise AssertionError
+        found = member(at.tokens, self.ids)
+        return found[:, at.query] | found[:, at.key]
+
+    def expression(self) -> str:
+        """`special_tokens(id, ..)`."""
+        return f"{self.kind}({', '.join(map(str, self.ids))})"

@@ -3,22 +3,69 @@
 found = nearest_family(table_mask)
 print(found.text, found.iou)          # "window(3) | global_tokens(1)"  0.97
 found.mask.dense(256)                 # a table itself has one length only
+
+A description is an expression and the list of the cells where it is wrong; the shortest one is
+looked for greedily. Each round weighs every part of a library (all windows, strides, dilated
+windows, blocks, .., and the best sets of offsets, of positions and of blocks), takes the one that
+shortens the description most, and then asks of each part taken before whether another one, or
+none, would now be shorter. That ends when nothing shortens the description any more.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from masksearch.errors import LengthError
-from masksearch.masks import families
-from masksearch.masks.core import DenseMask, Mask
-from masksearch.masks.description import WORD, listing_bits
+from masksearch.masks.core import (
+    Both,
+    Complement,
+    DenseMask,
+    Either,
+    Mask,
+    Points,
+    family_name,
+    field_names,
+    grid,
+    joined,
+)
+from masksearch.masks.families import log_sparse, strided
+from masksearch.masks.layouts import Axial, Butterfly
+from masksearch.masks.leaves import (
+    BlockColumns,
+    Blocks,
+    Causal,
+    Columns,
+    Dilated,
+    Full,
+    GlobalTokens,
+    Offsets,
+    PowersOfTwo,
+    RandomKeys,
+    Shifts,
+    Stride,
+    Window,
+)
 from masksearch.masks.measure import overlap
 from masksearch.masks.stacks import PerHead, PerLayer
-from masksearch.masks.text import expression
-from masksearch.masks.union_search import UnionSearch
+from masksearch.masks.tables import BlockLayout, Table, Toeplitz
+
+WORD = 5.0  # bits of a name or an operator of the language, of which there are about 32
+GAPS = 32  # largest gap that dilated is tried with, in positions
+LASTS = 4  # most columns of a block that block_columns and fixed are tried with
+ORDER: list[type[Mask]] = [  # of the parts in a union, as the families have it
+    *(Full, Causal, Columns, Window, Dilated, Stride, Blocks, BlockColumns),
+    *(Axial, Butterfly, BlockLayout, Offsets, PowersOfTwo, Shifts, GlobalTokens),
+]
+SETS = {Offsets: "distances", Shifts: "steps", GlobalTokens: "positions", Columns: "positions"}
+Parts = tuple[Mask, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +158,7 @@ def nearest_family(
     )
     return NearestFamily(
         mask=result,
-        text=expression(result),
+        text=str(result),
         iou=iou,
         missing=int((table & ~dense).sum()),
         extra=int((dense & ~table).sum()),
@@ -124,10 +171,10 @@ def nearest_family(
 def explain(table: DenseMask) -> tuple[Mask, float]:
     """The shortest description of `[layers, heads, n, n]`: one mask, per head or per layer."""
     layers, heads = table.shape[:2]
-    options = [UnionSearch(table).best()]
+    options = [shortest_union(table.flatten(0, 1))]
     if not torch.equal(table, table[:1, :1].expand_as(table)):
         if heads > 1:
-            found = [UnionSearch(head).best() for head in table.unsqueeze(2).unbind(1)]
+            found = [shortest_union(head.flatten(0, 1)) for head in table.unsqueeze(2).unbind(1)]
             bits = WORD + sum(bits for _, bits in found)
             options.append((PerHead(tuple(mask for mask, _ in found)), bits))
         if layers > 1:
@@ -143,4 +190,320 @@ def without_empty_rows(mask: Mask, length: int) -> Mask:
         return type(mask)(tuple(without_empty_rows(part, length) for part in mask.of))
     if mask.dense(length).any(-1).all():
         return mask
-    return mask | families.window(0)
+    return mask | Window(0)
+
+
+# -- the greedy search ---------------------------------------------------------------------------
+def shortest_union(planes: Tensor) -> tuple[Mask, float]:
+    """The union of parts that describes some planes in the fewest bits, and those bits.
+
+    Args:
+        planes: bool `[.., n, n]`.
+    """
+    length = planes.shape[-1]
+    planes = planes.reshape(-1, length, length)
+    nowhere = torch.zeros(length, length, dtype=torch.bool)
+    found = Union(planes, nowhere, None).grow()
+    for limit in (Causal(), ~Offsets((0,))):
+        outside = ~cells_of(limit, length)
+        missed = (2 * planes[:, outside].sum(0) - len(planes)).clamp(min=0)  # kept there by most
+        least = (
+            WORD + expression_bits(limit, length) + float(error_bits(missed.sum(), planes.numel()))
+        )
+        if least < found[1]:
+            found = min(found, Union(planes, outside, limit).grow(), key=lambda option: option[1])
+    return found
+
+
+class Union:
+    """The search for a union of parts within a limit such as `causal()`.
+
+    Keeping a cell is right in some of the planes and wrong in the others, so the planes matter
+    through one number a cell: how many planes keep it, less how many do not. What a part gains
+    is the sum of that number over its cells that are not kept yet.
+
+    Args:
+        planes: bool `[planes, n, n]`.
+        outside: bool `[n, n]`, the cells beyond the limit.
+        limit: The limit as a mask; None = none.
+    """
+
+    def __init__(self, planes: Tensor, outside: Tensor, limit: Mask | None) -> None:
+        self.length, self.cells, self.kept = planes.shape[-1], planes.numel(), int(planes.sum())
+        self.weight = (2 * planes.sum(0).double() - len(planes)).masked_fill(outside, 0)
+        self.outside, self.limit = outside, limit
+        self.known: dict[Parts, float] = {}
+
+    def grow(self) -> tuple[Mask, float]:
+        """The shortest union that a part of any kind grows to, its parts then exchanged."""
+        parts = min((self.extended(first) for first in self.grown(())), key=self.bits)
+        shorter = True
+        while shorter:
+            without = [tuple(p for p in parts if p != part) for part in parts]
+            options = [*without, *(o for rest in (parts, *without) for o in self.grown(rest))]
+            best = min(options, key=self.bits, default=parts)
+            shorter = self.bits(best) < self.bits(parts)
+            parts = best if shorter else parts
+        return self.expression(parts), self.bits(parts)
+
+    def extended(self, parts: Parts) -> Parts:
+        """Adds the part that shortens the description most, as long as one does."""
+        while True:
+            best = min(self.grown(parts), key=self.bits)
+            if self.bits(best) >= self.bits(parts):
+                return parts
+            parts = best
+
+    def cover(self, parts: Parts) -> Tensor:
+        """The cells of the union, bool `[n, n]`."""
+        cover = torch.zeros_like(self.outside)
+        for part in parts:
+            cover = cover | cells_of(part, self.length)
+        return cover & ~self.outside
+
+    def wrong(self, cover: Tensor) -> int:
+        """Cells where a union is wrong, over all planes."""
+        return self.kept - int((self.weight * cover).sum())
+
+    def expression(self, parts: Parts) -> Mask:
+        """The union within the limit."""
+        union = parts[0] if len(parts) == 1 else Either(parts)
+        return union if self.limit is None else union & self.limit
+
+    def bits(self, parts: Parts) -> float:
+        """Bits of the whole description; a union without cells explains nothing."""
+        if parts not in self.known:
+            self.known[parts] = self.measured(parts)
+        return self.known[parts]
+
+    def measured(self, parts: Parts) -> float:
+        """As `bits`, of parts that have not been met."""
+        cover = self.cover(parts)
+        if not cover.any():
+            return math.inf
+        errors = float(error_bits(self.wrong(cover), self.cells))
+        return expression_bits(self.expression(parts), self.length) + errors
+
+    def grown(self, parts: Parts) -> Iterator[Parts]:
+        """The union with one more part: the best of every kind."""
+        cover = self.cover(parts)
+        wrong = self.wrong(cover)
+        weight = self.weight.masked_fill(cover, 0)
+
+        def errors(gain: Any) -> Any:
+            return error_bits(wrong - gain, self.cells)
+
+        for offered in (by_offset, by_block, by_position, by_tile):
+            for option in offered(weight, errors):
+                yield merged(*parts, *option)
+
+
+@lru_cache(maxsize=512)
+def cells_of(part: Mask, length: int) -> Tensor:
+    """The cells of a part, bool `[n, n]`."""
+    return part.dense(length)[0, 0]
+
+
+def merged(*parts: Mask) -> Parts:
+    """The parts of a union in the order of `ORDER`, sets of one kind as one."""
+    flat = joined(Either, *parts)
+    found = [part for part in dict.fromkeys(flat) if not isinstance(part, tuple(SETS))]
+    for kind, field in SETS.items():
+        members = [number for p in flat if isinstance(p, kind) for number in getattr(p, field)]
+        found += [kind(**{field: members})] if members else []
+    return tuple(sorted(found, key=lambda part: (ORDER.index(type(part)), str(part))))
+
+
+# -- the library: the best parts of every kind, given what each cell [n, n] gains ---------------
+Errors = Callable[[Any], Any]  # bits of the cells that are still wrong after a gain; elementwise
+
+
+@lru_cache(maxsize=2)
+def patterns(length: int) -> tuple[list[Mask], Tensor, Tensor]:
+    """Parts that depend on j - i alone; 1 where they keep it, `[parts, 2n - 1]`; their bits."""
+    found: list[Mask] = [Full(), Causal(), log_sparse(), PowersOfTwo()]
+    found += [Window(reach) for reach in range(max(1, length - 1))]
+    found += [kind(period) for kind in (Stride, strided) for period in range(2, length)]
+    for gap in range(2, min(GAPS, length // 2) + 1):
+        found += [Dilated(reach, gap) for reach in range(gap, length, gap)]
+    offset = torch.arange(1 - length, length)
+    at = Points(torch.zeros_like(offset), offset, length)
+    kept = torch.stack([part.allows(at) for part in found]).double()
+    return found, kept, torch.tensor([expression_bits(part, length) for part in found]).double()
+
+
+def by_offset(weight: Tensor, errors: Errors) -> Iterator[Parts]:
+    """The best pattern of each kind, and the best sets of distances and of signed offsets."""
+    length = len(weight)
+    query, key = grid(length)
+    along = torch.zeros(2 * length - 1, dtype=torch.float64)
+    along.index_add_(0, (key - query + length - 1).flatten(), weight.flatten())
+    parts, kept, price = patterns(length)
+    bits, seen = price + errors(kept @ along), set()
+    for index in bits.argsort(stable=True).tolist():
+        if parts[index].kind not in seen:
+            seen.add(parts[index].kind)
+            yield (parts[index],)
+    distance = along[length - 1 :] + along[:length].flip(0)
+    distance[0] = along[length - 1]
+    for chosen in best_set(distance, errors):
+        yield (Offsets(chosen),)
+    for chosen in best_set(along, errors):
+        yield (Shifts([index - length + 1 for index in chosen]),)
+
+
+def by_block(weight: Tensor, errors: Errors) -> Iterator[Parts]:
+    """The best blocks, block columns, and both together, by sums of columns above each row."""
+    length = len(weight)
+    sizes, position = torch.arange(2, max(3, length // 2 + 1))[:, None], torch.arange(length)
+    start = position // sizes * sizes
+    above = torch.cat([torch.zeros(1, length), weight.cumsum(0)])
+    own = above[(start + sizes).clamp(max=length), position] - above[start, position]
+    columns = weight.sum(0)
+    yield (Blocks(int(sizes[int(errors(own.sum(1)).argmin())])),)
+    for last in range(1, LASTS + 1):
+        kept = (position % sizes >= sizes - last) & (sizes > last)
+        for whole, gain in ((False, columns * kept), (True, torch.where(kept, columns, own))):
+            size = int(sizes[int(errors(gain.sum(1)).argmin())])
+            if size > last:
+                part = BlockColumns(size, last)
+                yield (Blocks(size), part) if whole else (part,)
+
+
+def by_position(weight: Tensor, errors: Errors) -> Iterator[Parts]:
+    """The best global tokens and the best columns: the first ones, or any."""
+    length = len(weight)
+    columns, both = weight.sum(0), weight.sum(0) + weight.sum(1) - weight.diagonal()
+    for own, kind in ((columns, Columns), (both, GlobalTokens)):
+        ranked = own.argsort(descending=True, stable=True)
+        ranked = ranked[own[ranked] > 0]
+        some = set_bits(torch.arange(1, len(ranked) + 1), length)
+        for order, price in ((torch.arange(length), torch.zeros(1)), (ranked, some)):
+            if not len(order):
+                continue
+            gain = own[order].cumsum(0)
+            if kind is GlobalTokens:  # less the cells that are in a row and in a column
+                crossing = weight[order][:, order].fill_diagonal_(0)
+                gain = gain - crossing.cumsum(0).cumsum(1).diagonal()
+            count = int((price + errors(gain)).argmin()) + 1
+            yield (kind(positions=order[:count].tolist()),)
+
+
+def by_tile(weight: Tensor, errors: Errors) -> Iterator[Parts]:
+    """Grids, butterflies and block layouts, where they save what they cost.
+
+    Else noise would get such a name: there are as many layouts as there are sets of blocks.
+    """
+    length = len(weight)
+    sizes = [1, *(size for size in range(2, length // 2 + 1) if length % size == 0)]
+    found: list[Mask] = [
+        Axial((length - front) // columns, columns, front)
+        for front in (0, 1)
+        for columns in range(2, (length - front) // 2 + 1)
+        if (length - front) % columns == 0
+    ]
+    for size in sizes:
+        found.append(Butterfly(size))
+        if size > 1:
+            found.append(best_layout(weight, errors, size))
+    gain = torch.stack([(weight * cells_of(part, length)).sum() for part in found])
+    price = torch.tensor([expression_bits(part, length) for part in found]).double()
+    bits, seen = price + errors(gain), set()
+    for index in bits.argsort(stable=True).tolist():
+        if found[index].kind not in seen and float(bits[index]) < float(errors(0)) - WORD:
+            yield (found[index],)
+        seen.add(found[index].kind)
+
+
+def best_layout(weight: Tensor, errors: Errors, size: int) -> Mask:
+    """The best layout of blocks of a size.
+
+    Blocks that gain the same are all kept or none: in between, the bits are concave.
+    """
+    count = len(weight) // size
+    blocks = weight.view(count, size, count, size).sum((1, 3))
+    value, times = np.unique(-blocks.numpy(), return_counts=True)
+    kept, gain = torch.from_numpy(times.cumsum()), torch.from_numpy(-(value * times).cumsum())
+    best = int((set_bits(kept, blocks.numel()) + errors(gain)).argmin())
+    return BlockLayout(blocks >= -value[best], size)
+
+
+def best_set(gain: Tensor, errors: Errors) -> Iterator[list[int]]:
+    """The members, of those that gain anything, that shorten the description most."""
+    order = gain.argsort(descending=True, stable=True)[: int((gain > 0).sum())]
+    if len(order):
+        price = set_bits(torch.arange(1, len(order) + 1), len(gain))
+        yield order[: int((price + errors(gain[order].cumsum(0))).argmin()) + 1].tolist()
+
+
+# -- the length of a description (minimum description length) ------------------------------------
+def description_bits(mask: Mask, table: DenseMask) -> float:
+    """Bits that describe a table by way of a mask: the expression, and where it is wrong.
+
+    Args:
+        mask: An expression without tables and random keys.
+        table: bool `[layers, heads, n, n]`.
+
+    Raises:
+        TypeError: If the mask has a part that is no name with whole numbers.
+    """
+    if isinstance(mask, PerLayer):
+        pairs = zip(mask.of, table.unsqueeze(1), strict=True)
+        return WORD + sum(description_bits(part, layer) for part, layer in pairs)
+    if isinstance(mask, PerHead):
+        pairs = zip(mask.of, table.unsqueeze(2).unbind(1), strict=True)
+        return WORD + sum(description_bits(part, head) for part, head in pairs)
+    wrong = int((table ^ mask.dense(table.shape[-1], *table.shape[:2])).sum())
+    return expression_bits(mask, table.shape[-1]) + float(error_bits(wrong, table.numel()))
+
+
+def expression_bits(mask: Mask, length: int) -> float:
+    """Bits of an expression; a hand-designed family at its defaults costs one name.
+
+    A block layout costs its name, its block size, and the set of its kept blocks.
+    """
+    number = math.log2(length + 1)
+    if isinstance(mask, Either) and family_name(mask):
+        return WORD
+    match mask:
+        case Either(of=parts) | Both(of=parts):
+            return WORD * (len(parts) - 1) + sum(expression_bits(p, length) for p in parts)
+        case Complement(of=part):
+            return WORD + expression_bits(part, length)
+        case Offsets(distances=members):
+            return WORD + float(set_bits(len(members), length))
+        case Shifts(steps=members):
+            return WORD + float(set_bits(len(members), 2 * length - 1))
+        case GlobalTokens(positions=members) | Columns(positions=members):
+            first = members == tuple(range(len(members)))
+            return WORD + 1 + (number if first else float(set_bits(len(members), length)))
+        case Axial(prefix=prefix):
+            return WORD + 1 + number * (3 if prefix else 2)
+        case BlockLayout(bits=bits):
+            return WORD + number + float(set_bits(int(bits.sum()), bits.numel()))
+        case Table() | Toeplitz() | RandomKeys() | PerHead() | PerLayer():
+            raise TypeError(f"{mask.kind} has no description in names and whole numbers")
+    return WORD + number * len(field_names(mask))
+
+
+def set_bits(size: Any, out_of: float) -> Any:
+    """Bits of a set of `size` members out of `out_of`: its size, then which one; elementwise."""
+    size = torch.as_tensor(size, dtype=torch.float64)
+    ways = math.lgamma(out_of + 1) - (size + 1).lgamma() - (out_of - size + 1).lgamma()
+    return 2 * (size + 1).log2() + 1 + ways / math.log(2)
+
+
+def error_bits(wrong: Any, cells: int) -> Any:
+    """Bits of naming the wrong ones among some cells; elementwise.
+
+    Beyond half of the cells every further one costs a bit, although a set of nearly all cells
+    is as short as its complement: a mask that is wrong nearly everywhere explains nothing.
+    """
+    wrong = torch.as_tensor(wrong, dtype=torch.float64)
+    half = cells / 2
+    return set_bits(wrong.clamp(max=half), cells) + (wrong - half).clamp(min=0)
+
+
+def listing_bits(kept: int, cells: int) -> float:
+    """Bits of naming the kept cells, or the others where those are fewer."""
+    return float(set_bits(min(kept, cells - kept), cells))

@@ -1,8 +1,8 @@
-"""Combinations of masks: union, intersection, complement, and one mask per head or layer."""
+"""One mask for each head or layer, and a mask that is taken at a longer length."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,100 +10,33 @@ from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError, LengthError
 from masksearch.masks.checks import settle
-from masksearch.masks.core import Mask, Points
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Either(Mask):
-    """Kept where any part keeps: `a | b`."""
-
-    kind = "or"
-    of: tuple[Mask, ...]
-
-    def __post_init__(self) -> None:
-        children(self, self.of)
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    def allows(self, at: Points) -> Tensor:
-        result = self.of[0].allows(at)
-        for part in self.of[1:]:
-            result = result | part.allows(at)
-        return result
-
-    def resolve(self, length: int) -> Mask:
-        return Either(tuple(part.resolve(length) for part in self.of))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Both(Mask):
-    """Kept where every part keeps: `a & b`; also `a - b` as `a & ~b`."""
-
-    kind = "and"
-    of: tuple[Mask, ...]
-
-    def __post_init__(self) -> None:
-        children(self, self.of)
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    def allows(self, at: Points) -> Tensor:
-        result = self.of[0].allows(at)
-        for part in self.of[1:]:
-            result = result & part.allows(at)
-        return result
-
-    def resolve(self, length: int) -> Mask:
-        return Both(tuple(part.resolve(length) for part in self.of))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Complement(Mask):
-    """Kept where the part does not keep: `~a`."""
-
-    kind = "not"
-    of: Mask
-
-    def __post_init__(self) -> None:
-        children(self, (self.of,))
-
-    @property
-    def parts(self) -> tuple[Mask, ...]:
-        return (self.of,)
-
-    def allows(self, at: Points) -> Tensor:
-        return ~self.of.allows(at)
-
-    def resolve(self, length: int) -> Mask:
-        return Complement(self.of.resolve(length))
+from masksearch.masks.core import Mask, Points, check_parts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PerHead(Mask):
     """Head h uses the h-th mask.
 
+    Args:
+        of: One mask for each head.
+
     Raises:
-        HeadCountError: If a part itself tells heads apart.
+        TypeError: If it is not a list of one or more masks.
+        LayerCountError: If the masks tell different numbers of layers apart.
+        HeadCountError: If one of them tells heads apart itself.
     """
 
     kind = "per_head"
-    of: tuple[Mask, ...]
+    of: Sequence[Mask]
 
     def __post_init__(self) -> None:
-        children(self, self.of)
+        listed(self)
         if any(part.heads is not None for part in self.of):
             raise HeadCountError("per_head takes masks that do not tell heads apart themselves")
 
     @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    @property
     def heads(self) -> int | None:
+        """Number of masks."""
         return len(self.of)
 
     def allows(self, at: Points) -> Tensor:
@@ -114,39 +47,49 @@ class PerHead(Mask):
             result = torch.where(at.head == index, part.allows(at), result)
         return result
 
-    def resolve(self, length: int) -> Mask:
-        return PerHead(tuple(part.resolve(length) for part in self.of))
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PerLayer(Mask):
     """Layer l uses the l-th mask (parts may tell heads apart).
 
+    Args:
+        of: One mask for each layer.
+
     Raises:
-        LayerCountError: If a part itself tells layers apart.
+        TypeError: If it is not a list of one or more masks.
+        HeadCountError: If the masks tell different numbers of heads apart.
+        LayerCountError: If one of them tells layers apart itself.
     """
 
     kind = "per_layer"
-    of: tuple[Mask, ...]
+    of: Sequence[Mask]
 
     def __post_init__(self) -> None:
-        children(self, self.of)
+        listed(self)
         if any(part.layers is not None for part in self.of):
             raise LayerCountError("per_layer takes masks that do not tell layers apart themselves")
 
     @property
-    def parts(self) -> tuple[Mask, ...]:
-        return self.of
-
-    @property
     def layers(self) -> int | None:
+        """Number of masks."""
         return len(self.of)
 
     def allows(self, at: Points) -> Tensor:
         return self.of[at.layer].allows(at)
 
-    def resolve(self, length: int) -> Mask:
-        return PerLayer(tuple(part.resolve(length) for part in self.of))
+    def single_layer(self, layer: int) -> Mask:
+        """The mask of that layer."""
+        return self.of[layer]
+
+
+def listed(mask: PerHead | PerLayer) -> None:
+    """Makes the masks of a list a tuple; says so where there is no list."""
+    if not isinstance(mask.of, Iterable):
+        raise TypeError(
+            f"{mask.kind} takes a list of masks, got {mask.of!r}; write {mask.kind}([mask, mask])"
+        )
+    object.__setattr__(mask, "of", tuple(mask.of))
+    check_parts(mask, mask.of)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -162,6 +105,10 @@ class Cropped(Mask):
         of: The mask.
         at: The length that it is taken at, in positions (>= 1).
 
+    Raises:
+        ValueError: If `at` is below 1.
+        LengthError: If the mask has another length; and later, if an input is longer.
+
     >>> from masksearch import masks
     >>> masks.cropped(masks.blocks(2), at=4).dense(3)[0, 0].int().tolist()
     [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
@@ -172,7 +119,7 @@ class Cropped(Mask):
     at: int
 
     def __post_init__(self) -> None:
-        children(self, (self.of,))
+        check_parts(self, (self.of,))
         settle(self, "at", 1)
         if self.of.length not in (None, self.at):
             raise LengthError(
@@ -181,11 +128,8 @@ class Cropped(Mask):
             )
 
     @property
-    def parts(self) -> tuple[Mask, ...]:
-        return (self.of,)
-
-    @property
     def length(self) -> int | None:
+        """None: it has every length up to `at`."""
         return None
 
     def allows(self, at: Points) -> Tensor:
@@ -200,18 +144,10 @@ class Cropped(Mask):
         return Cropped(self.of.resolve(self.at), self.at)
 
 
-def children(mask: Mask, of: Sequence[Mask]) -> None:
-    """Checks the parts of a combination when it is built, so that errors name the culprit."""
-    if isinstance(of, Mask) or not of or not all(isinstance(part, Mask) for part in of):
-        raise TypeError(f"{mask.kind} combines one or more masks of positions, got {of!r}")
-    _ = mask.heads, mask.layers, mask.length
+def layer_of(mask: Mask, layer: int) -> Mask:
+    """The mask of one layer alone (the mask itself where it does not tell layers apart).
 
-
-def joined(kind: type[Either] | type[Both], *of: Mask) -> tuple[Mask, ...]:
-    """Parts of a chain `a | b | c` side by side instead of nested."""
-    flat: list[Mask] = []
-    for part in of:
-        if not isinstance(part, Mask):
-            raise TypeError(f"masks combine with masks only, got {part!r}")
-        flat.extend(part.parts if isinstance(part, kind) else (part,))
-    return tuple(flat)
+    Raises:
+        ValueError: If there is no such layer.
+    """
+    return mask.of_layer(layer)

@@ -2,18 +2,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from masksearch.errors import LengthError, MaskFormatError
+from masksearch.masks.checks import settle
 from masksearch.masks.core import Mask, Points
 
 
+class BitMask(Mask):
+    """Base of the masks that hold bits, of which heads and layers may have their own.
+
+    Their field `bits` is bool `[.., own]`, `[heads, .., own]` or `[layers, heads, .., own]`; it
+    is also made from a NumPy array, or from nested lists of 0 and 1.
+    """
+
+    own: ClassVar[tuple[str, ...]]  # names of the last axes
+    bits: Tensor
+
+    def check_bits(self) -> None:
+        """Makes the bits a tensor of their own on the CPU.
+
+        Raises:
+            MaskFormatError: If they are something else, or have another shape.
+        """
+        bits = self.bits
+        if isinstance(bits, list | tuple):
+            rows = np.array(bits)  # ragged lists and masks raise, or become objects
+            if rows.dtype.kind not in "bi" or not np.isin(rows, (0, 1)).all():
+                raise MaskFormatError(f"{self.kind} takes lists of 0 and 1, got {bits!r}")
+            bits = torch.from_numpy(rows.astype(bool))
+        elif isinstance(bits, np.ndarray) and bits.dtype == np.bool_:
+            bits = torch.from_numpy(bits)
+        if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
+            got = getattr(bits, "dtype", bits)
+            raise MaskFormatError(f"a {self.kind} is made of a bool tensor, got {got}")
+        own = len(self.own)
+        if not own <= bits.ndim <= own + 2 or not bits.numel() or len({*bits.shape[-own:]}) > 1:
+            names = ", ".join(self.own)
+            raise MaskFormatError(
+                f"a {self.kind} has shape [{names}], [heads, {names}] or "
+                f"[layers, heads, {names}], got {list(bits.shape)}"
+            )
+        object.__setattr__(self, "bits", bits.detach().cpu().clone())
+
+    @property
+    def planes_of_bits(self) -> Tensor:
+        """The bits as `[layers | 1, heads | 1, .., own]`."""
+        return self.bits[(None,) * (len(self.own) + 2 - self.bits.ndim)]
+
+    @property
+    def heads(self) -> int | None:
+        """Number of heads that have bits of their own; None = one for all."""
+        count = self.planes_of_bits.shape[1]
+        return count if count > 1 else None
+
+    @property
+    def layers(self) -> int | None:
+        """Number of layers that have bits of their own; None = one for all."""
+        count = len(self.planes_of_bits)
+        return count if count > 1 else None
+
+    def single_layer(self, layer: int) -> Mask:
+        """The bits of one layer."""
+        return replace(cast(Any, self), bits=self.bits[layer])
+
+    def bits_at(self, at: Points, *index: Tensor) -> Tensor:
+        """The bits of the layer and head that are asked for, at those indices."""
+        layer = self.planes_of_bits[at.layer if self.layers else 0]
+        device = index[0].device
+        if isinstance(at.head, int):
+            return layer[at.head if self.heads else 0].to(device)[index]
+        layer = layer.to(device=device, dtype=torch.int32)  # inductor: no captured bools
+        head = at.head if self.heads else torch.zeros_like(at.head)
+        return layer[(head, *index)] > 0
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Table(Mask):
+class Table(BitMask):
     """Keep exactly the True cells of a table; has one length only.
 
     Args:
@@ -27,52 +97,32 @@ class Table(Mask):
     """
 
     kind = "table"
+    own = ("n", "n")
     bits: Tensor
 
     def __post_init__(self) -> None:
-        bits = self.bits
-        if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
-            raise MaskFormatError(f"a table is a bool tensor, got {getattr(bits, 'dtype', bits)}")
-        if bits.ndim not in (2, 3, 4) or bits.shape[-1] != bits.shape[-2] or not bits.numel():
-            raise MaskFormatError(
-                "a table has shape [n, n], [heads, n, n] or [layers, heads, n, n], "
-                f"got {list(bits.shape)}"
-            )
-        object.__setattr__(self, "bits", bits.detach().cpu().clone())
-
-    @property
-    def heads(self) -> int | None:
-        return self.bits.shape[-3] if self.bits.ndim > 2 and self.bits.shape[-3] > 1 else None
-
-    @property
-    def layers(self) -> int | None:
-        return self.bits.shape[0] if self.bits.ndim == 4 and self.bits.shape[0] > 1 else None
+        self.check_bits()
 
     @property
     def length(self) -> int | None:
+        """Positions of the table."""
         return self.bits.shape[-1]
 
     def allows(self, at: Points) -> Tensor:
-        size = self.bits.shape[-1]
-        if at.length != size:
+        if at.length != self.length:
             raise LengthError(
-                f"Table holds {size} positions, asked for {at.length}; searched tables do not "
-                f"stretch: use masks.nearest_family(mask), or pad the inputs to {size}"
+                f"Table holds {self.length} positions, asked for {at.length}; searched tables do "
+                f"not stretch: use masks.nearest_family(mask), or pad the inputs to {self.length}"
             )
-        table = (
-            self.bits.view(-1, size, size)
-            if self.bits.ndim < 4
-            else self.bits[at.layer if self.layers else 0]
-        )
-        if isinstance(at.head, int):
-            return table[at.head if self.heads else 0][at.query, at.key]
-        table = table.to(device=at.query.device, dtype=torch.int32)  # inductor: no captured bools
-        head = at.head if self.heads else torch.zeros_like(at.head)
-        return table[head, at.query, at.key] > 0
+        return self.bits_at(at, at.query, at.key)
+
+    def expression(self) -> str:
+        """Shape and digest; `parse` does not read them back."""
+        return f"table({'x'.join(map(str, self.bits.shape))}, {self.digest[:8]})"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Toeplitz(Mask):
+class Toeplitz(BitMask):
     """Keep by offset alone: one bit for each distance, or for each signed offset.
 
     Args:
@@ -87,37 +137,22 @@ class Toeplitz(Mask):
     """
 
     kind = "toeplitz"
-    by_offset = True
+    own = ("n",)
     bits: Tensor
     signed: bool = False
 
     def __post_init__(self) -> None:
-        bits = self.bits
-        if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
-            raise MaskFormatError(f"bits is a bool tensor, got {getattr(bits, 'dtype', bits)}")
-        if bits.ndim not in (1, 2, 3) or not bits.numel():
-            raise MaskFormatError(
-                "bits has shape [n], [heads, n] or [layers, heads, n] (2n - 1 when signed), "
-                f"got {list(bits.shape)}"
-            )
         if not isinstance(self.signed, bool):
             raise MaskFormatError(f"signed is True or False, got {self.signed!r}")
-        if self.signed and bits.shape[-1] % 2 == 0:
-            raise MaskFormatError(f"signed bits are 2n - 1, an odd number, got {bits.shape[-1]}")
-        object.__setattr__(self, "bits", bits.detach().cpu().clone())
+        self.check_bits()
+        if self.signed and self.bits.shape[-1] % 2 == 0:
+            size = self.bits.shape[-1]
+            raise MaskFormatError(f"signed bits are 2n - 1, an odd number, got {size}")
 
     @property
     def reach(self) -> int:
         """Farthest distance that has a bit, in positions."""
         return self.bits.shape[-1] // 2 if self.signed else self.bits.shape[-1] - 1
-
-    @property
-    def heads(self) -> int | None:
-        return self.bits.shape[-2] if self.bits.ndim > 1 and self.bits.shape[-2] > 1 else None
-
-    @property
-    def layers(self) -> int | None:
-        return self.bits.shape[0] if self.bits.ndim == 3 and self.bits.shape[0] > 1 else None
 
     def allows(self, at: Points) -> Tensor:
         if at.length > self.reach + 1:
@@ -125,17 +160,48 @@ class Toeplitz(Mask):
                 f"Toeplitz bits reach {self.reach + 1} positions, asked for {at.length}; offsets "
                 "beyond were not searched: pad the bits with False, or search at that length"
             )
-        index = at.offset + self.reach if self.signed else at.offset.abs()
-        bits = (
-            self.bits.view(-1, self.bits.shape[-1])
-            if self.bits.ndim < 3
-            else self.bits[at.layer if self.layers else 0]
-        )
-        if isinstance(at.head, int):
-            return bits[at.head if self.heads else 0][index]
-        bits = bits.to(device=index.device, dtype=torch.int32)
-        head = at.head if self.heads else torch.zeros_like(at.head)
-        return bits[head, index] > 0
+        return self.bits_at(at, at.offset + self.reach if self.signed else at.offset.abs())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockLayout(BitMask):
+    """Keep whole blocks, given bit by bit: the kind of mask that becomes speed.
+
+    Args:
+        bits: bool `[nb, nb]`, `[heads, nb, nb]` or `[layers, heads, nb, nb]`: which blocks of
+            keys (last axis) each block of queries keeps.
+        block: Positions of a block's side (>= 1).
+
+    Lengths up to `nb * block` are the first positions; longer ones are refused.
+
+    Raises:
+        MaskFormatError: If shape or type of the bits is another.
+        ValueError: If `block` < 1.
+
+    Reference: block-sparse attention, Sparse Transformer, arXiv 1904.10509, Section 5.5.
+
+    >>> BlockLayout(torch.eye(2, dtype=torch.bool), block=2).dense(3)[0, 0].int().tolist()
+    [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    """
+
+    kind = "block_layout"
+    own = ("nb", "nb")
+    bits: Tensor
+    block: int
+
+    def __post_init__(self) -> None:
+        settle(self, "block", 1)
+        self.check_bits()
+
+    def allows(self, at: Points) -> Tensor:
+        count = self.bits.shape[-1]
+        if at.length > count * self.block:
+            raise LengthError(
+                f"the layout has {count} blocks of {self.block} positions, asked for "
+                f"{at.length} positions; searched layouts do not stretch: give inputs of at most "
+                f"{count * self.block}"
+            )
+        return self.bits_at(at, at.query // self.block, at.key // self.block)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,5 +222,5 @@ class Drawn(Mask, stored=False):
             result = result | (at.key == keys[at.query, column])
         return result
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
         raise MaskFormatError("drawn keys have no form in files; write the mask of random_keys")

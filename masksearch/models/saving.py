@@ -39,8 +39,8 @@ from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedMod
 from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.probe import SELF, pretrained_models
 from masksearch.errors import AttachError, DataError, MaskFormatError
-from masksearch.masks import ContentMask, Mask
-from masksearch.masks.lower import load_mask, save_mask
+from masksearch.masks import Mask
+from masksearch.masks.files import load_mask, save_mask
 from masksearch.models.checkpoints import (
     UNREADABLE,
     find_head_parts,
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AnyMask = Mask | ContentMask
 MANIFEST = "masksearch.json"
 FORMAT = 1  # of the manifest
 VERSION = str(vars(sys.modules["masksearch"])["__version__"])
@@ -126,7 +125,7 @@ def save_pretrained(
     return folder
 
 
-def masks_to_save(model: nn.Module) -> tuple[dict[str, AnyMask], str]:
+def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     """What is attached to a model that can be saved, and the backend asked for."""
     name = type(model).__name__
     if not isinstance(model, nn.Module):
@@ -148,7 +147,7 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, AnyMask], str]:
             "alone with model.save_pretrained(folder)"
         )
     for part, what in found.items():
-        if not isinstance(what, AnyMask):
+        if not isinstance(what, Mask):
             raise AttachError(
                 f"gates are attached to {part!r} of this {name}, and only masks are saved with a "
                 "model; cut a mask from the gates and attach that: ms.attach(model, "
@@ -220,7 +219,7 @@ def write_aside(folder: Path) -> Iterator[Path]:
         (aside / MANIFEST).replace(folder / MANIFEST)
 
 
-def write_mask(mask: AnyMask, part: str, folder: Path) -> dict[str, str]:
+def write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     """Writes the mask of a part; name and SHA-256 of its file.
 
     `mask.json` of a plain model, else `mask.<part>.json`; `.safetensors` where it is large.
@@ -278,7 +277,7 @@ def load_pretrained(
     return model
 
 
-def saved_masks(folder: Path | str) -> dict[str, AnyMask]:
+def saved_masks(folder: Path | str) -> dict[str, Mask]:
     """The masks of a folder that `save_pretrained` wrote; weights are not read.
 
     Args:

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from masksearch.contracts import Evaluate, Job, Objective, OneShot, Record, Refused, Report, Shared
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import load_mask, save_mask
+from masksearch.masks.files import load_mask, save_mask
 
 FORMAT = 2
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own

@@ -16,7 +16,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach, attached
 from masksearch.cli import main as cli
 from masksearch.errors import DataError
-from masksearch.masks.lower import save_mask
+from masksearch.masks.files import save_mask
 from masksearch.models.saving import load_pretrained, save_pretrained
 
 

@@ -62,7 +62,7 @@ def test_show_says_why_hops_are_not_counted(monkeypatch, capsys):
 
 def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
     from masksearch import masks
-    from masksearch.masks.lower import save_mask
+    from masksearch.masks.files import save_mask
 
     table = masks.star().dense(32)[0, 0]
     table[3, 20] = True

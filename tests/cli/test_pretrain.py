@@ -20,7 +20,7 @@ from masksearch.attention.attach import attached
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
 from masksearch.masks import window
-from masksearch.masks.lower import load_mask
+from masksearch.masks.files import load_mask
 from masksearch.models.checkpoints import open_pretrained
 from masksearch.models.saving import load_pretrained
 from masksearch.training.checkpoints import Checkpoints

@@ -16,7 +16,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
-from masksearch.masks.lower import block_view, flex_block_mask, load_mask, lower, save_mask
+from masksearch.masks.files import load_mask, save_mask
+from masksearch.masks.lower import block_view, flex_block_mask, lower
 
 
 # -- the gate ----------------------------------------------------------------------------------

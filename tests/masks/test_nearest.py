@@ -11,17 +11,17 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import HeadCountError, LengthError
-from masksearch.masks.description import (
+from masksearch.masks import nearest
+from masksearch.masks.lower import lower
+from masksearch.masks.nearest import (
     WORD,
     description_bits,
     error_bits,
     expression_bits,
     listing_bits,
+    nearest_family,
     set_bits,
 )
-from masksearch.masks.lower import lower
-from masksearch.masks.nearest import nearest_family
-from masksearch.masks.union_search import UnionSearch
 
 N = 32
 small = st.integers(1, 6)
@@ -205,7 +205,7 @@ def test_later_leaves_never_lengthen_the_description(mask: masks.Mask, share: fl
     flipped = torch.rand(12, 12, generator=torch.Generator().manual_seed(seed)) < share
     table = masks.table(mask.dense(12) ^ flipped)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(UnionSearch, "by_layout", lambda *_: iter(()))
+        patch.setattr(nearest, "by_tile", lambda *_: iter(()))
         before = nearest_family(table)
     found = nearest_family(table)
     assert found.bits <= before.bits
