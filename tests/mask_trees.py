@@ -4,7 +4,9 @@ All masks of one length are compatible: they tell apart no heads or `HEADS`, no 
 `LAYERS`. `sized_trees` draws a length with its mask, `pairs` two masks of one length.
 """
 
+import dataclasses
 from functools import cache
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -58,37 +60,53 @@ def grids(length: int) -> Drawn:
 @cache
 def leaves(length: int, tables: bool = True) -> Drawn:
     """Every kind of leaf that tells neither heads nor layers apart."""
-    small, positive = st.integers(0, length + 1), st.integers(1, length + 1)
-    some = st.lists(small, min_size=1, max_size=3)
     choices = [
-        st.just(masks.full()),
-        st.just(masks.causal()),
-        st.just(masks.powers_of_two()),
-        st.builds(masks.window, small),
-        st.builds(masks.dilated, small, positive),
-        st.builds(masks.stride, positive),
-        st.builds(masks.offsets, some),
-        st.builds(masks.shifts, st.lists(st.integers(-length, length), min_size=1, max_size=3)),
-        st.builds(masks.blocks, positive),
-        positive.flatmap(lambda size: st.builds(masks.block_columns, st.just(size), last(size))),
-        st.builds(masks.global_tokens, positive),
-        st.builds(lambda found: masks.global_tokens(positions=found), some),
-        st.builds(masks.random_keys, small, st.integers(0, 2**63 - 1)),
+        *(drawn for kind in masks.Mask.kinds.values() for drawn in by_annotations(kind, length)),
+        st.builds(masks.global_tokens, st.integers(1, length + 1)),
+        st.builds(masks.columns, st.integers(1, length + 1)),
+        st.builds(masks.random_keys, st.integers(0, length + 1), st.integers(0, 2**63 - 1)),
         st.sampled_from(list(masks.FAMILIES.values())),
         toeplitz(length),
-        st.builds(masks.columns, positive),
-        st.builds(lambda found: masks.columns(positions=found), some),
-        st.builds(masks.butterfly, positive),
         grids(length),
         layouts(length),
     ]
     return st.one_of(choices + [bits(length, length).map(masks.table)] * tables)
 
 
-@cache
-def last(size: int) -> st.SearchStrategy[int]:
-    """Kept columns of a block."""
-    return st.integers(1, size)
+def by_annotations(kind: type[masks.Mask], length: int) -> list[Drawn]:
+    """Leaves of a kind whose fields are whole numbers, flags, or lists of whole numbers.
+
+    So a new leaf of that sort is tested without a line here.
+    """
+    number = st.integers(0, length + 1)
+    known = {
+        "int": number,
+        "bool": st.booleans(),
+        "Collection[int]": st.lists(st.integers(-length, length + 1), min_size=1, max_size=3),
+    }
+    types = {field.name: str(field.type) for field in dataclasses.fields(kind)}
+    if not kind.__module__.startswith("masksearch.") or not set(types.values()) <= set(known):
+        return []
+    if kind.needs_tokens is True:
+        return []
+
+    def built(fields: dict[str, Any]) -> masks.Mask | None:
+        for change in (lambda value: value, positive):  # most lists hold no negative numbers
+            try:
+                mask = kind(**{name: change(value) for name, value in fields.items()})
+                mask.dense(length)
+            except ValueError:
+                continue
+            return mask
+        return None
+
+    fields = st.fixed_dictionaries({name: known[type_] for name, type_ in types.items()})
+    return [fields.map(built).filter(lambda mask: mask is not None)]
+
+
+def positive(value: Any) -> Any:
+    """The absolute values of numbers; 1 for 0."""
+    return [abs(one) for one in value] if isinstance(value, list) else value or 1
 
 
 def combined(base: Drawn, most: int = 4) -> Drawn:

@@ -125,7 +125,7 @@ def test_left_padding_figures_hold():
     visible = (torch.arange(14) >= 4).long()[None]
     places = (visible.cumsum(-1) - 1).clamp(min=0)
 
-    def moved(mask: masks.Mask | masks.ContentMask) -> float:
+    def moved(mask: masks.Mask) -> float:
         attach(model, mask)
         with torch.no_grad():
             alone = model(input_ids=tokens)[0]

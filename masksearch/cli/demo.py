@@ -46,7 +46,7 @@ def space(trial: BaseTrial) -> Mask:
     distances = {0, trial.suggest_int("first", 1, 20)}
     if trial.suggest_categorical("two", [False, True]):
         distances.add(trial.suggest_int("second", 1, 20))
-    mask = masks.offsets(distances)
+    mask: Mask = masks.offsets(distances)
     if trial.suggest_categorical("hub", [False, True]):
         mask = mask | masks.global_tokens(1)
     return mask

@@ -232,7 +232,7 @@ class Mask:
         """
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
             raise MaskFormatError(f"a mask is an object with a 'kind', got {str(data)[:80]}")
-        written = data["kind"]
+        written = str(data["kind"])
         kind = EARLIER_KINDS.get(written, written)
         if kind == "of_positions":  # of version 0.1, around masks that do not depend on tokens
             return Mask.from_dict(data.get("of"), tensors)
@@ -590,12 +590,12 @@ def unplain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     if isinstance(value, list):
         return tuple(unplain(item, tensors) for item in value)
     if isinstance(value, dict) and set(value) == {"tensor"}:
-        cells = (tensors or {}).get(str(value["tensor"]))
-        if cells is None:
+        found = (tensors or {}).get(str(value["tensor"]))
+        if found is None:
             raise MaskFormatError(f"there is no tensor {value['tensor']!r}")
-        if cells.dtype != torch.uint8 or (cells > 1).any():
-            raise MaskFormatError(f"{value['tensor']} holds {cells.dtype}, not cells of 0 and 1")
-        return cells.bool()
+        if found.dtype != torch.uint8 or (found > 1).any():
+            raise MaskFormatError(f"{value['tensor']} holds {found.dtype}, not cells of 0 and 1")
+        return found.bool()
     if isinstance(value, dict) and set(value) == {"shape", "zlib"}:
         shape = value["shape"]
         if not isinstance(shape, list) or not all(
@@ -605,10 +605,10 @@ def unplain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
         cells = math.prod(shape)
         if cells > MOST_CELLS:
             raise MaskFormatError(f"a table has at most {MOST_CELLS} cells, got shape {shape}")
-        size = (cells + 7) // 8
+        most = (cells + 7) // 8
         compressed = base64.b64decode(value["zlib"], validate=True)
-        packed = zlib.decompressobj().decompress(compressed, size + 1)
-        if len(packed) != size:
+        packed = zlib.decompressobj().decompress(compressed, most + 1)
+        if len(packed) != most:
             raise MaskFormatError(f"a table of shape {shape} does not fit its {len(packed)} bytes")
         bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=cells).astype(bool)
         return torch.from_numpy(bits.reshape(shape))

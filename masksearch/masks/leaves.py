@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -32,10 +32,11 @@ def hashed(values: Tensor, seed: int, stream: int) -> Tensor:
     return shifted(state, 2)
 
 
-def member(values: Tensor, allowed: Sequence[int]) -> Tensor:
+def member(values: Tensor, allowed: Collection[int]) -> Tensor:
     """Whether each value is one of a few numbers (works inside a `mask_mod` too)."""
-    result = values == allowed[0]
-    for number in allowed[1:]:
+    first, *rest = allowed
+    result = values == first
+    for number in rest:
         result = result | (values == number)
     return result
 
@@ -160,7 +161,7 @@ class Offsets(Mask):
     """
 
     kind = "offsets"
-    distances: Sequence[int]
+    distances: Collection[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "distances", distinct("distances", self.distances, 0))
@@ -183,7 +184,7 @@ class Shifts(Mask):
     """
 
     kind = "shifts"
-    steps: Sequence[int]
+    steps: Collection[int]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "steps", distinct("steps", self.steps))
@@ -278,7 +279,7 @@ class GlobalTokens(Mask):
 
     kind = "global_tokens"
     count: InitVar[int | None] = None
-    positions: Sequence[int] = field(default=(), kw_only=True)
+    positions: Collection[int] = field(default=(), kw_only=True)
 
     def __post_init__(self, count: int | None) -> None:
         object.__setattr__(self, "positions", positions_of(self, count))
@@ -314,7 +315,7 @@ class Columns(Mask):
 
     kind = "columns"
     count: InitVar[int | None] = None
-    positions: Sequence[int] = field(default=(), kw_only=True)
+    positions: Collection[int] = field(default=(), kw_only=True)
 
     def __post_init__(self, count: int | None) -> None:
         object.__setattr__(self, "positions", positions_of(self, count))
@@ -415,7 +416,7 @@ class SpecialTokens(Mask):
 
     kind = "special_tokens"
     needs_tokens = True
-    ids: Sequence[int]
+    ids: Collection[int]
 
     def __init__(self, *tokens: int | Iterable[int], ids: Iterable[int] | None = None) -> None:
         given: Any = tokens if ids is None else ids

@@ -37,10 +37,10 @@ class BitMask(Mask):
                 raise MaskFormatError(f"{self.kind} takes lists of 0 and 1, got {bits!r}")
             bits = torch.from_numpy(rows.astype(bool))
         elif isinstance(bits, np.ndarray) and bits.dtype == np.bool_:
-            bits = torch.from_numpy(bits)
+            bits = torch.from_numpy(bits.copy())
         if not isinstance(bits, Tensor) or bits.dtype != torch.bool:
             got = getattr(bits, "dtype", bits)
-            raise MaskFormatError(f"a {self.kind} is made of a bool tensor, got {got}")
+            raise MaskFormatError(f"a {self.kind} is a bool tensor, got {got}")
         own = len(self.own)
         if not own <= bits.ndim <= own + 2 or not bits.numel() or len({*bits.shape[-own:]}) > 1:
             names = ", ".join(self.own)
@@ -53,7 +53,8 @@ class BitMask(Mask):
     @property
     def planes_of_bits(self) -> Tensor:
         """The bits as `[layers | 1, heads | 1, .., own]`."""
-        return self.bits[(None,) * (len(self.own) + 2 - self.bits.ndim)]
+        missing = len(self.own) + 2 - self.bits.ndim
+        return self.bits.view((1,) * missing + self.bits.shape)
 
     @property
     def heads(self) -> int | None:
@@ -69,7 +70,7 @@ class BitMask(Mask):
 
     def single_layer(self, layer: int) -> Mask:
         """The bits of one layer."""
-        return replace(cast(Any, self), bits=self.bits[layer])
+        return cast(Mask, replace(cast(Any, self), bits=self.bits[layer]))
 
     def bits_at(self, at: Points, *index: Tensor) -> Tensor:
         """The bits of the layer and head that are asked for, at those indices."""

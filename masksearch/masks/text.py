@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from keyword import iskeyword
 from typing import Any
 
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
@@ -14,7 +15,7 @@ LONGEST = 100_000  # characters of an expression
 
 def functions() -> dict[str, Callable[..., Mask]]:
     """What an expression may call: every kind of mask, and every recipe."""
-    return {name: kind for name, kind in Mask.kinds.items() if name.isidentifier()} | RECIPES
+    return {name: kind for name, kind in Mask.kinds.items() if not iskeyword(name)} | RECIPES
 
 
 def parse(text: str) -> Mask:

@@ -54,7 +54,7 @@ def test_one_mask_for_each_head_or_layer_is_a_list(build):
         build(masks.window(1))
     with pytest.raises(TypeError, match="takes a list of masks, got None"):
         build(None)
-    with pytest.raises(TypeError, match="combines one or more masks of positions"):
+    with pytest.raises(TypeError, match="combines one or more masks"):
         build([])
     with pytest.raises((HeadCountError, LayerCountError), match=r"do not tell .* apart"):
         build([build([masks.window(1)])])

@@ -39,7 +39,9 @@ def test_trees_cover_every_kind():
         seen.update(kinds_of(sized[1]))
 
     collect()
-    assert seen == set(masks.Mask.kinds)
+    kinds = masks.Mask.kinds.values()
+    ours = {kind.kind for kind in kinds if kind.__module__.startswith("masksearch.")}
+    assert seen == ours - {"special_tokens"}  # its cells are tested in test_tokens.py
 
 
 # -- laws --------------------------------------------------------------------------------------
@@ -353,7 +355,7 @@ def table_json(shape: object, packed: bytes) -> str:
             "per_head cannot be built: per_head takes masks",
         ),
         ('{"kind": "not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
-        ('{"kind": "table", "bits": [[true]]}', "a table is a bool tensor"),
+        ('{"kind": "table", "bits": [[2]]}', "table takes lists of 0 and 1"),
         (table_json([2, 3], b"\0"), r"a table has shape \[n, n\]"),
         (table_json([4, 4], b"\0"), "does not fit its 1 bytes"),
         (table_json([2, 2], b"\0\0"), "does not fit its 2 bytes"),
@@ -367,7 +369,7 @@ def table_json(shape: object, packed: bytes) -> str:
         ('{"kind":"table","bits":{"shape":[2,2],"zlib":"???"}}', "table cannot be built"),
         ('{"kind":"table","bits":{"shape":[2,2],"zlib":"AAAA"}}', "table cannot be built"),
         ('{"kind":"table","bits":{"shape":[2,2],"zlib":7}}', "table cannot be built"),
-        ('{"kind":"toeplitz","bits":true,"signed":false}', "bits is a bool tensor"),
+        ('{"kind":"toeplitz","bits":true,"signed":false}', "a toeplitz is a bool tensor"),
     ],
 )
 def test_from_json_says_what_is_wrong(text, message):

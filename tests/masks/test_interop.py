@@ -24,7 +24,13 @@ from transformers import masking_utils as theirs
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
+from masksearch.errors import (
+    EmptyRowError,
+    HeadCountError,
+    LayerCountError,
+    MaskFormatError,
+    TokensNeededError,
+)
 from masksearch.masks import interop
 
 GOLDEN = json.loads(
@@ -469,8 +475,8 @@ def by_example(batch, head, query, key):
         ),
         (
             lambda: masks.to_4d(masks.special_tokens(1), 8),
-            AttributeError,
-            "has no 'dense': a content mask",
+            TokensNeededError,
+            "cells only where input ids are known",
         ),
     ],
 )

@@ -214,9 +214,9 @@ def test_str_of_long_layouts_shows_shape_and_digest():
         (
             lambda: masks.block_layout(torch.ones(2, 2), 4),
             MaskFormatError,
-            "a block layout is a bool tensor, got torch.float32",
+            "a block_layout is a bool tensor, got torch.float32",
         ),
-        (lambda: masks.block_layout([[True]], 4), MaskFormatError, r"got \[\[True\]\]"),
+        (lambda: masks.block_layout([[3]], 4), MaskFormatError, r"got \[\[3\]\]"),
         (lambda: masks.block_layout(np.ones((2, 2)), 4), MaskFormatError, "got float64"),
         (lambda: masks.table(np.ones((2, 2))), MaskFormatError, "bool tensor, got float64"),
         (lambda: masks.block_layout(torch.ones(2, 3) > 0, 4), MaskFormatError, r"got \[2, 3\]"),
@@ -239,5 +239,5 @@ def test_messages(build, error, message):
 
 def test_examples_in_the_docstrings():
     found = doctest.testmod(module)
-    assert found.attempted > 3
+    assert found.attempted > 1
     assert not found.failed

@@ -162,7 +162,7 @@ def test_random_keys_do_not_touch_the_global_generator():
         (lambda: masks.random_keys(-1), ValueError, "count must be a whole number >= 0, got -1"),
         (lambda: masks.random_keys(1, -1), ValueError, "seed must be a whole number >= 0, got -1"),
         (lambda: masks.table(torch.ones(2, 2)), MaskFormatError, "bool tensor, got torch.float32"),
-        (lambda: masks.table([[True]]), MaskFormatError, r"bool tensor, got \[\[True\]\]"),
+        (lambda: masks.table([[2]]), MaskFormatError, r"lists of 0 and 1, got \[\[2\]\]"),
         (lambda: masks.table(torch.ones(2, 3) > 0), MaskFormatError, r"got \[2, 3\]"),
         (lambda: masks.table(torch.ones(0, 0) > 0), MaskFormatError, r"got \[0, 0\]"),
         (lambda: masks.toeplitz(torch.ones(3)), MaskFormatError, "bool tensor, got torch.float32"),

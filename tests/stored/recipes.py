@@ -318,7 +318,7 @@ def combined() -> dict[str, ms.Mask]:
     }
 
 
-def content() -> dict[str, ms.ContentMask]:
+def content() -> dict[str, ms.Mask]:
     """Masks that depend on the tokens."""
     seps = masks.special_tokens(SEP)
     return {
@@ -360,13 +360,13 @@ def mask_facts(mask: ms.Mask) -> dict[str, Any]:
     }
 
 
-def content_facts(mask: ms.ContentMask) -> dict[str, Any]:
+def content_facts(mask: ms.Mask) -> dict[str, Any]:
     """The same of a content mask: its tables over `TOKENS`, one a layer."""
     tables = []
     for layer in range(mask.layers or 1):
         cells = masks.layer_of(mask, layer).table(torch.tensor([TOKENS]))
         tables.append(cells[0].int().tolist())
-    return {"digest": mask.digest, "text": str(mask), "tables": tables}
+    return {"text": str(mask), "tables": tables}
 
 
 # -- models ------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
-"""Content masks: cells that follow the tokens, the algebra with masks, identity, files."""
+"""Masks that follow the tokens: their cells, the algebra with masks, identity, files."""
 
 import copy
-import doctest
-import json
 import pickle
 
 import pytest
@@ -20,11 +18,11 @@ from masksearch.errors import (
     LayerCountError,
     LengthError,
     MaskFormatError,
+    TokensNeededError,
     UnknownNameError,
 )
-from masksearch.masks import content as module
-from masksearch.masks.content_parts import OfPositions, content
-from masksearch.masks.lower import load_mask, save_mask
+from masksearch.masks.files import load_mask, save_mask
+from masksearch.masks.lower import block_view
 
 LENGTH, CLS, SEP = 5, 101, 102
 special = masks.special_tokens
@@ -50,7 +48,7 @@ def combined(base, most):
 
 
 def drawn(tables=True, layers=True):
-    """Content masks: at least one leaf looks at tokens."""
+    """Masks that may look at tokens."""
     ids = st.lists(st.sampled_from([7, CLS, SEP, 999]), min_size=1, max_size=2).map(special)
     plain = combined(ids | trees(LENGTH, tables, layers=False, heads=False), 4)
     headed = combined(
@@ -60,28 +58,28 @@ def drawn(tables=True, layers=True):
         2,
     )
     if not layers:
-        return headed.map(content)
+        return headed
     layered = st.lists(headed, min_size=LAYERS, max_size=LAYERS).map(masks.per_layer)
-    return combined(headed | layered | trees(LENGTH, tables), 2).map(content)
+    return combined(headed | layered | trees(LENGTH, tables), 2)
 
 
 def cell(mask, tokens, layer, head, query, key):
-    """Whether a cell is kept: the meaning of a content mask, for one cell."""
+    """Whether a cell is kept: the meaning of a mask, for one cell."""
+    if not mask.needs_tokens:
+        return bool(mask.dense(len(tokens), LAYERS, HEADS)[layer, head, query, key])
     inner = [cell(part, tokens, layer, head, query, key) for part in mask.parts]
     match mask.kind:
         case "special_tokens":
             return tokens[query] in mask.ids or tokens[key] in mask.ids
-        case "of_positions":
-            return bool(mask.of.dense(len(tokens), LAYERS, HEADS)[layer, head, query, key])
-        case "content_or":
+        case "or":
             return any(inner)
-        case "content_and":
+        case "and":
             return all(inner)
-        case "content_not":
+        case "not":
             return not inner[0]
-        case "content_per_head":
+        case "per_head":
             return inner[head]
-        case "content_per_layer":
+        case "per_layer":
             return inner[layer]
     raise AssertionError(mask.kind)
 
@@ -92,7 +90,13 @@ def test_cells_match_their_meaning(mask, tokens, data):
     layer = data.draw(st.integers(0, LAYERS - 1))
     single = mask.of_layer(layer)
     assert single.layers is None
-    cells = single.cells(torch.tensor(tokens)).expand(len(tokens), HEADS, LENGTH, LENGTH)
+    cells = (single | ~single).table(torch.tensor(tokens))
+    assert cells.all()
+    if not filled(single, tokens):
+        with pytest.raises(EmptyRowError, match="keeps no key under"):
+            single.table(torch.tensor(tokens))
+        return
+    cells = single.table(torch.tensor(tokens)).expand(-1, HEADS, -1, -1)
     for _ in range(8):
         place = st.integers(0, LENGTH - 1)
         query, key = data.draw(place), data.draw(place)
@@ -100,6 +104,17 @@ def test_cells_match_their_meaning(mask, tokens, data):
         head = data.draw(st.integers(0, HEADS - 1))
         expected = cell(mask, tokens[example], layer, head, query, key)
         assert bool(cells[example, head, query, key]) == expected
+
+
+def filled(mask, tokens):
+    """Whether every row of every head keeps a key."""
+    places, heads = range(LENGTH), range(mask.heads or 1)
+    return all(
+        any(cell(mask, ids, 0, head, query, key) for key in places)
+        for ids in tokens
+        for head in heads
+        for query in places
+    )
 
 
 @settings(max_examples=12)
@@ -113,7 +128,7 @@ def test_parse_content_reads_what_str_prints(mask):
 @given(drawn())
 def test_json_and_copies_are_equal(mask):
     for back in (
-        masks.ContentMask.from_json(mask.to_json()),
+        masks.Mask.from_json(mask.to_json()),
         pickle.loads(pickle.dumps(mask)),
         copy.deepcopy(mask),
     ):
@@ -128,8 +143,9 @@ def test_json_and_copies_are_equal(mask):
 def test_save_and_load_round_trip(tmp_path_factory, suffix, mask):
     path = tmp_path_factory.mktemp("masks") / f"mask{suffix}"
     assert load_mask(save_mask(mask, path)) == mask
-    with pytest.raises(MaskFormatError, match=f"mask{suffix}: .* is a content mask"):
-        load_mask(path, content=False)
+    if mask.needs_tokens:
+        with pytest.raises(TokensNeededError, match=f"mask{suffix}: .* follow the tokens"):
+            load_mask(path, content=False)
 
 
 # -- what it means -----------------------------------------------------------------------------
@@ -156,29 +172,16 @@ def test_heads_are_those_that_the_mask_tells_apart():
 def test_layers_are_taken_out_one_by_one():
     mask = masks.per_layer([special(CLS) | masks.window(0), masks.star()]) & masks.window(3)
     assert mask.layers == 2
-    assert mask.of_layer(1) == OfPositions(masks.star() & masks.window(3))
+    assert mask.of_layer(1) == masks.star() & masks.window(3)
     assert masks.layer_of(mask, 1) == mask.of_layer(1)
     assert mask.of_layer(0) == (special(CLS) | masks.window(0)) & masks.window(3)
-    with pytest.raises(LayerCountError, match=r"serves one layer, .* call mask\.of_la"):
+    with pytest.raises(LayerCountError, match=r"serves one layer, .* call masks\.layer_of"):
         mask.table(IDS)
     with pytest.raises(ValueError, match=r"layer must be in \[0, 2\), got 2"):
         mask.of_layer(2)
     with pytest.raises(LayerCountError, match="has 2 layers, asked for 4"):
         mask.counts(4, 1)
     assert masks.per_layer([special(CLS)]).table(IDS).shape == (2, 1, LENGTH, LENGTH)
-
-
-def test_positions_are_lowered_once_for_batches_of_one_length(monkeypatch):
-    part = masks.window(1)
-    asked: list[int] = []
-    monkeypatch.setattr(
-        masks.Mask, "dense", lambda self, n: asked.append(n) or torch.ones(1, 1, n, n).bool()
-    )
-    mask = part | special(CLS)
-    for ids in (IDS, IDS.flip(1), IDS[:, :4], IDS[:1, :4]):
-        assert mask.table(ids).all()
-    assert asked == [5, 4]
-    assert "lowered" not in mask.of[0].__getstate__()
 
 
 def test_a_table_has_its_length_only():
@@ -206,10 +209,6 @@ def test_canonical_form():
     )
 
 
-def test_kinds_do_not_collide():
-    assert not set(masks.ContentMask.kinds) & set(masks.Mask.kinds)
-
-
 @pytest.mark.gpu
 def test_table_lies_where_the_ids_lie():
     mask = masks.window(1) | special(CLS)
@@ -229,8 +228,12 @@ def test_table_lies_where_the_ids_lie():
         (lambda: special(1.5), ValueError, "ids must be a list of whole numbers, got 1.5"),
         (lambda: special(True), ValueError, "ids must be a list of whole numbers"),
         (lambda: special(1) | 3, TypeError, "masks combine with masks only, got 3"),
-        (lambda: special(1) - 3, TypeError, "masks combine with masks only, got 3"),
-        (lambda: masks.per_head([special(1), 3]), TypeError, "masks combine with masks only"),
+        (lambda: special(1) - 3, TypeError, "not combines one or more masks, got"),
+        (
+            lambda: masks.per_head([special(1), 3]),
+            TypeError,
+            "per_head combines one or more masks",
+        ),
         (
             lambda: masks.per_head([special(1), masks.per_head([masks.full()] * 2)]),
             HeadCountError,
@@ -246,7 +249,6 @@ def test_table_lies_where_the_ids_lie():
             HeadCountError,
             "2 and 3 heads",
         ),
-        (lambda: masks.cropped(special(1), 4), TypeError, r"got \(special_tokens\(1\),\)"),
         (lambda: special(1).table([[1]]), TypeError, "input_ids is a tensor, got list"),
         (
             lambda: special(1).table(torch.ones(2, 3)),
@@ -264,28 +266,17 @@ def test_table_lies_where_the_ids_lie():
             EmptyRowError,
             "example 0, head 1, row 0 keeps no key",
         ),
-        (lambda: masks.parse("window(3) | special_tokens(1)"), MaskFormatError, "parse_content"),
         (lambda: masks.parse_content("window(3) | special(1)"), UnknownNameError, "special_token"),
         (lambda: masks.parse_content("3"), MaskFormatError, "is not a mask"),
-        (lambda: masks.Mask.from_json(special(1).to_json()), MaskFormatError, "ContentMask.from"),
-        (
-            lambda: masks.ContentMask.from_json(masks.star().to_json()),
-            MaskFormatError,
-            "or is a mask of positions; Mask.from_json reads it",
-        ),
-        (lambda: special(1).dense(4), AttributeError, r"has no 'dense': .*call mask.table\(input"),
-        (
-            lambda: ms.lower(special(1), Shape(4, 1, 1)),
-            AttributeError,
-            "has no 'dense': a content",
-        ),
-        (
-            lambda: ms.fingerprint(special(1), Shape(4, 1, 1)),
-            AttributeError,
-            "has no 'dense': a content",
-        ),
-        (lambda: special(1).sparsity(128), AttributeError, "has no 'sparsity': a content mask"),
-        (lambda: special(1).denser, AttributeError, "has no 'denser': a content"),
+        (lambda: special(1).dense(4), TokensNeededError, r"call mask.table\(input_ids\)"),
+        (lambda: ms.lower(special(1), Shape(4, 1, 1)), TokensNeededError, "special_tokens out"),
+        (lambda: ms.fingerprint(special(1), Shape(4, 1, 1)), TokensNeededError, "known: call"),
+        (lambda: (special(1) | masks.star()).sparsity(128), TokensNeededError, "known: call mask"),
+        (lambda: special(1).mask_mod(128), TokensNeededError, "known: call mask"),
+        (lambda: ms.flex_block_mask(special(1), 128), TokensNeededError, "known: call mask"),
+        (lambda: ms.nearest_family(special(1), 16), TokensNeededError, "known: call mask"),
+        (lambda: masks.to_4d(special(1), 16), TokensNeededError, "known: call mask"),
+        (lambda: block_view(special(1), 16, 4), TokensNeededError, "known: call mask"),
     ],
 )
 def test_messages(build, error, message):
@@ -301,26 +292,25 @@ def test_messages(build, error, message):
         ("[]", "a mask is an object with a 'kind'"),
         ('{"kind": 3}', "a mask is an object with a 'kind'"),
         ('{"kind": "special_token", "ids": [1]}', "did you mean 'special_tokens'"),
-        ('{"kind": "special_tokens"}', r"has the field 'ids', got \[\]"),
+        ('{"kind": "special_tokens"}', r"has the fields \['ids'\], got \[\]"),
         ('{"kind": "special_tokens", "ids": [1], "x": 2}', "another version or edited"),
         ('{"kind": "special_tokens", "ids": [1.0]}', "cannot be built: ids must be"),
         ('{"kind": "special_tokens", "ids": [true]}', "cannot be built: ids must be"),
         ('{"kind": "special_tokens", "ids": 7}', "cannot be built: ids must be"),
         ('{"kind": "special_tokens", "ids": [[1]]}', "cannot be built"),
         ('{"kind": "special_tokens", "ids": "101"}', "cannot be built: ids must be"),
-        ('{"kind": "content_or", "of": []}', "content_or combines one or more content masks"),
+        ('{"kind": "content_or", "of": []}', "or combines one or more masks"),
         ('{"kind": "content_or", "of": {"kind": "special_tokens", "ids": [1]}}', "one or more"),
         ('{"kind": "content_not", "of": [{"kind": "special_tokens", "ids": [1]}]}', "one or more"),
-        ('{"kind": "content_not", "of": {"kind": "full"}}', "Mask.from_json reads it"),
+        ('{"kind": "content_not", "of": 3}', "one or more"),
         ('{"kind": "of_positions", "of": {"kind": "window", "reach": -1}}', "reach must be"),
         ('{"kind": "of_positions", "of": 3}', "a mask is an object with a 'kind'"),
-        ('{"kind": "of_positions", "of": {"kind": "special_tokens", "ids": [1]}}', "ContentMask"),
         ('{"kind": "content_not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
     ],
 )
 def test_from_json_says_what_is_wrong(text, message):
     with pytest.raises(MaskFormatError, match=message):
-        masks.ContentMask.from_json(text)
+        masks.Mask.from_json(text)
 
 
 @settings(max_examples=40)
@@ -340,13 +330,30 @@ def test_flipped_bytes_give_a_mask_or_mask_format_error(tmp_path_factory, data):
     assert path.name in refused
 
 
-def test_json_is_canonical():
-    text = (masks.window(1) | special(CLS)).to_json()
-    assert json.loads(text)["kind"] == "content_or"
-    assert text == json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+def test_json_of_version_0_1_is_read():
+    """Masks that depend on tokens were a tree of another type."""
+    inner = '{"kind":"special_tokens","ids":[101]}'
+    plain = masks.window(1) | masks.stride(2)
+    first = f'{{"kind":"of_positions","of":{plain.to_json()}}}'
+    either = f'{{"kind":"content_or","of":[{first},{inner}]}}'
+    assert masks.Mask.from_json(either) == masks.window(1) | masks.stride(2) | special(CLS)
+    text = f'{{"kind":"content_per_head","of":[{{"kind":"content_not","of":{inner}}},{either}]}}'
+    assert masks.Mask.from_json(text) == masks.per_head([~special(CLS), plain | special(CLS)])
+    text = f'{{"kind":"content_per_layer","of":[{{"kind":"content_and","of":[{inner}]}}]}}'
+    assert masks.Mask.from_json(text).table(IDS[:1, 2:3]).all()
 
 
-def test_examples_in_the_docstrings():
-    found = doctest.testmod(module)
-    assert found.attempted > 3
-    assert not found.failed
+def test_names_of_version_0_1_go_on_working():
+    assert masks.parse_content("window(3) | special_tokens(1)") == masks.window(3) | special(1)
+    with pytest.warns(DeprecationWarning, match=r"ContentMask is Mask.*needs_tokens"):
+        assert masks.ContentMask is masks.Mask
+
+
+def test_it_says_whether_it_needs_tokens():
+    assert (masks.per_head([masks.window(1), ~special(1)]) & masks.full()).needs_tokens
+    assert not masks.bigbird().needs_tokens
+
+
+def test_cropped_masks_follow_the_tokens_too():
+    mask = masks.cropped(special(CLS) | masks.blocks(4), 8)
+    assert torch.equal(mask.table(IDS), (special(CLS) | masks.blocks(4)).table(IDS))
