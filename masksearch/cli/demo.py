@@ -20,7 +20,7 @@ from optuna.trial import BaseTrial
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.contracts import Executor, Listener, Objective, Record
+from masksearch.contracts import Listener, Objective
 from masksearch.driver import Study, compare, search
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
@@ -53,7 +53,7 @@ def space(trial: BaseTrial) -> Mask:
 
 
 @dataclass(frozen=True)
-class Finding:
+class PlantedRecovery:
     """How much of the planted structure a mask keeps."""
 
     name: str
@@ -75,11 +75,13 @@ class Finding:
         )
 
 
-def finding(name: str, mask: Mask, process: PlantedProcess, heads: int) -> Finding:
+def compare_with_truth(
+    name: str, mask: Mask, process: PlantedProcess, heads: int
+) -> PlantedRecovery:
     """Compares a mask with the truth; an edge counts where any head keeps it."""
     table: Tensor = mask.dense(process.length, 1, heads)
     kept = table.any(1)[0] & process.edges
-    return Finding(
+    return PlantedRecovery(
         name,
         int(kept.sum()),
         int(process.edges.sum()),
@@ -114,40 +116,51 @@ def run_demo(
     """
     started = time.monotonic()
     evaluator = evaluator or PlantedEvaluator()
-    executor = Local(slots=slots, threads=1)
-    studies = {
-        name: searched(name, run, evaluator, executor, watch, trials, dam_config or DAM_CONFIG)
-        for name in ("dam", "tpe", "random")
-    }
-    chosen = {f"found by {name}": best_mask(study) for name, study in studies.items()}
-    process = evaluator.process
+    process, executor = evaluator.process, Local(slots=slots, threads=1)
+    by_dam = {"gates": DAM_GATES, "config": dam_config or DAM_CONFIG, "densities": DAM_DENSITIES}
+    studies: dict[str, Study] = {}
+    for name in ("dam", "tpe", "random"):
+        one_shot = name == "dam"
+        count = 1 + len(DAM_DENSITIES) if one_shot else trials
+        with watch(evaluator.objectives, count, name) as listener:
+            studies[name] = search(
+                None if one_shot else space,
+                evaluator,
+                run=run / name,
+                trials=count,
+                strategy=name,
+                strategy_options=by_dam if one_shot else {},
+                seed=SEARCH_SEED,
+                executor=executor,
+                listeners=[listener],
+            )
+    chosen = {name: choose_mask(study) for name, study in studies.items()}
+    found = {f"found by {name}": mask for name, mask in chosen.items() if mask is not None}
     count = round(process.oracle.density(process.length) * process.length)
     candidates = {
         "dense": masks.full(),
         **masks.FAMILIES,
         "random keys": masks.random_keys(count, seed=0),
         "oracle": process.oracle,
-        **{name: mask for name, mask in chosen.items() if mask is not None},
+        **found,
     }
+    kinds = dict.fromkeys(("random keys", "oracle"), "control")
     with watch(evaluator.objectives, len(candidates) * len(seeds), "compare") as listener:
         compare(
             candidates,
             evaluator,
             run=run / "compare",
             seeds=seeds,
-            kinds={
-                **dict.fromkeys(("random keys", "oracle"), "control"),
-                **{name: "searched" for name, mask in chosen.items() if mask is not None},
-            },
+            kinds={**kinds, **dict.fromkeys(found, "searched")},
             executor=executor,
             listeners=[listener],
         )
-    lines = verdicts(chosen, studies, evaluator)
+    lines = verdict_lines(chosen, studies, evaluator)
     notes = {
         "title": "Who finds the planted mask?",
         "verdicts": lines,
         "facts": {
-            "corpus": described(process),
+            "corpus": describe_process(process),
             "protocol": evaluator.protocol,
             "search seed": str(SEARCH_SEED),
             "seeds of the comparison": ", ".join(map(str, seeds)),
@@ -160,35 +173,7 @@ def run_demo(
     return report_on(run, run / "report.html", command=command), lines
 
 
-def searched(
-    name: str,
-    run: Path,
-    evaluator: PlantedEvaluator,
-    executor: Executor,
-    watch: Watch,
-    trials: int,
-    dam_config: dict[str, Any],
-) -> Study:
-    """One strategy's search."""
-    options: dict[str, Any] = {}
-    if name == "dam":
-        trials = 1 + len(DAM_DENSITIES)
-        options = {"gates": DAM_GATES, "config": dam_config, "densities": DAM_DENSITIES}
-    with watch(evaluator.objectives, trials, name) as listener:
-        return search(
-            None if name == "dam" else space,
-            evaluator,
-            run=run / name,
-            trials=trials,
-            strategy=name,
-            strategy_options=options,
-            seed=SEARCH_SEED,
-            executor=executor,
-            listeners=[listener],
-        )
-
-
-def best_mask(study: Study) -> Mask | None:
+def choose_mask(study: Study) -> Mask | None:
     """The sparsest mask within `TIE` of the best score at a sparsity of at least `ENOUGH`; None
     where nothing was that sparse."""
     sparse = [r for r in study.records() if r.scored and r.measures["sparsity"] >= ENOUGH]
@@ -197,7 +182,7 @@ def best_mask(study: Study) -> Mask | None:
     return max(best, key=lambda r: r.measures["sparsity"]).mask if best else None
 
 
-def verdicts(
+def verdict_lines(
     chosen: dict[str, Mask | None],
     studies: dict[str, Study],
     evaluator: PlantedEvaluator,
@@ -205,15 +190,15 @@ def verdicts(
     """Who found the planted mask, with what compute."""
     lines = []
     for name, mask in chosen.items():
-        strategy = name.removeprefix("found by ")
-        seconds = spent(studies[strategy].records())
         if mask is None:
-            lines.append(f"{strategy} did not find the planted mask: nothing was sparse enough.")
+            lines.append(f"{name} did not find the planted mask: nothing was sparse enough.")
             continue
-        found = finding(strategy, mask, evaluator.process, evaluator.shape.heads)
-        lines.append(f"{found} Compute: {seconds:.0f} s.")
+        recovery = compare_with_truth(name, mask, evaluator.process, evaluator.shape.heads)
+        seconds = sum(record.seconds for record in studies[name].records())
+        lines.append(f"{recovery} Compute: {seconds:.0f} s.")
     hand = {
-        name: finding(name, mask, evaluator.process, 1) for name, mask in masks.FAMILIES.items()
+        name: compare_with_truth(name, mask, evaluator.process, 1)
+        for name, mask in masks.FAMILIES.items()
     }
     covering = [name for name, found in hand.items() if found.kept == found.edges]
     lines.append(
@@ -224,12 +209,7 @@ def verdicts(
     return lines
 
 
-def spent(records: list[Record]) -> float:
-    """Seconds of all trials, failed ones too."""
-    return sum(record.seconds for record in records)
-
-
-def described(process: PlantedProcess) -> str:
+def describe_process(process: PlantedProcess) -> str:
     """The planted process in a line."""
     return (
         f"planted: {process.length} positions, {process.vocabulary} tokens, partners at "

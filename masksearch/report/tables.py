@@ -91,7 +91,7 @@ def runs_table(
         for title, group in ((name, own), (f"{name}: baselines", hand)):
             if not group and title != name:
                 continue
-            statuses = [record.status for record in group]
+            statuses: list[str] = [record.status for record in group]
             each = ("done", "reused", "stopped", "failed", "running")
             masks = {record.fingerprint for record in group if record.fingerprint}
             counts = [len(group), *map(statuses.count, each), len(masks)]
@@ -111,7 +111,7 @@ def front_table(
     also = [name for name in SHARES if name not in scores]
     names = ["strategy", "trial", *map(words, (*scores, *also)), "seed", "mask"]
     owners = {id(record): name for name, study in studies.items() for record in study}
-    rows = []
+    rows: list[tuple[Cell | str, ...]] = []
     for record in pareto([r for study in studies.values() for r in study], objectives):
         known = {**record.values, **record.measures}
         origin = record.origin if record.origin.startswith("baseline:") else owners[id(record)]

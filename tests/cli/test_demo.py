@@ -7,7 +7,7 @@ import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.demo import finding, run_demo
+from masksearch.cli.demo import compare_with_truth, run_demo
 from masksearch.cli.main import watching
 
 PROCESS = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
@@ -42,15 +42,16 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
 
 
 def test_finding_says_who_found_the_truth():
-    found = finding("a", PROCESS.oracle, PROCESS, heads=2)
+    found = compare_with_truth("a", PROCESS.oracle, PROCESS, heads=2)
     assert found.found
     assert "a found the planted mask: it keeps" in str(found)
-    missed = finding("b", masks.window(3), PROCESS, heads=2)
+    missed = compare_with_truth("b", masks.window(3), PROCESS, heads=2)
     assert not missed.found
     assert "did not find the planted mask" in str(missed)
-    dense = finding("c", masks.full(), PROCESS, heads=2)
+    dense = compare_with_truth("c", masks.full(), PROCESS, heads=2)
     assert dense.kept == dense.edges
     assert not dense.found  # it keeps everything else too
     half = torch.eye(16, dtype=torch.bool) | PROCESS.edges
     heads = masks.per_head([masks.table(half), masks.window(0)])
-    assert finding("d", heads, PROCESS, heads=2).found  # an edge counts where any head keeps it
+    found = compare_with_truth("d", heads, PROCESS, heads=2)
+    assert found.found  # an edge counts where any head keeps it

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from masksearch.analysis.proxy_card import BudgetAgreement, ProxyAgreement
-from masksearch.report.figures.style import INK, TITLES, clean, new_figure
-
-ACROSS, WITHIN, SEEDS, CEILING = "#56B4E9", "#D55E00", "#009E73", "#222222"
-# From sparse to dense; its pale middle is left out, so that every line can be seen on white.
-DENSITY = LinearSegmentedColormap.from_list(
-    "density", ["#D55E00", "#CC79A7", "#0072B2", "#1B1B4B"]
+from masksearch.analysis.proxy_observations import ScoreTables
+from masksearch.analysis.rank_stats import seed_mean
+from masksearch.report.figures.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    SKY,
+    TITLES,
+    clean,
+    new_figure,
 )
+
+# From sparse to dense; its pale middle is left out, so that every line can be seen on white.
+DENSITY = LinearSegmentedColormap.from_list("density", [ORANGE, PINK, BLUE, "#1B1B4B"])
 
 
 def plot_proxy(card: ProxyAgreement) -> Figure:
@@ -46,26 +53,20 @@ def plot_proxy(card: ProxyAgreement) -> Figure:
     )
     if card.cells is None or not card.series():
         return figure
-    low, high = limits(list(card.masks.values()))
-    norm = LogNorm(low, high)
-    draw_values(values, card, norm)
-    draw_pairs(pairs, card, norm)
-    shades = ScalarMappable(norm, DENSITY)
+    low, high = min(card.masks.values()), max(card.masks.values())
+    if high <= 1.01 * low:  # the range of the colours is never empty
+        low, high = low / 2, min(1.0, 2 * high)
+    shades = ScalarMappable(LogNorm(low, high), DENSITY)
+    draw_values(values, card, card.cells, shades)
+    draw_pairs(pairs, card, card.cells, shades)
     bar = figure.colorbar(shades, ax=[values, pairs], pad=0.01, aspect=30)
     bar.set_label("density (kept share, %)", fontsize=11, color=INK)
     ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low <= t <= high]
-    bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{100 * tick:g}"))
-    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.set_ticks(ticks, labels=[f"{100 * tick:g}" for tick in ticks])
+    bar.minorticks_off()
     bar.ax.tick_params(labelsize=10, colors=INK)
     bar.outline.set_visible(False)
     return figure
-
-
-def limits(densities: list[float]) -> tuple[float, float]:
-    """Range of the colours; never empty."""
-    low, high = min(densities), max(densities)
-    return (low, high) if high > 1.01 * low else (low / 2, min(1.0, 2 * high))
 
 
 def budget_axis(axes: Axes, budgets: list[int]) -> None:
@@ -76,10 +77,8 @@ def budget_axis(axes: Axes, budgets: list[int]) -> None:
     for budget in sorted(set(budgets), reverse=True):
         if not shown or math.log(shown[-1] / budget) > span / 8:
             shown.append(budget)
-    axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(shown, [f"{budget:,}" for budget in shown])
+    axes.minorticks_off()
 
 
 def draw_agreement(axes: Axes, card: ProxyAgreement) -> None:
@@ -91,93 +90,92 @@ def draw_agreement(axes: Axes, card: ProxyAgreement) -> None:
         color=INK,
     )
     series = card.series()
-    budgets = [row.budget for rows in series.values() for row in rows]
-    for index, (name, rows) in enumerate(series.items()):
+    rows = [row for found in series.values() for row in found]
+    parts = [part for row in rows for part in (row.across, row.within, row.between_seeds)]
+    for index, (name, found) in enumerate(series.items()):
         ending = f", {name}" if len(series) > 1 else ""
-        style: dict[str, Any] = {"linestyle": ("-", "--", ":")[index % 3]}
-        line(axes, rows, "across", ACROSS, "o", f"across densities{ending}", style)
-        line(axes, rows, "within", WITHIN, "s", f"within density bands{ending}", style)
-        if any(math.isfinite(row.between_seeds.value) for row in rows):
+        style = ("-", "--", ":")[index % 3]
+        draw_line(axes, found, "across", SKY, "o", style, f"across densities{ending}")
+        draw_line(axes, found, "within", ORANGE, "s", style, f"within density bands{ending}")
+        if any(math.isfinite(row.between_seeds.value) for row in found):
             label = f"within, one seed against another{ending}"
-            line(axes, rows, "between_seeds", SEEDS, "^", label, style, shade=False)
+            draw_line(axes, found, "between_seeds", GREEN, "^", style, label, shade=False)
     ceiling = card.ceiling_within
     if math.isfinite(ceiling.value):
-        axes.axhline(
-            ceiling.value, color=CEILING, linewidth=1.3, linestyle=(0, (5, 2)),
-            label=f"noise ceiling within bands ({ceiling.value:.2f})",
-        )  # fmt: skip
+        label = f"noise ceiling within bands ({ceiling.value:.2f})"
+        axes.axhline(ceiling.value, color=INK, linewidth=1.3, linestyle=(0, (5, 2)), label=label)
         if math.isfinite(ceiling.low):
-            axes.axhspan(ceiling.low, ceiling.high, color=CEILING, alpha=0.07, linewidth=0)
+            axes.axhspan(ceiling.low, ceiling.high, color=INK, alpha=0.07, linewidth=0)
     axes.axhline(0, color="#999999", linewidth=0.8)
-    drawn = [
-        bound
-        for rows in series.values()
-        for row in rows
-        for part in (row.across, row.within, row.between_seeds)
-        for bound in (part.value, part.low)
-        if math.isfinite(bound)
-    ]
+    drawn = [b for part in parts for b in (part.value, part.low) if math.isfinite(b)]
     axes.set_ylim(max(-1.05, min([-0.1, *drawn]) - 0.05), 1.05)
-    if budgets:
-        budget_axis(axes, budgets)
+    if rows:
+        budget_axis(axes, [row.budget for row in rows])
 
 
-def line(
-    axes: Axes, rows: list[BudgetAgreement], part: str, colour: str, marker: str, label: str,
-    style: dict[str, Any], shade: bool = True,
-) -> None:  # fmt: skip
+def draw_line(
+    axes: Axes,
+    rows: list[BudgetAgreement],
+    part: str,
+    colour: str,
+    marker: str,
+    style: str,
+    label: str,
+    shade: bool = True,
+) -> None:
     """One statistic over budgets with its interval as a band."""
-    x = [row.budget for row in rows]
-    found = [getattr(row, part) for row in rows]
+    x, found = [row.budget for row in rows], [getattr(row, part) for row in rows]
+    heights = [interval.value for interval in found]
     axes.plot(
-        x, [i.value for i in found], color=colour, marker=marker, markersize=5, linewidth=1.8,
-        label=label, **style,
-    )  # fmt: skip
+        x, heights, style, color=colour, marker=marker, markersize=5, linewidth=1.8, label=label
+    )
     if shade:
         low, high = [i.low for i in found], [i.high for i in found]
         axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
 
 
-def draw_values(axes: Axes, card: ProxyAgreement, norm: LogNorm) -> None:
+def draw_values(
+    axes: Axes, card: ProxyAgreement, cells: ScoreTables, shades: ScalarMappable
+) -> None:
     """Every mask's mean over seeds against budget."""
-    assert card.cells is not None
-    cells, schedule = card.cells, next(iter(card.series()))
+    schedule = next(iter(card.series()))
     budgets = [b for s, b in cells.budgets(card.proxy) if s == schedule]
-    tables = np.stack([cells.table(schedule, b, card.proxy) for b in budgets])
+    means = np.stack([seed_mean(cells.table(schedule, b, card.proxy)) for b in budgets])
     clean(axes, "optimiser steps", TITLES.get(card.proxy, card.proxy))
     axes.set_title("every mask, mean over seeds", fontsize=11, color=INK)
-    order = sorted(range(len(cells.masks)), key=lambda i: -cells.density[cells.masks[i]])
-    faint = 0.9 if len(order) <= 40 else 0.55
-    for index in order:
-        known = np.isfinite(tables[:, index])
-        number = known.sum(axis=1)
-        total = np.where(known, tables[:, index], 0.0).sum(axis=1)
-        height = np.where(number > 0, total / np.maximum(number, 1), np.nan)
-        shade = DENSITY(norm(cells.density[cells.masks[index]]))
-        axes.plot(budgets, height, color=shade, linewidth=1.2, alpha=faint)
+    densities = np.array([cells.density[mask] for mask in cells.masks])
+    alpha = 0.9 if len(densities) <= 40 else 0.55
+    for index in np.argsort(-densities, kind="stable"):
+        shade = shades.to_rgba(densities[index])
+        axes.plot(budgets, means[:, index], color=shade, linewidth=1.2, alpha=alpha)
     budget_axis(axes, budgets)
 
 
-def draw_pairs(axes: Axes, card: ProxyAgreement, norm: LogNorm) -> None:
+def draw_pairs(
+    axes: Axes, card: ProxyAgreement, cells: ScoreTables, shades: ScalarMappable
+) -> None:
     """The reference against the proxy, one point a mask, with the range over seeds."""
-    assert card.cells is not None
-    cells = card.cells
-    rows = next(iter(card.series().values()))
-    place = (rows[-1].schedule, rows[-1].budget)
+    last = next(iter(card.series().values()))[-1]
+    place = (last.schedule, last.budget)
     if card.proxy != card.target:
-        place = cells.longest(card.proxy, rows[-1].schedule)
+        place = cells.longest(card.proxy, last.schedule)
     x, y = cells.table(*place, card.proxy), cells.table(*card.reference, card.target)
-    name = f"{card.proxy} at {place[1]:,} steps"
-    clean(axes, name, f"{card.target} at {card.reference[1]:,} steps")
-    drawn = [i for i in range(len(x)) if np.isfinite(x[i]).any() and np.isfinite(y[i]).any()]
-    title = f"{len(drawn)} masks" + (", bars: range of the seeds" if card.seeds > 1 else "")
-    axes.set_title(title, fontsize=11, color=INK)
-    for i in drawn:
-        shade = DENSITY(norm(cells.density[cells.masks[i]]))
-        a, b = np.nanmean(x[i]), np.nanmean(y[i])
+    both = np.isfinite(x).any(axis=1) & np.isfinite(y).any(axis=1)
+    clean(
+        axes,
+        f"{card.proxy} at {place[1]:,} steps",
+        f"{card.target} at {card.reference[1]:,} steps",
+    )
+    bars = ", bars: range of the seeds" if card.seeds > 1 else ""
+    axes.set_title(f"{both.sum()} masks{bars}", fontsize=11, color=INK)
+    densities = np.array([cells.density[mask] for mask in cells.masks])
+    for a, b, density in zip(x[both], y[both], densities[both], strict=True):
+        centre = np.nanmean(a), np.nanmean(b)
+        spans = [
+            [[middle - np.nanmin(values)], [np.nanmax(values) - middle]]
+            for middle, values in zip(centre, (a, b), strict=True)
+        ]
         axes.errorbar(
-            a, b,
-            xerr=[[a - np.nanmin(x[i])], [np.nanmax(x[i]) - a]],
-            yerr=[[b - np.nanmin(y[i])], [np.nanmax(y[i]) - b]],
-            fmt="o", markersize=5, color=shade, elinewidth=0.9, alpha=0.85,
+            *centre, yerr=spans[1], xerr=spans[0], fmt="o", markersize=5,
+            color=shades.to_rgba(density), elinewidth=0.9, alpha=0.85,
         )  # fmt: skip
