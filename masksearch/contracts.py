@@ -351,7 +351,8 @@ class Executor(Protocol):
                 job = JobRun(proposal, work.evaluator, work.workdir)
                 work.tell(job.run(work.report))
 
-    with `masksearch.executors.job.JobRun`, which makes a record of whatever goes wrong.
+    with `masksearch.executors.job.JobRun`, which makes a record of whatever goes wrong. (Who
+    runs one job at a time is told to wait only by a strategy that is broken.)
     """
 
     def run(self, work: Trials) -> None: ...

@@ -13,7 +13,7 @@ A proposal is told exactly once, and a worker that was given up is not listened 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -166,27 +166,12 @@ class Pool:
             f"{proposal.number}.{start}", cloudpickle.dumps(proposal), config=self.config
         )
 
-    def tell(
-        self,
-        name: str,
-        seconds: float,
-        *,
-        error: str = "",
-        stopped: bool = False,
-        artifacts: Mapping[str, str] | None = None,
-    ) -> None:
-        """The one record of a proposal."""
+    def tell(self, name: str, seconds: float, **ended: Any) -> None:
+        """The one record of a proposal; `ended` as in `make_record`."""
         trial = self.running.pop(name)
         trial.spec.empty()
         self.answer = ""
+        evaluator = self.work.evaluator
         self.work.tell(
-            make_record(
-                trial.proposal,
-                self.work.evaluator,
-                trial.curve,
-                error=error,
-                stopped=stopped,
-                artifacts=artifacts,
-                seconds=seconds,
-            )
+            make_record(trial.proposal, evaluator, trial.curve, seconds=seconds, **ended)
         )

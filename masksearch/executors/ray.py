@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cloudpickle
 
@@ -58,7 +58,6 @@ except ImportError as problem:
     MISSING = f'RayTune needs Ray Tune ({problem}): pip install "masksearch[ray]"'
     Searcher = FIFOScheduler = Stopper = Trainable = object  # type: ignore[assignment, misc]
 
-Answer = TypeVar("Answer")
 TUNE_SETTINGS = {  # read by Tune from the environment, while it runs
     "RAY_AIR_NEW_OUTPUT": "0",  # its tables are printed even at verbose=0
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of an evaluator stay what they are
@@ -220,7 +219,7 @@ class FirstError:
         """Nothing: Tune pickles its configuration; a study cannot be, and need not be."""
         return {}
 
-    def call(self, method: Callable[..., Answer], *args: Any, otherwise: Answer) -> Answer:
+    def call(self, method: Callable[..., Any], *args: Any, otherwise: Any) -> Any:
         """A method's answer; `otherwise` once anything has been raised."""
         if self.error is None:
             try:

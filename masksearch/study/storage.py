@@ -141,8 +141,12 @@ def cut_torn_line(path: Path) -> None:
 
     Optuna reads over it, but what would be appended to it could not be read any more.
     """
-    if not path.is_file() or not os.access(path, os.W_OK):
+    if not path.is_file() or not path.stat().st_size or not os.access(path, os.W_OK):
         return
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
     lock = JournalFileSymlinkLock(str(path))  # the one that Optuna takes to append
     lock.acquire()
     try:
