@@ -110,7 +110,8 @@ def taking(*tables: type) -> Callable[[Command], Command]:
 
 def declared(name: str, hints: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
     """The option of a field; a flag has no `--no-` form."""
-    names = [f"--{name.replace('_', '-')}"] if hints[name] is bool else []
+    flag = hints[name] in (bool, bool | None)
+    names = [f"--{name.replace('_', '-')}"] if flag else []
     return typer.Option(*names, help=metadata["help"])
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from masksearch.cli.options import option, taking
 from masksearch.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -19,6 +20,35 @@ if TYPE_CHECKING:
 SETTINGS, CURVE = "settings.json", "curve.csv"
 
 
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Settings of `MlmEvaluator`; None = its default, or the preset's."""
+
+    steps: int | None = option("Optimiser steps.")
+    size: str | None = option("Encoder: nano, tiny, mini, small, medium, base.")
+    architecture: str | None = option("bert, roberta, distilbert, electra, modernbert.")
+    weights: str | None = option("Checkpoint to start from: a folder or a Hub name.")
+    length: int | None = option("Positions of a sequence.")
+    tokenizer: str | None = option("A tokenizer on disk or on the Hub; default: trained, cached.")
+    vocabulary: int | None = option("Size of the vocabulary that is trained.")
+    held_out: str | None = option("Text to hold out; default: a part of the corpus.")
+    batch: int | None = option("Sequences of a batch, over all processes.")
+    micro_batches: int | None = option("Batches of an optimiser step, one after the other.")
+    lr: float | None = option("Peak learning rate.")
+    warmup: float | None = option("Share of the steps in which the rate rises.")
+    schedule: str | None = option("How the rate falls: linear or sqrt.")
+    optimiser: str | None = option("adamw, or lamb for large batches.")
+    dropout: float | None = option("In [0, 1).")
+    pretraining: str | None = option("mlm, mlm+next or mlm+order.")
+    whole_words: bool | None = option("Hide all tokens of a word together.")
+    precision: str | None = option("float32 or bfloat16.")
+    device: str | None = option("cpu, cuda, ..; default: a GPU.")
+    compile: bool | None = option("Use torch.compile.")
+    reports: int | None = option("Rows of the held-out curve.")
+    checkpoint_seconds: float | None = option("Time between two checkpoints.")
+
+
+@taking(PretrainOptions)
 def pretrain(
     mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
     corpus: Annotated[str, typer.Option(help="Plain text: a file, a folder, or hf:DATASET.")],
@@ -26,101 +56,50 @@ def pretrain(
     preset: Annotated[
         str | None, typer.Option(help="sparsebert: published settings; others replace them.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Encoder: nano, tiny, mini, small, medium, base.")
-    ] = None,
-    architecture: Annotated[
-        str | None, typer.Option(help="bert, roberta, distilbert, electra, modernbert.")
-    ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Checkpoint to start from: a folder or a Hub name.")
-    ] = None,
-    length: Annotated[int | None, typer.Option(help="Positions of a sequence.")] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A tokenizer on disk or on the Hub; default: trained and cached."),
-    ] = None,
-    vocabulary: Annotated[
-        int | None, typer.Option(help="Size of the vocabulary that is trained.")
-    ] = None,
-    held_out: Annotated[
-        str | None, typer.Option(help="Text to hold out; default: a part of the corpus.")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Sequences of a batch, over all processes.")
-    ] = None,
-    micro_batches: Annotated[
-        int | None, typer.Option(help="Batches of an optimiser step, one after the other.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    warmup: Annotated[
-        float | None, typer.Option(help="Share of the steps in which the rate rises.")
-    ] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="How the rate falls: linear or sqrt.")
-    ] = None,
-    optimiser: Annotated[
-        str | None, typer.Option(help="adamw, or lamb for large batches.")
-    ] = None,
-    dropout: Annotated[float | None, typer.Option(help="In [0, 1).")] = None,
-    pretraining: Annotated[str | None, typer.Option(help="mlm, mlm+next or mlm+order.")] = None,
-    whole_words: Annotated[
-        bool | None, typer.Option("--whole-words", help="Hide all tokens of a word together.")
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ..; default: a GPU.")] = None,
-    compile: Annotated[bool | None, typer.Option("--compile", help="Use torch.compile.")] = None,
-    reports: Annotated[int | None, typer.Option(help="Rows of the held-out curve.")] = None,
-    checkpoint_seconds: Annotated[
-        float | None, typer.Option(help="Time between two checkpoints.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and hidden tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of weights, order and masked tokens.")] = 0,
+    **given: Any,
 ) -> None:
     """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
     The folder is a checkpoint for transformers and for `masksearch evaluate MASK --weights`.
     """
-    given = dict(locals())
-    for name in ("mask", "corpus", "out", "preset", "seed"):
-        del given[name]
-    given = {name: value for name, value in given.items() if value is not None}
     from masksearch.cli.build import read_mask
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.training.distributed import join_processes
 
     chosen = read_mask(mask)
+    settings = {name: value for name, value in given.items() if value is not None}
     with join_processes() as group:
         if preset is None:
-            evaluator = MlmEvaluator(corpus, **given)
+            evaluator = MlmEvaluator(corpus, **settings)
         else:
-            evaluator = MlmEvaluator.preset(preset, corpus, **given)
+            evaluator = MlmEvaluator.preset(preset, corpus, **settings)
         run = {
             "mask": str(chosen),
             "digest": chosen.digest,
             "protocol": evaluator.protocol,
             "seed": seed,
-            "settings": settings_of(evaluator),
+            "settings": plain_settings(evaluator),
         }
-        if opened(out, run):
+        if holds_finished(out, run):
             if group.first:
                 typer.echo(f"{out} holds this model already; --out ANOTHER trains it anew")
             return
-        last = trained(evaluator, chosen, seed, out, run, writes=group.first)
+        last = train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
         if group.first:
             values = "  ".join(f"{name} {value:.4f}" for name, value in last.values.items())
             typer.echo(f"step {last.step}  held-out {values}")
             typer.echo(f"model: {out.resolve()}")
 
 
-def settings_of(evaluator: MlmEvaluator) -> dict[str, Any]:
+def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
     """The evaluator's fields as plain data."""
     found = {f.name: getattr(evaluator, f.name) for f in fields(evaluator) if f.init}
     return {name: str(v) if isinstance(v, Path) else v for name, v in found.items()}
 
 
-def opened(out: Path, run: dict[str, Any]) -> bool:
+def holds_finished(out: Path, run: dict[str, Any]) -> bool:
     """Whether a folder holds the finished run. What another one has left is no hindrance where
     that came to no checkpoint.
 
@@ -155,7 +134,7 @@ def opened(out: Path, run: dict[str, Any]) -> bool:
     return finished
 
 
-def trained(
+def train_and_save(
     evaluator: MlmEvaluator, mask: Mask, seed: int, out: Path, run: dict[str, Any], *, writes: bool
 ) -> Report:
     """Trains, with everything written to the folder by the process that `writes`.
@@ -184,7 +163,7 @@ def trained(
         for report in evaluator.pretrain(model, mask, seed=seed, workdir=out):
             curve.append(report)
             if writes:
-                write(out / CURVE, table(curve))
+                write(out / CURVE, curve_as_csv(curve))
     if writes:
         attach(model, mask)
         save_pretrained(model, out, tokenizer=evaluator.task().corpus.tokenizer)
@@ -192,7 +171,7 @@ def trained(
     return curve[-1]
 
 
-def table(curve: list[Report]) -> str:
+def curve_as_csv(curve: list[Report]) -> str:
     """Reports as CSV: the step, then every value."""
     names = list(curve[-1].values)
     rows = [[str(r.step), *(f"{r.values[name]:.6f}" for name in names)] for r in curve]
