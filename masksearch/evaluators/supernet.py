@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import optuna
 import torch
-import torch.nn.functional as F
 from optuna.samplers import RandomSampler
 from optuna.trial import BaseTrial
 from torch import Tensor, nn
@@ -190,7 +190,6 @@ def share_rows(rows: int, masks: int) -> Tensor:
 MASK_OF_ROW = "mask_of_row"  # in a batch: which mask of the step each row is under
 UNSCORED = -100  # label of a token that does not count
 TOKENS = 2048  # positions of a forward pass
-AGREEMENT = 1e-4  # relative difference up to which two ways to a loss are the same
 
 
 class Draws(Protocol):
@@ -309,7 +308,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 class HeldOut:
-    """Judges masks on fixed batches by forward passes.
+    """Judges masks on fixed batches by forward passes, one mask at a time.
 
     The model is used, never changed; it is in eval mode afterwards and without the masks.
 
@@ -317,9 +316,9 @@ class HeldOut:
         model: The super-net.
         shape: Of the masks.
         batches: Held-out batches.
-        tokens: Largest number of positions in a forward pass, about. Larger batches are cut into
-            pieces; where a piece is smaller, several masks share a pass. A few thousand stay in
-            a CPU's cache; a GPU wants a hundred times as many.
+        tokens: Largest number of positions in a forward pass, about: the batches are put together
+            (where their shapes agree) and cut into passes of that size. A few thousand stay in a
+            CPU's cache; a GPU wants a hundred times as many.
     """
 
     def __init__(
@@ -327,13 +326,15 @@ class HeldOut:
     ) -> None:
         if not batches:
             raise ValueError("masks are judged on held-out batches, got none")
-        self.model, self.shape = model, shape
-        self.separable: bool | None = None  # whether a pass tells the masks' losses apart
-        self.rows = max(1, tokens // shape.length)
-        self.batches = [
-            {name: tensor[start : start + self.rows] for name, tensor in batch.items()}
+        self.model, self.shape, self.batches = model, shape, list(batches)
+        shapes = [{name: part.shape[1:] for name, part in batch.items()} for batch in batches]
+        if all(each == shapes[0] for each in shapes):
+            batches = [{name: torch.cat([b[name] for b in batches]) for name in shapes[0]}]
+        rows = max(1, tokens // shape.length)
+        self.passes = [
+            {name: part[start : start + rows] for name, part in batch.items()}
             for batch in batches
-            for start in range(0, len(batch["input_ids"]), self.rows)
+            for start in range(0, len(batch["input_ids"]), rows)
         ]
 
     def losses(self, tables: Sequence[DenseMask]) -> list[float]:
@@ -345,79 +346,19 @@ class HeldOut:
         Returns:
             In nats (the model's own unit), in the order given.
         """
-        if not tables:
-            return []
         bank = MaskBank(self.shape)
-        inputs = {name: t[:1] for name, t in self.batches[0].items() if name != "labels"}
+        inputs = {name: t[:1] for name, t in self.passes[0].items() if name != "labels"}
+        counts = [int((batch["labels"] != UNSCORED).sum()) for batch in self.passes]
+        scored = [(b, count) for b, count in zip(self.passes, counts, strict=True) if count]
         self.model.eval()
         attach(self.model, bank, inputs=inputs)
-        totals, counts = torch.zeros(len(tables), dtype=torch.float64), 0.0
+        found = []
         try:
             with torch.no_grad():
-                for batch in filter(count_labels, self.batches):
-                    many = max(1, self.rows // len(batch["input_ids"]))
-                    if many > 1 and not self.tells_masks_apart(bank, batch):
-                        many = 1
-                    for start in range(0, len(tables), many):
-                        group = torch.stack(list(tables[start : start + many]))
-                        sums, count = self.group(bank, batch, group)
-                        totals[start : start + many] += sums
-                    counts += count
+                for table in tables:
+                    bank.put(table[None], torch.zeros(1, dtype=torch.int64))
+                    sums = [self.model(**batch).loss.item() * count for batch, count in scored]
+                    found.append(math.fsum(sums) / sum(counts))
         finally:
             detach(self.model)
-        return [float(total) / counts for total in totals]
-
-    def group(self, bank: MaskBank, batch: Batch, group: Tensor) -> tuple[Tensor, float]:
-        """The summed losses of one batch under several masks `[masks, ..]`, and the number of
-        scored tokens that each has."""
-        rows, masks = len(batch["input_ids"]), len(group)
-        bank.put(group, torch.arange(masks).repeat_interleave(rows))
-        if masks == 1:
-            count = count_labels(batch)
-            loss = self.model(**batch).loss
-            return torch.tensor([loss.item() * count], dtype=torch.float64), count
-        repeated = {
-            name: tensor.repeat(masks, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()
-        }
-        sums = token_sums(self.model(**repeated), repeated, masks)
-        assert sums is not None
-        return sums, count_labels(batch)
-
-    def tells_masks_apart(self, bank: MaskBank, batch: Batch) -> bool:
-        """Whether the model's loss is the mean of its tokens' cross-entropies, so that the loss
-        of each mask can be told from one pass; found out once."""
-        if self.separable is None:
-            side = (self.shape.length, self.shape.length)
-            dense = torch.ones(1, self.shape.layers, self.shape.heads, *side, dtype=torch.bool)
-            bank.put(dense, torch.zeros(len(batch["input_ids"]), dtype=torch.int64))
-            output = self.model(**batch)
-            sums, loss = token_sums(output, batch, 1), output.loss.item()
-            allowed = AGREEMENT * max(1.0, abs(loss))
-            self.separable = (
-                sums is not None and abs(float(sums) / count_labels(batch) - loss) <= allowed
-            )
-        return self.separable
-
-
-def count_labels(batch: Batch) -> float:
-    """Number of labels that count."""
-    return float((batch["labels"] != UNSCORED).sum())
-
-
-def token_sums(output: Any, batch: Batch, masks: int) -> Tensor | None:
-    """Summed cross-entropies of each of `masks` equal parts of a batch: float64 `[masks]`.
-
-    None where the output's logits are not one row for each scored label.
-    """
-    logits, labels = getattr(output, "logits", None), batch["labels"]
-    if not isinstance(logits, Tensor) or logits.dim() < 2:
-        return None
-    scored = labels != UNSCORED
-    if logits.shape[:-1] == labels.shape:
-        logits = logits[scored]
-    if logits.dim() != 2 or len(logits) != int(scored.sum()):
-        return None
-    losses = F.cross_entropy(logits.float(), labels[scored], reduction="none").double().cpu()
-    part = share_rows(len(labels), masks).view(-1, *[1] * (labels.dim() - 1))
-    where = part.expand(labels.shape)[scored.cpu()]
-    return torch.zeros(masks, dtype=torch.float64).index_add_(0, where, losses)
+        return found

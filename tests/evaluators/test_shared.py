@@ -75,7 +75,7 @@ def test_judged_is_the_held_out_loss_of_the_stored_weights(shared, mask):
 
 @pytest.mark.parametrize("tokens", [12, 100, 480, 5000])
 def test_many_at_once_are_judged_as_one_by_one(shared, tokens):
-    """From passes of one sequence to passes of many masks."""
+    """From passes of one sequence to one pass."""
     wide = replace(shared, tokens=tokens)
     together = [values["loss"] for values in wide.judge(TRIO)]
     alone = [shared.judge([mask])[0]["loss"] for mask in TRIO]
@@ -255,28 +255,6 @@ class Bare:
 
     def __call__(self, mask, *, seed, workdir) -> Iterator[Report]:
         yield Report(1, {"score": 0.0})
-
-
-class Odd(nn.Module):
-    """A model whose loss is not its tokens' mean, so masks cannot share a pass."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, input_ids, labels=None):
-        output = self.inner(input_ids=input_ids, labels=labels)
-        if labels is not None:
-            output.loss = output.loss + 1.0
-        return output
-
-
-def test_loss_that_is_no_mean_of_tokens_is_judged_one_mask_at_a_time():
-    source = INNER.differentiable(0)
-    tables = [lower(mask, INNER.shape) for mask in TRIO]
-    plain = HeldOut(source.model, INNER.shape, source.held_out, 10_000).losses(tables)
-    odd = HeldOut(Odd(source.model), INNER.shape, source.held_out, 10_000).losses(tables)
-    assert odd == pytest.approx([loss + 1 for loss in plain], rel=1e-5)
 
 
 def test_masks_that_do_not_fit_are_refused_before_any_training(tmp_path):
