@@ -198,7 +198,7 @@ class PlantedEvaluator:
         yield Report(last, {**values, "score": score, **scores, **majority})
 
     def masked_prediction(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """Held-out accuracy on the hidden paired tokens and loss on all hidden tokens."""
+        """Held-out accuracy on the masked paired tokens and loss on all masked tokens."""
         paired = torch.zeros(self.process.length, dtype=torch.bool)
         paired[self.process.pair_positions.flatten()] = True
         hits, among, total, tokens = 0, 0, 0.0, 0
@@ -233,7 +233,7 @@ class PlantedEvaluator:
 
 
 class LikelihoodClassifier(nn.Module):
-    """Tells real sequences from false ones by what the model says of their hidden tokens.
+    """Tells real sequences from false ones by what the model says of their masked tokens.
 
     Some positions are hidden; the features are the sum and the minimum of the log-probabilities
     that the model gives to the tokens that stood there, normalised over the batch, and a linear
@@ -244,7 +244,7 @@ class LikelihoodClassifier(nn.Module):
     Args:
         model: The pre-trained model, with the mask on it; trained in place.
         hidden: bool `[length]`, the positions that are hidden and scored.
-        mask_id: The id that hides a token.
+        mask_id: The id that masks a token.
 
     Reference: Masked Language Model Scoring, arXiv 1910.14659 (pseudo-log-likelihood).
     """

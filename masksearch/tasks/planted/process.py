@@ -85,7 +85,7 @@ class PlantedProcess:
         x[t] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
 
     with r a relabelling of the vocabulary drawn from `seed`. For each key this is a permutation
-    of the vocabulary that is its own inverse, and two keys never agree on any token. So a hidden
+    of the vocabulary that is its own inverse, and two keys never agree on any token. So a masked
     token is certain given its partner and the key, one of `keys` equally likely tokens given its
     partner alone, and uniform without its partner.
 
@@ -103,7 +103,7 @@ class PlantedProcess:
             "offsets", otherwise set to ().
         keys: Number of permutations that the token at position 0 chooses from, 1 .. vocabulary;
             1 = no global token.
-        hidden: Probability that a position other than 0 is hidden in masked prediction.
+        hidden: Probability that a position other than 0 is masked in masked prediction.
         seed: Seed of the relabelling and of a free pairing.
         pairing: `"offsets"`, `"mirrored"` or `"free"`.
         parents: Tokens that determine another one: 1 or, unless mirrored, 2.
@@ -186,7 +186,7 @@ class PlantedProcess:
 
     @cached_property
     def edges(self) -> Tensor:
-        """What a hidden token needs: bool `[length, length]`, query by key.
+        """What a masked token needs: bool `[length, length]`, query by key.
 
         Each position of a pair to the others of it and, with several keys, every paired
         position to position 0. Without the diagonal.
@@ -212,12 +212,12 @@ class PlantedProcess:
 
     @property
     def mask_id(self) -> int:
-        """The id that hides a token."""
+        """The id that masks a token."""
         return self.vocabulary
 
     @property
     def chance(self) -> float:
-        """Expected accuracy on hidden partner tokens without any edge: 1 / vocabulary.
+        """Expected accuracy on masked partner tokens without any edge: 1 / vocabulary.
 
         A paired token is uniform, alone and given everything but one of its partners.
         """
@@ -225,10 +225,10 @@ class PlantedProcess:
 
     @property
     def ceiling(self) -> float:
-        """Largest expected accuracy on hidden partner tokens:
+        """Largest expected accuracy on masked partner tokens:
         known + (1 - known) / vocabulary, with known = (1 - hidden)^parents.
 
-        All partners of a hidden token are visible with probability `known`, and then the token
+        All partners of a masked token are visible with probability `known`, and then the token
         is certain, since the key is never hidden; otherwise nothing tells about it.
         """
         return self.known + (1 - self.known) / self.vocabulary
@@ -318,7 +318,7 @@ class PlantedProcess:
         return tokens[:, 0] - (self.vocabulary + 1)
 
     def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
-        """Hides tokens, each with probability `hidden`; never position 0.
+        """Masks tokens, each with probability `hidden`; never position 0.
 
         Args:
             tokens: Token ids `[count, length]`.

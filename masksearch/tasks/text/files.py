@@ -80,10 +80,10 @@ def decode_utf8(raw: bytes, file: Path, line: int = 1) -> str:
     try:
         return raw.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        number = line + raw[: error.start].count(b"\n")
+        bad, number = error.object[error.start], line + error.object[: error.start].count(b"\n")
         utf_16 = line == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
         raise DataError(
-            f"{file}, line {number}: byte 0x{raw[error.start]:02x} is not UTF-8"
+            f"{file}, line {number}: byte 0x{bad:02x} is not UTF-8"
             f"{' (the file begins like UTF-16)' if utf_16 else ''}; convert the file, or that "
             "line where encodings are mixed, to UTF-8 (iconv -t utf-8)"
         ) from error

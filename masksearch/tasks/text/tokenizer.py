@@ -40,26 +40,21 @@ class TokenSource(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """Tokenizes, with character offsets where they are asked for."""
-        ...
 
     @property
     def special(self) -> dict[str, int]:
         """Token ids by role: pad, unknown, cls, sep, mask."""
-        ...
 
     @property
     def length(self) -> int:
         """Largest number of positions of a row."""
-        ...
 
     @property
     def digest(self) -> str:
         """Hash of the tokenizer, the length and whatever text there is."""
-        ...
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
-        ...
 
     def __hash__(self) -> int: ...
 
