@@ -49,7 +49,7 @@ from masksearch.attention.probe import (
     probe,
     set_implementation,
 )
-from masksearch.attention.tokens import Resolved, receiver, resolve_content
+from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
 from masksearch.errors import AttachError, HeadCountError, LayerCountError
 from masksearch.masks.core import Mask
 
@@ -69,7 +69,9 @@ class Attachment:
     positions: SequencePositions
     previous: list[tuple[PreTrainedConfig, str]]  # attention implementations before ours
     banks: dict[nn.Module, nn.Module] = field(default_factory=dict)  # gates -> module that draws
-    contents: list[tuple[list[Resolved], nn.Module]] = field(default_factory=list)  # -> receiver
+    token_masks: list[tuple[list[TokenMask], nn.Module]] = field(
+        default_factory=list
+    )  # -> receiver
     hooks: list[Any] = field(default_factory=list)
 
     @property
@@ -167,9 +169,11 @@ def attach(
     owner = owners(model)
     for one, value in wanted:
         if isinstance(value, Mask) and value.needs_tokens:
-            several = {id(states[call.module].content): states[call.module] for call in one.calls}
-            resolved = [cast(Resolved, state.content) for state in several.values()]
-            attachment.contents.append((resolved, receiver(model, one)))
+            several = {
+                id(states[call.module].token_mask): states[call.module] for call in one.calls
+            }
+            resolved = [cast(TokenMask, state.token_mask) for state in several.values()]
+            attachment.token_masks.append((resolved, receiver(model, one)))
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
             whole = one.name == SELF or attachment.banks.get(bank, inside) is not inside
@@ -228,8 +232,8 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
         for bank, where in attachment.banks.items()
     ]
     hooks += [
-        where.register_forward_pre_hook(partial(resolve_content, several), with_kwargs=True)
-        for several, where in attachment.contents
+        where.register_forward_pre_hook(partial(resolve_tokens, several), with_kwargs=True)
+        for several, where in attachment.token_masks
     ]
     configs = [config for config, _ in attachment.previous]
     hooks += [
@@ -243,8 +247,8 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     for attention, state in attachment.states.items():
         attention.__dict__[STATE] = state
     masks = {id(s.lowered): s.lowered for s in attachment.states.values() if s.lowered is not None}
-    contents = [each for several, _ in attachment.contents for each in several]
-    attachment.positions.enrol(configs, list(masks.values()), contents)
+    token_masks = [each for several, _ in attachment.token_masks for each in several]
+    attachment.positions.enrol(configs, list(masks.values()), token_masks)
     model.__dict__[ATTACHMENT] = attachment
 
 
@@ -271,7 +275,7 @@ def states_for(
     """A state for each attention module of those parts; equal masks are lowered once."""
     names = names_of(model)
     shared: dict[tuple[Any, ...], LayerMask] = {}
-    contents: dict[tuple[str, bool, str], Resolved] = {}
+    token_masks: dict[tuple[str, bool, str], TokenMask] = {}
     states: dict[nn.Module, LayerState] = {}
     for part, value in wanted:
         for layer, call in enumerate(part.calls):
@@ -295,7 +299,9 @@ def states_for(
             if isinstance(value, Mask) and value.needs_tokens:
                 mask = state.mask = value.of_layer(layer)
                 named = (mask.digest, call.causal, part.name)
-                state.content = contents.setdefault(named, Resolved(mask, call.causal, where))
+                state.token_mask = token_masks.setdefault(
+                    named, TokenMask(mask, call.causal, where)
+                )
             elif isinstance(value, Mask):
                 mask = state.mask = value.of_layer(layer)
                 key = (mask.digest, call.causal, part.cross, call.biased, call.head_dim)

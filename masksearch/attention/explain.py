@@ -20,7 +20,7 @@ COLUMNS = 100  # of the printed table
 HEADS = ("part", "layers", "mask", "length", "kept", "blocks", "backend")
 WIDEST = (12, 12, 38, 6, 6, 6, 7)  # of the columns; with two spaces between them, less than 100
 GATES = "trainable gates take part in dense attention; the mask that they give can be faster"
-CONTENT = "a mask by content is another one in each batch: SDPA with a mask"
+TOKENS = "a mask that follows the tokens is another one in each batch: SDPA with a mask"
 CROSS = "cross-attention: SDPA with a mask"
 BIASED = "the model adds a bias to the scores: SDPA with a mask"
 
@@ -152,7 +152,7 @@ def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
     if found := run or {size for size in own if size is not None}:
         return sorted(found)
     if all(state.lowered is None for state in states):
-        return [0]  # gates and masks by content: nothing depends on it
+        return [0]  # neither gates nor masks that follow the tokens depend on it
     raise ValueError(
         f"this {type(model).__name__} has not been run yet, and its masks serve any length; "
         "say which: ms.explain(model, length=512)"
@@ -166,7 +166,7 @@ def explain_layer(state: LayerState, choices: dict[LayerMask, KernelChoice]) -> 
     if state.lowered is None and state.mask is None:
         return ExplainedLayers(*first, None, None, None, "gates", GATES)
     if state.lowered is None:
-        return ExplainedLayers(*first, None, None, None, "sdpa", CONTENT)
+        return ExplainedLayers(*first, None, None, None, "sdpa", TOKENS)
     choice = choices[state.lowered]
     reason = choice.reason
     if choice.backend != "dense" and not state.lowered.plain:

@@ -88,9 +88,9 @@ def masked_attention(
     state: LayerState | None = module.__dict__.get(STATE)
     queries, keys = query.shape[2], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    packed = attention_mask is not None and attention_mask.ndim > 4
-    if attention_mask is not None and packed:
-        causal = attention_mask.ndim == CAUSAL
+    visible = attention_mask
+    if visible is not None and visible.ndim > 4:
+        causal = visible.ndim == CAUSAL
     call = AttentionCall(
         query,
         key,
@@ -100,16 +100,14 @@ def masked_attention(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         bias=rest.get("position_bias"),
     )
+    kept = None
     if state is not None:
         out = sparse_attention(state, call, causal, rest)
         if out is not None:
             return out.transpose(1, 2).contiguous(), None
-    kept = None
-    if state is not None:
         kept = state.kept(query.shape[0], queries, keys, key.device, attention_mask)
-    visible = attention_mask
-    if attention_mask is not None and packed:
-        visible = write_out(attention_mask, queries)
+    if visible is not None and visible.ndim > 4:
+        visible = write_out(visible, queries)
     given = {"dropout": dropout, "scaling": scaling, **rest}
     if state is None or (kept is None and state.bank is None):  # everything is kept
         return sdpa(module, query, key, value, visible, is_causal=is_causal, **given)
@@ -238,14 +236,14 @@ def model_mask(*args: Any, **rest: Any) -> Any:
         offset, skipped = rest.get("q_offset", 0), int(rest.get("kv_offset", 0))
         positions.note(rest["q_length"], rest["kv_length"], offset, skipped)
     mask = padding_mask(positions, args, rest)
-    if not positions.contents or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not positions.token_masks or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return mask
     if mask is None:
         rest |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
         mask = sdpa_mask(*args, **rest)
     elif mask.ndim > 4:
         mask = mask.clone()  # it shares its memory with the caller's
-    return carry(mask, positions.contents)
+    return carry(mask, positions.token_masks)
 
 
 def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:

@@ -32,7 +32,7 @@ from masksearch.masks.lower import no_empty_rows, row_counts
 from masksearch.masks.stacks import Cropped
 
 if TYPE_CHECKING:
-    from masksearch.attention.tokens import Resolved
+    from masksearch.attention.tokens import TokenMask
     from masksearch.contracts import GateBank
 
 STATE = "masksearch_layer"  # where an attention module carries its LayerState, in its __dict__
@@ -272,21 +272,21 @@ class SequencePositions:
 
     Attributes:
         masks: What may need the padding of those models without a table around it.
-        contents: Those of the masks that follow the tokens.
+        token_masks: Those of the masks that follow the tokens.
     """
 
     def __init__(self) -> None:
         self.configs: list[weakref.ref[Any]] = []
         self.masks: list[LayerMask] = []
-        self.contents: list[Resolved] = []
+        self.token_masks: list[TokenMask] = []
         self.last: CachePosition | None = None
         self.before: CachePosition | None = None  # models with two kinds of layers ask twice
 
     def enrol(
-        self, configs: Iterable[Any], masks: list[LayerMask], contents: list[Resolved]
+        self, configs: Iterable[Any], masks: list[LayerMask], token_masks: list[TokenMask]
     ) -> None:
         """Makes these the positions that are found by the configurations."""
-        self.masks, self.contents = masks, contents
+        self.masks, self.token_masks = masks, token_masks
         for config in configs:
             if id(config) not in self.ids():
                 self.configs.append(weakref.ref(config))
@@ -326,7 +326,7 @@ class SequencePositions:
         return {
             "configs": [config for config in configs if config is not None],
             "masks": self.masks,
-            "contents": self.contents,
+            "token_masks": self.token_masks,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -362,7 +362,7 @@ class LayerState:
         causal: Whether the model hides later keys here.
         cross: Whether queries and keys come from different sequences.
         lowered: What the mask is lowered to, shared by layers with the same mask.
-        content: The resolved mask that follows the tokens, shared likewise; None for others.
+        token_mask: The resolved mask that follows the tokens, shared likewise; None for others.
         fallback: Why the kernel that was asked for did not compute the last call, or empty.
     """
 
@@ -376,7 +376,7 @@ class LayerState:
     causal: bool = False
     cross: bool = False
     lowered: LayerMask | None = None
-    content: Resolved | None = None
+    token_mask: TokenMask | None = None
     fallback: str = ""
 
     def start(self, queries: int, keys: int) -> tuple[int | Tensor, int]:
@@ -407,8 +407,8 @@ class LayerState:
             LengthError: If the mask has another length.
             AttachError: If the mask is another one at each length, and keys come from a cache.
         """
-        if self.content is not None:
-            return self.content.kept(batch, queries, keys, visible)
+        if self.token_mask is not None:
+            return self.token_mask.kept(batch, queries, keys, visible)
         lowered = self.lowered
         if lowered is None:
             return None

@@ -15,7 +15,7 @@ from masksearch.errors import AttachError, EmptyRowError
 from masksearch.masks.core import Mask
 
 
-class Resolved:
+class TokenMask:
     """The table of one layer's mask that follows the tokens, in the running forward pass.
 
     Each thread has its own. Gradient checkpoints compute again in the backward pass, when
@@ -98,7 +98,7 @@ class Resolved:
 TABLES = "masksearch_tables"  # where the memory of a model's mask carries the tables of its pass
 
 
-def carry(visible: Tensor, several: Iterable[Resolved]) -> Tensor:
+def carry(visible: Tensor, several: Iterable[TokenMask]) -> Tensor:
     """The model's mask, whose memory carries the tables of the pass that it was made for.
 
     Gradient checkpoints keep that memory, even where they detach the mask.
@@ -141,8 +141,8 @@ def receiver(model: nn.Module, part: Part) -> nn.Module:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # what it keeps depends on the data
-def resolve_content(
-    several: list[Resolved], module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+def resolve_tokens(
+    several: list[TokenMask], module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
     """Pre-forward hook of the receiver.
 

@@ -76,7 +76,7 @@ def attached_probe(model: nn.Module, probe: PositionProbe, batch: Batch) -> Iter
                 "positions are studied under a fixed mask, and this model carries trainable "
                 "gates; detach them, or attach the mask that was cut from them"
             )
-        if state.content is not None:
+        if state.token_mask is not None:
             raise AttachError(
                 f"positions are studied under a mask of positions, and this model carries "
                 f"{state.mask}, which follows the tokens; detach it first"

@@ -80,7 +80,7 @@ def test_parts_are_resolved_from_their_own_tokens(name):
     at.run(model, given)
     own = given["decoder_input_ids" if at.part == "decoder" else "input_ids"]
     expected = HUBS.table(own)
-    (several, receiver), *_ = model.__dict__["masksearch_attachment"].contents
+    (several, receiver), *_ = model.__dict__["masksearch_attachment"].token_masks
     assert torch.equal(several[0].table, expected)
     assert not torch.allclose(at.run(model, given), plain, atol=1e-4)
     assert torch.equal(at.run(detach(model), given), plain)
@@ -95,7 +95,7 @@ def test_wrapped_models_layers_and_heads():
     two = ARCHITECTURES["bert"].made()
     attach(two, masks.per_layer([HUBS, masks.per_head([HUBS] * 3 + [masks.star()])]))
     two(tokens(4))
-    (several, _) = two.__dict__["masksearch_attachment"].contents[0]
+    (several, _) = two.__dict__["masksearch_attachment"].token_masks[0]
     assert [table.table.shape[1] for table in several] == [1, 4]
     with pytest.raises(HeadCountError, match=r"asked for 4; .*BertModel has 2 layers of 4 heads"):
         attach(two, masks.per_head([HUBS] * 3))

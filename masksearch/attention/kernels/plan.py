@@ -107,10 +107,10 @@ class GatherPlan:
 
     def to(self, device: torch.device | str) -> GatherPlan:
         """The plan on another device."""
-        moved = (
-            replace(each, **{name: tensor.to(device) for name, tensor in each.tensors.items()})
-            for each in self.bundles
-        )
+        moved = []
+        for bundle in self.bundles:
+            tensors: dict[str, Any] = {k: v.to(device) for k, v in bundle.tensors.items()}
+            moved.append(replace(bundle, **tensors))
         return GatherPlan(self.length, self.heads, self.block, self.unit, tuple(moved))
 
 
