@@ -199,7 +199,10 @@ def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
                 shutil.rmtree(target, ignore_errors=True)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent, suffix=".partial") as name:
+            for left in target.parent.glob(f"{target.name}.*.partial"):  # by a killed process
+                shutil.rmtree(left, ignore_errors=True)
+            prefix = f"{target.name}."
+            with tempfile.TemporaryDirectory(".partial", prefix, target.parent) as name:
                 (Path(name) / "tokens").mkdir()
                 write(Path(name) / "tokens")
                 (Path(name) / "tokens").rename(target)

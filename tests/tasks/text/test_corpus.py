@@ -150,6 +150,16 @@ def test_cache_is_used_and_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert names <= {file.name for file in stored.iterdir()}
 
 
+def test_what_a_killed_process_leaves_is_cleared(folder: Path) -> None:
+    first = load(folder)
+    (stored,) = (folder.parent / "cache").glob("corpus-*[0-9a-f]")
+    left = stored.with_name(f"{stored.name}.abc.partial")
+    stored.rename(left)
+    assert same(load(folder), first)
+    assert stored.exists()
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "empty", "gone"])
 @pytest.mark.parametrize(
     "name", ["train.ids", "train.documents.npy", "tokenizer.json", "about.json"]
