@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 import masksearch as ms
-from masksearch.report.figures.masks import planes, tiled
+from masksearch.report.figures.masks import planes, tile_panels
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images" / "spaces"
@@ -51,7 +51,7 @@ def figure_of(tables: list[Tensor], length: int, zoom: int) -> Figure:
     """
     layers = max(table.shape[0] for table in tables)
     heads = max(table.shape[1] for table in tables)
-    panels = [tiled(table.expand(layers, heads, length, length)) for table in tables]
+    panels = [tile_panels(table.expand(layers, heads, length, length)) for table in tables]
     height, width = (zoom * cells for cells in panels[0].shape[:2])
     label = LABEL if layers > 1 else 0
     pitch = label + width + GAP

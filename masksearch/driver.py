@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.compare import ComparedMasks, Kind, checked_kinds, recorded_kinds
+from masksearch.analysis.compare import ComparedMasks, Kind, check_kinds, read_kinds
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -286,7 +286,7 @@ def compare(
         raise ValueError("compare needs at least one mask and one seed")
     found = {name for name, each in candidates.items() if isinstance(each, Record)}
     said: dict[str, Kind] = dict.fromkeys(found, "searched")
-    said |= checked_kinds(kinds, candidates)
+    said |= check_kinds(kinds, candidates)
     chosen = {name: mask_of(each) for name, each in candidates.items()}
     prints = {
         name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in chosen.items()
@@ -295,7 +295,7 @@ def compare(
     try:
         store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
         before = store.records()
-        known = recorded_kinds(store.facts(), {r.params["mask"]: r for r in before})
+        known = read_kinds(store.facts(), {r.params["mask"]: r for r in before})
         kept = {**known, **said}
         store.add_facts({"kinds": json.dumps(kept)})
         held = {

@@ -51,7 +51,7 @@ def draws_keys(mask: Mask) -> bool:
     return mask.kind == "random_keys" or any(map(draws_keys, mask.parts))
 
 
-def checked_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, Kind]:
+def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, Kind]:
     """The kinds that a caller gives, if they are kinds and the masks are there.
 
     Raises:
@@ -65,7 +65,7 @@ def checked_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str,
     return cast("dict[str, Kind]", dict(kinds))
 
 
-def recorded_kinds(facts: Mapping[str, str], names: Iterable[str]) -> dict[str, Kind]:
+def read_kinds(facts: Mapping[str, str], names: Iterable[str]) -> dict[str, Kind]:
     """Kinds of the masks of a stored comparison.
 
     Args:
@@ -365,7 +365,7 @@ def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: 
         lines.extend(INDENT + line for line in detail_lines(comparison, entry, own))
     if findings:
         lines.append(
-            f"Decided by paired differences over common seeds; {counted(len(findings))} "
+            f"Decided by paired differences over common seeds; {count_comparisons(len(findings))} "
             "corrected together (Holm, 5%), intervals at the corrected level. "
             "'Not distinguishable' is not 'equal'."
         )
@@ -396,18 +396,18 @@ def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
                 " from" if finding.outcome == "not distinguishable" else " than"
             )
         said.setdefault(word, []).append(finding.against)
-    clauses = [f"{word} {listed(names)}" for word, names in said.items()]
+    clauses = [f"{word} {join_names(names)}" for word, names in said.items()]
     verdict = ", ".join(clauses) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
     return f"{name}: {verdict} ({sparsity}{score.name} {entry.score})."
 
 
-def listed(names: list[str]) -> str:
+def join_names(names: list[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def counted(number: int) -> str:
+def count_comparisons(number: int) -> str:
     """'1 comparison', '2 comparisons'."""
     return f"{number} comparison" + ("s" if number != 1 else "")
 

@@ -33,7 +33,7 @@ from masksearch.analysis.rank_stats import (
     spread,
     tau_b,
 )
-from masksearch.analysis.stats import checked_level
+from masksearch.analysis.stats import check_level
 from masksearch.contracts import Record
 from masksearch.errors import SearchError, unknown_name
 
@@ -318,7 +318,7 @@ class ProxyAgreement:
             raise ValueError(f"resamples is at least 0, got {resamples}")
         if not top or any(k <= 0 or (k > 1 and k != int(k)) for k in top):
             raise ValueError(f"top holds counts (>= 1) or shares (< 1), got {list(top)}")
-        checked_level(level)
+        check_level(level)
         tables, target = ScoreTables(tidy(observations.observations), goals), target or proxy
         for name in (proxy, target):
             if name not in tables.measures:

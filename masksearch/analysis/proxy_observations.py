@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from masksearch.analysis.rank_stats import Floats, aligned
+from masksearch.analysis.rank_stats import Floats, align_seeds
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError, unknown_name
 
@@ -146,8 +146,8 @@ class ScoreTables:
         return np.asarray(whole, dtype=np.float64)
 
     def gains(self, schedule: str, budget: int, measure: str) -> Floats:
-        """The same with larger = better, and seeds made comparable (`aligned`)."""
-        table = aligned(self.table(schedule, budget, measure))
+        """The same with larger = better, and seeds made comparable (`align_seeds`)."""
+        table = align_seeds(self.table(schedule, budget, measure))
         return table if self.goals[measure] == "max" else -table
 
     def longest(self, measure: str, schedule: str | None = None) -> tuple[str, int]:

@@ -127,7 +127,7 @@ def seed_mean(values: Floats, counts: Floats | None = None) -> Floats:
         return np.asarray(total / weights.sum(axis=1))
 
 
-def aligned(values: Floats) -> Floats:
+def align_seeds(values: Floats) -> Floats:
     """The table with each seed's shift taken out where masks have different seeds.
 
     A seed moves all masks (its data are easier, say). Where every mask has the same seeds that

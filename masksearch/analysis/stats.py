@@ -44,7 +44,7 @@ class PairedDifference:
     level: float = 0.95  # of the interval
 
 
-def checked_level(level: float) -> float:
+def check_level(level: float) -> float:
     """The level itself, if it is one."""
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval is in (0, 1), got {level}; 0.95 is usual")
@@ -53,7 +53,7 @@ def checked_level(level: float) -> float:
 
 def interval(values: Sequence[float], level: float) -> tuple[float, float, float]:
     """Mean, low and high of Student's t-interval; NaN bounds below two values."""
-    checked_level(level)
+    check_level(level)
     if not all(map(math.isfinite, values)):
         raise ValueError(
             f"an interval needs finite values, got {list(values)}; a run with a "
@@ -156,7 +156,7 @@ def holm_levels(p_values: Sequence[float], level: float = 0.95) -> list[float]:
     Raises:
         ValueError: If a p-value is outside [0, 1] or the level is not in (0, 1).
     """
-    alpha = 1 - checked_level(level)
+    alpha = 1 - check_level(level)
     adjusted = holm(p_values)
     known = [1.0 if math.isnan(p) else p for p in p_values]
     levels = [level] * len(known)

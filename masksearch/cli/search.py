@@ -136,7 +136,7 @@ def search(
     from masksearch.cli.build import build_halving, dam_options, shared_options
     from masksearch.cli.output import print_front
     from masksearch.driver import search as run_search
-    from masksearch.loggers.files import opened_loggers
+    from masksearch.loggers.files import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.user_code import load_function
 
@@ -154,7 +154,7 @@ def search(
     names = [name.strip() for name in (log or "").split(",") if name.strip()]
     with (
         watching(built.objectives, total, strategy) as listener,
-        opened_loggers(names, run, built.objectives) as loggers,
+        open_loggers(names, run, built.objectives) as loggers,
     ):
         remember(run, "search", options_given)
         study = run_search(

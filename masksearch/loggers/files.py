@@ -179,7 +179,7 @@ def cell(value: object) -> str:
 
 
 @contextmanager
-def opened_loggers(
+def open_loggers(
     names: Sequence[str], run: Path, objectives: Sequence[Objective]
 ) -> Iterator[list[Listener]]:
     """The loggers of a command line, closed at the end; their files are below the run folder.
@@ -201,10 +201,10 @@ def opened_loggers(
         if name not in LOGGERS:
             raise unknown_name("logger", name, LOGGERS)
     with ExitStack() as stack:
-        yield [stack.enter_context(named_logger(n, run, objectives)) for n in dict.fromkeys(names)]
+        yield [stack.enter_context(make_logger(n, run, objectives)) for n in dict.fromkeys(names)]
 
 
-def named_logger(name: str, run: Path, objectives: Sequence[Objective]) -> RecordLogger:
+def make_logger(name: str, run: Path, objectives: Sequence[Objective]) -> RecordLogger:
     """One of `LOGGERS`, with its files below the run folder."""
     title = run.resolve().name
     match name:

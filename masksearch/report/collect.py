@@ -11,7 +11,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.compare import ComparedMasks, recorded_kinds
+from masksearch.analysis.compare import ComparedMasks, read_kinds
 from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
@@ -50,9 +50,9 @@ def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Foun
         SearchError: If there is none.
     """
     if storage is not None:
-        return [opened(run, storage)]
+        return [read_study(run, storage)]
     folders = [run] if (run / "study.db").is_file() else sorted(run.glob("*/"))
-    found = [opened(folder) for folder in folders if (folder / "study.db").is_file()]
+    found = [read_study(folder) for folder in folders if (folder / "study.db").is_file()]
     if not found:
         raise SearchError(
             f"{run} holds no study (no study.db in it or directly below); "
@@ -65,7 +65,7 @@ def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Foun
     ]
 
 
-def opened(folder: Path, storage: str | BaseStorage | None = None) -> Found:
+def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
     """Reads one study."""
     store = StudyStore(folder, storage, write=False)
     facts = store.facts()
@@ -87,7 +87,7 @@ def comparison_of(study: Found) -> ComparedMasks:
         if "mask" in record.params
         and record.fingerprint in ("", current.get(record.params["mask"], ""))
     )
-    kinds = recorded_kinds(study.facts, current)
+    kinds = read_kinds(study.facts, current)
     return ComparedMasks(records, study.objectives, study.run, shape=study.shape, kinds=kinds)
 
 

@@ -27,10 +27,10 @@ from masksearch.report.tables import (
     budgets_table,
     comparison_table,
     findings_table,
+    format_seconds,
     front_table,
     others_table,
     runs_table,
-    spent,
 )
 
 if TYPE_CHECKING:
@@ -113,11 +113,11 @@ def write_report(
         proxy=proxy.verdict().splitlines() if proxy is not None else [],
         proxy_rows=budgets_table(proxy) if proxy is not None else TextTable(),
         proxy_others=others_table(proxy) if proxy is not None else TextTable(),
-        failures=[failure(record) for record in failed[:FAILURES]],
+        failures=[describe_failure(record) for record in failed[:FAILURES]],
         failed=len(failed),
         total=len(everything),
         command=command,
-        versions=versions(),
+        versions=package_versions(),
         figures=figures,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def known_facts(
         rows.append(("evaluation seeds", ", ".join(map(str, seeds))))
     if comparison is not None and comparison.run is not None:
         rows.append(("runs of the comparison", str(comparison.run)))
-    rows.append(("compute in all", spent(sum(record.seconds for record in records))))
+    rows.append(("compute in all", format_seconds(sum(record.seconds for record in records))))
     return rows
 
 
@@ -265,7 +265,7 @@ def draw(
             "the noise ceiling (two seeds of the reference). Middle: every mask over the budget; "
             "where lines cross, a shorter run ranks otherwise. Right: each mask by both.",
         )
-    named = chosen(studies, objectives, comparison)
+    named = masks_to_draw(studies, objectives, comparison)
     if not named or shape is None:
         return figures, "The masks' shape is not known here, so none is drawn." if named else ""
     shown = dict(list(named.items())[:PICTURES])
@@ -303,7 +303,7 @@ def same_protocol(records: Sequence[Record], comparison: ComparedMasks | None) -
     return len({record.protocol for record in (*records, *also) if record.scored}) <= 1
 
 
-def chosen(
+def masks_to_draw(
     studies: Mapping[str, list[Record]],
     objectives: Sequence[Objective],
     comparison: ComparedMasks | None,
@@ -326,7 +326,7 @@ def chosen(
     return named
 
 
-def failure(record: Record) -> dict[str, str]:
+def describe_failure(record: Record) -> dict[str, str]:
     """A failed trial's title, its reason in a line, and the full text."""
     lines = [line for line in record.error.strip().splitlines() if line.strip()]
     name = record.params.get("mask", record.origin)
@@ -337,7 +337,7 @@ def failure(record: Record) -> dict[str, str]:
     }
 
 
-def versions() -> list[tuple[str, str]]:
+def package_versions() -> list[tuple[str, str]]:
     """Versions of what computed the page's machine: Python, packages, platform."""
     rows = [("python", platform.python_version())]
     for name in PACKAGES:

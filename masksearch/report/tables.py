@@ -69,7 +69,7 @@ def percent(value: float) -> str:
     return DASH if math.isnan(value) else f"{100 * value:.1f}%"
 
 
-def spent(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds in the unit that suits them."""
     if seconds >= 7200:
         return f"{seconds / 3600:.1f} hours"
@@ -95,7 +95,7 @@ def runs_table(
             each = ("done", "reused", "stopped", "failed", "running")
             masks = {record.fingerprint for record in group if record.fingerprint}
             counts = [len(group), *map(statuses.count, each), len(masks)]
-            seconds = spent(sum(record.seconds for record in group))
+            seconds = format_seconds(sum(record.seconds for record in group))
             front = pareto(group, objectives)
             points = [[record.value(o.name) for o in objectives] for record in front]
             reached = figure(hypervolume(points, objectives))
@@ -194,7 +194,7 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
     """
     shares = [share for layer in health["by_head"] for share in layer]
     within = sum(health["mass_by_distance"][:5])
-    even = near(len(health["by_distance"]), 4)
+    even = share_within(len(health["by_distance"]), 4)
     rows = [
         (
             "density",
@@ -224,8 +224,8 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
             f"equal gates would have {percent(even)}",
         ),
         (
-            "strongest offsets",
-            strongest(health["by_offset"]),
+            "strongest_offsets offsets",
+            strongest_offsets(health["by_offset"]),
             "key minus query, with the mean probability of an edge there",
         ),
     ]
@@ -249,13 +249,13 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
     return text_table(CARD, rows, text=CARD)
 
 
-def near(length: int, reach: int) -> float:
+def share_within(length: int, reach: int) -> float:
     """Share of a table's cells with |i - j| <= reach."""
     reach = min(reach, length - 1)
     return (length + sum(2 * (length - distance) for distance in range(1, reach + 1))) / length**2
 
 
-def strongest(by_offset: Sequence[float], count: int = 4) -> str:
+def strongest_offsets(by_offset: Sequence[float], count: int = 4) -> str:
     """The offsets of the largest mean probability, nearer ones first among equals."""
     length = (len(by_offset) + 1) // 2
     order = sorted(
@@ -296,7 +296,7 @@ def budgets_table(card: ProxyAgreement) -> TextTable:
             *([row.schedule] if several else []),
             f"{row.budget:,}" + (f" {REFERENCE}" if row.is_reference else ""),
             str(row.masks),
-            *map(shown, (row.across, row.within, row.between_seeds)),
+            *map(format_interval, (row.across, row.within, row.between_seeds)),
             decimals(row.spearman),
             decimals(row.spearman_within),
             *(percent(row.overlaps[name]) for name in sets),
@@ -319,14 +319,14 @@ def others_table(card: ProxyAgreement) -> TextTable:
         (
             *(other.measure, other.schedule),
             *(f"{other.budget:,}", f"{other.proxy_budget:,}", str(other.masks)),
-            *(shown(other.across), shown(other.within)),
-            *(decimals(other.spearman), shown(other.ceiling)),
+            *(format_interval(other.across), format_interval(other.within)),
+            *(decimals(other.spearman), format_interval(other.ceiling)),
         )
         for other in card.others
     ]
     return text_table(names, rows, text=("measure", "schedule"))
 
 
-def shown(interval: Interval) -> str:
+def format_interval(interval: Interval) -> str:
     """An interval, or a dash."""
     return DASH if math.isnan(interval.value) else str(interval)

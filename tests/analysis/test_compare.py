@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from masksearch import masks
-from masksearch.analysis.compare import kind_of_mask, listed, recorded_kinds
+from masksearch.analysis.compare import join_names, kind_of_mask, read_kinds
 from masksearch.contracts import Objective
 from masksearch.driver import Comparison
 
@@ -64,11 +64,11 @@ def test_kinds_follow_the_mask_never_the_name(judged):
 
 def test_kinds_of_earlier_comparisons_are_read_from_their_names():
     names = ["star", "log_sparse", "dense", "oracle", "random_90", "dam", "my best"]
-    assert list(recorded_kinds({}, names).values()) == [
+    assert list(read_kinds({}, names).values()) == [
         *("hand-designed", "hand-designed", "control", "control", "control"),
         *("searched", "searched"),
     ]
-    assert recorded_kinds({"kinds": '{"dam": "candidate"}'}, names) == {"dam": "candidate"}
+    assert read_kinds({"kinds": '{"dam": "candidate"}'}, names) == {"dam": "candidate"}
 
 
 def test_verdict_says_of_a_candidate_that_it_is_one(judged):
@@ -184,7 +184,7 @@ def test_a_score_that_is_not_finite_is_a_failed_run(judged):
 
 
 def test_names_are_listed():
-    assert [listed(list("abc")[:k]) for k in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
+    assert [join_names(list("abc")[:k]) for k in (1, 2, 3)] == ["a", "a and b", "a, b and c"]
 
 
 def test_opponent_is_the_nearest_that_is_not_much_sparser(judged):

@@ -14,7 +14,7 @@ from scipy import stats
 from masksearch.analysis.rank_stats import (
     Resampling,
     Spread,
-    aligned,
+    align_seeds,
     best,
     chance,
     front,
@@ -216,12 +216,12 @@ def test_spread_says_what_it_cannot_know():
 def test_a_seed_that_moves_all_masks_does_not_rank_them():
     truth = np.arange(6.0)
     values = np.stack([truth, truth + 10], axis=1)
-    assert aligned(values) is values
+    assert align_seeds(values) is values
     values[4:, 1] = np.nan  # the last two have seed 0 alone
     assert tau_b(seed_mean(values), truth) < 1
-    assert tau_b(seed_mean(aligned(values)), truth) == 1
+    assert tau_b(seed_mean(align_seeds(values)), truth) == 1
     apart = np.array([[1.0, np.nan], [np.nan, 2.0]])
-    assert np.array_equal(aligned(apart), apart, equal_nan=True)
+    assert np.array_equal(align_seeds(apart), apart, equal_nan=True)
 
 
 def test_best_sets_count_ties_of_the_reference():

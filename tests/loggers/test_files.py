@@ -18,7 +18,7 @@ from masksearch import masks
 from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Evaluate, Objective, Record, RemembersRecords, Report
 from masksearch.errors import SearchError, UnknownNameError
-from masksearch.loggers.files import CsvLogger, TensorBoardLogger, opened_loggers
+from masksearch.loggers.files import CsvLogger, TensorBoardLogger, open_loggers
 from masksearch.loggers.ledger import Ledger, LoggedRecord, RecordLogger
 from masksearch.loggers.trackers import MlflowLogger, WandbLogger
 
@@ -380,12 +380,12 @@ def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
 
 # -- the command line's loggers --------------------------------------------------------------
 @pytest.mark.slow
-def test_opened_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
+def test_open_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
     for library in ("tensorboard", "mlflow", "wandb"):
         pytest.importorskip(library)
     monkeypatch.setenv("WANDB_MODE", "offline")
     names = ["csv", "tensorboard", "mlflow", "wandb", "csv"]
-    with opened_loggers(names, tmp_path / "run", OBJECTIVES) as loggers:
+    with open_loggers(names, tmp_path / "run", OBJECTIVES) as loggers:
         assert len(loggers) == 4
         for logger in loggers:
             logger(RECORDS[0])
@@ -396,14 +396,14 @@ def test_opened_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
-def test_opened_loggers_refuse_an_unknown_name(tmp_path):
+def test_open_loggers_refuse_an_unknown_name(tmp_path):
     with (
         pytest.raises(UnknownNameError, match="did you mean 'wandb'"),
-        opened_loggers(["csv", "wandbd"], tmp_path, OBJECTIVES),
+        open_loggers(["csv", "wandbd"], tmp_path, OBJECTIVES),
     ):
         pass
     assert not list(tmp_path.iterdir())
-    with opened_loggers([], tmp_path, OBJECTIVES) as loggers:
+    with open_loggers([], tmp_path, OBJECTIVES) as loggers:
         assert loggers == []
 
 
@@ -412,6 +412,6 @@ def test_missing_library_gives_the_command_that_installs_it(name, tmp_path, monk
     monkeypatch.setitem(sys.modules, name, None)
     with (
         pytest.raises(SearchError, match=rf"pip install 'masksearch\[{name}\]'"),
-        opened_loggers([name], tmp_path, OBJECTIVES),
+        open_loggers([name], tmp_path, OBJECTIVES),
     ):
         pass

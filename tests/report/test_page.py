@@ -14,7 +14,7 @@ from masksearch.gates.diagnostics import health
 from masksearch.gates.result import DamResult
 from masksearch.report.collect import Found, dam_health
 from masksearch.report.page import write_report
-from masksearch.report.tables import health_table, near, strongest
+from masksearch.report.tables import health_table, share_within, strongest_offsets
 
 VOID = {"meta", "img", "br"}
 
@@ -320,10 +320,10 @@ def test_health_table_is_in_words():
     table[0, 1].fill_diagonal_(0.5)
     rows = health_table(health(table, target=0.1, initial=0.9)).rows
     cells = {row[0].text: row[1].text for row in rows}
-    assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
+    assert cells["strongest_offsets offsets"].startswith("-1 (0.45), 0 (0.25), ")
     assert cells["diagonal"] == "38.8% of the mass"  # 8 x 0.5 of 8 x 0.5 + 7 x 0.9
     assert cells["loss, retrained"] == "not measured"
-    assert strongest([0.1, 0.2, 0.1]) == "0 (0.20), -1 (0.10), +1 (0.10)"
+    assert strongest_offsets([0.1, 0.2, 0.1]) == "0 (0.20), -1 (0.10), +1 (0.10)"
     for n in (1, 3, 9):
         cells_near = sum(abs(i - j) <= 4 for i in range(n) for j in range(n))
-        assert near(n, 4) == pytest.approx(cells_near / n**2)
+        assert share_within(n, 4) == pytest.approx(cells_near / n**2)

@@ -40,7 +40,7 @@ def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
     return table
 
 
-def tiled(table: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def tile_panels(table: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Panels `[layers, heads, n, n]` side by side with seams, as RGB `[height, width, 3]`."""
     layers, heads, length, _ = table.shape
     seam = seam_of(length) if layers * heads > 1 else 0
@@ -123,7 +123,9 @@ def draw(axes: Axes, name: str, table: Tensor) -> None:
     """One mask: a panel, or panels with their layers and heads named."""
     layers, heads, length, _ = table.shape
     sparsity = 1 - table.to(torch.float64).mean().item()
-    axes.imshow(tiled(table.transpose(0, 1) if heads == 1 else table), interpolation_stage="rgba")
+    axes.imshow(
+        tile_panels(table.transpose(0, 1) if heads == 1 else table), interpolation_stage="rgba"
+    )
     single = layers * heads == 1
     axes.set_title(
         f"{textwrap.shorten(name, 24 if single else 48, placeholder='…')}\n"
