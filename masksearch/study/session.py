@@ -1,23 +1,17 @@
 """One call of `search` or `compare`: what stands between a strategy and an executor.
 
-The life of a trial, and what the study holds of it:
+The life of a trial, and (right) what the study holds of it from then on:
 
-    strategy.ask, or the queue of baselines
-        |
-        v  lower and measure the mask; store.begin         RUNNING: draw, job, seed, measures
-      READY <-------------------------------.
-        |--refused, violates a constraint, or its bits were run before----------.
-        |--its bits are running now--> TWIN, until that one has finished         |
-        v  ask: handed to the executor      ^                                    |
-     RUNNING --report, again and again      |              each answer of the    |
-        |      (the scheduler may end it)   |              scheduler             |
-        |--the driver is killed-------------'              still RUNNING: the    |
-        |   (another call begins it again, starts + 1)     next call restores it |
-        v  tell: checked against constraints on results                          |
-     FINISHED <------------------------------------------------------------------'
-        |  store.finish                                    curve and result, then the state
-        v
-    strategy.tell, status file, listeners
+    READY     a proposal of the strategy, or a baseline;         RUNNING: draw, job, seed,
+      |       its mask lowered and measured                      fingerprint, measures
+      |--> FINISHED at once, if it is refused, violates a constraint, or its bits were judged
+      |--> TWIN, if its bits are running now; READY again when that trial has finished
+      v  ask() hands it out
+    RUNNING   with the executor; report() may end it             each answer of the scheduler
+      |--> the driver is killed: the next call finds it READY, and counts one more start
+      v  tell() checks constraints on results
+    FINISHED  written, told to the strategy, the status          the result with its curve, then
+              file and the listeners                             the state (COMPLETE, PRUNED, FAIL)
 """
 
 from __future__ import annotations
