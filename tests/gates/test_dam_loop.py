@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -34,6 +35,8 @@ from masksearch.gates.config import (
 )
 from masksearch.gates.dam import GATES_FILE, JointTraining, dam, dam_reports, run_one_shot
 from masksearch.gates.density import DensityControl
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.estimators import with_own_keys
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
@@ -434,3 +437,48 @@ def test_only_the_published_schedule_moves_the_rate_of_the_gates(schedule: Any):
     *weights, gates = [group["lr"] for group in run.optimisers["both"].param_groups]
     assert weights == [0.25] * len(weights)
     assert gates == (0.5 if schedule == "sqrt" else 2.0)
+
+
+def test_held_out_losses_are_those_of_four_readings_of_the_gates():
+    gates = Gates(length=8, heads=2, seed=4)
+    with torch.no_grad():
+        gates.logits.normal_(generator=torch.Generator().manual_seed(0))
+    (batch,) = held_out = list(batches(1, seed=9))
+    probabilities = gates.probabilities().detach()
+
+    def loss(reading: Any) -> float:
+        judged = attach(model(dropout=0.3).eval(), reading)
+        return float(judged(**batch).loss.detach())
+
+    soft = Gates(length=8, heads=2, form="log", hard=False)
+    soft.fixed = probabilities
+    sampled, drawing = [], attach(model(dropout=0.3).eval(), copy.deepcopy(gates).train())
+    drawing.get_submodule("masksearch_gates").train()
+    for _ in range(4):
+        sampled.append(float(drawing(**batch).loss.detach()))
+    trained = attach(model(dropout=0.3).train(), gates)
+    found = JointTraining(trained, gates, DamConfig(density=0.3), held_out).held_out_losses()
+    assert found == pytest.approx(
+        {
+            "relaxed": loss(soft),
+            "sampled": sum(sampled) / 4,
+            "held_out": loss(masks.table(with_own_keys(probabilities > 0.5))),
+            "discretised": loss(masks.table(at_sparsity(probabilities, 0.7))),
+        },
+        abs=1e-5,
+    )
+    assert len({round(value, 4) for value in found.values()}) == 4
+
+
+def test_the_gates_are_as_cool_as_the_step_asks():
+    gates, seen = Gates(length=8, heads=2), []
+
+    def watched() -> Iterator[Batch]:
+        for batch in batches():
+            seen.append(gates.cooling)
+            yield batch
+
+    config = DamConfig(steps=5, dense_warmup=0.2, density=0.5, cooling=0.125)
+    list(dam_reports(model(), watched(), gates, config))
+    assert seen == pytest.approx([1.0, 1.0, 0.5, 0.25, 0.125])
+    assert gates.cooling == 1.0

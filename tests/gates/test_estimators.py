@@ -242,3 +242,12 @@ def test_a_closed_own_position_is_not_looked_at(form: str):
 
 def test_own_position_of_last_queries():
     assert own_position(2, 5, torch.device("cpu")).nonzero().tolist() == [[0, 3], [1, 4]]
+
+
+def test_a_nearly_closed_soft_gate_weighs_what_it_is_in_the_log_form():
+    query, key, value = inputs()
+    gate = torch.ones(1, LENGTH, LENGTH, dtype=torch.float64)
+    gate[..., 1:] = 1e-5
+    got = FORMS["log"](AttentionCall(query, key, value, scaling=SCALING), gate)
+    odds = (query @ key.mT * SCALING).exp() * gate
+    torch.testing.assert_close(got, odds / odds.sum(-1, keepdim=True) @ value)

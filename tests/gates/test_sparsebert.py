@@ -287,6 +287,7 @@ def test_rate_rises_then_falls_with_the_root():
     assert rates[2000] == pytest.approx(math.sqrt(1 - 2001 / 7038))
     assert all(a > b for a, b in itertools.pairwise(rates[2000:]))
     assert rates[-1] == 0
+    assert published_rate(5, 10, warmup=0.5) == pytest.approx(math.sqrt(0.5))
 
 
 # -- errors ----------------------------------------------------------------------------------
