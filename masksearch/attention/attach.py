@@ -68,10 +68,9 @@ class Attachment:
     states: dict[nn.Module, LayerState]
     positions: SequencePositions
     previous: list[tuple[PreTrainedConfig, str]]  # attention implementations before ours
-    banks: dict[nn.Module, nn.Module] = field(default_factory=dict)  # gates -> module that draws
-    token_masks: list[tuple[list[TokenMask], nn.Module]] = field(
-        default_factory=list
-    )  # -> receiver
+    # gates -> the module whose call draws them; masks that follow the tokens, and who gets those
+    banks: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    token_masks: list[tuple[list[TokenMask], nn.Module]] = field(default_factory=list)
     hooks: list[Any] = field(default_factory=list)
 
     @property
@@ -169,11 +168,9 @@ def attach(
     owner = owners(model)
     for one, value in wanted:
         if isinstance(value, Mask) and value.needs_tokens:
-            several = {
-                id(states[call.module].token_mask): states[call.module] for call in one.calls
-            }
-            resolved = [cast(TokenMask, state.token_mask) for state in several.values()]
-            attachment.token_masks.append((resolved, receiver(model, one)))
+            own = (states[call.module].token_mask for call in one.calls)
+            several = list(dict.fromkeys(each for each in own if each is not None))
+            attachment.token_masks.append((several, receiver(model, one)))
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
             whole = one.name == SELF or attachment.banks.get(bank, inside) is not inside

@@ -133,9 +133,12 @@ def masked_attention(
     return sdpa(module, query, key, value, combined, is_causal=False, **given)
 
 
-def sdpa(module: nn.Module, *given: Tensor | None, **how: Any) -> tuple[Tensor, Tensor | None]:
+def sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **how: Any
+) -> tuple[Tensor, Tensor | None]:
     """Transformers' own SDPA path."""
-    out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(module, *given, **how)
+    out: tuple[Tensor, Tensor | None]
+    out = sdpa_attention_forward(module, query, key, value, mask, **how)
     return out
 
 
@@ -173,11 +176,11 @@ def sparse_attention(
         return None
     if call.dropout > 0 and backend == "flex":
         backend, state.fallback = "gather", "FlexAttention has no dropout: block gather computes"
-    states = (call.query, call.key, call.value)
+    states: tuple[Tensor, ...] = (call.query, call.key, call.value)
     padding = None if call.visible is None else call.visible.flatten(1)
     if not compiling:
         plan = lowered.plan(backend, size, device)
-        return compute(*states, padding, plan, call.scaling, call.dropout)
+        return compute(call.query, call.key, call.value, padding, plan, call.scaling, call.dropout)
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         states = tuple(each.to(dtype) for each in states)

@@ -121,7 +121,7 @@ class LayerMask:
         """Raises EmptyRowError where a query keeps no key, without a table of all cells."""
         mask = self.mask
         if isinstance(mask, Cropped):  # its rows are judged at its own length
-            mask, length = mask.of, mask.at
+            length, mask = mask.at, mask.of
         empty = row_counts(mask, length)[0] == 0
         no_empty_rows(~empty[None, :, :, None])
         if not self.causal:

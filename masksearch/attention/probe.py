@@ -114,7 +114,8 @@ def recording(model: nn.Module, roots: list[PreTrainedModel]) -> Iterator[list[C
     """The calls of what is run within, in evaluation mode; then all is as it was."""
     previous = implementations(roots)
     training = [(module, module.training) for module in model.modules()]
-    Probe.calls = calls = []
+    calls: list[Call] = []
+    Probe.calls = calls
     try:
         for config, _ in previous:
             set_implementation(config, PROBE)
