@@ -20,7 +20,7 @@ from torch import nn
 from masksearch.contracts import Batch, Objective
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import pad_ids
+from masksearch.evaluators.token_rows import TaskFiles, pad_ids
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
@@ -106,17 +106,18 @@ class SquadEvaluator(FineTuning):
         }
 
     @property
-    def places(self) -> tuple[Path | str, Path | str | None, int | None, int | None, int]:
-        """What `read_data` reads."""
-        return self.squad, self.squad_held_out, self.rows, self.dev_rows, self.split_seed
+    def files(self) -> TaskFiles:
+        """Where the questions are, and which of them are taken."""
+        held_out = self.squad_held_out
+        return TaskFiles(self.squad, held_out, self.rows, self.dev_rows, self.split_seed)
 
     def data(self) -> SquadData:
         """The questions as text, read once a process."""
-        return read_data(*self.places)
+        return read_data(self.files)
 
     def tokenize(self, name: str) -> SquadTokens:
         """The tokenized questions."""
-        return read_tokens(self.source, *self.places, self.window)
+        return read_tokens(self.source, self.files, self.window)
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A span predictor."""
@@ -177,31 +178,17 @@ def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float
 
 
 @lru_cache(maxsize=4)
-def read_data(
-    squad: Path | str,
-    held_out: Path | str | None,
-    rows: int | None,
-    dev_rows: int | None,
-    seed: int,
-) -> SquadData:
+def read_data(files: TaskFiles) -> SquadData:
     """The questions, read once a process; the log says where both parts come from."""
-    data = load_squad(squad, held_out, rows=rows, dev_rows=dev_rows, seed=seed)
+    data = files.read(load_squad)
     log.info("SQuAD: %s", data.source)
     return data
 
 
 @lru_cache(maxsize=4)
-def read_tokens(
-    source: TokenSource,
-    squad: Path | str,
-    held_out: Path | str | None,
-    rows: int | None,
-    dev_rows: int | None,
-    seed: int,
-    window: WindowSize,
-) -> SquadTokens:
+def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> SquadTokens:
     """The tokenized questions, made once a process."""
-    data = read_data(squad, held_out, rows, dev_rows, seed)
+    data = read_data(files)
     train = make_windows(source, data.train, window)
     if train.misplaced:
         log.warning(
@@ -212,7 +199,8 @@ def read_tokens(
         )
     if not len(train):
         raise DataError(
-            f"{squad}: no training question is left, because no answer stands where the file says"
+            f"{files.path}: no training question is left, because no answer stands where the "
+            "file says"
         )
     dev = make_windows(source, data.dev, window, training=False)
     return SquadTokens(train, dev, data.dev, data.nullable, data.digest)

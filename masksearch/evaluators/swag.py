@@ -19,7 +19,7 @@ from torch import nn
 
 from masksearch.contracts import Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import pad_ids
+from masksearch.evaluators.token_rows import TaskFiles, pad_ids
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.tokenizer import TokenSource
@@ -74,17 +74,18 @@ class SwagEvaluator(FineTuning):
         return {"swag": (self.data() if self.packed_tasks is None else self.tokens()).digest}
 
     @property
-    def places(self) -> tuple[Path | str, Path | str | None, int | None, int | None, int]:
-        """What `read_data` reads."""
-        return self.swag, self.swag_held_out, self.rows, self.dev_rows, self.split_seed
+    def files(self) -> TaskFiles:
+        """Where the items are, and which of them are taken."""
+        held_out = self.swag_held_out
+        return TaskFiles(self.swag, held_out, self.rows, self.dev_rows, self.split_seed)
 
     def data(self) -> SwagData:
         """The items as text, read once a process."""
-        return read_data(*self.places)
+        return read_data(self.files)
 
     def tokenize(self, name: str) -> SwagTokens:
         """The tokenized items."""
-        return read_tokens(self.source, *self.places)
+        return read_tokens(self.source, self.files)
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A scorer of choices."""
@@ -123,30 +124,17 @@ class SwagTokens:
 
 
 @lru_cache(maxsize=4)
-def read_data(
-    swag: Path | str,
-    held_out: Path | str | None,
-    rows: int | None,
-    dev_rows: int | None,
-    seed: int,
-) -> SwagData:
+def read_data(files: TaskFiles) -> SwagData:
     """The items, read once a process; the log says where both parts come from."""
-    data = load_swag(swag, held_out, rows=rows, dev_rows=dev_rows, seed=seed)
+    data = files.read(load_swag)
     log.info("SWAG: %s", data.source)
     return data
 
 
 @lru_cache(maxsize=4)
-def read_tokens(
-    source: TokenSource,
-    swag: Path | str,
-    held_out: Path | str | None,
-    rows: int | None,
-    dev_rows: int | None,
-    seed: int,
-) -> SwagTokens:
+def read_tokens(source: TokenSource, files: TaskFiles) -> SwagTokens:
     """The tokenized items, made once a process."""
-    data = read_data(swag, held_out, rows, dev_rows, seed)
+    data = read_data(files)
     return SwagTokens(
         make_choices(source, data.train), make_choices(source, data.dev), data.digest
     )

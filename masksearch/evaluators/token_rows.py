@@ -7,11 +7,11 @@ for batch in row_batches(rows, 32, seed=0, source=source):   # endless
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from masksearch.tasks.text.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+Data = TypeVar("Data")
 WIDTH = 16  # batches are padded to a multiple of that many positions
 POOL = 50  # batches of similar length are formed among that many batches' rows
 
@@ -71,6 +72,23 @@ def read_vocabulary(tokenizer: str | Path, length: int) -> Vocabulary:
     made = open_tokenizer(tokenizer)
     digest = short_hash(made.to_str(), str(length))
     return Vocabulary(made, special_ids(made), length, digest)
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of a task, and which of their rows are taken: a key for what is read once."""
+
+    path: Path | str  # a file, or a folder with both parts
+    held_out: Path | str | None  # the file of the rows that are scored
+    rows: int | None  # largest number of training rows; None = all
+    dev_rows: int | None  # of the rows that are scored
+    seed: int  # of the split and of the samples
+
+    def read(self, load: Callable[..., Data]) -> Data:
+        """What `load` makes of them."""
+        return load(
+            self.path, self.held_out, rows=self.rows, dev_rows=self.dev_rows, seed=self.seed
+        )
 
 
 @dataclass(frozen=True)
