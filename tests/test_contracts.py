@@ -76,7 +76,9 @@ def test_dropout_scales_what_it_leaves():
     call = replace(attention_call(), dropout=0.5, visible=None)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        mean = torch.stack([call.attend() for _ in range(2000)]).mean(0)
+        drawn = torch.stack([call.attend() for _ in range(2000)])
+    mean = drawn.mean(0)
+    assert not torch.equal(drawn[0], drawn[1])
     torch.testing.assert_close(mean, replace(call, dropout=0.0).attend(), atol=0.2, rtol=0)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,12 @@ def test_health_matches_loop():
     bits = [-x * math.log2(x) - (1 - x) * math.log2(1 - x) for x in flat]
     assert health["entropy"] == pytest.approx(sum(bits) / len(bits), rel=1e-5)
     assert health["target_missed"]
+
+
+def test_only_a_control_that_holds_the_density_can_miss_its_target():
+    for control, missed in (("hinge", True), ("multiplier", True), ("penalty", False)):
+        result = replace(sample_result(), config={"steps": 2, "control": control})
+        assert result.health()["target_missed"] == missed
 
 
 def test_one_shot_writes_gates(tmp_path: Path):

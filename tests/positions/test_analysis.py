@@ -268,6 +268,20 @@ def test_learned_profile_is_the_mean_over_pairs(model):
     torch.testing.assert_close(again.values, found.values)
 
 
+def test_learned_loss_is_that_of_the_last_tenth_of_the_steps(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    batches, still = random_batches(10, padded=False), {"lr": 1e-12, "gate_lr": 1e-12}
+    everything = {"all": range(13)}
+    whole = importance(
+        model, iter(batches), method="learned", steps=10, special=everything, **still
+    )
+    last = importance(model, batches[9:], method="learned", steps=1, **still)
+    assert whole.loss == pytest.approx(last.loss)
+    assert whole.special_cells["all"] == pytest.approx(LENGTH**2)
+
+
 @pytest.mark.parametrize("method", ["gradient", "flip", "drop", "learned"])
 def test_the_model_is_left_as_it_was(model, method):
     star = masks.per_layer([masks.star(), masks.window(2)])

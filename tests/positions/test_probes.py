@@ -69,6 +69,12 @@ def test_padded_rows_do_not_count():
     assert valid_pairs(None, 2, 5, torch.device("cpu")).shape == (2, 1, 5, 5)
 
 
+def test_a_position_that_one_head_sees_is_no_padding():
+    visible = torch.ones(2, 2, 5, 5, dtype=torch.bool)
+    visible[:, 1, :, 4] = False
+    assert torch.equal(valid_pairs(visible, 2, 5, torch.device("cpu")), visible)
+
+
 def test_causal_pairs_count_although_the_last_key_is_seen_once():
     causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
     assert torch.equal(valid_pairs(causal, 2, 5, torch.device("cpu"))[1], causal[0])
