@@ -93,8 +93,8 @@ class SpaceDraws:
             mask = self.space(self.study.ask())
         if not isinstance(mask, Mask):
             raise SearchError(
-                f"the space returned {type(mask).__name__}, not a Mask (content masks have no "
-                "cells to search); end it with for example `return masks.window(reach)`"
+                f"the space returned {type(mask).__name__}, not a Mask; end it with for example "
+                "`return masks.window(reach)`"
             )
         return mask
 

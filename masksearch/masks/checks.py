@@ -28,7 +28,7 @@ def at_least(name: str, value: Any, least: int, most: int = LARGEST) -> int:
     return number
 
 
-def settle(mask: object, name: str, least: int) -> None:
+def check_field(mask: object, name: str, least: int) -> None:
     """Checks a field that is a whole number, and makes it an int."""
     object.__setattr__(mask, name, at_least(name, getattr(mask, name), least))
 

@@ -122,12 +122,12 @@ class Mask:
     @property
     def heads(self) -> int | None:
         """Number of heads that the mask tells apart; None = the same for any number."""
-        return agreed([part.heads for part in self.parts], HeadCountError, "heads")
+        return common_count([part.heads for part in self.parts], HeadCountError, "heads")
 
     @property
     def layers(self) -> int | None:
         """Number of layers that the mask tells apart; None = the same for any number."""
-        return agreed([part.layers for part in self.parts], LayerCountError, "layers")
+        return common_count([part.layers for part in self.parts], LayerCountError, "layers")
 
     @property
     def length(self) -> int | None:
@@ -187,13 +187,13 @@ class Mask:
 
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
-        return Either(joined(Either, self, other))
+        return Either(join_chain(Either, self, other))
 
     def __and__(self, other: Mask) -> Mask:
-        return Both(joined(Both, self, other))
+        return Both(join_chain(Both, self, other))
 
     def __sub__(self, other: Mask) -> Mask:
-        return Both(joined(Both, self, Complement(other)))
+        return Both(join_chain(Both, self, Complement(other)))
 
     def __invert__(self) -> Mask:
         return Complement(self)
@@ -216,7 +216,7 @@ class Mask:
         Args:
             tensors: Where bits are put under a name; None = they are packed into the data.
         """
-        fields = {name: plain(getattr(self, name), tensors) for name in field_names(self)}
+        fields = {name: to_plain(getattr(self, name), tensors) for name in field_names(self)}
         return {"kind": self.kind} | fields
 
     def to_json(self) -> str:
@@ -248,13 +248,13 @@ class Mask:
                 "the file was written by another version or edited"
             )
         try:
-            mask = cls(**{name: unplain(value, tensors) for name, value in given.items()})
+            mask = cls(**{name: from_plain(value, tensors) for name, value in given.items()})
         except MaskFormatError:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
             raise MaskFormatError(f"{kind} cannot be built: {error}") from error
         if kind != written and isinstance(mask, Either | Both):  # it nested masks of positions
-            return type(mask)(joined(type(mask), *mask.of))
+            return type(mask)(join_chain(type(mask), *mask.of))
         return mask
 
     @staticmethod
@@ -286,7 +286,7 @@ class Mask:
                 words += [f"{name}=True"] if value else []
                 continue
             large |= isinstance(value, Tensor) and value.numel() > SHOWN
-            words.append(spelled(value))
+            words.append(spell(value))
         return f"{self.kind}({', '.join(words + [self.digest[:8]] * large)})"
 
     # -- lowering ----------------------------------------------------------------------------
@@ -504,7 +504,7 @@ class Complement(Mask):
         return f"~{operand(self.of)}"
 
 
-def joined(kind: type[Either] | type[Both], *of: Mask) -> tuple[Mask, ...]:
+def join_chain(kind: type[Either] | type[Both], *of: Mask) -> tuple[Mask, ...]:
     """Parts of a chain `a | b | c` side by side instead of nested."""
     flat: list[Mask] = []
     for part in of:
@@ -527,7 +527,7 @@ def check_parts(mask: Mask, of: Sequence[Mask]) -> None:
     _ = mask.heads, mask.layers, mask.length
 
 
-def agreed(
+def common_count(
     counts: list[int | None], error: type[HeadCountError] | type[LayerCountError], what: str
 ) -> int | None:
     """The one count that all parts agree on; None where no part cares."""
@@ -568,12 +568,12 @@ def field_names(mask: Mask) -> list[str]:
     return [field.name for field in dataclasses.fields(mask)]
 
 
-def plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
+def to_plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     """JSON data of a mask's field."""
     if isinstance(value, Mask):
         return value.to_dict(tensors)
     if isinstance(value, tuple):
-        return [plain(item, tensors) for item in value]
+        return [to_plain(item, tensors) for item in value]
     if isinstance(value, Tensor) and tensors is not None:
         name = f"table{len(tensors)}"
         tensors[name] = value.to(torch.uint8).contiguous()
@@ -585,10 +585,10 @@ def plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     return value
 
 
-def unplain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
+def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """Inverse of `plain`; a decompressed table never exceeds the bits that its shape names."""
     if isinstance(value, list):
-        return tuple(unplain(item, tensors) for item in value)
+        return tuple(from_plain(item, tensors) for item in value)
     if isinstance(value, dict) and set(value) == {"tensor"}:
         found = (tensors or {}).get(str(value["tensor"]))
         if found is None:
@@ -615,14 +615,14 @@ def unplain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     return Mask.from_dict(value, tensors) if isinstance(value, dict) else value
 
 
-def spelled(value: Any) -> str:
+def spell(value: Any) -> str:
     """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
     if isinstance(value, Tensor):
         if value.numel() > SHOWN:
             return "x".join(map(str, value.shape))
         return str(value.int().tolist()).replace(" ", "")
     if isinstance(value, tuple):
-        return f"[{', '.join(map(spelled, value))}]"
+        return f"[{', '.join(map(spell, value))}]"
     return str(value) if isinstance(value, Mask) else repr(value)
 
 

@@ -48,12 +48,12 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
             f"hops are counted up to {LONGEST} positions, asked for {size}: take the mask at a "
             "shorter length, where a family has as many or fewer"
         )
-    layers = heads_joined(given, size) if isinstance(given, Mask) else given.any(1)
+    layers = join_heads(given, size) if isinstance(given, Mask) else given.any(1)
     if size == 1:
         return 0.0
     own = np.eye(size, dtype=bool)  # the residual path
     steps = [Relation(layer | own) for layer in layers.numpy(force=True)]
-    reached, count, spent = packed(own), 0, 0
+    reached, count, spent = pack_bits(own), 0, 0
     while spent <= PRODUCTS * steps[0].dense_cost:  # one step after another
         before = reached
         for step in steps:
@@ -63,14 +63,14 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
         if np.array_equal(before, reached):
             return float("inf")
         spent += sum(step.cost for step in steps)
-    powers = [Relation(unpacked(reached, size))]  # the steps so far 1, 2, 4, .. times
+    powers = [Relation(unpack_bits(reached, size))]  # the steps so far 1, 2, 4, .. times
     while True:
         doubled = powers[-1].after(powers[-1].bits)
         if full(doubled, size):
             break
         if np.array_equal(doubled, powers[-1].bits):
             return float("inf")
-        powers.append(Relation(unpacked(doubled, size)))
+        powers.append(Relation(unpack_bits(doubled, size)))
     reached, span = powers[-1].bits, count
     count *= 2 ** (len(powers) - 1)
     for exponent, power in reversed(list(enumerate(powers[:-1]))):
@@ -84,7 +84,7 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
                 return float(count)
 
 
-def heads_joined(mask: Mask, length: int) -> Tensor:
+def join_heads(mask: Mask, length: int) -> Tensor:
     """What any head of each layer keeps, bool `[layers, n, n]`."""
     union = torch.zeros(mask.layers or 1, length, length, dtype=torch.bool)
     for layer, head in mask.planes:
@@ -99,7 +99,7 @@ class Relation:
     """Who reaches whom in one go, from bool `[n, n]` with a full diagonal."""
 
     def __init__(self, cells: NDArray[np.bool_]) -> None:
-        self.bits = packed(cells)
+        self.bits = pack_bits(cells)
         size, words = self.bits.shape
         edges = int(np.count_nonzero(cells))
         self.dense_cost = size * -(-size // 8) * words  # words read by a product
@@ -111,7 +111,9 @@ class Relation:
 
     def after(self, earlier: Bits) -> Bits:
         """What is reached by this relation after an earlier one."""
-        return along(self.start, self.key, earlier) if self.sparse else self.looked_up(earlier)
+        return (
+            reach_along(self.start, self.key, earlier) if self.sparse else self.looked_up(earlier)
+        )
 
     def looked_up(self, earlier: Bits) -> Bits:
         """Many keys a row: every combination of eight neighbouring keys is made once.
@@ -137,7 +139,7 @@ class Relation:
         return result
 
 
-def along(start: NDArray[Any], keys: NDArray[Any], earlier: Bits) -> Bits:
+def reach_along(start: NDArray[Any], keys: NDArray[Any], earlier: Bits) -> Bits:
     """What each position is reached by, one step after `earlier`: its keys' rows, one by one.
 
     Args:
@@ -155,7 +157,7 @@ def along(start: NDArray[Any], keys: NDArray[Any], earlier: Bits) -> Bits:
     return result
 
 
-def packed(cells: NDArray[np.bool_]) -> Bits:
+def pack_bits(cells: NDArray[np.bool_]) -> Bits:
     """bool `[n, n]` as `[n, words]`, little end first."""
     bits = np.packbits(cells, axis=1, bitorder="little")
     result = np.zeros((len(cells), -(-cells.shape[1] // 64) * 8), dtype=np.uint8)
@@ -163,7 +165,7 @@ def packed(cells: NDArray[np.bool_]) -> Bits:
     return result.view("<u8")
 
 
-def unpacked(bits: Bits, size: int) -> NDArray[np.bool_]:
+def unpack_bits(bits: Bits, size: int) -> NDArray[np.bool_]:
     """Inverse of `packed`."""
     return np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little").view(bool)
 

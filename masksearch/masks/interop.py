@@ -63,7 +63,7 @@ def to_block_layout(
                 f"({int(part.sum())} such blocks), so a layout keeps more than the mask: take "
                 "exact=False, or a smaller block"
             )
-    return headed(mask, view, heads).long()
+    return expand_heads(mask, view, heads).long()
 
 
 def from_block_layout(layout: Tensor | NDArray[Any], block: int) -> Mask:
@@ -256,11 +256,11 @@ def from_block_mask(block_mask: BlockMask) -> Mask:
         full, partial = full | partial, torch.zeros_like(partial)
     if tall == wide and not partial.any():
         return block_layout(same_examples(full), tall)
-    cells = spread(full, tall, wide, queries)
+    cells = expand_blocks(full, tall, wide, queries)
     if partial.any():
         device = str(partial.device)
         rule = create_mask(block_mask.mask_mod, batch, heads, queries, keys, device=device)
-        cells = cells | spread(partial, tall, wide, queries) & rule
+        cells = cells | expand_blocks(partial, tall, wide, queries) & rule
     return table(same_examples(cells))
 
 
@@ -281,7 +281,7 @@ def listed(count: Tensor, index: Tensor, columns: int) -> Tensor:
     return found[..., :columns]
 
 
-def spread(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:
+def expand_blocks(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:
     """Blocks as cells, bool `[batch, heads, n, n]`."""
     cells = blocks.repeat_interleave(tall, 2).repeat_interleave(wide, 3)
     return cells[:, :, :length, :length]
@@ -316,7 +316,7 @@ def one_layer(mask: Mask, what: str) -> None:
         )
 
 
-def headed(mask: Mask, planes: Tensor, heads: int) -> Tensor:
+def expand_heads(mask: Mask, planes: Tensor, heads: int) -> Tensor:
     """Planes `[heads | 1, ..]` for that many heads; 1 = those that there are."""
     if heads != 1 and mask.heads not in (None, heads):
         raise HeadCountError(

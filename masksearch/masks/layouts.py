@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from masksearch.errors import LengthError
-from masksearch.masks.checks import settle
+from masksearch.masks.checks import check_field
 from masksearch.masks.core import Mask, Points
 
 
@@ -39,9 +39,9 @@ class Axial(Mask):
     prefix: int = 0
 
     def __post_init__(self) -> None:
-        settle(self, "rows", 1)
-        settle(self, "columns", 1)
-        settle(self, "prefix", 0)
+        check_field(self, "rows", 1)
+        check_field(self, "columns", 1)
+        check_field(self, "prefix", 0)
 
     def allows(self, at: Points) -> Tensor:
         most = self.prefix + self.rows * self.columns
@@ -76,7 +76,7 @@ class Butterfly(Mask):
     block: int = 1
 
     def __post_init__(self) -> None:
-        settle(self, "block", 1)
+        check_field(self, "block", 1)
 
     def allows(self, at: Points) -> Tensor:
         differ = (at.query // self.block) ^ (at.key // self.block)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masksearch.masks.checks import MOST, at_least, distinct, settle, whole
+from masksearch.masks.checks import MOST, at_least, check_field, distinct, whole
 from masksearch.masks.core import Mask, Points
 from masksearch.masks.tables import Drawn
 
 
-def hashed(values: Tensor, seed: int, stream: int) -> Tensor:
+def hash_values(values: Tensor, seed: int, stream: int) -> Tensor:
     """A 62-bit hash of each value, by SplitMix64 in wrapping int64 arithmetic."""
 
     def signed(number: int) -> int:
@@ -90,7 +90,7 @@ class Window(Mask):
     reach: int
 
     def __post_init__(self) -> None:
-        settle(self, "reach", 0)
+        check_field(self, "reach", 0)
 
     def allows(self, at: Points) -> Tensor:
         return at.offset.abs() <= self.reach
@@ -118,8 +118,8 @@ class Dilated(Mask):
     gap: int
 
     def __post_init__(self) -> None:
-        settle(self, "reach", 0)
-        settle(self, "gap", 1)
+        check_field(self, "reach", 0)
+        check_field(self, "gap", 1)
 
     def allows(self, at: Points) -> Tensor:
         distance = at.offset.abs()
@@ -143,7 +143,7 @@ class Stride(Mask):
     period: int
 
     def __post_init__(self) -> None:
-        settle(self, "period", 1)
+        check_field(self, "period", 1)
 
     def allows(self, at: Points) -> Tensor:
         return at.offset.abs() % self.period == 0
@@ -225,7 +225,7 @@ class Blocks(Mask):
     size: int
 
     def __post_init__(self) -> None:
-        settle(self, "size", 1)
+        check_field(self, "size", 1)
 
     def allows(self, at: Points) -> Tensor:
         return at.query // self.size == at.key // self.size
@@ -250,8 +250,8 @@ class BlockColumns(Mask):
     last: int = 1
 
     def __post_init__(self) -> None:
-        settle(self, "size", 1)
-        settle(self, "last", 1)
+        check_field(self, "size", 1)
+        check_field(self, "last", 1)
         if self.last > self.size:
             raise ValueError(f"last must be at most size = {self.size}, got {self.last}")
 
@@ -368,14 +368,14 @@ class RandomKeys(Mask):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        settle(self, "count", 0)
-        settle(self, "seed", 0)
+        check_field(self, "count", 0)
+        check_field(self, "seed", 0)
 
     def keys(self, query: Tensor, length: int) -> Tensor:
         """The kept keys of those queries, int64 `[*query.shape, min(count, length)]`."""
         chosen: list[Tensor] = []
         for top in range(length - min(self.count, length), length):
-            drawn = hashed(query, self.seed, len(chosen)) % (top + 1)
+            drawn = hash_values(query, self.seed, len(chosen)) % (top + 1)
             for earlier in chosen:
                 drawn = torch.where(earlier == drawn, top, drawn)
             # a replaced value can only meet keys below `top`, so one pass is enough

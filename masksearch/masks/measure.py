@@ -32,7 +32,7 @@ def fingerprint(mask: Mask, shape: HasShape) -> str:
     mask.counts(shape.layers, shape.heads)
     some = (row_counts(mask, shape.length) > 0).expand(shape.layers, shape.heads, -1)
     no_empty_rows(some[..., None])
-    return hashed_rows(mask, shape)
+    return hash_rows(mask, shape)
 
 
 def table_fingerprint(table: DenseMask) -> str:
@@ -42,7 +42,7 @@ def table_fingerprint(table: DenseMask) -> str:
     return hashlib.sha256(text.encode() + packed).hexdigest()
 
 
-def hashed_rows(mask: Mask, shape: HasShape) -> str:
+def hash_rows(mask: Mask, shape: HasShape) -> str:
     """The fingerprint of the lowered mask, some rows after the others."""
     length = shape.length
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())

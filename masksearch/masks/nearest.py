@@ -34,7 +34,7 @@ from masksearch.masks.core import (
     family_name,
     field_names,
     grid,
-    joined,
+    join_chain,
 )
 from masksearch.masks.families import log_sparse, strided
 from masksearch.masks.layouts import Axial, Butterfly
@@ -59,6 +59,7 @@ from masksearch.masks.tables import BlockLayout, Table, Toeplitz
 
 WORD = 5.0  # bits of a name or an operator of the language, of which there are about 32
 GAPS = 32  # largest gap that dilated is tried with, in positions
+STARTS = 5  # kinds of parts that a union grows from: those that describe most alone
 LASTS = 4  # most columns of a block that block_columns and fixed are tried with
 ORDER: list[type[Mask]] = [  # of the parts in a union, as the families have it
     *(Full, Causal, Columns, Window, Dilated, Stride, Blocks, BlockColumns),
@@ -236,20 +237,24 @@ class Union:
 
     def grow(self) -> tuple[Mask, float]:
         """The shortest union that a part of any kind grows to, its parts then exchanged."""
-        parts = min((self.extended(first) for first in self.grown(())), key=self.bits)
+        starts = sorted(self.grow_by_one(()), key=self.bits)[:STARTS]
+        parts = min(map(self.extend, starts), key=self.bits)
         shorter = True
         while shorter:
             without = [tuple(p for p in parts if p != part) for part in parts]
-            options = [*without, *(o for rest in (parts, *without) for o in self.grown(rest))]
+            options = [
+                *without,
+                *(o for rest in (parts, *without) for o in self.grow_by_one(rest)),
+            ]
             best = min(options, key=self.bits, default=parts)
             shorter = self.bits(best) < self.bits(parts)
             parts = best if shorter else parts
         return self.expression(parts), self.bits(parts)
 
-    def extended(self, parts: Parts) -> Parts:
+    def extend(self, parts: Parts) -> Parts:
         """Adds the part that shortens the description most, as long as one does."""
         while True:
-            best = min(self.grown(parts), key=self.bits)
+            best = min(self.grow_by_one(parts), key=self.bits)
             if self.bits(best) >= self.bits(parts):
                 return parts
             parts = best
@@ -284,7 +289,7 @@ class Union:
         errors = float(error_bits(self.wrong(cover), self.cells))
         return expression_bits(self.expression(parts), self.length) + errors
 
-    def grown(self, parts: Parts) -> Iterator[Parts]:
+    def grow_by_one(self, parts: Parts) -> Iterator[Parts]:
         """The union with one more part: the best of every kind."""
         cover = self.cover(parts)
         wrong = self.wrong(cover)
@@ -295,7 +300,7 @@ class Union:
 
         for offered in (by_offset, by_block, by_position, by_tile):
             for option in offered(weight, errors):
-                yield merged(*parts, *option)
+                yield merge_parts(*parts, *option)
 
 
 @lru_cache(maxsize=512)
@@ -304,9 +309,9 @@ def cells_of(part: Mask, length: int) -> Tensor:
     return part.dense(length)[0, 0]
 
 
-def merged(*parts: Mask) -> Parts:
+def merge_parts(*parts: Mask) -> Parts:
     """The parts of a union in the order of `ORDER`, sets of one kind as one."""
-    flat = joined(Either, *parts)
+    flat = join_chain(Either, *parts)
     found = [part for part in dict.fromkeys(flat) if not isinstance(part, tuple(SETS))]
     for kind, field in SETS.items():
         members = [number for p in flat if isinstance(p, kind) for number in getattr(p, field)]

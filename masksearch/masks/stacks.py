@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError, LengthError
-from masksearch.masks.checks import settle
+from masksearch.masks.checks import check_field
 from masksearch.masks.core import Mask, Points, check_parts
 
 
@@ -120,7 +120,7 @@ class Cropped(Mask):
 
     def __post_init__(self) -> None:
         check_parts(self, (self.of,))
-        settle(self, "at", 1)
+        check_field(self, "at", 1)
         if self.of.length not in (None, self.at):
             raise LengthError(
                 f"a table of {self.of.length} positions cannot be taken at {self.at}; "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import LengthError, MaskFormatError
-from masksearch.masks.checks import settle
+from masksearch.masks.checks import check_field
 from masksearch.masks.core import Mask, Points
 
 
@@ -191,7 +191,7 @@ class BlockLayout(BitMask):
     block: int
 
     def __post_init__(self) -> None:
-        settle(self, "block", 1)
+        check_field(self, "block", 1)
         self.check_bits()
 
     def allows(self, at: Points) -> Tensor:

@@ -423,6 +423,6 @@ def draw_job(space: Space, trial: BaseTrial) -> Job:
     if isinstance(mask, Mask):
         return Evaluate(mask)
     return Refused(
-        f"the space returned {type(mask).__name__}, not a Mask (content masks have no cells to "
-        "search); end it with for example `return masks.window(reach)`"
+        f"the space returned {type(mask).__name__}, not a Mask; end it with for example "
+        "`return masks.window(reach)`"
     )

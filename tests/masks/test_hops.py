@@ -11,7 +11,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.errors import LengthError, UncountedHops
 from masksearch.masks import hops as reachability
-from masksearch.masks.hops import Relation, along, hops, packed, unpacked
+from masksearch.masks.hops import Relation, hops, pack_bits, reach_along, unpack_bits
 
 LONG = 2048
 
@@ -84,10 +84,10 @@ def test_both_products_are_the_matrix_product(size, keys, seed):
     later, earlier = (tables(2, size, keys, seed)[:, 0] | own).unbind()
     wanted = (later.double() @ earlier.double() > 0).numpy()
     relation = Relation(later.numpy())
-    assert (unpacked(relation.looked_up(packed(earlier.numpy())), size) == wanted).all()
+    assert (unpack_bits(relation.looked_up(pack_bits(earlier.numpy())), size) == wanted).all()
     if relation.sparse:
-        found = along(relation.start, relation.key, packed(earlier.numpy()))
-        assert (unpacked(found, size) == wanted).all()
+        found = reach_along(relation.start, relation.key, pack_bits(earlier.numpy()))
+        assert (unpack_bits(found, size) == wanted).all()
 
 
 @st.composite
