@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Foun
         )
     names = [study.name for study in found if study.kind == "search"]
     return [
-        Found(**{**vars(study), "name": study.run.name}) if names.count(study.name) > 1 else study
+        replace(study, name=study.run.name) if names.count(study.name) > 1 else study
         for study in found
     ]
 
