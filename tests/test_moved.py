@@ -28,6 +28,7 @@ def test_other_names_are_not_found():
         importlib.import_module("masksearch.nothing")
 
 
+@pytest.mark.filterwarnings("ignore:masks that follow the tokens")  # ContentMask
 def test_every_public_name_loads():
     import masksearch as ms
 
