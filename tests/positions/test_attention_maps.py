@@ -71,7 +71,10 @@ def test_offset_sums_match_diagonals():
 
 
 def test_frame_has_a_row_for_each_measurement(model):
-    frame = attention_maps(model, random_batches(1), special={"three": 3}).frame()
+    found = attention_maps(model, random_batches(1), special={"three": 3})
+    frame = found.frame()
+    chances = frame.loc[frame["kind"] == "diagonal", "chance"].tolist()
+    assert chances == pytest.approx(found.diagonal_chance.flatten().tolist())
     assert len(frame) == LAYERS * HEADS * (2 * LENGTH - 1 + 1 + 1)
     assert set(frame["kind"]) == {"offset", "diagonal", "special"}
     assert frame.loc[frame["kind"] == "offset", "chance"].isna().all()
