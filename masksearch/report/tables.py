@@ -224,7 +224,7 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
             f"equal gates would have {percent(even)}",
         ),
         (
-            "strongest_offsets offsets",
+            "strongest offsets",
             strongest_offsets(health["by_offset"]),
             "key minus query, with the mean probability of an edge there",
         ),
