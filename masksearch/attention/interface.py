@@ -42,7 +42,6 @@ from masksearch.attention.layer import (
     LayerState,
     SequencePositions,
     fixed,
-    lowered_in_graph,
 )
 from masksearch.attention.probe import PROBE, Probe, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
@@ -162,7 +161,7 @@ def sparse_attention(
     if state.fallback:
         return None
     size, trains = fixed(length), asks_gradient(call.query, call.key, call.value)
-    backend = lowered_in_graph(lowered.key, "sparse_backend", size, device, trains)
+    backend = lowered.in_graph("sparse_backend", size, device, trains)
     if not backend:
         return None
     if backend == "flex" and device.type == "cpu" and trains:
@@ -184,7 +183,7 @@ def sparse_attention(
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
         states = tuple(each.to(dtype) for each in states)
-    lowered_in_graph(lowered.key, "prepare", backend, size, device)
+    lowered.in_graph("prepare", backend, size, device)
     operator = torch.ops.masksearch.attention
     out: Tensor = operator(*states, padding, lowered.key, backend, call.scaling)
     return out

@@ -7,7 +7,7 @@ one `LayerMask`.
 
 The rest serves what is not the normal path: generation, where queries and keys come with a cache
 (`SequencePositions`), cross-attention, of whose table a corner is taken, and graphs that
-torch.compile or torch.export make, in which a table is a constant (`lowered_in_graph`).
+torch.compile or torch.export make, in which a table is a constant (`graph_function`).
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ class LayerMask:
         self.by_length = depends_on_length(mask)
         self.lowered: dict[tuple[Any, ...], Any] = {}
         self.key = register_source(self)
+        self.in_graph = graph_function(self.key)
 
     @property
     def seen(self) -> Mask:
@@ -222,10 +223,18 @@ def depends_on_length(mask: Mask) -> bool:
 
 
 # -- graphs ------------------------------------------------------------------------------------
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def lowered_in_graph(key: str, method: str, *given: Any) -> Any:
-    """That method of the `LayerMask` with that key; a constant of the graph that is traced."""
-    return getattr(SOURCES[key], method)(*given)
+def graph_function(key: str) -> Callable[..., Any]:
+    """Calls a method of the `LayerMask` with that key; its result is a constant of a graph.
+
+    A function of its own for each mask: Dynamo tells constants apart by the name of their code.
+    """
+
+    def lowered(method: str, *given: Any) -> Any:
+        return getattr(SOURCES[key], method)(*given)
+
+    lowered.__code__ = lowered.__code__.replace(co_name=f"lowered_{key}")
+    constant: Callable[..., Any] = torch.compiler.assume_constant_result(lowered)
+    return constant
 
 
 def fixed(number: int) -> int:
@@ -414,7 +423,7 @@ class LayerState:
             return None
         table: Tensor | None
         if queries == keys and not self.cross:  # whole sequences
-            table = lowered_in_graph(lowered.key, "table", fixed(keys), device)
+            table = lowered.in_graph("table", fixed(keys), device)
             return table
         start, first_key = self.start(queries, keys)
         if self.cross and not isinstance(start, Tensor):
@@ -428,7 +437,7 @@ class LayerState:
         length = first_key + keys
         if isinstance(start, Tensor) and self.positions.last is not None:
             length = max(length, self.positions.last.keys)  # a static cache in a compiled step
-        table = lowered_in_graph(lowered.key, "table", fixed(length), device)
+        table = lowered.in_graph("table", fixed(length), device)
         if table is None:
             return None
         if isinstance(start, Tensor):
@@ -449,5 +458,5 @@ class LayerState:
                 "masks.cropped(mask, at=the longest length), or generate with use_cache=False"
             )
         numbers = (fixed(length), device, fixed(start), fixed(start + queries), fixed(keys))
-        corner: Tensor | None = lowered_in_graph(lowered.key, "corner", *numbers)
+        corner: Tensor | None = lowered.in_graph("corner", *numbers)
         return None if corner is None else corner[:, :, start : start + queries, :keys]
