@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.errors import NonFiniteLossError as NonFiniteLossError
     from masksearch.errors import ResumeError as ResumeError
     from masksearch.errors import SearchError as SearchError
+    from masksearch.errors import TokensNeededError as TokensNeededError
     from masksearch.errors import UncountedHops as UncountedHops
     from masksearch.errors import UnknownNameError as UnknownNameError
     from masksearch.evaluators.cost import CostEvaluator as CostEvaluator

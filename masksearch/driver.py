@@ -22,7 +22,6 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError
-from masksearch.evaluators.supernet import source_of
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
@@ -31,6 +30,7 @@ from masksearch.strategies.build import build_strategy, strategy_facts, strategy
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.samplers import Space
 from masksearch.study.constraints import parse_constraint
+from masksearch.study.records import hash_space_source
 from masksearch.study.session import Session
 from masksearch.study.store import StudyStore
 
@@ -207,7 +207,7 @@ def search(
     facts = {
         "kind": "search",
         **strategy_facts(strategy, options),
-        "space": source_of(space) if space is not None else "",
+        "space": hash_space_source(space) if space is not None else "",
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
         "scheduler": "" if scheduler is None else repr(scheduler),
@@ -225,8 +225,8 @@ def search(
             constraints=limits,
         )
         store.create(evaluator.objectives, facts)
-        listed = Listed(baselines or {}, [seed])
-        queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed.proposals]
+        listed = Listed(baselines, [seed]).proposals if baselines else []
+        queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed]
         session = Session(
             store,
             chosen,

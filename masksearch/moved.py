@@ -18,6 +18,7 @@ MOVED = {
     "demo": "cli.demo",
     "evaluators.rows": "evaluators.token_rows",
     "executors.halving": "strategies.halving",
+    "executors.on_ray": "executors.ray",
     "gates.agreement": "gates.diagnostics",
     "gates.bank": "gates.gates",
     "gates.published": "gates.sparsebert",

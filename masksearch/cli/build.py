@@ -209,8 +209,11 @@ def build_executor(given: ExecutorOptions) -> Executor:
             "--executor together was removed; small trials share a GPU with "
             "--executor ray --slots 4 --gpus 0.25"
         )
+    if ".py:" in given.executor:
+        own: Executor = load_function(given.executor)()
+        return own
     if given.executor not in EXECUTORS:
-        raise unknown_name("executor", given.executor, EXECUTORS)
+        raise unknown_name("executor", given.executor, [*EXECUTORS, "file.py:Name"])
     if given.executor == "local":
         for name in ("address", "cpus", "gpus", "scratch"):
             if getattr(given, name) is not None:

@@ -71,7 +71,7 @@ class EvaluatorOptions:
 class ExecutorOptions:
     """Where trials run."""
 
-    executor: str = option("local or ray.", "local")
+    executor: str = option("local, ray, or your own: file.py:Name.", "local")
     slots: int = option("Jobs at a time; locally 1 works in this process.", 1)
     limit: float | None = option("Seconds after which a trial is ended as failed.")
     address: str | None = option(

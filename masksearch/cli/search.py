@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMMAND = "command.json"  # what `resume` repeats
 PATHS = {"run", "found", "reuse"}
 PLACES = {"corpus", "tokenizer", "weights", "glue", "squad", "swag"}  # here, or on the Hub
-CODE = {"space", "evaluator"}  # file.py:function
+CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 
 class UsageMistake(MaskSearchError):
@@ -323,7 +323,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
             plain[name] = [str(Path(v).resolve()) for v in value] if many else absolute(value)
         elif name in PLACES and value is not None:
             plain[name] = absolute(value) if Path(value).expanduser().exists() else value
-        elif name in CODE and value is not None:
+        elif name in CODE and ".py:" in str(value):
             file, colon, function = str(value).rpartition(":")
             plain[name] = f"{Path(file).resolve()}{colon}{function}"
         elif name == "storage" and value is not None:

@@ -13,7 +13,6 @@ on recurrent cells), which is why the best are trained for real.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +35,7 @@ from masksearch.errors import (
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
+from masksearch.study.records import hash_space_source
 from masksearch.study.store import quiet
 from masksearch.tasks.text.files import short_hash
 from masksearch.training.checkpoints import Checkpoints
@@ -105,19 +105,9 @@ class SpaceDraws:
         globals, partial applications).
         """
         prints = [table_fingerprint(self.table(number)) for number in range(SAMPLE)]
-        return hashlib.sha256("|".join([source_of(self.space), *prints]).encode()).hexdigest()
-
-
-def source_of(space: Space) -> str:
-    """Hash of what a space does: its source, or its byte code where there is no source."""
-    text = getattr(space, "masksearch_source", None)
-    if text is None:
-        try:
-            text = inspect.getsource(space)
-        except (OSError, TypeError):
-            code = getattr(space, "__code__", None)
-            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(
+            "|".join([hash_space_source(self.space), *prints]).encode()
+        ).hexdigest()
 
 
 class MaskBank(nn.Module):

@@ -7,10 +7,12 @@ scheduler. Format 1 spread the proposal over attributes of their own; it is stil
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -241,3 +243,15 @@ def finite_json(values: Mapping[str, float]) -> dict[str, float | str]:
 def from_json(values: Mapping[str, float | str]) -> dict[str, float]:
     """Inverse of `finite_json`."""
     return {key: float(value) for key, value in values.items()}
+
+
+def hash_space_source(space: Callable[..., Mask]) -> str:
+    """Hash of what a space does: its source, or its byte code where there is no source."""
+    text = getattr(space, "masksearch_source", None)
+    if text is None:
+        try:
+            text = inspect.getsource(space)
+        except (OSError, TypeError):
+            code = getattr(space, "__code__", None)
+            text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

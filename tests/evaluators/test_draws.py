@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from masksearch import masks
 from masksearch.contracts import AttentionCall, Shape
 from masksearch.errors import LengthError, SearchError
-from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows, source_of
+from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows
 from masksearch.masks.lower import lower
+from masksearch.study.records import hash_space_source
 
 SHAPE = Shape(length=6, layers=2, heads=2)
 
@@ -80,7 +81,7 @@ def test_digest_tells_one_source_in_two_surroundings_apart():
     }
     assert len(digests) == 3
     assert SpaceDraws(windows, SHAPE, 0).digest() == SpaceDraws(windows, SHAPE, 0).digest()
-    assert source_of(windows) != source_of(moody)
+    assert hash_space_source(windows) != hash_space_source(moody)
 
 
 @given(st.integers(1, 40), st.data())
