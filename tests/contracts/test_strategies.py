@@ -221,6 +221,7 @@ def test_gp_keeps_the_law(count):
     )
 
 
+@pytest.mark.slow
 def test_proposals_equal_those_of_another_process():
     code = f"""
 import json, sys

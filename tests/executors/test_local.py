@@ -47,6 +47,7 @@ class Crashing(ToyEvaluator):
         yield from super().__call__(mask, seed=seed, workdir=workdir)
 
 
+@pytest.mark.slow
 def test_dead_worker_fails_its_trial_only(tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(5)}, [0])
     records = run(Local(slots=2), listed, Crashing(), tmp_path)
@@ -157,6 +158,7 @@ def test_worker_that_ran_a_failed_trial_takes_no_other(tmp_path):
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_reports_reach_the_driver_in_order_and_can_stop_a_job(slots, tmp_path):
     heard: dict[int, list[int]] = {}

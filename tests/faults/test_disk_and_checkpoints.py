@@ -112,6 +112,7 @@ def test_worker_that_is_killed_once_changes_nothing_in_the_study(tmp_path):
     assert list(tmp_path.glob("run/trials/*/died"))
 
 
+@pytest.mark.slow
 def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
     """A job that took the search down twice runs apart, and then fails alone."""
 

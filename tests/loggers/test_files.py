@@ -340,6 +340,7 @@ def histories(folder: Path) -> list[list[dict[str, object]]]:
     return [steps for _, steps in sorted(runs, key=lambda run: run[0])]
 
 
+@pytest.mark.slow
 def test_wandb_reads_back_every_record_from_its_offline_files(tmp_path):
     pytest.importorskip("wandb")
     logger = WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path, name="mine")

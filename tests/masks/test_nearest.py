@@ -236,6 +236,7 @@ def test_random_tables_are_not_explained(density: float):
     lower(found.mask, Shape(N, 1, 2))
 
 
+@pytest.mark.slow
 def test_heads_and_layers_have_masks_of_their_own_only_where_they_differ():
     heads = masks.per_head([masks.window(2), masks.stride(4), masks.star()])
     layers = masks.per_layer([masks.window(2), heads])

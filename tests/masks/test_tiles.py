@@ -106,6 +106,7 @@ def test_a_leaf_without_keys_is_looked_at_tile_by_tile():
     agrees(Odd() | masks.window(2), 100, 16)
 
 
+@pytest.mark.slow
 def test_no_tensor_of_all_pairs_is_made():
     length, largest = 8192, 0
     mask = masks.per_head([masks.bigbird(), ~masks.longformer(3, 2) & masks.causal()])

@@ -94,6 +94,7 @@ def test_hub_and_tsv_rows_are_equal_and_their_digests_are_not(hub: Path, tmp_pat
     assert found.digest != load_glue(f"hf:{tmp_path / 'hub'}", "RTE", 5, dev_rows=4, seed=1).digest
 
 
+@pytest.mark.slow
 def test_a_saved_data_set_reads_too(hub: Path, tmp_path: Path) -> None:
     for split in ("train", "validation"):
         files = [str(file) for file in sorted((hub / "sst2").glob(f"{split}-*"))]

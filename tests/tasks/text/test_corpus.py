@@ -93,6 +93,7 @@ def test_one_long_line_is_held_out_too(tmp_path: Path) -> None:
     assert len(corpus.held_out) / len(corpus.train) == pytest.approx(0.05 / 0.95, abs=0.01)
 
 
+@pytest.mark.slow
 def test_vocabulary_is_the_same_in_every_process(folder: Path) -> None:
     code = (
         "import sys; from masksearch.tasks.text.corpus import Corpus\n"
@@ -186,6 +187,7 @@ def test_a_full_disk_leaves_the_tokens_in_memory(folder: Path, small_disk: Path)
     assert not list(small_disk.glob("*.partial"))
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_make_one_cache(folder: Path) -> None:
     code = (
         "import sys; from masksearch.tasks.text.corpus import Corpus\n"
