@@ -233,7 +233,8 @@ def graph_function(key: str) -> Callable[..., Any]:
         return getattr(SOURCES[key], method)(*given)
 
     lowered.__code__ = lowered.__code__.replace(co_name=f"lowered_{key}")
-    constant: Callable[..., Any] = torch.compiler.assume_constant_result(lowered)
+    as_constant: Any = torch.compiler.assume_constant_result
+    constant: Callable[..., Any] = as_constant(lowered)
     return constant
 
 

@@ -377,3 +377,15 @@ def test_compiled_model_equals_eager():
     model, given = attach(made("bert"), MIXED), inputs("bert")
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert torch.allclose(output(compiled, given), output(model, given), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_masks_of_several_layers_stay_apart_in_one_graph():
+    torch.manual_seed(0)
+    model = bert(2).eval()
+    attach(model, masks.per_layer([masks.window(1), masks.window(4)]))
+    ids = torch.randint(0, VOCABULARY, (1, 12))
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager")(ids).last_hidden_state
+        torch.testing.assert_close(compiled, model(ids).last_hidden_state)
+    torch.compiler.reset()
