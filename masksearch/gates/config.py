@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from masksearch.errors import unknown_name
 from masksearch.gates.sparsebert import published_rate
@@ -38,27 +38,6 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
 EARLIER = {"warmup": "dense_warmup", "rise": "lr_warmup"}  # earlier name -> today's
 
 
-def take_earlier_names(config: type[DamConfig]) -> type[DamConfig]:
-    """Lets `DamConfig(..)` take fields under the names that they had in earlier versions."""
-    construct = config.__init__
-
-    @functools.wraps(construct)
-    def init(self: DamConfig, *args: Any, **given: Any) -> None:
-        for name in EARLIER.keys() & given.keys():
-            warn_of_earlier(name)
-        construct(self, *args, **todays_names(given))
-
-    config.__init__ = init  # type: ignore[method-assign]
-    return config
-
-
-def warn_of_earlier(name: str) -> None:
-    """Warns that a field has another name today."""
-    warnings.warn(
-        f"{name} of DamConfig is called {EARLIER[name]} now", DeprecationWarning, stacklevel=3
-    )
-
-
 def todays_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Renames the fields of a `DamConfig` that an earlier version has written.
 
@@ -75,7 +54,6 @@ def recorded_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {first.get(name, name): value for name, value in fields.items()}
 
 
-@take_earlier_names
 @dataclass(frozen=True)
 class DamConfig:
     """How gates and weights are trained together.
@@ -155,15 +133,6 @@ class DamConfig:
                 "model of frozen weights) trains none; use levels=1"
             )
 
-    if not TYPE_CHECKING:  # which would hold any name for known
-
-        def __getattr__(self, name: str) -> Any:
-            """Reads a field by its earlier name."""
-            if name not in EARLIER:
-                raise AttributeError(f"DamConfig has no field {name!r}")
-            warn_of_earlier(name)
-            return getattr(self, EARLIER[name])
-
     @property
     def targets(self) -> tuple[float, ...]:
         """The target densities: one for the whole table, or one a layer."""
@@ -197,6 +166,22 @@ class DamConfig:
         """Factor on the gates' temperature at a step (from 0)."""
         gated = max(1, self.steps - 1 - self.warmup_steps)
         return float(self.cooling ** min(1.0, max(0, step - self.warmup_steps) / gated))
+
+
+def take_earlier_names(construct: Callable[..., None]) -> Callable[..., None]:
+    """Lets `DamConfig(..)` take fields under their earlier names, with a warning."""
+
+    @functools.wraps(construct)
+    def init(self: DamConfig, *args: Any, **given: Any) -> None:
+        for name in EARLIER.keys() & given.keys():
+            words = f"{name} of DamConfig is called {EARLIER[name]} now"
+            warnings.warn(words, DeprecationWarning, stacklevel=2)
+        construct(self, *args, **todays_names(given))
+
+    return init
+
+
+DamConfig.__init__ = take_earlier_names(DamConfig.__init__)  # type: ignore[method-assign]
 
 
 def warmup_steps(config: Mapping[str, Any]) -> int:

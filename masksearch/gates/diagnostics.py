@@ -80,6 +80,7 @@ RISE_SHARE = 0.2  # and the share of the loss at the end of the warm-up
 FALL_SHARE = 0.5  # and the share of what the warm-up had gained
 PATIENCE = 5  # reports in a row above that
 SMOOTH = 3  # reports whose mean is the loss at the end of the warm-up
+PRUNE_MORE = "train for more steps, or raise gate_lr or the control's strength"
 
 
 class CollapseWatch:
@@ -117,37 +118,49 @@ class CollapseWatch:
 
     def look(self, report: Report) -> str | None:
         """Takes the next report (`loss`, `density`, `target`); returns a new warning or None."""
-        loss, density = report.values["loss"], report.values["density"]
-        target = report.values.get("target", self.config_target)
-        self.follow(report.step, loss)
+        values = report.values
+        self.follow(report.step, values["loss"])
         if report.step <= self.warmup_steps:
             return None
-        asked = max(target, self.config_target)
-        halfway = report.step >= (self.warmup_steps + self.steps) / 2
-        stuck = density > 0.9 * self.initial and target < 0.9 * self.initial
-        kinds = {
-            "pruned away": (
-                density < asked / 4,
-                f"nearly everything is pruned (density {density:.4g}, target now {asked:.4g}); "
-                "lower gate_lr, or use control='hinge'",
-            ),
-            "nothing pruned": (
-                halfway and stuck,
-                f"nothing is pruned yet (density {density:.4g}, at the start {self.initial:.4g}, "
-                f"target now {target:.4g}); raise gate_lr or the control's strength",
-            ),
-            "function lost": (
-                self.above >= PATIENCE,
-                f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; edges "
-                "go faster than the weights can follow: train for more steps, lower gate_lr, or "
-                "ask for a higher density",
-            ),
-        }
-        for name, (happens, words) in kinds.items():
-            if happens and name not in self.said:
-                self.said.add(name)
+        target = values.get("target", self.config_target)
+        found = self.problems(report.step, values["loss"], values["density"], target)
+        for kind, words in found.items():
+            if kind not in self.said:
+                self.said.add(kind)
                 return f"step {report.step}: {words}"
         return None
+
+    def problems(self, step: int, loss: float, density: float, target: float) -> dict[str, str]:
+        """Kind of each collapse that holds after a step -> what happens and the remedy.
+
+        Kinds are `"pruned_away"`, `"nothing_pruned"` and `"function_lost"`.
+
+        Args:
+            step: Optimiser steps that are done.
+            loss: In nats; one that `follow` has seen.
+            density: That of the gates.
+            target: That step's target density.
+        """
+        found = {}
+        asked = max(target, self.config_target)
+        if density < asked / 4:
+            found["pruned_away"] = (
+                f"nearly everything is pruned (density {density:.4g}, target {asked:.4g}); "
+                "lower gate_lr, or use control='hinge'"
+            )
+        halfway = step >= (self.warmup_steps + self.steps) / 2
+        if halfway and density > 0.9 * self.initial and target < 0.9 * self.initial:
+            found["nothing_pruned"] = (
+                f"nothing is pruned (density {density:.4g}, at the start {self.initial:.4g}, "
+                f"target {target:.4g}); {PRUNE_MORE}"
+            )
+        if self.above >= PATIENCE:
+            found["function_lost"] = (
+                f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; edges "
+                "go faster than the weights can follow: train for more steps, lower gate_lr, or "
+                "ask for a higher density"
+            )
+        return found
 
     def follow(self, step: int, loss: float) -> None:
         """Updates the level of the loss, and counts the reports that lie above it."""
@@ -185,37 +198,6 @@ class Agreement(TypedDict):
     matched_chance: float  # the same for gates with random values
     by_pair: list[float]  # in the order (0, 1), (0, 2), .., (1, 2), ..
     matched_by_pair: list[float]
-
-
-def expected_iou(kept: int, other: int, cells: int) -> float:
-    """Mean IoU of two independent sets of `kept` and `other` cells, each uniform at random.
-
-    The overlap o is hypergeometric, so the mean is the sum over o of
-    C(other, o) C(cells - other, kept - o) / C(cells, kept) x o / (kept + other - o).
-    For many cells this is close to E[o] / (kept + other - E[o]) with E[o] = kept x other / cells;
-    at equal density d that is d / (2 - d).
-
-    Returns:
-        In [0, 1]; 1 for two empty sets.
-
-    Raises:
-        ValueError: If a set is larger than the number of cells, or negative.
-
-    >>> round(expected_iou(1, 1, 4), 3)  # the same one of four cells, or not
-    0.25
-    """
-    if not (0 <= kept <= cells and 0 <= other <= cells):
-        raise ValueError(f"sets of {cells} cells hold 0 .. {cells} of them, got {kept}, {other}")
-    if kept + other == 0:
-        return 1.0
-    low, high = max(0, kept + other - cells), min(kept, other)
-    overlap = torch.arange(low, high + 1, dtype=torch.float64)
-
-    def log_choose(total: int, part: Tensor) -> Tensor:
-        return math.lgamma(total + 1) - (part + 1).lgamma() - (total - part + 1).lgamma()
-
-    chance = (log_choose(other, overlap) + log_choose(cells - other, kept - overlap)).softmax(0)
-    return float((chance * overlap / (kept + other - overlap)).sum())
 
 
 def iou(one: Tensor, two: Tensor) -> float:
@@ -263,9 +245,9 @@ def agreement(
 ) -> Agreement:
     """Compares the masks that several seeds give at one density.
 
-    Chance is what gates with random values would score, cut in the same way. For free gates it
-    is `expected_iou`; with heads matched, and for gates that many edges share (whose offsets or
-    tiles agree as a whole), it is the mean over all pairs of a few random tables.
+    Chance is what gates of the same structure with random values would score, cut in the same
+    way: the mean over all pairs of a few random tables. For free gates at density d it is close
+    to d / (2 - d).
 
     Args:
         probabilities: Two or more float `[layers, heads, n, n]` of one shape, one a seed.
@@ -286,33 +268,27 @@ def agreement(
     cells = torch.Size(shape).numel()
     sparsity = 1 - max(density, 1 / shape[-1])
     plain, matched = pair_scores([at_sparsity(table, sparsity) for table in probabilities])
-    random, source = random_gates(shape, gates or {}), generator(seed, 0xA93E)
+    names = ("structure", "signed", "global_count", "block")
+    arguments = {name: gates[name] for name in names if gates and name in gates}
+    if arguments.get("structure") not in get_args(Structure):
+        arguments = {}
+    random = Gates(**arguments, layers=shape[0], heads=shape[1], length=shape[-1])
+    source = generator(seed, 0xA93E)
     drawn = [
         at_sparsity(random.table(torch.rand(random.logits.shape, generator=source)), sparsity)
         for _ in range(max(FEWEST, min(MOST, CELLS // cells)))
     ]
     chance, matched_chance = pair_scores(drawn)
-    kept = round((1 - sparsity) * cells)
-    free = random.structure == "free"
     return Agreement(
         seeds=len(probabilities),
         density=1 - sparsity,
         iou=fmean(plain),
-        chance=expected_iou(kept, kept, cells) if free else fmean(chance),
+        chance=fmean(chance),
         matched=fmean(matched),
         matched_chance=fmean(matched_chance),
         by_pair=plain,
         matched_by_pair=matched,
     )
-
-
-def random_gates(shape: Sequence[int], arguments: Mapping[str, Any]) -> Gates:
-    """Gates of that table shape with the structure that the arguments name; free by default."""
-    names = ("structure", "signed", "global_count", "block")
-    chosen = {name: arguments[name] for name in names if name in arguments}
-    if chosen.get("structure", "free") not in get_args(Structure):
-        chosen = {}
-    return Gates(**chosen, layers=shape[0], heads=shape[1], length=shape[-1])
 
 
 # -- between settings ----------------------------------------------------------------------------
@@ -472,30 +448,16 @@ def health(
     by_offset, mass_by_offset = profile(p, offset + length - 1)
     undecided = ((p > 0.1) & (p < 0.9)).float().mean().item()
     losses, gaps = losses_and_gaps(curve, retrained)
-    watch = CollapseWatch(target, initial, warmup_steps, curve[-1].step if curve else 0)
+    last = curve[-1] if curve else Report(warmup_steps, {"loss": math.nan})
+    cut, watch = losses["discretised"], CollapseWatch(target, initial, warmup_steps, last.step)
     warnings = [line for report in curve if (line := watch.look(report)) is not None]
-    cut = losses["discretised"]
-    pruned_away = density < target / 4
-    nothing_pruned = density > 0.9 * initial and target < 0.9 * initial
+    problems = watch.problems(last.step, last.values["loss"], density, target)
+    if cut is not None and not watch.lost(cut):
+        problems.pop("function_lost", None)
     target_missed = density > 1.25 * target
-    function_lost = watch.above >= PATIENCE and (cut is None or watch.lost(cut))
-    problems = []
-    if pruned_away:
-        problems.append(
-            f"nearly everything was pruned (density {density:.4f}, target {target:.4f}): "
-            "lower gate_lr, or use control='hinge'"
-        )
-    if nothing_pruned or target_missed:
-        what = f"the target was missed (density {density:.4f}, target {target:.4f})"
-        if nothing_pruned:
-            what = f"nothing was pruned (density {density:.4f}, at the start {initial:.4f})"
-        remedy = "train for more steps, or raise gate_lr or the control's strength"
-        problems.append(f"{what}: {remedy}")
-    if function_lost:
-        problems.append(
-            f"the loss ended at {curve[-1].values['loss']:.4g}, far above the {watch.level:.4g} "
-            "before the gates: train for more steps, lower gate_lr, or ask for a higher density"
-        )
+    if target_missed and "nothing_pruned" not in problems:
+        missed = f"the target was missed (density {density:.4g}, target {target:.4g})"
+        problems["target_missed"] = f"{missed}; {PRUNE_MORE}"
     return Health(
         density=density,
         target=target,
@@ -512,11 +474,11 @@ def health(
         losses=losses,
         gaps=gaps,
         agreement=agreement([p, *others], density=target, gates=gates) if others else None,
-        pruned_away=pruned_away,
-        nothing_pruned=nothing_pruned,
+        pruned_away="pruned_away" in problems,
+        nothing_pruned="nothing_pruned" in problems,
         target_missed=target_missed,
-        function_lost=function_lost,
-        problems=problems,
+        function_lost="function_lost" in problems,
+        problems=list(problems.values()),
         notes=gap_notes(losses, gaps, undecided, cut_cause(density, target, length, undecided)),
         warnings=warnings,
     )

@@ -379,10 +379,6 @@ def test_first_names_of_fields_go_on_working(tmp_path: Path):
         assert DamConfig(warmup=0.25, lr_warmup=0.1) == today  # type: ignore[call-arg]
     with pytest.warns(DeprecationWarning, match="rise of DamConfig is called lr_warmup now"):
         assert replace(today, rise=0.1) == today  # type: ignore[call-arg]
-    with pytest.warns(DeprecationWarning, match="is called dense_warmup"):
-        assert today.warmup == 0.25  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError, match="no field 'heat'"):
-        today.heat  # type: ignore[attr-defined]  # noqa: B018
     assert build_config({"warmup": 0.25, "rise": 0.1}) == today
     assert recorded_names(asdict(today))["rise"] == 0.1
     assert todays_names(recorded_names(asdict(today))) == asdict(today)
