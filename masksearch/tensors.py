@@ -1,8 +1,9 @@
-"""Tensors in safetensors files: reads result files by their format, and names a full disk."""
+"""Tensors in safetensors files: writes and reads result files, and names a full disk."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -40,6 +41,31 @@ def read_tensors(
             return {name: file.get_tensor(name) for name in file.keys()}, metadata
     except SafetensorError as error:
         raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *, what: str
+) -> Path:
+    """Writes a result file, which `read_tensors` reads; folders are made.
+
+    Args:
+        path: A `.safetensors` file.
+        tensors: By name, on any device.
+        metadata: With the `format`.
+        what: It holds, for the message.
+
+    Raises:
+        ValueError: If the path has another ending.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a file of {what} ends in .safetensors, got {path.name!r}; rename it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, path, metadata=metadata)
+    return path
 
 
 def disk_error(error: Exception, what: str, path: Path) -> OSError:

@@ -111,8 +111,6 @@ def write(card: ProxyCard, folder: Path, name: str) -> None:
     card.plot(folder / f"{name}.png", dpi=90)
     card.frame().round(5).to_csv(folder / f"{name}.csv", index=False)
     card.choices().round(5).to_csv(folder / f"{name}_choices.csv", index=False)
-    if card.others:
-        card.others_frame().round(5).to_csv(folder / f"{name}_others.csv", index=False)
     (folder / f"{name}.txt").write_text(card.verdict() + "\n", encoding="utf-8")
     print(f"== {name}\n{card.verdict()}\n")
 

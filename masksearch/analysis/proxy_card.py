@@ -88,21 +88,6 @@ class BudgetAgreement:
 
 
 @dataclass(frozen=True)
-class MeasureAgreement:
-    """The proxy against another measure at the same budget (its last value up to there)."""
-
-    measure: str
-    schedule: str
-    budget: int
-    proxy_budget: int
-    masks: int
-    across: Interval
-    within: Interval
-    spearman: float
-    ceiling: Interval  # of the other measure: two of its seeds, within bands
-
-
-@dataclass(frozen=True)
 class Judgement:
     """What every row of a card is computed from: the tables, the reference, bands and draws."""
 
@@ -174,30 +159,6 @@ class Judgement:
             found.append(BandPick(*ends, len(inside), names[pick], names[top], regret, at_random))
         return tuple(found)
 
-    def measure_rows(self) -> tuple[MeasureAgreement, ...]:
-        """Every further measure against the proxy, at each budget of its own."""
-        tables, found = self.tables, []
-        own = tables.budgets(self.proxy)
-        for measure in tables.measures:
-            for schedule, budget in tables.budgets(measure):
-                reached = [b for s, b in own if s == schedule and b <= budget]
-                if measure == self.proxy or not reached:
-                    continue
-                x = tables.gains(schedule, max(reached), self.proxy)
-                y = tables.gains(schedule, budget, measure)
-                if count_both(x, y) < 2:
-                    continue
-                found.append(
-                    MeasureAgreement(
-                        *(measure, schedule, budget, max(reached), count_both(x, y)),
-                        across=self.draws.tau(x, y, banded=False),
-                        within=self.draws.tau(x, y, banded=True),
-                        spearman=spearman(seed_mean(x), seed_mean(y)),
-                        ceiling=self.draws.tau_between_seeds(y, y, banded=True),
-                    )
-                )
-        return tuple(found)
-
 
 def mean(values: Sequence[float]) -> float:
     """Mean; NaN for none."""
@@ -228,7 +189,6 @@ class ProxyAgreement:
     seeds: int  # of the reference
     chance: float  # |tau| within bands that unrelated rankings reach in 1 of 20 cases
     rows: tuple[BudgetAgreement, ...]
-    others: tuple[MeasureAgreement, ...]
     ceiling: Interval  # two seeds of the reference, all masks
     ceiling_within: Interval  # the same within bands; NaN = one seed
     proxy_ceiling: float  # reliability across: two seeds of the proxy's longest budget, in bands
@@ -369,7 +329,6 @@ class ProxyAgreement:
             seeds=seeds,
             chance=chance(in_band),
             rows=rows,
-            others=work.measure_rows(),
             ceiling=draws.tau_between_seeds(truth, truth, banded=False),
             ceiling_within=draws.tau_between_seeds(truth, truth, banded=True),
             proxy_ceiling=draws.tau_between_seeds(last, last, banded=True).value,
@@ -452,10 +411,6 @@ class ProxyAgreement:
             for choice in row.choices
         )
 
-    def others_frame(self) -> pd.DataFrame:
-        """One row a further measure and budget: its agreement with the proxy there."""
-        return pd.DataFrame([columns_of(other) for other in self.others])
-
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON-ready data; what is not defined is None."""
         given = {name: value for name, value in vars(self).items() if name != "cells"}
@@ -467,7 +422,6 @@ class ProxyAgreement:
                 "objections": self.objections(),
                 "verdict": self.verdict(),
                 "rows": [{**columns_of(row), "choices": row.choices} for row in self.rows],
-                "others": [columns_of(other) for other in self.others],
             }
         )
         return found
@@ -483,7 +437,7 @@ def names_of(tables: ScoreTables) -> dict[str, float]:
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
-def columns_of(row: BudgetAgreement | MeasureAgreement) -> dict[str, Any]:
+def columns_of(row: BudgetAgreement) -> dict[str, Any]:
     """A row's fields as columns: an interval gives three, a spread three."""
     columns: dict[str, Any] = {}
     for entry in fields(row):
@@ -496,7 +450,7 @@ def columns_of(row: BudgetAgreement | MeasureAgreement) -> dict[str, Any]:
             columns |= {f"{part}{end}": number for part, number in asdict(value).items()}
         elif isinstance(value, Mapping):
             columns |= value
-        elif isinstance(row, BudgetAgreement) and name == "choices":
+        elif name == "choices":
             columns |= {"regret": row.regret, "regret_at_random": row.at_random}
         else:
             columns[name] = value

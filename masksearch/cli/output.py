@@ -83,19 +83,16 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
 
 
 def print_proxy_card(card: ProxyAgreement) -> None:
-    """The rows of a proxy card as tables: its budgets, then the further measures."""
-    from masksearch.report.tables import REFERENCE, brief_table, others_table
+    """The budgets of a proxy card as a table."""
+    from masksearch.report.tables import REFERENCE, brief_table
 
-    for title, cells in (("", brief_table(card)), ("other measures", others_table(card))):
-        if not cells.rows:
-            continue
-        table = Table(title=title or None, title_justify="left")
-        for cell in cells.head:
-            side: Any = "right" if cell.number else "left"
-            table.add_column(escape(cell.text), justify=side, no_wrap=True)
-        for row in cells.rows:
-            table.add_row(*(escape(cell.text) for cell in row))
-        wide_console().print(table)
+    table, cells = Table(), brief_table(card)
+    for cell in cells.head:
+        side: Any = "right" if cell.number else "left"
+        table.add_column(escape(cell.text), justify=side, no_wrap=True)
+    for row in cells.rows:
+        table.add_row(*(escape(cell.text) for cell in row))
+    wide_console().print(table)
     if any(row.is_reference for row in card.rows):
         typer.echo(f"{REFERENCE} the reference itself")
 

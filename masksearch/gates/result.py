@@ -17,7 +17,7 @@ from masksearch.gates.config import todays_names, warmup_steps
 from masksearch.gates.diagnostics import Health, health
 from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
 from masksearch.masks.core import Mask
-from masksearch.tensors import read_tensors
+from masksearch.tensors import read_tensors, write_tensors
 
 FORMAT = "masksearch-gates-1"
 
@@ -131,11 +131,6 @@ class DamResult:
         Raises:
             ValueError: If the path has another ending.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"gates are saved as .safetensors, got {path.name!r}; rename it")
         about = {
             "curve": [asdict(report) for report in self.curve],
             "target": self.target,
@@ -143,9 +138,8 @@ class DamResult:
             "config": dict(self.config),
         }
         metadata = {"format": FORMAT, "dam": json.dumps(about)}
-        tensors = {"probabilities": self.probabilities.detach().float().cpu().contiguous()}
-        save_file(tensors, path, metadata=metadata)
-        return path
+        tensors = {"probabilities": self.probabilities.float()}
+        return write_tensors(path, tensors, metadata, what="gates")
 
     @staticmethod
     def load(path: str | Path) -> DamResult:

@@ -123,10 +123,10 @@ def distance_histogram(
 
 
 def offset_sums(rows: Tensor) -> Tensor:
-    """Kept cells on each diagonal of some rows, bool `[.., r, n]`.
+    """Sums over each diagonal of some rows `[.., r, n]`; of bool rows: kept cells.
 
     Returns:
-        int64 `[.., r + n - 1]` by `key - query + r - 1`, where the first row is query 0.
+        `[.., r + n - 1]` (int64 of bool) by `key - query + r - 1`, where the first row is query 0.
     """
     some, length = rows.shape[-2:]
     # The rows from the last to the first, with `some` empty cells behind each, are written one

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable
 
 import torch
@@ -90,23 +89,16 @@ def drop_importance(
                     effects[number, row, column, index] = loss(batch, number) - losses[-1]
                 cells[index] += sum(probe.cells) / len(probe.cells) / len(batches)
     found = mean_with_interval(effects)
-    known = torch.cat(spec.lines())
-    tokens = range(len(known), len(units))
-
-    def at_lines(part: Tensor) -> Tensor:
-        lines = torch.full((*part.shape[:-1], 3 * shape.length - 1), math.nan, dtype=part.dtype)
-        lines[..., known] = part[..., : len(known)]
-        return lines
-
+    known = len(spec.offsets) + len(spec.keys)
     return build_importance(
         spec,
-        Measured(*map(at_lines, found)),
-        at_lines(cells),
+        Measured(*(part[..., :known] for part in found)),
+        cells[:known],
         {
             name: Measured(*(part[..., at] for part in found))
-            for name, at in zip(special, tokens, strict=True)
+            for at, name in enumerate(special, start=known)
         },
-        {name: cells[at].item() for name, at in zip(special, tokens, strict=True)},
+        {name: cells[at].item() for at, name in enumerate(special, start=known)},
         losses,
         batches=len(batches),
         forwards=total,

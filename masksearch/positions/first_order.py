@@ -61,6 +61,7 @@ def first_order_importance(
     probe = kind(shape.length, shape.heads, shape.layers, observe)
     values = RunningMean()
     lines: list[Tensor] = []
+    chosen = spec.lines()
     tokens: dict[str, list[Tensor]] = {name: [] for name in spec.special}
     counts = torch.zeros(square, dtype=torch.float64)  # valid pairs of a sequence
     token_counts = dict.fromkeys(tokens, 0.0)
@@ -88,13 +89,13 @@ def first_order_importance(
             calls.clear()
             table = spec.pool(table)
             values.add(table)
-            lines.append(line_sums(table))
+            lines.append(line_sums(table)[..., chosen])
             for name, sums in onto.items():
                 tokens[name].append(spec.pool(sums))
     return build_importance(
         spec,
         mean_with_interval(torch.stack(lines)),
-        line_sums(counts),
+        line_sums(counts)[chosen],
         {name: mean_with_interval(torch.stack(found)) for name, found in tokens.items()},
         token_counts,
         losses,

@@ -78,10 +78,12 @@ def learned_importance(
                     if name in weights:
                         tensor.copy_(weights[name])
         values = probe.scales().detach().double().cpu()
+    chosen = spec.lines()
+    cells = line_sums(counts)[chosen]
     return build_importance(
         spec,
-        without_interval(line_sums(values * counts) / line_sums(counts)),
-        line_sums(counts) / calls,
+        without_interval(line_sums(values * counts)[..., chosen] / cells),
+        cells / calls,
         {
             name: without_interval((values * found).sum((-2, -1)) / found.sum())
             for name, found in onto.items()

@@ -15,7 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 from masksearch.contracts import Shape
-from masksearch.tensors import read_tensors
+from masksearch.masks.measure import offset_sums
+from masksearch.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
 POOLED: dict[Per, tuple[int, ...]] = {"model": (0, 1), "layer": (1,), "head": ()}
 FORMAT = "masksearch-importance-1"
 LEVEL = 0.95  # of every interval
+PARTS = ("mean", "low", "high", "cells")  # tensors of a profile
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,11 @@ class ImportanceSpec:
         axes = POOLED[self.per]
         return table.sum(axes, keepdim=True) if axes else table
 
-    def lines(self) -> tuple[Tensor, Tensor]:
-        """Indices of the offsets and of the keys among the lines of `line_sums`."""
-        length = self.shape.length
-        return (
-            torch.tensor(self.offsets, dtype=torch.int64) + length - 1,
-            torch.tensor(self.keys, dtype=torch.int64) + 2 * length - 1,
-        )
+    def lines(self) -> Tensor:
+        """Indices of the offsets, then of the keys, among the lines of `line_sums`."""
+        zero = self.shape.length - 1  # where the offset 0 stands
+        keys = [2 * zero + 1 + key for key in self.keys]
+        return torch.tensor([*(zero + offset for offset in self.offsets), *keys])
 
 
 class Measured(NamedTuple):
@@ -77,15 +77,6 @@ def without_interval(mean: Tensor) -> Measured:
     """A mean without an interval: both bounds NaN."""
     unknown = torch.full_like(mean, math.nan)
     return Measured(mean, unknown, unknown.clone())
-
-
-def offset_sums(table: Tensor) -> Tensor:
-    """Sums over each offset j - i: `[.., n, n]` -> `[.., 2n - 1]`, from -(n - 1) up."""
-    length = table.shape[-1]
-    position = torch.arange(length, device=table.device)
-    index = (position[None, :] - position[:, None] + length - 1).flatten()
-    sums = table.new_zeros(*table.shape[:-2], 2 * length - 1)
-    return sums.index_add_(-1, index, table.flatten(-2))
 
 
 def line_sums(table: Tensor) -> Tensor:
@@ -215,20 +206,9 @@ class Importance:
         Raises:
             ValueError: If the path has another ending.
         """
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        if path.suffix != ".safetensors":
-            raise ValueError(f"importance is saved as .safetensors, got {path.name!r}; rename it")
-        tensors: dict[str, Tensor] = {}
-        for name in ("values", "errors"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                tensors[name] = tensor
-        for name in ("by_offset", "by_key"):
-            profile: Profile = getattr(self, name)
-            for part in ("mean", "low", "high", "cells"):
-                tensors[f"{name}.{part}"] = getattr(profile, part)
+        tensors = {"values": self.values, "errors": self.errors}
+        for name, profile in (("by_offset", self.by_offset), ("by_key", self.by_key)):
+            tensors |= {f"{name}.{part}": getattr(profile, part) for part in PARTS}
         for number, found in enumerate(self.special.values()):
             tensors |= {f"special.{number}.{part}": t for part, t in found._asdict().items()}
         plain = ("method", "per", "length", "batches", "forwards", "signed")
@@ -237,10 +217,9 @@ class Importance:
             "at": [self.by_offset.at, self.by_key.at],
             "special": [[name, self.special_cells[name]] for name in self.special],
         }
-        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(stored, path, metadata={"format": FORMAT, "importance": json.dumps(about)})
-        return path
+        known = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        metadata = {"format": FORMAT, "importance": json.dumps(about)}
+        return write_tensors(path, known, metadata, what="importance")
 
     @staticmethod
     def load(path: str | Path) -> Importance:
@@ -253,17 +232,14 @@ class Importance:
         tensors, metadata = read_tensors(path, what="importance", expected=FORMAT)
         about = json.loads(metadata["importance"])
         at, special, loss = about.pop("at"), about.pop("special"), about.pop("loss")
-        profiles = {
-            name: Profile(
-                tuple(units),
-                *(tensors[f"{name}.{part}"] for part in ("mean", "low", "high", "cells")),
-            )
+        by_offset, by_key = (
+            Profile(tuple(units), *(tensors[f"{name}.{part}"] for part in PARTS))
             for name, units in zip(("by_offset", "by_key"), at, strict=True)
-        }
+        )
         return Importance(
             **about,
-            by_offset=profiles["by_offset"],
-            by_key=profiles["by_key"],
+            by_offset=by_offset,
+            by_key=by_key,
             loss=math.nan if loss is None else loss,
             values=tensors.get("values"),
             errors=tensors.get("errors"),
@@ -292,8 +268,8 @@ def build_importance(
 
     Args:
         spec: What was asked.
-        lines: Of every offset and every key, as `line_sums` has them.
-        cells: float `[(2n - 1) + n]`: valid pairs of each line.
+        lines: Of the specification's offsets, then of its keys.
+        cells: float `[lines]`: valid pairs of each.
         tokens: Name -> what was measured of such tokens.
         token_cells: Name -> valid pairs.
         losses: Of the batches, or the last steps.
@@ -302,10 +278,10 @@ def build_importance(
         batches: Number of batches.
         forwards: Forward passes that it took.
     """
-    by_offset, by_key = (
-        Profile(at, *(part[..., index].float() for part in (*lines, cells)))
-        for at, index in zip((spec.offsets, spec.keys), spec.lines(), strict=True)
-    )
+    count = len(spec.offsets)
+    parts = [part.float() for part in (*lines, cells)]
+    by_offset = Profile(spec.offsets, *(part[..., :count] for part in parts))
+    by_key = Profile(spec.keys, *(part[..., count:] for part in parts))
     return Importance(
         spec.method,
         spec.per,

@@ -29,7 +29,6 @@ from masksearch.report.tables import (
     findings_table,
     format_seconds,
     front_table,
-    others_table,
     runs_table,
 )
 
@@ -112,7 +111,6 @@ def write_report(
         dam_missing=dam.missing,
         proxy=proxy.verdict().splitlines() if proxy is not None else [],
         proxy_rows=budgets_table(proxy) if proxy is not None else TextTable(),
-        proxy_others=others_table(proxy) if proxy is not None else TextTable(),
         failures=[describe_failure(record) for record in failed[:FAILURES]],
         failed=len(failed),
         total=len(everything),

@@ -309,24 +309,6 @@ def budgets_table(card: ProxyAgreement) -> TextTable:
     return text_table(names, rows, text=("schedule",))
 
 
-def others_table(card: ProxyAgreement) -> TextTable:
-    """One row a further measure and budget: its agreement with the proxy there."""
-    names = [
-        *("measure", "schedule", "steps", f"{card.proxy} at", "masks", "tau-b, all"),
-        *("tau-b in bands", "Spearman", "ceiling in bands"),
-    ]
-    rows = [
-        (
-            *(other.measure, other.schedule),
-            *(f"{other.budget:,}", f"{other.proxy_budget:,}", str(other.masks)),
-            *(format_interval(other.across), format_interval(other.within)),
-            *(decimals(other.spearman), format_interval(other.ceiling)),
-        )
-        for other in card.others
-    ]
-    return text_table(names, rows, text=("measure", "schedule"))
-
-
 def format_interval(interval: Interval) -> str:
     """An interval, or a dash."""
     return DASH if math.isnan(interval.value) else str(interval)

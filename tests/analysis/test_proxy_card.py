@@ -24,7 +24,7 @@ from masksearch.analysis.proxy_observations import (
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.report.proxy import ProxyCard
-from masksearch.report.tables import budgets_table, others_table
+from masksearch.report.tables import budgets_table
 
 STEPS = (10, 100, 1000)
 
@@ -144,9 +144,6 @@ def test_another_target_is_judged_at_its_longest_budget():
     assert [row.is_reference for row in card.rows] == [False] * 3
     assert card.rows[2].across.value == 1
     assert card.stable_from() == 100
-    (other,) = card.others
-    assert (other.measure, other.budget, other.proxy_budget) == ("glue", 1500, 1000)
-    assert other.across.value == 1
     worse = card_of([*losses, *glue], target="glue", goals={"glue": "min"}, bands=3)
     assert worse.rows[2].across.value == -1
 
@@ -195,7 +192,6 @@ def test_tables_and_json_hold_the_same():
     assert loaded["rows"][1]["within"] == pytest.approx(frame["within"][1])
     assert loaded["valid"] is True
     assert len(budgets_table(card).rows) == 3
-    assert others_table(card).rows == ()
     alone = card_of(simulated(seeds=1), bands=2).to_dict()
     assert alone["ceiling"]["value"] is None
 
@@ -315,7 +311,6 @@ def test_a_loss_that_fine_tuning_only_repeats_is_no_budget(ran):
     card = ProxyCard.of(ran(1000, "p", tuned=True), target="glue", bands=1, resamples=50)
     assert card.reference == (CURVE, 1060)
     assert [row.budget for row in card.rows] == [10, 100, 1000]
-    assert {other.measure for other in card.others} == {"glue", "SST-2"}
 
 
 def test_runs_of_several_protocols_need_a_reference(ran):

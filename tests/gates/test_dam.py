@@ -258,7 +258,7 @@ def test_result_survives_saving(tmp_path: Path):
     assert (again.curve, again.target) == (result.curve, result.target)
     assert (again.gates, again.config) == (result.gates, result.config)
     assert again.mask(sparsity=0.5) == result.mask(sparsity=0.5)
-    with pytest.raises(ValueError, match=r"saved as \.safetensors, got 'gates\.pt'"):
+    with pytest.raises(ValueError, match=r"ends in \.safetensors, got 'gates\.pt'"):
         result.save(tmp_path / "gates.pt")
     with pytest.raises(FileNotFoundError, match="no gates at"):
         DamResult.load(tmp_path / "none.safetensors")

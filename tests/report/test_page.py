@@ -320,7 +320,7 @@ def test_health_table_is_in_words():
     table[0, 1].fill_diagonal_(0.5)
     rows = health_table(health(table, target=0.1, initial=0.9)).rows
     cells = {row[0].text: row[1].text for row in rows}
-    assert cells["strongest_offsets offsets"].startswith("-1 (0.45), 0 (0.25), ")
+    assert cells["strongest offsets"].startswith("-1 (0.45), 0 (0.25), ")
     assert cells["diagonal"] == "38.8% of the mass"  # 8 x 0.5 of 8 x 0.5 + 7 x 0.9
     assert cells["loss, retrained"] == "not measured"
     assert strongest_offsets([0.1, 0.2, 0.1]) == "0 (0.20), -1 (0.10), +1 (0.10)"

@@ -7,13 +7,12 @@ corpus.digest       # changes with the text, the tokenizer and the length
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -180,45 +179,44 @@ class StoredTokens(NamedTuple):
 def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
     """The tokens of the cache folder `target`, which are made where they are missing or damaged.
 
-    Made in a folder beside it that is then renamed, so that a killed process leaves no half of
-    them. Where nothing can be written, they are made in the system's temporary folder and kept in
-    memory.
+    One process at a time makes them, in a folder beside it that is then renamed, so that a killed
+    process leaves no half of them.
 
     Args:
         target: The folder.
         write: Makes the tokens in a folder.
+
+    Raises:
+        DataError: If they cannot be written.
     """
-    with one_process(target):
-        if target.exists():
+    from filelock import FileLock
+
+    partial = target.with_suffix(".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")):
+            if target.exists():
+                try:
+                    return read_tokens(target)
+                except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                    warnings.warn(
+                        f"cache folder {target} is damaged ({error}); it is made again",
+                        stacklevel=3,
+                    )
+            for old in (target, partial):  # damaged, or left by a killed process
+                shutil.rmtree(old, ignore_errors=True)
+            partial.mkdir()
             try:
-                return read_tokens(target)
-            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                warnings.warn(
-                    f"cache folder {target} is damaged ({error}); it is made again", stacklevel=3
-                )
-                shutil.rmtree(target, ignore_errors=True)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for left in target.parent.glob(f"{target.name}.*.partial"):  # by a killed process
-                shutil.rmtree(left, ignore_errors=True)
-            prefix = f"{target.name}."
-            with tempfile.TemporaryDirectory(".partial", prefix, target.parent) as name:
-                (Path(name) / "tokens").mkdir()
-                write(Path(name) / "tokens")
-                (Path(name) / "tokens").rename(target)
+                write(partial)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
             return read_tokens(target)
-        except OSError as error:
-            warnings.warn(
-                f"cannot cache the tokens in {target.parent}: {error}; they stay in memory",
-                stacklevel=3,
-            )
-    with tempfile.TemporaryDirectory() as name:
-        write(Path(name))
-        made = read_tokens(Path(name))
-        train, held = (
-            TokenStream(one.ids.copy(), one.begins) for one in (made.train, made.held_out)
-        )
-        return StoredTokens(train, held, made.tokenizer, made.content)
+    except (OSError, NotImplementedError) as error:  # of a file system without locks
+        raise DataError(
+            f"the tokens cannot be kept in {target.parent}: {error}; set MASKSEARCH_CACHE to a "
+            "folder on a local disk that can be written and has room"
+        ) from error
 
 
 def write_tokens(
@@ -261,22 +259,6 @@ def read_tokens(folder: Path) -> StoredTokens:
         for name, count in zip(STREAMS, about["tokens"], strict=True)
     )
     return StoredTokens(train, held, made, about["content"])
-
-
-@contextlib.contextmanager
-def one_process(path: Path) -> Iterator[None]:
-    """One process at a time makes that cache folder; where no lock can be had, several may, and
-    the first one's stays."""
-    from filelock import FileLock
-
-    lock = FileLock(path.with_suffix(".lock"))
-    with contextlib.suppress(OSError, NotImplementedError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:

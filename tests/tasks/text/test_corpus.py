@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.corpus import Corpus, one_process
+from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import Sequences
 from masksearch.tasks.text.tokenizer import train_tokenizer
 
@@ -154,7 +154,7 @@ def test_cache_is_used_and_equal(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_a_killed_process_leaves_is_cleared(folder: Path) -> None:
     first = load(folder)
     (stored,) = (folder.parent / "cache").glob("corpus-*[0-9a-f]")
-    left = stored.with_name(f"{stored.name}.abc.partial")
+    left = stored.with_suffix(".partial")
     stored.rename(left)
     assert same(load(folder), first)
     assert stored.exists()
@@ -178,12 +178,10 @@ def test_damaged_cache_is_made_again(folder: Path, name: str, damage: str) -> No
     assert file.read_bytes() == data
 
 
-def test_a_full_disk_leaves_the_tokens_in_memory(folder: Path, small_disk: Path) -> None:
-    first = load(folder)
+def test_a_full_disk_is_named(folder: Path, small_disk: Path) -> None:
     (small_disk / "ballast").write_bytes(bytes(6 * 2**20))
-    with pytest.warns(UserWarning, match=r"cannot cache .*they stay in memory"):
-        alone = load(folder, cache=small_disk)
-    assert same(alone, first)
+    with pytest.raises(DataError, match=r"cannot be kept in .*; set MASKSEARCH_CACHE"):
+        load(folder, cache=small_disk)
     assert not list(small_disk.glob("*.partial"))
 
 
@@ -201,12 +199,6 @@ def test_processes_that_start_together_make_one_cache(folder: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert digests == {load(folder).digest}
     assert len(list(cache.glob("corpus-*[0-9a-f]"))) == 1
-
-
-def test_a_lock_that_cannot_be_had_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with one_process(tmp_path / "file" / "corpus-0"):
-        pass
 
 
 def test_cache_folder_from_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,13 +277,11 @@ def test_rows_lie_in_the_mapped_file(folder: Path) -> None:
         assert not part.body.flags.owndata
 
 
-def test_cut_off_disk_leaves_a_corpus(folder: Path) -> None:
-    """Nothing can be written: the tokens stay in memory."""
-    first = load(folder)
+def test_a_cache_that_cannot_be_written_is_refused(folder: Path) -> None:
     blocked = folder.parent / "file"
     blocked.write_text("")
-    with pytest.warns(UserWarning, match="cannot cache"):
-        assert same(load(folder, cache=blocked), first)
+    with pytest.raises(DataError, match=r"cannot be kept in .*file: .*; set MASKSEARCH_CACHE"):
+        load(folder, cache=blocked)
 
 
 def test_digest_of_known_text_stays(tmp_path: Path) -> None:
