@@ -11,7 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import EvaluatorOptions, ExecutorOptions
+from masksearch.cli.options import DamOptions, EvaluatorOptions, ExecutorOptions
 from masksearch.contracts import Evaluator, Executor, Scheduler
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks import parse
@@ -297,36 +297,22 @@ def random_like(mask: Mask, length: int, seed: int) -> Mask:
     return random_keys(max(1, round(mask.density(length) * length)), seed)
 
 
-def dam_options(
-    density: float | None,
-    structure: str | None,
-    signed: bool,
-    gate_layers: int | None,
-    steps: int | None,
-    settings: Sequence[str],
-    strategy: str,
-) -> dict[str, Any]:
+def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
     """Options of the one-shot strategy; others refuse them.
 
-    Args:
-        density: Target density.
-        structure: Of the gates.
-        signed: Whether offsets have a direction.
-        gate_layers: Layers with gates of their own.
-        steps: Optimiser steps.
-        settings: Further ones as "name=value": arguments of `Gates` or `DamConfig`, `preset`, or
-            `densities` and `merge_heads` (of the masks that are cut). Values are read as JSON
-            where they can be.
-        strategy: Name of the strategy.
+    `--dam name=value` are arguments of `Gates` or `DamConfig`, `preset`, or `densities` and
+    `merge_heads` (of the masks that are cut). Values are read as JSON where they can be.
 
     Raises:
         OptionsError: If another strategy is given such options, or a setting has no "=".
         UnknownNameError: If nothing has that setting.
     """
-    named = {"structure": structure, "signed": signed or None, "layers": gate_layers}
+    signed = given.signed or None
+    named = {"structure": given.structure, "signed": signed, "layers": given.gate_layers}
     gates = {name: value for name, value in named.items() if value is not None}
-    aims = {"density": density, "steps": steps}
+    aims = {"density": given.density, "steps": given.dam_steps}
     config = {name: value for name, value in aims.items() if value is not None}
+    settings = given.dam or []
     if strategy != "dam":
         if gates or config or settings:
             raise OptionsError("--density, --structure, --dam, ... belong to strategy dam")

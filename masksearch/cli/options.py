@@ -68,6 +68,25 @@ class EvaluatorOptions:
 
 
 @dataclass(frozen=True)
+class DamOptions:
+    """Settings of the strategies that train one model for many masks."""
+
+    density: float | None = option("dam: density that the gates are trained for.")
+    structure: str | None = option("dam: free, symmetric, toeplitz, toeplitz+global, block.")
+    signed: bool = option("dam: offsets have a direction.", False)
+    gate_layers: int | None = option("dam: layers with gates of their own; 1 = shared.")
+    dam_steps: int | None = option("dam: optimiser steps.")
+    dam: list[str] | None = option(  # noqa: RUF009
+        "dam: any other setting of its gates or run, as name=value; repeatable: "
+        "levels=2, control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05]."
+    )
+    shared: list[str] | None = option(  # noqa: RUF009
+        "shared+tpe: a setting of its super-net or of what that judges, as name=value; "
+        "repeatable: steps=1000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
+    )
+
+
+@dataclass(frozen=True)
 class ExecutorOptions:
     """Where trials run."""
 

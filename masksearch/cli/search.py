@@ -68,7 +68,7 @@ def evaluate(
         raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {reason}")
 
 
-@options.taking(options.EvaluatorOptions, options.ExecutorOptions)
+@options.taking(options.DamOptions, options.EvaluatorOptions, options.ExecutorOptions)
 def search(
     space: Annotated[
         str | None, typer.Argument(help="file.py:function that draws a mask; none for dam.")
@@ -101,33 +101,6 @@ def search(
         int, typer.Option(help="One of that many trials goes on at each of the steps.")
     ] = 2,
     log: options.Log = None,
-    density: Annotated[
-        float | None, typer.Option(help="dam: density that the gates are trained for.")
-    ] = None,
-    structure: Annotated[
-        str | None, typer.Option(help="dam: free, symmetric, toeplitz, toeplitz+global, block.")
-    ] = None,
-    signed: Annotated[
-        bool, typer.Option("--signed", help="dam: offsets have a direction.")
-    ] = False,
-    gate_layers: Annotated[
-        int | None, typer.Option(help="dam: layers with gates of their own; 1 = shared.")
-    ] = None,
-    dam_steps: Annotated[int | None, typer.Option(help="dam: optimiser steps.")] = None,
-    dam: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="dam: any other setting of its gates or run, as name=value; repeatable: "
-            "levels=2, control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05]."
-        ),
-    ] = None,
-    shared: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="shared+tpe: a setting of its super-net or of what that judges, as name=value; "
-            "repeatable: steps=1000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
-        ),
-    ] = None,
     **given: Any,
 ) -> None:
     """Search masks. Repeating the command goes on where it stopped."""
@@ -145,9 +118,8 @@ def search(
     if trials is None and seconds is None:
         trials = options_given["trials"] = 20
     built = evaluator_of(given)
-    of_strategy = dam_options(
-        density, structure, signed, gate_layers, dam_steps, dam or (), strategy
-    ) | shared_options(shared or (), strategy)
+    dam = options.given_to(options.DamOptions, given)
+    of_strategy = dam_options(dam, strategy) | shared_options(dam.shared or (), strategy)
     scheduler = build_halving(halving, halving_metric, halving_factor, built)
     baselines = FAMILIES if families else {}
     total = None if trials is None else trials + len(baselines)

@@ -76,10 +76,12 @@ def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
 
 def test_dam_settings_reach_gates_and_run():
     from masksearch.cli.build import dam_options
+    from masksearch.cli.options import DamOptions
 
     settings = ["levels=2", "form=log", "hard=false", "preset=sparsebert"]
     settings += ["densities=[0.1, 0.2]", "merge_heads=true"]
-    assert dam_options(0.1, "free", False, None, 8, settings, "dam") == {
+    given = DamOptions(density=0.1, structure="free", dam_steps=8, dam=settings)
+    assert dam_options(given, "dam") == {
         "gates": {"structure": "free", "form": "log", "hard": False, "preset": "sparsebert"},
         "config": {"density": 0.1, "steps": 8, "levels": 2, "preset": "sparsebert"},
         "densities": [0.1, 0.2],
