@@ -1,8 +1,8 @@
 """What the figures of trained gates say about the run that made them.
 
 `health` judges one run (its `CollapseWatch` already speaks while the run goes on), `agreement`
-compares the masks of several seeds, `response` the runs at several settings of one control, and
-`recovery` scores gates against the true edges of a planted process.
+compares the masks of several seeds, and `recovery` scores gates against the true edges of a
+planted process.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from masksearch.contracts import Report, generator
 from masksearch.errors import LengthError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates, Structure
+from masksearch.masks.measure import overlap
 
 
 # -- against the truth ---------------------------------------------------------------------------
@@ -200,12 +201,6 @@ class Agreement(TypedDict):
     matched_by_pair: list[float]
 
 
-def iou(one: Tensor, two: Tensor) -> float:
-    """Intersection over union of two bool tables of one shape; 1 where both are empty."""
-    union = int((one | two).sum())
-    return int((one & two).sum()) / union if union else 1.0
-
-
 def match_heads(one: Tensor, two: Tensor) -> Tensor:
     """Pairs the heads of two masks so that they share the most edges, layer by layer.
 
@@ -231,8 +226,8 @@ def pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
     plain, matched = [], []
     for one, two in itertools.combinations(tables, 2):
         order = match_heads(one, two)[:, :, None, None]
-        plain.append(iou(one, two))
-        matched.append(iou(one, two.gather(1, order.expand_as(two))))
+        plain.append(overlap(one, two))
+        matched.append(overlap(one, two.gather(1, order.expand_as(two))))
     return plain, matched
 
 
@@ -288,74 +283,6 @@ def agreement(
         matched_chance=fmean(matched_chance),
         by_pair=plain,
         matched_by_pair=matched,
-    )
-
-
-# -- between settings ----------------------------------------------------------------------------
-TOLERANCE = 0.02  # relative move of a density against its control that still counts as noise
-
-
-class Point(TypedDict):
-    """One run: what its control was set to, and what came of it."""
-
-    asked: float  # penalty, or target density
-    density: float
-    loss: float | None  # held-out, nats
-
-
-class Response(TypedDict):
-    """How density and loss answer to what the control was set to."""
-
-    control: str  # of DamConfig
-    setting: str  # what was varied: "penalty" or "density"
-    points: list[Point]  # by `asked`, ascending
-    monotone: bool  # more penalty never gives more density; more asked for never gives less
-    reversals: list[list[float]]  # pairs of neighbouring settings between which it does
-
-
-def response(
-    runs: Sequence[tuple[Mapping[str, Any], float, float | None]],
-) -> Response:
-    """Tells from several runs whether the density follows what its control is set to.
-
-    Runs with the same setting (other seeds) are averaged before neighbours are compared; a move
-    the wrong way by at most 2% counts as noise.
-
-    Args:
-        runs: For each run the fields of its `DamConfig`, the density reached in (0, 1], and the
-            held-out loss in nats (None = unknown).
-
-    Raises:
-        ValueError: If there is no run, or the runs have several controls.
-    """
-    controls = sorted({str(config["control"]) for config, _, _ in runs})
-    if len(controls) != 1:
-        raise ValueError(
-            f"a response is that of one control, got {', '.join(controls) or 'no run'}; "
-            "give the runs of each control on their own"
-        )
-    setting = "penalty" if controls[0] in ("penalty", "sum") else "density"
-    points = []
-    for config, density, loss in runs:
-        value = config[setting]
-        asked = fmean(value) if isinstance(value, Sequence) else float(value)
-        points.append(Point(asked=asked, density=float(density), loss=loss))
-    points.sort(key=lambda point: (point["asked"], point["density"]))
-    reached = {
-        asked: fmean(point["density"] for point in group)
-        for asked, group in itertools.groupby(points, key=lambda point: point["asked"])
-    }
-    reversals = []
-    for (low, before), (high, after) in itertools.pairwise(reached.items()):
-        more, less = (before, after) if setting == "penalty" else (after, before)
-        if more < less * (1 - TOLERANCE):
-            reversals.append([low, high])
-    return Response(
-        control=controls[0],
-        setting=setting,
-        points=points,
-        monotone=not reversals,
-        reversals=reversals,
     )
 
 

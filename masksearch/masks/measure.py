@@ -6,7 +6,6 @@ import hashlib
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.masks.core import DenseMask, Mask, Points, grid
@@ -89,68 +88,6 @@ def overlap(first: DenseMask | Mask, second: DenseMask | Mask, length: int | Non
         raise TypeError("overlap takes two tables, or two masks and a length")
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0
-
-
-def distance_histogram(
-    given: DenseMask | Mask, length: int | None = None, *, signed: bool = False
-) -> Tensor:
-    """Kept share of the cells at each distance, over all layers and heads.
-
-    Args:
-        given: A table, bool `[layers, heads, n, n]`, or a mask.
-        length: Positions that a mask is taken at; no n x n tensor is made for it.
-        signed: Whether the two directions are told apart.
-
-    Returns:
-        float32 `[n]` in [0, 1] by |i - j|; signed: `[2n - 1]` by `j - i + n - 1`.
-
-    Raises:
-        TypeError: If a mask comes without a length.
-    """
-    if isinstance(given, Mask):
-        if length is None:
-            raise TypeError("the distance histogram of a mask needs a length")
-        kept = offset_counts(given, length)
-    else:
-        length = given.shape[-1]
-        kept = offset_sums(given)
-    cells = length - torch.arange(1 - length, length).abs()
-    found, planes = kept.sum((0, 1)), kept.shape[0] * kept.shape[1]
-    if not signed:
-        found = found[length - 1 :] + found[:length].flip(0)  # the diagonal is in both
-        cells = 2 * cells[length - 1 :]
-    return (found.double() / (cells * planes)).float()
-
-
-def offset_sums(rows: Tensor) -> Tensor:
-    """Sums over each diagonal of some rows `[.., r, n]`; of bool rows: kept cells.
-
-    Returns:
-        `[.., r + n - 1]` (int64 of bool) by `key - query + r - 1`, where the first row is query 0.
-    """
-    some, length = rows.shape[-2:]
-    # The rows from the last to the first, with `some` empty cells behind each, are written one
-    # after another and read in rows that are one cell shorter: each row begins one place further
-    # right than the one before, so that cells of one diagonal stand in one column.
-    padded = F.pad(rows.flip(-2), (0, some)).flatten(-2)
-    width = length + some - 1
-    return padded[..., : some * width].reshape(*rows.shape[:-2], some, width).sum(-2)
-
-
-def offset_counts(mask: Mask, length: int) -> Tensor:
-    """Kept cells of each offset; no n x n tensor is made.
-
-    Returns:
-        int64 `[layers, heads, 2n - 1]` by `key - query + n - 1`.
-    """
-    counts = torch.zeros(len(mask.planes), 2 * length - 1, dtype=torch.int64)
-    for plane, found in zip(mask.planes, counts, strict=True):
-        end = 2 * length - 1
-        for rows in mask.row_chunks(length, *plane):
-            sums = offset_sums(rows)
-            found[end - len(sums) : end] += sums
-            end -= len(rows)
-    return counts.view(mask.layers or 1, mask.heads or 1, -1)
 
 
 def whole_columns(mask: Mask, length: int) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch
-from masksearch.masks.measure import offset_sums
 from masksearch.positions.instrument import (
     attached_probe,
     list_batches,
@@ -20,7 +19,7 @@ from masksearch.positions.instrument import (
     special_keys,
 )
 from masksearch.positions.probes import WatchedAttention
-from masksearch.positions.result import Special
+from masksearch.positions.result import Special, offset_sums
 from masksearch.training.loop import on_device
 
 if TYPE_CHECKING:

@@ -15,7 +15,6 @@ from scipy import stats
 from torch import Tensor
 
 from masksearch.contracts import Shape
-from masksearch.masks.measure import offset_sums
 from masksearch.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -77,6 +76,15 @@ def without_interval(mean: Tensor) -> Measured:
     """A mean without an interval: both bounds NaN."""
     unknown = torch.full_like(mean, math.nan)
     return Measured(mean, unknown, unknown.clone())
+
+
+def offset_sums(table: Tensor) -> Tensor:
+    """Sums over each offset j - i: `[.., n, n]` -> `[.., 2n - 1]`, from -(n - 1) up."""
+    length = table.shape[-1]
+    position = torch.arange(length, device=table.device)
+    index = (position[None, :] - position[:, None] + length - 1).flatten()
+    sums = table.new_zeros(*table.shape[:-2], 2 * length - 1)
+    return sums.index_add_(-1, index, table.flatten(-2))
 
 
 def line_sums(table: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import ComparedMasks, read_kinds
@@ -17,9 +18,8 @@ from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.gates.config import warmup_steps
-from masksearch.gates.diagnostics import Response, response
 from masksearch.gates.result import DamResult
-from masksearch.report.dam import DamCard, DamRuns
+from masksearch.report.dam import DamCard, DamRuns, Sweep
 from masksearch.report.page import write_comparison, write_report
 from masksearch.study.store import StudyStore
 
@@ -198,7 +198,7 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
     """The health cards of every one-shot job that left its gates, and what they say together.
 
     Runs whose jobs are equal differ in their seed: their agreement is measured. Runs with equal
-    gates and several settings of one density control give a response. None where no gates are.
+    gates and several settings of one density control are a sweep. None where no gates are.
     """
     found: list[tuple[str, Record, DamResult, float | None]] = []
     missing: list[str] = []
@@ -233,7 +233,7 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
         cards.append(
             DamCard(title, record, card, result.probabilities, warmup_steps(result.config))
         )
-    return DamRuns(cards, agreements, responses([result for _, _, result, _ in found]), missing)
+    return DamRuns(cards, agreements, sweeps([result for _, _, result, _ in found]), missing)
 
 
 def gates_name(result: DamResult) -> str:
@@ -259,23 +259,25 @@ def retrained_loss(records: Sequence[Record], target: float) -> float | None:
     return loss if distance <= math.log(1.1) else None
 
 
-def responses(results: Sequence[DamResult]) -> list[Response]:
-    """One response for each density control that was tried at several settings."""
+def sweeps(results: Sequence[DamResult]) -> list[Sweep]:
+    """One for each density control that was tried at several settings."""
     groups: dict[str, list[DamResult]] = {}
     for result in results:
         if "control" in result.config:
             kind = json.dumps([result.config["control"], {**result.gates, "seed": None}])
             groups.setdefault(kind, []).append(result)
-    found = [
-        response(
-            [
-                (result.config, result.probabilities.mean().item(), result.held_out)
-                for result in group
-            ]
-        )
-        for group in groups.values()
-    ]
-    return [one for one in found if len({point["asked"] for point in one["points"]}) > 1]
+    found = []
+    for group in groups.values():
+        control = group[0].config["control"]
+        setting = "penalty" if control in ("penalty", "sum") else "density"
+        points = [
+            (float(np.mean(r.config[setting])), r.probabilities.mean().item(), r.held_out)
+            for r in group
+        ]
+        points.sort(key=lambda point: point[:2])
+        if points[0][0] < points[-1][0]:
+            found.append(Sweep(control, setting, points))
+    return found
 
 
 def read_notes(run: Path) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from masksearch.contracts import OneShot, Record
 from masksearch.report.figures.dam import (
+    Sweep,
     plot_agreement,
     plot_dam,
     plot_gates,
     plot_offsets,
-    plot_response,
+    plot_sweep,
 )
 from masksearch.report.tables import TextTable, health_table
 
@@ -49,14 +50,13 @@ class DamRuns:
         cards: One a run.
         agreements: Name -> `masksearch.gates.diagnostics.Agreement` of runs that differ in their
             seed only.
-        responses: `masksearch.gates.diagnostics.Response` of runs that differ in the setting of
-            their density control, one for each control.
+        sweeps: Runs that differ in the setting of their density control, for each control.
         missing: Lines on gates that could not be read.
     """
 
     cards: Sequence[DamCard] = ()
     agreements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    responses: Sequence[Mapping[str, Any]] = ()
+    sweeps: Sequence[Sweep] = ()
     missing: Sequence[str] = ()
 
 
@@ -117,11 +117,11 @@ def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int
             "cut at the target density; points: each pair; black lines: gates with random values.",
         )
         yield None, picture
-    for index, response in enumerate(runs.responses):
+    for index, sweep in enumerate(runs.sweeps):
         picture = Picture(
-            f"dam_response_{index}" if index else "dam_response",
-            plot_response(response),
-            f"Density and loss over the {response['setting']} that was set",
+            f"dam_sweep_{index}" if index else "dam_sweep",
+            plot_sweep(sweep),
+            f"Density and loss over the {sweep.setting} that was set",
             "Does the control of density work? Each point is a run (loss: gates rounded); lines "
             "go through the means of runs with the same setting.",
         )

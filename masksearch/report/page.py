@@ -289,7 +289,7 @@ def together(dam: DamRuns, pictures: Sequence[Picture]) -> RunSection:
     left = len(dam.cards) - CARDS
     notes = [f"{CARDS} of {len(dam.cards)} runs are shown in full."] if left > 0 else []
     return RunSection(
-        "Several runs together" if dam.agreements or dam.responses else "",
+        "Several runs together" if dam.agreements or dam.sweeps else "",
         notes=notes,
         figures=[picture.key for picture in pictures],
     )

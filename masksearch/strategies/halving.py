@@ -24,15 +24,6 @@ MORE_IS_BETTER = ("sparsity", "sparsity_off_diagonal")  # of the measures; less 
 
 
 @dataclass(frozen=True)
-class RungCount:
-    """What has happened at one rung."""
-
-    step: int
-    seen: int  # trials that reached it
-    stopped: int  # of these, ended there
-
-
-@dataclass(frozen=True)
 class RungEntry:
     """One trial at one rung."""
 
@@ -161,13 +152,6 @@ class ParetoHalving:
                 entries[number] = self.enter_rung(number, report, measures, list(entries.values()))
             goes_on = goes_on and entries[number].goes_on
         return goes_on
-
-    def rungs_table(self) -> list[RungCount]:
-        """How many trials each rung has seen and stopped, the earliest rung first."""
-        return [
-            RungCount(rung, len(entries), sum(not entry.goes_on for entry in entries.values()))
-            for rung, entries in zip(self.rungs, self.entries, strict=True)
-        ]
 
     def enter_rung(
         self, number: int, report: Report, measures: Mapping[str, float], before: list[RungEntry]

@@ -17,13 +17,12 @@ from masksearch.gates.diagnostics import (
     agreement,
     cut_cause,
     health,
-    iou,
     match_heads,
     pair_scores,
-    response,
 )
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
+from masksearch.masks.measure import overlap
 
 
 def table(*shape: int, seed: int = 0) -> Tensor:
@@ -225,7 +224,7 @@ def test_matched_heads_are_the_best_of_all_orders(layers, heads, seed):
     one = table(layers, heads, 4, 4, seed=seed) > 0.6
     two = table(layers, heads, 4, 4, seed=seed + 1000) > 0.6
     best = max(
-        iou(one, torch.stack([two[k, list(o)] for k, o in enumerate(orders)]))
+        overlap(one, torch.stack([two[k, list(o)] for k, o in enumerate(orders)]))
         for orders in itertools.product(itertools.permutations(range(heads)), repeat=layers)
     )
     plain, matched = pair_scores([one, two])
@@ -286,38 +285,3 @@ def test_agreement_messages():
         agreement([table(1, 2, 4, 4)], density=0.5)
     with pytest.raises(ValueError, match="other seeds"):
         card(table(1, 2, 4, 4), others=[table(1, 2, 5, 5)])
-
-
-# -- response ------------------------------------------------------------------------------------
-def test_response_to_a_penalty_falls():
-    runs = [({"control": "penalty", "penalty": w}, d, 2.0 - d) for w, d in ((3, 0.1), (1, 0.4))]
-    found = response(runs)
-    assert (found["setting"], found["monotone"], found["reversals"]) == ("penalty", True, [])
-    assert found["points"][0] == {"asked": 1.0, "density": 0.4, "loss": 1.6}
-    wrong = response([*runs, ({"control": "penalty", "penalty": 9}, 0.2, None)])
-    assert (wrong["monotone"], wrong["reversals"]) == (False, [[3.0, 9.0]])
-    noise = response([*runs, ({"control": "penalty", "penalty": 9}, 0.1019, None)])
-    assert noise["monotone"]
-
-
-def test_response_to_a_target_rises_by_the_means_of_seeds():
-    def run(target, density):
-        return {"control": "hinge", "density": target, "penalty": 1.0}, density, None
-
-    found = response([run(0.2, 0.19), run(0.1, 0.25), run(0.1, 0.05), run((0.3, 0.5), 0.4)])
-    assert found["setting"] == "density"
-    assert found["monotone"]  # 0.15, 0.19, 0.4
-    assert [point["asked"] for point in found["points"]] == [0.1, 0.1, 0.2, 0.4]
-    assert not response([run(0.2, 0.1), run(0.1, 0.2)])["monotone"]
-
-
-def test_response_messages():
-    with pytest.raises(ValueError, match="one control, got hinge, penalty"):
-        response(
-            [
-                ({"control": "hinge", "density": 0.1}, 0.1, None),
-                ({"control": "penalty", "penalty": 0.1}, 0.1, None),
-            ]
-        )
-    with pytest.raises(ValueError, match="got no run"):
-        response([])

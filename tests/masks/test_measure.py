@@ -18,7 +18,6 @@ from masksearch.masks.hops import hops
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import (
     block_density,
-    distance_histogram,
     empty_rows,
     fingerprint,
     measures,
@@ -102,22 +101,6 @@ def test_overlap_by_counting(sized):
     assert overlap(one & ~one, two & ~two) == 1.0
 
 
-@given(sized_trees())
-def test_distance_histogram_matches_loop(sized):
-    length, mask = sized
-    table = mask.dense(length)
-    found = distance_histogram(table)
-    assert found.shape == (length,)
-    for distance in range(length):
-        cells = [
-            table[..., q, k].double().mean().item()
-            for q in range(length)
-            for k in range(length)
-            if abs(q - k) == distance
-        ]
-        assert found[distance].item() == pytest.approx(sum(cells) / len(cells), abs=1e-6)
-
-
 @settings(max_examples=40)
 @given(pairs())
 def test_overlap_of_masks_is_that_of_their_tables(drawn):
@@ -132,22 +115,6 @@ def test_overlap_takes_two_of_a_kind():
     for given_ in ((mask, mask), (mask, mask.dense(4)), (mask.dense(4), mask, 4)):
         with pytest.raises(TypeError, match="two tables, or two masks and a length"):
             overlap(*given_)
-    with pytest.raises(TypeError, match="histogram of a mask needs a length"):
-        distance_histogram(mask)
-
-
-@settings(max_examples=40)
-@given(sized_trees())
-def test_distance_histogram_with_signs_and_of_masks(sized):
-    length, mask = sized
-    table = mask.dense(length)
-    found = distance_histogram(table, signed=True)
-    for offset in range(1 - length, length):
-        cells = [table[..., q, q + offset] for q in range(length) if 0 <= q + offset < length]
-        wanted = torch.stack(cells).double().mean().item()
-        assert found[offset + length - 1].item() == pytest.approx(wanted, abs=1e-6)
-    assert torch.equal(distance_histogram(mask, length, signed=True), found)
-    assert torch.equal(distance_histogram(mask, length), distance_histogram(table))
 
 
 @settings(max_examples=60)

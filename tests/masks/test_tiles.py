@@ -16,8 +16,6 @@ from masksearch.masks import core
 from masksearch.masks.lower import block_view, distinct_tiles, row_counts, tile_counts
 from masksearch.masks.measure import (
     block_density,
-    distance_histogram,
-    offset_counts,
     on_diagonal,
     overlap,
     sparsity_over,
@@ -72,8 +70,6 @@ def test_lines_of_random_masks_equal_the_tables(sized, chunk):
         assert torch.equal(whole_columns(mask, length), table.all(-2))
         assert torch.equal(on_diagonal(mask, length), table.diagonal(0, -2, -1))
         assert torch.equal(torch.cat(list(mask.row_chunks(length))), table[0, 0])
-        offsets = [table.diagonal(o, -2, -1).sum(-1) for o in range(1 - length, length)]
-        assert torch.equal(offset_counts(mask, length), torch.stack(offsets, -1))
 
 
 FAMILIES = [
@@ -125,7 +121,6 @@ def test_no_tensor_of_all_pairs_is_made():
             mask.sparsity(length)
             block_density(mask, length, 32)
             sparsity_over(mask, length, diagonal=False, global_tokens=False, padding=7)
-            distance_histogram(mask, length, signed=True)
             overlap(mask, masks.window(9), length)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

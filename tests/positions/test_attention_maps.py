@@ -5,8 +5,8 @@ import torch
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.masks.measure import offset_sums
 from masksearch.positions.attention_maps import attention_maps
+from masksearch.positions.result import offset_sums
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 

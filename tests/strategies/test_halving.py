@@ -18,7 +18,6 @@ from masksearch.errors import SearchError, UnknownNameError
 from masksearch.strategies.halving import (
     RANKINGS,
     ParetoHalving,
-    RungCount,
     count_ahead_of_last,
 )
 
@@ -43,12 +42,20 @@ def arrivals(scheduler: ParetoHalving, trials, step: int = 10) -> list[bool]:
     ]
 
 
+def rungs_table(scheduler: ParetoHalving) -> list[tuple[int, int, int]]:
+    """Step of each rung, trials that have reached it, and those that were stopped there."""
+    return [
+        (rung, len(entries), sum(not entry.goes_on for entry in entries.values()))
+        for rung, entries in zip(scheduler.rungs, scheduler.entries, strict=True)
+    ]
+
+
 # -- laws ----------------------------------------------------------------------------------------
 def test_an_infinite_measure_neither_crowds_nor_warns():
     scheduler = ParetoHalving(rungs=(10,), against=("hops",))
     for number, hops in enumerate([math.inf, 3.0, math.inf, math.inf]):
         scheduler.observe(number, Report(10, {"loss": 1.0}), {"hops": hops})
-    assert scheduler.rungs_table() == [RungCount(10, 4, 2)]
+    assert rungs_table(scheduler) == [(10, 4, 2)]
 
 
 def test_it_is_a_scheduler():
@@ -61,9 +68,9 @@ def test_the_same_observations_give_the_same_answers(trials, factor, ranking):
     scheduler = ParetoHalving(rungs=(10,), factor=factor, ranking=ranking)
     answers = arrivals(scheduler, trials)
     assert arrivals(replace(scheduler), trials) == answers  # rebuilt from the stored order
-    table = scheduler.rungs_table()
+    table = rungs_table(scheduler)
     assert arrivals(scheduler, trials) == answers  # repeated
-    assert scheduler.rungs_table() == table == [RungCount(10, len(trials), answers.count(False))]
+    assert rungs_table(scheduler) == table == [(10, len(trials), answers.count(False))]
 
 
 @given(
@@ -173,9 +180,9 @@ def test_a_report_that_passes_rungs_enters_them_all():
     scheduler = ParetoHalving(rungs=(2, 4, 8))
     assert scheduler.observe(0, Report(1, {}), {})  # before the first rung: nothing is read
     scheduler.observe(0, Report(5, {"loss": 1.0}), {"sparsity": 0.5})
-    assert [rung.seen for rung in scheduler.rungs_table()] == [1, 1, 0]
+    assert [seen for _, seen, _ in rungs_table(scheduler)] == [1, 1, 0]
     assert not scheduler.observe(1, Report(2, {"loss": 2.0}), {"sparsity": 0.5})
-    assert scheduler.rungs_table()[0] == RungCount(2, 2, 1)
+    assert rungs_table(scheduler)[0] == (2, 2, 1)
 
 
 def test_grace_lets_the_first_trials_go_on():
@@ -191,7 +198,7 @@ def test_a_missing_metric_names_what_the_report_holds():
     scheduler = ParetoHalving(metric="perplexity")
     with pytest.raises(SearchError, match=r"'perplexity'.* trial 3 at 62 .* loss, accuracy"):
         scheduler.observe(3, Report(62, {"loss": 1.0, "accuracy": 0.5}), {"sparsity": 0.5})
-    assert scheduler.rungs_table()[0].seen == 0
+    assert rungs_table(scheduler)[0][1] == 0
 
 
 @pytest.mark.parametrize("ranking", ["nondominated", "strata"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -199,49 +200,54 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def plot_response(response: Mapping[str, Any]) -> Figure:
-    """Density reached, and held-out loss, over what the control of density was set to.
+@dataclass(frozen=True)
+class Sweep:
+    """Runs at several settings of one density control.
 
     Args:
-        response: `setting` ("penalty" or "density"), `control`, `monotone`, `reversals`, and
-            `points`: mappings with `asked`, `density` and `loss` (None = unknown).
+        control: Of the `DamConfig`.
+        setting: What was varied: `"penalty"` or `"density"`.
+        points: Setting, density reached, and held-out loss in nats (None = unknown) of each run,
+            by the setting.
     """
-    points = response["points"]
-    by_target = response["setting"] == "density"
+
+    control: str
+    setting: str
+    points: Sequence[tuple[float, float, float | None]]
+
+
+def plot_sweep(sweep: Sweep) -> Figure:
+    """Density reached, and held-out loss, over what the control of density was set to."""
+    by_target = sweep.setting == "density"
     x = "target density" if by_target else "penalty (lambda)"
     figure = new_figure(8.4, 3.8)
     reached, loss = figure.subplots(1, 2)
     clean(reached, x, "density reached")
     clean(loss, x, "held-out loss (nats)")
-    asked = [point["asked"] for point in points]
-    draw_response(reached, asked, [point["density"] for point in points], ORANGE, "o")
-    known = [(point["asked"], point["loss"]) for point in points if point["loss"] is not None]
-    if known:
-        draw_response(loss, [x for x, _ in known], [y for _, y in known], BLUE, "s")
-    else:
+    asked = sorted({at for at, _, _ in sweep.points})
+    draw_runs(reached, [(at, density) for at, density, _ in sweep.points], ORANGE, "o")
+    known = [(at, value) for at, _, value in sweep.points if value is not None]
+    draw_runs(loss, known, BLUE, "s")
+    if not known:
         loss.text(0.5, 0.5, "not measured", transform=loss.transAxes, ha="center", color=GREY)
     if by_target:
-        ends = [min(asked), max(asked)]
+        ends = [asked[0], asked[-1]]
         reached.plot(ends, ends, "--", color=INK, linewidth=1, label="as asked")
         reached.legend(fontsize=9, frameon=False)
     for axes in (reached, loss):
-        if min(asked) > 0 and max(asked) >= 8 * min(asked):
+        if asked[0] > 0 and asked[-1] >= 8 * asked[0]:
             axes.set_xscale("log")
-            axes.set_xticks(sorted(set(asked)), [f"{value:g}" for value in sorted(set(asked))])
+            axes.set_xticks(asked, [f"{value:g}" for value in asked])
             axes.xaxis.set_minor_locator(NullLocator())
-    wrong = ", ".join(f"{low:g} to {high:g}" for low, high in response["reversals"])
-    verdict = "monotone" if response["monotone"] else f"not monotone: from {wrong}"
-    figure.suptitle(f"control '{response['control']}': {verdict}", fontsize=10, color="#555555")
+    figure.suptitle(f"control '{sweep.control}'", fontsize=10, color="#555555")
     return figure
 
 
-def draw_response(
-    axes: Axes, x: Sequence[float], y: Sequence[float], colour: str, marker: str
-) -> None:
+def draw_runs(axes: Axes, points: Sequence[tuple[float, float]], colour: str, marker: str) -> None:
     """Every run as a point, and a line through the means of runs with one setting."""
-    axes.scatter(x, y, s=30, marker=marker, color=colour, alpha=0.75, linewidths=0, zorder=3)
     groups: dict[float, list[float]] = {}
-    for at, value in zip(x, y, strict=True):
+    for at, value in points:
+        axes.scatter(at, value, s=30, marker=marker, color=colour, alpha=0.75, linewidths=0)
         groups.setdefault(at, []).append(value)
     means = [sum(values) / len(values) for values in groups.values()]
     axes.plot(list(groups), means, color=colour, linewidth=1.4)

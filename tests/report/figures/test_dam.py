@@ -10,11 +10,12 @@ from matplotlib.text import Text
 
 from masksearch.contracts import Report, generator
 from masksearch.report.figures.dam import (
+    Sweep,
     plot_agreement,
     plot_dam,
     plot_gates,
     plot_offsets,
-    plot_response,
+    plot_sweep,
 )
 
 AGREEMENT = {
@@ -101,24 +102,15 @@ def test_agreement_stands_against_chance():
     assert "free, 5%\n(3 seeds)" in words(figure)
 
 
-def test_response_is_drawn_and_judged():
-    points = [
-        {"asked": 0.1, "density": 0.4, "loss": 2.0},
-        {"asked": 1.0, "density": 0.1, "loss": None},
-        {"asked": 1.0, "density": 0.3, "loss": 3.0},
-    ]
-    fields = {"control": "penalty", "setting": "penalty", "reversals": [], "points": points}
-    figure = plot_response({**fields, "monotone": True})
-    assert "control 'penalty': monotone" in words(figure)
+def test_sweep_is_drawn():
+    points = [(0.1, 0.4, 2.0), (1.0, 0.1, None), (1.0, 0.3, 3.0)]
+    figure = plot_sweep(Sweep("penalty", "penalty", points))
+    assert "control 'penalty'" in words(figure)
     reached, loss = figure.axes
     assert reached.get_lines()[0].get_ydata().tolist() == pytest.approx([0.4, 0.2])
     assert loss.get_lines()[0].get_ydata().tolist() == [2.0, 3.0]
-    wrong = plot_response({**fields, "monotone": False, "reversals": [[0.1, 1.0]]})
-    assert "control 'penalty': not monotone: from 0.1 to 1" in words(wrong)
-    silent = [{**point, "loss": None} for point in points]
-    named = words(
-        plot_response({**fields, "setting": "density", "points": silent, "monotone": True})
-    )
+    silent = [(at, density, None) for at, density, _ in points]
+    named = words(plot_sweep(Sweep("hinge", "density", silent)))
     assert {"not measured", "as asked", "target density"} <= set(named)
 
 
