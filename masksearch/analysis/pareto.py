@@ -242,51 +242,6 @@ def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objectiv
 
 
 @dataclass(frozen=True)
-class Progress:
-    """State of a search after one of its records."""
-
-    number: int  # the record's number
-    trials: int  # done + reused + stopped records so far
-    seconds: float  # compute so far, failed and stopped records included
-    hypervolume: float  # of the full-fidelity records so far
-
-
-def hypervolume_curve(
-    records: Iterable[Record], objectives: Sequence[Objective]
-) -> list[Progress]:
-    """The front's hypervolume after each finished record, in the order given.
-
-    A study gives its records in the order of their completion. Failed ones add their seconds
-    but no trial: a search pays for its failures. Leave baselines out (`record.origin`) where
-    strategies are compared. Only the values count: records of several protocols are taken as
-    they are.
-
-    Raises:
-        KeyError: If a scored record lacks an objective.
-        ValueError: If a `worst` is not finite.
-    """
-    curve: list[Progress] = []
-    front: list[tuple[float, ...]] = []
-    trials, seconds, reached = 0, 0.0, 0.0
-    signs = np.array([1.0 if o.goal == "max" else -1.0 for o in objectives])
-    for record in records:
-        if record.status == "running":
-            continue
-        trials += record.status in ("done", "reused", "stopped")
-        seconds += record.seconds
-        if record.scored:
-            point = tuple(record.value(o.name) for o in objectives)
-            if all(map(math.isfinite, point)) and point not in front:
-                front.append(point)
-                kept = on_front(np.array(front) * signs)
-                front = [each for each, stays in zip(front, kept, strict=True) if stays]
-                if point in front:
-                    reached = hypervolume(front, objectives)
-        curve.append(Progress(record.number, trials, seconds, reached))
-    return curve
-
-
-@dataclass(frozen=True)
 class Snapshot:
     """State of a search after one of its records: `Snapshot(objectives).after(*records)`.
 
@@ -341,3 +296,28 @@ class Snapshot:
     def count(self, status: Status) -> int:
         """Records with that status so far."""
         return self.statuses.get(status, 0)
+
+    @property
+    def trials(self) -> int:
+        """Records that count as trials of a budget: done, reused or stopped."""
+        return self.count("done") + self.count("reused") + self.count("stopped")
+
+
+def hypervolume_curve(
+    records: Iterable[Record], objectives: Sequence[Objective]
+) -> list[Snapshot]:
+    """The state of a search, with its hypervolume, after each finished record in the order given.
+
+    A study gives its records in the order of their completion. Failed ones add their seconds
+    but no trial: a search pays for its failures. Leave baselines out (`record.origin`) where
+    strategies are compared.
+
+    Raises:
+        KeyError: If a scored record lacks an objective.
+        ValueError: If there is no objective, or scored records come from several protocols.
+    """
+    states = [Snapshot(tuple(objectives))]
+    for record in records:
+        if record.status != "running":
+            states.append(states[-1].after(record))
+    return states[1:]

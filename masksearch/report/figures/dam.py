@@ -29,7 +29,7 @@ from masksearch.report.figures.style import (
 GATES = "Blues"  # probability 0 = white
 WIDEST = 9.0  # inches of the heat maps
 SIDE = 2.0  # inches of one heat map, at most
-NAMED = 32  # panels that get their density written above them, at most
+NAMED = 32  # panels that get names and captions, at most
 TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
 
@@ -70,19 +70,39 @@ def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
 
 
 def plot_gates(probabilities: Tensor) -> Figure:
-    """A heat map of every layer (down) and head (across): queries down, keys across.
-
-    All panels share the scale from 0 to 1; up to 32 panels have their density above them.
+    """A heat map of every layer (down) and head (across), the density of each above it.
 
     Args:
         probabilities: float `[layers, heads, n, n]` in [0, 1]; an axis of 1 is called "all".
     """
     p = probabilities.detach().float().cpu()
-    layers, heads, length, _ = p.shape
+    return plot_heads(p, "gate probability", GATES, (0, 1), captions=True)
+
+
+def plot_heads(
+    values: Tensor,
+    label: str,
+    colours: str,
+    scale: tuple[float, float],
+    *,
+    captions: bool = False,
+) -> Figure:
+    """A heat map of every layer (down) and head (across): queries down, keys across.
+
+    Args:
+        values: float `[layers, heads, n, n]`; an axis of 1 is called "all".
+        label: What the colours mean, with its unit.
+        colours: matplotlib's name of them.
+        scale: Values of the first and the last colour, for all panels.
+        captions: Whether each of up to 32 panels has its mean above it, as a percentage.
+    """
+    layers, heads, length, _ = values.shape
     named = layers * heads <= NAMED
     gap = max(1, length // 16)  # cells between two panels
     side = min(SIDE, WIDEST / heads * length / (length + gap))
-    above = max(gap, round(0.2 * length / side)) if named else gap  # room for a line of text
+    above = (
+        max(gap, round(0.2 * length / side)) if captions and named else gap
+    )  # room for a line of text
     pitch = (length + above, length + gap)
     image = np.full((layers * pitch[0], heads * pitch[1] - gap), np.nan)
     corners = {
@@ -91,19 +111,19 @@ def plot_gates(probabilities: Tensor) -> Figure:
         for head in range(heads)
     }
     for (layer, head), (top, left) in corners.items():
-        image[top : top + length, left : left + length] = p[layer, head].numpy()
-    scale = side / length  # inches of a cell
+        image[top : top + length, left : left + length] = values[layer, head].numpy()
+    inches = side / length  # of a cell
     figure = new_figure(
-        max(3.6, image.shape[1] * scale + 1.7), max(2.2, image.shape[0] * scale + 0.7)
+        max(3.6, image.shape[1] * inches + 1.7), max(2.2, image.shape[0] * inches + 0.7)
     )
     axes = figure.add_subplot()
-    picture = axes.imshow(image, cmap=GATES, vmin=0, vmax=1, interpolation="none")
+    picture = axes.imshow(image, cmap=colours, vmin=scale[0], vmax=scale[1], interpolation="none")
     for (layer, head), (top, left) in corners.items():
         outline = Rectangle((left - 0.5, top - 0.5), length, length, fill=False, clip_on=False)
         outline.set(edgecolor="#AAAAAA", linewidth=0.6)
         axes.add_patch(outline)
-        if named:
-            share = f"{100 * p[layer, head].mean().item():.1f}%"
+        if captions:
+            share = f"{100 * values[layer, head].mean().item():.1f}%"
             axes.text(left + length / 2, top - 1, share, ha="center", fontsize=8, color=INK)
     middle = (length - 1) / 2
     across = [f"head {head}" if named else f"{head}" for head in range(heads)]
@@ -121,7 +141,7 @@ def plot_gates(probabilities: Tensor) -> Figure:
     if not named:
         axes.set_xlabel("head", fontsize=10, color=INK)
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=16)
-    bar.set_label("gate probability", fontsize=9, color=INK)
+    bar.set_label(label, fontsize=9, color=INK)
     bar.ax.tick_params(labelsize=8)
     return figure
 
