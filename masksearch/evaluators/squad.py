@@ -20,7 +20,7 @@ from torch import nn
 from masksearch.contracts import Batch, Objective
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import TaskFiles, pad_ids
+from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
@@ -113,7 +113,8 @@ class SquadEvaluator(FineTuning):
 
     def data(self) -> SquadData:
         """The questions as text, read once a process."""
-        return read_data(self.files)
+        data: SquadData = read_task(load_squad, self.files)
+        return data
 
     def tokenize(self, name: str) -> SquadTokens:
         """The tokenized questions."""
@@ -178,17 +179,9 @@ def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float
 
 
 @lru_cache(maxsize=4)
-def read_data(files: TaskFiles) -> SquadData:
-    """The questions, read once a process; the log says where both parts come from."""
-    data = files.read(load_squad)
-    log.info("SQuAD: %s", data.source)
-    return data
-
-
-@lru_cache(maxsize=4)
 def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> SquadTokens:
     """The tokenized questions, made once a process."""
-    data = read_data(files)
+    data: SquadData = read_task(load_squad, files)
     train = make_windows(source, data.train, window)
     if train.misplaced:
         log.warning(

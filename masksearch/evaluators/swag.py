@@ -7,7 +7,6 @@ print(last.values["accuracy"], last.values["accuracy/majority"])
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
@@ -19,12 +18,10 @@ from torch import nn
 
 from masksearch.contracts import Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import TaskFiles, pad_ids
+from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.tokenizer import TokenSource
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,8 @@ class SwagEvaluator(FineTuning):
 
     def data(self) -> SwagData:
         """The items as text, read once a process."""
-        return read_data(self.files)
+        data: SwagData = read_task(load_swag, self.files)
+        return data
 
     def tokenize(self, name: str) -> SwagTokens:
         """The tokenized items."""
@@ -124,17 +122,9 @@ class SwagTokens:
 
 
 @lru_cache(maxsize=4)
-def read_data(files: TaskFiles) -> SwagData:
-    """The items, read once a process; the log says where both parts come from."""
-    data = files.read(load_swag)
-    log.info("SWAG: %s", data.source)
-    return data
-
-
-@lru_cache(maxsize=4)
 def read_tokens(source: TokenSource, files: TaskFiles) -> SwagTokens:
     """The tokenized items, made once a process."""
-    data = read_data(files)
+    data: SwagData = read_task(load_swag, files)
     return SwagTokens(
         make_choices(source, data.train), make_choices(source, data.dev), data.digest
     )

@@ -7,11 +7,12 @@ for batch in row_batches(rows, 32, seed=0, source=source):   # endless
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ from masksearch.tasks.text.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Data = TypeVar("Data")
+log = logging.getLogger(__name__)
+
 WIDTH = 16  # batches are padded to a multiple of that many positions
 POOL = 50  # batches of similar length are formed among that many batches' rows
 
@@ -84,11 +86,15 @@ class TaskFiles:
     dev_rows: int | None  # of the rows that are scored
     seed: int  # of the split and of the samples
 
-    def read(self, load: Callable[..., Data]) -> Data:
-        """What `load` makes of them."""
-        return load(
-            self.path, self.held_out, rows=self.rows, dev_rows=self.dev_rows, seed=self.seed
-        )
+
+@lru_cache(maxsize=8)
+def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
+    """What `load` makes of a task's files, read once a process; the log says where the training
+    and the held-out rows come from."""
+    limits = {"rows": files.rows, "dev_rows": files.dev_rows, "seed": files.seed}
+    data = load(files.path, files.held_out, **limits)
+    log.info("%s: %s", files.path, data.source)
+    return data
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,8 @@ def plot_heads(
     named = layers * heads <= NAMED
     gap = max(1, length // 16)  # cells between two panels
     side = min(SIDE, WIDEST / heads * length / (length + gap))
-    above = (
-        max(gap, round(0.2 * length / side)) if captions and named else gap
-    )  # room for a line of text
+    captions = captions and named
+    above = max(gap, round(0.2 * length / side)) if captions else gap  # room for a line of text
     pitch = (length + above, length + gap)
     image = np.full((layers * pitch[0], heads * pitch[1] - gap), np.nan)
     corners = {
