@@ -16,9 +16,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from transformers.utils import logging
 import masksearch.attention.interface  # noqa: F401  (registers what the probe needs)
 from masksearch.attention.probe import probe
 from masksearch.contracts import Shape
-from masksearch.errors import AttachError, DataError, LengthError
+from masksearch.errors import DataError, LengthError
 from masksearch.models.heads import MaskedLanguageModel
 
 SECONDS = 5.0  # for the Hub's first answer
@@ -51,7 +50,6 @@ UNREADABLE = (  # what transformers raises for files that it cannot read
     AttributeError,
 )
 OTHERS = ("adapter_config.json", "shard-*.safetensors")  # transformers prefers their weights
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 @contextmanager
@@ -75,15 +73,13 @@ def find_local_folder(name: str | Path) -> Path | None:
     """The absolute folder of that name; None where it can only be a Hub name.
 
     Raises:
-        DataError: If it is a file, or can only be a folder and does not exist.
+        DataError: If it can only be a folder, and is none.
     """
-    path = Path(name).expanduser()
+    path, spelled = Path(name).expanduser(), str(name)
     if path.is_dir():
         return path.resolve()
-    if path.is_file():
-        raise DataError(f"{path} is a file; give the folder that holds it beside config.json")
-    spelled = str(name)
-    if isinstance(name, Path) or spelled.startswith((".", "~", os.sep)) or spelled.count("/") > 1:
+    local = spelled.startswith((".", "~", os.sep)) or spelled.count("/") > 1
+    if local or isinstance(name, Path) or path.exists():
         raise DataError(
             f"no such folder: {path}; give a folder with config.json and model.safetensors, "
             "or a name on the Hugging Face Hub such as google-bert/bert-base-uncased"
@@ -99,75 +95,60 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
     Raises:
         DataError: If it is neither in the cache nor can be downloaded.
     """
-    try:
-        cached = Path(
-            snapshot_download(name, revision=revision, allow_patterns=FILES, local_files_only=True)
-        )
-        read_configuration(cached)
-        weight_files(cached)
-        return cached
-    except (OSError, DataError):
-        pass  # not in the cache, or not whole
-    except ValueError as error:  # a name that the Hub cannot have
-        raise DataError(
-            f"no such folder, and no Hub name either: {name!r}; give a folder with config.json "
-            "and model.safetensors, or a name such as google-bert/bert-base-uncased"
-        ) from error
+    wanted: dict[str, Any] = {"repo_id": name, "allow_patterns": FILES}
+    with suppress(OSError, ValueError):  # not in the cache, or not whole
+        folder = Path(snapshot_download(**wanted, revision=revision, local_files_only=True))
+        find_files(folder)
+        return folder
     try:
         found = HfApi().model_info(name, revision=revision, timeout=SECONDS)  # one try, no retries
-        folder = snapshot_download(name, revision=found.sha, allow_patterns=FILES)
-    except (OSError, HTTPError) as error:  # HTTPError: of the Hub client's own transport
+        return Path(snapshot_download(**wanted, revision=found.sha))
+    except (OSError, ValueError, HTTPError) as error:  # HTTPError: of the Hub client's transport
         raise DataError(
-            f"no folder {name!r}, and the Hugging Face Hub gave no checkpoint of that name "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-            "without a network, give a local folder with config.json and model.safetensors "
-            "(--weights FOLDER)"
+            f"no such folder: {name!r}, and the Hugging Face Hub gave no checkpoint of that name "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); without a network, "
+            "give a local folder with config.json and model.safetensors (--weights FOLDER)"
         ) from error
-    return Path(folder)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, by name.
+def find_files(folder: Path) -> list[Path]:
+    """The configuration and the safetensors files of a checkpoint.
 
     Raises:
-        DataError: If there is none, or one that the index names is missing.
+        DataError: If one is missing, or transformers would read other weights than those.
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        pickles = sorted(file.name for kind in PICKLES for file in folder.glob(kind))
-        if pickles:
-            raise DataError(
-                f"{folder} holds its weights as a pickle ({pickles[0]}), which can run any code "
-                "when it is read, so it is refused; where you trust its source, convert it: "
-                "AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(new_folder)"
-            )
+    files = [folder / CONFIG, folder / "model.safetensors"]
+    others = [path.name for pattern in OTHERS for path in sorted(folder.glob(pattern))]
+    if read_json(folder / CONFIG).get("transformers_weights") is not None:
+        others.append("transformers_weights in config.json")
+    if others:
         raise DataError(
-            f"{folder} holds no model.safetensors; give the folder that save_pretrained wrote, or "
-            "a Hub checkpoint that has safetensors (pickled weights are not downloaded)"
+            f"{folder} holds {others[0]}, for which transformers would take other weights than "
+            "those of model.safetensors and its shards; remove it"
         )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{index} is not an index of safetensors files: {error!r}") from error
-    files = [folder / Path(name).name for name in names]
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"{index.name} names {file.name}, which {folder} does not hold")
-    return [index, *files]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not files[1].is_file():
+        shards = {Path(str(name)).name for name in read_json(index)["weight_map"].values()}
+        files[1:] = [index, *(folder / name for name in sorted(shards))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise DataError(
+            f"{folder} holds no {missing[0]}; give the whole folder that save_pretrained wrote, "
+            "or a Hub checkpoint that has safetensors. Pickled weights (*.bin, *.pt) can run any "
+            "code when they are read, so they are refused; where you trust their source, convert "
+            "them: AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    return files
 
 
-def read_configuration(folder: Path) -> dict[str, Any]:
-    """`config.json` as plain data.
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint as plain data.
 
     Raises:
         DataError: If it is missing or cannot be read.
     """
-    path = folder / CONFIG
     if not path.is_file():
         raise DataError(
-            f"{folder} holds no config.json; give the folder that save_pretrained wrote"
+            f"{path.parent} holds no {path.name}; give the folder that save_pretrained wrote"
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -178,78 +159,81 @@ def read_configuration(folder: Path) -> dict[str, Any]:
     return found
 
 
-def refuse_other_weights(folder: Path) -> None:
-    """Refuses what makes transformers read other weights than `weight_files`.
-
-    Raises:
-        DataError: If configuration or files name such weights.
-    """
-    if read_configuration(folder).get("transformers_weights") is not None:
-        raise DataError(
-            f"{folder / CONFIG} names weights of its own choice (transformers_weights); "
-            "only model.safetensors and its shards are read, remove that entry"
-        )
-    if found := sorted(path.name for pattern in OTHERS for path in folder.glob(pattern)):
-        raise DataError(
-            f"{folder} holds {found[0]}, for which transformers would take other weights than "
-            "those of model.safetensors and its shards; remove it"
-        )
+def hash_files(folder: Path) -> str:
+    """16 hexadecimal digits of SHA-256 over names and bytes of configuration and weights."""
+    total = hashlib.sha256()
+    for path in find_files(folder):
+        with path.open("rb") as file:
+            part = hashlib.file_digest(file, "sha256").hexdigest()
+        total.update(f"{path.name}|{part}|".encode())
+    return total.hexdigest()[:16]
 
 
-def encoder_config(folder: Path) -> Any:
-    """The configuration of an encoder's checkpoint, a fresh object each time.
-
-    Raises:
-        DataError: If there is none, it cannot be read, or it is not that of an encoder.
-    """
-    file = folder / CONFIG
-    read_configuration(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except UNREADABLE as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
-    kind = config.model_type
-    decodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or decodes:
-        raise DataError(
-            f"{file}: {kind!r} is not an encoder that predicts masked tokens; give one such as "
-            "bert, roberta, distilbert, electra, albert or modernbert"
-        )
-    return config
-
-
-def read_model(cls: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+def read_model(
+    cls: Any, folder: Path, *, new_head: bool = False, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     """A folder's model in that class, and transformers' report of what was missing or left over.
 
     Args:
         cls: With a `from_pretrained`.
         folder: Holds configuration and weights; only safetensors are read, and no code is run.
+        new_head: Whether weights of a head or a pooling layer may be missing or of another
+            size: transformers draws them. Those of the body may not.
         options: Of `from_pretrained`.
 
     Raises:
-        DataError: If they cannot be read, or are not in safetensors files.
+        DataError: If they cannot be read, do not fit, or are not in safetensors files.
     """
-    refuse_other_weights(folder)
-    weight_files(folder)
+    find_files(folder)
     fixed = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    report = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     try:
-        model, report = cls.from_pretrained(folder, **options, **fixed, output_loading_info=True)
+        model, found = cls.from_pretrained(folder, **options, **fixed, **report)
     except UNREADABLE as error:
         raise DataError(
             f"{folder}: the model cannot be read as {cls.__name__}: {error}; the files are "
             "damaged, not whole or of different models, or an option does not fit them"
         ) from error
-    return model, report
+    unfit = {name: "missing" for name in found["missing_keys"]}
+    for name, stored, expected in found["mismatched_keys"]:
+        unfit[name] = f"stored {list(stored)}, expected {list(expected)}"
+    if new_head:
+        body = "" if model.base_model is model else f"{model.base_model_prefix}."
+        unfit = {n: why for n, why in unfit.items() if n.startswith(body) and "pooler" not in n}
+    if unfit:
+        raise DataError(
+            f"{folder}: the weights do not fit {type(model).__name__} in {len(unfit)} tensors, "
+            f"such as {min(unfit)} ({unfit[min(unfit)]}); take configuration and weights from the "
+            "same save, or give model_class= for a class with a new head"
+        )
+    return model, found
 
 
-DROPOUTS = (  # by architecture, the configuration's names of one thing
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "dropout",
-    "attention_dropout",
-    "embedding_dropout",
-    "mlp_dropout",
-)
+def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
+    """The encoder under its masked-language-model head, and what was missing or left over.
+
+    Raises:
+        DataError: If it is no encoder, or the files cannot be read or do not fit.
+    """
+    find_files(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UNREADABLE as error:
+        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+    kind = config.model_type
+    decodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or decodes:
+        raise DataError(
+            f"{folder / CONFIG}: {kind!r} is not an encoder that predicts masked tokens; give one "
+            "such as bert, roberta, distilbert, electra, albert or modernbert"
+        )
+    for name, value in config.to_dict().items():  # each architecture has names of its own
+        if dropout is not None and "dropout" in name and isinstance(value, int | float):
+            setattr(config, name, dropout)
+    with quiet():
+        return read_model(
+            AutoModelForMaskedLM, folder, new_head=True, config=config, dtype=torch.float32
+        )
 
 
 @dataclass(frozen=True)
@@ -330,20 +314,16 @@ class Pretrained:
             DataError: If it has more ids than the encoder, or pads with another id where
                 positions are counted by it.
         """
-        use = (
-            "use the checkpoint's own tokenizer: leave --tokenizer out (tokenizer=None of an "
-            "evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
-        )
         if vocabulary > self.vocabulary:
-            raise DataError(
-                f"the tokenizer has {vocabulary:,} ids, {self.name} embeds "
-                f"{self.vocabulary:,}; {use}"
-            )
-        if self.padded_positions and pad != self.pad:
-            raise DataError(
-                f"the tokenizer pads with id {pad}, {self.name} counts positions by id "
-                f"{self.pad}; {use}"
-            )
+            why = f"has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}"
+        elif self.padded_positions and pad != self.pad:
+            why = f"pads with id {pad}, {self.name} counts positions by id {self.pad}"
+        else:
+            return
+        raise DataError(
+            f"the tokenizer {why}; use the checkpoint's own: leave --tokenizer out "
+            "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
+        )
 
     def locate(self) -> Path:
         """The folder of the files in this process.
@@ -390,13 +370,12 @@ class Pretrained:
         folder = self.locate()
         whole = read_encoder(folder, dropout)[0]
         made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
-        if self.has_head:
-            copy_head(made, whole)
-        if pairs and self.has_pair_head:
+        parts = find_head_parts(whole)
+        if self.has_head and parts is not None:
+            set_head(made, parts)
+        if self.has_pair_head and made.pooler is not None and made.pair is not None:
             with quiet():
                 both, _ = read_model(BertForPreTraining, folder, dtype=torch.float32)
-            assert made.pooler is not None
-            assert made.pair is not None
             made.pooler.load_state_dict(both.bert.pooler.dense.state_dict())
             made.pair.load_state_dict(both.cls.seq_relationship.state_dict())
         return made.train()
@@ -413,19 +392,15 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     Raises:
         DataError: If there is no such folder, the Hub cannot be reached, the weights are a
             pickle, damaged or do not fit the configuration, or it is no encoder.
+        AttachError: If no mask can be put on it (such as MPNet, DeBERTa).
     """
     folder = find_local_folder(name_or_folder)
     name = str(name_or_folder) if folder is None else str(folder)
     folder = download_checkpoint(name) if folder is None else folder
-    encoder_config(folder)  # before the weights are read for the digest
     digest = hash_files(folder)
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
-    try:
-        calls = probe(body, [body], None)
-        layers, heads = len({id(call.module) for call in calls}), calls[0].heads
-    except AttachError:  # no mask can be put on it, but it can be fine-tuned
-        layers, heads = body.config.num_hidden_layers, body.config.num_attention_heads
+    calls = probe(body, [body], None)
     table = find_position_table(body)
     offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
     rows = body.config.max_position_embeddings if table is None else table.num_embeddings
@@ -434,14 +409,16 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         folder=folder,
         digest=digest,
         architecture=body.config.model_type,
-        layers=layers,
-        heads=heads,
+        layers=len({id(call.module) for call in calls}),
+        heads=calls[0].heads,
         width=body.config.hidden_size,
         positions=rows - offset,
         vocabulary=body.get_input_embeddings().weight.shape[0],
         pad=body.config.pad_token_id,
         padded_positions=offset > 0,
-        has_head=not report["missing_keys"] and fits_our_head(model),
+        has_head=not report["missing_keys"]
+        and not report["mismatched_keys"]
+        and fits_our_head(model),
         has_pair_head=body.config.model_type == "bert"
         and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
         <= set(report["unexpected_keys"]),
@@ -456,72 +433,13 @@ def find_position_table(body: nn.Module) -> nn.Embedding | None:
     return None
 
 
-def hash_files(folder: Path) -> str:
-    """Hash of configuration and weights, computed once a process and state of the files."""
-    files = (folder / "config.json", *weight_files(folder))
-    return hash_once(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
-
-
-@lru_cache(maxsize=16)
-def hash_once(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """16 hexadecimal digits of SHA-256 over the files' names and bytes."""
-    total = hashlib.sha256()
-    for file, _, _ in files:
-        with file.open("rb") as handle:
-            part = hashlib.file_digest(handle, "sha256").hexdigest()
-        total.update(f"{file.name}|{part}|".encode())
-    return total.hexdigest()[:16]
-
-
-def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
-    """The encoder under its masked-language-model head, and what was missing or left over.
-
-    Raises:
-        DataError: If the weights are damaged or do not fit the configuration.
-    """
-    if dropout is not None and not 0 <= dropout < 1:
-        raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-    config = encoder_config(folder)
-    for name in DROPOUTS:
-        if dropout is not None and hasattr(config, name):
-            setattr(config, name, dropout)
-    with quiet():
-        model, report = read_model(
-            AutoModelForMaskedLM,
-            folder,
-            config=config,
-            ignore_mismatched_sizes=True,
-            dtype=torch.float32,
-        )
-    start = f"{model.base_model_prefix}."
-    unfit = [
-        f"{name} (stored {list(a)}, expected {list(b)})"
-        for name, a, b in sorted(report["mismatched_keys"], key=str)
-    ]
-    unfit += [f"{n} (missing)" for n in sorted(report["missing_keys"]) if n.startswith(start)]
-    if unfit := unfit or list(report["error_msgs"]):
-        raise DataError(
-            f"{folder}: config.json and the weights do not fit in {len(unfit)} tensors, such as "
-            f"{unfit[0]}; take both files from the same checkpoint"
-        )
-    return model, report
-
-
 # -- the prediction head -----------------------------------------------------------------------
-def fits_our_head(model: Any) -> bool:
-    """Whether our head can stand for the model's own, with the same logits."""
-    if find_head_parts(model) is None:
-        return False
-    made = MaskedLanguageModel(model.base_model, seed=0).eval()
-    copy_head(made, model)
-    tokens = torch.ones(1, 4, dtype=torch.int64)
-    with torch.no_grad():
-        theirs: Tensor = model.eval()(input_ids=tokens).logits
-        return torch.allclose(made(tokens).logits, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)
+HeadParts = tuple[nn.Linear, nn.LayerNorm, nn.Module, Tensor | None]  # dense, norm, act, bias
 
 
-def find_head_parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Module | None, Any] | None:
-    """Dense layer, norm, activation and output layer beyond the encoder; None = another form."""
+def find_head_parts(model: Any) -> HeadParts | None:
+    """Dense layer, norm, activation (GELU where it is no module) and output bias of a masked
+    language model of transformers, of which the last may be missing; None = another head."""
     out, inside = model.get_output_embeddings(), set(model.base_model.modules())
     if out is None or out.weight is not model.base_model.get_input_embeddings().weight:
         return None
@@ -533,31 +451,32 @@ def find_head_parts(model: Any) -> tuple[nn.Linear, nn.LayerNorm, nn.Module | No
     acts = [m for m in others if not isinstance(m, nn.Dropout | nn.CrossEntropyLoss)]
     if len(dense) != 1 or len(norms) != 1 or len(acts) > 1:
         return None
-    return dense[0], norms[0], acts[0] if acts else None, out
+    return dense[0], norms[0], acts[0] if acts else nn.GELU(), out.bias
 
 
-def copy_head(made: MaskedLanguageModel, model: Any) -> None:
-    """Copies the checkpoint's head into ours; a bias that it lacks stays zero."""
+def copy_head(source: HeadParts, target: HeadParts) -> None:
+    """Copies a head's weights; a bias that the source lacks stays as it is."""
+    target[0].load_state_dict(source[0].state_dict(), strict=False)
+    target[1].load_state_dict(source[1].state_dict(), strict=False)
+    if source[3] is not None and target[3] is not None:
+        with torch.no_grad():
+            target[3].copy_(source[3])
+
+
+def set_head(made: MaskedLanguageModel, parts: HeadParts) -> MaskedLanguageModel:
+    """Gives our model the head of one of transformers."""
+    copy_head(parts, (made.transform, made.norm, made.activation, made.bias))
+    made.norm.eps, made.activation = parts[1].eps, parts[2]
+    return made
+
+
+def fits_our_head(model: Any) -> bool:
+    """Whether our head can stand for the model's own, with the same logits."""
     parts = find_head_parts(model)
-    assert parts is not None
-    dense, norm, activation, out = parts
+    if parts is None:
+        return False
+    made = set_head(MaskedLanguageModel(model.base_model, seed=0), parts).eval()
+    tokens = torch.ones(1, 4, dtype=torch.int64)
     with torch.no_grad():
-        for mine, theirs in head_pairs(made, dense, norm, out):
-            if theirs is not None:
-                mine.copy_(theirs)
-    made.norm.eps = norm.eps
-    if activation is not None:
-        made.activation = activation
-
-
-def head_pairs(
-    ours: MaskedLanguageModel, dense: nn.Linear, norm: nn.LayerNorm, out: Any
-) -> list[tuple[Tensor, Tensor | None]]:
-    """Each parameter of our head with that of transformers' head, of the same shape."""
-    return [
-        (ours.transform.weight, dense.weight),
-        (ours.transform.bias, dense.bias),
-        (ours.norm.weight, norm.weight),
-        (ours.norm.bias, norm.bias),
-        (ours.bias, out.bias),
-    ]
+        theirs: Tensor = model.eval()(input_ids=tokens).logits
+        return torch.allclose(made(tokens).logits, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)

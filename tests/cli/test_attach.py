@@ -77,7 +77,9 @@ def test_missing_weights_are_refused(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "model")
     kept = {name: tensor for name, tensor in weights.items() if name != lost}
     save_file(kept, copied / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(DataError, match=f"lack 1 tensors of BertForMaskedLM, such as {lost}"):
+    with pytest.raises(
+        DataError, match=f"do not fit BertForMaskedLM in 1 tensors, such as {lost}"
+    ):
         run(copied, "star")
 
 

@@ -115,6 +115,6 @@ def test_tokenizer_is_read_by_both(tmp_path):
 def test_another_activation_is_refused(tmp_path):
     model = made()
     model.activation = nn.ReLU()
-    with pytest.raises(AttachError, match=r"activation .*, this model ReLU\(\)"):
+    with pytest.raises(AttachError, match=r"has another .* activation is ReLU\(\); train an"):
         save_pretrained(attach(model, masks.window(1)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
