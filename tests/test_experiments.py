@@ -127,7 +127,7 @@ def test_importance_random_cells_are_as_many_as_the_diagonal(importance, mask):
 def test_importance_verdict_needs_the_whole_interval_inside_the_margin(
     importance, low, high, word
 ):
-    difference = PairedDifference((low + high) / 2, low, high, 0.5, 4, 2)
+    difference = PairedDifference((low + high) / 2, low, high, 0.5, 4)
     assert importance("controls").verdict(difference, 0.02) == word
 
 

@@ -40,7 +40,6 @@ class PairedDifference:
     high: float
     p_value: float  # two-sided, of no difference
     n_seeds: int  # common to both
-    wins: int  # seeds with a > b
     level: float = 0.95  # of the interval
 
 
@@ -109,7 +108,6 @@ def paired_difference(
     """
     differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
     mean, low, high = interval(differences, level)
-    wins = sum(difference > 0 for difference in differences)
     if len(differences) < 2:
         p_value = math.nan
     elif max(differences) == min(differences):
@@ -117,7 +115,7 @@ def paired_difference(
         p_value = 0.0 if mean else 1.0
     else:
         p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return PairedDifference(mean, low, high, p_value, len(differences), wins, level)
+    return PairedDifference(mean, low, high, p_value, len(differences), level)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -19,7 +19,8 @@ from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.result import DamResult
-from masksearch.report.dam import DamCard, DamRuns, Sweep
+from masksearch.report.dam import DamCard, DamRuns
+from masksearch.report.figures.dam import Sweep
 from masksearch.report.page import write_comparison, write_report
 from masksearch.study.store import StudyStore
 

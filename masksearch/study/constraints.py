@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from masksearch.errors import unknown_name
 from masksearch.masks.measure import MEASURES
 
 PATTERN = re.compile(r"\s*([\w/]+)\s*(<=|>=|<|>)\s*([-+.\deE]+)\s*")
+
+SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,7 @@ class Constraint:
         >>> Constraint("sparsity", ">=", 0.9).holds(0.95)
         True
         """
-        match self.sign:
-            case "<=":
-                return value <= self.limit
-            case ">=":
-                return value >= self.limit
-            case "<":
-                return value < self.limit
-            case ">":
-                return value > self.limit
+        return bool(SIGNS[self.sign](value, self.limit))
 
     def excess(self, value: float) -> float:
         """By how much a value violates the limit; Optuna's sign: feasible at 0 and below."""

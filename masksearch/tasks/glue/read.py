@@ -126,20 +126,11 @@ def explain_folder(folder: Path) -> str:
             f"({folder.parent})"
         )
     held = [name for name in KNOWN if (folder / name).is_dir()]
-    if held:
-        return f"a GLUE folder holds one folder a task, this one has {', '.join(held)}"
-    inside = sorted(path for path in folder.glob("*") if is_glue(path))
-    if inside:
-        return f"the GLUE folder seems to be {inside[0]}"
     return (
-        f"{folder} is no GLUE folder, which holds one folder a task ({', '.join(TASKS)}), each "
-        "with train.tsv and dev.tsv (MNLI: dev_matched.tsv, dev_mismatched.tsv)"
+        f"{folder} is no GLUE folder with this task: one holds a folder a task "
+        f"({', '.join(TASKS)}), each with train.tsv and dev.tsv (MNLI: dev_matched.tsv, "
+        f"dev_mismatched.tsv); this one has {', '.join(held) or 'none'}"
     )
-
-
-def is_glue(folder: Path) -> bool:
-    """Whether a folder holds the folder of an official task."""
-    return any((folder / name).is_dir() for name in TASKS)
 
 
 def read_rows(path: Path, task: GlueTask) -> Rows:

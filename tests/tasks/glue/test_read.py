@@ -296,11 +296,9 @@ def test_a_folder_that_is_no_glue_folder_says_what_one_holds(sst: Path, tmp_path
         load_glue(sst, "RTE")
     with pytest.raises(DataError, match=r"is a task's own folder; give the GLUE folder"):
         load_glue(sst / "SST-2", "SST-2")
-    with pytest.raises(DataError, match=r"the GLUE folder seems to be .*"):
-        load_glue(sst.parent, "SST-2")
     empty = tmp_path / "SST-2" / "other"
     for folder in (empty, tmp_path / "nowhere"):
-        with pytest.raises(DataError, match=r"is no GLUE folder, which holds .* \(CoLA, SST-2"):
+        with pytest.raises(DataError, match=r"is no GLUE folder .* \(CoLA, SST-2.*has none"):
             load_glue(folder, "SST-2")
 
 
