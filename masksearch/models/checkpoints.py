@@ -128,7 +128,8 @@ def find_files(folder: Path) -> list[Path]:
         )
     index = folder / "model.safetensors.index.json"
     if index.is_file() and not files[1].is_file():
-        shards = {Path(str(name)).name for name in read_json(index)["weight_map"].values()}
+        names = dict(read_json(index).get("weight_map") or {}).values()
+        shards = {Path(str(name)).name for name in names}
         files[1:] = [index, *(folder / name for name in sorted(shards))]
     if missing := [file.name for file in files if not file.is_file()]:
         raise DataError(

@@ -175,6 +175,14 @@ def test_shards_are_read_and_missed(tmp_path):
         open_pretrained(tmp_path / "many")
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '{"weight_map": {}}'])
+def test_a_damaged_index_is_refused(tmp_path, text):
+    hf.BertConfig(**BERT).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_pretrained(tmp_path)
+
+
 def test_digest_follows_the_files(tmp_path):
     model = saved(tmp_path)
     start = open_pretrained(tmp_path)
