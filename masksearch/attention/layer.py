@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from masksearch.attention.kernels.choose import BLOCK, SHORTEST, KernelChoice, choose
-from masksearch.attention.kernels.custom_op import SOURCES, register_source
+from masksearch.attention.kernels.custom_op import NUMBERS, SOURCES
 from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
 from masksearch.errors import AttachError, EmptyRowError
@@ -69,7 +69,8 @@ class LayerMask:
         self.backend, self.head_dim, self.plain = backend, head_dim, plain
         self.by_length = depends_on_length(mask)
         self.lowered: dict[tuple[Any, ...], Any] = {}
-        self.key = register_source(self)
+        self.key = str(next(NUMBERS))
+        SOURCES[self.key] = self
         self.in_graph = graph_function(self.key)
 
     @property

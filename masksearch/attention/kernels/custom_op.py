@@ -28,20 +28,13 @@ class PlanSource(Protocol):
 
 # Name -> source: a graph holds no objects, but a string, which Dynamo never makes a symbol.
 SOURCES: weakref.WeakValueDictionary[str, PlanSource] = weakref.WeakValueDictionary()
-NUMBERS = itertools.count()
+NUMBERS = itertools.count()  # the names
 
 with torch.inference_mode(False):  # of ordinary code, outside of any operator
     DISPATCH = (
         torch._C._dispatch_tls_local_include_set(),
         torch._C._dispatch_tls_local_exclude_set(),
     )
-
-
-def register_source(source: PlanSource) -> str:
-    """A new name by which graphs find that source while it lives."""
-    name = str(next(NUMBERS))
-    SOURCES[name] = source
-    return name
 
 
 def compute(
