@@ -153,6 +153,13 @@ class DamConfig:
         """Steps before the gates act; at least one step is left for them."""
         return warmup_steps(vars(self))
 
+    def __getattr__(self, name: str) -> Any:
+        """The earlier names of two fields."""
+        if name not in EARLIER:
+            raise AttributeError(f"DamConfig has no {name!r}")
+        warn_of_earlier(name)
+        return getattr(self, EARLIER[name])
+
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rate at a step (from 0); of the gates too, where "sqrt"."""
         if self.schedule == "sqrt":
@@ -168,14 +175,19 @@ class DamConfig:
         return float(self.cooling ** min(1.0, max(0, step - self.warmup_steps) / gated))
 
 
+def warn_of_earlier(name: str) -> None:
+    """Says what a field is called today, to the caller of the caller."""
+    words = f"{name} of DamConfig is called {EARLIER[name]} now"
+    warnings.warn(words, DeprecationWarning, stacklevel=3)
+
+
 def take_earlier_names(construct: Callable[..., None]) -> Callable[..., None]:
     """Lets `DamConfig(..)` take fields under their earlier names, with a warning."""
 
     @functools.wraps(construct)
     def init(self: DamConfig, *args: Any, **given: Any) -> None:
         for name in EARLIER.keys() & given.keys():
-            words = f"{name} of DamConfig is called {EARLIER[name]} now"
-            warnings.warn(words, DeprecationWarning, stacklevel=2)
+            warn_of_earlier(name)
         construct(self, *args, **todays_names(given))
 
     return init

@@ -478,3 +478,13 @@ def test_the_gates_are_as_cool_as_the_step_asks():
     list(dam_reports(model(), watched(), gates, config))
     assert seen == pytest.approx([1.0, 1.0, 0.5, 0.25, 0.125])
     assert gates.cooling == 1.0
+
+
+def test_earlier_names_of_fields_can_be_read():
+    config = DamConfig(dense_warmup=0.25, lr_warmup=0.125)
+    with pytest.warns(DeprecationWarning, match="called dense_warmup now"):
+        assert config.warmup == 0.25
+    with pytest.warns(DeprecationWarning, match="called lr_warmup now"):
+        assert config.rise == 0.125
+    with pytest.raises(AttributeError, match="DamConfig has no 'nothing'"):
+        _ = config.nothing
