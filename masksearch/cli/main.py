@@ -201,7 +201,7 @@ def report(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
-    signal.signal(signal.SIGTERM, stopped)
+    signal.signal(signal.SIGTERM, raise_interrupt)
     warnings.formatwarning = one_line
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -231,6 +231,6 @@ def one_line(message: Warning | str, *where: object, **line: object) -> str:
     return f"warning: {' '.join(str(message).split())}\n"
 
 
-def stopped(number: int, frame: object) -> None:
+def raise_interrupt(number: int, frame: object) -> None:
     """A cluster's polite end (SIGTERM) is Ctrl-C."""
     raise KeyboardInterrupt

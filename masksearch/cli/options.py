@@ -116,7 +116,7 @@ def taking(*tables: type) -> Callable[[Command], Command]:
                     f.name,
                     inspect.Parameter.KEYWORD_ONLY,
                     default=f.default,
-                    annotation=Annotated[hints[f.name], declared(f.name, hints, f.metadata)],
+                    annotation=Annotated[hints[f.name], declare_option(f.name, hints, f.metadata)],
                 )
                 for f in fields(table)
             ]
@@ -127,7 +127,7 @@ def taking(*tables: type) -> Callable[[Command], Command]:
     return decorate
 
 
-def declared(name: str, hints: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
+def declare_option(name: str, hints: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
     """The option of a field; a flag has no `--no-` form."""
     flag = hints[name] in (bool, bool | None)
     names = [f"--{name.replace('_', '-')}"] if flag else []
