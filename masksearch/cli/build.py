@@ -11,9 +11,9 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import DamOptions, EvaluatorOptions, ExecutorOptions
+from masksearch.cli.options import DamOptions, EvaluatorOptions, ExecutorOptions, OptionsError
 from masksearch.contracts import Evaluator, Executor, Scheduler
-from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
+from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.files import load_mask
@@ -29,10 +29,6 @@ SPELLED: dict[Any, str] = {  # what `--set` takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-
-
-class OptionsError(MaskSearchError, ValueError):
-    """Options that do not go together."""
 
 
 EXECUTORS = ("local", "ray")

@@ -14,6 +14,8 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from masksearch.errors import MaskSearchError
+
 Command = TypeVar("Command", bound=Callable[..., None])
 Options = TypeVar("Options")
 
@@ -26,6 +28,10 @@ Storage = Annotated[
 Log = Annotated[
     str | None, typer.Option(help="csv, tensorboard, mlflow, wandb; separated by commas.")
 ]
+
+
+class OptionsError(MaskSearchError, ValueError):
+    """Options that do not go together, or cannot be read."""
 
 
 def option(help: str, default: Any = None) -> Any:

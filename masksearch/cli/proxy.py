@@ -9,11 +9,6 @@ from typing import Annotated
 import typer
 
 from masksearch.cli import options
-from masksearch.errors import MaskSearchError
-
-
-class CardMistake(MaskSearchError, ValueError):
-    """An option of proxy-card that cannot be read."""
 
 
 def proxy_card(
@@ -87,11 +82,11 @@ def numbers(option: str, text: str) -> list[float]:
     """Numbers between commas.
 
     Raises:
-        CardMistake: If one is none.
+        OptionsError: If one is none.
     """
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:
-        raise CardMistake(
+        raise options.OptionsError(
             f"{option} takes numbers between commas, such as 0.05,0.1; got {text!r}"
         ) from None

@@ -27,10 +27,6 @@ PLACES = {"corpus", "tokenizer", "weights", "glue", "squad", "swag"}  # here, or
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 
-class UsageMistake(MaskSearchError):
-    """Options that do not go together."""
-
-
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
 def evaluate(
     mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
@@ -114,7 +110,7 @@ def search(
     from masksearch.user_code import load_function
 
     if space is None and strategy != "dam" and ".py:" not in strategy:
-        raise UsageMistake(f"strategy {strategy!r} needs a space: file.py:function")
+        raise options.OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
     if trials is None and seconds is None:
         trials = options_given["trials"] = 20
     built = evaluator_of(given)
@@ -161,8 +157,8 @@ def resume(
     path = run / COMMAND
     if not path.is_file():
         if not run.is_dir():
-            raise UsageMistake(f"{run}: no such run folder")
-        raise UsageMistake(
+            raise options.OptionsError(f"{run}: no such run folder")
+        raise options.OptionsError(
             f"{run} was not started from the command line (it holds no {COMMAND}); "
             "call ms.search or ms.compare again with the same arguments"
         )
@@ -252,7 +248,7 @@ def evaluator_of(given: Mapping[str, Any]) -> Evaluator:
     from masksearch.cli.build import build_evaluator
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageMistake(
+        raise options.OptionsError(
             "under torchrun every process would open the same study; torchrun is for "
             "`masksearch pretrain`: use --slots, or --executor ray"
         )

@@ -6,14 +6,13 @@ import pytest
 
 import masksearch as ms
 from masksearch.cli.build import (
-    OptionsError,
     build_evaluator,
     build_executor,
     evaluator_kind,
     further_settings,
 )
-from masksearch.cli.options import EvaluatorOptions, ExecutorOptions
-from masksearch.cli.search import COMMAND, UsageMistake, evaluator_of, remember
+from masksearch.cli.options import EvaluatorOptions, ExecutorOptions, OptionsError
+from masksearch.cli.search import COMMAND, evaluator_of, remember
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
@@ -148,5 +147,5 @@ def test_executors_by_name():
 
 def test_a_study_is_refused_under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageMistake, match="torchrun is for `masksearch pretrain`"):
+    with pytest.raises(OptionsError, match="torchrun is for `masksearch pretrain`"):
         evaluator_of({})
