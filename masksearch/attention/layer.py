@@ -26,9 +26,9 @@ from masksearch.attention.kernels.custom_op import NUMBERS, SOURCES
 from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
 from masksearch.errors import AttachError, EmptyRowError
-from masksearch.masks.core import Mask
+from masksearch.masks.core import Mask, no_empty_rows
 from masksearch.masks.leaves import Causal
-from masksearch.masks.lower import no_empty_rows, row_counts
+from masksearch.masks.lower import row_counts
 from masksearch.masks.stacks import Cropped
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import unknown_name
-from masksearch.masks.lower import no_empty_rows
+from masksearch.masks.core import no_empty_rows
 
 Per = Literal["mask", "layer", "head"]
 EmptyRows = Literal["best", "refuse"]

@@ -377,14 +377,7 @@ class Mask:
             for head in range(self.heads or 1)
         ]
         cells = torch.stack([head.expand(batch, length, length) for head in heads], 1)
-        empty = ~cells.any(-1)
-        if empty.any():
-            example, head, row = (int(index) for index in empty.nonzero()[0])
-            raise EmptyRowError(
-                f"example {example}, head {head}, row {row} keeps no key under {self} "
-                f"({int(empty.sum())} empty rows of {empty.numel()}); a row without keys has no "
-                "attention: add for example masks.window(0), the diagonal"
-            )
+        no_empty_rows(cells, first="example", under=f" under {self}")
         return cells
 
     def refuse_tokens(self) -> None:
@@ -624,6 +617,27 @@ def spell(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(spell, value))}]"
     return str(value) if isinstance(value, Mask) else repr(value)
+
+
+def no_empty_rows(cells: Tensor, first: str = "layer", under: str = "") -> None:
+    """Refuses tables in which a query keeps no key.
+
+    Args:
+        cells: bool `[layers, heads, queries, keys]`.
+        first: What the first axis counts.
+        under: Words behind "keeps no key", from a space on.
+
+    Raises:
+        EmptyRowError: Names the first such row.
+    """
+    empty = ~cells.any(-1)
+    if empty.any():
+        index, head, row = (int(index) for index in empty.nonzero()[0])
+        raise EmptyRowError(
+            f"{first} {index}, head {head}, row {row} keeps no key{under} "
+            f"({int(empty.sum())} empty rows of {empty.numel()}); a row without keys has no "
+            "attention: add for example masks.window(0), the diagonal"
+        )
 
 
 def grid(length: int) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.errors import EmptyRowError
-from masksearch.masks.core import DenseMask, Mask
+from masksearch.masks.core import DenseMask, Mask, no_empty_rows
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -49,18 +48,6 @@ def lower(mask: Mask, shape: HasShape) -> DenseMask:
     table = mask.dense(shape.length, shape.layers, shape.heads)
     no_empty_rows(table)
     return table
-
-
-def no_empty_rows(table: DenseMask) -> None:
-    """Refuses a table `[layers, heads, n, n]` in which a query keeps no key."""
-    empty = ~table.any(-1)
-    if empty.any():
-        layer, head, row = (int(index) for index in empty.nonzero()[0])
-        raise EmptyRowError(
-            f"layer {layer}, head {head}, row {row} keeps no key ({int(empty.sum())} empty rows "
-            f"of {empty.numel()}); a row without keys has no attention: add for example "
-            "masks.window(0), the diagonal"
-        )
 
 
 def row_counts(mask: Mask, length: int) -> Tensor:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.masks.core import DenseMask, Mask, Points, grid
+from masksearch.masks.core import DenseMask, Mask, Points, grid, no_empty_rows
 from masksearch.masks.hops import LONGEST as LONGEST_HOPS
 from masksearch.masks.hops import hops
-from masksearch.masks.lower import HasShape, block_view, lower, no_empty_rows, row_counts
+from masksearch.masks.lower import HasShape, block_view, lower, row_counts
 from masksearch.masks.stacks import Cropped
 
 BLOCK = 64  # side of a kernel's block, in positions
