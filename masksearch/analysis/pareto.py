@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
@@ -280,7 +281,7 @@ class Snapshot:
             self.seconds + sum(record.seconds for record in ended),
         )
 
-    @property
+    @cached_property
     def hypervolume(self) -> float:
         """Of the front; NaN where an objective's `worst` is not finite."""
         if not all(math.isfinite(objective.worst) for objective in self.objectives):
