@@ -285,9 +285,7 @@ class GlobalTokens(Mask):
         object.__setattr__(self, "positions", positions_of(self, count))
 
     def allows(self, at: Points) -> Tensor:
-        if self.positions == tuple(range(len(self.positions))):
-            return (at.query < len(self.positions)) | (at.key < len(self.positions))
-        return member(at.query, self.positions) | member(at.key, self.positions)
+        return stands_at(at.query, self.positions) | stands_at(at.key, self.positions)
 
     def expression(self) -> str:
         """`global_tokens(count)`, or `global_tokens(positions=[..])`."""
@@ -321,15 +319,17 @@ class Columns(Mask):
         object.__setattr__(self, "positions", positions_of(self, count))
 
     def allows(self, at: Points) -> Tensor:
-        if self.positions == tuple(range(len(self.positions))):
-            kept = at.key < len(self.positions)
-        else:
-            kept = member(at.key, self.positions)
-        return kept & (at.query >= 0)
+        return stands_at(at.key, self.positions) & (at.query >= 0)
 
     def expression(self) -> str:
         """`columns(count)`, or `columns(positions=[..])`."""
         return by_count(self)
+
+
+def stands_at(index: Tensor, positions: Collection[int]) -> Tensor:
+    """Whether each index is one of the positions; of the first ones by a single comparison."""
+    count = len(positions)
+    return index < count if positions == tuple(range(count)) else member(index, positions)
 
 
 def positions_of(mask: GlobalTokens | Columns, count: int | None) -> tuple[int, ...]:
