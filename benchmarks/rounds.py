@@ -81,10 +81,16 @@ def peak_bytes() -> int:
     return most if platform.system() == "Darwin" else 1024 * most
 
 
-def forget_peak() -> None:
-    """Sets the high-water mark of `peak_bytes` to what is held now, where the system can."""
-    with contextlib.suppress(OSError):  # Linux alone has it
+def forget_peak() -> bool:
+    """Sets the high-water mark of `peak_bytes` to what is held now; False where that is refused.
+
+    Linux alone can, and not in every container.
+    """
+    before = peak_bytes()
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return peak_bytes() < before
+    return False
 
 
 def processor() -> str:

@@ -104,19 +104,29 @@ def test_spread_of_known_values(load):
     assert rounds.spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
-def test_peak_grows_with_what_is_held(load):
-    rounds = load("rounds")
-    rounds.forget_peak()
-    before = rounds.peak_bytes()
-    held = torch.ones(1 << 24)  # 64 MiB
-    grown = rounds.peak_bytes() - before
-    assert 0 <= grown <= 2 * held.nbytes
-    assert rounds.peak_bytes() >= held.nbytes
-    if sys.platform == "linux":
-        assert grown > held.nbytes / 2
-        del held
-        rounds.forget_peak()
-        assert rounds.peak_bytes() < before + grown / 2
+def test_peak_grows_with_what_is_held():
+    """In a process of its own: what another test held before would hide what is held here."""
+    code = (
+        "import torch, rounds\n"
+        "marks = [rounds.peak_bytes()]\n"
+        "held = torch.ones(1 << 24)\n"  # 64 MiB
+        "marks.append(rounds.peak_bytes())\n"
+        "del held\n"
+        "forgot = rounds.forget_peak()\n"
+        "marks.append(rounds.peak_bytes())\n"
+        "print(*marks, int(forgot))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True
+    )
+    before, holding, after, forgot = map(int, run.stdout.split())
+    held = 1 << 26
+    assert held / 2 < holding - before < 2 * held
+    assert holding >= held
+    if forgot:  # not every system lets a process forget
+        assert after < holding - held / 2
+    else:
+        assert after == holding
 
 
 # -- what it measures --------------------------------------------------------------------------
