@@ -272,6 +272,15 @@ class CarriesData(Protocol):
         ...
 
 
+@runtime_checkable
+class HashesData(Protocol):
+    """An evaluator that names the hashes of its data, so that a report can say what it read."""
+
+    def data_hashes(self) -> Mapping[str, str]:
+        """Name of each data set -> hash of what was read."""
+        ...
+
+
 class Strategy(Protocol):
     """Proposes masks. LAW: its state is a function of its constructor's arguments and of the
     records told so far, in their order. A record told with status "running" says that this

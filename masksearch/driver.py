@@ -30,6 +30,7 @@ from masksearch.strategies.build import build_strategy, strategy_facts, strategy
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.samplers import Space
 from masksearch.study.constraints import parse_constraint
+from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source
 from masksearch.study.session import Session
 from masksearch.study.store import StudyStore
@@ -225,6 +226,8 @@ def search(
             constraints=limits,
         )
         store.create(evaluator.objectives, facts)
+        asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
+        store.note_call(describe_call(evaluator, space, **asked))
         listed = Listed(baselines, [seed]).proposals if baselines else []
         queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed]
         session = Session(
@@ -294,6 +297,7 @@ def compare(
     store = StudyStore(run, storage)
     try:
         store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
+        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor or Local()))
         before = store.records()
         known = read_kinds(store.facts(), {r.params["mask"]: r for r in before})
         kept = {**known, **said}

@@ -223,6 +223,14 @@ class FineTuning(MlmEvaluator, ABC):
         return seed
 
     # -- what is shared ------------------------------------------------------------------------
+    def data_hashes(self) -> dict[str, str]:
+        """Hashes of the text, of the checkpoint and of the tasks' rows."""
+        named = super().data_hashes()
+        for name, found in self.task_settings().items():  # of one task, or of each by its name
+            each = found if isinstance(found, Mapping) else {name: found}
+            named |= {task: value for task, value in each.items() if isinstance(value, str)}
+        return named
+
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
         found = super().settings()

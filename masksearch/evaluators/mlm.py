@@ -339,6 +339,14 @@ class MlmEvaluator:
                 found[name] = getattr(self, name)
         return found
 
+    def data_hashes(self) -> dict[str, str]:
+        """Hashes of the text and of the checkpoint, where there are any."""
+        found = self.settings()
+        named = {"text" if self.corpus is not None else "tokenizer": found["data"]}
+        if self.weights is not None:
+            named["weights"] = found["size"]
+        return {name: str(value) for name, value in named.items() if value}
+
     def packed(self) -> Self:
         """The same evaluator with its data in memory, for machines that do not see its files.
 

@@ -142,6 +142,10 @@ class PlantedEvaluator:
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
+    def data_hashes(self) -> dict[str, str]:
+        """Hash of the planted process, which draws all data."""
+        return {"planted process": self.process.digest}
+
     def model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask, its weights drawn from `seed`."""
         body = encoder(

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import json_to_distribution
@@ -76,6 +77,7 @@ class StudyStore:
         self.finished = 0  # trials so far
         self.answers = 0  # of a scheduler so far
         self.begun: dict[int, int] = {}  # running trial -> how often it was begun
+        self.call: Mapping[str, Any] = {}  # see `note_call`; written with its first trial
         try:
             if write:
                 self.locks.append(lock_run(self.run))
@@ -180,6 +182,33 @@ class StudyStore:
             with self.writing():
                 self.optuna_study().set_user_attr("facts", {**known, **facts})
 
+    def note_call(self, call: Mapping[str, Any]) -> None:
+        """Keeps with what this call works, once it begins a trial that an earlier one did not.
+
+        This is information (versions, machine, commit): a study goes on whatever it says.
+
+        Args:
+            call: Plain data; see `masksearch.study.provenance.describe_call`.
+        """
+        self.call = call
+
+    def write_call(self, trial: int) -> None:
+        """Writes what `note_call` was given, with the first trial that it was begun for."""
+        if self.call:
+            study = self.optuna_study()
+            known = self.calls()
+            if not known or {**known[-1], "first_trial": 0} != {**self.call, "first_trial": 0}:
+                text = json.dumps([*known, {"first_trial": trial, **self.call}])
+                study.set_user_attr("calls", text)
+            self.call = {}
+
+    def calls(self) -> list[dict[str, Any]]:
+        """What each call that ran trials worked with; empty in studies of earlier versions."""
+        with explain_errors(self.location):
+            found = self.optuna_study().user_attrs.get("calls", "[]")
+        calls: list[dict[str, Any]] = json.loads(found)
+        return calls
+
     def objectives(self) -> tuple[Objective, ...]:
         """The study's objectives, in order."""
         if not self.goals:
@@ -229,6 +258,7 @@ class StudyStore:
             user_attrs=proposal_data(record, draw, self.run),
         )
         with self.writing():
+            self.write_call(len(self.ids))
             self.ids.append(self.storage.create_new_trial(self.optuna_study()._study_id, trial))
         number = len(self.ids) - 1
         self.begun[number] = 1
@@ -247,6 +277,7 @@ class StudyStore:
             raise ValueError(f"trial {number} of {self.run} is not running; begin another trial")
         count = self.begun[number] + 1
         with self.writing():
+            self.write_call(number)
             self.storage.set_trial_user_attr(self.ids[number], "starts", count)
         self.begun[number] = count
         return count

@@ -1,0 +1,104 @@
+"""What a study keeps on how it was made, and that none of it stands in the way of going on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from stored import recipes
+from toy import ToyEvaluator
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.study import provenance
+from masksearch.study.provenance import data_hashes, describe_call, git_commit
+from masksearch.study.store import StudyStore
+
+TINY = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
+
+
+def space(trial):
+    return masks.window(trial.suggest_int("reach", 1, 8))
+
+
+def search(run: Path, trials: int) -> ms.Study:
+    return ms.search(space, TINY, run=run, trials=trials, strategy="random")
+
+
+def calls(run: Path) -> list[dict]:
+    return StudyStore(run, write=False).calls()
+
+
+def test_search_keeps_with_what_it_was_made(tmp_path):
+    search(tmp_path / "run", 1)
+    (call,) = calls(tmp_path / "run")
+    assert call["evaluator"]["class"] == "PlantedEvaluator"
+    assert call["evaluator"]["steps"] == 2
+    assert call["data"] == {"planted process": TINY.process.digest}
+    assert {"masksearch", "python", "torch", "transformers", "optuna"} <= set(call["versions"])
+    assert "logical CPUs" in call["machine"]
+    assert call["space"] == f"{__file__}:space"
+    assert (call["trials"], call["first_trial"]) == (1, 0)
+    assert "slots=1" in call["executor"]
+
+
+def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    search(run, 1)
+    monkeypatch.setattr(provenance, "machine_name", lambda: "another machine")
+    search(run, 1)  # runs nothing, and notes nothing
+    assert len(calls(run)) == 1
+    search(run, 2)
+    search(run, 2)
+    first, second = calls(run)
+    assert (first["first_trial"], second["first_trial"]) == (0, 1)
+    assert second["machine"] == "another machine" != first["machine"]
+
+
+def test_comparison_keeps_its_seeds(tmp_path):
+    ms.compare({"star": masks.star()}, TINY, run=tmp_path / "run", seeds=[3, 4])
+    (call,) = calls(tmp_path / "run")
+    assert call["seeds"] == "[3, 4]"
+    assert "space" not in call
+
+
+def test_wrapped_evaluator_is_named_with_what_it_wraps(tmp_path):
+    call = describe_call(ms.Cached(TINY, tmp_path))
+    assert call["evaluator"]["class"] == "Cached(PlantedEvaluator)"
+    assert call["evaluator"]["steps"] == 2
+    assert call["evaluator"]["folder"] == str(tmp_path)
+    assert call["data"] == data_hashes(TINY)
+    json.dumps(call)
+
+
+def test_text_and_tasks_have_their_hashes(tmp_path):
+    evaluator = recipes.glue(recipes.glue_corpus().write(tmp_path / "data"))
+    found = data_hashes(evaluator)
+    assert set(found) == {"text", *evaluator.downstream}
+    assert all(len(value) >= 16 for value in found.values())
+
+
+def test_evaluator_that_says_nothing_is_named(tmp_path):
+    assert describe_call(ToyEvaluator())["evaluator"]["class"] == "ToyEvaluator"
+    assert "data" not in describe_call(ToyEvaluator())
+
+
+def test_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_commit() == ""
+    who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+    (tmp_path / "file").write_text("1")
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "one"]):
+        subprocess.run(["git", *words], check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert git_commit() == head.stdout.strip()
+    (tmp_path / "file").write_text("2")
+    assert git_commit() == f"{head.stdout.strip()} with uncommitted changes"
+
+
+@pytest.mark.parametrize("program", ["no-such-program-here", "false"])
+def test_missing_programs_say_nothing(program):
+    assert provenance.said_by(program) == ""
