@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
@@ -23,6 +23,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError
 from masksearch.executors.local import Local
+from masksearch.loggers.progress import show_progress
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
@@ -164,6 +165,7 @@ def search(
     constraints: Sequence[str] = (),
     baselines: Mapping[str, Mask] | None = None,
     listeners: Sequence[Listener] = (),
+    progress: Literal["auto"] | None = "auto",
 ) -> Study:
     """Searches masks; calling it again with the same run folder goes on where it stopped.
 
@@ -191,6 +193,8 @@ def search(
             reported (a measured latency) is checked at the end.
         baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
         listeners: Called with every finished record.
+        progress: "auto" shows the search on standard error while it runs: a display on a
+            terminal and in a notebook, at most a line a trial elsewhere. None = silent.
 
     Returns:
         The study, ready to be read.
@@ -243,8 +247,7 @@ def search(
             queue=queue,
             title=f"search by {strategy_name(strategy)}",
         )
-        session.restore()
-        session.run_on(executor or Local())
+        run_session(session, executor, progress, strategy_name(strategy))
     finally:
         store.close()
     return Study(run, storage)
@@ -260,6 +263,7 @@ def compare(
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
     listeners: Sequence[Listener] = (),
+    progress: Literal["auto"] | None = "auto",
 ) -> Comparison:
     """Judges every mask on every seed; what the run folder already holds is not run again.
 
@@ -276,6 +280,7 @@ def compare(
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
+        progress: As in `search`.
 
     Raises:
         ValueError: If there are no masks or no seeds.
@@ -324,8 +329,7 @@ def compare(
             strict=False,
             title="compare",
         )
-        session.restore()
-        session.run_on(executor or Local())
+        run_session(session, executor, progress, "compare")
         wanted = [
             record
             for record in store.records()
@@ -336,6 +340,18 @@ def compare(
     finally:
         store.close()
     return Comparison(tuple(wanted), objectives, run, shape=evaluator.shape, kinds=kept)
+
+
+def run_session(
+    session: Session, executor: Executor | None, progress: Literal["auto"] | None, title: str
+) -> None:
+    """Runs the trials of one call, and shows them."""
+    with show_progress(progress, session.evaluator.objectives, title) as display:
+        session.listeners = [*display, *session.listeners]
+        session.restore()
+        for watcher in display:
+            watcher.expect(session.expected())
+        session.run_on(executor or Local())
 
 
 def mask_of(candidate: Mask | Record) -> Mask:

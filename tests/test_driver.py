@@ -52,6 +52,22 @@ def test_search_stores_every_trial_as_a_record(tmp_path):
     assert {"loss", "sparsity", "block_density", "hops", "params.family"} <= set(frame.columns)
 
 
+def test_search_and_compare_show_themselves_on_standard_error(tmp_path, capsys):
+    ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy="random")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line.split("  ")[0] for line in err.splitlines()] == [
+        f"random {k}/4" for k in (1, 2, 3, 4)
+    ]
+    ms.compare({"a": masks.full()}, ToyEvaluator(), run=tmp_path / "compare", seeds=range(3))
+    assert "compare 3/3" in capsys.readouterr().err
+    ms.search(space, ToyEvaluator(), run=tmp_path / "quiet", trials=2, progress=None)
+    ms.compare({"a": masks.full()}, ToyEvaluator(), run=tmp_path / "q", progress=None)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(UnknownNameError, match="auto"):
+        ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=2, progress="atuo")
+
+
 def test_search_is_reproducible(tmp_path):
     first = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=10, seed=3)
     second = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=10, seed=3)

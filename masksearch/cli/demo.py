@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from optuna.trial import BaseTrial
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.contracts import Listener, Objective
 from masksearch.driver import Study, compare, search
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
@@ -37,8 +34,6 @@ GENEROUS = 2.0  # a mask counts as found up to this multiple of the planted mask
 DAM_GATES = {"structure": "toeplitz+global", "global_count": 2}
 DAM_CONFIG: dict[str, Any] = {"steps": 1500, "dense_warmup": 0.4, "density": 0.1}
 DAM_DENSITIES = (0.15, 0.2, 0.1)
-
-Watch = Callable[[tuple[Objective, ...], int, str], AbstractContextManager[Listener]]
 
 
 def space(trial: BaseTrial) -> Mask:
@@ -92,7 +87,6 @@ def compare_with_truth(
 
 def run_demo(
     run: Path,
-    watch: Watch,
     *,
     slots: int = 2,
     evaluator: PlantedEvaluator | None = None,
@@ -104,7 +98,6 @@ def run_demo(
 
     Args:
         run: Folder; each part is a study of its own below it.
-        watch: Makes a progress display from (objectives, expected records, title).
         slots: Worker processes.
         evaluator: Default: the planted corpus at its default size.
         trials: Masks of random search and of TPE, each.
@@ -122,18 +115,16 @@ def run_demo(
     for name in ("dam", "tpe", "random"):
         one_shot = name == "dam"
         count = 1 + len(DAM_DENSITIES) if one_shot else trials
-        with watch(evaluator.objectives, count, name) as listener:
-            studies[name] = search(
-                None if one_shot else space,
-                evaluator,
-                run=run / name,
-                trials=count,
-                strategy=name,
-                strategy_options=by_dam if one_shot else {},
-                seed=SEARCH_SEED,
-                executor=executor,
-                listeners=[listener],
-            )
+        studies[name] = search(
+            None if one_shot else space,
+            evaluator,
+            run=run / name,
+            trials=count,
+            strategy=name,
+            strategy_options=by_dam if one_shot else {},
+            seed=SEARCH_SEED,
+            executor=executor,
+        )
     chosen = {name: choose_mask(study) for name, study in studies.items()}
     found = {f"found by {name}": mask for name, mask in chosen.items() if mask is not None}
     count = round(process.oracle.density(process.length) * process.length)
@@ -145,16 +136,14 @@ def run_demo(
         **found,
     }
     kinds = dict.fromkeys(("random keys", "oracle"), "control")
-    with watch(evaluator.objectives, len(candidates) * len(seeds), "compare") as listener:
-        compare(
-            candidates,
-            evaluator,
-            run=run / "compare",
-            seeds=seeds,
-            kinds={**kinds, **dict.fromkeys(found, "searched")},
-            executor=executor,
-            listeners=[listener],
-        )
+    compare(
+        candidates,
+        evaluator,
+        run=run / "compare",
+        seeds=seeds,
+        kinds={**kinds, **dict.fromkeys(found, "searched")},
+        executor=executor,
+    )
     lines = verdict_lines(chosen, studies, evaluator)
     notes = {
         "title": "Who finds the planted mask?",

@@ -18,7 +18,7 @@ from masksearch.cli import options
 from masksearch.cli.attach import attach
 from masksearch.cli.pretrain import pretrain
 from masksearch.cli.proxy import proxy_card
-from masksearch.cli.search import compare, evaluate, resume, search, watching
+from masksearch.cli.search import compare, evaluate, resume, search
 from masksearch.errors import MaskSearchError
 from masksearch.user_code import load_file
 
@@ -61,7 +61,7 @@ def demo(
     """Search the planted corpus with DAM, TPE and random search, and say who found its mask."""
     from masksearch.cli.demo import run_demo
 
-    page, lines = run_demo(run, watching, slots=slots)
+    page, lines = run_demo(run, slots=slots)
     for line in lines:
         typer.echo(line)
     typer.echo(f"report: {page.resolve()}")

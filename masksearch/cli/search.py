@@ -6,8 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +16,7 @@ from masksearch.cli import options
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
-    from masksearch.contracts import Evaluator, Executor, Objective
-    from masksearch.loggers.console import Watcher
+    from masksearch.contracts import Evaluator, Executor
 
 
 COMMAND = "command.json"  # what `resume` repeats
@@ -48,15 +46,9 @@ def evaluate(
     built, found = evaluator_of(given), read_mask(mask)
     with tempfile.TemporaryDirectory() as temporary:
         folder = run or Path(temporary) / "evaluate"
-        with watching(built.objectives, seeds, "evaluate") as listener:
-            comparison = compare(
-                {mask: found},
-                built,
-                run=folder,
-                seeds=range(seeds),
-                executor=executor_of(given),
-                listeners=[listener],
-            )
+        comparison = compare(
+            {mask: found}, built, run=folder, seeds=range(seeds), executor=executor_of(given)
+        )
     failed = [record for record in comparison.records if record.status == "failed"]
     print_comparison(comparison, as_json)
     if failed:
@@ -118,12 +110,8 @@ def search(
     of_strategy = dam_options(dam, strategy) | shared_options(dam.shared or (), strategy)
     scheduler = build_halving(halving, halving_metric, halving_factor, built)
     baselines = FAMILIES if families else {}
-    total = None if trials is None else trials + len(baselines)
     names = [name.strip() for name in (log or "").split(",") if name.strip()]
-    with (
-        watching(built.objectives, total, strategy) as listener,
-        open_loggers(names, run, built.objectives) as loggers,
-    ):
+    with open_loggers(names, run, built.objectives) as loggers:
         remember(run, "search", options_given)
         study = run_search(
             load_function(space) if space is not None and strategy != "dam" else None,
@@ -139,7 +127,7 @@ def search(
             scheduler=scheduler,
             constraints=tuple(constraint or ()),
             baselines=baselines,
-            listeners=[listener, *loggers],
+            listeners=loggers,
         )
     print_front(study)
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
@@ -225,17 +213,15 @@ def compare(
         }
         kinds = {"dense": "control", **dict.fromkeys(alike, "control"), **kinds}
         candidates = {"dense": full(), **FAMILIES, **alike, **mine}
-    with watching(built.objectives, len(candidates) * seeds, "compare") as listener:
-        remember(run, "compare", options_given)
-        comparison = run_compare(
-            candidates,
-            built,
-            run=run,
-            seeds=range(first_seed, first_seed + seeds),
-            kinds=kinds,
-            executor=executor_of(given),
-            listeners=[listener],
-        )
+    remember(run, "compare", options_given)
+    comparison = run_compare(
+        candidates,
+        built,
+        run=run,
+        seeds=range(first_seed, first_seed + seeds),
+        kinds=kinds,
+        executor=executor_of(given),
+    )
     print_comparison(comparison, as_json)
     if not as_json:
         typer.echo(comparison.verdict())
@@ -260,18 +246,6 @@ def executor_of(given: Mapping[str, Any]) -> Executor:
     from masksearch.cli.build import build_executor
 
     return build_executor(options.given_to(options.ExecutorOptions, given))
-
-
-@contextmanager
-def watching(
-    objectives: tuple[Objective, ...], total: int | None, title: str
-) -> Iterator[Watcher]:
-    """A progress display on standard error, with the steps of trainings in this process."""
-    from masksearch.loggers.console import Watcher
-    from masksearch.loggers.progress import progress
-
-    with Watcher(objectives, total, title) as watcher, progress(within=watcher):
-        yield watcher
 
 
 def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:

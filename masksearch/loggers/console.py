@@ -91,6 +91,12 @@ class Watcher:
         elif records:
             self.print(f"{self.progress()}  resumed  {self.summary()}")
 
+    def expect(self, records: int | None) -> None:
+        """Sets how many further records are expected; None = that is not known."""
+        self.total = None if records is None else self.counted + records
+        if self.bar is not None:
+            self.bar.update(self.task, total=self.total)
+
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
         self.state = self.state.after(record)

@@ -7,12 +7,15 @@ with progress():
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from masksearch.contracts import Objective
+from masksearch.errors import unknown_name
 from masksearch.loggers.console import Watcher
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
@@ -139,6 +142,32 @@ def progress(
         stack.callback(bar.end)
         with follow_trainings(bar):
             yield bar
+
+
+@contextmanager
+def show_progress(
+    kind: Literal["auto"] | None, objectives: Sequence[Objective], title: str
+) -> Iterator[list[Watcher]]:
+    """Shows a search or comparison on standard error, with the trainings in this process.
+
+    Args:
+        kind: "auto", or None for silence.
+        objectives: Those of the study.
+        title: Shown in front of the counts.
+
+    Yields:
+        The listeners that show it: one, or none.
+
+    Raises:
+        UnknownNameError: If `kind` is anything else.
+    """
+    if kind is None:
+        yield []
+        return
+    if kind != "auto":
+        raise unknown_name("progress", str(kind), ["auto"])
+    with Watcher(objectives, None, title) as watcher, progress(within=watcher):
+        yield [watcher]
 
 
 def bars(console: Console) -> Progress:

@@ -8,7 +8,6 @@ import torch
 import masksearch as ms
 from masksearch import masks
 from masksearch.cli.demo import compare_with_truth, run_demo
-from masksearch.cli.main import watching
 
 PROCESS = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
 
@@ -24,7 +23,7 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
         seeds=(0, 1),
         dam_config={"steps": 12, "density": 0.2},
     )
-    page, lines = run_demo(tmp_path / "run", watching, **settings)
+    page, lines = run_demo(tmp_path / "run", **settings)
     html = page.read_text(encoding="utf-8")
     for name in ("dense", "oracle", "strided", "longformer", "found by dam", "random keys"):
         assert name in html
@@ -37,7 +36,7 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
     density = {record.params["mask"]: record.measures["density"] for record in judged}
     assert density["random keys"] == pytest.approx(density["oracle"], abs=0.5 / 16)
     capsys.readouterr()
-    run_demo(tmp_path / "run", watching, **settings)
+    run_demo(tmp_path / "run", **settings)
     assert "done" not in capsys.readouterr().err  # nothing ran again
 
 
