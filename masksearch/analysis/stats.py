@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -116,6 +116,51 @@ def paired_difference(
     else:
         p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return PairedDifference(mean, low, high, p_value, len(differences), level)
+
+
+def decimals_for(values: Iterable[float]) -> int:
+    """Decimals at which numbers that stand together are printed: 3 around 1, more for small ones.
+
+    The largest has four significant digits from 1 on, and three below.
+
+    >>> decimals_for([0.0, -0.3411]), decimals_for([12.5, 0.1]), decimals_for([0.001147])
+    (3, 2, 5)
+    """
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    if largest == 0:
+        return 3
+    return min(6, max(0, (3 if largest >= 1 else 2) - math.floor(math.log10(largest))))
+
+
+def format_estimate(
+    mean: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    *,
+    signed: bool = False,
+    decimals: int | None = None,
+) -> str:
+    """A mean with its interval, all with the same decimals; a dash for NaN.
+
+    Args:
+        mean: The mean.
+        low: Lower end of its interval; NaN where there is none.
+        high: Upper end.
+        signed: Whether positive numbers have a plus.
+        decimals: How many; None = as `decimals_for` says of the three. Rows of one column share
+            them.
+
+    >>> format_estimate(-0.248, -0.3411, -0.155, signed=True)
+    '-0.248 [-0.341, -0.155]'
+    >>> format_estimate(1)
+    '1.000'
+    """
+    if math.isnan(mean):
+        return "-"
+    places = decimals_for((mean, low, high)) if decimals is None else decimals
+    sign = "+" if signed else ""
+    text, least, most = (f"{value:{sign}z.{places}f}" for value in (mean, low, high))
+    return text if math.isnan(low) else f"{text} [{least}, {most}]"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

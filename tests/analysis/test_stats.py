@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from masksearch.analysis.stats import estimate, holm, holm_levels, paired_difference
+from masksearch.analysis.stats import (
+    decimals_for,
+    estimate,
+    format_estimate,
+    holm,
+    holm_levels,
+    paired_difference,
+)
 
 scores = st.lists(st.integers(-1000, 1000).map(lambda x: x / 100), min_size=2, max_size=9)
 p_values = st.lists(st.floats(0, 1), max_size=8)
@@ -99,3 +106,27 @@ def test_messages():
         estimate([1.0, math.nan])
     with pytest.raises(ValueError, match=r"p-value is in \[0, 1\], got 1.5"):
         holm([1.5])
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ((0.7477, 0.71861, 0.7768), "0.748 [0.719, 0.777]"),
+        ((1.0, 1.0, 1.0), "1.000 [1.000, 1.000]"),
+        ((0.0, 0.0, 0.0), "0.000 [0.000, 0.000]"),
+        ((-1e-9, -0.5, 0.5), "0.000 [-0.500, 0.500]"),
+        ((0.001147, 0.0002, 0.002), "0.00115 [0.00020, 0.00200]"),
+        ((123.456, 99.0, 140.0), "123.5 [99.0, 140.0]"),
+        ((0.5,), "0.500"),
+        ((math.nan,), "-"),
+        ((0.5, -math.inf, math.inf), "0.500 [-inf, inf]"),
+    ],
+)
+def test_numbers_of_an_interval_have_the_same_decimals(figures, text):
+    assert format_estimate(*figures) == text
+
+
+def test_rows_of_a_column_share_their_decimals():
+    places = decimals_for([12.0, 0.3])
+    assert [format_estimate(v, decimals=places) for v in (12.0, 0.3)] == ["12.00", "0.30"]
+    assert format_estimate(0.25, 0.1, 0.4, signed=True) == "+0.250 [+0.100, +0.400]"
