@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from masksearch.analysis.numbers import show_interval, show_number
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -24,8 +26,8 @@ class Estimate:
         if self.n_seeds == 0:
             return "no result"
         if self.n_seeds == 1:
-            return f"{self.mean:.4g}, 1 seed, no interval"
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}], {self.n_seeds} seeds"
+            return f"{show_number(self.mean)}, 1 seed, no interval"
+        return f"{show_interval(self.mean, self.low, self.high)}, {self.n_seeds} seeds"
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
         ValueError: If a value is not finite or the level is not in (0, 1).
 
     >>> print(estimate([1.0, 2.0, 3.0]))
-    2 [-0.4841, 4.484], 3 seeds
+    2.000 [-0.484, 4.484], 3 seeds
     >>> print(estimate([1.0]))
-    1, 1 seed, no interval
+    1.000, 1 seed, no interval
     """
     return Estimate(*interval(values, level), len(values), level)
 

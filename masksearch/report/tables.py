@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
+from masksearch.analysis.numbers import column_places, show_interval, show_number, show_p
 from masksearch.analysis.pareto import hypervolume, pareto
 from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
@@ -132,29 +133,36 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
         *("mask", "kind", "sparsity", "block density", *judged, "seeds", "failed", *tasks),
         "expression",
     ]
+    frame = comparison.frame()
+    places = {
+        name: column_places(
+            zip(frame[name], frame[f"{name} low"], frame[f"{name} high"], strict=True)
+        )
+        for name in judged
+    } | {name: column_places((value, value, value) for value in frame[name]) for name in tasks}
     rows = [
         (
             Cell(row["mask"], mark="searched" if row["kind"] == "searched" else ""),
             row["kind"],
             percent(row["sparsity"]),
             percent(row["block_density"]),
-            *(task_cell(row, name, interval=True) for name in judged),
+            *(task_cell(row, name, places[name], interval=True) for name in judged),
             str(row["n_seeds"]),
             str(row["failed"] or DASH),
-            *(task_cell(row, name, interval=False) for name in tasks),
+            *(task_cell(row, name, places[name], interval=False) for name in tasks),
             Cell(row["expression"], code=True),
         )
-        for row in comparison.frame().to_dict("records")
+        for row in frame.to_dict("records")
     ]
     return text_table(names, rows, text=("mask", "kind", "expression"))
 
 
-def task_cell(row: Mapping[Any, Any], name: str, interval: bool) -> Cell:
+def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) -> Cell:
     """A mean, with its interval where asked for, marked where it is at the majority's."""
-    text = figure(row[name])
-    if interval and not math.isnan(row[f"{name} low"]):
-        text += f" [{figure(row[f'{name} low'])}, {figure(row[f'{name} high'])}]"
-    elif interval and row["n_seeds"] == 1:
+    text = show_number(row[name], places)
+    if interval:
+        text = show_interval(row[name], row[f"{name} low"], row[f"{name} high"], places)
+    if interval and row["n_seeds"] == 1:
         text += " (1 seed)"
     return Cell(text, mark="majority" if row.get(f"{name} at majority", False) else "")
 
@@ -164,19 +172,22 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
     text = ("mask", "against", "because it is", "outcome")
     names = [*text, "difference", "interval", "adjusted p", "common seeds", "sparser by"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
-    rows = []
-    for finding in comparison.findings():
+    rows, findings = [], comparison.findings()
+    differences = [finding.difference for finding in findings]
+    places = column_places((d.mean, d.low, d.high) for d in differences)
+    for finding in findings:
         d, interval, adjusted = finding.difference, DASH, DASH
         if d.n_seeds >= 2:
-            interval = f"[{d.low:+.4g}, {d.high:+.4g}] at {100 * d.level:.4g}%"
-            adjusted = f"{finding.adjusted:.2g}"
+            low, high = show_number(d.low, places), show_number(d.high, places)
+            interval = f"[{low}, {high}] at {100 * d.level:.4g}%"
+            adjusted = show_p(finding.adjusted)
         rows.append(
             (
                 Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
                 finding.against,
                 finding.role,
                 "the same mask" if finding.same else finding.outcome,
-                DASH if d.n_seeds == 0 else f"{d.mean:+.4g}",
+                show_number(d.mean, places, signed=True),
                 interval,
                 adjusted,
                 str(d.n_seeds),
