@@ -33,6 +33,7 @@ from masksearch.strategies.samplers import Space
 from masksearch.study.constraints import parse_constraint
 from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source
+from masksearch.study.references import choose_best
 from masksearch.study.session import Session
 from masksearch.study.store import StudyStore
 
@@ -86,13 +87,20 @@ class Study:
 
         return pareto(self.records(), self.objectives)
 
-    def best(self, sparsity: float = 0.0) -> Record:
+    def best(self, sparsity: float = 0.0, *, baselines: bool = False) -> Record:
         """The best first objective among the masks at least that sparse.
+
+        A tie goes to the sparser mask, so that no other one beats it in every objective.
+
+        Args:
+            sparsity: Least sparsity, in [0, 1].
+            baselines: Whether the masks of `baselines=` count too. Without them it is the best
+                mask that the strategy has proposed.
 
         Raises:
             SearchError: If there is none; says the sparsest that there is.
         """
-        return best_of(self.records(), self.objectives[0].name, self.objectives[0].goal, sparsity)
+        return choose_best(self.records(), self.objectives, sparsity, baselines=baselines)
 
     def report(self, path: Path | str = "report.html") -> Path:
         """Writes a self-contained HTML page, and its figures beside it.
@@ -134,19 +142,6 @@ class Comparison(ComparedMasks):
         from masksearch.report.page import write_comparison
 
         return write_comparison(self, path)
-
-
-def best_of(records: Sequence[Record], name: str, goal: str, sparsity: float) -> Record:
-    """See `Study.best`."""
-    scored = [record for record in records if record.scored]
-    dense_enough = [r for r in scored if r.measures["sparsity"] >= sparsity - 1e-9]
-    if not dense_enough:
-        sparsest = max((r.measures["sparsity"] for r in scored), default=None)
-        raise SearchError(
-            f"no finished trial has a sparsity of {sparsity} or more; "
-            + ("none has finished" if sparsest is None else f"the sparsest has {sparsest:.4f}")
-        )
-    return (max if goal == "max" else min)(dense_enough, key=lambda record: record.value(name))
 
 
 def search(

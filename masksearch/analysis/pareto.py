@@ -200,6 +200,53 @@ def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[R
     return [first[p] for p, kept in zip(points, on_front(gains), strict=True) if kept]
 
 
+def is_baseline(record: Record) -> bool:
+    """Whether a record is about a mask that was given to be judged beside the search's own."""
+    return record.origin.startswith("baseline:")
+
+
+def best_record(
+    records: Iterable[Record],
+    objectives: Sequence[Objective],
+    sparsity: float = 0.0,
+    *,
+    baselines: bool = False,
+) -> Record | None:
+    """The best first objective among the masks at least that sparse.
+
+    A tie goes to the mask that the other objectives prefer, then to the sparser one, then to the
+    lowest number, so that no other eligible mask dominates it. Records that `pareto` leaves out
+    are left out.
+
+    Args:
+        records: Any records, of one protocol.
+        objectives: At least one.
+        sparsity: Least sparsity, in [0, 1].
+        baselines: Whether masks count that no strategy has proposed.
+
+    Returns:
+        None where no record is eligible.
+    """
+    eligible = [
+        record
+        for record in records
+        if record.scored
+        and record.measures["sparsity"] >= sparsity - 1e-9
+        and (baselines or not is_baseline(record))
+        and all(math.isfinite(record.value(o.name)) for o in objectives)
+    ]
+    by_sparsity = any(o.name == "sparsity" for o in objectives)
+
+    def order(item: tuple[Record, list[float]]) -> tuple[float, ...]:
+        record, (first, *others) = item
+        sparser = record.measures["sparsity"]
+        others = [sparser, *others] if by_sparsity else [*others, sparser]
+        return first, *others, -record.number
+
+    gains = gains_of(eligible, objectives).tolist()
+    return max(zip(eligible, gains, strict=True), key=order, default=(None, None))[0]
+
+
 def hypervolume(points: Iterable[Sequence[float]], objectives: Sequence[Objective]) -> float:
     """Exact volume dominated by `points`, measured from each objective's `worst`.
 
@@ -256,6 +303,7 @@ class Snapshot:
     joined: bool = False  # whether the last record is on the front (it may leave it later)
     statuses: Mapping[Status, int] = field(default_factory=dict)  # records so far, by status
     seconds: float = 0.0  # compute so far, in seconds, failed and stopped records included
+    best: Record | None = None  # of what the strategy has proposed, as `best_record`
 
     def __post_init__(self) -> None:
         pareto((), self.objectives)  # refuses a search without objectives
@@ -279,6 +327,7 @@ class Snapshot:
             bool(records) and any(record is records[-1] for record in front),
             MappingProxyType(statuses),
             self.seconds + sum(record.seconds for record in ended),
+            best_record([*([self.best] if self.best else []), *ended], self.objectives),
         )
 
     @cached_property
@@ -288,11 +337,6 @@ class Snapshot:
             return math.nan
         points = [[r.value(o.name) for o in self.objectives] for r in self.front]
         return hypervolume(points, self.objectives)
-
-    @property
-    def best(self) -> Record | None:
-        """The record with the best first objective; None while the front is empty."""
-        return self.front[0] if self.front else None
 
     def count(self, status: Status) -> int:
         """Records with that status so far."""
