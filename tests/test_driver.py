@@ -259,6 +259,14 @@ def test_baselines_come_first_and_on_top(tmp_path):
     assert len(again.records()) == len(ms.FAMILIES) + 6
 
 
+def test_best_is_what_the_strategy_proposed(tmp_path):
+    arguments = dict(run=tmp_path / "run", baselines={"best": masks.window(3)})
+    study = ms.search(space, ToyEvaluator(), trials=0, **arguments)
+    with pytest.raises(ms.SearchError, match=r"only baselines have finished \(1\), nothing that"):
+        study.best()
+    assert study.best(baselines=True).origin == "baseline:best"
+
+
 def test_frontier_and_best(tmp_path):
     study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=30, strategy="random")
     front = study.frontier()

@@ -205,6 +205,11 @@ def is_baseline(record: Record) -> bool:
     return record.origin.startswith("baseline:")
 
 
+def sparsity_of(record: Record) -> float:
+    """Of the record's mask, in [0, 1]; 0 where it was not measured."""
+    return record.measures.get("sparsity", 0.0)
+
+
 def best_record(
     records: Iterable[Record],
     objectives: Sequence[Objective],
@@ -231,7 +236,7 @@ def best_record(
         record
         for record in records
         if record.scored
-        and record.measures["sparsity"] >= sparsity - 1e-9
+        and sparsity_of(record) >= sparsity - 1e-9
         and (baselines or not is_baseline(record))
         and all(math.isfinite(record.value(o.name)) for o in objectives)
     ]
@@ -239,7 +244,7 @@ def best_record(
 
     def order(item: tuple[Record, list[float]]) -> tuple[float, ...]:
         record, (first, *others) = item
-        sparser = record.measures["sparsity"]
+        sparser = sparsity_of(record)
         others = [sparser, *others] if by_sparsity else [*others, sparser]
         return first, *others, -record.number
 

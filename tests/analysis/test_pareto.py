@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from masksearch import masks
 from masksearch.analysis.pareto import (
     Snapshot,
+    best_record,
     crowding,
     dominance,
     dominated_volume,
@@ -261,6 +262,39 @@ def test_snapshot_is_the_front_of_all_records_so_far(case, data):
     values = [[r.value(o.name) for o in objectives] for r in records if r.scored]
     assert snapshot.hypervolume == pytest.approx(hypervolume(values, objectives))
     assert snapshot.count("failed") == sum(r.status == "failed" for r in records)
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 0.5, 0.9])), max_size=8)
+
+
+@pytest.mark.parametrize("by_sparsity", [True, False])
+@given(points=POINTS, least=st.sampled_from([0.0, 0.5, 0.95]))
+def test_best_record_is_never_dominated_and_ties_go_to_the_sparser(by_sparsity, points, least):
+    score, sparsity = Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0)
+    objectives = (score, sparsity) if by_sparsity else (score,)
+    records = [
+        Record(n, "done", JOB, values={"score": float(s)}, measures={"sparsity": sparse})
+        for n, (s, sparse) in enumerate(points)
+    ]
+    found = best_record(records, objectives, least)
+    keys = [(s, sparse) for s, sparse in points if sparse >= least]
+    if not keys:
+        assert found is None
+    else:
+        assert (found.values["score"], found.measures["sparsity"]) == max(keys)
+        assert found.number == points.index(max(keys))
+
+
+def test_best_record_is_a_baseline_only_where_it_may_be():
+    objectives = (Objective("score", "max", 0.0),)
+    ours, given = (
+        Record(n, "done", JOB, origin=origin, values={"score": score}, measures={"sparsity": 0.5})
+        for n, (origin, score) in enumerate([("tpe", 1.0), ("baseline:star", 2.0)])
+    )
+    assert best_record([ours, given], objectives) == ours
+    assert best_record([ours, given], objectives, baselines=True) == given
+    assert best_record([given], objectives) is None
+    assert Snapshot(objectives).after(given, ours).best == ours
 
 
 def test_snapshot_without_finite_reference_has_no_hypervolume():

@@ -217,7 +217,7 @@ def described(study: ms.Study) -> dict[str, Any]:
         "objectives": [[o.name, o.goal, o.worst] for o in study.objectives],
         "records": [row(record) for record in study.records()],
         "frontier": [record.number for record in study.frontier()],
-        "best": [study.best(sparsity).number for sparsity in (0.0, 0.5)],
+        "best": [study.best(s, baselines=True).number for s in (0.0, 0.5)],
         "columns": list(study.frame().columns),
     }
     return json.loads(json.dumps(found))
