@@ -84,6 +84,10 @@ def test_study_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
     assert columns <= set(found.pop("columns"))
     for mine, theirs in zip(found.pop("records"), stored.pop("records"), strict=True):
         assert mine == theirs
+    all_records, score = study.records(), study.objectives[0].name
+    for mine, theirs in zip(found.pop("best"), stored.pop("best"), strict=True):
+        # of equal scores the first one was the best, now the sparsest is
+        assert all_records[mine].value(score) == all_records[theirs].value(score)
     assert found == {key: stored[key] for key in found}
 
 
