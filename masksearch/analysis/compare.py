@@ -10,11 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from masksearch.analysis.numbers import show_interval, show_number, show_p
 from masksearch.analysis.stats import (
     Estimate,
     PairedDifference,
     estimate,
+    format_estimate,
+    format_p,
     holm,
     holm_levels,
     paired_difference,
@@ -432,7 +433,7 @@ def detail_lines(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
         best = max(above, key=lambda other: sign * other.score.mean)
         lines.append(
             f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
-            f"better mean ({show_number(best.score.mean)}), so the "
+            f"better mean ({format_estimate(best.score.mean)}), so the "
             f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
             "hand-designed masks."
         )
@@ -459,13 +460,13 @@ def describe_finding(finding: Finding) -> str:
     if difference.n_seeds == 1:
         return (
             f"Not distinguishable from {name}: difference "
-            f"{show_number(difference.mean, signed=True)} on 1 common seed, which decides "
+            f"{format_estimate(difference.mean, signed=True)} on 1 common seed, which decides "
             "nothing; run more seeds."
         )
-    shown = show_interval(difference.mean, difference.low, difference.high, signed=True)
+    shown = format_estimate(difference.mean, difference.low, difference.high, signed=True)
     figures = (
         f"difference {shown} at {100 * difference.level:.4g}%, adjusted p "
-        f"{show_p(finding.adjusted)}, {difference.n_seeds} seeds"
+        f"{format_p(finding.adjusted)}, {difference.n_seeds} seeds"
     )
     if finding.outcome == "better":
         fair = finding.gap >= -MATCHED or finding.role == "reference"

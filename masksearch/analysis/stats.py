@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from masksearch.analysis.numbers import show_interval, show_number
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -26,8 +24,8 @@ class Estimate:
         if self.n_seeds == 0:
             return "no result"
         if self.n_seeds == 1:
-            return f"{show_number(self.mean)}, 1 seed, no interval"
-        return f"{show_interval(self.mean, self.low, self.high)}, {self.n_seeds} seeds"
+            return f"{format_estimate(self.mean)}, 1 seed, no interval"
+        return f"{format_estimate(self.mean, self.low, self.high)}, {self.n_seeds} seeds"
 
 
 @dataclass(frozen=True)
@@ -163,6 +161,15 @@ def format_estimate(
     sign = "+" if signed else ""
     text, least, most = (f"{value:{sign}z.{places}f}" for value in (mean, low, high))
     return text if math.isnan(low) else f"{text} [{least}, {most}]"
+
+
+def format_p(p_value: float) -> str:
+    """A p-value to three decimals; `<0.001` below that.
+
+    >>> format_p(0.62), format_p(6.2e-14)
+    ('0.620', '<0.001')
+    """
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

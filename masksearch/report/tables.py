@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
-from masksearch.analysis.numbers import column_places, show_interval, show_number, show_p
 from masksearch.analysis.pareto import hypervolume, pareto
 from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
+from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record
 
 DASH = "-"  # where there is nothing to say
@@ -134,12 +134,9 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
         "expression",
     ]
     frame = comparison.frame()
-    places = {
-        name: column_places(
-            zip(frame[name], frame[f"{name} low"], frame[f"{name} high"], strict=True)
-        )
-        for name in judged
-    } | {name: column_places((value, value, value) for value in frame[name]) for name in tasks}
+    columns = {name: [name, f"{name} low", f"{name} high"] for name in judged}
+    columns |= {name: [name] for name in tasks}
+    places = {name: decimals_for(frame[those].to_numpy().flat) for name, those in columns.items()}
     rows = [
         (
             Cell(row["mask"], mark="searched" if row["kind"] == "searched" else ""),
@@ -159,9 +156,8 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
 
 def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) -> Cell:
     """A mean, with its interval where asked for, marked where it is at the majority's."""
-    text = show_number(row[name], places)
-    if interval:
-        text = show_interval(row[name], row[f"{name} low"], row[f"{name} high"], places)
+    bounds = (row[f"{name} low"], row[f"{name} high"]) if interval else ()
+    text = format_estimate(row[name], *bounds, decimals=places)
     if interval and row["n_seeds"] == 1:
         text += " (1 seed)"
     return Cell(text, mark="majority" if row.get(f"{name} at majority", False) else "")
@@ -174,20 +170,19 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
     rows, findings = [], comparison.findings()
     differences = [finding.difference for finding in findings]
-    places = column_places((d.mean, d.low, d.high) for d in differences)
+    places = decimals_for(value for d in differences for value in (d.mean, d.low, d.high))
     for finding in findings:
         d, interval, adjusted = finding.difference, DASH, DASH
         if d.n_seeds >= 2:
-            low, high = show_number(d.low, places), show_number(d.high, places)
-            interval = f"[{low}, {high}] at {100 * d.level:.4g}%"
-            adjusted = show_p(finding.adjusted)
+            interval = f"[{d.low:+z.{places}f}, {d.high:+z.{places}f}] at {100 * d.level:.4g}%"
+            adjusted = format_p(finding.adjusted)
         rows.append(
             (
                 Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
                 finding.against,
                 finding.role,
                 "the same mask" if finding.same else finding.outcome,
-                show_number(d.mean, places, signed=True),
+                format_estimate(d.mean, signed=True, decimals=places),
                 interval,
                 adjusted,
                 str(d.n_seeds),
