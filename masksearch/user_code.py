@@ -8,10 +8,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from masksearch.contracts import Strategy
 from masksearch.errors import MaskSearchError, unknown_name
+
+if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
+    from masksearch.contracts import Strategy
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
