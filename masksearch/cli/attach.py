@@ -7,37 +7,80 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from masksearch.cli.options import MASK_TEXT, OUTPUT, declare
+
 if TYPE_CHECKING:
     from masksearch.masks import Mask
 
+ATTACHED = "Which mask, on which model"
 LONGEST = 4096  # positions that are explained where nothing is said
 
 
 def attach(
     model: Annotated[
-        str, typer.Argument(help="A Hugging Face model: a folder, or a name on the Hub.")
+        str,
+        typer.Argument(
+            help="A Hugging Face model: a folder, or a name on the Hub.",
+            rich_help_panel=ATTACHED,
+            metavar="MODEL",
+        ),
     ],
     mask: Annotated[
-        str, typer.Argument(help="An expression, a family, or a mask file; special_tokens too.")
+        str,
+        typer.Argument(
+            help=f"{MASK_TEXT} special_tokens(..) is taken too.",
+            rich_help_panel=ATTACHED,
+            metavar="MASK",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Write model and mask there (ms.load_pretrained opens it).")
+        Path | None,
+        declare(
+            "Write model and mask to this folder, which ms.load_pretrained opens.",
+            OUTPUT,
+            "not written",
+            "FOLDER",
+        ),
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="encoder, decoder, cross, or a submodule's name.")
+        str | None,
+        declare(
+            "Part of the model that gets the mask: encoder, decoder, cross, or a submodule's "
+            "name.",
+            ATTACHED,
+            "the whole model",
+            "NAME",
+        ),
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, sdpa, gather or flex.")] = "auto",
+    backend: Annotated[
+        str,
+        declare(
+            "What computes attention: auto (the fastest), sdpa, gather or flex.",
+            ATTACHED,
+            "",
+            "NAME",
+        ),
+    ] = "auto",
     length: Annotated[
         int | None,
-        typer.Option(
-            help="Positions that are explained; default: the model's longest, up to 4096."
+        declare(
+            "Length of the sequences that are explained.",
+            OUTPUT,
+            "the model's longest, up to 4096",
+            "POSITIONS",
         ),
     ] = None,
     train: Annotated[
-        bool, typer.Option("--train", help="Explain training steps, not inference.")
+        bool,
+        declare("Explain steps of training, not inference.", OUTPUT, name="--train"),
     ] = False,
 ) -> None:
-    """Put a mask on a model: say what computes each layer and why, and save both together."""
+    """Put a mask on a model, say what computes each layer and why, and save both together.
+
+    Examples:
+        masksearch attach google-bert/bert-base-uncased longformer --out runs/masked
+        masksearch attach runs/model "window(16)" --length 64 --train
+    """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.models.checkpoints import download_checkpoint, find_local_folder

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from masksearch.cli import options
 from masksearch.cli.attach import attach
+from masksearch.cli.help import WIDEST, CommandsInGroups, CommandWithExamples
+from masksearch.cli.options import COMPARED, OUTPUT, declare
 from masksearch.cli.pretrain import pretrain
 from masksearch.cli.proxy import proxy_card
 from masksearch.cli.search import compare, evaluate, resume, search
@@ -23,6 +28,8 @@ from masksearch.errors import MaskSearchError
 from masksearch.user_code import load_file
 
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 LONGEST_TABLE = 4096  # positions up to which `show` looks at every cell
@@ -32,8 +39,15 @@ RESUMABLE = (
     "`masksearch resume RUN`, or the same command again, goes on where it stopped"
 )
 
+# Groups of commands in `masksearch --help`, in the order of use.
+BEGIN = "Begin here"
+STUDY = "Search, and see what was found"
+MODELS = "Use a mask"
+
 app = typer.Typer(
     name="masksearch",
+    cls=CommandsInGroups,
+    context_settings=WIDEST,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,24 +55,76 @@ app = typer.Typer(
 )
 
 
+def command(group: str, name: str | None = None) -> Callable[[Command], Command]:
+    """Makes a function a command, listed in that group, with its examples below its options."""
+    return app.command(
+        name, cls=CommandWithExamples, context_settings=WIDEST, rich_help_panel=group
+    )
+
+
+def print_versions(asked: bool) -> None:
+    """Prints what a report of a mistake should say, without loading any of it."""
+    if not asked:
+        return
+    packages = ("torch", "optuna", "transformers")
+    versions = ", ".join(f"{name} {installed_version(name)}" for name in packages)
+    typer.echo(f"masksearch {installed_version('masksearch')}")
+    typer.echo(f"Python {platform.python_version()}, {versions}")
+    raise typer.Exit
+
+
+def installed_version(name: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 @app.callback()
 def load_user_files(
     load: Annotated[
         list[Path] | None,
-        typer.Option(help="A Python file whose mask leaves the command knows; repeatable."),
+        declare(
+            "A Python file with masks of your own, which the command then knows; repeatable. "
+            "Stands before the command.",
+            "Options",
+            "none",
+            "FILE.py",
+        ),
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of masksearch, Python, torch, optuna and transformers.",
+            callback=print_versions,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
-    """Search the attention masks of Transformers, and compare them with hand-designed ones."""
+    """Search the attention masks of Transformers, and compare them with hand-designed ones.
+
+    Each command explains itself: masksearch COMMAND --help.
+    """
     for path in load or []:
         load_file(path)
 
 
-@app.command()
+@command(BEGIN)
 def demo(
     run: options.Run = Path("runs/demo"),
     slots: options.Slots = 2,
 ) -> None:
-    """Search the planted corpus with DAM, TPE and random search, and say who found its mask."""
+    """A search in two minutes: DAM, TPE and random search look for a mask that is known.
+
+    The text is drawn from a process whose dependencies are known, so that the page can say how
+    many of them each strategy has found.
+
+    Examples:
+        masksearch demo
+        masksearch demo --run runs/demo_4 --slots 4
+    """
     from masksearch.cli.demo import run_demo
 
     page, lines = run_demo(run, slots=slots)
@@ -67,22 +133,42 @@ def demo(
     typer.echo(f"report: {page.resolve()}")
 
 
-@app.command()
+@command(BEGIN)
 def show(
-    mask: Annotated[
-        str, typer.Argument(help="An expression, such as 'bigbird(2,1,2)', or a file.")
-    ],
-    length: Annotated[int, typer.Option(help="Positions.")] = 128,
-    layers: Annotated[int | None, typer.Option(help="Layers; default: those of the mask.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Heads; default: those of the mask.")] = None,
-    block: Annotated[int, typer.Option(help="Side of a kernel's block, in positions.")] = 64,
-    png: Annotated[Path | None, typer.Option(help="Write the picture there.")] = None,
+    mask: options.MaskArgument,
+    length: Annotated[
+        int, declare("Length of the sequence, in positions.", COMPARED, "", "N")
+    ] = 128,
+    layers: Annotated[
+        int | None, declare("Layers of the model.", COMPARED, "those of the mask, else 1", "N")
+    ] = None,
+    heads: Annotated[
+        int | None, declare("Heads of a layer.", COMPARED, "those of the mask, else 1", "N")
+    ] = None,
+    block: Annotated[
+        int,
+        declare("Side of a kernel's block, for the block density.", COMPARED, "", "POSITIONS"),
+    ] = 64,
+    png: Annotated[
+        Path | None,
+        declare("Write the picture to this file.", OUTPUT, "drawn in the terminal", "FILE"),
+    ] = None,
     nearest: Annotated[
-        bool, typer.Option("--nearest", help="Name the structured mask that explains it best.")
+        bool,
+        declare(
+            "Also name the structured mask that explains this one best.",
+            COMPARED,
+            name="--nearest",
+        ),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """What a mask is: sparsity, block density, empty rows, and a picture."""
+    """Show what a mask is: its sparsity, block density, empty rows, and a picture.
+
+    Examples:
+        masksearch show "bigbird(2,1,2) | window(3)"
+        masksearch show longformer --length 512 --png runs/longformer.png
+    """
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
     from masksearch.errors import UncountedHops
@@ -157,16 +243,20 @@ def show(
         typer.echo(f"picture: {png}")
 
 
-app.command()(evaluate)
-app.command()(search)
+command(STUDY)(search)
 
 
-@app.command()
+@command(STUDY)
 def status(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: options.RunArgument,
     as_json: options.Json = False,
 ) -> None:
-    """What runs, what failed and why, the best so far, the time left."""
+    """Print what runs, what failed and why, the best so far, and the time left.
+
+    Examples:
+        masksearch status runs/search
+        masksearch status runs/search --json
+    """
     from masksearch.study.status import read_status, status_lines
 
     state = read_status(run)
@@ -177,26 +267,37 @@ def status(
         typer.echo(line)
 
 
-app.command()(resume)
-app.command()(compare)
-app.command("proxy-card")(proxy_card)
-app.command()(pretrain)
-app.command()(attach)
+command(STUDY)(resume)
 
 
-@app.command()
+@command(STUDY)
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder, or one that holds several.")],
-    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in it.")] = None,
+    run: options.RunArgument,
+    out: Annotated[
+        Path | None,
+        declare("Write the page to this file.", OUTPUT, "report.html in the folder", "FILE"),
+    ] = None,
     storage: options.Storage = None,
 ) -> None:
-    """Write the page of a run folder, and its figures as PNG and PDF."""
+    """Write the page of a run, or of all runs in a folder, with figures as PNG and PDF.
+
+    Examples:
+        masksearch report runs/search
+        masksearch report runs --out runs/all.html
+    """
     from masksearch.report.collect import report_on
 
     if not run.is_dir():
         raise FileNotFoundError(f"{run}: no such run folder")
     page = report_on(run, out or run / "report.html", storage=storage)
     typer.echo(f"report: {page.resolve()}")
+
+
+command(STUDY)(compare)
+command(STUDY)(evaluate)
+command(STUDY, "proxy-card")(proxy_card)
+command(MODELS)(attach)
+command(MODELS)(pretrain)
 
 
 def main() -> None:

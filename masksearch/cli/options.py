@@ -19,76 +19,224 @@ from masksearch.errors import MaskSearchError
 Command = TypeVar("Command", bound=Callable[..., None])
 Options = TypeVar("Options")
 
-Run = Annotated[Path, typer.Option("--run", help="Folder of the run; resumed if it exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
-Slots = Annotated[int, typer.Option(help="Jobs at a time; locally 1 works in this process.")]
-Storage = Annotated[
-    str | None, typer.Option(help="journal:PATH or postgresql://...; default: SQLite in the run.")
-]
-Log = Annotated[
-    str | None, typer.Option(help="csv, tensorboard, mlflow, wandb; separated by commas.")
-]
+# Groups of options in `--help`.
+SEARCHED = "What to search"
+COMPARED = "Which masks"
+RUN = "Which run"
+JUDGE = "What judges a mask"
+MODEL = "The model that is trained, and how"
+ONE_SHOT = "Settings of the strategies dam and shared+tpe"
+PLACE = "Where it runs"
+OUTPUT = "Output"
+
+SIZES = "nano, tiny, mini, small, medium or base"
 
 
 class OptionsError(MaskSearchError, ValueError):
     """Options that do not go together, or cannot be read."""
 
 
-def option(help: str, default: Any = None) -> Any:
-    """A field that is also an option of the command line."""
-    return field(default=default, metadata={"help": help})
+def declare(
+    help: str, group: str, shown: str = "", value: str | None = None, *, name: str = ""
+) -> Any:
+    """A typer option.
+
+    Args:
+        help: Sentences that someone understands who sees the option for the first time.
+        group: Heading that it stands under.
+        shown: The default in words, where the declared one is None; "" = typer shows it.
+        value: What stands for the value, such as FOLDER; None = its type.
+        name: Its name, where that is not the parameter's; given to a flag, it has no `--no-` form.
+    """
+    help = f"{help}  [default: {shown}]" if shown else help
+    names = [name] if name else []
+    return typer.Option(*names, help=help, rich_help_panel=group, metavar=value)
+
+
+MASK_TEXT = "An expression such as 'bigbird(2,1,2) | window(3)', the name of a family, or a file."
+AS_BEFORE = "as before"
+
+MaskArgument = Annotated[
+    str, typer.Argument(help=MASK_TEXT, rich_help_panel=COMPARED, metavar="MASK")
+]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(help="Folder of a search or a comparison.", rich_help_panel=RUN, metavar="RUN"),
+]
+Run = Annotated[
+    Path, declare("Folder of the run; a run that it holds goes on.", OUTPUT, "", "FOLDER")
+]
+Json = Annotated[
+    bool, declare("Print JSON instead of tables, for programs.", OUTPUT, name="--json")
+]
+Slots = Annotated[int, declare("Trials at a time.", PLACE, "", "N")]
+Storage = Annotated[
+    str | None,
+    declare(
+        "Where trials are stored: journal:PATH (for shared file systems) or postgresql://...",
+        OUTPUT,
+        "study.db, an SQLite file in the run folder",
+        "PLACE",
+    ),
+]
+Log = Annotated[
+    str | None,
+    declare(
+        "Loggers, separated by commas: csv, tensorboard, mlflow, wandb.", OUTPUT, "none", "NAMES"
+    ),
+]
+
+
+def option(
+    help: str, group: str, shown: str = "", value: str | None = None, default: Any = None
+) -> Any:
+    """A field that is also an option of the command line; see `declare`."""
+    return field(default=default, metadata={"given": (help, group, shown, value)})
 
 
 @dataclass(frozen=True)
 class EvaluatorOptions:
     """How a mask is judged; None = the evaluator's own default."""
 
-    evaluator: str | None = option("Your own evaluator: file.py:function that returns one.")
     corpus: str | None = option(
-        "Plain text: a file, a folder or hf:OWNER/NAME; default: the planted corpus."
+        "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
+        JUDGE,
+        "the planted corpus, which needs no file",
+        "TEXT",
     )
-    tokenizer: str | None = option("A tokenizer on disk or on the Hub; default: trained, cached.")
-    weights: str | None = option("Start from a checkpoint: a folder or a name on the Hub.")
-    glue: str | None = option("Fine-tune on GLUE: a folder in its TSV layout, or hf:nyu-mll/glue.")
-    squad: str | None = option("Fine-tune on SQuAD: a JSON file, or a folder with train and dev.")
-    swag: str | None = option("Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.")
-    tasks: str | None = option("GLUE tasks, such as SST-2,QQP,MNLI; your own as file.py:NAME.")
-    rows: int | None = option("Largest number of training rows of a task.")
-    size: str | None = option("Encoder: nano, tiny, mini, small, medium, base.")
-    length: int | None = option("Positions of a sequence.")
-    vocabulary: int | None = option("Size of the vocabulary that is trained.")
-    steps: int | None = option("Optimiser steps of pre-training.")
-    batch: int | None = option("Sequences of a batch.")
-    lr: float | None = option("Peak learning rate.")
-    preset: str | None = option("Published settings: sparsebert.")
-    set: list[str] | None = option(  # noqa: RUF009
-        "Any other setting of the evaluator, as name=value; repeatable: precision=bfloat16, "
-        "pretraining=mlm+order, epochs=2, finetune_seeds=3, frozen=1."
+    glue: str | None = option(
+        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
+        "hf:nyu-mll/glue.",
+        JUDGE,
+        "not fine-tuned",
+        "FOLDER",
+    )
+    squad: str | None = option(
+        "Fine-tune on SQuAD: a JSON file, or a folder with train and dev.",
+        JUDGE,
+        "not fine-tuned",
+        "PATH",
+    )
+    swag: str | None = option(
+        "Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.",
+        JUDGE,
+        "not fine-tuned",
+        "PATH",
+    )
+    tasks: str | None = option(
+        "The tasks of --glue, separated by commas; your own as file.py:NAME.",
+        JUDGE,
+        "SST-2,QQP,MNLI",
+        "NAMES",
+    )
+    rows: int | None = option("Training rows of a task, at most.", JUDGE, "10000", "N")
+    evaluator: str | None = option(
+        "Your own evaluator instead: a function in a file, which returns it.",
+        JUDGE,
+        "none",
+        "FILE.py:NAME",
+    )
+    latency: bool = option(
+        "Also minimise the time of attention, measured as a share of dense attention's.",
+        JUDGE,
+        default=False,
+    )
+    memory: bool = option(
+        "Also minimise the memory that attention scores take, in bytes.", JUDGE, default=False
+    )
+    cost_length: int | None = option(
+        "Length at which --latency and --memory are taken.", JUDGE, "--length", "N"
     )
     reuse: Path | None = option(  # noqa: RUF009
-        "Keep results there; what it holds is not run again in any study."
+        "A folder of results that several runs share: a mask that it knows under this protocol "
+        "and seed is not trained again.",
+        JUDGE,
+        "none",
+        "FOLDER",
     )
-    latency: bool = option("Also minimise the measured time over dense's.", False)
-    memory: bool = option("Also minimise the bytes of the scores.", False)
-    cost_length: int | None = option("Positions at which these costs are taken.")
+    size: str | None = option(
+        f"The encoder, layers x width x heads: {SIZES}.",
+        MODEL,
+        "tiny = 2x128x4; planted corpus: nano = 1x64x2",
+        "SIZE",
+    )
+    weights: str | None = option(
+        "Start from this checkpoint instead: a folder, or a name on the Hugging Face Hub.",
+        MODEL,
+        "random weights",
+        "MODEL",
+    )
+    tokenizer: str | None = option(
+        "A tokenizer: a folder, or a name on the Hugging Face Hub.",
+        MODEL,
+        "trained on the text, or the checkpoint's",
+        "NAME",
+    )
+    length: int | None = option(
+        "Length of a sequence, in tokens.", MODEL, "128; the planted corpus has 24", "N"
+    )
+    vocabulary: int | None = option(
+        "Entries of the vocabulary that is trained on the text.", MODEL, "4096", "N"
+    )
+    steps: int | None = option(
+        "Optimiser steps of pre-training.", MODEL, "800; planted corpus: 500", "N"
+    )
+    batch: int | None = option("Sequences in a batch.", MODEL, "32; planted corpus: 16", "N")
+    lr: float | None = option(
+        "Peak learning rate of pre-training.", MODEL, "0.002; planted corpus: 0.004", "RATE"
+    )
+    preset: str | None = option(
+        "Start from published settings in place of these defaults: sparsebert.",
+        MODEL,
+        "none",
+        "NAME",
+    )
+    set: list[str] | None = option(  # noqa: RUF009
+        "Any other setting of the evaluator; repeatable. For --glue, --squad and --swag: "
+        "epochs=3, finetune_lr=0.0005, finetune_batch=32, finetune_seeds=1; for any text: "
+        "precision=float32, pretraining=mlm, dropout=0, warmup=0.06 (these are the defaults).",
+        MODEL,
+        "",
+        "NAME=VALUE",
+    )
 
 
 @dataclass(frozen=True)
 class DamOptions:
     """Settings of the strategies that train one model for many masks."""
 
-    density: float | None = option("dam: density that the gates are trained for.")
-    structure: str | None = option("dam: free, symmetric, toeplitz, toeplitz+global, block.")
-    signed: bool = option("dam: offsets have a direction.", False)
-    gate_layers: int | None = option("dam: layers with gates of their own; 1 = shared.")
-    dam_steps: int | None = option("dam: optimiser steps.")
+    density: float | None = option(
+        "dam: share of the query-key pairs that the gates are trained to keep.",
+        ONE_SHOT,
+        "0.05",
+        "SHARE",
+    )
+    structure: str | None = option(
+        "dam: which cells share a gate: free, symmetric, toeplitz, toeplitz+global or block.",
+        ONE_SHOT,
+        "free",
+        "NAME",
+    )
+    signed: bool = option(
+        "dam: keys before and behind a query have gates of their own.", ONE_SHOT, default=False
+    )
+    gate_layers: int | None = option(
+        "dam: layers with gates of their own; 1 = all layers share one set.", ONE_SHOT, "1", "N"
+    )
+    dam_steps: int | None = option("dam: optimiser steps.", ONE_SHOT, "2500", "N")
     dam: list[str] | None = option(  # noqa: RUF009
-        "dam: any other setting of its gates or run, as name=value; repeatable: "
-        "levels=2, control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05]."
+        "dam: any other setting of its gates or its training; repeatable: levels=2, "
+        "control=multiplier, form=log, preset=sparsebert, densities=[0.02,0.05].",
+        ONE_SHOT,
+        "see docs/dam.md",
+        "NAME=VALUE",
     )
     shared: list[str] | None = option(  # noqa: RUF009
-        "shared+tpe: a setting of its super-net or of what that judges, as name=value; "
-        "repeatable: steps=1000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0."
+        "shared+tpe: a setting of the shared model, or of what it judges; repeatable: "
+        "steps=1000, masks_per_step=4, candidates=300, bands=4, adapt_steps=0.",
+        ONE_SHOT,
+        "see docs/proxy.md",
+        "NAME=VALUE",
     )
 
 
@@ -96,16 +244,35 @@ class DamOptions:
 class ExecutorOptions:
     """Where trials run."""
 
-    executor: str = option("local, ray, or your own: file.py:Name.", "local")
-    slots: int = option("Jobs at a time; locally 1 works in this process.", 1)
-    limit: float | None = option("Seconds after which a trial is ended as failed.")
-    address: str | None = option(
-        "ray: 'auto' or HOST:PORT of a cluster; default: a Ray of its own."
+    executor: str = option(
+        "local (this machine), ray (this machine or a cluster), or your own: FILE.py:NAME.",
+        PLACE,
+        "",
+        "NAME",
+        "local",
     )
-    cpus: float | None = option("ray: CPU cores of a trial; default: 1.")
-    gpus: float | None = option("ray: GPUs of a trial, such as 0.25.")
+    slots: int = option(
+        "Trials at a time. With 1, a local trial runs inside this process.", PLACE, "", "N", 1
+    )
+    limit: float | None = option(
+        "Seconds after which a trial is ended, as failed.", PLACE, "no limit", "SECONDS"
+    )
+    address: str | None = option(
+        "ray: the cluster to join: auto, or HOST:PORT.",
+        PLACE,
+        "a Ray of its own on this machine",
+        "ADDRESS",
+    )
+    cpus: float | None = option("ray: CPU cores of a trial.", PLACE, "1", "N")
+    gpus: float | None = option(
+        "ray: GPUs of a trial; 0.25 = four trials share one.", PLACE, "0", "N"
+    )
     scratch: str | None = option(
-        "ray: s3://... or a path, where nodes do not share the run folder."
+        "ray: a path or s3://... through which files travel, where machines do not share the run "
+        "folder.",
+        PLACE,
+        "the run folder",
+        "PLACE",
     )
 
 
@@ -136,8 +303,7 @@ def taking(*tables: type) -> Callable[[Command], Command]:
 def declare_option(name: str, hints: Mapping[str, Any], metadata: Mapping[str, Any]) -> Any:
     """The option of a field; a flag has no `--no-` form."""
     flag = hints[name] in (bool, bool | None)
-    names = [f"--{name.replace('_', '-')}"] if flag else []
-    return typer.Option(*names, help=metadata["help"])
+    return declare(*metadata["given"], name=f"--{name.replace('_', '-')}" if flag else "")
 
 
 def given_to(table: type[Options], given: Mapping[str, Any]) -> Options:

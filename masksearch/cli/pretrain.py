@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from masksearch.cli.options import option, taking
+from masksearch.cli.options import (
+    MODEL,
+    OUTPUT,
+    PLACE,
+    SIZES,
+    MaskArgument,
+    declare,
+    option,
+    taking,
+)
 from masksearch.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -17,6 +26,8 @@ if TYPE_CHECKING:
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.masks.core import Mask
 
+DATA = "The text"
+TRAINING = "The training"
 SETTINGS, CURVE = "settings.json", "curve.csv"
 
 
@@ -24,45 +35,109 @@ SETTINGS, CURVE = "settings.json", "curve.csv"
 class PretrainOptions:
     """Settings of `MlmEvaluator`; None = its default, or the preset's."""
 
-    steps: int | None = option("Optimiser steps.")
-    size: str | None = option("Encoder: nano, tiny, mini, small, medium, base.")
-    architecture: str | None = option("bert, roberta, distilbert, electra, modernbert.")
-    weights: str | None = option("Checkpoint to start from: a folder or a Hub name.")
-    length: int | None = option("Positions of a sequence.")
-    tokenizer: str | None = option("A tokenizer on disk or on the Hub; default: trained, cached.")
-    vocabulary: int | None = option("Size of the vocabulary that is trained.")
-    held_out: str | None = option("Text to hold out; default: a part of the corpus.")
-    batch: int | None = option("Sequences of a batch, over all processes.")
-    micro_batches: int | None = option("Batches of an optimiser step, one after the other.")
-    lr: float | None = option("Peak learning rate.")
-    warmup: float | None = option("Share of the steps in which the rate rises.")
-    schedule: str | None = option("How the rate falls: linear or sqrt.")
-    optimiser: str | None = option("adamw, or lamb for large batches.")
-    dropout: float | None = option("In [0, 1).")
-    pretraining: str | None = option("mlm, mlm+next or mlm+order.")
-    whole_words: bool | None = option("Hide all tokens of a word together.")
-    precision: str | None = option("float32 or bfloat16.")
-    device: str | None = option("cpu, cuda, ..; default: a GPU.")
-    compile: bool | None = option("Use torch.compile.")
-    reports: int | None = option("Rows of the held-out curve.")
-    checkpoint_seconds: float | None = option("Time between two checkpoints.")
+    size: str | None = option(
+        f"The encoder, layers x width x heads: {SIZES}.",
+        MODEL,
+        "tiny = 2x128x4",
+        "SIZE",
+    )
+    architecture: str | None = option(
+        "bert, roberta, distilbert, electra or modernbert.", MODEL, "bert", "NAME"
+    )
+    weights: str | None = option(
+        "Start from this checkpoint instead: a folder, or a name on the Hugging Face Hub.",
+        MODEL,
+        "random weights",
+        "MODEL",
+    )
+    dropout: float | None = option(
+        "Dropout, of hidden states and of attention weights.",
+        MODEL,
+        "0, or the checkpoint's",
+        "SHARE",
+    )
+    held_out: str | None = option("Text that is held out.", DATA, "a part of the corpus", "TEXT")
+    length: int | None = option("Length of a sequence, in tokens.", DATA, "128", "N")
+    tokenizer: str | None = option(
+        "A tokenizer: a folder, or a name on the Hugging Face Hub.",
+        DATA,
+        "trained on the text, or the checkpoint's",
+        "NAME",
+    )
+    vocabulary: int | None = option(
+        "Entries of the vocabulary that is trained on the text.", DATA, "4096", "N"
+    )
+    pretraining: str | None = option(
+        "What is predicted: mlm (masked tokens), mlm+next (and whether the second sentence "
+        "follows), mlm+order (and which of two comes first).",
+        DATA,
+        "mlm",
+        "NAME",
+    )
+    whole_words: bool | None = option("Mask all tokens of a word together.", DATA)
+    steps: int | None = option("Optimiser steps.", TRAINING, "800", "N")
+    batch: int | None = option("Sequences in a batch, over all processes.", TRAINING, "32", "N")
+    micro_batches: int | None = option(
+        "Batches whose gradients make one optimiser step.", TRAINING, "1", "N"
+    )
+    lr: float | None = option("Peak learning rate.", TRAINING, "0.002", "RATE")
+    warmup: float | None = option(
+        "Share of the steps in which the learning rate rises.", TRAINING, "0.06", "SHARE"
+    )
+    schedule: str | None = option(
+        "How the learning rate falls then: linear or sqrt.", TRAINING, "linear", "NAME"
+    )
+    optimiser: str | None = option("adamw, or lamb for large batches.", TRAINING, "adamw", "NAME")
+    precision: str | None = option("float32 or bfloat16.", PLACE, "float32", "NAME")
+    device: str | None = option(
+        "cpu, cuda, cuda:1, ...", PLACE, "a GPU where there is one", "NAME"
+    )
+    compile: bool | None = option("Use torch.compile; it pays in long runs.", PLACE)
+    reports: int | None = option(
+        "Points of the held-out curve; their steps double.", OUTPUT, "8", "N"
+    )
+    checkpoint_seconds: float | None = option(
+        "Time between two checkpoints, from which a killed run goes on.", OUTPUT, "60", "SECONDS"
+    )
 
 
 @taking(PretrainOptions)
 def pretrain(
-    mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
-    corpus: Annotated[str, typer.Option(help="Plain text: a file, a folder, or hf:DATASET.")],
-    out: Annotated[Path, typer.Option(help="Folder of the model; a killed run goes on there.")],
+    mask: MaskArgument,
+    corpus: Annotated[
+        str,
+        declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
+    ],
+    out: Annotated[
+        Path,
+        declare("Folder of the model; a killed run goes on there.", OUTPUT, "", "FOLDER"),
+    ],
     preset: Annotated[
-        str | None, typer.Option(help="sparsebert: published settings; others replace them.")
+        str | None,
+        declare(
+            "Start from published settings in place of these defaults: sparsebert.",
+            TRAINING,
+            "none",
+            "NAME",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order and masked tokens.")] = 0,
+    seed: Annotated[
+        int,
+        declare(
+            "Seed of the weights, the order of the text and what is hidden.", TRAINING, "", "N"
+        ),
+    ] = 0,
     **given: Any,
 ) -> None:
     """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
 
     On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
+
     The folder is a checkpoint for transformers and for `masksearch evaluate MASK --weights`.
+
+    Examples:
+        masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
+        masksearch pretrain star --corpus README.md --size nano --steps 60 --out runs/star
     """
     from masksearch.cli.build import read_mask
     from masksearch.evaluators.mlm import MlmEvaluator

@@ -9,39 +9,87 @@ from typing import Annotated
 import typer
 
 from masksearch.cli import options
+from masksearch.cli.options import OUTPUT, declare
+
+RUNS = "Which runs"
+STATISTICS = "How agreement is measured"
 
 
 def proxy_card(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of searches or comparisons.")],
-    proxy: Annotated[str, typer.Option(help="Reported value that is cheap.")] = "loss",
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders of searches or comparisons.", rich_help_panel=RUNS, metavar="RUN"
+        ),
+    ],
+    proxy: Annotated[
+        str, declare("The reported value that a short run gives.", RUNS, "", "NAME")
+    ] = "loss",
     target: Annotated[
         str | None,
-        typer.Option(help="Reported value that counts; default: the proxy at the longest budget."),
+        declare(
+            "The reported value that counts, such as glue.",
+            RUNS,
+            "--proxy, after the most steps",
+            "NAME",
+        ),
     ] = None,
     reference: Annotated[
         Path | None,
-        typer.Option(help="Run folder that judges the others, where protocols differ."),
+        declare(
+            "Run folder that judges the others, where their protocols differ.",
+            RUNS,
+            "none",
+            "FOLDER",
+        ),
     ] = None,
     bands: Annotated[
         str | None,
-        typer.Option(
-            help="Density bands: a number, or inner edges such as 0.05,0.1; "
-            "default: factors of two."
+        declare(
+            "Bands of density, within which masks are ranked: how many, or their inner edges "
+            "such as 0.05,0.1.",
+            STATISTICS,
+            "factors of two",
+            "BANDS",
         ),
     ] = None,
     top: Annotated[
-        str, typer.Option(help="Sizes of the best sets: counts, or shares below 1.")
+        str,
+        declare(
+            "How many best masks are compared: numbers, or shares of all below 1.",
+            STATISTICS,
+            "",
+            "NUMBERS",
+        ),
     ] = "1,3,0.25",
     fraction: Annotated[
-        float, typer.Option(help="Share of the noise ceiling that a trusted budget keeps.")
+        float,
+        declare(
+            "A short run is trusted where it ranks masks as the reference does, at least to this "
+            "share of how well two seeds of the reference agree.",
+            STATISTICS,
+            "",
+            "SHARE",
+        ),
     ] = 0.9,
-    resamples: Annotated[int, typer.Option(help="Draws of the bootstrap.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the figure there.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write the table there.")] = None,
+    resamples: Annotated[
+        int, declare("Bootstrap samples behind the intervals.", STATISTICS, "", "N")
+    ] = 1000,
+    seed: Annotated[int, declare("Seed of the bootstrap.", STATISTICS, "", "N")] = 0,
+    out: Annotated[
+        Path | None, declare("Write the figure to this file.", OUTPUT, "not written", "FILE")
+    ] = None,
+    csv: Annotated[
+        Path | None, declare("Write the table to this file.", OUTPUT, "not written", "FILE")
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """How far to trust a short run that judges masks: from which budget on, and how well."""
+    """Say how far to trust short runs: whether they rank masks as longer ones or GLUE do.
+
+    Examples:
+        masksearch proxy-card runs/search
+        masksearch proxy-card runs/search --target score --out runs/card.png
+    """
     from masksearch.cli.output import print_proxy_card
     from masksearch.report.proxy import proxy_card as card_of
 

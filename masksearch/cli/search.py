@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masksearch.cli import options
+from masksearch.cli.options import COMPARED, OUTPUT, PLACE, RUN, SEARCHED, declare
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
@@ -27,16 +28,23 @@ CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
 def evaluate(
-    mask: Annotated[str, typer.Argument(help="An expression, a family, or a mask file.")],
-    seeds: Annotated[int, typer.Option(help="Number of seeds, from 0.")] = 1,
+    mask: options.MaskArgument,
+    seeds: Annotated[
+        int, declare("Trainings of the mask, with the seeds 0, 1, 2, ...", COMPARED, "", "N")
+    ] = 1,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Keep the results there; default: a temporary one."),
+        declare("Keep the results in this folder.", OUTPUT, "thrown away", "FOLDER"),
     ] = None,
     as_json: options.Json = False,
     **given: Any,
 ) -> None:
-    """One mask's score under a protocol, with its interval over seeds."""
+    """Train one mask and print its score, with an interval over seeds.
+
+    Examples:
+        masksearch evaluate "window(3) | global_tokens(1)" --seeds 3
+        masksearch evaluate longformer --corpus README.md --size nano --steps 60
+    """
     import tempfile
 
     from masksearch.cli.build import read_mask
@@ -56,42 +64,93 @@ def evaluate(
         raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {reason}")
 
 
-@options.taking(options.DamOptions, options.EvaluatorOptions, options.ExecutorOptions)
+@options.taking(options.EvaluatorOptions, options.DamOptions, options.ExecutorOptions)
 def search(
     space: Annotated[
-        str | None, typer.Argument(help="file.py:function that draws a mask; none for dam.")
+        str | None,
+        typer.Argument(
+            help="The search space: a function in a file that draws a mask; dam needs none.",
+            rich_help_panel=SEARCHED,
+            metavar="FILE.py:NAME",
+            show_default=False,
+        ),
     ] = None,
     run: options.Run = Path("runs/search"),
     strategy: Annotated[
         str,
-        typer.Option(
-            help="random, tpe, nsga2, nsga3, gp, qmc, evolution, dam, shared+tpe or file.py:Name."
+        declare(
+            "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, dam, "
+            "shared+tpe, or your own as FILE.py:NAME.",
+            SEARCHED,
+            "",
+            "NAME",
         ),
     ] = "tpe",
-    trials: Annotated[int | None, typer.Option(help="End after that many trials.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="End after that much time.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of proposals and evaluations.")] = 0,
+    trials: Annotated[
+        int | None,
+        declare("Masks to judge; the search ends then.", SEARCHED, "20, without --seconds", "N"),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        declare("End after this much time, between two trials.", SEARCHED, "no limit", "SECONDS"),
+    ] = None,
+    seed: Annotated[
+        int, declare("Seed of what is proposed, and of the trainings.", SEARCHED, "", "N")
+    ] = 0,
     storage: options.Storage = None,
     constraint: Annotated[
-        list[str] | None, typer.Option(help="Such as 'sparsity >= 0.9'; repeatable.")
+        list[str] | None,
+        declare(
+            "What a mask must keep, such as 'sparsity >= 0.9'; repeatable.",
+            SEARCHED,
+            "none",
+            "TEXT",
+        ),
     ] = None,
     families: Annotated[
-        bool, typer.Option("--families", help="Judge the hand-designed families first.")
+        bool,
+        declare(
+            "Judge the six hand-designed masks first, beside the trials.",
+            SEARCHED,
+            name="--families",
+        ),
     ] = False,
     halving: Annotated[
         str | None,
-        typer.Option(help="Steps at which hopeless trials end, such as 62,125,250."),
+        declare(
+            "Stop weak trials early: the steps at which trials are compared, such as 62,125,250.",
+            SEARCHED,
+            "every trial is finished",
+            "STEPS",
+        ),
     ] = None,
     halving_metric: Annotated[
-        str, typer.Option(help="Reported value that they are judged by, beside sparsity.")
+        str,
+        declare(
+            "--halving: the reported value that is compared, beside sparsity.",
+            SEARCHED,
+            "",
+            "NAME",
+        ),
     ] = "loss",
     halving_factor: Annotated[
-        int, typer.Option(help="One of that many trials goes on at each of the steps.")
+        int,
+        declare(
+            "--halving: of this many trials about one goes on at each of the steps.",
+            SEARCHED,
+            "",
+            "N",
+        ),
     ] = 2,
     log: options.Log = None,
     **given: Any,
 ) -> None:
-    """Search masks. Repeating the command goes on where it stopped."""
+    """Search for sparse masks that score well. Repeating the command goes on where it stopped.
+
+    Examples:
+        masksearch search search_spaces/band_global.py:space --trials 8 --families
+        masksearch search --strategy dam --dam-steps 300 --trials 4 --run runs/dam
+    """
     options_given = {**locals(), **given}
     del options_given["given"]
     from masksearch.cli.build import build_halving, dam_options, shared_options
@@ -134,14 +193,29 @@ def search(
 
 
 def resume(
-    run: Annotated[Path, typer.Argument(help="Folder of a search or comparison.")],
-    trials: Annotated[int | None, typer.Option(help="Another number of trials.")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Another time.")] = None,
-    executor: Annotated[str | None, typer.Option(help="Another executor.")] = None,
-    slots: Annotated[int | None, typer.Option(help="Another number of jobs at a time.")] = None,
-    address: Annotated[str | None, typer.Option(help="Another Ray cluster.")] = None,
+    run: options.RunArgument,
+    trials: Annotated[
+        int | None, declare("Another number of trials.", RUN, options.AS_BEFORE, "N")
+    ] = None,
+    seconds: Annotated[
+        float | None, declare("Another limit of time.", RUN, options.AS_BEFORE, "SECONDS")
+    ] = None,
+    executor: Annotated[
+        str | None, declare("Another executor.", PLACE, options.AS_BEFORE, "NAME")
+    ] = None,
+    slots: Annotated[
+        int | None, declare("Another number of trials at a time.", PLACE, options.AS_BEFORE, "N")
+    ] = None,
+    address: Annotated[
+        str | None, declare("Another Ray cluster.", PLACE, options.AS_BEFORE, "ADDRESS")
+    ] = None,
 ) -> None:
-    """Go on with a search or comparison that was started from the command line."""
+    """Go on with a search or a comparison that was started from the command line.
+
+    Examples:
+        masksearch resume runs/search
+        masksearch resume runs/search --trials 12 --slots 2
+    """
     path = run / COMMAND
     if not path.is_file():
         if not run.is_dir():
@@ -171,25 +245,57 @@ def resume(
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
 def compare(
-    mask: Annotated[list[str] | None, typer.Option(help="MASK or NAME=MASK; repeatable.")] = None,
+    mask: Annotated[
+        list[str] | None,
+        declare(
+            "A mask to compare, or NAME=MASK: an expression, a family or a file; repeatable.",
+            COMPARED,
+            "none",
+            "MASK",
+        ),
+    ] = None,
     found: Annotated[
-        list[Path] | None, typer.Option(help="Run folder of a search: its best mask; repeatable.")
+        list[Path] | None,
+        declare(
+            "Run folder of a search, whose best mask is compared; repeatable.",
+            COMPARED,
+            "none",
+            "FOLDER",
+        ),
     ] = None,
     sparsity: Annotated[
-        list[float] | None, typer.Option(help="Least sparsity of the masks from --found.")
+        list[float] | None,
+        declare(
+            "Take the best mask of --found that is at least this sparse; repeatable.",
+            COMPARED,
+            "0",
+            "SHARE",
+        ),
     ] = None,
     run: options.Run = Path("runs/compare"),
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 3,
+    seeds: Annotated[
+        int, declare("Trainings of each mask, on seeds that all share.", COMPARED, "", "N")
+    ] = 3,
     first_seed: Annotated[
-        int, typer.Option(help="First seed; use others than the search's.")
+        int, declare("First of these seeds; use others than the search's.", COMPARED, "", "N")
     ] = 1000,
     controls: Annotated[
-        bool, typer.Option(help="Also judge dense attention, the families and random keys.")
+        bool,
+        declare(
+            "Also judge dense attention, the hand-designed masks, and random keys in the same "
+            "number.",
+            COMPARED,
+        ),
     ] = True,
     as_json: options.Json = False,
     **given: Any,
 ) -> None:
-    """Judge masks side by side on shared seeds: searched, hand-designed, random, dense."""
+    """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
+
+    Examples:
+        masksearch compare --found runs/search --mask "mine=window(3) | global_tokens(1)"
+        masksearch compare --mask star --mask longformer --no-controls --run runs/two
+    """
     options_given = {**locals(), **given}
     del options_given["given"]
     from masksearch.cli.build import found_masks, named_mask, random_like
