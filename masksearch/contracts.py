@@ -221,6 +221,17 @@ class RemembersRecords(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowsReports(Protocol):
+    """A listener that also wants the reports of trials while they run."""
+
+    def reported(self, number: int, report: Report) -> None:
+        """Takes a report of trial `number`, in the driver's process, whatever the executor. Of
+        each step of a trial one report comes, also where a trial is begun again; a call that
+        goes on with an interrupted trial brings its steps again."""
+        ...
+
+
 class Evaluator(Protocol):
     """Judges a mask by training a model under it.
 

@@ -187,7 +187,8 @@ def search(
             known before training is stopped without training; one on an objective that is
             reported (a measured latency) is checked at the end.
         baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
-        listeners: Called with every finished record.
+        listeners: Called with every finished record; one with a method `reported` also with
+            the reports of running trials (`masksearch.contracts.FollowsReports`).
         progress: "auto" shows the search on standard error while it runs: a display on a
             terminal and in a notebook, at most a line a trial elsewhere. None = silent.
 
@@ -345,7 +346,7 @@ def run_session(
         session.listeners = [*display, *session.listeners]
         session.restore()
         for watcher in display:
-            watcher.expect(session.expected())
+            watcher.expect(session.expected(), session.budget.seconds)
         session.run_on(executor or Local())
 
 

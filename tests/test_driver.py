@@ -19,7 +19,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Proposal, Record
+from masksearch.contracts import Evaluate, Proposal, Record, Report
 from masksearch.driver import evaluator_facts
 from masksearch.errors import EmptyRowError, ResumeError, SearchError, UnknownNameError
 from masksearch.executors.job import JobRun
@@ -66,6 +66,59 @@ def test_search_and_compare_show_themselves_on_standard_error(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
     with pytest.raises(UnknownNameError, match="auto"):
         ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=2, progress="atuo")
+
+
+class Follower:
+    """A listener that also follows reports."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, object]] = []
+
+    def reported(self, number: int, report: Report) -> None:
+        self.said.append((number, report.step))
+
+    def __call__(self, record: Record) -> None:
+        self.said.append((record.number, record.status))
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_listeners_get_reports_while_a_trial_runs(tmp_path, slots):
+    follower = Follower()
+    candidates = {"a": masks.full(), "b": masks.window(2), "same": masks.full()}
+    ms.compare(
+        candidates,
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        seeds=[0],
+        executor=ms.Local(slots=slots),
+        listeners=[follower],
+    )
+    for number in (0, 1):
+        assert [said for n, said in follower.said if n == number] == [1, 2, 4, "done"]
+    assert (2, "reused") in follower.said
+
+
+def test_a_trial_that_is_begun_again_reports_each_step_once(tmp_path):
+    class Twice:
+        """An executor whose worker is lost after two reports."""
+
+        def run(self, work):
+            while (proposal := work.ask()) != "done":
+                lost = JobRun(proposal, work.evaluator, work.workdir)
+                for _ in range(2):
+                    work.report(proposal.number, lost.next_report())
+                work.tell(JobRun(proposal, work.evaluator, work.workdir).run(work.report))
+
+    follower = Follower()
+    ms.compare(
+        {"a": masks.full()},
+        ToyEvaluator(),
+        run=tmp_path / "run",
+        seeds=[0],
+        executor=Twice(),
+        listeners=[follower],
+    )
+    assert follower.said == [(0, 1), (0, 2), (0, 4), (0, "done")]
 
 
 def test_search_is_reproducible(tmp_path):

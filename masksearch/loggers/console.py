@@ -1,42 +1,48 @@
-"""Shows a search while it runs: a progress bar for people, plain lines elsewhere."""
+"""Shows a search while it runs: a display on a terminal and in a notebook, else plain lines."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
+from rich.errors import ConsoleError
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from masksearch.analysis.pareto import Snapshot
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective, Record, Report
+from masksearch.loggers.notebook import NotebookOutput
+from masksearch.masks.text import short_text
+from masksearch.study.status import seconds_left
+
+LONGEST = 120  # characters of a line
+LEAST = 16  # of them for a mask, at least
 
 
 class Watcher:
-    """A listener that shows the Pareto front as it grows.
+    """A listener that shows how far a search is, its Pareto front and the best mask so far.
 
-    On a terminal a bar, and below it the front's size, its hypervolume, the best score and what
-    went wrong; above it a line for every record that joined the front or failed. Elsewhere one
-    plain line a record. A resumed search goes on counting where it stopped.
+    On a terminal a bar, and below it the front, the best mask and what runs; above it a line for
+    every record that joined the front or failed. In a notebook the same in one output, which
+    changes in place. Elsewhere, and below another program's bar, one plain line a record. A line
+    has at most 120 characters. A resumed search goes on counting where it stopped.
 
-    Use it as a context manager and pass it in `listeners`.
+    A display never ends a search: where it fails (standard error is closed) it is given up. Use
+    it as a context manager and pass it in `listeners`.
 
     Args:
         objectives: Those of the study; the first one is the score.
         total: Records that are expected, the strategy's trials and the baselines, or None. A
             strategy's failed trial does not count towards it: another takes its place.
-        title: Shown in front of the bar.
+        title: Shown in front of the counts.
         console: Where to; default: standard error.
     """
 
@@ -47,23 +53,34 @@ class Watcher:
         title: str,
         console: Console | None = None,
     ) -> None:
-        self.objectives, self.score = tuple(objectives), objectives[0]
+        self.objectives, self.score = tuple(objectives), objectives[0].name
         self.title, self.total = title, total
-        self.console = console or Console(stderr=True)
+        self.own, self.console = console is None, console or Console(stderr=True)
         self.state = Snapshot(self.objectives)
         self.counted = 0
-        self.bar: Progress | None = None  # both only on a terminal, while it is entered
-        self.screen: Live | None = None
-        self.task = TaskID(0)
+        self.new = 0  # records of this call
+        self.limit: float | None = None  # seconds that this call may take
+        self.started = time.monotonic()
+        self.running: tuple[int, Report] | None = None  # the last report of a running trial
+        self.failure = ""  # the last one
+        self.screen: Live | NotebookOutput | None = None  # while entered; None = plain lines
+        self.broken = False
         self.below: list[Progress] = []  # bars of others, shown where they hold any
 
     def __enter__(self) -> Watcher:
-        if self.console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.bar = Progress(TextColumn("{task.description}"), *columns, TimeRemainingColumn())
-            self.task = self.bar.add_task(self.title, total=self.total, completed=self.counted)
-            self.screen = Live(get_renderable=self.render, console=self.console)
-            self.screen.start()
+        self.started = time.monotonic()
+        if self.console.is_jupyter:
+            self.screen = NotebookOutput(self.render)
+        elif is_alive(self.console) and not (self.own and has_other_display()):
+            self.screen = Live(
+                get_renderable=self.render,
+                console=self.console,
+                redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),  # else a file's
+            )
+        if self.screen is not None:
+            self.attempt(self.screen.start)
+        if self.broken:
+            self.screen = None
         return self
 
     def __exit__(
@@ -72,69 +89,149 @@ class Watcher:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.running, self.broken = None, False  # whatever was shown is put away
         if self.screen is not None:
-            self.screen.stop()
-            self.bar = self.screen = None
+            self.attempt(self.screen.stop)
+            self.screen = None
 
-    def render(self) -> Group:
-        """The bar, those of `below`, and the state of the search in one line."""
-        assert self.bar is not None
-        others = [bars for bars in self.below if bars.tasks]
-        return Group(self.bar, *others, Text(self.summary(), no_wrap=True, overflow="ellipsis"))
-
+    # -- what it is told -----------------------------------------------------------------------
     def restore(self, records: Sequence[Record]) -> None:
         """Starts from the finished records that a resumed study holds."""
         self.state = Snapshot(self.objectives).after(*records)
         self.counted = sum(counts(record, restored=True) for record in records)
-        if self.bar is not None:  # its clock starts again: the remaining time is this call's
-            self.bar.reset(self.task, total=self.total, completed=self.counted)
-        elif records:
-            self.print(f"{self.progress()}  resumed  {self.summary()}")
+        if records and self.screen is None:
+            self.print("  ".join([self.count(), "resumed", *self.standing()]))
 
-    def expect(self, records: int | None) -> None:
-        """Sets how many further records are expected; None = that is not known."""
+    def expect(self, records: int | None, seconds: float | None = None) -> None:
+        """Sets how many further records, and how many seconds, this call may take."""
         self.total = None if records is None else self.counted + records
-        if self.bar is not None:
-            self.bar.update(self.task, total=self.total)
+        self.limit = seconds
+        self.redraw()
+
+    def reported(self, number: int, report: Report) -> None:
+        """Takes a running trial's report."""
+        self.running = (number, report)
+        self.redraw()
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
         self.state = self.state.after(record)
         self.counted += counts(record, restored=False)
-        line = describe_record(record, self.objectives)
-        if self.bar is None:
-            joined = "joined the front  " if self.state.joined else ""
-            self.print(f"{self.progress()}  {line}  {joined}{self.summary()}")
-            return
-        self.bar.update(self.task, completed=self.counted)
-        if self.screen is not None:
-            self.screen.refresh()
+        self.new += 1
+        if self.running is not None and self.running[0] == record.number:
+            self.running = None
         if record.status == "failed":
-            self.print(f"trial {record.number} failed: {record.reason}")
-        elif self.state.joined:
-            self.print(f"{line}  joined the front")
+            self.failure = f"#{record.number} failed: {record.reason}"
+        if self.screen is None:
+            self.print(self.line(record))
+        elif isinstance(self.screen, Live) and record.status == "failed":
+            self.print(self.failure)
+        elif isinstance(self.screen, Live) and self.state.joined:
+            self.print(fitted("", record, [*self.figures(record), "joined the front"]))
+        self.redraw()
+
+    # -- what it shows -------------------------------------------------------------------------
+    def render(self) -> Group:
+        """The bar, those of `below`, and the state of the search."""
+        row = Table.grid(padding=(0, 1))
+        bar = ProgressBar(self.total or 1, self.counted, width=30) if self.total else ""
+        row.add_row(self.count(), bar, self.times())
+        lines = ["  ".join([*self.standing(), *self.totals()])]
+        best = self.state.best
+        if best is not None:
+            lines.append(f"best: #{best.number} {short_text(best.mask or '', LONGEST - 16)}")
+        if self.running is not None:
+            number, report = self.running
+            figures = (f"{name} {value:.4f}" for name, value in report.values.items())
+            lines.append("  ".join([f"runs: #{number} at step {report.step}", *figures]))
+        if isinstance(self.screen, NotebookOutput) and self.failure:
+            lines.append(self.failure)
+        texts = [Text(clipped(line), no_wrap=True, overflow="ellipsis") for line in lines]
+        return Group(row, *(bars for bars in self.below if bars.tasks), *texts)
+
+    def line(self, record: Record) -> str:
+        """One finished record, and the state of the search after it."""
+        if record.status == "failed":
+            return "  ".join([self.count(), self.failure])
+        figures = self.figures(record)
+        brief = [f"front {len(self.state.front)}" + " (new)" * self.state.joined]
+        best = self.state.best
+        if best is not None and best.number == record.number:
+            brief.append("best so far")
+        elif best is not None:
+            brief.append(f"best {best.value(self.score):.4f} at {sparsity_of(best):.3f}")
+        return fitted(f"{self.count()}  ", record, [*figures, *brief, self.times()])
 
     def print(self, line: str) -> None:
-        """One line, above the bar if there is one."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        """One line, above the display if there is one."""
+        self.attempt(lambda: self.write(clipped(line)))
 
-    def progress(self) -> str:
+    def write(self, line: str) -> None:
+        """A line as it is."""
+        if isinstance(self.screen, Live):
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif self.own and tqdm_bars():
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        elif not self.own or sys.stderr is not None:  # (a program without a console has none)
+            print(line, file=sys.stderr if self.own else self.console.file, flush=True)
+
+    def redraw(self) -> None:
+        """Brings the display up to date."""
+        if self.screen is not None:
+            self.attempt(self.screen.refresh)
+
+    def attempt(self, action: Callable[[], Any]) -> None:
+        """Shows something. A display that fails once is not tried again."""
+        self.broken = self.broken or not shown(action)
+
+    # -- pieces of text ------------------------------------------------------------------------
+    def count(self) -> str:
         """Title and count of what came to an end."""
         return f"{self.title} {self.counted}" + (f"/{self.total}" if self.total else "")
 
-    def summary(self) -> str:
-        """The front, the best score, and what went wrong, in one line."""
-        state, parts = self.state, [f"front {len(self.state.front)}"]
-        if math.isfinite(state.hypervolume):
-            parts.append(f"hypervolume {state.hypervolume:.4g}")
-        if state.best is not None:
-            best = f"best {self.score.name} {state.best.value(self.score.name):.4f}"
-            sparsity = state.best.measures.get("sparsity")
-            parts.append(best if sparsity is None else f"{best} at sparsity {sparsity:.3f}")
+    def times(self) -> str:
+        """How long this call has taken, and is likely to take yet."""
+        gone = time.monotonic() - self.started
+        rest = None if self.total is None else self.total - self.counted
+        left = seconds_left(gone, self.new, rest, self.limit)
+        return f"{clock(gone)} gone" + (f", {clock(left)} left" if left and rest != 0 else "")
+
+    def standing(self) -> list[str]:
+        """The front and the best score."""
+        parts, best = [f"front {len(self.state.front)}"], self.state.best
+        if best is not None:
+            score = f"best {self.score} {best.value(self.score):.4f}"
+            parts.append(f"{score} at sparsity {sparsity_of(best):.3f}")
+        return parts
+
+    def totals(self) -> list[str]:
+        """The hypervolume, and what went wrong."""
+        parts = []
+        if math.isfinite(self.state.hypervolume):
+            parts.append(f"hypervolume {self.state.hypervolume:.4g}")
         for status in ("failed", "stopped"):
-            if state.count(status):
-                parts.append(f"{state.count(status)} {status}")
-        return "  ".join(parts)
+            if self.state.count(status):
+                parts.append(f"{self.state.count(status)} {status}")
+        return parts
+
+    def figures(self, record: Record) -> list[str]:
+        """What a record says of itself, beside its mask."""
+        parts = [f"seed {record.seed}"] if record.origin == "compare" else []
+        if record.status == "stopped":
+            return [*parts, f"stopped at step {record.step}" if record.step else record.reason]
+        parts += ["reused"] if record.status == "reused" else []
+        known = {**record.measures, **record.values}
+        names = dict.fromkeys([*(objective.name for objective in self.objectives), "sparsity"])
+        return parts + [f"{name} {known[name]:.4f}" for name in names if name in known]
+
+
+def shown(action: Callable[[], Any]) -> bool:
+    """Does what shows something; False where the place to show it is gone."""
+    try:
+        action()
+    except (OSError, ValueError, RuntimeError, ConsoleError, SystemExit):
+        return False  # rich ends the program where nobody reads what it writes
+    return True
 
 
 def counts(record: Record, *, restored: bool) -> bool:
@@ -146,15 +243,47 @@ def counts(record: Record, *, restored: bool) -> bool:
     return record.origin.startswith("baseline:") or (record.origin == "compare" and not restored)
 
 
-def describe_record(record: Record, objectives: Sequence[Objective]) -> str:
-    """One record in one line."""
-    name = record.params.get("mask") or (str(record.mask) if record.mask is not None else "")
-    parts = [f"trial {record.number}", record.status, record.origin, str(name)[:80]]
-    parts.append(f"seed {record.seed}")
-    shown = dict.fromkeys([objective.name for objective in objectives] + ["sparsity"])
-    known = {**record.measures, **record.values}
-    parts += [f"{key} {known[key]:.4f}" for key in shown if key in known]
-    parts.append(f"{record.seconds:.1f} s")
-    if record.error:
-        parts.append(record.reason[:200])
-    return "  ".join(part for part in parts if part)
+def fitted(start: str, record: Record, parts: Sequence[str]) -> str:
+    """A line about a record; its mask, or its name, gets the room that the rest leaves."""
+    start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
+    named = record.origin == "compare" or record.origin.startswith("baseline:")
+    name = (record.params.get("mask") if named else None) or record.mask or "one-shot training"
+    return start + short_text(str(name), max(LEAST, LONGEST - len(start) - len(rest))) + rest
+
+
+def sparsity_of(record: Record) -> float:
+    """A record's sparsity; NaN where it has no mask."""
+    return record.measures.get("sparsity", math.nan)
+
+
+def clipped(line: str) -> str:
+    """A line that is not too long, and is one line."""
+    line = " ".join(line.split("\n"))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+
+
+def is_alive(console: Console) -> bool:
+    """Whether lines can be drawn again in place."""
+    return console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
+
+
+def has_other_display() -> bool:
+    """Whether a live display of rich or a bar of tqdm has the terminal already."""
+    proxied = any(hasattr(stream, "rich_proxied_file") for stream in (sys.stdout, sys.stderr))
+    return proxied or tqdm_bars()
+
+
+def tqdm_bars() -> bool:
+    """Whether tqdm shows a bar."""
+    return bool(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", None))
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> clock(3725), clock(65)
+    ('1:02:05', '1:05')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -13,10 +13,12 @@ from typing import Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from masksearch.contracts import Objective
 from masksearch.errors import unknown_name
-from masksearch.loggers.console import Watcher
+from masksearch.loggers.console import Watcher, clock, is_alive, shown
+from masksearch.loggers.notebook import NotebookOutput
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 PAUSE = 0.25  # seconds between two updates of a bar
@@ -58,7 +60,7 @@ class StepBar:
         if step.number == config.steps:
             self.end()
         elif now >= self.due:
-            self.update(step, config, now)
+            shown(lambda: self.update(step, config, now))
 
     def begin(self, step: Step, config: TrainConfig, now: float) -> None:
         """A training's first step here (one that goes on does not begin at 1)."""
@@ -103,7 +105,7 @@ class StepBar:
         """Takes the bar away."""
         if self.screen is not None and self.task is not None:
             self.screen.remove_task(self.task)
-            self.screen.refresh()
+            shown(self.screen.refresh)
         self.task = self.config = None
         self.number = 0
 
@@ -128,15 +130,22 @@ def progress(
         What follows the trainings.
     """
     console = console or (within.console if within is not None else Console(stderr=True))
-    alive = console.is_jupyter or (console.is_terminal and not console.is_dumb_terminal)
-    if within is not None:
-        alive = alive and within.bar is not None
+    alive = is_alive(console) if within is None else within.screen is not None
     screen = bars(console) if alive else None
     bar = StepBar(title, console, screen)
     with ExitStack() as stack:
         if screen is not None and within is not None:
             within.below.append(screen)
             stack.callback(within.below.remove, screen)
+            if console.is_jupyter:
+                stack.enter_context(follow_trainings(lambda *step: within.redraw()))
+        elif screen is not None and console.is_jupyter:
+            output = NotebookOutput(
+                lambda: screen if screen.tasks else Text(f"{title}: {bar.trainings} trained")
+            )
+            shown(output.start)
+            stack.callback(shown, output.stop)
+            stack.enter_context(follow_trainings(lambda *step: shown(output.refresh)))
         elif screen is not None:
             stack.enter_context(screen)
         stack.callback(bar.end)
@@ -191,13 +200,3 @@ def thousands(number: float) -> str:
         if number >= limit:
             return f"{number / limit:.3g}{mark}"
     return f"{number:.0f}"
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds.
-
-    >>> clock(3725)
-    '1:02:05'
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

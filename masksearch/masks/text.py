@@ -1,8 +1,12 @@
-"""Masks from text, for the command line. Never evaluates code; a mask prints itself."""
+"""Masks from text, for the command line, and their text where there is little room.
+
+Never evaluates code; a mask prints itself.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
 from keyword import iskeyword
 from typing import Any
@@ -99,3 +103,64 @@ def operand(node: ast.expr, text: str) -> Any:
     if not isinstance(value, Mask):
         raise MaskFormatError(f"| & - ~ combine masks, got {value!r}")
     return value
+
+
+def short_text(mask: Mask | str, width: int = 60) -> str:
+    """A mask's expression where there is little room: cut between whole operands, never in one.
+
+    Args:
+        mask: A mask, or a name or expression.
+        width: Most characters (>= 16).
+
+    Returns:
+        The expression where it fits. Else the operands that fit, "..." for those that do not,
+        and the first 8 digits of the mask's digest.
+
+    >>> from masksearch import masks
+    >>> short_text(masks.window(3) | masks.stride(5) | masks.offsets(range(40)), 45)
+    'window(3) | stride(5) | ... [ac772799]'
+    >>> short_text(masks.per_head([masks.window(3), masks.bigbird(), masks.star()]), 38)
+    'per_head([window(3), ...]) [b458f4c9]'
+    """
+    text = str(mask)
+    if len(text) <= width:
+        return text
+    end = f" [{mask.digest[:8]}]" if isinstance(mask, Mask) else ""
+    return cut_operands(text, width - len(end)) + end
+
+
+def cut_operands(text: str, room: int) -> str:
+    """An expression of at most `room` characters: its first operands or arguments, then "..."."""
+    if len(text) <= room:
+        return text
+    breaks = outermost(text, r" [|&-] ")
+    for _, end in reversed(breaks):
+        if end + 3 <= room:
+            return text[:end] + "..."
+    if breaks:  # the first operand is too long itself
+        start, end = breaks[0]
+        head = cut_operands(text[:start], room - (end - start) - 3)
+        return "..." if head == "..." else f"{head}{text[start:end]}..."
+    call = re.match(r"[~\w.]*(\(\[|\()", text)
+    if call is None:  # a name
+        return f"{text[: max(0, room - 3)].rstrip()}..."
+    close = {"([": "])", "(": ")"}[call[1]]
+    inside = text[call.end() : -len(close)]
+    for _, end in reversed(outermost(inside, r",\s?| [|&-] ")):
+        if call.end() + end + 3 + len(close) <= room:
+            return f"{call[0]}{inside[:end]}...{close}"
+    short_call = f"{call[0]}...{close}"
+    return short_call if len(short_call) <= room else "..."
+
+
+def outermost(text: str, pattern: str) -> list[tuple[int, int]]:
+    """Where a pattern stands outside of all brackets: starts and ends."""
+    found, depth = [], 0
+    for match in re.finditer(rf"[(\[]|[)\]]|{pattern}", text):
+        if match[0] in "([":
+            depth += 1
+        elif match[0] in ")]":
+            depth -= 1
+        elif depth == 0:
+            found.append(match.span())
+    return found

@@ -30,6 +30,7 @@ from masksearch.contracts import (
     Evaluate,
     Evaluator,
     Executor,
+    FollowsReports,
     Listener,
     Proposal,
     Record,
@@ -60,6 +61,7 @@ class OpenTrial:
     state: Literal["ready", "running", "twin"] = "ready"
     restored: bool = False  # begun by an earlier call, and not yet by this one
     answers: dict[int, bool] = field(default_factory=dict)  # step -> the scheduler's answer
+    passed_on: set[int] = field(default_factory=set)  # steps that the listeners know
 
 
 class Session:
@@ -73,7 +75,7 @@ class Session:
         budget: When to end.
         constraints: Violated ones make a trial "stopped".
         scheduler: Ends trials early; None = every trial runs to its end.
-        listeners: Called with every finished record.
+        listeners: Called with every finished record, and reports (`FollowsReports`).
         queue: Jobs that come before the strategy's (baselines).
         strict: Whether a search whose first trials all fail stops.
         title: What the status file says of the run.
@@ -182,6 +184,11 @@ class Session:
         """Takes a running job's report; False = the scheduler ends it here."""
         self.board.reported(number, report)
         trial = self.open.get(number)
+        if trial is not None and report.step not in trial.passed_on:
+            trial.passed_on.add(report.step)
+            for listener in self.listeners:
+                if isinstance(listener, FollowsReports):
+                    listener.reported(number, report)
         if self.scheduler is None or trial is None or not isinstance(trial.record.job, Evaluate):
             return True
         if report.step not in trial.answers:

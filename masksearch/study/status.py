@@ -116,12 +116,8 @@ class StatusBoard:
         """Replaces the file in one step. A full disk is the study's business, not this file's."""
         self.written = time.monotonic()
         elapsed = self.written - self.started
-        left = None
-        if self.expected is not None and self.new > 0:
-            left = max(0, self.expected - self.new) * elapsed / self.new
-        if self.budget.seconds is not None:
-            rest = max(0.0, self.budget.seconds - elapsed)
-            left = rest if left is None else min(left, rest)
+        rest = None if self.expected is None else self.expected - self.new
+        left = seconds_left(elapsed, self.new, rest, self.budget.seconds)
         now = self.search
         state = {
             **self.state,
@@ -156,6 +152,20 @@ class StatusBoard:
             "sparsity": record.measures.get("sparsity"),
             "mask": str(record.mask)[:200],
         }
+
+
+def seconds_left(elapsed: float, new: int, rest: int | None, limit: float | None) -> float | None:
+    """How long a call is likely to take yet; None where nothing tells.
+
+    Args:
+        elapsed: Seconds so far.
+        new: Records so far.
+        rest: Records to come, or None.
+        limit: Seconds that the call may take, or None.
+    """
+    ends = [] if rest is None or not new else [max(0, rest) * elapsed / new]
+    ends += [] if limit is None else [max(0.0, limit - elapsed)]
+    return min(ends, default=None)
 
 
 def read_status(run: Path) -> dict[str, Any]:

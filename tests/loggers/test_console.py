@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+import sys
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
+from tqdm import tqdm
 
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, Record, RemembersRecords
+from masksearch.contracts import (
+    Evaluate,
+    FollowsReports,
+    Objective,
+    Record,
+    RemembersRecords,
+    Report,
+)
 from masksearch.loggers.console import Watcher
+from masksearch.study.status import seconds_left
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
@@ -23,6 +37,7 @@ def record(
         Evaluate(masks.window(number)),
         origin=origin,
         values={} if loss is None else {"loss": loss},
+        step=2,
         measures={"sparsity": sparsity},
         error="Traceback ...\nValueError: broken" if loss is None else "",
     )
@@ -51,43 +66,127 @@ def shown(terminal: bool, held: list[Record], new: list[Record], width: int = 25
 def test_off_a_terminal_every_record_is_one_line():
     lines = shown(False, [], RECORDS).strip().splitlines()
     assert len(lines) == len(RECORDS)
-    assert lines[0] == (
-        "tpe 1/6  trial 0  done  tpe  window(0)  seed 0  loss 2.0000  sparsity 0.5000  "
-        "0.0 s  joined the front  front 1  hypervolume 4  best loss 2.0000 at sparsity 0.500"
+    assert lines[0].startswith(
+        "tpe 1/6  #0 window(0)  loss 2.0000  sparsity 0.5000  front 1 (new)"
     )
-    assert "ValueError: broken" in lines[2]
-    assert "tpe 2/6  trial 2  failed" in lines[2]  # a failed trial is made up for by another
-    assert lines[2].endswith("1 failed")
-    assert "joined" not in lines[3] + lines[4]
-    assert lines[4].endswith("1 failed  1 stopped")
-    assert "joined the front  front 2  hypervolume 5.35  best loss 1.0000" in lines[5]
+    assert "  best so far  0:00 gone" in lines[0]
+    assert lines[2] == "tpe 2/6  #2 failed: ValueError: broken"  # made up for by another trial
+    assert "#3 window(3)  loss 3.0000  sparsity 0.2000  front 1  best 1.0000 at 0.500" in lines[3]
+    assert "#4 window(4)  stopped at step 2  front 1" in lines[4]
+    assert "front 2 (new)  best 1.0000 at 0.500" in lines[5]
+
+
+def test_a_line_has_room_for_whole_operands_only(tmp_path):
+    parts = [masks.global_tokens(positions=[k]) for k in range(9)]
+    mask = masks.window(3) | masks.window(2)
+    for part in parts:
+        mask = mask | part
+    wide = replace(record(10_000, 1234.5, sparsity=0.123), job=Evaluate(mask))
+    named = replace(wide, origin="compare", params={"mask": "a name " * 30}, seed=1000)
+    broken = replace(record(7, None), error="ValueError: " + "x" * 300 + "\n")
+    for line in shown(False, [], [wide, named, broken]).splitlines():
+        assert len(line) <= 120
+    for line in shown(True, [], [wide, named, broken]).splitlines():
+        assert len(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line)) <= 120
+    assert "#10000 window(3) | ...  loss 1234.5000" in shown(False, [], [wide])
+
+
+def test_time_left_is_judged_by_this_calls_pace(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("masksearch.loggers.console.time.monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=120)
+    with Watcher(OBJECTIVES, None, "tpe", console) as watcher:
+        watcher.restore(RECORDS[:2])
+        watcher.expect(3)
+        now[0] = 60.0
+        watcher(record(5, 1.5))
+        watcher(record(6, None))  # costs time, and counts for none
+    assert "tpe 3/5 " in console.file.getvalue()
+    assert "1:00 gone, 2:00 left" in console.file.getvalue()
+    assert seconds_left(60.0, 0, 5, None) is None
+    assert seconds_left(60.0, 2, 4, None) == 120.0
+    assert seconds_left(60.0, 2, 4, 100.0) == 40.0
 
 
 def test_on_a_terminal_a_bar_shows_the_front_and_the_best_so_far():
     text = shown(True, [], RECORDS)
-    assert "front 2  hypervolume 5.35  best loss 1.0000 at sparsity 0.500  1 failed" in text
-    assert "trial 2 failed: ValueError: broken" in text
-    assert "sparsity 0.6000  0.0 s  joined the front" in text
-    assert "5/6" in text
+    assert "front 2  best loss 1.0000 at sparsity 0.500  hypervolume 5.35  1 failed" in text
+    assert "best: #1 window(1)" in text
+    assert "#2 failed: ValueError: broken" in text
+    assert "sparsity 0.6000  joined the front" in text
+    assert "tpe 5/6 " in text
+
+
+def test_reports_of_running_trials_are_shown_until_they_end():
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
+    with Watcher(OBJECTIVES, 2, "tpe", console) as watcher:
+        watcher.reported(0, Report(30, {"loss": 2.5}))
+        page = Console(file=io.StringIO(), width=120)
+        page.print(watcher.render())
+        assert "runs: #0 at step 30  loss 2.5000" in page.file.getvalue()
+        watcher(record(0, 2.0))
+        page.print(watcher.render())
+    assert "runs:" not in page.file.getvalue().split("tpe 1/2")[1]
 
 
 def test_bar_fits_a_narrow_terminal():
-    lines = shown(True, [], RECORDS, width=80).splitlines()
+    lines = shown(True, [], RECORDS, width=40).splitlines()
     assert any("5/6" in line for line in lines)
-    assert any("front 2  hypervolume 5.35  best loss 1.0000 at sparsity" in x for x in lines)
+    assert any("front 2  best loss 1.0000 at sparsit" in line for line in lines)
+
+
+class Closed(io.StringIO):
+    """Standard error that nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError("closed")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_display_that_cannot_be_shown_ends_no_search(terminal, monkeypatch):
+    before = sys.stdout, sys.stderr
+    console = Console(file=Closed(), force_terminal=terminal, color_system=None)
+    monkeypatch.setattr(os, "dup2", lambda *pipes: None)  # by rich, on the standard output
+    with Watcher(OBJECTIVES, 6, "tpe", console) as watcher:
+        for each in RECORDS:
+            watcher(each)
+    assert (sys.stdout, sys.stderr) == before
+    assert watcher.counted == 5
+    monkeypatch.setattr(sys, "stderr", None)
+    with Watcher(OBJECTIVES, 6, "tpe") as watcher:
+        watcher(RECORDS[0])
+
+
+def test_below_another_live_display_lines_are_printed(monkeypatch):
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    outer = Console(file=io.StringIO(), force_terminal=True, width=140, color_system=None)
+    with Progress(console=outer) as bars:
+        bars.add_task("mine", total=2)
+        with Watcher(OBJECTIVES, 6, "tpe") as watcher:
+            assert watcher.screen is None
+            watcher(RECORDS[0])
+    assert "tpe 1/6  #0 window(0)" in outer.file.getvalue()  # above that display's bars
+    with tqdm(total=2), Watcher(OBJECTIVES, 6, "tpe") as watcher:
+        assert watcher.screen is None
+        watcher(RECORDS[0])
+    assert "\ntpe 1/6  #0 window(0)" in said.getvalue().replace("\r", "\n")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_resumed_search_goes_on_counting_with_its_front(terminal):
     assert isinstance(Watcher(OBJECTIVES, 6, "tpe"), RemembersRecords)
+    assert isinstance(Watcher(OBJECTIVES, 6, "tpe"), FollowsReports)
     text = shown(terminal, RECORDS[:5], RECORDS[5:])
     assert "5/6" in text
     assert "1/6" not in text
-    assert "front 2  hypervolume 5.35  best loss 1.0000 at sparsity 0.500  1 failed" in text
-    if not terminal:
+    if terminal:
+        assert "front 2  best loss 1.0000 at sparsity 0.500  hypervolume 5.35  1 failed" in text
+    else:
         first, last = text.strip().splitlines()
-        assert first.startswith("tpe 4/6  resumed  front 1")
-        assert last.startswith("tpe 5/6  trial 5")
+        assert first == "tpe 4/6  resumed  front 1  best loss 1.0000 at sparsity 0.500"
+        assert last.startswith("tpe 5/6  #5 window(5)")
 
 
 def test_failed_baselines_and_comparisons_count():

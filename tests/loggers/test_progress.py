@@ -48,8 +48,8 @@ def test_one_bar_with_steps_rate_and_loss(clock):
         clock[0] += 0.1
     shown = drawn(screen)
     assert re.search(
-        r"━+.* training (1\d|20)/100  10 steps/s  500 tokens/s  loss 3\.000  0:00:01 gone, "
-        r"0:00:0[78] left",
+        r"━+.* training (1\d|20)/100  10 steps/s  500 tokens/s  loss 3\.000  0:01 gone, "
+        r"0:0[78] left",
         shown,
     )
     assert len(screen.tasks) == 1
@@ -141,7 +141,7 @@ def test_off_a_terminal_a_line_a_minute(clock):
     lines = console.file.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[0] == (
-        "pre-training 61/400  1 steps/s  32 tokens/s  loss 2.500  0:01:00 gone, 0:05:39 left"
+        "pre-training 61/400  1 steps/s  32 tokens/s  loss 2.500  1:00 gone, 5:39 left"
     )
 
 

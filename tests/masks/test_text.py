@@ -9,7 +9,7 @@ from mask_trees import sized_trees
 from masksearch import masks
 from masksearch.errors import MaskFormatError, MaskSearchError, UnknownNameError
 from masksearch.masks.core import RECIPES
-from masksearch.masks.text import LONGEST, functions
+from masksearch.masks.text import LONGEST, functions, outermost, short_text
 
 
 @given(sized_trees(tables=False))
@@ -184,3 +184,45 @@ def test_any_text_is_a_mask_or_refused(text):
 def test_parse_messages(text, message):
     with pytest.raises(MaskFormatError, match=message):
         masks.parse(text)
+
+
+@given(sized_trees(), st.integers(16, 90))
+def test_short_text_fits_and_cuts_between_operands(sized, width):
+    _, mask = sized
+    text, shown = str(mask), short_text(mask, width)
+    if len(text) <= width:
+        assert shown == text
+        return
+    assert len(shown) <= width
+    head, _, digest = shown.rpartition(" ")
+    assert digest == f"[{mask.digest[:8]}]"
+    assert head.count("...") >= 1
+    assert head.count("(") == head.count(")")
+    assert head.count("[") == head.count("]")
+    while head:  # every operand or argument that is shown whole is one of the mask's
+        ends = [start for start, _ in outermost(head, r",\s?| [|&-] ")]
+        for piece in [head[a:b] for a, b in zip([0, *ends], [*ends, len(head)], strict=True)]:
+            assert "..." in piece or piece in text
+        head = head[head.find("(") + 1 : head.rfind(")")].strip("[]") if "(" in head else ""
+
+
+@pytest.mark.parametrize(
+    ("mask", "width", "shown"),
+    [
+        (masks.window(3), 16, "window(3)"),
+        (masks.window(3) | masks.stride(5) | masks.full(), 22, "... [8 digits]"),
+        (masks.window(3) | masks.stride(5) | masks.full(), 26, "window(3) | ... [8 digits]"),
+        (~masks.offsets(range(9)), 35, "~offsets([0, 1, 2, ...]) [8 digits]"),
+        (masks.toeplitz([1, 0] * 9), 28, "toeplitz([1,...]) [8 digits]"),
+        (
+            (masks.window(3) | masks.stride(5)) & (masks.full() | masks.window(9)),
+            34,
+            "(window(3) | ...) & ... [8 digits]",
+        ),
+        ("star", 16, "star"),
+        ("the mask that I drew myself", 16, "the mask that..."),
+    ],
+)
+def test_short_text_of_known_masks(mask, width, shown):
+    digest = mask.digest[:8] if isinstance(mask, masks.Mask) else ""
+    assert short_text(mask, width) == shown.replace("8 digits", digest)
