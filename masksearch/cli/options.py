@@ -29,7 +29,10 @@ ONE_SHOT = "Settings of the strategies dam and shared+tpe"
 PLACE = "Where it runs"
 OUTPUT = "Output"
 
-SIZES = "nano, tiny, mini, small, medium or base"
+SIZES = (
+    "Layers x width x heads of the model, such as 4x128x4, or a name: nano = 1x64x2, "
+    "tiny = 2x128x4, mini = 4x256x4, small = 4x512x8, medium = 8x512x8, base = 12x768x12."
+)
 
 
 class OptionsError(MaskSearchError, ValueError):
@@ -155,9 +158,9 @@ class EvaluatorOptions:
         "FOLDER",
     )
     size: str | None = option(
-        f"The encoder, layers x width x heads: {SIZES}.",
+        SIZES,
         MODEL,
-        "tiny = 2x128x4; planted corpus: nano = 1x64x2",
+        "tiny; planted corpus: nano",
         "SIZE",
     )
     weights: str | None = option(

@@ -36,9 +36,9 @@ class PretrainOptions:
     """Settings of `MlmEvaluator`; None = its default, or the preset's."""
 
     size: str | None = option(
-        f"The encoder, layers x width x heads: {SIZES}.",
+        SIZES,
         MODEL,
-        "tiny = 2x128x4",
+        "tiny",
         "SIZE",
     )
     architecture: str | None = option(
@@ -137,7 +137,7 @@ def pretrain(
 
     Examples:
         masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
-        masksearch pretrain star --corpus README.md --size nano --steps 60 --out runs/star
+        masksearch pretrain star --corpus README.md --size 3x96x4 --steps 60 --out runs/star
     """
     from masksearch.cli.build import read_mask
     from masksearch.evaluators.mlm import MlmEvaluator

@@ -43,7 +43,7 @@ def evaluate(
 
     Examples:
         masksearch evaluate "window(3) | global_tokens(1)" --seeds 3
-        masksearch evaluate longformer --corpus README.md --size nano --steps 60
+        masksearch evaluate longformer --corpus README.md --size 1x64x4 --steps 60
     """
     import tempfile
 

@@ -25,7 +25,14 @@ from masksearch.errors import DataError, NonFiniteLossError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import Pretrained, open_pretrained
-from masksearch.models.encoders import ARCHITECTURES, encoder, find_size, initial_spread
+from masksearch.models.encoders import (
+    ARCHITECTURES,
+    AnySize,
+    encoder,
+    find_size,
+    initial_spread,
+    size_name,
+)
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.presets import find_preset
 from masksearch.tasks.mlm import MlmTask
@@ -160,7 +167,9 @@ class MlmEvaluator:
             ALBERT's sentence order: two segments a sequence, with padding.
         whole_words: Whether all tokens of a word are masked together.
         cache: Folder of the token cache; default: see `Corpus.load`.
-        size: A name of `masksearch.models.encoders.SIZES`.
+        size: Layers x width x heads of the model: "nano" (1x64x2), "tiny" (2x128x4), "mini"
+            (4x256x4), "small" (4x512x8), "medium" (8x512x8), "base" (12x768x12), or your own as
+            "4x128x4" or {"layers": 4, "width": 128, "heads": 4}. Equal sizes are one protocol.
         architecture: A name of `masksearch.models.encoders.ARCHITECTURES`.
         initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a
             width of 768, scaled by 1 / sqrt(width) (0.049 for "tiny").
@@ -199,7 +208,7 @@ class MlmEvaluator:
     whole_words: bool = False
     cache: Path | None = None
     # The model.
-    size: str = "tiny"
+    size: AnySize = "tiny"
     architecture: str = "bert"
     initializer_range: float | None = None
     dropout: float | None = None
@@ -236,7 +245,7 @@ class MlmEvaluator:
         if self.corpus is None and (self.needs_corpus or self.weights is None):
             other = "" if self.needs_corpus else ", or the weights of a checkpoint to fine-tune"
             raise ValueError(f"there is no corpus; give a text file or a folder{other}")
-        find_size(self.size)
+        object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
         self.make_absolute("corpus", "held_out")

@@ -27,7 +27,7 @@ from masksearch.contracts import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.encoders import encoder, find_size
+from masksearch.models.encoders import AnySize, encoder, find_size, size_name
 from masksearch.models.heads import MaskedLanguageModel, Output
 from masksearch.tasks.planted.downstream import PlantedLabelTask
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
@@ -49,8 +49,8 @@ class PlantedEvaluator:
     Args:
         process: The distribution; its `length` is the mask's.
         steps: Optimiser steps of pre-training.
-        size: A name of `masksearch.models.encoders.SIZES`. One layer makes the planted edges the
-            only way; more layers can go round through other positions.
+        size: Layers x width x heads of the model: a name or your own, as in `MlmEvaluator`. One
+            layer makes the planted edges the only way; more can go round through other positions.
         batch: Sequences of a batch. Many small steps leave the plateaus (the partner is found
             before the key) sooner than few large ones.
         lr: Peak learning rate of pre-training.
@@ -70,7 +70,7 @@ class PlantedEvaluator:
 
     process: PlantedProcess = field(default_factory=PlantedProcess)
     steps: int = 500
-    size: str = "nano"
+    size: AnySize = "nano"
     batch: int = 16
     lr: float = 4e-3
     downstream_steps: int = 24
@@ -87,7 +87,7 @@ class PlantedEvaluator:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
-        find_size(self.size)
+        object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
         _ = (self.downstream_config, self.downstream_tasks)
 

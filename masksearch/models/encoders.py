@@ -1,13 +1,16 @@
-"""Named proxy encoders from scratch: BERT and its relatives, small to base.
+"""Proxy encoders from scratch: BERT and its relatives, small to base, or of any size.
 
 encoder("tiny", vocabulary=4096, length=128, seed=0)
+encoder("4x128x4", vocabulary=4096, length=128, seed=0)  # layers x width x heads
 encoder("base", vocabulary=50_265, length=512, seed=0, architecture="roberta", pad=1)
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,12 +23,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """Layers, hidden width and heads of an encoder; the feed-forward part is 4 x width."""
+    """Layers, hidden width and heads of an encoder; the feed-forward part is 4 x width.
+
+    Raises:
+        ValueError: If one is no whole number of at least 1, or the heads do not share the width
+            evenly.
+
+    >>> str(Size(layers=4, width=128, heads=4))
+    '4x128x4'
+    """
 
     layers: int
     width: int
     heads: int
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"{field.name} of a model is a whole number of at least 1, got {value!r}"
+                )
+        if self.width % self.heads:
+            below = self.width - self.width % self.heads
+            near = " or ".join(str(width) for width in (below, below + self.heads) if width)
+            raise ValueError(
+                f"the width of a model is a multiple of its heads, got width {self.width} with "
+                f"{self.heads} heads; {near} is"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.layers}x{self.width}x{self.heads}"
+
+
+AnySize = str | Size | Mapping[str, int]  # as people give it
+WRITTEN = re.compile(r"(\d+) *x *(\d+) *x *(\d+)")  # layers x width x heads
 
 SIZES = {
     "nano": Size(layers=1, width=64, heads=2),  # the planted corpus
@@ -45,11 +77,43 @@ ARCHITECTURES = {  # name -> first part of the class names in transformers
 }
 
 
-def find_size(name: str) -> Size:
-    """The size of that name; an unknown one raises UnknownNameError with the nearest."""
-    if name not in SIZES:
-        raise unknown_name("model size", name, SIZES)
-    return SIZES[name]
+def find_size(size: AnySize) -> Size:
+    """The size that is meant: a name of `SIZES`, text such as "4x128x4" (layers x width x heads),
+    a mapping with these three, or a `Size`.
+
+    Raises:
+        UnknownNameError: If a text is neither a name nor such numbers.
+        ValueError: If a mapping has other keys, or no model has that size; see `Size`.
+
+    >>> find_size({"layers": 4, "width": 128, "heads": 4})
+    Size(layers=4, width=128, heads=4)
+    """
+    if isinstance(size, Size):
+        return size
+    if isinstance(size, str):
+        written = WRITTEN.fullmatch(size.strip())
+        if written is not None:
+            return Size(*map(int, written.groups()))
+        if size not in SIZES:
+            example = "layers x width x heads such as 4x128x4"
+            raise unknown_name("model size", size, [*SIZES, example])
+        return SIZES[size]
+    if not isinstance(size, Mapping) or set(size) != {"layers", "width", "heads"}:
+        raise ValueError(
+            'a model size is a name, "4x128x4" or {"layers": 4, "width": 128, "heads": 4}, got '
+            f"{size!r}"
+        )
+    return Size(**size)
+
+
+def size_name(size: AnySize) -> str:
+    """The one text of a size: the name that it has in `SIZES`, or its numbers.
+
+    >>> size_name("1x64x2"), size_name({"layers": 4, "width": 128, "heads": 4})
+    ('nano', '4x128x4')
+    """
+    found = find_size(size)
+    return next((name for name, known in SIZES.items() if known == found), str(found))
 
 
 def initial_spread(width: int) -> float:
@@ -58,7 +122,7 @@ def initial_spread(width: int) -> float:
 
 
 def encoder(
-    size: str | Size,
+    size: AnySize,
     vocabulary: int,
     length: int,
     *,
@@ -76,7 +140,7 @@ def encoder(
     local windows), so that a mask is the only limit on who attends to whom.
 
     Args:
-        size: A name of `SIZES`, or a `Size`.
+        size: A name of `SIZES`, "4x128x4" (layers x width x heads), a mapping or a `Size`.
         vocabulary: Number of token ids.
         length: Longest sequence, in positions.
         seed: Seed of the weights; the global generator is left as it was.
@@ -89,11 +153,11 @@ def encoder(
 
     Raises:
         UnknownNameError: If there is no such size or architecture.
-        ValueError: If `pad` is not a token id.
+        ValueError: If `pad` is not a token id, or no model has that size.
     """
     import transformers
 
-    size = find_size(size) if isinstance(size, str) else size
+    size = find_size(size)
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     if not 0 <= pad < vocabulary:

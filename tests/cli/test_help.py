@@ -18,6 +18,7 @@ from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.config import DamConfig
+from masksearch.models.encoders import SIZES
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -82,7 +83,8 @@ def test_defaults_in_words_are_the_evaluators(capsys, wide):
     length = PlantedEvaluator().shape.length
     assert f"[default: {mlm['length']}; the planted corpus has {length}]" in said
     assert f"[default: {mlm['vocabulary']}]" in said
-    assert (mlm["size"], planted["size"]) == ("tiny", "nano")
+    assert f"[default: {mlm['size']}; planted corpus: {planted['size']}]" in said
+    assert all(f"{name} = {size}" in said for name, size in SIZES.items())
     glue, gates = defaults(GlueEvaluator), defaults(DamConfig)
     assert f"[default: {','.join(glue['tasks'])}]" in said
     assert f"[default: {glue['rows']}]" in said

@@ -40,5 +40,9 @@ def test_default_protocols_do_not_move(folder: Path) -> None:
     text, cache = folder / "text.txt", folder / "cache"
     assert PlantedEvaluator().protocol == PLANTED
     assert MlmEvaluator(text, cache=cache).protocol == MLM
+    for size in ("1x64x2", {"layers": 1, "width": 64, "heads": 2}):
+        assert PlantedEvaluator(size=size) == PlantedEvaluator()
+    assert MlmEvaluator(text, cache=cache, size="2x128x4").protocol == MLM
+    assert MlmEvaluator(text, cache=cache, size="2x128x2").protocol != MLM
     judge = GlueEvaluator(text, folder / "glue", tasks=("SST-2",), cache=cache)
     assert judge.protocol == GLUE

@@ -16,6 +16,7 @@ from masksearch.models.encoders import (
     encoder,
     find_size,
     initial_spread,
+    size_name,
 )
 from masksearch.models.presets import find_preset
 
@@ -69,6 +70,34 @@ def test_unknown_size_gives_the_nearest():
         find_size("tinny")
     with pytest.raises(UnknownNameError):
         encoder("huge", 40, 16, seed=0)
+
+
+def test_a_size_of_ones_own_is_taken_as_text_mapping_or_object():
+    wanted = Size(layers=4, width=128, heads=4)
+    given = ["4x128x4", "4 x 128 x 4", {"layers": 4, "width": 128, "heads": 4}, wanted]
+    assert [find_size(size) for size in given] == [wanted] * 4
+    assert {size_name(size) for size in given} == {"4x128x4"}
+    assert [size_name(str(size)) for size in SIZES.values()] == list(SIZES)
+    config = encoder("3x96x4", 60, 24, seed=0).config
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 96)
+    assert (config.num_attention_heads, config.intermediate_size) == (4, 384)
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("4x130x4", "multiple of its heads, got width 130 with 4 heads; 128 or 132 is"),
+        ("2x3x4", "got width 3 with 4 heads; 4 is"),
+        ("0x128x4", "layers of a model is a whole number of at least 1, got 0"),
+        ("4x128", "unknown model size '4x128'.*layers x width x heads such as 4x128x4"),
+        ({"layers": 4, "width": 128}, '"heads": 4}, got'),
+        ({"layers": 4, "width": 128.0, "heads": 4}, "width of a model is a whole .* got 128.0"),
+        (4, "a model size is a name, .* got 4"),
+    ],
+)
+def test_an_impossible_size_is_refused(size, said):
+    with pytest.raises(ValueError, match=said):
+        find_size(size)
 
 
 def test_initial_spread_is_berts_at_its_width():
