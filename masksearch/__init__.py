@@ -15,6 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from masksearch.errors import did_you_mean
 from masksearch.moved import forward_moved_modules
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
@@ -123,7 +124,8 @@ def __getattr__(name: str) -> Any:
     if name in REMOVED:
         raise AttributeError(f"masksearch.{name} was removed; {REMOVED[name]}")
     if name not in PUBLIC:
-        raise AttributeError(f"module 'masksearch' has no attribute {name!r}")
+        hint = did_you_mean(name, PUBLIC)
+        raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")
     module = PUBLIC[name]
     if module == "masksearch":
         return importlib.import_module(f"masksearch.{name}")

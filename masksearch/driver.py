@@ -29,7 +29,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.listed import Listed
-from masksearch.strategies.samplers import Space
+from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
 from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source

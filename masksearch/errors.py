@@ -50,6 +50,10 @@ class SearchError(MaskSearchError, RuntimeError):
     """A search that cannot start or go on."""
 
 
+class SpaceError(SearchError):
+    """A search space with a mistake in it, which ends the search."""
+
+
 class ResumeError(MaskSearchError, RuntimeError):
     """A run folder that belongs to another search."""
 
@@ -69,6 +73,15 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     "unknown strategy 'tpee'; did you mean 'tpe'? Known: random, tpe"
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+    hint = did_you_mean(name, known) or "."
     return UnknownNameError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known names, as the end of a sentence; empty where none is near.
+
+    >>> did_you_mean("windw", ["window", "stride"])
+    "; did you mean 'window'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import MaskSearchError, unknown_name
+from masksearch.masks.text import functions
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
     from masksearch.contracts import Strategy
@@ -38,10 +42,34 @@ def load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserCodeError(
-            f"{path}: importing it failed: {type(error).__name__}: {error}"
-        ) from error
+        raise UserCodeError(f"{path}: importing it failed: {describe_error(error)}") from error
     return module
+
+
+def describe_error(error: BaseException) -> str:
+    """An error of a user's code in one line: what it is, and the line of the file that it is in.
+
+    The line is the last one on the way to the error that stands neither in masksearch nor in
+    an installed library. Where a mask was given arguments that it does not take, those that it
+    takes are named.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<frozen ", "<string>")
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(libraries) and "site-packages" not in frame.filename
+    ]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    if own and not isinstance(error, SyntaxError):  # which says where it is
+        text += f" ({own[-1].filename}, line {own[-1].lineno})"
+    called = re.match(r"(\w+)(?:\.__init__)?\(\) ", str(error))
+    if isinstance(error, TypeError) and called:
+        for name, function in functions().items():
+            if getattr(function, "__name__", "") == called[1]:
+                takes = ", ".join(inspect.signature(function).parameters) or "nothing"
+                text += f"; masks.{name} takes {takes}"
+    return text
 
 
 def load_object(spec: str) -> Any:

@@ -81,3 +81,9 @@ def test_missing_file_and_missing_name_are_said_in_words(tmp_path):
         load_strategy(f"{tmp_path / 'none.py'}:Windows", **OFFERED)
     with pytest.raises(UserCodeError, match=r"name it as file\.py:function"):
         load_strategy("Windows", **OFFERED)
+
+
+def test_import_error_has_its_line(tmp_path):
+    (tmp_path / "late.py").write_text("from masksearch import masks\n\nmask = masks.windw(3)\n")
+    with pytest.raises(UserCodeError, match=r"did you mean 'window'\? \(.*late\.py, line 3\)"):
+        load_function(f"{tmp_path / 'late.py'}:mask")

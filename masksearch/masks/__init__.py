@@ -9,6 +9,7 @@ torch.Size([1, 1, 128, 128])
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from masksearch.errors import did_you_mean
 from masksearch.masks.core import FAMILIES, RECIPES, Mask, Points, family, recipe
 from masksearch.masks.families import (
     a_shape,
@@ -55,7 +56,7 @@ from masksearch.masks.stacks import layer_of
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Table as table
 from masksearch.masks.tables import Toeplitz as toeplitz
-from masksearch.masks.text import parse, parse_content
+from masksearch.masks.text import functions, parse, parse_content
 
 if TYPE_CHECKING:
     ContentMask = Mask
@@ -73,7 +74,8 @@ else:
             return Mask
         found = Mask.kinds.get(name) or RECIPES.get(name)
         if found is None:
-            raise AttributeError(f"masksearch.masks has no mask {name!r}")
+            hint = did_you_mean(name, {*__all__, *functions()})
+            raise AttributeError(f"masksearch.masks has no {name!r}{hint}")
         return found
 
 

@@ -15,7 +15,8 @@ from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.strategies.space import Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
@@ -54,6 +55,7 @@ def build_strategy(
     Raises:
         UnknownNameError: If the strategy or one of its options is unknown; names the nearest.
         SearchError: If it needs a space, or an evaluator with gradients, and there is none.
+        SpaceError: If the space has a mistake that the first draw shows.
     """
     if isinstance(strategy, str) and is_user_code(strategy):
         return load_strategy(
@@ -92,6 +94,7 @@ def build_strategy(
         )
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
+    try_space(space)
     if strategy == "evolution":
         return EvolutionStrategy(
             space, evaluator.objectives, seed=seed, constraints=constraints, **options

@@ -35,7 +35,8 @@ from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Objective, Proposal, Record, generator
-from masksearch.strategies.samplers import Space, draw_job, violation
+from masksearch.strategies.samplers import violation
+from masksearch.strategies.space import Parameters, Space, draw_job
 from masksearch.study.constraints import Constraint
 from masksearch.study.store import quiet
 
@@ -239,10 +240,15 @@ class EvolutionStrategy:
         self.violating: list[int] = []  # draws that were stopped by a constraint, ascending
         self.drawn: dict[int, str] = {}  # draw -> its parameters
         self.seen: set[str] = set()
+        self.parameters = Parameters()
         self.next = 0
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
-        """The next draw; a space that fails becomes a `Refused` job with its traceback."""
+        """The next draw; a space that fails becomes a `Refused` job with its traceback.
+
+        Raises:
+            SpaceError: If a parameter's kind or range is not what it was before.
+        """
         draw = self.next
         draws = generator(*self.seeds, draw)
         parents = [] if draw < self.population else self.rank_parents()
@@ -256,6 +262,7 @@ class EvolutionStrategy:
     def tell(self, record: Record) -> None:
         """Takes a result, or (status "running") learns that a draw is out."""
         self.note(record.number, record.params)
+        self.parameters.learn(record)
         if record.number in self.records:
             return
         if record.scored:
@@ -301,7 +308,7 @@ class EvolutionStrategy:
                 memo = {"parent": str(winner.number), "changed": changed}
         with quiet():
             trial = optuna.create_study(sampler=Replay(values, changed, draws)).ask()
-        job = draw_job(self.space, trial)
+        job = draw_job(self.space, trial, self.parameters, draw)
         kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
         memo["distributions"] = json.dumps(kinds)
         return Proposal(draw, job, dict(trial.params), self.name, memo=memo)

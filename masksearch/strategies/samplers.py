@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import traceback
 import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,17 +27,15 @@ import optuna
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
-from optuna.trial import BaseTrial, FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
-from masksearch.contracts import Evaluate, Job, Objective, Proposal, Record, Refused, mixed_seed
-from masksearch.errors import MaskSearchError
-from masksearch.masks.core import Mask
+from masksearch.contracts import Objective, Proposal, Record, Refused, mixed_seed
 from masksearch.masks.measure import MEASURES
+from masksearch.strategies.space import Parameters, Space, draw_job
 from masksearch.study.constraints import Constraint
 from masksearch.study.records import STATES
 from masksearch.study.store import directions, quiet
 
-Space = Callable[[BaseTrial], Mask]
 SamplerFactory = Callable[[int, int], BaseSampler]  # seed of the draw, seed of the search
 Filler = Literal["none", "worst", "median"]
 STARTUP = 6  # random draws before TPE models anything; budgets here are tens of trials
@@ -147,6 +144,7 @@ class OptunaStrategy:
         self.records: dict[int, Record] = {}  # draw -> the latest that is known of it
         self.changed: set[int] = set()  # draws that the study in memory holds otherwise
         self.next = 0  # the next draw
+        self.parameters = Parameters()
         self.study = StudyInMemory(objectives, first)
         self.parameter_sets: set[frozenset[str]] = set()
 
@@ -154,6 +152,9 @@ class OptunaStrategy:
         """The next draw; a space that fails becomes a `Refused` job with its traceback.
 
         "done" where the sampler says that its space is exhausted (grid, brute force).
+
+        Raises:
+            SpaceError: If a parameter's kind or range is not what it was before.
         """
         draw, study = self.next, self.replayed_study()
         if study.exhausted:
@@ -162,7 +163,7 @@ class OptunaStrategy:
         before = study.attributes()
         with quiet():  # a GP says so where it falls back to its default kernel
             trial = study.ask()
-            job = draw_job(self.space, trial)
+            job = draw_job(self.space, trial, self.parameters, draw)
         study.drawn.add(draw)
         memo = study.memo(trial, before)
         proposal = Proposal(draw, job, dict(trial.params), self.name, memo=memo)
@@ -179,6 +180,7 @@ class OptunaStrategy:
         elif self.genetic:
             self.warn_of_branches(record)
         self.records[record.number] = record
+        self.parameters.learn(record)
         self.next = max(self.next, record.number + 1)
         self.changed.add(record.number)
 
@@ -410,19 +412,3 @@ def excesses(record: Record, constraints: Sequence[Constraint]) -> dict[str, flo
 def violation(record: Record, constraints: Sequence[Constraint]) -> float:
     """Sum of all excesses; 0 = every known constraint is kept."""
     return sum(max(excess, 0.0) for excess in excesses(record, constraints).values())
-
-
-def draw_job(space: Space, trial: BaseTrial) -> Job:
-    """What a space makes of a trial; a failure becomes a job that is refused, with its reason."""
-    try:
-        mask = space(trial)
-    except MaskSearchError as error:
-        return Refused(f"{type(error).__name__}: {error}")
-    except Exception:  # the user's code; the reason becomes a failed record
-        return Refused(f"the space raised\n{traceback.format_exc(limit=-4)}")
-    if isinstance(mask, Mask):
-        return Evaluate(mask)
-    return Refused(
-        f"the space returned {type(mask).__name__}, not a Mask; end it with for example "
-        "`return masks.window(reach)`"
-    )

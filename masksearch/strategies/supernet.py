@@ -8,12 +8,10 @@ ranking, each an ordinary job of the same study.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
-
-from optuna.trial import BaseTrial
 
 from masksearch.analysis.pareto import nondominated_ranks
 from masksearch.contracts import (
@@ -35,9 +33,9 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import measures, table_fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
+from masksearch.strategies.space import Space
 from masksearch.study.constraints import Constraint, parse_constraint
 
-Space = Callable[[BaseTrial], Mask]
 RANKING_FILE = "ranking.json"
 FORMAT = "masksearch-ranking-1"
 PREFIX = "shared+"

@@ -1,0 +1,203 @@
+"""Mistakes in a search space: told with their place, before anything is spent on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from contracts.toy import ToyEvaluator
+from optuna.trial import BaseTrial
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Proposal, Record
+from masksearch.errors import SpaceError
+from masksearch.strategies.build import build_strategy
+
+
+def reached(trial):
+    return masks.window(trial.suggest_int("reach", 1, 8))
+
+
+def changing(first, second):
+    """A space that asks for its parameter in another way from the second draw on."""
+    draws = []
+
+    def space(trial):
+        draws.append(trial.number)
+        return masks.window(first(trial) if len(draws) <= 2 else second(trial))
+
+    return space  # the first call is the one before the search
+
+
+CHANGES = {
+    "range": (
+        lambda trial: trial.suggest_int("reach", 1, 8),
+        lambda trial: trial.suggest_int("reach", 1, 9),
+        r"suggest_int\(1, 8\), draw 1 for suggest_int\(1, 9\)",
+    ),
+    "kind": (
+        lambda trial: trial.suggest_int("reach", 1, 8),
+        lambda trial: trial.suggest_categorical("reach", [1, 2]),
+        r"suggest_int\(1, 8\), draw 1 for suggest_categorical\(\[1, 2\]\)",
+    ),
+    "choices": (
+        lambda trial: trial.suggest_categorical("reach", [1, 2, 3]),
+        lambda trial: trial.suggest_categorical("reach", [1, 2]),
+        r"suggest_categorical\(\[1, 2, 3\]\), draw 1 for suggest_categorical\(\[1, 2\]\)",
+    ),
+    "log": (
+        lambda trial: int(trial.suggest_float("reach", 1, 8)),
+        lambda trial: int(trial.suggest_float("reach", 1, 8, log=True)),
+        r"suggest_float\(1.0, 8.0\), draw 1 for suggest_float\(1.0, 8.0, log=True\)",
+    ),
+    "step": (
+        lambda trial: trial.suggest_int("reach", 2, 8),
+        lambda trial: trial.suggest_int("reach", 2, 8, step=2),
+        r"suggest_int\(2, 8\), draw 1 for suggest_int\(2, 8, step=2\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("strategy", ["random", "tpe", "evolution", "qmc"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_parameter_that_changes_is_refused_at_the_second_draw(tmp_path, change, strategy):
+    first, second, message = CHANGES[change]
+    with pytest.raises(SpaceError, match=rf"'reach' of the space has changed: draw 0 .*{message}"):
+        ms.search(
+            changing(first, second),
+            ToyEvaluator(),
+            run=tmp_path / "run",
+            trials=9,
+            strategy=strategy,
+            progress=None,
+        )
+    assert len(ms.Study(tmp_path / "run").records()) == 1
+
+
+def narrow(trial):
+    return masks.window(trial.suggest_int("reach", 1, 5))
+
+
+def proposer(space, strategy):
+    return build_strategy(strategy, space, ToyEvaluator(), seed=0, run=Path(), options={})
+
+
+def drawn(space, strategy, number):
+    """A record of the first draw, as a study holds it."""
+    asked = proposer(space, strategy).ask()
+    assert isinstance(asked, Proposal)
+    known = {"params": asked.params, "memo": asked.memo, "measures": {"sparsity": 0.5}}
+    return Record(number, "done", asked.job, values={"loss": 1.0}, **known)
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "evolution"])
+def test_parameter_that_changes_after_a_pause_is_refused(strategy):
+    resumed = proposer(narrow, strategy)
+    resumed.tell(drawn(reached, strategy, 0))
+    with pytest.raises(SpaceError, match="'reach' of the space has changed"):
+        resumed.ask()
+
+
+@pytest.mark.parametrize("strategy", ["tpe", "evolution"])
+def test_study_whose_parameter_has_changed_already_goes_on(strategy):
+    """Earlier versions let ranges change."""
+    resumed = proposer(reached, strategy)
+    resumed.tell(drawn(reached, strategy, 0))
+    resumed.tell(drawn(narrow, strategy, 1))
+    assert resumed.ask().params["reach"] in range(1, 9)
+
+
+@pytest.mark.filterwarnings("ignore:strategy .nsga2. on a conditional space")
+@pytest.mark.parametrize("strategy", ["random", "tpe", "evolution", "nsga2", "gp", "qmc"])
+def test_parameters_that_appear_only_sometimes_are_fine(tmp_path, strategy):
+    def space(trial):
+        assert isinstance(trial, BaseTrial)
+        mask = masks.window(trial.suggest_int("reach", 0, 3, log=False))
+        if trial.suggest_categorical("far", [False, True]):
+            mask |= masks.offsets([trial.suggest_int("far/distance", 4, 9)])
+        return mask
+
+    study = ms.search(
+        space, ToyEvaluator(), run=tmp_path / "run", trials=12, strategy=strategy, progress=None
+    )
+    assert len(study.records()) == 12
+
+
+def misspelt(trial):
+    return masks.windw(3)
+
+
+def wrong_parameter(trial):
+    return masks.longformer(width=3)
+
+
+def wrong_parameter_of_a_leaf(trial):
+    return masks.block_columns(width=3)
+
+
+def undefined(trial):
+    return window(3)  # noqa: F821
+
+
+def a_table(trial):
+    return torch.ones(16, 16, dtype=torch.bool)
+
+
+def nothing(trial):
+    masks.window(3)
+
+
+PLACE = r"\(.*test_space\.py, line \d+\)"
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (misspelt, f"AttributeError: .* no 'windw'; did you mean 'window'\\? {PLACE}"),
+        (wrong_parameter, f"'width' {PLACE}; masks.longformer takes reach, count"),
+        (wrong_parameter_of_a_leaf, f"'width' {PLACE}; masks.block_columns takes size, last"),
+        (undefined, f"NameError: name 'window' is not defined {PLACE}"),
+        (a_table, r"returned Tensor, not a Mask; .*`return masks\.table\(tensor\)`"),
+        (nothing, r"returned NoneType, not a Mask; .*`return masks\.window\(reach\)`"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["tpe", "evolution"])
+def test_mistake_in_a_space_ends_the_search_before_it_begins(tmp_path, space, message, strategy):
+    run = tmp_path / "run"
+    with pytest.raises(SpaceError, match=message):
+        ms.search(
+            space,
+            ToyEvaluator(log=tmp_path / "log"),
+            run=run,
+            trials=9,
+            strategy=strategy,
+            baselines=ms.FAMILIES,
+        )
+    assert not (tmp_path / "log").exists()
+    study = ms.search(reached, ToyEvaluator(), run=run, trials=1, progress=None)  # mended
+    assert len(study.records()) == 1
+
+
+def test_mistake_in_a_branch_fails_its_trials_with_their_place(tmp_path):
+    def space(trial):
+        reach = trial.suggest_int("reach", 0, 9)
+        return masks.window(reach) if reach < 7 else masks.windw(reach)
+
+    study = ms.search(
+        space, ToyEvaluator(), run=tmp_path / "run", trials=9, strategy="random", progress=None
+    )
+    failed = [record for record in study.records() if record.status == "failed"]
+    assert failed
+    for record in failed:
+        assert "did you mean 'window'?" in record.reason
+        assert "test_space.py, line" in record.reason
+
+
+def test_unknown_names_of_the_modules_have_the_nearest_one():
+    with pytest.raises(AttributeError, match="no 'windw'; did you mean 'window'"):
+        masks.windw  # noqa: B018
+    with pytest.raises(AttributeError, match="'serch'; did you mean 'search'"):
+        ms.serch  # noqa: B018
+    assert not hasattr(masks, "__wrapped__")
