@@ -30,7 +30,10 @@ class CommandWithExamples(TyperCommand):
         """The options by group, in the order in which they are declared."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            name, text = parameter.get_help_record(ctx)
+            record = parameter.get_help_record(ctx)
+            if record is None:  # a hidden option
+                continue
+            name, text = record
             if parameter.param_type_name == "argument":
                 name = parameter.metavar or name
             group = getattr(parameter, "rich_help_panel", None) or LAST

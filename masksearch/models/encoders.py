@@ -160,6 +160,11 @@ def encoder(
     size = find_size(size)
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
+    if architecture == "modernbert" and size.width // size.heads % 2:
+        raise ValueError(
+            f"a head of modernbert is an even number wide (rotary positions come in pairs), got "
+            f"{size.width // size.heads} in {size}"
+        )
     if not 0 <= pad < vocabulary:
         raise ValueError(f"pad must be a token id in 0..{vocabulary - 1}, got {pad}")
     settings: dict[str, Any] = {

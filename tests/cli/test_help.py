@@ -114,10 +114,13 @@ def test_commands_are_listed_in_the_order_of_use(monkeypatch, capsys):
 
 
 def test_version_is_quick_and_names_what_matters():
-    code = (
-        "import sys; from masksearch.cli.main import app; "
-        "app(['--version'], standalone_mode=False); assert not {'torch', 'optuna', 'transformers'} & set(sys.modules)"
-    )
+    code = """
+import sys
+from masksearch.cli.main import app
+
+app(["--version"], standalone_mode=False)
+assert not {"torch", "optuna", "transformers"} & set(sys.modules)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for name in ("masksearch", "torch", "optuna", "transformers"):
         assert f"{name} {metadata.version(name)}" in done.stdout

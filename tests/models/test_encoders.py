@@ -100,6 +100,11 @@ def test_an_impossible_size_is_refused(size, said):
         find_size(size)
 
 
+def test_rotary_positions_need_an_even_width_of_a_head():
+    with pytest.raises(ValueError, match="even number wide .* got 3 in 1x6x2"):
+        encoder("1x6x2", 40, 16, seed=0, architecture="modernbert")
+
+
 def test_initial_spread_is_berts_at_its_width():
     assert initial_spread(768) == 0.02  # BERT, initializer_range of the released configuration
     assert initial_spread(192) == pytest.approx(0.04)
