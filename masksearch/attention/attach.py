@@ -4,15 +4,16 @@ Layers are found by a probe forward, in the order in which they are called, beca
 is missing or repeated in many models. A module that is called several times (ALBERT) is one
 layer. Encoder-decoders and models with several towers are attached to by part.
 
-Each attention module then carries a `LayerState`, the model an `Attachment`, and the models'
-configurations name our attention implementation. That name is the user's to change
-(`set_attn_implementation`), and then no mask takes part any more: a hook notices it in the next
-forward pass, so that a mask never vanishes silently (`check_call`).
+Each attention module then carries a `LayerState`, the model an `Attachment`, and copies of its
+configurations, which other models do not share, name our attention implementation. That name is
+the user's to change (`set_attn_implementation`), and then no mask takes part any more: a hook
+notices it in the next forward pass, so that a mask never vanishes silently (`check_call`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,19 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from masksearch.attention.interface import NAME, check_call, refuse_other, refuse_weights
+from masksearch.attention.interface import (
+    NAME,
+    check_call,
+    forget_positions,
+    refuse_other,
+    refuse_weights,
+)
 from masksearch.attention.kernels.choose import checked_backend
 from masksearch.attention.layer import (
     STATE,
     LayerMask,
     LayerState,
     SequencePositions,
-    positions_of,
 )
 from masksearch.attention.probe import (
     SELF,
@@ -39,7 +45,6 @@ from masksearch.attention.probe import (
     Probe,
     find_part,
     implementation,
-    implementations,
     models_of,
     names_of,
     own_config,
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     from masksearch.contracts import GateBank
 
 ATTACHMENT = "masksearch_attachment"  # where a model carries its Attachment, in its __dict__
+IMPLEMENTATION = "_attn_implementation_internal"  # where a configuration keeps that name
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
 
 
@@ -67,7 +73,8 @@ class Attachment:
     what: dict[str, Any]  # part -> mask or gates, whole
     states: dict[nn.Module, LayerState]
     positions: SequencePositions
-    previous: list[tuple[PreTrainedConfig, str]]  # attention implementations before ours
+    configs: list[tuple[nn.Module, PreTrainedConfig, PreTrainedConfig]]  # who; its copy; before
+    previous: list[tuple[PreTrainedConfig, str]]  # copies that name ours, and the name before
     # gates -> the module whose call draws them; masks that follow the tokens, and who gets those
     banks: dict[nn.Module, nn.Module] = field(default_factory=dict)
     token_masks: list[tuple[list[TokenMask], nn.Module]] = field(default_factory=list)
@@ -153,18 +160,20 @@ def attach(
         if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
     models = [m for one, _ in wanted for m in models_of(model, one)]
-    positions = positions_of(m.config for m in models)
+    positions = SequencePositions()
     states = states_for(model, wanted, backend, positions)
-    configs = [own_config(module) for module in (*models, *states)]
-    refuse_others(model, states, configs)
+    refuse_others(model, states, [own_config(module) for module in (*models, *states)])
     take_off(model)  # only now: a refused mask leaves the earlier one in force
-    ours = {id(config) for config in configs}
-    previous = [
-        (config, "sdpa" if name == NAME else name)  # ours may come with a copied configuration
-        for config, name in implementations(roots)
-        if id(config) in ours
-    ]
-    attachment = Attachment({one.name: v for one, v in wanted}, states, positions, previous)
+    configs = copied_configs(model)
+    ours = {id(own_config(module)) for module in (*models, *states)}
+    previous = {
+        id(copied): (copied, implementation(copied))
+        for _, copied, before in configs
+        if id(before) in ours
+    }
+    attachment = Attachment(
+        {one.name: v for one, v in wanted}, states, positions, configs, [*previous.values()]
+    )
     owner = owners(model)
     for one, value in wanted:
         if isinstance(value, Mask) and value.needs_tokens:
@@ -219,8 +228,34 @@ def in_force(model: nn.Module) -> Attachment | None:
     return attachment
 
 
+def copied_configs(
+    model: nn.Module,
+) -> list[tuple[nn.Module, PreTrainedConfig, PreTrainedConfig]]:
+    """Modules that hold a configuration, each with a copy and the object itself.
+
+    What modules share they share as a copy too; what other models share with them they do not.
+    """
+    inside = [m for m in model.modules() if isinstance(m.__dict__.get("config"), PreTrainedConfig)]
+    found = [module.__dict__["config"] for module in inside]
+    for copied in (copies := deepcopy(found)):
+        if implementation(copied) == NAME:  # of a model that carries a mask
+            set_implementation(copied, "sdpa")
+    return list(zip(inside, copies, found, strict=True))
+
+
+def same_entries(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
+    """Whether two configurations have equal entries and name the same implementation."""
+    entries = [
+        {name: value for name, value in vars(each).items() if name != IMPLEMENTATION}
+        for each in (one, other)
+    ]
+    return entries[0] == entries[1] and implementation(one) == implementation(other)
+
+
 def put_on(model: nn.Module, attachment: Attachment) -> None:
     """Puts a prepared attachment in force, on a model that carries none."""
+    for module, copied, _ in attachment.configs:
+        module.__dict__["config"] = copied
     banks = list(attachment.banks)
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
@@ -233,11 +268,12 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
         for several, where in attachment.token_masks
     ]
     configs = [config for config, _ in attachment.previous]
-    hooks += [
-        inner.register_forward_pre_hook(partial(check_call, configs), with_kwargs=True)
-        for inner in dict.fromkeys(map(owners(model).get, attachment.states))
-        if inner is not None
-    ]
+    check = partial(check_call, configs, attachment.positions)
+    forget = partial(forget_positions, attachment.positions)
+    for inner in dict.fromkeys(map(owners(model).get, attachment.states)):
+        if inner is not None:
+            hooks.append(inner.register_forward_pre_hook(check, with_kwargs=True))
+            hooks.append(inner.register_forward_hook(forget))
     for config in configs:
         set_implementation(config, NAME)
     attachment.hooks = hooks
@@ -261,6 +297,9 @@ def take_off(model: nn.Module) -> Attachment | None:
     for config, name in attachment.previous:
         if implementation(config) == NAME:  # what the user has set since then stays
             set_implementation(config, name)
+    if all(same_entries(copied, before) for _, copied, before in attachment.configs):
+        for module, _, before in attachment.configs:
+            module.__dict__["config"] = before
     if GATES in model._modules:
         del model._modules[GATES]
     return attachment

@@ -15,6 +15,7 @@ from masksearch.attention.kernels.choose import KernelChoice, gather_pays_from
 from masksearch.attention.layer import LayerMask, LayerState
 from masksearch.errors import AttachError, LengthError
 from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Causal
 
 COLUMNS = 100  # of the printed table
 HEADS = ("part", "layers", "mask", "length", "kept", "blocks", "backend")
@@ -112,7 +113,7 @@ def explain(
     Raises:
         AttachError: If nothing is attached to this model, or other attention is in use.
         ValueError: If the length is no whole number >= 1, or none is given and none is known.
-        LengthError: If a mask has another length.
+        LengthError: If a mask is shorter.
     """
     attachment = in_force(model)
     if attachment is None:
@@ -173,6 +174,8 @@ def explain_layer(state: LayerState, choices: dict[LayerMask, KernelChoice]) -> 
         reason = CROSS if state.cross else BIASED
     elif state.fallback:
         reason += f" (in the last call: {state.fallback})"
+    if state.mask is not None and choice.length < (state.mask.length or 0):
+        reason = f"upper left corner of a table of {state.mask.length} positions; {reason}"
     shares = (choice.density, choice.block_density)
     return ExplainedLayers(*first, choice.length, *shares, choice.backend, reason)
 
@@ -192,15 +195,16 @@ def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) 
     if choice.backend != "sdpa" or device.type != "cpu" or not lowered.plain:
         return
     try:
-        least = gather_pays_from(lowered.seen)
+        given = lowered.given
+        least = gather_pays_from(given & Causal() if lowered.causal else given)
     except LengthError:
         return
     if least is None:
-        yield f"{lowered.mask}: nothing sparse pays for this mask."
+        yield f"{given}: nothing sparse pays for this mask."
     elif least > choice.length:
-        yield f"{lowered.mask}: block gather pays from about {least} positions on."
+        yield f"{given}: block gather pays from about {least} positions on."
     else:
-        yield f'{lowered.mask}: backend="auto" would take block gather.'
+        yield f'{given}: backend="auto" would take block gather.'
 
 
 def ranges(numbers: Iterable[int]) -> str:

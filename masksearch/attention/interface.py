@@ -335,9 +335,16 @@ def squared(call: AttentionCall, before: int, size: int) -> AttentionCall:
 
 # -- whether our functions are called at all ---------------------------------------------------
 def check_call(
-    configs: list[Any], model: nn.Module, given: tuple[Any, ...], named: Mapping[str, Any]
+    configs: list[Any],
+    positions: SequencePositions,
+    model: nn.Module,
+    given: tuple[Any, ...],
+    named: Mapping[str, Any],
 ) -> None:
     """Pre-forward hook of a model whose layers carry a mask or gates.
+
+    A mask that comes written out, from a model around the one that was attached to, has not been
+    noted when it was made: where its queries stand is asked of the cache.
 
     Raises:
         AttachError: If other attention is in use, or attention weights are asked for.
@@ -347,6 +354,15 @@ def check_call(
             refuse_other(type(model).__name__, str(config._attn_implementation))
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
+    mask, cache = named.get("attention_mask"), named.get("past_key_values")
+    written = cache is not None and isinstance(mask, Tensor) and mask.ndim == 4
+    if written and positions.last is None:
+        positions.note(mask.shape[2], mask.shape[3], cache.get_seq_length(), 0)
+
+
+def forget_positions(positions: SequencePositions, *call: Any) -> None:
+    """Forward hook of the same model: what was noted served this pass alone."""
+    positions.last = positions.before = None
 
 
 def refuse_other(title: str, name: str) -> None:

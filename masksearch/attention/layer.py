@@ -25,6 +25,7 @@ from masksearch.attention.kernels.choose import BLOCK, SHORTEST, KernelChoice, c
 from masksearch.attention.kernels.custom_op import NUMBERS, SOURCES
 from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
+from masksearch.attention.tokens import TokenMask, refuse_longer
 from masksearch.errors import AttachError, EmptyRowError
 from masksearch.masks.core import Mask, no_empty_rows
 from masksearch.masks.leaves import Causal
@@ -32,7 +33,6 @@ from masksearch.masks.lower import row_counts
 from masksearch.masks.stacks import Cropped
 
 if TYPE_CHECKING:
-    from masksearch.attention.tokens import TokenMask
     from masksearch.contracts import GateBank
 
 STATE = "masksearch_layer"  # where an attention module carries its LayerState, in its __dict__
@@ -43,6 +43,9 @@ T = TypeVar("T")
 class LayerMask:
     """What one distinct mask of a model is lowered to: tables, choices of a kernel, and plans.
 
+    A table of n positions serves shorter inputs by its upper left corner, which is what padding
+    them to n computes for the real tokens.
+
     Args:
         mask: The mask of one layer.
         causal: Whether the model hides later keys from it.
@@ -52,6 +55,7 @@ class LayerMask:
         plain: Whether it is self-attention without a bias, which sparse kernels compute.
 
     Attributes:
+        given: The mask as it was given; `mask` is its corner where it has only one length.
         lowered: (length, what, ..) -> table, choice or plan of the last lengths.
         key: Its name in `SOURCES`, by which a graph finds it.
     """
@@ -65,9 +69,10 @@ class LayerMask:
         head_dim: int = 1,
         plain: bool = True,
     ) -> None:
-        self.mask, self.causal, self.where = mask, causal, where
+        self.given, self.causal, self.where = mask, causal, where
+        self.mask = mask if mask.length is None else Cropped(mask, mask.length)
         self.backend, self.head_dim, self.plain = backend, head_dim, plain
-        self.by_length = depends_on_length(mask)
+        self.by_length = depends_on_length(self.mask)
         self.lowered: dict[tuple[Any, ...], Any] = {}
         self.key = str(next(NUMBERS))
         SOURCES[self.key] = self
@@ -87,6 +92,7 @@ class LayerMask:
         """
         key = (length, *what)
         if key not in self.lowered:
+            refuse_longer(self.given, length, self.where)
             with ThreadPoolExecutor(1) as pool:
                 made = pool.submit(make).result()
             others = list(dict.fromkeys(n for n, *_ in self.lowered if n != length))
@@ -105,7 +111,7 @@ class LayerMask:
 
         Raises:
             EmptyRowError: If a query keeps no key, by itself or because the model is causal.
-            LengthError: If the mask has another length.
+            LengthError: If the mask is shorter.
         """
 
         def make() -> Tensor | None:
@@ -145,6 +151,7 @@ class LayerMask:
 
     def choose(self, length: int, device: torch.device, trains: bool) -> KernelChoice:
         """The same, remembering nothing."""
+        refuse_longer(self.given, length, self.where)
         asked: dict[str, Any] = {
             "head_dim": self.head_dim,
             "device": device,
@@ -207,8 +214,8 @@ class LayerMask:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("mask", "causal", "where", "backend", "head_dim", "plain")
-        return {name: getattr(self, name) for name in names}
+        names = ("causal", "where", "backend", "head_dim", "plain")
+        return {"mask": self.given, **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -278,8 +285,8 @@ class CachePosition:
 class SequencePositions:
     """Where queries and keys of the running forward pass stand in the sequence.
 
-    One for an attachment, and for models that share a configuration object. The function that
-    makes a model's mask notes it, the layers then read it: one forward pass at a time.
+    One for an attachment. The function that makes a model's mask notes it, the layers then read
+    it: one forward pass at a time.
 
     Attributes:
         masks: What may need the padding of those models without a table around it.
@@ -351,12 +358,6 @@ class SequencePositions:
 POSITIONS: dict[int, SequencePositions] = {}
 
 
-def positions_of(configs: Iterable[Any]) -> SequencePositions:
-    """The positions that serve one of those configurations already, or new ones."""
-    found = (POSITIONS[id(config)] for config in configs if id(config) in POSITIONS)
-    return next(found, None) or SequencePositions()
-
-
 # -- layers ------------------------------------------------------------------------------------
 @dataclass(eq=False)
 class LayerState:
@@ -415,7 +416,7 @@ class LayerState:
 
         Raises:
             EmptyRowError: If a query keeps no key.
-            LengthError: If the mask has another length.
+            LengthError: If the mask is shorter.
             AttachError: If the mask is another one at each length, and keys come from a cache.
         """
         if self.token_mask is not None:

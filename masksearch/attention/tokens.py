@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.attention.probe import Part, Probe, names_of
-from masksearch.errors import AttachError, EmptyRowError
+from masksearch.errors import AttachError, EmptyRowError, LengthError
 from masksearch.masks.core import Mask
+
+NO_TOKEN = -1  # stands where an input is shorter than a table
 
 
 class TokenMask:
@@ -47,7 +50,10 @@ class TokenMask:
             EmptyRowError: If a query keeps no key, by itself or because the model is causal.
         """
         self.latest = self.own.table = None
-        table = self.mask.table(tokens)
+        count, longest = tokens.shape[1], self.mask.length or 0
+        if longest:
+            refuse_longer(self.mask, count, self.where)
+        table = self.mask.table(F.pad(tokens, (0, max(0, longest - count)), value=NO_TOKEN))
         empty = ~table.tril().any(-1)
         if self.causal and empty.any():
             example, head, row = (int(index) for index in empty.nonzero()[0])
@@ -56,7 +62,7 @@ class TokenMask:
                 "keys, and the model is causal: causality hides every one of them; add for "
                 "example masks.window(0), the diagonal"
             )
-        self.latest = self.own.table = table
+        self.latest = self.own.table = table[..., :count, :count]
 
     def kept(self, batch: int, queries: int, keys: int, visible: Tensor | None) -> Tensor:
         """The cells of one attention call, bool `[batch, heads | 1, queries, keys]`.
@@ -93,6 +99,21 @@ class TokenMask:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def refuse_longer(mask: Mask, length: int, where: str) -> None:
+    """Refuses inputs that a table does not reach.
+
+    Raises:
+        LengthError: Names the remedies.
+    """
+    if mask.length is not None and length > mask.length:
+        raise LengthError(
+            f"{where}: a table of {mask.length} positions serves inputs of at most that many, "
+            f"asked for {length}; searched tables do not stretch: truncate the inputs "
+            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach a mask of any "
+            "length, masks.nearest_family(mask).mask"
+        )
 
 
 TABLES = "masksearch_tables"  # where the memory of a model's mask carries the tables of its pass

@@ -113,7 +113,8 @@ class Table(BitMask):
         if at.length != self.length:
             raise LengthError(
                 f"Table holds {self.length} positions, asked for {at.length}; searched tables do "
-                f"not stretch: use masks.nearest_family(mask), or pad the inputs to {self.length}"
+                f"not stretch: use masks.cropped(mask, at={self.length}) for shorter inputs, "
+                "masks.nearest_family(mask).mask for longer ones"
             )
         return self.bits_at(at, at.query, at.key)
 

@@ -268,8 +268,8 @@ class TestContract:
             attach(model, masks.per_head([masks.full()] * 3))
         with pytest.raises(LayerCountError, match="the mask has 5 layers, asked for"):
             attach(model, masks.per_layer([masks.full()] * 5))
-        attach(model, masks.table(torch.ones(LENGTH + 1, LENGTH + 1, dtype=torch.bool).tril()))
-        with pytest.raises(LengthError, match=f"Table holds {LENGTH + 1} positions"):
+        attach(model, masks.table(torch.ones(LENGTH - 1, LENGTH - 1, dtype=torch.bool).tril()))
+        with pytest.raises(LengthError, match=f"a table of {LENGTH - 1} positions serves"):
             output(model, given)
         attach(model, masks.shifts([-2]))
         with pytest.raises(EmptyRowError, match="row 0 keeps no key"):

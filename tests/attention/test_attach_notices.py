@@ -198,18 +198,37 @@ def test_a_student_is_made_from_the_configuration(still):
 def test_models_that_share_a_configuration_carry_masks_of_their_own():
     """As in a loop that makes a model from one configuration for each mask."""
     config = BERT.made().config
-    first, second = (hf.BertModel(config, add_pooling_layer=False).eval() for _ in range(2))
-    second.load_state_dict(first.state_dict())
+    first, second, dense = (hf.BertModel(config, add_pooling_layer=False).eval() for _ in range(3))
+    for model in (second, dense):
+        model.load_state_dict(first.state_dict())
     plain = output(first)
     narrow, star = output(attach(first, NARROW)), output(attach(second, masks.star()))
     assert not torch.allclose(narrow, star, atol=1e-3)
+    dense.set_attn_implementation("eager")  # of the shared object, which the masks do not touch
+    assert len(dense(**GIVEN, output_attentions=True).attentions) == 2
+    dense.set_attn_implementation("sdpa")
     assert torch.equal(output(first), narrow)
+    assert torch.equal(output(dense), plain)
     detach(first)
-    with pytest.raises(AttachError, match="computes its attention by 'sdpa' now"):
-        output(second)
-    assert torch.equal(output(attach(second, masks.star())), star)
+    assert torch.equal(output(second), star)
     assert torch.equal(output(first), plain)
+    third = attach(hf.BertModel(second.config, add_pooling_layer=False).eval(), NARROW)
+    third.load_state_dict(first.state_dict())
+    assert torch.equal(output(third), narrow)
+    assert torch.equal(output(second), star)
     assert torch.equal(output(detach(second)), plain)
+    assert first.config is second.config is dense.config is config
+
+
+def test_what_was_changed_meanwhile_outlives_the_mask():
+    model = attach(BERT.made(), NARROW)
+    model.config.use_cache = False
+    model.config.label_names = ["yes"]
+    assert model.config is model.encoder.layer[0].attention.self.config
+    detach(model)
+    assert model.config.use_cache is False
+    assert model.config.label_names == ["yes"]
+    assert model.config is model.encoder.layer[0].attention.self.config
 
 
 def test_a_copied_part_keeps_its_mask_and_takes_no_other():

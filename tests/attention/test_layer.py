@@ -121,6 +121,15 @@ def test_sliding_caches_know_where_their_keys_stand(window, cache):
     assert torch.allclose(scores(model, cache_implementation=cache), plain, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [gpt2, llama])
+def test_a_mask_on_the_model_inside_knows_where_queries_stand(make):
+    model = make()
+    attach(model.base_model, masks.window(1) | masks.global_tokens(positions=[0, 4]))
+    plain = scores(model, use_cache=False)
+    for cache in ("dynamic", "static", "static"):
+        assert torch.allclose(scores(model, cache_implementation=cache), plain, atol=1e-4)
+
+
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_cross_attention_does_not_move_the_rows_of_the_decoder(cache):
     model = bart()
@@ -196,7 +205,7 @@ def test_masks_that_follow_the_length_are_known(mask, expected):
 def test_a_table_does_not_stretch_while_decoding():
     model = attach(gpt2(), masks.table(torch.ones(9, 9, dtype=torch.bool).tril()))
     model(input_ids=tokens())
-    with pytest.raises(LengthError, match="Table holds 9 positions, asked for 10"):
+    with pytest.raises(LengthError, match="a table of 9 positions serves .* asked for 10"):
         scores(model)
 
 

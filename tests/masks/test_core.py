@@ -241,7 +241,7 @@ def mask_parts(mask: masks.Mask) -> list[masks.Mask]:
         (
             lambda: square(4).dense(5),
             LengthError,
-            "Table holds 4 positions, asked for 5; .* pad the inputs to 4",
+            r"Table holds 4 positions, asked for 5; .* for longer ones",
         ),
         (
             lambda: masks.toeplitz(torch.ones(4, dtype=torch.bool)).dense(5),
