@@ -311,6 +311,6 @@ def test_errors_of_lowering_keep_their_message_while_compiling():
     at = ARCHITECTURES["bert"]
     model = attach(at.made(), masks.table(torch.ones(9, 9) > 0))
     with pytest.raises(
-        RuntimeError, match="LengthError: .*a table of 9 positions serves .* asked for 17"
+        RuntimeError, match=r"LengthError: .*a table of 9 positions serves .* asked for 17"
     ):
         torch.compile(model, fullgraph=True, backend="eager")(**at.inputs())

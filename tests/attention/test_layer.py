@@ -205,7 +205,7 @@ def test_masks_that_follow_the_length_are_known(mask, expected):
 def test_a_table_does_not_stretch_while_decoding():
     model = attach(gpt2(), masks.table(torch.ones(9, 9, dtype=torch.bool).tril()))
     model(input_ids=tokens())
-    with pytest.raises(LengthError, match="a table of 9 positions serves .* asked for 10"):
+    with pytest.raises(LengthError, match=r"a table of 9 positions serves .* asked for 10"):
         scores(model)
 
 
