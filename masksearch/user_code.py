@@ -14,7 +14,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import MaskSearchError, unknown_name
-from masksearch.masks.text import functions
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
     from masksearch.contracts import Strategy
@@ -65,6 +64,8 @@ def describe_error(error: BaseException) -> str:
         text += f" ({own[-1].filename}, line {own[-1].lineno})"
     called = re.match(r"(\w+)(?:\.__init__)?\(\) ", str(error))
     if isinstance(error, TypeError) and called:
+        from masksearch.masks.text import functions
+
         for name, function in functions().items():
             if getattr(function, "__name__", "") == called[1]:
                 takes = ", ".join(inspect.signature(function).parameters) or "nothing"
