@@ -7,6 +7,7 @@ Implementations do not inherit from the protocols below; they only have their me
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masksearch.errors import EvaluatorError
 from masksearch.masks.core import Mask
 
 Batch = dict[str, Tensor]
@@ -248,6 +250,59 @@ class Evaluator(Protocol):
     @property
     def protocol(self) -> str: ...
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]: ...
+
+
+@runtime_checkable
+class ExplainsValues(Protocol):
+    """An evaluator that says in a few words what its reported values mean; a verdict prints it."""
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Name of a value -> what it measures."""
+        ...
+
+
+def check_evaluator(evaluator: object) -> None:
+    """Checks that an object offers what is asked of an `Evaluator`.
+
+    Raises:
+        EvaluatorError: Names what is missing, or of another type.
+    """
+    title = type(evaluator).__name__
+    if isinstance(evaluator, type):
+        title = evaluator.__name__
+        raise EvaluatorError(
+            f"{title} is a class, not an evaluator made from it: write {title}(..)"
+        )
+
+    def refuse(problem: str) -> EvaluatorError:
+        return EvaluatorError(
+            f"{title} {problem}; an evaluator offers shape, objectives, protocol and "
+            "__call__(mask, *, seed, workdir): docs/write_your_own.md has one in full"
+        )
+
+    found: dict[str, Any] = {}
+    for name in ("shape", "objectives", "protocol"):
+        try:
+            found[name] = getattr(evaluator, name)
+        except AttributeError as error:
+            inner = "" if error.name == name else f" that can be read ({error})"
+            raise refuse(f"has no {name}{inner}") from error
+    shape, objectives, protocol = found.values()
+    if not isinstance(shape, Shape):
+        raise refuse(f"has the shape {shape!r}, not a masksearch.Shape(length, layers, heads)")
+    if not isinstance(objectives, tuple) or not objectives:
+        raise refuse(f"has the objectives {objectives!r}, not a tuple of masksearch.Objective")
+    if strange := [one for one in objectives if not isinstance(one, Objective)]:
+        raise refuse(f"has the objective {strange[0]!r}, not a masksearch.Objective")
+    if not isinstance(protocol, str) or not protocol:
+        raise refuse(f"has the protocol {protocol!r}, not a text that names what judges")
+    if not callable(evaluator):
+        raise refuse("has no __call__")
+    try:
+        inspect.signature(evaluator).bind(None, seed=0, workdir=None)
+    except TypeError as error:
+        raise refuse(f"cannot be called with (mask, seed=, workdir=): {error}") from error
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
+from masksearch.analysis.candidates import (
+    Candidate,
+    from_a_search,
+    read_candidates,
+    read_seeds,
+)
 from masksearch.analysis.compare import ComparedMasks, Kind, check_kinds, read_kinds
 from masksearch.contracts import (
     Budget,
     Evaluator,
     Executor,
+    ExplainsValues,
     Listener,
     Record,
     Scheduler,
     Strategy,
+    check_evaluator,
 )
 from masksearch.errors import SearchError
 from masksearch.executors.local import Local
@@ -200,6 +208,7 @@ def search(
         SearchError: If the first five trials all fail, the folder cannot be written, ...
         UnknownNameError: If the strategy is unknown; names the nearest.
     """
+    check_evaluator(evaluator)
     if trials is None and seconds is None:
         raise SearchError("give trials= or seconds=, so that the search ends")
     reported = [objective.name for objective in evaluator.objectives]
@@ -250,7 +259,7 @@ def search(
 
 
 def compare(
-    candidates: Mapping[str, Mask | Record],
+    candidates: Mapping[str, Candidate],
     evaluator: Evaluator,
     *,
     run: Path | str,
@@ -264,34 +273,33 @@ def compare(
     """Judges every mask on every seed; what the run folder already holds is not run again.
 
     Args:
-        candidates: Name -> mask, or the record of a study that found it.
+        candidates: Name -> mask, the record of a study that found it, or an expression.
         evaluator: Judges masks.
         run: Folder of the comparison.
         seeds: Evaluation seeds, shared by all masks; choose others than the search's, or the
             winner is flattered.
         kinds: Name -> what the mask is: `"searched"` (from a search), `"hand-designed"`,
             `"control"` (dense, random keys, the planted mask) or `"candidate"`. Where it is not
-            said, a record is searched, a mask of `masks.FAMILIES` hand-designed, full attention
-            a control and any other mask a candidate. The run folder remembers it.
+            said, a record of what a strategy proposed is searched, a mask of `masks.FAMILIES`
+            hand-designed, full attention a control and any other mask a candidate, whatever its
+            name. The run folder remembers it.
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
         progress: As in `search`.
 
     Raises:
-        ValueError: If there are no masks or no seeds.
+        CandidateError: If a candidate is no mask, or there are no masks or no seeds.
+        EvaluatorError: If the evaluator lacks what is asked of one.
         UnknownNameError: If `kinds` names no mask of `candidates`, or no kind.
-        SearchError: If a record has no mask.
         EmptyRowError, HeadCountError, ...: If a mask does not fit the evaluator's shape, before
             anything is trained.
     """
-    run, seeds = Path(run), list(dict.fromkeys(seeds))
-    if not candidates or not seeds:
-        raise ValueError("compare needs at least one mask and one seed")
-    found = {name for name, each in candidates.items() if isinstance(each, Record)}
+    check_evaluator(evaluator)
+    run, seeds, chosen = Path(run), read_seeds(seeds), read_candidates(candidates)
+    found = (name for name, each in candidates.items() if from_a_search(each))
     said: dict[str, Kind] = dict.fromkeys(found, "searched")
     said |= check_kinds(kinds, candidates)
-    chosen = {name: mask_of(each) for name, each in candidates.items()}
     prints = {
         name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in chosen.items()
     }
@@ -302,7 +310,9 @@ def compare(
         before = store.records()
         known = read_kinds(store.facts(), {r.params["mask"]: r for r in before})
         kept = {**known, **said}
-        store.add_facts({"kinds": json.dumps(kept)})
+        meanings = evaluator.meanings if isinstance(evaluator, ExplainsValues) else {}
+        facts = {"kinds": json.dumps(kept), "meanings": json.dumps(dict(meanings))}
+        store.add_facts(facts)
         held = {
             (r.params.get("mask"), r.fingerprint, r.seed)
             for r in before
@@ -335,7 +345,9 @@ def compare(
         objectives = store.objectives()
     finally:
         store.close()
-    return Comparison(tuple(wanted), objectives, run, shape=evaluator.shape, kinds=kept)
+    return Comparison(
+        tuple(wanted), objectives, run, shape=evaluator.shape, kinds=kept, meanings=meanings
+    )
 
 
 def run_session(
@@ -348,15 +360,6 @@ def run_session(
         for watcher in display:
             watcher.expect(session.expected(), session.budget.seconds)
         session.run_on(executor or Local())
-
-
-def mask_of(candidate: Mask | Record) -> Mask:
-    """The mask itself, or the one that a record is about."""
-    if not isinstance(candidate, Record):
-        return candidate
-    if candidate.mask is None:
-        raise SearchError(f"trial {candidate.number} has no mask to compare; choose another one")
-    return candidate.mask
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

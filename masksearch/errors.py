@@ -58,6 +58,14 @@ class ResumeError(MaskSearchError, RuntimeError):
     """A run folder that belongs to another search."""
 
 
+class EvaluatorError(MaskSearchError, TypeError):
+    """An object that does not offer what an evaluator must."""
+
+
+class CandidateError(MaskSearchError, ValueError):
+    """Masks or seeds that cannot be compared."""
+
+
 class UncountedHops(MaskSearchError, ValueError):
     """Hops of a long mask that would take a table of all cells, or hours."""
 

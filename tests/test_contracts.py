@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch.contracts import AttentionCall
+from masksearch.contracts import AttentionCall, Objective, Report, Shape, check_evaluator
+from masksearch.errors import EvaluatorError
 
 QUERIES, KEYS = 3, 5
 
@@ -85,3 +86,49 @@ def test_dropout_scales_what_it_leaves():
 def test_a_call_does_not_change():
     with pytest.raises(FrozenInstanceError):
         attention_call().dropout = 0.1  # type: ignore[misc]
+
+
+class Judge:
+    shape = Shape(8, 1, 1)
+    objectives = (Objective("loss", "min", 1.0),)
+    protocol = "p"
+
+    def __call__(self, mask, *, seed, workdir):
+        yield Report(1, {"loss": 0.0})
+
+
+def without(name):
+    return type("Judge", (), {k: v for k, v in vars(Judge).items() if k != name})()
+
+
+class Inner(Judge):
+    @property
+    def protocol(self):
+        return self.corpus
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "said"),
+    [
+        (without("protocol"), "^Judge has no protocol; .*docs/write_your_own.md"),
+        (without("shape"), "^Judge has no shape;"),
+        (without("objectives"), "^Judge has no objectives;"),
+        (without("__call__"), "^Judge has no __call__;"),
+        (Inner(), "Inner has no protocol that can be read .*'corpus'"),
+        (Judge, r"Judge is a class, .*: write Judge\(\.\.\)"),
+        (None, "NoneType has no shape"),
+        (
+            type("J", (Judge,), {"shape": (8, 1, 1)})(),
+            r"shape \(8, 1, 1\), not a masksearch.Shape",
+        ),
+        (type("J", (Judge,), {"objectives": ()})(), "not a tuple of masksearch.Objective"),
+        (type("J", (Judge,), {"objectives": ("loss",)})(), "objective 'loss', not"),
+        (type("J", (Judge,), {"protocol": None})(), "protocol None, not a text"),
+        (type("J", (Judge,), {"__call__": lambda self, m: []})(), "cannot be called with"),
+    ],
+)
+def test_an_evaluator_that_lacks_something_is_refused_in_a_line(evaluator, said):
+    with pytest.raises(EvaluatorError, match=said) as raised:
+        check_evaluator(evaluator)
+    assert "\n" not in str(raised.value)
+    check_evaluator(Judge())

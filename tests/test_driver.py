@@ -675,8 +675,72 @@ def test_compare_refuses_what_does_not_fit_before_training(tmp_path):
             run=tmp_path / "run",
         )
     assert not log.exists()
-    with pytest.raises(ValueError, match="at least one mask and one seed"):
-        ms.compare({}, ToyEvaluator(), run=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("candidates", "seeds", "said"),
+    [
+        ({}, [0], "at least one mask, got an empty mapping"),
+        ([masks.full()], [0], r'masks by name, such as \{"mine": masks.window\(3\)\}, got list'),
+        ({"a": None}, [0], "'a' is to be a mask, .* got None"),
+        ({"a": masks.window(1).dense(16)}, [0], r"'a' .* got a tensor .*masks.table\(tensor\)"),
+        ({"a": masks.window}, [0], "'a' .* itself: call it"),
+        ({"a": "windw(3)"}, [0], "did you mean 'window'"),
+        ({"a": masks.full()}, 3, r"seeds are several .* got 3: give seeds=range\(3\)"),
+        ({"a": masks.full()}, [], "at least one seed"),
+        ({"a": masks.full()}, [0.5], r"each a whole number, .* got \[0.5\]"),
+        ({"a": masks.full()}, None, r"each a whole number, .* got \[None\]"),
+    ],
+)
+def test_compare_says_what_it_takes_before_training(tmp_path, candidates, seeds, said):
+    log = tmp_path / "log"
+    with pytest.raises(ValueError, match=said) as raised:
+        ms.compare(candidates, ToyEvaluator(log=log), run=tmp_path / "run", seeds=seeds)
+    assert "\n" not in str(raised.value)
+    assert not log.exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_compare_reads_expressions(tmp_path):
+    given = {"mine": "window(3) | global_tokens(1)"}
+    found = ms.compare(given, ToyEvaluator(), run=tmp_path / "run", seeds=[0], progress=None)
+    assert found.records[0].mask == masks.window(3) | masks.global_tokens(1)
+
+
+def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path):
+    toy, arguments = ToyEvaluator(), {"seeds": [0], "progress": None}
+    study = ms.search(
+        space,
+        toy,
+        run=tmp_path / "s",
+        trials=3,
+        strategy="random",
+        baselines={"w": masks.window(2)},
+        progress=None,
+    )
+    *_, proposed = study.records()
+    baseline = next(r for r in study.records() if r.origin == "baseline:w")
+    given = {
+        "random search": masks.window(4),
+        "random like mine": masks.window(5),
+        "control": masks.window(6),
+        "oracle": masks.window(7),
+        "proposed": proposed,
+        "baseline": baseline,
+    }
+    said = {"random search": "searched"}
+    found = ms.compare(given, toy, run=tmp_path / "c", kinds=said, **arguments)
+    kinds = {name: entry.kind for name, entry in found.entries.items()}
+    assert kinds == dict.fromkeys(given, "candidate") | {
+        "random search": "searched",
+        "proposed": "searched",
+    }
+    assert "random search: " in found.verdict()
+    nobody = ms.compare({"random": masks.window(4)}, toy, run=tmp_path / "n", **arguments)
+    assert 'kinds={"random": "searched"}' in nobody.verdict()
+    none = ms.compare({"star": masks.star()}, toy, run=tmp_path / "o", **arguments)
+    assert "nothing to decide" in none.verdict()
+    assert "kinds=" in none.verdict()
 
 
 def test_compare_of_a_changed_mask_forgets_the_old_one(tmp_path):

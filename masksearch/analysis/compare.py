@@ -145,6 +145,7 @@ class ComparedMasks:
         kinds: Name -> `"searched"` (it comes from a search), `"hand-designed"`, `"control"` or
             `"candidate"` (nobody says where it comes from); for those not named see
             `kind_of_mask`.
+        meanings: Reported value -> what it measures, in a few words, for the verdict.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -157,6 +158,7 @@ class ComparedMasks:
     notes: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None
     kinds: Mapping[str, Kind] = field(default_factory=dict)
+    meanings: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -360,27 +362,39 @@ def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: 
     tested = [entry for entry in entries.values() if entry.tested]
     lines: list[str] = []
     if not tested:
-        lines.append("No searched mask is in this comparison, so there is nothing to decide.")
+        name = next((n for n, e in entries.items() if e.kind == "hand-designed"), "NAME")
+        lines.append(
+            "No searched mask and no candidate is in this comparison, so there is nothing to "
+            f"decide. {how_to_say(name)}"
+        )
     for entry in tested:
         own = [finding for finding in findings if finding.mask == entry.name]
         lines.append(outcome_line(comparison, entry, own))
         lines.extend(INDENT + line for line in detail_lines(comparison, entry, own))
     if findings:
         lines.append(
-            f"Decided by paired differences over common seeds; {count_comparisons(len(findings))} "
-            "corrected together (Holm, 5%), intervals at the corrected level. "
+            f"Differences in {comparison.objectives[0].name} to each of these, over common seeds; "
+            f"p and intervals hold for {count_comparisons(len(findings))} together (Holm, 5%). "
             "'Not distinguishable' is not 'equal'."
         )
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
-            "No mask is said to come from a search: these are outcomes of candidates, not of a "
-            "search (kinds= tells where masks come from)."
+            "No mask is said to come from a search, so these are outcomes of candidates. "
+            f"{how_to_say(tested[0].name)}"
         )
     if tested and reference not in entries:
         lines.append(f"{reference} was not run, so nothing is said about it.")
     elif tested and not entries[reference].scores:
         lines.append(f"{reference} has no finished run, so nothing is said about it.")
     return "\n".join([*lines, *warning_lines(comparison)])
+
+
+def how_to_say(name: str) -> str:
+    """How a caller says that a mask comes from a search."""
+    return (
+        f'Say so of one that does: kinds={{{json.dumps(name)}: "searched"}}, or compare the '
+        "record that the search made of it (--found RUN)."
+    )
 
 
 def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> str:
@@ -421,7 +435,7 @@ def detail_lines(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
     lines = [describe_finding(finding) for finding in findings]
     hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
     if not hands:
-        lines.append("No hand-designed mask has a finished run to compare it with.")
+        lines.append("no hand-designed mask has a finished run to compare it with")
     sign = 1 if comparison.objectives[0].goal == "max" else -1
     above = [
         other
@@ -433,9 +447,9 @@ def detail_lines(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
         best = max(above, key=lambda other: sign * other.score.mean)
         lines.append(
             f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
-            f"better mean ({format_estimate(best.score.mean)}), so the "
+            f"better mean, {format_estimate(best.score.mean)}: the "
             f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
-            "hand-designed masks."
+            "hand-designed masks"
         )
     return lines
 
@@ -450,32 +464,20 @@ def sparser(gap: float) -> str:
 
 
 def describe_finding(finding: Finding) -> str:
-    """One comparison as a sentence."""
+    """One comparison in a line: with which mask, the difference, the outcome."""
     difference = finding.difference
     name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
     if finding.same:
-        return f"The same mask as {name}: equal bits, so no difference can be claimed."
+        return f"{name}: the same mask, so no difference can be claimed"
     if difference.n_seeds == 0:
-        return f"Not distinguishable from {name}: they have no seed in common."
-    if difference.n_seeds == 1:
-        return (
-            f"Not distinguishable from {name}: difference "
-            f"{format_estimate(difference.mean, signed=True)} on 1 common seed, which decides "
-            "nothing; run more seeds."
-        )
+        return f"{name}: no seed in common"
     shown = format_estimate(difference.mean, difference.low, difference.high, signed=True)
-    figures = (
-        f"difference {shown} at {100 * difference.level:.4g}%, adjusted p "
-        f"{format_p(finding.adjusted)}, {difference.n_seeds} seeds"
+    if difference.n_seeds == 1:
+        return f"{name}: {shown} on 1 common seed, which decides nothing; run more seeds"
+    fair = finding.outcome != "better" or finding.gap >= -MATCHED or finding.role == "reference"
+    return f"{name}: {shown}, p {format_p(finding.adjusted)}, {finding.outcome}" + (
+        "" if fair else "; it keeps more cells than that mask, so this is no fair win"
     )
-    if finding.outcome == "better":
-        fair = finding.gap >= -MATCHED or finding.role == "reference"
-        return f"Better than {name}: {figures}." + (
-            "" if fair else " It keeps more cells than that mask, so this is no fair win."
-        )
-    if finding.outcome == "worse":
-        return f"Worse than {name}: {figures}."
-    return f"Not distinguishable from {name}, so it is not shown to be better: {figures}."
 
 
 def warning_lines(comparison: ComparedMasks) -> list[str]:
@@ -484,11 +486,13 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
     entries = list(comparison.entries.values())
     for task in sorted({task for entry in entries for task in entry.at_majority}):
         those = [entry.name for entry in entries if task in entry.at_majority]
-        tested = [entry for entry in entries if task in entry.values]
-        who = "every mask" if len(those) == len(tested) else ", ".join(those)
+        others = [e.name for e in entries if task in e.values and e.name not in those]
+        who = ", ".join(those)
+        if len(others) < len(those):
+            who = f"any mask but {', '.join(others)}" if others else "any mask"
+        meaning = f" ({comparison.meanings[task]})" if task in comparison.meanings else ""
         lines.append(
-            f"{task}: {who} scored no better than a constant prediction, so its score says "
-            "nothing about the mask."
+            f"{task}{meaning} says nothing about {who}: no better than a constant prediction."
         )
     single = [entry.name for entry in entries if len(entry.scores) == 1]
     if single:

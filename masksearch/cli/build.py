@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from masksearch.cli.options import DamOptions, EvaluatorOptions, ExecutorOptions, OptionsError
-from masksearch.contracts import Evaluator, Executor, Scheduler
+from masksearch.contracts import Evaluator, Executor, Scheduler, check_evaluator
 from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
@@ -72,6 +72,7 @@ def without_costs(given: EvaluatorOptions) -> Evaluator:
             flags = ", ".join(f"--{name}" for name in others)
             raise OptionsError(f"--evaluator brings its own settings; drop {flags}")
         own: Evaluator = load_function(given.evaluator)()
+        check_evaluator(own)
         return own
     tasks = [name for name in ("glue", "squad", "swag") if name in settings]
     if len(tasks) > 1:

@@ -313,12 +313,18 @@ def compare(
     candidates = dict(mine)
     if controls:
         alike = {
-            f"random like {name}": random_like(chosen, built.shape.length, seed=0)
+            f"random keys like {name}": random_like(chosen, built.shape.length, seed=0)
             for name, chosen in mine.items()
             if name not in FAMILIES
         }
+        own = {"dense": full(), **FAMILIES, **alike}
+        if taken := [name for name in own if mine.get(name, own[name]) != own[name]]:
+            raise options.OptionsError(
+                f"{taken[0]!r} is the name of a mask that compare adds itself, {own[taken[0]]}; "
+                "give yours another one (--mask NAME=MASK), or --no-controls"
+            )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control"), **kinds}
-        candidates = {"dense": full(), **FAMILIES, **alike, **mine}
+        candidates = {**own, **mine}
     remember(run, "compare", options_given)
     comparison = run_compare(
         candidates,

@@ -142,6 +142,14 @@ class PlantedEvaluator:
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the two downstream accuracies measure."""
+        return {
+            "intact": "telling whole sequences from those with one changed token",
+            "follows": "telling whether the second half belongs to the first",
+        }
+
     def data_hashes(self) -> dict[str, str]:
         """Hash of the planted process, which draws all data."""
         return {"planted process": self.process.digest}

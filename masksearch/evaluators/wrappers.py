@@ -20,6 +20,7 @@ from typing import Self
 from masksearch.contracts import (
     CarriesData,
     Evaluator,
+    ExplainsValues,
     Objective,
     OffersGradients,
     Report,
@@ -48,6 +49,8 @@ class EvaluatorWrapper:
             object.__setattr__(self, "differentiable", self.evaluator.differentiable)
         if isinstance(self.evaluator, CarriesData):
             object.__setattr__(self, "packed", self.pack_within)
+        if isinstance(self.evaluator, ExplainsValues):
+            object.__setattr__(self, "meanings", self.evaluator.meanings)
 
     @property
     def shape(self) -> Shape:

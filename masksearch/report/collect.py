@@ -89,7 +89,14 @@ def comparison_of(study: Found) -> ComparedMasks:
         and record.fingerprint in ("", current.get(record.params["mask"], ""))
     )
     kinds = read_kinds(study.facts, current)
-    return ComparedMasks(records, study.objectives, study.run, shape=study.shape, kinds=kinds)
+    return ComparedMasks(
+        records,
+        study.objectives,
+        study.run,
+        shape=study.shape,
+        kinds=kinds,
+        meanings=json.loads(study.facts.get("meanings", "{}")),
+    )
 
 
 def limits_of(searches: Sequence[Found]) -> dict[str, str]:

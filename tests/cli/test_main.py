@@ -139,7 +139,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
     }
     assert kinds == {
         **dict.fromkeys(ms.FAMILIES, "hand-designed"),
-        **dict.fromkeys(("dense", "random like tpe", "random like mine"), "control"),
+        **dict.fromkeys(("dense", "random keys like tpe", "random keys like mine"), "control"),
         "tpe": "searched",
         "mine": "candidate",
     }
@@ -239,3 +239,31 @@ def test_python_m_masksearch_shows_help():
     )
     for command in ("demo", "show", "evaluate", "search", "compare", "report"):
         assert command in done.stdout
+
+
+def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_own(
+    monkeypatch, capsys, files
+):
+    toy = ("--evaluator", files / "my_proxy.py:toy", "--seeds", 2)
+    found, compared = files / "random_run", files / "compared"
+    search = ("search", files / "my_space.py:space", *toy[:2], "--run", found, "--trials", 3)
+    assert run(monkeypatch, capsys, *search, "--strategy", "random")[0] == 0
+    mine = ("--mask", "random like random=window(3)", "--mask", "random keys=window(4)")
+    code, out, _ = run(
+        monkeypatch, capsys, "compare", "--found", found, *mine, *toy, "--run", compared
+    )
+    assert code == 0
+    assert "random: " in out
+    kinds = {n: e.kind for n, e in ms.Comparison.open(compared).entries.items()}
+    assert kinds["random"] == "searched"
+    assert {n for n, kind in kinds.items() if kind == "candidate"} == {
+        "random like random",
+        "random keys",
+    }
+    assert kinds["random keys like random"] == "control"
+    for name in ("dense", "star", "random keys like random"):
+        code, _, err = run(
+            monkeypatch, capsys, "compare", "--found", found, "--mask", f"{name}=window(3)", *toy
+        )
+        assert code == 2
+        assert f"'{name}' is the name of a mask that compare adds itself" in err

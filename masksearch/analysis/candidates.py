@@ -1,0 +1,88 @@
+"""What a comparison is given: masks under names, and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from masksearch.analysis.pareto import is_baseline
+from masksearch.contracts import Record
+from masksearch.errors import CandidateError
+from masksearch.masks import parse
+from masksearch.masks.checks import whole
+from masksearch.masks.core import Mask
+
+Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
+
+
+def read_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
+    """The masks to compare, by name.
+
+    Raises:
+        CandidateError: If there are none, or one is no mask; says what to give instead.
+        MaskFormatError: If an expression cannot be read.
+    """
+    if not isinstance(candidates, Mapping):
+        raise CandidateError(
+            'compare takes masks by name, such as {"mine": masks.window(3)}, got '
+            f"{type(candidates).__name__}"
+        )
+    if not candidates:
+        raise CandidateError("compare needs at least one mask, got an empty mapping")
+    return {name: read_candidate(name, each) for name, each in candidates.items()}
+
+
+def read_candidate(name: str, candidate: Candidate) -> Mask:
+    """One mask; `name` is for the error."""
+    if isinstance(candidate, Mask):
+        return candidate
+    if isinstance(candidate, str):
+        return parse(candidate)
+    if isinstance(candidate, Record):
+        if candidate.mask is not None:
+            return candidate.mask
+        raise CandidateError(
+            f"{name!r}: trial {candidate.number} has no mask to compare; choose another one"
+        )
+    found = f"a {type(candidate).__name__}"
+    if candidate is None:
+        found = "None"
+    elif isinstance(candidate, Tensor):
+        found = f"a tensor {list(candidate.shape)}; masks.table(tensor) makes a mask of it"
+    elif callable(candidate):
+        found = f"{getattr(candidate, '__name__', candidate)} itself: call it, and give the mask"
+    raise CandidateError(
+        f"{name!r} is to be a mask, a record of a study, or an expression such as 'window(3)', "
+        f"got {found}"
+    )
+
+
+def read_seeds(seeds: Iterable[int]) -> list[int]:
+    """The seeds, each once.
+
+    Raises:
+        CandidateError: If they are not whole numbers, or there are none.
+    """
+    if (count := whole(seeds)) is not None:
+        raise CandidateError(
+            f"seeds are several whole numbers, got {count}: give seeds=range({max(count, 2)}) for "
+            f"{max(count, 2)} seeds"
+        )
+    given = list(seeds) if isinstance(seeds, Iterable) else [seeds]
+    numbers = [number for seed in given if (number := whole(seed)) is not None]
+    if not given or len(numbers) < len(given):
+        raise CandidateError(
+            "compare needs at least one seed, each a whole number, such as seeds=range(3), got "
+            f"{given}"
+        )
+    return list(dict.fromkeys(numbers))
+
+
+def from_a_search(candidate: Candidate) -> bool:
+    """Whether a candidate is what a search proposed: a record, but not of a baseline."""
+    return (
+        isinstance(candidate, Record)
+        and candidate.origin != "compare"
+        and not is_baseline(candidate)
+    )
