@@ -101,7 +101,7 @@ def test_an_impossible_size_is_refused(size, said):
 
 
 def test_rotary_positions_need_an_even_width_of_a_head():
-    with pytest.raises(ValueError, match="even number wide .* got 3 in 1x6x2"):
+    with pytest.raises(ValueError, match=r"even number wide .* got 3 in 1x6x2"):
         encoder("1x6x2", 40, 16, seed=0, architecture="modernbert")
 
 
