@@ -11,7 +11,7 @@ scores: accuracy after the same number of steps, each of the three ways.
 sizes: tokens/s of tiny ... base and their share of what a large matrix product reaches.
 Repetitions take turns (A B A B); figures are medians over them of the mean step. CPU figures are
 seconds of the process on one thread, so that a neighbour's load counts little. The Trainer needs
-the package `accelerate` (`pip install 'masksearch[bench]'`).
+the package `accelerate` (`pip install -e ".[bench]"`).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from proxy_sides import (
 
 from masksearch import masks
 from masksearch.attention.attach import attach
+from masksearch.errors import install_command
 from masksearch.models.encoders import encoder, find_size
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.mlm import MlmTask
@@ -250,7 +251,7 @@ def main() -> None:
     if wanted and find_spec("accelerate") is None:
         parser.error(
             f"transformers' Trainer, for {', '.join(sorted(wanted))}, needs the package "
-            "accelerate: pip install 'masksearch[bench]'"
+            f"accelerate: {install_command('bench')}"
         )
     if given.device == "cpu":
         torch.set_num_threads(1)

@@ -30,7 +30,7 @@ from typing import Any
 import cloudpickle
 
 from masksearch.contracts import CarriesData, Evaluator, Trials
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, install_command
 from masksearch.executors.environment import (
     catch_interrupt,
     own_token,
@@ -55,7 +55,7 @@ try:
     from ray.tune.schedulers import FIFOScheduler, TrialScheduler
     from ray.tune.search import Searcher
 except ImportError as problem:
-    MISSING = f'RayTune needs Ray Tune ({problem}): pip install "masksearch[ray]"'
+    MISSING = f"RayTune needs Ray Tune ({problem}): {install_command('ray')}"
     Searcher = FIFOScheduler = Stopper = Trainable = object  # type: ignore[assignment, misc]
 
 TUNE_SETTINGS = {  # read by Tune from the environment, while it runs

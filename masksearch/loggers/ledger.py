@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Objective, Record
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, install_command
 
 
 @dataclass(frozen=True)
@@ -215,5 +215,5 @@ def required_module(module: str, extra: str) -> Any:
     except ImportError as error:
         raise SearchError(
             f"logging to {extra} needs the package {module.split('.')[0]}, which cannot be "
-            f"imported ({error}); install it with: pip install 'masksearch[{extra}]'"
+            f"imported ({error}); install it with: {install_command(extra)}"
         ) from error

@@ -27,10 +27,9 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import exc
 
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, install_command
 
 BUSY = 20.0  # seconds that a database locked by another process is waited for, per attempt
-DRIVER = 'pip install "masksearch[postgresql]"'
 REMEDIES = {  # what helps, by what a server or the system says
     "password|authentication|fe_sendauth": "check the user and the password in the URL",
     "database .* does not exist": "make it with createdb, or correct the URL",
@@ -197,7 +196,9 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
             f"{'file' if location.kind == 'journal' else 'run folder'}"
         )
     if location.kind == "postgresql" and isinstance(cause, ImportError):
-        return SearchError(f"{location.shown} needs a driver that is missing; {DRIVER}")
+        return SearchError(
+            f"{location.shown} needs a driver that is missing; {install_command('postgresql')}"
+        )
     known = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text))
     remedy = next((f"; {remedy}" for remedy in known), "")
     return SearchError(f"{failed} {location.shown}: {redact(text, location.url)}{remedy}")

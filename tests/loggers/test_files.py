@@ -412,7 +412,7 @@ def test_open_loggers_refuse_an_unknown_name(tmp_path):
 def test_missing_library_gives_the_command_that_installs_it(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with (
-        pytest.raises(SearchError, match=rf"pip install 'masksearch\[{name}\]'"),
+        pytest.raises(SearchError, match=rf'pip install .*\[{name}\]"'),
         open_loggers([name], tmp_path, OBJECTIVES),
     ):
         pass

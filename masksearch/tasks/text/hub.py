@@ -20,7 +20,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from masksearch.errors import DataError
+from masksearch.errors import DataError, install_command
 from masksearch.tasks.text.files import HELD_OUT_STEMS, content_hash
 from masksearch.tasks.text.tokenizer import hub_answers, hub_offline
 
@@ -71,13 +71,14 @@ def load_hub(name: str, config: str | None, remedy: str, *, streaming: bool = Fa
 @contextmanager
 def hub_problems(place: str, remedy: str) -> Iterator[None]:
     """Says in one line what the libraries raise for a data set."""
+    import pyarrow as pa
+
     try:
         import datasets  # noqa: F401
-        import pyarrow as pa
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
     except ImportError as error:
         raise DataError(
-            f"{place} needs the package datasets: pip install datasets; or {remedy}"
+            f"{place} needs the package datasets: {install_command('hub')}; or {remedy}"
         ) from error
     try:
         yield

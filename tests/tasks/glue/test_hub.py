@@ -214,7 +214,7 @@ def test_the_hub_is_asked_for_the_configuration(
 
 def test_without_the_library_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match="pip install datasets"):
+    with pytest.raises(DataError, match=r"pip install .*\[hub\]"):
         load_glue("hf:nyu-mll/glue", "CoLA")
 
 

