@@ -43,6 +43,7 @@ from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source
 from masksearch.study.references import choose_best
 from masksearch.study.session import Session
+from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
 
 if TYPE_CHECKING:
@@ -353,13 +354,24 @@ def compare(
 def run_session(
     session: Session, executor: Executor | None, progress: Literal["auto"] | None, title: str
 ) -> None:
-    """Runs the trials of one call, and shows them."""
+    """Runs the trials of one call, and shows them.
+
+    Raises:
+        KeyboardInterrupt: As it came, with a note that says how to go on.
+    """
     with show_progress(progress, session.evaluator.objectives, title) as display:
         session.listeners = [*display, *session.listeners]
         session.restore()
         for watcher in display:
             watcher.expect(session.expected(), session.budget.seconds)
-        session.run_on(executor or Local())
+        try:
+            session.run_on(executor or Local())
+        except KeyboardInterrupt as stop:
+            stop.add_note(
+                f"what was finished is kept in {session.workdir}; go on with: "
+                + next_command(session.workdir)
+            )
+            raise
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

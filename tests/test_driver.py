@@ -572,8 +572,10 @@ def test_interrupted_trial_runs_again_under_its_own_number(tmp_path):
 
         seen: list[masks.Mask] = []  # noqa: RUF012
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         ms.search(space, Interrupted(), run=tmp_path / "b", trials=6)
+    (note,) = stop.value.__notes__
+    assert note.startswith(f"what was finished is kept in {tmp_path / 'b'}; go on with: the same")
     left = [r for r in ms.Study(tmp_path / "b").records() if r.status == "running"]
     assert len(left) == 1
     resumed = ms.search(space, ToyEvaluator(), run=tmp_path / "b", trials=6)

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from optuna.trial import BaseTrial
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.cli.resuming import resumable
 from masksearch.driver import Study, compare, search
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
@@ -83,6 +85,15 @@ def compare_with_truth(
         float(table.double().mean()),
         process.oracle.density(process.length),
     )
+
+
+def show_demo(run: Path, slots: int) -> None:
+    """Runs (or resumes) the demonstration, and prints its verdict and where its page is."""
+    with resumable(run, "demo", {"run": run, "slots": slots}):
+        page, lines = run_demo(run, slots=slots)
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"report: {page.resolve()}")
 
 
 def run_demo(

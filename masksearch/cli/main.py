@@ -34,10 +34,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 LONGEST_TABLE = 4096  # positions up to which `show` looks at every cell
 DOTS = 1024  # rows of tiles in the picture of a longer one
-RESUMABLE = (
-    "stopped; what was finished is kept. "
-    "`masksearch resume RUN`, or the same command again, goes on where it stopped"
-)
 
 # Groups of commands in `masksearch --help`, in the order of use.
 BEGIN = "Begin here"
@@ -125,12 +121,9 @@ def demo(
         masksearch demo
         masksearch demo --run runs/demo_4 --slots 4
     """
-    from masksearch.cli.demo import run_demo
+    from masksearch.cli.demo import show_demo
 
-    page, lines = run_demo(run, slots=slots)
-    for line in lines:
-        typer.echo(line)
-    typer.echo(f"report: {page.resolve()}")
+    show_demo(run, slots)
 
 
 @command(BEGIN)
@@ -215,10 +208,12 @@ def show(
             "mask": named.text, "iou": named.iou, "explained": named.explained
         }  # fmt: skip
     if png is not None:
+        from masksearch.masks.text import short_text
         from masksearch.report.figures.masks import plot_masks
 
         png.parent.mkdir(parents=True, exist_ok=True)
-        title = str(found)[:60] if side == 1 else f"tiles of {side}: {str(found)[:40]}"
+        title = short_text(found, 60)
+        title = title if side == 1 else f"tiles of {side}: {short_text(found, 40)}"
         picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
         picture.savefig(png, dpi=150, bbox_inches="tight")
         facts["png"] = str(png)
@@ -316,9 +311,7 @@ def main() -> None:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
         fail(str(error))
-    if code == INTERRUPTED:  # typer answers Ctrl-C with this exit code
-        typer.echo(RESUMABLE, err=True)
-    sys.exit(code or 0)
+    sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
 
 
 def fail(message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from masksearch.cli.options import (
     option,
     taking,
 )
+from masksearch.cli.resuming import COMMAND, resumable
 from masksearch.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -139,6 +141,8 @@ def pretrain(
         masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
         masksearch pretrain star --corpus README.md --size 3x96x4 --steps 60 --out runs/star
     """
+    options_given = {**locals(), **given}
+    del options_given["given"]
     from masksearch.cli.build import read_mask
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.training.distributed import join_processes
@@ -161,7 +165,10 @@ def pretrain(
             if group.first:
                 typer.echo(f"{out} holds this model already; --out ANOTHER trains it anew")
             return
-        last = train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
+        if group.first:  # what failed before it came to a checkpoint is no command to repeat
+            (out / COMMAND).unlink(missing_ok=True)
+        with resumable(out, "pretrain", options_given) if group.first else nullcontext():
+            last = train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
         if group.first:
             values = "  ".join(f"{name} {value:.4f}" for name, value in last.values.items())
             typer.echo(f"step {last.step}  held-out {values}")
@@ -217,8 +224,6 @@ def train_and_save(
     Returns:
         The last report.
     """
-    from contextlib import nullcontext
-
     from masksearch.attention.attach import attach
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.loggers.progress import progress

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,16 +14,11 @@ import typer
 
 from masksearch.cli import options
 from masksearch.cli.options import COMPARED, OUTPUT, PLACE, RUN, SEARCHED, declare
+from masksearch.cli.resuming import COMMAND, PATHS, resumable
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
     from masksearch.contracts import Evaluator, Executor
-
-
-COMMAND = "command.json"  # what `resume` repeats
-PATHS = {"run", "found", "reuse"}
-PLACES = {"corpus", "tokenizer", "weights", "glue", "squad", "swag"}  # here, or on the Hub
-CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
@@ -45,6 +40,8 @@ def evaluate(
         masksearch evaluate "window(3) | global_tokens(1)" --seeds 3
         masksearch evaluate longformer --corpus README.md --size 1x64x4 --steps 60
     """
+    options_given = {**locals(), **given}
+    del options_given["given"]
     import tempfile
 
     from masksearch.cli.build import read_mask
@@ -52,8 +49,12 @@ def evaluate(
     from masksearch.driver import compare
 
     built, found = evaluator_of(given), read_mask(mask)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = run or Path(temporary) / "evaluate"
+    with ExitStack() as stack:
+        if run is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "evaluate"
+        else:
+            folder = run
+            stack.enter_context(resumable(run, "evaluate", options_given))
         comparison = compare(
             {mask: found}, built, run=folder, seeds=range(seeds), executor=executor_of(given)
         )
@@ -170,8 +171,10 @@ def search(
     scheduler = build_halving(halving, halving_metric, halving_factor, built)
     baselines = FAMILIES if families else {}
     names = [name.strip() for name in (log or "").split(",") if name.strip()]
-    with open_loggers(names, run, built.objectives) as loggers:
-        remember(run, "search", options_given)
+    with (
+        open_loggers(names, run, built.objectives) as loggers,
+        resumable(run, "search", options_given),
+    ):
         study = run_search(
             load_function(space) if space is not None and strategy != "dam" else None,
             built,
@@ -210,7 +213,7 @@ def resume(
         str | None, declare("Another Ray cluster.", PLACE, options.AS_BEFORE, "ADDRESS")
     ] = None,
 ) -> None:
-    """Go on with a search or a comparison that was started from the command line.
+    """Go on with a search, a comparison, a demo or a pre-training from the command line.
 
     Examples:
         masksearch resume runs/search
@@ -224,8 +227,11 @@ def resume(
             f"{run} was not started from the command line (it holds no {COMMAND}); "
             "call ms.search or ms.compare again with the same arguments"
         )
+    from masksearch.cli.demo import show_demo
+    from masksearch.cli.pretrain import pretrain
+
     stored = json.loads(path.read_text(encoding="utf-8"))
-    given = stored["options"]
+    command, given = stored["command"], stored["options"]
     changed = {
         "trials": trials,
         "seconds": seconds,
@@ -233,14 +239,20 @@ def resume(
         "slots": slots,
         "address": address,
     }
-    given.update({name: value for name, value in changed.items() if value is not None})
-    given["run"] = str(run)
+    for name, value in changed.items():
+        if value is not None and name not in given:
+            raise options.OptionsError(f"{run} holds a {command}, which takes no --{name}")
+        given.update({name: value} if value is not None else {})
+    given["out" if command == "pretrain" else "run"] = str(run)
     for name in PATHS & set(given):
         if given[name] is not None:
             value = given[name]
             given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
-    commands: dict[str, Callable[..., None]] = {"search": search, "compare": compare}
-    commands[stored["command"]](**given)
+    commands: dict[str, Callable[..., None]] = {
+        **{"search": search, "compare": compare, "evaluate": evaluate},
+        **{"demo": show_demo, "pretrain": pretrain},
+    }
+    commands[command](**given)
 
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
@@ -325,15 +337,15 @@ def compare(
             )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control"), **kinds}
         candidates = {**own, **mine}
-    remember(run, "compare", options_given)
-    comparison = run_compare(
-        candidates,
-        built,
-        run=run,
-        seeds=range(first_seed, first_seed + seeds),
-        kinds=kinds,
-        executor=executor_of(given),
-    )
+    with resumable(run, "compare", options_given):
+        comparison = run_compare(
+            candidates,
+            built,
+            run=run,
+            seeds=range(first_seed, first_seed + seeds),
+            kinds=kinds,
+            executor=executor_of(given),
+        )
     print_comparison(comparison, as_json)
     if not as_json:
         typer.echo(comparison.verdict())
@@ -358,47 +370,3 @@ def executor_of(given: Mapping[str, Any]) -> Executor:
     from masksearch.cli.build import build_executor
 
     return build_executor(options.given_to(options.ExecutorOptions, given))
-
-
-def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
-    """Writes what `resume` repeats into the run folder, with absolute paths.
-
-    A command that the folder holds already stays: it belongs to the study there, and `search`
-    itself refuses another one. Passwords are not written: PostgreSQL takes them from PGPASSWORD
-    or ~/.pgpass.
-    """
-    path = run / COMMAND
-    if path.is_file():
-        return
-    plain: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in PATHS and value is not None:
-            many = isinstance(value, list)
-            plain[name] = [str(Path(v).resolve()) for v in value] if many else absolute(value)
-        elif name in PLACES and value is not None:
-            plain[name] = absolute(value) if Path(value).expanduser().exists() else value
-        elif name in CODE and ".py:" in str(value):
-            file, colon, function = str(value).rpartition(":")
-            plain[name] = f"{Path(file).resolve()}{colon}{function}"
-        elif name == "storage" and value is not None:
-            plain[name] = without_password(value)
-        else:
-            plain[name] = value
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"command": command, "options": plain}, indent=1), encoding="utf-8")
-
-
-def absolute(path: Path | str) -> str:
-    """A path that holds from any folder."""
-    return str(Path(path).expanduser().resolve())
-
-
-def without_password(storage: str) -> str:
-    """A storage as it may be written down; journals with their absolute path.
-
-    >>> without_password("postgresql://me:secret@db/masks")
-    'postgresql://me@db/masks'
-    """
-    if storage.startswith("journal:"):
-        return f"journal:{absolute(storage.removeprefix('journal:'))}"
-    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1@", storage)

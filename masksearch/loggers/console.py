@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from masksearch.analysis.pareto import Snapshot
+from masksearch.analysis.pareto import Snapshot, is_baseline, sparsity_of
 from masksearch.contracts import Objective, Record, Report
 from masksearch.loggers.notebook import NotebookOutput
 from masksearch.masks.text import short_text
@@ -240,20 +240,15 @@ def counts(record: Record, *, restored: bool) -> bool:
     comparison is resumed."""
     if record.status != "failed":
         return True
-    return record.origin.startswith("baseline:") or (record.origin == "compare" and not restored)
+    return is_baseline(record) or (record.origin == "compare" and not restored)
 
 
 def fitted(start: str, record: Record, parts: Sequence[str]) -> str:
     """A line about a record; its mask, or its name, gets the room that the rest leaves."""
     start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
-    named = record.origin == "compare" or record.origin.startswith("baseline:")
+    named = record.origin == "compare" or is_baseline(record)
     name = (record.params.get("mask") if named else None) or record.mask or "one-shot training"
     return start + short_text(str(name), max(LEAST, LONGEST - len(start) - len(rest))) + rest
-
-
-def sparsity_of(record: Record) -> float:
-    """A record's sparsity; NaN where it has no mask."""
-    return record.measures.get("sparsity", math.nan)
 
 
 def clipped(line: str) -> str:

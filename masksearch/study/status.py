@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +20,14 @@ from typing import Any
 from masksearch.analysis.pareto import Snapshot
 from masksearch.contracts import Budget, Objective, Record, Report
 from masksearch.errors import SearchError
+from masksearch.masks.text import short_text
 from masksearch.study.lock import is_locked
 
 NAME = "status.json"
 PERIOD = 0.5  # seconds between two writes while jobs run
 SOON = 0.1  # ... and when one has ended
 FAILURES = 20  # that are kept
+LONGEST = 120  # characters of a line
 
 
 class StatusBoard:
@@ -69,7 +72,7 @@ class StatusBoard:
         self.running[record.number] = {
             "number": record.number,
             "origin": record.origin,
-            "mask": str(record.mask)[:120] if record.mask is not None else "one-shot training",
+            "mask": short_text(record.mask or "one-shot training", LONGEST),
             "since": time.monotonic(),
         }
         self.write_soon()
@@ -150,7 +153,7 @@ class StatusBoard:
             "origin": record.origin,
             self.score.name: record.value(self.score.name),
             "sparsity": record.measures.get("sparsity"),
-            "mask": str(record.mask)[:200],
+            "mask": short_text(record.mask or "", LONGEST),
         }
 
 
@@ -189,6 +192,16 @@ def read_status(run: Path) -> dict[str, Any]:
     return state
 
 
+def next_command(run: Path) -> str:
+    """What goes on with a run that was interrupted: a command, or the call that began it."""
+    if (run / "command.json").is_file():
+        return f"masksearch resume {shlex.quote(str(run))}"
+    whole = run.parent / "command.json"  # the parts of a demonstration are folders in its own
+    if whole.is_file() and json.loads(whole.read_text(encoding="utf-8"))["command"] == "demo":
+        return f"masksearch resume {shlex.quote(str(run.parent))}"
+    return "the same call of ms.search or ms.compare"
+
+
 def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     """The state for people."""
     runs, volume, left = state["running"], state["hypervolume"], state["seconds_left"]
@@ -196,7 +209,7 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     lines = [f"{run}: {state['title']}, {state['state']}; {counts or 'nothing finished yet'}"]
     if state["state"] in ("killed", "interrupted"):
         lines[0] += f", {len(runs)} interrupted" if runs else ""
-        lines.append(f"go on with: masksearch resume {run}")
+        lines.append(f"go on with: {next_command(run)}")
     if state["state"] == "running":
         of = "" if state["expected"] is None else f" of {state['expected']}"
         rest = "" if left is None else f", about {in_words(left)} left"
@@ -212,17 +225,22 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     if state["best"] is not None:
         best = dict(state["best"])
         number, origin, mask = best.pop("number"), best.pop("origin"), best.pop("mask")
-        lines.append(f"best: trial {number} ({origin})  {figures(best)}  {mask}")
+        lines.append(with_mask(f"best: trial {number} ({origin})  {figures(best)}", mask))
     for job in runs if state["state"] == "running" else []:
         at = f"  step {job['step']}" if "step" in job else ""
-        lines.append(
-            f"runs: trial {job['number']} ({job['origin']}) for {in_words(job['seconds'])}"
-            f"{at}  {figures(job.get('values', {}))}  {job['mask']}".rstrip()
-        )
-    return lines + [
+        text = f"runs: trial {job['number']} ({job['origin']}) for {in_words(job['seconds'])}{at}"
+        values = figures(job.get("values", {}))
+        lines.append(with_mask("  ".join([text, values] if values else [text]), job["mask"]))
+    lines += [
         f"failed: trial {failure['number']} ({failure['origin']}): {failure['reason']}"
         for failure in state["failures"]
     ]
+    return [line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..." for line in lines]
+
+
+def with_mask(text: str, mask: str) -> str:
+    """A line that ends with a mask, in the room that is left for it."""
+    return f"{text}  {short_text(mask, max(16, LONGEST - 2 - len(text)))}"
 
 
 def figures(values: dict[str, float]) -> str:

@@ -12,7 +12,8 @@ from masksearch.cli.build import (
     further_settings,
 )
 from masksearch.cli.options import EvaluatorOptions, ExecutorOptions, OptionsError
-from masksearch.cli.search import COMMAND, evaluator_of, remember
+from masksearch.cli.resuming import COMMAND, remember
+from masksearch.cli.search import evaluator_of
 from masksearch.errors import UnknownNameError
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator

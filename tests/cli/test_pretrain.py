@@ -66,7 +66,7 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     said = run("window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next")
     assert "step 6  held-out loss" in said
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json", "curve.csv", "mask.json", "masksearch.json", "model.safetensors",
+        "command.json", "config.json", "curve.csv", "mask.json", "masksearch.json", "model.safetensors",
         "settings.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert load_mask(out / "mask.json") == window(2)
@@ -222,3 +222,26 @@ def test_two_processes_write_one_model(tmp_path, text):
     )
     settings = [json.loads((tmp_path / n / "settings.json").read_text()) for n in ("one", "two")]
     assert settings[0] == settings[1]
+
+
+def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monkeypatch, capsys):
+    out, save = tmp_path / "out", Checkpoints.save
+
+    def interrupting(self: Checkpoints, step: int, *given: object) -> Path:
+        path = save(self, step, *given)
+        raise KeyboardInterrupt if step < 6 else AssertionError
+        return path
+
+    words = ["window(2)", "--corpus", text, "--out", out, *SMALL, "--checkpoint-seconds", "0"]
+    monkeypatch.setattr(Checkpoints, "save", interrupting)
+    monkeypatch.setattr(sys, "argv", ["masksearch", "pretrain", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"stopped; what was finished is kept. Go on with: masksearch resume {out}"
+    monkeypatch.setattr(Checkpoints, "save", save)
+    found = CliRunner().invoke(cli.app, ["resume", str(out)])
+    assert "step 6  held-out loss" in found.output
+    refused = CliRunner().invoke(cli.app, ["resume", str(out), "--trials", "3"])
+    assert "holds a pretrain, which takes no --trials" in str(refused.exception)

@@ -9,15 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
 import pytest
 from cli_runs import EVALUATOR, SPACE, run
 from killing import outcome
+from toy import ToyEvaluator
 
 import masksearch as ms
-from masksearch.cli.search import without_password
+from masksearch import masks
+from masksearch.cli.resuming import without_password
+from masksearch.contracts import Budget, Evaluate, Record, Report
+from masksearch.study.status import StatusBoard, read_status, status_lines
 
 HELD = """
 import sys, time
@@ -108,6 +113,29 @@ def test_status_names_failures_and_their_reasons(monkeypatch, capsys, tmp_path, 
     assert failed
     for record in failed[-3:]:
         assert f"failed: trial {record.number} (random): FloatingPointError" in out
+
+
+def test_lines_of_status_are_short_and_masks_are_whole(tmp_path):
+    board = StatusBoard(tmp_path, ToyEvaluator.objectives, Budget(9), "search by tpe")
+    mask = masks.window(3)
+    for position in range(40):
+        mask = mask | masks.global_tokens(positions=[position])
+    measures = {"sparsity": 0.5}
+    run = Record(0, "running", Evaluate(mask), origin="tpe", measures=measures)
+    board.restore([replace(run, status="done", values={"loss": 1.0}, number=3)], 9)
+    board.ended(replace(run, status="failed", number=4, error="ValueError: " + "long " * 90))
+    board.began(run)
+    board.reported(0, Report(5, {"loss": 1.0, "accuracy": 0.5}))
+    board.write()
+    lines = status_lines(tmp_path, read_status(tmp_path) | {"state": "running"})
+    assert max(len(line) for line in lines) <= 120
+    best, runs = (line for line in lines if "window" in line)
+    assert best.startswith("best: trial 3 (tpe)  loss 1.0000  sparsity 0.5000  window(3) | ")
+    assert best.endswith(" | ...")
+    assert runs.endswith("loss 1.0000  accuracy 0.5000  window(3) | global_tokens(1) | ...")
+    assert "go on with: the same call of ms.search" in "".join(
+        status_lines(tmp_path, read_status(tmp_path))
+    )
 
 
 def test_status_of_a_folder_without_a_run(monkeypatch, capsys, tmp_path):
@@ -222,8 +250,8 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
         process.kill()
         hold.unlink()
     assert process.returncode == 130, err
-    assert "stopped; what was finished is kept." in err
-    assert "masksearch resume RUN" in err
+    again = f"stopped; what was finished is kept. Go on with: masksearch resume {folder}"
+    assert [line for line in err.splitlines() if "resume" in line] == [again]
     assert "Traceback" not in err
     state = subprocess.run(
         [sys.executable, "-m", "masksearch", "status", str(folder)],
