@@ -21,7 +21,7 @@ from masksearch.errors import SearchError
 from masksearch.executors.environment import pickle_by_value
 from masksearch.executors.job import JobRun, idle_strategy_error
 from masksearch.executors.pool import Ask, Pool, WorkerLoss
-from masksearch.executors.worker import READY, StepResult, WorkerConfig
+from masksearch.executors.worker import READY, StepResult, WorkerConfig, pickle_for_workers
 
 SUSPECT = 2  # starts without an end after which a job runs in a process of its own
 MAX_FAILURES = 1  # so often a trial whose worker died is begun again
@@ -72,7 +72,7 @@ class Local:
         pool = Pool(work, max_failures=MAX_FAILURES, limit_seconds=self.limit_seconds, ask=ask)
         with pickle_by_value():
             config = WorkerConfig(
-                cloudpickle.dumps(work.evaluator),
+                pickle_for_workers(work.evaluator, "the evaluator"),
                 str(work.workdir.resolve()),
                 threads=self.threads or max(1, (os.cpu_count() or 1) // self.slots),
                 limit_seconds=self.limit_seconds,

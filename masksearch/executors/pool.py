@@ -17,12 +17,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import cloudpickle
-
 from masksearch.contracts import Proposal, Report, Trials
 from masksearch.errors import SearchError
 from masksearch.executors.job import idle_strategy_error, make_record, trial_folder
-from masksearch.executors.worker import StepResult, TrialSpec, read_time_limit_note
+from masksearch.executors.worker import (
+    StepResult,
+    TrialSpec,
+    pickle_for_workers,
+    read_time_limit_note,
+)
 
 Ask = Callable[[], Proposal | Literal["wait", "done"]]
 
@@ -162,9 +165,8 @@ class Pool:
     # -- inside --------------------------------------------------------------------------------
     def make_spec(self, proposal: Proposal, start: int) -> TrialSpec:
         """A proposal made ready to travel."""
-        return TrialSpec(
-            f"{proposal.number}.{start}", cloudpickle.dumps(proposal), config=self.config
-        )
+        data = pickle_for_workers(proposal, f"trial {proposal.number}")
+        return TrialSpec(f"{proposal.number}.{start}", data, config=self.config)
 
     def tell(self, name: str, seconds: float, **ended: Any) -> None:
         """The one record of a proposal; `ended` as in `make_record`."""

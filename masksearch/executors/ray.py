@@ -41,7 +41,7 @@ from masksearch.executors.environment import (
     temporary_storage,
 )
 from masksearch.executors.pool import Pool, WorkerLoss
-from masksearch.executors.worker import TrialRunner, TrialSpec, WorkerConfig
+from masksearch.executors.worker import TrialRunner, TrialSpec, WorkerConfig, pickle_for_workers
 
 MISSING = ""  # what there is to say where Ray is not installed
 try:
@@ -125,6 +125,8 @@ class RayTune:
         """
         if MISSING:
             raise SearchError(MISSING)
+        with pickle_by_value():  # before a cluster is started
+            shared = self.worker_config(work)
         with (
             set_environment(TUNE_SETTINGS, ("RAY_", "TUNE_")),
             pickle_by_value(),
@@ -133,7 +135,7 @@ class RayTune:
             join_cluster(self),
         ):
             self.check_room()
-            config = ray.put(self.worker_config(work))
+            config = ray.put(shared)
             guard = FirstError(
                 Pool(
                     work,
@@ -156,7 +158,7 @@ class RayTune:
         evaluator: Evaluator = work.evaluator
         whole = evaluator.packed() if isinstance(evaluator, CarriesData) else evaluator
         return WorkerConfig(
-            cloudpickle.dumps(whole),
+            pickle_for_workers(whole, "the evaluator"),
             str(work.workdir.resolve()) if self.storage_path is None else None,
             threads=max(1, int(self.needs.get("cpu", 1))),
             limit_seconds=self.limit_seconds,

@@ -25,10 +25,50 @@ import cloudpickle
 from masksearch.contracts import Evaluator, Report
 from masksearch.errors import SearchError
 from masksearch.executors.job import JobRun
+from masksearch.user_code import describe_error
 
 TIME_LIMIT_NOTE = "time_limit.txt"  # what a process that ends itself at its limit was doing
 PARENT_CHECK = 0.5  # seconds between looks whether the driver still lives
 READY = "ready"  # a worker process's first message
+
+
+def pickle_for_workers(thing: Any, name: str) -> bytes:
+    """What travels to worker processes: cloudpickle, so that a user's classes go by value.
+
+    Args:
+        thing: An evaluator or a proposal.
+        name: What it is called in the error.
+
+    Raises:
+        SearchError: If it cannot be pickled; names the attribute that is in the way.
+    """
+    try:
+        return cloudpickle.dumps(thing)
+    except Exception as error:  # pickling may raise anything
+        path, part = unpicklable_part(thing, type(thing).__name__)
+        raise SearchError(
+            f"{name} cannot travel to the worker processes: {path} is a "
+            f"{type(part).__module__}.{type(part).__qualname__}, which cannot be pickled "
+            f"({error}); load data and open files where they are used, in __call__, or leave the "
+            "attribute out in __getstate__ (with one local slot nothing travels)"
+        ) from error
+
+
+def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
+    """The innermost part of a thing that cannot be pickled, and how to get there."""
+    parts: dict[str, Any] = {
+        f".{name}": part for name, part in getattr(thing, "__dict__", {}).items()
+    }
+    if isinstance(thing, Mapping):
+        parts = {f"[{key!r}]": part for key, part in thing.items()}
+    elif isinstance(thing, list | tuple):
+        parts = {f"[{index}]": part for index, part in enumerate(thing)}
+    for name, part in parts.items():
+        try:
+            cloudpickle.dumps(part)
+        except Exception:  # as above
+            return unpicklable_part(part, path + name)
+    return path, thing
 
 
 @dataclass(frozen=True)
@@ -124,8 +164,8 @@ class TrialRunner:
             raise RuntimeError("this worker process ends after a failed trial")
         try:
             evaluator = self.evaluator = self.evaluator or self.load_evaluator()
-        except Exception:  # told to the driver, which stops the search with it
-            reason = f"a worker process cannot load the evaluator: {traceback.format_exc()}"
+        except Exception as error:  # told to the driver, which stops the search with it
+            reason = f"a worker process cannot load the evaluator: {describe_error(error)}"
             return StepResult(self.seconds, error=reason, fatal=True)
         try:
             self.job = self.job or self.start_job(evaluator)

@@ -158,8 +158,8 @@ class Session:
             check_executor(executor)
             executor.run(self)
             state = "ended"
-        except SearchError as error:
-            state = f"stopped: {error}"
+        except Exception as error:  # Ctrl-C is none
+            state = f"stopped: {' '.join(str(error).split()) or type(error).__name__}"
             raise
         finally:
             self.board.end(state)
