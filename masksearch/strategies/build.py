@@ -89,6 +89,7 @@ def build_strategy(
             gates=options.get("gates", {}),
             config=config,
             target=build_config(config).target,
+            length=evaluator.shape.length,
             densities=options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),
         )

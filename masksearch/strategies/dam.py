@@ -20,8 +20,13 @@ class DamStrategy:
         gates: Arguments of `masksearch.Gates` (structure, signed, layers, ...).
         config: Arguments of `masksearch.DamConfig`.
         target: Density that the gates are trained for, in (0, 1).
-        densities: Densities of the masks to cut; None = around the target.
+        length: Positions. A row keeps at least one key, so densities end at 1 / length.
+        densities: Densities of the masks to cut; None = around the target, as far as the length
+            allows.
         merge_heads: Cut one mask for all heads of a layer.
+
+    Raises:
+        ValueError: If a density that was asked for is not to be had at that length.
     """
 
     def __init__(
@@ -31,11 +36,19 @@ class DamStrategy:
         gates: Mapping[str, Any],
         config: Mapping[str, Any],
         target: float,
+        length: int,
         densities: Sequence[float] | None = None,
         merge_heads: bool = False,
     ) -> None:
         self.run, self.gates, self.config = run, dict(gates), dict(config)
-        self.densities = tuple(densities or (min(0.9, target * factor) for factor in SPREAD))
+        for density in [*(densities or ()), *([target] if "density" in config else [])]:
+            if round(density * length**2) < length:
+                raise ValueError(
+                    f"a mask of density {density:g} has rows without a key: at length {length} "
+                    f"densities are at least 1/{length} = {1 / length:.4g}"
+                )
+        around = (max(1 / length, min(0.9, target * factor)) for factor in SPREAD)
+        self.densities = tuple(densities or dict.fromkeys(around))
         self.merge_heads = merge_heads
         self.known: set[int] = set()
         self.found: Path | None = None

@@ -314,7 +314,9 @@ def test_dam_keeps_the_law(tmp_path):
     DamResult(likely, (), 0.5).save(tmp_path / "gates.safetensors")
 
     def make():
-        return DamStrategy(tmp_path, gates={}, config={}, target=0.5, densities=(0.5, 0.4, 0.3))
+        return DamStrategy(
+            tmp_path, gates={}, config={}, target=0.5, length=16, densities=(0.5, 0.4, 0.3)
+        )
 
     original = make()
     first = asked(original)

@@ -17,7 +17,7 @@ EVALUATOR = ms.PlantedEvaluator(
 OPTIONS = {
     "gates": {"structure": "toeplitz+global", "global_count": 1},
     "config": {"steps": 12, "density": 0.3},
-    "densities": (0.4, 0.3, 0.01),
+    "densities": (0.4, 0.3, 0.2),
 }
 
 
@@ -36,10 +36,8 @@ def test_dam_leaves_gates_and_masks_in_one_study(tmp_path):
     assert first.seconds > 0
     assert {"loss", "density"} <= set(first.curve[-1].values)
     by_density = {record.params["density"]: record for record in cut}
-    for density in (0.4, 0.3):
+    for density in (0.4, 0.3, 0.2):
         assert by_density[density].measures["density"] == pytest.approx(density, abs=1 / 144)
-    assert by_density[0.01].status == "failed"  # fewer cells than rows
-    assert "every row keeps a key" in by_density[0.01].error
     assert all(record.scored for record in study.frontier())
 
 
@@ -55,8 +53,28 @@ def test_dam_resumes_from_its_gates(tmp_path):
     assert outcome(whole) == outcome(parts)
 
 
+def test_densities_end_at_what_the_length_allows(tmp_path):
+    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.05, length=24)
+    assert strategy.densities == pytest.approx((0.05, 1 / 24, 0.1, 0.07, 0.14))
+
+
+@pytest.mark.parametrize(
+    "options", [{"densities": (0.4, 0.01)}, {"config": {"steps": 12, "density": 0.01}}]
+)
+def test_density_that_leaves_rows_empty_is_refused_before_the_training(tmp_path, options):
+    with pytest.raises(ValueError, match=r"density 0\.01 has rows .* at least 1/12 = 0\.08333"):
+        ms.search(
+            None,
+            EVALUATOR,
+            run=tmp_path / "run",
+            trials=4,
+            strategy="dam",
+            strategy_options=OPTIONS | options,
+        )
+
+
 def test_failed_training_ends_the_search(tmp_path):
-    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.1)
+    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.1, length=12)
     proposal = strategy.ask()
     assert strategy.ask() == "wait"
     strategy.tell(Record(0, "failed", proposal.job, error="no memory"))
