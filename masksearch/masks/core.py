@@ -30,6 +30,7 @@ from masksearch.errors import (
     unknown_name,
 )
 from masksearch.masks.checks import whole
+from masksearch.masks.picture import mask_html
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
@@ -276,6 +277,10 @@ class Mask:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_html_(self) -> str:
+        """A picture and the expression, for notebooks."""
+        return mask_html(self)
 
     def expression(self) -> str:
         """`kind(fields)`; flags that are off are left out, large tensors show their shape."""

@@ -1,0 +1,113 @@
+"""Masks as small pictures for notebooks: an HTML figure with a PNG of 16 colours in it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import struct
+import zlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
+
+if TYPE_CHECKING:
+    from masksearch.masks.core import Mask
+
+LENGTH = 64  # positions at which a mask of any length is drawn
+SIZE = 36_000  # bytes of a picture at most
+PIXELS = 1 << 18  # of a picture at most
+DOWN, ACROSS = 6, 8  # panels of a picture at most: layers and heads
+SIDE, WIDTH = 192, 720  # pixels on the screen: of a single panel, and of all at most
+KEPT, DROPPED, SEAM = (11, 60, 111), (242, 240, 234), 15  # colours; index of the white seam
+SHOWN = 400  # characters of an expression
+
+
+def mask_html(mask: Mask) -> str:
+    """A picture of the mask at its own length or at 64 positions, and its expression below."""
+    text = str(mask)
+    caption = f"<code>{html.escape(text if len(text) <= SHOWN else text[:SHOWN] + ' ...')}</code>"
+    if mask.needs_tokens:
+        return f"<div>{caption}<br>its cells follow the tokens: mask.table(input_ids)</div>"
+    length = mask.length or LENGTH
+    table = mask.dense(length)
+    sparse = f"{100 * (1 - table.double().mean().item()):.1f}% sparse at {length} positions"
+    return table_html(table, f"{caption}<br>{sparse}")
+
+
+def table_html(table: Tensor, caption: str) -> str:
+    """A figure of tables: layers down and heads across, equal ones once, dark = may attend.
+
+    Args:
+        table: bool or float in [0, 1], `[layers, heads, n, n]`.
+        caption: HTML.
+    """
+    layers, heads = table.shape[:2]
+    if bool((table == table[:1]).all()):
+        table = table[:1]
+    if bool((table == table[:, :1]).all()):
+        table = table[:, :1]
+    what = f"{table.shape[0]} layers down, " if table.shape[0] > 1 else ""
+    what += f"{table.shape[1]} heads across" if table.shape[1] > 1 else ""
+    if table.shape[1] == 1 < table.shape[0]:  # layers across, as heads would be
+        table, what = table.transpose(0, 1), f"{layers} layers across"
+    shown = table[:DOWN, :ACROSS]
+    if shown.shape[:2] != table.shape[:2]:
+        what += f"; the first {shown.shape[0]} x {shown.shape[1]} are drawn"
+    side = min(table.shape[-1], math.isqrt(PIXELS // (shown.shape[0] * shown.shape[1])))
+    while len(data := png(image := tile(shown, side))) > SIZE:
+        side = (side + 1) // 2
+    height, width = image.shape
+    scale = max(1.0, min(SIDE * shown.shape[0] / height, WIDTH / width))
+    lines = [caption, what.removesuffix(", ")] if what else [caption]
+    return (
+        f'<figure style="margin:0"><img alt="attention mask, {heads} heads, {layers} layers" '
+        f'width="{round(scale * width)}" style="image-rendering:pixelated" '
+        f'src="data:image/png;base64,{base64.b64encode(data).decode()}"><figcaption>{"<br>".join(lines)}</figcaption>'
+        "</figure>"
+    )
+
+
+def tile(table: Tensor, side: int) -> Tensor:
+    """Panels `[down, across, n, n]` of `side` pixels with seams: uint8 `[height, width]`.
+
+    A pixel that stands for several cells has the share of them that is kept.
+    """
+    down, across, length, _ = table.shape
+    share = table.flatten(0, 1).float()
+    if side < length:
+        share = adaptive_avg_pool2d(share, side)
+    colours = (share * (SEAM - 1)).ceil().to(torch.uint8)  # a single kept cell is not lost
+    seam = max(1, side // 16) if down * across > 1 else 0
+    panels = pad(colours, (0, seam, 0, seam), value=SEAM).unflatten(0, (down, across))
+    image = panels.transpose(1, 2).reshape(down * (side + seam), across * (side + seam))
+    return image[: image.shape[0] - seam, : image.shape[1] - seam]
+
+
+def png(image: Tensor) -> bytes:
+    """A PNG of colours: uint8 `[height, width]`, 0 = dropped, 14 = kept, 15 = white.
+
+    Reference: Portable Network Graphics, third edition, W3C 2025: colour type 3, 4 bits.
+    """
+    height, width = image.shape
+    shades = [
+        round(light + (dark - light) * level / (SEAM - 1))
+        for level in range(SEAM)
+        for light, dark in zip(DROPPED, KEPT, strict=True)
+    ]
+    even = pad(image, (0, width % 2))
+    packed = (even[:, ::2] << 4) | even[:, 1::2]
+    rows = pad(packed, (1, 0)).contiguous().numpy().tobytes()  # each begins with its filter: 0
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0),
+        b"PLTE": bytes(shades + [255] * 3),
+        b"IDAT": zlib.compress(rows),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
