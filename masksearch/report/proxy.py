@@ -12,18 +12,16 @@ from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 from masksearch.report.collect import studies_in
 from masksearch.report.figures.proxy import plot_proxy
+from masksearch.report.figures.style import DPI, write_figure
 
 
 @dataclass(frozen=True)
 class ProxyCard(ProxyAgreement):
     """A proxy judged by a reference, with its figure; see `ProxyAgreement`."""
 
-    def plot(self, path: Path | str, dpi: int = 150) -> Path:
-        """Writes the figure (`.png`, `.pdf`, ...); folders are made."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plot_proxy(self).savefig(path, dpi=dpi, bbox_inches="tight")
-        return path
+    def plot(self, path: Path | str, dpi: int = DPI) -> Path:
+        """Writes the figure (`.png`, `.pdf`, `.svg`); folders are made."""
+        return write_figure(plot_proxy(self), Path(path), dpi)
 
 
 def proxy_card(

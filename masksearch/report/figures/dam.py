@@ -17,18 +17,21 @@ from torch import Tensor
 from masksearch.contracts import Report
 from masksearch.report.figures.style import (
     BLUE,
+    COLUMN,
     GREY,
     INK,
     ORANGE,
+    PAGE,
     SHADE,
+    SMALL,
     SPARE,
     clean,
     new_figure,
 )
 
 GATES = "Blues"  # probability 0 = white
-WIDEST = 9.0  # inches of the heat maps
-SIDE = 2.0  # inches of one heat map, at most
+WIDEST = PAGE - 1.7  # inches of the heat maps, without names and bar
+SIDE = 1.6  # inches of one heat map, at most
 NAMED = 32  # panels that get names and captions, at most
 TICKS = (1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 
@@ -40,16 +43,20 @@ def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
         curve: Reports with `density` and, where known, `target` (both in (0, 1]) and `loss`.
         warmup_steps: Steps before the gates acted; shaded.
     """
-    figure = new_figure(8.4, 5.6)
+    figure = new_figure(COLUMN, 3.6)
     density, loss = figure.subplots(2, 1, sharex=True)
+    if curve and warmup_steps > 0:
+        shade = {"color": SHADE, "zorder": 0, "linewidth": 0}
+        density.axvspan(0, warmup_steps, label="warm-up: dense attention", **shade)
+        loss.axvspan(0, warmup_steps, **shade)
     for name, colour, style in (("density", ORANGE, "-"), ("target", INK, "--")):
         points = [(r.step, r.values[name]) for r in curve if r.values.get(name, 0.0) > 0]
         if points:
             x, y = zip(*points, strict=True)
-            density.plot(x, y, style, color=colour, linewidth=1.8, label=name)
+            density.plot(x, y, style, color=colour, linewidth=1.2, label=name)
     points = [(r.step, r.values["loss"]) for r in curve if "loss" in r.values]
     if points:
-        loss.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.6)
+        loss.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.0)
     clean(density, "", "density (kept share of cells)")
     clean(loss, "optimiser steps", "training loss (nats)")
     if density.lines:
@@ -60,12 +67,7 @@ def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
         shown = [tick for tick in TICKS if low <= tick <= high]
         if len(shown) >= 2:
             density.set_yticks(shown, [f"{tick:g}" for tick in shown])
-        density.legend(fontsize=10, frameon=False)
-    if curve and warmup_steps > 0:
-        for axes in (density, loss):
-            axes.axvspan(0, warmup_steps, color=SHADE, zorder=0, linewidth=0)
-        corner = {"transform": loss.get_xaxis_transform(), "va": "top", "fontsize": 9}
-        loss.text(0, 0.98, " warm-up: dense attention", color="#555555", **corner)
+        density.legend(fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -123,7 +125,7 @@ def plot_heads(
         axes.add_patch(outline)
         if captions:
             share = f"{100 * values[layer, head].mean().item():.1f}%"
-            axes.text(left + length / 2, top - 1, share, ha="center", fontsize=8, color=INK)
+            axes.text(left + length / 2, top - 1, share, ha="center", fontsize=SMALL, color=INK)
     middle = (length - 1) / 2
     across = [f"head {head}" if named else f"{head}" for head in range(heads)]
     down = [f"layer {layer}" for layer in range(layers)]
@@ -135,13 +137,13 @@ def plot_heads(
         [layer * pitch[0] + above + middle for layer in range(layers)],
         down if layers > 1 else ["all layers"],
     )
-    axes.tick_params(labelsize=9, length=0, colors=INK)
+    axes.tick_params(labelsize=SMALL, length=0, colors=INK)
     axes.spines[:].set_visible(False)
     if not named:
-        axes.set_xlabel("head", fontsize=10, color=INK)
+        axes.set_xlabel("head", fontsize=SMALL, color=INK)
     bar = figure.colorbar(picture, ax=axes, shrink=0.8, aspect=16)
-    bar.set_label(label, fontsize=9, color=INK)
-    bar.ax.tick_params(labelsize=8)
+    bar.set_label(label, fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
     return figure
 
 
@@ -157,7 +159,7 @@ def plot_offsets(probabilities: Tensor) -> Figure:
     layers, heads, length, _ = p.shape
     offsets = range(1 - length, length)
     profile = torch.stack([p.diagonal(offset, -2, -1).mean(-1) for offset in offsets], -1)
-    figure = new_figure(8.4, 3.8)
+    figure = new_figure(COLUMN, 2.5)
     axes = figure.add_subplot()
     clean(axes, "offset (key minus query)", "mean probability of an edge")
     for layer in range(layers) if layers * heads > 1 else ():
@@ -167,14 +169,14 @@ def plot_offsets(probabilities: Tensor) -> Figure:
             alpha=0.55,
         )  # fmt: skip
         lines[0].set_label(title)
-    axes.plot(offsets, profile.mean((0, 1)).numpy(), color=INK, linewidth=1.8, label="mean of all")
+    axes.plot(offsets, profile.mean((0, 1)).numpy(), color=INK, linewidth=1.2, label="mean of all")
     axes.axhline(
         p.mean().item(), color=GREY, linewidth=1, linestyle=":", label="if all were equal"
     )
     axes.set_ylim(-0.02, 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if layers <= 6:
-        axes.legend(fontsize=9, frameon=False)
+        axes.legend(fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -187,7 +189,7 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
         agreements: Name of the runs -> `seeds`, `iou`, `chance`, `matched`, `matched_chance`,
             `by_pair`, `matched_by_pair`.
     """
-    figure = new_figure(max(8.4, 1.6 + 1.9 * len(agreements)), 3.7)
+    figure = new_figure(COLUMN if len(agreements) < 3 else PAGE, 2.8)
     axes = figure.add_subplot()
     clean(axes, "", "overlap of two seeds' masks (IoU)")
     axes.grid(visible=False, axis="x")
@@ -211,11 +213,11 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
                 label="chance" if shift > 0 and place == 0 else None,
             )  # fmt: skip
     names = [f"{name}\n({found['seeds']} seeds)" for name, found in agreements.items()]
-    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set_xticks(range(len(names)), names, fontsize=SMALL)
     spare = max(0.0, 3 - len(names)) / 2  # keeps few bars slender
     axes.set_xlim(-0.6 - spare, len(names) - 0.4 + spare)
     axes.set_ylim(0, 1.02)
-    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
     return figure
 
 
@@ -239,7 +241,7 @@ def plot_sweep(sweep: Sweep) -> Figure:
     """Density reached, and held-out loss, over what the control of density was set to."""
     by_target = sweep.setting == "density"
     x = "target density" if by_target else "penalty (lambda)"
-    figure = new_figure(8.4, 3.8)
+    figure = new_figure(PAGE, 2.6)
     reached, loss = figure.subplots(1, 2)
     clean(reached, x, "density reached")
     clean(loss, x, "held-out loss (nats)")
@@ -252,13 +254,13 @@ def plot_sweep(sweep: Sweep) -> Figure:
     if by_target:
         ends = [asked[0], asked[-1]]
         reached.plot(ends, ends, "--", color=INK, linewidth=1, label="as asked")
-        reached.legend(fontsize=9, frameon=False)
+        reached.legend(fontsize=SMALL, frameon=False)
     for axes in (reached, loss):
         if asked[0] > 0 and asked[-1] >= 8 * asked[0]:
             axes.set_xscale("log")
             axes.set_xticks(asked, [f"{value:g}" for value in asked])
             axes.xaxis.set_minor_locator(NullLocator())
-    figure.suptitle(f"control '{sweep.control}'", fontsize=10, color="#555555")
+    figure.suptitle(f"control '{sweep.control}'", fontsize=SMALL, color="#555555")
     return figure
 
 
@@ -266,7 +268,7 @@ def draw_runs(axes: Axes, points: Sequence[tuple[float, float]], colour: str, ma
     """Every run as a point, and a line through the means of runs with one setting."""
     groups: dict[float, list[float]] = {}
     for at, value in points:
-        axes.scatter(at, value, s=30, marker=marker, color=colour, alpha=0.75, linewidths=0)
+        axes.scatter(at, value, s=14, marker=marker, color=colour, alpha=0.75, linewidths=0)
         groups.setdefault(at, []).append(value)
     means = [sum(values) / len(values) for values in groups.values()]
-    axes.plot(list(groups), means, color=colour, linewidth=1.4)
+    axes.plot(list(groups), means, color=colour, linewidth=1.0)

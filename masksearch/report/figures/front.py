@@ -1,4 +1,4 @@
-"""Figures of a search: sparsity against score with its fronts, and hypervolume over trials."""
+"""Figures of sparsity against score: the fronts of searches, and of the masks of a comparison."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
-from masksearch.analysis.pareto import hypervolume_curve, pareto
+from masksearch.analysis.pareto import hypervolume_curve, on_front, pareto
 from masksearch.contracts import Objective, Record
 from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.style import (
+    BLUE,
+    COLUMN,
     GREY,
     INK,
+    LABEL,
     ORANGE,
+    PAGE,
     PINK,
+    SMALL,
     TITLES,
     clean,
     new_figure,
@@ -28,109 +32,167 @@ from masksearch.report.figures.style import (
     styles_of,
 )
 
-__all__ = ["plot_frontier", "plot_hypervolume", "plot_masks", "save"]
+__all__ = ["plot_compared", "plot_frontier", "plot_hypervolume", "plot_masks", "save"]
 
-HAND = ("#555555", "D")  # of the hand-designed masks of a search
+HAND = (INK, "D")  # of the hand-designed masks of a search
 KINDS: dict[Kind, tuple[str, str]] = {
     "searched": (ORANGE, "s"),
     "candidate": (PINK, "^"),
-    "hand-designed": (INK, "D"),
+    "hand-designed": HAND,
     "control": (GREY, "o"),
 }
-LEVELS = ("dense", "oracle")  # drawn as level lines
+FRONT = BLUE  # of the line through the front of a comparison
 SPARSITY = Objective("sparsity", "max", 0.0)
+NAMED = 18  # names that stand side by side over a column; more take the width of a page
+LONGEST = 26  # characters of a name in a figure
 
-Point = tuple[float, float, str, str]  # sparsity in percent, score, name, colour
+Mark = tuple[float, float, str, str]  # sparsity in percent, score, name, colour
 
 
-def plot_frontier(
-    records: Iterable[Record],
-    objectives: Sequence[Objective],
-    comparison: ComparedMasks | None = None,
-) -> Figure:
+def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) -> Figure:
     """Sparsity against score: every full-fidelity record, one front per strategy.
 
-    Baselines (origin `baseline:NAME`) form the front of the hand-designed masks. A front is
-    drawn as the steps below which everything is dominated. The masks of a comparison come
-    with 95% intervals over seeds; dense and oracle are level lines. Masks that have a name bear
-    a number, and the legend says whose it is.
+    Baselines (origin `baseline:NAME`) have their names above the axes and a front of their own.
+    Full attention is a level line. A front is drawn as the steps below which everything is
+    dominated.
 
     Args:
         records: Of any status; early-stopped and failed ones are not drawn.
         objectives: The first one is the y axis.
-        comparison: Masks that were judged over several seeds under the same protocol.
     """
     score = objectives[0]
-    figure = new_figure(8.4, 5.6)
+    groups: dict[str, list[Record]] = {}
+    names: list[Mark] = []
+    levels: list[tuple[str, float]] = []
+    for record in records:
+        if not record.scored or not math.isfinite(record.value(score.name)):
+            continue
+        title = record.origin.partition("baseline:")[2]
+        if record.value("sparsity") == 0 and title:
+            levels.append((title, record.value(score.name)))
+            continue
+        groups.setdefault("hand-designed" if title else record.origin or "search", []).append(
+            record
+        )
+        if title:
+            names.append((*place(record, score), title, HAND[0]))
+    figure, axes = new_front(score, names)
+    if not groups and not levels:
+        return say_nothing(figure, axes)
+    styles = styles_of(name for name in groups if name != "hand-designed")
+    for name, group in groups.items():
+        draw_group(axes, name, group, score, styles.get(name, HAND))
+    for level in levels:
+        draw_level(axes, *level)
+    write_names(axes, names)
+    write_legend(figure, axes)
+    return figure
+
+
+def plot_compared(comparison: ComparedMasks) -> Figure:
+    """The front of a comparison: sparsity against the mean score over seeds of every mask.
+
+    Bars are 95% intervals over seeds; a hollow mark has one seed, and none. Colour and shape
+    tell where a mask comes from, and its name stands above the axes. A line joins the masks
+    that no other beats in both means. Full attention is a level line with its interval shaded.
+
+    Args:
+        comparison: Masks without a finished run are not drawn.
+    """
+    score = comparison.objectives[0]
+    entries = [e for e in comparison.entries.values() if e.scores and math.isfinite(e.sparsity)]
+    names: list[Mark] = [
+        (100 * e.sparsity, e.score.mean, e.name, KINDS[e.kind][0])
+        for e in entries
+        if e.sparsity > 0
+    ]
+    figure, axes = new_front(score, names)
+    if not entries:
+        return say_nothing(figure, axes)
+    for entry in entries:
+        if entry.sparsity > 0:
+            draw_entry(axes, entry)
+        else:
+            draw_level(axes, entry.name, entry.score.mean, entry.score.low, entry.score.high)
+    sign = 1 if score.goal == "max" else -1
+    gains = [(entry.sparsity, sign * entry.score.mean) for entry in entries]
+    best = [e for e, kept in zip(entries, on_front(gains), strict=True) if kept and e.sparsity > 0]
+    if best:
+        best.sort(key=lambda entry: entry.sparsity)
+        draw_steps(axes, [(100 * e.sparsity, e.score.mean) for e in best], FRONT, "their front")
+    write_names(axes, names)
+    write_legend(figure, axes)
+    return figure
+
+
+def new_front(score: Objective, marks: Sequence[Mark]) -> tuple[Figure, Axes]:
+    """Empty axes of sparsity against that score, with room for the names of these marks."""
+    letters = max((min(LONGEST, len(name)) for _, _, name, _ in marks), default=0)
+    figure = new_figure(PAGE if len(marks) > NAMED else COLUMN, 3.0 + 0.0082 * SMALL * letters)
     axes = figure.add_subplot()
     title = TITLES.get(score.name, score.name.replace("_", " "))
     better = "higher" if score.goal == "max" else "lower"
     clean(axes, TITLES["sparsity"], f"{title}, {better} is better")
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        if record.scored and math.isfinite(record.value(score.name)):
-            hand = record.origin.startswith("baseline:")
-            name = "hand-designed" if hand else record.origin or "search"
-            groups.setdefault(name, []).append(record)
-    entries = list(comparison.entries.values()) if comparison is not None else []
-    entries = [entry for entry in entries if entry.scores and math.isfinite(entry.sparsity)]
-    if not groups and not entries:
-        middle = axes.transAxes
-        axes.text(0.5, 0.5, "no finished trial", transform=middle, ha="center", fontsize=13)
-        return figure
-    styles = styles_of(name for name in groups if name != "hand-designed")
-    levels: dict[str, float] = {}
-    points: dict[str, Point] = {}  # by name; a comparison's go before a search's
-    for name, group in groups.items():
-        colour, marker = styles.get(name, HAND)
-        known = [(record, record.origin.partition(":")[2]) for record in group]
-        for record, title in known:
-            if title in LEVELS:
-                levels.setdefault(title, record.value(score.name))
-            if title and title != "dense":
-                points.setdefault(title, (*place(record, score), title, colour))
-        # dense is a level line; at 0% it would squeeze the masks to one side
-        shown = [record for record, title in known if title != "dense"]
-        draw_group(axes, name, shown, score, (colour, marker), faint=bool(entries))
-    for entry in entries:
-        if entry.name in LEVELS:
-            levels[entry.name] = entry.score.mean
-        if entry.name != "dense":
-            draw_entry(axes, entry)
-            colour = KINDS[entry.kind][0]
-            points[entry.name] = (100 * entry.sparsity, entry.score.mean, entry.name, colour)
-    for name, level in levels.items():
-        axes.axhline(
-            level, color=GREY, linewidth=1, linestyle=":", zorder=1,
-            label="dense" if name == "dense" else None,
-        )  # fmt: skip
-    axes.margins(x=0.06, y=0.1)
-    handles, names = axes.get_legend_handles_labels()
-    unique: dict[str, Any] = dict(zip(names, handles, strict=True))
-    figure.legend(
-        [*unique.values(), *draw_numbers(axes, list(points.values()))], [*unique, *points],
-        loc="outside lower center", ncols=4, fontsize=9, frameon=False,
-    )  # fmt: skip
+    axes.margins(x=0.05, y=0.08)
+    return figure, axes
+
+
+def say_nothing(figure: Figure, axes: Axes) -> Figure:
+    """The figure of a study in which nothing has finished."""
+    middle = {"transform": axes.transAxes, "ha": "center", "fontsize": LABEL}
+    axes.text(0.5, 0.5, "no finished trial", **middle)
     return figure
 
 
-def draw_numbers(axes: Axes, points: Sequence[Point]) -> list[Line2D]:
-    """Numbers the points; returns the numbers as handles of a legend.
+def write_legend(figure: Figure, axes: Axes) -> None:
+    """What colours and shapes mean, once each, below the axes."""
+    handles, names = axes.get_legend_handles_labels()
+    unique: dict[str, Any] = dict(zip(names, handles, strict=True))
+    figure.legend(
+        unique.values(), unique, loc="outside lower center", ncols=2, fontsize=SMALL,
+        frameon=False, handlelength=1.8, columnspacing=1.2, labelspacing=0.3,
+    )  # fmt: skip
 
-    Points that lie on each other share a place, and their numbers stand in one line.
+
+def write_names(axes: Axes, marks: Sequence[Mark]) -> None:
+    """Writes the names of marks side by side above the axes, each with a line to its mark.
+
+    There no name can lie on a mark or on another name.
     """
-    handles: list[Line2D] = []
-    places: dict[tuple[float, float], list[str]] = {}
-    for number, (x, y, _, colour) in enumerate(points, start=1):
-        places.setdefault((round(x, 1), float(f"{y:.3g}")), []).append(f"{number}")
-        mark = {"marker": f"${number}$", "markersize": 5 + 3 * len(str(number))}
-        handles.append(Line2D([], [], linestyle="", color=colour, **mark))  # type: ignore[arg-type]
-    for (x, y), numbers in places.items():
-        axes.annotate(
-            ", ".join(numbers), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=9,
-            color=INK, path_effects=[withStroke(linewidth=2.5, foreground="white")], zorder=6,
+    if not marks:
+        return
+    marks = sorted(marks, key=lambda mark: (mark[0], -mark[1]))
+    low, high = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    axes.set(xlim=(low, high), ylim=(bottom, top))  # what is drawn from here on moves nothing
+    width = axes.figure.get_figwidth() - 0.75  # inches of the axes, about
+    at = spread([(x - low) / (high - low) for x, *_ in marks], 1.35 * SMALL / 72 / width)
+    over = axes.get_xaxis_transform()  # x as the data has it, y as a share of the axes' height
+    for share, (x, y, name, colour) in zip(at, marks, strict=True):
+        place = low + share * (high - low)
+        axes.plot([x, x], [y, top], color="#C8C8C8", linewidth=0.5, zorder=0.5)
+        axes.plot(
+            [x, place], [1.0, 1.06], color="#C8C8C8", linewidth=0.5, clip_on=False, transform=over
+        )
+        text = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+        axes.text(
+            place, 1.075, text, transform=over, rotation=90, ha="center", va="bottom",
+            fontsize=SMALL, color=colour,
         )  # fmt: skip
-    return handles
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Places in [0, 1], in order, at least `gap` apart and near the wanted ones.
+
+    >>> spread([0.5, 0.5, 0.9], 0.2)
+    [0.4, 0.6, 0.9]
+    """
+    gap = min(gap, 1 / max(1, len(wanted) - 1))
+    steps = gap * np.arange(len(wanted))
+    free = np.asarray(wanted) - steps  # of which places at least `gap` apart never fall
+    right, left = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
+    found = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
+    return [round(float(place), 6) for place in found]
 
 
 def place(record: Record, score: Objective) -> tuple[float, float]:
@@ -138,38 +200,42 @@ def place(record: Record, score: Objective) -> tuple[float, float]:
     return 100 * record.value("sparsity"), record.value(score.name)
 
 
+def draw_level(
+    axes: Axes, name: str, mean: float, low: float = math.nan, high: float = math.nan
+) -> None:
+    """A mask that keeps every cell: at 0% it would squeeze the others to one side."""
+    label = f"{name} (0% sparse)"
+    axes.axhline(mean, color=GREY, linewidth=0.9, linestyle=":", zorder=1, label=label)
+    if math.isfinite(low):
+        axes.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0, zorder=0)
+
+
+def draw_steps(
+    axes: Axes, points: Sequence[tuple[float, float]], colour: str, label: str, dash: str = "-"
+) -> None:
+    """A front, sparsest last, as the steps below which everything is dominated."""
+    axes.plot(
+        *zip(*points, strict=True), drawstyle="steps-pre", color=colour, linewidth=1.1,
+        linestyle=dash, label=label, zorder=2,
+    )  # fmt: skip
+
+
 def draw_group(
-    axes: Axes,
-    name: str,
-    records: list[Record],
-    score: Objective,
-    style: tuple[str, str],
-    faint: bool,
+    axes: Axes, name: str, records: list[Record], score: Objective, style: tuple[str, str]
 ) -> None:
     """One strategy's records and the steps of their front."""
-    if not records:
-        return
     colour, marker = style
     x, y = zip(*(place(record, score) for record in records), strict=True)
-    alpha = 0.4 if faint else 0.65
-    axes.scatter(x, y, s=26, color=colour, marker=marker, alpha=alpha, linewidths=0, zorder=2)
-    front = sorted(place(record, score) for record in pareto(records, (score, SPARSITY)))
     hand = name == "hand-designed"
-    axes.plot(
-        *zip(*front, strict=True),
-        drawstyle="steps-pre",
-        color=colour,
-        linewidth=1.6,
-        linestyle="--" if hand else "-",
-        marker=marker,
-        markersize=5,
-        label="hand-designed, in the search" if hand else f"{name} and its front",
-        zorder=3,
+    axes.scatter(
+        x, y, s=14, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=3, label=name
     )
+    front = sorted(place(record, score) for record in pareto(records, (score, SPARSITY)))
+    draw_steps(axes, front, colour, f"front of {name}", "--" if hand else "-")
 
 
 def draw_entry(axes: Axes, entry: MaskRuns) -> None:
-    """One mask of a comparison with its interval; a hollow marker has one seed only."""
+    """One mask of a comparison with its interval; a hollow mark has one seed only."""
     colour, marker = KINDS[entry.kind]
     score = entry.score
     many = score.n_seeds > 1
@@ -178,11 +244,12 @@ def draw_entry(axes: Axes, entry: MaskRuns) -> None:
         [score.mean],
         yerr=[[score.mean - score.low], [score.high - score.mean]] if many else None,
         fmt=marker,
-        markersize=7,
+        markersize=4.5,
         color=colour,
         markerfacecolor=colour if many else "white",
-        elinewidth=1.4,
-        capsize=3,
+        elinewidth=0.9,
+        capsize=2,
+        capthick=0.9,
         label=f"{entry.kind}, {'95% interval' if many else 'one seed'}",
         zorder=4,
     )
@@ -199,7 +266,7 @@ def plot_hypervolume(
     Raises:
         ValueError: If a `worst` is not finite.
     """
-    figure = new_figure(9.6, 4.2)
+    figure = new_figure(PAGE, 2.6)
     by_trials, by_seconds = figure.subplots(1, 2, sharey=True)
     curves = {
         name: hypervolume_curve(
@@ -214,8 +281,8 @@ def plot_hypervolume(
     for name, (colour, marker) in styles_of(studies).items():
         curve = curves[name]
         style: dict[str, Any] = {
-            **{"drawstyle": "steps-post", "color": colour, "linewidth": 1.8, "label": name},
-            **{"marker": marker, "markersize": 5, "markevery": max(1, len(curve) // 10)},
+            **{"drawstyle": "steps-post", "color": colour, "linewidth": 1.2, "label": name},
+            **{"marker": marker, "markersize": 3.5, "markevery": max(1, len(curve) // 10)},
         }
         heights = [0.0, *(progress.hypervolume for progress in curve)]
         by_trials.plot([0, *(progress.trials for progress in curve)], heights, **style)
@@ -223,11 +290,11 @@ def plot_hypervolume(
     worst = ", ".join(f"{objective.name} {objective.worst:g}" for objective in objectives)
     clean(by_trials, "counted trials (finished, reused or stopped)", "hypervolume dominated")
     clean(by_seconds, f"compute, failed trials included ({unit})", "")
-    figure.suptitle(f"measured from: {worst}", fontsize=10, color="#555555")
+    figure.suptitle(f"measured from: {worst}", fontsize=SMALL, color="#555555")
     by_trials.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (by_trials, by_seconds):
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
     if curves:
-        by_trials.legend(fontsize=10, frameon=False, loc="lower right")
+        by_trials.legend(fontsize=SMALL, frameon=False, loc="lower right")
     return figure

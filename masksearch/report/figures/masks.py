@@ -14,12 +14,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from masksearch.masks.core import Mask
+from masksearch.report.figures.style import LABEL, PAGE, SMALL
 
 KEPT, DROPPED, SEAM = to_rgb("#0B3C6F"), to_rgb("#F2F0EA"), to_rgb("#FFFFFF")
 COLUMNS = 4  # masks with one panel that share a row
-SIDE = 2.1  # inches of a single panel
-PANEL = 1.6  # inches, at most, of one panel of several
-WIDTH = 10.0  # inches of the figure
+SIDE = 1.35  # inches of a single panel
+PANEL = 1.1  # inches, at most, of one panel of several
 
 
 def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
@@ -87,14 +87,14 @@ def plot_masks(
     for names in [half[start : start + 2] for start in range(0, len(half), 2)] + [
         [name] for name in wide
     ]:
-        room = WIDTH / (2 if names[0] in half else 1) - 1.0
+        room = PAGE / (2 if names[0] in half else 1) - 1.0
         counts = [panels(tables[name]) for name in names]
         heights.append(max(min(PANEL, room / across) * down for down, across in counts) + 0.8)
         rows.append(names)
-    figure = Figure(figsize=(WIDTH, max(1.0, sum(heights))), layout="constrained")
+    figure = Figure(figsize=(PAGE, max(1.0, sum(heights))), layout="constrained")
     FigureCanvasAgg(figure)
     if not rows:
-        figure.text(0.5, 0.5, "no mask to draw", ha="center", va="center", fontsize=13)
+        figure.text(0.5, 0.5, "no mask to draw", ha="center", va="center", fontsize=LABEL)
         return figure
     grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
     for row, names in enumerate(rows):
@@ -108,8 +108,8 @@ def plot_masks(
             axes = figure.add_subplot(grid[row, column])
             draw(axes, name, tables[name])
             if column == 0:
-                axes.set_ylabel("query", fontsize=10)
-            axes.set_xlabel("key", fontsize=10)
+                axes.set_ylabel("query", fontsize=SMALL)
+            axes.set_xlabel("key", fontsize=SMALL)
     return figure
 
 
@@ -130,7 +130,7 @@ def draw(axes: Axes, name: str, table: Tensor) -> None:
     axes.set_title(
         f"{textwrap.shorten(name, 24 if single else 48, placeholder='…')}\n"
         f"{100 * sparsity:.1f}% sparse",
-        fontsize=10,
+        fontsize=SMALL,
     )
     if single:
         axes.set_xticks([0, length - 1])
@@ -147,7 +147,7 @@ def draw(axes: Axes, name: str, table: Tensor) -> None:
             [f"{index}" if short else f"{kind} {index}" for index in range(across)],
         )
         if short:
-            axes.set_xlabel(kind, fontsize=10)
+            axes.set_xlabel(kind, fontsize=SMALL)
         axes.set_yticks(
             [index * pitch + middle for index in range(down)],
             ["every head" if heads == 1 else "every layer"]
@@ -155,4 +155,4 @@ def draw(axes: Axes, name: str, table: Tensor) -> None:
             else [f"layer {index}" for index in range(layers)],
         )
         axes.spines[:].set_visible(False)
-    axes.tick_params(labelsize=9, length=0)
+    axes.tick_params(labelsize=SMALL, length=0)

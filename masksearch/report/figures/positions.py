@@ -9,7 +9,16 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from masksearch.report.figures.dam import plot_heads
-from masksearch.report.figures.style import INK, SPARE, clean, new_figure
+from masksearch.report.figures.style import (
+    COLUMN,
+    INK,
+    LABEL,
+    PAGE,
+    SMALL,
+    SPARE,
+    clean,
+    new_figure,
+)
 
 RISE = "rise of the loss when dropped (nats)"
 SHARES, EFFECTS = "Blues", "RdBu_r"  # from 0 up; around 0, red = dropping it hurts
@@ -84,7 +93,7 @@ def plot_importance_dynamics(
         )
     if any(profile.mean.shape[:2] != (1, 1) for profile in profiles):
         raise ValueError("the profiles tell layers or heads apart; measure with per='model'")
-    figure = new_figure(9.6 if lines else 6.4, 4.6)
+    figure = new_figure(PAGE if lines else COLUMN, 3.0)
     panels = figure.subplots(1, 2 if lines else 1, squeeze=False)[0]
     axes = panels[0]
     at = profiles[0].at
@@ -103,9 +112,10 @@ def plot_importance_dynamics(
     zero, stride = at.index(0) if 0 in at else 0, max(1, -(-len(at) // TICKS))
     marks = range(zero % stride, len(at), stride)
     axes.set_yticks(marks, [str(at[mark]) for mark in marks])
-    axes.set_ylabel("offset (key minus query)", fontsize=11, color=INK)
+    axes.set_ylabel("offset (key minus query)", fontsize=LABEL, color=INK)
     bar = figure.colorbar(picture, ax=axes)
-    bar.set_label(label, fontsize=10, color=INK)
+    bar.set_label(label, fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
     order = list(range(len(steps)))
     if lines:
         clean(panels[1], "", label)
@@ -115,10 +125,11 @@ def plot_importance_dynamics(
             colour, marker = style
             panels[1].fill_between(order, low, high, color=colour, alpha=0.2, linewidth=0)
             panels[1].plot(
-                order, mean, color=colour, marker=marker, markersize=4, linewidth=1.4, label=name
+                order, mean, color=colour, marker=marker, markersize=3, linewidth=1.0, label=name
             )
-        panels[1].legend(fontsize=10, frameon=False)
+        panels[1].legend(fontsize=SMALL, frameon=False)
     for panel in panels:
-        panel.set_xticks(order, [str(step) for step in steps], rotation=45, fontsize=9)
-        panel.set_xlabel("optimiser steps", fontsize=11, color=INK)
+        panel.set_xticks(order, [str(step) for step in steps], rotation=45, fontsize=SMALL)
+        panel.tick_params(labelsize=SMALL)
+        panel.set_xlabel("optimiser steps", fontsize=LABEL, color=INK)
     return figure

@@ -17,9 +17,12 @@ from masksearch.report.figures.style import (
     BLUE,
     GREEN,
     INK,
+    LABEL,
     ORANGE,
+    PAGE,
     PINK,
     SKY,
+    SMALL,
     TITLES,
     clean,
     new_figure,
@@ -32,24 +35,25 @@ DENSITY = LinearSegmentedColormap.from_list("density", [ORANGE, PINK, BLUE, "#1B
 def plot_proxy(card: ProxyAgreement) -> Figure:
     """Agreement against budget; every mask's value against budget; proxy against target.
 
-    First panel: tau-b across and within density bands with bootstrap intervals, one seed
-    against another seed, and the noise ceiling as a line. Second: one line a mask (mean over
-    seeds), coloured by density, so that crossings are seen. Third: the reference against the
+    Above: tau-b across and within density bands with bootstrap intervals, one seed
+    against another seed, and the noise ceiling as a line. Below left: one line a mask (mean over
+    seeds), coloured by density, so that crossings are seen. Below right: the reference against the
     longest budget that is short of it (for another target: the longest of all), with the range
     over seeds.
     """
-    figure = new_figure(15.0, 4.9)
-    agreement, values, pairs = figure.subplots(1, 3)
+    figure = new_figure(PAGE, 5.8)
+    panels = figure.subplot_mosaic([["agreement", "agreement"], ["values", "pairs"]])
+    agreement, values, pairs = panels["agreement"], panels["values"], panels["pairs"]
     draw_agreement(agreement, card)
     figure.legend(
         *agreement.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=4 if len(card.series()) == 1 else 3,
-        fontsize=10,
+        fontsize=SMALL,
         frameon=False,
-        title=f"left: tau-b with {100 * card.level:g}% intervals shaded"
+        title=f"above: tau-b with {100 * card.level:g}% intervals shaded"
         + ("; the noise ceiling is unknown (one seed)" if card.seeds < 2 else ""),
-        title_fontsize=10,
+        title_fontsize=SMALL,
     )
     if card.cells is None or not card.series():
         return figure
@@ -60,11 +64,11 @@ def plot_proxy(card: ProxyAgreement) -> Figure:
     draw_values(values, card, card.cells, shades)
     draw_pairs(pairs, card, card.cells, shades)
     bar = figure.colorbar(shades, ax=[values, pairs], pad=0.01, aspect=30)
-    bar.set_label("density (kept share, %)", fontsize=11, color=INK)
+    bar.set_label("density (kept share, %)", fontsize=LABEL, color=INK)
     ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if low <= t <= high]
     bar.set_ticks(ticks, labels=[f"{100 * tick:g}" for tick in ticks])
     bar.minorticks_off()
-    bar.ax.tick_params(labelsize=10, colors=INK)
+    bar.ax.tick_params(labelsize=SMALL, colors=INK)
     bar.outline.set_visible(False)
     return figure
 
@@ -86,7 +90,7 @@ def draw_agreement(axes: Axes, card: ProxyAgreement) -> None:
     clean(axes, "budget of the proxy (optimiser steps)", "Kendall's tau-b with the reference")
     axes.set_title(
         f"{card.proxy} at a budget against {card.target} at {card.reference[1]:,} steps",
-        fontsize=11,
+        fontsize=LABEL,
         color=INK,
     )
     series = card.series()
@@ -127,7 +131,7 @@ def draw_line(
     x, found = [row.budget for row in rows], [getattr(row, part) for row in rows]
     heights = [interval.value for interval in found]
     axes.plot(
-        x, heights, style, color=colour, marker=marker, markersize=5, linewidth=1.8, label=label
+        x, heights, style, color=colour, marker=marker, markersize=3.5, linewidth=1.2, label=label
     )
     if shade:
         low, high = [i.low for i in found], [i.high for i in found]
@@ -142,12 +146,12 @@ def draw_values(
     budgets = [b for s, b in cells.budgets(card.proxy) if s == schedule]
     means = np.stack([seed_mean(cells.table(schedule, b, card.proxy)) for b in budgets])
     clean(axes, "optimiser steps", TITLES.get(card.proxy, card.proxy))
-    axes.set_title("every mask, mean over seeds", fontsize=11, color=INK)
+    axes.set_title("every mask, mean over seeds", fontsize=LABEL, color=INK)
     densities = np.array([cells.density[mask] for mask in cells.masks])
     alpha = 0.9 if len(densities) <= 40 else 0.55
     for index in np.argsort(-densities, kind="stable"):
         shade = shades.to_rgba(densities[index])
-        axes.plot(budgets, means[:, index], color=shade, linewidth=1.2, alpha=alpha)
+        axes.plot(budgets, means[:, index], color=shade, linewidth=0.8, alpha=alpha)
     budget_axis(axes, budgets)
 
 
@@ -167,7 +171,7 @@ def draw_pairs(
         f"{card.target} at {card.reference[1]:,} steps",
     )
     bars = ", bars: range of the seeds" if card.seeds > 1 else ""
-    axes.set_title(f"{both.sum()} masks{bars}", fontsize=11, color=INK)
+    axes.set_title(f"{both.sum()} masks{bars}", fontsize=LABEL, color=INK)
     densities = np.array([cells.density[mask] for mask in cells.masks])
     for a, b, density in zip(x[both], y[both], densities[both], strict=True):
         centre = np.nanmean(a), np.nanmean(b)
@@ -176,6 +180,6 @@ def draw_pairs(
             for middle, values in zip(centre, (a, b), strict=True)
         ]
         axes.errorbar(
-            *centre, yerr=spans[1], xerr=spans[0], fmt="o", markersize=5,
+            *centre, yerr=spans[1], xerr=spans[0], fmt="o", markersize=3.5,
             color=shades.to_rgba(density), elinewidth=0.9, alpha=0.85,
         )  # fmt: skip

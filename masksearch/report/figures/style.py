@@ -1,16 +1,26 @@
-"""What the figures share: colours, axes, and how a figure is saved.
+"""What the figures share: sizes, colours, axes, and how a figure is saved.
 
-No pyplot, no global state: each drawing function returns a `Figure` of its own.
+Sizes are those of print: a figure fills one column of a paper (3.3 in) or the whole width of its
+page (6.8 in) without being scaled. No pyplot, no global state: each drawing function returns a
+`Figure` of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+COLUMN, PAGE = 3.3, 6.8  # inches: widths of figures
+LABEL, SMALL = 8, 7  # points: of axis labels and titles; of ticks, legends and notes
+DPI = 300  # of PNG files
+# Fonts that journals take (Type 42, not Type 3), text in SVG that stays text, equal files twice.
+PRINT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "masksearch"}
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; the shape says it twice.
 BLUE, ORANGE, GREEN, PINK, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -27,7 +37,7 @@ SPARE = [(BLUE, "<"), (ORANGE, ">"), (GREEN, "p"), (PINK, "h"), (AMBER, "8")]
 SHADE = "#EEF1F4"  # of a part of the axes that is set apart
 TITLES = {
     "loss": "held-out loss (nats per token)",
-    "glue": "GLUE score (mean over tasks)",
+    "glue": "GLUE score",
     "sparsity": "sparsity (% of the n x n cells left out)",
 }
 
@@ -41,12 +51,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 def clean(axes: Axes, x: str, y: str) -> None:
     """Axis labels, a light grid and no box."""
-    axes.set_xlabel(x, fontsize=11, color=INK)
-    axes.set_ylabel(y, fontsize=11, color=INK)
-    axes.tick_params(labelsize=10, colors=INK)
-    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.set_xlabel(x, fontsize=LABEL, color=INK)
+    axes.set_ylabel(y, fontsize=LABEL, color=INK)
+    axes.tick_params(labelsize=SMALL, colors=INK, width=0.6, length=2.5)
+    axes.grid(color="#E4E4E4", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_linewidth(0.6)
 
 
 def styles_of(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -55,12 +66,22 @@ def styles_of(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: STYLES.get(name) or next(spare, (GREY, "o")) for name in strategies}
 
 
-def save(figure: Figure, folder: Path | str, name: str) -> tuple[Path, Path]:
-    """Writes `name.png` (150 dpi) and `name.pdf` into the folder, making it if need be."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    facts = {"Creator": "masksearch", "CreationDate": None}
-    figure.savefig(png, dpi=150, bbox_inches="tight", metadata={"Software": "masksearch"})
-    figure.savefig(pdf, bbox_inches="tight", metadata=facts)
-    return png, pdf
+def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+    """Writes a figure as its path ends (`.png`, `.pdf`, `.svg`); equal figures are equal files."""
+    made: dict[str, dict[str, Any]] = {
+        ".pdf": {"Creator": "masksearch", "CreationDate": None},
+        ".svg": {"Creator": "masksearch", "Date": None},
+        ".png": {"Software": "masksearch"},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(PRINT):
+        figure.savefig(path, dpi=dpi, metadata=made.get(path.suffix))
+    return path
+
+
+def save(figure: Figure, folder: Path | str, name: str) -> tuple[Path, Path, Path]:
+    """Writes `name.png`, `name.pdf` and `name.svg` into the folder, making it if need be."""
+    png, pdf, svg = (
+        write_figure(figure, Path(folder) / f"{name}.{kind}") for kind in ("png", "pdf", "svg")
+    )
+    return png, pdf, svg

@@ -50,7 +50,7 @@ def test_dam_shades_the_warm_up(one_shot):
     for axes in figure.axes:
         (shade,) = axes.patches
         assert (shade.get_x(), shade.get_width()) == (0, 15)
-    assert " warm-up: dense attention" in words(figure)
+    assert "warm-up: dense attention" in words(figure)
     assert not plot_dam(one_shot.curve).axes[0].patches
 
 

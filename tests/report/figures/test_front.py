@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from matplotlib.text import Text
@@ -8,10 +10,12 @@ from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.errors import HeadCountError
 from masksearch.report.figures.front import (
+    plot_compared,
     plot_frontier,
     plot_hypervolume,
     plot_masks,
     save,
+    spread,
 )
 from masksearch.report.figures.masks import planes
 
@@ -37,28 +41,68 @@ def test_frontier_names_the_hand_designed_masks(study, objectives):
     assert any("higher is better" in word for word in words(figure))
 
 
-def test_named_masks_bear_the_number_that_the_legend_explains(study, objectives):
-    figure = plot_frontier(study, objectives)
-    (legend,) = figure.legends
-    titles = [text.get_text() for text in legend.get_texts()]
-    assert titles[-len(masks.FAMILIES) :] == list(masks.FAMILIES)
-    numbers = [note.get_text() for note in figure.axes[0].texts]
-    expected = {str(k) for k in range(1, len(masks.FAMILIES) + 1)}
-    assert {n for text in numbers for n in text.split(", ")} == expected
+def boxes(figure, artists):
+    figure.draw_without_rendering()
+    return [artist.get_window_extent() for artist in artists]
 
 
-def test_masks_in_one_place_share_their_numbers(objectives, compared, shape):
-    runs = {"mine": (masks.star(), [0.7, 0.72]), "star": (masks.star(), [0.7, 0.72])}
-    comparison = ComparedMasks(tuple(compared(runs)), objectives, shape=shape)
-    (note,) = plot_frontier([], objectives, comparison).axes[0].texts
-    assert note.get_text() == "1, 2"
+@pytest.fixture
+def comparison(objectives, compared, shape):
+    runs = {
+        name: (mask, [0.8 - 0.3 * mask.sparsity(16), 0.81 - 0.3 * mask.sparsity(16)])
+        for name, mask in masks.FAMILIES.items()
+    }
+    runs["found with tpe, at 0.8"] = (masks.star(), [0.9, 0.92])  # as sparse as star, better
+    runs["control of the same kind"] = (masks.star(), [0.3])
+    runs["dense"] = (masks.full(), [0.7, 0.8])
+    runs["broken"] = (masks.window(3), [None, None])
+    kinds = {"found with tpe, at 0.8": "searched", "control of the same kind": "control"}
+    return ComparedMasks(tuple(compared(runs)), objectives, shape=shape, kinds=kinds)
 
 
-def test_frontier_with_a_comparison(study, objectives, compared, shape):
-    runs = {"mine": (masks.window(1), [0.7, 0.72]), "dense": (masks.full(), [0.8])}
-    comparison = ComparedMasks(tuple(compared(runs)), objectives, shape=shape)
-    assert {"mine", "dense"} <= set(words(plot_frontier(study, objectives, comparison)))
-    assert "mine" in words(plot_frontier([], objectives, comparison))
+def test_compared_masks_have_a_front(comparison):
+    figure = plot_compared(comparison)
+    axes = figure.axes[0]
+    (front,) = [line for line in axes.get_lines() if line.get_label() == "their front"]
+    points = {
+        (100 * entry.sparsity, entry.score.mean)
+        for entry in comparison.entries.values()
+        if entry.scores and entry.sparsity > 0
+    }
+    expected = {
+        (x, y) for x, y in points
+        if not any((a >= x and b > y) or (a > x and b >= y) for a, b in points)
+    }  # fmt: skip
+    assert set(zip(*front.get_data(), strict=True)) == expected
+    titles = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"searched, 95% interval", "hand-designed, 95% interval"} <= set(titles)
+    assert {"control, one seed", "dense (0% sparse)"} <= set(titles)
+    assert "broken" not in words(figure)
+
+
+def test_names_lie_neither_on_marks_nor_on_each_other(comparison):
+    figure = plot_compared(comparison)
+    axes = figure.axes[0]
+    names = boxes(figure, axes.texts)
+    assert len(names) == len(comparison.entries) - 2  # not the dense one, not the broken one
+    assert all(name.y0 >= axes.get_window_extent().y1 for name in names)
+    for k, one in enumerate(names):
+        assert not any(one.overlaps(other) for other in names[:k])
+    page = figure.bbox
+    assert all(page.x0 <= n.x0 and n.x1 <= page.x1 and n.y1 <= page.y1 for n in names)
+
+
+def test_comparison_of_nothing_says_so(objectives, compared):
+    runs = tuple(compared({"mine": (masks.star(), [None])}))
+    assert "no finished trial" in words(plot_compared(ComparedMasks(runs, objectives)))
+
+
+@pytest.mark.parametrize("wanted", [[0.2], [0.5] * 9, [0.0, 0.01, 0.99, 1.0], [0.3] * 40])
+def test_names_are_spread_in_order(wanted):
+    found = spread(wanted, 0.1)
+    gap = min(0.1, 1 / max(1, len(wanted) - 1))
+    assert all(b - a >= gap - 1e-5 for a, b in itertools.pairwise(found))
+    assert all(-1e-5 <= place <= 1 + 1e-5 for place in found)
 
 
 def test_frontier_without_a_result_says_so(record, objectives):
@@ -97,10 +141,25 @@ def test_picture_shows_the_bits():
     assert torch.equal(dark, masks.window(1).dense(8)[0, 0])
 
 
-def test_save_writes_png_and_pdf(tmp_path):
-    png, pdf = save(plot_masks({"w": masks.window(1)}, 8), tmp_path / "new", "masks")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert pdf.read_bytes().startswith(b"%PDF")
+def test_figures_are_fit_for_print(tmp_path, comparison, study, objectives):
+    """No Type 3 fonts, text in SVG that is text, the width of a column, and equal files twice."""
+    for name, draw in {
+        "compared": lambda: plot_compared(comparison),
+        "front": lambda: plot_frontier(study, objectives),
+    }.items():
+        figure = draw()
+        png, pdf, svg = save(figure, tmp_path / "new", name)
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert b"/Type3" not in pdf.read_bytes()
+        assert b"/FontFile2" in pdf.read_bytes()
+        assert ">star</text>" in svg.read_text()
+        assert f"{3.3 * 72:g}" in svg.read_text()[:1000]
+        sizes = {text.get_fontsize() for text in figure.findobj(Text) if text.get_text()}
+        assert min(sizes) >= 7
+        assert max(sizes) <= 9
+        first = [path.read_bytes() for path in (png, pdf, svg)]
+        again = save(draw(), tmp_path / "again", name)
+        assert [path.read_bytes() for path in again] == first
 
 
 def test_messages():
