@@ -142,13 +142,27 @@ class Comparison(ComparedMasks):
             )
         return cls(**vars(comparison_of(stored[0])))
 
+    def latex(self, columns: Sequence[str] = ()) -> str:
+        r"""The comparison as a LaTeX table (needs `\usepackage{booktabs}`).
+
+        Sparsity and density, the mean of each score with its 95% interval, and seeds; the best
+        mean of each column, among the masks that leave cells out, is bold.
+
+        Args:
+            columns: Further reported values, such as single tasks.
+        """
+        from masksearch.report.paper import comparison_latex
+
+        return comparison_latex(self, columns)
+
     def report(self, path: Path | str) -> Path:
-        """Writes the comparison as one self-contained HTML page, figures beside it.
+        """Writes the comparison as one self-contained HTML page.
 
         Returns:
-            The page's path; the figures are in `figures/` beside it.
+            The page's path; its figures (PNG, PDF, SVG) are in `figures/` and its tables (CSV,
+            LaTeX) in `tables/` beside it.
         """
-        from masksearch.report.page import write_comparison
+        from masksearch.report.collect import write_comparison
 
         return write_comparison(self, path)
 

@@ -224,17 +224,38 @@ class ComparedMasks:
         keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
         return [key for key in keys if key not in taken and not key.endswith("/majority")]
 
-    def frame(self) -> pd.DataFrame:
-        """One row per mask, densest first.
+    def frame(self, per: Literal["mask", "seed"] = "mask") -> pd.DataFrame:
+        """One row per mask, densest first; or `per="seed"`, one row per run of a mask and seed.
 
-        Columns: mask, kind, expression, sparsity, block_density (both in [0, 1]), n_seeds,
-        failed, unfinished; for each objective that is not a measure its mean (`glue`) and 95%
-        t-interval over seeds (`glue low`, `glue high`; NaN for one seed); for every other
+        Columns of runs: mask, kind, seed, status, sparsity, block_density, every reported value,
+        step, seconds, expression, fingerprint, error.
+
+        Columns of masks: mask, kind, expression, sparsity, block_density (both in [0, 1]),
+        n_seeds, failed, unfinished; for each objective that is not a measure its mean (`glue`)
+        and 95% t-interval over seeds (`glue low`, `glue high`; NaN for one seed); for every other
         reported value its mean, and for tasks with a majority score the bool `<task> at
         majority`: true where the mean is within 0.005 of the constant prediction's.
         """
         import pandas as pd
 
+        if per == "seed":
+            return pd.DataFrame(
+                {
+                    "mask": record.params["mask"],
+                    "kind": self.entries[str(record.params["mask"])].kind,
+                    "seed": record.seed,
+                    "status": record.status,
+                    "sparsity": record.measures.get("sparsity", math.nan),
+                    "block_density": record.measures.get("block_density", math.nan),
+                    **record.values,
+                    "step": record.step,
+                    "seconds": record.seconds,
+                    "expression": "" if record.mask is None else str(record.mask),
+                    "fingerprint": record.fingerprint,
+                    "error": record.reason,
+                }
+                for record in self.records
+            )
         rows: list[dict[str, Any]] = []
         judged = [o.name for o in self.objectives if o.name not in ("sparsity", "block_density")]
         marked = {t for t in [*judged, *self.tasks] if self.has_majority(t)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +19,18 @@ from masksearch.analysis.compare import ComparedMasks, read_kinds
 from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
-from masksearch.errors import MaskFormatError, SearchError
+from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.figures.dam import Sweep
-from masksearch.report.page import write_comparison, write_report
+from masksearch.report.page import Section, write_report
+from masksearch.report.reproduce import Recipe, recipe_of
 from masksearch.study.store import StudyStore
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
+COMMAND = "command.json"  # what the command line left there
+LONGEST = 40  # characters of a setting that may stand in a section's title
 
 
 @dataclass(frozen=True)
@@ -38,41 +44,93 @@ class Found:
     objectives: tuple[Objective, ...]
     shape: Shape
     facts: Mapping[str, str]
+    calls: Sequence[Mapping[str, Any]] = ()  # with what each call that ran trials worked
+    command: Mapping[str, Any] | None = None  # as the command line was given, where it was
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it was made."""
+        title = f"{'Search' if self.kind == 'search' else 'Comparison'} in {self.run}"
+        return recipe_of(title, self.facts, self.calls, self.command)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The evaluator's settings by name; of earlier versions the options that were given."""
+        options = (self.command or {}).get("options", {})
+        given = {name: value for name, value in options.items() if value not in (None, False)}
+        return self.calls[0].get("evaluator", {}) if self.calls else given
 
 
 def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Found]:
-    """The study of a run folder, or those of its direct subfolders.
+    """The study of a run folder, or those of its direct subfolders that can be read.
+
+    A subfolder that cannot be read is left out with a warning.
 
     Args:
         run: The folder.
         storage: Where the run's study lies, if it is not the folder's own database.
 
     Raises:
-        SearchError: If there is none.
+        SearchError: If there is none, or none can be read.
     """
+    found, unread = read_folders(run, storage)
+    for line in unread:
+        warnings.warn(line, stacklevel=2)
+    return found
+
+
+def read_folders(
+    run: Path, storage: str | BaseStorage | None = None
+) -> tuple[list[Found], list[str]]:
+    """See `studies_in`; also gives a line for each subfolder that cannot be read."""
     if storage is not None:
-        return [read_study(run, storage)]
-    folders = [run] if (run / "study.db").is_file() else sorted(run.glob("*/"))
-    found = [read_study(folder) for folder in folders if (folder / "study.db").is_file()]
+        return [read_study(run, storage)], []
+    if (run / "study.db").is_file():
+        return [read_study(run)], []
+    found: list[Found] = []
+    unread: list[str] = []
+    for folder in sorted(run.glob("*/")):
+        if (folder / "study.db").is_file():
+            try:
+                found.append(read_study(folder))
+            except MaskSearchError as problem:  # the others are reported all the same
+                unread.append(f"{folder} is left out: {problem}")
     if not found:
         raise SearchError(
-            f"{run} holds no study (no study.db in it or directly below); "
+            "; ".join(unread)
+            or f"{run} holds no study (no study.db in it or directly below); "
             "name the folder that was given to --run"
         )
     names = [study.name for study in found if study.kind == "search"]
     return [
         replace(study, name=study.run.name) if names.count(study.name) > 1 else study
         for study in found
-    ]
+    ], unread
 
 
 def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
-    """Reads one study."""
+    """Reads one study.
+
+    Raises:
+        SearchError: If it cannot be read, or nothing describes it.
+    """
     store = StudyStore(folder, storage, write=False)
-    facts = store.facts()
-    name = facts.get("strategy", folder.name)
+    facts, place = store.facts(), folder / COMMAND
+    if "kind" not in facts:
+        raise SearchError(
+            f"nothing says what the study of {folder} is; its search was ended before it began, "
+            "or another program has written it"
+        )
     return Found(
-        folder, facts["kind"], name, store.told(), store.objectives(), store.shape(), facts
+        folder,
+        facts["kind"],
+        facts.get("strategy", folder.name),
+        store.told(),
+        store.objectives(),
+        store.shape(),
+        facts,
+        store.calls(),
+        json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None,
     )
 
 
@@ -118,54 +176,132 @@ def report_on(
     command: str = "",
     storage: str | BaseStorage | None = None,
 ) -> Path:
-    """Writes the page of a run folder, with its figures beside it.
+    """Writes the page of a run folder, with its figures and tables beside it.
 
-    Searches stand together; a comparison with the same objectives is drawn over their fronts,
-    one with others gets a page of its own beside the first.
+    Studies of one protocol share a section; each protocol has one, named by what sets it apart.
 
     Args:
-        run: A run folder, or one whose direct subfolders are runs.
+        run: A run folder, or one whose direct subfolders are runs; those that cannot be read are
+            named on the page and in a warning.
         path: Of the page.
-        command: How to reproduce it; printed on the page.
+        command: Writes the page again.
         storage: Where the run's study lies, if it is not the folder's own database.
 
     Returns:
-        The path of the (first) page.
+        The path of the page.
     """
-    found = studies_in(run, storage)
-    searches = [study for study in found if study.kind == "search"]
-    comparisons = [study for study in found if study.kind == "compare"]
-    main = searches[0] if searches else comparisons[0]
-    for other in searches:
-        if other.objectives != main.objectives or other.shape != main.shape:
-            raise SearchError(
-                f"{other.run} and {main.run} have other objectives or another shape; "
-                "report each of them alone"
-            )
-    beside = [study for study in comparisons if study.objectives == main.objectives]
+    found, unread = read_folders(run, storage)
+    for line in unread:
+        warnings.warn(line, stacklevel=2)
     notes = read_notes(run)
-    facts = {
-        "protocol": main.facts.get("protocol", ""),
-        **limits_of(searches),
-        **notes.get("facts", {}),
-        "command": command or f"masksearch report {run}",
-    }
-    page = write_report(
+    groups: dict[tuple[Any, ...], list[Found]] = {}
+    for study in found:
+        key = (study.facts.get("protocol", ""), study.objectives, study.shape)
+        groups.setdefault(key, []).append(study)
+    titles = name_groups(list(groups.values()))
+    sections = [
+        section_on(studies, title, {} if index else notes.get("facts", {}))
+        for index, (studies, title) in enumerate(zip(groups.values(), titles, strict=True))
+    ]
+    return write_report(
         path,
         title=notes.get("title", "Attention masks: sparsity against score"),
-        studies={study.name: study.records for study in searches},
-        objectives=main.objectives,
-        comparison=comparison_of(beside[0]) if beside else None,
-        facts=facts,
-        shape=main.shape,
+        sections=sections,
         verdicts=notes.get("verdicts", []),
-        dam=dam_health(searches),
-        proxy=card_of_studies(found),
+        unread=unread,
+        command=command or f"masksearch report {shlex.quote(str(run))}",
     )
-    for study in comparisons:
-        if not beside or study is not beside[0]:
-            write_comparison(comparison_of(study), path.with_name(f"{study.run.name}.html"))
-    return page
+
+
+def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
+    """Writes the page of a comparison alone; see `write_report`."""
+    recipes = []
+    if comparison.run is not None:
+        with contextlib.suppress(MaskSearchError):  # the page is about the comparison at hand
+            recipes.append(read_study(comparison.run).recipe)
+    section = Section(
+        {},
+        comparison.objectives,
+        {"": comparison},
+        facts=comparison.notes,
+        shape=comparison.shape,
+        recipes=recipes,
+    )
+    return write_report(path, title="Masks compared", sections=[section])
+
+
+def section_on(studies: Sequence[Found], title: str, facts: Mapping[str, str]) -> Section:
+    """The section of studies of one protocol."""
+    main, searches = studies[0], [study for study in studies if study.kind == "search"]
+    compared = {
+        study.run.name: comparison_of(study) for study in studies if study.kind == "compare"
+    }
+    strategies = [study.facts.get("strategy", study.name) for study in searches]
+    names = [
+        name if strategies.count(name) == 1 else study.name
+        for name, study in zip(strategies, searches, strict=True)
+    ]
+    return Section(
+        {name: study.records for name, study in zip(names, searches, strict=True)},
+        main.objectives,
+        compared,
+        title,
+        {"protocol": main.facts.get("protocol", ""), **limits_of(searches), **facts},
+        main.shape,
+        dam_health(searches) or DamRuns(),
+        card_of_studies(studies),
+        [study.recipe for study in studies],
+    )
+
+
+def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
+    """A title for the studies of each protocol: what sets them apart; empty for one alone.
+
+    Score, model, length and steps are looked at first, then the evaluator's other settings; the
+    protocol's id only tells apart what nothing else does.
+    """
+    if len(groups) == 1:
+        return [""]
+    described = []
+    of_groups = [{k: v for study in each for k, v in study.settings.items()} for each in groups]
+    known = all("steps" in settings for settings in of_groups)
+    for studies, settings in zip(groups, of_groups, strict=True):
+        main = studies[0]
+        last = max((r.step for study in studies for r in study.records if r.scored), default=0)
+        steps = settings["steps"] if known else last
+        described.append(
+            {
+                "score": ", ".join(o.name for o in main.objectives if o.name != "sparsity"),
+                "tasks": str(settings.get("tasks", "")).strip("()").replace("'", ""),
+                "model": f"{count(main.shape.layers, 'layer')}, {count(main.shape.heads, 'head')}",
+                "length": f"length {main.shape.length}",
+                "steps": f"{steps} steps" if steps else "",
+                **{
+                    name: f"{name} {value}"
+                    for name, value in settings.items()
+                    if name not in ("tasks", "size", "length", "steps")
+                    and len(str(value)) <= LONGEST
+                },
+            }
+        )
+    first = ("score", "tasks", "model", "length", "steps")
+    rest = [name for each in described for name in each if name not in first]
+    titles = [""] * len(groups)
+    for name in dict.fromkeys([*first, *rest]):
+        texts = [each.get(name, "") for each in described]
+        done = len(set(titles)) == len(titles)
+        if len(set(texts)) > 1 and not (done and name not in first):
+            titles = [", ".join(filter(None, pair)) for pair in zip(titles, texts, strict=True)]
+    return [
+        title if title and titles.count(title) == 1
+        else ", ".join(filter(None, [title, f"protocol {studies[0].facts.get('protocol', '')}"]))
+        for title, studies in zip(titles, groups, strict=True)
+    ]  # fmt: skip
+
+
+def count(number: int, thing: str) -> str:
+    """'1 layer', '2 layers'."""
+    return f"{number} {thing}" + ("s" if number != 1 else "")
 
 
 def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyAgreement | None:

@@ -1,27 +1,30 @@
-"""One self-contained HTML page about searches and comparisons; figures also as files."""
+"""One HTML page about searches and comparisons, with its figures and tables beside it."""
 
 from __future__ import annotations
 
 import base64
-import importlib.metadata
-import os
-import platform
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import pareto
+from masksearch.analysis.proxy_card import ProxyAgreement
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.report.dam import CARDS, DamRuns, Picture, RunSection, dam_pictures, section_of
-from masksearch.report.figures.front import plot_frontier, plot_hypervolume
+from masksearch.report.figures.front import plot_compared, plot_frontier, plot_hypervolume
 from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import save
+from masksearch.report.paper import write_tables
+from masksearch.report.reproduce import Recipe
 from masksearch.report.tables import (
     TextTable,
     budgets_table,
@@ -30,47 +33,81 @@ from masksearch.report.tables import (
     format_seconds,
     front_table,
     runs_table,
+    tasks_table,
 )
-
-if TYPE_CHECKING:
-    from masksearch.analysis.compare import ComparedMasks
-    from masksearch.analysis.proxy_card import ProxyAgreement
+from masksearch.study.provenance import machine_name, package_versions
 
 PICTURES = 16  # masks that are drawn at most
 FAILURES = 20  # failed trials that are printed in full at most
-PACKAGES = ("masksearch", "torch", "numpy", "scipy", "optuna", "transformers", "ray")
+ZOOM = 1.5 * 96  # pixels of the page for an inch of a figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a page says of one protocol: its searches, its comparisons, and their figures.
+
+    Args:
+        studies: Strategy name -> its records, baselines included.
+        objectives: The first one is the score.
+        comparisons: Name -> masks judged over several seeds; their verdicts head the section.
+        title: What sets it apart from the page's other sections; empty where it is the only one.
+        facts: What a reader must know (protocol, data, steps, machine).
+        shape: What the masks were lowered to; without it no mask is drawn.
+        dam: Health cards of the DAM runs among the records, and what they say together.
+        proxy: How far to trust the short runs among the records.
+        recipes: How each study was made.
+    """
+
+    studies: Mapping[str, list[Record]]
+    objectives: Sequence[Objective]
+    comparisons: Mapping[str, ComparedMasks] = field(default_factory=dict)
+    title: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    shape: Shape | None = None
+    dam: DamRuns = field(default_factory=DamRuns)
+    proxy: ProxyAgreement | None = None
+    recipes: Sequence[Recipe] = ()
+
+    @property
+    def searched(self) -> list[Record]:
+        """The records of all searches."""
+        return [record for study in self.studies.values() for record in study]
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of all searches and comparisons."""
+        compared = [record for each in self.comparisons.values() for record in each.records]
+        return self.searched + compared
+
+    @property
+    def key(self) -> str:
+        """Begins the names of its figures, tables and headings."""
+        words = re.sub(r"[^a-z0-9.]+", "-", self.title.lower()).strip("-")
+        return f"{words}_" if words else ""
 
 
 def write_report(
     path: Path | str,
     *,
     title: str,
-    studies: Mapping[str, list[Record]],
-    objectives: Sequence[Objective],
-    comparison: ComparedMasks | None = None,
-    facts: Mapping[str, str] = {},
-    shape: Shape | None = None,
+    sections: Sequence[Section],
     verdicts: Sequence[str] = (),
-    dam: DamRuns | None = None,
-    proxy: ProxyAgreement | None = None,
+    unread: Sequence[str] = (),
+    command: str = "",
 ) -> Path:
-    """Writes the page, and its figures as PNG and PDF into `figures/` beside it.
+    """Writes the page, its figures into `figures/` and its tables into `tables/` beside it.
 
-    The page needs no network, no script and no other file. Parts that are missing (no
-    comparison, no DAM, no finished trial) are left out or said to be missing.
+    Figures are PNG, PDF and SVG, tables CSV and LaTeX. The page needs no network, no script and
+    no other file. Parts that are missing (no comparison, no DAM, no finished trial) are left out
+    or said to be missing.
 
     Args:
         path: Of the page; folders are made.
         title: Headline.
-        studies: Strategy name -> its records, baselines included.
-        objectives: The first one is the score.
-        comparison: Masks judged over several seeds; its verdict heads the page.
-        facts: What a reader must know (protocol, data, steps, machine). `command` is printed
-            under "To reproduce".
-        shape: What the masks were lowered to; without it no mask is drawn.
-        verdicts: Further lines for the head of the page.
-        dam: Health cards of the DAM runs among the records, and what they say together.
-        proxy: How far to trust the short runs among the records.
+        sections: One for each protocol; scores of two protocols never share a figure.
+        verdicts: Lines for the head of the page.
+        unread: Lines on folders that could not be read.
+        command: Writes this page again.
 
     Returns:
         The path of the page.
@@ -80,79 +117,91 @@ def write_report(
         ValueError: If a study mixes protocols, or an objective's `worst` is not finite.
     """
     path = Path(path)
-    records = [record for study in studies.values() for record in study]
-    everything = records + (list(comparison.records) if comparison is not None else [])
-    command = facts.get("command", "")
-    dam = dam or DamRuns()
-    drawn = list(dam_pictures(dam, records))
-    folder = path.parent / "figures"
-    figures, masks_note = draw(
-        folder, studies, objectives, comparison, shape, [picture for _, picture in drawn], proxy
-    )
-    failed = [record for record in everything if record.status == "failed"]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
+    parts = []
+    for section in sections:
+        parts.append(part_of_page(section, path.parent / "figures"))
+        write_tables(
+            path.parent / "tables",
+            section.key,
+            section.studies,
+            section.objectives,
+            section.comparisons,
+        )
+    everything = [record for section in sections for record in section.records]
+    failed = [record for record in everything if record.status == "failed"]
     page = environment.get_template("report.html.j2").render(
         title=title,
-        verdicts=headline(records, objectives, comparison, verdicts),
-        facts=known_facts(facts, objectives, shape, everything, comparison),
-        runs=runs_table(studies, objectives),
-        front=front_table(studies, objectives),
-        cautions=cautions(records),
-        comparison=comparison_table(comparison) if comparison is not None else TextTable(),
-        findings=findings_table(comparison) if comparison is not None else TextTable(),
-        masks_note=masks_note,
-        dam=[
-            section_of(card, [picture for owner, picture in drawn if owner == index])
-            for index, card in enumerate(dam.cards[:CARDS])
-        ],
-        dam_together=together(dam, [picture for owner, picture in drawn if owner is None]),
-        dam_missing=dam.missing,
-        proxy=proxy.verdict().splitlines() if proxy is not None else [],
-        proxy_rows=budgets_table(proxy) if proxy is not None else TextTable(),
+        verdicts=list(verdicts),
+        unread=unread,
+        sections=parts,
         failures=[describe_failure(record) for record in failed[:FAILURES]],
         failed=len(failed),
         total=len(everything),
+        recipes=[recipe for section in sections for recipe in section.recipes],
         command=command,
-        versions=package_versions(),
-        figures=figures,
+        versions=[*package_versions().items(), ("machine", machine_name())],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
-    """Writes the page of a comparison alone; see `write_report`."""
-    return write_report(
-        path,
-        title="Masks compared",
-        studies={},
-        objectives=comparison.objectives,
-        comparison=comparison,
-        facts=comparison.notes,
-        shape=comparison.shape,
-    )
+def part_of_page(section: Section, folder: Path) -> dict[str, Any]:
+    """What the template shows of a section; its figures are written into the folder."""
+    dam, records = section.dam, section.searched
+    drawn = list(dam_pictures(dam, records))
+    figures, masks_note = draw(folder, section, [picture for _, picture in drawn])
+    proxy = section.proxy
+    return {
+        "key": section.key,
+        "title": section.title,
+        "verdicts": headline(section),
+        "facts": known_facts(section),
+        "runs": runs_table(section.studies, section.objectives),
+        "front": front_table(section.studies, section.objectives),
+        "nothing": not any(record.scored for record in section.records),
+        "cautions": cautions(records),
+        "comparisons": [
+            {
+                "name": name,
+                "figure": f"compared_{place}" if place else "compared",
+                "table": comparison_table(comparison),
+                "tasks": tasks_table(comparison),
+                "findings": findings_table(comparison),
+            }
+            for place, (name, comparison) in enumerate(section.comparisons.items())
+        ],
+        "masks_note": masks_note,
+        "dam": [
+            section_of(card, [picture for owner, picture in drawn if owner == index])
+            for index, card in enumerate(dam.cards[:CARDS])
+        ],
+        "dam_together": together(dam, [picture for owner, picture in drawn if owner is None]),
+        "dam_missing": dam.missing,
+        "proxy": proxy.verdict().splitlines() if proxy is not None else [],
+        "proxy_rows": budgets_table(proxy) if proxy is not None else TextTable(),
+        "figures": figures,
+    }
 
 
-def headline(
-    records: Sequence[Record],
-    objectives: Sequence[Objective],
-    comparison: ComparedMasks | None,
-    verdicts: Sequence[str],
-) -> list[str]:
-    """The lines at the head of the page; never empty."""
-    lines = list(verdicts)
-    if comparison is not None:
+def headline(section: Section) -> list[str]:
+    """The lines at the head of a section; never empty."""
+    lines: list[str] = []
+    for name, comparison in section.comparisons.items():
+        if len(section.comparisons) > 1:
+            lines.append(f"Comparison {name}")
         lines += comparison.verdict().splitlines()
+    records = section.searched
     if not records:
         return lines or ["Nothing was run."]
     scored = [record for record in records if record.scored]
     if not scored:
         return [*lines, "No trial has finished, so nothing can be said."]
-    if comparison is None:
-        front = pareto(records, objectives)
+    if not section.comparisons:
+        front = pareto(records, section.objectives)
         lines.append(
             f"{len(scored)} finished trials, {len(front)} of them on the front. No comparison "
             "over seeds is included, so this page does not show that a searched mask is better "
@@ -161,15 +210,10 @@ def headline(
     return lines
 
 
-def known_facts(
-    facts: Mapping[str, str],
-    objectives: Sequence[Objective],
-    shape: Shape | None,
-    records: Sequence[Record],
-    comparison: ComparedMasks | None,
-) -> list[tuple[str, str]]:
+def known_facts(section: Section) -> list[tuple[str, str]]:
     """The given facts, then those that the records tell."""
-    rows = [(name, str(value)) for name, value in facts.items() if name != "command"]
+    rows = [(name, str(value)) for name, value in section.facts.items()]
+    shape, records = section.shape, section.records
     if shape is not None:
         rows.append(
             ("shape", f"{shape.length} positions, {shape.layers} layers, {shape.heads} heads")
@@ -177,17 +221,20 @@ def known_facts(
     rows.append(
         (
             "objectives",
-            "; ".join(f"{o.name} ({o.goal}, counted from {o.worst:g})" for o in objectives),
+            "; ".join(
+                f"{o.name} ({o.goal}, counted from {o.worst:g})" for o in section.objectives
+            ),
         )
     )
     protocols = sorted({record.protocol for record in records if record.protocol})
-    if protocols and "protocol" not in facts:
+    if protocols and "protocol" not in section.facts:
         rows.append(("protocol", ", ".join(protocols)))
     seeds = sorted({record.seed for record in records})
-    if seeds and "seeds" not in facts:
+    if seeds and "seeds" not in section.facts:
         rows.append(("evaluation seeds", ", ".join(map(str, seeds))))
-    if comparison is not None and comparison.run is not None:
-        rows.append(("runs of the comparison", str(comparison.run)))
+    folders = [str(each.run) for each in section.comparisons.values() if each.run is not None]
+    if folders:
+        rows.append(("runs of the comparison", ", ".join(folders)))
     rows.append(("compute in all", format_seconds(sum(record.seconds for record in records))))
     return rows
 
@@ -208,46 +255,38 @@ def cautions(records: Sequence[Record]) -> list[str]:
 
 
 def draw(
-    folder: Path,
-    studies: Mapping[str, list[Record]],
-    objectives: Sequence[Objective],
-    comparison: ComparedMasks | None,
-    shape: Shape | None,
-    dam: Sequence[Picture],
-    proxy: ProxyAgreement | None,
+    folder: Path, section: Section, dam: Sequence[Picture]
 ) -> tuple[dict[str, dict[str, str]], str]:
     """Makes and saves every figure; returns them for the page, and a note on the masks."""
-    records = [record for study in studies.values() for record in study]
     figures: dict[str, dict[str, str]] = {}
 
     def add(key: str, figure: Figure, alt: str, caption: str) -> None:
-        png, _ = save(figure, folder, key)
+        png, *_ = save(figure, folder, f"{section.key}{key}")
         data = base64.b64encode(png.read_bytes()).decode("ascii")
-        figures[key] = {"data": data, "alt": alt, "caption": caption}
+        width = f"{figure.get_figwidth() * ZOOM:.0f}"
+        figures[key] = {"data": data, "alt": alt, "caption": caption, "width": width}
 
-    score = objectives[0].name
-    scored = any(record.scored for record in records)
-    if scored or comparison is not None:
-        together = comparison if same_protocol(records, comparison) else None
+    score, records, proxy = section.objectives[0].name, section.searched, section.proxy
+    for place, comparison in enumerate(section.comparisons.values()):
+        add(
+            f"compared_{place}" if place else "compared",
+            plot_compared(comparison),
+            f"Sparsity against mean {score} of every compared mask, with their front",
+            f"Every compared mask: its sparsity, and its mean {score} over seeds with the 95% "
+            "interval. The line joins the masks that no other one beats in both; where intervals "
+            "overlap, more seeds may change it.",
+        )
+    if any(record.scored for record in records):
         add(
             "front",
-            plot_frontier(records if scored else [], objectives, together),
+            plot_frontier(records, section.objectives),
             f"Sparsity against {score} with one front per strategy",
-            "Every finished trial. Each line is a strategy's front: nothing that it found lies "
-            "beyond, sparser and better.",
+            "Every finished trial of the searches. A line joins the trials of one strategy that "
+            "none of its other trials beats in both sparsity and score.",
         )
-        if comparison is not None and together is None:
-            add(
-                "compared",
-                plot_frontier([], objectives, comparison),
-                f"Sparsity against {score} of the masks compared",
-                "The masks compared, under another protocol than the search: the two figures' "
-                "scores cannot be set against each other.",
-            )
-    if scored:
         add(
             "hypervolume",
-            plot_hypervolume(studies, objectives),
+            plot_hypervolume(section.studies, section.objectives),
             "Hypervolume over trials and over compute for each strategy",
             "Hypervolume of each strategy's own trials, baselines left out; one search each, "
             "so the difference between two strategies has no interval.",
@@ -259,11 +298,12 @@ def draw(
             "proxy",
             plot_proxy(proxy),
             f"Rank agreement of {proxy.proxy} with {proxy.target} over the budget of the proxy",
-            "Left: Kendall's tau-b of the masks' ranking at each budget with the reference, and "
-            "the noise ceiling (two seeds of the reference). Middle: every mask over the budget; "
-            "where lines cross, a shorter run ranks otherwise. Right: each mask by both.",
+            "Above: Kendall's tau-b of the masks' ranking at each budget with the reference, and "
+            "the noise ceiling (two seeds of the reference). Below left: every mask over the "
+            "budget; where lines cross, a shorter run ranks otherwise. Below right: each mask by "
+            "both.",
         )
-    named = masks_to_draw(studies, objectives, comparison)
+    named, shape = masks_to_draw(section), section.shape
     if not named or shape is None:
         return figures, "The masks' shape is not known here, so none is drawn." if named else ""
     shown = dict(list(named.items())[:PICTURES])
@@ -295,25 +335,17 @@ def together(dam: DamRuns, pictures: Sequence[Picture]) -> RunSection:
     )
 
 
-def same_protocol(records: Sequence[Record], comparison: ComparedMasks | None) -> bool:
-    """Whether a search's scores and a comparison's may stand in one figure."""
-    also = comparison.records if comparison is not None else ()
-    return len({record.protocol for record in (*records, *also) if record.scored}) <= 1
-
-
-def masks_to_draw(
-    studies: Mapping[str, list[Record]],
-    objectives: Sequence[Objective],
-    comparison: ComparedMasks | None,
-) -> dict[str, Mask]:
+def masks_to_draw(section: Section) -> dict[str, Mask]:
     """Masks to draw, each set of bits once: those compared, then those on the fronts."""
     named: dict[str, Mask] = {}
     seen: set[str] = set()
-    candidates: list[tuple[str, Record]] = []
-    if comparison is not None:
-        candidates += [(str(record.params["mask"]), record) for record in comparison.records]
-    owners = {id(record): name for name, study in studies.items() for record in study}
-    for record in pareto([record for study in studies.values() for record in study], objectives):
+    candidates = [
+        (str(record.params["mask"]), record)
+        for comparison in section.comparisons.values()
+        for record in comparison.records
+    ]
+    owners = {id(record): name for name, study in section.studies.items() for record in study}
+    for record in pareto(section.searched, section.objectives):
         known = record.origin.partition("baseline:")[2]
         candidates.append((known or f"{owners[id(record)]} {record.number}", record))
     for name, record in candidates:
@@ -333,15 +365,3 @@ def describe_failure(record: Record) -> dict[str, str]:
         "reason": lines[-1].strip()[:200] if lines else "no reason was recorded",
         "error": record.error or "no reason was recorded",
     }
-
-
-def package_versions() -> list[tuple[str, str]]:
-    """Versions of what computed the page's machine: Python, packages, platform."""
-    rows = [("python", platform.python_version())]
-    for name in PACKAGES:
-        try:
-            rows.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    rows.append(("platform", f"{platform.platform()}, {os.cpu_count()} logical CPUs"))
-    return rows

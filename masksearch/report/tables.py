@@ -34,6 +34,7 @@ class Cell:
     text: str
     number: bool = False
     code: bool = False
+    note: str = ""  # code on a line of its own below
     mark: Literal["", "majority", "searched"] = ""
 
 
@@ -113,11 +114,15 @@ def front_table(
     names = ["strategy", "trial", *map(words, (*scores, *also)), "seed", "mask"]
     owners = {id(record): name for name, study in studies.items() for record in study}
     rows: list[tuple[Cell | str, ...]] = []
-    for record in pareto([r for study in studies.values() for r in study], objectives):
+    front = pareto([r for study in studies.values() for r in study], objectives)
+    places = {name: decimals_for(record.value(name) for record in front) for name in scores}
+    for record in front:
         known = {**record.values, **record.measures}
         origin = record.origin if record.origin.startswith("baseline:") else owners[id(record)]
         figures = (
-            (percent if name in SHARES else figure)(known.get(name, math.nan))
+            percent(known.get(name, math.nan))
+            if name in SHARES
+            else format_estimate(record.value(name), decimals=places[name])
             for name in (*scores, *also)
         )
         mask = Cell(str(record.mask or ""), code=True)
@@ -126,32 +131,50 @@ def front_table(
 
 
 def comparison_table(comparison: ComparedMasks) -> TextTable:
-    """One row per mask: means over seeds, intervals, and tasks with the majority mark."""
-    judged = [o.name for o in comparison.objectives if o.name not in SHARES]
-    tasks = comparison.tasks
-    names = [
-        *("mask", "kind", "sparsity", "block density", *judged, "seeds", "failed", *tasks),
-        "expression",
-    ]
+    """One row per mask: its scores' means over seeds with intervals, and the majority mark."""
+    judged = judged_names(comparison)
+    names = ["mask", "kind", "sparsity", "density", "block density", *judged, "seeds", "failed"]
     frame = comparison.frame()
-    columns = {name: [name, f"{name} low", f"{name} high"] for name in judged}
-    columns |= {name: [name] for name in tasks}
-    places = {name: decimals_for(frame[those].to_numpy().flat) for name, those in columns.items()}
+    places = {
+        name: decimals_for(frame[[name, f"{name} low", f"{name} high"]].to_numpy().flat)
+        for name in judged
+    }
     rows = [
         (
-            Cell(row["mask"], mark="searched" if row["kind"] == "searched" else ""),
+            name_cell(row),
             row["kind"],
             percent(row["sparsity"]),
+            percent(1 - row["sparsity"]),
             percent(row["block_density"]),
             *(task_cell(row, name, places[name], interval=True) for name in judged),
             str(row["n_seeds"]),
             str(row["failed"] or DASH),
-            *(task_cell(row, name, places[name], interval=False) for name in tasks),
-            Cell(row["expression"], code=True),
         )
         for row in frame.to_dict("records")
     ]
-    return text_table(names, rows, text=("mask", "kind", "expression"))
+    return text_table(names, rows, text=("mask", "kind"))
+
+
+def tasks_table(comparison: ComparedMasks) -> TextTable:
+    """One row per mask: the mean over seeds of everything else that was reported."""
+    tasks, frame = comparison.tasks, comparison.frame()
+    places = {name: decimals_for(frame[name]) for name in tasks}
+    rows = [
+        (row["mask"], *(task_cell(row, name, places[name], interval=False) for name in tasks))
+        for row in frame.to_dict("records")
+    ]
+    return text_table(["mask", *tasks], rows if tasks else [], text=("mask",))
+
+
+def judged_names(comparison: ComparedMasks) -> list[str]:
+    """The objectives that are scores, and no measures of the mask."""
+    return [o.name for o in comparison.objectives if o.name not in SHARES]
+
+
+def name_cell(row: Mapping[Any, Any]) -> Cell:
+    """A mask's name, with its expression below it where that says more."""
+    note = "" if row["expression"].removesuffix("()") == row["mask"] else row["expression"]
+    return Cell(row["mask"], mark="searched" if row["kind"] == "searched" else "", note=note)
 
 
 def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) -> Cell:

@@ -13,10 +13,22 @@ from masksearch.contracts import Report, generator
 from masksearch.gates.diagnostics import health
 from masksearch.gates.result import DamResult
 from masksearch.report.collect import Found, dam_health
-from masksearch.report.page import write_report
+from masksearch.report.dam import DamRuns
+from masksearch.report.page import Section
+from masksearch.report.page import write_report as write_sections
 from masksearch.report.tables import health_table, share_within, strongest_offsets
 
 VOID = {"meta", "img", "br"}
+
+
+def write_report(path, *, title, comparison=None, verdicts=(), command="", **fields):
+    """A page of one section."""
+    fields["comparisons"] = {} if comparison is None else {"compared": comparison}
+    fields["dam"] = fields.get("dam") or DamRuns()
+    section = Section(**fields)
+    return write_sections(
+        path, title=title, sections=[section], verdicts=verdicts, command=command
+    )
 
 
 class Page(HTMLParser):
@@ -74,7 +86,8 @@ def full(tmp_path_factory, studies, objectives, shape, compared):
         studies=studies,
         objectives=objectives,
         comparison=comparison,
-        facts={"machine": "2 cores", "command": "masksearch search x.py:space"},
+        facts={"machine": "2 cores"},
+        command="masksearch search x.py:space",
         shape=shape,
         verdicts=["A line of mine."],
     )
@@ -98,7 +111,7 @@ def test_page_is_complete(full):
     ):
         assert expected in page.text
     images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 4
+    assert len(images) == 5
     assert all(attrs["alt"] for attrs in images)
 
 
@@ -121,9 +134,14 @@ def test_page_escapes_what_others_wrote(full):
 
 def test_figures_lie_beside_the_page(full):
     folder = full.parent / "figures"
-    for name in ("front", "hypervolume", "masks", "dam"):
-        assert (folder / f"{name}.png").stat().st_size > 2000
-        assert (folder / f"{name}.pdf").stat().st_size > 2000
+    for name in ("front", "compared", "hypervolume", "masks", "dam"):
+        for kind in ("png", "pdf", "svg"):
+            assert (folder / f"{name}.{kind}").stat().st_size > 2000
+    names = {path.name for path in (full.parent / "tables").iterdir()}
+    tables = {"front", "compared", "findings"}
+    assert names == {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")} | {
+        "compared_seeds.csv"
+    }
 
 
 def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):
@@ -166,18 +184,35 @@ def test_report_is_the_same_twice(tmp_path, record, objectives):
     assert pages[0] == pages[1]
 
 
-def test_other_protocols_get_a_figure_of_their_own(tmp_path, record, objectives, shape, compared):
-    runs = compared({"mine": (masks.window(1), [0.7, 0.8])}, protocol="longer")
+def test_comparison_alone_has_a_front(tmp_path, objectives, shape, compared):
+    runs = compared({"mine": (masks.window(1), [0.7, 0.8]), "star": (masks.star(), [0.6, 0.7])})
     path = write_report(
         tmp_path / "r.html",
         title="t",
-        studies={"tpe": [record(0, 0.7)]},
+        studies={},
         objectives=objectives,
         comparison=ComparedMasks(tuple(runs), objectives),
         shape=shape,
     )
-    assert (tmp_path / "figures" / "compared.png").exists()
-    assert "under another protocol than the search" in Page(path.read_text()).text
+    page = Page(path.read_text())
+    assert "No finished trial" not in page.text
+    assert next(a["alt"] for t, a in page.tags if t == "img").endswith("with their front")
+    assert not (tmp_path / "figures" / "front.png").exists()
+
+
+def test_contents_lead_to_headings(full):
+    page = Page(full.read_text())
+    there = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert len(links) > 4
+    assert {link.removeprefix("#") for link in links} <= there
+    assert all(attrs.get("id") for tag, attrs in page.tags if tag == "h2")
+
+
+def test_numbers_of_a_column_have_the_same_digits(full):
+    text = Page(full.read_text()).text
+    assert "0.710 [0.685, 0.735]" in text
+    assert "0.610 [0.585, 0.635]" in text
 
 
 @pytest.fixture

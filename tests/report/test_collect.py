@@ -1,0 +1,151 @@
+"""Run folders as they lie on a disk: several protocols, folders that cannot be read, old ones."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.report.collect import name_groups, read_study, studies_in
+from masksearch.report.reproduce import recipe_of, shell_line
+
+SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
+LONG = replace(SHORT, steps=4)
+
+
+def run_command(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "masksearch", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Two searches and a comparison under two protocols, and a folder that cannot be read."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, judge in {"short": SHORT, "long": LONG}.items():
+        ms.search(space, judge, run=folder / name, trials=2, strategy="random")
+    candidates = {"star": masks.star(), "mine": masks.window(2)}
+    ms.compare(candidates, SHORT, run=folder / "judged", seeds=[5, 6])
+    (folder / "broken").mkdir()
+    (folder / "broken" / "study.db").write_bytes(b"no database")
+    return folder
+
+
+def test_every_protocol_has_a_section(runs):
+    done = run_command("report", runs)
+    assert done.returncode == 0, done.stderr
+    assert "broken is left out" in done.stderr
+    page = (runs / "report.html").read_text()
+    assert "broken is left out" in page
+    for steps in (2, 4):
+        assert f'<h2 id="{steps}-steps_section">{steps} steps</h2>' in page
+        assert f'href="#{steps}-steps_section"' in page
+        assert (runs / "figures" / f"{steps}-steps_front.pdf").is_file()
+        assert (runs / "tables" / f"{steps}-steps_front.tex").is_file()
+    assert (runs / "figures" / "2-steps_compared.svg").is_file()
+    assert not (runs / "figures" / "4-steps_compared.svg").exists()
+
+
+def test_page_says_how_every_study_was_made(runs):
+    with pytest.warns(UserWarning, match="broken is left out"):
+        found = {study.run.name: study for study in studies_in(runs)}
+    rows = dict(found["short"].recipe.rows)
+    assert rows["called in Python"] == "masksearch.search"
+    assert rows["space"].endswith("toy.py:space")
+    assert rows["strategy"] == "random"
+    assert rows["trials"] == "2"
+    assert rows["data hashes"] == f"planted process {SHORT.process.digest}"
+    assert f"masksearch {ms.__version__}" in rows["versions"]
+    assert "torch " in rows["versions"]
+    assert "logical CPUs" in rows["machine"]
+    assert found["short"].recipe.settings["steps"] == 2
+    assert dict(found["judged"].recipe.rows)["seeds"] == "[5, 6]"
+
+
+def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "study.db").write_bytes(b"no database")
+    done = run_command("report", tmp_path)
+    assert done.returncode == 2
+    assert "a is left out" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_studies_of_earlier_versions_say_what_was_not_recorded():
+    stored = Path(__file__).parents[1] / "stored" / "studies" / "command"
+    recipe = recipe_of(
+        "t", {"protocol": "p"}, [], json.loads((stored / "command.json").read_text())
+    )
+    rows = dict(recipe.rows)
+    assert recipe.command.startswith("masksearch search ")
+    assert rows["versions"] == rows["git commit"] == rows["machine"] == "not recorded"
+
+
+def test_later_call_on_another_machine_is_told():
+    versions = {"masksearch": "1", "torch": "2"}
+    first = {"versions": versions, "machine": "a", "commit": "c", "first_trial": 0}
+    second = {**first, "machine": "b", "first_trial": 7}
+    third = {**second, "trials": 20, "first_trial": 9}
+    rows = dict(recipe_of("t", {}, [first, second, third], None).rows)
+    assert rows["from trial 7 on"] == "machine: b"
+    assert "from trial 9 on" not in rows
+
+
+def test_command_of_the_page_makes_the_study_again(tmp_path):
+    here = Path(__file__).parents[1] / "contracts" / "toy.py"
+    words = ["search", f"{here}:space", "--evaluator", f"{here}:ToyEvaluator", "--trials", 3]
+    words += ["--strategy", "random", "--constraint", "sparsity >= 0.1", "--families"]
+    assert run_command(*words, "--run", tmp_path / "a b").returncode == 0
+    line = read_study(tmp_path / "a b").recipe.command
+    assert shlex.split(line)[0] == "masksearch"
+    first = results(tmp_path / "a b")
+    shutil.rmtree(tmp_path / "a b")
+    again = run_command(*shlex.split(line)[1:])
+    assert again.returncode == 0, again.stderr
+    assert results(tmp_path / "a b") == first
+
+
+def results(run: Path) -> list[tuple[str, str, dict[str, float]]]:
+    return [(str(r.mask), r.status, dict(r.values)) for r in read_study(run).records]
+
+
+def test_flags_and_lists_stand_in_the_command():
+    options = {"controls": False, "as_json": True, "found": ["a b", "c"], "sparsity": None}
+    line = shell_line({"command": "compare", "options": options})
+    assert line == "masksearch compare --no-controls --found 'a b' --found c"
+    assert (
+        shell_line({"command": "compare", "options": {"controls": True}}) == "masksearch compare"
+    )
+
+
+def test_sections_are_named_by_what_sets_them_apart(tmp_path):
+    judges = {
+        "a": SHORT,
+        "b": replace(SHORT, lr=1e-3),
+        "c": LONG,
+        "d": replace(SHORT, size="tiny"),
+        "e": ToyEvaluator(),
+        "f": ToyEvaluator("renamed"),
+    }
+    for name, judge in judges.items():
+        ms.compare({"star": masks.star()}, judge, run=tmp_path / name, seeds=[0])
+    groups = {name: [read_study(tmp_path / name)] for name in judges}
+    assert name_groups([groups["a"]]) == [""]
+    assert name_groups([groups["a"], groups["c"]]) == ["2 steps", "4 steps"]
+    lr = name_groups([groups["a"], groups["b"]])
+    assert lr == ["lr 0.004", "lr 0.001"]
+    model = name_groups([groups["a"], groups["d"]])
+    assert model == ["1 layer, 2 heads", "2 layers, 4 heads"]
+    assert name_groups([groups["e"], groups["f"]]) == ["name toy", "name renamed"]
+    assert name_groups([groups["a"], groups["e"]])[0].startswith("score, ")
+    nameless = [[replace(groups[name][0], calls=())] for name in ("e", "f")]
+    assert name_groups(nameless) == ["protocol toy", "protocol renamed"]
