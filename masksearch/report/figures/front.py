@@ -139,8 +139,8 @@ def new_front(score: Objective, marks: Sequence[Mark]) -> tuple[Figure, Axes]:
 
 def say_nothing(figure: Figure, axes: Axes) -> Figure:
     """The figure of a study in which nothing has finished."""
-    middle = {"transform": axes.transAxes, "ha": "center", "fontsize": LABEL}
-    axes.text(0.5, 0.5, "no finished trial", **middle)
+    middle = axes.transAxes
+    axes.text(0.5, 0.5, "no finished trial", transform=middle, ha="center", fontsize=LABEL)
     return figure
 
 
@@ -165,7 +165,7 @@ def write_names(axes: Axes, marks: Sequence[Mark]) -> None:
     low, high = axes.get_xlim()
     bottom, top = axes.get_ylim()
     axes.set(xlim=(low, high), ylim=(bottom, top))  # what is drawn from here on moves nothing
-    width = axes.figure.get_figwidth() - 0.75  # inches of the axes, about
+    width = (PAGE if len(marks) > NAMED else COLUMN) - 0.75  # inches of the axes, about
     at = spread([(x - low) / (high - low) for x, *_ in marks], 1.35 * SMALL / 72 / width)
     over = axes.get_xaxis_transform()  # x as the data has it, y as a share of the axes' height
     for share, (x, y, name, colour) in zip(at, marks, strict=True):

@@ -20,7 +20,7 @@ COLUMN, PAGE = 3.3, 6.8  # inches: widths of figures
 LABEL, SMALL = 8, 7  # points: of axis labels and titles; of ticks, legends and notes
 DPI = 300  # of PNG files
 # Fonts that journals take (Type 42, not Type 3), text in SVG that stays text, equal files twice.
-PRINT = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "masksearch"}
+PRINT: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "masksearch"}
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; the shape says it twice.
 BLUE, ORANGE, GREEN, PINK, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -81,7 +81,7 @@ def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:
 
 def save(figure: Figure, folder: Path | str, name: str) -> tuple[Path, Path, Path]:
     """Writes `name.png`, `name.pdf` and `name.svg` into the folder, making it if need be."""
-    png, pdf, svg = (
-        write_figure(figure, Path(folder) / f"{name}.{kind}") for kind in ("png", "pdf", "svg")
-    )
+    png = write_figure(figure, Path(folder) / f"{name}.png")
+    figure.set_layout_engine("none")  # everything has its place now
+    pdf, svg = (write_figure(figure, Path(folder) / f"{name}.{kind}") for kind in ("pdf", "svg"))
     return png, pdf, svg
