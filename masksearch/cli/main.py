@@ -144,7 +144,12 @@ def show(
     ] = 64,
     png: Annotated[
         Path | None,
-        declare("Write the picture to this file.", OUTPUT, "drawn in the terminal", "FILE"),
+        declare(
+            "Write the picture to this file.",
+            OUTPUT,
+            "drawn in the terminal, up to length 64",
+            "FILE",
+        ),
     ] = None,
     nearest: Annotated[
         bool,
@@ -159,7 +164,7 @@ def show(
     """Show what a mask is: its sparsity, block density, empty rows, and a picture.
 
     Examples:
-        masksearch show "bigbird(2,1,2) | window(3)"
+        masksearch show "bigbird(2,1,2) | window(3)" --length 48
         masksearch show longformer --length 512 --png runs/longformer.png
     """
     from masksearch.cli.build import read_mask
@@ -306,12 +311,23 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except ClickError as error:
-        fail(error.format_message())
+        fail(usage_mistake(error))
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
         fail(str(error))
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
+
+
+def usage_mistake(error: Any) -> str:
+    """What typer says of words that are no command line of ours; the nearest option first."""
+    near = getattr(error, "possibilities", None)
+    if near:
+        return f"{error.message}; did you mean {near[0]!r}?"
+    said = error.format_message()
+    if said.endswith("?") or error.ctx is None:
+        return str(said)
+    return f"{said.rstrip('.')}; see: {error.ctx.command_path} --help"
 
 
 def fail(message: str) -> None:

@@ -149,7 +149,7 @@ def search(
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
 
     Examples:
-        masksearch search search_spaces/band_global.py:space --trials 8 --families
+        masksearch search search_spaces/distances.py:space --trials 12
         masksearch search --strategy dam --dam-steps 300 --trials 4 --run runs/dam
     """
     options_given = {**locals(), **given}

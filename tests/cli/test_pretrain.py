@@ -66,8 +66,8 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     said = run("window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next")
     assert "step 6  held-out loss" in said
     assert sorted(path.name for path in out.iterdir()) == [
-        "command.json", "config.json", "curve.csv", "mask.json", "masksearch.json", "model.safetensors",
-        "settings.json", "tokenizer.json", "tokenizer_config.json",
+        "command.json", "config.json", "curve.csv", "mask.json", "masksearch.json",
+        "model.safetensors", "settings.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert load_mask(out / "mask.json") == window(2)
     assert attached(load_pretrained(out)) == {"self": window(2)}
