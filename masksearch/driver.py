@@ -112,7 +112,7 @@ class Study:
         return choose_best(self.records(), self.objectives, sparsity, baselines=baselines)
 
     def report(self, path: Path | str = "report.html") -> Path:
-        """Writes a self-contained HTML page, and its figures beside it.
+        """Writes a self-contained HTML page, its figures and its tables (CSV, LaTeX) beside it.
 
         A relative path is taken from the run folder.
         """

@@ -279,7 +279,7 @@ def report(
     ] = None,
     storage: options.Storage = None,
 ) -> None:
-    """Write the page of a run, or of all runs in a folder, with figures as PNG and PDF.
+    """Write the page of a run, or of all runs in a folder, with its figures and tables for print.
 
     Examples:
         masksearch report runs/search
