@@ -40,7 +40,7 @@ from masksearch.strategies.listed import Listed
 from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
 from masksearch.study.provenance import describe_call
-from masksearch.study.records import hash_space_source
+from masksearch.study.records import hash_space_source, name_space_function
 from masksearch.study.references import choose_best
 from masksearch.study.session import Session
 from masksearch.study.status import next_command
@@ -233,6 +233,7 @@ def search(
         "kind": "search",
         **strategy_facts(strategy, options),
         "space": hash_space_source(space) if space is not None else "",
+        "space_function": name_space_function(space),
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
         "scheduler": "" if scheduler is None else repr(scheduler),

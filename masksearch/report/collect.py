@@ -26,6 +26,7 @@ from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.figures.dam import Sweep
 from masksearch.report.page import Section, write_report
 from masksearch.report.reproduce import Recipe, recipe_of
+from masksearch.study.address import holds_study
 from masksearch.study.store import StudyStore
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
@@ -85,12 +86,12 @@ def read_folders(
     """See `studies_in`; also gives a line for each subfolder that cannot be read."""
     if storage is not None:
         return [read_study(run, storage)], []
-    if (run / "study.db").is_file():
+    if holds_study(run):
         return [read_study(run)], []
     found: list[Found] = []
     unread: list[str] = []
     for folder in sorted(run.glob("*/")):
-        if (folder / "study.db").is_file():
+        if holds_study(folder):
             try:
                 found.append(read_study(folder))
             except MaskSearchError as problem:  # the others are reported all the same
@@ -98,7 +99,7 @@ def read_folders(
     if not found:
         raise SearchError(
             "; ".join(unread)
-            or f"{run} holds no study (no study.db in it or directly below); "
+            or f"{run} holds no study (no study.db or study.json in it or directly below); "
             "name the folder that was given to --run"
         )
     names = [study.name for study in found if study.kind == "search"]

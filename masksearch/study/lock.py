@@ -26,7 +26,7 @@ from masksearch.study.storage import StorageLocation, explain_errors
 LOCK = ".writer.lock"  # in the run folder
 GLANCE = 0.5  # seconds that a lock file is waited for: `masksearch status` may be looking
 OTHER_RUN = "wait for it, or choose another run"
-OTHER_NAME = "wait for it, or give the run folder another name (a study is named after its folder)"
+OTHER_NAME = "wait for it, or search in a run folder of another name (it names a new study)"
 
 
 def lock_run(run: Path) -> LockFile:

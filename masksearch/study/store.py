@@ -27,6 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.contracts import Objective, Record, Report, Shape
 from masksearch.errors import ResumeError, SearchError
+from masksearch.study.address import DATABASE, find_study, read_address, write_address
 from masksearch.study.lock import LockFile, ServerLock, lock_run, lock_study
 from masksearch.study.records import (
     ANSWER,
@@ -44,14 +45,16 @@ from masksearch.study.records import (
 )
 from masksearch.study.storage import explain_errors, locate_storage, open_storage
 
+LATER = {"space_function"}  # facts that studies of earlier versions lack
+
 
 class StudyStore:
     """The records of one run folder.
 
     Args:
-        run: Folder of the run; made if it is missing. Its name is the study's.
-        storage: None (SQLite in the run folder), `"journal:PATH"`, a database URL, or an
-            Optuna storage.
+        run: Folder of the run; made if it is missing. A new study gets its name.
+        storage: None (what the run folder says; SQLite in it where it is new),
+            `"journal:PATH"`, a database URL, or an Optuna storage.
         write: Whether to lock the study for writing.
 
     Raises:
@@ -66,9 +69,10 @@ class StudyStore:
         write: bool = True,
     ) -> None:
         self.run = Path(run)
-        self.name = self.run.resolve().name
-        self.location = locate_storage(self.run, storage)
-        if not write and storage is None and not (self.run / "study.db").is_file():
+        if storage is None and (address := read_address(self.run)) is not None:
+            storage = address.storage
+        self.given, self.location = storage, locate_storage(self.run, storage)
+        if not write and storage is None and not (self.run / DATABASE).is_file():
             raise SearchError(f"{self.run} holds no study (no study.db); run a search first")
         self.locks: list[LockFile | ServerLock] = []
         self.study: optuna.Study | None = None
@@ -81,9 +85,11 @@ class StudyStore:
         try:
             if write:
                 self.locks.append(lock_run(self.run))
-                if (lock := lock_study(self.location, self.name)) is not None:
-                    self.locks.append(lock)
             self.storage = open_storage(self.run, storage)
+            with explain_errors(self.location):
+                self.name = find_study(self.run, self.location, self.storage, write=write)
+            if write and (lock := lock_study(self.location, self.name)) is not None:
+                self.locks.append(lock)
         except BaseException:
             self.close()
             raise
@@ -112,7 +118,8 @@ class StudyStore:
         if existed:
             self.load()
             before = self.facts()
-            changed = [key for key in facts if before.get(key, "") != facts[key]]
+            new = {key for key in LATER & facts.keys() if before and key not in before}
+            changed = [k for k in facts if before.get(k, "") != facts[k] and k not in new]
             if changed and (before or self.ids):  # neither: its maker was killed just then
                 detail = "; ".join(
                     f"{key}: was {shortened(before.get(key))}, now {shortened(facts[key])}"
@@ -137,6 +144,9 @@ class StudyStore:
                 study.set_metric_names([o.name for o in objectives])
                 study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
                 study.set_user_attr("facts", dict(facts))  # the last: now it is described
+            write_address(self.run, self.name, self.given)
+        if existed:
+            self.add_facts({key: facts[key] for key in new})
         return existed
 
     def load(self) -> None:
