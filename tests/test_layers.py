@@ -1,6 +1,7 @@
 """The dependency direction and the absence of circles, held by a walk over the syntax trees."""
 
 import ast
+import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,16 @@ def test_left_never_imports_right(name):
         if target not in RANK:  # `from masksearch import Mask` instead of a part
             pytest.fail(f"{name}:{line} imports {target!r} from the façade, not from its part")
         assert RANK[target] <= RANK[own], f"{name}:{line}: {own} must not import {module}"
+
+
+def test_one_arrow_is_bound_late():
+    """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name."""
+    late = [name for name in NAMES if "resolve_name(" in (PACKAGE / name).read_text()]
+    assert late == ["masks/text.py"]
+    from masksearch.masks.text import READ_RUN
+
+    assert READ_RUN == "masksearch.study.references:read_run_mask"
+    assert callable(pkgutil.resolve_name(READ_RUN))
 
 
 def test_no_circle_of_files():

@@ -10,7 +10,7 @@ import typer
 from masksearch.cli.options import MASK_TEXT, OUTPUT, declare
 
 if TYPE_CHECKING:
-    from masksearch.masks import Mask
+    pass
 
 ATTACHED = "Which mask, on which model"
 LONGEST = 4096  # positions that are explained where nothing is said
@@ -83,12 +83,13 @@ def attach(
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
+    from masksearch.masks.text import parse
     from masksearch.models.checkpoints import download_checkpoint, find_local_folder
     from masksearch.models.saving import open_model, save_pretrained
 
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
-    found = read_any_mask(mask)
+    found = parse(mask)
     whole = open_model(find_local_folder(model) or download_checkpoint(model))
     attach_to(whole, found, backend=backend, part=part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
@@ -96,15 +97,3 @@ def attach(
     typer.echo(str(explain(whole, length, train)))
     if out is not None:
         typer.echo(f"model and mask: {save_pretrained(whole, out)}")
-
-
-def read_any_mask(text: str) -> Mask:
-    """A mask by position or by content, named by an expression, a family or a file."""
-    from masksearch.masks.files import load_mask
-    from masksearch.masks.text import parse
-
-    if text.endswith((".json", ".safetensors")):
-        if not Path(text).is_file():
-            raise FileNotFoundError(f"{text}: no such mask file")
-        return load_mask(text)
-    return parse(text)

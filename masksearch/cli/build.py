@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 from masksearch.cli.options import DamOptions, EvaluatorOptions, ExecutorOptions, OptionsError
 from masksearch.contracts import Evaluator, Executor, Scheduler, check_evaluator
-from masksearch.errors import MaskFormatError, unknown_name
+from masksearch.errors import unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
-from masksearch.masks.files import load_mask
 from masksearch.user_code import load_function, load_object
 
 if TYPE_CHECKING:
-    from masksearch.driver import Study
+    from masksearch.contracts import Record
 
 SPELLED: dict[Any, str] = {  # what `--set` takes, in words
     bool: "true or false",
@@ -251,39 +250,50 @@ def build_halving(
 
 
 def read_mask(text: str) -> Mask:
-    """A mask named by an expression, a family, or a file (.json, .safetensors).
+    """A mask of positions, as `masks.parse` reads it.
 
     Raises:
-        MaskFormatError: If it is none of these.
-        FileNotFoundError: If a file is named that is not there.
+        TokensNeededError: If its cells follow the tokens.
     """
-    if text.endswith((".json", ".safetensors")):
-        if not Path(text).is_file():
-            raise FileNotFoundError(f"{text}: no such mask file")
-        return load_mask(text, content=False)
     mask = parse(text)
     mask.refuse_tokens()
     return mask
 
 
-def named_mask(text: str) -> tuple[str, Mask]:
-    """`NAME=MASK`, or a mask alone, which is its own name."""
+def split_name(text: str) -> tuple[str, str]:
+    """Name and text of `NAME=MASK`; a mask alone is its own name."""
     name, separator, rest = text.partition("=")
     if separator and name and not set(name) & set("()[]|&~"):  # an = inside a call is no name
-        return name, read_mask(rest)
-    return text, read_mask(text)
+        return name, rest
+    return text, text
 
 
-def found_masks(study: Study, sparsities: list[float]) -> dict[str, Mask]:
-    """The best mask of a search at each least sparsity, named by strategy and sparsity."""
-    label = study.store.facts().get("strategy", study.run.name)
-    chosen: dict[str, Mask] = {}
-    for sparsity in sparsities or [0.0]:
-        record = study.best(sparsity)
-        if record.mask is None:
-            raise MaskFormatError(f"trial {record.number} of {study.run} has no mask")
+def named_mask(text: str) -> tuple[str, Mask]:
+    """Name and mask of `NAME=MASK`."""
+    name, mask = split_name(text)
+    return name, read_mask(mask)
+
+
+def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
+    """What a search has found, named by its strategy.
+
+    Args:
+        run: Its folder: the best mask is taken at each least sparsity. Or a reference to one mask
+            of it, `RUN#7` or `RUN@0.9`.
+        sparsities: In [0, 1]; none = the best of all.
+    """
+    from masksearch.study.references import parse_reference, read_run_record
+    from masksearch.study.store import StudyStore
+
+    text, reference = str(run), parse_reference(str(run))
+    label = StudyStore(reference.run, write=False).facts().get("strategy", reference.run.name)
+    if reference.trial is not None:
+        return {f"{label} #{reference.trial}": read_run_record(text)}
+    chosen: dict[str, Record] = {}
+    for sparsity in [reference.sparsity] if reference.sparsity else sparsities or [0.0]:
+        record = read_run_record(f"{reference.run}@{sparsity}")
         name = label if not sparsity else f"{label} >= {sparsity:g}"
-        chosen[name if name not in chosen else f"{name} {record.number}"] = record.mask
+        chosen[name if name not in chosen else f"{name} {record.number}"] = record
     return chosen
 
 

@@ -143,11 +143,11 @@ def pretrain(
     """
     options_given = {**locals(), **given}
     del options_given["given"]
-    from masksearch.cli.build import read_mask
+    from masksearch.cli.build import named_mask
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.training.distributed import join_processes
 
-    chosen = read_mask(mask)
+    _, chosen = named_mask(mask)
     settings = {name: value for name, value in given.items() if value is not None}
     with join_processes() as group:
         if preset is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +11,10 @@ from typing import Any
 
 import typer
 
+from masksearch.cli.options import OptionsError
+
 COMMAND = "command.json"  # what `resume` repeats
-PATHS = {"run", "out", "found", "reuse"}
+PATHS = {"run", "out", "found", "reuse", "enqueue"}
 PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
@@ -37,21 +38,28 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
     itself refuses another one. Passwords are not written: PostgreSQL takes them from PGPASSWORD
     or ~/.pgpass.
     """
+    from masksearch.study.address import storable_storage
+
     path = run / COMMAND
     if path.is_file():
         return
     plain: dict[str, Any] = {}
     for name, value in given.items():
-        if name in PATHS and value is not None:
+        if value is None:
+            plain[name] = None
+        elif name in PATHS:
             many = isinstance(value, list)
-            plain[name] = [str(Path(v).resolve()) for v in value] if many else absolute(value)
-        elif name in PLACES and value is not None:
+            plain[name] = [absolute(v) for v in value] if many else absolute(value)
+        elif name in PLACES:
             plain[name] = absolute(value) if Path(value).expanduser().exists() else value
         elif name in CODE and ".py:" in str(value):
             file, colon, function = str(value).rpartition(":")
             plain[name] = f"{Path(file).resolve()}{colon}{function}"
-        elif name == "storage" and value is not None:
-            plain[name] = without_password(value)
+        elif name == "mask":
+            many = isinstance(value, list)
+            plain[name] = [absolute_mask(v) for v in value] if many else absolute_mask(value)
+        elif name == "storage":
+            plain[name] = storable_storage(value)
         else:
             plain[name] = value
     run.mkdir(parents=True, exist_ok=True)
@@ -63,12 +71,53 @@ def absolute(path: Path | str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def without_password(storage: str) -> str:
-    """A storage as it may be written down; journals with their absolute path.
+def absolute_mask(text: str) -> str:
+    """`NAME=MASK` or `MASK`, with the path of a file or of a run absolute."""
+    from masksearch.cli.build import split_name
+    from masksearch.masks.text import names_place
 
-    >>> without_password("postgresql://me:secret@db/masks")
-    'postgresql://me@db/masks'
+    name, mask = split_name(text)
+    return f"{name}={absolute(mask)}" if names_place(mask) else text
+
+
+def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The stored command of a run folder and its options.
+
+    What lay in the run folder is looked for where the folder is now.
+
+    Args:
+        run: The folder.
+        changed: Options that replace the stored ones; None = as it was.
+
+    Raises:
+        OptionsError: If the folder was not begun from the command line, or its command has no
+            such option.
     """
-    if storage.startswith("journal:"):
-        return f"journal:{absolute(storage.removeprefix('journal:'))}"
-    return re.sub(r"(?<=://)([^:/@]*):[^@]*@", r"\1@", storage)
+    path = run / COMMAND
+    if not path.is_file():
+        if not run.is_dir():
+            raise OptionsError(f"{run}: no such run folder")
+        raise OptionsError(
+            f"{run} was not started from the command line (it holds no {COMMAND}); "
+            "call ms.search or ms.compare again with the same arguments"
+        )
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    command, options = stored["command"], stored["options"]
+    place = "out" if command == "pretrain" else "run"
+    before, now = f"{options[place]}/", f"{run.resolve()}/"
+
+    def follow(value: Any) -> Any:
+        if isinstance(value, list):
+            return [follow(each) for each in value]
+        return value.replace(before, now) if isinstance(value, str) else value
+
+    given = {name: follow(value) for name, value in options.items()}
+    for name, value in changed.items():
+        if value is not None and name not in given:
+            raise OptionsError(f"{run} holds a {command}, which takes no --{name}")
+        given |= {name: value} if value is not None else {}
+    given[place] = str(run)
+    for name in PATHS & set(given):
+        if (value := given[name]) is not None:
+            given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
+    return command, given

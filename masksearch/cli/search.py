@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -14,11 +13,12 @@ import typer
 
 from masksearch.cli import options
 from masksearch.cli.options import COMPARED, OUTPUT, PLACE, RUN, SEARCHED, declare
-from masksearch.cli.resuming import COMMAND, PATHS, resumable
+from masksearch.cli.resuming import read_command, resumable
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
     from masksearch.contracts import Evaluator, Executor
+    from masksearch.driver import Comparison, Study
 
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
@@ -44,11 +44,11 @@ def evaluate(
     del options_given["given"]
     import tempfile
 
-    from masksearch.cli.build import read_mask
+    from masksearch.cli.build import named_mask
     from masksearch.cli.output import print_comparison
     from masksearch.driver import compare
 
-    built, found = evaluator_of(given), read_mask(mask)
+    built, (name, found) = evaluator_of(given), named_mask(mask)
     with ExitStack() as stack:
         if run is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "evaluate"
@@ -56,7 +56,7 @@ def evaluate(
             folder = run
             stack.enter_context(resumable(run, "evaluate", options_given))
         comparison = compare(
-            {mask: found}, built, run=folder, seeds=range(seeds), executor=executor_of(given)
+            {name: found}, built, run=folder, seeds=range(seeds), executor=executor_of(given)
         )
     failed = [record for record in comparison.records if record.status == "failed"]
     print_comparison(comparison, as_json)
@@ -154,45 +154,52 @@ def search(
     """
     options_given = {**locals(), **given}
     del options_given["given"]
-    from masksearch.cli.build import build_halving, dam_options, shared_options
     from masksearch.cli.output import print_front
-    from masksearch.driver import search as run_search
+
+    print_front(run_search(options_given))
+    say_where(run)
+
+
+def run_search(given: dict[str, Any]) -> Study:
+    """The search that a command's options ask for."""
+    from masksearch.cli.build import build_halving, dam_options, shared_options
+    from masksearch.driver import search
     from masksearch.loggers.files import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.user_code import load_function
 
+    space, strategy, run = given["space"], given["strategy"], given["run"]
     if space is None and strategy != "dam" and ".py:" not in strategy:
         raise options.OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
-    if trials is None and seconds is None:
-        trials = options_given["trials"] = 20
+    if given["trials"] is None and given["seconds"] is None:
+        given = given | {"trials": 20}
     built = evaluator_of(given)
     dam = options.given_to(options.DamOptions, given)
     of_strategy = dam_options(dam, strategy) | shared_options(dam.shared or (), strategy)
-    scheduler = build_halving(halving, halving_metric, halving_factor, built)
-    baselines = FAMILIES if families else {}
-    names = [name.strip() for name in (log or "").split(",") if name.strip()]
+    scheduler = build_halving(
+        given["halving"], given["halving_metric"], given["halving_factor"], built
+    )
+    names = [name.strip() for name in (given["log"] or "").split(",") if name.strip()]
     with (
         open_loggers(names, run, built.objectives) as loggers,
-        resumable(run, "search", options_given),
+        resumable(run, "search", given),
     ):
-        study = run_search(
+        return search(
             load_function(space) if space is not None and strategy != "dam" else None,
             built,
             run=run,
-            storage=storage,
-            trials=trials,
-            seconds=seconds,
+            storage=given["storage"],
+            trials=given["trials"],
+            seconds=given["seconds"],
             strategy=strategy,
             strategy_options=of_strategy,
-            seed=seed,
+            seed=given["seed"],
             executor=executor_of(given),
             scheduler=scheduler,
-            constraints=tuple(constraint or ()),
-            baselines=baselines,
+            constraints=tuple(given["constraint"] or ()),
+            baselines=FAMILIES if given["families"] else {},
             listeners=loggers,
         )
-    print_front(study)
-    typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
 def resume(
@@ -219,19 +226,9 @@ def resume(
         masksearch resume runs/search
         masksearch resume runs/search --trials 12 --slots 2
     """
-    path = run / COMMAND
-    if not path.is_file():
-        if not run.is_dir():
-            raise options.OptionsError(f"{run}: no such run folder")
-        raise options.OptionsError(
-            f"{run} was not started from the command line (it holds no {COMMAND}); "
-            "call ms.search or ms.compare again with the same arguments"
-        )
     from masksearch.cli.demo import show_demo
     from masksearch.cli.pretrain import pretrain
 
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    command, given = stored["command"], stored["options"]
     changed = {
         "trials": trials,
         "seconds": seconds,
@@ -239,15 +236,7 @@ def resume(
         "slots": slots,
         "address": address,
     }
-    for name, value in changed.items():
-        if value is not None and name not in given:
-            raise options.OptionsError(f"{run} holds a {command}, which takes no --{name}")
-        given.update({name: value} if value is not None else {})
-    given["out" if command == "pretrain" else "run"] = str(run)
-    for name in PATHS & set(given):
-        if given[name] is not None:
-            value = given[name]
-            given[name] = [Path(v) for v in value] if isinstance(value, list) else Path(value)
+    command, given = read_command(run, changed)
     commands: dict[str, Callable[..., None]] = {
         **{"search": search, "compare": compare, "evaluate": evaluate},
         **{"demo": show_demo, "pretrain": pretrain},
@@ -310,20 +299,32 @@ def compare(
     """
     options_given = {**locals(), **given}
     del options_given["given"]
-    from masksearch.cli.build import found_masks, named_mask, random_like
     from masksearch.cli.output import print_comparison
-    from masksearch.driver import Study
-    from masksearch.driver import compare as run_compare
+
+    comparison = run_compare(options_given)
+    print_comparison(comparison, as_json)
+    if not as_json:
+        typer.echo(comparison.verdict())
+        say_where(run)
+
+
+def run_compare(given: dict[str, Any]) -> Comparison:
+    """The comparison that a command's options ask for."""
+    from masksearch.analysis.pareto import is_baseline
+    from masksearch.cli.build import found_masks, named_mask, random_like
+    from masksearch.driver import compare, mask_of
     from masksearch.masks import FAMILIES, full
 
-    built = evaluator_of(given)
-    mine, kinds = dict(named_mask(text) for text in mask or []), {}
-    for folder in found or []:
-        for name, chosen in found_masks(Study(folder), sparsity or []).items():
+    built, run, seed = evaluator_of(given), given["run"], given["first_seed"]
+    mine, kinds = dict(named_mask(text) for text in given["mask"] or []), {}
+    for folder in given["found"] or []:
+        for name, record in found_masks(folder, given["sparsity"] or []).items():
             free = name if name not in mine else f"{name} ({folder.name})"
-            mine[free], kinds[free] = chosen, "searched"
+            mine[free] = mask_of(record)
+            if not is_baseline(record):
+                kinds[free] = "searched"
     candidates = dict(mine)
-    if controls:
+    if given["controls"]:
         alike = {
             f"random keys like {name}": random_like(chosen, built.shape.length, seed=0)
             for name, chosen in mine.items()
@@ -337,19 +338,15 @@ def compare(
             )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control"), **kinds}
         candidates = {**own, **mine}
-    with resumable(run, "compare", options_given):
-        comparison = run_compare(
+    with resumable(run, "compare", given):
+        return compare(
             candidates,
             built,
             run=run,
-            seeds=range(first_seed, first_seed + seeds),
+            seeds=range(seed, seed + given["seeds"]),
             kinds=kinds,
             executor=executor_of(given),
         )
-    print_comparison(comparison, as_json)
-    if not as_json:
-        typer.echo(comparison.verdict())
-        typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
 # -- what the commands share -------------------------------------------------------------------
@@ -370,3 +367,8 @@ def executor_of(given: Mapping[str, Any]) -> Executor:
     from masksearch.cli.build import build_executor
 
     return build_executor(options.given_to(options.ExecutorOptions, given))
+
+
+def say_where(run: Path) -> None:
+    """Where the results lie, and what writes their page."""
+    typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")

@@ -50,12 +50,16 @@ def load_mask(path: Path | str, *, content: bool = True) -> Mask:
     """
     path = Path(path)
     tensors: dict[str, Tensor] = {}
+    if path.suffix not in (".json", ".safetensors"):
+        raise MaskFormatError(
+            f"{path}: a mask file ends in .json or .safetensors; for an array of your own take "
+            "masks.from_numpy(cells) or masks.from_block_layout(layout, block), for the mask of "
+            "a run masks.parse('RUN#7')"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such mask file")
     if path.suffix == ".json":
         text: str | bytes | None = path.read_bytes()
-    elif path.suffix != ".safetensors":
-        raise MaskFormatError(f"{path}: a mask file ends in .json or .safetensors")
-    elif not path.is_file():
-        raise FileNotFoundError(f"{path}: no such mask file")
     else:
         from safetensors import SafetensorError, safe_open
 

@@ -1,4 +1,4 @@
-"""Masks from text, for the command line, and their text where there is little room.
+"""Masks from text (an expression, a mask file, a run), and their text where there is little room.
 
 Never evaluates code; a mask prints itself.
 """
@@ -6,6 +6,8 @@ Never evaluates code; a mask prints itself.
 from __future__ import annotations
 
 import ast
+import os
+import pkgutil
 import re
 from collections.abc import Callable
 from keyword import iskeyword
@@ -13,8 +15,15 @@ from typing import Any
 
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.masks.core import RECIPES, Mask
+from masksearch.masks.files import load_mask
 
 LONGEST = 100_000  # characters of an expression
+LONGEST_PATH = 4096  # ... and of a place
+FILES = (".json", ".safetensors", ".npy")
+RUN = re.compile(r".[#@][\w.-]+$")  # how the name of a run's mask may end
+# What reads the masks of a run stands right of masks/, which may not import it: it is found by
+# its name when a text names a run. tests/test_layers.py holds that this is the only such arrow.
+READ_RUN = "masksearch.study.references:read_run_mask"
 
 
 def functions() -> dict[str, Callable[..., Mask]]:
@@ -23,16 +32,24 @@ def functions() -> dict[str, Callable[..., Mask]]:
 
 
 def parse(text: str) -> Mask:
-    """Reads an expression such as `"bigbird(2, 1, 2) | window(3)"`.
+    """Reads an expression such as `"bigbird(2, 1, 2) | window(3)"`, a mask file, or a run.
 
-    Calls of the names of `masksearch.masks` with numbers, lists, strings and keywords, combined
-    by `|`, `&`, `-` and `~`. A bare family name means its defaults. Kinds of masks in files of
-    your own are known once they are imported.
+    An expression is calls of the names of `masksearch.masks` with numbers, lists, strings and
+    keywords, combined by `|`, `&`, `-` and `~`. A bare family name means its defaults. Kinds of
+    masks in files of your own are known once they are imported.
+
+    As a whole text, it may also be a file that `save_mask` wrote (`"mask.json"`), or a run folder:
+    `"runs/x"` is the best mask that its strategy proposed, `"runs/x@0.9"` the best that is at
+    least 90 % sparse, and `"runs/x#7"` that of trial 7.
 
     Raises:
         MaskFormatError: If the text is anything else; says what was found.
         UnknownNameError: If a name is unknown; names the nearest.
+        FileNotFoundError: If there is no such file.
+        SearchError: If there is no such run, or it has no such mask; says which it has.
     """
+    if names_place(text):
+        return load_mask(text) if text.endswith(FILES) else read_run(text)
     if len(text) > LONGEST:
         raise MaskFormatError(f"an expression has at most {LONGEST} characters, got {len(text)}")
     try:
@@ -48,6 +65,21 @@ def parse(text: str) -> Mask:
     if not isinstance(value, Mask):
         raise MaskFormatError(f"{short(text)} is not a mask; write for example 'bigbird(2, 1, 2)'")
     return value
+
+
+def names_place(text: str) -> bool:
+    """Whether a text names a mask file or a run, and is no expression."""
+    if text in functions() or not text.isprintable() or len(text) > LONGEST_PATH:
+        return False
+    if text.endswith(FILES) or RUN.search(text) or ("/" in text and "(" not in text):
+        return True
+    return os.path.isdir(text)  # noqa: PTH112 (a text that can be no path is no folder either)
+
+
+def read_run(text: str) -> Mask:
+    """The mask of a run that a text names; see `parse`."""
+    mask: Mask = pkgutil.resolve_name(READ_RUN)(text)
+    return mask
 
 
 def parse_content(text: str) -> Mask:

@@ -89,9 +89,7 @@ def storable_storage(storage: str) -> str:
     return parts.render_as_string(hide_password=False)
 
 
-def find_study(
-    run: Path, location: StorageLocation, storage: BaseStorage, *, write: bool
-) -> str:
+def find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, write: bool) -> str:
     """The name of a run folder's study.
 
     Args:
@@ -129,5 +127,5 @@ def find_study(
         )
     raise SearchError(
         f"{location.shown} holds {len(studies)} studies: {listed}. Say which one is this run's: "
-        f"echo '{{\"study\": \"{next(iter(studies))}\"}}' > {run / FILE}"
+        f'echo \'{{"study": "{next(iter(studies))}"}}\' > {run / FILE}'
     )

@@ -1,12 +1,96 @@
-"""Masks that are named by the run that holds them."""
+"""Masks that are named by the run that holds them: `RUN`, `RUN@0.9`, `RUN#7`."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from masksearch.analysis.pareto import best_record, is_baseline
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
+from masksearch.masks.core import Mask
+from masksearch.study.store import StudyStore
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A mask of a run: that of a trial or, where none is named, the best of a least sparsity."""
+
+    run: Path
+    trial: int | None = None
+    sparsity: float = 0.0  # least one, in [0, 1]
+
+
+def parse_reference(text: str) -> Reference:
+    """`RUN`, `RUN@SPARSITY` or `RUN#TRIAL`, in its parts.
+
+    Raises:
+        SearchError: If there is no such folder, or what follows # or @ is no trial or sparsity.
+
+    >>> parse_reference(".@0.9")
+    Reference(run=PosixPath('.'), trial=None, sparsity=0.9)
+    """
+    if Path(text).is_dir():
+        return Reference(Path(text))
+    match = re.fullmatch(r"(.+)([#@])([^#@/]*)", text)
+    folder, sign, rest = match.groups() if match else (text, "", "")
+    if not Path(folder).is_dir():
+        raise SearchError(f"{folder!r} is no run folder, no mask file and no mask")
+    if sign == "#":
+        if not rest.isdecimal():
+            raise SearchError(f"a trial is named as RUN#7, got {text!r}")
+        return Reference(Path(folder), trial=int(rest))
+    try:
+        sparsity = float(rest)
+        if not 0 <= sparsity <= 1:
+            raise ValueError
+    except ValueError:
+        raise SearchError(
+            f"a least sparsity in [0, 1] is named as RUN@0.9, got {text!r}"
+        ) from None
+    return Reference(Path(folder), sparsity=sparsity)
+
+
+def read_run_record(text: str) -> Record:
+    """The record that a reference names; it has a mask.
+
+    Raises:
+        SearchError: If there is no such run, or it has no such trial or mask; says which it has.
+    """
+    found = parse_reference(text)
+    store = StudyStore(found.run, write=False)
+    records = store.records()
+    with_mask = [record.number for record in records if record.mask is not None]
+    if found.trial is None:
+        if store.facts().get("kind") == "compare":
+            raise SearchError(
+                f"{found.run} is a comparison, in which every mask has several trials; name one "
+                f"by its trial, such as {found.run}#{with_mask[0] if with_mask else 0}"
+            )
+        try:
+            return choose_best(records, store.objectives(), found.sparsity)
+        except SearchError as error:
+            raise SearchError(f"{found.run}: {error}") from None
+    if found.trial >= len(records):
+        held = f"trials 0 to {len(records) - 1}" if records else "no trial yet"
+        raise SearchError(f"{found.run} has no trial {found.trial}; it has {held}")
+    record = records[found.trial]
+    if record.mask is None:
+        reason = f" ({record.reason})" if record.reason else ""
+        raise SearchError(
+            f"trial {found.trial} of {found.run} has no mask{reason}; the trials that have one: "
+            f"{', '.join(map(str, with_mask)) or 'none'}"
+        )
+    return record
+
+
+def read_run_mask(text: str) -> Mask:
+    """The mask that a reference names; see `masksearch.masks.parse`, which calls it."""
+    mask = read_run_record(text).mask
+    assert mask is not None
+    return mask
 
 
 def choose_best(

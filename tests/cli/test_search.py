@@ -20,8 +20,8 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.resuming import without_password
 from masksearch.contracts import Budget, Evaluate, Record, Report
+from masksearch.study.address import storable_storage
 from masksearch.study.status import StatusBoard, read_status, status_lines
 
 HELD = """
@@ -219,7 +219,7 @@ def test_log_csv_has_a_row_a_record(monkeypatch, capsys, tmp_path, job):
     ],
 )
 def test_passwords_are_not_written_down(storage, written):
-    assert without_password(storage) == written
+    assert storable_storage(storage) == written
 
 
 @pytest.mark.slow

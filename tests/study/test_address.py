@@ -1,0 +1,131 @@
+"""Run folders travel: renamed, moved and copied ones are what they were."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import optuna
+import pytest
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch.report.collect import studies_in
+from masksearch.study.address import FILE, storable_storage
+
+
+def search(run, trials=3, **settings):
+    return ms.search(space, ToyEvaluator(), run=run, trials=trials, progress=None, **settings)
+
+
+def outcome(study):
+    return [(r.number, r.origin, r.fingerprint, r.values) for r in study.records()]
+
+
+@pytest.mark.parametrize("journal", [False, True])
+def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
+    def storage(run):
+        return f"journal:{run / 'log'}" if journal else None
+
+    whole = search(tmp_path / "whole", trials=5)
+    made = search(tmp_path / "a" / "first", storage=storage(tmp_path / "a" / "first"))
+    before = outcome(made)
+    run = tmp_path / "b" / "other"
+    shutil.copytree(tmp_path / "a" / "first", run)
+    shutil.rmtree(tmp_path / "a")
+    assert outcome(ms.Study(run)) == before
+    assert outcome(search(run)) == before
+    assert outcome(search(run, trials=5)) == outcome(whole)
+    assert ms.Study(run).report().is_file()
+    assert [found.run.name for found in studies_in(run.parent)] == ["other"]
+
+
+def test_copies_with_their_databases_go_on_apart(tmp_path):
+    search(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert len(search(tmp_path / "b", trials=5).records()) == 5
+    assert len(ms.Study(tmp_path / "a").records()) == 3
+
+
+def test_renamed_folder_of_a_shared_storage_finds_its_study(tmp_path):
+    storage = f"sqlite:///{tmp_path / 'team.db'}"
+    first, second = (search(tmp_path / name, storage=storage) for name in ("a", "b"))
+    assert outcome(first) == outcome(second)
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert len(search(tmp_path / "c", trials=4, storage=storage).records()) == 4
+    assert len(ms.Study(tmp_path / "c").records()) == 4  # the folder says where its storage is
+    assert len(ms.Study(tmp_path / "b").records()) == 3
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    with pytest.raises(ms.SearchError, match=r"belongs to the study 'a', which .* does not hold"):
+        search(tmp_path / "c", storage=other)
+
+
+def test_folder_of_an_earlier_version_was_named_after_its_study(tmp_path):
+    for name, storage in (("a", None), ("b", f"journal:{tmp_path / 'log'}")):
+        search(tmp_path / name, storage=storage)
+        (tmp_path / name / FILE).unlink()
+        run = (tmp_path / name).rename(tmp_path / f"{name}, renamed")
+        assert len(ms.Study(run, storage).records()) == 3
+        assert len(search(run, trials=4, storage=storage).records()) == 4
+        assert (run / FILE).is_file()
+
+
+def two_studies(run):
+    """As `resume` of an earlier version left a folder that had been renamed."""
+    search(run)
+    (run / FILE).unlink()
+    optuna.create_study(storage=f"sqlite:///{run / 'study.db'}", study_name="renamed")
+
+
+def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
+    run = tmp_path / "first"
+    two_studies(run)
+    for opened in (lambda: ms.Study(run), lambda: search(run)):
+        with pytest.raises(
+            ms.SearchError, match=r"2 studies: 'first' \(3 trials\), 'renamed' \(0"
+        ):
+            opened()
+    with pytest.raises(ms.SearchError) as refused:
+        ms.Study(run)
+    remedy = str(refused.value).partition("echo ")[2]
+    assert remedy == f'\'{{"study": "first"}}\' > {run / FILE}'
+    (run / FILE).write_text('{"study": "first"}')
+    assert len(search(run, trials=4).records()) == 4
+
+
+def test_report_of_several_runs_leaves_out_the_one_that_cannot_be_read(tmp_path):
+    search(tmp_path / "good")
+    two_studies(tmp_path / "bad")
+    with pytest.warns(UserWarning, match=r"bad is left out: .*holds 2 studies"):
+        assert [found.run.name for found in studies_in(tmp_path)] == ["good"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"study": 3}', '{"storage": null}'])
+def test_damaged_file_is_named(tmp_path, text):
+    search(tmp_path / "run")
+    (tmp_path / "run" / FILE).write_text(text)
+    with pytest.raises(ms.SearchError, match=r"study\.json is damaged .* it reads"):
+        ms.Study(tmp_path / "run")
+
+
+def test_storage_is_written_down_without_password(tmp_path):
+    url = "postgresql://me:secret@db/masks?password=secret&sslmode=require"
+    assert storable_storage(url) == "postgresql://me@db/masks?sslmode=require"
+    search(tmp_path / "run", storage=f"journal:{tmp_path / 'run' / 'log'}")
+    stored = json.loads((tmp_path / "run" / FILE).read_text())
+    assert stored == {"study": "run", "storage": "journal:{run}/log"}
+
+
+def test_another_function_of_the_same_file_is_refused(tmp_path):
+    path = tmp_path / "spaces.py"
+    path.write_text(
+        "from masksearch import masks\n"
+        "def one(trial):\n    return masks.window(trial.suggest_int('reach', 0, 9))\n"
+        "def two(trial):\n    return masks.stride(trial.suggest_int('reach', 1, 9))\n"
+    )
+    one, two = (ms.load_function(f"{path}:{name}") for name in ("one", "two"))
+    settings = dict(run=tmp_path / "run", trials=2, progress=None)
+    ms.search(one, ToyEvaluator(), **settings)
+    with pytest.raises(ms.ResumeError, match="space_function: was one, now two"):
+        ms.search(two, ToyEvaluator(), **settings)
+    assert len(ms.search(one, ToyEvaluator(), **settings).records()) == 2
