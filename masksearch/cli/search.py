@@ -312,7 +312,7 @@ def run_compare(given: dict[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
     from masksearch.analysis.pareto import is_baseline
     from masksearch.cli.build import found_masks, named_mask, random_like
-    from masksearch.driver import compare, mask_of
+    from masksearch.driver import compare
     from masksearch.masks import FAMILIES, full
 
     built, run, seed = evaluator_of(given), given["run"], given["first_seed"]
@@ -320,7 +320,8 @@ def run_compare(given: dict[str, Any]) -> Comparison:
     for folder in given["found"] or []:
         for name, record in found_masks(folder, given["sparsity"] or []).items():
             free = name if name not in mine else f"{name} ({folder.name})"
-            mine[free] = mask_of(record)
+            assert record.mask is not None
+            mine[free] = record.mask
             if not is_baseline(record):
                 kinds[free] = "searched"
     candidates = dict(mine)
