@@ -224,7 +224,7 @@ def resume(
 
     Examples:
         masksearch resume runs/search
-        masksearch resume runs/search --trials 12 --slots 2
+        masksearch resume runs/search --trials 16 --slots 2
     """
     from masksearch.cli.demo import show_demo
     from masksearch.cli.pretrain import pretrain

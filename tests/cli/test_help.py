@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import typer.main
-from cli_runs import run
+from cli_runs import EVALUATOR, SPACE, run
 
 from masksearch.cli.help import EXAMPLES
 from masksearch.cli.main import app
@@ -63,6 +65,31 @@ def test_two_examples_parse(name):
     for command, *words in found:
         assert command == name
         COMMANDS[name].make_context(name, list(words))
+
+
+@pytest.mark.slow
+def test_examples_about_a_run_work(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_space.py").write_text(SPACE)
+    toy = str(Path(__file__).parents[1] / "contracts")
+    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    search = ("search", "my_space.py:space", "--evaluator", "my_proxy.py:toy", "--trials", 3)
+    assert run(monkeypatch, capsys, *search)[0] == 0  # writes runs/search, as the example does
+    for words in [*examples("show"), *examples("status"), *examples("resume")]:
+        if "--slots" not in words:
+            assert run(monkeypatch, capsys, *words)[0] == 0, words
+    code, out, _ = run(monkeypatch, capsys, *examples("report")[0])
+    assert (code, out) == (0, f"report: {tmp_path}/runs/search/report.html\n")
+
+
+@pytest.mark.slow
+def test_examples_of_training_work(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    shutil.copy(Path(__file__).parents[2] / "README.md", tmp_path)
+    for name, number in (("evaluate", 1), ("pretrain", 0), ("attach", 1)):
+        words = examples(name)[number]
+        assert run(monkeypatch, capsys, *words)[0] == 0, words
 
 
 @pytest.mark.parametrize("name", COMMANDS)
