@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from masksearch.errors import EvaluatorError
 from masksearch.masks.core import Mask
+from masksearch.masks.text import short_text
 
 Batch = dict[str, Tensor]
 Status = Literal["running", "done", "stopped", "failed", "reused"]
@@ -71,6 +72,9 @@ class Evaluate:
     """Job: train and score a model under one mask."""
 
     mask: Mask
+
+    def __repr__(self) -> str:
+        return f"Evaluate({short_text(self.mask, 80)})"
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Proposal:
     params: Mapping[str, Any] = field(default_factory=dict)
     origin: str = ""
     seed: int | None = None
-    memo: Mapping[str, str] = field(default_factory=dict)
+    memo: Mapping[str, str] = field(default_factory=dict, repr=False)
     starts: int = 0
 
 
@@ -171,6 +175,16 @@ class Record:
     seconds: float = 0.0
     error: str = ""
     memo: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """One line: number, status, origin, seed, up to four figures, and the mask."""
+        figures = dict([*self.values.items()][:3])
+        figures |= {k: v for k, v in self.measures.items() if k == "sparsity"}
+        parts = [f"trial {self.number}", self.status, self.origin, f"seed {self.seed}"]
+        parts += [f"{name} {value:.4g}" for name, value in figures.items()]
+        text = f"Record({', '.join(part for part in parts if part)}"
+        what = self.mask if self.mask is not None else type(self.job).__name__
+        return f"{text}, {short_text(what, max(16, 117 - len(text)))})"
 
     @property
     def mask(self) -> Mask | None:

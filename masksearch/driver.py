@@ -64,6 +64,16 @@ class Study:
         self.objectives = self.store.objectives()
         self.shape = self.store.shape()
 
+    def __repr__(self) -> str:
+        from masksearch.report.display import study_text
+
+        return study_text(self.run, self.records(), self.objectives)
+
+    def _repr_html_(self) -> str:
+        from masksearch.report.display import study_html
+
+        return study_html(self.run, self.records(), self.objectives)
+
     def records(self) -> list[Record]:
         """Every record, by trial number."""
         return self.store.records()
@@ -124,6 +134,16 @@ class Study:
 @dataclass(frozen=True)
 class Comparison(ComparedMasks):
     """The runs of a comparison, what may be said about them, and their page."""
+
+    def __repr__(self) -> str:
+        from masksearch.report.display import comparison_text
+
+        return comparison_text(self)
+
+    def _repr_html_(self) -> str:
+        from masksearch.report.display import comparison_html
+
+        return comparison_html(self)
 
     @classmethod
     def open(cls, run: Path | str) -> Comparison:

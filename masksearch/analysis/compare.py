@@ -424,6 +424,13 @@ def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
         return f"{name}: no finished run ({entry.failed} failed), so nothing is known."
+    verdict = outcome_words(findings) or "nothing to compare it with"
+    sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
+    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score})."
+
+
+def outcome_words(findings: list[Finding]) -> str:
+    """Such as 'better than a and b, not distinguishable from c'; empty for no findings."""
     said: dict[str, list[str]] = {}
     for finding in findings:
         if finding.same:
@@ -433,10 +440,7 @@ def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
                 " from" if finding.outcome == "not distinguishable" else " than"
             )
         said.setdefault(word, []).append(finding.against)
-    clauses = [f"{word} {join_names(names)}" for word, names in said.items()]
-    verdict = ", ".join(clauses) or "nothing to compare it with"
-    sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
-    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score})."
+    return ", ".join(f"{word} {join_names(names)}" for word, names in said.items())
 
 
 def join_names(names: list[str]) -> str:
