@@ -226,9 +226,6 @@ def resume(
         masksearch resume runs/search
         masksearch resume runs/search --trials 16 --slots 2
     """
-    from masksearch.cli.demo import show_demo
-    from masksearch.cli.pretrain import pretrain
-
     changed = {
         "trials": trials,
         "seconds": seconds,
@@ -237,10 +234,16 @@ def resume(
         "address": address,
     }
     command, given = read_command(run, changed)
-    commands: dict[str, Callable[..., None]] = {
-        **{"search": search, "compare": compare, "evaluate": evaluate},
-        **{"demo": show_demo, "pretrain": pretrain},
-    }
+    commands: dict[str, Callable[..., None]]
+    commands = {"search": search, "compare": compare, "evaluate": evaluate}
+    if command == "demo":
+        from masksearch.cli.demo import show_demo
+
+        commands[command] = show_demo
+    elif command == "pretrain":
+        from masksearch.cli.pretrain import pretrain
+
+        commands[command] = pretrain
     commands[command](**given)
 
 

@@ -1,4 +1,4 @@
-"""Loggers of a search: every record, and the front after it, as CSV or for TensorBoard.
+"""Loggers of a search: records, curves and the front, as CSV or for TensorBoard.
 
 Those that speak to a server (MLflow, Weights & Biases) are in `trackers`.
 """
@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from masksearch.contracts import Listener, Objective
+from masksearch.contracts import Listener, Objective, Report
 from masksearch.errors import SearchError, unknown_name
 from masksearch.loggers.ledger import (
     Ledger,
@@ -21,6 +21,7 @@ from masksearch.loggers.ledger import (
     RecordLogger,
     cut_to_whole_lines,
     required_module,
+    step_key,
 )
 from masksearch.loggers.trackers import MlflowLogger, WandbLogger
 from masksearch.masks.measure import MEASURES
@@ -35,7 +36,9 @@ class CsvLogger(RecordLogger):
     The columns depend on the objectives only: number, status, origin, seed, fingerprint,
     protocol, mask, step, seconds, every objective, every measure, on_front (whether the record
     was on the front when it came), front_size, hypervolume, `values` and `params` as JSON,
-    error (its last line). A resumed search adds the rows that are missing and no other.
+    error (its last line). A second file, `NAME.curves.csv`, gets a row for every report while
+    trials run: number, step, every objective, `values` as JSON. A resumed search adds the rows
+    that are missing and no other.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -50,29 +53,37 @@ class CsvLogger(RecordLogger):
     def __init__(self, path: Path | str, objectives: Sequence[Objective]) -> None:
         super().__init__(objectives)
         self.path = Path(path)
+        self.curves = self.path.with_suffix(".curves.csv")
         scores = [o.name for o in self.objectives if o.name not in MEASURES]
         self.columns = (
             *(*TEXTS, "mask", "step", "seconds", *scores, *MEASURES),
             *("on_front", "front_size", "hypervolume", "values", "params", "error"),
         )
+        self.curve_columns = ("number", "step", *scores, "values")
 
     def start(self) -> None:
-        """Writes the header, or reads what a file with the same header holds."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        cut_to_whole_lines(self.path)
-        if not self.path.is_file() or self.path.stat().st_size == 0:
-            self.append(self.columns)
-            return
-        with self.path.open(encoding="utf-8", newline="") as file:
+        """Writes the headers, or reads what files with the same headers hold."""
+        for row in self.begin(self.path, self.columns):
+            number, status, origin, seed, *prints = (row[name] for name in TEXTS)
+            self.known.add(json.dumps([int(number), status, origin, int(seed), *prints]))
+        for row in self.begin(self.curves, self.curve_columns):
+            self.known.add(step_key(int(row["number"]), int(row["step"])))
+
+    def begin(self, path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+        """The rows of a file, which is made if it is missing."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_to_whole_lines(path)
+        if not path.is_file() or path.stat().st_size == 0:
+            self.append(path, columns)
+            return []
+        with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
-            if tuple(rows.fieldnames or ()) != self.columns:
+            if tuple(rows.fieldnames or ()) != tuple(columns):
                 raise SearchError(
-                    f"{self.path} has the columns {', '.join(rows.fieldnames or ())}, and this "
-                    f"search writes {', '.join(self.columns)}; choose another file"
+                    f"{path} has the columns {', '.join(rows.fieldnames or ())}, and this "
+                    f"search writes {', '.join(columns)}; choose another file"
                 )
-            for row in rows:
-                number, status, origin, seed, *prints = (row[name] for name in TEXTS)
-                self.known.add(json.dumps([int(number), status, origin, int(seed), *prints]))
+            return list(rows)
 
     def write(self, entry: LoggedRecord) -> None:
         """Appends one row."""
@@ -91,12 +102,19 @@ class CsvLogger(RecordLogger):
             "params": json.dumps(dict(record.params), default=str),
             "error": record.reason,
         }
-        self.append([row.get(name, "") for name in self.columns])
+        self.append(self.path, [row.get(name, "") for name in self.columns])
 
-    def append(self, cells: Sequence[object]) -> None:
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Appends a row a report."""
+        for report in reports:
+            values = dict(report.values)
+            row = {**values, "number": number, "step": report.step, "values": json.dumps(values)}
+            self.append(self.curves, [row.get(name, "") for name in self.curve_columns])
+
+    def append(self, path: Path, cells: Sequence[object]) -> None:
         """One line, on disk when this returns; line breaks within a cell become spaces."""
-        cut_to_whole_lines(self.path)
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        cut_to_whole_lines(path)
+        with path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow([" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells])
 
@@ -107,7 +125,8 @@ class TensorBoardLogger(RecordLogger):
     The search is one run of TensorBoard: front/size, front/hypervolume and the counts over
     the number of finished records, every record's values and measures over its number, and the
     front as a text table whenever it changes. Every trial is a run of its own, `trials/NUMBER`:
-    its curve over optimiser steps, and its parameters and results for the HPARAMS tab.
+    its curve over optimiser steps, while it runs, then its parameters and results for the HPARAMS
+    tab.
 
     Args:
         folder: Where to; `tensorboard --logdir FOLDER` shows it.
@@ -127,6 +146,7 @@ class TensorBoardLogger(RecordLogger):
         self.folder = Path(folder)
         self.ledger = Ledger(self.folder / "logged.txt")
         self.writer: Any = None
+        self.trials: dict[int, Any] = {}  # the writers of running trials
 
     def start(self) -> None:
         """Opens a new event file; TensorBoard joins it with those of earlier calls."""
@@ -152,10 +172,7 @@ class TensorBoardLogger(RecordLogger):
             record.number,
         )
         self.writer.flush()
-        with self.library.SummaryWriter(str(self.folder / "trials" / str(record.number))) as own:
-            for report in record.curve:
-                for name, value in report.values.items():
-                    own.add_scalar(name, value, report.step)
+        with self.writer_of(record.number) as own:
             texts = {n: t for n, t in entry.texts.items() if n != "error" or t}
             params = {
                 f"params.{n}": v if isinstance(v, bool | int | float) else str(v)
@@ -166,11 +183,29 @@ class TensorBoardLogger(RecordLogger):
                 own.file_writer.add_summary(summary)
             for name, value in finals.items():
                 own.add_scalar(name, value, record.step)
+        del self.trials[record.number]
         self.ledger.add(entry.key)
 
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Points of the trial's own curve, on disk when this returns."""
+        own = self.writer_of(number)
+        for report in reports:
+            for name, value in report.values.items():
+                own.add_scalar(name, value, report.step)
+        own.flush()
+        self.ledger.add(*(step_key(number, report.step) for report in reports))
+
+    def writer_of(self, number: int) -> Any:
+        """The event file of a trial that runs."""
+        if number not in self.trials:
+            folder = self.folder / "trials" / str(number)
+            self.trials[number] = self.library.SummaryWriter(str(folder))
+        return self.trials[number]
+
     def stop(self, error: BaseException | None) -> None:
-        """Closes the event file."""
-        self.writer.close()
+        """Closes the event files."""
+        for writer in [self.writer, *self.trials.values()]:
+            writer.close()
 
 
 def cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""What all loggers share: what is logged, and that a broken sink never ends a search."""
+"""What all loggers share: what is logged, once, and that a broken sink never ends a search."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from masksearch.analysis.pareto import Snapshot
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective, Record, Report
 from masksearch.errors import SearchError, install_command
 
 
@@ -78,15 +78,18 @@ class LoggedRecord:
 
 
 class RecordLogger:
-    """A listener that writes every record, and the front after it, to a sink.
+    """A listener that writes every record, the front after it, and curves while trials run.
+
+    Of a trial's curve each step is written once, when it is reported; what came while nobody
+    listened follows with the record.
 
     A sink that fails (a server that is down, a full disk) does not end the search: the record
     is tried a second time, then left out, and one warning says so. What is missing is added when
     the search is resumed with such a logger, because `restore` compares what the study holds
     with what the sink knows.
 
-    Subclasses have `start`, `write` and `stop`, and name the exceptions that mean "the sink
-    failed" in `failures`.
+    Subclasses have `start`, `write`, `write_steps` and `stop`, and name the exceptions that mean
+    "the sink failed" in `failures`.
     """
 
     failures: tuple[type[Exception], ...] = (OSError,)
@@ -95,16 +98,21 @@ class RecordLogger:
     def __init__(self, objectives: Sequence[Objective]) -> None:
         self.objectives = tuple(objectives)
         self.state = Snapshot(self.objectives)
-        self.known: set[str] = set()  # keys of the records that the sink holds
+        self.known: set[str] = set()  # keys of the records and steps that the sink holds
         self.started = self.failed = False
+        self.gone = False  # whether the last attempt failed
 
     # -- what a sink does ----------------------------------------------------------------------
     def start(self) -> None:
-        """Opens the sink, and puts the keys of the records that it holds into `known`."""
+        """Opens the sink, and puts the keys of what it holds into `known`."""
         raise NotImplementedError
 
     def write(self, entry: LoggedRecord) -> None:
-        """Writes one record and the front after it."""
+        """Writes one record and the front after it; its curve has been written."""
+        raise NotImplementedError
+
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Writes a part of the curve of trial `number`."""
         raise NotImplementedError
 
     def stop(self, error: BaseException | None) -> None:
@@ -114,28 +122,49 @@ class RecordLogger:
     def restore(self, records: Sequence[Record]) -> None:
         """Takes the finished records of a resumed study; adds those that the sink lacks."""
         self.state = Snapshot(self.objectives)
-        self.store(None)
+        self.attempt(lambda: None)
         for record in records:
             self(record)
+
+    def reported(self, number: int, report: Report) -> None:
+        """Takes a running trial's report. A sink that failed is not asked before the record."""
+        if not self.gone:
+            self.attempt(lambda: self.add_steps(number, [report]))
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
         self.state = self.state.after(record)
-        self.store(LoggedRecord(record, self.state))
+        entry = LoggedRecord(record, self.state)
+        self.attempt(lambda: self.add_record(entry))
 
-    def store(self, entry: LoggedRecord | None) -> None:
-        """Opens the sink, if it is not, and writes a record that it lacks; None = opens it."""
+    def add_record(self, entry: LoggedRecord) -> None:
+        """Writes what the sink lacks of a record."""
+        if entry.key not in self.known:
+            self.add_steps(entry.record.number, entry.record.curve)
+            self.write(entry)
+            self.known.add(entry.key)
+
+    def add_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Writes what the sink lacks of these reports."""
+        new = {step_key(number, report.step): report for report in reports}
+        new = {key: report for key, report in new.items() if key not in self.known}
+        if new:
+            self.write_steps(number, list(new.values()))
+            self.known |= set(new)
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Opens the sink, if it is not, and writes to it."""
         for last in (False, True):
             try:
                 if not self.started:
                     self.start()
                     self.started = True
-                if entry is not None and entry.key not in self.known:
-                    self.write(entry)
-                    self.known.add(entry.key)
+                action()
+                self.gone = False
                 return
             except self.failures as problem:
                 if last or self.failed:  # one that has failed before is tried once a record
+                    self.gone = True
                     self.warn_once("does not take records now", problem)
                     return
 
@@ -172,9 +201,14 @@ class RecordLogger:
         self.failed = True
 
 
+def step_key(number: int, step: int) -> str:
+    """What tells a step of a trial from every other one, in one line of text."""
+    return json.dumps([number, step])
+
+
 class Ledger:
-    """The keys of the records that a sink holds, for sinks that cannot be asked: a text file
-    beside them, one key a line."""
+    """The keys of the records and steps that a sink holds, for sinks that cannot be asked: a text
+    file beside them, one key a line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -186,11 +220,11 @@ class Ledger:
         text = self.path.read_text(encoding="utf-8")
         return set(text[: text.rfind("\n") + 1].splitlines())
 
-    def add(self, key: str) -> None:
-        """Adds one key."""
+    def add(self, *keys: str) -> None:
+        """Adds keys."""
         cut_to_whole_lines(self.path)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{key}\n")
+            file.write("".join(f"{key}\n" for key in keys))
 
 
 def cut_to_whole_lines(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -14,11 +15,18 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from masksearch.contracts import Objective
-from masksearch.loggers.ledger import Ledger, LoggedRecord, RecordLogger, required_module
+from masksearch.contracts import Objective, Report
+from masksearch.loggers.ledger import (
+    Ledger,
+    LoggedRecord,
+    RecordLogger,
+    required_module,
+    step_key,
+)
 
 ENDINGS = {"done": "FINISHED", "reused": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 KEY = "masksearch.record"  # tag of a run that holds a whole record
+TRIAL = "masksearch.trial"  # tag of a trial's run: its number
 MOST_FIGURES, MOST_TEXTS = 1000, 100  # in one request to MLflow
 LONGEST = 5000  # characters of a text in MLflow
 PATIENCE = 30  # seconds that Weights & Biases may take to begin
@@ -27,10 +35,10 @@ PATIENCE = 30  # seconds that Weights & Biases may take to begin
 class MlflowLogger(RecordLogger):
     """A run of MLflow for the search, and within it a run for every trial.
 
-    A trial's run holds its curve and figures as metrics, what is said of it in words (origin,
-    status, mask, parameters, error) as params, and has MLflow's status FINISHED, KILLED (ended
-    early) or FAILED. The search's run holds front/size, front/hypervolume and the counts over
-    the number of finished records, and the front as the artifact front.json.
+    A trial's run holds its curve as metrics while it runs, then its figures, what is said of it
+    in words (origin, status, mask, parameters, error) as params, and has MLflow's status
+    FINISHED, KILLED (ended early) or FAILED. The search's run holds front/size, front/hypervolume
+    and the counts over the number of finished records, and the front as the artifact front.json.
 
     A server that does not answer is given up after seconds, not MLflow's minutes, unless
     MLFLOW_HTTP_REQUEST_MAX_RETRIES and MLFLOW_HTTP_REQUEST_TIMEOUT say otherwise.
@@ -70,9 +78,10 @@ class MlflowLogger(RecordLogger):
             self.uri = f"sqlite:///{self.folder / 'mlflow.db'}"
         self.group = self.parent = ""  # ids of the experiment and of the search's run
         self.client: Any = None
+        self.trials: dict[int, str] = {}  # the runs of trials that have not ended
 
     def start(self) -> None:
-        """Finds or makes the experiment and the search's run."""
+        """Finds or makes the experiment and the search's run; reads what its trials hold."""
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         if self.folder is not None:
@@ -91,8 +100,29 @@ class MlflowLogger(RecordLogger):
         while True:
             page = self.client.search_runs([self.group], query, page_token=token)
             self.known |= {run.data.tags[KEY] for run in page if KEY in run.data.tags}
+            for run in page:
+                if TRIAL in run.data.tags and KEY not in run.data.tags:
+                    self.continue_trial(int(run.data.tags[TRIAL]), run)
             if not (token := page.token):
                 return
+
+    def continue_trial(self, number: int, run: Any) -> None:
+        """Takes up the run of a trial that was interrupted."""
+        self.trials[number] = run.info.run_id
+        for name in run.data.metrics:
+            for point in self.client.get_metric_history(run.info.run_id, name):
+                self.known.add(step_key(number, point.step))
+
+    def run_of(self, number: int, seconds: float = 0.0) -> str:
+        """The run of a trial, which began that long ago where it is a new one."""
+        if number not in self.trials:
+            now = round(1000 * (time.time() - seconds))
+            tags = {"mlflow.parentRunId": self.parent, TRIAL: str(number)}
+            run = self.client.create_run(
+                self.group, start_time=now, tags=tags, run_name=f"trial {number}"
+            )
+            self.trials[number] = str(run.info.run_id)
+        return self.trials[number]
 
     def resumed_run(self) -> str:
         """The run that an earlier call has made, open again; empty where there is none."""
@@ -114,42 +144,41 @@ class MlflowLogger(RecordLogger):
         return str(run.info.run_id)
 
     def write(self, entry: LoggedRecord) -> None:
-        """A run for the trial, then the search's figures."""
+        """The rest of the trial's run, then the search's figures."""
         record, now = entry.record, round(1000 * time.time())
-        child = self.client.create_run(
-            self.group,
-            start_time=now - round(1000 * record.seconds),
-            tags={"mlflow.parentRunId": self.parent},
-            run_name=f"trial {record.number}",
-        ).info.run_id
-        curve = [
-            (f"curve/{name}", value, report.step)
-            for report in record.curve
-            for name, value in report.values.items()
-        ]
-        finals = [(name, value, record.step) for name, value in entry.figures.items()]
-        figures = self.metrics(curve + finals, now)
+        child = self.run_of(record.number, record.seconds)
+        self.log_metrics(child, [(name, v, record.step) for name, v in entry.figures.items()])
         texts = [
             self.entities.Param(key_for(name), text[:LONGEST])
             for name, text in entry.texts.items()
             if text
         ]
-        for start in range(0, len(figures), MOST_FIGURES):
-            self.client.log_batch(child, metrics=figures[start : start + MOST_FIGURES])
         for start in range(0, len(texts), MOST_TEXTS):
             self.client.log_batch(child, params=texts[start : start + MOST_TEXTS])
         finished = entry.state.finished
-        totals = [(name, value, finished) for name, value in entry.totals.items()]
-        self.client.log_batch(self.parent, metrics=self.metrics(totals, now))
+        self.log_metrics(self.parent, [(name, v, finished) for name, v in entry.totals.items()])
         if entry.state.joined:
             front = {"finished": finished, "front": entry.front}
             self.client.log_dict(self.parent, front, "front.json")
         self.client.set_tag(child, KEY, entry.key)
         self.client.set_terminated(child, ENDINGS[record.status], end_time=now)
+        del self.trials[record.number]
 
-    def metrics(self, rows: Sequence[tuple[str, float, int]], now: int) -> list[Any]:
-        """(name, value, step) as MLflow's metrics at a time in milliseconds."""
-        return [self.entities.Metric(key_for(n), value, now, step) for n, value, step in rows]
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Points of the trial's curve."""
+        values = [
+            (name, v, report.step) for report in reports for name, v in report.values.items()
+        ]
+        self.log_metrics(
+            self.run_of(number), [(f"curve/{name}", value, step) for name, value, step in values]
+        )
+
+    def log_metrics(self, run: str, rows: Sequence[tuple[str, float, int]]) -> None:
+        """Logs (name, value, step) to a run."""
+        now = round(1000 * time.time())
+        found = [self.entities.Metric(key_for(n), value, now, step) for n, value, step in rows]
+        for start in range(0, len(found), MOST_FIGURES):
+            self.client.log_batch(run, metrics=found[start : start + MOST_FIGURES])
 
     def stop(self, error: BaseException | None) -> None:
         """Ends the search's run."""
@@ -159,10 +188,12 @@ class MlflowLogger(RecordLogger):
 
 
 class WandbLogger(RecordLogger):
-    """A run of Weights & Biases for the search; each record is one step of its history.
+    """A run of Weights & Biases for every trial, and one for the search, in one group.
 
-    A step holds the record's figures and words (`record/..`), front/size, front/hypervolume and
-    the counts; the horizontal axis is the number of finished records. The front is a table,
+    A trial's run holds its curve over optimiser steps while it runs; then its figures and words
+    (status, error, ..) as its summary, and origin, mask and parameters as its configuration.
+    Each record is one step of the search's run: its figures and words (`record/..`), front/size,
+    front/hypervolume and the counts over the number of finished records. The front is a table,
     logged again whenever it changes.
 
     Args:
@@ -170,11 +201,11 @@ class WandbLogger(RecordLogger):
         objectives: Those of the study.
         mode: `"online"`, `"offline"` (files that `wandb sync` uploads later), `"disabled"`;
             None = wandb's own default, which WANDB_MODE sets.
-        folder: wandb's files go to `wandb/` in it, and there an online run is remembered, so
-            that a resumed search continues it. Offline, which cannot continue a run, and with
-            None (files where wandb puts them) every call makes a new run, with all records of
-            the study.
-        name: What the run is called, and the group that joins the runs of one search.
+        folder: wandb's files go to `wandb/` in it, and there the runs are remembered, so that a
+            resumed search continues them and writes no trial twice. Offline, which cannot
+            continue a run, the search's run and those of interrupted trials are written anew.
+            None = files where wandb puts them; every call makes new runs, with all records.
+        name: What the search's run is called, and the group of all runs: the study's name.
 
     Raises:
         SearchError: If wandb is not installed.
@@ -196,45 +227,70 @@ class WandbLogger(RecordLogger):
         self.failures = (OSError, self.library.errors.Error)
         self.project, self.name = project, name
         self.mode = mode or os.environ.get("WANDB_MODE")
+        self.offline = self.mode in ("offline", "disabled")
         self.folder = None if folder is None else Path(folder).resolve()
-        continued = self.folder is not None and self.mode not in ("offline", "disabled")
+        kept = "logged_offline.txt" if self.offline else "logged.txt"
         self.ledger = (
-            Ledger(self.folder / "wandb/logged.txt") if self.folder and continued else None
+            Ledger(self.folder / "wandb" / kept)
+            if self.folder is not None and self.mode != "disabled"
+            else None
         )
+        self.written: set[str] = set()  # keys of the ledger
+        self.identity = uuid.uuid4().hex  # of the search; its trials' add their numbers
         self.run: Any = None
+        self.trials: dict[int, Any] = {}  # the runs of trials that have not ended
 
     def start(self) -> None:
-        """Begins the run, or continues the one that an earlier call has begun."""
-        identity = None
-        if self.folder is not None:
-            (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
+        """Begins the search's run, or continues the one that an earlier call has begun."""
         if self.folder is not None and self.ledger is not None:
+            (self.folder / "wandb").mkdir(parents=True, exist_ok=True)
             memory = self.folder / "wandb" / "run_id.txt"
             if not memory.is_file():
-                memory.write_text(uuid.uuid4().hex, encoding="utf-8")
-            identity = memory.read_text(encoding="utf-8").strip()
-            self.known = self.ledger.read()
-        self.run = self.library.init(
-            project=self.project,
-            name=self.name,
-            group=self.name,
-            id=identity,
-            resume="allow" if identity else None,
-            dir=None if self.folder is None else str(self.folder),
-            mode=self.mode,
-            config={"objectives": {o.name: [o.goal, o.worst] for o in self.objectives}},
-            reinit="create_new",
-            settings=self.library.Settings(
-                console="off",
-                init_timeout=PATIENCE,
-                silent=self.mode in ("offline", "disabled"),
-            ),
-        )
+                memory.write_text(self.identity, encoding="utf-8")
+            self.identity = memory.read_text(encoding="utf-8").strip()
+            self.written = self.ledger.read()
+            self.known = self.steps_of_ended_trials() if self.offline else set(self.written)
+        search = uuid.uuid4().hex if self.offline else self.identity
+        goals = {o.name: [o.goal, o.worst] for o in self.objectives}
+        self.run = self.begin(search, self.name, "search", {"objectives": goals})
         self.run.define_metric("search/finished")
         self.run.define_metric("*", step_metric="search/finished")
 
+    def steps_of_ended_trials(self) -> set[str]:
+        """Keys of the steps that need not be written again to files of another call."""
+        keys = [json.loads(line) for line in self.written]
+        ended = {key[0] for key in keys if len(key) > 2}
+        return {step_key(*key) for key in keys if len(key) == 2 and key[0] in ended}
+
+    def begin(self, identity: str, name: str | None, kind: str, config: dict[str, Any]) -> Any:
+        """A run, or where wandb can continue one, the run of that identity."""
+        return self.library.init(
+            project=self.project,
+            name=name,
+            group=self.name,
+            job_type=kind,
+            id=identity,
+            resume=None if self.offline else "allow",
+            dir=None if self.folder is None else str(self.folder),
+            mode=self.mode,
+            config=config,
+            reinit="create_new",
+            settings=self.library.Settings(
+                console="off", init_timeout=PATIENCE, silent=self.offline
+            ),
+        )
+
+    def run_of(self, number: int) -> Any:
+        """The run of a trial."""
+        if number not in self.trials:
+            identity = f"{self.identity}-{number}"
+            self.trials[number] = self.begin(identity, f"trial {number}", "trial", {})
+        return self.trials[number]
+
     def write(self, entry: LoggedRecord) -> None:
-        """One step of the history."""
+        """The end of the trial's run, and one step of the search's."""
+        if entry.key not in self.written:
+            self.end_trial(entry)
         row: dict[str, Any] = {**entry.totals}
         row.update({f"record/{name}": text for name, text in entry.texts.items() if text})
         row.update({f"record/{name}": value for name, value in entry.figures.items()})
@@ -246,12 +302,34 @@ class WandbLogger(RecordLogger):
                 columns=list(front[0]), data=[list(r.values()) for r in front]
             )
         self.run.log(row)
-        if self.ledger is not None:
-            self.ledger.add(entry.key)
+        self.note(entry.key)
+
+    def end_trial(self, entry: LoggedRecord) -> None:
+        """What is known of a trial when it has ended."""
+        record, own = entry.record, self.run_of(entry.record.number)
+        words = {name: text for name, text in entry.texts.items() if text}
+        said = {name: words.pop(name) for name in ("status", "error") if name in words}
+        own.config.update({**words, "number": record.number}, allow_val_change=True)
+        own.summary.update({**said, **entry.figures, "on_front": int(entry.state.joined)})
+        own.finish(exit_code=int(record.status == "failed"))
+        del self.trials[record.number]
+
+    def write_steps(self, number: int, reports: Sequence[Report]) -> None:
+        """Points of the trial's curve."""
+        for report in reports:
+            self.run_of(number).log(dict(report.values), step=report.step)
+        self.note(*(step_key(number, report.step) for report in reports))
+
+    def note(self, *keys: str) -> None:
+        """Remembers what is written, for another call."""
+        new = [key for key in keys if key not in self.written]
+        if self.ledger is not None and new:
+            self.ledger.add(*new)
 
     def stop(self, error: BaseException | None) -> None:
-        """Ends the run and waits until it is written or uploaded."""
-        self.run.finish(exit_code=0 if error is None else 1)
+        """Ends the runs and waits until they are written or uploaded."""
+        for run in [*self.trials.values(), self.run]:
+            run.finish(exit_code=0 if error is None else 1)
 
 
 def key_for(name: str) -> str:

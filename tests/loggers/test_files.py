@@ -9,14 +9,21 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from masksearch import masks
 from masksearch.analysis.pareto import Snapshot
-from masksearch.contracts import Evaluate, Objective, Record, RemembersRecords, Report
+from masksearch.contracts import (
+    Evaluate,
+    FollowsReports,
+    Objective,
+    Record,
+    RemembersRecords,
+    Report,
+)
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, TensorBoardLogger, open_loggers
 from masksearch.loggers.ledger import Ledger, LoggedRecord, RecordLogger
@@ -93,6 +100,76 @@ def in_two_calls(make) -> None:
             logger(each)
 
 
+# -- while a trial runs ----------------------------------------------------------------------
+def interrupted(make, look) -> tuple[list[object], list[object]]:
+    """What can be read of trial 5 after two reports, and when it was begun again and ended."""
+    record = RECORDS[-1]
+    with make() as logger:
+        logger.restore([])
+        for report in record.curve[:2]:
+            logger.reported(5, report)
+        before = look()
+    with make() as logger:
+        assert isinstance(logger, FollowsReports)
+        logger.restore([])
+        for report in record.curve:
+            logger.reported(5, report)
+        logger(record)
+    return before, look()
+
+
+def test_csv_holds_each_step_of_a_running_trial_once(tmp_path):
+    def look() -> list[object]:
+        found = rows(tmp_path / "log.curves.csv")
+        return [(row["number"], int(row["step"]), float(row["loss"])) for row in found]
+
+    before, after = interrupted(lambda: CsvLogger(tmp_path / "log.csv", OBJECTIVES), look)
+    assert before == [("5", 1, 2.5), ("5", 2, 2.0)]
+    assert after == [*before, ("5", 3, 1.5)]
+
+
+def test_tensorboard_holds_each_step_of_a_running_trial_once(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def look() -> list[object]:
+        trial = reader.EventAccumulator(str(tmp_path / "trials" / "5")).Reload()
+        return [(event.step, event.value) for event in trial.Scalars("loss")]
+
+    before, after = interrupted(lambda: TensorBoardLogger(tmp_path, OBJECTIVES), look)
+    assert before == [(1, 2.5), (2, 2.0)]
+    assert after == [(1, 2.5), (2, 2.0), (3, 1.5)]
+
+
+@pytest.mark.slow
+def test_mlflow_holds_each_step_of_a_running_trial_once(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+
+    def look() -> list[object]:
+        client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+        runs = client.search_runs([client.get_experiment_by_name("lab").experiment_id])
+        (trial,) = [run for run in runs if run.info.run_name == "trial 5"]
+        curve = client.get_metric_history(trial.info.run_id, "curve/loss")
+        return [trial.info.status, *((m.step, m.value) for m in curve)]
+
+    before, after = interrupted(lambda: MlflowLogger("lab", OBJECTIVES, folder=tmp_path), look)
+    assert before == ["RUNNING", (1, 2.5), (2, 2.0)]
+    assert after == ["FINISHED", (1, 2.5), (2, 2.0), (3, 1.5)]
+
+
+def test_a_sink_that_failed_is_not_asked_at_every_step():
+    logger = Flaky()
+    with pytest.warns(RuntimeWarning, match="flaky log"):
+        logger.restore([])
+    tries = logger.tries
+    for report in RECORDS[0].curve:
+        logger.reported(0, report)
+    assert logger.tries == tries
+    logger.down = False
+    logger(RECORDS[0])
+    logger.reported(2, RECORDS[1].curve[0])
+    assert logger.steps == [(0, 1), (0, 2), (0, 3), (2, 1)]
+
+
 # -- CSV -------------------------------------------------------------------------------------
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
@@ -154,6 +231,7 @@ class Flaky(RecordLogger):
     def __init__(self) -> None:
         super().__init__(OBJECTIVES)
         self.down, self.numbers, self.tries, self.fails_next = True, [], 0, False
+        self.steps: list[tuple[int, int]] = []
 
     def start(self) -> None:
         self.tries += 1
@@ -164,6 +242,11 @@ class Flaky(RecordLogger):
     def write(self, entry) -> None:
         self.start()
         self.numbers.append(entry.record.number)
+
+    def write_steps(self, number, reports) -> None:
+        if self.down:
+            raise ConnectionError("refused")
+        self.steps += [(number, report.step) for report in reports]
 
     def stop(self, error) -> None:
         pass
@@ -316,8 +399,17 @@ def logged_messages(data: bytes) -> Iterator[bytes]:
             message = b""
 
 
-def histories(folder: Path) -> list[list[dict[str, object]]]:
-    """The steps of every offline run below a folder, oldest run first."""
+@dataclass(frozen=True)
+class OfflineRun:
+    name: str
+    group: str
+    kind: str
+    identity: str
+    steps: list[dict[str, object]]
+
+
+def offline_runs(folder: Path, kind: str) -> list[OfflineRun]:
+    """The runs of a kind ("search" or "trial") below a folder, oldest first."""
     from wandb.proto import wandb_internal_pb2
 
     runs = []
@@ -330,22 +422,25 @@ def histories(folder: Path) -> list[list[dict[str, object]]]:
             messages = logged_messages(path.read_bytes())
             entries = [wandb_internal_pb2.Record.FromString(data) for data in messages]
             kinds = [entry.WhichOneof("record_type") for entry in entries]
-        began = entries[kinds.index("run")].run.start_time.ToNanoseconds()
+        run = entries[kinds.index("run")].run
         steps = [
             {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in entry.history.item}
             for entry, kind in zip(entries, kinds, strict=True)
             if kind == "history"
         ]
-        runs.append((began, steps))
-    return [steps for _, steps in sorted(runs, key=lambda run: run[0])]
+        found = OfflineRun(run.display_name, run.run_group, run.job_type, run.run_id, steps)
+        runs.append((run.start_time.ToNanoseconds(), found))
+    runs.sort(key=lambda run: run[0])
+    return [run for _, run in runs if run.kind == kind]
 
 
 @pytest.mark.slow
-def test_wandb_reads_back_every_record_from_its_offline_files(tmp_path):
+def test_wandb_reads_back_a_run_for_the_search_and_one_for_each_trial(tmp_path):
     pytest.importorskip("wandb")
     logger = WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path, name="mine")
     feed(logger)
-    (steps,) = histories(tmp_path)
+    (search,) = offline_runs(tmp_path, "search")
+    steps = search.steps
     assert [s["search/finished"] for s in steps] == [1, 2, 3, 4, 5, 6]
     assert [s["record/number"] for s in steps] == [r.number for r in RECORDS]
     assert [s["front/size"] for s in steps] == SIZES
@@ -357,15 +452,37 @@ def test_wandb_reads_back_every_record_from_its_offline_files(tmp_path):
     assert changes == [1, 2, 6]
     tables = tmp_path.glob("wandb/offline-run-*/files/media/table/front/*.json")
     assert {len(json.loads(path.read_text())["data"]) for path in tables} == {1, 2}
+    trials = offline_runs(tmp_path, "trial")
+    assert [run.name for run in trials] == [f"trial {r.number}" for r in RECORDS]
+    assert {run.group for run in [search, *trials]} == {"mine"}
+    assert [(s["_step"], s["loss"]) for s in trials[-1].steps] == [(1, 2.5), (2, 2.0), (3, 1.5)]
+    assert trials[2].steps == []  # failed before its first report
 
 
 @pytest.mark.slow
-def test_wandb_offline_run_of_a_resumed_search_holds_all_records(tmp_path):
+def test_wandb_offline_writes_ended_trials_once_and_the_search_anew(tmp_path):
     pytest.importorskip("wandb")
-    in_two_calls(lambda: WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path))
-    first, second = histories(tmp_path)
+    with WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path) as logger:
+        logger.restore([])
+        for each in RECORDS[:3]:
+            logger(each)
+        logger.reported(3, RECORDS[3].curve[0])  # and the driver is killed
+    with WandbLogger("lab", OBJECTIVES, mode="offline", folder=tmp_path) as logger:
+        logger.restore(RECORDS[:3])
+        for report in RECORDS[3].curve:
+            logger.reported(3, report)
+        for each in RECORDS[3:]:
+            logger(each)
+    first, second = (run.steps for run in offline_runs(tmp_path, "search"))
     assert [s["search/finished"] for s in first] == [1, 2, 3]
     assert [s["search/finished"] for s in second] == [1, 2, 3, 4, 5, 6]
+    trials = offline_runs(tmp_path, "trial")
+    assert sorted(run.name for run in trials) == [
+        f"trial {n}" for n in (0, 1, 2, 3, 3, 4, 5)
+    ]  # the interrupted one is whole in its second run
+    again = [run for run in trials if run.name == "trial 3"]
+    assert [len(run.steps) for run in again] == [1, 3]
+    assert again[0].identity == again[1].identity
 
 
 def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
@@ -393,7 +510,7 @@ def test_open_loggers_put_their_files_below_the_run(tmp_path, monkeypatch):
     assert len(rows(tmp_path / "run/log.csv")) == 1
     assert list((tmp_path / "run/tensorboard").glob("events.*"))
     assert (tmp_path / "run/mlflow/mlflow.db").is_file()
-    assert [len(steps) for steps in histories(tmp_path / "run")] == [1]
+    assert [len(run.steps) for run in offline_runs(tmp_path / "run", "search")] == [1]
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
