@@ -79,11 +79,14 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.masks.measure import fingerprint as fingerprint
     from masksearch.masks.nearest import NearestFamily as NearestFamily
     from masksearch.masks.nearest import nearest_family as nearest_family
+    from masksearch.models.callback import MaskCallback as MaskCallback
     from masksearch.models.checkpoints import Pretrained as Pretrained
     from masksearch.models.checkpoints import open_pretrained as open_pretrained
+    from masksearch.models.manifest import Verification as Verification
+    from masksearch.models.manifest import saved_masks as saved_masks
+    from masksearch.models.manifest import verify as verify
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
-    from masksearch.models.saving import saved_masks as saved_masks
     from masksearch.positions.analysis import importance as importance
     from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
     from masksearch.positions.attention_maps import attention_maps as attention_maps

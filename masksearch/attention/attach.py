@@ -53,6 +53,7 @@ from masksearch.attention.probe import (
     pretrained_models,
     probe,
     set_implementation,
+    unwrapped,
 )
 from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
 from masksearch.errors import AttachError, HeadCountError, LayerCountError
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from masksearch.contracts import GateBank
 
 ATTACHMENT = "masksearch_attachment"  # where a model carries its Attachment, in its __dict__
+ENTRY = "masksearch"  # of a configuration: which masks the model has
 IMPLEMENTATION = "_attn_implementation_internal"  # where a configuration keeps that name
 GATES = "masksearch_gates"  # the submodule that holds the gates while they are attached
 
@@ -104,7 +106,9 @@ def attach(
     the mask is taken at the longer of the two and cut to its corner.
 
     Args:
-        model: A Hugging Face model, or a module that contains one.
+        model: A Hugging Face model, or a module that contains one. Of a model within
+            torch.compile, DataParallel, DistributedDataParallel or a PEFT adapter, the model
+            inside carries the mask, and this and the functions below take either.
         what: A mask (lowered at the length of each input; empty rows are refused then, for
             causal models also those whose keys are all hidden), or one that follows the
             tokens, resolved from the input ids of each forward pass (use_cache=False), or
@@ -144,6 +148,7 @@ def attach(
             f"there: ms.attach(model, ms.saved_masks({str(what)!r})), of an expression "
             f"masks.parse({str(what)!r})"
         )
+    wrapper, model = model, unwrapped(model)
     roots = pretrained_models(model)
     calls = probe(model, roots, inputs)
     known = parts_of(model, calls, inputs)
@@ -185,7 +190,7 @@ def attach(
             whole = one.name == SELF or attachment.banks.get(bank, inside) is not inside
             attachment.banks[bank] = model if whole else inside
     put_on(model, attachment)
-    return model
+    return wrapper
 
 
 def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
@@ -197,10 +202,10 @@ def detach(model: nn.Module, missing_ok: bool = False) -> nn.Module:
         AttachError: If nothing is attached to this model and `missing_ok` is off.
     """
     check_module("detach", model)
-    if take_off(model) is None and not missing_ok:
+    if take_off(unwrapped(model)) is None and not missing_ok:
         raise AttachError(
-            f"nothing is attached to this {type(model).__name__}; "
-            "detach takes the same module that attach was given"
+            f"nothing is attached to this {type(model).__name__}; detach takes the module that "
+            "attach was given, or one around it"
         )
     return model
 
@@ -221,6 +226,7 @@ def in_force(model: nn.Module) -> Attachment | None:
     Raises:
         AttachError: If other attention is in use, which passes it over.
     """
+    model = unwrapped(model)
     attachment: Attachment | None = model.__dict__.get(ATTACHMENT)
     for config, _ in attachment.previous if attachment is not None else ():
         if config._attn_implementation != NAME:
@@ -243,6 +249,16 @@ def copied_configs(
     return list(zip(inside, copies, found, strict=True))
 
 
+def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says of the masks, for whoever opens it without masksearch."""
+    named = {
+        part: {"mask": f"{mask!s:.200}", "digest": mask.digest}
+        for part, mask in masks.items()
+        if isinstance(mask, Mask)
+    }
+    return {"masks": named, "open_with": "masksearch.load_pretrained(folder)"}
+
+
 def same_entries(one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
     """Whether two configurations have equal entries and name the same implementation."""
     entries = [
@@ -256,6 +272,9 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     """Puts a prepared attachment in force, on a model that carries none."""
     for module, copied, _ in attachment.configs:
         module.__dict__["config"] = copied
+    found = [what for what in attachment.what.values() if isinstance(what, Mask)]
+    for root in pretrained_models(model) if found else []:  # whatever saves it says so
+        setattr(root.config, ENTRY, describe_masks(attachment.what))
     banks = list(attachment.banks)
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
@@ -297,6 +316,8 @@ def take_off(model: nn.Module) -> Attachment | None:
     for config, name in attachment.previous:
         if implementation(config) == NAME:  # what the user has set since then stays
             set_implementation(config, name)
+    for root in pretrained_models(model):
+        vars(root.config).pop(ENTRY, None)
     if all(same_entries(copied, before) for _, copied, before in attachment.configs):
         for module, _, before in attachment.configs:
             module.__dict__["config"] = before

@@ -355,6 +355,25 @@ def find_part(model: nn.Module, known: dict[str, Part], part: str | None) -> Par
 
 
 # -- models and their configurations -----------------------------------------------------------
+def unwrapped(model: nn.Module, adapters: bool = True) -> nn.Module:
+    """The model within torch.compile, DataParallel, DistributedDataParallel and PEFT's wrapper.
+
+    Args:
+        model: Any module.
+        adapters: Whether PEFT's wrapper goes as well.
+    """
+    while isinstance(model, nn.Module):
+        inner = model._modules.get("_orig_mod")
+        if inner is None and passes_on(model):
+            inner = model._modules.get("module")
+        if inner is None and adapters and type(model).__module__.startswith("peft."):
+            inner = getattr(model, "get_base_model", lambda: None)()
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
 def pretrained_models(model: nn.Module) -> list[PreTrainedModel]:
     """The outermost Hugging Face models inside a module."""
     if isinstance(model, PreTrainedModel):

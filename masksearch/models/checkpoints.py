@@ -13,7 +13,7 @@ Weights are read from safetensors only, and no code that comes with a checkpoint
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,16 +28,25 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils import logging
+from transformers.utils import logging as messages
 
 import masksearch.attention.interface  # noqa: F401  (registers what the probe needs)
 from masksearch.attention.probe import probe
 from masksearch.contracts import Shape
 from masksearch.errors import DataError, LengthError
 from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.manifest import check_masks, read_json
+
+log = logging.getLogger(__name__)
 
 SECONDS = 5.0  # for the Hub's first answer
-FILES = ["*.json", "model*.safetensors", "*.txt", "*.model"]  # downloaded: no pickle, no code
+FILES = [
+    "*.json",
+    "model*.safetensors",
+    "mask*.safetensors",
+    "*.txt",
+    "*.model",
+]  # downloaded: no pickle, no code
 CONFIG = "config.json"
 UNREADABLE = (  # what transformers raises for files that it cannot read
     SafetensorError,
@@ -55,17 +64,17 @@ OTHERS = ("adapter_config.json", "shard-*.safetensors")  # transformers prefers 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppresses transformers' messages and bars; the global generator stays as it was."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()  # type: ignore[no-untyped-call]
+    messages.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             yield
     finally:
-        logging.set_verbosity(level)
+        messages.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            messages.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -121,6 +130,11 @@ def find_files(folder: Path) -> list[Path]:
     others = [path.name for pattern in OTHERS for path in sorted(folder.glob(pattern))]
     if read_json(folder / CONFIG).get("transformers_weights") is not None:
         others.append("transformers_weights in config.json")
+    if "adapter_config.json" in others and not files[1].is_file():
+        raise DataError(
+            f"{folder} holds an adapter (adapter_config.json), not a whole model; write one: "
+            "ms.save_pretrained(model.merge_and_unload(), folder)"
+        )
     if others:
         raise DataError(
             f"{folder} holds {others[0]}, for which transformers would take other weights than "
@@ -139,25 +153,6 @@ def find_files(folder: Path) -> list[Path]:
             "them: AutoModelForMaskedLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     return files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint as plain data.
-
-    Raises:
-        DataError: If it is missing or cannot be read.
-    """
-    if not path.is_file():
-        raise DataError(
-            f"{path.parent} holds no {path.name}; give the folder that save_pretrained wrote"
-        )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return found
 
 
 def hash_files(folder: Path) -> str:
@@ -393,12 +388,22 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
     Raises:
         DataError: If there is no such folder, the Hub cannot be reached, the weights are a
             pickle, damaged or do not fit the configuration, or it is no encoder.
+        FileNotFoundError, MaskFormatError: If it was trained under a mask that is missing, or
+            is another one than its configuration names.
         AttachError: If no mask can be put on it (such as MPNet, DeBERTa).
     """
     folder = find_local_folder(name_or_folder)
     name = str(name_or_folder) if folder is None else str(folder)
     folder = download_checkpoint(name) if folder is None else folder
     digest = hash_files(folder)
+    if own := check_masks(folder):
+        listed = ", ".join(f"{mask!s:.80}" for mask in own.values())
+        log.warning(
+            "%s was trained under %s; what is judged takes its place, and masks.full() is another "
+            "model than the one that was saved (ms.saved_masks gives its mask)",
+            name,
+            listed,
+        )
     model, report = read_encoder(folder, None)
     body = model.base_model.eval()
     calls = probe(body, [body], None)

@@ -8,7 +8,8 @@
 Beside what transformers writes lie one mask file for each part and `masksearch.json`:
 
     {"format": 1, "model_class": "BertModel", "build": {}, "backend": "auto",
-     "masks": {"self": {"file": "mask.json", "sha256": "9f.."}}, "versions": {..}}
+     "masks": {"self": {"file": "mask.json", "sha256": "9f.."}},
+     "weights": {"model.safetensors": "1c.."}, "adapter": false, "versions": {..}}
 
 Nothing in such a folder is run: no pickle is read, and the model's class is one of transformers
 or the one that the caller gives.
@@ -22,10 +23,10 @@ import json
 import logging
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,26 +36,41 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
 
-from masksearch.attention.attach import ATTACHMENT, attach, attached
-from masksearch.attention.probe import SELF
-from masksearch.errors import AttachError, MaskFormatError
+from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached, describe_masks
+from masksearch.attention.probe import SELF, pretrained_models, unwrapped
+from masksearch.errors import AttachError, DataError, MaskFormatError
 from masksearch.masks import Mask
-from masksearch.masks.files import load_mask, save_mask
-from masksearch.models.checkpoints import copy_head, find_head_parts, quiet, read_json, read_model
+from masksearch.masks.files import save_mask
+from masksearch.models.checkpoints import (
+    copy_head,
+    download_checkpoint,
+    find_head_parts,
+    find_local_folder,
+    quiet,
+    read_model,
+)
 from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.manifest import (
+    FORMAT,
+    MANIFEST,
+    NO_POOLER,
+    VERSION,
+    WEIGHTS,
+    check_masks,
+    hash_weights,
+    read_json,
+    read_manifest,
+)
 from masksearch.tasks.text.tokenizer import special_ids
 from masksearch.tensors import disk_error
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "masksearch.json"
-FORMAT = 1  # of the manifest
-VERSION = str(vars(sys.modules["masksearch"])["__version__"])
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
-NO_POOLER = {"add_pooling_layer": False}  # the one argument of a model's class that is stored
-WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+CARD = "README.md"
+SECTION = re.compile(r"\n*<!-- masksearch -->.*<!-- /masksearch -->\n", re.S)
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -80,38 +96,102 @@ def save_pretrained(
             its class builds other tensors from its configuration than it has.
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
-    folder = Path(folder).expanduser()
-    masks, backend = masks_to_save(model)
-    whole: Any = hugging_face_model(model) if isinstance(model, MaskedLanguageModel) else model
+    found, backend = masks_to_save(model)
+    bare = unwrapped(model, adapters=False)
+    whole: Any = hugging_face_model(bare) if isinstance(bare, MaskedLanguageModel) else bare
+    return write_model(whole, found, backend, Path(folder).expanduser(), tokenizer)
+
+
+def write_model(
+    whole: Any,
+    masks: dict[str, Mask],
+    backend: str,
+    folder: Path,
+    tokenizer: Tokenizer | None = None,
+    **how: Any,
+) -> Path:
+    """Writes a model of transformers, or a PEFT adapter, and masks.
+
+    Args:
+        whole: The model, without what trains or compiles it around it.
+        masks: Part -> mask.
+        backend: As in `attach`.
+        folder: Where to.
+        tokenizer: See `save_pretrained`.
+        how: Of the model's own `save_pretrained`.
+    """
     options = build_options(whole)
+    override = vars(whole).get("save_pretrained")
+    plain = partial(type(whole).save_pretrained, whole)
+    save = plain if override is None or isinstance(override, SaveWithMasks) else override
     with write_aside(folder) as aside:
         try:
             with quiet():
-                whole.save_pretrained(aside)
+                save(aside, **how)
         except SafetensorError as error:
             raise disk_error(error, "cannot write the model", folder) from error
         if tokenizer is not None:
             save_tokenizer(tokenizer, whole.config, aside)
+        base = unwrapped(whole)
+        name_masks(base, masks, aside)
+        if not (aside / CARD).is_file() and (folder / CARD).is_file():
+            shutil.copy(folder / CARD, aside / CARD)
+        if (aside / CARD).is_file():
+            complete_card(aside / CARD, masks)
         manifest = {
             "format": FORMAT,
-            "model_class": type(whole).__name__,
+            "model_class": type(base).__name__,
+            "adapter": base is not whole,
             "build": {"options": options} if options else {},
             "backend": backend,
             "masks": {part: write_mask(mask, part, aside) for part, mask in masks.items()},
+            "weights": hash_weights(aside),
             "versions": {"masksearch": VERSION, "transformers": transformers.__version__},
         }
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
+class SaveWithMasks:
+    """A model's own `save_pretrained`, which writes the masks that are attached as well.
+
+    It stands on the model, in its `__dict__`, so that whoever saves it saves them. Copies of the
+    model get their own.
+
+    Args:
+        model: A model of transformers, or PEFT's around one.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, save_directory: Path | str, *given: Any, **how: Any) -> None:
+        """Saves the model, with its masks where it carries some."""
+        found = attached(self.model)
+        masked = bool(found) and all(isinstance(what, Mask) for what in found.values())
+        if given or not masked or not how.get("is_main_process", True):
+            type(self.model).save_pretrained(self.model, save_directory, *given, **how)
+        else:
+            write_model(self.model, *masks_to_save(self.model), Path(save_directory), **how)
+
+
 def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     """What is attached to a model that can be saved, and the backend asked for."""
+    model = unwrapped(model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
+        modules = model.named_modules() if isinstance(model, nn.Module) else ()
+        inside = [n for n, m in modules if m in pretrained_models(model)]
+        remedy = "; give the model of transformers that it is made of"
+        if len(inside) == 1:
+            inner = f"model.{inside[0]}"
+            remedy = (
+                f"; save the one inside it: ms.detach(model, missing_ok=True); "
+                f"ms.attach({inner}, mask); ms.save_pretrained({inner}, folder)"
+            )
         raise AttachError(
-            f"{name} is no Hugging Face model (PreTrainedModel), so nothing could load it again; "
-            "save the one inside it: ms.detach(model); ms.attach(model.inner, mask); "
-            "ms.save_pretrained(model.inner, folder)"
+            f"{name} is no Hugging Face model (PreTrainedModel), so nothing could load it again"
+            + remedy
         )
     found = attached(model)
     if not found or not all(isinstance(what, Mask) for what in found.values()):
@@ -120,6 +200,51 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
             "gates: result.mask(sparsity=0.9)), or save the weights: model.save_pretrained(folder)"
         )
     return found, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
+
+
+def name_masks(base: PreTrainedModel, masks: dict[str, Mask], folder: Path) -> None:
+    """Names the masks in `config.json`, which an adapter does not bring along itself."""
+    path = folder / "config.json"
+    if not path.is_file():
+        base.config.save_pretrained(folder)
+    entries = read_json(path) | {ENTRY: describe_masks(masks)}
+    entries["architectures"] = [type(base).__name__]
+    path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def complete_card(path: Path, masks: dict[str, Mask]) -> None:
+    """Names the masks at the end of a model card, in place of earlier ones."""
+    listed = "".join(
+        f"- {part}: `{mask!s:.200}` ({mask.digest})\n" for part, mask in masks.items()
+    )
+    text = SECTION.sub("\n", path.read_text(encoding="utf-8")).rstrip("\n")
+    path.write_text(
+        f"{text}\n\n<!-- masksearch -->\n## Attention mask\n\nThis model was trained under an "
+        "attention mask, without which it is another model. Programs that do not know masksearch "
+        "open it dense, without the mask; `masksearch.load_pretrained(folder)` opens both.\n\n"
+        f"{listed}<!-- /masksearch -->\n",
+        encoding="utf-8",
+    )
+
+
+def check_adapter(model: Any) -> None:
+    """Refuses adapters that could not be loaded again.
+
+    Raises:
+        AttachError: If the base model has no name, or there are several adapters.
+    """
+    title, adapters = type(model).__name__, dict(model.peft_config)
+    merged = "write both as one model: ms.save_pretrained(model.merge_and_unload(), folder)"
+    if set(adapters) != {"default"}:
+        raise AttachError(
+            f"this {title} has the adapters {', '.join(adapters)}; a mask is saved beside a "
+            f"single one, 'default'; {merged}"
+        )
+    if not adapters["default"].base_model_name_or_path:
+        raise AttachError(
+            f"the model within this {title} was not loaded from a folder or from the Hub, so that "
+            f"nothing could load it again for the adapter; {merged}"
+        )
 
 
 def build_options(model: PreTrainedModel) -> dict[str, bool]:
@@ -131,6 +256,9 @@ def build_options(model: PreTrainedModel) -> dict[str, bool]:
         AttachError: If the class then builds other tensors (without storage, to compare): from
             this configuration nothing could load the model again.
     """
+    if unwrapped(model) is not model:
+        check_adapter(model)
+        return {}
     cls, config = type(model), deepcopy(model.config)
     config._attn_implementation = "sdpa"
     switches = inspect.signature(cls.__init__).parameters
@@ -167,6 +295,7 @@ def write_aside(folder: Path) -> Iterator[Path]:
         yield aside
         new = {path.name for path in aside.iterdir()}
         stale = {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
+        stale |= {"adapter_config.json"} & {path.name for path in folder.iterdir()}
         with suppress(FileNotFoundError, MaskFormatError):  # no earlier save, or a damaged one
             stale |= {entry["file"] for entry in read_manifest(folder)["masks"].values()}
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -199,7 +328,9 @@ def load_pretrained(
     inputs: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Opens what `save_pretrained` wrote: the model with its masks, in eval mode.
+    """Opens what `save_pretrained` or a `MaskCallback` wrote: model and masks, in eval mode.
+
+    Of a PEFT adapter it opens the base that the adapter names, and returns PEFT's model.
 
     Args:
         folder: Holds `config.json`, `*.safetensors`, `masksearch.json` and its mask files.
@@ -228,72 +359,43 @@ def load_pretrained(
             "mask is chosen by backend="
         )
     folder = Path(folder).expanduser()
-    masks = saved_masks(folder)
+    masks, stored = check_masks(folder), read_manifest(folder)
+    backend = backend or stored["backend"]
+    if stored["adapter"]:
+        return load_adapter(folder, masks, model_class, backend, inputs, **options)
     model = open_model(folder, model_class, **options)
-    attach(model, masks, inputs, backend or read_manifest(folder)["backend"])
+    attach(model, masks, inputs, backend)
     return model
 
 
-def saved_masks(folder: Path | str) -> dict[str, Mask]:
-    """The masks of a folder that `save_pretrained` wrote; weights are not read.
-
-    Args:
-        folder: Holds `masksearch.json` and its mask files; the model may be missing.
-
-    Returns:
-        Part -> mask, as `masksearch.attach` takes them; the part of a plain model is `"self"`.
-
-    Raises:
-        FileNotFoundError: If the folder, its manifest or a mask file is missing.
-        MaskFormatError: If one is damaged, changed, or of a newer version.
-    """
-    folder = Path(folder).expanduser()
-    masks = {}
-    for part, entry in read_manifest(folder)["masks"].items():
-        path = folder / entry["file"]
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: {MANIFEST} names this mask file, it is missing")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-            raise MaskFormatError(
-                f"{path} was changed or damaged since it was saved: its SHA-256 is not the one "
-                f"in {MANIFEST}; take both files from the same save"
-            )
-        masks[part] = load_mask(path)
-    return masks
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """What `masksearch.json` of a folder says: backend, model_class, options, and masks by part.
+def load_adapter(
+    folder: Path,
+    masks: dict[str, Mask],
+    model_class: type[Any] | None,
+    backend: str,
+    inputs: Mapping[str, Any] | None,
+    **options: Any,
+) -> Any:
+    """A PEFT adapter on the base that it names, with the masks on the base.
 
     Raises:
-        FileNotFoundError: If the folder or its manifest is missing.
-        MaskFormatError: If it is damaged, or of a newer version.
+        DataError: If the base, or the adapter's weights, are missing or do not fit.
+        ImportError: If PEFT is not installed.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is no folder, or holds no {MANIFEST}: no mask was saved there by "
-            "masksearch, or the save was interrupted; load the model with transformers and attach "
-            "a mask: ms.attach(model, mask)"
-        )
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if stored["format"] != FORMAT:
-            raise ValueError(
-                f"it has format {stored['format']!r:.80}, this masksearch {VERSION} reads "
-                f"{FORMAT}; it was written by {stored.get('versions')!s:.200}"
-            )
-        names = [str(entry["file"]) for entry in stored["masks"].values() if entry["sha256"]]
-        if odd := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"it names {odd[0]!r:.80}, which is not a file of that folder")
-        options = stored.get("build", {}).get("options", {})
-        if not names or options not in ({}, NO_POOLER):
-            raise ValueError(f"it names no mask, or builds the model with {options!r:.80}")
-        found = {name: stored[name] for name in ("backend", "model_class", "masks")}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = error if type(error) is ValueError else repr(error)
-        raise MaskFormatError(f"{path} cannot be used: {why}") from error
-    return {**found, "options": options}
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(f"{folder} holds an adapter; pip install peft to open it") from error
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
+    name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
+    base = find_local_folder(name) or download_checkpoint(name)
+    known = {"trust_remote_code": False, "local_files_only": True}
+    given = {"config": AutoConfig.from_pretrained(folder, **known), **options}
+    model = open_model(base, model_class or find_stored_class(folder), **given)
+    attach(model, masks, inputs, backend)
+    with quiet():
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def find_stored_class(folder: Path) -> type[PreTrainedModel]:
@@ -340,6 +442,7 @@ def open_model(
     options = {"dtype": "auto", **options, "attn_implementation": "sdpa"}  # never a stored kernel
     with quiet() if model_class is None else nullcontext():
         model, _ = read_model(cls, folder, new_head=model_class is not None, **options)
+    vars(model.config).pop(ENTRY, None)  # of the mask that is not on it yet
     return cast(PreTrainedModel, model.eval())
 
 

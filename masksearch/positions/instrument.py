@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.attention.attach import ATTACHMENT, Attachment, attach, put_on, take_off
-from masksearch.attention.probe import find_part, parts_of, pretrained_models, probe
+from masksearch.attention.probe import find_part, parts_of, pretrained_models, probe, unwrapped
 from masksearch.contracts import Batch, Shape
 from masksearch.errors import AttachError, HeadCountError
 from masksearch.positions.probes import PositionProbe
@@ -68,6 +68,7 @@ def attached_probe(model: nn.Module, probe: PositionProbe, batch: Batch) -> Iter
     Raises:
         AttachError: If trainable gates are on the model, or attach refuses it.
     """
+    model = unwrapped(model)
     before: Attachment | None = model.__dict__.get(ATTACHMENT)
     device = next(model.parameters()).device
     for state in before.states.values() if before is not None else ():
