@@ -127,14 +127,14 @@ def find_files(folder: Path) -> list[Path]:
         DataError: If one is missing, or transformers would read other weights than those.
     """
     files = [folder / CONFIG, folder / "model.safetensors"]
-    others = [path.name for pattern in OTHERS for path in sorted(folder.glob(pattern))]
-    if read_json(folder / CONFIG).get("transformers_weights") is not None:
-        others.append("transformers_weights in config.json")
-    if "adapter_config.json" in others and not files[1].is_file():
+    if (folder / OTHERS[0]).is_file() and not files[1].is_file():
         raise DataError(
             f"{folder} holds an adapter (adapter_config.json), not a whole model; write one: "
             "ms.save_pretrained(model.merge_and_unload(), folder)"
         )
+    others = [path.name for pattern in OTHERS for path in sorted(folder.glob(pattern))]
+    if read_json(folder / CONFIG).get("transformers_weights") is not None:
+        others.append("transformers_weights in config.json")
     if others:
         raise DataError(
             f"{folder} holds {others[0]}, for which transformers would take other weights than "

@@ -69,7 +69,9 @@ from masksearch.tensors import disk_error
 log = logging.getLogger(__name__)
 
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
+BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
 CARD = "README.md"
+CONFIGS = ("config.json", "adapter_config.json", BASE_CONFIG)
 SECTION = re.compile(r"\n*<!-- masksearch -->.*<!-- /masksearch -->\n", re.S)
 
 
@@ -184,7 +186,8 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
         inside = [n for n, m in modules if m in pretrained_models(model)]
         remedy = "; give the model of transformers that it is made of"
         if len(inside) == 1:
-            inner = f"model.{inside[0]}"
+            plain = all(part.isidentifier() for part in inside[0].split("."))
+            inner = f"model.{inside[0]}" if plain else f'model.get_submodule("{inside[0]}")'
             remedy = (
                 f"; save the one inside it: ms.detach(model, missing_ok=True); "
                 f"ms.attach({inner}, mask); ms.save_pretrained({inner}, folder)"
@@ -203,10 +206,15 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
 
 
 def name_masks(base: PreTrainedModel, masks: dict[str, Mask], folder: Path) -> None:
-    """Names the masks in `config.json`, which an adapter does not bring along itself."""
+    """Names the masks in the configuration.
+
+    That of an adapter's base has a name of its own: beside a `config.json` transformers takes
+    the adapter for a part of a whole model.
+    """
     path = folder / "config.json"
     if not path.is_file():
-        base.config.save_pretrained(folder)
+        path = folder / BASE_CONFIG
+        base.config.to_json_file(path)
     entries = read_json(path) | {ENTRY: describe_masks(masks)}
     entries["architectures"] = [type(base).__name__]
     path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -295,7 +303,7 @@ def write_aside(folder: Path) -> Iterator[Path]:
         yield aside
         new = {path.name for path in aside.iterdir()}
         stale = {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
-        stale |= {"adapter_config.json"} & {path.name for path in folder.iterdir()}
+        stale |= {path.name for path in folder.glob("*config.json") if path.name in CONFIGS}
         with suppress(FileNotFoundError, MaskFormatError):  # no earlier save, or a damaged one
             stale |= {entry["file"] for entry in read_manifest(folder)["masks"].values()}
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -379,7 +387,8 @@ def load_adapter(
     """A PEFT adapter on the base that it names, with the masks on the base.
 
     Raises:
-        DataError: If the base, or the adapter's weights, are missing or do not fit.
+        DataError: If the base, its configuration or the adapter's weights are missing or do not
+            fit.
         ImportError: If PEFT is not installed.
     """
     try:
@@ -390,25 +399,27 @@ def load_adapter(
         raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
     name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
     base = find_local_folder(name) or download_checkpoint(name)
-    known = {"trust_remote_code": False, "local_files_only": True}
-    given = {"config": AutoConfig.from_pretrained(folder, **known), **options}
-    model = open_model(base, model_class or find_stored_class(folder), **given)
+    path = folder / BASE_CONFIG
+    stored = read_json(path)
+    config = type(AutoConfig.for_model(stored.get("model_type"))).from_dict(stored)
+    cls = model_class or find_stored_class(path)
+    model = open_model(base, cls, **{"config": config, **options})
     attach(model, masks, inputs, backend)
     with quiet():
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def find_stored_class(folder: Path) -> type[PreTrainedModel]:
-    """The class of transformers that `config.json` names.
+def find_stored_class(path: Path) -> type[PreTrainedModel]:
+    """The class of transformers that a `config.json` names.
 
     Raises:
         AttachError: If it names none.
     """
-    name = (read_json(folder / "config.json").get("architectures") or [None])[0]
+    name = (read_json(path).get("architectures") or [None])[0]
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise AttachError(
-            f"{folder / 'config.json'} names the class {name!r:.80}, which is not a model of "
+            f"{path} names the class {name!r:.80}, which is not a model of "
             f"transformers {transformers.__version__}, and code from a folder is never run; give "
             "your own class: load_pretrained(folder, model_class=...)"
         )
@@ -432,7 +443,7 @@ def open_model(
         AttachError: If no class of transformers is stored.
         TypeError: If `model_class` opens no models.
     """
-    cls = find_stored_class(folder) if model_class is None else model_class
+    cls = find_stored_class(folder / "config.json") if model_class is None else model_class
     if not isinstance(cls, type):
         raise TypeError(f"model_class is a class such as transformers.BertModel, got {cls!r}")
     if (folder / MANIFEST).is_file():
