@@ -14,6 +14,7 @@ import typer
 from masksearch.cli.options import OptionsError
 
 COMMAND = "command.json"  # what `resume` repeats
+BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
 PATHS = {"run", "out", "found", "reuse", "enqueue"}
 PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
@@ -21,13 +22,22 @@ CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 @contextmanager
 def resumable(folder: Path, command: str, given: Mapping[str, Any]) -> Iterator[None]:
-    """Around the work of a command: it can be resumed, and Ctrl-C and SIGTERM say how."""
+    """Around the work of a command: it can be resumed, and Ctrl-C and SIGTERM say how.
+
+    A command that failed before its work began is forgotten: another one may take the folder.
+    """
+    path = folder / COMMAND
+    known = path.is_file()
     remember(folder, command, given)
     try:
         yield
     except KeyboardInterrupt:
         again = f"masksearch resume {shlex.quote(str(folder))}"
         typer.echo(f"stopped; what was finished is kept. Go on with: {again}", err=True)
+        raise
+    except Exception:
+        if not known and not any((folder / name).is_file() for name in BEGUN):
+            path.unlink(missing_ok=True)
         raise
 
 

@@ -68,6 +68,16 @@ def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
+def test_resume_does_not_repeat_a_command_that_never_began(monkeypatch, capsys, tmp_path, job):
+    search = (*job, "--run", tmp_path / "run", "--trials", 2)
+    code, _, err = run(monkeypatch, capsys, *search, "--strategy", "tpee")
+    assert (code, err.count("\n")) == (2, 1)
+    assert run(monkeypatch, capsys, *search)[0] == 0
+    code, out, err = run(monkeypatch, capsys, "resume", tmp_path / "run", "--trials", 3)
+    assert code == 0, err
+    assert "Front of" in out
+
+
 def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_path, job):
     words = ["compare", "--mask", "w=window(3)", "--no-controls", "--seeds", 2, *job[2:]]
     folder = tmp_path / "compared"
