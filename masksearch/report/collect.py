@@ -26,6 +26,7 @@ from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.figures.dam import Sweep
 from masksearch.report.page import Section, write_report
 from masksearch.report.reproduce import Recipe, recipe_of
+from masksearch.report.tables import count
 from masksearch.study.address import holds_study
 from masksearch.study.store import StudyStore
 
@@ -298,11 +299,6 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
         else ", ".join(filter(None, [title, f"protocol {studies[0].facts.get('protocol', '')}"]))
         for title, studies in zip(titles, groups, strict=True)
     ]  # fmt: skip
-
-
-def count(number: int, thing: str) -> str:
-    """'1 layer', '2 layers'."""
-    return f"{number} {thing}" + ("s" if number != 1 else "")
 
 
 def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyAgreement | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from masksearch.report.tables import (
     TextTable,
     budgets_table,
     comparison_table,
+    count,
     findings_table,
     format_seconds,
     front_table,
@@ -215,9 +216,8 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
     rows = [(name, str(value)) for name, value in section.facts.items()]
     shape, records = section.shape, section.records
     if shape is not None:
-        rows.append(
-            ("shape", f"{shape.length} positions, {shape.layers} layers, {shape.heads} heads")
-        )
+        sizes = [(shape.length, "position"), (shape.layers, "layer"), (shape.heads, "head")]
+        rows.append(("shape", ", ".join(count(*size) for size in sizes)))
     rows.append(
         (
             "objectives",
@@ -279,7 +279,7 @@ def draw(
     if any(record.scored for record in records):
         add(
             "front",
-            plot_frontier(records, section.objectives),
+            plot_frontier(by_study(section.studies), section.objectives),
             f"Sparsity against {score} with one front per strategy",
             "Every finished trial of the searches. A line joins the trials of one strategy that "
             "none of its other trials beats in both sparsity and score.",
@@ -322,6 +322,15 @@ def draw(
         "head.",
     )
     return figures, note
+
+
+def by_study(studies: Mapping[str, list[Record]]) -> list[Record]:
+    """The records under the names that the page's tables give to the searches."""
+    return [
+        record if record.origin.startswith("baseline:") else replace(record, origin=name)
+        for name, study in studies.items()
+        for record in study
+    ]
 
 
 def together(dam: DamRuns, pictures: Sequence[Picture]) -> RunSection:

@@ -71,7 +71,8 @@ def write_tables(
 def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> str:
     """A comparison as a LaTeX table, densest mask first.
 
-    Of the masks that leave cells out, the best mean of each column is bold.
+    Of the masks that leave cells out, the best mean of each column is bold; nothing is where all
+    are equal.
 
     Args:
         comparison: The masks.
@@ -87,6 +88,8 @@ def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
         sparse = frame[name].where(frame["sparsity"] > 0)
         lower = goals.get(name, "min" if name.endswith("loss") else "max") == "min"
         best = sparse.min() if lower else sparse.max()
+        if sparse.nunique() < 2:  # nothing is better than the rest
+            best = math.nan
         cells[name] = [
             figures(*values, decimals=places, bold=sparsity > 0 and math.isclose(values[0], best))
             for sparsity, values in zip(

@@ -71,6 +71,11 @@ def percent(value: float) -> str:
     return DASH if math.isnan(value) else f"{100 * value:.1f}%"
 
 
+def count(number: int, thing: str) -> str:
+    """'1 layer', '2 layers'."""
+    return f"{number} {thing}" + ("s" if number != 1 else "")
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds in the unit that suits them."""
     if seconds >= 7200:

@@ -69,6 +69,7 @@ def test_comparison_is_a_table(comparison):
     assert best[4] == r"\textbf{0.810 [0.785, 0.835]}"
     assert sum("textbf" in row[4] for row in rows) == 1
     assert found["once"][4] == "0.500"
+    assert found["once"][5] == "0.500"  # no best among equals
     assert found["broken"][4:7] == ["--", "--", "--"]
     assert found["mine"][1] == "searched"
 

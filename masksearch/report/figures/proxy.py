@@ -81,6 +81,7 @@ def budget_axis(axes: Axes, budgets: list[int]) -> None:
     for budget in sorted(set(budgets), reverse=True):
         if not shown or math.log(shown[-1] / budget) > span / 8:
             shown.append(budget)
+    axes.set_xlim(min(budgets) / 1.15, max(budgets) * 1.15)
     axes.set_xticks(shown, [f"{budget:,}" for budget in shown])
     axes.minorticks_off()
 
