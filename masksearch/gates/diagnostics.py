@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, TypedDict, get_args
@@ -309,8 +310,12 @@ class Gaps(TypedDict):
     retraining: float | None  # retrained - discretised
 
 
-class Health(TypedDict):
-    """Figures of one DAM run, as plain data; shares and probabilities lie in [0, 1]."""
+class Health(dict[str, Any]):
+    """Figures of one DAM run, by name, as plain data; it prints as a card of about ten lines.
+
+    Each name is a key and an attribute: `health["density"]`, `health.density`. Shares and
+    probabilities lie in [0, 1].
+    """
 
     density: float  # mean probability of an edge at the end
     target: float  # density that was asked for
@@ -334,6 +339,20 @@ class Health(TypedDict):
     problems: list[str]  # the flags above, in words
     notes: list[str]  # large steps of the loss chain, in words
     warnings: list[str]  # what a CollapseWatch says of the curve, with the steps
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(
+                f"a health card has no {name!r}; it has {', '.join(self)}"
+            ) from None
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self]
+
+    def __repr__(self) -> str:
+        return health_text(self)
 
 
 def health(
@@ -409,6 +428,49 @@ def health(
         notes=gap_notes(losses, gaps, undecided, cut_cause(density, target, length, undecided)),
         warnings=warnings,
     )
+
+
+def health_text(card: Health) -> str:
+    """A health card in about ten lines: figures first, then what is wrong and what to do."""
+    shares = [share for layer in card.by_head for share in layer]
+    heads = f"; heads {min(shares):.1%} to {max(shares):.1%}" if len(shares) > 1 else ""
+    chain = {"relaxed": "soft gates", "sampled": "sampled", "discretised": "mask cut"}
+    chain |= {"retrained": "mask retrained"}
+    known = [f"{chain[n]} {v:.3f}" for n, v in card.losses.items() if v is not None and n in chain]
+    rows = {
+        "density": f"{card.density:.1%}, asked for {card.target:.1%}{heads}",
+        "entropy": f"{card.entropy:.3f} bits; {card.undecided:.1%} of the edges undecided",
+        "held-out loss": " -> ".join(known) + " nats" if known else "not measured",
+        "diagonal": f"{card.diagonal_mass:.1%} of the mass; evenly {card.diagonal_uniform:.1%}",
+        "offsets": strongest_offsets(card.by_offset),
+        "seeds": "one",
+    }
+    if card.agreement is not None:
+        found = card.agreement
+        rows["seeds"] = (
+            f"{found['seeds']} agree by {found['iou']:.2f} IoU, chance {found['chance']:.2f}"
+        )
+    rows["problems"] = "; ".join(card.problems) or "none"
+    if card.notes:
+        rows["to do"] = "; ".join(card.notes)
+    return "\n".join(
+        textwrap.fill(text, 110, initial_indent=f"{name:<15}", subsequent_indent=" " * 15)
+        for name, text in rows.items()
+    )
+
+
+def strongest_offsets(by_offset: Sequence[float], count: int = 4) -> str:
+    """The offsets of the largest mean probability, nearer ones first among equals."""
+    length = (len(by_offset) + 1) // 2
+    order = sorted(
+        range(1 - length, length),
+        key=lambda offset: (-round(by_offset[offset + length - 1], 6), abs(offset), offset),
+    )
+    return ", ".join(
+        f"{offset:+d} ({by_offset[offset + length - 1]:.2f})" if offset else
+        f"0 ({by_offset[length - 1]:.2f})"
+        for offset in order[:count]
+    )  # fmt: skip
 
 
 def entropy_bits(probabilities: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from masksearch.gates.config import todays_names, warmup_steps
 from masksearch.gates.diagnostics import Health, health
 from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
 from masksearch.masks.core import Mask
+from masksearch.masks.picture import table_html
 from masksearch.tensors import read_tensors, write_tensors
 
 FORMAT = "masksearch-gates-1"
@@ -42,6 +44,20 @@ class DamResult:
     target: float
     gates: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers, heads, length, _ = self.probabilities.shape
+        loss = "" if self.held_out is None else f", held-out loss {self.held_out:.3f}"
+        return (
+            f"DamResult({layers} x {heads} x {length} x {length} probabilities of "
+            f"{self.gates.get('structure', 'free')} gates, density "
+            f"{self.probabilities.mean().item():.4f}, asked for {self.target:.4g}, "
+            f"{self.curve[-1].step if self.curve else 0} steps{loss})"
+        )
+
+    def _repr_html_(self) -> str:
+        """A picture of the probabilities, for notebooks."""
+        return table_html(self.probabilities, escape(repr(self)))
 
     @property
     def held_out(self) -> float | None:

@@ -81,8 +81,10 @@ def tile(table: Tensor, side: int) -> Tensor:
         share = adaptive_avg_pool2d(share, side)
     colours = (share * (SEAM - 1)).ceil().to(torch.uint8)  # a single kept cell is not lost
     seam = max(1, side // 16) if down * across > 1 else 0
-    panels = pad(colours, (0, seam, 0, seam), value=SEAM).unflatten(0, (down, across))
-    image = panels.transpose(1, 2).reshape(down * (side + seam), across * (side + seam))
+    panels = pad(colours, (0, seam, 0, seam), value=SEAM)
+    pitch = side + seam
+    image = panels.view(down, across, pitch, pitch).transpose(1, 2)
+    image = image.reshape(down * pitch, across * pitch)
     return image[: image.shape[0] - seam, : image.shape[1] - seam]
 
 

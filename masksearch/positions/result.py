@@ -60,6 +60,18 @@ class Measured(NamedTuple):
     low: Tensor
     high: Tensor
 
+    def __repr__(self) -> str:
+        """A single mean with its interval, or the shape and the range of several."""
+        if self.mean.numel() == 1:
+            mean, low, high = (part.item() for part in self)
+            return f"{mean:.3g}" + ("" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]")
+        shape = " x ".join(map(str, self.mean.shape))
+        return f"{shape} means, {self.mean.min().item():.3g} to {self.mean.max().item():.3g}"
+
+    def __float__(self) -> float:
+        """The mean, where there is one: `float(found.diagonal)`."""
+        return self.mean.item()
+
 
 def mean_with_interval(samples: Tensor) -> Measured:
     """Mean and Student's t-interval over the first axis, `[batches, ..]` -> `[..]`."""
@@ -109,6 +121,10 @@ class Profile:
     low: Tensor
     high: Tensor
     cells: Tensor
+
+    def __repr__(self) -> str:
+        measured = Measured(self.mean, self.low, self.high)
+        return f"Profile(at {self.at[0]} .. {self.at[-1]}: {measured})" if self.at else "Profile()"
 
     def one(self, at: int) -> Measured:
         """The measurement there, each `[layers | 1, heads | 1]`.
@@ -171,6 +187,16 @@ class Importance:
     batches: int = 0
     forwards: int = 0
     signed: bool = True
+
+    def __repr__(self) -> str:
+        """What was measured and how, and the diagonal's effect."""
+        unit = "scale" if self.method == "learned" else "nats a token"
+        special = "".join(f", {name} {found}" for name, found in self.special.items())
+        return (
+            f"Importance({self.method}, per {self.per}, {self.length} positions, {self.batches} "
+            f"batches, loss {self.loss:.4g}; {unit}: diagonal {self.diagonal}{special}; "
+            f"{len(self.by_offset.at)} offsets, {len(self.by_key.at)} keys)"
+        )
 
     @property
     def offsets(self) -> tuple[int, ...]:

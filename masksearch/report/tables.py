@@ -13,6 +13,7 @@ from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record
+from masksearch.gates.diagnostics import strongest_offsets
 
 DASH = "-"  # where there is nothing to say
 SHARES = ("sparsity", "block_density")  # are printed as percentages
@@ -287,20 +288,6 @@ def share_within(length: int, reach: int) -> float:
     """Share of a table's cells with |i - j| <= reach."""
     reach = min(reach, length - 1)
     return (length + sum(2 * (length - distance) for distance in range(1, reach + 1))) / length**2
-
-
-def strongest_offsets(by_offset: Sequence[float], count: int = 4) -> str:
-    """The offsets of the largest mean probability, nearer ones first among equals."""
-    length = (len(by_offset) + 1) // 2
-    order = sorted(
-        range(1 - length, length),
-        key=lambda offset: (-round(by_offset[offset + length - 1], 6), abs(offset), offset),
-    )
-    return ", ".join(
-        f"{offset:+d} ({by_offset[offset + length - 1]:.2f})" if offset else
-        f"0 ({by_offset[length - 1]:.2f})"
-        for offset in order[:count]
-    )  # fmt: skip
 
 
 def brief_table(card: ProxyAgreement) -> TextTable:

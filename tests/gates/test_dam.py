@@ -347,3 +347,11 @@ def test_one_shot_messages(tmp_path: Path):
     for job in (OneShot({"lenght": 3}, {}), OneShot({}, {"step": 3})):
         with pytest.raises(SearchError, match=r"arguments of Gates and DamConfig: .*unexpected"):
             next(run_one_shot(PlantedEvaluator(), job, seed=0, workdir=tmp_path))
+
+
+def test_result_fits_a_line_and_is_a_picture_in_a_notebook():
+    result = sample_result()
+    assert len(repr(result)) <= 200
+    assert repr(result).startswith("DamResult(1 x 2 x 4 x 4 probabilities of ")
+    assert "data:image/png;base64," in result._repr_html_()
+    assert len(result._repr_html_()) < 50_000

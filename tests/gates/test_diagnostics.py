@@ -14,6 +14,7 @@ from masksearch.gates.config import warmup_steps
 from masksearch.gates.diagnostics import (
     PATIENCE,
     CollapseWatch,
+    Health,
     agreement,
     cut_cause,
     health,
@@ -285,3 +286,38 @@ def test_agreement_messages():
         agreement([table(1, 2, 4, 4)], density=0.5)
     with pytest.raises(ValueError, match="other seeds"):
         card(table(1, 2, 4, 4), others=[table(1, 2, 5, 5)])
+
+
+# -- the card as text --------------------------------------------------------------------------
+def test_health_prints_a_card_and_keeps_its_figures():
+    table = torch.rand(2, 4, 64, 64, generator=generator(0)) * 0.9
+    last = {"loss": 2.9, "density": 0.45, "target": 0.05, "relaxed": 2.1, "sampled": 2.5}
+    curve = (
+        Report(1, {"loss": 3.0, "density": 0.5, "target": 0.5}),
+        Report(400, {**last, "discretised": 3.0}),
+    )
+    found = health(table, target=0.05, initial=0.46, curve=curve, retrained=2.4, others=[table])
+    text = str(found)
+    assert len(text.splitlines()) <= 16
+    assert max(map(len, text.splitlines())) <= 110
+    for said in (
+        "asked for 5.0%",
+        "soft gates 2.100 -> sampled 2.500 -> mask cut 3.000 -> mask retrained 2.400",
+        "of the edges undecided",
+        "2 agree by 1.00 IoU",
+        "nothing is pruned",
+        "train for more steps",
+    ):
+        assert said in " ".join(text.split())
+    assert len(found["mass_by_offset"]) == len(found.mass_by_offset) == 127
+    assert set(found) == set(Health.__annotations__)
+    assert json.loads(json.dumps(found)) == found
+    with pytest.raises(AttributeError, match="no 'densty'; it has density, target"):
+        found.densty  # noqa: B018
+
+
+def test_a_healthy_run_says_so_in_seven_lines():
+    table = torch.full((1, 1, 8, 8), 0.01) + 0.98 * torch.eye(8)
+    lines = str(health(table, target=table.mean().item(), initial=0.9)).splitlines()
+    assert len(lines) == 7
+    assert lines[-1].split() == ["problems", "none"]

@@ -10,13 +10,13 @@ import torch
 from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.contracts import Report, generator
-from masksearch.gates.diagnostics import health
+from masksearch.gates.diagnostics import health, strongest_offsets
 from masksearch.gates.result import DamResult
 from masksearch.report.collect import Found, dam_health
 from masksearch.report.dam import DamRuns
 from masksearch.report.page import Section
 from masksearch.report.page import write_report as write_sections
-from masksearch.report.tables import health_table, share_within, strongest_offsets
+from masksearch.report.tables import health_table, share_within
 
 VOID = {"meta", "img", "br"}
 
