@@ -59,9 +59,12 @@ def describe_error(error: BaseException) -> str:
         for frame in frames
         if not frame.filename.startswith(libraries) and "site-packages" not in frame.filename
     ]
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    where = ""
     if own and not isinstance(error, SyntaxError):  # which says where it is
-        text += f" ({own[-1].filename}, line {own[-1].lineno})"
+        file = Path(own[-1].filename)
+        file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
+        where = f" in {file}, line {own[-1].lineno}"
+    text = f"{type(error).__name__}{where}: {' '.join(str(error).split())}"
     called = re.match(r"(\w+)(?:\.__init__)?\(\) ", str(error))
     if isinstance(error, TypeError) and called:
         from masksearch.masks.text import functions

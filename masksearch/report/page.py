@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
+from masksearch.analysis.cautions import search_cautions
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import pareto
 from masksearch.analysis.proxy_card import ProxyAgreement
@@ -251,7 +252,7 @@ def cautions(records: Sequence[Record]) -> list[str]:
     seeds = {record.seed for record in records if record.scored}
     if len(seeds) == 1:
         lines.append("Every score on the front is from one seed and therefore has no interval.")
-    return lines
+    return lines + [f"{text[0].upper()}{text[1:]}." for text in search_cautions(records)]
 
 
 def draw(

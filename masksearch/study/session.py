@@ -17,13 +17,16 @@ The life of a trial, and (right) what the study holds of it from then on:
 from __future__ import annotations
 
 import inspect
+import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from masksearch.analysis.cautions import IN_A_ROW, search_cautions
 from masksearch.contracts import (
     Budget,
     EquipsJobs,
@@ -48,6 +51,7 @@ from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
 
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
+EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
 Key = tuple[str, str, int, str]
 
@@ -107,6 +111,9 @@ class Session:
         self.counted = 0  # towards the budget, those of earlier calls too
         self.finished = 0  # by this call
         self.failures: list[Record] = []  # in a row, the last ones of this call
+        self.trained = 0  # masks, those of earlier calls too
+        self.repeats = 0  # draws in a row that were answered with a known mask's result
+        self.exhausted = False  # the strategy has nothing left to propose
 
     @property
     def workdir(self) -> Path:
@@ -157,6 +164,7 @@ class Session:
         try:
             check_executor(executor)
             executor.run(self)
+            self.say_cautions()
             state = "ended"
         except Exception as error:  # Ctrl-C is none
             state = f"stopped: {' '.join(str(error).split()) or type(error).__name__}"
@@ -231,6 +239,7 @@ class Session:
                 return "wait" if pending else "done"
             answer = self.strategy.ask()
             if isinstance(answer, str):
+                self.exhausted = answer == "done"
                 return answer
             proposal, draw = answer, answer.number
         record = self.lower_and_measure(proposal)
@@ -310,10 +319,14 @@ class Session:
         for listener in self.listeners:
             listener(record)
         self.stop_if_hopeless()
+        if (record.status == "done" and self.trained == EARLY) or self.repeats == IN_A_ROW:
+            self.say_cautions()
 
     def count(self, record: Record, draw: int) -> None:
         """Counts a finished record and remembers its result."""
         self.finished += 1
+        self.trained += record.status == "done" and isinstance(record.job, Evaluate)
+        self.repeats = self.repeats + 1 if record.status == "reused" else 0
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if draw >= 0 and record.status != "failed":
             self.counted += 1
@@ -342,6 +355,22 @@ class Session:
         reasons = (c.violated_by(record) for c in self.constraints if c.early is early)
         return next(filter(None, reasons), "")
 
+    def say_cautions(self) -> None:
+        """Warns of what the records say against this search, each sentence once."""
+        if not self.strict:
+            return
+        said = self.board.state.get("cautions", [])
+        found = search_cautions(self.store.records())
+        trials = self.budget.trials
+        if self.exhausted and not self.open and trials is not None and self.counted < trials:
+            found.append(
+                f"the strategy has no more masks to propose: {self.counted} of {trials} trials"
+            )
+        self.board.state["cautions"] = found
+        for caution in found:
+            if caution not in said:
+                warnings.warn(caution, stacklevel=outside_level())
+
     def stop_if_hopeless(self) -> None:
         """Ends a search in which nothing works.
 
@@ -356,6 +385,17 @@ class Session:
                 f"the {'first' if first else 'last'} {count} trials all failed; trial "
                 f"{self.failures[0].number}: {reason} (all reasons are in {self.store.run})"
             )
+
+
+def outside_level() -> int:
+    """The `stacklevel` at which a warning points at whoever has called masksearch."""
+    level, found, frame = 0, 1, sys._getframe(1)
+    while frame is not None:
+        level += 1
+        if frame.f_globals.get("__name__", "").startswith("masksearch"):
+            found = level + 1
+        frame = frame.f_back
+    return found
 
 
 def check_executor(executor: Executor) -> None:

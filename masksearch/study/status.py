@@ -15,6 +15,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from masksearch.analysis.pareto import Snapshot
@@ -235,7 +236,8 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
         f"failed: trial {failure['number']} ({failure['origin']}): {failure['reason']}"
         for failure in state["failures"]
     ]
-    return [line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..." for line in lines]
+    lines += [f"warning: {caution}" for caution in state.get("cautions", [])]
+    return [part for line in lines for part in wrap(line, LONGEST, subsequent_indent="    ")]
 
 
 def with_mask(text: str, mask: str) -> str:

@@ -1,0 +1,105 @@
+"""What a search says against itself."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from contracts.toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.analysis.cautions import search_cautions
+from masksearch.contracts import Evaluate, Record
+from masksearch.study.status import read_status, status_lines
+
+
+class Tasks(ToyEvaluator):
+    """Reports the accuracies of two tasks, and what a constant prediction earns there."""
+
+    def __init__(self, easy=0.5092, hard=0.5):
+        object.__setattr__(self, "scores", {"easy": easy, "hard": hard})
+
+    def __call__(self, mask, *, seed, workdir):
+        [*_, last] = super().__call__(mask, seed=seed, workdir=workdir)
+        known = {"easy/majority": 0.5092, "hard/majority": 0.5}
+        yield ms.Report(last.step, {**last.values, **self.scores, **known})
+
+
+def warned(run, space=space, evaluator=None, **options):
+    """What a search warns of, and its study."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        arguments = {"trials": 12, "strategy": "random", "progress": None} | options
+        study = ms.search(space, evaluator or ToyEvaluator(), run=run, **arguments)
+    assert all(warning.filename == __file__ for warning in caught)
+    return [str(warning.message) for warning in caught], study
+
+
+def wide(trial):
+    return masks.window(trial.suggest_int("reach", 0, 15))
+
+
+def one(trial):
+    return masks.window(trial.suggest_int("reach", 3, 3))
+
+
+def four(trial):
+    return masks.window(trial.suggest_int("reach", 1, 4))
+
+
+def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path):
+    said, study = warned(tmp_path / "run", wide, Tasks(), trials=9)
+    early, late = (text for text in said if "constant prediction" in text)
+    assert early.startswith("none of the 4 masks trained so far scored better on easy, hard than")
+    trained = sum(record.status == "done" for record in study.records())
+    assert late.startswith(f"none of the {trained} masks")
+    state = "\n".join(status_lines(study.run, read_status(study.run)))
+    assert f"warning: none of the {trained} masks" in state
+    assert f"None of the {trained} masks" in study.report("page.html").read_text()
+
+
+def test_a_task_that_was_learnt_is_not_named(tmp_path):
+    said, _ = warned(tmp_path / "a", wide, Tasks(easy=0.7), trials=5)
+    assert said
+    assert all("better on hard than a constant" in text for text in said)
+    said, _ = warned(tmp_path / "b", wide, Tasks(easy=0.7, hard=0.51), trials=5)
+    assert not said
+
+
+@pytest.mark.parametrize(("drawn", "last"), [(one, "11 of the 12"), (four, "8 of the 12")])
+def test_space_that_draws_the_same_masks_is_said_with_counts(tmp_path, drawn, last):
+    said, study = warned(tmp_path / "run", drawn)
+    assert f"{last} trials of random drew a mask that had been trained before" in said[-1]
+    assert "larger space, with fewer trials, or with another strategy" in said[-1]
+    assert len(study.records()) == 12  # they count
+    assert any("warning: " in line for line in status_lines(study.run, read_status(study.run)))
+
+
+def test_used_up_space_is_said_when_it_happens(tmp_path):
+    said, _ = warned(tmp_path / "run", one, trials=30)
+    assert said[0].startswith("5 of the 6 trials")
+    assert len(said) == 2
+
+
+def test_strategy_that_ends_early_says_so(tmp_path):
+    from optuna.samplers import GridSampler
+
+    said, _ = warned(tmp_path / "run", four, strategy=GridSampler({"reach": [1, 2, 3]}))
+    assert said == ["the strategy has no more masks to propose: 3 of 12 trials"]
+
+
+def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
+    said, study = warned(tmp_path / "run", wide, trials=6)
+    assert not said
+    assert not search_cautions(study.records())
+
+
+def test_baselines_and_comparisons_do_not_count_as_draws():
+    def record(number, origin):
+        status = "reused" if number else "done"
+        return Record(number, status, Evaluate(masks.full()), origin=origin)
+
+    assert not search_cautions([record(number, "baseline:star") for number in range(9)])
+    assert not search_cautions([record(number, "compare") for number in range(9)])
+    assert search_cautions([record(number, "tpe") for number in range(9)])
