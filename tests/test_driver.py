@@ -550,6 +550,26 @@ def test_resume_refuses_another_space_evaluator_or_seed(tmp_path):
     assert len(ms.Study(run).records()) == 2
 
 
+def test_study_without_a_trial_belongs_to_whoever_begins_it(tmp_path):
+    run = tmp_path / "run"
+
+    class Lazy:
+        def ask(self):
+            raise SearchError("not today")
+
+        def tell(self, record):
+            pass
+
+    class Alone(ToyEvaluator):
+        objectives = (ms.Objective("loss", "max", 0.0),)
+
+    with pytest.raises(SearchError, match="not today"):
+        ms.search(space, Alone("other"), run=run, trials=2, strategy=Lazy(), progress=None)
+    study = ms.search(space, ToyEvaluator(), run=run, trials=2, seed=1, progress=None)
+    assert len(study.records()) == 2
+    assert len(study.objectives) == 2
+
+
 def test_second_writer_is_refused(tmp_path):
     store = StudyStore(tmp_path / "run")
     try:

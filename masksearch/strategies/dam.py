@@ -24,9 +24,6 @@ class DamStrategy:
         densities: Densities of the masks to cut; None = around the target, as far as the length
             allows.
         merge_heads: Cut one mask for all heads of a layer.
-
-    Raises:
-        ValueError: If a density that was asked for is not to be had at that length.
     """
 
     def __init__(
@@ -41,12 +38,8 @@ class DamStrategy:
         merge_heads: bool = False,
     ) -> None:
         self.run, self.gates, self.config = run, dict(gates), dict(config)
-        for density in [*(densities or ()), *([target] if "density" in config else [])]:
-            if round(density * length**2) < length:
-                raise ValueError(
-                    f"a mask of density {density:g} has rows without a key: at length {length} "
-                    f"densities are at least 1/{length} = {1 / length:.4g}"
-                )
+        self.length = length
+        self.asked = [*(densities or ()), *([target] if "density" in config else [])]
         around = (max(1 / length, min(0.9, target * factor)) for factor in SPREAD)
         self.densities = tuple(densities or dict.fromkeys(around))
         self.merge_heads = merge_heads
@@ -55,11 +48,23 @@ class DamStrategy:
         self.lost = False
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
-        """First the training, then one mask for each density."""
+        """First the training, then one mask for each density.
+
+        Raises:
+            ValueError: Before the training, if a density that was asked for is below one key a
+                row.
+        """
         from masksearch.gates.dam import DamResult
 
         draw = max(self.known, default=-1) + 1
         if draw == 0:
+            for density in self.asked:
+                if round(density * self.length**2) < self.length:
+                    raise ValueError(
+                        f"a mask of density {density:g} has rows without a key: at length "
+                        f"{self.length} densities are at least 1/{self.length} = "
+                        f"{1 / self.length:.4g}"
+                    )
             self.known.add(0)
             return Proposal(0, OneShot(self.gates, self.config), {}, "dam")
         if self.lost or draw > len(self.densities):

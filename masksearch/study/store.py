@@ -98,12 +98,14 @@ class StudyStore:
     def create(self, objectives: Sequence[Objective], facts: Mapping[str, str]) -> bool:
         """Creates the study, or opens it and compares what it was created with.
 
+        One without a trial (its search ended with a mistake, or was killed) is made anew.
+
         Args:
             objectives: Become the study's directions.
             facts: What must be equal for a search to go on (protocol, space, seed, ...).
 
         Returns:
-            Whether the study had been there before.
+            Whether the study had been there before, with trials.
 
         Raises:
             ResumeError: If it was created with other facts; names each that differs.
@@ -120,7 +122,11 @@ class StudyStore:
             before = self.facts()
             new = {key for key in LATER & facts.keys() if before and key not in before}
             changed = [k for k in facts if before.get(k, "") != facts[k] and k not in new]
-            if changed and (before or self.ids):  # neither: its maker was killed just then
+            if not self.ids:
+                with self.writing():
+                    optuna.delete_study(study_name=self.name, storage=self.storage)
+                existed = False
+            elif changed:
                 detail = "; ".join(
                     f"{key}: was {shortened(before.get(key))}, now {shortened(facts[key])}"
                     for key in changed
@@ -129,7 +135,7 @@ class StudyStore:
                     f"{self.run} belongs to another search ({detail}); "
                     "choose another run folder, or repeat the search as it was"
                 )
-        else:
+        if not existed:
             with explain_errors(self.location), quiet():
                 self.study = optuna.create_study(
                     storage=self.storage,
@@ -140,7 +146,7 @@ class StudyStore:
         with self.writing(), quiet():
             study.set_user_attr("format", FORMAT)
             study.set_user_attr("masksearch", own_version())
-            if not existed or not before:
+            if not existed:
                 study.set_metric_names([o.name for o in objectives])
                 study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
                 study.set_user_attr("facts", dict(facts))  # the last: now it is described
