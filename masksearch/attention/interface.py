@@ -355,8 +355,9 @@ def check_call(
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
     mask, cache = named.get("attention_mask"), named.get("past_key_values")
-    written = cache is not None and isinstance(mask, Tensor) and mask.ndim == 4
-    if written and positions.last is None:
+    if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
+        return
+    if positions.last is None:
         positions.note(mask.shape[2], mask.shape[3], cache.get_seq_length(), 0)
 
 

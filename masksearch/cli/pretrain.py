@@ -189,7 +189,7 @@ def holds_finished(out: Path, run: dict[str, Any]) -> bool:
         ResumeError: If it holds another one, or a model that this command has not written.
     """
     from masksearch.evaluators.mlm import PRETRAINING
-    from masksearch.models.saving import MANIFEST
+    from masksearch.models.manifest import MANIFEST
     from masksearch.training.checkpoints import Checkpoints
 
     path, weights = out / SETTINGS, (out / "model.safetensors").is_file()

@@ -21,7 +21,7 @@ from masksearch.masks import Mask
 from masksearch.models.saving import SaveWithMasks, build_options, masks_to_save
 
 
-class MaskCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
+class MaskCallback(TrainerCallback, ExportableState):
     """Trains under a mask with `transformers.Trainer`, and saves it wherever the model is saved.
 
     Checkpoints, the folder of `trainer.save_model` and what is pushed to the Hub are then what

@@ -134,7 +134,7 @@ def write_model(
             raise disk_error(error, "cannot write the model", folder) from error
         if tokenizer is not None:
             save_tokenizer(tokenizer, whole.config, aside)
-        base = unwrapped(whole)
+        base = cast(PreTrainedModel, unwrapped(whole))
         name_masks(base, masks, aside)
         if not (aside / CARD).is_file() and (folder / CARD).is_file():
             shutil.copy(folder / CARD, aside / CARD)
@@ -370,7 +370,8 @@ def load_pretrained(
     masks, stored = check_masks(folder), read_manifest(folder)
     backend = backend or stored["backend"]
     if stored["adapter"]:
-        return load_adapter(folder, masks, model_class, backend, inputs, **options)
+        found = load_adapter(folder, masks, model_class, backend, inputs, **options)
+        return cast(PreTrainedModel, found)
     model = open_model(folder, model_class, **options)
     attach(model, masks, inputs, backend)
     return model
@@ -401,7 +402,7 @@ def load_adapter(
     base = find_local_folder(name) or download_checkpoint(name)
     path = folder / BASE_CONFIG
     stored = read_json(path)
-    config = type(AutoConfig.for_model(stored.get("model_type"))).from_dict(stored)
+    config = type(AutoConfig.for_model(str(stored.get("model_type")))).from_dict(stored)
     cls = model_class or find_stored_class(path)
     model = open_model(base, cls, **{"config": config, **options})
     attach(model, masks, inputs, backend)
