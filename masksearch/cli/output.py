@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -21,10 +22,21 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(width=160)
 
 
-def print_front(study: Study) -> None:
-    """The front of a search as a table."""
-    table = Table(title=f"Front of {study.run}", title_justify="left")
+def print_front(study: Study, as_json: bool) -> None:
+    """The front of a search as JSON rows or as a table."""
     shown = [o.name for o in study.objectives if o.name != "sparsity"]
+    if as_json:
+        rows = [
+            {
+                **{"trial": record.number, "origin": record.origin, "mask": str(record.mask)},
+                "sparsity": record.measures["sparsity"],
+                **{name: record.value(name) for name in shown},
+            }
+            for record in study.frontier()
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table(title=f"Front of {study.run}", title_justify="left")
     for column in ("trial", "origin", "sparsity", *shown, "mask"):
         left = column in ("origin", "mask")
         fold: Any = "fold" if column == "mask" else "ellipsis"

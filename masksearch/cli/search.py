@@ -63,6 +63,8 @@ def evaluate(
     if failed:
         reason = failed[0].reason or "no reason given"
         raise MaskSearchError(f"{len(failed)} of {seeds} runs failed: {reason}")
+    if run is not None and not as_json:
+        say_where(run)
 
 
 @options.taking(options.EvaluatorOptions, options.DamOptions, options.ExecutorOptions)
@@ -144,6 +146,7 @@ def search(
         ),
     ] = 2,
     log: options.Log = None,
+    as_json: options.Json = False,
     **given: Any,
 ) -> None:
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
@@ -156,8 +159,9 @@ def search(
     del options_given["given"]
     from masksearch.cli.output import print_front
 
-    print_front(run_search(options_given))
-    say_where(run)
+    print_front(run_search(options_given), as_json)
+    if not as_json:
+        say_where(run)
 
 
 def run_search(given: dict[str, Any]) -> Study:
