@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.attention.attach import detach as detach
     from masksearch.attention.explain import Explanation as Explanation
     from masksearch.attention.explain import explain as explain
+    from masksearch.cli.repeat import resume as resume
     from masksearch.contracts import Budget as Budget
     from masksearch.contracts import Evaluate as Evaluate
     from masksearch.contracts import Objective as Objective
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.driver import Comparison as Comparison
     from masksearch.driver import Study as Study
     from masksearch.driver import compare as compare
+    from masksearch.driver import open_study as open_study
     from masksearch.driver import search as search
     from masksearch.errors import AttachError as AttachError
     from masksearch.errors import DataError as DataError

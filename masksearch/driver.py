@@ -36,6 +36,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
+from masksearch.strategies.enqueued import Enqueued, draw_enqueued
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
@@ -47,6 +48,7 @@ from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
 
 if TYPE_CHECKING:
+    import optuna
     import pandas as pd
 
 
@@ -55,7 +57,7 @@ class Study:
 
     Args:
         run: Folder of the run.
-        storage: As in `search`; None = the run folder's own database.
+        storage: As in `search`; None = where the run folder says that it is.
     """
 
     def __init__(self, run: Path | str, storage: str | BaseStorage | None = None) -> None:
@@ -73,6 +75,12 @@ class Study:
         from masksearch.report.display import study_html
 
         return study_html(self.run, self.records(), self.objectives)
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """The Optuna study, for Optuna's own plots and tools. Read it, and leave it as it is:
+        a trial that is added or changed cannot be resumed."""
+        return self.store.optuna_study()
 
     def records(self) -> list[Record]:
         """Every record, by trial number."""
@@ -187,6 +195,19 @@ class Comparison(ComparedMasks):
         return write_comparison(self, path)
 
 
+def open_study(run: Path | str, storage: str | BaseStorage | None = None) -> Study:
+    """Opens what a search or comparison has stored, to read it; the folder may have moved.
+
+    Args:
+        run: Folder of the run.
+        storage: As in `search`; None = where the run folder says that it is.
+
+    Raises:
+        SearchError: If the folder holds no study, or several; lists them.
+    """
+    return Study(run, storage)
+
+
 def search(
     space: Space | None,
     evaluator: Evaluator,
@@ -203,6 +224,7 @@ def search(
     constraints: Sequence[str] = (),
     baselines: Mapping[str, Mask] | None = None,
     listeners: Sequence[Listener] = (),
+    enqueue: Sequence[Mapping[str, Any]] = (),
     progress: Literal["auto"] | None = "auto",
 ) -> Study:
     """Searches masks; calling it again with the same run folder goes on where it stopped.
@@ -211,8 +233,8 @@ def search(
         space: Draws a mask from an Optuna trial; None where the strategy needs none ("dam").
         evaluator: Judges masks.
         run: Folder of the run.
-        storage: None (SQLite in the run folder), `"journal:PATH"`, a database URL, or an
-            Optuna storage.
+        storage: None (what the run folder says; SQLite in it where it is new),
+            `"journal:PATH"`, a database URL, or an Optuna storage.
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
@@ -232,6 +254,8 @@ def search(
         baselines: Name -> mask, judged first, beside the trials; `masks.FAMILIES` for all.
         listeners: Called with every finished record; one with a method `reported` also with
             the reports of running trials (`masksearch.contracts.FollowsReports`).
+        enqueue: Parameters that the space draws first, one mapping a mask, all that it asks for;
+            they count as trials of the strategy, and samplers and evolution learn from them.
         progress: "auto" shows the search on standard error while it runs: a display on a
             terminal and in a notebook, at most a line a trial elsewhere. None = silent.
 
@@ -240,7 +264,8 @@ def search(
 
     Raises:
         ResumeError: If the folder holds a search with another space, evaluator or seed.
-        SearchError: If the first five trials all fail, the folder cannot be written, ...
+        SearchError: If the first five trials all fail, the folder cannot be written, parameters
+            in `enqueue` cannot be drawn, ...
         UnknownNameError: If the strategy is unknown; names the nearest.
     """
     check_evaluator(evaluator)
@@ -249,6 +274,7 @@ def search(
     reported = [objective.name for objective in evaluator.objectives]
     limits = [parse_constraint(text, reported) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
+    given = draw_enqueued(space, enqueue, evaluator.shape)
     facts = {
         "kind": "search",
         **strategy_facts(strategy, options),
@@ -257,6 +283,7 @@ def search(
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
         "scheduler": "" if scheduler is None else repr(scheduler),
+        "enqueue": json.dumps([each.params for each in given], default=repr) if given else "",
         **evaluator_facts(evaluator),
     }
     store = StudyStore(run, storage)
@@ -270,6 +297,7 @@ def search(
             options=options,
             constraints=limits,
         )
+        chosen = Enqueued(chosen, given) if given else chosen
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
         store.note_call(describe_call(evaluator, space, **asked))

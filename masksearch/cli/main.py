@@ -19,6 +19,7 @@ import typer
 
 from masksearch.cli import options
 from masksearch.cli.attach import attach
+from masksearch.cli.export import export
 from masksearch.cli.help import WIDEST, CommandsInGroups, CommandWithExamples
 from masksearch.cli.options import COMPARED, OUTPUT, declare
 from masksearch.cli.pretrain import pretrain
@@ -296,6 +297,7 @@ def report(
 command(STUDY)(compare)
 command(STUDY)(evaluate)
 command(STUDY, "proxy-card")(proxy_card)
+command(MODELS)(export)
 command(MODELS)(attach)
 command(MODELS)(pretrain)
 

@@ -56,7 +56,11 @@ def declare(
     return typer.Option(*names, help=help, rich_help_panel=group, metavar=value)
 
 
-MASK_TEXT = "An expression such as 'bigbird(2,1,2) | window(3)', the name of a family, or a file."
+MASK_TEXT = (
+    "An expression such as 'bigbird(2,1,2) | window(3)', the name of a family, a file, or a run: "
+    "RUN is the best mask of a search, RUN@0.9 the best that is at least 90 % sparse, RUN#7 that "
+    "of trial 7."
+)
 AS_BEFORE = "as before"
 
 MaskArgument = Annotated[

@@ -256,7 +256,7 @@ def compare(
     mask: Annotated[
         list[str] | None,
         declare(
-            "A mask to compare, or NAME=MASK: an expression, a family or a file; repeatable.",
+            "A mask to compare, or NAME=MASK: an expression, a family, a file or a run; repeatable.",
             COMPARED,
             "none",
             "MASK",
@@ -265,7 +265,7 @@ def compare(
     found: Annotated[
         list[Path] | None,
         declare(
-            "Run folder of a search, whose best mask is compared; repeatable.",
+            "Run folder of a search, whose best mask is compared, or RUN#7, RUN@0.9; repeatable.",
             COMPARED,
             "none",
             "FOLDER",

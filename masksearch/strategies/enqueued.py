@@ -1,0 +1,183 @@
+"""Parameters that a user gives: drawn from the space, and judged before the strategy's own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.samplers import RandomSampler
+from optuna.trial import FrozenTrial
+
+from masksearch.contracts import EquipsJobs, Evaluate, Job, Proposal, Record, Shape, Strategy
+from masksearch.errors import MaskSearchError, SearchError
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.samplers import OptunaStrategy
+from masksearch.strategies.space import Space, describe_kind, no_mask
+from masksearch.study.store import quiet
+from masksearch.user_code import describe_error
+
+ORIGIN = "enqueued"
+
+
+class Enqueued:
+    """Proposes given draws first, then what another strategy proposes.
+
+    Samplers and evolution learn from them, as from draws of their own. Other strategies are not
+    told of them, and number their draws as if there were none.
+
+    Args:
+        strategy: Comes after them.
+        proposals: Numbered from 0, as `draw_enqueued` gives them.
+    """
+
+    def __init__(self, strategy: Strategy, proposals: Sequence[Proposal]) -> None:
+        self.strategy, self.proposals = strategy, list(proposals)
+        self.next = 0
+        self.learns = isinstance(strategy, OptunaStrategy | EvolutionStrategy)
+        self.shift = 0 if self.learns else len(self.proposals)
+        if self.learns:  # their draws are out
+            for each in self.proposals:
+                strategy.tell(
+                    Record(each.number, "running", each.job, params=each.params, memo=each.memo)
+                )
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """The next given draw or, after them, one of the strategy's."""
+        if self.next < len(self.proposals):
+            self.next += 1
+            return self.proposals[self.next - 1]
+        answer = self.strategy.ask()
+        if isinstance(answer, str):
+            return answer
+        return replace(answer, number=answer.number + self.shift)
+
+    def tell(self, record: Record) -> None:
+        """Passes on what the strategy learns from."""
+        if record.number < len(self.proposals):
+            self.next = max(self.next, record.number + 1)
+            if not self.learns:
+                return
+        self.strategy.tell(replace(record, number=record.number - self.shift))
+
+    def equipped(self, job: Job) -> Job:
+        """A stored job with what the strategy must give back to it."""
+        strategy = self.strategy
+        return strategy.equipped(job) if isinstance(strategy, EquipsJobs) else job
+
+
+class GivenValues(RandomSampler):
+    """Answers with given values, and refuses what the space cannot draw.
+
+    Args:
+        values: Parameter -> value.
+        what: Names them in errors.
+    """
+
+    def __init__(self, values: Mapping[str, Any], what: str) -> None:
+        super().__init__(seed=0)  # which draws nothing
+        self.values, self.what = values, what
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """The given value, where the space can draw it.
+
+        Raises:
+            SearchError: If it is not given or cannot be drawn; says what can be.
+        """
+        wanted = f"the space asks for {describe_kind(param_distribution)}"
+        if param_name not in self.values:
+            raise SearchError(f"{self.what} lacks {param_name!r}; {wanted}")
+        value = self.values[param_name]
+        if not can_be_drawn(param_distribution, value):
+            raise SearchError(f"{self.what}: {param_name} = {value!r} cannot be drawn; {wanted}")
+        return value
+
+
+def draw_enqueued(
+    space: Space | None, enqueue: Sequence[Mapping[str, Any]], shape: Shape
+) -> list[Proposal]:
+    """Proposals of the masks that a space makes of given parameters.
+
+    Args:
+        space: Draws a mask from an Optuna trial.
+        enqueue: Of each mask, every parameter that the space asks for.
+        shape: What the masks must fit.
+
+    Returns:
+        Numbered from 0.
+
+    Raises:
+        SearchError: If there is no space, or parameters are missing, left over or cannot be
+            drawn, or the space makes no mask of them that fits; names parameter and value.
+    """
+    if enqueue and space is None:
+        raise SearchError("enqueue= gives parameters of a space, and this search has none")
+    proposals = []
+    for number, given in enumerate(enqueue):
+        assert space is not None
+        what = f"enqueue[{number}]"
+        if not isinstance(given, Mapping):
+            raise SearchError(f"{what} maps parameters to values, got {given!r}")
+        with quiet():
+            trial = optuna.create_study(sampler=GivenValues(given, what)).ask()
+            try:
+                mask = space(trial)
+            except SearchError:
+                raise
+            except Exception as error:  # the user's code
+                problem = f"the space raised {describe_error(error)}"
+                raise SearchError(f"{what} = {dict(given)}: {problem}") from error
+        for name, value in given.items():
+            if name not in trial.params:
+                asked = ", ".join(trial.params) or "nothing"
+                raise SearchError(
+                    f"{what}: the space does not ask for {name!r} (= {value!r}) with these "
+                    f"values; it asks for {asked}"
+                )
+            if trial.params[name] != value:  # Optuna asks no sampler where there is one value
+                only = describe_kind(trial.distributions[name])
+                raise SearchError(
+                    f"{what}: {name} = {value!r} cannot be drawn; the space asks for {only}"
+                )
+        if not isinstance(mask, Mask):
+            raise SearchError(f"{what} = {dict(given)}: {no_mask(mask)}")
+        try:
+            lower(mask, shape)
+        except MaskSearchError as error:
+            raise SearchError(f"{what} = {dict(given)}: {error}") from error
+        kinds = {name: distribution_to_json(kind) for name, kind in trial.distributions.items()}
+        memo = {"distributions": json.dumps(kinds)}
+        proposals.append(Proposal(number, Evaluate(mask), dict(trial.params), ORIGIN, memo=memo))
+    return proposals
+
+
+def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:
+    """Whether a parameter can have a value."""
+    if isinstance(kind, CategoricalDistribution):
+        return any(type(value) is type(choice) and value == choice for choice in kind.choices)
+    assert isinstance(kind, IntDistribution | FloatDistribution)
+    number = int if isinstance(kind, IntDistribution) else int | float
+    if isinstance(value, bool) or not isinstance(value, number):
+        return False
+    if not kind.low <= value <= kind.high:
+        return False
+    steps = (value - kind.low) / (kind.step or 1)
+    return kind.step is None or math.isclose(steps, round(steps), abs_tol=1e-9)
