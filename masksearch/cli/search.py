@@ -256,7 +256,7 @@ def compare(
     mask: Annotated[
         list[str] | None,
         declare(
-            "A mask to compare, or NAME=MASK: an expression, a family, a file or a run; repeatable.",
+            "A mask, or NAME=MASK: an expression, a family, a file or a run; repeatable.",
             COMPARED,
             "none",
             "MASK",

@@ -1,0 +1,120 @@
+"""Masks of runs on the command line: named, exported; and run folders that have moved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_runs import EVALUATOR, SPACE, run
+from killing import outcome
+
+import masksearch as ms
+from masksearch import masks
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, capsys):
+    """The words that name the evaluator; a search of 6 trials lies in runs/x."""
+    (tmp_path / "my_space.py").write_text(SPACE)
+    toy = str(Path(__file__).parents[1] / "contracts")
+    (tmp_path / "my_proxy.py").write_text(EVALUATOR.format(folder=toy))
+    monkeypatch.chdir(tmp_path)
+    judge = ["--evaluator", "my_proxy.py:toy"]
+    words = ["search", "my_space.py:space", "--run", "runs/x", "--trials", 6, *judge]
+    code, _, err = run(monkeypatch, capsys, *words, "--strategy", "random", "--families")
+    assert code == 0, err
+    return judge
+
+
+def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
+    study = ms.open_study("runs/x")
+    best = study.best()
+    assert best.origin == "random"
+    for text, mask in [("runs/x", best.mask), ("runs/x#0", study.records()[0].mask)]:
+        code, out, _ = run(monkeypatch, capsys, "show", text, "--json")
+        assert code == 0
+        assert json.loads(out)["mask"] == str(mask)
+    words = ["compare", "--found", "runs/x", "--found", "runs/x#7", "--found", "runs/x#0"]
+    words += ["--mask", "mine=runs/x@0.5", "--mask", "runs/x#8", "--no-controls", "--seeds", 1]
+    code, _, err = run(monkeypatch, capsys, *words, *job, "--run", "runs/y")
+    assert code == 0, err
+    compared = ms.Comparison.open("runs/y")
+    kinds = {name: entry.kind for name, entry in compared.entries.items()}
+    assert kinds == {
+        "random": "searched",
+        "random #7": "searched",
+        "random #0": "hand-designed",  # a baseline of that search
+        "mine": "candidate",
+        "runs/x#8": "candidate",
+    }
+    monkeypatch.chdir("runs")  # the stored command names the masks from anywhere
+    code, _, err = run(monkeypatch, capsys, "resume", "y")
+    assert code == 0, err
+    assert len(ms.open_study("y").records()) == 5
+    code, _, err = run(monkeypatch, capsys, "show", "x#99")
+    assert (code, err) == (2, "error: x has no trial 99; it has trials 0 to 11\n")
+
+
+def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
+    mask = ms.open_study("runs/x").records()[7].mask
+    for name in ("mask.json", "out/mask.safetensors"):
+        code, out, _ = run(monkeypatch, capsys, "export", "runs/x#7", "--out", name)
+        assert code == 0
+        assert out.count("\n") == 1
+        assert f"use it: ms.load_mask('{name}'), or masksearch show {name}" in out
+        assert ms.load_mask(name) == masks.parse(name) == mask
+    words = ["export", "blocks(4)", "--out", "layout.npy"]
+    code, out, _ = run(monkeypatch, capsys, *words, "--block", 4, "--length", 16)
+    assert code == 0
+    assert out.startswith("layout.npy: 1x4x4 blocks of 4 positions, 25.0% of them kept")
+    layout = np.load("layout.npy", allow_pickle=False)
+    assert masks.from_block_layout(layout[0], 4).dense(16).equal(masks.blocks(4).dense(16))
+    for wrong, message in [
+        (words, "needs --block and --length"),
+        (["export", "star", "--out", "x.json", "--block", 4], "belong to a block layout"),
+        (["export", "star", "--out", "x.pt"], "saved as .json or .safetensors, got 'x.pt'"),
+    ]:
+        code, _, err = run(monkeypatch, capsys, *wrong)
+        assert code == 2
+        assert message in err
+
+
+def test_moved_folder_does_all_that_it_did(job, monkeypatch, capsys, tmp_path):
+    words = ["search", "my_space.py:space", "--strategy", "random", *job, "--families"]
+    run(monkeypatch, capsys, *words, "--run", "whole", "--trials", 9)
+    inside = ["--storage", "journal:runs/j/log", "--reuse", "runs/j/kept", "--run", "runs/j"]
+    assert run(monkeypatch, capsys, *words, *inside, "--trials", 6)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    for name in "xj":
+        before = outcome(ms.open_study(f"runs/{name}"))
+        moved = Path(shutil.move(f"runs/{name}", tmp_path / "elsewhere" / f"{name} renamed"))
+        monkeypatch.chdir(moved.parent)
+        assert outcome(ms.open_study(moved)) == before
+        assert "ended" in run(monkeypatch, capsys, "status", moved.name)[1]
+        code, _, err = run(monkeypatch, capsys, "resume", moved.name, "--trials", 9)
+        assert code == 0, err
+        assert outcome(ms.open_study(moved)) == outcome(ms.open_study(tmp_path / "whole"))
+        code, _, err = run(monkeypatch, capsys, "report", moved.name)
+        assert code == 0, err
+        monkeypatch.chdir(tmp_path)
+    assert not (tmp_path / "runs" / "j").exists()
+    assert (tmp_path / "elsewhere" / "j renamed" / "kept").is_dir()
+
+
+def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys):
+    moved = Path("runs/x").rename("runs/z")
+    monkeypatch.chdir("runs")
+    study = ms.resume("z", trials=8)
+    assert isinstance(study, ms.Study)
+    assert sum(record.origin == "random" for record in study.records()) == 8
+    assert capsys.readouterr().out == ""
+    monkeypatch.chdir(tmp_path)
+    words = ["compare", "--mask", "window(3)", "--no-controls", "--seeds", 1, *job]
+    run(monkeypatch, capsys, *words, "--run", "runs/c")
+    assert ms.resume("runs/c").entries.keys() == {"window(3)"}
+    (moved / "command.json").unlink()
+    with pytest.raises(ms.MaskSearchError, match=r"call ms\.search or ms\.compare again"):
+        ms.resume(moved)
