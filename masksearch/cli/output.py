@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from masksearch.masks.text import short_text
+
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyAgreement
@@ -43,15 +45,17 @@ def print_front(study: Study, as_json: bool) -> None:
         table.add_column(
             column, justify="left" if left else "right", no_wrap=column != "mask", overflow=fold
         )
+    console = wide_console()
+    room = max(24, min(console.width, 120) - 56)
     for record in study.frontier():
         table.add_row(
             str(record.number),
             record.origin,
             f"{record.measures['sparsity']:.4f}",
             *(f"{record.value(name):.4f}" for name in shown),
-            escape(str(record.mask)),  # its brackets are no markup
+            escape(short_text(record.mask or "", room)),  # its brackets are no markup
         )
-    wide_console().print(table)
+    console.print(table)
 
 
 def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:

@@ -25,6 +25,7 @@ from masksearch.loggers.ledger import (
 )
 from masksearch.loggers.trackers import MlflowLogger, WandbLogger
 from masksearch.masks.measure import MEASURES
+from masksearch.study.address import read_address
 
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 TEXTS = ("number", "status", "origin", "seed", "fingerprint", "protocol")
@@ -241,7 +242,8 @@ def open_loggers(
 
 def make_logger(name: str, run: Path, objectives: Sequence[Objective]) -> RecordLogger:
     """One of `LOGGERS`, with its files below the run folder."""
-    title = run.resolve().name
+    address = read_address(run)  # the folder may have been renamed
+    title = run.resolve().name if address is None else address.name
     match name:
         case "csv":
             return CsvLogger(run / "log.csv", objectives)

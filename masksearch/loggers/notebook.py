@@ -27,9 +27,10 @@ class NotebookOutput:
 
     def start(self) -> None:
         """Makes the output in the cell that runs."""
-        from IPython.display import display
+        from IPython import display  # in a notebook it is there
 
-        self.handle = display(self.content(), raw=True, display_id=True)
+        show: Any = display.display  # not typed in IPython
+        self.handle = show(self.content(), raw=True, display_id=True)
 
     def refresh(self) -> None:
         """Shows the present state, unless that was done half a second ago."""

@@ -143,9 +143,13 @@ def progress(
             output = NotebookOutput(
                 lambda: screen if screen.tasks else Text(f"{title}: {bar.trainings} trained")
             )
+
+            def redraw(*step: object) -> None:
+                shown(output.refresh)
+
             shown(output.start)
             stack.callback(shown, output.stop)
-            stack.enter_context(follow_trainings(lambda *step: shown(output.refresh)))
+            stack.enter_context(follow_trainings(redraw))
         elif screen is not None:
             stack.enter_context(screen)
         stack.callback(bar.end)

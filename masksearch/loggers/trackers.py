@@ -308,9 +308,10 @@ class WandbLogger(RecordLogger):
         """What is known of a trial when it has ended."""
         record, own = entry.record, self.run_of(entry.record.number)
         words = {name: text for name, text in entry.texts.items() if text}
-        said = {name: words.pop(name) for name in ("status", "error") if name in words}
+        summary: dict[str, Any] = {**entry.figures, "on_front": int(entry.state.joined)}
+        summary |= {name: words.pop(name) for name in ("status", "error") if name in words}
         own.config.update({**words, "number": record.number}, allow_val_change=True)
-        own.summary.update({**said, **entry.figures, "on_front": int(entry.state.joined)})
+        own.summary.update(summary)
         own.finish(exit_code=int(record.status == "failed"))
         del self.trials[record.number]
 

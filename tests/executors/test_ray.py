@@ -25,6 +25,7 @@ from masksearch.errors import SearchError, install_command
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.executors.ray import RayTune, tolerate_losses
+from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.halving import ParetoHalving
 from masksearch.strategies.listed import Listed
 from masksearch.tasks.planted.process import PlantedProcess
@@ -206,11 +207,25 @@ def test_compare_equals_local(cluster, tmp_path):
     candidates = {f"w{i}": masks.window(i) for i in range(3)}
     found = {}
     for name, executor in {"local": Local(), "ray": RayTune(slots=2)}.items():
+        curves = CsvLogger(tmp_path / f"{name}.csv", ToyEvaluator.objectives)
+        seen: list[bytes] = []  # what the log held when each record came
         result = compare(
-            candidates, ToyEvaluator(), run=tmp_path / name, seeds=range(2), executor=executor
+            candidates,
+            ToyEvaluator(),
+            run=tmp_path / name,
+            seeds=range(2),
+            executor=executor,
+            listeners=[lambda record, c=curves, s=seen: s.append(c.curves.read_bytes()), curves],
         )
         found[name] = sorted(essence(r)[1:5] for r in result.records)
+        for record, held in zip(sorted_by_end(curves), seen, strict=True):
+            assert held.count(f"\n{record},".encode()) == 3  # its reports came before it ended
     assert found["ray"] == found["local"]
+
+
+def sorted_by_end(logger: CsvLogger) -> list[str]:
+    """Trial numbers in the order in which they ended."""
+    return [line.split(",")[0] for line in logger.path.read_text().splitlines()[1:]]
 
 
 @pytest.mark.filterwarnings("ignore:strategy 'nsga2' on a conditional space")
