@@ -345,6 +345,9 @@ class ProxyAgreement:
         )
 
     # -- what it says ------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return f"{verdict_lines(self)[0]} ({len(self.masks)} masks; see .verdict(), .frame())"
+
     def series(self) -> dict[str, list[BudgetAgreement]]:
         """Schedule -> its budgets, shortest first, without the reference itself."""
         found: dict[str, list[BudgetAgreement]] = {}
@@ -557,6 +560,14 @@ def figure_lines(card: ProxyAgreement) -> list[str]:
             text += f"{target} (at random {last.at_random:.3g})"
         place = f"{last.budget:,} steps ({name}, {last.masks} masks)"
         lines.append(f"Longest budget {which}, {place}: tau-b {text}.")
+    last_rows = [rows[-1] for rows in card.series().values()]
+    taus = [tau for row in last_rows for tau in (row.across, row.within, row.between_seeds)]
+    if strange := [tau for tau in (*taus, card.ceiling, card.ceiling_within) if tau.one_sided]:
+        lines.append(
+            f"{strange[0]} lies at the end of its interval because few masks have many ties: "
+            "draws of them lose tied pairs and can hardly fall on the other side. Read it as "
+            "'unknown', and take more masks."
+        )
     ceiling = f"{card.ceiling} across densities, {card.ceiling_within} within bands"
     known = "unknown, one seed" if card.seeds < 2 else ceiling
     lines.append(f"Noise ceiling (two seeds of {target}): {known}.")

@@ -30,6 +30,14 @@ class Interval:
     low: float = math.nan
     high: float = math.nan
 
+    @property
+    def one_sided(self) -> bool:
+        """Whether the value lies at an end of its interval, and not at an end of [-1, 1]."""
+        at_an_end = (
+            min(self.value - self.low, self.high - self.value) < 0.005 < self.high - self.low
+        )
+        return at_an_end and abs(self.value) < 0.995
+
     def __str__(self) -> str:
         if math.isnan(self.value):
             return "undefined"

@@ -53,6 +53,16 @@ class AttentionMaps:
     special_chance: Mapping[str, Tensor] = field(default_factory=dict)
     sequences: int = 0
 
+    def __repr__(self) -> str:
+        shares = {"diagonal": (self.diagonal, self.diagonal_chance)}
+        shares |= {name: (own, self.special_chance[name]) for name, own in self.special.items()}
+        means = (
+            f"{name} {own.mean().item():.3g} (evenly {even.mean().item():.3g})"
+            for name, (own, even) in shares.items()
+        )
+        shape = " x ".join(map(str, self.maps.shape))
+        return f"AttentionMaps({shape}, {self.sequences} sequences; {', '.join(means)})"
+
     def frame(self) -> pd.DataFrame:
         """Long table: kind (`offset`, `diagonal`, `special`), unit, layer, head, share, chance.
 

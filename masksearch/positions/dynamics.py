@@ -36,6 +36,12 @@ class Dynamics:
     snapshots: tuple[Importance, ...]
     losses: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        last = self.snapshots[-1] if self.snapshots else None
+        return (
+            f"Dynamics({len(self.steps)} snapshots of {len(self.losses)} steps; the last: {last})"
+        )
+
     def frame(self) -> pd.DataFrame:
         """The tables of all snapshots below each other, with a column `step` in front."""
         import pandas as pd

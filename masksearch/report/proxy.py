@@ -15,7 +15,7 @@ from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import DPI, write_figure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProxyCard(ProxyAgreement):
     """A proxy judged by a reference, with its figure; see `ProxyAgreement`."""
 

@@ -108,6 +108,13 @@ def test_a_proxy_that_fails_at_a_longer_budget_is_not_stable_before_it():
     assert "cannot be told from 0" in card.verdict()
 
 
+def test_a_card_fits_a_line():
+    text = repr(card_of(simulated()))
+    assert text.startswith("Valid from 100 steps on: loss as a proxy of loss at 1,000 steps.")
+    assert text.endswith("(24 masks; see .verdict(), .frame())")
+    assert len(text) <= 120
+
+
 def test_too_few_masks_are_not_decided():
     card = card_of(simulated(9), bands=1)
     assert not card.valid
@@ -115,6 +122,22 @@ def test_too_few_masks_are_not_decided():
     assert "too few masks: 9" in card.objections()[0]
     assert "at least 10 masks in one band" in card.objections()[0]
     assert card_of(simulated(10), bands=1).valid
+
+
+def test_an_interval_that_begins_at_its_value_is_explained():
+    """Three masks are tied in the reference: draws can only lose ties, never gain a swap."""
+    proxy, truth = (3.0, 2.0, 1.0, 0.0), (1.0, 1.0, 1.0, 0.0)
+    seen = [
+        Observation(f"mask {i}", 0.1, 0, step, "loss", values[i])
+        for step, values in ((10, proxy), (1000, truth))
+        for i in range(4)
+    ]
+    card = card_of(seen)
+    row = card.rows[0]
+    assert row.within.low == pytest.approx(row.within.value) == pytest.approx(0.5**0.5)
+    assert row.within.one_sided
+    assert "0.71 [0.71, 1.00] lies at the end of its interval because few masks" in card.verdict()
+    assert "lies at the end" not in card_of(simulated()).verdict()
 
 
 def test_one_seed_is_not_decided():

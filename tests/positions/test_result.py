@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from masksearch.positions.attention_maps import AttentionMaps
+from masksearch.positions.dynamics import Dynamics
 from masksearch.positions.result import Importance, Measured, Profile, without_interval
 
 
@@ -25,6 +27,23 @@ def test_several_are_told_by_their_range():
     assert repr(Measured(mean, mean, mean)) == "2 x 1 means, 0.125 to 0.5"
     with pytest.raises((RuntimeError, ValueError), match="2 elements"):
         float(Measured(mean, mean, mean))
+
+
+def test_maps_and_dynamics_fit_a_line_or_two():
+    even, table = torch.full((2, 4), 1 / 64), torch.rand(2, 4, 64, 64)
+    offsets, by_offset = tuple(range(-63, 64)), torch.rand(2, 4, 127)
+    maps = AttentionMaps(
+        table, offsets, by_offset, even, even, {"[CLS]": even}, {"[CLS]": even}, 9
+    )
+    assert repr(maps) == (
+        "AttentionMaps(2 x 4 x 64 x 64, 9 sequences; diagonal 0.0156 (evenly 0.0156), "
+        "[CLS] 0.0156 (evenly 0.0156))"
+    )
+    units = tuple(range(-63, 64))
+    found = Importance("drop", "model", 64, None, None, profile(1, units), profile(1, units[:64]))
+    dynamics = repr(Dynamics((0, 500), (found, found), tuple([2.5] * 500)))
+    assert dynamics.startswith("Dynamics(2 snapshots of 500 steps; the last: Importance(drop")
+    assert len(dynamics) <= 300
 
 
 @pytest.mark.parametrize("layers", [1, 12])
