@@ -65,8 +65,9 @@ def recipe_of(
     given = {**(command or {}).get("options", {}), **first.get("evaluator", {})}
     paths = [f"{name} {given[name]}" for name in DATA if given.get(name)]
     hashes = [f"{name} {value}" for name, value in first.get("data", {}).items()]
+    none = "the evaluator names none"
     rows.append(("data", ", ".join(paths) or "the evaluator's own"))
-    rows.append(("data hashes", ", ".join(hashes) or UNKNOWN))
+    rows.append(("data hashes", ", ".join(hashes) or (none if calls else UNKNOWN)))
     rows += call_rows(first)
     for before, call in itertools.pairwise(calls):
         changed = [row for row in call_rows(call) if row not in call_rows(before)]
