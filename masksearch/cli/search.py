@@ -37,7 +37,7 @@ def evaluate(
     """Train one mask and print its score, with an interval over seeds.
 
     Examples:
-        masksearch evaluate "window(3) | global_tokens(1)" --seeds 3
+        masksearch evaluate "offsets([0, 11]) | global_tokens(1)" --seeds 3
         masksearch evaluate longformer --corpus README.md --size 1x64x4 --steps 60
     """
     options_given = {**locals(), **given}
@@ -301,7 +301,7 @@ def compare(
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
 
     Examples:
-        masksearch compare --found runs/search --mask "mine=window(3) | global_tokens(1)"
+        masksearch compare --found runs/search --mask "mine=offsets([0, 11])"
         masksearch compare --mask star --mask longformer --no-controls --run runs/two
     """
     options_given = {**locals(), **given}
