@@ -271,6 +271,10 @@ def search(
     check_evaluator(evaluator)
     if trials is None and seconds is None:
         raise SearchError("give trials= or seconds=, so that the search ends")
+    if trials is not None and trials < (0 if baselines else 1):
+        raise SearchError(f"trials must be at least 1, or 0 with baselines alone, got {trials}")
+    if seconds is not None and not seconds > 0:
+        raise SearchError(f"seconds must be positive, got {seconds:g}")
     reported = [objective.name for objective in evaluator.objectives]
     limits = [parse_constraint(text, reported) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})

@@ -8,7 +8,7 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -88,9 +88,12 @@ def load_object(spec: str) -> Any:
         raise UserCodeError(f"name it as file.py:function, got {spec!r}")
     module = load_file(Path(path))
     if name.startswith("_") or not hasattr(module, name):
-        raise unknown_name(
-            f"function or class in {path}", name, [k for k in vars(module) if k[0] != "_"]
-        )
+        own = [
+            known
+            for known, value in vars(module).items()
+            if known[0] != "_" and getattr(value, "__module__", "") == module.__name__
+        ]
+        raise unknown_name(f"function or class in {path}", name, own or ["(none)"])
     return getattr(module, name)
 
 
@@ -117,6 +120,29 @@ def load_function(spec: str) -> Any:
     except AttributeError:
         pass  # a callable without attributes of its own: its class is its source
     return function
+
+
+def call_user(spec: str, maker: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """What a user's function or class makes.
+
+    Args:
+        spec: What it is called in the error: `file.py:name`.
+        maker: The function or class.
+        given: Its arguments.
+
+    Raises:
+        UserCodeError: If it raises another error than a `ValueError` or `OSError` of its own;
+            gives the file and the line.
+    """
+    try:
+        return maker(**given)
+    except (MaskSearchError, ValueError, OSError):
+        raise
+    except Exception as error:
+        with_what = f"with {', '.join(given)}" if given else "without arguments"
+        raise UserCodeError(
+            f"{spec} is called {with_what} and raised {describe_error(error)}"
+        ) from error
 
 
 def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered: Any) -> Strategy:
@@ -147,7 +173,7 @@ def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered
                 f"{', '.join(offered)}: use one of these, write a default, or set it in the "
                 "strategy's options"
             )
-    strategy = maker(**given)
+    strategy = call_user(spec, maker, given)
     missing = [name for name in ("ask", "tell") if not callable(getattr(strategy, name, None))]
     if missing:
         raise UserCodeError(

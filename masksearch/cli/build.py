@@ -16,7 +16,7 @@ from masksearch.contracts import Evaluator, Executor, Scheduler, check_evaluator
 from masksearch.errors import unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
-from masksearch.user_code import load_function, load_object
+from masksearch.user_code import call_user, load_function, load_object
 
 if TYPE_CHECKING:
     from masksearch.contracts import Record
@@ -70,7 +70,7 @@ def without_costs(given: EvaluatorOptions) -> Evaluator:
         if others:
             flags = ", ".join(f"--{name}" for name in others)
             raise OptionsError(f"--evaluator brings its own settings; drop {flags}")
-        own: Evaluator = load_function(given.evaluator)()
+        own: Evaluator = call_user(given.evaluator, load_function(given.evaluator), {})
         check_evaluator(own)
         return own
     tasks = [name for name in ("glue", "squad", "swag") if name in settings]
@@ -206,7 +206,7 @@ def build_executor(given: ExecutorOptions) -> Executor:
             "--executor ray --slots 4 --gpus 0.25"
         )
     if ".py:" in given.executor:
-        own: Executor = load_function(given.executor)()
+        own: Executor = call_user(given.executor, load_function(given.executor), {})
         return own
     if given.executor not in EXECUTORS:
         raise unknown_name("executor", given.executor, [*EXECUTORS, "file.py:Name"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from masksearch.cli.options import OptionsError
+from masksearch.errors import SearchError
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
@@ -45,13 +46,16 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
     """Writes what `resume` repeats into the run folder, with absolute paths.
 
     A command that the folder holds already stays: it belongs to the study there, and `search`
-    itself refuses another one. Passwords are not written: PostgreSQL takes them from PGPASSWORD
+    itself refuses another one. That of a search that ended before its first trial is replaced.
+    Passwords are not written: PostgreSQL takes them from PGPASSWORD
     or ~/.pgpass.
     """
     from masksearch.study.address import storable_storage
 
     path = run / COMMAND
-    if path.is_file():
+    if run.exists() and not run.is_dir():
+        raise OptionsError(f"{run} is a file; --run names a folder")
+    if path.is_file() and (command not in ("search", "compare") or has_trials(run)):
         return
     plain: dict[str, Any] = {}
     for name, value in given.items():
@@ -74,6 +78,16 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
             plain[name] = value
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"command": command, "options": plain}, indent=1), encoding="utf-8")
+
+
+def has_trials(run: Path) -> bool:
+    """Whether a run folder holds trials, by its status."""
+    from masksearch.study.status import read_status
+
+    with suppress(SearchError):
+        state = read_status(run)
+        return any(state["counts"].values()) or bool(state["running"])
+    return False
 
 
 def absolute(path: Path | str) -> str:

@@ -49,6 +49,7 @@ from masksearch.masks.measure import measures, table_fingerprint
 from masksearch.study.constraints import Constraint
 from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
+from masksearch.user_code import describe_error
 
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
 EARLY = 4  # trained masks after which it is said that their scores say nothing
@@ -237,7 +238,7 @@ class Session:
             pending = sum(trial.draw >= 0 for trial in self.open.values())
             if self.budget.trials is not None and self.counted + pending >= self.budget.trials:
                 return "wait" if pending else "done"
-            answer = self.strategy.ask()
+            answer = self.ask_strategy()
             if isinstance(answer, str):
                 self.exhausted = answer == "done"
                 return answer
@@ -246,6 +247,20 @@ class Session:
         number = self.store.begin(record, draw)
         self.open[number] = OpenTrial(replace(record, number=number), draw)
         return self.open[number]
+
+    def ask_strategy(self) -> Proposal | Literal["wait", "done"]:
+        """The strategy's answer.
+
+        Raises:
+            SearchError: If its code fails; gives the file and the line.
+        """
+        try:
+            return self.strategy.ask()
+        except (MaskSearchError, ValueError, OSError):
+            raise
+        except Exception as error:
+            name = type(self.strategy).__name__
+            raise SearchError(f"{name}.ask() raised {describe_error(error)}") from error
 
     def lower_and_measure(self, proposal: Proposal) -> Record:
         """A proposal as a running record; refused with its reason where it cannot run."""
@@ -404,6 +419,12 @@ def check_executor(executor: Executor) -> None:
     Raises:
         SearchError: Shows the signature that is wanted.
     """
+    if not callable(getattr(executor, "run", None)):
+        raise SearchError(
+            f"a {type(executor).__name__} is no executor: it has no "
+            "`def run(self, work: masksearch.contracts.Trials) -> None`; use ms.Local(slots=2) "
+            "or ms.RayTune(slots=2)"
+        )
     signature = inspect.signature(executor.run)
     try:
         signature.bind(executor)

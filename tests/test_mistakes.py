@@ -1,0 +1,147 @@
+"""Deliberate mistakes on the command line: one line each, with the rule, and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from masksearch.cli import main as cli
+
+FILES = {
+    "space.py": """
+from masksearch import masks
+
+
+def space(trial):
+    return masks.window(trial.suggest_int("reach", 0, 12))
+""",
+    "judge.py": f"""
+import sys
+
+sys.path.insert(0, {str(Path(__file__).parent / "contracts")!r})
+from toy import ToyEvaluator
+
+
+class Judge(ToyEvaluator):
+    pass
+
+
+class Folder(ToyEvaluator):
+    def __init__(self, folder):
+        self.folder = folder
+
+
+class Broken(ToyEvaluator):
+    def __init__(self):
+        raise KeyError("rows")
+
+
+class Careless:
+    def __init__(self, space):
+        self.space = space
+
+    def ask(self):
+        return {{}}.missing
+
+    def tell(self, record):
+        pass
+
+
+class Stubborn(Careless):
+    def __init__(self, space):
+        raise TypeError("no")
+""",
+    "neighbour.py": "def broken(:\n",
+    "imports.py": """
+import sys
+
+sys.path.insert(0, {folder!r})
+import neighbour
+
+
+def space(trial):
+    return None
+""",
+}
+MISTAKES = {
+    "no trials": ("--trials 0", "trials must be at least 1, or 0 with baselines alone, got 0"),
+    "negative trials": ("--trials -3", "trials must be at least 1"),
+    "no time": ("--seconds 0", "seconds must be positive, got 0"),
+    "no slots": ("--slots 0", "slots must be at least 1, got 0"),
+    "empty constraint": ("--constraint {empty}", "a constraint reads like 'sparsity >= 0.9'"),
+    "unknown measure": ("--constraint sparsty>=1", "did you mean 'sparsity'"),
+    "run is a file": ("--run space.py", "space.py is a file; --run names a folder"),
+    "no server": (
+        "--storage postgresql://nobody@127.0.0.1:1/x",
+        "cannot open the storage postgresql://nobody@127.0.0.1:1/x",
+    ),
+    "no such evaluator": (
+        "--evaluator judge.py:missing",
+        "unknown function or class in judge.py 'missing'. Known: Judge, Folder, Broken",
+    ),
+    "evaluator with arguments": (
+        "--evaluator judge.py:Folder",
+        "judge.py:Folder is called without arguments and raised TypeError: ",
+    ),
+    "evaluator that breaks": (
+        "--evaluator judge.py:Broken",
+        "KeyError in judge.py, line 19: 'rows'",
+    ),
+    "strategy that breaks": ("--strategy judge.py:Stubborn", "TypeError in judge.py, line 35: no"),
+    "strategy that breaks later": (
+        "--strategy judge.py:Careless",
+        "Careless.ask() raised AttributeError in judge.py, line 27: 'dict' object",
+    ),
+    "no executor": ("--executor judge.py:Judge", "a Judge is no executor: it has no `def run("),
+    "syntax of a neighbour": (
+        "imports.py:space",
+        "SyntaxError: invalid syntax (neighbour.py, line 1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_line_with_exit_code_2(mistake, tmp_path, monkeypatch, capsys):
+    options, message = MISTAKES[mistake]
+    for name, text in FILES.items():
+        text = text.replace("{folder!r}", repr(str(tmp_path))) if name == "imports.py" else text
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    given = [word.replace("{empty}", "") for word in options.split()]
+    arguments = [] if given[0].endswith("space") else ["space.py:space"]
+    usual = {"--run": "run", "--evaluator": "judge.py:Judge", "--trials": "2"}
+    if "--seconds" in given:
+        del usual["--trials"]
+    for option, value in usual.items():
+        arguments += [] if option in given else [option, value]
+    monkeypatch.setattr(sys, "argv", ["masksearch", "search", *arguments, *given])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    said = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    assert message in said
+
+
+def test_command_of_a_search_that_never_began_is_replaced(tmp_path, monkeypatch, capsys):
+    for name in ("space.py", "judge.py"):
+        (tmp_path / name).write_text(FILES[name])
+    (tmp_path / "wrong.py").write_text("def space(trial):\n    return None\n")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["masksearch", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code
+
+    common = ("--evaluator", "judge.py:Judge", "--run", "run")
+    assert run("search", "wrong.py:space", "--trials", "3", *common) == 2
+    assert run("search", "space.py:space", "--trials", "2", *common) == 0
+    assert "space.py:space" in (tmp_path / "run" / "command.json").read_text()
+    assert run("search", "space.py:space", "--trials", "9", "--seed", "4", *common) == 2
+    assert '"seed": 0' in (tmp_path / "run" / "command.json").read_text()
+    assert run("resume", "run", "--trials", "3") == 0
