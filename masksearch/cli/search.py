@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -145,6 +146,16 @@ def search(
             "N",
         ),
     ] = 2,
+    enqueue: Annotated[
+        Path | None,
+        declare(
+            "Parameters that the space draws first, in a JSON file: a list of "
+            '{"name": value, ...}, one a mask.',
+            SEARCHED,
+            "none",
+            "FILE",
+        ),
+    ] = None,
     log: options.Log = None,
     as_json: options.Json = False,
     **given: Any,
@@ -203,7 +214,28 @@ def run_search(given: dict[str, Any]) -> Study:
             constraints=tuple(given["constraint"] or ()),
             baselines=FAMILIES if given["families"] else {},
             listeners=loggers,
+            enqueue=read_enqueued(given["enqueue"]),
         )
+
+
+def read_enqueued(path: Path | None) -> list[Any]:
+    """What a file of `--enqueue` holds.
+
+    Raises:
+        OptionsError: If it is no list in JSON.
+    """
+    if path is None:
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise options.OptionsError(f"--enqueue {path} is no JSON: {error}") from error
+    if not isinstance(found, list):
+        raise options.OptionsError(
+            f'--enqueue {path} holds a list of parameters, such as [{{"reach": 3}}]; it holds '
+            f"a {type(found).__name__}"
+        )
+    return found
 
 
 def resume(

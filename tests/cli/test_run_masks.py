@@ -118,3 +118,26 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
     (moved / "command.json").unlink()
     with pytest.raises(ms.MaskSearchError, match=r"call ms\.search or ms\.compare again"):
         ms.resume(moved)
+
+
+def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
+    Path("first.json").write_text('[{"reach": 3}, {"reach": 5}]')
+    words = ["search", "my_space.py:space", *job, "--trials", 3, "--run", "runs/e"]
+    code, _, err = run(monkeypatch, capsys, *words, "--enqueue", "first.json")
+    assert code == 0, err
+    monkeypatch.chdir("runs")
+    code, _, err = run(monkeypatch, capsys, "resume", "e", "--trials", 4)
+    assert code == 0, err
+    records = ms.open_study("e").records()
+    assert [record.params["reach"] for record in records[:2]] == [3, 5]
+    assert len(records) == 4
+    monkeypatch.chdir(tmp_path)
+    for text, message in [
+        ('[{"reach": 30}]', "enqueue[0]: reach = 30 cannot be drawn; the space asks for"),
+        ("{}", 'holds a list of parameters, such as [{"reach": 3}]; it holds a dict'),
+        ("[", "is no JSON"),
+    ]:
+        Path("first.json").write_text(text)
+        code, _, err = run(monkeypatch, capsys, *words[:-1], "runs/f", "--enqueue", "first.json")
+        assert code == 2
+        assert message in err
