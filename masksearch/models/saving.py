@@ -40,7 +40,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, P
 
 from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached, describe_masks
 from masksearch.attention.probe import SELF, pretrained_models, unwrapped
-from masksearch.errors import AttachError, DataError, MaskFormatError
+from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
 from masksearch.masks import Mask
 from masksearch.masks.files import save_mask
 from masksearch.models.checkpoints import (
@@ -389,13 +389,14 @@ def load_adapter(
 
     Raises:
         DataError: If the base, its configuration or the adapter's weights are missing or do not
-            fit.
-        ImportError: If PEFT is not installed.
+            fit, or PEFT is not installed.
     """
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise ImportError(f"{folder} holds an adapter; pip install peft to open it") from error
+        raise DataError(
+            f"{folder} holds an adapter, which needs the package peft: {install_command('peft')}"
+        ) from error
     if not (folder / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
     name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
