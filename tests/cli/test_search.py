@@ -57,6 +57,18 @@ def job(tmp_path):
     ]
 
 
+def test_an_evaluation_that_is_kept_can_be_resumed(monkeypatch, capsys, tmp_path, job):
+    folder = tmp_path / "kept"
+    words = ["evaluate", "window(2)", *job[2:], "--seeds", "2", "--run", folder]
+    assert run(monkeypatch, capsys, *words)[0] == 0
+    code, out, err = run(monkeypatch, capsys, "resume", folder)
+    assert code == 0
+    assert "window(2)" in out
+    assert "evaluate" not in err
+    assert "compare 2/2  resumed" in err or "compare 2  resumed" in err  # nothing ran again
+    assert len(ms.Study(folder).records()) == 2
+
+
 def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp_path, job):
     monkeypatch.chdir(tmp_path)
     parts = ["--strategy", "evolution", "--seed", 3, "--families", "--constraint", "sparsity>=.2"]

@@ -1,0 +1,67 @@
+"""What a search leaves in a notebook."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.text import Text
+
+from masksearch.loggers import notebook as module
+from masksearch.loggers.notebook import NotebookOutput
+
+TOY = Path(__file__).parents[1] / "contracts"
+CELL = f"""
+import sys
+sys.path.insert(0, {str(TOY)!r})
+from toy import ToyEvaluator
+import masksearch as ms
+from masksearch import masks
+candidates = {{"a": masks.window(1), "b": masks.window(2)}}
+compared = ms.compare(candidates, ToyEvaluator(), run=RUN, seeds=range(20));
+again = ms.compare(candidates, ToyEvaluator(), run=RUN, seeds=range(20), progress=None);
+"""
+
+
+class Handle:
+    """Stands for IPython's."""
+
+    def __init__(self) -> None:
+        self.shown: list[str] = []
+
+    def update(self, content: dict[str, str], raw: bool) -> None:
+        self.shown.append(content["text/plain"])
+
+
+def test_updates_are_rare_and_the_last_state_stays(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    states = iter(range(1000))
+    output = NotebookOutput(lambda: Text(f"state {next(states)}"))
+    output.handle = Handle()
+    for _ in range(200):  # two seconds
+        output.refresh()
+        now[0] += 0.01
+    assert 3 <= len(output.handle.shown) <= 5
+    output.stop()
+    assert re.fullmatch(r"state \d", output.handle.shown[-1])
+
+
+@pytest.mark.slow
+def test_a_notebook_keeps_one_short_output_of_a_search(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    cell = nbformat.v4.new_code_cell(CELL.replace("RUN", repr(str(tmp_path / "run"))))
+    book = nbformat.v4.new_notebook(cells=[cell])
+    nbclient.NotebookClient(book, timeout=300, kernel_name="python3").execute()
+    (shown,) = [output for output in cell.outputs if output.output_type == "display_data"]
+    text = shown["data"]["text/plain"]
+    assert text.splitlines()[0].startswith("compare 40/40 ")
+    assert "best loss" in text
+    assert len(text.splitlines()) <= 4
+    streams = [output.text for output in cell.outputs if output.output_type == "stream"]
+    assert not [text for text in streams if "compare" in text]
+    saved = io.StringIO()
+    nbformat.write(book, saved)
+    assert len(saved.getvalue()) < 5000
