@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Literal
 
 from masksearch.analysis.cautions import IN_A_ROW, search_cautions
@@ -404,7 +405,8 @@ class Session:
 
 def outside_level() -> int:
     """The `stacklevel` at which a warning points at whoever has called masksearch."""
-    level, found, frame = 0, 1, sys._getframe(1)
+    level, found = 0, 1
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         level += 1
         if frame.f_globals.get("__name__", "").startswith("masksearch"):
