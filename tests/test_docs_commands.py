@@ -21,7 +21,7 @@ def shown(page: Path) -> list[tuple[str, list[str]]]:
         for line in block.replace("\\\n", " ").splitlines():
             words = re.sub(r"--load \S+ ", "", line.split(" #")[0]).split()
             for place, word in enumerate(words[:-1]):
-                if word == "masksearch" and words[place + 1] != "...":
+                if word == "masksearch" and words[place + 1][0] not in ".-":
                     options = [w.split("=")[0] for w in words[place + 2 :] if w[:2] == "--"]
                     found.append((words[place + 1], options))
     return found
@@ -31,7 +31,8 @@ def shown(page: Path) -> list[tuple[str, list[str]]]:
 def test_commands_and_options_exist(page):
     for command, options in shown(page):
         assert command in COMMANDS, f"{page.name} shows `masksearch {command}`"
-        known = {name for parameter in COMMANDS[command].params for name in parameter.opts}
+        given = COMMANDS[command].params
+        known = {name for one in given for name in (*one.opts, *one.secondary_opts)}
         for option in options:
             assert option in known | {"--help"}, f"{page.name}: masksearch {command} {option}"
 

@@ -1,0 +1,130 @@
+"""README.md: its commands and snippets run as they are printed, in a fresh folder, in their order.
+
+Two kinds are read and not run: what installs (1.8 GB; `make` does it in continuous integration),
+and what takes hours. tests/test_docs_commands.py checks that their options exist.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+import masksearch as ms
+from masksearch import masks
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(bash|python|text)\n(.*?)```", TEXT, re.S)
+LIMIT = 300  # seconds of one command; alone on 2 cores the longest takes one minute
+
+
+def commands(block: str) -> list[str]:
+    """The commands of a block, without comments."""
+    lines = block.replace("\\\n", " ").splitlines()
+    return [" ".join(line.split(" #")[0].split()) for line in lines if line.strip()]
+
+
+def block(kind: str, part: str) -> str:
+    """The one block of that kind that holds a text."""
+    [found] = [body for its, body in BLOCKS if its == kind and part in body]
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh folder in which the repository's files, and the data that the README names, lie."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("search_spaces", "docs", "experiments"):
+        (folder / name).symlink_to(ROOT / name)
+    text = folder / "wikitext-2"
+    text.mkdir()
+    words = re.findall(r"[a-z]+", (ROOT / "docs" / "search.md").read_text(encoding="utf-8"))
+    lines = [" ".join(words[start : start + 12]) for start in range(0, len(words) - 12, 3)]
+    (text / "train.txt").write_text("\n".join(lines))
+    (text / "valid.txt").write_text("\n".join(lines[:100]))
+    task = folder / "glue" / "SST-2"
+    task.mkdir(parents=True)
+    rows = [f"{line}\t{number % 2}" for number, line in enumerate(lines)]
+    (task / "train.tsv").write_text("\n".join(["sentence\tlabel", *rows[:200]]) + "\n")
+    (task / "dev.tsv").write_text("\n".join(["sentence\tlabel", *rows[200:240]]) + "\n")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        config = BertConfig(vocab_size=99, intermediate_size=16, **sizes)
+        BertModel(config).save_pretrained(folder / "my-bert")
+    programs = folder / "programs"  # `masksearch` is on the path after the README's install lines
+    programs.mkdir()
+    program = programs / "masksearch"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m masksearch "$@"\n')
+    program.chmod(0o755)
+    return folder
+
+
+def run(folder: Path, command: str) -> tuple[str, str]:
+    """What a line of shell prints on both outputs; it ends in time, with exit code 0."""
+    environment = {
+        **os.environ,
+        "PATH": f"{folder / 'programs'}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "MASKSEARCH_CACHE": str(folder / "cache"),
+    }
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True,
+        timeout=LIMIT,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_first_search_finds_its_mask(folder):
+    """The verdict is the one that is printed, and the mask keeps the planted distance."""
+    snippet = block("python", "PlantedProcess")
+    (folder / "first.py").write_text(snippet, encoding="utf-8")
+    out, shown = run(folder, f"'{sys.executable}' first.py")
+    [line] = [line for line in out.splitlines() if line.startswith("found: ")]
+    [printed] = [line for line in block("text", "found: ").splitlines() if line[:7] == "found: "]
+    assert line.split(" (")[0] == printed.split(" (")[0]
+    found = masks.parse(out.splitlines()[0])
+    assert found.sparsity(15) >= 0.75
+    assert found.dense(15)[0, 0, 1, 8]
+    assert "20" in shown  # it does not work in silence
+
+
+@pytest.mark.slow
+def test_three_jobs_run(folder):
+    for part in ("runs/try\n", "--found runs/try", "masksearch attach"):
+        for command in commands(block("bash", part)):
+            run(folder, command)
+    assert (folder / "runs/try_compared/report.html").is_file()
+    assert set(ms.saved_masks(folder / "sparse-bert")) == {"self"}
+    (folder / "job.py").write_text(block("python", "load_pretrained"), encoding="utf-8")
+    out, _ = run(folder, f"'{sys.executable}' job.py")
+    assert "window(16) | global_tokens(1)" in out
+
+
+def test_every_block_runs_or_says_why_not():
+    run_here = ("PlantedProcess", "runs/try", "masksearch attach", "load_pretrained", "found: ")
+    read_only = ("pip install", "--slots 2")
+    for _, body in BLOCKS:
+        assert any(part in body for part in run_here + read_only), body
+
+
+def test_install_lines_name_what_there_is():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(re.findall(r'pip install -e "\.\[(\w+)\]"', TEXT)) <= set(
+        project["optional-dependencies"]
+    )
+    assert "masksearch" in project["scripts"]
+    assert project["requires-python"].removeprefix(">=") in TEXT
+
+
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= 150
