@@ -30,7 +30,7 @@ def printed(cell: NotebookNode) -> str:
 def pictures(cell: NotebookNode) -> int:
     """How many of a cell's outputs are pictures."""
     data = [output.get("data", {}) for output in cell.get("outputs", [])]
-    return sum("image/png" in one or "<svg" in one.get("text/html", "") for one in data)
+    return sum("image/png" in one or "<img" in one.get("text/html", "") for one in data)
 
 
 @pytest.mark.slow
