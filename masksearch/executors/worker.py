@@ -43,7 +43,7 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
         SearchError: If it cannot be pickled; names the attribute that is in the way.
     """
     try:
-        return cloudpickle.dumps(thing)
+        pickled: bytes = cloudpickle.dumps(thing)
     except Exception as error:  # pickling may raise anything
         path, part = unpicklable_part(thing, type(thing).__name__)
         raise SearchError(
@@ -52,6 +52,7 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
             f"({error}); load data and open files where they are used, in __call__, or leave the "
             "attribute out in __getstate__ (with one local slot nothing travels)"
         ) from error
+    return pickled
 
 
 def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
