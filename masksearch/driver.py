@@ -35,6 +35,7 @@ from masksearch.loggers.progress import show_progress
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
+from masksearch.masks.text import names_run
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, draw_enqueued
 from masksearch.strategies.listed import Listed
@@ -42,7 +43,7 @@ from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
 from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source, name_space_function
-from masksearch.study.references import choose_best
+from masksearch.study.references import choose_best, read_run_record
 from masksearch.study.session import Session
 from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
@@ -341,16 +342,17 @@ def compare(
     """Judges every mask on every seed; what the run folder already holds is not run again.
 
     Args:
-        candidates: Name -> mask, the record of a study that found it, or an expression.
+        candidates: Name -> mask, the record of a study that found it, or a text as for
+            `masks.parse`: an expression, a file, `"runs/x#7"`.
         evaluator: Judges masks.
         run: Folder of the comparison.
         seeds: Evaluation seeds, shared by all masks; choose others than the search's, or the
             winner is flattered.
         kinds: Name -> what the mask is: `"searched"` (from a search), `"hand-designed"`,
             `"control"` (dense, random keys, the planted mask) or `"candidate"`. Where it is not
-            said, a record of what a strategy proposed is searched, a mask of `masks.FAMILIES`
-            hand-designed, full attention a control and any other mask a candidate, whatever its
-            name. The run folder remembers it.
+            said, what a strategy proposed (its record, or a run as text) is searched, a mask of
+            `masks.FAMILIES` hand-designed, full attention a control and any other mask a
+            candidate, whatever its name. The run folder remembers it.
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
@@ -365,7 +367,7 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds, chosen = Path(run), read_seeds(seeds), read_candidates(candidates)
-    found = (name for name, each in candidates.items() if from_a_search(each))
+    found = (name for name, each in candidates.items() if from_a_search(open_run(each)))
     said: dict[str, Kind] = dict.fromkeys(found, "searched")
     said |= check_kinds(kinds, candidates)
     prints = {
@@ -439,6 +441,12 @@ def run_session(
                 + next_command(session.workdir)
             )
             raise
+
+
+def open_run(candidate: Candidate) -> Candidate:
+    """The record that a candidate such as "runs/x#7" names; any other candidate as it is."""
+    named = isinstance(candidate, str) and names_run(candidate)
+    return read_run_record(str(candidate)) if named else candidate
 
 
 def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:

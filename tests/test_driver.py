@@ -749,6 +749,8 @@ def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path)
         "oracle": masks.window(7),
         "proposed": proposed,
         "baseline": baseline,
+        "of a run": str(tmp_path / "s"),
+        "trial": f"{tmp_path / 's'}#{baseline.number}",
     }
     said = {"random search": "searched"}
     found = ms.compare(given, toy, run=tmp_path / "c", kinds=said, **arguments)
@@ -756,6 +758,7 @@ def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path)
     assert kinds == dict.fromkeys(given, "candidate") | {
         "random search": "searched",
         "proposed": "searched",
+        "of a run": "searched",
     }
     assert "random search: " in found.verdict()
     nobody = ms.compare({"random": masks.window(4)}, toy, run=tmp_path / "n", **arguments)

@@ -48,8 +48,10 @@ def parse(text: str) -> Mask:
         FileNotFoundError: If there is no such file.
         SearchError: If there is no such run, or it has no such mask; says which it has.
     """
+    if names_run(text):
+        return read_run(text)
     if names_place(text):
-        return load_mask(text) if text.endswith(FILES) else read_run(text)
+        return load_mask(text)
     if len(text) > LONGEST:
         raise MaskFormatError(f"an expression has at most {LONGEST} characters, got {len(text)}")
     try:
@@ -74,6 +76,11 @@ def names_place(text: str) -> bool:
     if text.endswith(FILES) or RUN.search(text) or ("/" in text and "(" not in text):
         return True
     return os.path.isdir(text)  # noqa: PTH112 (a text that can be no path is no folder either)
+
+
+def names_run(text: str) -> bool:
+    """Whether a text names a run, and is no file and no expression."""
+    return names_place(text) and not text.endswith(FILES)
 
 
 def read_run(text: str) -> Mask:
