@@ -59,7 +59,7 @@ def test_evaluator_that_cannot_travel_is_refused_before_the_first_trial(
     assert "__getstate__" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not ms.Study(run).records()
-    said = "\n".join(status_lines(run, read_status(run)))
+    said = " ".join(" ".join(status_lines(run, read_status(run))).split())  # lines are wrapped
     assert "stopped: the evaluator cannot travel" in said
     assert "masksearch resume" not in said
 
