@@ -104,6 +104,7 @@ def test_spread_of_known_values(load):
     assert rounds.spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
 
 
+@pytest.mark.slow
 def test_peak_grows_with_what_is_held():
     """In a process of its own: what another test held before would hide what is held here."""
     code = (

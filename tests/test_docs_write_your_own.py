@@ -51,6 +51,7 @@ def test_the_page_has_a_file_for_each_part():
     assert len(FILES) == len(sections()) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps prune nothing
 @pytest.mark.parametrize("heading", sections())
 def test_a_part_of_ones_own_runs(heading, folder, monkeypatch, capsys):

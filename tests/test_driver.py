@@ -195,6 +195,7 @@ def test_constraint_on_a_reported_value_is_checked_at_the_end(tmp_path):
     assert all(record.values["loss"] <= 0.4 for record in study.frontier())
 
 
+@pytest.mark.slow
 def test_scheduler_stops_trials_and_its_observations_are_kept(tmp_path):
     arguments = dict(run=tmp_path / "run", strategy="random", scheduler=ms.ParetoHalving((1, 2)))
     study = ms.search(space, ToyEvaluator(), trials=14, **arguments)
@@ -405,6 +406,7 @@ def test_constraint_stops_a_mask_before_training(tmp_path):
         ms.search(space, ToyEvaluator(), run=tmp_path / "x", trials=1, constraints=["sparsty<1"])
 
 
+@pytest.mark.slow
 def test_workers_give_what_one_process_gives(tmp_path):
     arguments = dict(trials=6, strategy="random", seed=2)
     alone = ms.search(space, ToyEvaluator(), run=tmp_path / "a", **arguments)

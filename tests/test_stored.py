@@ -118,6 +118,7 @@ def test_page_of_a_stored_study(name: str, tmp_path: Path) -> None:
     assert "<html" in page.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_command_writes_the_page_of_a_stored_study(tmp_path: Path) -> None:
     run, page = copied("finished", tmp_path), tmp_path / "page.html"
     done = subprocess.run(

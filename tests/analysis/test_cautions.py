@@ -48,6 +48,7 @@ def four(trial):
     return masks.window(trial.suggest_int("reach", 1, 4))
 
 
+@pytest.mark.slow
 def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path):
     said, study = warned(tmp_path / "run", wide, Tasks(), trials=9)
     early, late = (text for text in said if "constant prediction" in text)

@@ -111,6 +111,7 @@ def test_show_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
     assert "--nearest takes --length up to 4096, got 5000" in said
 
 
+@pytest.mark.slow
 def test_search_compare_report(monkeypatch, capsys, files):
     toy = files / "my_proxy.py:toy"
     found = files / "found"

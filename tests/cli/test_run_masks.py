@@ -82,6 +82,7 @@ def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
         assert message in err
 
 
+@pytest.mark.slow
 def test_moved_folder_does_all_that_it_did(job, monkeypatch, capsys, tmp_path):
     words = ["search", "my_space.py:space", "--strategy", "random", *job, "--families"]
     run(monkeypatch, capsys, *words, "--run", "whole", "--trials", 9)

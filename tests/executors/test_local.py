@@ -113,6 +113,7 @@ class Hanging(ToyEvaluator):
         yield from super().__call__(mask, seed=seed, workdir=workdir)
 
 
+@pytest.mark.slow
 def test_hanging_trial_meets_the_time_limit(tmp_path):
     listed = Listed({"w1": masks.window(1)}, [0])
     (failed,) = run(Local(limit_seconds=0.5), listed, Hanging(), tmp_path)

@@ -70,6 +70,7 @@ def test_evaluator_that_cannot_travel_is_refused_before_ray_starts(tmp_path):
         ms.search(space, Locked(), run=tmp_path / "run", trials=2, executor=ms.RayTune())
 
 
+@pytest.mark.slow
 def test_the_remedy_of_the_message_works(tmp_path):
     evaluator = Remedied()
     assert evaluator.protocol
@@ -79,6 +80,7 @@ def test_the_remedy_of_the_message_works(tmp_path):
     assert len(study.records()) == 2
 
 
+@pytest.mark.slow
 def test_strategy_and_space_stay_where_they_are(tmp_path):
     lock = threading.Lock()
 

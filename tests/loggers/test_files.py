@@ -485,6 +485,7 @@ def test_wandb_offline_writes_ended_trials_once_and_the_search_anew(tmp_path):
     assert again[0].identity == again[1].identity
 
 
+@pytest.mark.slow
 def test_wandb_without_an_account_does_not_end_a_search(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("HOME", str(tmp_path))

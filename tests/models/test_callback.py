@@ -95,6 +95,7 @@ def test_every_folder_of_a_trainer_holds_the_mask(tmp_path):
     assert ms.verify(tmp_path / "dense").masks == {}
 
 
+@pytest.mark.slow
 def test_a_resumed_training_ends_where_an_uninterrupted_one_does(tmp_path):
     whole = trainer(tmp_path / "whole", classifier())
     whole.train()
@@ -121,6 +122,7 @@ def test_the_best_model_comes_back_under_its_mask(tmp_path):
     assert ms.attached(training.model) == {"self": MASK}
 
 
+@pytest.mark.slow
 def test_models_of_a_hyperparameter_search_carry_the_mask(tmp_path):
     config, made = hf.BertConfig(**SIZES), []
 

@@ -40,6 +40,7 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_protocol_has_a_section(runs):
     with pytest.warns(UserWarning, match="broken is left out"):
         assert report_on(runs, runs / "report.html") == runs / "report.html"

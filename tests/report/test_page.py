@@ -262,6 +262,7 @@ def quick(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
     study = dam_study(0, cut=((0.1, 9.0), (0.25, 3.5)))
     path = write_report(

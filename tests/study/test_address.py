@@ -22,6 +22,7 @@ def outcome(study):
     return [(r.number, r.origin, r.fingerprint, r.values) for r in study.records()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("journal", [False, True])
 def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
     def storage(run):

@@ -141,6 +141,7 @@ def test_picture_shows_the_bits():
     assert torch.equal(dark, masks.window(1).dense(8)[0, 0])
 
 
+@pytest.mark.slow
 def test_figures_are_fit_for_print(tmp_path, comparison, study, objectives):
     """No Type 3 fonts, text in SVG that is text, the width of a column, and equal files twice."""
     for name, draw in {
