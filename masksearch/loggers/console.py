@@ -135,7 +135,9 @@ class Watcher:
         """The bar, those of `below`, and the state of the search."""
         row = Table.grid(padding=(0, 1))
         bar = ProgressBar(self.total or 1, self.counted, width=30) if self.total else ""
-        row.add_row(self.count(), bar, self.times())
+        gone, left = self.times()
+        times = f"{clock(gone)} gone" + (f", {clock(left)} left" if left else "")
+        row.add_row(self.count(), bar, times)
         lines = ["  ".join([*self.standing(), *self.totals()])]
         best = self.state.best
         if best is not None:
@@ -160,7 +162,9 @@ class Watcher:
             brief.append("best so far")
         elif best is not None:
             brief.append(f"best {best.value(self.score):.4f} at {sparsity_of(best):.3f}")
-        return fitted(f"{self.count()}  ", record, [*figures, *brief, self.times()])
+        gone, left = self.times()
+        brief.append(f"{clock(left)} left" if left else f"in {clock(gone)}")
+        return fitted(f"{self.count()}  ", record, [*figures, *brief])
 
     def print(self, line: str) -> None:
         """One line, above the display if there is one."""
@@ -189,12 +193,11 @@ class Watcher:
         """Title and count of what came to an end."""
         return f"{self.title} {self.counted}" + (f"/{self.total}" if self.total else "")
 
-    def times(self) -> str:
-        """How long this call has taken, and is likely to take yet."""
+    def times(self) -> tuple[float, float]:
+        """Seconds that this call has taken, and is likely to take yet (0 = none, or unknown)."""
         gone = time.monotonic() - self.started
         rest = None if self.total is None else self.total - self.counted
-        left = seconds_left(gone, self.new, rest, self.limit)
-        return f"{clock(gone)} gone" + (f", {clock(left)} left" if left and rest != 0 else "")
+        return gone, 0 if rest == 0 else seconds_left(gone, self.new, rest, self.limit) or 0
 
     def standing(self) -> list[str]:
         """The front and the best score."""
@@ -248,7 +251,7 @@ def fitted(start: str, record: Record, parts: Sequence[str]) -> str:
     start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
     named = record.origin == "compare" or is_baseline(record)
     name = (record.params.get("mask") if named else None) or record.mask or "one-shot training"
-    return start + short_text(str(name), max(LEAST, LONGEST - len(start) - len(rest))) + rest
+    return start + short_text(name, max(LEAST, LONGEST - len(start) - len(rest))) + rest
 
 
 def clipped(line: str) -> str:
