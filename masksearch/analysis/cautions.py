@@ -36,8 +36,8 @@ def constant_scores(records: Sequence[Record]) -> list[str]:
         return []
     return [
         f"none of the {len(scored)} masks trained so far scored better on {', '.join(constants)} "
-        "than a constant prediction, so that this says nothing about the masks: train longer (more "
-        "steps, epochs or rows), with another learning rate, or take an easier task"
+        "than a constant prediction, so that this says nothing about the masks: train longer "
+        "(more steps, epochs or rows), with another learning rate, or take an easier task"
     ]
 
 
