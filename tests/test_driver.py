@@ -52,6 +52,7 @@ def test_search_stores_every_trial_as_a_record(tmp_path):
     assert {"loss", "sparsity", "block_density", "hops", "params.family"} <= set(frame.columns)
 
 
+@pytest.mark.slow
 def test_search_and_compare_show_themselves_on_standard_error(tmp_path, capsys):
     ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=4, strategy="random")
     out, err = capsys.readouterr()
@@ -81,6 +82,7 @@ class Follower:
         self.said.append((record.number, record.status))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_listeners_get_reports_while_a_trial_runs(tmp_path, slots):
     follower = Follower()
@@ -265,6 +267,7 @@ def test_options_of_a_strategy_are_checked(tmp_path):
         ms.search(space, ToyEvaluator(), strategy_options={"gates": {}}, **arguments)
 
 
+@pytest.mark.slow
 def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
     """Two open trials of one mask: the first runs, the second is answered from it."""
     store = StudyStore(tmp_path / "run")
@@ -731,6 +734,7 @@ def test_compare_reads_expressions(tmp_path):
     assert found.records[0].mask == masks.window(3) | masks.global_tokens(1)
 
 
+@pytest.mark.slow
 def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path):
     toy, arguments = ToyEvaluator(), {"seeds": [0], "progress": None}
     study = ms.search(

@@ -47,6 +47,7 @@ def states(model: Any, real: list[int], length: int) -> Tensor:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", "flex"])
 @pytest.mark.parametrize("mask", [HEADS, LAYERS, RANDOM], ids=["heads", "layers", "random"])
 def test_shorter_inputs_equal_those_padded_to_the_table(mask, backend):

@@ -248,6 +248,7 @@ def test_python_m_masksearch_shows_help():
         assert command in done.stdout
 
 
+@pytest.mark.slow
 def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_own(
     monkeypatch, capsys, files
 ):

@@ -28,6 +28,7 @@ def run(
     return work.records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slots", [1, 2])
 def test_every_job_becomes_one_record(slots, tmp_path):
     listed = Listed({f"w{reach}": masks.window(reach) for reach in range(5)}, [0, 1])

@@ -83,6 +83,7 @@ def noisy(mask: masks.Mask) -> masks.Mask:
     return masks.table(dense ^ NOISE[: dense.shape[0], : dense.shape[1]])
 
 
+@pytest.mark.slow
 @given(mask=structured())
 @settings(max_examples=25)
 def test_structured_tables_are_found_again(mask: masks.Mask):

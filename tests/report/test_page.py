@@ -171,6 +171,7 @@ def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shap
     assert "0.99" not in Page(path.read_text()).text
 
 
+@pytest.mark.slow
 def test_report_is_the_same_twice(tmp_path, record, objectives):
     pages = [
         write_report(

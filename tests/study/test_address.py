@@ -41,6 +41,7 @@ def test_renamed_folder_is_read_and_goes_on(tmp_path, journal):
     assert [found.run.name for found in studies_in(run.parent)] == ["other"]
 
 
+@pytest.mark.slow
 def test_copies_with_their_databases_go_on_apart(tmp_path):
     search(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
