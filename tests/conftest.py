@@ -1,5 +1,6 @@
 """Shared by all tests: importable helpers, quick examples, quiet and offline libraries."""
 
+import functools
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import alembic.util
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -21,6 +23,8 @@ if (
 ):  # started by `&` or nohup; programs inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs
+# Optuna reads its twenty files of schema revisions whenever a database is made or opened
+alembic.util.load_python_file = functools.cache(alembic.util.load_python_file)
 settings.register_profile(
     "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
