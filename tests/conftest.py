@@ -28,7 +28,8 @@ alembic.util.load_python_file = functools.cache(alembic.util.load_python_file)
 settings.register_profile(
     "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("masksearch")
+settings.register_profile("repeatable", settings.get_profile("masksearch"), derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "masksearch"))
 
 pytest_plugins = ["record_fixtures"]
 

@@ -116,11 +116,11 @@ def nearest_family(
     log2(n + 1) a number, and log2 of the number of sets of that size for a list or for the kept
     blocks of a layout; the cells where it is wrong cost log2 of the number of such sets of cells;
     a size m costs 2 log2(m + 1) + 1. So noise is not explained by a long list of shifts. Where
-    heads or layers have masks of their own, each also pays for its own errors. The search is a
-    beam search. It is exact for a single part with whole numbers, up to gaps of 32, 4 last
-    columns of a block and butterflies whose block divides n; grids, butterflies and layouts are
-    weighed only where they are shorter than the list of the cells. It takes seconds for a few
-    heads at n = 512.
+    heads or layers have masks of their own, each also pays for its own errors. The search is
+    greedy, so that a longer list of candidates can end in a longer description. It is exact for
+    a single part with whole numbers, up to gaps of 32, 4 last columns of a block and butterflies
+    whose block divides n; grids, butterflies and layouts are weighed only where they are shorter
+    than the list of the cells. It takes seconds for a few heads at n = 512.
 
     An expression with an empty row at this length is joined with the diagonal, `window(0)`;
     `bits` and `explained` are the judgement before that, the other figures count it.
