@@ -23,20 +23,58 @@ from masksearch.masks.text import short_text
 
 Batch = dict[str, Tensor]
 Status = Literal["running", "done", "stopped", "failed", "reused"]
+Half = Literal["search", "final", "test", "all"]
+MAJORITY = "/majority"  # ends the name of a reported value: what a constant answer earns
+LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a mask is lowered to: `bool [layers, heads, length, length]`."""
+    """What a mask is lowered to: `bool [layers, heads, length, length]`, and the pairs of it
+    that real tokens can form.
 
-    length: int  # positions
+    Args:
+        length: Positions.
+        layers: Attention layers.
+        heads: Query heads of a layer.
+        causal: Whether no query sees a later key, whatever the mask says (a decoder).
+        lengths: How many sequences of the data have how many tokens: a mapping tokens -> count,
+            kept as sorted pairs; padding stands behind the tokens. None = all have `length`.
+
+    Raises:
+        ValueError: If a number is below 1, or a sequence is longer than `length`.
+    """
+
+    length: int
     layers: int
-    heads: int  # query heads of a layer
+    heads: int
+    causal: bool = False
+    lengths: tuple[tuple[int, int], ...] | Mapping[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("length", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.lengths is not None:
+            pairs = tuple(sorted((int(n), int(count)) for n, count in dict(self.lengths).items()))
+            if not pairs or pairs[0][0] < 1 or pairs[-1][0] > self.length:
+                raise ValueError(
+                    f"lengths are of 1 to {self.length} tokens, got {dict(pairs) or 'none'}"
+                )
+            if min(count for _, count in pairs) < 1:
+                raise ValueError(f"a length of lengths counts 1 sequence or more: {dict(pairs)}")
+            object.__setattr__(self, "lengths", pairs)
+
+    @property
+    def histogram(self) -> tuple[tuple[int, int], ...]:
+        """`lengths` as (tokens, sequences), rising; one sequence of `length` where it is None."""
+        return tuple(dict(self.lengths or {self.length: 1}).items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, without what is at its default: `Shape(**shape.to_dict()) == shape`."""
+        own = {"causal": self.causal, "lengths": self.lengths}
+        sizes = {"length": self.length, "layers": self.layers, "heads": self.heads}
+        return sizes | {name: value for name, value in own.items() if value}
 
 
 @dataclass(frozen=True)
@@ -264,6 +302,31 @@ class Evaluator(Protocol):
     @property
     def protocol(self) -> str: ...
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]: ...
+
+
+@runtime_checkable
+class SplitsRows(Protocol):
+    """An evaluator whose data has rows for searches and rows that no search has seen.
+
+    The halves are told apart by a hash of each row's text: `"search"` (what an evaluator judges
+    by unless it is told otherwise), `"final"`, `"test"` (where the data has labelled test rows)
+    and `"all"`: both halves together, with the objectives and protocol ids of versions that knew
+    no halves.
+    """
+
+    @property
+    def half(self) -> Half: ...
+    def on(self, half: Half) -> Evaluator:
+        """The same evaluator on other rows, with another protocol id.
+
+        Raises:
+            DataError: If the data has no such rows.
+        """
+        ...
+
+    def final(self) -> Evaluator:
+        """The same as `on("final")`."""
+        ...
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -453,6 +453,6 @@ def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
     """What must not change between two calls on one run folder."""
     return {
         "protocol": evaluator.protocol,
-        "shape": json.dumps(asdict(evaluator.shape)),
+        "shape": json.dumps(evaluator.shape.to_dict()),
         "objectives": json.dumps([[o.name, o.goal, o.worst] for o in evaluator.objectives]),
     }

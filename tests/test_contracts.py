@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch.contracts import AttentionCall, Objective, Report, Shape, check_evaluator
@@ -132,3 +135,24 @@ def test_an_evaluator_that_lacks_something_is_refused_in_a_line(evaluator, said)
         check_evaluator(evaluator)
     assert "\n" not in str(raised.value)
     check_evaluator(Judge())
+
+
+@given(st.dictionaries(st.integers(1, 64), st.integers(1, 9), min_size=1), st.booleans())
+def test_a_shape_comes_back_from_json(lengths: dict[int, int], causal: bool):
+    shape = Shape(64, 2, 4, causal, lengths)
+    assert Shape(**json.loads(json.dumps(shape.to_dict()))) == shape
+    assert dict(shape.histogram) == lengths
+    assert hash(shape) == hash(Shape(64, 2, 4, causal, dict(reversed(lengths.items()))))
+
+
+def test_a_shape_without_lengths_is_stored_as_before():
+    assert Shape(8, 1, 2).to_dict() == {"length": 8, "layers": 1, "heads": 2}
+    assert Shape(8, 1, 2).histogram == ((8, 1),)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"), [({}, "got none"), ({9: 1}, "of 1 to 8"), ({3: 0}, "1 sequence")]
+)
+def test_lengths_that_do_not_fit(lengths: dict[int, int], message: str):
+    with pytest.raises(ValueError, match=message):
+        Shape(8, 1, 2, lengths=lengths)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import (
     Evaluate,
     Evaluator,
@@ -24,7 +25,11 @@ from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
 
-ARTIFACTS = {"gates": "gates.safetensors", "ranking": "ranking.json"}  # of a job without a mask
+ARTIFACTS = {  # name -> file in the trial's folder
+    "gates": "gates.safetensors",  # of a job without a mask, and the next too
+    "ranking": "ranking.json",
+    "rows": ROWS,
+}
 
 
 class JobRun:
