@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from masksearch.analysis.compare import ComparedMasks, MaskRuns, outcome_words
+from masksearch.analysis.compare import ComparedMasks, MaskRuns
 from masksearch.analysis.pareto import is_baseline, pareto
 from masksearch.analysis.stats import decimals_for, format_estimate
+from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
 

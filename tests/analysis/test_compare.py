@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from masksearch import masks
-from masksearch.analysis.compare import join_names, kind_of_mask, read_kinds
+from masksearch.analysis.compare import kind_of_mask, read_kinds
+from masksearch.analysis.verdict import join_names
 from masksearch.contracts import Objective
 from masksearch.driver import Comparison
 

@@ -1,0 +1,162 @@
+"""What may be said about compared masks, in sentences."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+from masksearch.analysis.stats import format_estimate, format_p
+
+if TYPE_CHECKING:
+    from masksearch.analysis.compare import ComparedMasks, Finding, MaskRuns
+
+INDENT = "  "  # of the lines that give the figures behind an outcome
+
+
+def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: str) -> str:
+    """The outcome of each mask with its figures indented below, then the warnings."""
+    entries = comparison.entries
+    tested = [entry for entry in entries.values() if entry.tested]
+    lines: list[str] = []
+    if not tested:
+        name = next((n for n, e in entries.items() if e.kind == "hand-designed"), "NAME")
+        lines.append(
+            "No searched mask and no candidate is in this comparison, so there is nothing to "
+            f"decide. {how_to_say(name)}"
+        )
+    for entry in tested:
+        own = [finding for finding in findings if finding.mask == entry.name]
+        lines.append(outcome_line(comparison, entry, own))
+        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own))
+    if findings:
+        lines.append(
+            f"Differences in {comparison.objectives[0].name} to each of these, over common seeds; "
+            f"p and intervals hold for {count_comparisons(len(findings))} together (Holm, 5%). "
+            "'Not distinguishable' is not 'equal'."
+        )
+    if tested and all(entry.kind == "candidate" for entry in tested):
+        lines.append(
+            "No mask is said to come from a search, so these are outcomes of candidates. "
+            f"{how_to_say(tested[0].name)}"
+        )
+    if tested and reference not in entries:
+        lines.append(f"{reference} was not run, so nothing is said about it.")
+    elif tested and not entries[reference].scores:
+        lines.append(f"{reference} has no finished run, so nothing is said about it.")
+    return "\n".join([*lines, *warning_lines(comparison)])
+
+
+def how_to_say(name: str) -> str:
+    """How a caller says that a mask comes from a search."""
+    return (
+        f'Say so of one that does: kinds={{{json.dumps(name)}: "searched"}}, or compare the '
+        "record that the search made of it (--found RUN)."
+    )
+
+
+def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> str:
+    """One line: better than, worse than, not distinguishable from."""
+    score = comparison.objectives[0]
+    name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
+    if not entry.scores:
+        return f"{name}: no finished run ({entry.failed} failed), so nothing is known."
+    verdict = outcome_words(findings) or "nothing to compare it with"
+    sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
+    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score})."
+
+
+def outcome_words(findings: list[Finding]) -> str:
+    """Such as 'better than a and b, not distinguishable from c'; empty for no findings."""
+    said: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.same:
+            word = "the same mask as"
+        else:
+            word = finding.outcome + (
+                " from" if finding.outcome == "not distinguishable" else " than"
+            )
+        said.setdefault(word, []).append(finding.against)
+    return ", ".join(f"{word} {join_names(names)}" for word, names in said.items())
+
+
+def join_names(names: list[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def count_comparisons(number: int) -> str:
+    """'1 comparison', '2 comparisons'."""
+    return f"{number} comparison" + ("s" if number != 1 else "")
+
+
+def detail_lines(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> list[str]:
+    """The figures behind one mask's outcome."""
+    if not entry.scores:
+        return []
+    lines = [describe_finding(finding) for finding in findings]
+    hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
+    if not hands:
+        lines.append("no hand-designed mask has a finished run to compare it with")
+    if best := comparison.surpassing(entry):
+        lines.append(
+            f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
+            f"better mean, {format_estimate(best.score.mean)}: the "
+            f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
+            "hand-designed masks"
+        )
+    return lines
+
+
+def sparser(gap: float) -> str:
+    """How a mask's sparsity relates to another's; `gap` in shares of the table."""
+    if math.isnan(gap):
+        return "of unknown sparsity"
+    if abs(gap) < 0.0005:
+        return "equally sparse"
+    return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
+
+
+def describe_finding(finding: Finding) -> str:
+    """One comparison in a line: with which mask, the difference, the outcome."""
+    difference = finding.difference
+    name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
+    if finding.same:
+        return f"{name}: the same mask, so no difference can be claimed"
+    if difference.n_seeds == 0:
+        return f"{name}: no seed in common"
+    shown = format_estimate(difference.mean, difference.low, difference.high, signed=True)
+    if difference.n_seeds == 1:
+        return f"{name}: {shown} on 1 common seed, which decides nothing; run more seeds"
+    return f"{name}: {shown}, p {format_p(finding.adjusted)}, {finding.outcome}" + (
+        "" if finding.fair else "; it keeps more cells than that mask, so this is no fair win"
+    )
+
+
+def warning_lines(comparison: ComparedMasks) -> list[str]:
+    """What a reader must know before believing the scores."""
+    lines: list[str] = []
+    entries = list(comparison.entries.values())
+    for task in sorted({task for entry in entries for task in entry.at_majority}):
+        those = [entry.name for entry in entries if task in entry.at_majority]
+        others = [e.name for e in entries if task in e.values and e.name not in those]
+        who = ", ".join(those)
+        if len(others) < len(those):
+            who = f"any mask but {', '.join(others)}" if others else "any mask"
+        meaning = f" ({comparison.meanings[task]})" if task in comparison.meanings else ""
+        lines.append(
+            f"{task}{meaning} says nothing about {who}: no better than a constant prediction."
+        )
+    single = [entry.name for entry in entries if len(entry.scores) == 1]
+    if single:
+        lines.append(f"One seed only, hence no interval: {', '.join(single)}.")
+    lost = [f"{entry.name} ({entry.failed})" for entry in entries if entry.failed]
+    if lost:
+        lines.append(f"Failed runs, left out of the means: {', '.join(lost)}.")
+    pending = [f"{entry.name} ({entry.unfinished})" for entry in entries if entry.unfinished]
+    if pending:
+        lines.append(f"Runs not finished: {', '.join(pending)}.")
+    unknown = [entry.name for entry in entries if math.isnan(entry.sparsity)]
+    if unknown:
+        lines.append(f"Sparsity unknown: {', '.join(unknown)}.")
+    return lines
