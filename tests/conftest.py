@@ -23,8 +23,15 @@ if (
 ):  # started by `&` or nohup; programs inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # tiny tensors: threads only add overhead, and noise between runs
-# Optuna reads its twenty files of schema revisions whenever a database is made or opened
-alembic.util.load_python_file = functools.cache(alembic.util.load_python_file)
+# Optuna reads its twenty files of schema revisions whenever a database is made or opened; env.py
+# is not read but run
+load_file, load_revision = (
+    alembic.util.load_python_file,
+    functools.cache(alembic.util.load_python_file),
+)
+alembic.util.load_python_file = lambda folder, name: (
+    load_file(folder, name) if name == "env.py" else load_revision(folder, name)
+)
 settings.register_profile(
     "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
 )
