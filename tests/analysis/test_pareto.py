@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import math
 
+import moocore
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -133,6 +135,24 @@ def test_hypervolume_agrees_with_monte_carlo(seed):
 
 
 # -- functions of arrays -------------------------------------------------------------------------
+@given(
+    st.integers(2, 4).flatmap(
+        lambda d: st.lists(
+            st.tuples(*[st.integers(-2, 6).map(float) | st.floats(-1, 5)] * d),
+            min_size=1,
+            max_size=14,
+        )
+    )
+)
+def test_fronts_and_volumes_agree_with_moocore(points):
+    """An implementation of others: Fonseca's and Lopez-Ibanez's."""
+    gains = np.asarray(points)
+    kept = moocore.is_nondominated(gains, maximise=True, keep_weakly=True)
+    assert on_front(gains).tolist() == kept.tolist()
+    volume = moocore.hypervolume(gains, ref=[0.0] * gains.shape[1], maximise=True)
+    assert dominated_volume(gains) == pytest.approx(volume, abs=1e-9)
+
+
 FEW = st.integers(0, 6).map(float) | st.sampled_from([-math.inf, math.inf])
 POINTS = st.integers(1, 4).flatmap(
     lambda d: st.lists(st.tuples(*[FEW] * d), min_size=1, max_size=14)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from masksearch.analysis.fronts import (
+    jackknife,
+    membership,
+    mix_rows,
+    row_covariance,
+    volume_slopes,
+)
+from masksearch.analysis.pareto import dominated_volume, on_front
+from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import estimate
+
+SEED_SD = 0.0082  # of one mask's score over seeds, and about that over masks (GLUE, 3 tasks)
+
+
+def landscape(draws: np.random.Generator, masks: int) -> np.ndarray:
+    """True scores, which fall a little with sparsity: `[masks, 2]`."""
+    sparsity = np.sort(draws.uniform(0.5, 0.98, masks))
+    scores = 0.6 - 0.02 * (sparsity - 0.5) + draws.normal(0, 0.0085, masks)
+    return np.stack([scores, sparsity], -1)
+
+
+def judge(draws: np.random.Generator, true: np.ndarray, seeds: int) -> np.ndarray:
+    """What seeds say of these masks, `[masks, seeds, 2]`; they share a fifth of the variance."""
+    own = draws.normal(0, SEED_SD * math.sqrt(0.8), (len(true), seeds))
+    shared = draws.normal(0, SEED_SD * math.sqrt(0.2), seeds)
+    gains = np.repeat(true[:, None], seeds, 1)
+    gains[..., 0] += own + shared
+    return gains
+
+
+def test_pseudo_values_of_a_mean_are_the_values():
+    values = np.random.default_rng(0).normal(size=(1, 5, 1))
+    found = jackknife(values, lambda means: float(means[0, 0]))
+    assert found == pytest.approx(values[0, :, 0])
+    assert jackknife(values[:, :1], lambda means: float(means[0, 0])) == values[0, 0, 0]
+
+
+def test_the_jackknife_takes_most_of_the_bias_off_a_hypervolume():
+    draws = np.random.default_rng(1)
+    plain, corrected = [], []
+    for _ in range(1000):
+        true = landscape(draws, 8)
+        gains = judge(draws, true, 3)
+        plain.append(dominated_volume(gains.mean(1)) - dominated_volume(true))
+        corrected.append(jackknife(gains, dominated_volume).mean() - dominated_volume(true))
+    assert np.mean(plain) > 2 * abs(np.mean(corrected))
+
+
+def test_slopes_are_the_widths_of_the_steps_of_a_front():
+    # sparsity .5, .8, .9; the middle one is beaten by the last
+    means = np.array([(0.7, 0.5), (0.4, 0.8), (0.5, 0.9)])
+    assert volume_slopes(means) == pytest.approx([0.5, 0.0, 0.4], abs=1e-4)
+
+
+def test_membership_needs_two_seeds_and_knows_clear_cases():
+    gains = np.array([[[0.9, 0.1]], [[0.5, 0.5]], [[0.4, 0.4]]])
+    assert np.isnan(membership(gains)).all()
+    several = np.repeat(gains, 4, 1)
+    several[:, :, 0] += np.random.default_rng(0).normal(0, 1e-3, (3, 4))
+    assert membership(several).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_membership_of_two_masks_is_the_p_value_of_their_difference():
+    """One of two equally sparse masks is on the front where its mean is the greater one."""
+    from scipy import stats
+
+    draws = np.random.default_rng(2)
+    scores = draws.normal([[0.4], [0.0]], 1.0, (2, 4))
+    gains = np.stack([scores, np.ones_like(scores)], -1)
+    p = stats.ttest_1samp(scores[0] - scores[1], 0.0, alternative="less").pvalue
+    assert membership(gains, draws=40_000) == pytest.approx([p, 1 - p], abs=0.01)
+
+
+def test_row_covariance_is_that_of_the_rows_and_not_of_the_seeds():
+    draws = np.random.default_rng(3)
+    rows = draws.normal(0, 0.5, (3, 1, 400))
+    noise = draws.normal(0, 0.8, (3, 5, 400))
+    shift = draws.normal(0, 5.0, (3, 5, 1))
+    found = row_covariance({"a": rows + noise + shift}, {"a": 0.5})
+    assert np.diag(found) == pytest.approx([0.5**2 * 0.25 / 400] * 3, rel=0.25)
+    same = row_covariance({"a": noise - noise.mean(1, keepdims=True)}, {"a": 1.0})
+    assert np.abs(same).max() < 1e-9
+
+
+def test_mixed_rows_have_the_mixed_score():
+    draws = np.random.default_rng(4)
+    rows = [
+        RowScores({"a": draws.random(5), "b": draws.random(3)}, {"a": 0.25, "b": 0.75}, {})
+        for _ in range(2)
+    ]
+    mixed = mix_rows(rows, [2.0, -1.0])
+    assert mixed.score == pytest.approx(2 * rows[0].score - rows[1].score)
+
+
+@pytest.mark.slow
+def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right():
+    """Searches of 100 masks with one seed; their fronts' masks on 3, 5 and 10 fresh seeds."""
+    draws = np.random.default_rng(5)
+    for seeds in (3, 5, 10):
+        covered, once_covered, volumes, left = [], [], [], []
+        p, truth = [], []
+        for _ in range(400):
+            every = landscape(draws, 100)
+            once = judge(draws, every, 1)[:, 0]
+            found = on_front(once)
+            true, gains = every[found], judge(draws, every[found], seeds)
+            for scores, score in zip(gains[..., 0], true[:, 0], strict=True):
+                each = estimate(scores.tolist())
+                covered.append(each.low <= score <= each.high)
+            once_covered += list(np.abs(once - every)[found, 0] <= 1.96 * SEED_SD)
+            p += list(membership(gains, draws=800))
+            truth += list(on_front(true))
+            volume = estimate(jackknife(gains, dominated_volume).tolist())
+            volumes.append(volume.low <= dominated_volume(true) <= volume.high)
+            promise = estimate((once[found, :1] - gains[..., 0]).mean(0).tolist())
+            left.append(promise.low <= (once - every)[found, 0].mean() <= promise.high)
+        chance, is_member = np.asarray(p), np.asarray(truth)
+        brier, brier_once = np.mean((chance - is_member) ** 2), np.mean(~is_member)
+        print(
+            f"{seeds} seeds: 95% intervals cover {np.mean(covered):.3f} of the true scores, "
+            f"{np.mean(volumes):.3f} of the hypervolumes, {np.mean(left):.3f} of what was lost; "
+            f"intervals of the true width around one-seed scores {np.mean(once_covered):.3f}; "
+            f"P(on front) {chance[is_member].mean():.2f} of members, "
+            f"{chance[~is_member].mean():.2f} of others; Brier {brier:.3f}, of the one-seed front "
+            f"{brier_once:.3f}"
+        )
+        assert np.mean(covered) >= 0.93
+        assert np.mean(once_covered) < 0.9
+        assert np.mean(left) >= 0.93
+        assert np.mean(volumes) >= 0.91
+        assert chance[is_member].mean() > chance[~is_member].mean() + 0.2
+        assert brier < 0.8 * brier_once
+        fifths = [(chance >= low) & (chance <= low + 0.2) for low in np.arange(0, 1, 0.2)]
+        for near in fifths:  # the search's choice is not in it, so it errs to the low side
+            assert -0.05 < is_member[near].mean() - chance[near].mean() < 0.2
