@@ -84,7 +84,7 @@ def mix_rows(rows: Sequence[RowScores], shares: Sequence[float]) -> RowScores:
     return RowScores(scores, first.weights, first.digests)
 
 
-# -- the probability of being on the front ----------------------------------------------------------
+# -- the probability of being on the front ------------------------------------------------------
 def row_covariance(scores: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     """Covariance of the masks' mean scores that comes from the choice of rows.
 
