@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from masksearch.contracts import Objective, Record, Status
 
+SPARSITIES = ("effective_sparsity", "sparsity")  # over pairs of real tokens, over the n x n cells
+
 
 # -- arrays ------------------------------------------------------------------------------------
 def dominance(gains: ArrayLike) -> NDArray[np.bool_]:
@@ -206,8 +208,12 @@ def is_baseline(record: Record) -> bool:
 
 
 def sparsity_of(record: Record) -> float:
-    """Of the record's mask, in [0, 1]; 0 where it was not measured."""
-    return record.measures.get("sparsity", 0.0)
+    """Of the record's mask, over the pairs that real tokens form, in [0, 1].
+
+    It is what masks are ranked, matched and filtered by. Records of earlier versions only have
+    the table's; 0 where neither was measured.
+    """
+    return record.measures.get("effective_sparsity", record.measures.get("sparsity", 0.0))
 
 
 def best_record(
@@ -240,7 +246,7 @@ def best_record(
         and (baselines or not is_baseline(record))
         and all(math.isfinite(record.value(o.name)) for o in objectives)
     ]
-    by_sparsity = any(o.name == "sparsity" for o in objectives)
+    by_sparsity = any(o.name in SPARSITIES for o in objectives)
 
     def order(item: tuple[Record, list[float]]) -> tuple[float, ...]:
         record, (first, *others) = item

@@ -26,7 +26,7 @@ from masksearch.errors import LengthError, unknown_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
 from masksearch.masks.hops import hops
-from masksearch.masks.lower import block_view, lower, row_counts
+from masksearch.masks.lower import block_view, lower, row_counts, under_causality
 from masksearch.masks.measure import MEASURES, sparsity_over
 from masksearch.masks.stacks import Cropped, layer_of
 
@@ -42,7 +42,8 @@ class CostEvaluator:
 
     Analytic costs are exact and the same on every machine:
 
-    * `sparsity`, `density`, `sparsity_off_diagonal`, `block_density` (at `block`): in [0, 1].
+    * `sparsity`, `density`, `sparsity_off_diagonal`, `block_density` (at `block`): in [0, 1];
+      `effective_sparsity` is the sparsity, as there is no data that could be padded.
     * `hops`: attention steps until every position has reached every other; `layers * length`,
       more than any mask needs, where some position is never reached.
     * `flops`: multiply-adds of the block kernel's two products, over all layers and heads.
@@ -122,7 +123,7 @@ class CostEvaluator:
         return tuple(
             Objective(name, "min", worst[name])
             if name in worst
-            else Objective(name, "max", 0.0)  # the two kinds of sparsity
+            else Objective(name, "max", 0.0)  # the kinds of sparsity
             for name in self.measure
         )
 
@@ -169,6 +170,7 @@ class CostEvaluator:
         analytic: dict[str, Callable[[], float]] = {
             "density": lambda: mask.density(size),
             "sparsity": lambda: mask.sparsity(size),
+            "effective_sparsity": lambda: mask.sparsity(size),  # here there is no padding
             "sparsity_off_diagonal": lambda: sparsity_over(mask, size, diagonal=False),
             "block_density": lambda: blocks,
             "hops": lambda: min(hops(mask, size), float(self.layers * size)),
@@ -354,6 +356,7 @@ class WithCost(EvaluatorWrapper):
     def costs(self, mask: Mask, seed: int) -> dict[str, float]:
         """The costs by name, at the length of the costs."""
         cost, own = self.cost, self.shape.length
+        mask = under_causality(mask, self.shape)
         if cost.length < own and mask.length is not None:
             mask = Cropped(mask, own)
         try:

@@ -56,7 +56,7 @@ class CsvLogger(RecordLogger):
         self.path = Path(path)
         self.curves = self.path.with_suffix(".curves.csv")
         scores = [o.name for o in self.objectives if o.name not in MEASURES]
-        self.columns = (
+        self.columns: tuple[str, ...] = (
             *(*TEXTS, "mask", "step", "seconds", *scores, *MEASURES),
             *("on_front", "front_size", "hypervolume", "values", "params", "error"),
         )
@@ -79,9 +79,13 @@ class CsvLogger(RecordLogger):
             return []
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
-            if tuple(rows.fieldnames or ()) != tuple(columns):
+            have = rows.fieldnames or ()
+            if columns == self.columns:  # a file of an earlier version may lack a measure
+                columns = [name for name in columns if name in have or name not in MEASURES]
+                self.columns = tuple(columns)
+            if tuple(have) != tuple(columns):
                 raise SearchError(
-                    f"{path} has the columns {', '.join(rows.fieldnames or ())}, and this "
+                    f"{path} has the columns {', '.join(have)}, and this "
                     f"search writes {', '.join(columns)}; choose another file"
                 )
             return list(rows)

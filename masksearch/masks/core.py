@@ -397,21 +397,33 @@ class Mask:
                 "or put it on a model with masksearch.attach, or leave special_tokens out"
             )
 
-    def kept(self, length: int) -> int:
-        """Number of kept cells over the planes that the mask tells apart, exact."""
-        return sum(
-            int(rows.count_nonzero())
-            for plane in self.planes
-            for rows in self.row_chunks(length, *plane)
-        )
+    def kept(self, length: int, causal: bool = False) -> int:
+        """Number of kept cells over the planes that the mask tells apart, exact; where `causal`
+        only of those whose key is not later than the query."""
+        total = 0
+        for plane in self.planes:
+            first = 0
+            for rows in self.row_chunks(length, *plane):
+                total += int((rows.tril(first) if causal else rows).count_nonzero())
+                first += len(rows)
+        return total
 
-    def density(self, length: int) -> float:
-        """Kept share of the n x n table, in [0, 1], averaged over layers and heads."""
-        return self.kept(length) / (len(self.planes) * length * length)
+    def density(self, length: int, causal: bool = False) -> float:
+        """Kept share of the n x n cells or, where `causal`, of the n (n + 1) / 2 that a decoder
+        can use; in [0, 1], averaged over layers and heads."""
+        cells = length * (length + 1) // 2 if causal else length * length
+        return self.kept(length, causal) / (len(self.planes) * cells)
 
-    def sparsity(self, length: int) -> float:
-        """`1 - density`, in [0, 1] (SparseBERT, Section 4.3: 1 - |M| / n^2)."""
-        return 1 - self.density(length)
+    def sparsity(self, length: int, causal: bool = False) -> float:
+        """`1 - density`, in [0, 1] (SparseBERT, Section 4.3: 1 - |M| / n^2).
+
+        Of data with padding see `masksearch.masks.measure.effective_density`.
+
+        >>> from masksearch import masks
+        >>> masks.causal().sparsity(4), masks.causal().sparsity(4, causal=True)
+        (0.375, 0.0)
+        """
+        return 1 - self.density(length, causal)
 
     def mask_mod(self, length: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """FlexAttention's predicate `(batch, head, query, key) -> bool` for layer 0.

@@ -23,7 +23,7 @@ GATHERED = 1 << 17  # words that one `or` of rows reads at a time: they stay in 
 LOOKED_UP = 1 << 20  # words of the tables of row combinations that are held at a time
 
 
-def hops(given: DenseMask | Mask, length: int | None = None) -> float:
+def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = False) -> float:
     """Attention steps until every position has reached every other, over the heads' union.
 
     A universal-approximation precondition of sparse Transformers (Yun et al., arXiv
@@ -32,6 +32,8 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
     Args:
         given: A table, bool `[layers, heads, n, n]`, or a mask.
         length: Positions that a mask is taken at.
+        causal: Count until every position has reached all later ones instead (of a decoder,
+            whose mask keeps no later key).
 
     Returns:
         A whole number; 0 for one position, infinity where some position is never reached.
@@ -52,13 +54,14 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
     if size == 1:
         return 0.0
     own = np.eye(size, dtype=bool)  # the residual path
+    goal = pack_bits(np.tri(size, dtype=bool) if causal else np.ones((size, size), dtype=bool))
     steps = [Relation(layer | own) for layer in layers.numpy(force=True)]
     reached, count, spent = pack_bits(own), 0, 0
     while spent <= PRODUCTS * steps[0].dense_cost:  # one step after another
         before = reached
         for step in steps:
             reached, count = step.after(reached), count + 1
-            if full(reached, size):
+            if np.array_equal(reached, goal):
                 return float(count)
         if np.array_equal(before, reached):
             return float("inf")
@@ -66,7 +69,7 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
     powers = [Relation(unpack_bits(reached, size))]  # the steps so far 1, 2, 4, .. times
     while True:
         doubled = powers[-1].after(powers[-1].bits)
-        if full(doubled, size):
+        if np.array_equal(doubled, goal):
             break
         if np.array_equal(doubled, powers[-1].bits):
             return float("inf")
@@ -75,12 +78,12 @@ def hops(given: DenseMask | Mask, length: int | None = None) -> float:
     count *= 2 ** (len(powers) - 1)
     for exponent, power in reversed(list(enumerate(powers[:-1]))):
         further = power.after(reached)
-        if not full(further, size):  # the largest number of spans that is not enough
+        if not np.array_equal(further, goal):  # the largest number of spans that is not enough
             reached, count = further, count + span * 2**exponent
     while True:
         for step in steps:
             reached, count = step.after(reached), count + 1
-            if full(reached, size):
+            if np.array_equal(reached, goal):
                 return float(count)
 
 
@@ -168,9 +171,3 @@ def pack_bits(cells: NDArray[np.bool_]) -> Bits:
 def unpack_bits(bits: Bits, size: int) -> NDArray[np.bool_]:
     """Inverse of `packed`."""
     return np.unpackbits(bits.view(np.uint8), axis=1, count=size, bitorder="little").view(bool)
-
-
-def full(bits: Bits, size: int) -> bool:
-    """Whether every position is reached by every other."""
-    ends: Any = bits[:, -1] == np.uint64((1 << (size - 1) % 64 + 1) - 1)
-    return bool(ends.all()) and bool((bits[:, :-1] == np.uint64(2**64 - 1)).all())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.masks.core import DenseMask, Mask, no_empty_rows
+from masksearch.masks.leaves import Causal
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -20,7 +21,7 @@ Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, 
 
 
 class HasShape(Protocol):
-    """Anything with a length, layers and heads (`masksearch.contracts.Shape`)."""
+    """What a mask is lowered to, and the lengths of the data (`masksearch.contracts.Shape`)."""
 
     @property
     def length(self) -> int: ...
@@ -28,6 +29,15 @@ class HasShape(Protocol):
     def layers(self) -> int: ...
     @property
     def heads(self) -> int: ...
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def histogram(self) -> Sequence[tuple[int, int]]: ...
+
+
+def under_causality(mask: Mask, shape: HasShape) -> Mask:
+    """What of a mask a model with that shape uses: no later key where the shape is causal."""
+    return mask & Causal() if shape.causal else mask
 
 
 def lower(mask: Mask, shape: HasShape) -> DenseMask:
@@ -35,17 +45,18 @@ def lower(mask: Mask, shape: HasShape) -> DenseMask:
 
     Args:
         mask: Any mask.
-        shape: Length in positions, layers, heads.
+        shape: Length in positions, layers, heads; whether it is causal.
 
     Returns:
         bool `[layers, heads, n, n]`, True = may attend.
 
     Raises:
-        EmptyRowError: If a query keeps no key; names layer, head and row.
+        EmptyRowError: If a query keeps no key (of a causal shape: none up to itself); names
+            layer, head and row.
         LayerCountError, HeadCountError, LengthError: If the mask has another shape.
     """
     mask.counts(shape.layers, shape.heads)
-    table = mask.dense(shape.length, shape.layers, shape.heads)
+    table = under_causality(mask, shape).dense(shape.length, shape.layers, shape.heads)
     no_empty_rows(table)
     return table
 

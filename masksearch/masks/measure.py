@@ -11,12 +11,16 @@ from torch import Tensor
 from masksearch.masks.core import DenseMask, Mask, Points, grid, no_empty_rows
 from masksearch.masks.hops import LONGEST as LONGEST_HOPS
 from masksearch.masks.hops import hops
-from masksearch.masks.lower import HasShape, block_view, lower, row_counts
+from masksearch.masks.lower import HasShape, block_view, lower, row_counts, under_causality
 from masksearch.masks.stacks import Cropped
+from masksearch.masks.tables import Table
 
 BLOCK = 64  # side of a kernel's block, in positions
 HELD = 1 << 28  # cells of the largest table that is made for a fingerprint
-MEASURES = ("sparsity", "density", "block_density", "hops", "sparsity_off_diagonal")
+MEASURES = (
+    *("sparsity", "effective_sparsity", "density", "block_density", "hops"),
+    "sparsity_off_diagonal",
+)
 
 
 def fingerprint(mask: Mask, shape: HasShape) -> str:
@@ -29,7 +33,8 @@ def fingerprint(mask: Mask, shape: HasShape) -> str:
     if shape.layers * shape.heads * shape.length**2 <= HELD:
         return table_fingerprint(lower(mask, shape))
     mask.counts(shape.layers, shape.heads)
-    some = (row_counts(mask, shape.length) > 0).expand(shape.layers, shape.heads, -1)
+    counts = row_counts(under_causality(mask, shape), shape.length)
+    some = (counts > 0).expand(shape.layers, shape.heads, -1)
     no_empty_rows(some[..., None])
     return hash_rows(mask, shape)
 
@@ -43,7 +48,7 @@ def table_fingerprint(table: DenseMask) -> str:
 
 def hash_rows(mask: Mask, shape: HasShape) -> str:
     """The fingerprint of the lowered mask, some rows after the others."""
-    length = shape.length
+    length, mask = shape.length, under_causality(mask, shape)
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
     over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
     for layer in range(shape.layers):
@@ -55,6 +60,66 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
                 over = bits[whole:]
     digest.update(np.packbits(over).tobytes())
     return digest.hexdigest()
+
+
+def sequences_at(shape: HasShape) -> Tensor:
+    """How many sequences of the data have a token at each position: int64 `[n]`, falling."""
+    ends = torch.zeros(shape.length, dtype=torch.int64)
+    for tokens, count in shape.histogram:
+        ends[tokens - 1] += count
+    return ends.flip(0).cumsum(0).flip(0)
+
+
+def pair_weights(shape: HasShape) -> Tensor:
+    """How much of the data each cell of the table serves.
+
+    Args:
+        shape: Its lengths are those of the data.
+
+    Returns:
+        float64 `[n, n]`: share of the sequences that have a token at both positions, in [0, 1].
+        Cells of padding alone have 0 and, where the shape is causal, later keys. Without lengths
+        and not causal all have 1.
+
+    >>> from masksearch import Shape
+    >>> pair_weights(Shape(3, 1, 1, causal=True, lengths={2: 1, 3: 1})).tolist()
+    [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.5, 0.5, 0.5]]
+    """
+    query, key = grid(shape.length)
+    present = sequences_at(shape).double()
+    weights = (present / present[0])[torch.maximum(query, key)]
+    return weights.tril() if shape.causal else weights
+
+
+def effective_density(mask: Mask, shape: HasShape) -> float:
+    """Kept share of the pairs that real tokens form, in [0, 1].
+
+    `sum(weights x kept) / sum(weights)` with `pair_weights`, averaged over layers and heads. So
+    all pairs of the data count alike, a long sequence's too; padding does not, nor does the
+    future of a decoder. Where the shape has no lengths and is not causal this is
+    `mask.density(length)`. Exact, and no n x n tensor is made.
+
+    Raises:
+        LengthError: If the mask has another length.
+
+    >>> from masksearch import Shape, masks
+    >>> effective_density(masks.columns(2), Shape(4, 1, 1, lengths={2: 3}))
+    1.0
+    """
+    size, causal = shape.length, shape.causal
+    present = sequences_at(shape)
+    if present[0] == present[-1]:  # no padding
+        return mask.density(size, causal)
+    pairs = sum(count * (n * (n + 1) // 2 if causal else n * n) for n, count in shape.histogram)
+    query, key = grid(size)
+    kept = 0
+    for plane in mask.planes:
+        first = 0
+        for rows in mask.row_chunks(size, *plane):
+            sequences = present[torch.maximum(query[first : first + len(rows)], key)]
+            kept += int(sequences[rows.tril(first) if causal else rows].sum())
+            first += len(rows)
+    return kept / (len(mask.planes) * pairs)
 
 
 def empty_rows(table: DenseMask) -> int:
@@ -165,14 +230,17 @@ def measures(
         table: The lowered mask, where it is at hand already.
 
     Returns:
-        `sparsity` and `density` in [0, 1] of the lowered table, `sparsity_off_diagonal` (over
+        `sparsity` and `density` in [0, 1] of the lowered table, `effective_sparsity` (1 -
+        `effective_density`: over the pairs that real tokens form), `sparsity_off_diagonal` (over
         the cells with i != j), `block_density` at `block` positions, and `hops` up to the
-        length that they are counted at.
+        length that they are counted at (of a causal shape: until each position has reached all
+        later ones).
 
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
     """
     size = shape.length
+    mask = under_causality(mask, shape)
     if table is None and shape.layers * shape.heads * size**2 > HELD:
         mask.counts(shape.layers, shape.heads)
         counts, on = row_counts(mask, size), on_diagonal(mask, size)
@@ -186,11 +254,12 @@ def measures(
     density = kept / (planes * size**2)
     result = {
         "sparsity": 1 - density,
+        "effective_sparsity": 1 - effective_density(mask if own is None else Table(own), shape),
         "density": density,
         "block_density": block_density(mask, size, block),
     }
     if size <= LONGEST_HOPS:
-        result["hops"] = hops(mask, size) if own is None else hops(own)
+        result["hops"] = hops(mask if own is None else own, size, causal=shape.causal)
     if size > 1:
         off = (kept - int(on.sum())) / (planes * (size * size - size))
         result["sparsity_off_diagonal"] = 1 - off

@@ -17,11 +17,14 @@ from masksearch.masks import measure
 from masksearch.masks.hops import hops
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import (
+    MEASURES,
     block_density,
+    effective_density,
     empty_rows,
     fingerprint,
     measures,
     overlap,
+    pair_weights,
     sparsity_over,
     table_fingerprint,
 )
@@ -242,4 +245,118 @@ def test_measures_of_long_masks_make_no_table(monkeypatch):
 def test_measures_of_masks_too_long_for_hops_leave_them_out(monkeypatch):
     monkeypatch.setattr(measure, "LONGEST_HOPS", 11)
     found = measures(masks.star(), Shape(12, 1, 1))
-    assert sorted(found) == ["block_density", "density", "sparsity", "sparsity_off_diagonal"]
+    assert "hops" not in found
+    assert sorted([*found, "hops"]) == sorted(MEASURES)
+
+
+def shapes(length: int) -> st.SearchStrategy[Shape]:
+    """Shapes of that length: with and without padding, causal or not."""
+    lengths = st.dictionaries(st.integers(1, length), st.integers(1, 3), min_size=1)
+    return st.builds(
+        Shape,
+        st.just(length),
+        st.just(LAYERS),
+        st.just(HEADS),
+        causal=st.booleans(),
+        lengths=st.none() | lengths,
+    )
+
+
+def real_pairs(shape: Shape) -> list[tuple[int, int]]:
+    """Every (query, key) that tokens of a sequence form, sequence by sequence."""
+    return [
+        (query, key)
+        for tokens, count in dict(shape.lengths or {shape.length: 1}).items()
+        for _ in range(count)
+        for query in range(tokens)
+        for key in range(query + 1 if shape.causal else tokens)
+    ]
+
+
+@given(sized_trees(), st.data())
+def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
+    length, mask = sized
+    shape = data.draw(shapes(length))
+    table, pairs_ = mask.dense(length, LAYERS, HEADS), real_pairs(shape)
+    kept = sum(int(table[:, :, query, key].sum()) for query, key in pairs_)
+    found = effective_density(mask, shape)
+    assert found == pytest.approx(kept / (LAYERS * HEADS * len(pairs_)))
+    weights = pair_weights(shape)
+    assert found == pytest.approx((weights * table).sum().item() / (6 * weights.sum().item()))
+    sequences = sum(dict(shape.lengths or {length: 1}).values())
+    for query in range(length):
+        for key in range(length):
+            served = pairs_.count((query, key)) / sequences
+            assert weights[query, key].item() == pytest.approx(served)
+
+
+@given(sized_trees(), st.data())
+def test_effective_sparsity_is_the_tables_without_padding_or_causality(sized, data):
+    length, mask = sized[0], sized[1] | masks.window(0)
+    sequences = data.draw(st.integers(1, 9))
+    for lengths in (None, {length: sequences}):
+        shape = Shape(length, LAYERS, HEADS, lengths=lengths)
+        found = measures(mask, shape, block=2)
+        assert found["effective_sparsity"] == found["sparsity"] == mask.sparsity(length)
+
+
+@given(sized_trees())
+def test_density_of_a_decoder_counts_what_it_can_use(sized):
+    length, mask = sized
+    table, usable = mask.dense(length), torch.ones(length, length).tril().bool()
+    assert mask.density(length, causal=True) == pytest.approx(
+        table[..., usable].double().mean().item()
+    )
+    shape = Shape(length, LAYERS, HEADS, causal=True)
+    assert effective_density(mask, shape) == mask.density(length, causal=True)
+    assert mask.sparsity(length, causal=True) == 1 - mask.density(length, causal=True)
+
+
+@given(sized_trees(), st.data())
+def test_a_causal_shape_lowers_what_a_decoder_uses(sized, data):
+    length, mask = sized
+    shape = Shape(length, LAYERS, HEADS, causal=True, lengths={length: 2, 1: 1})
+    plain, seen = Shape(length, LAYERS, HEADS), mask & masks.causal()
+    try:
+        table = lower(seen, plain)
+    except EmptyRowError:
+        for look in (lower, fingerprint, measures):
+            with pytest.raises(EmptyRowError, match="keeps no key"):
+                look(mask, shape)
+        return
+    assert torch.equal(lower(mask, shape), table)
+    wanted = measures(mask, shape)
+    for held in (measure.HELD, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measure, "HELD", held)
+            assert fingerprint(mask, shape) == table_fingerprint(table)
+            assert measures(mask, shape) == wanted
+    assert wanted["sparsity"] == pytest.approx(1 - table.double().mean().item())
+    assert wanted["effective_sparsity"] == 1 - effective_density(mask, shape)
+
+
+def test_a_mask_that_drops_padding_alone_is_dense():
+    """Half of the sentences have 31 tokens, half 20, at 64 positions."""
+    corner = torch.zeros(64, 64, dtype=torch.bool)
+    corner[:31, :31] = True
+    mask = masks.table(corner) | masks.window(0)
+    found = measures(mask, Shape(64, 1, 1, lengths={31: 50, 20: 50}))
+    assert found["sparsity"] == pytest.approx(1 - (31 * 31 + 33) / 64**2)
+    assert found["effective_sparsity"] == 0
+
+
+def test_hops_of_a_decoder_lead_to_later_positions():
+    found = [
+        measures(mask, Shape(9, 1, 1, causal=True))["hops"]
+        for mask in (masks.full(), masks.window(1), masks.window(3), masks.window(0))
+    ]
+    assert found == [1, 8, 3, float("inf")]
+    assert hops(masks.causal(), 9) == float("inf")
+
+
+def test_effective_density_of_a_long_mask_takes_no_table():
+    shape = Shape(5_000, 1, 1, causal=True, lengths={5_000: 1, 100: 7})
+    kept = sum(count * (4 * tokens - 6) for tokens, count in shape.histogram)
+    pairs_ = sum(count * tokens * (tokens + 1) // 2 for tokens, count in shape.histogram)
+    mask = masks.shifts([0, -1, -2, -3])
+    assert effective_density(mask, shape) == kept / pairs_
