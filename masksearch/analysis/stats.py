@@ -1,4 +1,4 @@
-"""Means with intervals over seeds, paired differences, and Holm's correction."""
+"""Means with intervals over seeds and rows, paired differences, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -9,30 +9,45 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from masksearch.analysis.crossed import half_width, seed_error, stack_rows, two_sided_p
+from masksearch.analysis.row_scores import RowScores
+
+CLAIM_SEEDS = 3  # below so many common seeds nothing is claimed
+EQUAL = 1e-9  # differences that agree to this share of the scores are equal but for rounding
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with its t-interval; `low` and `high` are NaN below two seeds."""
+    """A mean over seeds with its interval.
+
+    `low` and `high` are NaN below two seeds, unless the rows of the single seed are known: then
+    they are of the rows alone, and say nothing of other seeds.
+    """
 
     mean: float
     low: float
     high: float
     n_seeds: int
     level: float = 0.95  # of the interval
+    by_rows: bool = False  # the interval also covers other rows
 
     def __str__(self) -> str:
         if self.n_seeds == 0:
             return "no result"
+        text = format_estimate(self.mean, self.low, self.high)
         if self.n_seeds == 1:
-            return f"{format_estimate(self.mean)}, 1 seed, no interval"
-        return f"{format_estimate(self.mean, self.low, self.high)}, {self.n_seeds} seeds"
+            return (
+                f"{text}, 1 seed, {'interval over rows alone' if self.by_rows else 'no interval'}"
+            )
+        return f"{text}, {self.n_seeds} seeds"
 
 
 @dataclass(frozen=True)
 class PairedDifference:
     """Mean of `a - b` over the seeds that both have.
 
-    `low`, `high` and `p_value` are NaN below two common seeds: one seed decides nothing.
+    `low`, `high` and `p_value` are NaN below `CLAIM_SEEDS` common seeds, and where all
+    differences are equal and no tick is known: neither decides anything.
     """
 
     mean: float
@@ -41,6 +56,9 @@ class PairedDifference:
     p_value: float  # two-sided, of no difference
     n_seeds: int  # common to both
     level: float = 0.95  # of the interval
+    by_rows: bool = False  # the interval also covers other rows
+    sd: float = math.nan  # of the differences over seeds, at least a tick; NaN for one seed
+    row_error: float = 0.0  # standard error that more seeds leave: from the draw of the rows
 
 
 def check_level(level: float) -> float:
@@ -68,15 +86,27 @@ def interval(values: Sequence[float], level: float) -> tuple[float, float, float
     return mean, mean - half, mean + half
 
 
-def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
+def estimate(
+    values: Sequence[float],
+    level: float = 0.95,
+    *,
+    tick: float = 0.0,
+    rows: Iterable[RowScores] = (),
+) -> Estimate:
     """Mean over seeds with Student's t-interval `mean -+ t(n - 1) * sd / sqrt(n)`.
+
+    Where scores row by row are known, the interval covers other rows as well as other seeds
+    (`crossed.half_width`); that of a single seed covers other rows alone.
 
     Args:
         values: One finite score per seed, in any unit.
         level: Coverage of the interval, in (0, 1).
+        tick: By how much one row changes the score; the sd is not taken to be smaller. 0 = not
+            known, unless `rows` say it.
+        rows: Scores row by row of those runs that have them.
 
     Returns:
-        With `n_seeds` stated; a single seed has a mean and no interval.
+        With `n_seeds` stated; a single seed without rows has a mean and no interval.
 
     Raises:
         ValueError: If a value is not finite or the level is not in (0, 1).
@@ -86,36 +116,101 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     >>> print(estimate([1.0]))
     1.000, 1 seed, no interval
     """
-    return Estimate(*interval(values, level), len(values), level)
+    mean, low, high = interval(values, level)
+    tables = stack_rows(rows := list(rows))
+    if values and (tables or tick):
+        parts = tables.errors() if tables else []
+        if len(values) > 1:
+            parts.append(seed_error(values, max([tick, *(run.tick for run in rows)])))
+        if parts:
+            half = half_width(parts, level)
+            low, high = mean - half, mean + half
+    return Estimate(mean, low, high, len(values), level, tables is not None)
 
 
 def paired_difference(
-    a: Mapping[int, float], b: Mapping[int, float], level: float = 0.95
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    level: float = 0.95,
+    *,
+    tick: float = 0.0,
+    rows_a: Mapping[int, RowScores] | None = None,
+    rows_b: Mapping[int, RowScores] | None = None,
 ) -> PairedDifference:
     """Mean of `a[seed] - b[seed]` over common seeds, with interval and paired t-test.
 
     The same seed gives both masks the same initial weights and batches, so that the
-    difference varies less than either score. Where every seed gives exactly the same
-    difference, the interval has no width and the p-value is 0 (1 for a difference of 0).
+    difference varies less than either score. Where scores row by row are known, interval and
+    test allow for other rows as well as other seeds (`crossed.half_width`).
 
     Args:
         a: Seed -> score.
         b: Seed -> score; seeds that only one of them has are left out.
         level: Coverage of the interval, in (0, 1).
+        tick: By how much one row changes a score; the differences' sd is not taken to be
+            smaller. 0 = not known, unless rows say it; equal differences then have neither
+            interval nor p-value.
+        rows_a: Seed -> scores row by row, of those seeds of `a` that have them. Rows count
+            where two common seeds have them for both masks, all of the same rows.
+        rows_b: The same of `b`.
 
     Raises:
         ValueError: If a score is not finite or the level is not in (0, 1).
     """
-    differences = [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
+    seeds = sorted(a.keys() & b.keys())
+    differences = [a[seed] - b[seed] for seed in seeds]
     mean, low, high = interval(differences, level)
-    if len(differences) < 2:
-        p_value = math.nan
-    elif max(differences) == min(differences):
-        mean = low = high = differences[0]
-        p_value = 0.0 if mean else 1.0
-    else:
-        p_value = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return PairedDifference(mean, low, high, p_value, len(differences), level)
+    if len(seeds) < 2:
+        return PairedDifference(mean, low, high, math.nan, len(seeds), level)
+    rows_a, rows_b = rows_a or {}, rows_b or {}
+    both = [seed for seed in seeds if seed in rows_a and seed in rows_b]
+    mine, others = [rows_a[seed] for seed in both], [rows_b[seed] for seed in both]
+    tables = stack_rows(mine, others)
+    scale = max(abs(score) for seed in seeds for score in (a[seed], b[seed]))
+    over_seeds = seed_error(differences, max([tick, *(run.tick for run in mine)]))
+    sd = math.sqrt(over_seeds.variance * len(seeds))
+    over_rows = tables.errors() if tables else []
+    p_value = low = high = math.nan
+    if len(seeds) >= CLAIM_SEEDS and sd > EQUAL * scale:
+        parts = [over_seeds, *over_rows]
+        half = half_width(parts, level)
+        low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
+    row_error = math.sqrt(math.fsum(part.variance for part in over_rows))
+    return PairedDifference(
+        mean, low, high, p_value, len(seeds), level, tables is not None, sd, row_error
+    )
+
+
+def pooled_p(scores: Mapping[str, Mapping[int, float]], a: str, b: str) -> float:
+    """The p-value of `a` against `b` with one error pooled over all masks, seeds as blocks.
+
+    Masks times seeds without repetition (Fisher's randomised blocks): the difference's standard
+    error is `sqrt(2 MS / seeds)`, MS the residual mean square with (masks - 1)(seeds - 1)
+    degrees of freedom. It sees much smaller differences than the paired test of three seeds,
+    and is wrong where some masks vary more than others: a second opinion, never a decision.
+
+    Args:
+        scores: Mask -> seed -> finite score. Masks without one of the seeds common to `a` and
+            `b` are left out.
+        a: Name of a mask.
+        b: Name of another.
+
+    Returns:
+        NaN below two common seeds, and where the residual is 0.
+    """
+    seeds = sorted(scores[a].keys() & scores[b].keys())
+    if len(seeds) < 2:
+        return math.nan
+    names = [name for name, of in scores.items() if of.keys() >= set(seeds)]
+    table = np.array([[scores[name][seed] for seed in seeds] for name in names])
+    means = table.mean(1)
+    rest = table - means[:, None] - table.mean(0) + table.mean()
+    df = (len(names) - 1) * (len(seeds) - 1)
+    error = math.sqrt(2 * float((rest**2).sum()) / df / len(seeds))
+    if error <= EQUAL * float(np.abs(table).max()):
+        return math.nan
+    difference = abs(float(means[names.index(a)] - means[names.index(b)]))
+    return 2 * float(stats.t.sf(difference / error, df))
 
 
 def decimals_for(values: Iterable[float]) -> int:

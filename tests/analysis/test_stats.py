@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
+from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
     decimals_for,
     estimate,
@@ -14,6 +16,7 @@ from masksearch.analysis.stats import (
     holm,
     holm_levels,
     paired_difference,
+    pooled_p,
 )
 
 scores = st.lists(st.integers(-1000, 1000).map(lambda x: x / 100), min_size=2, max_size=9)
@@ -36,7 +39,7 @@ def test_interval_matches_scipy(values, level):
     assert (found.low, found.high) == pytest.approx((low, high))
 
 
-@given(scores)
+@given(scores.filter(lambda values: len(values) > 2))
 def test_paired_difference_matches_scipy(values):
     a = dict(enumerate(values))
     b = {seed: 0.37 * value**2 for seed, value in a.items()}
@@ -54,8 +57,8 @@ def test_paired_difference_is_antisymmetric(values):
     a, b = dict(enumerate(values)), dict(enumerate(reversed(values)))
     there, back = paired_difference(a, b), paired_difference(b, a)
     assert there.mean == pytest.approx(-back.mean)
-    assert (there.low, there.high) == pytest.approx((-back.high, -back.low))
-    assert there.p_value == pytest.approx(back.p_value)
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), nan_ok=True)
+    assert there.p_value == pytest.approx(back.p_value, nan_ok=True)
 
 
 def test_one_seed_has_no_interval():
@@ -71,11 +74,140 @@ def test_one_seed_has_no_interval():
     assert paired_difference({0: 1.0}, {1: 1.0}).n_seeds == 0
 
 
-def test_equal_differences():
-    same = paired_difference({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6})
-    assert (same.mean, same.p_value, same.low, same.high) == (0, 1, 0, 0)
-    apart = paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0})
-    assert (apart.mean, apart.p_value, apart.low) == (1, 0, 1)
+def test_two_seeds_decide_nothing():
+    found = paired_difference({0: 0.9, 1: 0.91}, {0: 0.1, 1: 0.12})
+    assert (found.mean, found.n_seeds) == (pytest.approx(0.795), 2)
+    assert math.isnan(found.p_value)
+    assert math.isnan(found.low)
+
+
+def test_equal_differences_are_no_evidence():
+    # star has 152, 149, 150 of 277 right and the other always one more
+    star = {seed: right / 277 for seed, right in enumerate((152, 149, 150))}
+    found = {seed: score + 1 / 277 for seed, score in star.items()}
+    unknown = paired_difference(found, star)
+    assert unknown.mean == pytest.approx(1 / 277)
+    assert math.isnan(unknown.p_value)
+    assert math.isnan(unknown.high)
+    # an sd of one row: t(2) = sqrt(3)
+    known = paired_difference(found, star, tick=1 / 277)
+    assert known.p_value == pytest.approx(2 * scipy_stats.t.sf(math.sqrt(3), 2))
+    assert known.low < 0
+    assert math.isnan(paired_difference(star, star).p_value)
+    assert paired_difference(star, star, tick=1 / 277).p_value == 1
+
+
+def test_a_tick_only_widens():
+    a, b = {0: 0.5, 1: 0.7, 2: 0.6}, {0: 0.4, 1: 0.5, 2: 0.6}
+    plain, fine, coarse = (paired_difference(a, b, tick=t) for t in (0.0, 0.001, 0.5))
+    assert fine == plain
+    assert coarse.sd == 0.5
+    assert coarse.p_value > plain.p_value
+    assert estimate([0.5, 0.5, 0.5], tick=0.1).high == pytest.approx(0.5 + 4.302653 * 0.1 / 3**0.5)
+
+
+def rows_of(table, digest="rows"):
+    """Seed -> its row scores, of a table `[seeds, rows]`."""
+    runs = enumerate(np.asarray(table, float))
+    return {seed: RowScores({"RTE": row}, {"RTE": 1.0}, {"RTE": digest}) for seed, row in runs}
+
+
+def scores_of(rows):
+    return {seed: row.score for seed, row in rows.items()}
+
+
+TABLE = np.random.default_rng(1).normal(size=(4, 6)) + np.arange(6) / 4  # seeds, rows
+
+
+def test_error_over_rows_matches_loops():
+    seeds, rows = TABLE.shape
+    cells = [(s, r, TABLE[s, r]) for s in range(seeds) for r in range(rows)]
+    by_seed = [sum(x for t, _, x in cells if t == s) / rows for s in range(seeds)]
+    by_row = [sum(x for _, q, x in cells if q == r) / seeds for r in range(rows)]
+    mean = sum(by_seed) / seeds
+    ms_row = seeds * sum((x - mean) ** 2 for x in by_row) / (rows - 1)
+    ms_rest = sum((x - by_seed[s] - by_row[r] + mean) ** 2 for s, r, x in cells)
+    ms_rest /= (seeds - 1) * (rows - 1)
+    over_rows = (ms_row - ms_rest) / seeds / rows
+    over_seeds = sum((x - mean) ** 2 for x in by_seed) / (seeds - 1) / seeds
+    t = [scipy_stats.t.ppf(0.975, df) for df in (rows - 1, seeds - 1)]
+    half = math.sqrt(t[0] ** 2 * over_rows + t[1] ** 2 * over_seeds)
+
+    of_a = rows_of(TABLE)
+    of_b = rows_of(np.zeros_like(TABLE))
+    a, b = scores_of(of_a), scores_of(of_b)
+    found = paired_difference(a, b, rows_a=of_a, rows_b=of_b)
+    assert found.by_rows
+    assert found.row_error == pytest.approx(math.sqrt(over_rows))
+    assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
+    alone = estimate(list(a.values()), rows=of_a.values())
+    assert alone.by_rows
+    assert (alone.low, alone.high) == pytest.approx((mean - half, mean + half))
+
+
+@given(st.floats(0.5, 0.9999))
+def test_interval_over_rows_agrees_with_its_p_value(level):
+    of_a, of_b = rows_of(TABLE), rows_of(np.zeros_like(TABLE))
+    found = paired_difference(scores_of(of_a), scores_of(of_b), level, rows_a=of_a, rows_b=of_b)
+    if abs(found.p_value - (1 - level)) > 1e-9:
+        assert (found.p_value < 1 - level) == (found.low > 0 or found.high < 0)
+
+
+def test_rows_widen_what_seeds_alone_would_claim():
+    # The same 60 rows of 1,000 go to a whatever the seed, 40 to b: seeds agree, rows do not
+    draws = np.random.default_rng(0)
+    base = (draws.random(1000) < 0.7).astype(float)
+    of_a, of_b = np.tile(base, (10, 1)), np.tile(base, (10, 1))
+    of_a[:, :60], of_b[:, :60] = 1, 0
+    of_a[:, 60:100], of_b[:, 60:100] = 0, 1
+    noise = draws.random((10, 1000)) < 0.01
+    rows_a, rows_b = rows_of(np.where(noise, 1 - of_a, of_a)), rows_of(of_b)
+    a, b = scores_of(rows_a), scores_of(rows_b)
+    assert paired_difference(a, b).p_value < 0.001
+    found = paired_difference(a, b, rows_a=rows_a, rows_b=rows_b)
+    assert found.p_value > 0.05
+    assert found.low < 0 < found.high
+
+
+def test_rows_count_only_where_they_are_the_same():
+    of_a, of_b = rows_of(TABLE), rows_of(0 * TABLE, digest="others")
+    a, b = scores_of(of_a), scores_of(of_b)
+    found = paired_difference(a, b, rows_a=of_a, rows_b=of_b)
+    plain = paired_difference(a, b)
+    assert not found.by_rows
+    assert found.row_error == 0
+    assert not paired_difference(a, b, rows_a=of_a).by_rows
+    assert (found.low, found.p_value) == (plain.low, plain.p_value)
+    # runs without rows (a diverged one) count with their scores; the others give the rows
+    rows_b = rows_of(0 * TABLE)
+    del rows_b[2]
+    some = paired_difference(a, b, rows_a=of_a, rows_b=rows_b)
+    assert some.by_rows
+    assert some.n_seeds == 4
+    assert some.mean == plain.mean
+
+
+def test_a_single_seed_has_an_interval_over_rows_alone():
+    rows = rows_of([[1, 0, 1, 1]])
+    found = estimate([0.75], rows=rows.values())
+    half = scipy_stats.t.ppf(0.975, 3) * 0.5 / 2  # sd of 1, 0, 1, 1 is 0.5
+    assert (found.low, found.high) == pytest.approx((0.75 - half, 0.75 + half))
+    assert str(found) == "0.750 [-0.046, 1.546], 1 seed, interval over rows alone"
+
+
+def test_pooled_error_by_hand():
+    scores = {"a": {0: 3.0, 1: 5.0}, "b": {0: 1.0, 1: 2.0}, "c": {0: 0.0, 1: 1.0, 2: 7.0}}
+    table = np.array([[3, 5], [1, 2], [0, 1]], float)
+    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
+    error = math.sqrt(2 * (rest**2).sum() / 2 / 2)
+    expected = 2 * scipy_stats.t.sf(2.5 / error, 2)
+    assert pooled_p(scores, "a", "b") == pytest.approx(expected)
+    assert pooled_p(scores, "b", "a") == pytest.approx(expected)
+    only = {name: scores[name] for name in "ab"}  # of two masks alone it is the paired test
+    paired = scipy_stats.ttest_rel([3.0, 5.0], [1.0, 2.0]).pvalue
+    assert pooled_p(only, "a", "b") == pytest.approx(paired)
+    assert math.isnan(pooled_p({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b"))
+    assert math.isnan(pooled_p({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.0}}, "a", "b"))
 
 
 def test_holm_by_hand():
