@@ -71,17 +71,17 @@ def stack_rows(runs: Sequence[RowScores], others: Sequence[RowScores] = ()) -> R
     Returns:
         None without runs, or where they have not all seen the same rows.
     """
-    first, *rest = [*runs, *others] or [None]
-    if first is None or any(
-        (r.digests, r.weights) != (first.digests, first.weights) for r in rest
-    ):
+    everything = [*runs, *others]
+    about = [(run.digests, run.weights) for run in everything]
+    if not everything or any(each != about[0] for each in about):
         return None
+    weights = runs[0].weights
     tables: dict[str, NDArray[np.float64]] = {}
-    for part in first.weights:
+    for part in weights:
         tables[part] = np.stack([run.scores[part] for run in runs]).astype(np.float64)
         if others:
             tables[part] -= np.stack([run.scores[part] for run in others])
-    return RowTables(tables, first.weights)
+    return RowTables(tables, weights)
 
 
 def seed_error(values: Sequence[float], tick: float = 0.0) -> ErrorPart:
