@@ -367,7 +367,11 @@ def test_checkpoint_answers_as_it_did(tmp_path: Path) -> None:
     answer = recipes.outputs(ms.load_pretrained(recipes.PRETRAINED))[:, :8]
     torch.testing.assert_close(answer, torch.tensor(stored["outputs"]), rtol=1e-3, atol=1e-4)
     judge = ms.MlmEvaluator(
-        recipes.DATA / "text.txt", weights=recipes.PRETRAINED, length=16, cache=tmp_path
+        recipes.DATA / "text.txt",
+        weights=recipes.PRETRAINED,
+        length=16,
+        cache=tmp_path,
+        half="all",
     )
     assert judge.protocol == stored["protocol"]
 

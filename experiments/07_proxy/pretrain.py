@@ -47,7 +47,10 @@ def main() -> None:
     torch.set_num_threads(1)
     part, parts = map(int, arguments.part.split("/"))
     evaluator = ms.MlmEvaluator(
-        arguments.data / "wikitext-2", steps=STEPS >> 9 if arguments.smoke else STEPS, reports=10
+        arguments.data / "wikitext-2",
+        steps=STEPS >> 9 if arguments.smoke else STEPS,
+        reports=10,
+        half="all",
     )
     wanted = [(seed, name) for seed in SEEDS for name in MASKS]
     for seed, name in wanted[part::parts]:

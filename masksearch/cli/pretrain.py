@@ -151,9 +151,9 @@ def pretrain(
     settings = {name: value for name, value in given.items() if value is not None}
     with join_processes() as group:
         if preset is None:
-            evaluator = MlmEvaluator(corpus, **settings)
+            evaluator = MlmEvaluator(corpus, half="all", **settings)
         else:
-            evaluator = MlmEvaluator.preset(preset, corpus, **settings)
+            evaluator = MlmEvaluator.preset(preset, corpus, half="all", **settings)
         run = {
             "mask": str(chosen),
             "digest": chosen.digest,
@@ -177,7 +177,8 @@ def pretrain(
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
     """The evaluator's fields as plain data."""
-    found = {f.name: getattr(evaluator, f.name) for f in fields(evaluator) if f.init}
+    names = [f.name for f in fields(evaluator) if f.init and f.name != "half"]
+    found = {name: getattr(evaluator, name) for name in names}
     return {name: str(v) if isinstance(v, Path) else v for name, v in found.items()}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Batch, Report, mixed_seed
+from masksearch.contracts import Batch, Half, Report, mixed_seed
 from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, move_batches
 from masksearch.evaluators.token_rows import (
     Vocabulary,
@@ -223,6 +223,16 @@ class FineTuning(MlmEvaluator, ABC):
         return seed
 
     # -- what is shared ------------------------------------------------------------------------
+    @property
+    def text_half(self) -> Half:
+        """Rows of the tasks' test sets go with the final half of the pre-training's text."""
+        return "final" if self.half == "test" else self.half
+
+    def check_rows(self) -> None:
+        """Raises a DataError if the half has no rows, of a task or of the text."""
+        super().check_rows()
+        self.task_settings()
+
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text, of the checkpoint and of the tasks' rows."""
         named = super().data_hashes()

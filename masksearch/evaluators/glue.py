@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from masksearch.contracts import Batch, Objective, mixed_seed
+from masksearch.contracts import Batch, Half, Objective, mixed_seed
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
 from masksearch.models.heads import SequenceClassifier
@@ -91,11 +91,12 @@ class GlueEvaluator(FineTuning):
 
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process."""
-        return read_glue(self.glue, self.glue_task(name), self.rows, dev_rows=self.dev_rows)
+        task = self.glue_task(name)
+        return read_glue(self.glue, task, self.rows, dev_rows=self.dev_rows, half=self.half)
 
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
-        place = (self.glue, self.glue_task(name), self.rows, self.dev_rows)
+        place = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.half)
         return read_tokens(self.source, *place)
 
     def task_seed(self, name: str, seed: int) -> int:
@@ -155,9 +156,10 @@ def read_tokens(
     task: GlueTask,
     rows: int | None,
     dev_rows: int | None,
+    half: Half,
 ) -> GlueTokens:
     """A task's tokenized rows, made once a process."""
-    data = read_glue(folder, task, rows, dev_rows=dev_rows)
+    data = read_glue(folder, task, rows, dev_rows=dev_rows, half=half)
     train, *dev = (
         TokenRows.of(tokenize_rows(source, part.texts, part.labels))
         for part in (data.train, *data.dev.values())

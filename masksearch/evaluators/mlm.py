@@ -20,7 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.attention.attach import attach
-from masksearch.contracts import Batch, Differentiable, Objective, Report, Shape, mixed_seed
+from masksearch.contracts import (
+    Batch,
+    Differentiable,
+    Half,
+    Objective,
+    Report,
+    Shape,
+    mixed_seed,
+)
 from masksearch.errors import DataError, NonFiniteLossError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
@@ -64,11 +72,16 @@ def build_task(
     held_out_sequences: int,
     pairs: Literal["next", "order"] | None,
     whole_words: bool,
+    half: Half,
 ) -> MlmTask | SentencePairTask:
     """The task, made once a process: it keeps how it has cut the text into pairs."""
     if pairs is None:
         return MlmTask(
-            corpus, batch, held_out_sequences=held_out_sequences, whole_words=whole_words
+            corpus,
+            batch,
+            held_out_sequences=held_out_sequences,
+            whole_words=whole_words,
+            half=half,
         )
     return SentencePairTask(
         corpus,
@@ -76,6 +89,7 @@ def build_task(
         held_out_sequences=held_out_sequences,
         kind=pairs,
         whole_words=whole_words,
+        half=half,
     )
 
 
@@ -119,8 +133,10 @@ def read_corpus(
     cache: Path | None,
     held_out: Path | str | None,
     start: Pretrained | None = None,
+    test: bool = False,
 ) -> Corpus:
-    """The corpus, read once a process; its tokenizer is the given one, or that of `start`.
+    """The corpus, read once a process; its tokenizer is the given one, or that of `start`. With
+    `test` its held-out text is the test text.
 
     Raises:
         DataError: If it is missing or too small, or its tokenizer does not fit `start`.
@@ -131,7 +147,7 @@ def read_corpus(
         tokenizer = tokenizer or start.tokenizer_source
         made = open_tokenizer(tokenizer)
         start.check_tokens(id_count(made), special_ids(made)["pad"])
-    return Corpus.load(
+    corpus = Corpus.load(
         path,
         tokenizer=tokenizer,
         vocabulary=vocabulary,
@@ -139,6 +155,7 @@ def read_corpus(
         cache=cache,
         held_out=held_out,
     )
+    return corpus.on_test_text(path, cache) if test else corpus
 
 
 WEIGHTS, HEAD, DATA, NOISE = 11, 12, 13, 14  # streams of random numbers
@@ -160,6 +177,10 @@ class MlmEvaluator:
         corpus: A text file, a folder of `*.txt` files, or a dataset `hf:...`; see `Corpus.load`.
         held_out: Text to hold out; default: see `Corpus.load`.
         held_out_sequences: Largest number of held-out sequences in a report.
+        half: Which held-out sequences: `"search"`, or those that no search has seen (`"final"`);
+            whole documents are dealt out by a hash of their first tokens, see
+            `Corpus.held_out_rows`. `"all"` = both; `"test"` = the folder's test.txt, or the split
+            of that name of `hf:..`. Nothing that is trained depends on it.
         tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub.
         vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
         length: Positions of a sequence.
@@ -201,6 +222,7 @@ class MlmEvaluator:
     # The text, and what is predicted of it.
     held_out: Path | str | None = None
     held_out_sequences: int = 512
+    half: Half = "search"
     tokenizer: str | Path | None = None
     vocabulary: int = 4096
     length: int = 128
@@ -240,6 +262,8 @@ class MlmEvaluator:
             raise unknown_name("pre-training", self.pretraining, get_args(Pretraining))
         if self.architecture not in ARCHITECTURES:
             raise unknown_name("architecture", self.architecture, ARCHITECTURES)
+        if self.half not in get_args(Half):
+            raise unknown_name("half", self.half, get_args(Half))
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.corpus is None and (self.needs_corpus or self.weights is None):
@@ -280,6 +304,35 @@ class MlmEvaluator:
         known = {each.name for each in fields(cls)}
         chosen = {key: value for key, value in find_preset(name).items() if key in known}
         return cls(*args, **(chosen | changes))
+
+    def on(self, half: Half) -> Self:
+        """The same evaluator on other held-out rows: another protocol, and the same training.
+
+        Args:
+            half: `"search"`, `"final"`, `"test"` or `"all"`.
+
+        Raises:
+            DataError: If the data has no such rows.
+        """
+        if half == self.half:
+            return self
+        made = replace(self, half=half)
+        made.check_rows()
+        return made
+
+    def final(self) -> Self:
+        """The same evaluator on the half of the rows that no search has seen."""
+        return self.on("final")
+
+    def check_rows(self) -> None:
+        """Raises a DataError if the half has no rows."""
+        if self.corpus is not None:
+            self.task().held_out_rows  # noqa: B018
+
+    @property
+    def text_half(self) -> Half:
+        """The half of the held-out text that a pre-training is scored by."""
+        return self.half
 
     @property
     def start(self) -> Pretrained:
@@ -346,7 +399,7 @@ class MlmEvaluator:
         for name in later:  # where they are the default, older protocols keep their ids
             if getattr(self, name) != defaults[name]:
                 found[name] = getattr(self, name)
-        return found
+        return found if self.half == "all" else found | {"half": self.half}
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text and of the checkpoint, where there are any."""
@@ -385,9 +438,17 @@ class MlmEvaluator:
             self.cache,
             self.held_out,
             None if self.weights is None else self.start,
+            self.text_half == "test",
         )
         pairs = PAIRS.get(self.pretraining)
-        return build_task(corpus, self.batch, self.held_out_sequences, pairs, self.whole_words)
+        return build_task(
+            corpus,
+            self.batch,
+            self.held_out_sequences,
+            pairs,
+            self.whole_words,
+            self.text_half,
+        )
 
     def model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,13 @@ from masksearch.attention.attach import attach
 from masksearch.contracts import (
     Batch,
     Differentiable,
+    Half,
     Objective,
     Report,
     Shape,
     mixed_seed,
 )
+from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import AnySize, encoder, find_size, size_name
@@ -66,6 +69,8 @@ class PlantedEvaluator:
             BERT's 0.02 attention starts flat and stays so for hundreds of steps.
         held_out_sequences: Held-out sequences of each task (even).
         reports: Number of reports during pre-training; their steps double up to `steps`.
+        half: Which draw of held-out sequences: `"search"`, or one that no search has seen,
+            `"final"` or `"test"`. `"all"` is that of a search.
     """
 
     process: PlantedProcess = field(default_factory=PlantedProcess)
@@ -81,15 +86,31 @@ class PlantedEvaluator:
     initializer_range: float = 0.18
     held_out_sequences: int = 1024
     reports: int = 5
+    half: Half = "search"
 
     def __post_init__(self) -> None:
         if self.reports < 1:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         if not self.initializer_range > 0:
             raise ValueError(f"initializer_range must be positive, got {self.initializer_range}")
+        if self.half not in get_args(Half):
+            raise unknown_name("half", self.half, get_args(Half))
         object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
         _ = (self.downstream_config, self.downstream_tasks)
+
+    def on(self, half: Half) -> Self:
+        """The same evaluator on another draw of held-out sequences, with the same training."""
+        return self if half == self.half else replace(self, half=half)
+
+    def final(self) -> Self:
+        """The same evaluator on held-out sequences that no search has seen."""
+        return self.on("final")
+
+    @property
+    def draw(self) -> int:
+        """Number of the held-out draw."""
+        return {"final": 1, "test": 2}.get(self.half, 0)
 
     @property
     def shape(self) -> Shape:
@@ -115,12 +136,12 @@ class PlantedEvaluator:
     @property
     def task(self) -> PlantedTask:
         """The pre-training task."""
-        return PlantedTask(self.process, self.batch, self.held_out_sequences)
+        return PlantedTask(self.process, self.batch, self.held_out_sequences, self.draw)
 
     @property
     def downstream_tasks(self) -> tuple[PlantedLabelTask, ...]:
         """The tasks that the score is the mean of."""
-        sizes = self.downstream_batch, self.held_out_sequences
+        sizes = self.downstream_batch, self.held_out_sequences, self.draw
         return (
             PlantedLabelTask(self.process, "intact", *sizes),
             PlantedLabelTask(self.process, "follows", *sizes),
@@ -139,6 +160,7 @@ class PlantedEvaluator:
             self.downstream_batch,
             self.initializer_range,
             self.held_out_sequences,
+            *([self.half] if self.draw else []),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

@@ -26,10 +26,12 @@ from masksearch.contracts import (
     CarriesData,
     Differentiable,
     Evaluator,
+    Half,
     Objective,
     OffersGradients,
     Report,
     Shape,
+    SplitsRows,
     mixed_seed,
 )
 from masksearch.errors import SearchError
@@ -110,6 +112,10 @@ class SharedWeights:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.evaluator, SplitsRows):  # on the instance, where it can be kept
+            object.__setattr__(self, "half", self.evaluator.half)
+            object.__setattr__(self, "on", self.around_half)
+            object.__setattr__(self, "final", self.around_final)
         if not isinstance(self.evaluator, OffersGradients):
             raise SearchError(
                 f"shared weights need an evaluator with differentiable(seed), "
@@ -128,9 +134,30 @@ class SharedWeights:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model: a process finds the super-net in the folder."""
-        kept = {"key", "protocol"}  # strings that cost a few draws
+        kept = {"key", "protocol", "half", "on", "final"}  # the first two cost a few draws
         names = {f for f in self.__dataclass_fields__} | kept
         return {name: value for name, value in self.__dict__.items() if name in names}
+
+    def around_half(self, half: Half) -> Self:
+        """The same super-net, judging by other held-out rows; called `on` where the wrapped
+        evaluator splits them."""
+        assert isinstance(self.evaluator, SplitsRows)
+        inner = self.evaluator.on(half)
+        if inner is self.evaluator:
+            return self
+        made = replace(self, evaluator=inner)
+        object.__setattr__(made, "packed_weights", self.packed_weights)
+        return made
+
+    def around_final(self) -> Self:
+        """The same on rows that no search has seen; called `final`."""
+        return self.around_half("final")
+
+    @property
+    def trained(self) -> Evaluator:
+        """The wrapped evaluator as far as its training goes, which no half changes."""
+        one = self.evaluator
+        return one.on("all") if isinstance(one, SplitsRows) else one
 
     @property
     def shape(self) -> Shape:
@@ -167,7 +194,7 @@ class SharedWeights:
         """Short hash of everything that the shared weights depend on."""
         parts = (
             "supernet-1",
-            self.evaluator.protocol,
+            self.trained.protocol,
             hash_start(self.source(self.seed)),
             asdict(self.shape),
             self.draws.digest(),
@@ -180,7 +207,9 @@ class SharedWeights:
     def protocol(self) -> str:
         """Short hash of everything that a report depends on, beside mask and seed."""
         adaptation = (self.adapt_steps, self.adapted.lr) if self.adapt_steps else ()
-        parts = ("shared-1", self.key, adaptation, self.held_out_sequences)
+        parts: tuple[object, ...] = ("shared-1", self.key, adaptation, self.held_out_sequences)
+        if self.evaluator.protocol != self.trained.protocol:
+            parts += (self.evaluator.protocol,)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
@@ -270,6 +299,7 @@ class SharedWeights:
         inner = self.evaluator
         made = replace(self, evaluator=inner.packed() if isinstance(inner, CarriesData) else inner)
         object.__setattr__(made, "packed_weights", dict(self.loaded[1]))
+        made.__dict__.update(key=self.key, protocol=self.protocol)  # no file is read for them
         return made
 
     # -- judging --------------------------------------------------------------------------------

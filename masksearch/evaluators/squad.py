@@ -109,7 +109,9 @@ class SquadEvaluator(FineTuning):
     def files(self) -> TaskFiles:
         """Where the questions are, and which of them are taken."""
         held_out = self.squad_held_out
-        return TaskFiles(self.squad, held_out, self.rows, self.dev_rows, self.split_seed)
+        return TaskFiles(
+            self.squad, held_out, self.rows, self.dev_rows, self.split_seed, self.half
+        )
 
     def data(self) -> SquadData:
         """The questions as text, read once a process."""

@@ -74,7 +74,7 @@ class SwagEvaluator(FineTuning):
     def files(self) -> TaskFiles:
         """Where the items are, and which of them are taken."""
         held_out = self.swag_held_out
-        return TaskFiles(self.swag, held_out, self.rows, self.dev_rows, self.split_seed)
+        return TaskFiles(self.swag, held_out, self.rows, self.dev_rows, self.split_seed, self.half)
 
     def data(self) -> SwagData:
         """The items as text, read once a process."""

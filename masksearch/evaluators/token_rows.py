@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from masksearch.contracts import Batch, generator
+from masksearch.contracts import Batch, Half, generator
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.tokenizer import (
@@ -85,6 +85,7 @@ class TaskFiles:
     rows: int | None  # largest number of training rows; None = all
     dev_rows: int | None  # of the rows that are scored
     seed: int  # of the split and of the samples
+    half: Half = "all"  # which of the rows that are scored
 
 
 @lru_cache(maxsize=8)
@@ -92,7 +93,7 @@ def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
     """What `load` makes of a task's files, read once a process; the log says where the training
     and the held-out rows come from."""
     limits = {"rows": files.rows, "dev_rows": files.dev_rows, "seed": files.seed}
-    data = load(files.path, files.held_out, **limits)
+    data = load(files.path, files.held_out, **limits, half=files.half)
     log.info("%s: %s", files.path, data.source)
     return data
 

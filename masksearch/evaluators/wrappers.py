@@ -21,10 +21,12 @@ from masksearch.contracts import (
     CarriesData,
     Evaluator,
     ExplainsValues,
+    Half,
     Objective,
     OffersGradients,
     Report,
     Shape,
+    SplitsRows,
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
@@ -34,8 +36,8 @@ from masksearch.masks.measure import fingerprint
 class EvaluatorWrapper:
     """Base of evaluators that run another one.
 
-    It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
-    inner evaluator does.
+    It offers gradients (`differentiable`), carries its data (`packed`) and splits its rows
+    (`half`, `on`, `final`) exactly where the inner evaluator does.
 
     Args:
         evaluator: Any evaluator.
@@ -51,11 +53,26 @@ class EvaluatorWrapper:
             object.__setattr__(self, "packed", self.pack_within)
         if isinstance(self.evaluator, ExplainsValues):
             object.__setattr__(self, "meanings", self.evaluator.meanings)
+        if isinstance(self.evaluator, SplitsRows):
+            object.__setattr__(self, "half", self.evaluator.half)
+            object.__setattr__(self, "on", self.around_half)
+            object.__setattr__(self, "final", self.around_final)
 
     @property
     def shape(self) -> Shape:
         """The inner evaluator's."""
         return self.evaluator.shape
+
+    def around_half(self, half: Half) -> Self:
+        """The same around the inner evaluator on other rows; called `on` where that one splits
+        them."""
+        assert isinstance(self.evaluator, SplitsRows)
+        inner = self.evaluator.on(half)
+        return self if inner is self.evaluator else replace(self, evaluator=inner)
+
+    def around_final(self) -> Self:
+        """The same on rows that no search has seen; called `final`."""
+        return self.around_half("final")
 
     def pack_within(self) -> Self:
         """The same around the packed inner evaluator; called `packed` where that one can be.

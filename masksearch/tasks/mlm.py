@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from masksearch.contracts import Batch, generator
+from masksearch.contracts import Batch, Half, generator
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import word_starts
 
@@ -132,10 +132,11 @@ class MlmTask:
         whole_words: Whether all tokens of a word are masked together. The number of scored
             tokens stays the same; where no word fits into what is left of it, one is cut
             (`Masking`).
+        half: Which part of the held-out sequences; see `Corpus.held_out_rows`.
 
     Raises:
         DataError: On the first batch, if `whole_words` is asked for with a tokenizer that does
-            not mark words.
+            not mark words, or if no held-out sequence is in the half.
 
     Reference: BERT, arXiv 1810.04805, Section 3.1 and Appendix A.1.
     """
@@ -145,6 +146,7 @@ class MlmTask:
     probability: float = 0.15
     held_out_sequences: int = 512
     whole_words: bool = False
+    half: Half = "all"
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -184,11 +186,21 @@ class MlmTask:
             else:
                 yield self.mask_tokens(self.corpus.train[rows], masking)
 
+    @cached_property
+    def held_out_rows(self) -> Tensor:
+        """Numbers of the held-out sequences that are scored, int64, rising.
+
+        Raises:
+            DataError: If there is none.
+        """
+        rows = self.corpus.held_out_rows(self.half)
+        count = min(len(rows), self.held_out_sequences)
+        return rows[torch.arange(count) * len(rows) // count]
+
     def held_out(self) -> list[Batch]:
         """The held-out sequences, masked once: the same batches in every call."""
-        random = generator(HELD_OUT)
-        count = min(len(self.corpus.held_out), self.held_out_sequences)
-        rows = torch.arange(count) * len(self.corpus.held_out) // count
+        random, rows = generator(HELD_OUT), self.held_out_rows
+        count = len(rows)
         return [
             self.mask_tokens(self.corpus.held_out[rows[start : start + self.batch]], random)
             for start in range(0, count, self.batch)

@@ -111,10 +111,14 @@ class SentencePairTask(MlmTask):
         documents = begins.paragraphs if self.blank_lines else begins.documents
         ends = sentence_ends(self.corpus.tokenizer).numpy()
         made = TextWindows.cut(ids, documents, sentence_starts(ids, ends), self.corpus.length - 3)
+        return self.enough(made, f"{part} text")
+
+    def enough(self, made: TextWindows, what: str) -> TextWindows:
+        """The windows, if they are of enough documents for pairs."""
         groups = len(set(made.group[0].tolist()))
         if groups < 1 + (self.kind == "next"):
             raise DataError(
-                f"the {part} text holds {groups} documents of at least {SHORTEST} tokens; "
+                f"the {what} holds {groups} documents of at least {SHORTEST} tokens; "
                 f"kind={self.kind!r} needs {1 + (self.kind == 'next')}: part documents by blank "
                 "lines or files" + (", or use kind='order'" if self.kind == "next" else "")
             )
@@ -144,12 +148,29 @@ class SentencePairTask(MlmTask):
             else:
                 yield self.make_pairs(self.windows, chosen[items], pairs, masking)
 
+    @cached_property
+    def held_out_windows(self) -> TextWindows:
+        """The held-out text of the half, cut; made once."""
+        windows = self.cut_text("held-out", self.corpus.held_out, 1)
+        if self.half not in ("search", "final"):
+            return windows
+        starts, final = self.corpus.held_out_halves
+        of = np.searchsorted(starts, windows.begin.numpy(), "right") - 1
+        windows = windows.part(final[of] == (self.half == "final"))
+        return self.enough(windows, f"held-out text of the {self.half} half")
+
+    @cached_property
+    def held_out_rows(self) -> Tensor:
+        """Numbers of the windows that are scored, int64, rising."""
+        windows = self.held_out_windows
+        count = min(len(windows), self.held_out_sequences)
+        return torch.arange(count) * len(windows) // count
+
     def held_out(self) -> list[Batch]:
         """Pairs of the held-out text, drawn once: the same batches in every call."""
-        windows = self.cut_text("held-out", self.corpus.held_out, 1)
+        windows, items = self.held_out_windows, self.held_out_rows
         masking, pairs = generator(HELD_OUT), generator(HELD_OUT, PAIRS)
-        count = min(len(windows), self.held_out_sequences)
-        items = torch.arange(count) * len(windows) // count
+        count = len(items)
         return [
             self.make_pairs(windows, items[start : start + self.batch], pairs, masking)
             for start in range(0, count, self.batch)

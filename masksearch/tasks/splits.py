@@ -1,23 +1,66 @@
-"""Training and held-out parts of a data set: which files, and which rows of them.
+"""Training and held-out parts of a data set, and the halves of what is held out.
 
 files = two_files(Path("squad"), None, {"train": [..], "dev": [..]}, "SQuAD")
 train, held_out, source = two_parts(files, read_squad, attrgetter("article"), "articles", (0, 41))
 train = sample_rows(train, 10_000, 0, 41)
+held_out = take_half(held_out, "final", "squad", attrgetter("article"), attrgetter("context"))
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from masksearch.contracts import generator
+from masksearch.contracts import Half, generator
 from masksearch.errors import DataError
 
 HELD_OUT_SHARE = 0.2  # of the groups, where one file serves both ends
+FEW = 16  # fewer groups than that are not dealt out to halves; finer ones are
 Row = TypeVar("Row")
+
+
+def in_final_half(text: str | bytes) -> bool:
+    """Whether a text belongs to the final half: by a hash of it, the same on every machine."""
+    raw = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    return hashlib.sha256(raw).digest()[0] % 2 == 1
+
+
+def take_half(
+    rows: Sequence[Row], half: Half, where: str, *groups: Callable[[Row], str]
+) -> Sequence[Row]:
+    """The rows of a half, in their order; rows of one group are in the same half.
+
+    Args:
+        rows: All held-out rows.
+        half: `"search"` or `"final"`; the others are not halves, and take every row.
+        where: Where the rows come from, for the error.
+        groups: Texts that a row may be grouped by, the coarsest first. The first of which there
+            are at least `FEW` is taken, or the last.
+
+    Raises:
+        DataError: If the half is empty.
+    """
+    if half not in ("search", "final"):
+        return rows
+    known = [{group(row) for row in rows} for group in groups[:-1]]
+    group = next((g for g, texts in zip(groups, known, strict=False) if len(texts) >= FEW), None)
+    group = group or groups[-1]
+    found = [row for row in rows if in_final_half(group(row)) == (half == "final")]
+    if not found:
+        raise empty_half(where, f"{len(rows)} rows", half)
+    return found
+
+
+def empty_half(where: str, among: str, half: Half) -> DataError:
+    """The error for a half without rows."""
+    return DataError(
+        f"{where}: none of {among} belongs to the {half} half (a hash of each text decides); give "
+        "more held-out data, or judge by all of it with half='all'"
+    )
 
 
 def two_files(
@@ -53,6 +96,22 @@ def two_files(
                 f"(--{what.lower()} PATH), the Hub is not asked"
             )
     return found
+
+
+def labelled_test_file(path: Path, named: Iterable[Path], what: str) -> Path:
+    """A data set's labelled test file.
+
+    Raises:
+        DataError: If there is none, or there are several.
+    """
+    found = sorted(named)
+    if len(found) != 1:
+        names = ", ".join(file.name for file in found) or "none"
+        raise DataError(
+            f"{path} holds {names} as a test file of {what} with labels; half='test' needs one "
+            "in the folder. half='final' judges by held-out rows that no search has seen"
+        )
+    return found[0]
 
 
 def two_parts(

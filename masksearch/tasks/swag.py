@@ -18,8 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from masksearch.contracts import Half
 from masksearch.errors import DataError
-from masksearch.tasks.splits import sample_rows, two_files, two_parts
+from masksearch.tasks.splits import (
+    labelled_test_file,
+    sample_rows,
+    take_half,
+    two_files,
+    two_parts,
+)
 from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.tokenizer import TokenSource
@@ -65,6 +72,7 @@ def load_swag(
     rows: int | None = None,
     dev_rows: int | None = None,
     seed: int = 0,
+    half: Half = "all",
 ) -> SwagData:
     """Reads SWAG.
 
@@ -76,6 +84,8 @@ def load_swag(
         rows: Largest number of training items; more are sampled by `seed`.
         dev_rows: The same for the held-out items.
         seed: Seed of the split and of the samples.
+        half: Which held-out items, before any are sampled: `"search"` or `"final"` (a hash of
+            the start decides), or `"all"`; `"test"` = those of the folder's labelled test file.
 
     Raises:
         DataError: If a file is missing, empty or malformed; names the file and the row.
@@ -87,6 +97,11 @@ def load_swag(
             raise DataError(f"{file}: a SWAG file ends in {', '.join(SUFFIXES)}")
     order = (seed, CHOICE_ORDER)
     train, dev, source = two_parts(files, read_swag, attrgetter("start"), "starts", order)
+    if half == "test":
+        found = (file for file in path.glob("test*") if file.suffix in SUFFIXES)
+        files = [*files, labelled_test_file(path, found, "SWAG")]
+        dev, source = read_swag(files[-1]), f"{source}; scored on {files[-1].name}"
+    dev = take_half(dev, half, str(path), attrgetter("start"))
     counts = {len(item.choices) for item in (*train, *dev)}
     if len(counts) > 1:
         raise DataError(f"{source}: items have {sorted(counts)} choices; all need the same number")

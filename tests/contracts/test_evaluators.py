@@ -86,14 +86,14 @@ def glue(folder: Path) -> Evaluator:
 
 def squad(folder: Path) -> Evaluator:
     path = folder / "squad.json"
-    path.write_text(json.dumps(squad_json(5, 2, seed=0)), encoding="utf-8")
+    path.write_text(json.dumps(squad_json(30, 2, seed=0)), encoding="utf-8")
     settings = {**SMALL, "length": 24, "cache": folder / "cache"}
     return ms.SquadEvaluator(text_file(folder), path, epochs=1, **settings)
 
 
 def swag(folder: Path) -> Evaluator:
     path = folder / "swag.jsonl"
-    rows = swag_rows(10, seed=0)
+    rows = swag_rows(60, seed=0)
     path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     settings = {**SMALL, "length": 24, "cache": folder / "cache"}
     return ms.SwagEvaluator(text_file(folder), path, epochs=1, **settings)

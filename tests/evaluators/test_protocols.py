@@ -1,4 +1,4 @@
-"""Ids of default settings: recorded results are found by them, so they must not move."""
+"""Ids of default settings on all rows: recorded results are found by them, so they stay."""
 
 import random
 from pathlib import Path
@@ -36,13 +36,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_default_protocols_do_not_move(folder: Path) -> None:
+def test_default_protocols_of_all_rows_do_not_move(folder: Path) -> None:
     text, cache = folder / "text.txt", folder / "cache"
     assert PlantedEvaluator().protocol == PLANTED
-    assert MlmEvaluator(text, cache=cache).protocol == MLM
+    assert MlmEvaluator(text, cache=cache, half="all").protocol == MLM
     for size in ("1x64x2", {"layers": 1, "width": 64, "heads": 2}):
         assert PlantedEvaluator(size=size) == PlantedEvaluator()
-    assert MlmEvaluator(text, cache=cache, size="2x128x4").protocol == MLM
-    assert MlmEvaluator(text, cache=cache, size="2x128x2").protocol != MLM
-    judge = GlueEvaluator(text, folder / "glue", tasks=("SST-2",), cache=cache)
+    assert MlmEvaluator(text, cache=cache, half="all", size="2x128x4").protocol == MLM
+    assert MlmEvaluator(text, cache=cache, half="all", size="2x128x2").protocol != MLM
+    judge = GlueEvaluator(text, folder / "glue", tasks=("SST-2",), cache=cache, half="all")
     assert judge.protocol == GLUE
+    halves = [judge.on(half) for half in ("search", "final")]  # type: ignore[arg-type]
+    assert len({GLUE, *(half.protocol for half in halves)}) == 3
+    assert PlantedEvaluator(half="all").protocol == PLANTED

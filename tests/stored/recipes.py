@@ -58,6 +58,7 @@ def glue(folder: Path) -> ms.GlueEvaluator:
         held_out_sequences=8,
         cache=folder / "cache",
         device="cpu",
+        half="all",
     )
 
 
@@ -394,14 +395,14 @@ def pretraining(out: Path) -> list[str]:
 
 # -- protocols ---------------------------------------------------------------------------------
 def protocols(folder: Path) -> dict[str, str]:
-    """Ids of evaluators, over the files of `DATA`.
+    """Ids of evaluators, over the files of `DATA`; of all rows, as versions without halves had it.
 
     Args:
         folder: For caches and planted data.
     """
     text, cache = DATA / "text.txt", folder / "cache"
     glue_corpus().write(folder / "planted")
-    mlm = ms.MlmEvaluator(text, cache=cache)
+    mlm = ms.MlmEvaluator(text, cache=cache, half="all")
     plain = ms.PlantedEvaluator()
     judges = {
         "PlantedEvaluator()": plain,
@@ -409,20 +410,40 @@ def protocols(folder: Path) -> dict[str, str]:
         "PlantedEvaluator(2 keys)": ms.PlantedEvaluator(ms.PlantedProcess(keys=2), size="tiny"),
         "MlmEvaluator(text)": mlm,
         "MlmEvaluator(text, roberta, bfloat16)": ms.MlmEvaluator(
-            text, cache=cache, architecture="roberta", precision="bfloat16", dropout=0.1
+            text,
+            cache=cache,
+            half="all",
+            architecture="roberta",
+            precision="bfloat16",
+            dropout=0.1,
         ),
         "MlmEvaluator(text, mlm+order)": ms.MlmEvaluator(
-            text, cache=cache, pretraining="mlm+order", whole_words=True, micro_batches=2
+            text,
+            cache=cache,
+            half="all",
+            pretraining="mlm+order",
+            whole_words=True,
+            micro_batches=2,
         ),
         "GlueEvaluator(text, glue)": ms.GlueEvaluator(
-            text, DATA / "glue", tasks=("SST-2",), cache=cache
+            text, DATA / "glue", tasks=("SST-2",), cache=cache, half="all"
         ),
         "GlueEvaluator(text, glue, frozen)": ms.GlueEvaluator(
-            text, DATA / "glue", tasks=("SST-2",), cache=cache, frozen=1, finetune_seeds=2
+            text,
+            DATA / "glue",
+            tasks=("SST-2",),
+            cache=cache,
+            half="all",
+            frozen=1,
+            finetune_seeds=2,
         ),
         "GlueEvaluator(planted)": glue(folder / "planted"),
-        "SquadEvaluator(text, squad)": ms.SquadEvaluator(text, DATA / "squad", cache=cache),
-        "SwagEvaluator(text, swag)": ms.SwagEvaluator(text, DATA / "swag", cache=cache),
+        "SquadEvaluator(text, squad)": ms.SquadEvaluator(
+            text, DATA / "squad", cache=cache, half="all"
+        ),
+        "SwagEvaluator(text, swag)": ms.SwagEvaluator(
+            text, DATA / "swag", cache=cache, half="all"
+        ),
         "CostEvaluator()": ms.CostEvaluator(),
         "CostEvaluator(flops, memory)": ms.CostEvaluator(length=64, measure=("flops", "memory")),
         "WithCost(PlantedEvaluator(), memory)": ms.WithCost(plain, latency=False, memory=True),

@@ -24,6 +24,12 @@ LOCAL_GLUE = (
 )
 
 
+HIDDEN_TESTS = (
+    "the labels of GLUE's test sets are hidden, only its server scores them; judge by "
+    "half='final', the development rows that no search has seen"
+)
+
+
 def glue_place(place: Path | str) -> Path | str:
     """A GLUE folder as it can be stored: absolute, or a name on the Hub left as it is.
 
@@ -36,7 +42,7 @@ def glue_place(place: Path | str) -> Path | str:
     return str(place) if folder is None else f"{PREFIX}{folder}"
 
 
-def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
+def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Columns], str]:
     """Reads a task in the Hub's form.
 
     A local folder holds one folder a configuration (`cola`, `sst2`, `mrpc`, ..), in it
@@ -46,6 +52,7 @@ def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
     Args:
         place: `"hf:<owner>/<name>"` or `"hf:<folder>"`.
         task: One with a `hub` form.
+        test: Whether the test sets are read in place of the development sets.
 
     Returns:
         Texts and labels of "train" and of the development sets by name, and a hash of them. It
@@ -59,6 +66,8 @@ def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
     if form is None:
         raise DataError(f"{task.name} is not on the Hub; give a folder of TSV files")
     splits = {"train": "train", **task.hub_splits}
+    if test:
+        splits = {name: split.replace("validation", "test") for name, split in splits.items()}
     folder = hub_folder(place)
     if folder is None:
         tables = load_hub(place.removeprefix(PREFIX), form.config, LOCAL_GLUE)
@@ -71,11 +80,17 @@ def read_hub(place: str, task: GlueTask) -> tuple[dict[str, Columns], str]:
             f"{place}, configuration {form.config}: no split {', '.join(missing)}; it holds "
             f"{', '.join(tables) or 'none'}"
         )
-    parts = {
-        name: read_columns(f"{place} {form.config}/{split}", tables[split], form, task)
-        for name, split in splits.items()
-        if split in tables
-    }
+    parts = {}
+    for name, split in splits.items():
+        if split in tables:
+            try:
+                parts[name] = read_columns(
+                    f"{place} {form.config}/{split}", tables[split], form, task
+                )
+            except DataError as error:
+                if name == "train" or not test:
+                    raise
+                raise DataError(f"{HIDDEN_TESTS} ({error})") from error
     digest = hashlib.sha256()
     for name, (texts, labels) in parts.items():
         digest.update(json.dumps([name, texts, labels]).encode())

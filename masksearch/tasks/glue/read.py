@@ -8,14 +8,15 @@ score(data.task, predictions, data.dev["MRPC"].labels)     # {"accuracy": .., "f
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from masksearch.contracts import Half
 from masksearch.errors import DataError
-from masksearch.tasks.glue.hub import read_hub
+from masksearch.tasks.glue.hub import HIDDEN_TESTS, read_hub
 from masksearch.tasks.glue.tasks import KNOWN, TASKS, GlueTask, task_named
-from masksearch.tasks.splits import sample_rows
+from masksearch.tasks.splits import sample_rows, take_half
 from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 from masksearch.tasks.text.hub import is_hub
 
@@ -32,7 +33,14 @@ class Rows:
 
     def sample(self, count: int | None, seed: int) -> Rows:
         """At most `count` rows, drawn by `seed`, in their order in the file."""
-        chosen = sample_rows(range(len(self)), count, seed)
+        return self.take(sample_rows(range(len(self)), count, seed))
+
+    def half(self, half: Half, where: str) -> Rows:
+        """The rows of a half; those with the same first text (a premise) are in the same one."""
+        return self.take(take_half(range(len(self)), half, where, lambda row: self.texts[row][0]))
+
+    def take(self, chosen: Sequence[int]) -> Rows:
+        """The rows of those numbers."""
         return Rows([self.texts[i] for i in chosen], [self.labels[i] for i in chosen])
 
 
@@ -53,6 +61,7 @@ def load_glue(
     *,
     dev_rows: int | None = None,
     seed: int = 0,
+    half: Half = "all",
 ) -> GlueData:
     """Reads a task from `folder/<task>/`, or from the Hub.
 
@@ -64,6 +73,9 @@ def load_glue(
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
         seed: Seed of the samples.
+        half: Which rows of the development sets, before any are sampled: `"search"` or `"final"`
+            (a hash of a row's first text decides), or `"all"`; `"test"` = those of the test sets,
+            where their labels are told (GLUE's own are not).
 
     Returns:
         The rows. Equal rows have different digests when read from TSV and in the Hub's form.
@@ -71,22 +83,27 @@ def load_glue(
     Raises:
         DataError: If a folder, file or column is missing, a file is empty, a line is malformed
             or a label is wrong or hidden (names the file and the line), or if the Hub cannot be
-            reached.
+            reached, or no row is in the half.
         UnknownNameError: If there is no such task.
     """
     row = task_named(task)
     if is_hub(folder):
-        found, content = read_hub(str(folder), row)
+        found, content = read_hub(str(folder), row, test=half == "test")
         parts = {name: Rows(*columns) for name, columns in found.items()}
     else:
         files = task_files(Path(folder), row)
+        if half == "test":
+            files = {"train": files["train"], **labelled_test_files(Path(folder), row)}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
     own = [] if KNOWN.get(row.name) == row else [repr(differences(row))]
     return GlueData(
         row,
         parts.pop("train").sample(rows, seed),
-        {name: part.sample(dev_rows, seed) for name, part in parts.items()},
+        {
+            name: part.half(half, f"{folder}, {name}").sample(dev_rows, seed)
+            for name, part in parts.items()
+        },
         short_hash(content, str(rows), str(dev_rows), str(seed), *own),
     )
 
@@ -116,6 +133,28 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
                 f"{task.name} there, on which a mask is scored"
             )
     return files
+
+
+def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
+    """The files of a task's labelled test sets, by the names of its development sets: called
+    test where those are called dev.
+
+    Raises:
+        DataError: If there is none, or its labels are hidden.
+    """
+    place = folder / task.name
+    found = {}
+    for name, candidates in task.dev_files.items():
+        spelled = [place / file.replace("dev", "test") for file in candidates if "dev" in file]
+        for file in [file for file in spelled if file.is_file()][:1]:
+            try:
+                read_rows(file, task)
+            except DataError as error:
+                raise DataError(f"{HIDDEN_TESTS} ({error})") from error
+            found[name] = file
+    if task.name not in found:
+        raise DataError(f"{place} holds no test set with labels: {HIDDEN_TESTS}")
+    return found
 
 
 def explain_folder(folder: Path) -> str:

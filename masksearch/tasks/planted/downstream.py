@@ -15,7 +15,13 @@ from torch import Tensor
 
 from masksearch.contracts import Batch, generator
 from masksearch.errors import unknown_name
-from masksearch.tasks.planted.process import FOLLOWS, HELD_OUT, INTACT, PlantedProcess
+from masksearch.tasks.planted.process import (
+    FOLLOWS,
+    HELD_OUT,
+    INTACT,
+    PlantedProcess,
+    held_out_stream,
+)
 
 Rule = Literal["intact", "follows"]
 STREAMS = {"intact": INTACT, "follows": FOLLOWS}
@@ -40,6 +46,7 @@ class PlantedLabelTask:
         rule: `"intact"` or `"follows"`.
         batch: Sequences of a batch, half of each label (even).
         held_out_sequences: Number of held-out sequences (even).
+        draw_number: Number of their draw, from 0.
 
     Raises:
         ValueError: If a number of sequences is odd or below 2.
@@ -50,6 +57,7 @@ class PlantedLabelTask:
     rule: Rule
     batch: int = 64
     held_out_sequences: int = 1024
+    draw_number: int = 0
 
     def __post_init__(self) -> None:
         if self.rule not in STREAMS:
@@ -87,7 +95,8 @@ class PlantedLabelTask:
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
-        random = generator(self.process.seed, STREAMS[self.rule], HELD_OUT)
+        own = held_out_stream(self.draw_number)
+        random = generator(self.process.seed, STREAMS[self.rule], HELD_OUT, *own)
         return [self.draw(self.held_out_sequences, random)]
 
     def draw(self, count: int, random: torch.Generator) -> Batch:

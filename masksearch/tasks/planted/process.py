@@ -339,6 +339,11 @@ class PlantedProcess:
         }
 
 
+def held_out_stream(draw: int) -> tuple[int, ...]:
+    """What a draw of held-out sequences adds to its stream; the first one adds nothing."""
+    return (draw,) if draw else ()
+
+
 @dataclass(frozen=True)
 class PlantedTask:
     """Masked prediction on a planted process; every training batch is drawn anew.
@@ -347,11 +352,13 @@ class PlantedTask:
         process: The distribution.
         batch: Sequences of a batch.
         held_out_sequences: Number of held-out sequences.
+        draw_number: Number of their draw, from 0; two draws have nothing in common.
     """
 
     process: PlantedProcess
     batch: int = 64
     held_out_sequences: int = 1024
+    draw_number: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "held_out_sequences"):
@@ -371,7 +378,7 @@ class PlantedTask:
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
-        random = generator(self.process.seed, HELD_OUT)
+        random = generator(self.process.seed, HELD_OUT, *held_out_stream(self.draw_number))
         tokens = self.process.sample(self.held_out_sequences, random)
         return [
             self.process.mask_tokens(tokens[start : start + 256], random)

@@ -13,20 +13,26 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from masksearch.contracts import Half
 from masksearch.errors import DataError
+from masksearch.tasks.splits import FEW, empty_half, in_final_half
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     content_hash,
     marked_pieces,
     short_hash,
     split_files,
+    text_files,
 )
 from masksearch.tasks.text.hub import HubText, is_hub
 from masksearch.tasks.text.packing import (
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
 
 FORMAT = "5"  # of the cached tokens
 STREAMS = ("train", "held_out")
+HASHED = 64  # ids of a document that decide its half
 BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 
 
@@ -91,6 +98,103 @@ class Corpus:
         """Token ids of each text, without special tokens."""
         return encode(self.tokenizer, texts)
 
+    @cached_property
+    def held_out_halves(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where stretches of the held-out text begin (token numbers, rising), and which of them
+        are in the final half.
+
+        A stretch is a document, or a paragraph where there are fewer than 16 documents, or a
+        sequence where there are fewer than 16 paragraphs. A hash of its first 64 ids decides, so
+        that equal texts go together, and of a long text little is read.
+        """
+        rows, begins = self.held_out, self.begins and self.begins[1]
+        inner = self.length - 2
+        if isinstance(rows, Sequences):
+            ids = rows.body.reshape(-1)
+        else:
+            ids = rows[:, 1:-1].reshape(-1).numpy()
+        starts = np.arange(0, len(ids), inner)
+        for found in (begins.paragraphs, begins.documents) if begins is not None else ():
+            starts = found if len(found) >= FEW else starts
+        ends = np.append(starts[1:], len(ids))
+        firsts = (
+            ids[start : min(end, start + HASHED)] for start, end in zip(starts, ends, strict=True)
+        )
+        final = [in_final_half(first.astype("<i4").tobytes()) for first in firsts]
+        return starts, np.array(final, bool)
+
+    def held_out_rows(self, half: Half) -> Tensor:
+        """Numbers of the held-out sequences of a half, int64, rising.
+
+        A sequence belongs to the stretch of text in which it begins (`held_out_halves`); so no
+        token is in both halves, and nothing is copied.
+
+        Args:
+            half: `"search"` or `"final"`; any other takes all.
+
+        Raises:
+            DataError: If there is none.
+        """
+        rows = torch.arange(len(self.held_out))
+        if half not in ("search", "final"):
+            return rows
+        starts, final = self.held_out_halves
+        of = np.searchsorted(starts, rows.numpy() * (self.length - 2), "right") - 1
+        rows = rows[torch.from_numpy(final[of] == (half == "final"))]
+        if not len(rows):
+            raise empty_half("the held-out text", f"{len(self.held_out)} sequences", half)
+        return rows
+
+    def on_test_text(self, path: Path | str, cache: Path | None = None) -> Corpus:
+        """The same corpus with the test text in place of the held-out one.
+
+        Args:
+            path: What the corpus was loaded from: a folder with a test.txt, or a dataset `hf:..`
+                with a split "test".
+            cache: As in `load`.
+
+        Raises:
+            DataError: If there is no test text, or less than a sequence of it.
+        """
+        hub = HubText.parse(path) if is_hub(path) else None
+        files = [] if hub else [f for f in text_files(Path(path)) if f.stem.lower() == "test"]
+        if hub is None and not (files and Path(path).is_dir()):
+            raise DataError(
+                f"{path} has no test text; half='test' needs a folder with a test.txt, or a "
+                "dataset hf:.. with a split test. half='final' judges by held-out text that no "
+                "search has seen"
+            )
+
+        def write(place: Path) -> None:
+            with tempfile.TemporaryDirectory(dir=place) as scratch:
+                found = Path(scratch) / "test.txt"
+                texts = files if hub is None else [hub.write(found, "test") or found]
+                counts = [
+                    encode_stream(self.tokenizer, marked_pieces(part), place, name)
+                    for name, part in zip(STREAMS, ([], texts), strict=True)
+                ]
+                content = ["", content_hash(texts)]
+            self.tokenizer.save(str(place / "tokenizer.json"))
+            about = json.dumps({"tokens": counts, "content": content})
+            (place / "about.json").write_text(about, encoding="utf-8")
+
+        named = hub.key() if hub else [content_hash(files)]
+        key = short_hash(FORMAT, "test", *named, self.tokenizer.to_str())
+        stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+        held, inner = stored.held_out, self.length - 2
+        if len(held.ids) < inner:
+            raise DataError(
+                f"{path}: the test text holds {len(held.ids):,} tokens; a sequence of "
+                f"{self.length} positions is needed: give more text or a smaller length"
+            )
+        whole = held.part(0, len(held.ids) // inner * inner)
+        return replace(
+            self,
+            held_out=Sequences.packed(held.ids, self.length, self.special),
+            digest=short_hash(self.digest, "test", stored.content[1]),
+            begins=self.begins and (self.begins[0], whole.begins),
+        )
+
     @classmethod
     def load(
         cls,
@@ -131,8 +235,7 @@ class Corpus:
             raise ValueError(f"length must be at least 3 ([CLS], a token, [SEP]), got {length}")
         if tokens is not None and tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {tokens}")
-        folder = cache or Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch")
-        folder = folder.expanduser()
+        folder = cache_folder(cache)
         given = None if tokenizer is None else open_tokenizer(tokenizer)
         spelled = f"trained:{vocabulary}" if given is None else given.to_str()
         limit = [] if tokens is None else [f"tokens:{tokens}"]
@@ -165,6 +268,12 @@ class Corpus:
             digest=short_hash(*content, made.to_str(), str(length), *limit),
             begins=(whole[0].begins, whole[1].begins),
         )
+
+
+def cache_folder(given: Path | None) -> Path:
+    """Where tokens are kept: the given folder, `$MASKSEARCH_CACHE` or `~/.cache/masksearch`."""
+    folder = given or Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch")
+    return folder.expanduser()
 
 
 class StoredTokens(NamedTuple):

@@ -7,7 +7,7 @@ windows.second_starts(torch.tensor([0, 7]), torch.rand(2))     # where their sec
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,16 @@ class TextWindows:
             stop=torch.from_numpy(stop[first]),
             group=torch.from_numpy(np.stack([group[member], count[member]])),
         )
+
+    def part(self, kept: NDArray[np.bool_]) -> TextWindows:
+        """Some of the windows, in their order: bool `[windows]`, True = kept."""
+        at = torch.from_numpy(np.flatnonzero(kept))
+        _, group, member, count = np.unique(
+            self.group[0, at], return_index=True, return_inverse=True, return_counts=True
+        )
+        columns = {n: getattr(self, n)[at] for n in ("begin", "end", "first", "inside", "stop")}
+        group = torch.from_numpy(np.stack([group[member], count[member]]))
+        return replace(self, **columns, group=group)
 
     def second_starts(self, windows: Tensor, draw: Tensor) -> Tensor:
         """Where the second segment of each window begins: with a random sentence; anywhere, where

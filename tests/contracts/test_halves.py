@@ -1,0 +1,237 @@
+"""Every evaluator that splits its rows keeps the same promises about the halves."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import random
+from collections.abc import Callable, Collection
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import ToyEvaluator, space
+from toy_questions import WORDS, squad_json, swag_rows
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import SplitsRows
+from masksearch.evaluators.finetuning import FineTuning
+from masksearch.tasks.splits import in_final_half, take_half
+
+SMALL = dict(steps=2, size="nano", length=24, vocabulary=80, batch=4, held_out_sequences=400)
+HALVES = ("search", "final", "test", "all")
+
+
+def write_text(folder: Path) -> Path:
+    """A folder of train.txt, valid.txt and test.txt, in paragraphs."""
+    draw = random.Random(0)
+    for name, count in (("train", 60), ("valid", 40), ("test", 20)):
+        paragraphs = (
+            "\n".join(" ".join(draw.choices(WORDS, k=9)) for _ in range(6)) for _ in range(count)
+        )
+        (folder / "text").mkdir(exist_ok=True)
+        (folder / "text" / f"{name}.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    return folder / "text"
+
+
+def write_glue(folder: Path) -> Path:
+    draw = random.Random(1)
+    (folder / "glue" / "SST-2").mkdir(parents=True)
+    for name, count in (("train", 16), ("dev", 30), ("test", 12)):
+        rows = [
+            f"{' '.join(draw.choices(WORDS, k=5))}\t{draw.randint(0, 1)}" for _ in range(count)
+        ]
+        path = folder / "glue" / "SST-2" / f"{name}.tsv"
+        path.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return folder / "glue"
+
+
+def text(folder: Path, **more: Any) -> ms.MlmEvaluator:
+    return ms.MlmEvaluator(write_text(folder), cache=folder / "cache", **SMALL, **more)
+
+
+def pairs(folder: Path) -> ms.MlmEvaluator:
+    return text(folder, pretraining="mlm+next")
+
+
+def glue(folder: Path) -> ms.GlueEvaluator:
+    place, more = write_glue(folder), {"cache": folder / "cache", "epochs": 1}
+    return ms.GlueEvaluator(write_text(folder), place, tasks=("SST-2",), **SMALL, **more)
+
+
+def squad(folder: Path) -> ms.SquadEvaluator:
+    (folder / "squad").mkdir()
+    for seed, (name, articles) in enumerate((("train", 4), ("dev", 20), ("test", 3))):
+        path = folder / "squad" / f"{name}-v1.1.json"
+        path.write_text(json.dumps(squad_json(articles, 2, seed=seed)), encoding="utf-8")
+    more = {"cache": folder / "cache", "epochs": 1}
+    return ms.SquadEvaluator(write_text(folder), folder / "squad", **SMALL, **more)
+
+
+def swag(folder: Path) -> ms.SwagEvaluator:
+    (folder / "swag").mkdir()
+    for seed, (name, count) in enumerate((("train", 8), ("val", 20), ("test", 6))):
+        rows = "\n".join(json.dumps(row) for row in swag_rows(count, seed=seed))
+        (folder / "swag" / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    more = {"cache": folder / "cache", "epochs": 1}
+    return ms.SwagEvaluator(write_text(folder), folder / "swag", **SMALL, **more)
+
+
+def planted(folder: Path) -> ms.PlantedEvaluator:
+    process = ms.PlantedProcess(length=24, offsets=(5,), vocabulary=8)
+    return ms.PlantedEvaluator(process, steps=2, downstream_steps=1, held_out_sequences=64)
+
+
+def sequences(evaluator: Any) -> set[tuple[int, ...]]:
+    """The tokens behind the held-out sequences of a pre-training."""
+    corpus = evaluator.task().corpus
+    return {tuple(row) for row in corpus.held_out[evaluator.task().held_out_rows].tolist()}
+
+
+def windows(evaluator: Any) -> set[tuple[int, ...]]:
+    """The text behind the held-out pairs."""
+    task = evaluator.task()
+    cut = task.held_out_windows
+    spans = zip(cut.begin.tolist(), cut.end.tolist(), strict=True)
+    return {tuple(cut.ids[begin:end].tolist()) for begin, end in spans}
+
+
+def drawn(evaluator: Any) -> set[tuple[int, ...]]:
+    (batch,) = evaluator.downstream_tasks[0].held_out()
+    return {tuple(row) for row in batch["input_ids"].tolist()}
+
+
+Rows = Callable[[Any], Collection[Any]]
+KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
+    "mlm": (text, sequences),
+    "pairs": (pairs, windows),
+    "glue": (glue, lambda one: set(one.data("SST-2").dev["SST-2"].texts)),
+    "squad": (squad, lambda one: {question.id for question in one.data().dev}),
+    "swag": (swag, lambda one: {item.start for item in one.data().dev}),
+    "planted": (planted, drawn),
+    "cached": (
+        lambda folder: ms.Cached(text(folder), folder / "judged"),
+        lambda one: sequences(one.evaluator),
+    ),
+    "with cost": (
+        lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+        lambda one: sequences(one.evaluator),
+    ),
+    "shared": (
+        lambda folder: ms.SharedWeights(text(folder), space, steps=2, folder=folder / "nets"),
+        lambda one: sequences(one.evaluator),
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "rows"), KINDS.values(), ids=KINDS)
+class TestHalves:
+    def test_they_are_disjoint_and_make_up_all_rows(self, make, rows, tmp_path):
+        evaluator = make(tmp_path)
+        assert isinstance(evaluator, SplitsRows)
+        assert evaluator.half == "search"
+        search, final, test, both = (set(rows(evaluator.on(half))) for half in HALVES)
+        assert min(len(search), len(final)) > 3
+        assert not search & final
+        assert not test & (search | final)
+        if isinstance(evaluator, ms.PlantedEvaluator):
+            assert both == search  # draws without end; a search's is the one of earlier versions
+        else:
+            assert both == search | final
+
+    def test_each_has_a_protocol_of_its_own(self, make, rows, tmp_path):
+        evaluator = make(tmp_path)
+        found = [evaluator.on(half) for half in HALVES]
+        assert [each.half for each in found] == list(HALVES)
+        same = 1 if isinstance(evaluator, ms.PlantedEvaluator) else 0
+        assert len({each.protocol for each in found}) == len(HALVES) - same
+        assert evaluator.final().protocol == evaluator.on("final").protocol
+        twin = pickle.loads(pickle.dumps(evaluator.final()))
+        assert twin.protocol == evaluator.final().protocol
+        assert (twin.half, twin.on("search").protocol) == ("final", evaluator.protocol)
+
+    def test_training_does_not_depend_on_the_half(self, make, rows, tmp_path):
+        evaluator = make(tmp_path)
+        found = []
+        for half in HALVES:
+            inner = getattr(evaluator.on(half), "evaluator", evaluator.on(half))
+            source = inner.differentiable(3)
+            batch = next(source.batches)
+            weights = torch.cat([w.flatten() for w in source.model.parameters()])
+            found.append((batch["input_ids"].tolist(), batch["labels"].tolist(), weights.tolist()))
+            for name in inner.downstream if isinstance(inner, FineTuning) else ():
+                train = inner.tokens(name).train
+                found[-1] += ([train[number] for number in range(len(train))],)
+        assert all(one == found[0] for one in found)
+
+    def test_an_unknown_half_is_named(self, make, rows, tmp_path):
+        with pytest.raises(ms.UnknownNameError, match="did you mean 'final'"):
+            make(tmp_path).on("finale")
+
+
+def test_a_half_is_the_same_on_every_machine():
+    """The first byte of the SHA-256 of UTF-8: `printf 'the cat' | sha256sum` begins with 70."""
+    known = {"the cat": 0x70, "the dog": 0x29, "": 0xE3, "\u00e9t\u00e9": 0xBD}
+    assert {one: in_final_half(one) for one in known} == {
+        one: bool(b % 2) for one, b in known.items()
+    }
+
+
+def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
+    assert not isinstance(ms.Cached(ToyEvaluator(), tmp_path), SplitsRows)
+    assert not isinstance(ms.WithCost(ToyEvaluator(), latency=False, memory=True), SplitsRows)
+    wrapped = ms.Cached(ms.WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
+    final = wrapped.final()
+    assert final.evaluator.evaluator == planted(tmp_path).final()
+    assert wrapped.on("search") is wrapped
+
+
+def test_a_super_net_is_trained_once_for_all_halves(tmp_path):
+    shared = ms.SharedWeights(text(tmp_path), space, steps=2, folder=tmp_path / "nets")
+    search, final = shared, shared.final()
+    assert search.key == final.key == shared.on("all").key
+    losses = [one.judge([masks.star()])[0]["loss"] for one in (search, final)]
+    assert losses[0] != losses[1]
+    assert len([path for path in (tmp_path / "nets").iterdir() if path.is_dir()]) == 1
+    packed = shared.packed()
+    assert packed.judge([masks.star()])[0]["loss"] == losses[0]
+
+
+def test_what_cannot_be_split_says_why(tmp_path):
+    mlm, place = text(tmp_path), write_glue(tmp_path)
+    (tmp_path / "text" / "test.txt").unlink()
+    with pytest.raises(ms.DataError, match=r"no test text; half='test' needs a folder with"):
+        mlm.on("test")
+    for name, label in (("dev", "1"), ("test", "-1")):
+        path = place / "SST-2" / f"{name}.tsv"
+        path.write_text(f"sentence\tlabel\nonly one\t{label}\n", encoding="utf-8")
+    judge = ms.GlueEvaluator(tmp_path / "text", place, tasks=("SST-2",), cache=tmp_path, **SMALL)
+    with pytest.raises(ms.DataError, match=r"test sets are hidden.*half='final'.*line 2"):
+        judge.on("test")
+    (place / "SST-2" / "test.tsv").unlink()
+    with pytest.raises(ms.DataError, match="holds no test set with labels"):
+        judge.on("test")
+    with pytest.raises(ms.DataError, match=r"none of 1 rows belongs to the .* half.*half='all'"):
+        [judge.on(half).check_rows() for half in ("final", "search")]
+    assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
+
+
+def test_questions_on_one_article_stay_together(tmp_path):
+    evaluator = squad(tmp_path)
+    search, final = (
+        {question.article for question in half.data().dev}
+        for half in (evaluator, evaluator.final())
+    )
+    assert not search & final
+
+
+def test_few_articles_are_dealt_out_by_their_paragraphs():
+    rows = [("one article", f"paragraph {number}") for number in range(40)]
+    taken = [
+        take_half(rows, half, "", itemgetter(0), itemgetter(1)) for half in ("search", "final")
+    ]
+    assert sorted(taken[0] + taken[1]) == sorted(rows)
+    assert min(map(len, taken)) > 10
