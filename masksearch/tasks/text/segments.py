@@ -94,11 +94,11 @@ class TextWindows:
     def part(self, kept: NDArray[np.bool_]) -> TextWindows:
         """Some of the windows, in their order: bool `[windows]`, True = kept."""
         at = torch.from_numpy(np.flatnonzero(kept))
-        _, group, member, count = np.unique(
+        _, first, member, count = np.unique(
             self.group[0, at], return_index=True, return_inverse=True, return_counts=True
         )
         columns = {n: getattr(self, n)[at] for n in ("begin", "end", "first", "inside", "stop")}
-        group = torch.from_numpy(np.stack([group[member], count[member]]))
+        group = torch.from_numpy(np.stack([first[member], count[member]]))
         return replace(self, **columns, group=group)
 
     def second_starts(self, windows: Tensor, draw: Tensor) -> Tensor:
