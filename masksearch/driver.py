@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -13,9 +14,13 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.candidates import (
     Candidate,
+    describe_reuse,
+    discoveries_json,
     from_a_search,
     read_candidates,
+    read_discoveries,
     read_seeds,
+    stored_discoveries,
 )
 from masksearch.analysis.compare import ComparedMasks, Kind, check_kinds, read_kinds
 from masksearch.contracts import (
@@ -23,9 +28,11 @@ from masksearch.contracts import (
     Evaluator,
     Executor,
     ExplainsValues,
+    Half,
     Listener,
     Record,
     Scheduler,
+    SplitsRows,
     Strategy,
     check_evaluator,
 )
@@ -41,10 +48,11 @@ from masksearch.strategies.enqueued import Enqueued, draw_enqueued
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
+from masksearch.study.halves import as_begun, judge_on, protocols_of_rows
 from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source, name_space_function
 from masksearch.study.references import choose_best, read_run_record
-from masksearch.study.session import Session
+from masksearch.study.session import Session, outside_level
 from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
 
@@ -276,6 +284,7 @@ def search(
         raise SearchError(f"trials must be at least 1, or 0 with baselines alone, got {trials}")
     if seconds is not None and not seconds > 0:
         raise SearchError(f"seconds must be positive, got {seconds:g}")
+    evaluator = as_begun(evaluator, Path(run), storage)
     reported = [objective.name for objective in evaluator.objectives]
     limits = [parse_constraint(text, reported) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
@@ -332,7 +341,8 @@ def compare(
     evaluator: Evaluator,
     *,
     run: Path | str,
-    seeds: Iterable[int] = range(5),
+    seeds: Iterable[int] = range(1000, 1005),
+    half: Half | None = None,
     kinds: Mapping[str, str] = {},
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
@@ -346,8 +356,11 @@ def compare(
             `masks.parse`: an expression, a file, `"runs/x#7"`.
         evaluator: Judges masks.
         run: Folder of the comparison.
-        seeds: Evaluation seeds, shared by all masks; choose others than the search's, or the
-            winner is flattered.
+        seeds: Evaluation seeds, shared by all masks; a seed that found a mask flatters it, and
+            the verdict says so. Below three, nothing is decided.
+        half: By which rows of its data an evaluator judges that splits them: `"final"` (no
+            search has seen them), `"search"`, `"test"`, `"all"`; None = `"final"`, unless the
+            evaluator is on another half than its search half already.
         kinds: Name -> what the mask is: `"searched"` (from a search), `"hand-designed"`,
             `"control"` (dense, random keys, the planted mask) or `"candidate"`. Where it is not
             said, what a strategy proposed (its record, or a run as text) is searched, a mask of
@@ -367,22 +380,46 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds, chosen = Path(run), read_seeds(seeds), read_candidates(candidates)
-    found = (name for name, each in candidates.items() if from_a_search(open_run(each)))
+    records = {name: open_run(each) for name, each in candidates.items()}
+    found = {n: r for n, r in records.items() if isinstance(r, Record) and from_a_search(r)}
     said: dict[str, Kind] = dict.fromkeys(found, "searched")
     said |= check_kinds(kinds, candidates)
+    evaluator = judge_on(evaluator, half)
+    if half is None:
+        evaluator = as_begun(evaluator, run, storage)
+    split = evaluator.half if isinstance(evaluator, SplitsRows) else ""
     prints = {
         name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in chosen.items()
     }
     store = StudyStore(run, storage)
     try:
-        store.create(evaluator.objectives, {"kind": "compare", **evaluator_facts(evaluator)})
+        about = {"kind": "compare", **({"half": split} if split else {})}
+        about |= evaluator_facts(evaluator)
+        store.create(evaluator.objectives, about)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor or Local()))
         before = store.records()
         known = read_kinds(store.facts(), {r.params["mask"]: r for r in before})
         kept = {**known, **said}
         meanings = evaluator.meanings if isinstance(evaluator, ExplainsValues) else {}
-        facts = {"kinds": json.dumps(kept), "meanings": json.dumps(dict(meanings))}
+        # a name that now has another mask loses what is known of the earlier one
+        same = {
+            r.params["mask"]
+            for r in before
+            if prints.get(r.params["mask"], r.fingerprint) == r.fingerprint
+        }
+        earlier = {n: each for n, each in stored_discoveries(store.facts()).items() if n in same}
+        discovered = read_discoveries(
+            found, protocols_of_rows(evaluator) if found else (), earlier
+        )
+        facts = {
+            "kinds": json.dumps(kept),
+            "meanings": json.dumps(dict(meanings)),
+            "found_with": discoveries_json(discovered),
+        }
         store.add_facts(facts)
+        here = {name: each for name, each in discovered.items() if name in chosen}
+        for line in describe_reuse(here, seeds, split):
+            warnings.warn(line, stacklevel=outside_level())
         held = {
             (r.params.get("mask"), r.fingerprint, r.seed)
             for r in before
@@ -416,7 +453,14 @@ def compare(
     finally:
         store.close()
     return Comparison(
-        tuple(wanted), objectives, run, shape=evaluator.shape, kinds=kept, meanings=meanings
+        tuple(wanted),
+        objectives,
+        run,
+        shape=evaluator.shape,
+        kinds=kept,
+        meanings=meanings,
+        half=split,
+        found_with=here,
     )
 
 

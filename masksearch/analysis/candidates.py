@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
@@ -14,6 +16,15 @@ from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How searches found a mask of a comparison."""
+
+    seeds: tuple[int, ...]  # that they scored it with
+    protocols: tuple[str, ...]  # ids of what scored it
+    same_rows: bool  # whether one of these judges by rows of the comparison
 
 
 def read_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
@@ -86,3 +97,63 @@ def from_a_search(candidate: Candidate) -> bool:
         and candidate.origin != "compare"
         and not is_baseline(candidate)
     )
+
+
+def read_discoveries(
+    records: Mapping[str, Record],
+    protocols: Collection[str],
+    known: Mapping[str, Discovery] | None = None,
+) -> dict[str, Discovery]:
+    """How masks were found.
+
+    Args:
+        records: Name -> what a search recorded of the mask.
+        protocols: Ids of what judges by rows of the comparison.
+        known: Earlier discoveries of these masks, under the same names.
+    """
+    found = dict(known or {})
+    for name, record in records.items():
+        before = found.get(name, Discovery((), (), False))
+        found[name] = Discovery(
+            tuple(sorted({*before.seeds, record.seed})),
+            tuple(sorted({*before.protocols, record.protocol})),
+            before.same_rows or record.protocol in protocols,
+        )
+    return found
+
+
+def discoveries_json(found: Mapping[str, Discovery]) -> str:
+    """For the facts of a comparison."""
+    return json.dumps({name: asdict(each) for name, each in found.items()})
+
+
+def stored_discoveries(facts: Mapping[str, str]) -> dict[str, Discovery]:
+    """Inverse of `discoveries_json`; empty for comparisons of earlier versions."""
+    stored = json.loads(facts.get("found_with", "{}"))
+    return {
+        name: Discovery(tuple(each["seeds"]), tuple(each["protocols"]), each["same_rows"])
+        for name, each in stored.items()
+    }
+
+
+def describe_reuse(found: Mapping[str, Discovery], seeds: Collection[int], half: str) -> list[str]:
+    """What flatters the masks of searches: seeds and rows that found them and judge them too.
+
+    Args:
+        found: How each was found.
+        seeds: Those of the comparison.
+        half: Of the rows that judge; empty where the evaluator has no halves.
+    """
+    lines: list[str] = []
+    for name, each in found.items():
+        if both := sorted(set(each.seeds) & set(seeds)):
+            lines.append(
+                f"{name} was found with seed {', '.join(map(str, both))}, which judges it too: "
+                "its score is flattered; judge by other seeds"
+            )
+        if each.same_rows and half:
+            lines.append(
+                f"{name} was found on rows that judge it too (half={half!r}): its score is "
+                "flattered; judge by rows that no search has seen (half='final' or 'test')"
+            )
+    return lines

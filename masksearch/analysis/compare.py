@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from masksearch.analysis.candidates import Discovery
 from masksearch.analysis.stats import (
     Estimate,
     PairedDifference,
@@ -150,6 +151,8 @@ class ComparedMasks:
             `"candidate"` (nobody says where it comes from); for those not named see
             `kind_of_mask`.
         meanings: Reported value -> what it measures, in a few words, for the verdict.
+        half: Which rows judged; empty where the evaluator has no halves, or it is not known.
+        found_with: Searched mask -> how it was found, as far as it is known.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -163,6 +166,8 @@ class ComparedMasks:
     shape: Shape | None = None
     kinds: Mapping[str, Kind] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
+    half: str = ""
+    found_with: Mapping[str, Discovery] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))

@@ -6,6 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
+from masksearch.analysis.candidates import describe_reuse
 from masksearch.analysis.stats import format_estimate, format_p
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ def describe_finding(finding: Finding) -> str:
 
 def warning_lines(comparison: ComparedMasks) -> list[str]:
     """What a reader must know before believing the scores."""
-    lines: list[str] = []
     entries = list(comparison.entries.values())
+    lines = row_lines(comparison, [entry for entry in entries if entry.kind == "searched"])
     for task in sorted({task for entry in entries for task in entry.at_majority}):
         those = [entry.name for entry in entries if task in entry.at_majority]
         others = [e.name for e in entries if task in e.values and e.name not in those]
@@ -159,4 +160,31 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
     unknown = [entry.name for entry in entries if math.isnan(entry.sparsity)]
     if unknown:
         lines.append(f"Sparsity unknown: {', '.join(unknown)}.")
+    return lines
+
+
+ROWS_THAT_JUDGE = {
+    "final": "Judged by rows that no search has seen (half='final').",
+    "test": "Judged by test rows, which no search has seen.",
+    "search": "Judged by the rows that searches use (half='search').",
+    "all": "Judged by all rows, those that searches use among them (half='all').",
+    "": "The evaluator splits no rows, so those that judge may have found the searched masks too.",
+}
+
+
+def row_lines(comparison: ComparedMasks, searched: list[MaskRuns]) -> list[str]:
+    """On which rows and seeds searched masks are judged, and which of them had found them."""
+    if not searched:
+        return []
+    lines = [ROWS_THAT_JUDGE[comparison.half]]
+    for entry in searched:
+        if entry.name in comparison.found_with:
+            known = {entry.name: comparison.found_with[entry.name]}
+            lines += [f"{line}." for line in describe_reuse(known, entry.scores, comparison.half)]
+    unknown = [entry.name for entry in searched if entry.name not in comparison.found_with]
+    if unknown:
+        lines.append(
+            f"Which seeds and rows found {join_names(unknown)} is not known here: compare the "
+            "record of the search (study.best(), 'RUN#7'), not its mask alone."
+        )
     return lines

@@ -274,6 +274,15 @@ def named_mask(text: str) -> tuple[str, Mask]:
     return name, read_mask(mask)
 
 
+def named_candidate(text: str) -> tuple[str, Mask | Record]:
+    """Name and mask of `NAME=MASK`, or what a run has recorded of the mask."""
+    from masksearch.masks.text import names_run
+    from masksearch.study.references import read_run_record
+
+    name, mask = split_name(text)
+    return name, read_run_record(mask) if names_run(mask) else read_mask(mask)
+
+
 def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
     """What a search has found, named by its strategy.
 

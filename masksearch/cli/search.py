@@ -47,7 +47,9 @@ def evaluate(
 
     from masksearch.cli.build import named_mask
     from masksearch.cli.output import print_comparison
+    from masksearch.contracts import SplitsRows
     from masksearch.driver import compare
+    from masksearch.study.halves import as_begun
 
     built, (name, found) = evaluator_of(given), named_mask(mask)
     with ExitStack() as stack:
@@ -56,8 +58,14 @@ def evaluate(
         else:
             folder = run
             stack.enter_context(resumable(run, "evaluate", options_given))
+        built = as_begun(built, folder, None)
         comparison = compare(
-            {name: found}, built, run=folder, seeds=range(seeds), executor=executor_of(given)
+            {name: found},
+            built,
+            run=folder,
+            seeds=range(seeds),
+            half=built.half if isinstance(built, SplitsRows) else None,  # as a search does
+            executor=executor_of(given),
         )
     failed = [record for record in comparison.records if record.status == "failed"]
     print_comparison(comparison, as_json)
@@ -315,10 +323,19 @@ def compare(
     run: options.Run = Path("runs/compare"),
     seeds: Annotated[
         int, declare("Trainings of each mask, on seeds that all share.", COMPARED, "", "N")
-    ] = 3,
+    ] = 5,
     first_seed: Annotated[
         int, declare("First of these seeds; use others than the search's.", COMPARED, "", "N")
     ] = 1000,
+    half: Annotated[
+        str | None,
+        declare(
+            "Which rows judge: final (no search has seen them), search, test or all.",
+            COMPARED,
+            "final, where the evaluator splits its rows",
+            "NAME",
+        ),
+    ] = None,
     controls: Annotated[
         bool,
         declare(
@@ -349,21 +366,18 @@ def compare(
 
 def run_compare(given: dict[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
-    from masksearch.analysis.pareto import is_baseline
-    from masksearch.cli.build import found_masks, named_mask, random_like
+    from masksearch.analysis.candidates import read_candidates
+    from masksearch.cli.build import found_masks, named_candidate, random_like
     from masksearch.driver import compare
     from masksearch.masks import FAMILIES, full
 
     built, run, seed = evaluator_of(given), given["run"], given["first_seed"]
-    mine, kinds = dict(named_mask(text) for text in given["mask"] or []), {}
+    given_masks = dict(named_candidate(text) for text in given["mask"] or [])
     for folder in given["found"] or []:
         for name, record in found_masks(folder, given["sparsity"] or []).items():
-            free = name if name not in mine else f"{name} ({folder.name})"
-            assert record.mask is not None
-            mine[free] = record.mask
-            if not is_baseline(record):
-                kinds[free] = "searched"
-    candidates = dict(mine)
+            given_masks[name if name not in given_masks else f"{name} ({folder.name})"] = record
+    mine = read_candidates(given_masks) if given_masks else {}
+    candidates, kinds = dict(given_masks), {}
     if given["controls"]:
         alike = {
             f"random keys like {name}": random_like(chosen, built.shape.length, seed=0)
@@ -376,14 +390,15 @@ def run_compare(given: dict[str, Any]) -> Comparison:
                 f"{taken[0]!r} is the name of a mask that compare adds itself, {own[taken[0]]}; "
                 "give yours another one (--mask NAME=MASK), or --no-controls"
             )
-        kinds = {"dense": "control", **dict.fromkeys(alike, "control"), **kinds}
-        candidates = {**own, **mine}
+        kinds = {"dense": "control", **dict.fromkeys(alike, "control")}
+        candidates = {**own, **given_masks}
     with resumable(run, "compare", given):
         return compare(
             candidates,
             built,
             run=run,
             seeds=range(seed, seed + given["seeds"]),
+            half=given["half"],
             kinds=kinds,
             executor=executor_of(given),
         )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from optuna.storages import BaseStorage
 
+from masksearch.analysis.candidates import stored_discoveries
 from masksearch.analysis.compare import ComparedMasks, read_kinds
 from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
@@ -156,6 +157,8 @@ def comparison_of(study: Found) -> ComparedMasks:
         shape=study.shape,
         kinds=kinds,
         meanings=json.loads(study.facts.get("meanings", "{}")),
+        half=study.facts.get("half", ""),
+        found_with=stored_discoveries(study.facts),
     )
 
 

@@ -45,7 +45,7 @@ from masksearch.study.records import (
 )
 from masksearch.study.storage import explain_errors, locate_storage, open_storage
 
-LATER = {"space_function"}  # facts that studies of earlier versions lack
+LATER = {"space_function", "half"}  # facts that studies of earlier versions lack
 
 
 class StudyStore:

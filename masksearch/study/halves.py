@@ -1,0 +1,76 @@
+"""Which rows judge: a search's own, or those that no search has seen."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import get_args
+
+from optuna.storages import BaseStorage
+
+from masksearch.contracts import Evaluator, Half, SplitsRows
+from masksearch.errors import EvaluatorError, SearchError, unknown_name
+from masksearch.study.session import outside_level
+from masksearch.study.store import StudyStore
+
+
+def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
+    """The evaluator on the rows by which a comparison judges.
+
+    Args:
+        evaluator: Any one; where it has no halves, it stays as it is.
+        half: None = `"final"` for an evaluator on its search half, else the one that it has.
+
+    Raises:
+        EvaluatorError: If a half is asked of an evaluator that has none.
+        UnknownNameError: If there is no such half.
+    """
+    if half is not None and half not in get_args(Half):
+        raise unknown_name("half", half, get_args(Half))
+    if not isinstance(evaluator, SplitsRows):
+        if half is None:
+            return evaluator
+        raise EvaluatorError(
+            f"{type(evaluator).__name__} does not split its rows, so there is no half={half!r} "
+            "to judge by; give it `half` and `on(half)` (masksearch.contracts.SplitsRows), or "
+            "leave half out"
+        )
+    wanted = half or ("final" if evaluator.half == "search" else evaluator.half)
+    return evaluator if wanted == evaluator.half else evaluator.on(wanted)
+
+
+def as_begun(evaluator: Evaluator, run: Path, storage: str | BaseStorage | None) -> Evaluator:
+    """The evaluator on all rows where a run folder was begun so, by a version without halves.
+
+    It is said in a warning, because its rows are no longer those of a new run.
+    """
+    if not isinstance(evaluator, SplitsRows) or evaluator.half == "all":
+        return evaluator
+    with suppress(SearchError):  # nothing has been begun there
+        store = StudyStore(run, storage, write=False)
+        begun = store.facts().get("protocol", "") if store.trials() else ""
+        if begun in ("", evaluator.protocol):
+            return evaluator
+        whole = evaluator.on("all")
+        if begun == whole.protocol:
+            warnings.warn(
+                f"{run} was begun on all rows, before they were split into a search half and a "
+                "final half; it goes on so. A new run folder judges by one half",
+                stacklevel=outside_level(),
+            )
+            return whole
+    return evaluator
+
+
+def protocols_of_rows(evaluator: Evaluator) -> set[str]:
+    """Protocol ids whose scores come from rows of this evaluator: its own, and those of halves
+    that hold some of them."""
+    found = {evaluator.protocol}
+    if isinstance(evaluator, SplitsRows):
+        search, whole = evaluator.on("search").protocol, evaluator.on("all").protocol
+        if evaluator.half in ("search", "all"):
+            found |= {search, whole}
+        elif evaluator.half == "final" and whole != search:
+            found.add(whole)
+    return found
