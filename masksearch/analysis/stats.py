@@ -11,6 +11,7 @@ from scipy import stats
 
 from masksearch.analysis.crossed import half_width, seed_error, stack_rows, two_sided_p
 from masksearch.analysis.row_scores import RowScores
+from masksearch.contracts import Objective
 
 CLAIM_SEEDS = 3  # below so many common seeds nothing is claimed
 EQUAL = 1e-9  # differences that agree to this share of the scores are equal but for rounding
@@ -211,6 +212,26 @@ def pooled_p(scores: Mapping[str, Mapping[int, float]], a: str, b: str) -> float
         return math.nan
     difference = abs(float(means[names.index(a)] - means[names.index(b)]))
     return 2 * float(stats.t.sf(difference / error, df))
+
+
+def diverged_score(objective: Objective, scores: Iterable[float]) -> float:
+    """The score of a run that has diverged, for comparisons.
+
+    Left out, a mask would be the better the more of its bad runs are lost. It counts as the
+    objective's `worst`, or as the worst finite score of the comparison where that is worse, or
+    `worst` not finite: no finished run is judged to be worse than a diverged one.
+
+    Args:
+        objective: The score.
+        scores: Of all runs of all masks that are compared; others than finite ones are left out.
+
+    Raises:
+        ValueError: If neither `worst` nor any score is finite.
+    """
+    finite = [score for score in (objective.worst, *scores) if math.isfinite(score)]
+    if not finite:
+        raise ValueError(f"no run has a finite {objective.name}: nothing to compare")
+    return min(finite) if objective.goal == "max" else max(finite)
 
 
 def decimals_for(values: Iterable[float]) -> int:

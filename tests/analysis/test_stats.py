@@ -11,6 +11,7 @@ from scipy import stats as scipy_stats
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
     decimals_for,
+    diverged_score,
     estimate,
     format_estimate,
     holm,
@@ -18,6 +19,7 @@ from masksearch.analysis.stats import (
     paired_difference,
     pooled_p,
 )
+from masksearch.contracts import Objective
 
 scores = st.lists(st.integers(-1000, 1000).map(lambda x: x / 100), min_size=2, max_size=9)
 p_values = st.lists(st.floats(0, 1), max_size=8)
@@ -208,6 +210,15 @@ def test_pooled_error_by_hand():
     assert pooled_p(only, "a", "b") == pytest.approx(paired)
     assert math.isnan(pooled_p({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b"))
     assert math.isnan(pooled_p({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.0}}, "a", "b"))
+
+
+def test_no_finished_run_is_worse_than_a_diverged_one():
+    assert diverged_score(Objective("glue", "max", 0.4), [0.7, math.nan, 0.6]) == 0.4
+    assert diverged_score(Objective("glue", "max", 0.4), [0.7, 0.3]) == 0.3
+    assert diverged_score(Objective("loss", "min", 9.0), [4.0, 5.0]) == 9
+    assert diverged_score(Objective("loss", "min", math.inf), [4.0, math.inf, 5.0]) == 5
+    with pytest.raises(ValueError, match="no run has a finite loss"):
+        diverged_score(Objective("loss", "min", math.inf), [])
 
 
 def test_holm_by_hand():
