@@ -47,8 +47,8 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
         "random": "searched",
         "random #7": "searched",
         "random #0": "hand-designed",  # a baseline of that search
-        "mine": "candidate",
-        "runs/x#8": "candidate",
+        "mine": "searched",
+        "runs/x#8": "searched",
     }
     monkeypatch.chdir("runs")  # the stored command names the masks from anywhere
     code, _, err = run(monkeypatch, capsys, "resume", "y")
