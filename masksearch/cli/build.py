@@ -306,13 +306,6 @@ def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
     return chosen
 
 
-def random_like(mask: Mask, length: int, seed: int) -> Mask:
-    """Random keys in the number that gives the mask's density (at least one a row)."""
-    from masksearch.masks import random_keys
-
-    return random_keys(max(1, round(mask.density(length) * length)), seed)
-
-
 def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
     """Options of the one-shot strategy; others refuse them.
 

@@ -367,11 +367,16 @@ def compare(
 def run_compare(given: dict[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
     from masksearch.analysis.candidates import read_candidates
-    from masksearch.cli.build import found_masks, named_candidate, random_like
+    from masksearch.cli.build import found_masks, named_candidate
     from masksearch.driver import compare
     from masksearch.masks import FAMILIES, full
+    from masksearch.masks.random_controls import random_like
+    from masksearch.study.halves import as_begun, judge_on
 
-    built, run, seed = evaluator_of(given), given["run"], given["first_seed"]
+    run, seed = given["run"], given["first_seed"]
+    judge = judge_on(evaluator_of(given), given["half"])
+    if given["half"] is None:
+        judge = as_begun(judge, run, None)
     given_masks = dict(named_candidate(text) for text in given["mask"] or [])
     for folder in given["found"] or []:
         for name, record in found_masks(folder, given["sparsity"] or []).items():
@@ -380,7 +385,7 @@ def run_compare(given: dict[str, Any]) -> Comparison:
     candidates, kinds = dict(given_masks), {}
     if given["controls"]:
         alike = {
-            f"random keys like {name}": random_like(chosen, built.shape.length, seed=0)
+            f"random keys like {name}": random_like(chosen, judge.shape)
             for name, chosen in mine.items()
             if name not in FAMILIES
         }
@@ -395,7 +400,7 @@ def run_compare(given: dict[str, Any]) -> Comparison:
     with resumable(run, "compare", given):
         return compare(
             candidates,
-            built,
+            judge,
             run=run,
             seeds=range(seed, seed + given["seeds"]),
             half=given["half"],

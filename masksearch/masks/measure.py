@@ -70,6 +70,11 @@ def sequences_at(shape: HasShape) -> Tensor:
     return ends.flip(0).cumsum(0).flip(0)
 
 
+def counts_all_alike(shape: HasShape) -> bool:
+    """Whether every cell of the table counts the same: no padding, and not causal."""
+    return not shape.causal and all(tokens == shape.length for tokens, _ in shape.histogram)
+
+
 def pair_weights(shape: HasShape) -> Tensor:
     """How much of the data each cell of the table serves.
 
@@ -108,8 +113,8 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
     """
     size, causal = shape.length, shape.causal
     present = sequences_at(shape)
-    if present[0] == present[-1]:  # no padding
-        return mask.density(size, causal)
+    if counts_all_alike(shape):
+        return mask.density(size)
     pairs = sum(count * (n * (n + 1) // 2 if causal else n * n) for n, count in shape.histogram)
     query, key = grid(size)
     kept = 0

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masksearch import masks
+from masksearch import Shape, masks
 from masksearch.masks.core import Mask
+from masksearch.masks.measure import effective_density
 from masksearch.positions.controls import diagonal_controls
 
 
@@ -39,3 +40,15 @@ def test_random_keys_are_spread_evenly():
 def test_message():
     with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
         diagonal_controls(draws=0)
+
+
+def test_padded_controls_drop_as_many_real_pairs_as_the_diagonal():
+    shape = Shape(64, 1, 1, lengths={7: 2, 12: 9, 20: 30, 31: 12, 44: 5, 61: 1})
+    for seed in range(5):
+        found = diagonal_controls(draws=2, seed=seed, shape=shape)
+        kept = [effective_density(mask, shape) for mask in found.values()]
+        assert kept[1:] == pytest.approx([kept[1]] * 3, abs=0.005)
+        assert kept[1] < 0.97
+    assert diagonal_controls(seed=1, shape=Shape(64, 1, 1)) == diagonal_controls(seed=1)
+    with pytest.raises(ValueError, match="a decoder's first query has no other key"):
+        diagonal_controls(shape=Shape(8, 1, 1, causal=True))

@@ -1,0 +1,69 @@
+"""Random controls keep as much as the mask that they stand beside, of the pairs that exist."""
+
+import pytest
+
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import effective_density
+from masksearch.masks.random_controls import random_like
+
+SENTENCES = {7: 2, 12: 9, 20: 30, 31: 12, 44: 5, 61: 1}  # tokens of short texts in 64 positions
+SHAPES = [
+    Shape(64, 1, 2, causal=True),
+    Shape(100, 1, 2, causal=True),
+    Shape(64, 1, 2, lengths=SENTENCES),
+    Shape(100, 1, 2, lengths=SENTENCES),
+    Shape(64, 1, 2, causal=True, lengths=SENTENCES),
+    Shape(32, 1, 2, lengths={9: 3, 17: 5, 30: 1}),
+    Shape(24, 1, 2, causal=True),
+    Shape(1, 1, 2, causal=True),
+    Shape(4, 1, 2, lengths={1: 5}),
+]
+MASKS = [
+    masks.full(),
+    masks.star(),
+    masks.window(3),
+    masks.random_keys(9, 1) | masks.window(0),
+    masks.per_head([masks.window(1), masks.columns(4) | masks.window(0)]),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:20])
+def test_random_controls_match_within_one_point_on_every_seed(mask, shape):
+    target = effective_density(mask, shape)
+    for seed in range(5):
+        control = random_like(mask, shape, seed)
+        assert effective_density(control, shape) == pytest.approx(target, abs=0.01)
+        lower(control, shape)  # no row is empty
+
+
+def test_a_mask_sparser_than_the_diagonal_has_a_control_too():
+    shape = Shape(64, 1, 1, lengths=SENTENCES)
+    mask = masks.columns(1)
+    target = effective_density(mask, shape)
+    assert target == pytest.approx(effective_density(masks.window(0), shape))
+    sparser = masks.random_keys(1, 5)
+    target = effective_density(sparser, shape)
+    assert target < effective_density(masks.window(0), shape) - 0.01
+    for seed in range(10):
+        control = random_like(sparser, shape, seed)
+        assert effective_density(control, shape) == pytest.approx(target, abs=0.01)
+        lower(control, shape)
+
+
+def test_without_padding_random_controls_are_random_keys_of_equal_density():
+    """Also of data whose sequences are all full; half the density would not do."""
+    for lengths in (None, {50: 7}):
+        shape = Shape(50, 2, 2, lengths=lengths)
+        for count in (1, 5, 25):
+            mask = masks.random_keys(count, 7)
+            assert random_like(mask, shape, 3) == masks.random_keys(count, 3)
+
+
+def test_random_controls_are_drawn_by_their_seed():
+    for shape in (Shape(32, 1, 1), *SHAPES[:3]):
+        drawn = [random_like(masks.window(2), shape, seed) for seed in (0, 1, 2)]
+        assert len(set(drawn)) == 3
+        assert drawn[1] == random_like(masks.window(2), shape, 1)
