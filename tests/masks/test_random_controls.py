@@ -53,13 +53,16 @@ def test_a_mask_sparser_than_the_diagonal_has_a_control_too():
         lower(control, shape)
 
 
-def test_without_padding_random_controls_are_random_keys_of_equal_density():
-    """Also of data whose sequences are all full; half the density would not do."""
-    for lengths in (None, {50: 7}):
-        shape = Shape(50, 2, 2, lengths=lengths)
-        for count in (1, 5, 25):
-            mask = masks.random_keys(count, 7)
-            assert random_like(mask, shape, 3) == masks.random_keys(count, 3)
+@pytest.mark.parametrize("name", masks.FAMILIES)
+@pytest.mark.parametrize("lengths", [None, {64: 7}])
+def test_random_control_without_padding_is_as_dense_as_its_mask(name, lengths):
+    """Half the density would not do."""
+    mask = masks.FAMILIES[name]
+    control = random_like(mask, Shape(64, 1, 1, lengths=lengths), seed=3)
+    rows = control.dense(64).sum(-1)
+    assert rows.min() == rows.max()  # every query keeps as many keys
+    assert abs(int(rows.max()) - float(mask.dense(64).sum(-1).double().mean())) <= 0.5
+    assert control == masks.random_keys(int(rows.max()), 3)
 
 
 def test_random_controls_are_drawn_by_their_seed():
