@@ -256,7 +256,25 @@ def section_on(studies: Sequence[Found], title: str, facts: Mapping[str, str]) -
         dam_health(searches) or DamRuns(),
         card_of_studies(studies),
         [study.recipe for study in studies],
+        searches_of(searches),
     )
+
+
+def searches_of(studies: Sequence[Found]) -> dict[str, dict[int, list[Record]]]:
+    """Strategy -> search seed -> records; empty where no strategy was run with several seeds.
+
+    Searches belong together where they differ in nothing but their seed.
+    """
+    groups: dict[str, dict[int, list[Record]]] = {}
+    names: dict[str, str] = {}  # what searches of a group share -> its name
+    for study in studies:
+        seed = int(study.facts.get("seed", 0))
+        alike = json.dumps({**study.facts, "seed": ""}, sort_keys=True)
+        strategy = study.facts.get("strategy", study.name)
+        taken = strategy in groups and alike not in names
+        name = names.setdefault(alike, f"{strategy} ({study.run.name})" if taken else strategy)
+        groups.setdefault(name, {}).setdefault(seed, study.records)
+    return groups if any(len(runs) > 1 for runs in groups.values()) else {}
 
 
 def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:

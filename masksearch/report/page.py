@@ -16,6 +16,13 @@ from masksearch.analysis.cautions import search_cautions
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import pareto
 from masksearch.analysis.proxy_card import ProxyAgreement
+from masksearch.analysis.search_curves import (
+    Searches,
+    compare_searches,
+    curves_of,
+    describe_searches,
+    without_rte,
+)
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
@@ -35,6 +42,7 @@ from masksearch.report.tables import (
     format_seconds,
     front_table,
     runs_table,
+    searches_table,
     tasks_table,
 )
 from masksearch.study.provenance import machine_name, package_versions
@@ -58,6 +66,7 @@ class Section:
         dam: Health cards of the DAM runs among the records, and what they say together.
         proxy: How far to trust the short runs among the records.
         recipes: How each study was made.
+        searches: Strategy -> search seed -> records, where strategies ran with several seeds.
     """
 
     studies: Mapping[str, list[Record]]
@@ -69,6 +78,7 @@ class Section:
     dam: DamRuns = field(default_factory=DamRuns)
     proxy: ProxyAgreement | None = None
     recipes: Sequence[Recipe] = ()
+    searches: Searches = field(default_factory=dict)
 
     @property
     def searched(self) -> list[Record]:
@@ -131,6 +141,7 @@ def write_report(
             section.studies,
             section.objectives,
             section.comparisons,
+            section.searches,
         )
     everything = [record for section in sections for record in section.records]
     failed = [record for record in everything if record.status == "failed"]
@@ -164,6 +175,7 @@ def part_of_page(section: Section, folder: Path) -> dict[str, Any]:
         "facts": known_facts(section),
         "runs": runs_table(section.studies, section.objectives),
         "front": front_table(section.studies, section.objectives),
+        "searches": searches_table(section.searches, section.objectives),
         "nothing": not any(record.scored for record in section.records),
         "cautions": cautions(records),
         "comparisons": [
@@ -196,6 +208,7 @@ def headline(section: Section) -> list[str]:
         if len(section.comparisons) > 1:
             lines.append(f"Comparison {name}")
         lines += comparison.verdict().splitlines()
+    lines += describe_searches(compare_searches(curves_of(section.searches, section.objectives)))
     records = section.searched
     if not records:
         return lines or ["Nothing was run."]
@@ -285,13 +298,25 @@ def draw(
             "Every finished trial of the searches. A line joins the trials of one strategy that "
             "none of its other trials beats in both sparsity and score.",
         )
+        several = section.searches
+        said = (
+            "mean over search seeds with its 95% interval, up to where the shortest search ends."
+            if several
+            else "one search each, so the difference between two strategies has no interval."
+        )
         add(
             "hypervolume",
-            plot_hypervolume(section.studies, section.objectives),
+            plot_hypervolume(several or section.studies, section.objectives),
             "Hypervolume over trials and over compute for each strategy",
-            "Hypervolume of each strategy's own trials, baselines left out; one search each, "
-            "so the difference between two strategies has no interval.",
+            f"Hypervolume of each strategy's own trials, baselines left out; {said}",
         )
+        if several and (others := without_rte(several, section.objectives)) is not None:
+            add(
+                "hypervolume_without_rte",
+                plot_hypervolume(several, others),
+                "The same without RTE",
+                "The same with the GLUE score that leaves RTE out.",
+            )
     for made in dam:
         add(made.key, made.figure, made.alt, made.caption)
     if proxy is not None:

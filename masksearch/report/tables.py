@@ -11,6 +11,7 @@ from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import hypervolume, pareto
 from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
+from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record
 from masksearch.gates.diagnostics import strongest_offsets
@@ -109,6 +110,40 @@ def runs_table(
             reached = figure(hypervolume(points, objectives))
             rows.append((title, *map(str, counts), seconds, reached))
     return text_table(names, rows, text=("strategy",))
+
+
+def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextTable:
+    """Hypervolumes of strategies at equal compute over search seeds, with and without RTE."""
+    text = ("strategy", "outcome")
+    names = ["strategy", "score", "searches", "at equal trials", "at equal compute"]
+    names += ["difference", "adjusted p", "outcome"]
+    rows: list[tuple[str, ...]] = []
+    for judged in filter(None, (objectives, without_rte(searches, objectives))):
+        found = compare_searches(curves_of(searches, judged))
+        both = [volume for each in found for volume in (each.at_trials, each.at_seconds)]
+        places = decimals_for(value for v in both for value in (v.mean, v.low, v.high))
+        for each in found:
+            difference, adjusted = DASH, DASH
+            if (d := each.difference) is not None:
+                difference = format_estimate(d.mean, d.low, d.high, signed=True, decimals=places)
+                adjusted = DASH if math.isnan(d.p_value) else format_p(each.adjusted)
+            volumes = (
+                format_estimate(volume.mean, volume.low, volume.high, decimals=places)
+                for volume in (each.at_trials, each.at_seconds)
+            )
+            score = words(judged[0].name)
+            rows.append(
+                (
+                    each.strategy,
+                    score,
+                    str(each.seeds),
+                    *volumes,
+                    difference,
+                    adjusted,
+                    each.outcome,
+                )
+            )
+    return text_table(names, rows, text=(*text, "score"))
 
 
 def front_table(

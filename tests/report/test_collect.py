@@ -10,8 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from toy import space
+from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
@@ -149,3 +150,22 @@ def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape)
     assert name_groups([one, loss]) == ["glue", "loss"]
     nameless = [group(protocol="a"), group(protocol="b")]
     assert name_groups(nameless) == ["protocol a", "protocol b"]
+
+
+@pytest.mark.slow
+def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
+    for strategy in ("random", "tpe"):
+        for seed in range(3):
+            ms.search(
+                *(space, ToyEvaluator()), run=tmp_path / f"{strategy}{seed}", trials=6,
+                strategy=strategy, seed=seed, progress=None,
+            )  # fmt: skip
+    page = report_on(tmp_path, tmp_path / "report.html").read_text()
+    assert "Hypervolume at equal compute, tpe minus random: " in page
+    assert "mean over search seeds" in page
+    table = pd.read_csv(tmp_path / "tables" / "searches.csv")
+    assert table["strategy"].tolist() == ["random", "tpe"]
+    assert table["n_searches"].tolist() == [3, 3]
+    assert r"\toprule" in (tmp_path / "tables" / "searches.tex").read_text()
+    one = report_on(tmp_path / "tpe0", tmp_path / "one.html").read_text()
+    assert "one search each" in one

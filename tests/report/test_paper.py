@@ -105,7 +105,7 @@ def test_front_is_a_table(record, objectives):
 
 def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
     studies = {"tpe": [record(0, 1 / 3, masks.star())]}
-    files = write_tables(tmp_path / "t", "one_", studies, objectives, {"c": comparison})
+    files = write_tables(tmp_path / "t", "one_", studies, objectives, {"c": comparison}, {})
     assert {path.name for path in files} == {path.name for path in (tmp_path / "t").iterdir()}
     assert pd.read_csv(tmp_path / "t" / "one_front.csv")["glue"].tolist() == [1 / 3]
     summary = pd.read_csv(tmp_path / "t" / "one_compared.csv").set_index("mask")

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
-from masksearch.analysis.pareto import hypervolume_curve, on_front, pareto
+from masksearch.analysis.pareto import on_front, pareto
+from masksearch.analysis.search_curves import Compute, band_of, curves_of
 from masksearch.contracts import Objective, Record
 from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.style import (
@@ -256,37 +257,46 @@ def draw_entry(axes: Axes, entry: MaskRuns) -> None:
 
 
 def plot_hypervolume(
-    studies: Mapping[str, Iterable[Record]], objectives: Sequence[Objective]
+    studies: Mapping[str, Sequence[Record] | Mapping[int, Sequence[Record]]],
+    objectives: Sequence[Objective],
 ) -> Figure:
     """Hypervolume of each strategy's front over counted trials and over compute.
 
-    Baselines are left out: every strategy starts from nothing. Failed and stopped trials add
-    their seconds.
+    Of several searches by one strategy the mean is drawn, with the 95% interval over search seeds
+    shaded, up to where the shortest of them ends. Baselines are left out: every strategy starts
+    from nothing. Failed and stopped trials add their seconds.
+
+    Args:
+        studies: Strategy -> records of its search, or search seed -> records.
+        objectives: Those of the searches.
 
     Raises:
         ValueError: If a `worst` is not finite.
     """
     figure = new_figure(PAGE, 2.6)
     by_trials, by_seconds = figure.subplots(1, 2, sharey=True)
-    curves = {
-        name: hypervolume_curve(
-            [record for record in records if not record.origin.startswith("baseline:")],
-            objectives,
-        )
-        for name, records in studies.items()
-    }
-    longest = max((curve[-1].seconds for curve in curves.values() if curve), default=0.0)
+    searches = {n: s if isinstance(s, Mapping) else {0: s} for n, s in studies.items()}
+    curves = curves_of(searches, objectives)
+    every = [curve for runs in curves.values() for curve in runs.values()]
+    longest = max((curve[-1].seconds for curve in every if curve), default=0.0)
     units = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
     unit, size = next(((u, s) for u, s in units if longest >= 2 * s), units[-1])
+    panels: list[tuple[Axes, Compute, float]] = [(by_trials, "trials", 1.0)]
+    panels.append((by_seconds, "seconds", size))
     for name, (colour, marker) in styles_of(studies).items():
-        curve = curves[name]
-        style: dict[str, Any] = {
-            **{"drawstyle": "steps-post", "color": colour, "linewidth": 1.2, "label": name},
-            **{"marker": marker, "markersize": 3.5, "markevery": max(1, len(curve) // 10)},
-        }
-        heights = [0.0, *(progress.hypervolume for progress in curve)]
-        by_trials.plot([0, *(progress.trials for progress in curve)], heights, **style)
-        by_seconds.plot([0.0, *(p.seconds / size for p in curve)], heights, **style)
+        runs = curves[name]
+        label = name if len(runs) < 2 else f"{name}, {len(runs)} searches"
+        for axes, by, scale in panels:
+            band = band_of(runs, by)
+            axes.plot(
+                band.compute / scale, band.mean, drawstyle="steps-post", color=colour,
+                linewidth=1.2, label=label, marker=marker, markersize=3.5,
+                markevery=max(1, len(band.compute) // 10),
+            )  # fmt: skip
+            axes.fill_between(
+                band.compute / scale, band.low.clip(0), band.high, step="post", color=colour,
+                alpha=0.15, linewidth=0,
+            )  # fmt: skip
     worst = ", ".join(f"{objective.name} {objective.worst:g}" for objective in objectives)
     clean(by_trials, "counted trials (finished, reused or stopped)", "hypervolume dominated")
     clean(by_seconds, f"compute, failed trials included ({unit})", "")

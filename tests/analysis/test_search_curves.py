@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from masksearch import masks
+from masksearch.analysis.search_curves import (
+    band_of,
+    compare_searches,
+    curves_of,
+    describe_searches,
+    without_rte,
+)
+from masksearch.contracts import Evaluate, Objective, Record
+
+OBJECTIVES = (Objective("glue", "max", 0.5), Objective("sparsity", "max", 0.0))
+JOB = Evaluate(masks.star())
+
+
+def search(scores: list[float], seconds: float = 1.0) -> list[Record]:
+    """A search whose k-th trial has that score and is half sparse, after a perfect baseline."""
+    hand = Record(99, "done", JOB, origin="baseline:star", values={"glue": 1.0}, seconds=50.0)
+    own = [
+        Record(k, "done", JOB, origin="tpe", values={"glue": score}, seconds=seconds)
+        for k, score in enumerate(scores)
+    ]
+    return [replace(record, measures={"sparsity": 0.5}) for record in [hand, *own]]
+
+
+def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
+    runs = {0: search([0.6, 0.8]), 1: search([0.7, 0.7, 0.9]), 2: search([0.5, 0.6])}
+    (curves,) = curves_of({"tpe": runs}, OBJECTIVES).values()
+    band = band_of(curves, "trials")
+    assert band.compute.tolist() == [0, 1, 2]  # up to where the shortest one ends
+    assert band.mean == pytest.approx([0.0, 0.05, 0.1])  # (score - .5) x .5
+    half = 4.302653 * np.std([0.15, 0.1, 0.05], ddof=1) / np.sqrt(3)
+    assert (band.high - band.mean)[2] == pytest.approx(half, rel=1e-5)
+    alone = band_of({0: curves[0]}, "seconds")
+    assert alone.mean == pytest.approx([0.0, 0.05, 0.15])
+    assert np.isnan(alone.low).all()
+
+
+def test_strategies_are_compared_where_every_search_still_ran():
+    slow = {s: search([0.6 + s / 100, 0.9, 0.9], seconds=2.0) for s in range(4)}
+    quick = {s: search([0.7 + s / 90, 0.8 + s / 80, 0.8]) for s in range(4)}
+    found = compare_searches(curves_of({"tpe": slow, "random": quick}, OBJECTIVES))
+    tpe, random = found
+    assert (random.outcome, random.difference) == ("reference", None)
+    assert tpe.at_trials.mean == pytest.approx(0.2)
+    assert tpe.at_seconds.mean == pytest.approx(0.0575)  # 3 seconds: one trial
+    assert tpe.difference.mean == pytest.approx(0.0575 - (0.15 + 1.5 / 160))
+    assert (tpe.difference.n_seeds, tpe.outcome) == (4, "smaller")
+    (line,) = describe_searches(found)
+    assert line.startswith("Hypervolume at equal compute, tpe minus random: -0.10")
+    assert "smaller (4 search seeds)" in line
+
+
+def test_two_search_seeds_decide_nothing():
+    runs = {name: {0: search([0.6]), 1: search([0.61])} for name in ("random", "tpe")}
+    runs["tpe"][1] = search([0.9])
+    found = compare_searches(curves_of(runs, OBJECTIVES))
+    assert found[1].outcome == "not decided: 2 common seeds"
+    assert "claims need 3" in describe_searches(found)[0]
+    assert compare_searches({}) == []
+    assert compare_searches(curves_of({"tpe": {0: []}}, OBJECTIVES)) == []
+
+
+def test_the_score_without_rte_is_measured_where_every_run_reports_it():
+    runs = {"tpe": {0: search([0.6])}}
+    assert without_rte(runs, OBJECTIVES) is None
+    values = {"glue": 0.6, "glue/without_rte": 0.7}
+    both = {"tpe": {0: [replace(record, values=values) for record in runs["tpe"][0]]}}
+    others = without_rte(both, OBJECTIVES)
+    (curve,) = curves_of(both, others)["tpe"].values()
+    assert curve[-1].hypervolume == pytest.approx(0.1)
