@@ -1,6 +1,7 @@
 # make demo   the demonstration: a few minutes, no data needed
 # make test   ruff, mypy and the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
+# make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
 # Each but the last makes a virtual environment in .venv first, and installs when versions change.
 
@@ -9,7 +10,7 @@ BIN := .venv/bin
 BASE := .venv/installed
 STAMP := .venv/installed-dev
 
-.PHONY: demo test test-all gpu install format clean
+.PHONY: demo test test-all verify-results gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -23,6 +24,9 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu and not ray" -n 2
 	$(BIN)/python -m pytest -m "ray and not gpu"
+
+verify-results: $(BASE)
+	$(BIN)/python -m experiments.verify
 
 # No environment is made here: the torch that drives the GPU is the one that PYTHON has.
 gpu:
