@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,9 @@ def paired_difference(
         b: Seed -> score; seeds that only one of them has are left out.
         level: Coverage of the interval, in (0, 1).
         tick: By how much one row changes a score; the differences' sd is not taken to be
-            smaller. 0 = not known, unless rows say it; equal differences then have neither
-            interval nor p-value.
+            smaller. 0 = not known, unless rows say it: then, as ticks show by differences that
+            repeat, the smallest gap between differences (which, where none repeat, changes
+            nothing). Where all are equal, there is neither interval nor p-value.
         rows_a: Seed -> scores row by row, of those seeds of `a` that have them. Rows count
             where two common seeds have them for both masks, all of the same rows.
         rows_b: The same of `b`.
@@ -168,7 +170,11 @@ def paired_difference(
     mine, others = [rows_a[seed] for seed in both], [rows_b[seed] for seed in both]
     tables = stack_rows(mine, others)
     scale = max(abs(score) for seed in seeds for score in (a[seed], b[seed]))
-    over_seeds = seed_error(differences, max([tick, *(run.tick for run in mine)]))
+    ordered = sorted(differences)
+    gaps = [more - less for less, more in itertools.pairwise(ordered)]
+    seen = min((gap for gap in gaps if gap > EQUAL * scale), default=0.0)
+    tick = max([tick, *(run.tick for run in mine)]) or seen
+    over_seeds = seed_error(differences, tick)
     sd = math.sqrt(over_seeds.variance * len(seeds))
     over_rows = tables.errors() if tables else []
     p_value = low = high = math.nan

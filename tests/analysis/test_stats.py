@@ -47,7 +47,7 @@ def test_paired_difference_matches_scipy(values):
     b = {seed: 0.37 * value**2 for seed, value in a.items()}
     found = paired_difference(a | {99: 5.0}, b | {98: 5.0})  # seeds of one side are left out
     assert found.n_seeds == len(values)
-    if len({round(a[seed] - b[seed], 9) for seed in a}) > 1:
+    if len({round(a[seed] - b[seed], 9) for seed in a}) == len(a):  # none repeats
         expected = scipy_stats.ttest_rel(list(a.values()), list(b.values()))
         assert found.p_value == pytest.approx(expected.pvalue)
         low, high = expected.confidence_interval(0.95)
@@ -97,6 +97,16 @@ def test_equal_differences_are_no_evidence():
     assert known.low < 0
     assert math.isnan(paired_difference(star, star).p_value)
     assert paired_difference(star, star, tick=1 / 277).p_value == 1
+
+
+def test_differences_that_repeat_show_the_tick():
+    star = dict(enumerate((150, 152, 149, 151)))
+    found = {0: 152, 1: 155, 2: 151, 3: 153}  # 2, 3, 2 and 2 more
+    counted = paired_difference(found, star)
+    known = paired_difference(found, star, tick=1)
+    assert (counted.sd, counted.p_value) == (1, known.p_value)
+    shares = [{seed: right / 277 for seed, right in each.items()} for each in (found, star)]
+    assert paired_difference(*shares).p_value == pytest.approx(known.p_value)
 
 
 def test_a_tick_only_widens():

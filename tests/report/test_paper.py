@@ -91,7 +91,7 @@ def test_findings_are_a_table(comparison):
     head, *rows = check_latex(findings_latex(comparison))
     assert len(rows) == len(comparison.findings())
     mine = next(row for row in rows if row[0] == "mine" and row[1] == "dense")
-    assert mine[2].startswith("$-$0.190 [$-$0.2")
+    assert mine[2].startswith("$-$0.190 [$-$0.3")
     assert mine[-1] == "worse"
     assert head[2] == "Difference in glue"
 
