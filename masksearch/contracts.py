@@ -217,7 +217,12 @@ class Record:
     def __repr__(self) -> str:
         """One line: number, status, origin, seed, up to four figures, and the mask."""
         figures = dict([*self.values.items()][:3])
-        figures |= {k: v for k, v in self.measures.items() if k == "sparsity"}
+        table = self.measures.get("sparsity")
+        figures |= {
+            name: value
+            for name, value in self.measures.items()
+            if name == "sparsity" or (name == "effective_sparsity" and value != table)
+        }
         parts = [f"trial {self.number}", self.status, self.origin, f"seed {self.seed}"]
         parts += [f"{name} {value:.4g}" for name, value in figures.items()]
         text = f"Record({', '.join(part for part in parts if part)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from masksearch.analysis.candidates import Discovery
+from masksearch.analysis.pareto import SPARSITIES, sparsity_of
 from masksearch.analysis.stats import (
     Estimate,
     PairedDifference,
@@ -99,7 +100,8 @@ class MaskRuns:
     expression: str
     fingerprint: str
     at_random: bool  # its mask keeps keys drawn at random
-    sparsity: float  # in [0, 1]; NaN where no run has it
+    sparsity: float  # over the pairs that real tokens form, in [0, 1]; NaN where no run has it
+    table_sparsity: float  # over the n x n cells
     block_density: float
     scores: Mapping[int, float]
     values: Mapping[str, Mapping[int, float]]
@@ -212,7 +214,8 @@ class ComparedMasks:
             expression="" if known.mask is None else str(known.mask),
             fingerprint=known.fingerprint,
             at_random=known.mask is not None and draws_keys(known.mask),
-            sparsity=known.measures.get("sparsity", math.nan),
+            sparsity=sparsity_of(known) if known.measures else math.nan,
+            table_sparsity=known.measures.get("sparsity", math.nan),
             block_density=known.measures.get("block_density", math.nan),
             scores={seed: record.value(score) for seed, record in by_seed.items()},
             values=values,
@@ -229,17 +232,17 @@ class ComparedMasks:
     @property
     def tasks(self) -> list[str]:
         """Every reported value that is not itself an objective, a measure or a majority score."""
-        taken = {"sparsity", "block_density"} | {objective.name for objective in self.objectives}
+        taken = {*SPARSITIES, "block_density"} | {objective.name for objective in self.objectives}
         keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
         return [key for key in keys if key not in taken and not key.endswith("/majority")]
 
     def frame(self, per: Literal["mask", "seed"] = "mask") -> pd.DataFrame:
         """One row per mask, densest first; or `per="seed"`, one row per run of a mask and seed.
 
-        Columns of runs: mask, kind, seed, status, sparsity, block_density, every reported value,
-        step, seconds, expression, fingerprint, error.
+        Columns of runs: mask, kind, seed, status, sparsity (of the table), effective_sparsity
+        (over the pairs that real tokens form), block_density, every reported value, step, seconds, expression, fingerprint, error.
 
-        Columns of masks: mask, kind, expression, sparsity, block_density (both in [0, 1]),
+        Columns of masks: mask, kind, expression, sparsity, effective_sparsity, block_density,
         n_seeds, failed, unfinished; for each objective that is not a measure its mean (`glue`)
         and 95% t-interval over seeds (`glue low`, `glue high`; NaN for one seed); for every other
         reported value its mean, and for tasks with a majority score the bool `<task> at
@@ -255,6 +258,7 @@ class ComparedMasks:
                     "seed": record.seed,
                     "status": record.status,
                     "sparsity": record.measures.get("sparsity", math.nan),
+                    "effective_sparsity": sparsity_of(record) if record.measures else math.nan,
                     "block_density": record.measures.get("block_density", math.nan),
                     **record.values,
                     "step": record.step,
@@ -266,14 +270,15 @@ class ComparedMasks:
                 for record in self.records
             )
         rows: list[dict[str, Any]] = []
-        judged = [o.name for o in self.objectives if o.name not in ("sparsity", "block_density")]
+        judged = [o.name for o in self.objectives if o.name not in (*SPARSITIES, "block_density")]
         marked = {t for t in [*judged, *self.tasks] if self.has_majority(t)}
         for entry in sorted(self.entries.values(), key=lambda e: (e.sparsity, e.name)):
             row: dict[str, Any] = {
                 "mask": entry.name,
                 "kind": entry.kind,
                 "expression": entry.expression,
-                "sparsity": entry.sparsity,
+                "sparsity": entry.table_sparsity,
+                "effective_sparsity": entry.sparsity,
                 "block_density": entry.block_density,
                 "n_seeds": len(entry.scores),
                 "failed": entry.failed,

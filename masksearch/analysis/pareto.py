@@ -216,6 +216,12 @@ def sparsity_of(record: Record) -> float:
     return record.measures.get("effective_sparsity", record.measures.get("sparsity", 0.0))
 
 
+def sparsities_differ(records: Iterable[Record]) -> bool:
+    """Whether any mask's sparsity is not that of its n x n table, so that both must be shown."""
+    tables = ((record.measures.get("sparsity"), sparsity_of(record)) for record in records)
+    return any(table is not None and table != found for table, found in tables)
+
+
 def best_record(
     records: Iterable[Record],
     objectives: Sequence[Objective],

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from masksearch.analysis.pareto import sparsity_of
 from masksearch.analysis.rank_stats import Floats, align_seeds
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError, unknown_name
@@ -264,7 +265,7 @@ def reference_protocol(
 
 def of_record(record: Record, mask: str, schedule: str) -> list[Observation]:
     """The reports of one run; of runs of several lengths only the end."""
-    density = 1 - record.measures.get("sparsity", math.nan)
+    density = 1 - sparsity_of(record) if record.measures else math.nan
     name = str(record.params.get("mask", "")) or record.origin.partition("baseline:")[2]
     reports = {report.step: report.values for report in record.curve if schedule == CURVE}
     reports[record.step] = record.values  # a reused record may have no curve

@@ -10,12 +10,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from masksearch.analysis.pareto import SPARSITIES, sparsities_differ, sparsity_of
 from masksearch.masks.text import short_text
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyAgreement
     from masksearch.driver import Study
+
+
+OF_PAIRS = (
+    "sparsity: left-out share of the pairs that real tokens form; of the table: of all n x n cells"
+)
 
 
 def wide_console() -> Console:
@@ -26,20 +32,22 @@ def wide_console() -> Console:
 
 def print_front(study: Study, as_json: bool) -> None:
     """The front of a search as JSON rows or as a table."""
-    shown = [o.name for o in study.objectives if o.name != "sparsity"]
+    shown = [o.name for o in study.objectives if o.name not in SPARSITIES]
     if as_json:
         rows = [
             {
                 **{"trial": record.number, "origin": record.origin, "mask": str(record.mask)},
                 "sparsity": record.measures["sparsity"],
+                "effective_sparsity": sparsity_of(record),
                 **{name: record.value(name) for name in shown},
             }
             for record in study.frontier()
         ]
         typer.echo(json.dumps(rows))
         return
+    two = ("of the table",) * sparsities_differ(study.frontier())
     table = Table(title=f"Front of {study.run}", title_justify="left")
-    for column in ("trial", "origin", "sparsity", *shown, "mask"):
+    for column in ("trial", "origin", "sparsity", *two, *shown, "mask"):
         left = column in ("origin", "mask")
         fold: Any = "fold" if column == "mask" else "ellipsis"
         table.add_column(
@@ -51,11 +59,14 @@ def print_front(study: Study, as_json: bool) -> None:
         table.add_row(
             str(record.number),
             record.origin,
-            f"{record.measures['sparsity']:.4f}",
+            f"{sparsity_of(record):.4f}",
+            *(f"{record.measures['sparsity']:.4f}" for _ in two),
             *(f"{record.value(name):.4f}" for name in shown),
             escape(short_text(record.mask or "", room)),  # its brackets are no markup
         )
     console.print(table)
+    if two:
+        typer.echo(OF_PAIRS)
 
 
 def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
@@ -64,12 +75,14 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     if as_json:
         typer.echo(frame.to_json(orient="records"))
         return
+    two = ("of the table",) * sparsities_differ(comparison.records)
     table = Table()
     score = comparison.objectives[0].name
     for column in (
         "mask",
         "kind",
         "sparsity",
+        *two,
         escape(f"{score} [95% interval]"),
         "seeds",
         "failed",
@@ -87,13 +100,16 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         table.add_row(
             escape(name),
             str(row["kind"]),
-            f"{row['sparsity']:.4f}",
+            f"{row['effective_sparsity']:.4f}",
+            *(f"{row['sparsity']:.4f}" for _ in two),
             score_text,
             str(row["n_seeds"]),
             str(row["failed"]),
             *figures,
         )
     wide_console().print(table)
+    if two:
+        typer.echo(OF_PAIRS)
     if any("=" in task_text(row, task) for row in frame.to_dict("records") for task in tasks):
         typer.echo("= at the score of the majority class: the model has learned nothing there")
 

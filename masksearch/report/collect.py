@@ -17,6 +17,7 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.candidates import stored_discoveries
 from masksearch.analysis.compare import ComparedMasks, read_kinds
+from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
@@ -294,7 +295,7 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
         steps = settings["steps"] if known else last
         described.append(
             {
-                "score": ", ".join(o.name for o in main.objectives if o.name != "sparsity"),
+                "score": ", ".join(o.name for o in main.objectives if o.name not in SPARSITIES),
                 "tasks": str(settings.get("tasks", "")).strip("()").replace("'", ""),
                 "model": f"{count(main.shape.layers, 'layer')}, {count(main.shape.heads, 'head')}",
                 "length": f"length {main.shape.length}",

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from masksearch.analysis.pareto import crowding, nondominated_ranks
+from masksearch.analysis.pareto import SPARSITIES, crowding, nondominated_ranks
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, unknown_name
 from masksearch.masks.measure import MEASURES
 
 RANKINGS = ("nondominated", "strata", "metric")
-MORE_IS_BETTER = ("sparsity", "sparsity_off_diagonal")  # of the measures; less of the others
+MORE_IS_BETTER = (*SPARSITIES, "sparsity_off_diagonal")  # of the measures; less of the others
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ class ParetoHalving:
         factor: Of `factor` trials about one goes on (> 1).
         ranking: `"nondominated"`, `"strata"` or `"metric"`.
         against: Measures of the mask that `"nondominated"` weighs the metric against: sparsity is
-            maximised, density, block density and hops are minimised. Other rankings ignore it.
+            maximised, density, block density and hops are minimised; sparsity and density are
+            those over the pairs that real tokens form. Other rankings ignore it.
         strata: Ratio of a stratum's largest to its smallest density (> 1): 2 makes the strata
             (1/2, 1], (1/4, 1/2], ... Other rankings ignore it.
         grace: Number of trials in the comparison, the one that arrives included, below which
@@ -161,6 +162,8 @@ class ParetoHalving:
             report.values, self.metric, f"report of trial {number} at {report.step}"
         )
         gains = [value if self.goal == "max" else -value]
+        if (sparsity := measures.get("effective_sparsity")) is not None:
+            measures = {**measures, "sparsity": sparsity, "density": 1 - sparsity}
         stratum = 0
         where = f"measures of trial {number}"
         if self.ranking == "nondominated":

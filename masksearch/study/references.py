@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masksearch.analysis.pareto import best_record, is_baseline
+from masksearch.analysis.pareto import best_record, is_baseline, sparsity_of
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 from masksearch.masks.core import Mask
@@ -112,7 +112,7 @@ def choose_best(
     counted = [record for record in scored if baselines or not is_baseline(record)]
     problem = f"no finished trial has a sparsity of {sparsity} or more"
     if counted:
-        sparsest = max(record.measures["sparsity"] for record in counted)
+        sparsest = max(map(sparsity_of, counted))
         raise SearchError(f"{problem}; the sparsest has {sparsest:.4f}")
     if scored:
         raise SearchError(

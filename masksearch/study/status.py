@@ -18,7 +18,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from masksearch.analysis.pareto import Snapshot
+from masksearch.analysis.pareto import Snapshot, sparsity_of
 from masksearch.contracts import Budget, Objective, Record, Report
 from masksearch.errors import SearchError
 from masksearch.masks.text import short_text
@@ -153,7 +153,7 @@ class StatusBoard:
             "number": record.number,
             "origin": record.origin,
             self.score.name: record.value(self.score.name),
-            "sparsity": record.measures.get("sparsity"),
+            "sparsity": sparsity_of(record),
             "mask": short_text(record.mask or "", LONGEST),
         }
 
