@@ -23,6 +23,7 @@ from masksearch.analysis.candidates import (
     stored_discoveries,
 )
 from masksearch.analysis.compare import ComparedMasks, Kind, check_kinds, read_kinds
+from masksearch.analysis.front_candidates import read_front
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -48,7 +49,12 @@ from masksearch.strategies.enqueued import Enqueued, draw_enqueued
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
-from masksearch.study.halves import as_begun, judge_on, protocols_of_rows
+from masksearch.study.halves import (
+    as_begun,
+    judge_on,
+    protocols_of_halves,
+    protocols_of_rows,
+)
 from masksearch.study.provenance import describe_call
 from masksearch.study.records import hash_space_source, name_space_function
 from masksearch.study.references import choose_best, read_run_record
@@ -343,6 +349,7 @@ def compare(
     run: Path | str,
     seeds: Iterable[int] = range(1000, 1005),
     half: Half | None = None,
+    front_of: Study | None = None,
     kinds: Mapping[str, str] = {},
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
@@ -361,6 +368,9 @@ def compare(
         half: By which rows of its data an evaluator judges that splits them: `"final"` (no
             search has seen them), `"search"`, `"test"`, `"all"`; None = `"final"`, unless the
             evaluator is on another half than its search half already.
+        front_of: A search whose front is judged again: every mask of its strategy's front under
+            the name `"front #7"` (trial 7), as many hand-designed masks of these densities
+            (`masks.sweep_families`) and as many random ones. `candidates` may then be empty.
         kinds: Name -> what the mask is: `"searched"` (from a search), `"hand-designed"`,
             `"control"` (dense, random keys, the planted mask) or `"candidate"`. Where it is not
             said, what a strategy proposed (its record, or a run as text) is searched, a mask of
@@ -372,22 +382,30 @@ def compare(
         progress: As in `search`.
 
     Raises:
-        CandidateError: If a candidate is no mask, or there are no masks or no seeds.
+        CandidateError: If a candidate is no mask, there are no masks or no seeds, or the search
+            of `front_of` has no front.
         EvaluatorError: If the evaluator lacks what is asked of one.
         UnknownNameError: If `kinds` names no mask of `candidates`, or no kind.
         EmptyRowError, HeadCountError, ...: If a mask does not fit the evaluator's shape, before
             anything is trained.
     """
     check_evaluator(evaluator)
-    run, seeds, chosen = Path(run), read_seeds(seeds), read_candidates(candidates)
-    records = {name: open_run(each) for name, each in candidates.items()}
-    found = {n: r for n, r in records.items() if isinstance(r, Record) and from_a_search(r)}
-    said: dict[str, Kind] = dict.fromkeys(found, "searched")
-    said |= check_kinds(kinds, candidates)
+    run, seeds = Path(run), read_seeds(seeds)
     evaluator = judge_on(evaluator, half)
     if half is None:
         evaluator = as_begun(evaluator, run, storage)
     split = evaluator.half if isinstance(evaluator, SplitsRows) else ""
+    promised: dict[str, float | None] = {}
+    if front_of is not None:
+        found_by = front_of.run, front_of.records(), front_of.objectives
+        front = read_front(*found_by, evaluator.shape)
+        candidates, kinds = front.beside(candidates), {**front.kinds, **kinds}
+        promised = front.promised(evaluator.objectives[0], protocols_of_halves(evaluator))
+    chosen = read_candidates(candidates)
+    records = {name: open_run(each) for name, each in candidates.items()}
+    found = {n: r for n, r in records.items() if isinstance(r, Record) and from_a_search(r)}
+    said: dict[str, Kind] = dict.fromkeys(found, "searched")
+    said |= check_kinds(kinds, candidates)
     prints = {
         name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in chosen.items()
     }
@@ -416,6 +434,8 @@ def compare(
             "meanings": json.dumps(dict(meanings)),
             "found_with": discoveries_json(discovered),
         }
+        promised = {**json.loads(store.facts().get("promised", "{}")), **promised}
+        facts |= {"promised": json.dumps(promised)} if promised else {}
         store.add_facts(facts)
         here = {name: each for name, each in discovered.items() if name in chosen}
         for line in describe_reuse(here, seeds, split):
@@ -461,6 +481,7 @@ def compare(
         meanings=meanings,
         half=split,
         found_with=here,
+        promised={name: score for name, score in promised.items() if name in chosen},
     )
 
 

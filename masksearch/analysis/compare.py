@@ -155,6 +155,8 @@ class ComparedMasks:
         meanings: Reported value -> what it measures, in a few words, for the verdict.
         half: Which rows judged; empty where the evaluator has no halves, or it is not known.
         found_with: Searched mask -> how it was found, as far as it is known.
+        promised: Mask of a search's front that is judged again -> its score in the search; None
+            where that is of another protocol.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -170,6 +172,7 @@ class ComparedMasks:
     meanings: Mapping[str, str] = field(default_factory=dict)
     half: str = ""
     found_with: Mapping[str, Discovery] = field(default_factory=dict)
+    promised: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))

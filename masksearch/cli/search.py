@@ -320,6 +320,16 @@ def compare(
             "SHARE",
         ),
     ] = None,
+    front: Annotated[
+        Path | None,
+        declare(
+            "Run folder of a search: judge every mask of its front again, beside as many "
+            "hand-designed and random masks of their densities.",
+            COMPARED,
+            "none",
+            "FOLDER",
+        ),
+    ] = None,
     run: options.Run = Path("runs/compare"),
     seeds: Annotated[
         int, declare("Trainings of each mask, on seeds that all share.", COMPARED, "", "N")
@@ -351,7 +361,7 @@ def compare(
 
     Examples:
         masksearch compare --found runs/search --mask "mine=offsets([0, 11])"
-        masksearch compare --mask star --mask longformer --no-controls --run runs/two
+        masksearch compare --front runs/search --run runs/front
     """
     options_given = {**locals(), **given}
     del options_given["given"]
@@ -368,7 +378,7 @@ def run_compare(given: dict[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
     from masksearch.analysis.candidates import read_candidates
     from masksearch.cli.build import found_masks, named_candidate
-    from masksearch.driver import compare
+    from masksearch.driver import compare, open_study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.random_controls import random_like
     from masksearch.study.halves import as_begun, judge_on
@@ -389,7 +399,8 @@ def run_compare(given: dict[str, Any]) -> Comparison:
             for name, chosen in mine.items()
             if name not in FAMILIES
         }
-        own = {"dense": full(), **FAMILIES, **alike}
+        families = FAMILIES if given["front"] is None else {}  # a front brings its own
+        own = {"dense": full(), **families, **alike}
         if taken := [name for name in own if mine.get(name, own[name]) != own[name]]:
             raise options.OptionsError(
                 f"{taken[0]!r} is the name of a mask that compare adds itself, {own[taken[0]]}; "
@@ -404,6 +415,7 @@ def run_compare(given: dict[str, Any]) -> Comparison:
             run=run,
             seeds=range(seed, seed + given["seeds"]),
             half=given["half"],
+            front_of=None if given["front"] is None else open_study(given["front"]),
             kinds=kinds,
             executor=executor_of(given),
         )

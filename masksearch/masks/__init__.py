@@ -53,6 +53,7 @@ from masksearch.masks.stacks import Cropped as cropped
 from masksearch.masks.stacks import PerHead as per_head
 from masksearch.masks.stacks import PerLayer as per_layer
 from masksearch.masks.stacks import layer_of
+from masksearch.masks.sweeps import sweep_families
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Table as table
 from masksearch.masks.tables import Toeplitz as toeplitz
@@ -121,6 +122,7 @@ __all__ = [
     "star",
     "stride",
     "strided",
+    "sweep_families",
     "table",
     "to_4d",
     "to_block_layout",

@@ -160,6 +160,11 @@ def comparison_of(study: Found) -> ComparedMasks:
         meanings=json.loads(study.facts.get("meanings", "{}")),
         half=study.facts.get("half", ""),
         found_with=stored_discoveries(study.facts),
+        promised={
+            name: score
+            for name, score in json.loads(study.facts.get("promised", "{}")).items()
+            if name in current
+        },
     )
 
 

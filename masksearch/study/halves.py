@@ -74,3 +74,11 @@ def protocols_of_rows(evaluator: Evaluator) -> set[str]:
         elif evaluator.half == "final" and whole != search:
             found.add(whole)
     return found
+
+
+def protocols_of_halves(evaluator: Evaluator) -> set[str]:
+    """Protocol ids whose scores differ from this evaluator's in their rows at most."""
+    found = {evaluator.protocol}
+    if isinstance(evaluator, SplitsRows):
+        found |= {evaluator.on(half).protocol for half in ("search", "all")}
+    return found
