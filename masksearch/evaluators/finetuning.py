@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import shutil
 import statistics
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -19,14 +22,25 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from masksearch import masks
+from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Batch, Half, Report, mixed_seed
+from masksearch.contracts import (
+    LOW,
+    MAJORITY,
+    Batch,
+    Half,
+    Objective,
+    Report,
+    Shape,
+    mixed_seed,
+)
 from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, move_batches
 from masksearch.evaluators.token_rows import (
     Vocabulary,
     batches_an_epoch,
     batches_by_length,
     bucket_batches,
+    pooled_lengths,
     read_vocabulary,
 )
 from masksearch.masks.core import Mask
@@ -40,6 +54,20 @@ from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig, train
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScores:
+    """What a trained head has scored.
+
+    Args:
+        values: Name -> score.
+        rows: The same row by row, with the weights of its parts in the first objective; None =
+            not known.
+    """
+
+    values: dict[str, float]
+    rows: RowScores | None = None
 
 
 class TaskTokens(Protocol):
@@ -125,7 +153,7 @@ class FineTuning(MlmEvaluator, ABC):
         tokenize(name) -> TaskTokens        reads and tokenizes a task, once a process
         head(encoder, name, seed)           a head on `encoder`
         inputs(rows, chosen) -> Batch       those rows, padded, with what the head learns from
-        scores(head, name) -> dict          scores of the trained head by name; use `predict`
+        scores(head, name) -> TaskScores    scores of the trained head by name; use `predict`
         summary(values) -> dict             what the last report adds to all scores (optional)
 
     The rest is here: reports, the working folder, seeds, frozen layers; `self.source` tokenizes,
@@ -134,6 +162,13 @@ class FineTuning(MlmEvaluator, ABC):
     a killed run ends as it would have, on a CPU bit for bit.
 
     With `corpus=None` (and `weights`) nothing is pre-trained.
+
+    `half` says which of the rows that are scored: `"search"`, or those that no search has seen
+    (`"final"`); `"all"` = both, with the objectives of versions that knew no halves; `"test"` =
+    labelled test rows. The pre-training's text is halved likewise.
+
+    `shape.lengths` are those of the training rows, the same for every half but `"all"`, so that
+    sparsity is measured over pairs of tokens. Each of several tasks weighs the same there.
 
     Every sequence sees the mask at the evaluator's `length`. A batch of shorter ones is computed
     on the mask's top-left corner, which gives the same numbers as padding to `length`, because
@@ -210,19 +245,41 @@ class FineTuning(MlmEvaluator, ABC):
         """A padded batch of those rows, `LABELS` included."""
 
     @abstractmethod
-    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+    def scores(self, head: nn.Module, name: str) -> TaskScores:
         """Score of a trained head -> value; of a name that ends in `/majority` what knowing
-        nothing earns."""
+        nothing earns, of one in `/low` the lower end of the score's interval over rows."""
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """What the last report adds, given every score; by default nothing."""
         return {}
+
+    def sequence_lengths(self, rows: Any) -> Sequence[int]:
+        """Tokens of every sequence of a task's training rows."""
+        found: Sequence[int] = rows.lengths
+        return found
 
     def task_seed(self, name: str, seed: int) -> int:
         """The seed of a task's head and order; tasks of one evaluator may have their own."""
         return seed
 
     # -- what is shared ------------------------------------------------------------------------
+    @property
+    def shape(self) -> Shape:
+        """What a mask is lowered to, and how many tokens the training rows have."""
+        shape = super().shape
+        return shape if self.half == "all" else replace(shape, lengths=self.lengths)
+
+    @cached_property
+    def lengths(self) -> dict[int, int]:
+        """How many training sequences have how many tokens; see `pooled_lengths`."""
+        tasks = [self.sequence_lengths(self.tokens(name).train) for name in self.downstream]
+        return pooled_lengths(tasks, self.length)
+
+    @property
+    def sparsity(self) -> Objective:
+        """The second objective: sparsity over pairs of tokens, since rows are padded."""
+        return Objective("sparsity" if self.half == "all" else "effective_sparsity", "max", 0.0)
+
     @property
     def text_half(self) -> Half:
         """Rows of the tasks' test sets go with the final half of the pre-training's text."""
@@ -310,18 +367,25 @@ class FineTuning(MlmEvaluator, ABC):
                 values = dict(report.values)
                 yield report
         scores = read_scores(workdir / SCORES, key)
+        if not scores:
+            (workdir / ROWS).unlink(missing_ok=True)  # of another run
         for name in self.downstream:
             runs = []
             for number in range(self.finetune_seeds):
                 run, own = f"{name}.{number}", mixed_seed(seed, ROUND, number) if number else seed
                 if run not in scores:
                     encoder = copy.deepcopy(model.get_submodule("encoder"))
-                    scores[run] = self.finetune(encoder, name, table, seed=own, workdir=workdir)
+                    found = self.finetune(encoder, name, table, seed=own, workdir=workdir)
+                    scores[run] = found.values
+                    if found.rows is not None and group().first:
+                        found.rows.save(workdir / run)
                     write_scores(workdir / SCORES, key, scores)
                     Checkpoints(workdir, training_name(name, own)).clear()
                 runs.append(scores[run])
             values |= mean_scores(runs)
             steps += self.finetune_steps(name)
+        if group().first:
+            join_rows(workdir, [(name, self.finetune_seeds) for name in self.downstream])
         yield Report(steps, values | self.summary(values))
 
     def pretrain_once(
@@ -349,7 +413,7 @@ class FineTuning(MlmEvaluator, ABC):
 
     def finetune(
         self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
-    ) -> dict[str, float]:
+    ) -> TaskScores:
         """Trains a head and the encoder below it under the mask, with checkpoints; scores it.
 
         Args:
@@ -410,9 +474,25 @@ def mean_scores(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     for score in runs[0]:
         each = [run[score] for run in runs]
         values[score] = statistics.fmean(each)
-        if len(each) > 1 and not score.endswith("/majority"):
+        if len(each) > 1 and not score.endswith((MAJORITY, LOW)):
             values[f"{score}/std"] = statistics.stdev(each)
     return values
+
+
+def join_rows(workdir: Path, runs: Sequence[tuple[str, int]]) -> None:
+    """Writes the rows of all fine-tuning runs into one file, each task's mean over its runs,
+    and deletes those of the single runs; nothing where some are missing.
+
+    Args:
+        workdir: The working folder.
+        runs: Name of each task, and number of its runs.
+    """
+    paths = [[workdir / f"{name}.{number}" / ROWS for number in range(n)] for name, n in runs]
+    if all(path.is_file() for each in paths for path in each):
+        tasks = [RowScores.mean([RowScores.load(path) for path in each]) for each in paths]
+        RowScores.joined(tasks).save(workdir)
+        for path in chain.from_iterable(paths):
+            shutil.rmtree(path.parent)
 
 
 def training_name(name: str, seed: int) -> str:

@@ -9,31 +9,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from masksearch.contracts import Batch, Half, Objective, mixed_seed
-from masksearch.evaluators.finetuning import FineTuning
+from masksearch.analysis.row_scores import RowScores, lower_bound
+from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_seed
+from masksearch.errors import unknown_name
+from masksearch.evaluators.finetuning import FineTuning, TaskScores
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import (
+    Convention,
     GlueData,
     GlueTask,
+    column_metrics,
+    constant_scores,
     glue_place,
     glue_score,
     load_glue,
     majority,
     reported,
+    row_scores,
     score,
     task_named,
     task_number,
 )
-from masksearch.tasks.glue.metrics import COLUMNS
+from masksearch.tasks.glue.metrics import COLUMNS, column_value
+from masksearch.tasks.text.files import short_hash
+from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.tokenizer import TokenSource
 
 
@@ -48,17 +58,24 @@ class GlueEvaluator(FineTuning):
     metric under its name (`"SST-2"`, .., and `"MNLI-mm"`), each of several official metrics under
     `"<set>/<metric>"`, under `"<set>/majority"` what a constant answer earns, and `"glue"`: where
     all nine columns of the GLUE average are there, that average (and `"glue/without_rte"`; see
-    `ms.glue_score`), otherwise the mean over `tasks` of the primary metrics.
+    `ms.glue_score`), otherwise the mean over `tasks` of their metrics. With `half` other than
+    `"all"` there is also `"<set>/low"`, the lower end of the primary metric's 95% interval over
+    rows, and the score's reference for hypervolumes is that of constant answers.
 
     Args:
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
             `masksearch.tasks.glue.load_glue`.
         tasks: Names of `masksearch.tasks.glue.TASKS` or of planted ones, or `GlueTask`s of
             one's own.
+        convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
+            Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
+            of both); see `ms.glue_score`.
     """
 
     glue: Path | str
     tasks: tuple[str | GlueTask, ...] = ("SST-2", "QQP", "MNLI")
+    _: KW_ONLY
+    convention: Convention = "primary"
 
     streams: ClassVar[tuple[int, int]] = (21, 22)
 
@@ -66,14 +83,29 @@ class GlueEvaluator(FineTuning):
         super().__post_init__()
         object.__setattr__(self, "glue", glue_place(self.glue))
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        if self.convention not in get_args(Convention):
+            raise unknown_name("GLUE convention", self.convention, get_args(Convention))
         names = self.downstream
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be at least one name, each once, got {names}")
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The GLUE score, and the mask's sparsity."""
-        return (Objective("glue", "max", 0.0), Objective("sparsity", "max", 0.0))
+        """The GLUE score (worst: constant answers) and the mask's sparsity over pairs of tokens;
+        of all rows as versions without halves had them."""
+        worst = 0.0 if self.half == "all" else self.constant_score
+        return (Objective("glue", "max", worst), self.sparsity)
+
+    @cached_property
+    def constant_score(self) -> float:
+        """The GLUE score of constant answers to the rows that are scored."""
+        values: dict[str, float] = {}
+        source = self.data if self.packed_tasks is None else self.tokens
+        for name in self.downstream:
+            for part, rows in source(name).dev.items():
+                labels = np.asarray(rows.labels).tolist()
+                values |= reported(part, constant_scores(self.glue_task(name), labels))
+        return self.summary(values)["glue"]
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -87,7 +119,10 @@ class GlueEvaluator(FineTuning):
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""
         source = self.data if self.packed_tasks is None else self.tokens
-        return {"glue": {name: source(name).digest for name in self.downstream}}
+        found: dict[str, object] = {
+            "glue": {name: source(name).digest for name in self.downstream}
+        }
+        return found | ({} if self.convention == "primary" else {"convention": self.convention})
 
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process."""
@@ -111,29 +146,52 @@ class GlueEvaluator(FineTuning):
         """Those rows, padded, with their classes or scores."""
         return pad_rows([rows[index] for index in chosen], self.source)
 
-    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+    def scores(self, head: nn.Module, name: str) -> TaskScores:
         """The metrics of every development set."""
         data, values = self.tokens(name), dict[str, float]()
+        task, weights = data.task, self.column_weights
+        scores, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for part, rows in data.dev.items():
             logits = torch.stack(self.predict(head, rows))
             found = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
-            labels = rows.labels.tolist()
-            metrics = score(data.task, [float(each) for each in found.tolist()], labels)
+            labels, guess = rows.labels.tolist(), [float(each) for each in found.tolist()]
+            metrics = score(task, guess, labels)
             if len(metrics) > 1:
                 values |= reported(part, metrics)
             else:
-                values[part] = metrics[data.task.primary]
-            values[f"{part}/majority"] = majority(data.task, labels)
-        return values
+                values[part] = metrics[task.primary]
+            values[f"{part}{MAJORITY}"] = majority(task, labels)
+            wanted = {task.primary, *column_metrics(task, self.convention)}
+            each = {m: row_scores(task, m, guess, labels, metrics[m]) for m in wanted}
+            least = 0.0 if task.primary in ("accuracy", "f1") else -1.0
+            if self.half != "all":
+                values[f"{part}{LOW}"] = lower_bound(each[task.primary], least)
+            counted = [each[metric] for metric in column_metrics(task, self.convention)]
+            scores[part] = np.mean(counted, axis=0)
+            said[part] = found.numpy() if task.regression else shrink(found.numpy())
+        own = {part: weights[part] for part in scores if part in weights}
+        return TaskScores(values, RowScores(scores, own, data.digests, said))
+
+    @property
+    def column_weights(self) -> dict[str, float]:
+        """Weight of each development set in the GLUE score: of the nine columns where all are
+        there, else of the tasks' own sets."""
+        parts = [part for name in self.downstream for part in self.tokens(name).dev]
+        counted = COLUMNS if set(COLUMNS) <= set(parts) else self.downstream
+        return dict.fromkeys(counted, 1 / len(counted))
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """The GLUE score."""
         if set(COLUMNS) <= set(values):
-            found = glue_score(values)
+            found = glue_score(values, self.convention)
             assert found.nine is not None
             assert found.without_rte is not None
             return {"glue": found.nine, "glue/without_rte": found.without_rte}
-        return {"glue": math.fsum(values[name] for name in self.downstream) / len(self.tasks)}
+        columns = [
+            column_value(values, name, self.glue_task(name), self.convention)
+            for name in self.downstream
+        ]
+        return {"glue": math.fsum(columns) / len(columns)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +202,7 @@ class GlueTokens:
     train: TokenRows
     dev: Mapping[str, TokenRows]
     digest: str
+    digests: Mapping[str, str]  # of the rows of each development set
 
 
 read_glue = lru_cache(maxsize=16)(load_glue)
@@ -164,4 +223,9 @@ def read_tokens(
         TokenRows.of(tokenize_rows(source, part.texts, part.labels))
         for part in (data.train, *data.dev.values())
     )
-    return GlueTokens(data.task, train, dict(zip(data.dev, dev, strict=True)), data.digest)
+    digests = {
+        name: short_hash(*map(repr, zip(part.texts, part.labels, strict=True)))
+        for name, part in data.dev.items()
+    }
+    tokenized = dict(zip(data.dev, dev, strict=True))
+    return GlueTokens(data.task, train, tokenized, data.digest, digests)

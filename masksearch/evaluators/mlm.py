@@ -8,6 +8,7 @@ for report in evaluator(masks.star(), seed=0, workdir=Path("run")):
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from masksearch.analysis.row_scores import RowScores
 from masksearch.attention.attach import attach
 from masksearch.contracts import (
     Batch,
@@ -50,6 +52,7 @@ from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import is_hub
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
 from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.distributed import group
 from masksearch.training.loop import Optimiser, Schedule, TrainConfig, keeping_modes, train
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
@@ -519,6 +522,32 @@ class MlmEvaluator:
             values |= {"pair_loss": pair_total / pairs, "pair_accuracy": hits / pairs}
         return values
 
+    def sequence_scores(self, model: nn.Module) -> RowScores:
+        """The held-out loss sequence by sequence: the mean over them is that of a report.
+
+        A sequence's score is its mean loss in nats, weighted by its number of masked tokens over
+        their mean number (they differ with sentence pairs only).
+        """
+        losses, counts, digest = list[Tensor](), list[Tensor](), hashlib.sha256()
+        with torch.no_grad(), keeping_modes(model):
+            model.eval()
+            for batch in move_batches(iter(self.task().held_out()), self.place):
+                scored = batch["labels"] != -100
+                with autocast(batch, self.precision):
+                    found = model(**{name: t for name, t in batch.items() if name != PAIR_LABEL})
+                each = F.cross_entropy(
+                    found.logits.float(), batch["labels"][scored], reduction="none"
+                )
+                table = torch.zeros(scored.shape, dtype=torch.float64)
+                table[scored.cpu()] = each.double().cpu()
+                losses.append(table.sum(1))
+                counts.append(scored.sum(1).cpu())
+                digest.update(batch["input_ids"].cpu().numpy().tobytes())
+                digest.update(batch["labels"].cpu().numpy().tobytes())
+        tokens = torch.cat(counts).double()
+        rows = (torch.cat(losses) / tokens.mean()).numpy()
+        return RowScores({"text": rows}, {"text": 1.0}, {"text": digest.hexdigest()[:16]})
+
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
         task = self.task()
@@ -587,7 +616,11 @@ class MlmEvaluator:
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result."""
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
-        yield from self.pretrain(self.model(seed), mask, seed=seed, workdir=workdir)
+        model = self.model(seed)
+        for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
+            if report.step == self.steps and group().first:
+                self.sequence_scores(model).save(workdir)
+            yield report
         Checkpoints(workdir, PRETRAINING).clear()
 
 

@@ -11,14 +11,19 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Self, get_args
+from typing import Any, Self, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.attention.attach import attach
 from masksearch.contracts import (
+    LOW,
+    MAJORITY,
     Batch,
     Differentiable,
     Half,
@@ -200,13 +205,13 @@ class PlantedEvaluator:
         Args:
             mask: Any mask that fits `shape`.
             seed: Seed of weights, data and hiding.
-            workdir: Not used; a run is too short for checkpoints.
+            workdir: Where the answers are written; a run is too short for checkpoints.
 
         Yields:
             `{"accuracy", "loss"}` of the held-out masked tokens (accuracy on the paired ones
             alone, in [0, process.ceiling]; loss in nats), and lastly the same with `score`,
-            `intact`, `follows` in [0, 1] and the majority's accuracy `intact/majority`,
-            `follows/majority`.
+            `intact`, `follows` in [0, 1], the majority's accuracy `intact/majority`,
+            `follows/majority`, and the lower ends of 95% intervals `intact/low`, `follows/low`.
 
         Raises:
             EmptyRowError: If a query of the mask may attend to no key.
@@ -222,14 +227,20 @@ class PlantedEvaluator:
                 values = self.masked_prediction(model, held_out)
                 yield Report(step.number, values)
         pretrained = {name: value.clone() for name, value in model.state_dict().items()}
-        scores: dict[str, float] = {}
+        right, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for task in self.downstream_tasks:
             model.load_state_dict(pretrained)
-            scores[task.name] = self.downstream(model, task, mixed_seed(seed, DOWNSTREAM))
-        majority = {f"{name}/majority": 0.5 for name in scores}
+            found = self.downstream(model, task, mixed_seed(seed, DOWNSTREAM))
+            said[task.name], right[task.name] = found
+        scores = {name: int(hits.sum()) / len(hits) for name, hits in right.items()}
+        sides = {f"{name}{MAJORITY}": 0.5 for name in right}
+        sides |= {f"{name}{LOW}": lower_bound(hits) for name, hits in right.items()}
         score = sum(scores.values()) / len(scores)
         last = self.steps + len(scores) * self.downstream_steps
-        yield Report(last, {**values, "score": score, **scores, **majority})
+        drawn = f"{self.process.digest} {self.draw} {self.held_out_sequences}"
+        weights = dict.fromkeys(right, 1 / len(right))
+        RowScores(right, weights, dict.fromkeys(right, drawn), said).save(workdir)
+        yield Report(last, {**values, "score": score, **scores, **sides})
 
     def masked_prediction(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
         """Held-out accuracy on the masked paired tokens and loss on all masked tokens."""
@@ -249,21 +260,22 @@ class PlantedEvaluator:
         model.train()
         return {"accuracy": hits / max(1, among), "loss": total / tokens}
 
-    def downstream(self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int) -> float:
-        """Fine-tunes the model on the task and returns its held-out accuracy."""
+    def downstream(
+        self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Fine-tunes the model on the task; what it says of every held-out sequence, and whether
+        that is right (1 or 0)."""
         hidden = torch.zeros(self.process.length, dtype=torch.bool)
         hidden[self.process.pair_positions[:, 1]] = True
         classifier = LikelihoodClassifier(model, hidden, self.process.mask_id)
         for _ in train(classifier, task.batches(seed), self.downstream_config):
             pass
         classifier.eval()
-        hits, count = 0, 0
+        (batch,) = task.held_out()
         with torch.no_grad():
-            for batch in task.held_out():
-                logits = classifier(batch["input_ids"]).logits
-                hits += int((logits.argmax(-1) == batch["labels"]).sum())
-                count += len(batch["labels"])
-        return hits / count
+            said = classifier(batch["input_ids"]).logits.argmax(-1)
+        right = (said == batch["labels"]).numpy()
+        return said.numpy().astype(np.uint8), right.astype(np.float32)
 
 
 class LikelihoodClassifier(nn.Module):

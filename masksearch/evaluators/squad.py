@@ -10,22 +10,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from masksearch.contracts import Batch, Objective
+from masksearch.analysis.row_scores import RowScores, lower_bound
+from masksearch.contracts import LOW, Batch, Objective
 from masksearch.errors import DataError
-from masksearch.evaluators.finetuning import FineTuning
+from masksearch.evaluators.finetuning import FineTuning, TaskScores
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
-from masksearch.tasks.squad.metrics import score
+from masksearch.tasks.squad.metrics import after_threshold, question_scores, score
 from masksearch.tasks.squad.windows import SquadWindows, WindowSize, make_windows
+from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.tokenizer import TokenSource
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,9 @@ class SquadEvaluator(FineTuning):
     `"best_../threshold"`. That threshold is found on the very held-out questions that are scored,
     as in the official script: these scores are upper bounds, and `"exact"` and `"f1"`, at
     `null_threshold`, are the ones to compare masks by. `"exact/majority"` and `"f1/majority"` are
-    the better of two answers that need no question: none, and the whole paragraph.
+    the better of two answers that need no question: none, and the whole paragraph. With `half`
+    other than `"all"`, `"exact/low"` and `"f1/low"` are the lower ends of 95% intervals over
+    questions.
 
     Args:
         squad: A SQuAD file, or a folder with train-v*.json and dev-v*.json. A file alone is split
@@ -88,8 +93,18 @@ class SquadEvaluator(FineTuning):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """F1 of the held-out answers, and the mask's sparsity."""
-        return (Objective("f1", "max", 0.0), Objective("sparsity", "max", 0.0))
+        """F1 of the held-out answers (worst: answers that need no question) and the mask's
+        sparsity over pairs of tokens; of all rows as versions without halves had them."""
+        worst = 0.0 if self.half == "all" else self.trivial_f1
+        return (Objective("f1", "max", worst), self.sparsity)
+
+    @cached_property
+    def trivial_f1(self) -> float:
+        """F1 of answers to the held-out questions that need no question."""
+        packed = self.packed_tasks is not None
+        nullable = self.tokens().nullable if packed else self.data().nullable
+        asked = self.tokens().questions if packed else self.data().dev
+        return trivial(asked, nullable=nullable)["f1/majority"]
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -133,19 +148,32 @@ class SquadEvaluator(FineTuning):
         batch = pad_ids([row.ids for row in found], [row.first for row in found], self.source)
         return batch | {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
 
-    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+    def scores(self, head: nn.Module, name: str) -> TaskScores:
         """The official scores of the held-out questions."""
         data, found = self.tokens(), self.answers(head)
         gold = {question.id: question.answers for question in data.questions}
-        nulls = {question: answer.null_score for question, answer in found.items()}
+        texts = {question: answer.text for question, answer in found.items()}
+        scores = {question: answer.null_score for question, answer in found.items()}
+        nulls = scores if data.nullable else None
         values = score(
-            {question: answer.text for question, answer in found.items()},
-            gold,
-            nullable=data.nullable,
-            null_scores=nulls if data.nullable else None,
-            threshold=self.null_threshold,
+            texts, gold, nullable=data.nullable, null_scores=nulls, threshold=self.null_threshold
         )
-        return values | trivial(data.questions, nullable=data.nullable)
+        raw = question_scores(texts, gold, nullable=data.nullable)
+        counted = after_threshold(raw, gold, nulls, self.null_threshold)
+        rows = {metric: np.array(list(each.values())) for metric, each in counted.items()}
+        values |= trivial(data.questions, nullable=data.nullable)
+        if self.half != "all":
+            values |= {f"{metric}{LOW}": lower_bound(each) for metric, each in rows.items()}
+        taken = [scores[question] > self.null_threshold and data.nullable for question in gold]
+        spans = [
+            (-1, -1) if back else (found[question].start, len(found[question].text))
+            for question, back in zip(gold, taken, strict=True)
+        ]
+        digest = short_hash(*gold)
+        places = {name: np.array(spans, np.int32)}  # first character and length; -1 = no answer
+        return TaskScores(
+            values, RowScores({name: rows["f1"]}, {name: 1.0}, {name: digest}, places)
+        )
 
     def answers(self, head: nn.Module) -> Mapping[str, Answer]:
         """The answers to the held-out questions, by question id."""

@@ -8,19 +8,24 @@ print(last.values["accuracy"], last.values["accuracy/majority"])
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
-from masksearch.contracts import Batch, Objective
-from masksearch.evaluators.finetuning import FineTuning
+from masksearch.analysis.row_scores import RowScores, lower_bound
+from masksearch.contracts import LOW, MAJORITY, Batch, Objective
+from masksearch.evaluators.finetuning import FineTuning, TaskScores
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
+from masksearch.tasks.text.files import short_hash
+from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.tokenizer import TokenSource
 
 
@@ -32,7 +37,8 @@ class SwagEvaluator(FineTuning):
     kept in the working folder.
 
     The last report holds, beside `"loss"` of a pre-training, `"accuracy"`, and under
-    `"accuracy/majority"` what always naming the most frequent place earns.
+    `"accuracy/majority"` what always naming the most frequent place earns; with `half` other than
+    `"all"` also `"accuracy/low"`, the lower end of the 95% interval over items.
 
     Args:
         swag: A SWAG file, or a folder with a train and a val file. A file alone is split: see
@@ -58,8 +64,15 @@ class SwagEvaluator(FineTuning):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """Accuracy on the held-out items, and the mask's sparsity."""
-        return (Objective("accuracy", "max", 0.0), Objective("sparsity", "max", 0.0))
+        """Accuracy on the held-out items (worst: the most frequent place) and the mask's sparsity
+        over pairs of tokens; of all rows as versions without halves had them."""
+        if self.half == "all":
+            return (Objective("accuracy", "max", 0.0), self.sparsity)
+        if self.packed_tasks is None:
+            labels = [item.label for item in self.data().dev]
+        else:
+            labels = self.tokens().dev.labels.tolist()
+        return (Objective("accuracy", "max", most_frequent(labels)), self.sparsity)
 
     @property
     def downstream(self) -> tuple[str, ...]:
@@ -100,16 +113,28 @@ class SwagEvaluator(FineTuning):
         batch = {name: part.reshape(len(items), rows.choices, -1) for name, part in flat.items()}
         return batch | {"labels": torch.tensor([item.label for item in items])}
 
-    def scores(self, head: nn.Module, name: str) -> dict[str, float]:
+    def sequence_lengths(self, rows: ChoiceRows) -> list[int]:
+        """Tokens of every choice of the items."""
+        return rows.sequence_lengths
+
+    def scores(self, head: nn.Module, name: str) -> TaskScores:
         """Accuracy on the held-out items; of equal choices the first is taken."""
-        rows = self.tokens().dev
-        labels = rows.labels.tolist()
-        said = torch.stack(self.predict(head, rows)).argmax(-1).tolist()
-        right = sum(one == label for one, label in zip(said, labels, strict=True))
-        return {
-            "accuracy": right / len(labels),
-            "accuracy/majority": max(Counter(labels).values()) / len(labels),
+        data = self.tokens()
+        said = torch.stack(self.predict(head, data.dev)).argmax(-1).numpy()
+        right = (said == data.dev.labels).astype(np.float64)
+        values = {
+            "accuracy": int(right.sum()) / len(right),
+            f"accuracy{MAJORITY}": most_frequent(data.dev.labels.tolist()),
         }
+        if self.half != "all":
+            values[f"accuracy{LOW}"] = lower_bound(right)
+        digests, predictions = {name: data.rows_digest}, {name: shrink(said)}
+        return TaskScores(values, RowScores({name: right}, {name: 1.0}, digests, predictions))
+
+
+def most_frequent(labels: Sequence[int]) -> float:
+    """Accuracy of always naming the most frequent place."""
+    return max(Counter(labels).values()) / len(labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +144,12 @@ class SwagTokens:
     train: ChoiceRows
     dev: ChoiceRows
     digest: str
+    rows_digest: str  # of the held-out items
 
 
 @lru_cache(maxsize=4)
 def read_tokens(source: TokenSource, files: TaskFiles) -> SwagTokens:
     """The tokenized items, made once a process."""
     data: SwagData = read_task(load_swag, files)
-    return SwagTokens(
-        make_choices(source, data.train), make_choices(source, data.dev), data.digest
-    )
+    train, dev = (make_choices(source, part) for part in (data.train, data.dev))
+    return SwagTokens(train, dev, data.digest, short_hash(*map(repr, data.dev)))

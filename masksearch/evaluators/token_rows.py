@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WIDTH = 16  # batches are padded to a multiple of that many positions
+EACH = 10_000  # sequences of each of several tasks in a histogram of lengths
 POOL = 50  # batches of similar length are formed among that many batches' rows
 
 
@@ -170,6 +171,30 @@ def tokenize_rows(
             ids += [*two, special["sep"]]
         found.append(TokenRow(ids, first, label))
     return found
+
+
+def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, int]:
+    """How many sequences have how many tokens: the `lengths` of a `Shape`.
+
+    Args:
+        tasks: Lengths of the sequences of each task, in tokens. Of one task they are counted as
+            they are. Each of several weighs the same, as it does in the score, however many rows
+            it has: as 10,000 sequences.
+        longest: Longer ones are cut to that many tokens.
+
+    >>> pooled_lengths([[3, 3, 9]], 8)
+    {3: 2, 8: 1}
+    >>> pooled_lengths([[3, 3, 3], [5]], 8)
+    {3: 10000, 5: 10000}
+    """
+    pooled: dict[int, int] = {}
+    for lengths in tasks:
+        found, counts = np.unique(np.minimum(lengths, longest), return_counts=True)
+        if len(tasks) > 1:
+            counts = np.maximum(1, np.rint(counts * (EACH / len(lengths)))).astype(int)
+        for tokens, count in zip(found.tolist(), counts.tolist(), strict=True):
+            pooled[tokens] = pooled.get(tokens, 0) + count
+    return dict(sorted(pooled.items()))
 
 
 def pad_ids(ids: Sequence[list[int]], firsts: Sequence[int], source: TokenSource) -> Batch:

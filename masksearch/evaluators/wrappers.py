@@ -11,12 +11,14 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import (
     CarriesData,
     Evaluator,
@@ -111,8 +113,9 @@ class Cached(EvaluatorWrapper):
     comparison after a search. A run is known by the fingerprint of its lowered mask, the
     evaluator's protocol and the seed: change anything that a result depends on, and it is run
     again. Reports are given again as they came, one by one, so that a scheduler sees the same
-    curve. Runs that failed or were stopped are not kept. What an evaluator leaves in its working
-    folder beside its reports (weights, predictions) is not there for an answered run.
+    curve, and so are the scores row by row (`rows.safetensors`). Runs that failed or were stopped
+    are not kept. What else an evaluator leaves in its working folder (weights) is not there for an
+    answered run.
 
     It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
     inner evaluator does.
@@ -159,7 +162,9 @@ class Cached(EvaluatorWrapper):
         """
         path = self.place(mask, seed)
         kept = read_reports(path)
+        rows = path.with_suffix(".safetensors")
         if kept is not None:
+            copy_file(rows, workdir / ROWS)
             yield from kept
             return
         given: list[Report] = []
@@ -168,7 +173,20 @@ class Cached(EvaluatorWrapper):
                 given.append(report)
                 yield report
         if given and all(math.isfinite(value) for r in given for value in r.values.values()):
+            copy_file(workdir / ROWS, rows)
             write_reports(path, given)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file in one move, where there is one; what cannot be written costs a warning."""
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    if source.is_file():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, partial)
+            partial.replace(target)
+        except OSError as error:
+            log.warning("cannot copy %s to %s: %s", source, target, error)
 
 
 def read_reports(path: Path) -> list[Report] | None:

@@ -34,6 +34,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "finetune_lr": 2.4e-5,  # peak
         "finetune_batch": 16,  # rows
         "epochs": 3,  # passes over a task's training rows
+        "tasks": ("MNLI", "QQP", "QNLI", "SST-2", "CoLA", "STS-B", "MRPC", "RTE", "WNLI"),
+        "rows": None,  # all training rows
+        "dev_rows": None,  # all development rows
+        "convention": "bert",  # F1 of QQP and MRPC, Spearman of STS-B
     }
 }
 

@@ -31,7 +31,7 @@ def in_final_half(text: str | bytes) -> bool:
 
 def take_half(
     rows: Sequence[Row], half: Half, where: str, *groups: Callable[[Row], str]
-) -> Sequence[Row]:
+) -> list[Row]:
     """The rows of a half, in their order; rows of one group are in the same half.
 
     Args:
@@ -45,7 +45,7 @@ def take_half(
         DataError: If the half is empty.
     """
     if half not in ("search", "final"):
-        return rows
+        return list(rows)
     known = [{group(row) for row in rows} for group in groups[:-1]]
     group = next((g for g, texts in zip(groups, known, strict=False) if len(texts) >= FEW), None)
     group = group or groups[-1]

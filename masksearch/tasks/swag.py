@@ -249,6 +249,13 @@ class ChoiceRows:
         found: list[int] = longest.clip(max=self.length).tolist()
         return found
 
+    @property
+    def sequence_lengths(self) -> list[int]:
+        """Positions of every sequence, item by item."""
+        starts = np.repeat(self.starts.lengths, self.choices)
+        found: list[int] = (starts + self.endings.lengths + 3).clip(max=self.length).tolist()
+        return found
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -18,6 +18,7 @@ from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 
 from masksearch import masks
+from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.evaluators.finetuning import CHECKPOINT, ROUND, SCORES, FineTuning, freeze
@@ -121,7 +122,8 @@ def test_a_killed_run_ends_as_it_would_have(
     straight, steps = steps_of(judge, tmp_path / "straight")
     assert len(steps) == 3 + (3 + 2 if len(judge.tasks) == 2 else 3 + 3)
     left = {path.name for path in (tmp_path / "straight").iterdir()}
-    assert left == {CHECKPOINT, SCORES}  # no checkpoint of a training that is finished
+    assert left == {CHECKPOINT, SCORES, ROWS}  # no checkpoint of a training that is finished
+    rows = RowScores.load(tmp_path / "straight" / ROWS)
     for killed in (2, 5):
         place = tmp_path / str(killed)
         first = run_until(judge, place, killed)
@@ -129,6 +131,7 @@ def test_a_killed_run_ends_as_it_would_have(
         again, repeated = steps_of(judge, place)
         assert again == straight
         assert repeated == steps[killed - 1 :]  # from its last checkpoint; nothing finished
+        assert RowScores.load(place / ROWS).score == rows.score
 
 
 def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_last_report_holds_every_score(data: Path, tmp_path: Path) -> None:
     assert all(set(report.values) == {"loss"} for report in curve)
     names = {"MNLI", "MNLI-mm", "STS-B"}
     both = {"STS-B/pearson", "STS-B/spearman"}  # a task with one metric reports it once
-    assert set(last.values) == {"glue", "loss"} | names | both | {f"{n}/majority" for n in names}
+    sides = {f"{name}/{side}" for name in names for side in ("majority", "low")}
+    assert set(last.values) == {"glue", "loss"} | names | both | sides
     assert last.values["loss"] == curve[-1].values["loss"]
     assert last.values["glue"] == (last.values["MNLI"] + last.values["STS-B"]) / 2
     assert last.values["STS-B/majority"] == 0.0
@@ -218,7 +219,7 @@ def test_protocol_and_pickle(data: Path) -> None:
     seen = {base.protocol} | {evaluator(data, **change).protocol for change in changes}
     assert len(seen) == 7
     assert pickle.loads(pickle.dumps(base)) == base
-    assert [objective.name for objective in base.objectives] == ["glue", "sparsity"]
+    assert [objective.name for objective in base.objectives] == ["glue", "effective_sparsity"]
 
 
 @pytest.mark.slow  # continuous integration runs it

@@ -17,6 +17,7 @@ import torch
 from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
+from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import CarriesData, Evaluator, Report, Shape
 from masksearch.errors import (
     DataError,
@@ -288,7 +289,9 @@ def test_a_killed_run_ends_as_it_would_have(
 ) -> None:
     judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6, **change)
     straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
-    assert not list((tmp_path / "straight").glob("*"))  # a finished run leaves nothing
+    left = [path.name for path in (tmp_path / "straight").iterdir()]
+    assert left == [ROWS]  # no checkpoint of a training that is finished
+    rows = RowScores.load(tmp_path / "straight" / ROWS).scores["text"].tolist()
     for killed in (1, 4):
         place = tmp_path / str(killed)
         first = reports_until(judge, place, killed)
@@ -296,6 +299,7 @@ def test_a_killed_run_ends_as_it_would_have(
         if killed == 4:  # killed again where it had been killed before
             assert reports_until(judge, place, 1) == first
         assert list(judge(masks.window(1), seed=3, workdir=place)) == straight
+        assert RowScores.load(place / ROWS).scores["text"].tolist() == rows
 
 
 def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:

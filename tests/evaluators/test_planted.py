@@ -41,7 +41,8 @@ def test_reports_are_finite_and_the_last_one_holds_the_score():
         assert set(report.values) == {"accuracy", "loss"}
     last = found[-1].values
     assert set(last) == {
-        "accuracy", "loss", "score", "intact", "follows", "intact/majority", "follows/majority"
+        "accuracy", "loss", "score", "intact", "follows", "intact/majority", "follows/majority",
+        "intact/low", "follows/low",
     }  # fmt: skip
     assert all(math.isfinite(value) for report in found for value in report.values.values())
     assert last["score"] == (last["intact"] + last["follows"]) / 2

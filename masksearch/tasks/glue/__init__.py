@@ -4,8 +4,11 @@ from masksearch.tasks.glue import GlueTask, load_glue, score
 """
 
 from masksearch.tasks.glue.hub import glue_place as glue_place
+from masksearch.tasks.glue.metrics import Convention as Convention
 from masksearch.tasks.glue.metrics import GlueScore as GlueScore
 from masksearch.tasks.glue.metrics import at_majority as at_majority
+from masksearch.tasks.glue.metrics import column_metrics as column_metrics
+from masksearch.tasks.glue.metrics import constant_scores as constant_scores
 from masksearch.tasks.glue.metrics import glue_score as glue_score
 from masksearch.tasks.glue.metrics import majority as majority
 from masksearch.tasks.glue.metrics import majority_scores as majority_scores
@@ -15,6 +18,7 @@ from masksearch.tasks.glue.read import GlueData as GlueData
 from masksearch.tasks.glue.read import Rows as Rows
 from masksearch.tasks.glue.read import load_glue as load_glue
 from masksearch.tasks.glue.read import read_rows as read_rows
+from masksearch.tasks.glue.rows import row_scores as row_scores
 from masksearch.tasks.glue.tasks import NLI as NLI
 from masksearch.tasks.glue.tasks import PAIR as PAIR
 from masksearch.tasks.glue.tasks import PLANTED as PLANTED

@@ -110,6 +110,18 @@ def majority_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]
     return score(task, [commonest] * len(labels), labels)
 
 
+def constant_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]:
+    """Every official metric of the constant answer that earns most of it: of F1, always class 1.
+
+    >>> from masksearch.tasks.glue.tasks import TASKS
+    >>> constant_scores(TASKS["MRPC"], [1, 0, 0, 0])
+    {'accuracy': 0.75, 'f1': 0.4}
+    """
+    ones, count = sum(label == 1 for label in labels), len(labels)
+    known = {"accuracy": max(Counter(labels).values()) / count, "f1": 2 * ones / (count + ones)}
+    return {metric: known.get(metric, 0.0) for metric in task.metrics}
+
+
 def at_majority(values: Mapping[str, float], margin: float = 0.01) -> list[str]:
     """Tasks whose score does not beat the majority score: they tell masks apart by noise.
 
@@ -213,7 +225,9 @@ def glue_score(values: Mapping[str, float], convention: Convention = "primary") 
     if convention not in get_args(Convention):
         raise unknown_name("GLUE convention", convention, get_args(Convention))
     found = {
-        column: column_value(values, column, convention) for column in COLUMNS if column in values
+        column: column_value(values, column, find_task(column), convention)
+        for column in COLUMNS
+        if column in values
     }
     if not found:
         raise ValueError(
@@ -240,12 +254,13 @@ def reported(column: str, scores: Mapping[str, float]) -> dict[str, float]:
     return {column: primary, **{f"{column}/{metric}": scores[metric] for metric in scores}}
 
 
-def column_value(values: Mapping[str, float], column: str, convention: Convention) -> float:
-    """A column's value under a convention."""
-    task = find_task(column)
-    if convention == "primary" or task.bert_metric is None:
+def column_value(
+    values: Mapping[str, float], column: str, task: GlueTask, convention: Convention
+) -> float:
+    """A column's value under a convention; `task` is what it belongs to."""
+    wanted = column_metrics(task, convention)
+    if wanted == (task.primary,):
         return values[column]
-    wanted = (task.bert_metric,) if convention == "bert" else task.metrics
     names = [f"{column}/{metric}" for metric in wanted]
     lacking = [name for name in names if name not in values]
     if lacking:
@@ -254,6 +269,13 @@ def column_value(values: Mapping[str, float], column: str, convention: Conventio
             "take the convention 'primary'"
         )
     return math.fsum(values[name] for name in names) / len(names)
+
+
+def column_metrics(task: GlueTask, convention: Convention) -> tuple[str, ...]:
+    """The metrics whose mean stands for a task under a convention."""
+    if convention == "primary" or task.bert_metric is None:
+        return (task.primary,)
+    return (task.bert_metric,) if convention == "bert" else task.metrics
 
 
 def find_task(column: str) -> GlueTask:

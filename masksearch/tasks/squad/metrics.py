@@ -103,6 +103,31 @@ def score(
                 f"question {missing[0]!r} has no {what} (nor have {len(missing) - 1} "
                 "more); give one for every question"
             )
+    raw = question_scores(predictions, answers, nullable=nullable)
+    counted = after_threshold(raw, answers, null_scores, threshold)
+    parts = {"": list(answers)}
+    if nullable:
+        parts["HasAns/"] = [name for name, golds in answers.items() if golds]
+        parts["NoAns/"] = [name for name, golds in answers.items() if not golds]
+    values = {}
+    for prefix, names in parts.items():
+        for metric, scores in counted.items():
+            if names:
+                values[f"{prefix}{metric}"] = math.fsum(scores[n] for n in names) / len(names)
+    if null_scores is not None:
+        for metric, scores in raw.items():
+            best = best_threshold(
+                scores, null_scores, [n for n, golds in answers.items() if golds]
+            )
+            values[f"best_{metric}"] = best.value
+            values[f"best_{metric}/threshold"] = best.threshold
+    return values
+
+
+def question_scores(
+    predictions: Mapping[str, str], answers: Mapping[str, Collection[str]], *, nullable: bool
+) -> dict[str, dict[str, float]]:
+    """`exact` and `f1` of each question, by its id, before any threshold; see `score`."""
     raw: dict[str, dict[str, float]] = {"exact": {}, "f1": {}}
     for name, golds in answers.items():
         if nullable:
@@ -115,29 +140,24 @@ def score(
         said = predictions[name]
         raw["exact"][name] = max(exact_match(said, gold) for gold in golds)
         raw["f1"][name] = max(f1(said, gold, nullable=nullable) for gold in golds)
-    parts = {"": list(answers)}
-    if nullable:
-        parts["HasAns/"] = [name for name, golds in answers.items() if golds]
-        parts["NoAns/"] = [name for name, golds in answers.items() if not golds]
-    values = {}
-    for prefix, names in parts.items():
-        for metric, scores in raw.items():
-            taken = [
-                float(not answers[name])
-                if null_scores is not None and null_scores[name] > threshold
-                else scores[name]
-                for name in names
-            ]
-            if taken:
-                values[f"{prefix}{metric}"] = math.fsum(taken) / len(taken)
-    if null_scores is not None:
-        for metric, scores in raw.items():
-            best = best_threshold(
-                scores, null_scores, [n for n, golds in answers.items() if golds]
-            )
-            values[f"best_{metric}"] = best.value
-            values[f"best_{metric}/threshold"] = best.threshold
-    return values
+    return raw
+
+
+def after_threshold(
+    raw: Mapping[str, Mapping[str, float]],
+    answers: Mapping[str, Collection[str]],
+    null_scores: Mapping[str, float] | None,
+    threshold: float,
+) -> dict[str, dict[str, float]]:
+    """The scores of each question where predictions above the threshold are taken back."""
+    nulls = null_scores or {}
+    return {
+        metric: {
+            name: float(not answers[name]) if nulls.get(name, -math.inf) > threshold else value
+            for name, value in scores.items()
+        }
+        for metric, scores in raw.items()
+    }
 
 
 def best_threshold(

@@ -1,0 +1,74 @@
+"""Evaluators whose data has a search half, a final half and test rows, at sizes of a second."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from toy_questions import WORDS, squad_json, swag_rows
+
+import masksearch as ms
+
+SMALL = dict(steps=2, size="nano", length=24, vocabulary=80, batch=4, held_out_sequences=400)
+
+
+def write_text(folder: Path) -> Path:
+    """A folder of train.txt, valid.txt and test.txt, in paragraphs."""
+    draw = random.Random(0)
+    for name, count in (("train", 60), ("valid", 40), ("test", 20)):
+        paragraphs = (
+            "\n".join(" ".join(draw.choices(WORDS, k=9)) for _ in range(6)) for _ in range(count)
+        )
+        (folder / "text").mkdir(exist_ok=True)
+        (folder / "text" / f"{name}.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    return folder / "text"
+
+
+def write_glue(folder: Path) -> Path:
+    draw = random.Random(1)
+    (folder / "glue" / "SST-2").mkdir(parents=True)
+    for name, count in (("train", 16), ("dev", 30), ("test", 12)):
+        rows = [
+            f"{' '.join(draw.choices(WORDS, k=5))}\t{draw.randint(0, 1)}" for _ in range(count)
+        ]
+        path = folder / "glue" / "SST-2" / f"{name}.tsv"
+        path.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return folder / "glue"
+
+
+def text(folder: Path, **more: Any) -> ms.MlmEvaluator:
+    return ms.MlmEvaluator(write_text(folder), cache=folder / "cache", **SMALL, **more)
+
+
+def pairs(folder: Path) -> ms.MlmEvaluator:
+    return text(folder, pretraining="mlm+next")
+
+
+def glue(folder: Path) -> ms.GlueEvaluator:
+    place, more = write_glue(folder), {"cache": folder / "cache", "epochs": 1}
+    return ms.GlueEvaluator(write_text(folder), place, tasks=("SST-2",), **SMALL, **more)
+
+
+def squad(folder: Path) -> ms.SquadEvaluator:
+    (folder / "squad").mkdir()
+    for seed, (name, articles) in enumerate((("train", 4), ("dev", 20), ("test", 3))):
+        path = folder / "squad" / f"{name}-v1.1.json"
+        path.write_text(json.dumps(squad_json(articles, 2, seed=seed)), encoding="utf-8")
+    more = {"cache": folder / "cache", "epochs": 1}
+    return ms.SquadEvaluator(write_text(folder), folder / "squad", **SMALL, **more)
+
+
+def swag(folder: Path) -> ms.SwagEvaluator:
+    (folder / "swag").mkdir()
+    for seed, (name, count) in enumerate((("train", 8), ("val", 20), ("test", 6))):
+        rows = "\n".join(json.dumps(row) for row in swag_rows(count, seed=seed))
+        (folder / "swag" / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    more = {"cache": folder / "cache", "epochs": 1}
+    return ms.SwagEvaluator(write_text(folder), folder / "swag", **SMALL, **more)
+
+
+def planted(folder: Path) -> ms.PlantedEvaluator:
+    process = ms.PlantedProcess(length=24, offsets=(5,), vocabulary=8)
+    return ms.PlantedEvaluator(process, steps=2, downstream_steps=1, held_out_sequences=64)
