@@ -31,6 +31,25 @@ storage = {
     name: sum(found[part] for part in ("begin", "finish"))
     for name, found in scaling["storage"].items()
 }
+served = {
+    name: 1
+    / (
+        tpe[1000]
+        + scaling["lower"]
+        + storage[name]
+        + scaling["ray"]["dispatch"]
+        + 10 * scaling["ray"]["report"]
+    )
+    for name in storage
+}
+simulation = runpy.run_path(str(FOLDER / "scaling.py"))
+half_a_minute = simulation["drawn"](30.0, simulation["TRIALS"])
+efficiency = [
+    simulation["simulate"](half_a_minute, slots, costs).efficiency
+    for slots in (64, 256, 1000)
+    for name in ("journal", "sqlite", "postgresql")
+    for costs in [simulation["costs_of"](scaling, "tpe", name)]
+]
 study = search["study"]
 ray, pool = search["orchestration"]["ray"], search["orchestration"]["pool"]
 
@@ -221,6 +240,12 @@ CLAIMS = [
     Claim(SEARCH, "| a TPE draw at 1,000 trials, 14 parameters | {} ms |", [draws[2]]),
     Claim(SEARCH, "| the page of a study of 10,000 trials | {} s |", [study["report_seconds"]]),
     Claim(SEARCH, "| its status | {} s |", [study["status_seconds"]]),
+    Claim(CLUSTER, "| trials of 30 s |...", efficiency),
+    Claim(
+        CLUSTER,
+        "that is {} with a journal, {} with SQLite and {} with PostgreSQL",
+        [served[name] for name in ("journal", "sqlite", "postgresql")],
+    ),
     Claim(CLUSTER, "| draw a mask: random | {} |", [1000 * dict(scaling["ask"]["random"])[0]]),
     Claim(CLUSTER, "(14 parameters) | {} / {} / {} / {} |", draws),
     Claim(CLUSTER, "(length 128, 4 layers, 4 heads) | {} |", [1000 * scaling["lower"]]),
