@@ -2,8 +2,8 @@
 
     python -m experiments.verify
 
-Each experiment, and benchmarks/, has a `claims.py` with a list `CLAIMS`. To add a claim, write
-its sentence with `{}` for every number, and compute the numbers from results/:
+Each experiment, benchmarks/ and docs/ have a `claims.py` with a list `CLAIMS`. To add a claim,
+write its sentence with `{}` for every number, and compute the numbers from results/:
 
     Claim("README.md", "at its density: {} nats, 95 % interval [{}, {}]", [mean, low, high])
     Claim("README.md", "| star | ...", [density, loss])  # ...: every number to the end of the line
@@ -30,6 +30,7 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "docs/*.md", "experiments/README.md", "experiments/*/README.md"]
 PAGES += ["benchmarks/README.md"]
+SOURCES = ["experiments/*/claims.py", "benchmarks/claims.py", "docs/claims.py"]
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 NUMBER = r"(?<![\d.])[-+]?(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?<=\d)(?:e-?\d+)?"
 SPOKEN = rf"{NUMBER}|(?i:{'|'.join(WORDS)})\b"
@@ -65,7 +66,7 @@ def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float
 def read() -> tuple[list[Claim], list[Claim]]:
     """Every claim, with its values computed; and the sentences that are none."""
     found, exempt = [], []
-    for path in [*sorted(ROOT.glob("experiments/*/claims.py")), ROOT / "benchmarks/claims.py"]:
+    for path in [p for at in SOURCES for p in sorted(ROOT.glob(at))]:
         given = runpy.run_path(str(path))
         found += [replace(claim, source=path.parent.name) for claim in given["CLAIMS"]]
         exempt += [Claim(page, sentence, []) for page, sentence in given.get("NO_CLAIM", ())]
