@@ -27,7 +27,7 @@ LEAST_P = 1e-100  # smaller p-values are given as this
 
 
 class ErrorPart(NamedTuple):
-    """One independent part of a mean's variance, and the degrees of freedom of its estimate."""
+    """One part of a mean's variance, and the degrees of freedom of its estimate."""
 
     variance: float
     df: int
@@ -100,7 +100,7 @@ def half_width(parts: Sequence[ErrorPart], level: float) -> float:
     whatever their true sizes. Satterthwaite's degrees of freedom do not: with three seeds and a
     fifth of the variance in the rows they reject at 0.4 % five times too often.
 
-    Reference: Banerjee, Sankhya 22, 359 (1960).
+    Reference: Banerjee, Sankhya 22, 357 (1960).
     """
     return math.sqrt(
         math.fsum(float(stats.t.isf((1 - level) / 2, p.df)) ** 2 * p.variance for p in parts)

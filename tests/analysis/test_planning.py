@@ -50,6 +50,13 @@ def test_detectable_difference_has_its_power():
     assert detectable_difference(5, 277, sd=0) == detectable_difference(5, 277, sd=1 / 277)
 
 
+def test_figures_of_the_page():  # docs/statistics.md
+    assert round(
+        detectable_difference(5, 1000, comparisons=3, sd=0.0116, disagreement=0.04), 3
+    ) == (0.033)
+    assert seeds_needed(0.0128, sd=0.0116) == 9
+
+
 def test_seeds_needed_is_the_least_number():
     n = seeds_needed(1.0, 3, sd=1.2)
     assert n is not None
