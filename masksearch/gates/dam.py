@@ -227,7 +227,7 @@ class JointTraining:
             "loss": sum(self.losses) / len(self.losses),
             "density": gates.density().mean().item(),
             "target": self.control.target(self.step - 1).mean().item(),
-            "entropy": entropy_bits(gates.probabilities().detach()).item(),
+            "entropy": entropy_bits(gates.probabilities().detach(), gates.weights).item(),
             "control": cost,
         }
         self.losses.clear()
@@ -257,7 +257,8 @@ class JointTraining:
             model.eval()
             gates.enabled = True
             probabilities = gates.probabilities()
-            density = max(self.config.target, 1 / gates.length)
+            sparsity = 1 - max(self.config.target, gates.least_density)
+            weights = None if gates.weights is None else gates.weights.cpu()
             try:
                 gates.fixed = probabilities
                 if gates.form == "flip":  # which rounds
@@ -270,7 +271,8 @@ class JointTraining:
                 gates.eval()
                 gates.deterministic = True
                 found["held_out"] = mean()
-                gates.fixed = at_sparsity(probabilities.cpu(), 1 - density).to(probabilities)
+                cut = at_sparsity(probabilities.cpu(), sparsity, weights=weights)
+                gates.fixed = cut.to(probabilities)
                 found["discretised"] = mean()
             finally:
                 gates.fixed = None
@@ -417,9 +419,10 @@ def config_for(config: DamConfig, model: nn.Module, gates: Gates) -> DamConfig:
             f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
             "give one share for all, or one for each layer of the gates"
         )
-    if config.holds_density and min(config.targets) * gates.length < 1:
+    if config.holds_density and min(config.targets) < gates.least_density:
+        least = "1/n = " if gates.weights is None else ""
         raise ValueError(
-            f"every row keeps a key, so density is at least 1/n = {1 / gates.length:.6g} at "
+            f"every row keeps a key, so density is at least {least}{gates.least_density:.6g} at "
             f"length {gates.length}, got {config.density}"
         )
     return config if trainable_weights(model, gates) else replace(config, train="gates")
@@ -545,7 +548,8 @@ def run_one_shot(
     shape = evaluator.shape
     try:
         config = build_config(job.config)
-        arguments = {"length": shape.length, "heads": shape.heads, "seed": mixed_seed(seed, 1)}
+        arguments = {**shape.to_dict(), "seed": mixed_seed(seed, 1)}
+        del arguments["layers"]  # shared, unless the job says otherwise
         gates = build_gates({**arguments, **job.gates})
     except TypeError as error:
         raise SearchError(

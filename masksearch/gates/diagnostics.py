@@ -20,7 +20,7 @@ from torch import Tensor
 
 from masksearch.contracts import Report, generator
 from masksearch.errors import LengthError
-from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.discretise import at_sparsity, least_density
 from masksearch.gates.gates import Gates, Structure
 from masksearch.masks.measure import overlap
 
@@ -238,6 +238,7 @@ def agreement(
     density: float,
     gates: Mapping[str, Any] | None = None,
     seed: int = 0,
+    weights: Tensor | None = None,
 ) -> Agreement:
     """Compares the masks that several seeds give at one density.
 
@@ -247,9 +248,10 @@ def agreement(
 
     Args:
         probabilities: Two or more float `[layers, heads, n, n]` of one shape, one a seed.
-        density: At which the masks are cut, in (0, 1]; below one key a row: 1/n.
+        density: At which the masks are cut, in (0, 1]; below one key a row: one key a row.
         gates: Arguments of the `Gates`, for chance; None = free ones.
         seed: Of the random tables.
+        weights: float64 `[n, n]`, how much each edge counts; None = all alike.
 
     Raises:
         ValueError: If there are fewer than two tables, or they differ in shape.
@@ -262,8 +264,12 @@ def agreement(
         )
     (shape,) = shapes
     cells = torch.Size(shape).numel()
-    sparsity = 1 - max(density, 1 / shape[-1])
-    plain, matched = pair_scores([at_sparsity(table, sparsity) for table in probabilities])
+    sparsity = 1 - max(density, least_density(shape[-1], weights))
+
+    def cut(table: Tensor) -> Tensor:
+        return at_sparsity(table, sparsity, weights=weights)
+
+    plain, matched = pair_scores([cut(table) for table in probabilities])
     names = ("structure", "signed", "global_count", "block")
     arguments = {name: gates[name] for name in names if gates and name in gates}
     if arguments.get("structure") not in get_args(Structure):
@@ -271,7 +277,7 @@ def agreement(
     random = Gates(**arguments, layers=shape[0], heads=shape[1], length=shape[-1])
     source = generator(seed, 0xA93E)
     drawn = [
-        at_sparsity(random.table(torch.rand(random.logits.shape, generator=source)), sparsity)
+        cut(random.table(torch.rand(random.logits.shape, generator=source)))
         for _ in range(max(FEWEST, min(MOST, CELLS // cells)))
     ]
     chance, matched_chance = pair_scores(drawn)
@@ -314,7 +320,8 @@ class Health(dict[str, Any]):
     """Figures of one DAM run, by name, as plain data; it prints as a card of about ten lines.
 
     Each name is a key and an attribute: `health["density"]`, `health.density`. Shares and
-    probabilities lie in [0, 1].
+    probabilities lie in [0, 1]. Means and shares of edges are over the pairs that real tokens
+    form: an edge counts by the sequences that have it, padding and a decoder's future do not.
     """
 
     density: float  # mean probability of an edge at the end
@@ -324,7 +331,7 @@ class Health(dict[str, Any]):
     undecided: float  # share of edges with a probability in (0.1, 0.9)
     diagonal: float  # mean probability of the diagonal; uniform gates have `density` there
     diagonal_mass: float  # share of the total probability that lies on the diagonal
-    diagonal_uniform: float  # what uniform gates would have there: 1/n
+    diagonal_uniform: float  # what uniform gates would have there: 1/n without padding
     by_distance: list[float]  # mean probability of an edge at |i - j| = 0, 1, ..
     mass_by_distance: list[float]  # share of the total probability there
     by_offset: list[float]  # mean probability at j - i = 1 - n, .., n - 1 (key minus query)
@@ -365,6 +372,7 @@ def health(
     retrained: float | None = None,
     others: Sequence[Tensor] = (),
     gates: Mapping[str, Any] | None = None,
+    weights: Tensor | None = None,
 ) -> Health:
     """Judges one DAM run by its gates and its curve.
 
@@ -382,17 +390,18 @@ def health(
             mask of the target density.
         others: Probabilities of the same gates trained with other seeds.
         gates: Arguments of the `Gates`, for the agreement that chance gives.
+        weights: float64 `[n, n]`, how much each edge counts; None = all alike.
 
     Raises:
         ValueError: If `others` have another shape.
     """
     p = probabilities.detach().float().cpu()
-    density, length = p.mean().item(), p.shape[-1]
+    density, length = mean_of_edges(p, weights).item(), p.shape[-1]
     position = torch.arange(length)
     offset = (position[None, :] - position[:, None]).flatten()
-    by_distance, mass_by_distance = profile(p, offset.abs())
-    by_offset, mass_by_offset = profile(p, offset + length - 1)
-    undecided = ((p > 0.1) & (p < 0.9)).float().mean().item()
+    by_distance, mass_by_distance = profile(p, offset.abs(), weights)
+    by_offset, mass_by_offset = profile(p, offset + length - 1, weights)
+    undecided = mean_of_edges(((p > 0.1) & (p < 0.9)).float(), weights).item()
     losses, gaps = losses_and_gaps(curve, retrained)
     last = curve[-1] if curve else Report(warmup_steps, {"loss": math.nan})
     cut, watch = losses["discretised"], CollapseWatch(target, initial, warmup_steps, last.step)
@@ -407,25 +416,32 @@ def health(
     return Health(
         density=density,
         target=target,
-        by_head=p.mean((-2, -1)).tolist(),
-        entropy=entropy_bits(p).item(),
+        by_head=mean_of_edges(p, weights, (-2, -1)).tolist(),
+        entropy=entropy_bits(p, weights).item(),
         undecided=undecided,
         diagonal=by_distance[0],
         diagonal_mass=mass_by_distance[0],
-        diagonal_uniform=1 / length,
+        diagonal_uniform=least_density(length, weights),
         by_distance=by_distance,
         mass_by_distance=mass_by_distance,
         by_offset=by_offset,
         mass_by_offset=mass_by_offset,
         losses=losses,
         gaps=gaps,
-        agreement=agreement([p, *others], density=target, gates=gates) if others else None,
+        agreement=agreement([p, *others], density=target, gates=gates, weights=weights)
+        if others
+        else None,
         pruned_away="pruned_away" in problems,
         nothing_pruned="nothing_pruned" in problems,
         target_missed=target_missed,
         function_lost="function_lost" in problems,
         problems=list(problems.values()),
-        notes=gap_notes(losses, gaps, undecided, cut_cause(density, target, length, undecided)),
+        notes=gap_notes(
+            losses,
+            gaps,
+            undecided,
+            cut_cause(density, target, least_density(length, weights), undecided),
+        ),
         warnings=warnings,
     )
 
@@ -473,23 +489,42 @@ def strongest_offsets(by_offset: Sequence[float], count: int = 4) -> str:
     )  # fmt: skip
 
 
-def entropy_bits(probabilities: Tensor) -> Tensor:
-    """Mean binary entropy of probabilities, in bits."""
+def mean_of_edges(
+    values: Tensor, weights: Tensor | None, axes: tuple[int, ...] | None = None
+) -> Tensor:
+    """Mean over edges, each by its weight.
+
+    Args:
+        values: float `[layers, heads, n, n]`.
+        weights: float `[n, n]`; None = all edges count alike.
+        axes: Axes to average over, the last two among them; None = all.
+    """
+    if weights is not None:
+        values = values * (weights / weights.mean()).to(values)
+    return values.mean() if axes is None else values.mean(axes)
+
+
+def entropy_bits(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean binary entropy of probabilities, in bits; over edges by their weight."""
     p = probabilities.clamp(1e-7, 1 - 1e-7)
-    return -(p * p.log2() + (1 - p) * (1 - p).log2()).mean()
+    return mean_of_edges(-(p * p.log2() + (1 - p) * (1 - p).log2()), weights)
 
 
-def profile(probabilities: Tensor, group: Tensor) -> tuple[list[float], list[float]]:
-    """Mean probability, and share of the total, of every group of cells.
+def profile(
+    probabilities: Tensor, group: Tensor, weights: Tensor | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean probability, and share of the total, of every group of cells; 0 where none counts.
 
     Args:
         probabilities: float `[layers, heads, n, n]`.
         group: int64 `[n * n]`, the group of each cell, from 0 without a gap.
+        weights: float64 `[n, n]`, how much each cell counts; None = all alike.
     """
     cells = probabilities.double().mean((0, 1)).flatten()
-    totals = group.bincount(cells)
+    each = torch.ones_like(cells) if weights is None else weights.double().flatten()
+    totals, counted = group.bincount(cells * each), group.bincount(each)
     share = totals / totals.sum().clamp_min(1e-300)
-    return (totals / group.bincount()).tolist(), share.tolist()
+    return (totals / counted.clamp_min(1e-300)).tolist(), share.tolist()
 
 
 def losses_and_gaps(curve: Sequence[Report], retrained: float | None) -> tuple[Losses, Gaps]:
@@ -510,9 +545,10 @@ def losses_and_gaps(curve: Sequence[Report], retrained: float | None) -> tuple[L
     return losses, Gaps(sampling=steps[0], discretisation=steps[1], retraining=steps[2])
 
 
-def cut_cause(density: float, target: float, length: int, undecided: float) -> str:
-    """The likeliest reason why a mask cut at the target density is worse than the gates."""
-    rows = 1 / (length * target)
+def cut_cause(density: float, target: float, least: float, undecided: float) -> str:
+    """The likeliest reason why a mask cut at the target density is worse than the gates; `least`
+    is the density of one key in every row."""
+    rows = least / target
     if density > 1.1 * target:
         return f"the gates have reached {density:.4g} only; train longer, or cut the mask there"
     if rows > 0.5:

@@ -4,6 +4,13 @@ at_sparsity(probabilities, 0.9)                  # the likeliest tenth of all ed
 at_sparsity(probabilities, 0.9, per="head")      # of every head
 top_keys(probabilities, 8)                       # of every row: 8 keys
 at_threshold(probabilities, 0.5)
+at_sparsity(probabilities, 0.9, weights=pair_weights(shape))   # of the pairs that tokens form
+
+With `weights` (`masksearch.masks.measure.pair_weights`) an edge counts as much as there are
+sequences that have it. Edges without weight (padding alone, the future of a decoder) are never
+kept, with one exception: a query that is always padding keeps itself, as no row may be empty.
+Edges of few sequences are kept by their probability like all others; each takes little of the
+density.
 """
 
 from __future__ import annotations
@@ -11,26 +18,56 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import unknown_name
 from masksearch.masks.core import no_empty_rows
+from masksearch.masks.lower import HasShape
+from masksearch.masks.measure import counts_all_alike, pair_weights
 
 Per = Literal["mask", "layer", "head"]
 EmptyRows = Literal["best", "refuse"]
 
 
-def ranking(probabilities: Tensor, per: Per = "mask", *, empty_rows: EmptyRows = "best") -> Tensor:
+def weights_of(shape: HasShape) -> Tensor | None:
+    """`pair_weights`, float64 `[n, n]`; None where all cells count alike."""
+    return None if counts_all_alike(shape) else pair_weights(shape)
+
+
+def least_density(length: int, weights: Tensor | None = None) -> float:
+    """Density of one key in every row: 1/n, or with weights that of the diagonal, in (0, 1]."""
+    if weights is None:
+        return 1 / length
+    return (weights.diagonal().sum() / weights.sum()).item()
+
+
+def possible_edges(weights: Tensor | None, length: int) -> Tensor:
+    """Edges that a mask may keep, bool `[n, n]`: those that count, and the diagonal."""
+    if weights is None:
+        return torch.ones(length, length, dtype=torch.bool)
+    return (weights > 0) | torch.eye(length, dtype=torch.bool)
+
+
+def ranking(
+    probabilities: Tensor,
+    per: Per = "mask",
+    *,
+    empty_rows: EmptyRows = "best",
+    weights: Tensor | None = None,
+) -> Tensor:
     """Every edge's place in the order in which edges are kept.
 
     First the best key of each row (unless `empty_rows="refuse"`), then all other edges, the
     likelier first. Ties go to the nearer offset (earlier keys before later ones), then to the
-    first layer, head and query: with Toeplitz gates whole offsets follow one another.
+    first layer, head and query: with Toeplitz gates whole offsets follow one another. Edges
+    without weight come last.
 
     Args:
         probabilities: float `[layers, heads, queries, keys]`; any scores do, if none is NaN.
         per: Among which edges: those of the whole `"mask"`, of each `"layer"` or each `"head"`.
         empty_rows: `"best"`: best keys first; `"refuse"`: by the probabilities alone.
+        weights: float `[n, n]`, how much each edge counts; None = all alike.
 
     Returns:
         int64 `[layers, heads, queries, keys]`; of each mask, layer or head a permutation of
@@ -55,6 +92,9 @@ def ranking(probabilities: Tensor, per: Per = "mask", *, empty_rows: EmptyRows =
     nearness = (2 * offset.abs() + (offset > 0)).repeat(scores.shape[1] // len(offset))
     near = nearness.argsort(stable=True)
     order = near[scores[:, near].argsort(dim=1, descending=True, stable=True)]
+    if weights is not None:
+        last = ~possible_edges(weights, length).flatten().repeat(scores.shape[1] // len(offset))
+        order = order.gather(1, last[order].byte().argsort(dim=1, stable=True))
     places = order.argsort(1)  # the inverse of a permutation
     if empty_rows == "best":
         rows = places.view(groups, -1, length)
@@ -69,20 +109,23 @@ def at_sparsity(
     per: Per = "mask",
     *,
     empty_rows: EmptyRows = "best",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The likeliest edges, in exactly the number that the sparsity asks for.
 
-    Kept edges: (1 - sparsity) x edges, rounded to the nearest whole number. By default these are
+    Kept edges: (1 - sparsity) x edges, rounded to the nearest whole number; with weights as many
+    as bring their sum nearest to (1 - sparsity) x that of all edges. By default these are
     shared out over layers and heads as the probabilities say; with `per="layer"` or
     `per="head"` each layer or head keeps that share of its own. A sparser mask is a subset of a
     denser one.
 
     Args:
         probabilities: float `[layers, heads, n, n]`.
-        sparsity: 1 - kept / all, in [0, 1 - 1/n].
+        sparsity: 1 - kept / all, in [0, 1 - 1/n]; with weights `effective_sparsity`.
         per: What has that sparsity: the whole `"mask"`, each `"layer"` or each `"head"`.
         empty_rows: `"best"`: every row keeps its best key, which counts; `"refuse"`: an error
             where the likeliest edges leave a row without any.
+        weights: float `[n, n]`, how much each edge counts; None = all alike.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -93,25 +136,62 @@ def at_sparsity(
     """
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1], got {sparsity}")
-    places = ranking(probabilities, per, empty_rows=empty_rows)
+    places = ranking(probabilities, per, empty_rows=empty_rows, weights=weights)
     edges, length = int(places.max()) + 1, places.shape[-1]
-    kept = round((1 - sparsity) * edges)
-    if kept < edges // length and empty_rows == "best":
+    if weights is None:
+        kept = torch.tensor([[round((1 - sparsity) * edges)]])
+    else:
+        kept = kept_by_weight(places, edges, 1 - sparsity, weights)
+    if (kept < edges // length).any() and empty_rows == "best":
+        most = "1 - 1/n = " if weights is None else ""
         raise ValueError(
-            f"every row keeps a key, so sparsity is at most 1 - 1/n = {1 - 1 / length:.6g} "
-            f"at length {length}, got {sparsity}"
+            f"every row keeps a key, so sparsity is at most {most}"
+            f"{1 - least_density(length, weights):.6g} at length {length}, got {sparsity}"
         )
-    mask = places < kept
+    mask = (places.view(len(kept), -1) < kept).view(places.shape)
+    return without_empty_padding(mask, weights)
+
+
+def kept_by_weight(places: Tensor, edges: int, density: float, weights: Tensor) -> Tensor:
+    """How many edges in the order of `places` have that share of the weight.
+
+    Args:
+        places: int64 `[layers, heads, n, n]`, as `ranking` gives them.
+        edges: Edges of a mask, layer or head that is cut.
+        density: In [0, 1].
+        weights: float64 `[n, n]`.
+
+    Returns:
+        int64 `[groups, 1]`, at most the number of possible edges: the longest of those whose
+        weight is nearest.
+    """
+    order = places.view(-1, edges).argsort(1)
+    flat = weights.double().flatten()
+    sums = flat[order % len(flat)].cumsum(1)
+    sums = F.pad(sums, (1, 0))
+    gaps = (sums - density * sums[:, -1:]).abs()
+    possible = int(possible_edges(weights, places.shape[-1]).sum()) * (edges // len(flat))
+    near = gaps[:, : possible + 1]
+    slack = 1e-9 * float(flat.sum())  # sums of the same edges differ by rounding
+    longest = (near <= near.amin(1, keepdim=True) + slack).int().flip(1).argmax(1, keepdim=True)
+    return possible - longest
+
+
+def without_empty_padding(mask: Tensor, weights: Tensor | None) -> Tensor:
+    """The mask, where queries that are always padding keep themselves; no row may be empty."""
+    if weights is not None:
+        mask = mask | torch.diag(weights.diagonal() == 0)
     no_empty_rows(mask)
     return mask
 
 
-def top_keys(probabilities: Tensor, keys: int) -> Tensor:
+def top_keys(probabilities: Tensor, keys: int, *, weights: Tensor | None = None) -> Tensor:
     """The likeliest keys of each query; ties as in `ranking`.
 
     Args:
         probabilities: float `[layers, heads, n, n]`.
-        keys: Kept keys of every row, in 1 .. n.
+        keys: Kept keys of every row, in 1 .. n; a row with fewer edges that count keeps those.
+        weights: float `[n, n]`, how much each edge counts; None = all alike.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -122,12 +202,17 @@ def top_keys(probabilities: Tensor, keys: int) -> Tensor:
     length = probabilities.shape[-1]
     if isinstance(keys, bool) or not isinstance(keys, int) or not 1 <= keys <= length:
         raise ValueError(f"keys must be a whole number in 1 .. n = {length}, got {keys!r}")
-    chosen = ranking(probabilities).topk(keys, dim=-1, largest=False).indices
-    return torch.zeros(probabilities.shape, dtype=torch.bool).scatter_(-1, chosen, True)
+    chosen = ranking(probabilities, weights=weights).topk(keys, dim=-1, largest=False).indices
+    mask = torch.zeros(probabilities.shape, dtype=torch.bool).scatter_(-1, chosen, True)
+    return mask & possible_edges(weights, length)
 
 
 def at_threshold(
-    probabilities: Tensor, threshold: float, *, empty_rows: EmptyRows = "best"
+    probabilities: Tensor,
+    threshold: float,
+    *,
+    empty_rows: EmptyRows = "best",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Edges of at least that probability.
 
@@ -135,6 +220,7 @@ def at_threshold(
         probabilities: float `[layers, heads, n, n]`.
         threshold: Lowest kept probability, in [0, 1].
         empty_rows: `"best"`: a row without any keeps its best key; `"refuse"`: an error there.
+        weights: float `[n, n]`; edges of weight 0 are left out. None = all count alike.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -145,10 +231,10 @@ def at_threshold(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
-    places = ranking(probabilities, empty_rows=empty_rows)
+    places = ranking(probabilities, empty_rows=empty_rows, weights=weights)
     kept = probabilities.detach().cpu() >= threshold
+    kept = kept & possible_edges(weights, kept.shape[-1])
     if empty_rows == "best":
         rows = probabilities.numel() // probabilities.shape[-1]
         kept = kept | ((places < rows) & ~kept.any(-1, keepdim=True))
-    no_empty_rows(kept)
-    return kept
+    return without_empty_padding(kept, weights)

@@ -7,6 +7,7 @@ attach(model, gates)              # or masksearch.dam(model, batches, gates)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,12 +15,14 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from masksearch.contracts import AttentionCall, generator
+from masksearch.contracts import AttentionCall, Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
+from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.estimators import form_named
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
 Noise = Literal["gumbel", "hard-concrete"]
+Lengths = Mapping[int, int] | Sequence[tuple[int, int]]
 STRETCH = 0.1  # a hard-concrete gate is stretched by this much on either side of [0, 1]
 
 
@@ -47,13 +50,17 @@ class Gates(nn.Module):
             and clamped, so that soft gates are exactly 0 or 1 with some probability.
         temperature: Of the sample, above 0; lower is closer to 0 or 1.
         initial: First value of every logit (2.0: open with probability 0.88).
-        initial_density: Mean probability of an edge at the start, in (0, 1), in place of
-            `initial`.
+        initial_density: Density at the start, in (0, 1), in place of `initial`.
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
         block: Edge of a tile in positions, for `"block"`.
         seed: Seed of the sampling noise.
+        causal: Whether the model is a decoder: later keys then count for no density.
+        lengths: How many sequences of the data have how many tokens (tokens -> count): density
+            is then counted over the pairs that tokens form. None = no padding.
 
     Attributes:
+        weights: float `[n, n]`, share of the density that each edge has; None where all count
+            alike.
         logits: float `[layers, heads, gates]`; the last axis is the structure's own.
         enabled: False = plain dense attention (a warm-up).
         cooling: Factor on the temperature, set by a run that anneals it.
@@ -72,7 +79,8 @@ class Gates(nn.Module):
     """
 
     position: Tensor  # int64 [length * length], the gate of each edge, in reading order
-    coverage: Tensor  # float [gates], share of the table that each gate covers
+    coverage: Tensor  # float [gates], share of the density that each gate covers
+    weights: Tensor | None
 
     def __init__(
         self,
@@ -91,6 +99,8 @@ class Gates(nn.Module):
         global_count: int = 4,
         block: int = 16,
         seed: int = 0,
+        causal: bool = False,
+        lengths: Lengths | None = None,
     ) -> None:
         super().__init__()
         names = (
@@ -101,9 +111,9 @@ class Gates(nn.Module):
             if name not in known:
                 raise unknown_name(what, name, known)
         form_named(form)  # refuses an unknown one
-        for what, value in (("length", length), ("heads", heads), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"{what} must be at least 1, got {value}")
+        self.shape = Shape(
+            length, layers, heads, causal, None if lengths is None else dict(lengths)
+        )
         refusals = (
             (
                 signed and not structure.startswith("toeplitz"),
@@ -161,8 +171,18 @@ class Gates(nn.Module):
             position = (key - query).abs()
         self.register_buffer("position", position.flatten(), persistent=False)
         self.extra_rows = global_count if structure == "toeplitz+global" else 0
-        covered = position.flatten().bincount() / length**2
-        lines = torch.full((2 * self.extra_rows,), 1 / length)
+        weights = weights_of(self.shape)
+        self.least_density = least_density(length, weights)
+        if weights is None:
+            covered = position.flatten().bincount() / length**2
+            lines = torch.full((2 * self.extra_rows,), 1 / length)
+        else:
+            weights = weights / weights.sum()
+            covered = position.flatten().bincount(weights.flatten()).float()
+            some = slice(self.extra_rows)
+            lines = torch.cat([weights.sum(1)[some], weights.sum(0)[some]]).float()
+            weights = weights.float()
+        self.register_buffer("weights", weights, persistent=False)
         self.register_buffer("coverage", torch.cat([covered, lines]), persistent=False)
         shape = (layers, heads, len(self.coverage))
         self.logits = nn.Parameter(torch.full(shape, float(initial)))
@@ -180,7 +200,15 @@ class Gates(nn.Module):
             *("structure", "length", "heads", "layers", "signed", "form", "hard", "noise"),
             *("temperature", "initial", "initial_density", "global_count", "block", "seed"),
         )
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.data_arguments
+
+    @property
+    def data_arguments(self) -> dict[str, Any]:
+        """`causal` and `lengths` as plain data, without what is at its default."""
+        known = self.shape.to_dict()
+        found = {"causal": True} if "causal" in known else {}
+        lengths = known.get("lengths")
+        return found | ({"lengths": [list(pair) for pair in lengths]} if lengths else {})
 
     def spread(self, values: Tensor, fill: float = 0.0) -> tuple[Tensor, ...]:
         """The values of every edge's gates: its own and, of "toeplitz+global", two more.
@@ -304,9 +332,11 @@ class Gates(nn.Module):
         return self.table(self.open_chance(self.logits.float()))
 
     def density(self) -> Tensor:
-        """Mean probability over the table of all edges: float `[layers, heads]`, differentiable.
+        """Mean probability of an edge: float `[layers, heads]`, differentiable.
 
-        A gate costs what it covers: a Toeplitz gate counts once for each of its edges.
+        The mean is over the pairs that real tokens form: over the whole table where there is no
+        padding and no causality. A gate costs what it covers: a Toeplitz gate counts once for
+        each of its edges.
         """
         return self.density_of(self.logits.float())
 
@@ -315,7 +345,10 @@ class Gates(nn.Module):
         open_chance = self.open_chance(logits)
         if not self.extra_rows:  # every edge has one gate
             return (open_chance * self.coverage).sum(-1)
-        return self.table(open_chance).mean((-2, -1))
+        table = self.table(open_chance)
+        return (
+            table.mean((-2, -1)) if self.weights is None else (table * self.weights).sum((-2, -1))
+        )
 
     def shift_to(self, logits: Tensor, density: float) -> float:
         """What to subtract from every logit for that density; below 0 where they must rise.
@@ -346,8 +379,9 @@ class Gates(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Gates:
         """Moves with the model, but stays fp32: bf16 cannot hold small steps of a logit."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for tensor in (self.logits, self.coverage):
-            tensor.data = tensor.data.float()
+        for tensor in (self.logits, self.coverage, self.weights):
+            if tensor is not None:
+                tensor.data = tensor.data.float()
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -13,10 +13,17 @@ import torch
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.contracts import Report
+from masksearch.contracts import Report, Shape
 from masksearch.gates.config import todays_names, warmup_steps
-from masksearch.gates.diagnostics import Health, health
-from masksearch.gates.discretise import EmptyRows, Per, at_sparsity, at_threshold, top_keys
+from masksearch.gates.diagnostics import Health, health, mean_of_edges
+from masksearch.gates.discretise import (
+    EmptyRows,
+    Per,
+    at_sparsity,
+    at_threshold,
+    top_keys,
+    weights_of,
+)
 from masksearch.masks.core import Mask
 from masksearch.masks.picture import table_html
 from masksearch.tensors import read_tensors, write_tensors
@@ -47,17 +54,33 @@ class DamResult:
 
     def __repr__(self) -> str:
         layers, heads, length, _ = self.probabilities.shape
+        density = mean_of_edges(self.probabilities, self.weights).item()
         loss = "" if self.held_out is None else f", held-out loss {self.held_out:.3f}"
         return (
             f"DamResult({layers} x {heads} x {length} x {length} probabilities of "
             f"{self.gates.get('structure', 'free')} gates, density "
-            f"{self.probabilities.mean().item():.4f}, asked for {self.target:.4g}, "
+            f"{density:.4f}, asked for {self.target:.4g}, "
             f"{self.curve[-1].step if self.curve else 0} steps{loss})"
         )
 
     def _repr_html_(self) -> str:
         """A picture of the probabilities, for notebooks."""
         return table_html(self.probabilities, escape(repr(self)))
+
+    @property
+    def weights(self) -> Tensor | None:
+        """How much each edge counts, float64 `[n, n]` (`masksearch.masks.measure.pair_weights`
+        of the data that the gates were trained on); None where all count alike."""
+        lengths = self.gates.get("lengths")
+        return weights_of(
+            Shape(
+                length=self.probabilities.shape[-1],
+                layers=1,
+                heads=1,
+                causal=bool(self.gates.get("causal", False)),
+                lengths=None if lengths is None else dict(lengths),
+            )
+        )
 
     @property
     def held_out(self) -> float | None:
@@ -79,7 +102,9 @@ class DamResult:
         Args:
             sparsity: Share of closed edges, in [0, 1 - 1/n]. Exactly round((1 - sparsity) x
                 cells) edges are kept: the best key of each row, then the likeliest; ties go to
-                the nearer offset.
+                the nearer offset. Of gates that know the lengths of their data, or that it is
+                causal, it is the effective sparsity, over the pairs that real tokens form: edges
+                between padding, or to later keys, are not kept and count for nothing.
             threshold: Lowest kept probability, in [0, 1].
             keys: Number of keys that every row keeps, 1..n.
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.
@@ -109,12 +134,12 @@ class DamResult:
         if merge_heads:
             table = table.amax(1, keepdim=True)
         if sparsity is not None:
-            kept = at_sparsity(table, sparsity, per, empty_rows=empty_rows)
+            kept = at_sparsity(table, sparsity, per, empty_rows=empty_rows, weights=self.weights)
         elif threshold is not None:
-            kept = at_threshold(table, threshold, empty_rows=empty_rows)
+            kept = at_threshold(table, threshold, empty_rows=empty_rows, weights=self.weights)
         else:
             assert keys is not None
-            kept = top_keys(table, keys)
+            kept = top_keys(table, keys, weights=self.weights)
         return masks.table(kept)
 
     def health(
@@ -128,7 +153,7 @@ class DamResult:
             retrained: Held-out loss of a model trained from scratch under the mask of the target
                 density.
         """
-        density = self.probabilities.mean().item()
+        density = mean_of_edges(self.probabilities, self.weights).item()
         aims = self.config.get("control", "hinge") in ("hinge", "multiplier")
         return health(
             self.probabilities,
@@ -139,6 +164,7 @@ class DamResult:
             retrained=retrained,
             others=[other.probabilities for other in others],
             gates=self.gates,
+            weights=self.weights,
         )
 
     def save(self, path: str | Path) -> Path:

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from masksearch.contracts import AttentionCall, generator
 from masksearch.errors import unknown_name
 from masksearch.gates.estimators import add_to_scores
-from masksearch.gates.gates import Gates
+from masksearch.gates.gates import Gates, Lengths
 
 PublishedStructure = Literal["symmetric", "toeplitz"]
 SPREAD = 1e-3  # standard deviation of the first logits
@@ -69,6 +69,9 @@ class PublishedGates(Gates):
         length: Longest sequence, in positions.
         heads: Heads of a layer. All layers share the gates.
         seed: Seed of the first logits and of the sampling noise.
+        causal: As for `Gates`; so is `lengths`. They are for the density that is reported and
+            for the masks that are cut: the published penalty counts every edge of the table.
+        lengths: Tokens -> number of sequences.
 
     Attributes:
         logits: float `[1, heads, gates, 2]`; index 0 of the last axis: open, 1: closed.
@@ -87,11 +90,20 @@ class PublishedGates(Gates):
         length: int,
         heads: int,
         seed: int = 0,
+        causal: bool = False,
+        lengths: Lengths | None = None,
     ) -> None:
         if structure not in get_args(PublishedStructure):
             raise unknown_name("published structure", structure, get_args(PublishedStructure))
         super().__init__(
-            structure, length=length, heads=heads, form="additive", initial=0.0, seed=seed
+            structure,
+            length=length,
+            heads=heads,
+            form="additive",
+            initial=0.0,
+            seed=seed,
+            causal=causal,
+            lengths=lengths,
         )
         shape = (*self.logits.shape, 2)
         first = torch.randn(shape, generator=generator(seed, 0x5BE7))
@@ -100,7 +112,8 @@ class PublishedGates(Gates):
     @property
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
-        return {name: getattr(self, name) for name in ("structure", "length", "heads", "seed")}
+        names = ("structure", "length", "heads", "seed")
+        return {name: getattr(self, name) for name in names} | self.data_arguments
 
     def sample(self) -> Tensor:
         """Exactly 0 or 1 for every gate, `[1, heads, gates]`; the gradient of the soft sample."""

@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler
 from masksearch.contracts import Evaluator, OffersGradients, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
+from masksearch.gates.discretise import least_density, weights_of
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
@@ -90,6 +91,7 @@ def build_strategy(
             config=config,
             target=build_config(config).target,
             length=evaluator.shape.length,
+            least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
             densities=options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),
         )

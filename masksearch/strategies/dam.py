@@ -19,11 +19,14 @@ class DamStrategy:
         run: Folder that artifacts are relative to.
         gates: Arguments of `masksearch.Gates` (structure, signed, layers, ...).
         config: Arguments of `masksearch.DamConfig`.
-        target: Density that the gates are trained for, in (0, 1).
-        length: Positions. A row keeps at least one key, so densities end at 1 / length.
-        densities: Densities of the masks to cut; None = around the target, as far as the length
-            allows.
+        target: Density that the gates are trained for, in (0, 1); like all densities here over
+            the pairs that real tokens form.
+        length: Positions.
+        densities: Densities of the masks to cut; None = around the target, as far as one key in
+            every row allows.
         merge_heads: Cut one mask for all heads of a layer.
+        least: Density of one key in every row; None = 1 / length, that of data without padding.
+            Where `config` asks for no density, the gates are trained for twice that at least.
     """
 
     def __init__(
@@ -36,11 +39,14 @@ class DamStrategy:
         length: int,
         densities: Sequence[float] | None = None,
         merge_heads: bool = False,
+        least: float | None = None,
     ) -> None:
         self.run, self.gates, self.config = run, dict(gates), dict(config)
-        self.length = length
+        self.length, self.least = length, 1 / length if least is None else least
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
-        around = (max(1 / length, min(0.9, target * factor)) for factor in SPREAD)
+        if "density" not in config and target < self.least:
+            target = self.config["density"] = min(0.9, 2 * self.least)
+        around = (max(self.least, min(0.9, target * factor)) for factor in SPREAD)
         self.densities = tuple(densities or dict.fromkeys(around))
         self.merge_heads = merge_heads
         self.known: set[int] = set()
@@ -59,11 +65,11 @@ class DamStrategy:
         draw = max(self.known, default=-1) + 1
         if draw == 0:
             for density in self.asked:
-                if round(density * self.length**2) < self.length:
+                if density < self.least * (1 - 0.5 / self.length):  # by half a cell
+                    whole = f"1/{self.length} = " if self.least == 1 / self.length else ""
                     raise ValueError(
                         f"a mask of density {density:g} has rows without a key: at length "
-                        f"{self.length} densities are at least 1/{self.length} = "
-                        f"{1 / self.length:.4g}"
+                        f"{self.length} densities are at least {whole}{self.least:.4g}"
                     )
             self.known.add(0)
             return Proposal(0, OneShot(self.gates, self.config), {}, "dam")

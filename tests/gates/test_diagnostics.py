@@ -131,7 +131,7 @@ def test_a_gap_is_large_beyond_both_limits(before, after, said):
     ],
 )
 def test_a_cut_that_costs_has_a_reason(density, target, undecided, reason):
-    assert cut_cause(density, target, 16, undecided).startswith(reason)
+    assert cut_cause(density, target, 1 / 16, undecided).startswith(reason)
 
 
 # -- collapse ------------------------------------------------------------------------------------

@@ -58,6 +58,19 @@ def test_densities_end_at_what_the_length_allows(tmp_path):
     assert strategy.densities == pytest.approx((0.05, 1 / 24, 0.1, 0.07, 0.14))
 
 
+def test_densities_end_at_one_key_for_every_token(tmp_path):
+    """What short sentences allow is more than 1/n; a target that nobody asked for rises."""
+    given = {"gates": {}, "target": 0.05, "length": 64, "least": 0.04}
+    strategy = DamStrategy(tmp_path, config={}, **given)
+    assert strategy.densities == pytest.approx((0.05, 0.04, 0.1, 0.07, 0.14))
+    short = DamStrategy(tmp_path, config={"steps": 9}, **given | {"least": 0.1})
+    assert short.densities == pytest.approx((0.2, 0.1, 0.4, 0.14, 0.28, 0.56))
+    assert short.ask().job == OneShot({}, {"steps": 9, "density": 0.2})
+    asked = DamStrategy(tmp_path, config={"density": 0.05}, **given | {"least": 0.1})
+    with pytest.raises(ValueError, match=r"at length 64 densities are at least 0\.1$"):
+        asked.ask()
+
+
 @pytest.mark.parametrize(
     "options", [{"densities": (0.4, 0.01)}, {"config": {"steps": 12, "density": 0.01}}]
 )

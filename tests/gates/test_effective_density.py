@@ -1,0 +1,185 @@
+"""Gates, their density and the masks cut from them count the pairs that real tokens form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from masksearch.contracts import Shape
+from masksearch.errors import EmptyRowError
+from masksearch.gates.config import DamConfig
+from masksearch.gates.dam import build_gates, config_for
+from masksearch.gates.diagnostics import agreement, health, mean_of_edges
+from masksearch.gates.discretise import (
+    at_sparsity,
+    at_threshold,
+    least_density,
+    top_keys,
+    weights_of,
+)
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
+from masksearch.masks import table as table_mask
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import effective_density, pair_weights
+
+PARTS = ["mask", "layer", "head"]
+KINDS = [
+    {"structure": "free"},
+    {"structure": "symmetric"},
+    {"structure": "toeplitz", "signed": True},
+    {"structure": "toeplitz+global", "global_count": 2},
+    {"structure": "block", "block": 2},
+]
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> Shape:
+    """Padded or causal ones, or both, of 2 to 7 positions."""
+    length = draw(st.integers(2, 7))
+    lengths = draw(st.dictionaries(st.integers(1, length), st.integers(1, 9), min_size=1))
+    causal = draw(st.booleans())
+    given_lengths = lengths if not causal or draw(st.booleans()) else None
+    return Shape(length, draw(st.integers(1, 2)), draw(st.integers(1, 2)), causal, given_lengths)
+
+
+def scores_of(shape: Shape, seed: int, levels: int = 5) -> torch.Tensor:
+    """Probabilities with ties."""
+    size = (shape.layers, shape.heads, shape.length, shape.length)
+    return (
+        torch.randint(0, levels + 1, size, generator=torch.Generator().manual_seed(seed)) / levels
+    )
+
+
+@given(shapes(), st.integers(0, 1000), st.floats(0, 1), st.sampled_from(PARTS))
+@settings(max_examples=100, deadline=None)
+def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, share, per):
+    weights = weights_of(shape)
+    least = least_density(shape.length, weights)
+    table = scores_of(shape, seed)
+    sparsity = share * (1 - least)
+    mask = at_sparsity(table, sparsity, per, weights=weights)
+    counted = pair_weights(shape)
+    nothing = counted == 0
+    padding = torch.diag(counted.diagonal() == 0)
+    assert torch.equal(mask & nothing, (padding & nothing).expand_as(mask))  # and nothing else
+    lower(table_mask(mask), shape)  # no row is empty, a decoder's neither
+    parts = {"mask": mask[None], "layer": mask[:, None], "head": mask.flatten(0, 1)[:, None, None]}
+    for part in parts[per]:  # an edge that counts is missing or too much by half of it at most
+        cells = counted.sum() * part.flatten(0, -3).shape[0]
+        found = (part * counted).sum() / cells
+        assert abs(found - (1 - sparsity)) <= counted.max() / 2 / cells + 1e-9
+    assert (at_sparsity(table, 0, per, weights=weights) | ~mask).all()  # sparser: a subset
+    whole = table_mask(at_sparsity(table, 0, per, weights=weights))
+    assert effective_density(whole, shape) == pytest.approx(1)
+
+
+@given(shapes(), st.integers(0, 1000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_keys_and_thresholds_leave_out_what_does_not_exist(shape, seed, data):
+    weights, table = pair_weights(shape), scores_of(shape, seed)
+    possible = (weights > 0) | torch.eye(shape.length, dtype=torch.bool)
+    keys = data.draw(st.integers(1, shape.length))
+    mask = top_keys(table, keys, weights=weights)
+    assert (mask.sum(-1) == possible.sum(-1).clamp(max=keys)).all()
+    assert not (mask & ~possible).any()
+    threshold = data.draw(st.sampled_from([0.0, 0.4, 1.0]))
+    mask = at_threshold(table, threshold, weights=weights)
+    assert not (mask & ~possible).any()
+    assert mask.any(-1).all()
+    assert ((table >= threshold) & (weights > 0) <= mask).all()
+
+
+def test_too_sparse_and_empty_rows_are_refused_by_what_exists():
+    shape = Shape(4, 1, 1, causal=True)
+    weights, table = pair_weights(shape), torch.full((1, 1, 4, 4), 0.5)
+    with pytest.raises(ValueError, match=r"sparsity is at most 0\.6 at length 4, got 0\.7"):
+        at_sparsity(table, 0.7, weights=weights)
+    mask = at_sparsity(table, 0.6, weights=weights)
+    assert torch.equal(mask[0, 0], torch.eye(4, dtype=torch.bool))
+    table[..., 0] = 1.0
+    with pytest.raises(EmptyRowError, match="row 1 keeps no key"):
+        at_sparsity(table, 0.9, empty_rows="refuse", weights=weights)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["structure"])
+@given(shape=shapes(), seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_density_of_gates_is_the_mean_over_pairs_that_exist(kind, shape, seed):
+    gates = Gates(
+        **kind,
+        length=shape.length,
+        layers=shape.layers,
+        heads=shape.heads,
+        causal=shape.causal,
+        lengths=shape.lengths,
+    )
+    torch.manual_seed(seed)
+    gates.logits.data.normal_(0, 2)
+    weights = pair_weights(shape)
+    share = weights / weights.sum()
+    wanted = (gates.probabilities() * share).sum((-2, -1))
+    assert torch.allclose(gates.density().double(), wanted.double(), atol=1e-6)
+    assert mean_of_edges(gates.probabilities(), gates.weights).item() == pytest.approx(
+        gates.density().mean().item(), abs=1e-6
+    )
+    gates.density().sum().backward()
+    if kind["structure"] == "free":  # what does not exist earns nothing
+        unseen = (weights == 0).flatten().expand_as(gates.logits)
+        assert (gates.logits.grad[unseen] == 0).all()
+        assert (gates.logits.grad[~unseen] > 0).all()
+    again = build_gates(gates.arguments)
+    assert again.arguments == gates.arguments
+    assert torch.equal(again.coverage, gates.coverage)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["structure"])
+def test_data_without_padding_changes_nothing(kind):
+    plain, packed = (Gates(**kind, length=6, heads=2, lengths=n) for n in (None, {6: 9}))
+    assert packed.weights is None
+    assert torch.equal(plain.coverage, packed.coverage)
+    assert "lengths" not in plain.arguments
+    assert "causal" not in plain.arguments
+
+
+def test_initial_density_and_targets_are_effective():
+    lengths = {5: 3, 8: 1}
+    gates = Gates("toeplitz", length=16, heads=1, initial_density=0.4, lengths=lengths)
+    assert gates.density().item() == pytest.approx(0.4, abs=1e-3)
+    with pytest.raises(ValueError, match=r"density is at least 0\.165\d+ at length 16, got 0\.1"):
+        config_for(DamConfig(density=0.1), torch.nn.Linear(1, 1), gates)
+
+
+def test_a_result_of_a_decoder_counts_its_past(tmp_path):
+    """Of 6 positions 21 pairs exist; .5 of them are 10 or 11, the diagonal among them."""
+    gates = Gates("free", length=6, heads=1, causal=True, lengths={6: 2})
+    probabilities = torch.zeros(1, 1, 6, 6)
+    probabilities[0, 0].fill_diagonal_(0.9)
+    probabilities[0, 0, :, 0] = 0.8
+    probabilities = torch.where(torch.ones(6, 6).triu(1) > 0, 1.0, probabilities)
+    result = DamResult(probabilities, (), 0.5, gates.arguments)
+    result = DamResult.load(result.save(tmp_path / "gates.safetensors"))
+    mask = result.mask(sparsity=1 - 11 / 21)
+    wanted = torch.eye(6, dtype=torch.bool)
+    wanted[:, 0] = True
+    assert torch.equal(mask.dense(6)[0, 0], wanted)
+    card = result.health()
+    assert card.density == pytest.approx((5 * 0.9 + 6 * 0.8) / 21, abs=1e-6)
+    assert card.diagonal_uniform == pytest.approx(6 / 21)
+    assert card.by_offset[6:] == [0.0] * 5  # later keys count for nothing
+    assert f"density {card.density:.4f}" in repr(result)
+
+
+def test_agreement_is_over_what_exists():
+    shape = Shape(8, 1, 1, lengths={4: 1})
+    weights = pair_weights(shape)
+    one = scores_of(shape, 0, 1000)
+    two = one.clone()
+    two[..., 4:, :] = 1 - two[..., 4:, :]
+    two[..., :, 4:] = 1 - two[..., :, 4:]
+    assert agreement([one, two], density=0.5, weights=weights)["iou"] == 1
+    card = health(one, target=0.5, initial=1.0, others=[two], weights=weights)
+    assert card.agreement is not None
+    assert card.agreement["density"] == 0.5
