@@ -28,6 +28,11 @@ MAJORITY = "/majority"  # ends the name of a reported value: what a constant ans
 LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
 
 
+def is_side_value(name: str) -> bool:
+    """Whether a reported value only stands beside a score, and is none itself."""
+    return name.endswith((MAJORITY, LOW))
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a mask is lowered to: `bool [layers, heads, length, length]`, and the pairs of it
@@ -216,7 +221,8 @@ class Record:
 
     def __repr__(self) -> str:
         """One line: number, status, origin, seed, up to four figures, and the mask."""
-        figures = dict([*self.values.items()][:3])
+        scores = ((name, v) for name, v in self.values.items() if not is_side_value(name))
+        figures = dict([*scores][:3])
         table = self.measures.get("sparsity")
         figures |= {
             name: value

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from masksearch.analysis.compare import MAJORITY_MARGIN
-from masksearch.analysis.pareto import is_baseline
+from masksearch.analysis.pareto import beats_constant, is_baseline, learned_nothing
 from masksearch.contracts import Record
 
 FEWEST = 3  # scored masks before their scores say anything together
 IN_A_ROW = 5  # draws of known masks after which a space seems to be used up
+REMEDY = (
+    "train longer (more steps, epochs or rows), with another learning rate, or take an easier task"
+)
 
 
 def search_cautions(records: Sequence[Record]) -> list[str]:
@@ -21,23 +23,49 @@ def search_cautions(records: Sequence[Record]) -> list[str]:
     return constant_scores(records) + repeated_masks(records)
 
 
+def nothing_learned(records: Sequence[Record]) -> str:
+    """How many finished trials score no better than constant answers; empty where all do.
+
+    Args:
+        records: Of a search; those that have learned nothing are on no front.
+    """
+    scored = [record for record in records if record.scored]
+    those = [record for record in scored if learned_nothing(record)]
+    if not those:
+        return ""
+    tasks = list(dict.fromkeys(task for r in those for task in beats_constant(r.values)))
+    constant = f"a constant answer on {' or '.join(tasks)}"
+    if len(those) < len(scored):
+        return (
+            f"{len(those)} of the {len(scored)} finished trials have learned nothing and are on "
+            f"no front: their scores are no better than those of {constant}"
+        )
+    return (
+        f"nothing learned: none of the {len(scored)} finished trials scores better than "
+        f"{constant}, so that there is no front; {REMEDY}"
+    )
+
+
 def constant_scores(records: Sequence[Record]) -> list[str]:
-    """Tasks on which every mask has the score of a constant prediction (`TASK/majority`)."""
-    scored = [record for record in records if record.status == "done" and record.scored]
-    constants: list[str] = []
-    for task in sorted({name for record in scored for name in record.values}):
-        majority = f"{task}/majority"
-        known = [record.values for record in scored if majority in record.values]
-        if len(known) >= FEWEST and all(
-            values[task] <= values[majority] + MAJORITY_MARGIN for values in known
-        ):
-            constants.append(task)
+    """Tasks on which every mask has the score of a constant answer (`TASK/majority`)."""
+    trained = [record for record in records if record.status == "done" and record.scored]
+    if len(trained) < FEWEST:
+        return []
+    if all(map(learned_nothing, trained)):
+        return [nothing_learned(records)]
+    beaten = [beats_constant(record.values) for record in trained]
+    constants = [
+        task
+        for task in sorted({task for each in beaten for task in each})
+        if len(known := [each[task] for each in beaten if task in each]) >= FEWEST
+        and not any(known)
+    ]
     if not constants:
         return []
     return [
-        f"none of the {len(scored)} masks trained so far scored better on {', '.join(constants)} "
-        "than a constant prediction, so that this says nothing about the masks: train longer "
-        "(more steps, epochs or rows), with another learning rate, or take an easier task"
+        f"none of the {len(trained)} masks trained so far scored better on "
+        f"{', '.join(constants)} than a constant answer, so that this says nothing about the "
+        f"masks: {REMEDY}"
     ]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from masksearch.analysis.candidates import Discovery
-from masksearch.analysis.pareto import SPARSITIES, sparsity_of
+from masksearch.analysis.pareto import SPARSITIES, beats_constant, sparsity_of
 from masksearch.analysis.stats import (
     Estimate,
     PairedDifference,
@@ -21,7 +21,7 @@ from masksearch.analysis.stats import (
     paired_difference,
 )
 from masksearch.analysis.verdict import verdict_text
-from masksearch.contracts import Objective, Record, Shape
+from masksearch.contracts import Objective, Record, Shape, is_side_value
 from masksearch.errors import unknown_name
 from masksearch.masks import FAMILIES, full
 from masksearch.masks.core import Mask
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 Kind = Literal["searched", "hand-designed", "candidate", "control"]
 Outcome = Literal["better", "worse", "not distinguishable"]
 KINDS: tuple[Kind, ...] = ("searched", "hand-designed", "candidate", "control")
-MAJORITY_MARGIN = 0.005  # a task within this of the constant prediction has learnt nothing
 MATCHED = 0.01  # sparsities within one point count as equal
 
 
@@ -92,7 +91,9 @@ class MaskRuns:
     """All runs of one mask.
 
     `scores` maps each seed with a finite score to that score; `values` likewise for every
-    reported value. `at_majority` names the tasks whose mean is at the constant prediction's.
+    reported value. `at_majority` names the tasks that do not beat a constant answer: the mean
+    over seeds of the lower bounds over rows is not above the mean of the constant's score (see
+    `pareto.beats_constant`).
     """
 
     name: str
@@ -106,6 +107,7 @@ class MaskRuns:
     scores: Mapping[int, float]
     values: Mapping[str, Mapping[int, float]]
     at_majority: frozenset[str]
+    learned_nothing: bool  # it reports what constant answers earn, and beats none of them
     failed: int  # runs that failed
     unfinished: int  # runs that are still running or were stopped
 
@@ -210,7 +212,7 @@ class ComparedMasks:
             for key, value in record.values.items():
                 if math.isfinite(value):
                     values.setdefault(key, {})[seed] = value
-        tasks = [key for key in values if f"{key}/majority" in values]
+        beaten = beats_constant({key: mean(each) for key, each in values.items()})
         return MaskRuns(
             name=name,
             kind=self.kinds.get(name) or kind_of_mask(known.mask),
@@ -222,11 +224,8 @@ class ComparedMasks:
             block_density=known.measures.get("block_density", math.nan),
             scores={seed: record.value(score) for seed, record in by_seed.items()},
             values=values,
-            at_majority=frozenset(
-                task
-                for task in tasks
-                if mean(values[task]) <= mean(values[f"{task}/majority"]) + MAJORITY_MARGIN
-            ),
+            at_majority=frozenset(task for task, beats in beaten.items() if not beats),
+            learned_nothing=bool(beaten) and not any(beaten.values()),
             failed=sum(record.status == "failed" for record in runs)
             + sum(record.scored and not math.isfinite(record.value(score)) for record in runs),
             unfinished=sum(record.status in ("running", "stopped") for record in runs),
@@ -234,10 +233,10 @@ class ComparedMasks:
 
     @property
     def tasks(self) -> list[str]:
-        """Every reported value that is not itself an objective, a measure or a majority score."""
+        """Every reported value that is not itself an objective, a measure or a side value."""
         taken = {*SPARSITIES, "block_density"} | {objective.name for objective in self.objectives}
         keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
-        return [key for key in keys if key not in taken and not key.endswith("/majority")]
+        return [key for key in keys if key not in taken and not is_side_value(key)]
 
     def frame(self, per: Literal["mask", "seed"] = "mask") -> pd.DataFrame:
         """One row per mask, densest first; or `per="seed"`, one row per run of a mask and seed.
@@ -250,7 +249,8 @@ class ComparedMasks:
         n_seeds, failed, unfinished; for each objective that is not a measure its mean (`glue`)
         and 95% t-interval over seeds (`glue low`, `glue high`; NaN for one seed); for every other
         reported value its mean, and for tasks with a majority score the bool `<task> at
-        majority`: true where the mean is within 0.005 of the constant prediction's.
+        majority` (see `MaskRuns`). Where there are such tasks, the bool `learned_nothing`: at
+        the majority on all of them.
         """
         import pandas as pd
 
@@ -287,6 +287,7 @@ class ComparedMasks:
                 "n_seeds": len(entry.scores),
                 "failed": entry.failed,
                 "unfinished": entry.unfinished,
+                **({"learned_nothing": entry.learned_nothing} if marked else {}),
             }
             for name in judged:
                 found = estimate(list(entry.values.get(name, {}).values()))

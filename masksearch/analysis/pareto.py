@@ -15,7 +15,9 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from masksearch.contracts import Objective, Record, Status
+from masksearch.contracts import LOW, MAJORITY, Objective, Record, Status
+
+NEAR = 0.005  # of a constant answer's score: noise, where no interval over rows is reported
 
 SPARSITIES = ("effective_sparsity", "sparsity")  # over pairs of real tokens, over the n x n cells
 
@@ -163,13 +165,47 @@ def gains_of(records: Sequence[Record], objectives: Sequence[Objective]) -> NDAr
     return np.asarray(values, dtype=np.float64).reshape(len(values), len(signs)) * signs
 
 
+def beats_constant(values: Mapping[str, float]) -> dict[str, bool]:
+    """Task -> whether its score exceeds that of a constant answer by more than noise.
+
+    Args:
+        values: What was reported. A task is a value with a `"<task>/majority"` beside it. The
+            lower end of its interval over rows, `"<task>/low"`, has to be above that; where none
+            was reported, the score itself by more than 0.005. Less is better of a value whose
+            name ends in `loss`; its `/low` is the upper end.
+
+    >>> beats_constant({"RTE": 0.56, "RTE/majority": 0.53, "RTE/low": 0.5, "loss": 7.0})
+    {'RTE': False}
+    """
+    beaten: dict[str, bool] = {}
+    for name, constant in values.items():
+        task = name.removesuffix(MAJORITY)
+        if task == name or task not in values:
+            continue
+        sign = -1 if task.endswith("loss") else 1
+        margin = 0.0 if task + LOW in values else NEAR
+        bound = values.get(task + LOW, values[task])
+        beaten[task] = sign * bound > sign * constant + margin
+    return beaten
+
+
+def learned_nothing(record: Record) -> bool:
+    """Whether a record reports what constant answers earn, and beats none of them.
+
+    Such a record tells nothing of its mask: it is on no front and never the best.
+    """
+    beaten = beats_constant(record.values)
+    return bool(beaten) and not any(beaten.values())
+
+
 def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[Record]:
     """The non-dominated records among those with a full-fidelity result.
 
     Running, failed and early-stopped records and one-shot jobs never enter, and neither do
-    non-finite values. Of several records with equal values in every objective (the same mask
-    twice, or a tie) the one with the lowest number stays. A record beyond an objective's
-    `worst` may be on the front; it only adds no hypervolume.
+    non-finite values and records that have learned nothing (`learned_nothing`). Of several
+    records with equal values in every objective (the same mask twice, or a tie) the one with the
+    lowest number stays. A record beyond an objective's `worst` may be on the front; it only adds
+    no hypervolume.
 
     Args:
         records: Any records; several seeds of one mask count as several points, so average
@@ -195,7 +231,7 @@ def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[R
         )
     first: dict[tuple[float, ...], Record] = {}  # gains -> the lowest number that has them
     for record, gains in zip(scored, gains_of(scored, objectives).tolist(), strict=True):
-        if all(map(math.isfinite, gains)):
+        if all(map(math.isfinite, gains)) and not learned_nothing(record):
             first.setdefault(tuple(gains), record)
     points = sorted(first, reverse=True)
     gains = np.asarray(points).reshape(len(points), len(objectives))
@@ -228,6 +264,7 @@ def best_record(
     sparsity: float = 0.0,
     *,
     baselines: bool = False,
+    learned: bool = True,
 ) -> Record | None:
     """The best first objective among the masks at least that sparse.
 
@@ -240,6 +277,7 @@ def best_record(
         objectives: At least one.
         sparsity: Least sparsity, in [0, 1].
         baselines: Whether masks count that no strategy has proposed.
+        learned: Whether records that have learned nothing are left out.
 
     Returns:
         None where no record is eligible.
@@ -251,6 +289,7 @@ def best_record(
         and sparsity_of(record) >= sparsity - 1e-9
         and (baselines or not is_baseline(record))
         and all(math.isfinite(record.value(o.name)) for o in objectives)
+        and not (learned and learned_nothing(record))
     ]
     by_sparsity = any(o.name in SPARSITIES for o in objectives)
 
@@ -321,6 +360,7 @@ class Snapshot:
     statuses: Mapping[Status, int] = field(default_factory=dict)  # records so far, by status
     seconds: float = 0.0  # compute so far, in seconds, failed and stopped records included
     best: Record | None = None  # of what the strategy has proposed, as `best_record`
+    unlearned: int = 0  # scored records so far that have learned nothing
 
     def __post_init__(self) -> None:
         pareto((), self.objectives)  # refuses a search without objectives
@@ -345,6 +385,7 @@ class Snapshot:
             MappingProxyType(statuses),
             self.seconds + sum(record.seconds for record in ended),
             best_record([*([self.best] if self.best else []), *ended], self.objectives),
+            self.unlearned + sum(r.scored and learned_nothing(r) for r in ended),
         )
 
     @cached_property

@@ -12,7 +12,7 @@ import pandas as pd
 
 from masksearch.analysis.pareto import sparsity_of
 from masksearch.analysis.rank_stats import Floats, align_seeds
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective, Record, is_side_value
 from masksearch.errors import SearchError, unknown_name
 
 Goal = Literal["min", "max"]
@@ -276,7 +276,7 @@ def of_record(record: Record, mask: str, schedule: str) -> list[Observation]:
         )
         for step, values in sorted(reports.items())
         for measure, value in values.items()
-        if step > 0 and not measure.endswith("/majority")
+        if step > 0 and not is_side_value(measure)
     ]
 
 

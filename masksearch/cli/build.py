@@ -180,7 +180,7 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
     if type(value) in kinds:
         return value
     if kinds & {str, Path, Literal}:
-        return text
+        return text if kinds & {str, Literal} else Path(text)
     wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
     raise OptionsError(f"--set {name} takes {wanted}, got {text!r}")
 

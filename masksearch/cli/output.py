@@ -45,6 +45,8 @@ def print_front(study: Study, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(rows))
         return
+    from masksearch.analysis.cautions import nothing_learned
+
     two = ("of the table",) * sparsities_differ(study.frontier())
     table = Table(title=f"Front of {study.run}", title_justify="left")
     for column in ("trial", "origin", "sparsity", *two, *shown, "mask"):
@@ -64,9 +66,12 @@ def print_front(study: Study, as_json: bool) -> None:
             *(f"{record.value(name):.4f}" for name in shown),
             escape(short_text(record.mask or "", room)),  # its brackets are no markup
         )
-    console.print(table)
+    if table.rows:
+        console.print(table)
     if two:
         typer.echo(OF_PAIRS)
+    if nothing := nothing_learned(study.records()):
+        typer.echo(nothing)
 
 
 def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
@@ -96,7 +101,9 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         name = str(row["mask"])
         figures = [task_text(row, task) for task in tasks]
         entry = comparison.entries[name]
-        score_text = str(entry.score) if entry.scores else "no result"
+        score_text = (
+            str(entry.score) + "=" * entry.learned_nothing if entry.scores else "no result"
+        )
         table.add_row(
             escape(name),
             str(row["kind"]),
@@ -110,8 +117,8 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     wide_console().print(table)
     if two:
         typer.echo(OF_PAIRS)
-    if any("=" in task_text(row, task) for row in frame.to_dict("records") for task in tasks):
-        typer.echo("= at the score of the majority class: the model has learned nothing there")
+    if any(entry.at_majority for entry in comparison.entries.values()):
+        typer.echo("= no better than a constant answer: the model has learned nothing there")
 
 
 def print_proxy_card(card: ProxyAgreement) -> None:
@@ -130,7 +137,7 @@ def print_proxy_card(card: ProxyAgreement) -> None:
 
 
 def task_text(row: dict[Any, Any], task: str) -> str:
-    """A task's mean, marked where it is only the majority class's score."""
+    """A task's mean, marked where it is no better than a constant answer's."""
     value = row.get(task)
     if value is None or value != value:
         return "-"

@@ -17,8 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from masksearch.analysis.pareto import Snapshot, is_baseline, sparsity_of
-from masksearch.contracts import Objective, Record, Report
+from masksearch.analysis.pareto import Snapshot, is_baseline, learned_nothing, sparsity_of
+from masksearch.contracts import Objective, Record, Report, is_side_value
 from masksearch.loggers.notebook import NotebookOutput
 from masksearch.masks.text import short_text
 from masksearch.study.status import seconds_left
@@ -144,7 +144,8 @@ class Watcher:
             lines.append(f"best: #{best.number} {short_text(best.mask or '', LONGEST - 16)}")
         if self.running is not None:
             number, report = self.running
-            figures = (f"{name} {value:.4f}" for name, value in report.values.items())
+            values = {n: v for n, v in report.values.items() if not is_side_value(n)}
+            figures = (f"{name} {value:.4f}" for name, value in values.items())
             lines.append("  ".join([f"runs: #{number} at step {report.step}", *figures]))
         if isinstance(self.screen, NotebookOutput) and self.failure:
             lines.append(self.failure)
@@ -162,6 +163,7 @@ class Watcher:
             brief.append("best so far")
         elif best is not None:
             brief.append(f"best {best.value(self.score):.4f} at {sparsity_of(best):.3f}")
+        brief += self.nothing()
         gone, left = self.times()
         brief.append(f"{clock(left)} left" if left else f"in {clock(gone)}")
         return fitted(f"{self.count()}  ", record, [*figures, *brief])
@@ -205,7 +207,12 @@ class Watcher:
         if best is not None:
             score = f"best {self.score} {best.value(self.score):.4f}"
             parts.append(f"{score} at sparsity {sparsity_of(best):.3f}")
-        return parts
+        return parts + self.nothing()
+
+    def nothing(self) -> list[str]:
+        """What is said where no record has beaten a constant answer so far."""
+        empty = self.state.unlearned and not self.state.front
+        return ["nothing learned yet"] if empty else []
 
     def totals(self) -> list[str]:
         """The hypervolume, and what went wrong."""
@@ -225,7 +232,8 @@ class Watcher:
         parts += ["reused"] if record.status == "reused" else []
         known = {**record.measures, **record.values}
         names = dict.fromkeys([*(objective.name for objective in self.objectives), "sparsity"])
-        return parts + [f"{name} {known[name]:.4f}" for name in names if name in known]
+        parts += [f"{name} {known[name]:.4f}" for name in names if name in known]
+        return parts + ["learned nothing"] * learned_nothing(record)
 
 
 def shown(action: Callable[[], Any]) -> bool:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from masksearch.analysis.compare import ComparedMasks, MaskRuns
-from masksearch.analysis.pareto import is_baseline, pareto
+from masksearch.analysis.pareto import is_baseline, learned_nothing, pareto
 from masksearch.analysis.stats import decimals_for, format_estimate
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
@@ -27,7 +27,7 @@ BASELINE, TRIAL, FRONT = "#d55e00", "#b9c3cf", "#0b3c6f"
 def study_text(run: Path, records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """A study in at most ten lines: what was run, and its front."""
     front = best_first(records, objectives)
-    lines = [f"Study {short_path(run)}: {count_trials(records)}; a front of {len(front)}"]
+    lines = [f"Study {short_path(run)}: {count_trials(records)}; {front_words(front, records)}"]
     names = [objective.name for objective in objectives]
     for cells in front_rows(front[:ROWS], names):
         figures = (f"{name} {cell}" for name, cell in zip(names, cells[1:-2], strict=True))
@@ -50,8 +50,8 @@ def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Object
         f"<br>and {len(front) - 2 * ROWS} more: study.frontier()" if len(front) > len(rows) else ""
     )
     return (
-        f"<div><b>Study {escape(str(run))}</b>: {escape(count_trials(records))}; a front of "
-        f"{len(front)}<br>{front_svg(records, front, objectives)}"
+        f"<div><b>Study {escape(str(run))}</b>: {escape(count_trials(records))}; "
+        f"{front_words(front, records)}<br>{front_svg(records, front, objectives)}"
         f"{html_table(['trial', *names, 'proposed by', 'mask'], rows)}{more}</div>"
     )
 
@@ -70,6 +70,14 @@ def count_trials(records: Sequence[Record]) -> str:
         + (f" ({said})" if said else "")
         + (f" by {', '.join(origins)}" if origins else "")
     )
+
+
+def front_words(front: Sequence[Record], records: Sequence[Record]) -> str:
+    """How large the front is, and how many trials have no place on it."""
+    nothing = sum(record.scored and learned_nothing(record) for record in records)
+    if nothing and not front:
+        return "nothing learned, hence no front"
+    return f"a front of {len(front)}" + (f", {nothing} learned nothing" if nothing else "")
 
 
 def best_first(records: Sequence[Record], objectives: Sequence[Objective]) -> list[Record]:
@@ -115,7 +123,8 @@ def front_svg(
         (min(values), max(values)) for values in list(zip(*points, strict=True))[:2]
     )
     width, height = PLOT
-    orange = "; orange: baselines" if any(is_baseline(record) for *_, record in points) else ""
+    key = "; orange: baselines" if any(is_baseline(record) for *_, record in points) else ""
+    key += "; hollow: learned nothing" if any(learned_nothing(r) for *_, r in points) else ""
     marks = []
     for x, y, record in points:
         across = 56 + (width - 70) * ((x - left) / (right - left) if right > left else 0.5)
@@ -124,9 +133,12 @@ def front_svg(
         if is_baseline(record):
             colour = BASELINE
         about = f"trial {record.number}: {score} {y:.4g}, {over} {x:.4g}, {record.mask}"
+        fill = f'fill="{colour}"'
+        if learned_nothing(record):
+            about, fill = f"{about}, learned nothing", f'fill="none" stroke="{colour}"'
         marks.append(
             f'<circle cx="{across:.1f}" cy="{up:.1f}" r="{4 if record.number in on_front else 3}" '
-            f'fill="{colour}"><title>{escape(short_text(about, 300))}</title></circle>'
+            f"{fill}><title>{escape(short_text(about, 300))}</title></circle>"
         )
     words = [
         (56, height - 20, "start", f"{left:.3g}"),
@@ -134,7 +146,7 @@ def front_svg(
         (width / 2, height - 6, "middle", over),
         (50, height - 32, "end", f"{low:.3g}"),
         (50, 18, "end", f"{high:.3g}"),
-        (56, 10, "start", f"{score}; dark: the front" + orange),
+        (56, 10, "start", f"{score}; dark: the front" + key),
     ]
     texts = [
         f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
@@ -194,7 +206,10 @@ def comparison_rows(comparison: ComparedMasks, entries: Sequence[MaskRuns]) -> l
             entry.kind,
             "-" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}%",
             format_estimate(score.mean, score.low, score.high, decimals=places),
-            outcome_words([each for each in findings if each.mask == entry.name]),
+            "; ".join(
+                [outcome_words([each for each in findings if each.mask == entry.name])]
+                + ["learned nothing"] * entry.learned_nothing
+            ).removeprefix("; "),
         ]
         for entry, score in zip(entries, scores, strict=True)
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from masksearch.analysis.cautions import search_cautions
+from masksearch.analysis.cautions import nothing_learned, search_cautions
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import pareto
 from masksearch.analysis.proxy_card import ProxyAgreement
@@ -177,7 +177,7 @@ def part_of_page(section: Section, folder: Path) -> dict[str, Any]:
         "front": front_table(section.studies, section.objectives),
         "searches": searches_table(section.searches, section.objectives),
         "nothing": not any(record.scored for record in section.records),
-        "cautions": cautions(records),
+        "cautions": cautions(records, section.objectives),
         "comparisons": [
             {
                 "name": name,
@@ -215,8 +215,10 @@ def headline(section: Section) -> list[str]:
     scored = [record for record in records if record.scored]
     if not scored:
         return [*lines, "No trial has finished, so nothing can be said."]
-    if not section.comparisons:
-        front = pareto(records, section.objectives)
+    front = pareto(records, section.objectives)
+    if not front and (nothing := nothing_learned(records)):
+        lines.append(sentence(nothing))
+    elif not section.comparisons:
         lines.append(
             f"{len(scored)} finished trials, {len(front)} of them on the front. No comparison "
             "over seeds is included, so this page does not show that a searched mask is better "
@@ -253,10 +255,19 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
     return rows
 
 
-def cautions(records: Sequence[Record]) -> list[str]:
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
     """What the reader of a front must keep in mind."""
-    if not any(record.scored for record in records):
-        return []
+    said = [sentence(text) for text in search_cautions(records)]
+    nothing = nothing_learned(records)
+    if nothing and sentence(nothing) not in said:
+        said.insert(0, sentence(nothing))
+    if not pareto(records, objectives):
+        return said
     lines = [
         "The front holds full-fidelity results only; early-stopped and failed trials are left "
         "out. Its points were selected on the runs that are shown, which flatters them: judge "
@@ -265,7 +276,7 @@ def cautions(records: Sequence[Record]) -> list[str]:
     seeds = {record.seed for record in records if record.scored}
     if len(seeds) == 1:
         lines.append("Every score on the front is from one seed and therefore has no interval.")
-    return lines + [f"{text[0].upper()}{text[1:]}." for text in search_cautions(records)]
+    return lines + said
 
 
 def draw(

@@ -14,7 +14,7 @@ from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import pareto
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective, Record, is_side_value
 from masksearch.report.tables import DASH, SHARES, searches_table, words
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def write_tables(
         The files.
     """
     texts: dict[str, str] = {}
-    if any(record.scored for study in studies.values() for record in study):
+    if pareto([record for study in studies.values() for record in study], objectives):
         texts["front.csv"] = front_frame(studies, objectives).to_csv(index=False)
         texts["front.tex"] = front_latex(studies, objectives)
     for place, comparison in enumerate(comparisons.values()):
@@ -191,7 +191,7 @@ def front_frame(
             "seed": r.seed,
             "mask": str(r.mask or ""),
             **r.measures,
-            **r.values,
+            **{name: v for name, v in r.values.items() if not is_side_value(name)},
             "fingerprint": r.fingerprint,
         }
         for r in front

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
-from masksearch.analysis.pareto import hypervolume, pareto
+from masksearch.analysis.pareto import hypervolume, learned_nothing, pareto
 from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
@@ -89,8 +89,10 @@ def runs_table(
     studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
 ) -> TextTable:
     """What each strategy did, what it cost and reached; baselines in rows of their own."""
+    nothing = any(r.scored and learned_nothing(r) for study in studies.values() for r in study)
     names = [
         *("strategy", "trials", "finished", "reused", "stopped early", "failed", "running"),
+        *(["learned nothing"] if nothing else []),
         *("masks", "compute", "hypervolume"),
     ]
     rows = []
@@ -103,7 +105,8 @@ def runs_table(
             statuses: list[str] = [record.status for record in group]
             each = ("done", "reused", "stopped", "failed", "running")
             masks = {record.fingerprint for record in group if record.fingerprint}
-            counts = [len(group), *map(statuses.count, each), len(masks)]
+            unlearned = sum(record.scored and learned_nothing(record) for record in group)
+            counts = [len(group), *map(statuses.count, each), *[unlearned] * nothing, len(masks)]
             seconds = format_seconds(sum(record.seconds for record in group))
             front = pareto(group, objectives)
             points = [[record.value(o.name) for o in objectives] for record in front]
@@ -224,7 +227,8 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
     text = format_estimate(row[name], *bounds, decimals=places)
     if interval and row["n_seeds"] == 1:
         text += " (1 seed)"
-    return Cell(text, mark="majority" if row.get(f"{name} at majority", False) else "")
+    nothing = interval and row.get("learned_nothing", False)
+    return Cell(text, mark="majority" if nothing or row.get(f"{name} at majority") else "")
 
 
 def findings_table(comparison: ComparedMasks) -> TextTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from masksearch.analysis.pareto import best_record, is_baseline, sparsity_of
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 from masksearch.masks.core import Mask
+from masksearch.study.session import outside_level
 from masksearch.study.store import StudyStore
 
 
@@ -102,11 +104,23 @@ def choose_best(
 ) -> Record:
     """`best_record`, or why there is none.
 
+    Where every finished trial of that sparsity scores no better than a constant answer, it is
+    the best of those, with a warning.
+
     Raises:
         SearchError: If no finished trial is as sparse; says the sparsest that there is.
     """
     found = best_record(records, objectives, sparsity, baselines=baselines)
     if found is not None:
+        return found
+    found = best_record(records, objectives, sparsity, baselines=baselines, learned=False)
+    if found is not None:
+        warnings.warn(
+            f"trial {found.number} has learned nothing, like every other finished trial with a "
+            f"sparsity of {sparsity:g} or more: its score is no better than that of a constant "
+            "answer, so another mask would do as well; train longer",
+            stacklevel=outside_level(),
+        )
         return found
     scored = [record for record in records if record.scored]
     counted = [record for record in scored if baselines or not is_baseline(record)]

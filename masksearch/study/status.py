@@ -19,7 +19,7 @@ from textwrap import wrap
 from typing import Any
 
 from masksearch.analysis.pareto import Snapshot, sparsity_of
-from masksearch.contracts import Budget, Objective, Record, Report
+from masksearch.contracts import Budget, Objective, Record, Report, is_side_value
 from masksearch.errors import SearchError
 from masksearch.masks.text import short_text
 from masksearch.study.lock import is_locked
@@ -82,7 +82,8 @@ class StatusBoard:
         """A running job has reported."""
         if number in self.running:
             self.running[number]["step"] = report.step
-            self.running[number]["values"] = dict(report.values)
+            values = {n: v for n, v in report.values.items() if not is_side_value(n)}
+            self.running[number]["values"] = values
         self.write_soon()
 
     def ended(self, record: Record) -> None:
@@ -132,6 +133,7 @@ class StatusBoard:
             "counts": dict(now.statuses),
             "compute_seconds": now.seconds,
             "front": len(now.front),
+            "unlearned": now.unlearned,
             "hypervolume": now.hypervolume if math.isfinite(now.hypervolume) else None,
             "best": None if now.best is None else self.describe(now.best),
             "running": [
@@ -221,6 +223,7 @@ def status_lines(run: Path, state: dict[str, Any]) -> list[str]:
     lines.append(
         f"front: {state['front']} masks"
         + ("" if volume is None else f", hypervolume {volume:.6g}")
+        + (f"; {nothing} have learned nothing" if (nothing := state.get("unlearned")) else "")
         + f"; compute {in_words(state['compute_seconds'])}"
     )
     if state["best"] is not None:

@@ -52,13 +52,17 @@ def four(trial):
 @pytest.mark.slow
 def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path):
     said, study = warned(tmp_path / "run", wide, Tasks(), trials=9)
-    early, late = (text for text in said if "constant prediction" in text)
-    assert early.startswith("none of the 4 masks trained so far scored better on easy, hard than")
-    trained = sum(record.status == "done" for record in study.records())
-    assert late.startswith(f"none of the {trained} masks")
+    early, late = (text for text in said if "constant answer" in text)
+    assert early.startswith("nothing learned: none of the 4 finished trials scores better than a")
+    assert "constant answer on easy or hard" in early
+    assert late.startswith("nothing learned: none of the 9 finished trials")
     state = "\n".join(status_lines(study.run, read_status(study.run)))
-    assert f"warning: none of the {trained} masks" in state
-    assert f"None of the {trained} masks" in study.report("page.html").read_text()
+    assert "warning: nothing learned: none of the 9" in state
+    assert "front: 0 masks, hypervolume 0; 9 have learned nothing" in state
+    page = study.report("page.html").read_text()
+    assert page.count("Nothing learned: none of the 9 finished trials") == 2  # head, and front
+    assert "trials, 0 of them on the front" not in page
+    assert "on the front is from one seed" not in page
 
 
 def test_a_task_that_was_learnt_is_not_named(tmp_path):

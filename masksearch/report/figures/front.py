@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
-from masksearch.analysis.pareto import on_front, pareto
+from masksearch.analysis.pareto import learned_nothing, on_front, pareto
 from masksearch.analysis.search_curves import Compute, band_of, curves_of
 from masksearch.contracts import Objective, Record
 from masksearch.report.figures.masks import plot_masks
@@ -43,6 +43,8 @@ KINDS: dict[Kind, tuple[str, str]] = {
     "control": (GREY, "o"),
 }
 FRONT = BLUE  # of the line through the front of a comparison
+NOTHING = (GREY, "x")  # of masks that have learned nothing
+CONSTANT = "no better than a constant answer"
 SPARSITY = Objective("sparsity", "max", 0.0)
 NAMED = 18  # names that stand side by side over a column; more take the width of a page
 LONGEST = 26  # characters of a name in a figure
@@ -55,7 +57,7 @@ def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) ->
 
     Baselines (origin `baseline:NAME`) have their names above the axes and a front of their own.
     Full attention is a level line. A front is drawn as the steps below which everything is
-    dominated.
+    dominated; a cross has learned nothing, and is on none.
 
     Args:
         records: Of any status; early-stopped and failed ones are not drawn.
@@ -70,13 +72,15 @@ def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) ->
             continue
         title = record.origin.partition("baseline:")[2]
         if record.value("sparsity") == 0 and title:
-            levels.append((title, record.value(score.name)))
+            said = f"{title}, {CONSTANT}" if learned_nothing(record) else title
+            levels.append((said, record.value(score.name)))
             continue
         groups.setdefault("hand-designed" if title else record.origin or "search", []).append(
             record
         )
         if title:
-            names.append((*place(record, score), title, HAND[0]))
+            colour = NOTHING[0] if learned_nothing(record) else HAND[0]
+            names.append((*place(record, score), title, colour))
     figure, axes = new_front(score, names)
     if not groups and not levels:
         return say_nothing(figure, axes)
@@ -94,8 +98,9 @@ def plot_compared(comparison: ComparedMasks) -> Figure:
     """The front of a comparison: sparsity against the mean score over seeds of every mask.
 
     Bars are 95% intervals over seeds; a hollow mark has one seed, and none. Colour and shape
-    tell where a mask comes from, and its name stands above the axes. A line joins the masks
-    that no other beats in both means. Full attention is a level line with its interval shaded.
+    tell where a mask comes from, and its name stands above the axes; a cross has learned nothing.
+    A line joins the masks that no other beats in both means. Full attention is a level line with
+    its interval shaded.
 
     Args:
         comparison: Masks without a finished run are not drawn.
@@ -103,9 +108,7 @@ def plot_compared(comparison: ComparedMasks) -> Figure:
     score = comparison.objectives[0]
     entries = [e for e in comparison.entries.values() if e.scores and math.isfinite(e.sparsity)]
     names: list[Mark] = [
-        (100 * e.sparsity, e.score.mean, e.name, KINDS[e.kind][0])
-        for e in entries
-        if e.sparsity > 0
+        (100 * e.sparsity, e.score.mean, e.name, style_of(e)[0]) for e in entries if e.sparsity > 0
     ]
     figure, axes = new_front(score, names)
     if not entries:
@@ -116,8 +119,10 @@ def plot_compared(comparison: ComparedMasks) -> Figure:
         else:
             draw_level(axes, entry.name, entry.score.mean, entry.score.low, entry.score.high)
     sign = 1 if score.goal == "max" else -1
-    gains = [(entry.sparsity, sign * entry.score.mean) for entry in entries]
-    best = [e for e, kept in zip(entries, on_front(gains), strict=True) if kept and e.sparsity > 0]
+    learned = [entry for entry in entries if not entry.learned_nothing]
+    gains = [(entry.sparsity, sign * entry.score.mean) for entry in learned]
+    front = on_front(np.reshape(gains, (len(gains), 2)))
+    best = [e for e, kept in zip(learned, front, strict=True) if kept and e.sparsity > 0]
     if best:
         best.sort(key=lambda entry: entry.sparsity)
         draw_steps(axes, [(100 * e.sparsity, e.score.mean) for e in best], FRONT, "their front")
@@ -225,6 +230,16 @@ def draw_group(
     axes: Axes, name: str, records: list[Record], score: Objective, style: tuple[str, str]
 ) -> None:
     """One strategy's records and the steps of their front."""
+    nothing = [record for record in records if learned_nothing(record)]
+    records = [record for record in records if not learned_nothing(record)]
+    if nothing:
+        x, y = zip(*(place(record, score) for record in nothing), strict=True)
+        colour, marker = NOTHING
+        axes.scatter(
+            x, y, s=12, color=colour, marker=marker, linewidths=0.8, zorder=3, label=CONSTANT
+        )
+    if not records:
+        return
     colour, marker = style
     x, y = zip(*(place(record, score) for record in records), strict=True)
     hand = name == "hand-designed"
@@ -237,7 +252,8 @@ def draw_group(
 
 def draw_entry(axes: Axes, entry: MaskRuns) -> None:
     """One mask of a comparison with its interval; a hollow mark has one seed only."""
-    colour, marker = KINDS[entry.kind]
+    colour, marker = style_of(entry)
+    said = CONSTANT if entry.learned_nothing else entry.kind
     score = entry.score
     many = score.n_seeds > 1
     axes.errorbar(
@@ -251,9 +267,14 @@ def draw_entry(axes: Axes, entry: MaskRuns) -> None:
         elinewidth=0.9,
         capsize=2,
         capthick=0.9,
-        label=f"{entry.kind}, {'95% interval' if many else 'one seed'}",
+        label=f"{said}, {'95% interval' if many else 'one seed'}",
         zorder=4,
     )
+
+
+def style_of(entry: MaskRuns) -> tuple[str, str]:
+    """Colour and shape of a mask of a comparison."""
+    return NOTHING if entry.learned_nothing else KINDS[entry.kind]
 
 
 def plot_hypervolume(
