@@ -63,7 +63,7 @@ def main() -> None:
 def planted(smoke: bool) -> Test:
     """One attention layer, a planted partner 11 positions away; each test's truth is known."""
     process = ms.PlantedProcess()
-    evaluator = ms.PlantedEvaluator(process, steps=4) if smoke else ms.PlantedEvaluator(process)
+    evaluator = ms.PlantedEvaluator(process, half="all", **({"steps": 4} if smoke else {}))
     return Test(
         "planted",
         evaluator,
