@@ -148,13 +148,14 @@ class TestEvaluator:
         )
         assert pareto([better, worse], objectives) == [better]
 
-    def test_head_of_a_fine_tuning_is_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
+    def test_head_and_row_order_of_a_fine_tuning_are_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
         evaluator = make(tmp_path)
         if not isinstance(evaluator, FineTuning):
             pytest.skip("nothing is fine-tuned")
-        heads = []
+        heads, orders = [], []
 
-        def no_training(head, *args, **kwargs):
+        def no_training(head, batches, *args, **kwargs):
+            orders.append({name: part.tolist() for name, part in next(batches(0)).items()})
             weights = dict(head.named_parameters())
             heads.append({n: w.tolist() for n, w in weights.items() if n[:8] != "encoder."})
             return iter(())
@@ -173,6 +174,7 @@ class TestEvaluator:
         drawn = {name for name, weight in first.items() if "weight" in name}
         assert drawn
         assert not any(first[name] == other[name] for name in drawn)
+        assert orders[0] == orders[1] != orders[2]
 
     def test_runs_twice_alike_and_leaves_the_global_generator(self, make, tmp_path):
         evaluator = make(tmp_path)
