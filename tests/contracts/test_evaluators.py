@@ -148,7 +148,7 @@ class TestEvaluator:
         )
         assert pareto([better, worse], objectives) == [better]
 
-    def test_head_and_row_order_of_a_fine_tuning_are_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
+    def test_head_and_row_order_are_drawn_from_the_seed(self, make, tmp_path, monkeypatch):
         evaluator = make(tmp_path)
         if not isinstance(evaluator, FineTuning):
             pytest.skip("nothing is fine-tuned")
