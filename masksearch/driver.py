@@ -22,7 +22,14 @@ from masksearch.analysis.candidates import (
     read_seeds,
     stored_discoveries,
 )
-from masksearch.analysis.compare import ComparedMasks, Kind, check_kinds, read_kinds
+from masksearch.analysis.compare import (
+    Against,
+    ComparedMasks,
+    Kind,
+    check_against,
+    check_kinds,
+    read_kinds,
+)
 from masksearch.analysis.front_candidates import read_front
 from masksearch.contracts import (
     Budget,
@@ -351,6 +358,7 @@ def compare(
     half: Half | None = None,
     front_of: Study | None = None,
     kinds: Mapping[str, str] = {},
+    against: Against = "nearest",
     storage: str | BaseStorage | None = None,
     executor: Executor | None = None,
     listeners: Sequence[Listener] = (),
@@ -376,6 +384,8 @@ def compare(
             said, what a strategy proposed (its record, or a run as text) is searched, a mask of
             `masks.FAMILIES` hand-designed, full attention a control and any other mask a
             candidate, whatever its name. The run folder remembers it.
+        against: With which hand-designed masks a searched one is compared: the `"nearest"` in
+            sparsity, or `"all"`, which pays for as many comparisons.
         storage: As in `search`.
         executor: Where jobs run; None = `Local()`.
         listeners: Called with every finished record.
@@ -391,6 +401,7 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds = Path(run), read_seeds(seeds)
+    check_against(against)
     evaluator = judge_on(evaluator, half)
     if half is None:
         evaluator = as_begun(evaluator, run, storage)
@@ -433,6 +444,7 @@ def compare(
             "kinds": json.dumps(kept),
             "meanings": json.dumps(dict(meanings)),
             "found_with": discoveries_json(discovered),
+            "against": against,
         }
         promised = {**json.loads(store.facts().get("promised", "{}")), **promised}
         facts |= {"promised": json.dumps(promised)} if promised else {}
@@ -482,6 +494,7 @@ def compare(
         half=split,
         found_with=here,
         promised={name: score for name, score in promised.items() if name in chosen},
+        against=against,
     )
 
 

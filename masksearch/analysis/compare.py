@@ -8,19 +8,23 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from masksearch.analysis.candidates import Discovery
 from masksearch.analysis.pareto import SPARSITIES, beats_constant, sparsity_of
+from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import (
+    CLAIM_SEEDS,
     Estimate,
     PairedDifference,
+    diverged_score,
     estimate,
     holm,
     holm_levels,
     paired_difference,
+    pooled_p,
 )
-from masksearch.analysis.verdict import verdict_text
+from masksearch.analysis.verdict import FAMILY, verdict_text
 from masksearch.contracts import Objective, Record, Shape, is_side_value
 from masksearch.errors import unknown_name
 from masksearch.masks import FAMILIES, full
@@ -30,9 +34,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["searched", "hand-designed", "candidate", "control"]
-Outcome = Literal["better", "worse", "not distinguishable"]
+Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"]
+Against = Literal["nearest", "all"]
 KINDS: tuple[Kind, ...] = ("searched", "hand-designed", "candidate", "control")
 MATCHED = 0.01  # sparsities within one point count as equal
+CLOSE = 1e-3  # rows whose mean is farther from the score, relative to it, are of another run
 
 
 # -- kinds -------------------------------------------------------------------------------------
@@ -90,10 +96,10 @@ def read_kinds(facts: Mapping[str, str], names: Iterable[str]) -> dict[str, Kind
 class MaskRuns:
     """All runs of one mask.
 
-    `scores` maps each seed with a finite score to that score; `values` likewise for every
-    reported value. `at_majority` names the tasks that do not beat a constant answer: the mean
-    over seeds of the lower bounds over rows is not above the mean of the constant's score (see
-    `pareto.beats_constant`).
+    `scores` maps each seed to its score, a diverged one to the worst; `values` likewise for
+    every reported value, without the diverged seeds. `at_majority` names the tasks that do not
+    beat a constant answer: the mean over seeds of the lower bounds over rows is not above the
+    mean of the constant's score (see `pareto.beats_constant`).
     """
 
     name: str
@@ -105,16 +111,29 @@ class MaskRuns:
     table_sparsity: float  # over the n x n cells
     block_density: float
     scores: Mapping[int, float]
+    diverged: tuple[int, ...]  # seeds
+    row_files: Mapping[int, Path]  # seed -> scores row by row, as far as the run has kept them
     values: Mapping[str, Mapping[int, float]]
     at_majority: frozenset[str]
     learned_nothing: bool  # it reports what constant answers earn, and beats none of them
-    failed: int  # runs that failed
-    unfinished: int  # runs that are still running or were stopped
+    failed: int  # seeds that failed, and have not diverged
+    unfinished: int  # seeds that are still running or were stopped
+
+    @cached_property
+    def rows(self) -> dict[int, RowScores]:
+        """Seed -> its scores row by row, where they can be read."""
+        found = {s: read_rows(path, self.scores[s]) for s, path in self.row_files.items()}
+        return {seed: rows for seed, rows in found.items() if rows is not None}
 
     @property
+    def n_rows(self) -> int:
+        """Rows of the evaluation data; 0 where they are not known."""
+        return sum(map(len, next(iter(self.rows.values())).scores.values())) if self.rows else 0
+
+    @cached_property
     def score(self) -> Estimate:
-        """Mean score over seeds."""
-        return estimate(list(self.scores.values()))
+        """Mean score, with its interval over seeds and, where they are known, over rows."""
+        return estimate(list(self.scores.values()), rows=self.rows.values())
 
     @property
     def tested(self) -> bool:
@@ -134,6 +153,8 @@ class Finding:
     adjusted: float  # Holm's adjusted p-value
     gap: float  # sparsity of the mask - sparsity of the other
     same: bool  # equal bits
+    pooled: float  # Holm's adjusted p-value with one error for all masks; decides nothing
+    n_rows: int  # that the interval covers; 0 = it covers seeds alone
 
     @property
     def fair(self) -> bool:
@@ -159,6 +180,7 @@ class ComparedMasks:
         found_with: Searched mask -> how it was found, as far as it is known.
         promised: Mask of a search's front that is judged again -> its score in the search; None
             where that is of another protocol.
+        against: Whether a mask is set against the `"nearest"` hand-designed one, or `"all"`.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -175,6 +197,7 @@ class ComparedMasks:
     half: str = ""
     found_with: Mapping[str, Discovery] = field(default_factory=dict)
     promised: Mapping[str, float | None] = field(default_factory=dict)
+    against: Against = "nearest"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -207,6 +230,11 @@ class ComparedMasks:
         known = next((record for record in runs if record.scored), runs[0])
         score = self.objectives[0].name
         by_seed = {r.seed: r for r in runs if r.scored and math.isfinite(r.value(score))}
+        lost = {record.seed: record for record in runs if record.seed not in by_seed}
+        diverged = tuple(seed for seed, record in lost.items() if has_diverged(record, score))
+        scores = {seed: record.value(score) for seed, record in by_seed.items()}
+        if math.isfinite(self.worst):
+            scores |= dict.fromkeys(diverged, self.worst)
         values: dict[str, dict[int, float]] = {}
         for seed, record in by_seed.items():
             for key, value in record.values.items():
@@ -222,13 +250,43 @@ class ComparedMasks:
             sparsity=sparsity_of(known) if known.measures else math.nan,
             table_sparsity=known.measures.get("sparsity", math.nan),
             block_density=known.measures.get("block_density", math.nan),
-            scores={seed: record.value(score) for seed, record in by_seed.items()},
+            scores=scores,
+            diverged=diverged,
+            row_files={s: path for s, r in by_seed.items() if (path := self.rows_of(r))},
             values=values,
             at_majority=frozenset(task for task, beats in beaten.items() if not beats),
             learned_nothing=bool(beaten) and not any(beaten.values()),
-            failed=sum(record.status == "failed" for record in runs)
-            + sum(record.scored and not math.isfinite(record.value(score)) for record in runs),
-            unfinished=sum(record.status in ("running", "stopped") for record in runs),
+            failed=sum(r.status == "failed" for s, r in lost.items() if s not in diverged),
+            unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
+        )
+
+    @cached_property
+    def worst(self) -> float:
+        """The score of a diverged run; NaN where nothing tells it."""
+        name = self.objectives[0].name
+        scores = [record.value(name) for record in self.records if record.scored]
+        try:
+            return diverged_score(self.objectives[0], scores)
+        except ValueError:
+            return math.nan
+
+    def rows_of(self, record: Record) -> Path | None:
+        """The file with a run's scores row by row; that of the run that a reused one repeats."""
+        if self.run is None:
+            return None
+        if "reused_from" in record.artifacts:
+            return self.run / "trials" / record.artifacts["reused_from"] / ROWS
+        return self.run / record.artifacts["rows"] if "rows" in record.artifacts else None
+
+    @property
+    def mixture(self) -> str:
+        """Why the scores cannot be compared; empty where they can."""
+        steps = sorted({record.step for record in self.records if record.scored})
+        if len(steps) < 2:
+            return ""
+        return (
+            f"scores after {steps[0]:,} and after {steps[-1]:,} steps cannot be compared: a "
+            "comparison is of runs of one length; judge the masks again in a new folder"
         )
 
     @property
@@ -246,8 +304,9 @@ class ComparedMasks:
         seconds, expression, fingerprint, error.
 
         Columns of masks: mask, kind, expression, sparsity, effective_sparsity, block_density,
-        n_seeds, failed, unfinished; for each objective that is not a measure its mean (`glue`)
-        and 95% t-interval over seeds (`glue low`, `glue high`; NaN for one seed); for every other
+        n_seeds, diverged, failed, unfinished; for each objective that is not a measure its mean
+        (`glue`) and 95% interval over seeds, and over rows where they are known (`glue low`,
+        `glue high`); diverged runs count as the worst score; for every other
         reported value its mean, and for tasks with a majority score the bool `<task> at
         majority` (see `MaskRuns`). Where there are such tasks, the bool `learned_nothing`: at
         the majority on all of them.
@@ -285,12 +344,15 @@ class ComparedMasks:
                 "effective_sparsity": entry.sparsity,
                 "block_density": entry.block_density,
                 "n_seeds": len(entry.scores),
+                "diverged": len(entry.diverged),
                 "failed": entry.failed,
                 "unfinished": entry.unfinished,
                 **({"learned_nothing": entry.learned_nothing} if marked else {}),
             }
             for name in judged:
-                found = estimate(list(entry.values.get(name, {}).values()))
+                found = entry.score
+                if name != self.objectives[0].name:
+                    found = estimate(list(entry.values.get(name, {}).values()))
                 row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
                 if name in marked:
                     row[f"{name} at majority"] = name in entry.at_majority
@@ -320,12 +382,15 @@ class ComparedMasks:
         return max(above, key=lambda other: sign * other.score.mean, default=None)
 
     # -- verdict -----------------------------------------------------------------------------
-    def opponents(self, mine: MaskRuns, reference: str) -> list[tuple[str, MaskRuns]]:
+    def opponents(
+        self, mine: MaskRuns, reference: str, against: Against
+    ) -> list[tuple[str, MaskRuns]]:
         """(role, mask) of each declared comparison of one searched mask or candidate.
 
-        Hand-designed masks and controls are taken nearest in sparsity among those that the mask
-        is not denser than by more than one point; a hand-designed one is taken from the sparser
-        side only where there is no other, and said to be so. Of the controls of equal sparsity
+        Hand-designed masks (unless `against` says all of them) and controls are taken nearest
+        in sparsity among those that the mask is not denser than by more than one point; a
+        hand-designed one is taken from the sparser side only where there is no other, and said
+        to be so. Of the controls of equal sparsity
         those that are drawn at random go first.
         """
         scored = [each for each in self.entries.values() if each.scores and each is not mine]
@@ -336,7 +401,10 @@ class ComparedMasks:
         found: list[tuple[str, MaskRuns]] = []
         hand = [each for each in scored if each.kind == "hand-designed"]
         fair = [each for each in hand if mine.sparsity >= each.sparsity - MATCHED]
-        if hand:
+        if against == "all":
+            families = {str(mask) for mask in FAMILIES.values()} <= {e.expression for e in hand}
+            found += [(FAMILY if families else "hand-designed", each) for each in hand]
+        elif hand:
             found.append(("hand-designed, nearest in sparsity", min(fair or hand, key=distance)))
         controls = [
             each
@@ -352,53 +420,106 @@ class ComparedMasks:
             found.append(("reference", other))
         return found
 
-    def findings(self, reference: str = "dense") -> list[Finding]:
-        """Every declared comparison, corrected together (Holm, 5%).
+    def findings(self, reference: str = "dense", against: Against | None = None) -> list[Finding]:
+        """Every declared comparison, corrected together (Holm, 5%); none of a `mixture`.
 
         Args:
             reference: Name of the mask that each of them is also compared with; left out where
                 it was not run.
+            against: As the field; None = what the comparison was made with.
 
         Raises:
-            UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
+            UnknownNameError: If `reference` is neither `"dense"` nor in the comparison, or
+                `against` is unknown.
         """
         if reference != "dense" and reference not in self.entries:
             raise unknown_name("mask of the comparison", reference, self.entries)
+        against = check_against(against or self.against)
         pairs = [
             (mine, role, other)
             for mine in self.entries.values()
-            if mine.tested and mine.scores
-            for role, other in self.opponents(mine, reference)
+            if mine.tested and mine.scores and not self.mixture
+            for role, other in self.opponents(mine, reference, against)
         ]
-        raw = [paired_difference(mine.scores, other.scores) for mine, _, other in pairs]
-        adjusted = holm([difference.p_value for difference in raw])
-        levels = holm_levels([difference.p_value for difference in raw])
+        p_values = [compare_runs(mine, other).p_value for mine, _, other in pairs]
+        scores = {name: entry.scores for name, entry in self.entries.items()}
+        pooled = holm([pooled_p(scores, mine.name, other.name) for mine, _, other in pairs])
         sign = 1 if self.objectives[0].goal == "max" else -1
         findings: list[Finding] = []
-        for (mine, role, other), p, level in zip(pairs, adjusted, levels, strict=True):
-            difference = paired_difference(mine.scores, other.scores, level)
+        for (mine, role, other), p, level, beside in zip(
+            pairs, holm(p_values), holm_levels(p_values), pooled, strict=True
+        ):
+            difference = compare_runs(mine, other, level)
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
             outcome: Outcome = "not distinguishable"
-            if p <= 0.05 and difference.n_seeds >= 2 and not same:
+            if difference.n_seeds < CLAIM_SEEDS:
+                outcome = "too few seeds"
+            elif p <= 0.05 and not same:
                 outcome = "better" if sign * difference.mean > 0 else "worse"
+            rows = mine.n_rows if difference.by_rows else 0
             findings.append(
-                Finding(mine.name, other.name, role, outcome, difference, p, gap, same)
+                Finding(
+                    mine.name, other.name, role, outcome, difference, p, gap, same, beside, rows
+                )
             )
         return findings
 
-    def verdict(self, reference: str = "dense") -> str:
+    def verdict(self, reference: str = "dense", against: Against | None = None) -> str:
         """What the runs say of every searched mask and every candidate, in plain words.
 
         Each of them is set against the hand-designed mask nearest in sparsity (which it may be
-        denser than by one point at most), the random control of equal sparsity where there is
-        one, and `reference`: better, worse or not distinguishable by the paired difference over
-        common seeds, Holm-corrected over all these comparisons (5%).
+        denser than by one point at most) or against all, the random control of equal sparsity
+        where there is one, and `reference`: better, worse or not distinguishable by the paired
+        difference over common seeds, Holm-corrected over all these comparisons (5%). Below
+        three common seeds nothing is decided.
+
+        Args:
+            reference: See `findings`.
+            against: See `findings`.
 
         Raises:
-            UnknownNameError: If `reference` is neither `"dense"` nor in the comparison.
+            UnknownNameError: See `findings`.
         """
-        return verdict_text(self, self.findings(reference), reference)
+        return verdict_text(self, self.findings(reference, against), reference)
+
+
+def check_against(against: str) -> Against:
+    """The name itself, if it says which hand-designed masks are opponents.
+
+    Raises:
+        UnknownNameError: If it does not.
+    """
+    if against not in get_args(Against):
+        raise unknown_name("choice of hand-designed masks in against=", against, get_args(Against))
+    return cast("Against", against)
+
+
+def compare_runs(mine: MaskRuns, other: MaskRuns, level: float = 0.95) -> PairedDifference:
+    """The paired difference of two masks' scores, over seeds and known rows."""
+    tick = max((rows.tick for rows in (*mine.rows.values(), *other.rows.values())), default=0.0)
+    return paired_difference(
+        mine.scores, other.scores, level, tick=tick, rows_a=mine.rows, rows_b=other.rows
+    )
+
+
+def has_diverged(record: Record, score: str) -> bool:
+    """Whether a run ended in a loss or a score that is not finite."""
+    if record.scored:
+        return not math.isfinite(record.value(score))
+    kind = record.reason.partition(":")[0].rpartition(".")[2]
+    return record.status == "failed" and kind in ("NonFiniteLossError", "FloatingPointError")
+
+
+def read_rows(path: Path, score: float) -> RowScores | None:
+    """A run's scores row by row; None where the file is missing, damaged or of another run."""
+    from safetensors import SafetensorError
+
+    try:
+        rows = RowScores.load(path)
+        return rows if math.isclose(rows.score, score, rel_tol=CLOSE, abs_tol=CLOSE) else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
 
 
 def mean(values: Mapping[int, float]) -> float:

@@ -7,16 +7,26 @@ import math
 from typing import TYPE_CHECKING
 
 from masksearch.analysis.candidates import describe_reuse
-from masksearch.analysis.stats import format_estimate, format_p
+from masksearch.analysis.planning import seeds_needed
+from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks, Finding, MaskRuns
 
+WORDS = {
+    "better": "better than",
+    "worse": "worse than",
+    "not distinguishable": "not distinguishable from",
+    "too few seeds": "too few seeds to tell from",
+}
+FAMILY = "one of all hand-designed families"  # role where every one of them is an opponent
 INDENT = "  "  # of the lines that give the figures behind an outcome
 
 
 def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: str) -> str:
     """The outcome of each mask with its figures indented below, then the warnings."""
+    if comparison.mixture:
+        return f"Nothing is decided: {comparison.mixture}."
     entries = comparison.entries
     tested = [entry for entry in entries.values() if entry.tested]
     lines: list[str] = []
@@ -29,12 +39,14 @@ def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: 
     for entry in tested:
         own = [finding for finding in findings if finding.mask == entry.name]
         lines.append(outcome_line(comparison, entry, own))
-        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own))
+        lines.extend(INDENT + line for line in detail_lines(comparison, entry, own, len(findings)))
     if findings:
         lines.append(
-            f"Differences in {comparison.objectives[0].name} to each of these, over common seeds; "
-            f"p and intervals hold for {count_comparisons(len(findings))} together (Holm, 5%). "
-            "'Not distinguishable' is not 'equal'."
+            f"Differences in {comparison.objectives[0].name} to each of these, over common seeds "
+            "(paired t-test); p and intervals hold for "
+            f"{count(len(findings), 'comparison')} together (Holm, 5%). 'Pooled' is the p-value "
+            "with one error for all masks, and decides nothing. 'Not distinguishable' is not "
+            "'equal'."
         )
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
@@ -63,21 +75,31 @@ def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Find
     if not entry.scores:
         return f"{name}: no finished run ({entry.failed} failed), so nothing is known."
     verdict = outcome_words(findings) or "nothing to compare it with"
-    sparsity = "" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}% sparse, "
-    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score})."
+    sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
+    lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
+    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score}{lost})."
+
+
+def describe_sparsity(entry: MaskRuns) -> str:
+    """A mask's sparsity, with that of the whole table where padding or the future differ."""
+    text = f"{100 * entry.sparsity:.1f}% sparse"
+    if abs(entry.table_sparsity - entry.sparsity) < 0.0005 or math.isnan(entry.table_sparsity):
+        return text
+    return f"{text} ({100 * entry.table_sparsity:.1f}% of the table)"
 
 
 def outcome_words(findings: list[Finding]) -> str:
     """Such as 'better than a and b, not distinguishable from c'; empty for no findings."""
     said: dict[str, list[str]] = {}
+    families = [finding for finding in findings if finding.role == FAMILY]
+    alike = len({(f.outcome, f.same) for f in families}) == 1 and all(f.fair for f in families)
     for finding in findings:
-        if finding.same:
-            word = "the same mask as"
-        else:
-            word = finding.outcome + (
-                " from" if finding.outcome == "not distinguishable" else " than"
-            )
-        said.setdefault(word, []).append(finding.against)
+        word = "the same mask as" if finding.same else WORDS[finding.outcome]
+        names = said.setdefault(word, [])
+        if not (alike and finding.role == FAMILY):
+            names.append(finding.against)
+        elif finding is families[0]:
+            names.append(f"all {len(families)} hand-designed families")
     return ", ".join(f"{word} {join_names(names)}" for word, names in said.items())
 
 
@@ -86,16 +108,18 @@ def join_names(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def count_comparisons(number: int) -> str:
+def count(number: int, thing: str) -> str:
     """'1 comparison', '2 comparisons'."""
-    return f"{number} comparison" + ("s" if number != 1 else "")
+    return f"{number} {thing}" + ("s" if number != 1 else "")
 
 
-def detail_lines(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> list[str]:
-    """The figures behind one mask's outcome."""
+def detail_lines(
+    comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding], family: int
+) -> list[str]:
+    """The figures behind one mask's outcome; `family` comparisons are corrected together."""
     if not entry.scores:
         return []
-    lines = [describe_finding(finding) for finding in findings]
+    lines = [describe_finding(comparison, finding, family) for finding in findings]
     hands = [e for e in comparison.entries.values() if e.kind == "hand-designed" and e.scores]
     if not hands:
         lines.append("no hand-designed mask has a finished run to compare it with")
@@ -118,20 +142,47 @@ def sparser(gap: float) -> str:
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
 
 
-def describe_finding(finding: Finding) -> str:
-    """One comparison in a line: with which mask, the difference, the outcome."""
-    difference = finding.difference
+def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -> str:
+    """One comparison in a line: with which mask, the difference, the outcome.
+
+    Args:
+        comparison: The runs.
+        finding: What they say of two masks.
+        family: Comparisons that are corrected together.
+    """
+    difference, other = finding.difference, comparison.entries[finding.against]
     name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
+    if not math.isnan(other.sparsity):
+        name = f"{name[:-1]}: {describe_sparsity(other)})"
     if finding.same:
         return f"{name}: the same mask, so no difference can be claimed"
     if difference.n_seeds == 0:
         return f"{name}: no seed in common"
     shown = format_estimate(difference.mean, difference.low, difference.high, signed=True)
-    if difference.n_seeds == 1:
-        return f"{name}: {shown} on 1 common seed, which decides nothing; run more seeds"
-    return f"{name}: {shown}, p {format_p(finding.adjusted)}, {finding.outcome}" + (
-        "" if finding.fair else "; it keeps more cells than that mask, so this is no fair win"
+    seeds = count(difference.n_seeds, "common seed")
+    if finding.outcome == "too few seeds":
+        verb = "decides" if difference.n_seeds == 1 else "decide"
+        return f"{name}: {shown} on {seeds}, which {verb} nothing; {needed(finding, family)}"
+    if math.isnan(difference.p_value):
+        return f"{name}: {shown} on each of {seeds}, which says nothing of others"
+    rows = f" and {finding.n_rows:,} rows" if finding.n_rows else ""
+    return (
+        f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
+        f"p {format_p(finding.adjusted)} (pooled {format_p(finding.pooled)}), {finding.outcome}"
+    ) + ("" if finding.fair else "; it keeps more cells than that mask, so this is no fair win")
+
+
+def needed(finding: Finding, family: int) -> str:
+    """How many seeds would show a difference that too few have shown."""
+    difference = finding.difference
+    if difference.n_seeds < 2:
+        return f"run {CLAIM_SEEDS} seeds or more"
+    seeds = seeds_needed(
+        abs(difference.mean), family, sd=difference.sd, row_error=difference.row_error
     )
+    if seeds is None:
+        return "no number of seeds would show a difference of that size on these rows"
+    return f"if it is true, {seeds} seeds would show it (power 0.8)"
 
 
 def warning_lines(comparison: ComparedMasks) -> list[str]:
@@ -151,6 +202,10 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
     single = [entry.name for entry in entries if len(entry.scores) == 1]
     if single:
         lines.append(f"One seed only, hence no interval: {', '.join(single)}.")
+    if spoilt := [f"{entry.name} ({len(entry.diverged)})" for entry in entries if entry.diverged]:
+        worst = format_estimate(comparison.worst)
+        lines.append(f"Diverged runs, each counted as {worst}: {', '.join(spoilt)}.")
+    lines += lost_rows(entries)
     lost = [f"{entry.name} ({entry.failed})" for entry in entries if entry.failed]
     if lost:
         lines.append(f"Failed runs, left out of the means: {', '.join(lost)}.")
@@ -161,6 +216,22 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
     if unknown:
         lines.append(f"Sparsity unknown: {', '.join(unknown)}.")
     return lines
+
+
+def lost_rows(entries: list[MaskRuns]) -> list[str]:
+    """That intervals do not cover other rows, and why."""
+    runs = {entry.name: len(entry.scores) - len(entry.diverged) for entry in entries}
+    if not any(entry.rows for entry in entries):
+        said = "The scores of single rows were not kept, so that intervals cover other seeds only."
+        return [said] if any(runs.values()) else []
+    missing = {entry.name: runs[entry.name] - len(entry.rows) for entry in entries}
+    names = [f"{name} ({number})" for name, number in missing.items() if number]
+    if not names:
+        return []
+    return [
+        "Scores of single rows are missing or damaged, so that fewer seeds (below two: none) tell "
+        f"how rows vary: {', '.join(names)}."
+    ]
 
 
 ROWS_THAT_JUDGE = {

@@ -16,7 +16,7 @@ import numpy as np
 from optuna.storages import BaseStorage
 
 from masksearch.analysis.candidates import stored_discoveries
-from masksearch.analysis.compare import ComparedMasks, read_kinds
+from masksearch.analysis.compare import ComparedMasks, check_against, read_kinds
 from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
@@ -165,6 +165,7 @@ def comparison_of(study: Found) -> ComparedMasks:
             for name, score in json.loads(study.facts.get("promised", "{}")).items()
             if name in current
         },
+        against=check_against(study.facts.get("against", "nearest")),
     )
 
 

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from masksearch import masks
 from masksearch.analysis.compare import kind_of_mask, read_kinds
+from masksearch.analysis.planning import seeds_needed
+from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import format_p
 from masksearch.analysis.verdict import join_names
 from masksearch.contracts import Objective
 from masksearch.driver import Comparison
+from masksearch.errors import UnknownNameError
 
 NEAR_STAR = masks.star() | masks.shifts([2])  # a little denser than star
 NOISE = (0.001, -0.002, 0.0005, 0.0015, -0.001)
@@ -162,9 +168,10 @@ def test_one_seed_decides_nothing(judged):
             "dense": (masks.full(), [0.2]),
         }
     )
-    assert set(outcomes(comparison).values()) == {"not distinguishable"}
+    assert set(outcomes(comparison).values()) == {"too few seeds"}
     text = comparison.verdict()
-    assert "on 1 common seed, which decides nothing" in text
+    assert "mine: too few seeds to tell from star and dense (" in text
+    assert "on 1 common seed, which decides nothing; run 3 seeds or more" in text
     assert "One seed only, hence no interval: mine, star, dense." in text
 
 
@@ -172,16 +179,190 @@ def test_failed_runs_are_left_out_and_counted(judged):
     comparison = judged(
         {"mine": (masks.window(1), [0.9, None, 0.91]), "star": (masks.star(), [0.1, 0.11, 0.1])}
     )
+    assert comparison.entries["mine"].diverged == ()
     assert comparison.findings()[0].difference.n_seeds == 2
     assert "Failed runs, left out of the means: mine (1)." in comparison.verdict()
     lost = judged({"mine": (masks.window(1), [None]), "star": (masks.star(), [0.1])})
     assert "mine: no finished run (1 failed), so nothing is known." in lost.verdict()
 
 
-def test_a_score_that_is_not_finite_is_a_failed_run(judged):
+def test_two_seeds_make_no_claim_and_say_how_many_would(judged):
+    comparison = judged(
+        {"mine": (NEAR_STAR, [0.72, 0.71]), "star": (masks.star(), [0.7, 0.7])}, kinds={}
+    )
+    (found,) = comparison.findings()
+    assert (found.outcome, found.difference.n_seeds) == ("too few seeds", 2)
+    needed = seeds_needed(0.015, sd=found.difference.sd)
+    line = f"which decide nothing; if it is true, {needed} seeds would show it (power 0.8)"
+    assert line in comparison.verdict()
+
+
+def test_a_diverged_run_counts_as_the_worst_score(judged, record, objectives):
+    """Left out, a mask that diverges in its worst runs would be the better for it."""
+    runs = {"mine": (masks.window(1), [0.9, 0.92, 0.91]), "star": (masks.star(), [0.8] * 5)}
+    finished = judged(runs).records
+    lost = [
+        record(20 + seed, None, masks.window(1), seed=seed, params={"mask": "mine"}, error=error)
+        for seed, error in ((3, "NonFiniteLossError: loss nan at step 7"),
+                            (4, "Traceback ..\nFloatingPointError: reported glue = inf"),
+                            (5, "torch.OutOfMemoryError: too big"))
+    ]  # fmt: skip
+    comparison = Comparison((*finished, *lost), objectives, kinds={"mine": "searched"})
+    entry = comparison.entries["mine"]
+    assert entry.scores == {0: 0.9, 1: 0.92, 2: 0.91, 3: 0.5, 4: 0.5}  # 0.5 is glue's `worst`
+    assert (entry.diverged, entry.failed) == ((3, 4), 1)
+    assert comparison.findings()[0].outcome == "not distinguishable"
+    assert "5 seeds, 2 of them diverged)" in comparison.verdict()
+    assert "Diverged runs, each counted as 0.500: mine (2)." in comparison.verdict()
+    row = comparison.frame().set_index("mask").loc["mine"]
+    assert row[["n_seeds", "diverged", "failed"]].tolist() == [5, 2, 1]
+    assert row["glue"] == pytest.approx(0.746)
+
+
+def test_a_score_that_is_not_finite_has_diverged(judged):
     comparison = judged({"mine": (masks.window(1), [0.9, math.nan])})
     entry = comparison.entries["mine"]
-    assert (entry.scores, entry.failed) == ({0: 0.9}, 1)
+    assert (entry.scores, entry.failed, entry.diverged) == ({0: 0.9, 1: 0.5}, 0, (1,))
+
+
+def test_a_run_that_was_mended_is_no_longer_lost(judged, record, objectives):
+    again = record(9, 0.8, masks.window(1), seed=1, params={"mask": "mine"})
+    runs = judged({"mine": (masks.window(1), [0.9, None])}).records
+    entry = Comparison((*runs, again), objectives).entries["mine"]
+    assert (entry.scores, entry.failed) == ({0: 0.9, 1: 0.8}, 0)
+
+
+def test_runs_of_several_lengths_are_not_compared(judged, record, objectives):
+    comparison = judged({"mine": (NEAR_STAR, around(0.8)), "star": (masks.star(), shaken(0.7))})
+    records = [*comparison.records, record(20, 0.5, params={"mask": "star"}, seed=9, step=40)]
+    mixed = Comparison(tuple(records), objectives)
+    assert mixed.findings() == []
+    assert mixed.verdict() == (
+        "Nothing is decided: scores after 0 and after 40 steps cannot be compared: a comparison "
+        "is of runs of one length; judge the masks again in a new folder."
+    )
+
+
+def test_pooled_error_stands_beside_and_decides_nothing(judged):
+    """Eight quiet masks make the pooled error small, where that of two pairs is not."""
+    quiet = {f"q{k}": (masks.window(k), around(0.7)) for k in range(2, 10)}
+    runs = {
+        "mine": (NEAR_STAR, [0.75, 0.71, 0.79, 0.72, 0.73]),
+        "star": (masks.star(), [0.7, 0.72, 0.71, 0.74, 0.7]),
+    }
+    comparison = judged({**runs, **quiet}, kinds={"mine": "searched"} | dict.fromkeys(
+        quiet, "control"))  # fmt: skip
+    found = next(f for f in comparison.findings() if f.against == "star")
+    assert found.adjusted > 0.05 > found.pooled
+    assert found.outcome == "not distinguishable"
+    assert f"(pooled {format_p(found.pooled)}), not distinguishable" in comparison.verdict()
+
+
+def test_all_families_only_where_all_are_opponents(judged):
+    families = {name: (mask, shaken(0.5)) for name, mask in masks.FAMILIES.items()}
+    mine = {"mine": (masks.window(0), around(0.8))}
+    runs = {**mine, **families}
+    nearest, every = judged(runs), judged(runs)
+    assert len(nearest.findings()) == 1
+    findings = every.findings(against="all")
+    assert [f.against for f in findings] == list(masks.FAMILIES)
+    assert findings[0].adjusted == pytest.approx(6 * findings[0].difference.p_value)
+    assert "mine: better than all 6 hand-designed families (" in every.verdict(against="all")
+    assert "all" not in nearest.verdict().split("(")[0]
+    del runs["star"]
+    assert "hand-designed families" not in judged(runs).verdict(against="all")
+    runs |= {"star": (masks.star(), shaken(0.9))}
+    text = judged(runs).verdict(against="all")
+    assert "log_sparse and bigbird, worse than star (" in text
+    assert "families" not in text.splitlines()[0]
+    with pytest.raises(UnknownNameError, match="did you mean 'all'"):
+        nearest.verdict(against="al")
+
+
+# -- rows --------------------------------------------------------------------------------------
+def hits(score, rows=200, seed=0, digest="d"):
+    """Scores row by row with that mean."""
+    right = np.zeros(rows)
+    right[: round(score * rows)] = 1
+    np.random.default_rng(seed).shuffle(right)
+    return RowScores({"dev": right}, {"dev": 1.0}, {"dev": digest})
+
+
+@pytest.fixture
+def with_rows(judged, objectives, tmp_path):
+    """A comparison whose runs have kept their rows."""
+
+    def make(runs):
+        records = []
+        for record in judged(runs).records:
+            of_mask = sum(map(ord, record.params["mask"]))  # the rows that it finds easy
+            hits(record.value("glue"), seed=of_mask).save(tmp_path / "trials" / str(record.number))
+            artifacts = {"rows": f"trials/{record.number}/rows.safetensors"}
+            records.append(replace(record, artifacts=artifacts))
+        return Comparison(tuple(records), objectives, tmp_path, kinds={"mine": "searched"})
+
+    return make
+
+
+RUNS = {
+    "mine": (NEAR_STAR, [0.8, 0.81, 0.8, 0.82]),
+    "star": (masks.star(), [0.7, 0.71, 0.705, 0.7]),
+}
+
+
+def test_intervals_cover_rows_where_they_are_known(with_rows, judged):
+    comparison, without = with_rows(RUNS), judged(RUNS)
+    (found,), (narrow,) = comparison.findings(), without.findings()
+    assert (found.n_rows, narrow.n_rows) == (200, 0)
+    assert found.difference.high - found.difference.low > (
+        narrow.difference.high - narrow.difference.low
+    )
+    assert "4 common seeds and 200 rows)" in comparison.verdict()
+    assert "were not kept" not in comparison.verdict()
+    assert "scores of single rows were not kept" in without.verdict()
+    by_rows, by_seeds = (c.frame().set_index("mask").loc["star"] for c in (comparison, without))
+    assert by_rows["glue high"] > by_seeds["glue high"]
+    assert by_rows["glue"] == pytest.approx(by_seeds["glue"])
+
+
+def test_a_reused_run_has_the_rows_of_the_one_it_repeats(with_rows):
+    comparison = with_rows(RUNS)
+    repeated = [
+        replace(r, number=r.number + 50, status="reused",
+                artifacts={"reused_from": str(r.number)}, params={"mask": "again"})
+        for r in comparison.records if r.params["mask"] == "mine"
+    ]  # fmt: skip
+    more = replace(comparison, records=(*comparison.records, *repeated))
+    assert set(more.entries["again"].rows) == {0, 1, 2, 3}
+    assert more.entries["again"].score == more.entries["mine"].score
+
+
+@pytest.mark.parametrize("damage", ["missing", "torn", "another run's"])
+def test_rows_that_cannot_be_read_are_left_out_and_said(with_rows, tmp_path, damage):
+    comparison = with_rows(RUNS)
+    for number in range(3):
+        path = tmp_path / "trials" / str(number) / "rows.safetensors"
+        if damage == "missing":
+            path.unlink()
+        elif damage == "torn":
+            path.write_bytes(path.read_bytes()[:100])
+        else:
+            hits(0.2).save(path.parent)
+    assert set(comparison.entries["mine"].rows) == {3}
+    (found,) = comparison.findings()
+    assert found.n_rows == 0 or found.difference.by_rows
+    assert "rows are missing or damaged, " in comparison.verdict()
+    assert ": mine (3)." in comparison.verdict()
+
+
+def test_one_tick_more_on_every_seed_is_no_evidence(with_rows):
+    """152 and 149 rows of 200 rightly, 153 and 150 the other: a p of 0, once."""
+    scores = [152 / 200, 149 / 200, 151 / 200]
+    mine = [score + 1 / 200 for score in scores]
+    comparison = with_rows({"mine": (NEAR_STAR, mine), "star": (masks.star(), scores)})
+    (found,) = comparison.findings()
+    assert found.outcome == "not distinguishable"
+    assert found.adjusted > 0.2
 
 
 def test_names_are_listed():
