@@ -19,6 +19,28 @@ def printed(name: str) -> dict[str, list[float]]:
     return found
 
 
+DAM = "docs/dam.md"
+said = (RESULTS / "dam.txt").read_text(encoding="utf-8")
+
+
+def dam(pattern: str) -> list[float]:
+    """Numbers that `draw_dam.py` has printed."""
+    return [float(number) for number in re.search(pattern, said).groups()]
+
+
+def run(name: str, seed: int = 0) -> list[float]:
+    """AUROC, precision, density, held-out loss and undecided share of a run."""
+    found = re.search(rf"^\| {re.escape(name)} \| {seed} \| (.*) \|", said, re.M)[1]
+    return [float(number) for number in re.findall(NUMBER, found)]
+
+
+losses = dict(re.findall(r"'(\w+)': ([\d.]+)", said))
+layers = [run("warm-up 0.5, two layers", seed)[1] for seed in range(3)]
+alike, alike_in_two = (
+    dam(rf"^{name}: .* matched (\S+) ".replace("^", "(?m:^)"))[0]
+    for name in ("warm-up 0.5", "warm-up 0.5, two layers")
+)
+merged = dam(r"cut at .08: iou (\S+)")[0]
 measured = printed("importance")
 first, second = (measured[f"drop, offset number {rank}"] for rank in (1, 2))
 third = measured["drop, offset number 3"]
@@ -31,6 +53,32 @@ def side_by_side(*ranks: list[float]) -> list[float]:
 
 
 CLAIMS = [
+    *rows(
+        DAM,
+        {
+            "healthy |": run("healthy"),
+            "no warm-up | `dense_warmup=0`": run("no warm-up"),
+            'all pruned | `control="penalty"`, `penalty=1000`': run("all pruned"),
+            "not pruned | `gate_lr=5e-4`": run("not pruned"),
+            "undecided | `density=0.4`": run("undecided"),
+            "relaxed | at their probability": [float(losses["relaxed"])],
+            "sampled | drawn": [float(losses["sampled"])],
+            "rounded | at 1/2": [float(losses["rounded"])],
+            "discretised | cut at the target": [float(losses["discretised"])],
+            "retrained | fresh weights under that mask": [float(losses["retrained"])],
+        },
+    ),
+    Claim(
+        DAM,
+        "of {} edges of the healthy run {} are planted ({} different)",
+        dam(r"edges (\d+), planted (\d+), different (\d+)"),
+    ),
+    Claim(DAM, "all three seeds (IoU {}; {} at .1 by heads)", [merged, alike]),
+    Claim(
+        DAM,
+        "precision {} to {} (heads and layers pooled), but seeds overlap less ({} against {})",
+        [min(layers), max(layers), alike_in_two, alike],
+    ),
     Claim(IMPORTANCE, "| held-out accuracy (ceiling 0.87) | {} | {} | {} |", measured["accuracy"]),
     *rows(
         IMPORTANCE,

@@ -197,6 +197,13 @@ def draw() -> None:
                 print(described(name, result, seed))
     for name, found in overlaps.items():
         print(f"{name}: " + " ".join(f"{key} {found[key]:.3f}" for key in AGREED))
+    both_heads = [result.probabilities.amax(1, keepdim=True) for result in seeds["warm-up 0.5"]]
+    print(
+        f"largest over the heads, cut at .08: iou {agreement(both_heads, density=0.08)['iou']:.3f}"
+    )
+    kept = healthy.mask(sparsity=1 - HEALTHY["density"]).dense(PROCESS.length)[0]
+    planted = kept & PROCESS.edges
+    print(f"edges {kept.sum()}, planted {planted.sum()}, different {planted.any(0).sum()}")
     print(card["losses"], card["notes"])
     for name, result in results.items():
         print(name, [*result.health()["problems"], *result.health()["warnings"]])
