@@ -346,6 +346,16 @@ def compare(
             "NAME",
         ),
     ] = None,
+    against: Annotated[
+        str,
+        declare(
+            "Hand-designed masks that are opponents of a searched one: nearest (in sparsity), or "
+            "all, which pays for as many comparisons.",
+            COMPARED,
+            "",
+            "NAME",
+        ),
+    ] = "nearest",
     controls: Annotated[
         bool,
         declare(
@@ -417,6 +427,7 @@ def run_compare(given: dict[str, Any]) -> Comparison:
             half=given["half"],
             front_of=None if given["front"] is None else open_study(given["front"]),
             kinds=kinds,
+            against=given["against"],
             executor=executor_of(given),
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masksearch.analysis.compare import ComparedMasks
+from masksearch.analysis.compare import Against, ComparedMasks
 from masksearch.analysis.pareto import pareto
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
@@ -233,8 +233,10 @@ def searches_latex(searches: Searches, objectives: Sequence[Objective]) -> str:
     )
 
 
-def findings_frame(comparison: ComparedMasks) -> pd.DataFrame:
-    """The declared comparisons, with every digit."""
+def findings_frame(
+    comparison: ComparedMasks, reference: str = "dense", against: Against | None = None
+) -> pd.DataFrame:
+    """The declared comparisons, with every digit; `adjusted_p` decides, `pooled_p` does not."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -248,10 +250,12 @@ def findings_frame(comparison: ComparedMasks) -> pd.DataFrame:
             "high": finding.difference.high,
             "level": finding.difference.level,
             "adjusted_p": finding.adjusted,
+            "pooled_p": finding.pooled,
             "n_seeds": finding.difference.n_seeds,
+            "n_rows": finding.n_rows,
             "sparser_by": finding.gap,
         }
-        for finding in comparison.findings()
+        for finding in comparison.findings(reference, against)
     )
 
 

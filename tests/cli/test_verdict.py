@@ -1,0 +1,66 @@
+"""`masksearch verdict`: sentences about a comparison, and what has none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_runs import run
+from toy import ToyEvaluator, space
+
+import masksearch as ms
+from masksearch import masks
+
+
+class Noisy(ToyEvaluator):
+    """A toy whose seeds shake each mask in its own way; windows are better by 0.3."""
+
+    def __call__(self, mask, *, seed, workdir):
+        noise = (hash((str(mask).count("1"), seed)) % 7) / 1000
+        better = 0.3 * str(mask).startswith("window")
+        yield ms.Report(4, {"loss": 1 + noise - better})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    candidates = {"mine": masks.window(1), **ms.FAMILIES}
+    kinds = {"mine": "searched"}
+    ms.compare(candidates, Noisy(), run=tmp_path / "c", kinds=kinds, progress=None)
+    return tmp_path / "c"
+
+
+def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "verdict", folder)
+    assert code == 0
+    assert out.strip() == ms.Comparison.open(folder).verdict()
+    assert out.startswith("mine: better than star (")
+    code, out, _ = run(monkeypatch, capsys, "verdict", folder, "--against", "all", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["verdict"][0].startswith("mine: better than all 6 hand-designed families (")
+    assert [row["against"] for row in found["findings"]] == list(ms.FAMILIES)
+    assert {row["n_seeds"] for row in found["findings"]} == {5}
+    code, _, err = run(monkeypatch, capsys, "verdict", folder, "--against", "every")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
+    ms.search(space, ToyEvaluator(), run=tmp_path / "s", trials=2, progress=None)
+    code, _, err = run(monkeypatch, capsys, "verdict", tmp_path / "s")
+    assert code == 2
+    assert err.startswith(f"error: {tmp_path / 's'} is a search: its scores have one seed")
+    assert err.endswith(f"masksearch compare --found {tmp_path / 's'}\n")
+    code, _, err = run(monkeypatch, capsys, "verdict", tmp_path / "none")
+    assert (code, err) == (2, f"error: {tmp_path / 'none'}: no such run folder\n")
+
+
+def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
+    class Longer(Noisy):
+        def __call__(self, mask, *, seed, workdir):
+            yield ms.Report(9, {"loss": 1.0})
+
+    ms.compare(ms.FAMILIES, Noisy(), run=tmp_path, progress=None)
+    ms.compare({**ms.FAMILIES, "mine": masks.window(1)}, Longer(), run=tmp_path, progress=None)
+    code, _, err = run(monkeypatch, capsys, "verdict", tmp_path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "scores after 4 and after 9 steps cannot be compared" in err
