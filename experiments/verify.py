@@ -34,6 +34,7 @@ SOURCES = ["experiments/*/claims.py", "benchmarks/claims.py", "docs/claims.py"]
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
 NUMBER = r"(?<![\d.])[-+]?(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?<=\d)(?:e-?\d+)?"
 SPOKEN = rf"{NUMBER}|(?i:{'|'.join(WORDS)})\b"
+SIMULATED = ("docs/statistics.md",)  # tests/analysis/test_null_rates.py compares its tables
 UNREAD = r"```.*?```|`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"  # code, targets of links
 
 
@@ -147,7 +148,8 @@ def reported(page: str, text: str) -> str:
     everything = named
     for block in re.split(r"(\n\s*\n)", text):
         if not everything and block.strip():
-            below = named and block.lstrip().startswith(("|", "- "))
+            tables = ("- ",) if page in SIMULATED else ("|", "- ")
+            below = named and block.lstrip().startswith(tables)
             named = below or bool(re.search(r"experiments/|\d\d_[a-z]|benchmarks/", block))
         parts.append(block if named else re.sub(r"[^\n]", " ", block))
     blank = "".join(parts)
@@ -176,7 +178,7 @@ def main() -> int:
         text = text_of(page)
         wrong += [each for claim in claims if claim.page == page for each in problems(claim, text)]
         wrong += unclaimed(page, text, claims, exempt)
-    print(*wrong, sep="\n", end="\n" * bool(wrong))
+    print(*wrong[:40], sep="\n", end="\n" * bool(wrong))
     print(f"{len(claims)} claims recomputed, {len(wrong)} wrong or missing")
     return 1 if wrong else 0
 
