@@ -142,7 +142,7 @@ class Study:
         A tie goes to the sparser mask, so that no other one beats it in every objective.
 
         Args:
-            sparsity: Least sparsity, in [0, 1].
+            sparsity: Least sparsity over the pairs that real tokens form, in [0, 1].
             baselines: Whether the masks of `baselines=` count too. Without them it is the best
                 mask that the strategy has proposed.
 

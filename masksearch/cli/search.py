@@ -113,7 +113,7 @@ def search(
     constraint: Annotated[
         list[str] | None,
         declare(
-            "What a mask must keep, such as 'sparsity >= 0.9'; repeatable.",
+            "What a mask must keep, such as 'effective_sparsity >= 0.9'; repeatable.",
             SEARCHED,
             "none",
             "TEXT",

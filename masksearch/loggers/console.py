@@ -17,7 +17,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from masksearch.analysis.pareto import Snapshot, is_baseline, learned_nothing, sparsity_of
+from masksearch.analysis.pareto import (
+    SPARSITIES,
+    Snapshot,
+    is_baseline,
+    learned_nothing,
+    sparsity_of,
+)
 from masksearch.contracts import Objective, Record, Report, is_side_value
 from masksearch.loggers.notebook import NotebookOutput
 from masksearch.masks.text import short_text
@@ -231,7 +237,9 @@ class Watcher:
             return [*parts, f"stopped at step {record.step}" if record.step else record.reason]
         parts += ["reused"] if record.status == "reused" else []
         known = {**record.measures, **record.values}
-        names = dict.fromkeys([*(objective.name for objective in self.objectives), "sparsity"])
+        if known.get("effective_sparsity") == known.get("sparsity"):
+            known.pop("effective_sparsity", None)  # both are one figure
+        names = dict.fromkeys([*(objective.name for objective in self.objectives), *SPARSITIES])
         parts += [f"{name} {known[name]:.4f}" for name in names if name in known]
         return parts + ["learned nothing"] * learned_nothing(record)
 

@@ -10,7 +10,13 @@ from html import escape
 from pathlib import Path
 
 from masksearch.analysis.compare import ComparedMasks, MaskRuns
-from masksearch.analysis.pareto import is_baseline, learned_nothing, pareto
+from masksearch.analysis.pareto import (
+    SPARSITIES,
+    is_baseline,
+    learned_nothing,
+    pareto,
+    sparsity_of,
+)
 from masksearch.analysis.stats import decimals_for, format_estimate
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
@@ -105,13 +111,17 @@ def front_svg(
     records: Sequence[Record], front: Sequence[Record], objectives: Sequence[Objective]
 ) -> str:
     """Every scored trial, the front dark: the first objective over the second, or sparsity."""
-    over = objectives[1].name if len(objectives) > 1 else "sparsity"
+    over = objectives[1].name if len(objectives) > 1 else "effective_sparsity"
     score = objectives[0].name
     on_front = {record.number for record in front}
+
+    def second(record: Record) -> float:
+        return sparsity_of(record) if over in SPARSITIES else record.value(over)
+
     points = [
-        (record.value(over), record.value(score), record)
+        (second(record), record.value(score), record)
         for record in records
-        if record.scored and {over, score} <= {**record.values, **record.measures}.keys()
+        if record.scored and {over, score} - {*SPARSITIES} <= {*record.values, *record.measures}
     ]
     points = [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
     points = [p for p in points if p[2].number not in on_front][-POINTS:] + [

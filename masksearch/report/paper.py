@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masksearch.analysis.compare import Against, ComparedMasks
-from masksearch.analysis.pareto import pareto
+from masksearch.analysis.pareto import pareto, sparsities_differ, sparsity_of
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record, is_side_value
@@ -29,6 +29,8 @@ SPECIAL = {
     "|": r"\textbar{}",
     **{each: f"\\{each}" for each in "&%$#_{}"},
 }
+OF_TABLE = r"Of table (\%)"
+PAIRS = " Sparsity: what is left out of the pairs that real tokens form; of table: of all cells."
 NONE = "--"
 
 
@@ -91,7 +93,7 @@ def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
     for name in (*judged, *columns):
         those = [name, f"{name} low", f"{name} high"] if name in judged else [name]
         places = decimals_for(frame[those].to_numpy().flat)
-        sparse = frame[name].where(frame["sparsity"] > 0)
+        sparse = frame[name].where(frame["effective_sparsity"] > 0)
         lower = goals.get(name, "min" if name.endswith("loss") else "max") == "min"
         best = sparse.min() if lower else sparse.max()
         if sparse.nunique() < 2:  # nothing is better than the rest
@@ -99,27 +101,29 @@ def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
         cells[name] = [
             figures(*values, decimals=places, bold=sparsity > 0 and math.isclose(values[0], best))
             for sparsity, values in zip(
-                frame["sparsity"], frame[those].to_numpy().tolist(), strict=True
+                frame["effective_sparsity"], frame[those].to_numpy().tolist(), strict=True
             )
         ]
+    two = (OF_TABLE,) * sparsities_differ(comparison.records)
     rows = [
         [
             escape(row["mask"]),
             escape(row["kind"]),
-            share(row["sparsity"]),
-            share(1 - row["sparsity"]),
+            share(row["effective_sparsity"]),
+            *(share(row["sparsity"]) for _ in two),
+            share(1 - row["effective_sparsity"]),
             *(cells[name][place] for name in cells),
             str(row["n_seeds"]),
         ]
         for place, row in enumerate(frame.to_dict("records"))
     ]
-    head = ["Mask", "Kind", r"Sparsity (\%)", r"Density (\%)", *map(heading, cells), "Seeds"]
+    head = ["Mask", "Kind", r"Sparsity (\%)", *two, r"Density (\%)", *map(heading, cells), "Seeds"]
     return latex_table(
         head,
         rows,
         "ll" + "r" * (len(head) - 2),
         "Means over seeds with 95\\% t-intervals. Bold: the best mean of a column among the masks "
-        "that leave cells out.",
+        f"that leave cells out.{PAIRS * len(two)}",
     )
 
 
@@ -155,24 +159,27 @@ def front_latex(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Ob
     frame = front_frame(studies, objectives)
     scores = [o.name for o in objectives if o.name not in SHARES]
     places = {name: decimals_for(frame[name]) for name in scores}
+    two = (OF_TABLE,) * any(frame["sparsity"] != frame["effective_sparsity"])
     rows = [
         [
             escape(row["strategy"]),
             str(row["trial"]),
-            share(row["sparsity"]),
-            share(1 - row["sparsity"]),
+            share(row["effective_sparsity"]),
+            *(share(row["sparsity"]) for _ in two),
+            share(1 - row["effective_sparsity"]),
             *(figures(row[name], decimals=places[name]) for name in scores),
             str(row["seed"]),
             r"\texttt{" + escape(row["mask"]) + "}",
         ]
         for row in frame.to_dict("records")
     ]
-    head = ["Strategy", "Trial", r"Sparsity (\%)", r"Density (\%)", *map(heading, scores)]
+    head = ["Strategy", "Trial", r"Sparsity (\%)", *two, r"Density (\%)", *map(heading, scores)]
     return latex_table(
         [*head, "Seed", "Mask"],
         rows,
         "l" + "r" * len(head) + "l",
-        "The front of the searches. Its points were selected on these runs, one seed each.",
+        "The front of the searches. Its points were selected on these runs, one seed each."
+        f"{PAIRS * len(two)}",
     )
 
 
@@ -191,6 +198,7 @@ def front_frame(
             "seed": r.seed,
             "mask": str(r.mask or ""),
             **r.measures,
+            "effective_sparsity": sparsity_of(r),
             **{name: v for name, v in r.values.items() if not is_side_value(name)},
             "fingerprint": r.fingerprint,
         }

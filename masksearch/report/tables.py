@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
-from masksearch.analysis.pareto import hypervolume, learned_nothing, pareto
+from masksearch.analysis.pareto import (
+    SPARSITIES,
+    hypervolume,
+    learned_nothing,
+    pareto,
+    sparsities_differ,
+    sparsity_of,
+)
 from masksearch.analysis.proxy_card import ProxyAgreement, decimals
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
@@ -17,7 +24,8 @@ from masksearch.contracts import Objective, Record
 from masksearch.gates.diagnostics import strongest_offsets
 
 DASH = "-"  # where there is nothing to say
-SHARES = ("sparsity", "block_density")  # are printed as percentages
+SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
+TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
 REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
 LOSSES = (  # of the health card: its name, the row's title, what it means
@@ -153,31 +161,31 @@ def front_table(
     studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
 ) -> TextTable:
     """The joint front of all studies, best score first."""
-    scores = [objective.name for objective in objectives]
-    also = [name for name in SHARES if name not in scores]
-    names = ["strategy", "trial", *map(words, (*scores, *also)), "seed", "mask"]
+    scores = [objective.name for objective in objectives if objective.name not in SHARES]
     owners = {id(record): name for name, study in studies.items() for record in study}
     rows: list[tuple[Cell | str, ...]] = []
     front = pareto([r for study in studies.values() for r in study], objectives)
+    two = (TABLE,) * sparsities_differ(front)
+    names = ["strategy", "trial", *map(words, scores), "sparsity", *two, "block density"]
     places = {name: decimals_for(record.value(name) for record in front) for name in scores}
     for record in front:
-        known = {**record.values, **record.measures}
         origin = record.origin if record.origin.startswith("baseline:") else owners[id(record)]
         figures = (
-            percent(known.get(name, math.nan))
-            if name in SHARES
-            else format_estimate(record.value(name), decimals=places[name])
-            for name in (*scores, *also)
+            *(format_estimate(record.value(name), decimals=places[name]) for name in scores),
+            percent(sparsity_of(record)),
+            *(percent(record.measures["sparsity"]) for _ in two),
+            percent(record.measures.get("block_density", math.nan)),
         )
         mask = Cell(str(record.mask or ""), code=True)
         rows.append((origin, str(record.number), *figures, str(record.seed), mask))
-    return text_table(names, rows, text=("strategy", "mask"))
+    return text_table([*names, "seed", "mask"], rows, text=("strategy", "mask"))
 
 
 def comparison_table(comparison: ComparedMasks) -> TextTable:
     """One row per mask: its scores' means over seeds with intervals, and the majority mark."""
     judged = judged_names(comparison)
-    names = ["mask", "kind", "sparsity", "density", "block density", *judged, "seeds", "failed"]
+    two = (TABLE,) * sparsities_differ(comparison.records)
+    names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged]
     frame = comparison.frame()
     places = {
         name: decimals_for(frame[[name, f"{name} low", f"{name} high"]].to_numpy().flat)
@@ -187,8 +195,9 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
         (
             name_cell(row),
             row["kind"],
-            percent(row["sparsity"]),
-            percent(1 - row["sparsity"]),
+            percent(row["effective_sparsity"]),
+            *(percent(row["sparsity"]) for _ in two),
+            percent(1 - row["effective_sparsity"]),
             percent(row["block_density"]),
             *(task_cell(row, name, places[name], interval=True) for name in judged),
             str(row["n_seeds"]),
@@ -196,7 +205,7 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
         )
         for row in frame.to_dict("records")
     ]
-    return text_table(names, rows, text=("mask", "kind"))
+    return text_table([*names, "seeds", "failed"], rows, text=("mask", "kind"))
 
 
 def tasks_table(comparison: ComparedMasks) -> TextTable:

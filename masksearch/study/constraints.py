@@ -22,9 +22,10 @@ class Constraint:
     """One limit on a measure of the mask or on a reported value.
 
     Args:
-        name: `sparsity`, `density`, `block_density`, `hops`, ... are known before any training,
-            and a mask that violates a limit on them is stopped without training; a limit on a
-            reported value (a measured latency, say) is checked when the trial has ended.
+        name: `effective_sparsity`, `sparsity` (of the table), `block_density`, `hops`, ... are
+            known before any training, and a mask that violates a limit on them is stopped
+            without training; a limit on a reported value (a measured latency, say) is checked
+            when the trial has ended.
         sign: How the value must compare.
         limit: With what.
     """

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
-from masksearch.analysis.pareto import learned_nothing, on_front, pareto
+from masksearch.analysis.pareto import learned_nothing, on_front, sparsity_of
 from masksearch.analysis.search_curves import Compute, band_of, curves_of
 from masksearch.contracts import Objective, Record
 from masksearch.report.figures.masks import plot_masks
@@ -45,7 +45,6 @@ KINDS: dict[Kind, tuple[str, str]] = {
 FRONT = BLUE  # of the line through the front of a comparison
 NOTHING = (GREY, "x")  # of masks that have learned nothing
 CONSTANT = "no better than a constant answer"
-SPARSITY = Objective("sparsity", "max", 0.0)
 NAMED = 18  # names that stand side by side over a column; more take the width of a page
 LONGEST = 26  # characters of a name in a figure
 
@@ -71,7 +70,7 @@ def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) ->
         if not record.scored or not math.isfinite(record.value(score.name)):
             continue
         title = record.origin.partition("baseline:")[2]
-        if record.value("sparsity") == 0 and title:
+        if sparsity_of(record) == 0 and title:
             said = f"{title}, {CONSTANT}" if learned_nothing(record) else title
             levels.append((said, record.value(score.name)))
             continue
@@ -203,7 +202,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 def place(record: Record, score: Objective) -> tuple[float, float]:
     """Coordinates of a record: sparsity in percent, score."""
-    return 100 * record.value("sparsity"), record.value(score.name)
+    return 100 * sparsity_of(record), record.value(score.name)
 
 
 def draw_level(
@@ -246,8 +245,11 @@ def draw_group(
     axes.scatter(
         x, y, s=14, color=colour, marker=marker, alpha=0.75, linewidths=0, zorder=3, label=name
     )
-    front = sorted(place(record, score) for record in pareto(records, (score, SPARSITY)))
-    draw_steps(axes, front, colour, f"front of {name}", "--" if hand else "-")
+    points = sorted({place(record, score) for record in records})
+    sign = 1 if score.goal == "max" else -1
+    front = on_front([(sparsity, sign * value) for sparsity, value in points])
+    points = [point for point, kept in zip(points, front, strict=True) if kept]
+    draw_steps(axes, points, colour, f"front of {name}", "--" if hand else "-")
 
 
 def draw_entry(axes: Axes, entry: MaskRuns) -> None:

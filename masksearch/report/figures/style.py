@@ -38,7 +38,7 @@ SHADE = "#EEF1F4"  # of a part of the axes that is set apart
 TITLES = {
     "loss": "held-out loss (nats per token)",
     "glue": "GLUE score",
-    "sparsity": "sparsity (% of the n x n cells left out)",
+    "sparsity": "sparsity (% of the pairs of real tokens left out)",
 }
 
 
