@@ -18,8 +18,11 @@ from masksearch.cli.resuming import read_command, resumable
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
+    from masksearch.analysis.comparison_plan import ComparisonPlan
     from masksearch.contracts import Evaluator, Executor
     from masksearch.driver import Comparison, Study
+
+PLAN = "Before it is run"
 
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
@@ -364,6 +367,33 @@ def compare(
             COMPARED,
         ),
     ] = True,
+    plan: Annotated[
+        bool,
+        declare(
+            "Run nothing: say which comparisons would be made, and what difference these seeds "
+            "could show.",
+            PLAN,
+            name="--plan",
+        ),
+    ] = False,
+    like: Annotated[
+        Path | None,
+        declare(
+            "--plan: an earlier comparison by the same evaluator; as its seeds and rows vary.",
+            PLAN,
+            "none",
+            "FOLDER",
+        ),
+    ] = None,
+    sd: Annotated[
+        float | None,
+        declare(
+            "--plan: standard deviation over seeds of the difference of two masks.",
+            PLAN,
+            "that of --like, else 0.0116, as of mean GLUE scores",
+            "NUMBER",
+        ),
+    ] = None,
     as_json: options.Json = False,
     **given: Any,
 ) -> None:
@@ -377,6 +407,12 @@ def compare(
     del options_given["given"]
     from masksearch.cli.output import print_comparison
 
+    if plan:
+        planned = plan_compare(options_given)
+        typer.echo(json.dumps(planned.to_dict()) if as_json else planned)
+        return
+    if like is not None or sd is not None:
+        raise options.OptionsError("--like and --sd belong to --plan")
     comparison = run_compare(options_given)
     print_comparison(comparison, as_json)
     if not as_json:
@@ -386,17 +422,45 @@ def compare(
 
 def run_compare(given: dict[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
-    from masksearch.analysis.candidates import read_candidates
-    from masksearch.cli.build import found_masks, named_candidate
-    from masksearch.driver import compare, open_study
-    from masksearch.masks import FAMILIES, full
-    from masksearch.masks.random_controls import random_like
+    from masksearch.driver import compare
     from masksearch.study.halves import as_begun, judge_on
 
-    run, seed = given["run"], given["first_seed"]
+    run = given["run"]
     judge = judge_on(evaluator_of(given), given["half"])
     if given["half"] is None:
         judge = as_begun(judge, run, None)
+    compared = masks_to_compare(given, judge)
+    with resumable(run, "compare", given):
+        return compare(
+            **compared,
+            evaluator=judge,
+            run=run,
+            half=given["half"],
+            executor=executor_of(given),
+        )
+
+
+def plan_compare(given: dict[str, Any]) -> ComparisonPlan:
+    """What the comparison that a command's options ask for could show."""
+    from masksearch.cli.verdict import open_comparison
+    from masksearch.driver import plan_comparison
+    from masksearch.study.halves import judge_on
+
+    judge = judge_on(evaluator_of(given), given["half"])
+    like = None if given["like"] is None else open_comparison(given["like"])
+    compared = masks_to_compare(given, judge)
+    return plan_comparison(**compared, evaluator=judge, sd=given["sd"], like=like)
+
+
+def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, Any]:
+    """The arguments that `compare` and `plan_comparison` share: masks, seeds and opponents."""
+    from masksearch.analysis.candidates import read_candidates
+    from masksearch.cli.build import found_masks, named_candidate
+    from masksearch.driver import open_study
+    from masksearch.masks import FAMILIES, full
+    from masksearch.masks.random_controls import random_like
+
+    seed = given["first_seed"]
     given_masks = dict(named_candidate(text) for text in given["mask"] or [])
     for folder in given["found"] or []:
         for name, record in found_masks(folder, given["sparsity"] or []).items():
@@ -418,18 +482,13 @@ def run_compare(given: dict[str, Any]) -> Comparison:
             )
         kinds = {"dense": "control", **dict.fromkeys(alike, "control")}
         candidates = {**own, **given_masks}
-    with resumable(run, "compare", given):
-        return compare(
-            candidates,
-            judge,
-            run=run,
-            seeds=range(seed, seed + given["seeds"]),
-            half=given["half"],
-            front_of=None if given["front"] is None else open_study(given["front"]),
-            kinds=kinds,
-            against=given["against"],
-            executor=executor_of(given),
-        )
+    return {
+        "candidates": candidates,
+        "seeds": range(seed, seed + given["seeds"]),
+        "front_of": None if given["front"] is None else open_study(given["front"]),
+        "kinds": kinds,
+        "against": given["against"],
+    }
 
 
 # -- what the commands share -------------------------------------------------------------------
