@@ -164,7 +164,7 @@ def test_the_page_of_a_search_that_learned_nothing(searched):
 
 def test_the_best_of_nothing_is_given_with_a_warning(searched):
     study = searched(2.0)
-    with pytest.warns(UserWarning, match="learned nothing, like every other finished trial"):
+    with pytest.warns(UserWarning, match="trial . has learned nothing, like all others"):
         assert study.best() in study.records()
     study = searched(0.5, trials=12)  # other masks, the same records first
     assert study.best(0.4) in study.frontier() or learned_nothing(study.best(0.4))
@@ -199,8 +199,14 @@ def test_lines_of_a_running_search_mark_them(record):
         watcher(record(0, 0.55, values=DULL))
         watcher(record(1, 0.7, values=BRIGHT))
     dull, bright = console.file.getvalue().splitlines()
-    assert "learned nothing  front 0  nothing learned yet" in dull
+    assert "learned nothing  front 0  " in dull
+    assert "best" not in dull
     assert "nothing" not in bright
+    watcher = Watcher(GOALS, 2, "tpe", Console(file=io.StringIO()))
+    watcher.restore([record(0, 0.55, values=DULL)])
+    assert watcher.standing() == ["front 0", "nothing learned yet"]
+    watcher.restore([record(0, 0.55, values=DULL), record(1, 0.7, values=BRIGHT)])
+    assert watcher.standing()[0] == "front 1"
     assert "front 1 (new)  best so far" in bright
 
 
@@ -291,5 +297,5 @@ def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
     study = ms.open_study(tmp_path / "run")
     assert study.frontier() == []
     assert "nothing learned: none of the 5 finished trials" in out
-    assert "learned nothing  front 0  nothing learned yet" in err
+    assert "learned nothing  front 0" in err
     assert read_status(study.run)["hypervolume"] == 0.0

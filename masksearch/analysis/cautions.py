@@ -42,7 +42,7 @@ def nothing_learned(records: Sequence[Record]) -> str:
         )
     return (
         f"nothing learned: none of the {len(scored)} finished trials scores better than "
-        f"{constant}, so that there is no front; {REMEDY}"
+        f"{constant}, so that there is no front"
     )
 
 
@@ -52,7 +52,7 @@ def constant_scores(records: Sequence[Record]) -> list[str]:
     if len(trained) < FEWEST:
         return []
     if all(map(learned_nothing, trained)):
-        return [nothing_learned(records)]
+        return [f"{nothing_learned(records)}; {REMEDY}"]
     beaten = [beats_constant(record.values) for record in trained]
     constants = [
         task

@@ -169,7 +169,6 @@ class Watcher:
             brief.append("best so far")
         elif best is not None:
             brief.append(f"best {best.value(self.score):.4f} at {sparsity_of(best):.3f}")
-        brief += self.nothing()
         gone, left = self.times()
         brief.append(f"{clock(left)} left" if left else f"in {clock(gone)}")
         return fitted(f"{self.count()}  ", record, [*figures, *brief])
@@ -213,12 +212,9 @@ class Watcher:
         if best is not None:
             score = f"best {self.score} {best.value(self.score):.4f}"
             parts.append(f"{score} at sparsity {sparsity_of(best):.3f}")
-        return parts + self.nothing()
-
-    def nothing(self) -> list[str]:
-        """What is said where no record has beaten a constant answer so far."""
-        empty = self.state.unlearned and not self.state.front
-        return ["nothing learned yet"] if empty else []
+        if self.state.unlearned and not self.state.front:
+            parts.append("nothing learned yet")
+        return parts
 
     def totals(self) -> list[str]:
         """The hypervolume, and what went wrong."""

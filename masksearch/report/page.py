@@ -264,7 +264,7 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
     """What the reader of a front must keep in mind."""
     said = [sentence(text) for text in search_cautions(records)]
     nothing = nothing_learned(records)
-    if nothing and sentence(nothing) not in said:
+    if nothing and not any(text.startswith(sentence(nothing)[:-1]) for text in said):
         said.insert(0, sentence(nothing))
     if not pareto(records, objectives):
         return said

@@ -116,9 +116,9 @@ def choose_best(
     found = best_record(records, objectives, sparsity, baselines=baselines, learned=False)
     if found is not None:
         warnings.warn(
-            f"trial {found.number} has learned nothing, like every other finished trial with a "
-            f"sparsity of {sparsity:g} or more: its score is no better than that of a constant "
-            "answer, so another mask would do as well; train longer",
+            f"trial {found.number} has learned nothing, like all others that could be chosen: its "
+            "score is no better than that of a constant answer, so another mask would do as well; "
+            "train longer",
             stacklevel=outside_level(),
         )
         return found
