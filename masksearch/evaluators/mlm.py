@@ -20,9 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.attention.attach import attach
 from masksearch.contracts import (
+    LOW,
+    MAJORITY,
     Batch,
     Differentiable,
     Half,
@@ -614,12 +616,24 @@ class MlmEvaluator:
                 yield Report(step.number, values)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result."""
+        """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result.
+
+        It also says what a model without context earns, `"loss/majority"` (see
+        `MlmTask.context_free_loss`), and the upper end of the loss's 95% interval over held-out
+        sequences, `"loss/low"`; not with `half="all"`, as versions without halves had it.
+        """
         lower(mask, self.shape)  # refuses a mask that does not fit before anything is read
         model = self.model(seed)
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
             if report.step == self.steps and group().first:
-                self.sequence_scores(model).save(workdir)
+                rows = self.sequence_scores(model)
+                rows.save(workdir)
+                if self.half != "all":
+                    sides = {
+                        f"loss{MAJORITY}": self.task().context_free_loss,
+                        f"loss{LOW}": -lower_bound(-rows.scores["text"], -math.inf),
+                    }
+                    report = Report(report.step, {**report.values, **sides})
             yield report
         Checkpoints(workdir, PRETRAINING).clear()
 

@@ -18,6 +18,7 @@ from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import word_starts
 
 NEVER = 2.0  # above every draw: a token that is not scored
+COUNTED = 50_000  # training sequences in which frequencies are counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +206,27 @@ class MlmTask:
             self.mask_tokens(self.corpus.held_out[rows[start : start + self.batch]], random)
             for start in range(0, count, self.batch)
         ]
+
+    @cached_property
+    def context_free_loss(self) -> float:
+        """Least held-out loss of a model that sees no other token than the one it predicts, in
+        nats: it knows how frequent tokens are, and that a token that is shown may be the right
+        one. Training stays on this plateau until attention has learned something.
+        """
+        corpus, vocabulary = self.corpus, self.corpus.vocabulary
+        rows = torch.arange(0, len(corpus.train), 1 + len(corpus.train) // COUNTED)
+        counts = torch.bincount(corpus.train[rows].flatten(), minlength=vocabulary).double()
+        counts[[self.corpus.special[role] for role in ("cls", "sep", "pad")]] = 0  # never scored
+        share = (counts + 1) / (counts + 1).sum()
+        total, number = 0.0, 0
+        for batch in self.held_out():
+            scored = batch["labels"] != -100
+            shown, label = batch["input_ids"][scored], batch["labels"][scored]
+            kept = share[shown] / (share[shown] + 1 / vocabulary)  # or else drawn at random
+            kept[shown == corpus.special["mask"]] = 0
+            total -= float(((1 - kept) * share[label] + kept * (shown == label)).log().sum())
+            number += len(label)
+        return total / number
 
     def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
         """Masks tokens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import pytest
@@ -53,7 +54,7 @@ def four(trial):
 def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path):
     said, study = warned(tmp_path / "run", wide, Tasks(), trials=9)
     early, late = (text for text in said if "constant answer" in text)
-    assert early.startswith("nothing learned: none of the 4 finished trials scores better than a")
+    assert re.match(r"nothing learned: none of the [45] finished trials scores better", early)
     assert "constant answer on easy or hard" in early
     assert late.startswith("nothing learned: none of the 9 finished trials")
     state = "\n".join(status_lines(study.run, read_status(study.run)))

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -17,8 +18,9 @@ import torch
 from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
+from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import CarriesData, Evaluator, Report, Shape
+from masksearch.contracts import CarriesData, Evaluate, Evaluator, Record, Report, Shape
 from masksearch.errors import (
     DataError,
     EmptyRowError,
@@ -88,7 +90,9 @@ def test_reports_are_the_same_twice(corpus: Path, tmp_path: Path) -> None:
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
     assert [report.step for report in runs[0]] == [1, 2, 5, 10]
-    assert all(set(report.values) == {"loss"} for report in runs[0])
+    *curve, last = runs[0]
+    assert all(set(report.values) == {"loss"} for report in curve)
+    assert set(last.values) == {"loss", "loss/majority", "loss/low"}
 
 
 def test_a_held_out_loss_that_is_not_finite_names_the_remedy(corpus: Path, tmp_path: Path) -> None:
@@ -100,6 +104,45 @@ def test_loss_falls(corpus: Path, tmp_path: Path) -> None:
     first, *_, last = evaluator(corpus, steps=80)(masks.window(1), seed=0, workdir=tmp_path)
     assert last.step == 80
     assert last.values["loss"] < first.values["loss"] - 0.1
+
+
+def test_what_no_context_tells_is_the_loss_of_a_table_of_tokens(corpus: Path) -> None:
+    """An independent count: of each shown token, how often each token was the right one."""
+    task = evaluator(corpus, vocabulary=100, held_out_sequences=10_000).task()
+    text = task.corpus.train[torch.arange(len(task.corpus.train))]
+    random, counts = torch.Generator().manual_seed(0), Counter[tuple[int, int]]()
+    for _ in range(5):
+        batch = task.mask_tokens(text, random)
+        scored = batch["labels"] != -100
+        shown, labels = batch["input_ids"][scored].tolist(), batch["labels"][scored].tolist()
+        counts.update(zip(shown, labels, strict=True))
+    seen = Counter[int]()
+    for (shown, _), number in counts.items():
+        seen[shown] += number
+    losses = []
+    for batch in task.held_out():
+        scored = batch["labels"] != -100
+        shown, labels = batch["input_ids"][scored].tolist(), batch["labels"][scored].tolist()
+        losses += [
+            -math.log((counts[s, y] + 0.1) / (seen[s] + 0.1 * 100))
+            for s, y in zip(shown, labels, strict=True)
+        ]
+    assert task.context_free_loss == pytest.approx(np.mean(losses), rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_mask_without_context_learns_nothing(corpus: Path, tmp_path: Path) -> None:
+    judge = evaluator(corpus, steps=500, lr=5e-3, batch=16, initializer_range=0.15, reports=1)
+    for mask, nothing in ((masks.window(0), True), (masks.window(1), False)):
+        (last,) = judge(mask, seed=0, workdir=tmp_path / str(nothing))
+        record = Record(0, "done", Evaluate(mask), values=last.values)
+        assert learned_nothing(record) == nothing
+        assert last.values["loss/low"] > last.values["loss"]
+
+
+def test_both_halves_together_report_what_versions_without_halves_did(corpus, tmp_path):
+    *_, last = evaluator(corpus, half="all")(masks.window(1), seed=0, workdir=tmp_path)
+    assert set(last.values) == {"loss"}
 
 
 def test_masks_share_weights_data_and_masking(corpus: Path, tmp_path: Path) -> None:
@@ -324,7 +367,9 @@ def test_another_runs_state_is_left_alone(corpus: Path, tmp_path: Path) -> None:
 def test_pairs_are_reported_beside_the_loss(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus, pretraining="mlm+order", steps=4)
     *_, last = judge(masks.full(), seed=0, workdir=tmp_path)
-    assert set(last.values) == {"loss", "pair_loss", "pair_accuracy"}
+    assert set(last.values) == {
+        *("loss", "pair_loss", "pair_accuracy", "loss/majority", "loss/low")
+    }
     assert 0 <= last.values["pair_accuracy"] <= 1
     parts = judge.differentiable(0)
     batch = next(parts.batches)
@@ -397,7 +442,8 @@ def test_weights_bring_shape_tokenizer_and_vocabulary(
     as_it_is = evaluator(corpus, weights=checkpoint, steps=0)
     (report,) = as_it_is(masks.full(), seed=0, workdir=tmp_path)
     held_out = judge.task().held_out()
-    assert report == Report(0, {"loss": judge.held_out_values(judge.model(0), held_out)["loss"]})
+    assert report.step == 0
+    assert report.values["loss"] == judge.held_out_values(judge.model(0), held_out)["loss"]
     assert list(judge(masks.full(), seed=0, workdir=tmp_path))[-1].step == 4
     seen = {judge.protocol, as_it_is.protocol, evaluator(corpus, steps=4).protocol}
     assert len(seen) == 3
