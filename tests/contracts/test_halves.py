@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.cli.build import build_evaluator
+from masksearch.cli.options import EvaluatorOptions
 from masksearch.contracts import SplitsRows
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.tasks.splits import in_final_half, take_half
@@ -172,3 +175,30 @@ def test_few_articles_are_dealt_out_by_their_paragraphs():
     ]
     assert sorted(taken[0] + taken[1]) == sorted(rows)
     assert min(map(len, taken)) > 10
+
+
+def test_halves_are_taken_before_the_sample(tmp_path):
+    """So that every half has as many rows as are asked for."""
+    for make in (glue, squad, swag):
+        folder = tmp_path / make.__name__
+        folder.mkdir()
+        evaluator = replace(make(folder), dev_rows=6)
+        for half in ("search", "final", "all"):
+            judge = evaluator.on(half)
+            data = judge.data("SST-2").dev["SST-2"] if make is glue else judge.data().dev
+            assert len(data) == 6
+
+
+def test_a_one_shot_search_is_measured_on_the_search_half(tmp_path):
+    evaluator = text(tmp_path)
+    rows, final = sequences(evaluator), sequences(evaluator.final())
+    shown = evaluator.differentiable(0).held_out
+    told = [torch.where(b["labels"] == -100, b["input_ids"], b["labels"]) for b in shown]
+    truth = {tuple(row) for batch in told for row in batch.tolist()}
+    assert truth == rows
+    assert not truth & final
+
+
+def test_a_half_can_be_set_on_the_command_line():
+    built = build_evaluator(EvaluatorOptions(set=["half=final"]))
+    assert built == ms.PlantedEvaluator().final()
