@@ -109,6 +109,16 @@ def test_differences_that_repeat_show_the_tick():
     assert paired_difference(*shares).p_value == pytest.approx(known.p_value)
 
 
+@given(st.data(), st.integers(2, 1000), st.integers(3, 6))
+def test_accuracies_are_judged_as_counts_of_rows_are(data, rows, seeds):
+    counts = st.lists(st.integers(0, rows), min_size=seeds, max_size=seeds)
+    a, b = (dict(enumerate(data.draw(counts))) for _ in range(2))
+    shares = [{seed: count / rows for seed, count in each.items()} for each in (a, b)]
+    as_counts, as_shares = paired_difference(a, b), paired_difference(*shares)
+    assert as_shares.p_value == pytest.approx(as_counts.p_value, rel=1e-6, nan_ok=True)
+    assert as_shares.sd * rows == pytest.approx(as_counts.sd, abs=1e-9)
+
+
 def test_a_tick_only_widens():
     a, b = {0: 0.5, 1: 0.7, 2: 0.6}, {0: 0.4, 1: 0.5, 2: 0.6}
     plain, fine, coarse = (paired_difference(a, b, tick=t) for t in (0.0, 0.001, 0.5))
@@ -197,6 +207,42 @@ def test_rows_count_only_where_they_are_the_same():
     assert some.by_rows
     assert some.n_seeds == 4
     assert some.mean == plain.mean
+
+
+def test_rows_say_the_tick():
+    # every run of a is right on the same row more: 1 of 6
+    of_a, of_b = rows_of(np.ones((3, 6))), rows_of(np.repeat([[1, 1, 1, 1, 1, 0]], 3, 0))
+    found = paired_difference(scores_of(of_a), scores_of(of_b), rows_a=of_a, rows_b=of_b)
+    assert found.sd == pytest.approx(1 / 6)
+    assert estimate([1.0, 1.0, 1.0], rows=of_a.values()).low < 1
+
+
+def test_rows_of_several_parts_add_up():
+    def scored(table, weights):
+        return {
+            seed: RowScores(dict.fromkeys(weights, row), weights, dict.fromkeys(weights, "rows"))
+            for seed, row in enumerate(table)
+        }
+
+    def row_error(weights, other=None):
+        of_a, of_b = scored(TABLE, weights), scored(0 * TABLE, other or weights)
+        return paired_difference(
+            scores_of(of_a), scores_of(of_b), rows_a=of_a, rows_b=of_b
+        ).row_error
+
+    whole = row_error({"RTE": 1.0})
+    assert whole > 0
+    both = row_error({"RTE": 0.25, "MRPC": 0.75})
+    assert both == pytest.approx(whole * math.sqrt(0.25**2 + 0.75**2))
+    assert row_error({"RTE": 0.25, "MRPC": 0.75}, {"RTE": 0.5, "MRPC": 0.5}) == 0
+
+
+def test_rows_that_differ_less_than_chance_have_no_error_of_their_own():
+    of_a = rows_of([[1, 0], [0, 1], [1, 0], [0, 1]])
+    of_b = rows_of(np.zeros((4, 2)))
+    found = paired_difference(scores_of(of_a), scores_of(of_b), rows_a=of_a, rows_b=of_b)
+    assert found.by_rows
+    assert found.row_error == 0
 
 
 def test_a_single_seed_has_an_interval_over_rows_alone():
