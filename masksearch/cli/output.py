@@ -83,6 +83,7 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     two = ("of the table",) * sparsities_differ(comparison.records)
     table = Table()
     score = comparison.objectives[0].name
+    lost = (*(["diverged"] if frame["diverged"].any() else []), "failed")
     for column in (
         "mask",
         "kind",
@@ -90,7 +91,7 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         *two,
         escape(f"{score} [95% interval]"),
         "seeds",
-        "failed",
+        *lost,
     ):
         left = column in ("mask", "kind")
         table.add_column(column, justify="left" if left else "right", no_wrap=column != "mask")
@@ -111,7 +112,7 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
             *(f"{row['sparsity']:.4f}" for _ in two),
             score_text,
             str(row["n_seeds"]),
-            str(row["failed"]),
+            *(str(row[name]) for name in lost),
             *figures,
         )
     wide_console().print(table)

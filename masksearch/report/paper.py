@@ -122,7 +122,8 @@ def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
         head,
         rows,
         "ll" + "r" * (len(head) - 2),
-        "Means over seeds with 95\\% t-intervals. Bold: the best mean of a column among the masks "
+        "Means over seeds with 95\\% intervals over seeds and, where they are known, rows. "
+        "Bold: the best mean of a column among the masks "
         f"that leave cells out.{PAIRS * len(two)}",
     )
 
@@ -140,16 +141,21 @@ def findings_latex(comparison: ComparedMasks) -> str:
             NONE if math.isnan(d.low) else f"{100 * d.level:.4g}\\%",
             NONE if math.isnan(d.low) else escape(format_p(finding.adjusted)),
             str(d.n_seeds),
+            f"{finding.n_rows:,}" if finding.n_rows else NONE,
             "same mask" if finding.same else finding.outcome,
         ]
         for finding, d in zip(findings, each, strict=True)
     ]
     score = escape(words(comparison.objectives[0].name))
     return latex_table(
-        ["Mask", "Against", f"Difference in {score}", "Level", "Adjusted $p$", "Seeds", "Outcome"],
+        [
+            *("Mask", "Against", f"Difference in {score}", "Level", "Adjusted $p$"),
+            *("Seeds", "Rows", "Outcome"),
+        ],
         rows,
-        "llrrrrl",
-        "Paired differences over common seeds, corrected together (Holm, 5\\%); intervals at the "
+        "llrrrrrl",
+        "Paired differences over common seeds (and rows, where their number is given), corrected "
+        "together (Holm, 5\\%); intervals at the "
         "corrected level.",
     )
 

@@ -201,11 +201,12 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
             percent(row["block_density"]),
             *(task_cell(row, name, places[name], interval=True) for name in judged),
             str(row["n_seeds"]),
+            str(row["diverged"] or DASH),
             str(row["failed"] or DASH),
         )
         for row in frame.to_dict("records")
     ]
-    return text_table([*names, "seeds", "failed"], rows, text=("mask", "kind"))
+    return text_table([*names, "seeds", "diverged", "failed"], rows, text=("mask", "kind"))
 
 
 def tasks_table(comparison: ComparedMasks) -> TextTable:
@@ -243,16 +244,16 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
 def findings_table(comparison: ComparedMasks) -> TextTable:
     """The declared comparisons, one row each."""
     text = ("mask", "against", "because it is", "outcome")
-    names = [*text, "difference", "interval", "adjusted p", "common seeds", "sparser by"]
+    names = [*text, "difference", "interval", "adjusted p", "pooled p", "common seeds", "rows"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
     rows, findings = [], comparison.findings()
     differences = [finding.difference for finding in findings]
     places = decimals_for(value for d in differences for value in (d.mean, d.low, d.high))
     for finding in findings:
-        d, interval, adjusted = finding.difference, DASH, DASH
-        if d.n_seeds >= 2:
+        d, interval, adjusted, pooled = finding.difference, DASH, DASH, DASH
+        if not math.isnan(d.p_value):
             interval = f"[{d.low:+z.{places}f}, {d.high:+z.{places}f}] at {100 * d.level:.4g}%"
-            adjusted = format_p(finding.adjusted)
+            adjusted, pooled = format_p(finding.adjusted), format_p(finding.pooled)
         rows.append(
             (
                 Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
@@ -262,11 +263,13 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
                 format_estimate(d.mean, signed=True, decimals=places),
                 interval,
                 adjusted,
+                pooled,
                 str(d.n_seeds),
+                f"{finding.n_rows:,}" if finding.n_rows else DASH,
                 DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points",
             )
         )
-    return text_table(names, rows, text=text)
+    return text_table([*names, "sparser by"], rows, text=text)
 
 
 def health_table(health: Mapping[str, Any]) -> TextTable:

@@ -96,10 +96,10 @@ def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) ->
 def plot_compared(comparison: ComparedMasks) -> Figure:
     """The front of a comparison: sparsity against the mean score over seeds of every mask.
 
-    Bars are 95% intervals over seeds; a hollow mark has one seed, and none. Colour and shape
-    tell where a mask comes from, and its name stands above the axes; a cross has learned nothing.
-    A line joins the masks that no other beats in both means. Full attention is a level line with
-    its interval shaded.
+    Bars are 95% intervals over seeds, and over rows where they are known; a hollow mark has
+    one seed, and none. Colour and shape tell where a mask comes from, and its name stands
+    above the axes; a cross has learned nothing. A line joins the masks that no other beats in
+    both means. Full attention is a level line with its interval shaded.
 
     Args:
         comparison: Masks without a finished run are not drawn.
