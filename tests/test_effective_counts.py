@@ -1,0 +1,142 @@
+"""A decoder's and a padded encoder's search and comparison print what was counted by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from optuna.trial import BaseTrial
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.cli.output import print_comparison, print_front
+from masksearch.contracts import Objective, Report, Shape
+from masksearch.masks.random_controls import random_like
+from masksearch.report.tables import comparison_table, front_table
+
+DECODER = Shape(16, 1, 1, causal=True)  # 16 x 17 / 2 = 136 pairs
+PADDED = Shape(16, 1, 1, lengths={4: 2, 8: 1, 16: 1})  # 2 x 16 + 64 + 256 = 352 pairs
+
+# Kept pairs by hand. window(2) keeps n + 2 (n - 1) + 2 (n - 2) of n x n cells, of a decoder's
+# n + (n - 1) + (n - 2): of 16 positions 74 and 45, of 8 positions 34, of 4 positions 14.
+CASES = {
+    "decoder": (
+        DECODER,
+        {"dense": (136, 136), "window(2)": (45, 45), "window(0)": (16, 16)},
+        136,
+    ),
+    "padded": (
+        PADDED,
+        {
+            "dense": (352, 256),
+            "window(2)": (2 * 14 + 34 + 74, 74),
+            "window(0)": (2 * 4 + 8 + 16, 16),
+        },
+        352,
+    ),
+}  # kept of the pairs, kept of the 256 cells; pairs
+
+
+@dataclass(frozen=True)
+class CountingEvaluator:
+    """Loss grows with the reach of a mask, whatever is counted."""
+
+    shape: Shape
+    objectives = (Objective("loss", "min", 10.0), Objective("effective_sparsity", "max", 0.0))
+    protocol = "counting"
+
+    def __call__(self, mask: masks.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        kept = mask.density(self.shape.length)
+        yield Report(1, {"loss": (2 - kept) + 0.01 * (seed % 3) * len(str(mask)) / 10})
+
+
+def space(trial: BaseTrial) -> masks.Mask:
+    return masks.window(trial.suggest_categorical("reach", [0, 2]))
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """Rows of a printed table by each of their cells."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    return {cell: row for row in rows for cell in row}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*had been trained before")
+def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
+    shape, kept, pairs = CASES[name]
+    evaluator = CountingEvaluator(shape)
+    share = {mask: 1 - of_pairs / pairs for mask, (of_pairs, _) in kept.items()}
+    table = {mask: 1 - of_cells / 256 for mask, (_, of_cells) in kept.items()}
+
+    study = ms.search(
+        space, evaluator, run=tmp_path / "s", trials=3, seed=0, baselines={"dense": masks.full()}
+    )
+    assert {str(record.mask) for record in study.frontier()} >= {"window(0)"}
+    for record in study.records():
+        mask = "dense" if record.mask == masks.full() else str(record.mask)
+        assert record.value("effective_sparsity") == pytest.approx(share[mask])
+        assert record.measures["sparsity"] == pytest.approx(table[mask])
+    capsys.readouterr()
+    print_front(study, as_json=False)
+    printed = capsys.readouterr().out
+    row = rows_of(printed)["window(0)"]
+    assert row[2:4] == [f"{share['window(0)']:.4f}", f"{table['window(0)']:.4f}"]
+    assert "pairs that real tokens form" in printed
+    print_front(study, as_json=True)
+    first = next(r for r in json.loads(capsys.readouterr().out) if r["mask"] == "window(0)")
+    assert first["sparsity"] == pytest.approx(table["window(0)"])
+    assert first["effective_sparsity"] == pytest.approx(share["window(0)"])
+    assert study.best(sparsity=share["window(0)"]).mask == masks.window(0)
+    with pytest.raises(ms.SearchError, match=f"the sparsest has {share['window(0)']:.4f}"):
+        study.best(sparsity=table["window(0)"])  # which only the table has
+    front = front_table({"s": study.records()}, study.objectives)
+    (row,) = [row for row in front.rows if row[-1].text == "window(0)"]
+    shown = dict(zip((cell.text for cell in front.head), (c.text for c in row), strict=True))
+    assert shown["sparsity"] == f"{100 * share['window(0)']:.1f}%"
+    assert shown["of the table"] == f"{100 * table['window(0)']:.1f}%"
+
+    chosen = masks.window(2)
+    comparison = ms.compare(
+        {"dense": masks.full(), "mine": chosen, "drawn": random_like(chosen, shape, 1)},
+        evaluator,
+        run=tmp_path / "c",
+        seeds=range(2),
+        kinds={"drawn": "control"},
+    )
+    capsys.readouterr()
+    print_comparison(comparison, as_json=False)
+    printed = rows_of(capsys.readouterr().out)
+    assert printed["mine"][2:4] == [f"{share['window(2)']:.4f}", f"{table['window(2)']:.4f}"]
+    assert printed["dense"][2:4] == ["0.0000", f"{table['dense']:.4f}"]
+    assert float(printed["drawn"][2]) == pytest.approx(share["window(2)"], abs=0.01)
+    page = comparison_table(comparison)
+    cells = {row[0].text: [cell.text for cell in row] for row in page.rows}
+    assert cells["mine"][2] == f"{100 * share['window(2)']:.1f}%"
+    assert cells["mine"][4] == f"{100 * (1 - share['window(2)']):.1f}%"  # density
+    finding = {each.against: each for each in comparison.findings()}
+    assert finding["drawn"].role == "random control of equal sparsity"
+    assert abs(finding["drawn"].gap) <= 0.01
+    assert finding["dense"].gap == pytest.approx(share["window(2)"])
+    assert f"{100 * share['window(2)']:.1f}% sparse" in comparison.verdict()
+    frame = comparison.frame().set_index("mask")
+    assert frame.loc["mine", "effective_sparsity"] == pytest.approx(share["window(2)"])
+    assert frame.loc["mine", "sparsity"] == pytest.approx(table["window(2)"])
+
+
+def test_decoders_find_random_controls_on_every_seed(tmp_path):
+    """Random keys alone leave a decoder's first queries empty, whatever their seed."""
+    chosen = masks.window(3)
+    drawn = {f"drawn {seed}": random_like(chosen, DECODER, seed) for seed in range(5)}
+    comparison = ms.compare(
+        {"mine": chosen, **drawn},
+        CountingEvaluator(DECODER),
+        run=tmp_path,
+        seeds=range(2),
+        kinds=dict.fromkeys(drawn, "control"),
+    )
+    for entry in comparison.entries.values():
+        assert entry.failed == 0
+        assert entry.sparsity == pytest.approx(comparison.entries["mine"].sparsity, abs=0.01)
