@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from masksearch.analysis.pareto import NEAR, beats_constant
 from masksearch.errors import unknown_name
 from masksearch.tasks.glue.tasks import TASKS, GlueTask
 
@@ -122,19 +123,17 @@ def constant_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]
     return {metric: known.get(metric, 0.0) for metric in task.metrics}
 
 
-def at_majority(values: Mapping[str, float], margin: float = 0.01) -> list[str]:
+def at_majority(values: Mapping[str, float], margin: float = NEAR) -> list[str]:
     """Tasks whose score does not beat the majority score: they tell masks apart by noise.
 
     Args:
-        values: What `GlueEvaluator` reports: `"<task>"` and `"<task>/majority"`.
-        margin: How much a score has to be above.
+        values: What `GlueEvaluator` reports: `"<task>"`, `"<task>/majority"`, `"<task>/low"`.
+        margin: How much a score without a lower bound has to be above.
 
     >>> at_majority({"SST-2": 0.73, "SST-2/majority": 0.51, "RTE": 0.53, "RTE/majority": 0.53})
     ['RTE']
     """
-    suffix = "/majority"
-    names = [name.removesuffix(suffix) for name in values if name.endswith(suffix)]
-    return [name for name in names if values[name] <= values[name + suffix] + margin]
+    return [task for task, beats in beats_constant(values, margin).items() if not beats]
 
 
 # SparseBERT's columns, in its order; WNLI is not among them.
