@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective, Report, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks import Mask
@@ -60,7 +64,7 @@ def study(tmp_path_factory) -> ms.Study:
     folder = tmp_path_factory.mktemp("search")
     return ms.search(
         *(space, Landscape()), run=folder / "run", trials=16, strategy="random",
-        baselines=ms.FAMILIES, progress=None,
+        storage=InMemoryStorage(), baselines=ms.FAMILIES, progress=None,
     )  # fmt: skip
 
 
@@ -90,6 +94,7 @@ def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged
     assert set(judged.found_with) >= {entry.name for entry in found}
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_of_fronts_goes_on(study, tmp_path):
     calls: Counter[str] = Counter()
     with pytest.raises(KeyboardInterrupt):
@@ -112,7 +117,8 @@ def test_an_interrupted_comparison_of_fronts_goes_on(study, tmp_path):
 
 def test_a_search_without_a_front_is_refused(tmp_path, study):
     empty = ms.search(
-        *(space, Landscape()), run=tmp_path / "a", trials=0, baselines=ms.FAMILIES, progress=None
+        *(space, Landscape()), run=tmp_path / "a", trials=0, baselines=ms.FAMILIES,
+        storage=InMemoryStorage(), progress=None,
     )  # fmt: skip
     with pytest.raises(CandidateError, match="has no front to judge: none of its 6 trials"):
         ms.compare({}, Landscape(), run=tmp_path / "b", front_of=empty)
@@ -120,3 +126,86 @@ def test_a_search_without_a_front_is_refused(tmp_path, study):
         ms.compare({"star": masks.window(2)}, Landscape(), run=tmp_path / "c", front_of=study)
     with pytest.raises(CandidateError, match="at least one mask"):
         ms.compare({}, Landscape(), run=tmp_path / "d")
+
+
+def test_the_verdict_says_what_is_left_of_the_front(study, judged):
+    fronts = judged.fronts
+    assert fronts is not None
+    assert set(fronts.arms) == {"searched", "hand-designed", "random"}
+    assert fronts.seeds == tuple(range(1000, 1005))
+    promised = np.mean([judged.promised[name] for name in fronts.arms["searched"].masks])
+    fresh = np.mean([judged.entries[name].score.mean for name in fronts.arms["searched"].masks])
+    assert fronts.lost.mean == pytest.approx(promised - fresh)
+    head, *lines = judged.verdict().splitlines()
+    assert head.startswith(f"The front of the search, judged again: {len(judged.promised)} masks")
+    text = "\n".join(lines)
+    assert f"the search's own scores minus these: {fronts.lost.mean:+.3f}"[:-1] in text
+    assert "on the true front of all masks judged here with a probability of 90% or more" in text
+    for finding in fronts.findings:
+        assert f"hypervolume, searched minus {finding.against}: " in text
+    for arm in fronts.arms.values():
+        values = {judged.entries[name].sparsity: judged.entries[name].score for name in arm.front}
+        means = [score.mean for _, score in sorted(values.items())]
+        assert means == sorted(means, reverse=True)
+    frame = judged.frame().set_index("mask")
+    for name, chance in fronts.chances.items():
+        assert frame.loc[name, "p on front"] == chance
+    assert (
+        "hypervolume"
+        not in ms.compare(
+            {"star": masks.star()}, Landscape(), run=study.run.parent / "star", progress=None
+        ).verdict()
+    )
+
+
+def test_scores_of_another_protocol_promise_nothing(study, tmp_path):
+    class Longer(Landscape):
+        protocol = "longer"
+
+    with pytest.warns(UserWarning, match="flattered"):
+        judged = ms.compare(
+            *({}, Longer()), run=tmp_path, seeds=range(2), front_of=study,
+            storage=InMemoryStorage(), progress=None,
+        )  # fmt: skip
+    assert set(judged.promised.values()) == {None}
+    assert "the search had scored its masks by another protocol" in judged.verdict()
+    assert "2 common seeds decide nothing, run 3 or more" in judged.verdict()
+
+
+@dataclass(frozen=True)
+class Answers(Landscape):
+    """The same landscape, and 200 rows of it, which all masks answer much alike."""
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        rows = np.random.default_rng(0).normal(0, 0.2, 200)
+        own = np.random.default_rng([seed, *str(mask).encode()]).normal(0, 0.05, 200)
+        found = RowScores({"dev": self.truth(mask) + rows + own}, {"dev": 1.0}, {"dev": "d"})
+        found.save(workdir)
+        yield Report(1, {"score": found.score})
+
+
+def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
+    judged = ms.compare(
+        *({}, Answers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
+    )  # fmt: skip
+    fronts = judged.fronts
+    for name in fronts.arms["searched"].masks:
+        assert judged.entries[name].score.by_rows
+    assert all(arm.hypervolume.by_rows for arm in fronts.arms.values())
+    assert all(finding.difference.by_rows for finding in fronts.findings)
+    assert fronts.lost.by_rows
+    half = (fronts.lost.high - fronts.lost.low) / 2
+    assert half > 1.9 * 0.2 / 200**0.5  # the rows are the same for all masks
+
+
+@pytest.mark.slow
+def test_the_page_draws_both_fronts(judged, tmp_path):
+    page = judged.report(tmp_path / "report.html").read_text()
+    assert "front on seeds and rows that did not choose it" in page
+    assert "P(on front)" in page
+    assert (tmp_path / "figures" / "fronts.pdf").is_file()
+    table = pd.read_csv(tmp_path / "tables" / "compared.csv").set_index("mask")
+    for name, score in judged.promised.items():
+        assert table.loc[name, "score in search"] == score
+        assert 0 <= table.loc[name, "p on front"] <= 1
+    assert "P(on front)" in (tmp_path / "tables" / "compared.tex").read_text()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from masksearch.analysis.candidates import Discovery
+from masksearch.analysis.compared_fronts import ComparedFronts, compare_fronts
 from masksearch.analysis.pareto import SPARSITIES, beats_constant, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import (
@@ -296,6 +297,11 @@ class ComparedMasks:
         keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
         return [key for key in keys if key not in taken and not is_side_value(key)]
 
+    @cached_property
+    def fronts(self) -> ComparedFronts | None:
+        """The front of a search that was judged again, and its rivals; None without one."""
+        return compare_fronts(self)
+
     def frame(self, per: Literal["mask", "seed"] = "mask") -> pd.DataFrame:
         """One row per mask, densest first; or `per="seed"`, one row per run of a mask and seed.
 
@@ -309,7 +315,8 @@ class ComparedMasks:
         `glue high`); diverged runs count as the worst score; for every other
         reported value its mean, and for tasks with a majority score the bool `<task> at
         majority` (see `MaskRuns`). Where there are such tasks, the bool `learned_nothing`: at
-        the majority on all of them.
+        the majority on all of them. Where a search's front was judged again, `score in search`
+        (NaN for other masks) and `p on front`: the probability of being on the front of all.
         """
         import pandas as pd
 
@@ -356,6 +363,10 @@ class ComparedMasks:
                 row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
                 if name in marked:
                     row[f"{name} at majority"] = name in entry.at_majority
+            if self.fronts is not None:
+                promised = self.promised.get(entry.name)
+                row["score in search"] = math.nan if promised is None else promised
+                row["p on front"] = self.fronts.chances.get(entry.name, math.nan)
             for task in self.tasks:
                 row[task] = mean(entry.values.get(task, {}))
                 if task in marked:

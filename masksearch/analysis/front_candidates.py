@@ -56,7 +56,7 @@ class FrontCandidates:
         Raises:
             CandidateError: If one of these has the name of another mask.
         """
-        own = {**self.records, **self.hand_designed, **self.random}
+        own: dict[str, Candidate] = {**self.records, **self.hand_designed, **self.random}
         for name, candidate in candidates.items():
             if own.get(name, candidate) != candidate:
                 raise CandidateError(

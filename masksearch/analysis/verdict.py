@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from masksearch.analysis.candidates import describe_reuse
+from masksearch.analysis.compared_fronts import describe_fronts
 from masksearch.analysis.planning import seeds_needed
 from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p
 
@@ -29,7 +30,7 @@ def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: 
         return f"Nothing is decided: {comparison.mixture}."
     entries = comparison.entries
     tested = [entry for entry in entries.values() if entry.tested]
-    lines: list[str] = []
+    lines = describe_fronts(comparison.fronts, comparison.objectives)
     if not tested:
         name = next((n for n, e in entries.items() if e.kind == "hand-designed"), "NAME")
         lines.append(

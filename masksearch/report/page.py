@@ -28,6 +28,7 @@ from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.report.dam import CARDS, DamRuns, Picture, RunSection, dam_pictures, section_of
 from masksearch.report.figures.front import plot_compared, plot_frontier, plot_hypervolume
+from masksearch.report.figures.judged_front import plot_fronts
 from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import save
@@ -182,6 +183,7 @@ def part_of_page(section: Section, folder: Path) -> dict[str, Any]:
             {
                 "name": name,
                 "figure": f"compared_{place}" if place else "compared",
+                "fronts": f"fronts_{place}" if place else "fronts",
                 "table": comparison_table(comparison),
                 "tasks": tasks_table(comparison),
                 "findings": findings_table(comparison),
@@ -293,6 +295,15 @@ def draw(
 
     score, records, proxy = section.objectives[0].name, section.searched, section.proxy
     for place, comparison in enumerate(section.comparisons.values()):
+        if comparison.promised:
+            add(
+                f"fronts_{place}" if place else "fronts",
+                plot_fronts(comparison),
+                "Sparsity against score: the searched, the hand-designed and the random front",
+                "The search's front on seeds and rows that did not choose it, beside hand-made "
+                "and random masks of its densities. A line is a front of means; its band the "
+                "95% interval of the mask that makes the step. Numbers are trials of the search.",
+            )
         add(
             f"compared_{place}" if place else "compared",
             plot_compared(comparison),

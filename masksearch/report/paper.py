@@ -105,6 +105,12 @@ def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             )
         ]
     two = (OF_TABLE,) * sparsities_differ(comparison.records)
+    if comparison.fronts is not None:
+        for title, name, places in (
+            ("score in search", "score in search", decimals_for(frame["score in search"])),
+            ("P(on front)", "p on front", 2),
+        ):
+            cells[title] = [figures(value, decimals=places) for value in frame[name]]
     rows = [
         [
             escape(row["mask"]),

@@ -185,7 +185,8 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
     """One row per mask: its scores' means over seeds with intervals, and the majority mark."""
     judged = judged_names(comparison)
     two = (TABLE,) * sparsities_differ(comparison.records)
-    names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged]
+    again = [] if comparison.fronts is None else ["score in search", "P(on front)"]
+    names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged, *again]
     frame = comparison.frame()
     places = {
         name: decimals_for(frame[[name, f"{name} low", f"{name} high"]].to_numpy().flat)
@@ -200,6 +201,7 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
             percent(1 - row["effective_sparsity"]),
             percent(row["block_density"]),
             *(task_cell(row, name, places[name], interval=True) for name in judged),
+            *(again and front_cells(row, places[judged[0]])),
             str(row["n_seeds"]),
             str(row["diverged"] or DASH),
             str(row["failed"] or DASH),
@@ -207,6 +209,15 @@ def comparison_table(comparison: ComparedMasks) -> TextTable:
         for row in frame.to_dict("records")
     ]
     return text_table([*names, "seeds", "diverged", "failed"], rows, text=("mask", "kind"))
+
+
+def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
+    """What a search had scored a mask of its front with, and the probability of its place."""
+    chance = row["p on front"]
+    return (
+        format_estimate(row["score in search"], decimals=places),
+        DASH if math.isnan(chance) else f"{chance:.2f}",
+    )
 
 
 def tasks_table(comparison: ComparedMasks) -> TextTable:

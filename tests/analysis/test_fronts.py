@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from masksearch.analysis.compared_fronts import SeedVolumes, judge_volumes, volume_line
 from masksearch.analysis.fronts import (
     jackknife,
     membership,
@@ -140,3 +141,48 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
         fifths = [(chance >= low) & (chance <= low + 0.2) for low in np.arange(0, 1, 0.2)]
         for near in fifths:  # the search's choice is not in it, so it errs to the low side
             assert -0.05 < is_member[near].mean() - chance[near].mean() < 0.2
+
+
+def volumes_of(gains: np.ndarray) -> SeedVolumes:
+    corrected = jackknife(gains, dominated_volume).tolist()
+    single = [dominated_volume(gains[:, seed]) for seed in range(gains.shape[1])]
+    return SeedVolumes(dict(enumerate(corrected)), dict(enumerate(single)), {})
+
+
+@pytest.mark.slow
+def test_no_front_is_larger_where_both_are_equal():
+    """Claims about hypervolumes of three arms whose masks are equally good, 2 comparisons."""
+    draws = np.random.default_rng(6)
+    for masks, spread in ((4, True), (8, True), (8, False)):
+        for seeds in (3, 5, 10):
+            claims = 0
+            for _ in range(400):
+                true = landscape(draws, masks)
+                true[:, 0] = true[:, 0] if spread else 0.6
+                arms = judge(draws, np.concatenate([true] * 3), seeds).reshape(3, masks, seeds, 2)
+                names = ("searched", "hand-designed", "random")
+                found = judge_volumes(dict(zip(names, map(volumes_of, arms), strict=True)))
+                claims += any(finding.outcome in ("larger", "smaller") for finding in found)
+            print(f"{masks} masks an arm, {seeds} seeds: claims {claims / 400:.3f}")
+            assert claims / 400 <= 0.06
+
+
+def test_a_front_that_is_better_by_far_is_larger():
+    draws = np.random.default_rng(7)
+    true = landscape(draws, 6)
+    better = true + np.array([0.05, 0.0])
+    both = judge(draws, np.concatenate([better, true]), 5)
+    (found,) = judge_volumes({"searched": volumes_of(both[:6]), "random": volumes_of(both[6:])})
+    volume = dominated_volume(better) - dominated_volume(true)
+    assert found.outcome == "larger"
+    assert found.difference.low <= volume <= found.difference.high
+    (other,) = judge_volumes({"searched": volumes_of(both[6:]), "random": volumes_of(both[:6])})
+    assert other.outcome == "smaller"
+
+
+def test_two_seeds_claim_nothing_about_hypervolumes():
+    few = {0: 1.0, 1: 1.1}, {0: 0.1, 1: 0.3}
+    searched, hand = (SeedVolumes(each, each, {}) for each in few)
+    (found,) = judge_volumes({"searched": searched, "hand-designed": hand})
+    assert found.outcome == "too few seeds"
+    assert "run 3 or more" in volume_line(found)

@@ -1,0 +1,336 @@
+"""The front of a search, judged again: beside hand-designed and random masks, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from masksearch.analysis.crossed import stack_rows
+from masksearch.analysis.fronts import (
+    Floats,
+    jackknife,
+    membership,
+    mix_rows,
+    row_covariance,
+    volume_slopes,
+)
+from masksearch.analysis.pareto import dominated_volume, on_front
+from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import (
+    CLAIM_SEEDS,
+    Estimate,
+    PairedDifference,
+    estimate,
+    format_estimate,
+    format_p,
+    holm,
+    holm_levels,
+    paired_difference,
+)
+from masksearch.contracts import Objective
+
+if TYPE_CHECKING:
+    from masksearch.analysis.compare import ComparedMasks, MaskRuns
+
+SURE, DOUBTFUL = 0.9, 0.5  # probabilities that the sentences count
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of masks of a comparison of fronts.
+
+    Args:
+        masks: Those that were judged.
+        front: Those of them that no other one beats in its means, sparsest last.
+        hypervolume: Of their front, from the objectives' `worst`; without most of the bias that
+            noise gives it (`fronts.jackknife`).
+    """
+
+    masks: tuple[str, ...]
+    front: tuple[str, ...]
+    hypervolume: Estimate
+
+
+@dataclass(frozen=True)
+class SeedVolumes:
+    """Hypervolumes of one arm by seed.
+
+    Args:
+        corrected: Seed -> pseudo-value of the front of means (`fronts.jackknife`).
+        single: Seed -> hypervolume of that seed's own scores.
+        rows: Seed -> what each row adds to it, where rows are known.
+    """
+
+    corrected: Mapping[int, float]
+    single: Mapping[int, float]
+    rows: Mapping[int, RowScores]
+
+
+@dataclass(frozen=True)
+class VolumeFinding:
+    """Whether the searched front is larger than another arm's."""
+
+    against: str
+    difference: PairedDifference  # searched - other, in units of hypervolume
+    adjusted: float  # Holm's p-value over these comparisons
+    outcome: str  # "larger", "smaller", "not distinguishable" or "too few seeds"
+
+
+@dataclass(frozen=True)
+class ComparedFronts:
+    """What a comparison says of the front of a search.
+
+    Args:
+        seeds: Common to all masks that have learned something.
+        arms: `"searched"`, `"hand-designed"`, `"random"` -> its front.
+        chances: Mask -> its probability of being on the front of all of them.
+        lost: Mean over the search's masks of what it had promised and fresh runs do not give, in
+            units of the score; None where it is not known.
+        findings: The searched front against each other arm.
+    """
+
+    seeds: tuple[int, ...]
+    arms: Mapping[str, Arm]
+    chances: Mapping[str, float]
+    lost: Estimate | None
+    findings: tuple[VolumeFinding, ...]
+
+
+def arm_of(entry: MaskRuns) -> str:
+    """Which front a mask belongs to; empty for none (full attention, a caller's candidate)."""
+    if entry.kind == "control":
+        return "random" if entry.at_random else ""
+    return entry.kind if entry.kind in ("searched", "hand-designed") else ""
+
+
+def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
+    """Judges the fronts of a comparison that was made with `front_of`.
+
+    Masks that have learned nothing are on no front. Only seeds that all other masks have count.
+
+    Returns:
+        None for other comparisons, and where no mask has finished.
+    """
+    entries = [e for e in comparison.entries.values() if e.scores and not e.learned_nothing]
+    if not comparison.promised or not entries:
+        return None
+    seeds = sorted(set.intersection(*(set(entry.scores) for entry in entries)))
+    if not seeds:
+        return None
+    gains = gains_by_seed(comparison, entries, seeds)
+    sign = 1.0 if comparison.objectives[0].goal == "max" else -1.0
+    rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
+    tables = stack_rows([each for runs in rows for each in runs])
+    known = tables is not None and all(len(runs) == len(seeds) for runs in rows)
+    noise = None
+    if tables is not None and known and len(seeds) > 1:
+        split = {
+            part: table.reshape(len(entries), len(seeds), -1)
+            for part, table in tables.tables.items()
+        }
+        noise = row_covariance(split, tables.weights)
+    chances = membership(gains, noise)
+
+    places: dict[str, list[int]] = {"searched": [], "hand-designed": [], "random": []}
+    for place, entry in enumerate(entries):
+        if name := arm_of(entry):
+            places[name].append(place)
+    arms: dict[str, Arm] = {}
+    volumes: dict[str, SeedVolumes] = {}
+    for name, own in places.items():
+        if not own:
+            continue
+        means = gains[own].mean(1)
+        corrected = jackknife(gains[own], dominated_volume)
+        each = [dominated_volume(gains[own, seed]) for seed in range(len(seeds))]
+        by_row: dict[int, RowScores] = {}
+        if known:  # what a row adds to the hypervolume, by the slopes of the front
+            shares = (sign * volume_slopes(means)).tolist()
+            for column, seed in enumerate(seeds):
+                by_row[seed] = mix_rows([rows[m][column] for m in own], shares)
+        volumes[name] = SeedVolumes(
+            dict(zip(seeds, corrected.tolist(), strict=True)),
+            dict(zip(seeds, each, strict=True)),
+            by_row,
+        )
+        best = [m for m, kept in zip(own, on_front(means), strict=True) if kept]
+        best.sort(key=lambda m: entries[m].sparsity)
+        arms[name] = Arm(
+            tuple(entries[m].name for m in own),
+            tuple(entries[m].name for m in best),
+            estimate(corrected.tolist(), rows=by_row.values()),
+        )
+    return ComparedFronts(
+        tuple(seeds),
+        arms,
+        {entry.name: float(p) for entry, p in zip(entries, chances, strict=True)},
+        lost_promise(comparison, entries, seeds, sign),
+        tuple(judge_volumes(volumes)),
+    )
+
+
+def gains_by_seed(
+    comparison: ComparedMasks, entries: Sequence[MaskRuns], seeds: Sequence[int]
+) -> Floats:
+    """`[masks, seeds, objectives]`, measured from the objectives' `worst`; more is better.
+
+    A diverged run has the score of `entry.scores`, and the mean of its mask's other runs in every
+    other objective that is reported.
+    """
+    held = {(str(r.params["mask"]), r.seed): r for r in comparison.records if r.scored}
+    gains = np.empty((len(entries), len(seeds), len(comparison.objectives)))
+    for row, entry in enumerate(entries):
+        for column, objective in enumerate(comparison.objectives):
+            known = {
+                seed: held[entry.name, seed].value(objective.name)
+                for seed in seeds
+                if (entry.name, seed) in held
+            }
+            known = {s: value for s, value in known.items() if math.isfinite(value)}
+            if column == 0:
+                known = dict(entry.scores)
+            usual = float(np.mean(list(known.values()))) if known else objective.worst
+            values = np.array([known.get(seed, usual) for seed in seeds])
+            sign = 1.0 if objective.goal == "max" else -1.0
+            gains[row, :, column] = sign * (values - objective.worst)
+    return gains
+
+
+def lost_promise(
+    comparison: ComparedMasks, entries: Sequence[MaskRuns], seeds: Sequence[int], sign: float
+) -> Estimate | None:
+    """Mean of (score in the search - fresh score), positive where the search had flattered."""
+    promised = {n: score for n, score in comparison.promised.items() if score is not None}
+    own = [entry for entry in entries if entry.name in promised]
+    if not own:
+        return None
+    left = [
+        float(np.mean([sign * (promised[e.name] - e.scores[seed]) for e in own])) for seed in seeds
+    ]
+    rows: list[RowScores] = []
+    if all(seed in entry.rows for entry in own for seed in seeds):
+        shares = [-sign / len(own)] * len(own)
+        rows = [mix_rows([entry.rows[seed] for entry in own], shares) for seed in seeds]
+    return estimate(left, rows=rows)
+
+
+def judge_volumes(volumes: Mapping[str, SeedVolumes]) -> list[VolumeFinding]:
+    """The searched hypervolume against each other arm's, paired over seeds (Holm, 5%)."""
+    others = [name for name in volumes if name != "searched"]
+    if "searched" not in volumes:
+        return []
+    searched = volumes["searched"]
+    p_values = [volume_difference(searched, volumes[name]).p_value for name in others]
+    findings = []
+    for name, adjusted, level in zip(others, holm(p_values), holm_levels(p_values), strict=True):
+        found = volume_difference(searched, volumes[name], level)
+        outcome = "not distinguishable"
+        if found.n_seeds < CLAIM_SEEDS:
+            outcome = "too few seeds"
+        elif adjusted <= 0.05:
+            outcome = "larger" if found.mean > 0 else "smaller"
+        findings.append(VolumeFinding(name, found, adjusted, outcome))
+    return findings
+
+
+def volume_difference(
+    mine: SeedVolumes, other: SeedVolumes, level: float = 0.95
+) -> PairedDifference:
+    """The difference of two hypervolumes, which two paired t-tests must agree on.
+
+    That of the jackknife's pseudo-values alone claims too often where the masks of a front are
+    nearly equal (its error is then taken too small), that of single seeds where one front has
+    more nearly equal masks than the other (their noise adds to its size). The p-value is the
+    larger one, the interval spans both.
+    """
+    whole, each = (
+        paired_difference(*pair, level, rows_a=mine.rows, rows_b=other.rows)
+        for pair in ((mine.corrected, other.corrected), (mine.single, other.single))
+    )
+    p_value = max(whole.p_value, each.p_value) if whole.mean * each.mean > 0 else 1.0
+    if math.isnan(whole.p_value) or math.isnan(each.p_value):
+        p_value = math.nan
+    return replace(
+        whole, low=min(whole.low, each.low), high=max(whole.high, each.high), p_value=p_value
+    )
+
+
+# -- words -------------------------------------------------------------------------------------
+def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objective]) -> list[str]:
+    """The front of the search in plain sentences with their numbers; details are indented."""
+    if fronts is None:
+        return []
+    searched = fronts.arms.get("searched")
+    others = " and ".join(
+        f"{len(arm.masks)} {name}" for name, arm in fronts.arms.items() if name != "searched"
+    )
+    if searched is None:
+        return ["No mask of the search's front has learned anything on fresh seeds."]
+    some = f"{len(fronts.seeds)} common seed{'s' * (len(fronts.seeds) != 1)}"
+    lines = [
+        f"The front of the search, judged again: {len(searched.masks)} masks beside "
+        f"{others or 'no others'}, {some}; {len(searched.front)} of them form the front of their "
+        "means."
+    ]
+    details = [promise_line(fronts, objectives[0]), *chance_lines(fronts, searched)]
+    volumes = ", ".join(
+        f"{name} {format_estimate(v.mean, v.low, v.high)}"
+        for name, v in ((name, arm.hypervolume) for name, arm in fronts.arms.items())
+    )
+    worst = ", ".join(f"{o.name} {o.worst:g}" for o in objectives)
+    details.append(f"hypervolume from {worst} with 95% intervals: {volumes}")
+    details += [volume_line(finding) for finding in fronts.findings]
+    return lines + ["  " + line for line in details if line]
+
+
+def promise_line(fronts: ComparedFronts, score: Objective) -> str:
+    """What was left of the search's scores."""
+    lost = fronts.lost
+    if lost is None:
+        return (
+            "the search had scored its masks by another protocol, so what it promised cannot be "
+            "compared"
+        )
+    shown = format_estimate(lost.mean, lost.low, lost.high, signed=True)
+    text = f"the search's own scores minus these: {shown} {score.name}, mean over its masks"
+    if math.isnan(lost.low):
+        return f"{text}, without an interval"
+    if lost.low > 0:
+        return f"{text}: lost on fresh seeds, because a front is also chosen by its luck"
+    if lost.high < 0:
+        return f"{text}: it had promised less"
+    return f"{text}: no loss that these seeds can tell"
+
+
+def chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
+    """How many of the search's masks are on the true front, and which probably are not."""
+    chances = {name: fronts.chances[name] for name in searched.masks}
+    if any(map(math.isnan, chances.values())):
+        return ["which masks are on the true front cannot be told from one seed"]
+    sure = sum(chance >= SURE for chance in chances.values())
+    doubted = {name: chance for name, chance in chances.items() if chance < DOUBTFUL}
+    line = (
+        f"on the true front of all masks judged here with a probability of {SURE:.0%} or more: "
+        f"{sure} of {len(chances)}"
+    )
+    if doubted:
+        named = ", ".join(f"{name} ({chance:.2f})" for name, chance in doubted.items())
+        line += f"; rather not than yes: {named}"
+    return [line]
+
+
+def volume_line(finding: VolumeFinding) -> str:
+    """One comparison of hypervolumes."""
+    d = finding.difference
+    name = f"hypervolume, searched minus {finding.against}"
+    if d.n_seeds < CLAIM_SEEDS:
+        return (
+            f"{name}: {format_estimate(d.mean, signed=True)}; {d.n_seeds} common seeds decide "
+            f"nothing, run {CLAIM_SEEDS} or more"
+        )
+    shown = format_estimate(d.mean, d.low, d.high, signed=True)
+    return f"{name}: {shown}, p {format_p(finding.adjusted)}, {finding.outcome}"
