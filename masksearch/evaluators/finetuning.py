@@ -34,7 +34,8 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast, move_batches
+from masksearch.evaluators.mlm import PRETRAINING, MlmEvaluator, autocast
+from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_rows import (
     Vocabulary,
     batches_an_epoch,

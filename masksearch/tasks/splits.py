@@ -59,7 +59,7 @@ def empty_half(where: str, among: str, half: Half) -> DataError:
     """The error for a half without rows."""
     return DataError(
         f"{where}: none of {among} belongs to the {half} half (a hash of each text decides); give "
-        "more held-out data, or judge by all of it with half='all'"
+        "more held-out data, or judge by all of it: half='all' (--set half=all)"
     )
 
 

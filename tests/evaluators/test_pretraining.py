@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from masksearch.evaluators.mlm import mark_scored
+from masksearch.evaluators.pretraining_task import mark_scored
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
 
