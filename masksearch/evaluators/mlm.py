@@ -545,10 +545,10 @@ class MlmEvaluator:
                 rows = self.sequence_scores(model)
                 rows.save(workdir)
                 if self.half != "all":
-                    sides = {
-                        f"loss{MAJORITY}": self.task().context_free_loss,
-                        f"loss{LOW}": -lower_bound(-rows.scores["text"], -math.inf),
-                    }
+                    losses = rows.scores["text"]
+                    sides = {f"loss{MAJORITY}": self.task().context_free_loss}
+                    if len(losses) > 1:  # one sequence has no interval
+                        sides[f"loss{LOW}"] = -lower_bound(-losses, -math.inf)
                     report = Report(report.step, {**report.values, **sides})
             yield report
         Checkpoints(workdir, PRETRAINING).clear()

@@ -145,6 +145,12 @@ def test_both_halves_together_report_what_versions_without_halves_did(corpus, tm
     assert set(last.values) == {"loss"}
 
 
+def test_one_held_out_sequence_is_enough(corpus: Path, tmp_path: Path) -> None:
+    *_, last = evaluator(corpus, held_out_sequences=1)(masks.star(), seed=0, workdir=tmp_path)
+    assert all(map(math.isfinite, last.values.values()))
+    assert RowScores.load(tmp_path / ROWS).score == pytest.approx(last.values["loss"])
+
+
 def test_masks_share_weights_data_and_masking(corpus: Path, tmp_path: Path) -> None:
     judge = evaluator(corpus)
     one, two = judge.differentiable(3), judge.differentiable(3)
