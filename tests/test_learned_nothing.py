@@ -199,7 +199,8 @@ def test_lines_of_a_running_search_mark_them(record):
         watcher(record(0, 0.55, values=DULL))
         watcher(record(1, 0.7, values=BRIGHT))
     dull, bright = console.file.getvalue().splitlines()
-    assert "learned nothing  front 0  " in dull
+    assert "learned nothing  " in dull
+    assert "front" not in dull
     assert "best" not in dull
     assert "nothing" not in bright
     watcher = Watcher(GOALS, 2, "tpe", Console(file=io.StringIO()))
@@ -247,6 +248,18 @@ def test_masks_of_a_comparison_are_marked_and_on_no_front(comparison):
     marks = {row[0].text: [cell.mark for cell in row] for row in comparison_table(comparison).rows}
     assert "majority" in marks["dull"]
     assert "majority" not in marks["bright"]
+
+
+def test_a_mask_that_learned_nothing_wins_nothing(compared, shape):
+    scores = [0.9, 0.91, 0.905, 0.902], [0.7, 0.72, 0.712, 0.709]
+    for dull, won in ((True, ["not distinguishable"]), (False, ["better"])):
+        mine = compared({"mine": (masks.window(1), scores[0])}, values=DULL if dull else BRIGHT)
+        star = compared({"star": (masks.star(), scores[1])}, values=BRIGHT)
+        found = ComparedMasks((*mine, *star), GOALS, shape=shape)
+        assert [finding.outcome for finding in found.findings()] == won
+        assert (
+            "Learned nothing, so never better than another mask: mine (" in found.verdict()
+        ) == dull
 
 
 def test_side_values_are_no_columns(comparison):
@@ -297,5 +310,5 @@ def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
     study = ms.open_study(tmp_path / "run")
     assert study.frontier() == []
     assert "nothing learned: none of the 5 finished trials" in out
-    assert "learned nothing  front 0" in err
+    assert "learned nothing" in err
     assert read_status(study.run)["hypervolume"] == 0.0

@@ -467,7 +467,9 @@ class ComparedMasks:
             if difference.n_seeds < CLAIM_SEEDS:
                 outcome = "too few seeds"
             elif p <= 0.05 and not same:
-                outcome = "better" if sign * difference.mean > 0 else "worse"
+                better = sign * difference.mean > 0
+                if not (mine if better else other).learned_nothing:  # or else nobody has won
+                    outcome = "better" if better else "worse"
             rows = mine.n_rows if difference.by_rows else 0
             findings.append(
                 Finding(

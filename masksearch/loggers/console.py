@@ -164,6 +164,8 @@ class Watcher:
             return "  ".join([self.count(), self.failure])
         figures = self.figures(record)
         brief = [f"front {len(self.state.front)}" + " (new)" * self.state.joined]
+        if learned_nothing(record):
+            brief = []  # it changes no front, and its mark needs the room
         best = self.state.best
         if best is not None and best.number == record.number:
             brief.append("best so far")
