@@ -187,12 +187,14 @@ def test_failed_runs_are_left_out_and_counted(judged):
 
 
 def test_two_seeds_make_no_claim_and_say_how_many_would(judged):
+    dense = (masks.full(), [0.6, 0.62])
+    star = (masks.star(), [0.7, 0.7])
     comparison = judged(
-        {"mine": (NEAR_STAR, [0.72, 0.71]), "star": (masks.star(), [0.7, 0.7])}, kinds={}
+        {"mine": (NEAR_STAR, [0.72, 0.71]), "star": star, "dense": dense}, kinds={}
     )
-    (found,) = comparison.findings()
+    found, _ = comparison.findings()
     assert (found.outcome, found.difference.n_seeds) == ("too few seeds", 2)
-    needed = seeds_needed(0.015, sd=found.difference.sd)
+    needed = seeds_needed(0.015, 2, sd=found.difference.sd)
     line = f"which decide nothing; if it is true, {needed} seeds would show it (power 0.8)"
     assert line in comparison.verdict()
 

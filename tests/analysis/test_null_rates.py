@@ -180,12 +180,24 @@ def test_draws_are_decided_as_the_verdict_does(name):
         scores = EQUAL[name](draws, (repeats, len(names), seeds))
         scores[::2, 0] += 8 * SD  # so that there are claims to agree on
         for decided, one in zip(claims(scores, pairs), scores, strict=True):
-            own = {(f.mask, f.against): f.outcome for f in judge(searched, one)}
+            findings = judge(searched, one)
+            for each in findings:  # an interval excludes 0 exactly where Holm's test claims
+                beyond = each.difference.low > 0 or each.difference.high < 0
+                assert beyond == (each.outcome != "not distinguishable")
+            own = {(f.mask, f.against): f.outcome for f in findings}
             words = {1: "better", -1: "worse", 0: "not distinguishable"}
             assert own == {
                 (names[a], names[b]): words[int(claim)]
                 for (a, b), claim in zip(pairs, decided, strict=True)
             }
+
+
+def test_the_pooled_error_beside_is_of_all_comparisons_together():
+    scores = EQUAL["normal"](np.random.default_rng(0), (1, 9, 3))[0]
+    findings = judge(1, scores)
+    runs = {n: dict(enumerate(row)) for n, row in zip(setting(1), scores, strict=True)}
+    adjusted = holm([pooled_p(runs, each.mask, each.against) for each in findings])
+    assert [each.pooled for each in findings] == pytest.approx(adjusted)
 
 
 def test_few_draws_of_equal_masks():
