@@ -16,7 +16,7 @@ from masksearch.errors import SearchError
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
-PATHS = {"run", "out", "found", "reuse", "enqueue"}
+PATHS = {"run", "out", "found", "front", "like", "reuse", "enqueue"}
 PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
