@@ -320,7 +320,11 @@ class MlmEvaluator:
         for name in later:  # where they are the default, older protocols keep their ids
             if getattr(self, name) != defaults[name]:
                 found[name] = getattr(self, name)
-        return found if self.half == "all" else found | {"half": self.half}
+        if self.half == "all":
+            return found
+        if task is not None:
+            task.corpus.held_out_rows(self.text_half)  # refuses an empty half before any training
+        return found | {"half": self.half}
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text and of the checkpoint, where there are any."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from split_evaluators import SMALL, glue, pairs, planted, squad, swag, text, write_glue
 from toy import ToyEvaluator, space
+from toy_questions import WORDS
 
 import masksearch as ms
 from masksearch import masks
@@ -157,6 +158,17 @@ def test_what_cannot_be_split_says_why(tmp_path):
     with pytest.raises(ms.DataError, match=r"none of 1 rows belongs to the .* half.*half='all'"):
         [judge.on(half).check_rows() for half in ("final", "search")]
     assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
+
+
+def test_a_text_too_short_for_halves_is_refused_before_any_trial(tmp_path):
+    (tmp_path / "short.txt").write_text(" ".join(WORDS * 3), encoding="utf-8")
+    short = {**SMALL, "length": 12, "cache": tmp_path}
+    judges = [
+        ms.MlmEvaluator(tmp_path / "short.txt", half=h, **short) for h in ("search", "final")
+    ]
+    with pytest.raises(ms.DataError, match=r"none of \d sequences belongs .*\(--set half=all\)"):
+        [judge.protocol for judge in judges]
+    assert ms.MlmEvaluator(tmp_path / "short.txt", half="all", **short).protocol
 
 
 def test_questions_on_one_article_stay_together(tmp_path):
