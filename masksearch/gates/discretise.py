@@ -9,6 +9,8 @@ at_sparsity(probabilities, 0.9, weights=pair_weights(shape))   # of the pairs th
 With `weights` (`masksearch.masks.measure.pair_weights`) an edge counts as much as there are
 sequences that have it. Edges without weight (padding alone, the future of a decoder) are never
 kept, with one exception: a query that is always padding keeps itself, as no row may be empty.
+The best key of a row is one of those that are there in every sequence that has the query (all of
+them, without padding), so that no query of any sequence is left without a key.
 Edges of few sequences are kept by their probability like all others; each takes little of the
 density.
 """
@@ -47,6 +49,12 @@ def possible_edges(weights: Tensor | None, length: int) -> Tensor:
     if weights is None:
         return torch.ones(length, length, dtype=torch.bool)
     return (weights > 0) | torch.eye(length, dtype=torch.bool)
+
+
+def lasting_edges(weights: Tensor | None, length: int) -> Tensor:
+    """Edges whose key is there wherever their query is, bool `[n, n]`: at least the diagonal."""
+    possible = possible_edges(weights, length)
+    return possible if weights is None else possible & (weights == weights.diagonal()[:, None])
 
 
 def ranking(
@@ -98,7 +106,8 @@ def ranking(
     places = order.argsort(1)  # the inverse of a permutation
     if empty_rows == "best":
         rows = places.view(groups, -1, length)
-        best = (rows == rows.amin(2, keepdim=True)).flatten(1)
+        lasting = lasting_edges(weights, length).repeat(rows.shape[1] // length, 1)
+        best = (rows == rows.masked_fill(~lasting, rows.numel()).amin(2, keepdim=True)).flatten(1)
         places = (places + places.shape[1] * ~best).argsort(1).argsort(1)
     return places.view(probabilities.shape)
 
@@ -219,7 +228,8 @@ def at_threshold(
     Args:
         probabilities: float `[layers, heads, n, n]`.
         threshold: Lowest kept probability, in [0, 1].
-        empty_rows: `"best"`: a row without any keeps its best key; `"refuse"`: an error there.
+        empty_rows: `"best"`: a row without any (with weights: in any sequence) keeps its best
+            key; `"refuse"`: an error there.
         weights: float `[n, n]`; edges of weight 0 are left out. None = all count alike.
 
     Returns:
@@ -236,5 +246,6 @@ def at_threshold(
     kept = kept & possible_edges(weights, kept.shape[-1])
     if empty_rows == "best":
         rows = probabilities.numel() // probabilities.shape[-1]
-        kept = kept | ((places < rows) & ~kept.any(-1, keepdim=True))
+        lasting = kept & lasting_edges(weights, kept.shape[-1])
+        kept = kept | ((places < rows) & ~lasting.any(-1, keepdim=True))
     return without_empty_padding(kept, weights)

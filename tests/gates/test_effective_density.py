@@ -53,6 +53,13 @@ def scores_of(shape: Shape, seed: int, levels: int = 5) -> torch.Tensor:
     )
 
 
+def no_query_is_alone(mask: torch.Tensor, shape: Shape) -> None:
+    """In no sequence of the data has a token only padding to attend to."""
+    for tokens, _ in shape.histogram:
+        seen = mask[..., :tokens, :tokens]
+        assert (seen.tril() if shape.causal else seen).any(-1).all()
+
+
 @given(shapes(), st.integers(0, 1000), st.floats(0, 1), st.sampled_from(PARTS))
 @settings(max_examples=100, deadline=None)
 def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, share, per):
@@ -66,6 +73,7 @@ def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, sha
     padding = torch.diag(counted.diagonal() == 0)
     assert torch.equal(mask & nothing, (padding & nothing).expand_as(mask))  # and nothing else
     lower(table_mask(mask), shape)  # no row is empty, a decoder's neither
+    no_query_is_alone(mask, shape)
     parts = {"mask": mask[None], "layer": mask[:, None], "head": mask.flatten(0, 1)[:, None, None]}
     for part in parts[per]:  # an edge that counts is missing or too much by half of it at most
         cells = counted.sum() * part.flatten(0, -3).shape[0]
@@ -85,10 +93,12 @@ def test_keys_and_thresholds_leave_out_what_does_not_exist(shape, seed, data):
     mask = top_keys(table, keys, weights=weights)
     assert (mask.sum(-1) == possible.sum(-1).clamp(max=keys)).all()
     assert not (mask & ~possible).any()
+    no_query_is_alone(mask, shape)
     threshold = data.draw(st.sampled_from([0.0, 0.4, 1.0]))
     mask = at_threshold(table, threshold, weights=weights)
     assert not (mask & ~possible).any()
     assert mask.any(-1).all()
+    no_query_is_alone(mask, shape)
     assert ((table >= threshold) & (weights > 0) <= mask).all()
 
 
