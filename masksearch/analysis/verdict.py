@@ -86,7 +86,7 @@ def describe_sparsity(entry: MaskRuns) -> str:
     text = f"{100 * entry.sparsity:.1f}% sparse"
     if abs(entry.table_sparsity - entry.sparsity) < 0.0005 or math.isnan(entry.table_sparsity):
         return text
-    return f"{text} ({100 * entry.table_sparsity:.1f}% of the table)"
+    return f"{text}, {100 * entry.table_sparsity:.1f}% of the table"
 
 
 def outcome_words(findings: list[Finding]) -> str:

@@ -85,3 +85,15 @@ def test_a_plan_runs_nothing(folder, tmp_path, monkeypatch, capsys):
     assert json.loads(out)["sd"] == 0.1
     code, _, err = run(monkeypatch, capsys, *words[:-1], "--sd", 0.1)
     assert (code, err) == (2, "error: --like and --sd belong to --plan\n")
+
+
+def test_sparsity_of_the_table_stands_beside_where_it_differs(tmp_path):
+    class Padded(Noisy):
+        shape = ms.Shape(16, 2, 2, causal=True, lengths={4: 3, 8: 1})
+
+    candidates = {"mine": masks.window(1), "star": masks.star()}
+    found = ms.compare(candidates, Padded(), run=tmp_path, seeds=range(3), progress=None)
+    pairs, kept = 3 * 10 + 36, 3 * (4 + 3) + (8 + 7)
+    table = 100 * (1 - (16 + 15) / 256)
+    said = f"({100 * (1 - kept / pairs):.1f}% sparse, {table:.1f}% of the table, loss "
+    assert said in found.verdict()
