@@ -292,9 +292,12 @@ class ComparedMasks:
 
     @property
     def tasks(self) -> list[str]:
-        """Every reported value that is not itself an objective, a measure or a side value."""
+        """Every reported value that is not itself an objective, a measure or a side value, nor a
+        task's own score under its metric's name (`MRPC/accuracy` beside `MRPC`)."""
         taken = {*SPARSITIES, "block_density"} | {objective.name for objective in self.objectives}
         keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
+        each = [entry.values for entry in self.entries.values()]
+        taken |= {k for k in keys if all(v.get(k) == v.get(k.rpartition("/")[0]) for v in each)}
         return [key for key in keys if key not in taken and not is_side_value(key)]
 
     @cached_property

@@ -190,12 +190,17 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
     """What a reader must know before believing the scores."""
     entries = list(comparison.entries.values())
     lines = row_lines(comparison, [entry for entry in entries if entry.kind == "searched"])
-    if nothing := [entry.name for entry in entries if entry.learned_nothing]:
+    nothing = [entry.name for entry in entries if entry.learned_nothing]
+    judged = [entry for entry in entries if entry.scores]
+    whole = len(nothing) == len(judged)  # then the tasks need no lines of their own
+    if nothing:
+        who = "every mask" if whole else ", ".join(nothing)
         lines.append(
-            f"Learned nothing, so never better than another mask: {', '.join(nothing)} (no better "
-            "than a constant answer on any task)."
+            f"Learned nothing, so never better than another mask: {who} (no better than a "
+            "constant answer on any task)."
         )
-    for task in sorted({task for entry in entries for task in entry.at_majority}):
+    tasks = {task for entry in entries for task in entry.at_majority}
+    for task in () if whole else sorted(tasks):
         those = [entry.name for entry in entries if task in entry.at_majority]
         others = [e.name for e in entries if task in e.values and e.name not in those]
         who = ", ".join(those)

@@ -76,7 +76,7 @@ def full(tmp_path_factory, studies, objectives, shape, compared):
         "star": (masks.star(), [0.6, 0.62, 0.61]),
         "<b>bold</b>": (masks.window(2), [0.6]),
     }
-    tasks = {"RTE": 0.5, "RTE/majority": 0.5}
+    tasks = {"RTE": 0.5, "RTE/majority": 0.5, "QQP": 0.8, "QQP/majority": 0.6}
     compared_runs = tuple(compared(runs, values=tasks))
     kinds = {"mine": "searched"}
     comparison = ComparedMasks(compared_runs, objectives, shape=shape, kinds=kinds)
