@@ -201,7 +201,7 @@ def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
 @pytest.mark.slow
 def test_the_page_draws_both_fronts(judged, tmp_path):
     page = judged.report(tmp_path / "report.html").read_text()
-    assert "front on seeds and rows that did not choose it" in page
+    assert "front judged again, beside hand-designed" in page
     assert "P(on front)" in page
     assert (tmp_path / "figures" / "fronts.pdf").is_file()
     table = pd.read_csv(tmp_path / "tables" / "compared.csv").set_index("mask")

@@ -300,7 +300,7 @@ def promise_line(fronts: ComparedFronts, score: Objective) -> str:
     if math.isnan(lost.low):
         return f"{text}, without an interval"
     if lost.low > 0:
-        return f"{text}: lost on fresh seeds, because a front is also chosen by its luck"
+        return f"{text}: so much is lost; a front is chosen by its luck too"
     if lost.high < 0:
         return f"{text}: it had promised less"
     return f"{text}: no loss that these seeds can tell"

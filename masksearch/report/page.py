@@ -300,9 +300,9 @@ def draw(
                 f"fronts_{place}" if place else "fronts",
                 plot_fronts(comparison),
                 "Sparsity against score: the searched, the hand-designed and the random front",
-                "The search's front on seeds and rows that did not choose it, beside hand-made "
-                "and random masks of its densities. A line is a front of means; its band the "
-                "95% interval of the mask that makes the step. Numbers are trials of the search.",
+                "The search's front judged again, beside hand-designed and random masks of its "
+                "densities. A line is a front of means; its band is the 95% interval of the mask "
+                "that makes the step. Numbers are trials of the search.",
             )
         add(
             f"compared_{place}" if place else "compared",
