@@ -142,3 +142,22 @@ def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
         code, _, err = run(monkeypatch, capsys, *words[:-1], "runs/f", "--enqueue", "first.json")
         assert code == 2
         assert message in err
+
+
+def test_compare_front_judges_a_searchs_front_and_resumes(job, monkeypatch, capsys):
+    words = ["compare", "--front", "runs/x", "--run", "runs/y", "--seeds", 3, *job]
+    code, out, err = run(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert "The front of the search, judged again" in out
+    judged = ms.Comparison.open("runs/y")
+    number = len(judged.promised)
+    kinds = [entry.kind for entry in judged.entries.values()]
+    for kind, more in (("searched", 0), ("hand-designed", 0), ("control", 1)):
+        assert kinds.count(kind) == number + more
+    monkeypatch.chdir("runs")
+    code, _, err = run(monkeypatch, capsys, "resume", "y")
+    assert code == 0, err
+    code, out, _ = run(monkeypatch, capsys, "verdict", "y")
+    assert "hypervolume, searched minus hand-designed" in out
+    code, _, err = run(monkeypatch, capsys, "compare", "--front", "none", "--run", "z")
+    assert (code, err) == (2, "error: none holds no study (no study.db); run a search first\n")
