@@ -198,6 +198,25 @@ def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
     assert half > 1.9 * 0.2 / 200**0.5  # the rows are the same for all masks
 
 
+def test_rivals_that_have_learned_nothing_add_no_hypervolume(compared, objectives, shape):
+    learned = {"t": 0.9, "t/majority": 0.6}
+    runs = {"front #3": (masks.window(2), [0.8, 0.81, 0.82, 0.8])}
+    rivals = {
+        "star": (masks.star(), [0.6, 0.61, 0.6, 0.6]),
+        "r": (masks.random_keys(3), [0.7] * 4),
+    }
+    records = compared(runs, values=learned) + compared(rivals, values={**learned, "t": 0.6})
+    judged = ms.Comparison(
+        tuple(records), objectives, shape=shape, promised={"front #3": 0.9},
+        kinds={"front #3": "searched", "star": "hand-designed", "r": "control"},
+    )  # fmt: skip
+    text = judged.verdict()
+    assert "1 mask beside 1 hand-designed and 1 random, 4 common seeds" in text
+    assert "hand-designed 0 (nothing learned), random 0 (nothing learned)" in text
+    assert judged.fronts.chances == {"front #3": 1.0, "star": 0.0, "r": 0.0}
+    assert [finding.outcome for finding in judged.fronts.findings] == ["larger", "larger"]
+
+
 @pytest.mark.slow
 def test_the_page_draws_both_fronts(judged, tmp_path):
     page = judged.report(tmp_path / "report.html").read_text()

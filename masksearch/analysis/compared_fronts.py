@@ -45,7 +45,8 @@ class Arm:
 
     Args:
         masks: Those that were judged.
-        front: Those of them that no other one beats in its means, sparsest last.
+        front: Those of them that have learned something and that no other one beats in its
+            means, sparsest last.
         hypervolume: Of their front, from the objectives' `worst`; without most of the bias that
             noise gives it (`fronts.jackknife`).
     """
@@ -85,7 +86,7 @@ class ComparedFronts:
     """What a comparison says of the front of a search.
 
     Args:
-        seeds: Common to all masks that have learned something.
+        seeds: Common to all masks.
         arms: `"searched"`, `"hand-designed"`, `"random"` -> its front.
         chances: Mask -> its probability of being on the front of all of them.
         lost: Mean over the search's masks of what it had promised and fresh runs do not give, in
@@ -110,12 +111,13 @@ def arm_of(entry: MaskRuns) -> str:
 def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     """Judges the fronts of a comparison that was made with `front_of`.
 
-    Masks that have learned nothing are on no front. Only seeds that all other masks have count.
+    Masks that have learned nothing are on no front, and add no hypervolume. Only seeds that all
+    masks have count.
 
     Returns:
         None for other comparisons, and where no mask has finished.
     """
-    entries = [e for e in comparison.entries.values() if e.scores and not e.learned_nothing]
+    entries = [entry for entry in comparison.entries.values() if entry.scores]
     if not comparison.promised or not entries:
         return None
     seeds = sorted(set.intersection(*(set(entry.scores) for entry in entries)))
@@ -133,7 +135,12 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
             for part, table in tables.tables.items()
         }
         noise = row_covariance(split, tables.weights)
-    chances = membership(gains, noise)
+    learned = [m for m, entry in enumerate(entries) if not entry.learned_nothing]
+    chances = np.zeros(len(entries))
+    if learned:
+        chances[learned] = membership(
+            gains[learned], None if noise is None else noise[np.ix_(learned, learned)]
+        )
 
     places: dict[str, list[int]] = {"searched": [], "hand-designed": [], "random": []}
     for place, entry in enumerate(entries):
@@ -144,20 +151,23 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     for name, own in places.items():
         if not own:
             continue
-        means = gains[own].mean(1)
-        corrected = jackknife(gains[own], dominated_volume)
-        each = [dominated_volume(gains[own, seed]) for seed in range(len(seeds))]
+        alive = [m for m in own if m in learned]
+        means = gains[alive].mean(1)
+        corrected = jackknife(gains[alive], dominated_volume)
+        each = [dominated_volume(gains[alive, seed]) for seed in range(len(seeds))]
         by_row: dict[int, RowScores] = {}
         if known:  # what a row adds to the hypervolume, by the slopes of the front
-            shares = (sign * volume_slopes(means)).tolist()
+            slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
             for column, seed in enumerate(seeds):
-                by_row[seed] = mix_rows([rows[m][column] for m in own], shares)
+                by_row[seed] = mix_rows(
+                    [rows[m][column] for m in own], [slopes.get(m, 0.0) for m in own]
+                )
         volumes[name] = SeedVolumes(
             dict(zip(seeds, corrected.tolist(), strict=True)),
             dict(zip(seeds, each, strict=True)),
             by_row,
         )
-        best = [m for m, kept in zip(own, on_front(means), strict=True) if kept]
+        best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
         best.sort(key=lambda m: entries[m].sparsity)
         arms[name] = Arm(
             tuple(entries[m].name for m in own),
@@ -265,22 +275,19 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
     if fronts is None:
         return []
     searched = fronts.arms.get("searched")
+    if searched is None:
+        return ["No mask of the search's front has a finished run."]
     others = " and ".join(
         f"{len(arm.masks)} {name}" for name, arm in fronts.arms.items() if name != "searched"
     )
-    if searched is None:
-        return ["No mask of the search's front has learned anything on fresh seeds."]
-    some = f"{len(fronts.seeds)} common seed{'s' * (len(fronts.seeds) != 1)}"
+    masks, seeds = len(searched.masks), len(fronts.seeds)
     lines = [
-        f"The front of the search, judged again: {len(searched.masks)} masks beside "
-        f"{others or 'no others'}, {some}; {len(searched.front)} of them form the front of their "
-        "means."
+        f"The front of the search, judged again: {masks} mask{'s' * (masks != 1)} beside "
+        f"{others or 'no others'}, {seeds} common seed{'s' * (seeds != 1)}; {len(searched.front)} "
+        "on the front of their own means."
     ]
     details = [promise_line(fronts, objectives[0]), *chance_lines(fronts, searched)]
-    volumes = ", ".join(
-        f"{name} {format_estimate(v.mean, v.low, v.high)}"
-        for name, v in ((name, arm.hypervolume) for name, arm in fronts.arms.items())
-    )
+    volumes = ", ".join(f"{name} {volume_text(arm)}" for name, arm in fronts.arms.items())
     worst = ", ".join(f"{o.name} {o.worst:g}" for o in objectives)
     details.append(f"hypervolume from {worst} with 95% intervals: {volumes}")
     details += [volume_line(finding) for finding in fronts.findings]
@@ -321,6 +328,14 @@ def chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
         named = ", ".join(f"{name} ({chance:.2f})" for name, chance in doubted.items())
         line += f"; rather not than yes: {named}"
     return [line]
+
+
+def volume_text(arm: Arm) -> str:
+    """A front's hypervolume with its interval."""
+    volume = arm.hypervolume
+    if not arm.front:
+        return "0 (nothing learned)"
+    return format_estimate(volume.mean, volume.low, volume.high)
 
 
 def volume_line(finding: VolumeFinding) -> str:

@@ -54,8 +54,9 @@ def plot_fronts(comparison: ComparedMasks) -> Figure:
         colour, marker, dash = ARMS[name]
         best = [entries[each] for each in arm.front]
         points = [(100 * each.sparsity, each.score.mean) for each in best]
-        draw_steps(axes, [(left - MARGIN, points[0][1]), *points], colour, name, dash)
-        draw_band(axes, best, left - MARGIN, colour)
+        if points:
+            draw_steps(axes, [(left - MARGIN, points[0][1]), *points], colour, name, dash)
+            draw_band(axes, best, left - MARGIN, colour)
         for each in arm.masks:
             axes.plot(
                 100 * entries[each].sparsity, entries[each].score.mean, marker, color=colour,
