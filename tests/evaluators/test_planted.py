@@ -23,7 +23,8 @@ QUICK = PlantedEvaluator(
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where runs write their rows
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
