@@ -211,6 +211,19 @@ def test_lines_of_a_running_search_mark_them(record):
     assert "front 1 (new)  best so far" in bright
 
 
+def test_a_line_of_padded_data_has_room_for_the_time_left(record):
+    goals = (GOALS[0], Objective("effective_sparsity", "max", 0.0))
+    measures = {"sparsity": 0.2051, "effective_sparsity": 0.1835}
+    console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    with Watcher(goals, 3, "random", console) as watcher:
+        watcher(record(0, 0.629, values=BRIGHT, measures=measures))
+        watcher(record(1, 0.6256, masks.window(17), values=BRIGHT, measures=measures))
+    first, second = console.file.getvalue().splitlines()
+    assert first.endswith(" left")
+    assert second.endswith(" left")
+    assert "effective_sparsity 0.1835  front" in first
+
+
 def test_side_values_are_no_figures_of_a_record(record):
     text = repr(record(0, None, values=DULL, status="done"))
     assert "RTE 0.55" in text

@@ -235,9 +235,12 @@ class Watcher:
             return [*parts, f"stopped at step {record.step}" if record.step else record.reason]
         parts += ["reused"] if record.status == "reused" else []
         known = {**record.measures, **record.values}
+        judged = [objective.name for objective in self.objectives]
         if known.get("effective_sparsity") == known.get("sparsity"):
             known.pop("effective_sparsity", None)  # both are one figure
-        names = dict.fromkeys([*(objective.name for objective in self.objectives), *SPARSITIES])
+        elif "effective_sparsity" in judged:
+            known.pop("sparsity", None)  # a line has no room for both
+        names = dict.fromkeys([*judged, *SPARSITIES])
         parts += [f"{name} {known[name]:.4f}" for name in names if name in known]
         return parts + ["learned nothing"] * learned_nothing(record)
 
