@@ -42,7 +42,7 @@ def evaluate(
 
     Examples:
         masksearch evaluate "offsets([0, 11]) | global_tokens(1)" --seeds 3
-        masksearch evaluate longformer --corpus README.md --size 1x64x4 --steps 60
+        masksearch evaluate longformer --corpus README.md --size 1x64x4 --steps 60 --set half=all
     """
     options_given = {**locals(), **given}
     del options_given["given"]
