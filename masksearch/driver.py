@@ -33,7 +33,7 @@ from masksearch.analysis.compare import (
 from masksearch.analysis.comparison_plan import (
     USUAL,
     ComparisonPlan,
-    Spread,
+    SpreadOfDifferences,
     declare_comparisons,
     measured_spread,
 )
@@ -540,7 +540,7 @@ def plan_comparison(
         front = read_front(*found_by, evaluator.shape)
         candidates, kinds = front.beside(candidates), {**front.kinds, **kinds}
     chosen, _, said = read_compared(candidates, kinds)
-    spread = Spread(USUAL, source="usual of mean GLUE scores")
+    spread = SpreadOfDifferences(USUAL, source="usual of mean GLUE scores")
     if like is not None:
         spread = measured_spread(like)
     if sd is not None:

@@ -20,7 +20,7 @@ USUAL = 0.0116  # sd of differences where none is known: of mean GLUE scores (do
 
 
 @dataclass(frozen=True)
-class Spread:
+class SpreadOfDifferences:
     """How much differences of two masks vary.
 
     Args:
@@ -50,7 +50,7 @@ class ComparisonPlan:
     declared: tuple[Finding, ...]
     score: str
     seeds: int
-    spread: Spread
+    spread: SpreadOfDifferences
 
     @property
     def detectable(self) -> float:
@@ -123,7 +123,7 @@ class ComparisonPlan:
         return "\n".join(lines)
 
 
-def measured_spread(comparison: ComparedMasks) -> Spread:
+def measured_spread(comparison: ComparedMasks) -> SpreadOfDifferences:
     """How much differences vary in an earlier comparison: the mean over all pairs of its masks.
 
     Masks with a diverged run are left out.
@@ -140,7 +140,7 @@ def measured_spread(comparison: ComparedMasks) -> Spread:
             "it does not say how much differences vary; give an sd"
         )
     by_rows = [pair.row_error**2 for pair in known if pair.by_rows]
-    return Spread(
+    return SpreadOfDifferences(
         root_mean(pair.sd**2 for pair in known),
         root_mean(by_rows) if by_rows else 0.0,
         max(entry.n_rows for entry in whole) if by_rows else 0,
