@@ -378,7 +378,7 @@ class ComparedMasks:
         return pd.DataFrame(rows)
 
     def has_majority(self, task: str) -> bool:
-        """Whether any run reports the constant prediction's score of that task."""
+        """Whether any run reports the constant answer's score of that task."""
         return any(f"{task}/majority" in entry.values for entry in self.entries.values())
 
     def surpassing(self, entry: MaskRuns) -> MaskRuns | None:

@@ -208,7 +208,7 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
             who = f"any mask but {', '.join(others)}" if others else "any mask"
         meaning = f" ({comparison.meanings[task]})" if task in comparison.meanings else ""
         lines.append(
-            f"{task}{meaning} says nothing about {who}: no better than a constant prediction."
+            f"{task}{meaning} says nothing about {who}: no better than a constant answer."
         )
     single = [entry.name for entry in entries if len(entry.scores) == 1]
     if single:

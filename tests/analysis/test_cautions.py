@@ -16,7 +16,7 @@ from masksearch.study.status import read_status, status_lines
 
 
 class Tasks(ToyEvaluator):
-    """Reports the accuracies of two tasks, and what a constant prediction earns there."""
+    """Reports the accuracies of two tasks, and what a constant answer earns there."""
 
     def __init__(self, easy=0.5092, hard=0.5):
         object.__setattr__(self, "scores", {"easy": easy, "hard": hard})

@@ -26,6 +26,7 @@ def test_power_over_seeds_is_the_noncentral_t(difference, seeds, comparisons, sd
         assert power(difference, seeds, comparisons, sd=sd) == pytest.approx(expected, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_power_is_how_often_the_test_finds_it():
     draws = np.random.default_rng(0).normal(size=(1500, 5))
     for difference in (0.0, 1.5, 3.0):

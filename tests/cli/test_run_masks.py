@@ -29,6 +29,7 @@ def job(tmp_path, monkeypatch, capsys):
     return judge
 
 
+@pytest.mark.slow
 def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     study = ms.open_study("runs/x")
     best = study.best()

@@ -100,24 +100,6 @@ def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_pa
     assert len(ms.Study(folder).records()) == 2
 
 
-def test_a_search_s_front_is_judged_again_and_resumed(monkeypatch, capsys, tmp_path, job):
-    monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, capsys, *job, "--trials", 4, "--run", "found")[0] == 0
-    words = ["compare", "--front", "found", *job[2:], "--seeds", 2]
-    code, planned, err = run(monkeypatch, capsys, *words, "--plan")
-    assert code == 0, err
-    front = [f"front #{record.number}" for record in ms.Study("found").frontier()]
-    assert all(name in planned for name in front)
-    assert run(monkeypatch, capsys, *words, "--run", "again")[0] == 0
-    monkeypatch.chdir(tmp_path.parent)
-    code, out, err = run(monkeypatch, capsys, "resume", tmp_path / "again")
-    assert code == 0, err
-    assert all(name in out for name in front)
-    names = [record.params["mask"] for record in ms.Study(tmp_path / "again").records()]
-    assert len(names) == 2 * len(set(names))
-    assert {*front, "dense"} < set(names)
-
-
 def test_resume_says_what_it_cannot_resume(monkeypatch, capsys, tmp_path):
     code, _, err = run(monkeypatch, capsys, "resume", tmp_path / "none")
     assert (code, err) == (2, f"error: {tmp_path}/none: no such run folder\n")

@@ -47,13 +47,12 @@ def test_every_protocol_has_a_section(runs):
         assert report_on(runs, runs / "report.html") == runs / "report.html"
     page = (runs / "report.html").read_text()
     assert "broken is left out" in page
-    for steps in (2, 4):
-        assert f'<h2 id="{steps}-steps_section">{steps} steps</h2>' in page
-        assert f'href="#{steps}-steps_section"' in page
-        assert (runs / "figures" / f"{steps}-steps_front.pdf").is_file()
-        assert (runs / "tables" / f"{steps}-steps_front.tex").is_file()
-    assert (runs / "figures" / "2-steps_compared.svg").is_file()
-    assert not (runs / "figures" / "4-steps_compared.svg").exists()
+    for steps, half in ((2, "search"), (4, "search"), (2, "final")):
+        name = f"{steps}-steps-half-{half}"
+        assert f'<h2 id="{name}_section">{steps} steps, half {half}</h2>' in page
+        assert f'href="#{name}_section"' in page
+        for figure, where in (("front.pdf", "search"), ("compared.svg", "final")):
+            assert (runs / "figures" / f"{name}_{figure}").is_file() == (half == where)
 
 
 def test_page_says_how_every_study_was_made(runs):
