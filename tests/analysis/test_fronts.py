@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -104,6 +105,7 @@ def test_mixed_rows_have_the_mixed_score():
 def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right():
     """Searches of 100 masks with one seed; their fronts' masks on 3, 5 and 10 fresh seeds."""
     draws = np.random.default_rng(5)
+    table: list[list[str]] = []
     for seeds in (3, 5, 10):
         covered, once_covered, volumes, left = [], [], [], []
         p, truth = [], []
@@ -124,14 +126,9 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
             left.append(promise.low <= (once - every)[found, 0].mean() <= promise.high)
         chance, is_member = np.asarray(p), np.asarray(truth)
         brier, brier_once = np.mean((chance - is_member) ** 2), np.mean(~is_member)
-        print(
-            f"{seeds} seeds: 95% intervals cover {np.mean(covered):.3f} of the true scores, "
-            f"{np.mean(volumes):.3f} of the hypervolumes, {np.mean(left):.3f} of what was lost; "
-            f"intervals of the true width around one-seed scores {np.mean(once_covered):.3f}; "
-            f"P(on front) {chance[is_member].mean():.2f} of members, "
-            f"{chance[~is_member].mean():.2f} of others; Brier {brier:.3f}, of the one-seed front "
-            f"{brier_once:.3f}"
-        )
+        shares = [f"{np.mean(each):.3f}" for each in (covered, once_covered, volumes, left)]
+        members = f"{chance[is_member].mean():.2f} / {chance[~is_member].mean():.2f}"
+        table.append([*shares, members, f"{brier:.3f} ({brier_once:.3f})"])
         assert np.mean(covered) >= 0.93
         assert np.mean(once_covered) < 0.9
         assert np.mean(left) >= 0.93
@@ -141,6 +138,10 @@ def test_a_front_judged_again_covers_the_truth_and_its_probabilities_are_right()
         fifths = [(chance >= low) & (chance <= low + 0.2) for low in np.arange(0, 1, 0.2)]
         for near in fifths:  # the search's choice is not in it, so it errs to the low side
             assert -0.05 < is_member[near].mean() - chance[near].mean() < 0.2
+    page = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
+    for row in zip(*table, strict=True):  # of 3, 5 and 10 seeds
+        print(*row, sep=" | ")
+        assert f"| {' | '.join(row)} |" in page
 
 
 def volumes_of(gains: np.ndarray) -> SeedVolumes:
