@@ -287,8 +287,8 @@ def searches_of(studies: Sequence[Found]) -> dict[str, dict[int, list[Record]]]:
 def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
     """A title for the studies of each protocol: what sets them apart; empty for one alone.
 
-    Score, model, length and steps are looked at first, then the evaluator's other settings; the
-    protocol's id only tells apart what nothing else does.
+    Score, model, length, steps and half are looked at first, then the evaluator's other settings,
+    for those that are still alike; the protocol's id only tells apart what nothing else does.
     """
     if len(groups) == 1:
         return [""]
@@ -306,22 +306,25 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
                 "model": f"{count(main.shape.layers, 'layer')}, {count(main.shape.heads, 'head')}",
                 "length": f"length {main.shape.length}",
                 "steps": f"{steps} steps" if steps else "",
+                "half": f"{settings['half']} half" if "half" in settings else "",
                 **{
                     name: f"{name} {value}"
                     for name, value in settings.items()
-                    if name not in ("tasks", "size", "length", "steps")
+                    if name not in ("tasks", "size", "length", "steps", "half")
                     and len(str(value)) <= LONGEST
                 },
             }
         )
-    first = ("score", "tasks", "model", "length", "steps")
+    first = ("score", "tasks", "model", "length", "steps", "half")
     rest = [name for each in described for name in each if name not in first]
     titles = [""] * len(groups)
     for name in dict.fromkeys([*first, *rest]):
         texts = [each.get(name, "") for each in described]
-        done = len(set(titles)) == len(titles)
-        if len(set(texts)) > 1 and not (done and name not in first):
-            titles = [", ".join(filter(None, pair)) for pair in zip(titles, texts, strict=True)]
+        for title in dict.fromkeys(titles) if name not in first else [None]:
+            alike = [at for at, other in enumerate(titles) if title in (None, other)]
+            if len({texts[at] for at in alike}) > 1:
+                for at in alike:
+                    titles[at] = ", ".join(filter(None, (titles[at], texts[at])))
     return [
         title if title and titles.count(title) == 1
         else ", ".join(filter(None, [title, f"protocol {studies[0].facts.get('protocol', '')}"]))

@@ -48,8 +48,8 @@ def test_every_protocol_has_a_section(runs):
     page = (runs / "report.html").read_text()
     assert "broken is left out" in page
     for steps, half in ((2, "search"), (4, "search"), (2, "final")):
-        name = f"{steps}-steps-half-{half}"
-        assert f'<h2 id="{name}_section">{steps} steps, half {half}</h2>' in page
+        name = f"{steps}-steps-{half}-half"
+        assert f'<h2 id="{name}_section">{steps} steps, {half} half</h2>' in page
         assert f'href="#{name}_section"' in page
         for figure, where in (("front.pdf", "search"), ("compared.svg", "final")):
             assert (runs / "figures" / f"{name}_{figure}").is_file() == (half == where)
@@ -138,6 +138,8 @@ def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape)
     assert name_groups([one, other]) == ["2 steps", "4 steps"]
     assert name_groups([one, group(steps=2, lr=0.5)]) == ["lr 0.1", "lr 0.5"]
     assert name_groups([one, group(steps=4, lr=0.5)]) == ["2 steps", "4 steps"]
+    two = [group(steps=4, batch=batch, cls="Other") for batch in (8, 9)]
+    assert name_groups([one, *two]) == ["2 steps", "4 steps, batch 8", "4 steps, batch 9"]
     small = group(ms.Shape(32, 1, 2), steps=2, lr=0.1)
     assert name_groups([one, small]) == [
         "2 layers, 2 heads, length 16", "1 layer, 2 heads, length 32"
