@@ -29,7 +29,8 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
         assert name in html
     assert len([line for line in lines if "find the planted mask" in line or "found" in line]) >= 3
     assert "http://" not in html.replace("http://www.w3.org", "")
-    for figure in ("front", "masks", "dam", "hypervolume"):
+    drawn = ("search-half_front", "search-half_dam", "search-half_hypervolume")
+    for figure in (*drawn, "final-half_compared", "final-half_masks"):
         for suffix in ("png", "pdf"):
             assert (page.parent / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
     judged = ms.Study(tmp_path / "run" / "compare").records()
