@@ -129,6 +129,7 @@ def test_search_is_reproducible(tmp_path):
     assert outcome(first) == outcome(second)
 
 
+@pytest.mark.slow  # continuous integration runs it
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_search_in_two_calls_equals_one_call(tmp_path, strategy):
     whole = ms.search(space, ToyEvaluator(), run=tmp_path / "a", trials=12, strategy=strategy)
@@ -419,6 +420,7 @@ def test_workers_give_what_one_process_gives(tmp_path):
     assert [r[2:] for r in outcome(alone)] == [r[2:] for r in outcome(pool)]
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_journal_storage_serves_search_resume_and_report(tmp_path):
     arguments = dict(run=tmp_path / "run", storage=f"journal:{tmp_path / 'log'}")
     ms.search(space, ToyEvaluator(), trials=3, **arguments)

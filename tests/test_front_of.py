@@ -74,6 +74,7 @@ def judged(study, tmp_path_factory) -> ms.Comparison:
     return ms.compare({"dense": masks.full()}, Landscape(), run=run, front_of=study, progress=None)
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged):
     kinds = Counter(entry.kind for entry in judged.entries.values())
     found = [e for e in judged.entries.values() if e.kind == "searched"]

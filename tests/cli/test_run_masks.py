@@ -106,6 +106,7 @@ def test_moved_folder_does_all_that_it_did(job, monkeypatch, capsys, tmp_path):
     assert (tmp_path / "elsewhere" / "j renamed" / "kept").is_dir()
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys):
     moved = Path("runs/x").rename("runs/z")
     monkeypatch.chdir("runs")
@@ -145,6 +146,7 @@ def test_given_parameters_come_from_a_file(job, tmp_path, monkeypatch, capsys):
         assert message in err
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_compare_front_judges_a_searchs_front_and_resumes(job, monkeypatch, capsys):
     words = ["compare", "--front", "runs/x", "--run", "runs/y", "--seeds", 3, *job]
     code, out, err = run(monkeypatch, capsys, *words)

@@ -203,6 +203,7 @@ def test_options_of_ray_need_ray(monkeypatch, capsys, tmp_path, job):
     assert "unknown executor 'rey'; did you mean 'ray'?" in err
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_halving_ends_trials_early(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 12, "--strategy", "random", "--run", folder]
@@ -291,6 +292,7 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, s
     assert outcome(ms.Study(folder), by_draw=by_draw) == outcome(ms.Study(whole), by_draw=by_draw)
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 6, "--run", folder, "--halving", "1,2"]

@@ -32,6 +32,7 @@ def folder(tmp_path):
     return tmp_path / "c"
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_verdict_of_a_comparison(folder, monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "verdict", folder)
     assert code == 0
@@ -69,6 +70,7 @@ def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     assert "scores after 4 and after 9 steps cannot be compared" in err
 
 
+@pytest.mark.slow  # continuous integration runs it
 def test_a_plan_runs_nothing(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "judge.py").write_text(EVALUATOR.format(folder=str(TOYS)), encoding="utf-8")
     words = ["compare", "--mask", "mine=window(1)", "--evaluator", f"{tmp_path}/judge.py:toy"]

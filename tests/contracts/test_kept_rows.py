@@ -27,6 +27,7 @@ def judged(evaluator: ms.Evaluator, workdir: Path, seed: int = 0) -> tuple[ms.Re
     return last, RowScores.load(workdir / ROWS)
 
 
+@pytest.mark.slow  # continuous integration runs it
 @pytest.mark.parametrize("half", ["search", "final", "all"])
 @pytest.mark.parametrize("make", EVALUATORS.values(), ids=EVALUATORS)
 def test_rows_add_up_to_the_objective(make, half, tmp_path):

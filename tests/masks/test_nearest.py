@@ -96,6 +96,7 @@ def test_structured_tables_are_found_again(mask: masks.Mask):
     assert found.explained
 
 
+@pytest.mark.slow  # continuous integration runs it
 @given(mask=structured(), share=st.floats(0, 0.3), seed=st.integers(0, 99))
 @settings(max_examples=8)
 def test_result_is_consistent_for_any_table(mask: masks.Mask, share: float, seed: int):

@@ -29,6 +29,7 @@ MASKS = [
 ]
 
 
+@pytest.mark.slow  # continuous integration runs it
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("mask", MASKS, ids=lambda mask: str(mask)[:20])
 def test_random_controls_match_within_one_point_on_every_seed(mask, shape):

@@ -32,6 +32,7 @@ def search(run, trials, **settings):
     return ms.search(space, ToyEvaluator(), run=run, trials=trials, progress=None, **settings)
 
 
+@pytest.mark.slow  # continuous integration runs it
 @pytest.mark.parametrize("strategy", ["tpe", "evolution", Windows])
 def test_given_parameters_come_first_and_resume(tmp_path, strategy):
     def made():
