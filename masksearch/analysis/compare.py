@@ -18,10 +18,10 @@ from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Estimate,
     PairedDifference,
+    correct_family,
     diverged_score,
     estimate,
     holm,
-    holm_levels,
     paired_difference,
     pooled_p,
 )
@@ -455,15 +455,12 @@ class ComparedMasks:
             if mine.tested and mine.scores and not self.mixture
             for role, other in self.opponents(mine, reference, against)
         ]
-        p_values = [compare_runs(mine, other).p_value for mine, _, other in pairs]
+        found = correct_family(pairs, lambda pair, level: compare_runs(pair[0], pair[2], level))
         scores = {name: entry.scores for name, entry in self.entries.items()}
         pooled = holm([pooled_p(scores, mine.name, other.name) for mine, _, other in pairs])
         sign = 1 if self.objectives[0].goal == "max" else -1
         findings: list[Finding] = []
-        for (mine, role, other), p, level, beside in zip(
-            pairs, holm(p_values), holm_levels(p_values), pooled, strict=True
-        ):
-            difference = compare_runs(mine, other, level)
+        for (mine, role, other), (difference, p), beside in zip(pairs, found, pooled, strict=True):
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
             outcome: Outcome = "not distinguishable"

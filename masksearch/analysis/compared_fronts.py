@@ -24,11 +24,10 @@ from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Estimate,
     PairedDifference,
+    correct_family,
     estimate,
     format_estimate,
     format_p,
-    holm,
-    holm_levels,
     paired_difference,
 )
 from masksearch.contracts import Objective
@@ -234,10 +233,11 @@ def judge_volumes(volumes: Mapping[str, SeedVolumes]) -> list[VolumeFinding]:
     if "searched" not in volumes:
         return []
     searched = volumes["searched"]
-    p_values = [volume_difference(searched, volumes[name]).p_value for name in others]
+    corrected = correct_family(
+        others, lambda name, level: volume_difference(searched, volumes[name], level)
+    )
     findings = []
-    for name, adjusted, level in zip(others, holm(p_values), holm_levels(p_values), strict=True):
-        found = volume_difference(searched, volumes[name], level)
+    for name, (found, adjusted) in zip(others, corrected, strict=True):
         outcome = "not distinguishable"
         if found.n_seeds < CLAIM_SEEDS:
             outcome = "too few seeds"
@@ -247,9 +247,7 @@ def judge_volumes(volumes: Mapping[str, SeedVolumes]) -> list[VolumeFinding]:
     return findings
 
 
-def volume_difference(
-    mine: SeedVolumes, other: SeedVolumes, level: float = 0.95
-) -> PairedDifference:
+def volume_difference(mine: SeedVolumes, other: SeedVolumes, level: float) -> PairedDifference:
     """The difference of two hypervolumes, which two paired t-tests must agree on.
 
     That of the jackknife's pseudo-values alone claims too often where the masks of a front are

@@ -15,11 +15,10 @@ from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Estimate,
     PairedDifference,
+    correct_family,
     estimate,
     format_estimate,
     format_p,
-    holm,
-    holm_levels,
     paired_difference,
 )
 from masksearch.contracts import Objective, Record
@@ -124,17 +123,14 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
     reference = "random" if "random" in curves else next(iter(curves))
     others = [name for name in curves if name != reference]
 
-    def difference(name: str, level: float = 0.95) -> PairedDifference:
-        at = finals["seconds"]
-        return paired_difference(at[name], at[reference], level)
-
-    p_values = [difference(name).p_value for name in others]
-    levels = dict(zip(others, holm_levels(p_values), strict=True))
-    adjusted = dict(zip(others, holm(p_values), strict=True))
+    at = finals["seconds"]
+    corrected = correct_family(
+        others, lambda name, level: paired_difference(at[name], at[reference], level)
+    )
+    known = dict(zip(others, corrected, strict=True))
     found = []
     for name in curves:
-        against = None if name == reference else difference(name, levels[name])
-        p_value = adjusted.get(name, math.nan)
+        against, p_value = known.get(name, (None, math.nan))
         found.append(
             StrategyReached(
                 strategy=name,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from scipy import stats
@@ -14,6 +15,7 @@ from masksearch.analysis.crossed import half_width, seed_error, stack_rows, two_
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective
 
+Pair = TypeVar("Pair")
 CLAIM_SEEDS = 3  # below so many common seeds nothing is claimed
 EQUAL = 1e-9  # differences that agree to this share of the scores are equal but for rounding
 
@@ -342,3 +344,22 @@ def holm_levels(p_values: Sequence[float], level: float = 0.95) -> list[float]:
             rejecting = adjusted[index] <= alpha
         levels[index] = 1 - share
     return levels
+
+
+def correct_family(
+    family: Sequence[Pair], difference: Callable[[Pair, float], PairedDifference]
+) -> list[tuple[PairedDifference, float]]:
+    """The differences of comparisons that were declared together, with Holm's p-values.
+
+    Args:
+        family: What is compared.
+        difference: One comparison, at a level.
+
+    Returns:
+        Each difference, its interval at the level that agrees with Holm's test, and its adjusted
+        p-value; in the order given.
+    """
+    p_values = [difference(each, 0.95).p_value for each in family]
+    levels = holm_levels(p_values)
+    differences = [difference(each, level) for each, level in zip(family, levels, strict=True)]
+    return list(zip(differences, holm(p_values), strict=True))
