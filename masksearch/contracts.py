@@ -414,6 +414,20 @@ class OffersGradients(Protocol):
 
 
 @runtime_checkable
+class ProvidesModels(Protocol):
+    """An evaluator whose trials share models: a search on this machine has them provided first,
+    so that what would make every trial fail is said before the first one."""
+
+    def provide_models(self, seed: int) -> None:
+        """Trains, or finds, what all evaluations of that seed share.
+
+        Raises:
+            MaskSearchError: If no mask can be judged on it.
+        """
+        ...
+
+
+@runtime_checkable
 class CarriesData(Protocol):
     """An evaluator whose data can travel with it, to machines that do not see its files."""
 

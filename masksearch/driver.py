@@ -45,6 +45,7 @@ from masksearch.contracts import (
     ExplainsValues,
     Half,
     Listener,
+    ProvidesModels,
     Record,
     Scheduler,
     SplitsRows,
@@ -332,6 +333,8 @@ def search(
             constraints=limits,
         )
         chosen = Enqueued(chosen, given) if given else chosen
+        if isinstance(evaluator, ProvidesModels) and isinstance(executor, Local | None):
+            evaluator.provide_models(seed)  # elsewhere the trials do, where they run
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
         store.note_call(describe_call(evaluator, space, **asked))

@@ -76,6 +76,11 @@ def without_costs(given: EvaluatorOptions) -> Evaluator:
     tasks = [name for name in ("glue", "squad", "swag") if name in settings]
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
+    if given.adapt is not None and (given.corpus or not (given.weights and tasks)):
+        raise OptionsError(
+            "--adapt needs --weights with --glue, --squad or --swag, and no --corpus: it says how "
+            "masks are put on a fine-tuned checkpoint"
+        )
     if given.corpus is None and not (given.weights and tasks):
         return planted_evaluator(settings)
     if given.tasks is not None and given.glue is None:

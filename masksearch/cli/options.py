@@ -173,6 +173,15 @@ class EvaluatorOptions:
         "random weights",
         "MODEL",
     )
+    adapt: str | None = option(
+        "With --weights and a task: what is trained under a mask. none: the mask is put on a "
+        "dense model, fine-tuned once for each task and seed and kept in the cache; recover: "
+        "that, then some steps under the mask (--set recover_steps=100); finetune: the "
+        "checkpoint, from the start.",
+        MODEL,
+        "finetune",
+        "NAME",
+    )
     tokenizer: str | None = option(
         "A tokenizer: a folder, or a name on the Hugging Face Hub.",
         MODEL,

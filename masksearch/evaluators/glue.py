@@ -8,7 +8,7 @@ print(last.values["glue"], at_majority(last.values))
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch import nn
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_seed
 from masksearch.errors import unknown_name
-from masksearch.evaluators.finetuning import FineTuning, TaskScores
+from masksearch.evaluators.downstream import TaskScores
+from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import (
@@ -78,6 +79,7 @@ class GlueEvaluator(FineTuning):
     convention: Convention = "primary"
 
     streams: ClassVar[tuple[int, int]] = (21, 22)
+    head_kind: ClassVar[str] = "SequenceClassification"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +143,10 @@ class GlueEvaluator(FineTuning):
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A classifier, or a regression where the task has no classes."""
         return SequenceClassifier(encoder, max(1, len(self.glue_task(name).labels)), seed=seed)
+
+    def class_names(self, name: str) -> Sequence[str] | None:
+        """The labels as the task's files spell them."""
+        return self.glue_task(name).labels
 
     def inputs(self, rows: TokenRows, chosen: list[int]) -> Batch:
         """Those rows, padded, with their classes or scores."""

@@ -35,6 +35,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError
+from masksearch.evaluators.dense_tuning import DenseTuning
 from masksearch.evaluators.supernet import (
     TOKENS,
     HeldOut,
@@ -121,6 +122,11 @@ class SharedWeights:
                 f"shared weights need an evaluator with differentiable(seed), "
                 f"{type(self.evaluator).__name__} has none; use for example a PlantedEvaluator "
                 "or an MlmEvaluator"
+            )
+        if isinstance(self.evaluator, DenseTuning) and self.evaluator.corpus is None:
+            raise SearchError(
+                "shared weights are trained on text, and this evaluator has no corpus; give it "
+                "one, or use another strategy (dam searches on fine-tuned models)"
             )
         _ = self.config
         if self.adapt_steps < 0:

@@ -21,7 +21,8 @@ from torch import nn
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch, Objective
 from masksearch.errors import DataError
-from masksearch.evaluators.finetuning import FineTuning, TaskScores
+from masksearch.evaluators.downstream import TaskScores
+from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
@@ -78,6 +79,7 @@ class SquadEvaluator(FineTuning):
     null_threshold: float = 0.0
 
     streams: ClassVar[tuple[int, int]] = (51, 52)
+    head_kind: ClassVar[str] = "QuestionAnswering"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,8 @@ from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Objective
-from masksearch.evaluators.finetuning import FineTuning, TaskScores
+from masksearch.evaluators.downstream import TaskScores
+from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
@@ -57,6 +58,7 @@ class SwagEvaluator(FineTuning):
     split_seed: int = 0
 
     streams: ClassVar[tuple[int, int]] = (53, 54)
+    head_kind: ClassVar[str] = "MultipleChoice"
 
     def __post_init__(self) -> None:
         super().__post_init__()

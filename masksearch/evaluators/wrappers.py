@@ -26,6 +26,7 @@ from masksearch.contracts import (
     Half,
     Objective,
     OffersGradients,
+    ProvidesModels,
     Report,
     Shape,
     SplitsRows,
@@ -51,6 +52,8 @@ class EvaluatorWrapper:
         if isinstance(self.evaluator, OffersGradients):
             # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
             object.__setattr__(self, "differentiable", self.evaluator.differentiable)
+        if isinstance(self.evaluator, ProvidesModels):
+            object.__setattr__(self, "provide_models", self.evaluator.provide_models)
         if isinstance(self.evaluator, CarriesData):
             object.__setattr__(self, "packed", self.pack_within)
         if isinstance(self.evaluator, ExplainsValues):
