@@ -46,6 +46,13 @@ def test_weights_need_no_corpus_to_fine_tune():
     assert (built.corpus, built.weights, built.tasks) == (None, "model", ("RTE", "CoLA"))
 
 
+def test_adapt_reaches_the_evaluator():
+    given = {"weights": "model", "squad": "folder", "set": ["recover_steps=5"]}
+    built = build_evaluator(EvaluatorOptions(adapt="recover", **given))
+    assert isinstance(built, SquadEvaluator)
+    assert (built.adapt, built.recover_steps) == ("recover", 5)
+
+
 def test_preset_gives_way_to_what_is_named():
     built = build_evaluator(EvaluatorOptions(corpus="text.txt", preset="sparsebert", steps=3))
     assert isinstance(built, ms.MlmEvaluator)
@@ -71,6 +78,8 @@ def test_reuse_wraps_before_costs(tmp_path):
         ({"corpus": "a", "rows": 4}, "--rows needs --glue, --squad or --swag"),
         ({"corpus": "a", "glue": "b", "squad": "c"}, "--glue and --squad are two evaluators"),
         ({"weights": "a"}, "--weights needs --corpus"),
+        ({"weights": "a", "adapt": "none"}, "--adapt needs --weights with --glue"),
+        ({"corpus": "a", "weights": "b", "glue": "c", "adapt": "none"}, "and no --corpus"),
         ({"glue": "a"}, "--glue needs --corpus"),
         ({"corpus": "a", "set": ["epochs"]}, "--set takes name=value, got 'epochs'"),
         ({"corpus": "a", "set": ["steps=3"]}, "steps has an option of its own: --steps"),

@@ -21,7 +21,9 @@ from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
-from masksearch.evaluators.finetuning import CHECKPOINT, ROUND, SCORES, FineTuning, freeze
+from masksearch.evaluators.downstream import ROUND
+from masksearch.evaluators.finetuning import CHECKPOINT, SCORES, FineTuning
+from masksearch.evaluators.frozen_layers import freeze
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.token_rows import (
     TokenRows,
@@ -267,7 +269,7 @@ def test_packed_fine_tuning_reads_no_rows(
     expected = list(judge(masks.star(), seed=0, workdir=tmp_path / "one"))
     for name in ("read_tokens", "read_glue"):
         monkeypatch.setattr(f"masksearch.evaluators.glue.{name}", None)
-    monkeypatch.setattr("masksearch.evaluators.finetuning.read_vocabulary", None)
+    monkeypatch.setattr("masksearch.evaluators.downstream.read_vocabulary", None)
     assert list(packed(masks.star(), seed=0, workdir=tmp_path / "two")) == expected
 
 

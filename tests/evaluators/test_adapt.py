@@ -1,0 +1,406 @@
+"""Masks on dense models: fine-tuned once, kept, shared; judged as they are or after some steps."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import tiny_checkpoint
+from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import OneShot, Report
+from masksearch.errors import DataError, MaskSearchError, SearchError, UnknownNameError
+from masksearch.evaluators.finetuning import FineTuning
+from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.squad import SquadEvaluator
+from masksearch.evaluators.swag import SwagEvaluator
+from masksearch.gates.dam import run_one_shot
+from masksearch.training.loop import Step, TrainConfig, follow_trainings
+
+WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SST-2 and RTE whose answer is in the words, and a checkpoint that knows the words."""
+    draw, folder = random.Random(0), tmp_path_factory.mktemp("adapt")
+    halves = (WORDS[:40], WORDS[40:])
+    for part, count in (("train", 96), ("dev", 80)):
+        lines = ["sentence\tlabel"]
+        for number in range(count):
+            said = draw.choices(halves[number % 2], k=draw.randint(4, 10))
+            lines.append(f"{' '.join(said)}\t{number % 2}")
+        write(folder / "glue" / "SST-2" / f"{part}.tsv", lines)
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        for number in range(count):
+            said = [" ".join(draw.choices(halves[number % 2], k=4)) for _ in range(2)]
+            label = ("entailment", "not_entailment")[number % 2]
+            lines.append(f"{number}\t{said[0]}\t{said[1]}\t{label}")
+        write(folder / "glue" / "RTE" / f"{part}.tsv", lines)
+    tiny_checkpoint(folder / "checkpoint", WORDS)
+    return folder
+
+
+def write(path: Path, lines: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def evaluator(data: Path, cache: Path, **settings: Any) -> GlueEvaluator:
+    small = {
+        "tasks": ("SST-2",),
+        "weights": data / "checkpoint",
+        "length": 32,
+        "epochs": 2,
+        "finetune_batch": 8,
+        "finetune_lr": 3e-3,
+        "cache": cache,
+        "device": "cpu",
+        "adapt": "none",
+        "recover_steps": 3,
+    }
+    return GlueEvaluator(None, data / "glue", **(small | settings))
+
+
+@pytest.fixture(scope="module")
+def cache(data: Path) -> Path:
+    """A cache folder that holds the dense model of SST-2, seed 1."""
+    folder = data / "cache"
+    judged(evaluator(data, folder), data / "first")
+    return folder
+
+
+def judged(
+    judge: FineTuning, workdir: Path, mask: masks.Mask | None = None, seed: int = 1
+) -> tuple[dict[str, float], int]:
+    """The scores of a mask, and how many optimiser steps that took."""
+    steps: list[int] = []
+    with follow_trainings(lambda step, config: steps.append(step.number)):
+        *_, last = judge(mask or masks.star(), seed=seed, workdir=workdir)
+    return dict(last.values), len(steps)
+
+
+# -- the dense model ---------------------------------------------------------------------------
+def test_a_dense_model_is_trained_once_for_all_masks(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, tmp_path / "cache")
+    full, first = judged(judge, tmp_path / "a", masks.full())
+    assert first == judge.finetune_steps("SST-2")
+    narrow, second = judged(judge, tmp_path / "b", masks.window(0))
+    again, third = judged(judge, tmp_path / "c", masks.full())
+    assert (second, third) == (0, 0)
+    assert full == again
+    assert full["SST-2"] > 0.8
+    assert set(narrow) == set(full)
+
+
+def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path) -> None:
+    judge = evaluator(data, cache)
+    head = judge.dense("SST-2", 1)
+    key = judge.dense_key(head, "SST-2", 1)
+    for same in ({"half": "final"}, {"adapt": "recover"}, {"dev_rows": 10}):
+        assert replace(judge, **same).dense_key(head, "SST-2", 1) == key
+    for other in ({"epochs": 1}, {"finetune_lr": 1e-3}, {"length": 8}, {"rows": 50}):
+        assert replace(judge, **other).dense_key(head, "SST-2", 1) != key
+    assert judge.dense_key(head, "SST-2", 2) != key
+
+
+def test_a_killed_dense_training_goes_on(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, tmp_path / "straight", checkpoint_seconds=0.0)
+    straight, steps = judged(judge, tmp_path / "a")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: Step, config: TrainConfig) -> None:
+        if step.number == 5:
+            raise Killed
+
+    judge = evaluator(data, tmp_path / "killed", checkpoint_seconds=0.0)
+    with follow_trainings(kill), suppress(Killed):
+        judged(judge, tmp_path / "b")
+    assert judged(judge, tmp_path / "c") == (straight, steps - 4)
+    kept = {path.suffix for path in (tmp_path / "killed" / "dense").iterdir()}
+    assert kept <= {".safetensors", ".lock", ".json"}
+
+
+def kept_model(cache: Path) -> Path:
+    (path,) = (cache / "dense").glob("SST-2-*.safetensors")
+    return path
+
+
+def copied(cache: Path, tmp_path: Path) -> Path:
+    folder: Path = shutil.copytree(cache, tmp_path / "cache")
+    return folder
+
+
+def test_a_damaged_dense_model_is_trained_again(data: Path, cache: Path, tmp_path: Path) -> None:
+    own = copied(cache, tmp_path)
+    path = kept_model(own)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=r"is damaged .* fine-tuned again"):
+        scores, steps = judged(evaluator(data, own), tmp_path / "a")
+    assert steps > 0
+    assert scores == judged(evaluator(data, cache), tmp_path / "b")[0]
+
+
+def test_a_dense_model_of_another_protocol_is_refused(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    own = copied(cache, tmp_path)
+    path = kept_model(own)
+    judge = evaluator(data, own)
+    other = path.with_name(f"SST-2-{judge.dense_key(judge.dense('SST-2', 1), 'SST-2', 2)}")
+    path.rename(other.with_suffix(".safetensors"))
+    with pytest.raises(DataError, match=r"another protocol .* remove it"):
+        judged(judge, tmp_path / "a", seed=2)
+
+
+def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, tmp_path / "cache", finetune_lr=1e-9, epochs=1)
+    with pytest.raises(SearchError, match=r"a constant answer .* no masks can be compared"):
+        judged(judge, tmp_path / "a")
+    with pytest.raises(SearchError, match="no masks can be compared"):
+        judge.differentiable(1)
+    begun: list[object] = []
+    for each in (judge, ms.Cached(judge, tmp_path / "judged")):
+        with pytest.raises(SearchError, match="no masks can be compared"):
+            ms.search(
+                lambda trial: masks.star(),
+                each,
+                run=tmp_path / "run",
+                trials=2,
+                seed=1,
+                listeners=[begun.append],
+                progress=None,
+            )
+    assert begun == []  # said before the first trial
+
+
+# -- recovery ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("learn_from", ["labels", "dense"])
+def test_recovery_takes_its_steps_and_leaves_the_dense_model(
+    data: Path, cache: Path, tmp_path: Path, learn_from: str
+) -> None:
+    before = kept_model(cache).read_bytes()
+    judge = evaluator(data, cache, adapt="recover", learn_from=learn_from)
+    scores, steps = judged(judge, tmp_path / "a")
+    assert steps == 3
+    assert judged(judge, tmp_path / "a") == (scores, 0)
+    assert judged(judge, tmp_path / "b") == (scores, 3)
+    assert kept_model(cache).read_bytes() == before
+
+
+def test_protocols_tell_settings_apart(data: Path, cache: Path) -> None:
+    plain = replace(evaluator(data, cache), adapt="finetune")
+    changed = [
+        {"adapt": "none"},
+        {"adapt": "none", "learn_from": "dense"},
+        {"adapt": "recover"},
+        {"adapt": "recover", "learn_from": "dense"},
+        {"adapt": "recover", "recover_steps": 4},
+        {"adapt": "recover", "recover_lr": 1e-4},
+    ]
+    ids = [plain.protocol, *(replace(plain, **change).protocol for change in changed)]
+    assert len(set(ids)) == len(ids)
+    assert replace(plain, recover_steps=50).protocol == plain.protocol
+
+
+# -- gates -------------------------------------------------------------------------------------
+def trained_gates(judge: GlueEvaluator, workdir: Path) -> list[Report]:
+    config = {"density": 0.6, "steps": 20, "gate_lr": 0.3, "lr": 1e-3}
+    job = OneShot({"structure": "free", "layers": 2}, config)
+    return list(run_one_shot(judge, job, seed=1, workdir=workdir))
+
+
+@pytest.mark.parametrize("learn_from", ["labels", "dense"])
+def test_gates_are_trained_on_frozen_models_of_several_tasks(
+    data: Path, cache: Path, tmp_path: Path, learn_from: str
+) -> None:
+    judge = evaluator(data, cache, tasks=("SST-2", "RTE"), learn_from=learn_from)
+    source = judge.differentiable(1)
+    assert not any(p.requires_grad for p in source.model.parameters())
+    first = [next(source.batches) for _ in range(4)]
+    assert [int(batch["task"]) for batch in first] == [0, 1, 0, 1]
+    source.model.eval()
+    for number, name in enumerate(judge.downstream):  # each model is computed with its weights
+        alone = judge.dense(name, 1).eval()
+        inputs = {n: part for n, part in first[number].items() if n not in ("task", "target")}
+        with torch.no_grad():
+            ours = source.model(**first[number])
+            torch.testing.assert_close(ours.logits, alone(**inputs).logits)
+            if learn_from == "dense":
+                assert float(ours.loss) == pytest.approx(0, abs=1e-6)
+    last = trained_gates(judge, tmp_path)[-1]
+    assert last.values["density"] == pytest.approx(0.6, abs=0.1)
+    assert last.step == 20
+    assert (tmp_path / "gates.safetensors").is_file()
+
+
+def test_gates_and_weights_are_trained_together_without_a_corpus(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    judge = evaluator(data, cache, adapt="finetune", tasks=("SST-2", "RTE"))
+    model = judge.differentiable(1).model
+    assert all(p.requires_grad for p in model.parameters())
+    assert trained_gates(judge, tmp_path)[-1].step == 20
+
+
+def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path) -> None:
+    study = ms.search(
+        None,
+        evaluator(data, cache),
+        run=tmp_path / "run",
+        strategy="dam",
+        strategy_options={
+            "gates": {"layers": 2},
+            "config": {"density": 0.6, "steps": 20, "gate_lr": 0.3},
+        },
+        trials=2,
+        seed=1,
+        progress=None,
+    )
+    first, *others = study.records()
+    assert isinstance(first.job, OneShot)
+    assert [record.status for record in others] == ["done"]
+    assert others[0].values["SST-2"] > 0.6
+
+
+# -- folders that were fine-tuned by the user ---------------------------------------------------
+def tuned(data: Path, folder: Path, **config: Any) -> Path:
+    """A fine-tuned folder: the dense model of SST-2 as a BERT with transformers' own head."""
+    from transformers import BertForSequenceClassification
+
+    model = BertForSequenceClassification.from_pretrained(data / "checkpoint", **config)
+    rows = evaluator(data, data / "cache").tokens("SST-2").train
+    judge, optimiser = evaluator(data, data / "cache"), torch.optim.AdamW(model.parameters(), 3e-3)
+    for _, batch in zip(range(60), judge.batches(rows, 0), strict=False):
+        if model.config.num_labels == 2:
+            optimiser.zero_grad()
+            model(**batch).loss.backward()
+            optimiser.step()
+    model.save_pretrained(folder)
+    shutil.copy(data / "checkpoint" / "vocab.txt", folder)
+    return folder
+
+
+def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, tmp_path / "cache", weights=tuned(data, tmp_path / "tuned"))
+    scores, steps = judged(judge, tmp_path / "a", masks.full())
+    assert steps == 0
+    assert scores["SST-2"] > 0.8
+    opposite = {"id2label": {0: "1", 1: "0"}, "label2id": {"1": 0, "0": 1}}
+    swapped = tuned(data, tmp_path / "swapped", **opposite)
+    with pytest.raises(MaskSearchError, match="constant answer"):  # its names say the opposite
+        judged(evaluator(data, tmp_path / "cache", weights=swapped), tmp_path / "b", masks.full())
+    source = judge.differentiable(1)
+    assert torch.isfinite(source.model(**next(source.batches)).loss)
+
+
+def test_a_fine_tuned_folder_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
+    three = tuned(data, tmp_path / "three", num_labels=3)
+    with pytest.raises(DataError, match="head of 3 outputs, and the task 2"):
+        judged(evaluator(data, tmp_path, weights=three), tmp_path / "a")
+    two = evaluator(data, tmp_path, weights=three, tasks=("SST-2", "RTE"))
+    with pytest.raises(DataError, match="one model of one task"):
+        judged(two, tmp_path / "a")
+    config = (data / "checkpoint" / "config.json").read_text()
+    bare = shutil.copytree(data / "checkpoint", tmp_path / "bare")
+    changed = config.replace("BertForMaskedLM", "BertForSequenceClassification")
+    (bare / "config.json").write_text(changed)
+    with pytest.raises(DataError, match="its head is missing"):
+        judged(evaluator(data, tmp_path, weights=bare), tmp_path / "a")
+    bare = shutil.copytree(data / "checkpoint", tmp_path / "spans")
+    changed = config.replace("BertForMaskedLM", "BertForQuestionAnswering")
+    (bare / "config.json").write_text(changed)
+    with pytest.raises(DataError, match=r"points at answers .* this task needs a classifier"):
+        judged(evaluator(data, tmp_path, weights=bare), tmp_path / "a")
+
+
+def test_shared_weights_ask_for_text(data: Path, cache: Path) -> None:
+    with pytest.raises(SearchError, match="has no corpus; give it one"):
+        ms.SharedWeights(evaluator(data, cache), lambda trial: masks.star())
+
+
+# -- the other tasks -----------------------------------------------------------------------------
+def questions(folder: Path, kind: str, **settings: Any) -> FineTuning:
+    """SQuAD or SWAG over toy words, with a checkpoint that knows them."""
+    if not (folder / "checkpoint").exists():
+        tiny_checkpoint(folder / "checkpoint", TOKENS[5:])
+        write_squad(folder / "squad" / "train-v.json", squad_json(6, 30, seed=0))
+        write_squad(folder / "squad" / "dev-v.json", squad_json(4, 20, seed=1))
+        write_swag(folder / "swag" / "train.jsonl", swag_rows(100, seed=0))
+        write_swag(folder / "swag" / "val.jsonl", swag_rows(80, seed=1))
+    small = {
+        "weights": folder / "checkpoint",
+        "length": 32,
+        "epochs": 2,
+        "finetune_batch": 8,
+        "finetune_lr": 3e-3,
+        "cache": folder / "cache",
+        "device": "cpu",
+        "adapt": "recover",
+        "recover_steps": 2,
+        "learn_from": "dense",
+    }
+    if kind == "squad":
+        return SquadEvaluator(None, folder / "squad", **(small | settings))
+    return SwagEvaluator(None, folder / "swag", **(small | settings))
+
+
+@pytest.mark.parametrize("kind", ["squad", "swag"])
+def test_questions_and_endings_have_dense_models(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FineTuning, "check_learned", lambda *given: None)  # so short a training
+    judge = questions(tmp_path, kind)
+    (task,) = judge.downstream
+    scores, steps = judged(judge, tmp_path / "a")
+    assert steps == judge.finetune_steps(task) + 2
+    assert judged(judge, tmp_path / "b") == (scores, 2)
+    source = judge.differentiable(1)
+    assert torch.isfinite(source.model(**next(source.batches)).loss)
+    assert source.held_out
+    labels = replace(judge, learn_from="labels", adapt="none").differentiable(1)
+    assert torch.isfinite(labels.model(**next(labels.batches)).loss)
+
+
+@pytest.mark.parametrize("kind", ["squad", "swag"])
+def test_questions_and_endings_take_fine_tuned_folders(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertForMultipleChoice, BertForQuestionAnswering
+
+    monkeypatch.setattr(FineTuning, "check_learned", lambda *given: None)
+    questions(tmp_path, kind)
+    made = BertForQuestionAnswering if kind == "squad" else BertForMultipleChoice
+    model = made.from_pretrained(tmp_path / "checkpoint")
+    model.save_pretrained(tmp_path / "tuned")
+    shutil.copy(tmp_path / "checkpoint" / "vocab.txt", tmp_path / "tuned")
+    judge = questions(tmp_path, kind, weights=tmp_path / "tuned", learn_from="labels")
+    head = judge.dense(*judge.downstream, 1).eval()
+    rows = judge.tokens().train
+    batch = judge.inputs(rows, [0, 1, 2])
+    with torch.no_grad():
+        ours, theirs = head(**batch), model.eval()(**batch)
+    torch.testing.assert_close(ours.loss, theirs.loss)
+    assert judged(judge, tmp_path / "a")[1] == 2
+
+
+# -- bad input -----------------------------------------------------------------------------------
+def test_settings_that_do_not_go_together_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="recover"):
+        evaluator(data, tmp_path, adapt="recovr")
+    with pytest.raises(ValueError, match="has no weights"):
+        GlueEvaluator(data / "text.txt", data / "glue", adapt="none")
+    with pytest.raises(ValueError, match="recover_steps must be at least 1"):
+        evaluator(data, tmp_path, recover_steps=0)
+    with pytest.raises(ValueError, match="recover_lr must be positive"):
+        evaluator(data, tmp_path, recover_lr=-1.0)
