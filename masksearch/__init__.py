@@ -99,6 +99,8 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
+    from masksearch.strategies.unit_scores import score_units as score_units
+    from masksearch.strategies.units import Units as Units
     from masksearch.study.constraints import Constraint as Constraint
     from masksearch.tasks.glue.metrics import GlueScore as GlueScore
     from masksearch.tasks.glue.metrics import glue_score as glue_score

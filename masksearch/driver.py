@@ -59,6 +59,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.masks.text import names_run
+from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
 from masksearch.strategies.enqueued import Enqueued, draw_enqueued
 from masksearch.strategies.listed import Listed
@@ -260,7 +261,8 @@ def search(
     """Searches masks; calling it again with the same run folder goes on where it stopped.
 
     Args:
-        space: Draws a mask from an Optuna trial; None where the strategy needs none ("dam").
+        space: Draws a mask from an Optuna trial; None where the strategy needs none ("dam",
+            "allocate").
         evaluator: Judges masks.
         run: Folder of the run.
         storage: None (what the run folder says; SQLite in it where it is new),
@@ -268,9 +270,11 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"dam"`, `"shared+tpe"` (or `"shared+random"`, `"shared+evolution"`),
+            `"allocate"`, `"dam"`, `"shared+tpe"` (or `"shared+random"`, `"shared+evolution"`),
             `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.
-        strategy_options: For "dam": `gates`, `config`, `densities` (see `DamStrategy`); for
+        strategy_options: For "allocate": `local`, `between`, `full`, `unit` (see `Units`),
+            `score`, `grow`, `tries` (see `AllocateStrategy`); for "dam": `gates`, `config`,
+            `densities` (see `DamStrategy`); for
             "evolution": `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
             `steps`, `candidates`, `bands`, ... (see `SharedStrategy`); for "file.py:Name": its
             arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.
@@ -332,6 +336,12 @@ def search(
             options=options,
             constraints=limits,
         )
+        if isinstance(chosen, AllocateStrategy) and trials and trials <= chosen.least_trials:
+            warnings.warn(
+                f"strategy 'allocate' judges {chosen.least_trials} masks before it chooses one by "
+                f"their scores, and trials is {trials}; give more of them, or larger units",
+                stacklevel=outside_level(),
+            )
         chosen = Enqueued(chosen, given) if given else chosen
         if isinstance(evaluator, ProvidesModels) and isinstance(executor, Local | None):
             evaluator.provide_models(seed)  # elsewhere the trials do, where they run

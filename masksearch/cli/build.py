@@ -11,7 +11,13 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from masksearch.cli.options import DamOptions, EvaluatorOptions, ExecutorOptions, OptionsError
+from masksearch.cli.options import (
+    AllocationOptions,
+    DamOptions,
+    EvaluatorOptions,
+    ExecutorOptions,
+    OptionsError,
+)
 from masksearch.contracts import Evaluator, Executor, Scheduler, check_evaluator
 from masksearch.errors import unknown_name
 from masksearch.masks import parse
@@ -20,6 +26,7 @@ from masksearch.user_code import call_user, load_function, load_object
 
 if TYPE_CHECKING:
     from masksearch.contracts import Record
+    from masksearch.strategies.space import Space
 
 SPELLED: dict[Any, str] = {  # what `--set` takes, in words
     bool: "true or false",
@@ -329,7 +336,10 @@ def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
     settings = given.dam or []
     if strategy != "dam":
         if gates or config or settings:
-            raise OptionsError("--density, --structure, --dam, ... belong to strategy dam")
+            raise OptionsError(
+                "--density, --structure, --dam, ... belong to strategy dam, and to allocate with "
+                "--score gates"
+            )
         return {}
     options: dict[str, Any] = {"gates": gates, "config": config}
     if settings:
@@ -351,6 +361,38 @@ def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
             if name == "preset" or name in of_config | EARLIER.keys():
                 config[name] = value
     return options
+
+
+def allocation_options(given: AllocationOptions, strategy: str) -> dict[str, Any]:
+    """Options of strategy allocate; of others, only the units are taken (`units_space`).
+
+    Raises:
+        OptionsError: If another strategy is given an option of allocate alone.
+    """
+    named = {name: value for name, value in vars(given).items() if value not in (None, [])}
+    if strategy == "allocate":
+        return named
+    if alone := [name for name in ("score", "grow", "tries") if name in named]:
+        raise OptionsError(f"--{alone[0]} belongs to strategy allocate")
+    return {}
+
+
+def units_space(given: AllocationOptions, strategy: str, evaluator: Evaluator) -> Space | None:
+    """The space of the units that options name, for a strategy that needs one; None without.
+
+    Raises:
+        OptionsError: If some of the options are given without --local.
+    """
+    others = [name for name in ("full", "between", "unit") if getattr(given, name)]
+    if strategy == "allocate" or not (given.local or others):
+        return None
+    if strategy == "dam":
+        raise OptionsError("strategy dam takes no space: drop --local, --full, ...")
+    if given.local is None:
+        raise OptionsError(f"--{others[0]} goes with --local, the mask of the other units")
+    from masksearch.strategies.allocate import build_units
+
+    return build_units(vars(given), evaluator.shape)
 
 
 def shared_options(settings: Sequence[str], strategy: str) -> dict[str, Any]:

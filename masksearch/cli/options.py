@@ -26,6 +26,7 @@ RUN = "Which run"
 JUDGE = "What judges a mask"
 MODEL = "The model that is trained, and how"
 ONE_SHOT = "Settings of the strategies dam and shared+tpe"
+ALLOCATION = "Units that are full or local: strategy allocate, or a space for any other"
 PLACE = "Where it runs"
 OUTPUT = "Output"
 
@@ -253,6 +254,40 @@ class DamOptions:
         ONE_SHOT,
         "see docs/proxy.md",
         "NAME=VALUE",
+    )
+
+
+@dataclass(frozen=True)
+class AllocationOptions:
+    """Layers or heads that each take one of several masks."""
+
+    local: str | None = option(
+        "The mask of a unit that needs little, such as 'window(8) | global_tokens(1)'.",
+        ALLOCATION,
+        "none: no units",
+        "MASK",
+    )
+    full: str | None = option("The mask of a unit that needs much.", ALLOCATION, "full()", "MASK")
+    between: list[str] | None = option(  # noqa: RUF009
+        "Further masks of a unit, from local to full; repeatable.", ALLOCATION, "none", "MASK"
+    )
+    unit: str | None = option("What is allocated: head or layer.", ALLOCATION, "head", "NAME")
+    score: str | None = option(
+        "allocate: what a unit is worth: restore (it alone full), ablate (it alone local), gates "
+        "(trained first, with the settings of dam), or a file of gates or importance.",
+        ALLOCATION,
+        "restore; ablate for backward",
+        "NAME",
+    )
+    grow: str | None = option(
+        "allocate: ranked (units by their scores), greedy (add the best, round by round) or "
+        "backward (take away the most useless).",
+        ALLOCATION,
+        "ranked",
+        "NAME",
+    )
+    tries: int | None = option(
+        "allocate: units that a round of greedy or backward judges.", ALLOCATION, "all", "N"
     )
 
 

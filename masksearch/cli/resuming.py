@@ -18,6 +18,8 @@ COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
 PATHS = {"run", "out", "found", "front", "like", "reuse", "enqueue"}
 PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
+PLACES |= {"score"}  # or one of its names
+MASKS = {"mask", "local", "full", "between"}  # an expression, a file or a run
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 
@@ -69,7 +71,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
         elif name in CODE and ".py:" in str(value):
             file, colon, function = str(value).rpartition(":")
             plain[name] = f"{Path(file).resolve()}{colon}{function}"
-        elif name == "mask":
+        elif name in MASKS:
             many = isinstance(value, list)
             plain[name] = [absolute_mask(v) for v in value] if many else absolute_mask(value)
         elif name == "storage":

@@ -79,12 +79,18 @@ def evaluate(
         say_where(run)
 
 
-@options.taking(options.EvaluatorOptions, options.DamOptions, options.ExecutorOptions)
+@options.taking(
+    options.EvaluatorOptions,
+    options.AllocationOptions,
+    options.DamOptions,
+    options.ExecutorOptions,
+)
 def search(
     space: Annotated[
         str | None,
         typer.Argument(
-            help="The search space: a function in a file that draws a mask; dam needs none.",
+            help="The search space: a function in a file that draws a mask; dam, allocate and "
+            "--local need none.",
             rich_help_panel=SEARCHED,
             metavar="FILE.py:NAME",
             show_default=False,
@@ -94,8 +100,8 @@ def search(
     strategy: Annotated[
         str,
         declare(
-            "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, dam, "
-            "shared+tpe, or your own as FILE.py:NAME.",
+            "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, "
+            "dam, shared+tpe, or your own as FILE.py:NAME.",
             SEARCHED,
             "",
             "NAME",
@@ -188,20 +194,33 @@ def search(
 
 def run_search(given: dict[str, Any]) -> Study:
     """The search that a command's options ask for."""
-    from masksearch.cli.build import build_halving, dam_options, shared_options
+    from masksearch.cli.build import (
+        allocation_options,
+        build_halving,
+        dam_options,
+        shared_options,
+        units_space,
+    )
     from masksearch.driver import search
     from masksearch.loggers.files import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.user_code import load_function
 
     space, strategy, run = given["space"], given["strategy"], given["run"]
-    if space is None and strategy != "dam" and ".py:" not in strategy:
+    allocation = options.given_to(options.AllocationOptions, given)
+    own = strategy in ("dam", "allocate") or ".py:" in strategy
+    if space is None and not own and allocation.local is None:
         raise options.OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
+    if space is not None and any(vars(allocation).values()):
+        raise options.OptionsError(f"--local, --full, ... are a space of their own; drop {space}")
     if given["trials"] is None and given["seconds"] is None:
         given = given | {"trials": 20}
     built = evaluator_of(given)
     dam = options.given_to(options.DamOptions, given)
-    of_strategy = dam_options(dam, strategy) | shared_options(dam.shared or (), strategy)
+    gates = strategy == "allocate" and allocation.score == "gates"
+    of_strategy = dam_options(dam, "dam" if gates else strategy)
+    of_strategy |= shared_options(dam.shared or (), strategy)
+    of_strategy |= allocation_options(allocation, strategy)
     scheduler = build_halving(
         given["halving"], given["halving_metric"], given["halving_factor"], built
     )
@@ -211,7 +230,9 @@ def run_search(given: dict[str, Any]) -> Study:
         resumable(run, "search", given),
     ):
         return search(
-            load_function(space) if space is not None and strategy != "dam" else None,
+            load_function(space)
+            if space is not None and strategy != "dam"
+            else units_space(allocation, strategy, built),
             built,
             run=run,
             storage=given["storage"],

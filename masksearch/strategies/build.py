@@ -14,6 +14,9 @@ from masksearch.contracts import Evaluator, OffersGradients, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
 from masksearch.gates.discretise import least_density, weights_of
+from masksearch.strategies.allocate import NAME as ALLOCATE
+from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
+from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
@@ -25,11 +28,12 @@ from masksearch.study.constraints import Constraint
 from masksearch.user_code import load_strategy
 
 OPTIONS = {
+    ALLOCATE: ALLOCATE_OPTIONS,
     "dam": ("gates", "config", "densities", "merge_heads"),
     "evolution": ("population", "sample"),
     **dict.fromkeys(SHARED, SHARED_OPTIONS),
 }
-STRATEGIES = (*SAMPLERS, "evolution", "dam", *SHARED)
+STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", *SHARED)
 
 
 def build_strategy(
@@ -95,6 +99,18 @@ def build_strategy(
             densities=options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),
         )
+    if strategy == ALLOCATE:
+        if space is not None:
+            raise SearchError(
+                "strategy 'allocate' takes no space: its masks are those of its units; give None"
+            )
+        if options.get("score") == "gates" and not isinstance(evaluator, OffersGradients):
+            raise SearchError(
+                "score='gates' needs an evaluator with differentiable(seed); "
+                f"{type(evaluator).__name__} has none: score by 'restore' or 'ablate'"
+            )
+        units = build_units(options, evaluator.shape)
+        return build_allocate(options, units, evaluator.objectives[0], run)
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
     try_space(space)
@@ -132,7 +148,7 @@ def strategy_facts(
     """What must not change between two searches on one run folder.
 
     Fields of a `DamConfig` stand under the names that earlier studies have. A strategy of a
-    user's file is known by the file's text, wherever the file lies.
+    user's file is known by the file's text, wherever the file lies; a file of scores likewise.
     """
     facts, recorded = {"strategy": strategy_name(strategy)}, dict(options)
     if strategy == "dam" and "config" in options:
@@ -141,4 +157,7 @@ def strategy_facts(
         path = Path(strategy.rpartition(":")[0])
         text = path.read_bytes() if path.is_file() else b""
         facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]
+    score = options.get("score")
+    if strategy == ALLOCATE and isinstance(score, str | Path) and Path(score).is_file():
+        facts["strategy_source"] = hashlib.sha256(Path(score).read_bytes()).hexdigest()[:16]
     return facts | {"strategy_options": json.dumps(recorded, sort_keys=True, default=str)}

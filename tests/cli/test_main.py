@@ -199,6 +199,30 @@ MISTAKES = {
         ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "steps"],
         "--shared takes name=value, got 'steps'",
     ),
+    "score of units": (
+        ["search", "my_space.py:space", "--score", "restore"],
+        "are a space of their own; drop my_space.py:space",
+    ),
+    "score of another strategy": (
+        ["search", "--strategy", "random", "--local", "star()", "--grow", "greedy"],
+        "--grow belongs to strategy allocate",
+    ),
+    "units without a local mask": (
+        ["search", "--strategy", "allocate", "--unit", "layer"],
+        "units need a local mask .*--local",
+    ),
+    "full mask without a local one": (
+        ["search", "--strategy", "random", "--full", "window(3)"],
+        "strategy 'random' needs a space",
+    ),
+    "density without gates": (
+        ["search", "--strategy", "allocate", "--local", "star()", "--density", "0.1"],
+        "belong to strategy dam, and to allocate with --score gates",
+    ),
+    "unit that is none": (
+        ["search", "--strategy", "allocate", "--local", "star()", "--unit", "heads"],
+        "unknown unit 'heads'",
+    ),
     "dam option": (
         ["search", "my_space.py:space", "--density", "0.1"],
         "belong to strategy dam",

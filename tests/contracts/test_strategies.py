@@ -25,15 +25,19 @@ from masksearch.contracts import (
     Proposal,
     Record,
     Refused,
+    Shape,
     Shared,
     Strategy,
 )
+from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
+from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.listed import Listed
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
 from masksearch.strategies.supernet import Candidate, SharedStrategy, write_ranking
+from masksearch.strategies.units import Units
 from masksearch.study.constraints import Constraint
 
 OBJECTIVES = {
@@ -200,6 +204,88 @@ class TestStrategy:
         for status in ["failed"] * 9 + ["stopped"] * 9 + ["done"] * 3:
             strategy.tell(record_of(asked(strategy), status))
         assert asked(strategy).number == 21
+
+
+def test_allocate_with_gates_keeps_the_law(tmp_path):
+    likely = torch.rand(2, 2, 16, 16, generator=torch.Generator().manual_seed(0))
+    DamResult(likely, (), 0.5).save(tmp_path / "gates.safetensors")
+    units = Units(Shape(16, 2, 2), (masks.star(), masks.full()))
+
+    def make():
+        training = OneShot({"layers": 2}, {})
+        return AllocateStrategy(units, OBJECTIVES[2][0], training=training, run=tmp_path)
+
+    original = make()
+    first = asked(original)
+    assert first.job == OneShot({"layers": 2}, {})
+    assert original.ask() == "wait"
+    running = Record(0, "running", first.job, origin="allocate")
+    assert resumed(make, [], [running]).ask() == "wait"
+    trained = replace(running, status="done", artifacts={"gates": "gates.safetensors"})
+    original.tell(trained)
+    told = [trained]
+    for count in range(5):  # both ends, and what lies between
+        proposal = asked(original)
+        assert proposal.number == count + 1
+        told.append(record_of(proposal))
+        original.tell(told[-1])
+        again = resumed(make, told[::-1], [])
+        twin = resumed(make, told[:-1], [told[-1]])
+        if count < 4:
+            assert essence(asked(again)) == essence(asked(resumed(make, told, [])))
+            assert twin.ask() != "done"
+    sizes = [len(record.params) for record in told[1:]]
+    assert sizes == [0, 4, 2, 1, 3]
+    most = max(units.scores_of(likely).items(), key=lambda item: item[1][1])[0]
+    assert dict(told[4].params) == {most: 1}
+    lost = make()
+    lost.tell(replace(running, status="failed", error="ValueError: no gates"))
+    with pytest.raises(SearchError, match="training failed: ValueError: no gates"):
+        lost.ask()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"score": "ablate"},
+        {"grow": "greedy"},
+        {"grow": "greedy", "tries": 3},
+        {"grow": "backward", "tries": 2},
+    ],
+    ids=str,
+)
+def test_allocate_keeps_the_law(options, slots):
+    """Slots that finish in any order; "wait" only while something is out; every kind of end."""
+    levels = (masks.star(), masks.longformer(3, 1), masks.full())
+    units = Units(Shape(16, 2, 2), levels)
+
+    def make():
+        return AllocateStrategy(units, OBJECTIVES[2][0], **options)
+
+    original, order = make(), random.Random(slots)
+    told: list[Record] = []
+    running: list[Record] = []
+    copies: list[Strategy] = []
+    while (answer := original.ask()) != "done" or running:
+        for copy in copies:
+            twin = copy.ask()
+            if isinstance(answer, Proposal) and isinstance(twin, Proposal):
+                assert essence(twin) == essence(answer)
+            else:
+                assert twin == answer
+        if isinstance(answer, Proposal):
+            running.append(record_of(answer, STATUSES[answer.number % len(STATUSES)]))
+        else:
+            assert running, "a strategy waits only for what is out"
+        if len(running) == slots or not isinstance(answer, Proposal):
+            told.append(running.pop(order.randrange(len(running))))
+            original.tell(told[-1])
+        shuffled = random.Random(1).sample(told, len(told))
+        copies = [resumed(make, told, running), resumed(make, shuffled, running[::-1])]
+    assert sorted(record.number for record in told) == list(range(len(told)))
+    assert len({json.dumps(dict(record.params)) for record in told}) == len(told) > 12
 
 
 @pytest.mark.parametrize("count", OBJECTIVES)

@@ -1,0 +1,344 @@
+"""Which layers or heads need a full mask: scored one by one, then kept, added or removed.
+
+    both ends -> scores of the units -> "ranked":   masks of every size, by these scores
+                                     -> "greedy":   rounds that raise the best unit
+                                     -> "backward": rounds that lower the most useless unit
+
+Every mask that is judged on the way is a trial of the study. The plan is a generator of batches,
+and goes on once every mask of its batch has been judged; so what it asks for is a function of the
+results alone, in whatever order they arrive.
+
+Reference:
+    Restoring one or leaving one out: "KL-guided layer selection", arXiv 2512.20569; DuoAttention,
+    arXiv 2410.10819, has the choice of full or local heads. Several masks a unit: a knapsack with
+    multiple choice, by its convex hulls: Sinha and Zoltners, Operations Research 27(3), 1979.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record, Shape
+from masksearch.errors import SearchError, unknown_name
+from masksearch.masks.core import Mask
+from masksearch.masks.text import parse
+from masksearch.strategies.units import Allocation, Scores, Unit, Units
+
+NAME = "allocate"
+OPTIONS = ("unit", "full", "local", "between", "score", "grow", "tries", "gates", "config")
+GROW = ("ranked", "greedy", "backward")
+SCORE = ("restore", "ablate")
+LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
+
+
+class AllocateStrategy:
+    """Proposes allocations: masks in which every unit has one of its masks.
+
+    Where scores are those of gates, the first job trains them. The first masks are the two ends,
+    all units local and all full. Then
+
+    - `"ranked"`: every unit is scored once, and the units are raised in the order of their scores
+      (of several masks, in the order of gain per pair kept, along each unit's convex hull). The
+      masks on this path are judged from coarse to fine, so that any number of trials is spread
+      over all sizes. Scores of units need not add up: compare with the others.
+    - `"greedy"`: from all local on, in each round every unit that can is raised by one level; the
+      one that gains most per pair stays raised.
+    - `"backward"`: from all full on, in each round every unit that can is lowered; the one that
+      loses least per pair stays lowered.
+
+    Rounds of all units cost about units² / 2 trials; with `tries` a round judges only that many,
+    the best by what is known of them: their scores, or later their last round.
+
+    Args:
+        units: The layers or heads, and their masks.
+        objective: What a mask is judged by.
+        score: `"restore"` (one unit raised where all others are local), `"ablate"` (one unit
+            lowered where all others are full), or numbers: unit -> the worth of each of its
+            levels. None = `"ablate"` for `"backward"`, else `"restore"`. Where `tries` is None,
+            `"greedy"` and `"backward"` need no scores and take none.
+        grow: `"ranked"`, `"greedy"` or `"backward"`.
+        tries: Units that a round judges (>= 1); None = all. Not for `"ranked"`.
+        training: The job that trains gates, whose probabilities are the scores in the place of
+            `score`; None = no gates.
+        run: Folder that artifacts are relative to; needed with `training`.
+
+    Raises:
+        UnknownNameError: For another way to grow or to score, or a unit that does not exist.
+        ValueError: If `tries` is below 1 or has no rounds, or scores are missing or not finite.
+    """
+
+    def __init__(
+        self,
+        units: Units,
+        objective: Objective,
+        *,
+        score: str | Scores | None = None,
+        grow: Literal["ranked", "greedy", "backward"] = "ranked",
+        tries: int | None = None,
+        training: OneShot | None = None,
+        run: Path = Path(),
+    ) -> None:
+        if grow not in GROW:
+            raise unknown_name("way to grow:", grow, GROW)
+        if tries is not None and (grow == "ranked" or tries < 1):
+            raise ValueError(
+                f"tries is how many units a round of 'greedy' or 'backward' judges, 1 or more; "
+                f"got {tries} for {grow!r}"
+            )
+        score = score or ("ablate" if grow == "backward" else "restore")
+        if isinstance(score, str) and score not in SCORE:
+            raise unknown_name("score of units:", score, [*SCORE, "gates", "a file of scores"])
+        if not isinstance(score, str):
+            check_scores(score, units)
+        self.units, self.objective = units, objective
+        self.score, self.grow, self.tries = score, grow, tries
+        self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
+        self.gains: dict[Allocation, float] = {}  # of what was scored; more is better
+        self.training, self.run = training, run
+        self.trained: Record | None = None  # of the gates, once they are trained
+        self.next = 0  # the next draw
+        self.steps = self.plan()
+        self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
+        self.costs: list[list[float]] = units.costs.tolist()
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """The next allocation; "wait" where the next depends on masks that are still out.
+
+        Raises:
+            SearchError: If the training of the gates has failed; gives its reason.
+        """
+        if self.training is not None and self.next == 0:
+            self.next = 1
+            return Proposal(0, self.training, {}, NAME)
+        if self.training is not None and self.trained is None:
+            return "wait"
+        while self.batch is not None:
+            for allocation in self.batch:
+                if allocation not in self.out:
+                    self.out[allocation] = False
+                    self.next += 1
+                    job = Evaluate(self.units.mask(allocation))
+                    return Proposal(self.next - 1, job, self.units.params(allocation), NAME)
+            if not all(self.out[allocation] for allocation in self.batch):
+                return "wait"
+            self.batch = next(self.steps, None)
+        return "done"
+
+    def tell(self, record: Record) -> None:
+        """Takes a result, or (status "running") learns that an allocation is out."""
+        self.next = max(self.next, record.number + 1)
+        if self.training is not None and record.number == 0:
+            self.trained = record if record.status != "running" else self.trained
+            return
+        allocation = self.units.allocation(record.params)
+        ended = record.status != "running"
+        self.out[allocation] = self.out.get(allocation, False) or ended
+        if record.scored and allocation not in self.gains:
+            value = record.value(self.objective.name)
+            if math.isfinite(value):
+                self.gains[allocation] = value if self.objective.goal == "max" else -value
+
+    @property
+    def least_trials(self) -> int:
+        """Trials that it takes before one is chosen by what others have shown."""
+        given = self.training is not None or not isinstance(self.score, str)
+        if given and (self.grow == "ranked" or self.tries is not None):
+            return 2 + (self.training is not None)
+        scored = self.grow == "ranked" or self.tries is not None
+        return 2 + len(self.units.names) * (self.units.top if scored else 1)
+
+    # -- the plan ------------------------------------------------------------------------------
+    def plan(self) -> Iterator[Sequence[Allocation]]:
+        """Batches of allocations; each is asked for when the last was judged."""
+        count, top = len(self.units.names), self.units.top
+        local, full = (0,) * count, (top,) * count
+        worth: list[list[float]] | None = None
+        if self.trained is not None:
+            self.score = self.read_gates(self.trained)
+        yield (local, full)
+        if not isinstance(self.score, str):
+            worth = [list(self.score[name]) for name in self.units.names]
+        elif self.grow == "ranked" or self.tries is not None:
+            start = local if self.score == "restore" else full
+            alone = [[replaced(start, u, at) for at in range(top + 1)] for u in range(count)]
+            yield [each for levels in alone for each in levels if each != start]
+            known = [[self.gain(each) for each in levels] for levels in alone]
+            worth = [[gain - gains[0] for gain in gains] for gains in known]
+        if self.grow == "ranked":
+            assert worth is not None
+            path = ranked_path(worth, self.costs)
+            yield [path[at] for at in spread(len(path))]
+        elif self.grow == "greedy":
+            yield from self.rounds(local, 1, worth)
+        else:
+            yield from self.rounds(full, -1, worth)
+
+    def read_gates(self, record: Record) -> dict[str, list[float]]:
+        """The scores of trained gates."""
+        if "gates" not in record.artifacts:
+            raise SearchError(
+                f"strategy 'allocate' has no gates, their training failed: "
+                f"{record.reason or 'it left none'}; remove the cause and search in another run "
+                "folder, or score by 'restore'"
+            )
+        return self.units.read_scores(self.run / record.artifacts["gates"])
+
+    def rounds(
+        self, now: Allocation, step: int, worth: list[list[float]] | None
+    ) -> Iterator[Sequence[Allocation]]:
+        """Moves one unit a round by one level, until none can move.
+
+        Args:
+            now: Where the rounds begin.
+            step: 1 = up, -1 = down.
+            worth: Of each unit and level, for the first choice of `tries`; None = all alike.
+        """
+        units, top = range(len(now)), self.units.top
+        latest = [0.0] * len(now)  # gain per pair of each unit's next step
+        if worth is not None:
+            for u in units:
+                change = worth[u][now[u] + step] - worth[u][now[u]]
+                latest[u] = change / self.price(u, now[u], step)
+        while free := [u for u in units if 0 <= now[u] + step <= top]:
+            order = sorted(free, key=lambda u: (-latest[u], u))
+            size, scored = self.tries or len(order), list[int]()
+            for first in range(0, len(order), size):
+                tried = order[first : first + size]
+                moved = {u: replaced(now, u, now[u] + step) for u in tried}
+                yield list(moved.values())
+                for u in tried:
+                    change = self.gain(moved[u]) - self.gain(now)
+                    latest[u] = change / self.price(u, now[u], step)
+                scored = [u for u in tried if moved[u] in self.gains]
+                if scored:
+                    break
+            if not scored:
+                return  # all were stopped by a constraint, or failed
+            best = min(scored, key=lambda u: (-latest[u], u))
+            now = replaced(now, best, now[best] + step)
+
+    def price(self, unit: int, level: int, step: int) -> float:
+        """Share of its pairs that a unit gains or loses with a step."""
+        return abs(self.costs[level + step][unit] - self.costs[level][unit])
+
+    def gain(self, allocation: Allocation) -> float:
+        """How good an allocation is; that of one without a score is the objective's worst."""
+        worst = self.objective.worst if self.objective.goal == "max" else -self.objective.worst
+        return self.gains.get(allocation, worst if math.isfinite(worst) else LOWEST)
+
+
+def build_allocate(
+    options: Mapping[str, Any], units: Units, objective: Objective, run: Path
+) -> AllocateStrategy:
+    """The strategy that plain options stand for; see `AllocateStrategy` and `build_units`.
+
+    Raises:
+        FileNotFoundError, MaskFormatError: If `score` names a file that cannot be read.
+    """
+    given = {name: options.get(name) for name in ("score", "grow", "tries")}
+    own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    score = own.get("score")
+    if isinstance(score, Path) or (isinstance(score, str) and score.endswith(".safetensors")):
+        own["score"] = units.read_scores(score)
+    gates, config = options.get("gates") or {}, options.get("config") or {}
+    if score == "gates":
+        del own["score"]
+        each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
+        own |= {"training": OneShot(each, config), "run": run}
+    elif gates or config:
+        raise SearchError("gates and config belong to score='gates', which trains them")
+    return AllocateStrategy(units, objective, **own)
+
+
+def build_units(options: Mapping[str, Any], shape: Shape) -> Units:
+    """The units that plain options stand for: `unit`, `local`, `between`, `full`.
+
+    Args:
+        options: Masks, or texts as for `masks.parse`; full attention where `full` is missing.
+        shape: Of the model.
+
+    Raises:
+        SearchError: If there is no local mask.
+    """
+    if options.get("local") is None:
+        raise SearchError(
+            "units need a local mask beside the full one: give local='star()' (--local), or "
+            "local='window(8) | global_tokens(1)'"
+        )
+    unit: Unit = options.get("unit") or "head"
+    between = options.get("between") or ()
+    if isinstance(between, str | Mask):
+        between = (between,)
+    given = (options["local"], *between, options.get("full") or "full()")
+    return Units(shape, tuple(parse(m) if isinstance(m, str) else m for m in given), unit)
+
+
+def check_scores(scores: Scores, units: Units) -> None:
+    """Refuses scores that are not one finite number for each level of each unit."""
+    for name in scores:
+        if name not in units.names:
+            raise unknown_name("unit", name, units.names)
+    for name in units.names:
+        found = list(scores.get(name, ()))
+        if len(found) != len(units.levels) or not all(map(math.isfinite, found)):
+            raise ValueError(
+                f"score holds for each unit one finite number a level ({len(units.levels)} of "
+                f"them, from local to full), got {found or 'nothing'} for {name}"
+            )
+
+
+def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:
+    """An allocation with another level for one unit."""
+    return (*allocation[:unit], level, *allocation[unit + 1 :])
+
+
+def ranked_path(
+    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
+) -> list[Allocation]:
+    """From all units at level 0 to all at the top, the best gain per pair first.
+
+    Args:
+        worth: Of each unit, of each level.
+        costs: Of each level, of each unit; rising with the level.
+
+    Returns:
+        Allocations, each with one unit more that is raised (along its convex hull, so that of
+        several masks those are left out that gain less per pair than a mixture of two others).
+
+    >>> ranked_path([[0.0, 1.0], [0.0, 3.0]], [[0.1, 0.1], [1.0, 1.0]])
+    [(0, 0), (0, 1), (1, 1)]
+    """
+    moves = []
+    for unit, levels in enumerate(worth):
+        at, top, last = 0, len(levels) - 1, math.inf
+        while at < top:
+            slopes = [
+                ((levels[to] - levels[at]) / (costs[to][unit] - costs[at][unit]), to)
+                for to in range(at + 1, top + 1)
+            ]
+            slope, at = max(slopes)
+            last = min(slope, last)  # a hull bends down; rounding must not undo that
+            moves.append((-last, unit, at))
+    path = [(0,) * len(worth)]
+    for _, unit, level in sorted(moves):
+        path.append(replaced(path[-1], unit, level))
+    return path
+
+
+def spread(count: int) -> list[int]:
+    """Indices from 0 to `count` - 1: the ends, then each time the middles of what lies between.
+
+    >>> spread(6)
+    [0, 5, 2, 1, 3, 4]
+    """
+    order = [0, count - 1] if count else []
+    gaps = [(0, count - 1)]
+    for low, high in gaps:
+        if high - low > 1:
+            middle = (low + high) // 2
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return list(dict.fromkeys(order))

@@ -1,0 +1,213 @@
+"""Layers or heads that each take one of several masks, from a local one to a full one.
+
+`Units` is the vocabulary of `strategy="allocate"`, and a search space over the same masks for
+any other strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from optuna.trial import BaseTrial
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.errors import MaskFormatError, unknown_name
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import pair_weights
+from masksearch.tensors import read_tensors
+
+Unit = Literal["layer", "head"]
+Allocation = tuple[int, ...]  # the level of each unit
+Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
+UNITS = ("layer", "head")
+GATES, IMPORTANCE = "masksearch-gates-1", "masksearch-importance-1"  # files of scores
+TABLES = {GATES: "probabilities", IMPORTANCE: "values"}  # their tensors
+
+
+@dataclass(frozen=True)
+class Units:
+    """The layers or heads of a model, and the masks that each may have.
+
+    It can be called with an Optuna trial: it is a search space. The trial draws how many steps up
+    are `raised`, evenly from none to all, and picks them by Fisher and Yates' shuffle, so every
+    density occurs as often, and of one size every allocation is equally likely. (A coin for each
+    of 72 heads would draw nothing but halves.)
+
+    Args:
+        shape: Of the model.
+        levels: The masks of a unit, from the local one to the full one; each keeps more pairs of
+            real tokens than the one before, in every unit. A mask that tells layers or heads apart
+            gives each its own.
+        unit: `"layer"` or `"head"`.
+
+    Raises:
+        UnknownNameError: For another unit.
+        ValueError: If there are fewer than two masks, or one keeps no more than the one before.
+        EmptyRowError, HeadCountError, LayerCountError, LengthError: If a mask does not fit.
+
+    >>> units = Units(Shape(8, 2, 2), (masks.star(), masks.full()))
+    >>> units.names
+    ('l0.h0', 'l0.h1', 'l1.h0', 'l1.h1')
+    >>> units.mask((0, 0, 0, 1))
+    per_layer([star(), per_head([star(), full()])])
+    """
+
+    shape: Shape
+    levels: tuple[Mask, ...]
+    unit: Unit = "head"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if self.unit not in UNITS:
+            raise unknown_name("unit", self.unit, UNITS)
+        if len(self.levels) < 2:
+            raise ValueError(
+                "a unit has two masks or more, from the local one to the full one; got "
+                f"{len(self.levels)}"
+            )
+        for level in range(1, len(self.levels)):
+            rises = self.costs[level] > self.costs[level - 1]
+            if not bool(rises.all()):
+                at = int((~rises).nonzero()[0])
+                raise ValueError(
+                    f"each mask of a unit keeps more than the one before: in {self.names[at]}, "
+                    f"{self.levels[level]} keeps {self.costs[level, at].item():.4g} of the pairs "
+                    f"and {self.levels[level - 1]} {self.costs[level - 1, at].item():.4g}; order "
+                    "them from local to full, and drop what keeps the same"
+                )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the units: `"l3"`, or `"l3.h11"`."""
+        if self.unit == "layer":
+            return tuple(f"l{layer}" for layer in range(self.shape.layers))
+        places = ((a, b) for a in range(self.shape.layers) for b in range(self.shape.heads))
+        return tuple(f"l{layer}.h{head}" for layer, head in places)
+
+    @cached_property
+    def kept(self) -> tuple[Tensor, ...]:
+        """Of each level, bool `[layers, heads, n, n]`: it in all units."""
+        return tuple(lower(mask, self.shape) for mask in self.levels)
+
+    @cached_property
+    def costs(self) -> Tensor:
+        """Of each level and unit: kept share of the pairs of real tokens; float64 `[levels,
+        units]`, each in (0, 1]."""
+        weights = pair_weights(self.shape)
+        shares = [(table * weights).sum((-2, -1)) / weights.sum() for table in self.kept]
+        return torch.stack([self.pool(share) / self.planes for share in shares])
+
+    @property
+    def planes(self) -> int:
+        """Heads of a unit."""
+        return self.shape.heads if self.unit == "layer" else 1
+
+    @property
+    def top(self) -> int:
+        """The highest level."""
+        return len(self.levels) - 1
+
+    def pool(self, table: Tensor) -> Tensor:
+        """Sums over the heads of each unit: `[layers, heads]` -> `[units]`."""
+        return table.sum(1) if self.unit == "layer" else table.flatten()
+
+    def mask(self, allocation: Sequence[int]) -> Mask:
+        """The mask in which each unit has its level."""
+        heads = len(self.names) // self.shape.layers
+        layers = []
+        for layer in range(self.shape.layers):
+            chosen = allocation[layer * heads : (layer + 1) * heads]
+            parts = [self.part(level, layer, head) for head, level in enumerate(chosen)]
+            same = all(part == parts[0] for part in parts)
+            layers.append(parts[0] if same else masks.per_head(parts))
+        return layers[0] if all(m == layers[0] for m in layers) else masks.per_layer(layers)
+
+    def part(self, level: int, layer: int, head: int) -> Mask:
+        """What a level is in one unit."""
+        mask = self.levels[level].of_layer(layer)
+        if self.unit == "layer" or mask.heads is None:
+            return mask
+        return masks.table(self.kept[level][layer, head])
+
+    def params(self, allocation: Sequence[int]) -> dict[str, int]:
+        """The units above level 0, each with its level."""
+        return {name: at for name, at in zip(self.names, allocation, strict=True) if at}
+
+    def allocation(self, params: Mapping[str, Any]) -> Allocation:
+        """Inverse of `params`."""
+        return tuple(int(params.get(name, 0)) for name in self.names)
+
+    def __call__(self, trial: BaseTrial) -> Mask:
+        """Draws an allocation."""
+        steps = len(self.names) * self.top  # a unit stands in as many places as it can rise
+        order = list(range(steps))
+        levels = [0] * len(self.names)
+        for place in range(trial.suggest_int("raised", 0, steps)):
+            picked = trial.suggest_int(f"pick{place}", place, steps - 1)
+            order[place], order[picked] = order[picked], order[place]
+            levels[order[place] % len(self.names)] += 1
+        return self.mask(levels)
+
+    @property
+    def masksearch_source(self) -> str:
+        """What must not change between two searches on one run folder."""
+        return " ".join([self.unit, str(self.shape), *(mask.digest for mask in self.levels)])
+
+    def scores_of(self, table: Tensor) -> dict[str, list[float]]:
+        """What each unit is worth by a value of every pair: the sum over the pairs that a level
+        keeps and level 0 does not.
+
+        Args:
+            table: float `[layers, heads, n, n]`: mean attention weights (`AttentionMaps.maps`), a
+                first-order importance, probabilities of gates; heads may be 1 for layers as units.
+
+        Returns:
+            Unit -> a number for each level, 0 for level 0; `score=` of `strategy="allocate"`.
+
+        Raises:
+            ValueError: If the table has another shape.
+        """
+        layers, heads, length = self.shape.layers, self.shape.heads, self.shape.length
+        told = {1, heads} if self.unit == "layer" else {heads}
+        wanted = (layers, length, length)
+        fits = table.dim() == 4 and (len(table), *table.shape[2:]) == wanted
+        if not fits or table.shape[1] not in told:
+            raise ValueError(
+                f"scores of {self.unit}s come from a table of {layers} x {heads} x {length} x "
+                f"{length} values, got {' x '.join(map(str, table.shape))}; measure each "
+                f"{self.unit} apart"
+            )
+        added = [(table.double() * (kept & ~self.kept[0])).sum((-2, -1)) for kept in self.kept]
+        by_level = torch.stack([self.pool(each) for each in added], 1)
+        return dict(zip(self.names, by_level.tolist(), strict=True))
+
+    def read_scores(self, path: str | Path) -> dict[str, list[float]]:
+        """`scores_of` what a file holds: gates (`DamResult.save`, an artifact of strategy dam;
+        probabilities count by the pairs of real tokens) or importance (`Importance.save`).
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            MaskFormatError: If it is another file, or holds no value of each pair.
+            ValueError: If its values have another shape.
+        """
+        for form, name in TABLES.items():
+            try:
+                tensors, _ = read_tensors(path, what="scores of units", expected=form)
+            except MaskFormatError:
+                continue
+            if name not in tensors:
+                break
+            table = tensors[name]
+            return self.scores_of(table * pair_weights(self.shape) if form == GATES else table)
+        raise MaskFormatError(
+            f"{path} holds no value of each pair; scores of units are read from gates.safetensors "
+            "of strategy dam, or a file of Importance.save (method 'gradient' or 'flip')"
+        )

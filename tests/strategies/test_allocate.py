@@ -1,0 +1,368 @@
+"""Allocation on toy landscapes whose best allocation is known."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Evaluate, Objective, Proposal, Record, Report, Shape
+from masksearch.errors import (
+    EmptyRowError,
+    HeadCountError,
+    ResumeError,
+    SearchError,
+    UnknownNameError,
+)
+from masksearch.executors.local import Local
+from masksearch.strategies.allocate import AllocateStrategy, ranked_path, spread
+from masksearch.strategies.units import Units
+
+pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
+
+SHAPE = Shape(length=8, layers=2, heads=3)
+STAR, FULL = masks.star(), masks.full()
+OBJECTIVE = Objective("score", "max", 0.0)
+WORTH = (3.0, 0.0, 1.0, 7.0, 2.0, 5.0)  # of each head, full
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Score = what the full heads are worth, and what pairs of them are worth together."""
+
+    worth: tuple[float, ...] = WORTH
+    together: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+    shape = SHAPE
+    objectives = (OBJECTIVE, Objective("sparsity", "max", 0.0))
+    protocol = "landscape"
+
+    def score(self, full: set[int]) -> float:
+        pairs = sum(v for pair, v in self.together.items() if set(pair) <= full)
+        return sum(self.worth[unit] for unit in full) + pairs
+
+    def __call__(self, mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        whole = mask.dense(8, 2, 3).flatten(0, 1).all(-1).all(-1)
+        yield Report(1, {"score": self.score({u for u in range(6) if whole[u]})})
+
+
+REDUNDANT = Landscape((10.0, 9.0, 9.0, 2.0, 1.0, 1.0), {(0, 1): -9, (0, 2): -9, (1, 2): -9})
+"""Heads 0, 1 and 2 do the same: each alone is worth most, two together no more than one."""
+
+
+def best_scores(landscape: Landscape) -> list[float]:
+    """The best score of every number of full heads, by trying all 64."""
+    sizes = [itertools.combinations(range(6), count) for count in range(7)]
+    return [max(landscape.score(set(full)) for full in sets) for sets in sizes]
+
+
+def judge(landscape: Landscape, **options) -> list[Record]:
+    """The records of a whole allocation of stars and full heads, without a study."""
+    units = Units(SHAPE, (STAR, FULL))
+    strategy, records = AllocateStrategy(units, OBJECTIVE, **options), []
+    while isinstance(proposal := strategy.ask(), Proposal):
+        assert isinstance(proposal.job, Evaluate)
+        full = {units.names.index(name) for name in proposal.params}
+        values = {"score": landscape.score(full)}
+        records.append(
+            Record(proposal.number, "done", proposal.job, params=proposal.params, values=values)
+        )
+        strategy.tell(records[-1])
+    return records
+
+
+def found_scores(records: Sequence[Record]) -> list[float | None]:
+    """The best score of every number of full heads among the trials."""
+    found: list[float | None] = [None] * 7
+    for record in records:
+        count, score = len(record.params), record.values["score"]
+        before = found[count]
+        found[count] = score if before is None else max(score, before)
+    return found
+
+
+def search(run, landscape=None, *, trials=99, executor=None, **options) -> ms.Study:
+    return ms.search(
+        None,
+        landscape or Landscape(),
+        run=run,
+        trials=trials,
+        strategy="allocate",
+        strategy_options={"local": "star()", **options},
+        executor=executor,
+        progress=None,
+    )
+
+
+# -- units -------------------------------------------------------------------------------------
+@given(st.lists(st.integers(0, 2), min_size=6, max_size=6))
+@settings(max_examples=40)
+def test_units_mask_has_the_level_of_each_unit(levels):
+    each = (STAR, masks.longformer(2, 1), FULL)
+    units = Units(SHAPE, each)
+    table = units.mask(levels).dense(8, 2, 3).flatten(0, 1)
+    assert all(table[u].equal(each[at].dense(8)[0, 0]) for u, at in enumerate(levels))
+    assert units.allocation(units.params(levels)) == tuple(levels)
+
+
+def test_units_of_layers_take_masks_that_tell_heads_and_layers_apart():
+    local = masks.per_layer(masks.per_head([masks.window(reach)] * 2 + [STAR]) for reach in (1, 2))
+    units = Units(SHAPE, (local, FULL), "layer")
+    assert units.names == ("l0", "l1")
+    table, part = units.mask((1, 0)).dense(8, 2, 3), local.dense(8, 2, 3)
+    assert table[0].all()
+    assert table[1].equal(part[1])
+
+
+@given(st.lists(st.integers(0, 1), min_size=6, max_size=6))
+@settings(max_examples=40)
+def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
+    local = masks.per_layer(
+        [masks.per_head([STAR, masks.window(2), masks.window(0)]), masks.stride(3)]
+    )
+    units = Units(SHAPE, (local, FULL))
+    table, part = units.mask(levels).dense(8, 2, 3), local.dense(8, 2, 3)
+    for unit, level in enumerate(levels):
+        plane = divmod(unit, 3)
+        assert table[plane].all() if level else table[plane].equal(part[plane])
+
+
+def test_units_count_pairs_of_real_tokens():
+    shape = replace(SHAPE, lengths={4: 1})
+    units = Units(shape, (masks.window(0), FULL), "layer")
+    assert units.costs.tolist() == [[0.25, 0.25], [1.0, 1.0]]
+
+
+def test_units_refuse_what_cannot_be_allocated():
+    with pytest.raises(ValueError, match=r"in l0\.h0, star\(\) keeps .* full\(\) 1; order them"):
+        Units(SHAPE, (FULL, STAR))
+    with pytest.raises(ValueError, match=r"two masks or more.*got 1"):
+        Units(SHAPE, (FULL,))
+    with pytest.raises(UnknownNameError, match=r"'heads'.*did you mean.*head"):
+        Units(SHAPE, (STAR, FULL), "heads")
+    with pytest.raises(HeadCountError):
+        Units(SHAPE, (masks.per_head([STAR] * 2), FULL))
+    with pytest.raises(EmptyRowError):
+        Units(SHAPE, (masks.without_diagonal(masks.window(0)), FULL))
+
+
+def test_random_draws_of_units_reach_every_size_alike():
+    from optuna import create_study
+    from optuna.samplers import RandomSampler
+
+    units = Units(SHAPE, (STAR, FULL))
+    study = create_study(sampler=RandomSampler(seed=0))
+    sizes = []
+    for _ in range(700):
+        kept = units(study.ask()).dense(8, 2, 3).flatten(0, 1).all(-1).all(-1)
+        sizes.append(int(kept.sum()))
+    counts = [sizes.count(size) for size in range(7)]  # 100 each, sd 9.3
+    assert min(counts) > 60
+    assert max(counts) < 140
+
+
+@pytest.mark.parametrize("strategy", ["random", "evolution", "tpe"])
+def test_other_strategies_move_over_the_same_units_and_go_on(tmp_path, strategy):
+    def run(trials):
+        units = Units(SHAPE, (STAR, FULL))
+        return ms.search(
+            units, Landscape(), run=tmp_path, trials=trials, strategy=strategy, progress=None
+        )
+
+    run(4)
+    records = run(8).records()
+    assert [r.status for r in records if r.status not in ("done", "reused")] == []
+    assert len(records) == 8
+
+
+# -- the strategy ------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "trials"),
+    [
+        ({}, 2 + 6 + 4),  # the ends, the scores, and what is new of the path
+        ({"score": "ablate"}, 2 + 6 + 4),
+        ({"grow": "greedy"}, 2 + 6 + 5 + 4 + 3 + 2),
+        ({"grow": "backward"}, 2 + 6 + 5 + 4 + 3 + 2),
+        ({"grow": "greedy", "tries": 2}, 2 + 6 + 4 * 2),
+    ],
+)
+def test_finds_the_best_of_every_size_where_worths_add_up(options, trials):
+    records = judge(Landscape(), **options)
+    assert found_scores(records) == best_scores(Landscape())
+    assert len(records) == trials
+
+
+def test_masks_of_a_search_are_trials_of_its_study(tmp_path):
+    records = search(tmp_path).records()
+    assert found_scores(records) == best_scores(Landscape())
+    assert {(record.origin, record.status) for record in records} == {("allocate", "done")}
+    assert [record.number for record in records] == list(range(12))
+
+
+def test_greedy_is_better_where_scores_of_units_do_not_add_up():
+    """The three heads that are best alone are redundant: ranking takes all of them first."""
+    best = best_scores(REDUNDANT)
+    ranked = found_scores(judge(REDUNDANT))
+    greedy = found_scores(judge(REDUNDANT, grow="greedy"))
+    assert greedy == best
+    assert ranked[3] is not None
+    assert ranked[3] < best[3] - 5
+
+
+def test_backward_is_better_where_units_need_each_other():
+    """Heads 0 and 1 are worth something only together."""
+    needed = Landscape((0.0, 0.0, 1.0, 1.5, 2.0, 2.5), {(0, 1): 20.0})
+    greedy = found_scores(judge(needed, grow="greedy"))
+    backward = found_scores(judge(needed, grow="backward"))
+    assert backward[2:] == best_scores(needed)[2:]
+    assert greedy[2] is not None
+    assert greedy[2] < 20
+
+
+def test_several_masks_a_unit_go_up_by_gain_per_pair():
+    costs = [[0.1, 0.1], [0.3, 0.3], [1.0, 1.0]]
+    path = ranked_path([[0.0, 2.0, 2.1], [0.0, 0.5, 9.0]], costs)
+    # unit 1 gains most per pair at once to the top: its middle is under its hull
+    assert path == [(0, 0), (1, 0), (1, 2), (2, 2)]
+
+
+@given(st.lists(st.lists(st.floats(-9, 9), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_ranked_path_only_rises_from_end_to_end(worth):
+    costs = [[share] * len(worth) for share in (0.1, 0.35, 1.0)]
+    path = ranked_path(worth, costs)
+    assert (path[0], path[-1]) == ((0,) * len(worth), (2,) * len(worth))
+    for before, after in itertools.pairwise(path):
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+        assert all(a <= b for a, b in zip(before, after, strict=True))
+
+
+@given(st.integers(0, 200))
+def test_spread_is_an_order_of_all(count):
+    assert sorted(spread(count)) == list(range(count))
+
+
+def test_few_trials_are_spread_over_the_sizes(tmp_path):
+    study = search(tmp_path, trials=9)  # 2 ends, 6 scores, and the middle of the path
+    assert len(study.records()[-1].params) == 3
+
+
+def test_too_few_trials_to_choose_anything_are_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"judges 8 masks before it chooses.*trials is 3"):
+        search(tmp_path, trials=3)
+
+
+def test_given_scores_cost_no_trial():
+    units = Units(SHAPE, (STAR, FULL))
+    score = {name: [0.0, worth] for name, worth in zip(units.names, WORTH, strict=True)}
+    records = judge(Landscape(), score=score)
+    assert found_scores(records) == best_scores(Landscape())
+    assert len(records) == 7
+
+
+def test_scores_from_a_table_and_from_gates(tmp_path):
+    import torch
+
+    from masksearch.gates.result import DamResult
+
+    table = torch.tensor(WORTH).view(2, 3, 1, 1).expand(2, 3, 8, 8) / 10
+    units = Units(SHAPE, (STAR, FULL))
+    found = units.scores_of(table)
+    added = 64 - int(STAR.dense(8).sum())
+    assert [levels[1] for levels in found.values()] == pytest.approx(
+        [w / 10 * added for w in WORTH]
+    )
+    path = DamResult(table, (), 0.5).save(tmp_path / "gates.safetensors")
+    study = search(tmp_path / "run", score=str(path))
+    assert found_scores(study.records()) == best_scores(Landscape())
+    DamResult(1 - table, (), 0.5).save(path)
+    with pytest.raises(ResumeError, match="strategy_source: was"):
+        search(tmp_path / "run", score=str(path))
+    with pytest.raises(ValueError, match=r"table of 2 x 3 x 8 x 8 values, got 1 x 1 x 8 x 8"):
+        units.scores_of(table[:1, :1])
+
+
+def test_constraint_ends_the_rounds(tmp_path):
+    def run(grow):
+        return ms.search(
+            None,
+            Landscape(),
+            run=tmp_path / grow,
+            trials=99,
+            strategy="allocate",
+            strategy_options={"local": "star()", "grow": grow},
+            constraints=[f"sparsity >= {0.45 * STAR.sparsity(8)}"],  # 3 of 6 full, not 4
+            progress=None,
+        )
+
+    scored = [r for r in run("greedy").records() if r.scored]
+    assert max(len(r.params) for r in scored) == 3
+    assert max(r.values["score"] for r in scored) == 15.0
+
+
+def test_goes_on_where_it_was_interrupted(tmp_path):
+    whole = judge(Landscape(), grow="greedy", tries=1)
+    for trials in (9, 11, 99):
+        study = search(tmp_path, grow="greedy", tries=1, trials=trials)
+    assert [r.params for r in study.records()] == [r.params for r in whole]
+
+
+@pytest.mark.slow
+def test_slots_find_what_one_finds(tmp_path):
+    one = search(tmp_path / "one", grow="greedy").records()
+    three = search(tmp_path / "three", grow="greedy", executor=Local(slots=3)).records()
+    assert {str(r.params) for r in one} == {str(r.params) for r in three}
+
+
+def test_bad_options_are_refused(tmp_path):
+    for options, problem in [
+        ({"local": None}, r"need a local mask.*--local"),
+        ({"grow": "greed"}, r"'greed'.*greedy"),
+        ({"score": "restor"}, r"'restor'.*restore"),
+        ({"grow": "greedy", "tries": 0}, r"1 or more; got 0"),
+        ({"tries": 3}, r"got 3 for 'ranked'"),
+        ({"score": {"l0.h0": [0.0, 1.0]}}, r"got nothing for l0\.h1"),
+        ({"score": {"l9.h0": [0.0, 1.0]}}, r"'l9\.h0'"),
+        ({"loca": "star()"}, r"'loca'.*local"),
+    ]:
+        with pytest.raises((SearchError, ValueError), match=problem):
+            search(tmp_path / "x", **options)
+    with pytest.raises(SearchError, match=r"takes no space"):
+        ms.search(
+            Units(SHAPE, (STAR, FULL)),
+            Landscape(),
+            run=tmp_path / "y",
+            trials=1,
+            strategy="allocate",
+            strategy_options={"local": "star()"},
+        )
+    with pytest.raises(FileNotFoundError):
+        search(tmp_path / "z", score="none.safetensors")
+
+
+def test_failed_units_are_passed_over():
+    """Head 3, the best, cannot be judged when it is full."""
+    strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, grow="greedy")
+    chosen = []
+    while (answer := strategy.ask()) != "done":
+        assert isinstance(answer, Proposal)
+        assert isinstance(answer.job, Evaluate)
+        full = {strategy.units.names.index(name) for name in answer.params}
+        values = {"score": Landscape().score(full)}
+        broken = 3 in full
+        record = Record(
+            answer.number,
+            "failed" if broken else "done",
+            answer.job,
+            params=answer.params,
+            values={"score": float("nan")} if broken else values,
+        )
+        strategy.tell(record)
+        chosen.append((full, broken))
+    assert ({0, 1, 2, 4, 5}, False) in chosen
