@@ -28,13 +28,15 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("steps",), "be at least 2", lambda value: value >= 2),
     (("levels",), "be 1 or 2", lambda value: value in (1, 2)),
     (("micro_batches",), "be at least 1", lambda value: value >= 1),
-    (("dense_warmup", "lr_warmup"), "lie in [0, 1)", lambda value: 0 <= value < 1),
+    (("lr_warmup",), "lie in [0, 1)", lambda value: 0 <= value < 1),
     (("anneal", "cooling"), "lie in (0, 1]", lambda value: 0 < value <= 1),
     (("final_lr",), "lie in [0, 1]", lambda value: 0 <= value <= 1),
     (("lr", "gate_lr", "clip"), "be above 0", lambda value: value > 0),
     (("strength", "multiplier", "multiplier_rate"), "be above 0", lambda value: value > 0),
     (("penalty", "weight_decay"), "be at least 0", lambda value: value >= 0),
 )
+AUTO = "auto"
+FORMER_WARMUP = 0.5  # share of the steps that versions without "auto" took; its earliest one, too
 EARLIER = {"warmup": "dense_warmup", "rise": "lr_warmup"}  # earlier name -> today's
 
 
@@ -73,6 +75,10 @@ class DamConfig:
     others `density` only says where the mask of the health card is cut. None but `"sum"` changes
     its meaning with length, heads or layers.
 
+    With `dense_warmup="auto"` pruning begins when attention has learned and the loss has settled:
+    after half of the steps at the earliest, at once where the model comes trained, never where
+    attention has learned nothing (see `masksearch.gates.warmup`).
+
     With `levels` = 2 the gates learn on batches of their own, the weights on the others (the
     first-order form of bilevel search).
 
@@ -88,7 +94,7 @@ class DamConfig:
     """
 
     steps: int = 2500  # optimiser steps
-    dense_warmup: float = 0.5  # share of the steps with dense attention, gates at rest
+    dense_warmup: float | Literal["auto"] = "auto"  # share of the steps with dense attention
     density: float | Sequence[float] = 0.05  # target in (0, 1): of the table, or one a layer
     control: Control = "hinge"
     strength: float = 0.3  # size of the hinge's gradient, as a multiple of the task's
@@ -122,6 +128,12 @@ class DamConfig:
             for name in names:
                 if not fits(getattr(self, name)):
                     raise ValueError(f"{name} must {rule}, got {getattr(self, name)}")
+        if self.dense_warmup != AUTO and (
+            isinstance(self.dense_warmup, str) or not 0 <= self.dense_warmup < 1
+        ):
+            raise ValueError(
+                f"dense_warmup must lie in [0, 1) or be 'auto', got {self.dense_warmup!r}"
+            )
         if self.optimiser == "lamb" and (self.levels == 2 or self.control == "hinge"):
             raise ValueError(
                 "LAMB trains weights and gates in one step with one clip, so it takes levels=1 "
@@ -149,8 +161,13 @@ class DamConfig:
         return self.control in ("hinge", "multiplier")
 
     @property
+    def waits(self) -> bool:
+        """Whether the run itself decides when its warm-up ends."""
+        return self.dense_warmup == AUTO and self.train == "both"
+
+    @property
     def warmup_steps(self) -> int:
-        """Steps before the gates act; at least one step is left for them."""
+        """Steps before the gates act (before they may, for "auto"); at least one is left."""
         return warmup_steps(vars(self))
 
     def __getattr__(self, name: str) -> Any:
@@ -169,10 +186,12 @@ class DamConfig:
             return (step + 1) / rising
         return 1 - (1 - self.final_lr) * (step - rising) / max(1, self.steps - rising)
 
-    def temperature_factor(self, step: int) -> float:
-        """Factor on the gates' temperature at a step (from 0)."""
-        gated = max(1, self.steps - 1 - self.warmup_steps)
-        return float(self.cooling ** min(1.0, max(0, step - self.warmup_steps) / gated))
+    def temperature_factor(self, step: int, begin: int | None = None) -> float:
+        """Factor on the gates' temperature at a step (from 0); they act from `begin` on (None =
+        after `warmup_steps`)."""
+        first = self.warmup_steps if begin is None else begin
+        gated = max(1, self.steps - 1 - first)
+        return float(self.cooling ** min(1.0, max(0, step - first) / gated))
 
 
 def warn_of_earlier(name: str) -> None:
@@ -197,12 +216,17 @@ DamConfig.__init__ = take_earlier_names(DamConfig.__init__)  # type: ignore[meth
 
 
 def warmup_steps(config: Mapping[str, Any]) -> int:
-    """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say."""
+    """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say.
+
+    For "auto" the fewest that a model from scratch takes; what a run took, its result knows.
+    """
     fields = todays_names(config)
     if fields.get("train") == "gates":
         return 0
     steps = int(fields.get("steps", 0))
-    return max(0, min(round(float(fields.get("dense_warmup", 0.0)) * steps), steps - 1))
+    share = fields.get("dense_warmup", 0.0)
+    share = FORMER_WARMUP if share == AUTO else float(share)
+    return max(0, min(round(share * steps), steps - 1))
 
 
 def preset(name: str) -> DamConfig:
@@ -235,11 +259,14 @@ def preset(name: str) -> DamConfig:
 def build_config(arguments: Mapping[str, Any]) -> DamConfig:
     """A configuration from plain data: fields of `DamConfig`, over those of a `preset`.
 
-    It may come from a study of an earlier version, so earlier names are taken without a warning.
+    It may come from a study of an earlier version, so earlier names are taken without a warning,
+    and without `dense_warmup` it is the half of the steps that those took.
 
     >>> build_config({"preset": "sparsebert", "steps": 100}).control
     'sum'
     """
     changed = todays_names(arguments)
     name = changed.pop("preset", None)
-    return DamConfig(**changed) if name is None else replace(preset(name), **changed)
+    if name is None:
+        return DamConfig(**{"dense_warmup": FORMER_WARMUP, **changed})
+    return replace(preset(name), **changed)

@@ -7,7 +7,7 @@ A run has three phases. Gates that are pruned before attention has learned are p
 so the weights begin with dense attention; then the gates are sampled once a forward pass, learn
 from the loss, and are pushed together towards the target density; at the end they are only read.
 
-    step       0 ........ dense_warmup ........ + anneal ........ steps ........ afterwards
+    step       0 ........ warm-up ............. + anneal ........ steps ........ afterwards
     attention  dense              under a sample of the gates                   under the mask
     weights    learn              learn              learn
     gates      at rest            learn              learn                      cut
@@ -16,6 +16,7 @@ from the loss, and are pushed together towards the target density; at the end th
 A step (`JointTraining.advance`): rates and temperature, the gradient of the loss, the push on the
 gates towards the density, the optimisers. With two levels the gates learn in a second half of the
 step, from batches of their own; of frozen weights only the gates learn, from the first step on.
+When the warm-up ends is told by the configuration, or found by a `WarmupWatch`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,13 @@ from masksearch.errors import (
     SearchError,
     unknown_name,
 )
-from masksearch.gates.config import DamConfig, build_config, todays_names
+from masksearch.gates.config import (
+    AUTO,
+    FORMER_WARMUP,
+    DamConfig,
+    build_config,
+    todays_names,
+)
 from masksearch.gates.config import preset as preset_named
 from masksearch.gates.density import DensityControl
 from masksearch.gates.diagnostics import CollapseWatch, entropy_bits
@@ -56,6 +63,7 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult as DamResult
 from masksearch.gates.sparsebert import PublishedGates
+from masksearch.gates.warmup import AttentionLoss, Verdict, WarmupWatch
 from masksearch.training.checkpoints import (
     Checkpoints,
     restore_random,
@@ -72,6 +80,7 @@ from masksearch.training.loop import (
 
 Batches = Iterable[Batch] | Task
 REPORTS = 100  # of a run, about
+TEST_ROWS = 256  # held-out sequences, about, on which attention is taken away
 SAMPLES = 4  # samples of the gates whose losses are averaged at the end
 GATE_EPS = 1e-20  # of Adam on the gates: far below any gradient, so that their scale is free
 CHECKPOINT_SECONDS = 60.0  # wall time between two checkpoints
@@ -96,6 +105,11 @@ class JointTraining:
         self.weights: list[Tensor] = []  # those that are trained
         self.optimisers = self.build_optimisers()
         self.control = DensityControl(config, gates)
+        self.warmup = WarmupWatch(config)
+        if config.waits:
+            self.control.pause(0)  # until pruning begins
+        self.tested = few_rows(held_out, TEST_ROWS)  # batches for the tests of attention
+        self.latest: Batch = {}  # that the weights were trained on
         self.step = 0  # optimiser steps that are done
         self.losses: list[float] = []  # since the last report
         self.curve: list[Report] = []
@@ -132,7 +146,7 @@ class JointTraining:
         for step in range(self.step):  # what the steps that are done have used
             for _ in range(self.config.micro_batches):
                 self.next_batch(batches, step)
-                if self.config.levels == 2 and step >= self.config.warmup_steps:
+                if self.config.levels == 2 and self.warmup.acts(step):
                     self.next_batch(own, step)
         yield from tuple(self.curve)
         saved = time.monotonic()
@@ -147,11 +161,15 @@ class JointTraining:
     def advance(self, batches: Iterator[Batch], gate_batches: Iterator[Batch]) -> Report | None:
         """One optimiser step of the weights and, after the warm-up, of the gates."""
         config, gates, step = self.config, self.gates, self.step
-        gates.enabled = step >= config.warmup_steps
-        gates.cooling = config.temperature_factor(step)
+        if step == 0 and self.tested:
+            self.follow(self.warmup.at_start(self.attention_loss))
+        gates.enabled = self.warmup.acts(step)
+        gates.cooling = config.temperature_factor(step, self.warmup.begin)
         self.set_rates(config.lr_factor(step))
         joint = gates.enabled and config.levels == 1
+        count = len(self.losses)
         cost = self.set_gradients(batches, controlled=joint)
+        of_step = self.losses[count:]  # of the weights' batches
         if config.optimiser == "adamw":
             torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
         for name, optimiser in self.optimisers.items():
@@ -161,10 +179,40 @@ class JointTraining:
             cost = self.set_gradients(gate_batches, controlled=True)
             self.optimisers["gates"].step()
         self.step += 1
+        self.follow(self.warmup.look(self.step, of_step, self.attention_loss))
         if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
             return None
         self.curve.append(self.report(cost))
         return self.curve[-1]
+
+    def follow(self, verdict: Verdict) -> None:
+        """Does what the warm-up's watch says is due before the next step."""
+        if verdict == "begin":
+            self.control.begin(self.step)
+        elif verdict == "pause":
+            self.control.pause(self.step)
+        elif verdict == "go on":
+            self.control.go_on(self.step)
+
+    @torch.no_grad()
+    def attention_loss(self) -> AttentionLoss:
+        """What the model loses when every query sees itself alone, in eval mode; on the held-out
+        batches, or where there are none on the latest training batch."""
+        model, gates, before = self.model, self.gates, self.gates.enabled
+        batches = self.tested or [self.latest]
+
+        def mean() -> float:
+            return sum(self.loss(batch).item() for batch in batches) / len(batches)
+
+        with keeping_modes(model, gates):
+            model.eval()
+            gates.enabled = False
+            try:
+                dense = mean()
+                gates.alone = True
+                return AttentionLoss(dense, mean())
+            finally:
+                gates.alone, gates.enabled = False, before
 
     def set_rates(self, factor: float) -> None:
         """Sets the learning rates of a step; the gates have a schedule only where "sqrt"."""
@@ -192,7 +240,8 @@ class JointTraining:
         if controlled:
             self.control.update_multiplier(self.gates, self.step)
         for _ in range(count):
-            loss = self.loss(self.next_batch(batches, self.step))
+            self.latest = self.next_batch(batches, self.step)
+            loss = self.loss(self.latest)
             value = loss.item()
             self.losses.append(value)
             if not math.isfinite(value):
@@ -231,6 +280,8 @@ class JointTraining:
             "control": cost,
         }
         self.losses.clear()
+        if self.config.waits:
+            values |= self.warmup.values(self.step)
         if self.step == self.config.steps and self.held_out:
             values |= self.held_out_losses()
         return Report(self.step, values)
@@ -295,6 +346,7 @@ class JointTraining:
             "losses": self.losses,
             "curve": [asdict(report) for report in self.curve],
             "control": self.control.state(),
+            "warmup": self.warmup.state(),
         }
         return tensors, facts
 
@@ -306,6 +358,8 @@ class JointTraining:
         facts, tensors = found.facts, dict(found.tensors)
         earlier = {**facts["run"], "config": {"train": "both", **facts["run"]["config"]}}
         earlier["config"] = todays_names(earlier["config"])
+        if self.config.waits and "warmup" not in facts:
+            self.go_on_without_waiting(earlier["config"].get("dense_warmup"))
         differing = [
             f"{part}.{name}"
             for part, ours in self.identity().items()
@@ -323,7 +377,33 @@ class JointTraining:
         self.losses = list(facts["losses"])
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
         vars(self.control).update(facts["control"])
+        self.warmup.restore(facts.get("warmup", {}))
         self.step = found.step
+
+    def go_on_without_waiting(self, share: object) -> None:
+        """Takes over the default of the versions without "auto": their runs end as they would."""
+        if share == FORMER_WARMUP and self.config.dense_warmup == AUTO:
+            self.config = replace(self.config, dense_warmup=FORMER_WARMUP)
+            self.control.config = self.config
+            self.control.begin(self.config.warmup_steps)
+            self.warmup = WarmupWatch(self.config)
+
+
+def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """The first batches with about so many rows; the last is cut where all of it has a first axis
+    of rows."""
+    found: list[Batch] = []
+    for batch in batches:
+        sizes = {len(v) if isinstance(v, Tensor) and v.ndim else None for v in batch.values()}
+        (size,) = sizes if len(sizes) == 1 else (None,)
+        if size is not None and size > rows:
+            batch = {name: value[:rows] for name, value in batch.items()}
+            size = rows
+        found.append(batch)
+        rows -= 1 if size is None else size
+        if rows <= 0:
+            break
+    return found
 
 
 def dam_reports(
@@ -358,8 +438,9 @@ def dam_reports(
 
     Yields:
         About a hundred reports with `loss` (mean over the batches since the last report),
-        `density`, `target`, `entropy` (bits), `control` (the term added to the loss) and, with
-        held-out batches, at the end what `JointTraining.held_out_losses` returns.
+        `density`, `target`, `entropy` (bits), `control` (the term added to the loss), with
+        `dense_warmup="auto"` also those of `WarmupWatch.values`, and with held-out batches at the
+        end what `JointTraining.held_out_losses` returns.
 
     Returns:
         The result (`result = yield from dam_reports(..)`).
@@ -389,6 +470,8 @@ def dam_reports(
                 checkpoints,
                 checkpoint_seconds,
             ):
+                begun = run.warmup.begin
+                watch.warmup_steps = run.config.steps if begun is None else begun
                 problem = watch.look(report)
                 if problem is not None:
                     warnings.warn(f"DAM: {problem}", stacklevel=2)
@@ -401,7 +484,7 @@ def dam_reports(
                 parameter.requires_grad_(True)
     probabilities = gates.probabilities().detach().float().cpu()
     curve = tuple(run.curve)
-    result = DamResult(probabilities, curve, config.target, gates.arguments, asdict(config))
+    result = DamResult(probabilities, curve, config.target, gates.arguments, asdict(run.config))
     for problem in result.health()["problems"]:
         warnings.warn(f"DAM: {problem}", stacklevel=2)
     return result

@@ -31,6 +31,10 @@ class DensityControl:
         strength: Of the hinge, one for each target; grows while the density lags behind.
         power: Sum of the mean squares of the task's gradient, one for each target.
         count: Number of gradients in that sum.
+        since: Step at which the target sinks, or sinks again after a pause.
+        span: Steps from there until it has arrived.
+        part: How much of its way, in log density, it had gone by then; in [0, 1].
+        paused: Whether it stands still.
     """
 
     def __init__(self, config: DamConfig, gates: Gates) -> None:
@@ -40,6 +44,28 @@ class DensityControl:
         self.strength = [config.strength] * len(config.targets)
         self.power = [0.0] * len(config.targets)
         self.count = 0
+        self.since, self.span, self.part, self.paused = 0, 1.0, 0.0, False
+        self.begin(config.warmup_steps)
+
+    def begin(self, step: int) -> None:
+        """The target sinks from that step on, over the `anneal` share of those that are left."""
+        self.since, self.part, self.paused = step, 0.0, False
+        self.span = self.config.anneal * (self.config.steps - step)
+
+    def pause(self, step: int) -> None:
+        """The target stands still from that step on."""
+        self.part, self.paused = self.gone(step), True
+
+    def go_on(self, step: int) -> None:
+        """The target sinks again; it arrives when it would have without the pause."""
+        self.span = max(1.0, self.since + self.span - step)
+        self.since, self.paused = step, False
+
+    def gone(self, step: int) -> float:
+        """The share of its way, in log density, that the target has gone at a step."""
+        if self.paused:
+            return self.part
+        return self.part + (1 - self.part) * min(1.0, max(0, step - self.since) / self.span)
 
     def state(self) -> dict[str, Any]:
         """Everything that changes during a run, as plain data for a checkpoint."""
@@ -50,8 +76,7 @@ class DensityControl:
         config = self.config
         if not config.holds_density:
             return torch.tensor(config.targets)
-        gated = config.anneal * (config.steps - config.warmup_steps)
-        part = min(1.0, max(0, step - config.warmup_steps) / gated)
+        part = self.gone(step)
         return torch.tensor(
             [
                 first * (min(last, first) / first) ** part

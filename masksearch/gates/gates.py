@@ -63,6 +63,7 @@ class Gates(nn.Module):
             alike.
         logits: float `[layers, heads, gates]`; the last axis is the structure's own.
         enabled: False = plain dense attention (a warm-up).
+        alone: True = every query sees itself alone: no attention, as if all gates were closed.
         cooling: Factor on the temperature, set by a run that anneals it.
         drawn: The sample at hand, float `[layers, heads, length, length]`, or None.
         fixed: Used as it is instead of a sample while it is not None; the same shape.
@@ -154,6 +155,7 @@ class Gates(nn.Module):
         self.initial, self.initial_density = initial, initial_density
         self.global_count, self.block = global_count, block
         self.enabled = True
+        self.alone = False
         self.deterministic = False
 
         query = torch.arange(length)[:, None]
@@ -295,6 +297,8 @@ class Gates(nn.Module):
                 f"these gates hold {self.length} positions, got {queries} queries and {keys} keys"
                 "; build them with the longest sequence's length"
             )
+        if self.alone:  # a softmax over one key
+            return call.value[..., keys - queries :, :]
         if not self.enabled:
             return call.attend()
         if self.drawn is None:

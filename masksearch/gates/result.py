@@ -87,6 +87,14 @@ class DamResult:
         """Loss on the held-out batches under the rounded gates, or None without any."""
         return self.curve[-1].values.get("held_out") if self.curve else None
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps before the gates acted; all of them where attention has learned nothing."""
+        last = self.curve[-1] if self.curve else None
+        if last is None or "pruned_steps" not in last.values:
+            return warmup_steps(self.config)
+        return last.step - int(last.values["pruned_steps"])
+
     def mask(
         self,
         *,
@@ -160,7 +168,7 @@ class DamResult:
             target=self.target if aims else density,
             initial=self.curve[0].values["density"] if self.curve else 1.0,
             curve=self.curve,
-            warmup_steps=warmup_steps(self.config),
+            warmup_steps=self.warmup_steps,
             retrained=retrained,
             others=[other.probabilities for other in others],
             gates=self.gates,

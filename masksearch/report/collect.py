@@ -22,7 +22,6 @@ from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
-from masksearch.gates.config import warmup_steps
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.figures.dam import Sweep
@@ -402,9 +401,7 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
         if card["agreement"] is not None and twins[0] == index:
             agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card["agreement"]
         title = f"{name}: {gates_name(result)} gates, target {100 * result.target:.3g}%"
-        cards.append(
-            DamCard(title, record, card, result.probabilities, warmup_steps(result.config))
-        )
+        cards.append(DamCard(title, record, card, result.probabilities, result.warmup_steps))
     return DamRuns(cards, agreements, sweeps([result for _, _, result, _ in found]), missing)
 
 

@@ -41,7 +41,7 @@ class DamStrategy:
         merge_heads: bool = False,
         least: float | None = None,
     ) -> None:
-        self.run, self.gates, self.config = run, dict(gates), dict(config)
+        self.run, self.gates, self.config = run, dict(gates), waiting(config)
         self.length, self.least = length, 1 / length if least is None else least
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
         if "density" not in config and target < self.least:
@@ -94,3 +94,12 @@ class DamStrategy:
             self.lost = "gates" not in record.artifacts
             if not self.lost:
                 self.found = self.run / record.artifacts["gates"]
+
+
+def waiting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a `DamConfig` in which a warm-up that is not given is "auto"; said in the job,
+    because one of an earlier study that does not say it has a fixed one."""
+    chosen = dict(config)
+    if "preset" not in chosen and not {"dense_warmup", "warmup"} & chosen.keys():
+        chosen["dense_warmup"] = "auto"
+    return chosen

@@ -104,7 +104,12 @@ def test_reports_are_about_a_hundred_and_reach_the_target():
 def test_two_runs_agree():
     def run() -> DamResult:
         gates = Gates("toeplitz", length=8, heads=2)
-        return dam(small_model(), random_batches(), gates, DamConfig(steps=30, density=0.9))
+        return dam(
+            small_model(),
+            random_batches(),
+            gates,
+            DamConfig(steps=30, density=0.9, dense_warmup=0.5),
+        )
 
     first, second = run(), run()
     assert torch.equal(first.probabilities, second.probabilities)
@@ -138,7 +143,13 @@ def test_gates_are_attached_only_for_the_run():
 def test_optimisation_of_the_gates_ignores_weight_decay():
     gates = Gates(length=8, heads=2, initial=3.0)
     config = DamConfig(
-        steps=20, density=0.2, control="penalty", penalty=0.0, weight_decay=1e3, lr=1e-9
+        steps=20,
+        dense_warmup=0.5,
+        density=0.2,
+        control="penalty",
+        penalty=0.0,
+        weight_decay=1e3,
+        lr=1e-9,
     )
     model = small_model()
     attach(model, gates)
@@ -200,13 +211,13 @@ def test_a_penalty_does_not_depend_on_size():
 
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_collapse_is_said():
-    gates = Gates(length=8, heads=2)
+    gates, config = Gates(length=8, heads=2), DamConfig(steps=5, dense_warmup=0.5, density=0.2)
     with pytest.warns(UserWarning, match=r"step 4: nothing is pruned"):
-        slow = dam(small_model(), random_batches(), gates, DamConfig(steps=5, density=0.2))
+        slow = dam(small_model(), random_batches(), gates, config)
     assert slow.health()["nothing_pruned"]
     gates = Gates(length=8, heads=2, initial=-9.0)
     with pytest.warns(UserWarning, match="nearly everything is pruned"):
-        empty = dam(small_model(), random_batches(), gates, DamConfig(steps=5, density=0.2))
+        empty = dam(small_model(), random_batches(), gates, config)
     assert empty.health()["pruned_away"]
 
 

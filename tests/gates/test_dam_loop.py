@@ -278,7 +278,7 @@ def test_a_one_shot_job_may_name_the_preset(tmp_path: Path):
 def test_the_chain_of_losses_leaves_everything_as_it_was():
     trained, gates = model(), Gates(length=8, heads=2, seed=1)
     held_out = list(batches(2, seed=9))
-    config = DamConfig(steps=10, density=0.4)
+    config = DamConfig(steps=10, density=0.4, dense_warmup=0.5)
     with_chain = dam(trained, batches(), gates, config, held_out=held_out)
     other = Gates(length=8, heads=2, seed=1)
     without = dam(model(), batches(), other, config)

@@ -65,7 +65,7 @@ def test_densities_end_at_one_key_for_every_token(tmp_path):
     assert strategy.densities == pytest.approx((0.05, 0.04, 0.1, 0.07, 0.14))
     short = DamStrategy(tmp_path, config={"steps": 9}, **given | {"least": 0.1})
     assert short.densities == pytest.approx((0.2, 0.1, 0.4, 0.14, 0.28, 0.56))
-    assert short.ask().job == OneShot({}, {"steps": 9, "density": 0.2})
+    assert short.ask().job == OneShot({}, {"steps": 9, "dense_warmup": "auto", "density": 0.2})
     asked = DamStrategy(tmp_path, config={"density": 0.05}, **given | {"least": 0.1})
     with pytest.raises(ValueError, match=r"at length 64 densities are at least 0\.1$"):
         asked.ask()

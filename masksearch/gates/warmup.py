@@ -1,0 +1,193 @@
+"""When gates may be pruned: after attention has learned, and its loss has settled.
+
+Gates that are pruned before attention has learned are pruned at random. Whether it has is a cheap
+question: what does the loss lose when all attention is taken away? Taken away means that every
+query sees itself alone. That is where pruning leads (a row keeps one key at least), so the answer
+is what all the gates together are worth, and it is in the model's own terms: a value output of
+zero is something that no mask can produce, and many a model has learned to rely on its size.
+
+A model on a plateau may lean on its attention as on a bias: then taking it away costs something,
+although attention has told it nothing. So the loss without attention is the least one that any
+test of the run has found.
+
+    nothing lost          wait; where that lasts until the end, the gates are never pruned
+    falling or stepping   wait
+    settled               prune; the target stands still while the loss steps down again
+    trained already       prune at once
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
+
+from masksearch.gates.config import DamConfig
+
+LOOKS = 50  # of a run, about
+SPAN = 3  # looks whose mean loss is held against that of as many before
+LEARNED = 0.02  # share of the loss without attention that attention must be worth
+TRAINED = 0.1  # the same for a model that is pruned at its first test
+SETTLED = 0.03  # share of what attention is worth by which a settled loss may fall between looks
+STEP = 0.1  # the same for a loss that steps below where it was, which pauses the pruning
+LATEST = 0.75  # share of the steps after which no pruning begins, and none is paused
+QUIET = 0.2  # a plateau has lasted, at least, this share of the steps that came before it
+
+Verdict = Literal["wait", "begin", "pause", "go on"]
+
+
+class AttentionLoss(NamedTuple):
+    """Losses of one model on the same batches, in the units of its loss."""
+
+    dense: float  # as it is
+    alone: float  # every query sees itself alone
+
+
+class WarmupWatch:
+    """Decides from a run's losses when its gates are pruned; see the module.
+
+    Args:
+        config: Of the run. A share as `dense_warmup`, or frozen weights, leave nothing to decide.
+
+    Attributes:
+        begin: Step from which on the gates act; None = not yet.
+        worth: What the loss loses without attention, at the last test; NaN before the first one.
+        without: Least loss without attention of any test.
+        settled: Whether the loss had settled when pruning began.
+        means: Mean training loss of each look, oldest first.
+        losses: Training losses since the last look.
+        moved: Step of the last look at which the loss was falling.
+        level: The loss that a step is held against.
+        paused: Whether pruning pauses.
+        tests: Number of tests.
+    """
+
+    def __init__(self, config: DamConfig) -> None:
+        self.config = config
+        self.begin = None if config.waits else config.warmup_steps
+        self.worth, self.without = math.nan, math.inf
+        self.settled = True
+        self.means: list[float] = []
+        self.losses: list[float] = []
+        self.moved, self.level, self.paused, self.tests = 0, math.inf, False, 0
+
+    def state(self) -> dict[str, Any]:
+        """Everything that changes during a run, as plain data for a checkpoint."""
+        kept = {name: value for name, value in vars(self).items() if name != "config"}
+        return {name: None if is_unknown(value) else value for name, value in kept.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state` has returned."""
+        unknown = {"worth": math.nan, "without": math.inf, "level": math.inf}
+        for name, value in state.items():
+            setattr(self, name, unknown.get(name) if value is None else value)
+
+    @property
+    def every(self) -> int:
+        """Steps between two looks."""
+        return max(1, self.config.steps // LOOKS)
+
+    @property
+    def deadline(self) -> int:
+        """Last step at which pruning may begin."""
+        return max(self.config.warmup_steps, int(LATEST * self.config.steps))
+
+    @property
+    def learned(self) -> bool:
+        """Whether attention is worth something."""
+        return self.worth > LEARNED * abs(self.without)
+
+    def values(self, step: int) -> dict[str, float]:
+        """What a report says of it after so many steps.
+
+        Returns:
+            `pruned_steps`: those in which the gates have acted; `attention_worth`: what the loss
+            loses without attention, where it was tested; `attention_learned`: 1 where that is
+            enough, else 0; `settled`: 0 where pruning began before the loss had settled, else 1.
+        """
+        found = {
+            "pruned_steps": 0.0 if self.begin is None else float(step - self.begin),
+            "attention_learned": float(self.learned),
+            "settled": float(self.settled),
+        }
+        return found | ({"attention_worth": self.worth} if self.tests else {})
+
+    def acts(self, step: int) -> bool:
+        """Whether the gates act at a step (from 0)."""
+        return self.begin is not None and step >= self.begin
+
+    def at_start(self, test: Callable[[], AttentionLoss]) -> Verdict:
+        """Before the first step: a model that comes trained is pruned at once."""
+        if not self.config.waits:
+            return "wait"
+        self.measure(test)
+        return self.prune(0) if self.worth > TRAINED * abs(self.without) else "wait"
+
+    def look(self, step: int, losses: list[float], test: Callable[[], AttentionLoss]) -> Verdict:
+        """Takes the losses of a step's batches and says what is due before the next step.
+
+        Args:
+            step: Optimiser steps that are done.
+            losses: Of the training batches of the last one.
+            test: Measures the model; called at some looks.
+        """
+        if not self.config.waits:
+            return "wait"
+        self.losses += losses
+        last = step == self.config.steps
+        if step % self.every and not last:
+            return "wait"
+        self.means.append(fmean(self.losses))
+        self.losses = []
+        if self.begin is not None:
+            return self.watch_steps(step)
+        self.measure(test)
+        if self.tests == 1 and self.worth > TRAINED * abs(self.without):
+            return self.prune(step)
+        if not self.learned or self.fall > SETTLED * self.worth:
+            self.moved = step
+        if step < self.config.warmup_steps or step > self.deadline or last or not self.learned:
+            return "wait"
+        quiet = step - self.moved >= QUIET * self.moved and self.moved < step
+        if quiet or step + self.every > self.deadline:
+            return self.prune(step, settled=quiet)
+        return "wait"
+
+    def watch_steps(self, step: int) -> Verdict:
+        """Whether pruning pauses at a look because the loss steps down, or goes on."""
+        now, late = self.means[-1], step > self.deadline
+        if self.paused:
+            if not late and self.fall > SETTLED * self.worth:
+                return "wait"
+            self.paused, self.level = False, now
+            return "go on"
+        if late or now >= self.level - STEP * self.worth:
+            return "wait"
+        self.paused = True
+        return "pause"
+
+    def measure(self, test: Callable[[], AttentionLoss]) -> None:
+        """Measures what attention is worth."""
+        found = test()
+        self.tests += 1
+        self.without = min(self.without, found.alone)
+        self.worth = self.without - found.dense
+
+    def prune(self, step: int, *, settled: bool = True) -> Verdict:
+        """Pruning begins at that step."""
+        self.begin, self.settled = step, settled
+        self.level = min(self.means[-SPAN:], default=self.without - self.worth)
+        return "begin"
+
+    @property
+    def fall(self) -> float:
+        """By how much the mean loss of the last looks lies below that of those before."""
+        if len(self.means) < 2 * SPAN:
+            return math.inf
+        return fmean(self.means[-2 * SPAN : -SPAN]) - fmean(self.means[-SPAN:])
+
+
+def is_unknown(value: Any) -> bool:
+    """Whether a number is none that JSON could hold."""
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,352 @@
+"""When pruning begins: planted losses, tiny models, checkpoints, and what a result says of it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from masksearch import masks
+from masksearch.attention.attach import attach, detach
+from masksearch.contracts import Batch, OneShot, Report
+from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.gates.config import DamConfig, build_config
+from masksearch.gates.dam import GATES_FILE, dam, dam_reports, few_rows, run_one_shot
+from masksearch.gates.density import DensityControl
+from masksearch.gates.diagnostics import recovery
+from masksearch.gates.gates import Gates
+from masksearch.gates.result import DamResult
+from masksearch.gates.warmup import AttentionLoss, WarmupWatch
+from masksearch.models.encoders import Size, encoder
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.strategies.dam import DamStrategy
+from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.loop import TrainConfig, train
+
+PLATEAU = math.log(32)
+PROCESS = PlantedProcess(length=12, offsets=(5,), keys=1)
+
+
+def followed(losses: list[float], alone: float = PLATEAU, **fields: Any) -> WarmupWatch:
+    """A watch after a run whose loss at every step is given, in training and held out."""
+    watch = WarmupWatch(DamConfig(steps=len(losses), **fields))
+    watch.at_start(lambda: AttentionLoss(losses[0], alone))
+    for step, loss in enumerate(losses, 1):
+        watch.look(step, [loss], lambda loss=loss: AttentionLoss(loss, alone))
+    return watch
+
+
+def steps_down(*parts: tuple[int, float]) -> list[float]:
+    """A loss that stays at each level for so many steps."""
+    return [level for count, level in parts for _ in range(count)]
+
+
+def test_a_plateau_is_never_pruned():
+    watch = followed(steps_down((1000, PLATEAU)))
+    assert watch.begin is None
+    assert not watch.learned
+    assert watch.values(1000)["pruned_steps"] == 0.0
+
+
+def test_pruning_begins_half_way_where_the_loss_has_long_settled():
+    watch = followed(steps_down((200, PLATEAU), (800, 1.4)))
+    assert (watch.begin, watch.settled) == (500, True)
+
+
+def test_a_late_step_is_waited_for():
+    watch = followed(steps_down((480, PLATEAU), (520, 1.4)))
+    assert watch.begin is not None
+    assert 500 < watch.begin <= 750
+    assert watch.settled
+
+
+def test_a_falling_loss_is_pruned_at_the_latest_moment_and_said():
+    watch = followed([PLATEAU - 3 * step / 1000 for step in range(1000)])
+    assert watch.begin == 740  # looks are 20 steps apart
+    assert not watch.settled
+
+
+def test_what_is_learned_after_the_latest_moment_is_not_pruned():
+    watch = followed(steps_down((800, PLATEAU), (200, 1.4)))
+    assert watch.begin is None
+    assert watch.learned
+
+
+def test_a_trained_model_is_pruned_at_once():
+    assert followed(steps_down((100, 1.4))).begin == 0
+
+
+def test_a_share_and_frozen_weights_leave_nothing_to_decide():
+    assert followed(steps_down((100, PLATEAU)), dense_warmup=0.25).begin == 25
+    assert followed(steps_down((100, PLATEAU)), train="gates").begin == 0
+
+
+def test_pruning_pauses_while_the_loss_steps_below_where_it_was():
+    config = DamConfig(steps=1000)
+    losses = steps_down((100, PLATEAU), (480, 2.2), (20, 1.8), (20, 1.4), (380, 0.9))
+    watch, said = WarmupWatch(config), {}
+    watch.at_start(lambda: AttentionLoss(losses[0], PLATEAU))
+    for step, loss in enumerate(losses, 1):
+        verdict = watch.look(step, [loss], lambda loss=loss: AttentionLoss(loss, PLATEAU))
+        if verdict != "wait":
+            said[step] = verdict
+    assert list(said.values()) == ["begin", "pause", "go on"]
+    assert list(said)[:2] == [500, 600]
+    assert list(said)[2] <= 760
+
+
+def test_the_noise_of_the_samples_pauses_nothing():
+    watch = followed(steps_down((100, PLATEAU), (400, 1.4), (100, 2.4), (400, 1.5)))
+    assert (watch.begin, watch.paused) == (500, False)
+
+
+@given(
+    st.lists(st.floats(0.1, 5.0), min_size=2, max_size=120),
+    st.floats(0.1, 5.0),
+    st.floats(1e-3, 1e3),
+)
+def test_the_scale_of_the_loss_does_not_matter(losses: list[float], alone: float, scale: float):
+    power = 2.0 ** round(math.log2(scale))  # exact in floating point
+    one = followed(losses, alone)
+    other = followed([loss * power for loss in losses], alone * power)
+    assert (one.begin, one.paused, one.settled) == (other.begin, other.paused, other.settled)
+
+
+@given(st.lists(st.floats(-5.0, 5.0), min_size=2, max_size=120), st.data())
+def test_a_state_goes_on_exactly(losses: list[float], data: st.DataObject):
+    cut = data.draw(st.integers(0, len(losses)))
+    config = DamConfig(steps=len(losses))
+    watch = WarmupWatch(config)
+    for step, loss in enumerate(losses, 1):
+        if step == cut:
+            again = WarmupWatch(config)
+            again.restore(json.loads(json.dumps(watch.state(), allow_nan=False)))
+            watch = again
+        watch.look(step, [loss], lambda loss=loss: AttentionLoss(loss, 5.0))
+    straight = WarmupWatch(config)
+    for step, loss in enumerate(losses, 1):
+        straight.look(step, [loss], lambda loss=loss: AttentionLoss(loss, 5.0))
+    assert watch.state() == straight.state()
+
+
+@given(st.integers(2, 300), st.floats(0.01, 1.0), st.floats(0, 0.7), st.lists(st.integers(0, 300)))
+def test_the_target_sinks_through_any_pauses_and_arrives(
+    steps: int, anneal: float, density: float, turns: list[int]
+):
+    config = DamConfig(steps=steps, anneal=anneal, density=min(0.7, max(0.13, density)))
+    control = DensityControl(config, Gates(length=8, heads=1))
+    seen = []
+    for step in range(steps):
+        if step in turns:
+            (control.go_on if control.paused else control.pause)(step)
+        seen.append(control.target(step).item())
+    if control.paused:
+        control.go_on(steps)
+    last = control.target(2 * steps + 2).item()
+    assert last == pytest.approx(config.target, rel=1e-5)
+    assert all(later <= earlier + 1e-6 for earlier, later in itertools.pairwise(seen))
+
+
+# -- tiny models -------------------------------------------------------------------------------
+def model(dropout: float = 0.0) -> MaskedLanguageModel:
+    return MaskedLanguageModel(encoder(Size(1, 16, 2), 11, 8, seed=0, dropout=dropout), seed=0)
+
+
+def batches(count: int = 10_000) -> Iterator[Batch]:
+    source = torch.Generator().manual_seed(0)
+    for _ in range(count):
+        yield {"input_ids": torch.randint(0, 11, (4, 8), generator=source),
+               "labels": torch.randint(0, 11, (4, 8), generator=source)}  # fmt: skip
+
+
+def test_taking_attention_away_is_the_mask_of_the_diagonal():
+    trained, gates, batch = model().eval(), Gates(length=8, heads=2), next(batches())
+    attach(trained, gates)
+    gates.alone = True
+    with torch.no_grad():
+        found = trained(**batch).logits
+        detach(trained)
+        attach(trained, masks.window(0))
+        expected = trained(**batch).logits
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_random_labels_teach_nothing_and_the_result_says_so():
+    gates = Gates(length=8, heads=2)
+    with pytest.warns(UserWarning, match="attention has learned nothing"):
+        result = dam(model(), batches(), gates, DamConfig(steps=40, density=0.3))
+    assert (gates.logits == 2.0).all()
+    health = result.health()
+    assert health.attention_unlearned
+    assert len(health.problems) == 1
+    assert all(word in health.problems[0] for word in ("initial weights", "lr", "more steps"))
+    assert result.warmup_steps == 40
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_a_trained_model_is_pruned_as_without_a_warm_up():
+    """Testing attention leaves no trace: losses and gates are the same bits."""
+    source = PlantedEvaluator(PROCESS, held_out_sequences=64).differentiable(0)
+    for _ in train(source.model, source.batches, TrainConfig(steps=90, lr=6e-3)):
+        pass
+    weights, found = copy.deepcopy(source.model.state_dict()), []
+    for share in ("auto", 0.0):
+        source.model.load_state_dict(weights)
+        gates = Gates(length=12, heads=2)
+        config = DamConfig(steps=20, density=0.2, dense_warmup=share)  # type: ignore[arg-type]
+        result = dam(source.model, PlantedTask(PROCESS), gates, config, held_out=source.held_out)
+        known = ("loss", "density", "target", "control")
+        found.append(([[r.values[n] for n in known] for r in result.curve], gates.logits))
+        assert result.warmup_steps == 0
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def learnable(
+    levels: int, folder: Path | None = None, stop: int | None = None
+) -> tuple[list[Report], Tensor]:
+    """A run in which attention learns after about 50 of 100 steps; it may end at a report."""
+    process = PlantedProcess(length=8, vocabulary=8, offsets=(3,), keys=1)
+    source = PlantedEvaluator(
+        process,
+        size="1x32x2",
+        gate_batch=24,
+        held_out_sequences=64,
+        gate_initializer_range=0.2,
+    ).differentiable(0)
+    reports = dam_reports(
+        source.model,
+        source.batches,
+        gates := Gates(length=8, heads=2),
+        DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05, levels=levels),
+        held_out=source.held_out,
+        checkpoints=None if folder is None else Checkpoints(folder, "dam"),
+        checkpoint_seconds=0.02,
+    )
+    found = []
+    for report in reports:
+        found.append(report)
+        if report.step == stop:
+            reports.close()
+    return found, gates.logits.detach()
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+@pytest.mark.parametrize(("levels", "stops"), [(1, (33, 70)), (2, (90,))])
+def test_a_killed_run_ends_as_it_would_have(levels: int, stops: tuple[int, ...], tmp_path: Path):
+    straight = learnable(levels)
+    assert 10 < straight[0][-1].values["pruned_steps"] < 50
+    for stop in stops:
+        learnable(levels, tmp_path, stop)
+    again = learnable(levels, tmp_path)
+    assert again[0] == straight[0]
+    assert torch.equal(again[1], straight[1])
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_a_killed_run_of_a_version_without_waiting_ends_as_it_would_have(tmp_path: Path):
+    fixed = DamConfig(steps=10, density=0.5, dense_warmup=0.5)
+
+    def run(config: DamConfig, kept: Checkpoints | None) -> tuple[tuple[Report, ...], Tensor, Any]:
+        gates, end = Gates(length=8, heads=2), None
+        reports = dam_reports(
+            model(), batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0
+        )
+        while end is None:
+            try:
+                next(reports)
+            except StopIteration as stop:
+                end = stop.value
+        return end.curve, gates.logits.detach(), end.config
+
+    straight, kept = run(fixed, None), Checkpoints(tmp_path, "dam")
+    reports = dam_reports(
+        model(), batches(), Gates(length=8, heads=2), fixed, checkpoints=kept, checkpoint_seconds=0
+    )
+    for _ in range(7):
+        next(reports)
+    reports.close()
+    found = kept.load()
+    assert found is not None
+    facts = {name: value for name, value in found.facts.items() if name != "warmup"}
+    for name in ("since", "span", "part", "paused"):
+        del facts["control"][name]
+    kept.save(found.step, found.tensors, facts)
+    again = run(replace(fixed, dense_warmup="auto"), kept)
+    assert again[0] == straight[0]
+    assert torch.equal(again[1], straight[1])
+    assert again[2] == straight[2] == asdict(fixed)
+
+
+# -- configurations and searches ---------------------------------------------------------------
+def test_a_config_of_plain_data_without_the_field_has_a_fixed_warm_up():
+    assert build_config({"steps": 100}).dense_warmup == 0.5
+    assert build_config({"preset": "sparsebert"}).dense_warmup == 0.0
+    assert DamConfig().waits
+    assert not DamConfig(train="gates").waits
+    with pytest.raises(ValueError, match=r"dense_warmup must lie in \[0, 1\) or be 'auto'"):
+        DamConfig(dense_warmup="never")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "job"),
+    [
+        ({"steps": 9}, "auto"),
+        ({"steps": 9, "warmup": 0.25}, None),
+        ({"steps": 9, "dense_warmup": 0.25}, 0.25),
+        ({"preset": "sparsebert"}, None),
+    ],
+)
+def test_a_new_search_says_in_its_job_that_it_waits(given: dict[str, Any], job: Any):
+    strategy = DamStrategy(Path(), gates={}, config=given, target=0.2, length=12)
+    proposal = strategy.ask()
+    assert not isinstance(proposal, str)
+    assert isinstance(proposal.job, OneShot)
+    assert proposal.job.config.get("dense_warmup") == job
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_a_one_shot_job_that_waits_leaves_what_it_found(tmp_path: Path):
+    evaluator = PlantedEvaluator(PROCESS, held_out_sequences=64)
+    job = OneShot({}, {"steps": 12, "density": 0.3, "dense_warmup": "auto"})
+    list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path))
+    result = DamResult.load(tmp_path / GATES_FILE)
+    assert result.config["dense_warmup"] == "auto"
+    assert result.health().attention_unlearned
+    assert result.warmup_steps == 12
+
+
+def test_few_rows():
+    rows = torch.arange(10)
+    (cut,) = few_rows([{"a": rows, "b": rows}, {"a": rows}], 4)
+    assert len(cut["a"]) == len(cut["b"]) == 4
+    assert len(few_rows([{"a": rows}, {"a": rows}], 15)) == 2
+    (whole,) = few_rows([{"a": rows, "b": rows[:3]}], 1)
+    assert len(whole["a"]) == 10  # its rows are not known
+    assert few_rows([], 4) == []
+
+
+# -- planted processes with plateaus -----------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:DAM")
+@pytest.mark.parametrize(("spread", "steps"), [(0.02, 600), (0.07, 2500)])
+def test_planted_edges_are_found_or_attention_has_learned_nothing(spread: float, steps: int):
+    process = PlantedProcess(length=32, vocabulary=32, offsets=(7,), keys=3)
+    source = PlantedEvaluator(process, gate_initializer_range=spread).differentiable(0)
+    gates, config = Gates(length=32, heads=2), DamConfig(steps=steps)
+    result = dam(source.model, source.batches, gates, config, held_out=source.held_out)
+    unlearned = result.health().attention_unlearned
+    assert unlearned or recovery(result.probabilities, process.edges).auroc >= 0.97
+    assert unlearned == (spread == 0.02)
