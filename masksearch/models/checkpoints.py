@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +160,17 @@ def hash_files(folder: Path) -> str:
     """16 hexadecimal digits of SHA-256 over names and bytes of configuration and weights."""
     total = hashlib.sha256()
     for path in find_files(folder):
-        with path.open("rb") as file:
-            part = hashlib.file_digest(file, "sha256").hexdigest()
+        found = path.stat()
+        part = hash_file(path, found.st_size, found.st_mtime_ns)
         total.update(f"{path.name}|{part}|".encode())
     return total.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def hash_file(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file in hex, read once for each size and time of its last change."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_model(
