@@ -26,10 +26,11 @@ ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images" / "spaces"
 DRAWS = 6
 SEED = 1
-LAYERS, HEADS = 2, 4
+SIZES = {"local_heads": (6, 12)}  # layers and heads
+SMALL = (2, 4)
 PLAIN = (64, 2)  # positions, pixels a cell
 VIEWS = {"head_shifts": (32, 3), "head_layer_shifts": (32, 3), "head_families": (32, 3)}
-VIEWS |= {"block_layouts": (128, 1), "distances": (32, 4)}
+VIEWS |= {"block_layouts": (128, 1), "distances": (32, 4), "local_heads": (32, 1)}
 WIDEST = 1_000  # pixels of a row of masks
 EDGE, GAP, TITLE = 6, 16, 28  # pixels around everything, between masks, and above each
 LABEL = 18  # pixels left of a mask, where layers are named
@@ -41,7 +42,7 @@ def draws(name: str, length: int) -> list[Tensor]:
     """Six masks as bool `[layers, heads, n, n]`, equal layers and heads folded into one."""
     space = ms.load_function(f"{ROOT / 'search_spaces' / name}.py:space")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=SEED))
-    return [planes(space(study.ask()), length, LAYERS, HEADS) for _ in range(DRAWS)]
+    return [planes(space(study.ask()), length, *SIZES.get(name, SMALL)) for _ in range(DRAWS)]
 
 
 def figure_of(tables: list[Tensor], length: int, zoom: int) -> Figure:
@@ -71,7 +72,8 @@ def figure_of(tables: list[Tensor], length: int, zoom: int) -> Figure:
         for layer in range(layers if layers > 1 else 0):
             middle = top + (layer + 0.5) * height / layers
             where = ((left - 4) / across, 1 - middle / down)
-            figure.text(*where, f"layer {layer}", ha="right", va="center", rotation=90, fontsize=8)
+            text = f"layer {layer}" if height / layers > TITLE + LABEL else str(layer)
+            figure.text(*where, text, ha="right", va="center", rotation=90, fontsize=8)
     return figure
 
 

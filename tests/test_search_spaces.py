@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
 import masksearch as ms
@@ -24,6 +24,7 @@ from masksearch.masks import Mask
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
 SHAPE = ms.Shape(64, 2, 4)
+SHAPES = {"local_heads": ms.Shape(64, 6, 12)}  # of other encoders
 
 
 def loaded(name, **constants):
@@ -45,7 +46,10 @@ def same(mask, other, length=128):
 
 
 class Scripted(FixedTrial):
-    """Follows a list of choices by index, then takes the first choice of each parameter."""
+    """Follows a list of choices by index, then takes the first choice of each parameter.
+
+    Of a float the middles of two halves are its choices.
+    """
 
     def __init__(self, script):
         super().__init__({})
@@ -56,6 +60,8 @@ class Scripted(FixedTrial):
             return self._suggested_params[name]
         if isinstance(distribution, CategoricalDistribution):
             choices = distribution.choices
+        elif isinstance(distribution, FloatDistribution):
+            choices = [0.25, 0.75]
         else:
             assert isinstance(distribution, IntDistribution), f"{name} cannot be counted"
             choices = range(distribution.low, distribution.high + 1, distribution.step)
@@ -87,7 +93,7 @@ def counted(space, length=128, layers=1, heads=1):
     return len(tables), len({table.numpy().tobytes() for table in tables})
 
 
-FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits"}
+FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits", "local_heads"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -98,7 +104,7 @@ class TestSpace:
         for trial in trials(0, 40):
             mask = space(trial)
             assert isinstance(mask, Mask)
-            assert ms.lower(mask, SHAPE).any(-1).all()
+            assert ms.lower(mask, SHAPES.get(path.stem, SHAPE)).any(-1).all()
             assert ms.Mask.from_json(mask.to_json()) == mask
             assert not any("/" in name for name in trial.params)
             drawn.add(mask.digest)
@@ -121,7 +127,8 @@ class TestSpace:
         assert len(text.splitlines()) <= 60
         (command,) = (line for line in text.splitlines() if "masksearch search" in line)
         assert f"masksearch search search_spaces/{path.name}:space" in command
-        assert ("--size tiny" in command) == any(c in text for c in ("LAYERS", "HEADS"))
+        named = "--size tiny" in command or "--weights" in text  # an encoder of these sizes
+        assert named == any(c in text for c in ("LAYERS", "HEADS"))
 
     def test_imports_masksearch_and_optuna_trial_only(self, path):
         modules = set()
@@ -205,6 +212,18 @@ class TestSizes:
         space = loaded("block_layouts", GRID=3, LENGTH=6, RANKS=2).space
         assert counted(space, 6) == (2 * 2**6, 2**6)
         self.says("block_layouts", f"{short(2**56, 1)} masks", "2^56")
+
+    def test_local_heads(self):
+        def size(layers, heads, reaches):
+            return ((2**heads - 1) * reaches + 1) ** layers
+
+        module = loaded("local_heads", REACHES=[0, 2])
+        for layers, heads in ((1, 3), (2, 2)):
+            space = module.space_of(layers, heads)
+            combinations = 2 * (2 * 2**heads) ** layers  # of which share = .25 is all local
+            found = counted(space, 16, layers, heads)
+            assert found == (combinations, size(layers, heads, 2))
+        self.says("local_heads", f"{short(size(6, 12, 6), 1)} masks", "4,095 sets")
 
     def test_around(self):
         numbers = [5, 3, 2, 3, 3]  # reach 4 to 8, position 0 to 2, kept, hubs, diagonal
@@ -323,6 +342,31 @@ class TestContents:
         assert same(loaded("block_layouts").space(FixedTrial(params | {"level": 1})), mask)
 
 
+class TestLocalHeads:
+    def test_one_head_is_full_and_each_layer_has_its_reach(self):
+        space = loaded("local_heads").space_of(2, 4)
+        params = {"share": 0.5, "l0.local": 1, "l1.local": 4}
+        params |= {f"l{layer}.h{head}": 0.6 for layer in (0, 1) for head in range(4)}
+        assert same(space(FixedTrial(params)), masks.per_layer([masks.star(), LOCAL_8]))
+        second = masks.per_head([LOCAL_8, LOCAL_8, masks.full(), LOCAL_8])
+        drawn = space(FixedTrial(params | {"l1.h2": 0.4}))
+        assert same(drawn, masks.per_layer([masks.star(), second]))
+        assert same(space(FixedTrial(params | {"share": 1.0})), masks.full())
+
+    def test_random_draws_have_every_number_of_full_heads_equally_often(self):
+        module = loaded("local_heads")
+        space, counts = module.space_of(2, 4), [0] * 9
+        for seed in range(900):
+            (trial,) = trials(seed, 1)
+            counts[int(space(trial).dense(40, 2, 4).all((-2, -1)).sum())] += 1
+        assert all(55 < count < 150 for count in counts)  # 100 expected, standard deviation 9
+
+    def test_a_resumed_search_notices_another_size(self):
+        space_of = loaded("local_heads").space_of
+        assert len({space_of(2, 4).masksearch_source, space_of(4, 2).masksearch_source}) == 2
+
+
+LOCAL_8 = masks.longformer(8, 1)
 NOTHING = {"hubs": 0, "diagonal": "as it is", "at.of.1.kept": True}
 NOTHING |= {f"edit{edit}": "none" for edit in range(3)}
 NOTHING |= {f"edit{edit}.distance": 1 for edit in range(3)}
