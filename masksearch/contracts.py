@@ -415,8 +415,8 @@ class OffersGradients(Protocol):
 
 @runtime_checkable
 class ProvidesModels(Protocol):
-    """An evaluator whose trials share models: a search on this machine has them provided first,
-    so that what would make every trial fail is said before the first one."""
+    """An evaluator whose trials share models: they are provided before the first trial, so that
+    what would make every trial fail is said before anything else is paid for."""
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, what all evaluations of that seed share.
@@ -501,6 +501,11 @@ class Trials(Protocol):
     @property
     def workdir(self) -> Path:
         """The run folder; trial 7 works in `trials/7` below it."""
+        ...
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Seeds of the evaluations that are to come, for `ProvidesModels`."""
         ...
 
     def ask(self) -> Proposal | Literal["wait", "done"]:

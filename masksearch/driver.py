@@ -343,8 +343,6 @@ def search(
                 stacklevel=outside_level(),
             )
         chosen = Enqueued(chosen, given) if given else chosen
-        if isinstance(evaluator, ProvidesModels) and isinstance(executor, Local | None):
-            evaluator.provide_models(seed)  # elsewhere the trials do, where they run
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
         store.note_call(describe_call(evaluator, space, **asked))
@@ -592,6 +590,11 @@ def run_session(
         session.restore()
         for watcher in display:
             watcher.expect(session.expected(), session.budget.seconds)
+            if isinstance(session.evaluator, ProvidesModels) and not isinstance(
+                executor, Local | None
+            ):  # whose trainings are not seen here
+                seeds = ", ".join(map(str, session.seeds))
+                watcher.print(f"{title}: shared models of seed {seeds} first")
         try:
             session.run_on(executor or Local())
         except KeyboardInterrupt as stop:

@@ -96,7 +96,8 @@ class DenseTuning(DownstreamEvaluator, ABC):
 
         def finetune(kept: Checkpoints) -> None:
             noise = mixed_seed(seed, DROPOUT)
-            self.fit(head, name, config, kept, key, order=order, noise=noise)
+            title = f"dense model of {name}, seed {seed}"
+            self.fit(head, name, config, kept, key, order=order, noise=noise, title=title)
 
         provide_dense(head, path, key, finetune)
         self.check_learned(head, name, path.with_suffix(""))

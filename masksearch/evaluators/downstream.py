@@ -312,6 +312,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
         order: int,
         noise: int,
         loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+        title: str = "",
     ) -> None:
         """Trains a head, and the layers below it that are not frozen, on a task's rows.
 
@@ -324,6 +325,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
             order: Seed of the order of the rows.
             noise: Seed of the dropout.
             loss: Scalar loss of (head, batch); None = the head's own.
+            title: What is trained, for a display.
         """
         freeze(head.get_submodule("encoder"), self.frozen)
         rows = self.tokens(name).train
@@ -336,6 +338,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
             checkpoint_seconds=self.checkpoint_seconds,
             key=key,
             noise_seed=noise,
+            title=title,
         )
         for _ in run:
             pass

@@ -4,6 +4,7 @@ Tune has the placement, the resources and the dashboard; the study is the truth.
 a fresh Tuner, Ray's own snapshots are never restored, and retries are counted by the `Pool`,
 because Tune fails a trial for good when the idle worker that it was given had been lost.
 
+    a task before the first trial               -> evaluator.provide_models, where it has them
     Tune asks `TuneSearcher.suggest`            -> Pool.next_trial
     a worker runs `TuneWorker.step`             -> one report
     Tune calls `TuneScheduler.on_trial_result`  -> Pool.on_step: CONTINUE or STOP
@@ -21,7 +22,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,8 @@ from typing import Any
 
 import cloudpickle
 
-from masksearch.contracts import CarriesData, Evaluator, Trials
-from masksearch.errors import SearchError, install_command
+from masksearch.contracts import CarriesData, Evaluator, ProvidesModels, Trials
+from masksearch.errors import MaskSearchError, SearchError, install_command
 from masksearch.executors.environment import (
     catch_interrupt,
     own_token,
@@ -42,6 +43,7 @@ from masksearch.executors.environment import (
 )
 from masksearch.executors.pool import Pool, WorkerLoss
 from masksearch.executors.worker import TrialRunner, TrialSpec, WorkerConfig, pickle_for_workers
+from masksearch.user_code import describe_error
 
 MISSING = ""  # what there is to say where Ray is not installed
 try:
@@ -136,6 +138,8 @@ class RayTune:
         ):
             self.check_room()
             config = ray.put(shared)
+            if isinstance(work.evaluator, ProvidesModels):
+                self.provide_models(config, work.seeds)
             guard = FirstError(
                 Pool(
                     work,
@@ -151,6 +155,32 @@ class RayTune:
                 self.make_tuner(guard, folder, name).fit()
         if guard.error is not None:
             raise guard.error
+
+    def provide_models(self, config: Any, seeds: Sequence[int]) -> None:
+        """Has the models that evaluations share provided where a trial would run.
+
+        Args:
+            config: Ray's reference to the `WorkerConfig`.
+            seeds: Of the evaluations; at most `slots` at a time.
+
+        Raises:
+            SearchError: If no mask can be judged on one of them, or its worker was lost.
+        """
+        needs = dict(self.needs)
+        options: dict[str, Any] = {"max_retries": self.max_failures}
+        for name, option in (("cpu", "num_cpus"), ("gpu", "num_gpus"), ("memory", "memory")):
+            options[option] = needs.pop(name, needs.pop(name.upper(), 0))
+        provide = ray.remote(**options, resources=needs)(provide_shared_models)
+        for first in range(0, len(seeds), self.slots):
+            given = [provide.remote(config, seed) for seed in seeds[first : first + self.slots]]
+            try:
+                refused = [reason for reason in ray.get(given) if reason]
+            except RayError as error:
+                raise SearchError(
+                    f"the worker that provides the models of all trials was lost: {error}"
+                ) from error
+            if refused:
+                raise SearchError(refused[0])
 
     def worker_config(self, work: Trials) -> WorkerConfig:
         """What all trials share. An evaluator travels with its data, where it offers that, so
@@ -207,6 +237,21 @@ class RayTune:
         if self.address is None:
             raise SearchError(f"{text}; lower them with RayTune(resources=...)")
         warnings.warn(f"{text}; waiting for one to join the cluster", stacklevel=3)
+
+
+def provide_shared_models(config: WorkerConfig, seed: int) -> str:
+    """Provides the models of a seed in a process of Ray's; why it cannot, or nothing."""
+    try:
+        evaluator = TrialRunner(config).load_evaluator()
+        assert isinstance(evaluator, ProvidesModels)
+        evaluator.provide_models(seed)
+    except MaskSearchError as error:
+        return str(error)
+    except Exception as error:  # told to the driver, which stops the search with it
+        return (
+            f"a worker process cannot provide the models of seed {seed}: {describe_error(error)}"
+        )
+    return ""
 
 
 # -- what Tune calls ---------------------------------------------------------------------------

@@ -33,7 +33,8 @@ class StepBar:
     shown, a quarter of a second later, so that no step waits for it.
 
     Args:
-        title: In front of the bar; from the second training on with its number.
+        title: In front of the bar of a training without a title of its own; from the second one
+            on with its number.
         console: Where to.
         screen: Holds the bars; None = lines of text instead.
     """
@@ -70,6 +71,12 @@ class StepBar:
         self.tokens = self.losses = 0
         self.sampled = None
         self.due = now + (MINUTE if self.screen is None else PAUSE)
+        if self.screen is None and step.title:
+            shown(lambda: self.print(f"{step.title}: {config.steps} steps"))
+
+    def print(self, line: str) -> None:
+        """One line, where there are no bars."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def smooth(self, value: float, weight: float) -> None:
         """Takes a loss into the shown one: a plain mean at first, then an exponential one."""
@@ -87,15 +94,15 @@ class StepBar:
         gone = max(now - self.started, 1e-9)
         self.steps_rate = (step.number - self.first) / gone
         left = (config.steps - step.number) / max(self.steps_rate, 1e-9)
+        title = step.title or f"{self.title}{f' {self.trainings}' if self.trainings > 1 else ''}"
         line = (
-            f"{self.title}{f' {self.trainings}' if self.trainings > 1 else ''} "
-            f"{step.number}/{config.steps}  {self.steps_rate:.3g} steps/s  "
+            f"{title} {step.number}/{config.steps}  {self.steps_rate:.3g} steps/s  "
             f"{thousands(self.tokens / gone)} tokens/s  "
             + (f"loss {self.loss:.3f}  " if self.losses else "")
             + f"{clock(gone)} gone, {clock(left)} left"
         )
         if self.screen is None:
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.print(line)
             return
         if self.task is None:
             self.task = self.screen.add_task("", total=config.steps)

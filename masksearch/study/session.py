@@ -156,6 +156,16 @@ class Session:
         others = len(self.queue) + sum(trial.draw < 0 for trial in self.open.values())
         return others + max(0, (trials or 0) - self.counted)
 
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of the evaluations that are to come, each once."""
+        jobs = [trial.record.seed for trial in self.open.values()]
+        jobs += [self.seed if job.seed is None else job.seed for job in self.queue]
+        trials = self.budget.trials
+        if self.strict and (trials is None or self.counted < trials):
+            jobs.append(self.seed)
+        return list(dict.fromkeys(jobs))
+
     def run_on(self, executor: Executor) -> None:
         """Lets the executor work until the budget is spent.
 

@@ -92,6 +92,7 @@ class Step:
     number: int  # from 1
     value: float | Tensor  # the loss; on a GPU a tensor there, which `loss` fetches
     tokens: int  # token positions of this step's batches
+    title: str = ""  # of its training, for whoever shows it
 
     @property
     def loss(self) -> float:
@@ -199,6 +200,7 @@ def train(
     key: str = "",
     memory: dict[str, Any] | None = None,
     noise_seed: int | None = None,
+    title: str = "",
 ) -> Generator[Step, None, None]:
     """Trains in place and yields after every step; stop by closing the iterator.
 
@@ -227,6 +229,7 @@ def train(
         noise_seed: Seed of what the model draws from torch's global generator (dropout), which
             is left as it was; several processes draw differently from it. None = it draws from
             that generator.
+        title: What is trained, for a display.
 
     Yields:
         One `Step` per optimiser step; in a run that goes on, from the next one.
@@ -239,7 +242,16 @@ def train(
         ResumeError: If several processes find different checkpoints.
     """
     return Training(
-        model, batches, config, loss, checkpoints, checkpoint_seconds, key, memory, noise_seed
+        model,
+        batches,
+        config,
+        loss,
+        checkpoints,
+        checkpoint_seconds,
+        key,
+        memory,
+        noise_seed,
+        title,
     ).run()
 
 
@@ -256,6 +268,7 @@ class Training:
     key: str
     memory: dict[str, Any] | None
     noise_seed: int | None
+    title: str
 
     def __post_init__(self) -> None:
         groups = parameter_groups(self.model, self.config.weight_decay)
@@ -326,7 +339,7 @@ class Training:
         self.optimiser.step()
         self.done += 1
         tokens = sum(batch["input_ids"].numel() for batch in batches)
-        return Step(self.done, loss if cuda else loss.item(), tokens)
+        return Step(self.done, loss if cuda else loss.item(), tokens, self.title)
 
     def begin(self) -> None:
         """Before an attempt at a step: no gradients, and this step's own noise."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class PlainTrials:
     goes_on: OnReport = lambda number, report: True
     records: list[Record] = field(default_factory=list)
     reports: list[tuple[int, int]] = field(default_factory=list)  # (trial number, step)
+    seeds: Sequence[int] = (0,)
 
     def ask(self) -> Any:
         return self.strategy.ask()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 from contextlib import suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 from tiny_checkpoint import tiny_checkpoint
 from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
+from toy_sentences import write_sentences
 
 import masksearch as ms
 from masksearch import masks
@@ -25,33 +25,11 @@ from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.gates.dam import run_one_shot
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
-WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SST-2 and RTE whose answer is in the words, and a checkpoint that knows the words."""
-    draw, folder = random.Random(0), tmp_path_factory.mktemp("adapt")
-    halves = (WORDS[:40], WORDS[40:])
-    for part, count in (("train", 96), ("dev", 80)):
-        lines = ["sentence\tlabel"]
-        for number in range(count):
-            said = draw.choices(halves[number % 2], k=draw.randint(4, 10))
-            lines.append(f"{' '.join(said)}\t{number % 2}")
-        write(folder / "glue" / "SST-2" / f"{part}.tsv", lines)
-        lines = ["index\tsentence1\tsentence2\tlabel"]
-        for number in range(count):
-            said = [" ".join(draw.choices(halves[number % 2], k=4)) for _ in range(2)]
-            label = ("entailment", "not_entailment")[number % 2]
-            lines.append(f"{number}\t{said[0]}\t{said[1]}\t{label}")
-        write(folder / "glue" / "RTE" / f"{part}.tsv", lines)
-    tiny_checkpoint(folder / "checkpoint", WORDS)
-    return folder
-
-
-def write(path: Path, lines: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    """Two tasks and a checkpoint, see `write_sentences`."""
+    return write_sentences(tmp_path_factory.mktemp("adapt"))
 
 
 def evaluator(data: Path, cache: Path, **settings: Any) -> GlueEvaluator:
@@ -181,7 +159,39 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
                 listeners=[begun.append],
                 progress=None,
             )
+        with pytest.raises(SearchError, match="no masks can be compared"):
+            ms.compare(
+                {"star": masks.star(), "full": masks.full()},
+                each,
+                run=tmp_path / "comparison",
+                seeds=[1, 2],
+                listeners=[begun.append],
+                progress=None,
+            )
     assert begun == []  # said before the first trial
+
+
+def test_dense_models_of_all_seeds_come_first_and_are_shown(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps: list[str] = []
+    judge = evaluator(data, tmp_path / "cache", adapt="recover")
+
+    def compared() -> str:
+        with follow_trainings(lambda step, config: steps.append(step.title)):
+            masked = {"star": masks.star(), "full": masks.full()}
+            ms.compare(masked, judge, run=tmp_path / "run", seeds=[4, 5, 6])
+        return capsys.readouterr().err
+
+    shown, each = compared(), judge.finetune_steps("SST-2")
+    titles = [f"dense model of SST-2, seed {seed}" for seed in (4, 5, 6)]
+    assert steps == [title for title in titles for _ in range(each)] + [""] * 6 * 3
+    lines = shown.splitlines()
+    assert lines[:3] == [f"{title}: {each} steps" for title in titles]
+    shutil.rmtree(tmp_path / "cache")
+    steps.clear()
+    assert "dense model" not in compared()  # nothing is left to judge
+    assert steps == []
 
 
 # -- recovery ----------------------------------------------------------------------------------

@@ -17,11 +17,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from ray_fixtures import STEPS, Troubled, Unloadable
 from toy import PlainTrials, ToyEvaluator, space
+from toy_sentences import write_sentences
 
 from masksearch import masks
 from masksearch.contracts import Record
 from masksearch.driver import compare, search
 from masksearch.errors import SearchError, install_command
+from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.executors.ray import RayTune, tolerate_losses
@@ -520,3 +522,71 @@ def test_every_loss_of_a_worker_ends_its_trial_only():
         "OutOfMemoryError: memory",
         "NodeDiedError: node",
     ]
+
+
+# -- models that all trials share --------------------------------------------------------------
+class Counted(GlueEvaluator):
+    """Writes a file for every training."""
+
+    def fit(self, head, name, config, checkpoints, key, **named):
+        folder = Path(self.cache).parent / "trainings"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{os.getpid()}-{time.time_ns()}").touch()
+        super().fit(head, name, config, checkpoints, key, **named)
+
+
+def frozen_judge(folder, **settings):
+    small = {"length": 32, "epochs": 2, "finetune_batch": 8, "finetune_lr": 3e-3, "device": "cpu"}
+    return Counted(
+        None,
+        folder / "glue",
+        tasks=("SST-2",),
+        weights=folder / "checkpoint",
+        adapt="none",
+        cache=folder / "cache",
+        **(small | settings),
+    )
+
+
+def test_workers_share_one_dense_model_that_comes_first(cluster, tmp_path, capsys):
+    folder = write_sentences(tmp_path)
+    study = search(
+        lambda trial: masks.window(trial.suggest_int("reach", 1, 12)),
+        frozen_judge(folder),
+        run=tmp_path / "run",
+        trials=4,
+        strategy="random",
+        executor=RayTune(slots=2),
+        seed=3,
+    )
+    assert [r.status for r in study.records() if r.status != "reused"].count("done") >= 3
+    (training,) = (folder / "trainings").iterdir()
+    assert not training.name.startswith(f"{os.getpid()}-")
+    assert "shared models of seed 3 first" in capsys.readouterr().err
+
+
+def test_a_dense_model_at_the_majority_ends_a_search_on_ray(cluster, tmp_path):
+    judge = frozen_judge(write_sentences(tmp_path), finetune_lr=1e-9, epochs=1)
+    with pytest.raises(SearchError, match=r"^the dense model of SST-2 .* no masks can be comp"):
+        compare(
+            {"star": masks.star()},
+            judge,
+            run=tmp_path / "run",
+            seeds=[0, 1],
+            executor=RayTune(slots=2),
+            progress=None,
+        )
+    assert not (tmp_path / "run" / "trials").exists()
+
+
+def test_a_worker_that_cannot_provide_its_models_ends_a_search(cluster, tmp_path):
+    judge = frozen_judge(write_sentences(tmp_path), finetune_lr=1e30)
+    with pytest.raises(SearchError, match="the loss became"):
+        search(
+            lambda trial: masks.star(),
+            judge,
+            run=tmp_path / "run",
+            trials=2,
+            executor=RayTune(slots=2),
+            progress=None,
+        )

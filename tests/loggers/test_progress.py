@@ -68,6 +68,18 @@ def test_a_log_gets_whole_lines(clock):
     assert all(line.startswith("training ") and line.endswith(" left") for line in lines)
 
 
+def test_a_training_with_a_title_is_shown_under_it(clock):
+    log = Console(file=io.StringIO(), force_terminal=False, width=80)
+    screen = bars(fake(True))
+    config = TrainConfig(steps=100)
+    for bar in (StepBar("training", log, None), StepBar("training", fake(True), screen)):
+        for number in (1, 2):
+            bar(Step(number, 3.0, 50, "dense model of RTE, seed 0"), config)
+            clock[0] += 1
+    assert log.file.getvalue() == "dense model of RTE, seed 0: 100 steps\n"
+    assert "dense model of RTE, seed 0 2/100" in drawn(screen)
+
+
 def test_every_training_gets_a_bar_of_its_own(clock):
     screen = bars(fake(True))
     bar = StepBar("training", fake(True), screen)

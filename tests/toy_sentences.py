@@ -1,0 +1,36 @@
+"""SST-2 and RTE of toy words, whose answer is in the words, and a checkpoint that knows them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tiny_checkpoint import tiny_checkpoint
+
+WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
+
+
+def write_sentences(folder: Path) -> Path:
+    """Writes `glue/SST-2`, `glue/RTE` and `checkpoint`."""
+    draw = random.Random(0)
+    halves = (WORDS[:40], WORDS[40:])
+    for part, count in (("train", 96), ("dev", 80)):
+        lines = ["sentence\tlabel"]
+        for number in range(count):
+            said = draw.choices(halves[number % 2], k=draw.randint(4, 10))
+            lines.append(f"{' '.join(said)}\t{number % 2}")
+        write_lines(folder / "glue" / "SST-2" / f"{part}.tsv", lines)
+        lines = ["index\tsentence1\tsentence2\tlabel"]
+        for number in range(count):
+            said = [" ".join(draw.choices(halves[number % 2], k=4)) for _ in range(2)]
+            label = ("entailment", "not_entailment")[number % 2]
+            lines.append(f"{number}\t{said[0]}\t{said[1]}\t{label}")
+        write_lines(folder / "glue" / "RTE" / f"{part}.tsv", lines)
+    tiny_checkpoint(folder / "checkpoint", WORDS)
+    return folder
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Writes a text file, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
