@@ -414,6 +414,15 @@ class OffersGradients(Protocol):
 
 
 @runtime_checkable
+class FreezesWeights(Protocol):
+    """An evaluator that says whether the weights of its `differentiable` model are frozen, so
+    that gates alone are trained."""
+
+    @property
+    def weights_frozen(self) -> bool: ...
+
+
+@runtime_checkable
 class ProvidesModels(Protocol):
     """An evaluator whose trials share models: they are provided before the first trial, so that
     what would make every trial fail is said before anything else is paid for."""

@@ -213,6 +213,11 @@ class DenseTuning(DownstreamEvaluator, ABC):
         return copy.deepcopy(head).eval().requires_grad_(False)
 
     # -- gates ---------------------------------------------------------------------------------
+    @property
+    def weights_frozen(self) -> bool:
+        """Whether `differentiable` trains gates alone."""
+        return self.adapt != "finetune"
+
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on.
 

@@ -23,6 +23,7 @@ from masksearch.contracts import (
     CarriesData,
     Evaluator,
     ExplainsValues,
+    FreezesWeights,
     Half,
     Objective,
     OffersGradients,
@@ -52,6 +53,8 @@ class EvaluatorWrapper:
         if isinstance(self.evaluator, OffersGradients):
             # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
             object.__setattr__(self, "differentiable", self.evaluator.differentiable)
+        if isinstance(self.evaluator, FreezesWeights):
+            object.__setattr__(self, "weights_frozen", self.evaluator.weights_frozen)
         if isinstance(self.evaluator, ProvidesModels):
             object.__setattr__(self, "provide_models", self.evaluator.provide_models)
         if isinstance(self.evaluator, CarriesData):

@@ -340,6 +340,11 @@ class JointTraining:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain facts from which `restore` goes on."""
         tensors = training_state(self.model, self.optimisers)
+        if self.config.train == "gates":  # the weights are whoever called's, as they were
+            own = {id(tensor) for tensor in self.gates.state_dict(keep_vars=True).values()}
+            for name, tensor in self.model.state_dict(keep_vars=True).items():
+                if id(tensor) not in own:
+                    del tensors[f"model.{name}"]
         tensors["random.gates"] = self.gates.noise_generator(self.device).get_state()
         facts = {
             "run": self.identity(),
@@ -371,7 +376,8 @@ class JointTraining:
                 f"{checkpoints.folder} holds the checkpoint of a run with other "
                 f"{', '.join(differing)}; give the same arguments, or another folder"
             )
-        restore_state(tensors, self.model, self.optimisers)
+        as_given = {f"model.{name}": part for name, part in self.model.state_dict().items()}
+        restore_state(as_given | tensors, self.model, self.optimisers)
         restore_random(tensors, self.device)
         self.gates.noise_generator(self.device).set_state(tensors["random.gates"])
         self.losses = list(facts["losses"])

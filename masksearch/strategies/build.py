@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from masksearch.contracts import Evaluator, OffersGradients, Strategy
+from masksearch.contracts import Evaluator, FreezesWeights, OffersGradients, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
 from masksearch.gates.discretise import least_density, weights_of
@@ -88,7 +88,7 @@ def build_strategy(
             f"{type(evaluator).__name__} has none"
         )
     if strategy == "dam":
-        config = dict(options.get("config", {}))
+        config = one_shot_config(options, evaluator)
         return DamStrategy(
             run,
             gates=options.get("gates", {}),
@@ -109,6 +109,8 @@ def build_strategy(
                 "score='gates' needs an evaluator with differentiable(seed); "
                 f"{type(evaluator).__name__} has none: score by 'restore' or 'ablate'"
             )
+        if options.get("score") == "gates":
+            options = {**options, "config": one_shot_config(options, evaluator)}
         units = build_units(options, evaluator.shape)
         return build_allocate(options, units, evaluator.objectives[0], run)
     if space is None:
@@ -128,6 +130,13 @@ def build_strategy(
         name=name,
         constraints=constraints,
     )
+
+
+def one_shot_config(options: Mapping[str, Any], evaluator: Evaluator) -> dict[str, Any]:
+    """Arguments of a `DamConfig` for a job; where the weights are frozen, it says so."""
+    config = dict(options.get("config") or {})
+    frozen = isinstance(evaluator, FreezesWeights) and evaluator.weights_frozen
+    return {**config, "train": "gates"} if frozen else config
 
 
 def is_user_code(strategy: str) -> bool:

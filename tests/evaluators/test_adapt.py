@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -224,10 +225,14 @@ def test_protocols_tell_settings_apart(data: Path, cache: Path) -> None:
 
 
 # -- gates -------------------------------------------------------------------------------------
-def trained_gates(judge: GlueEvaluator, workdir: Path) -> list[Report]:
+def gate_reports(judge: GlueEvaluator, workdir: Path) -> Generator[Report]:
     config = {"density": 0.6, "steps": 20, "gate_lr": 0.3, "lr": 1e-3}
     job = OneShot({"structure": "free", "layers": 2}, config)
-    return list(run_one_shot(judge, job, seed=1, workdir=workdir))
+    yield from run_one_shot(judge, job, seed=1, workdir=workdir)
+
+
+def trained_gates(judge: GlueEvaluator, workdir: Path) -> list[Report]:
+    return list(gate_reports(judge, workdir))
 
 
 @pytest.mark.parametrize("learn_from", ["labels", "dense"])
@@ -252,6 +257,27 @@ def test_gates_are_trained_on_frozen_models_of_several_tasks(
     assert last.values["density"] == pytest.approx(0.6, abs=0.1)
     assert last.step == 20
     assert (tmp_path / "gates.safetensors").is_file()
+
+
+def test_checkpoints_of_gates_hold_no_frozen_weights(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = evaluator(data, cache)
+    straight = trained_gates(judge, tmp_path / "straight")
+    monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
+    reports = gate_reports(judge, tmp_path / "killed")
+    begun = [next(reports) for _ in range(10)]
+    reports.close()
+    newest = max((tmp_path / "killed").glob("dam-*.safetensors"))
+    gates = 4 * 2 * 2 * 32 * 32  # bytes of the logits
+    assert newest.stat().st_size < 4 * gates < judge_bytes(judge)
+    again = trained_gates(judge, tmp_path / "killed")
+    assert again[: len(begun) - 1] == begun[:-1]
+    assert again == straight
+
+
+def judge_bytes(judge: GlueEvaluator) -> int:
+    return sum(4 * p.numel() for p in judge.dense("SST-2", 1).parameters())
 
 
 def test_gates_and_weights_are_trained_together_without_a_corpus(
@@ -279,6 +305,7 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
     )
     first, *others = study.records()
     assert isinstance(first.job, OneShot)
+    assert first.job.config["train"] == "gates"
     assert [record.status for record in others] == ["done"]
     assert others[0].values["SST-2"] > 0.6
 
