@@ -124,13 +124,15 @@ class Evaluate:
 class OneShot:
     """Job: train gates and weights together (DAM); leaves its gates as an artifact.
 
-    Both fields are plain data, so that a job can be stored: `gates` are the arguments of
+    All fields are plain data, so that a job can be stored: `gates` are the arguments of
     `masksearch.Gates` that the evaluator's shape does not already fix, `config` those of
-    `masksearch.DamConfig`.
+    `masksearch.DamConfig`. With `measure` (a method of `score_units`) nothing is trained: what
+    each pair is worth to the evaluator's trained model is measured, and is the artifact.
     """
 
     gates: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    measure: str = ""
 
 
 @dataclass(frozen=True)

@@ -274,7 +274,8 @@ class AllocationOptions:
     unit: str | None = option("What is allocated: head or layer.", ALLOCATION, "head", "NAME")
     score: str | None = option(
         "allocate: what a unit is worth: restore (it alone full), ablate (it alone local), gates "
-        "(trained first, with the settings of dam), or a file of gates or importance.",
+        "(trained first, with the settings of dam), mass, gradient or flip (of the dense model, "
+        "with --adapt none), or a file of gates or importance.",
         ALLOCATION,
         "restore; ablate for backward",
         "NAME",

@@ -24,9 +24,11 @@ from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
+from masksearch.strategies.unit_scores import measure_pairs
 
 ARTIFACTS = {  # name -> file in the trial's folder
-    "gates": "gates.safetensors",  # of a job without a mask, and the next too
+    "gates": "gates.safetensors",  # of a job without a mask, and the next two
+    "scores": "scores.safetensors",
     "ranking": "ranking.json",
     "rows": ROWS,
 }
@@ -95,6 +97,8 @@ class JobRun:
         match job:
             case Evaluate(mask=mask):
                 return self.evaluator(mask, seed=seed, workdir=self.place)
+            case OneShot(measure=method) if method:
+                return measure_pairs(self.evaluator, method, seed=seed, workdir=self.place)
             case OneShot():
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Shared():

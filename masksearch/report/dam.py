@@ -95,7 +95,8 @@ def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int
     curves = [
         record
         for record in records
-        if isinstance(record.job, OneShot) and record.curve and id(record) not in shown
+        if isinstance(record.job, OneShot) and not record.job.measure
+        if record.curve and id(record) not in shown
     ]
     alone = len(curves) == 1 and not shown
     titles = {id(card.record): card.title for card in runs.cards}

@@ -25,20 +25,22 @@ from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record,
 from masksearch.errors import SearchError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.text import parse
+from masksearch.strategies.unit_scores import METHODS
 from masksearch.strategies.units import Allocation, Scores, Unit, Units
 
 NAME = "allocate"
 OPTIONS = ("unit", "full", "local", "between", "score", "grow", "tries", "gates", "config")
 GROW = ("ranked", "greedy", "backward")
 SCORE = ("restore", "ablate")
+ARTIFACTS = ("gates", "scores")  # with scores of units
 LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
 
 
 class AllocateStrategy:
     """Proposes allocations: masks in which every unit has one of its masks.
 
-    Where scores are those of gates, the first job trains them. The first masks are the two ends,
-    all units local and all full. Then
+    Where scores are those of gates or of a trained model, the first job makes them. The first
+    masks are the two ends, all units local and all full. Then
 
     - `"ranked"`: every unit is scored once, and the units are raised in the order of their scores
       (of several masks, in the order of gain per pair kept, along each unit's convex hull). The
@@ -62,7 +64,7 @@ class AllocateStrategy:
         grow: `"ranked"`, `"greedy"` or `"backward"`.
         tries: Units that a round judges (>= 1); None = all. Not for `"ranked"`.
         training: The job that trains gates, whose probabilities are the scores in the place of
-            `score`; None = no gates.
+            `score`, or that measures scores on a trained model; None = neither.
         run: Folder that artifacts are relative to; needed with `training`.
 
     Raises:
@@ -90,7 +92,8 @@ class AllocateStrategy:
             )
         score = score or ("ablate" if grow == "backward" else "restore")
         if isinstance(score, str) and score not in SCORE:
-            raise unknown_name("score of units:", score, [*SCORE, "gates", "a file of scores"])
+            known = [*SCORE, "gates", *METHODS, "a file of scores"]
+            raise unknown_name("score of units:", score, known)
         if not isinstance(score, str):
             check_scores(score, units)
         self.units, self.objective = units, objective
@@ -98,7 +101,7 @@ class AllocateStrategy:
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
         self.gains: dict[Allocation, float] = {}  # of what was scored; more is better
         self.training, self.run = training, run
-        self.trained: Record | None = None  # of the gates, once they are trained
+        self.trained: Record | None = None  # of that job, once it has ended
         self.next = 0  # the next draw
         self.steps = self.plan()
         self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
@@ -108,7 +111,7 @@ class AllocateStrategy:
         """The next allocation; "wait" where the next depends on masks that are still out.
 
         Raises:
-            SearchError: If the training of the gates has failed; gives its reason.
+            SearchError: If the job that makes the scores has failed; gives its reason.
         """
         if self.training is not None and self.next == 0:
             self.next = 1
@@ -157,7 +160,7 @@ class AllocateStrategy:
         local, full = (0,) * count, (top,) * count
         worth: list[list[float]] | None = None
         if self.trained is not None:
-            self.score = self.read_gates(self.trained)
+            self.score = self.read_artifact(self.trained)
         yield (local, full)
         if not isinstance(self.score, str):
             worth = [list(self.score[name]) for name in self.units.names]
@@ -176,15 +179,16 @@ class AllocateStrategy:
         else:
             yield from self.rounds(full, -1, worth)
 
-    def read_gates(self, record: Record) -> dict[str, list[float]]:
-        """The scores of trained gates."""
-        if "gates" not in record.artifacts:
+    def read_artifact(self, record: Record) -> dict[str, list[float]]:
+        """The scores that the first job has left."""
+        found = [record.artifacts[name] for name in ARTIFACTS if name in record.artifacts]
+        if not found:
             raise SearchError(
-                f"strategy 'allocate' has no gates, their training failed: "
+                f"strategy 'allocate' has no scores of its units, the job that makes them failed: "
                 f"{record.reason or 'it left none'}; remove the cause and search in another run "
                 "folder, or score by 'restore'"
             )
-        return self.units.read_scores(self.run / record.artifacts["gates"])
+        return self.units.read_scores(self.run / found[0])
 
     def rounds(
         self, now: Allocation, step: int, worth: list[list[float]] | None
@@ -248,6 +252,9 @@ def build_allocate(
         del own["score"]
         each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
         own |= {"training": OneShot(each, config), "run": run}
+    elif score in METHODS:
+        del own["score"]
+        own |= {"training": OneShot(measure=score), "run": run}
     elif gates or config:
         raise SearchError("gates and config belong to score='gates', which trains them")
     return AllocateStrategy(units, objective, **own)

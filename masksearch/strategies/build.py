@@ -24,6 +24,7 @@ from masksearch.strategies.space import Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
+from masksearch.strategies.unit_scores import METHODS
 from masksearch.study.constraints import Constraint
 from masksearch.user_code import load_strategy
 
@@ -104,9 +105,10 @@ def build_strategy(
             raise SearchError(
                 "strategy 'allocate' takes no space: its masks are those of its units; give None"
             )
-        if options.get("score") == "gates" and not isinstance(evaluator, OffersGradients):
+        score, offers = options.get("score"), isinstance(evaluator, OffersGradients)
+        if score in ("gates", *METHODS) and not offers:
             raise SearchError(
-                "score='gates' needs an evaluator with differentiable(seed); "
+                f"score={score!r} needs an evaluator with differentiable(seed); "
                 f"{type(evaluator).__name__} has none: score by 'restore' or 'ablate'"
             )
         if options.get("score") == "gates":

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.contracts import Batch
-from masksearch.errors import unknown_name
+from masksearch.contracts import Batch, Evaluator, OffersGradients, Report, Shape
+from masksearch.errors import SearchError, unknown_name
 from masksearch.masks.measure import pair_weights
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.strategies.units import Units
+from masksearch.strategies.units import MEASURED, Units
+from masksearch.tensors import write_tensors
 
 METHODS = ("mass", "gradient", "flip")
+Scoring = Literal["mass", "gradient", "flip"]
 
 
 def score_units(
-    units: Units,
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    method: Literal["mass", "gradient", "flip"] = "mass",
+    units: Units, model: nn.Module, batches: Iterable[Batch], *, method: Scoring = "mass"
 ) -> dict[str, list[float]]:
     """Scores for `strategy="allocate"` from a trained model, without judging a mask.
 
     Args:
         units: The layers or heads, and their masks.
         model: As in `importance`; trained, with dense attention.
-        batches: List of dicts of tensors, all of the units' length; with labels, except for
-            `"mass"`.
+        batches: List of dicts of tensors, all of one length, at most the units'; with labels,
+            except for `"mass"`.
         method: What a pair is worth that only the larger mask keeps: its mean attention weight
             (`"mass"`), or to first order the rise of the loss without it (`"gradient"`, `"flip"`:
             see `importance`).
@@ -41,14 +42,86 @@ def score_units(
     Raises:
         UnknownNameError: For another method.
         ValueError: If the model has another number of layers or heads than the units, or the
-            batches another length; and as `importance`.
+            batches are longer; and as `importance`.
     """
+    return units.scores_of(pair_values(units.shape, model, batches, method))
+
+
+def pair_values(shape: Shape, model: nn.Module, batches: Iterable[Batch], method: str) -> Tensor:
+    """What each pair is worth, `[layers, heads, n, n]`; see `score_units`."""
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
     values: Tensor | None
-    if method == "mass":  # of rare pairs of long sequences, less
-        values = attention_maps(model, batches).maps * pair_weights(units.shape)
+    if method == "mass":
+        values = attention_maps(model, batches).maps
     else:
-        values = importance(model, batches, method=method, per="head").values
+        values = importance(
+            model, batches, method="flip" if method == "flip" else "gradient"
+        ).values
     assert values is not None
-    return units.scores_of(values)
+    missing = shape.length - values.shape[-1]  # longer batches are refused with the scores
+    values = F.pad(values, (0, missing, 0, missing)) if missing > 0 else values
+    if method == "mass" and missing >= 0:  # of rare pairs of long sequences, less
+        return values * pair_weights(shape)
+    return values
+
+
+def measure_pairs(
+    evaluator: Evaluator, method: str, *, seed: int, workdir: Path
+) -> Iterator[Report]:
+    """Measures on an evaluator's trained model what each pair is worth, a mean over its tasks, and
+    writes that to `workdir / "scores.safetensors"`.
+
+    Args:
+        evaluator: Its `differentiable(seed)` has a model of frozen weights, which are taken for
+            trained, and held-out batches; their `task` tells tasks apart.
+        method: As of `score_units`.
+        seed: Of the model.
+        workdir: Made if missing.
+
+    Yields:
+        After each task the batches and the sequences so far.
+
+    Raises:
+        SearchError: If the evaluator has no such model, or a loss without labels.
+    """
+    title = type(evaluator).__name__
+    if not isinstance(evaluator, OffersGradients):
+        raise SearchError(f"score={method!r} needs a trained model, {title} has none")
+    source = evaluator.differentiable(seed)
+    if any(part.requires_grad for part in source.model.parameters()):
+        raise SearchError(
+            f"score={method!r} is measured on a trained model, and the one of {title} is trained "
+            "under each mask: give weights= and adapt='none' (--weights, --adapt none), or score "
+            "by 'restore' or 'ablate'"
+        )
+    by_task: dict[int, list[Batch]] = {}
+    for batch in source.held_out:
+        if "target" in batch and method != "mass":
+            raise SearchError(
+                f"score={method!r} needs the loss on labels: with learn_from='dense' the model is "
+                "its own teacher and no pair matters; give learn_from='labels', or score by 'mass'"
+            )
+        by_task.setdefault(int(batch.get("task", 0)), []).append(batch)
+    total, sequences, steps = torch.zeros(()), 0, 0
+    for found in by_task.values():
+        values = pair_values(evaluator.shape, source.model, padded(found), method)
+        total = total + values.float() / len(by_task)
+        sequences += sum(len(batch["input_ids"]) for batch in found)
+        steps += len(found)
+        yield Report(steps, {"sequences": sequences})
+    path = workdir / "scores.safetensors"
+    write_tensors(path, {"values": total}, {"format": MEASURED, "method": method}, what="scores")
+
+
+def padded(batches: Sequence[Batch]) -> list[Batch]:
+    """The batches, all as long as the longest; `task` gets an axis."""
+    width = max(batch["input_ids"].shape[-1] for batch in batches)
+    found = []
+    for batch in batches:
+        ids = batch["input_ids"]
+        room = (0, width - ids.shape[-1])
+        same = {n: F.pad(part, room) for n, part in batch.items() if part.shape == ids.shape}
+        task = {"task": batch["task"].reshape(1)} if "task" in batch else {}
+        found.append({**batch, **same, **task})
+    return found

@@ -29,7 +29,8 @@ Allocation = tuple[int, ...]  # the level of each unit
 Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
 UNITS = ("layer", "head")
 GATES, IMPORTANCE = "masksearch-gates-1", "masksearch-importance-1"  # files of scores
-TABLES = {GATES: "probabilities", IMPORTANCE: "values"}  # their tensors
+MEASURED = "masksearch-scores-1"
+TABLES = {GATES: "probabilities", IMPORTANCE: "values", MEASURED: "values"}  # their tensors
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,8 @@ class Units:
 
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:
         """`scores_of` what a file holds: gates (`DamResult.save`, an artifact of strategy dam;
-        probabilities count by the pairs of real tokens) or importance (`Importance.save`).
+        probabilities count by the pairs of real tokens), importance (`Importance.save`), or what
+        was measured for `score="mass"`, `"gradient"` or `"flip"` (an artifact of allocate).
 
         Raises:
             FileNotFoundError: If there is no such file.

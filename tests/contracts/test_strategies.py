@@ -240,7 +240,7 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
     assert dict(told[4].params) == {most: 1}
     lost = make()
     lost.tell(replace(running, status="failed", error="ValueError: no gates"))
-    with pytest.raises(SearchError, match="training failed: ValueError: no gates"):
+    with pytest.raises(SearchError, match="makes them failed: ValueError: no gates"):
         lost.ask()
 
 

@@ -64,6 +64,16 @@ def test_scores_are_taken_by_the_strategy_and_from_a_file(tmp_path):
         units.read_scores(pooled)
 
 
+def test_batches_may_be_shorter_than_the_units():
+    longer = Units(Shape(LENGTH + 3, LAYERS, HEADS), LEVELS)
+    model, batches = bert(), random_batches(1, padded=False)
+    for method in ("mass", "flip"):
+        short = score_units(Units(SHAPE, LEVELS), model, batches, method=method)
+        assert score_units(longer, model, batches, method=method) == short
+    with pytest.raises(ValueError, match=f"table of .* {LENGTH - 1} values, got"):
+        score_units(Units(Shape(LENGTH - 1, LAYERS, HEADS), LEVELS), model, batches)
+
+
 def test_wrong_method_and_wrong_sizes_are_refused():
     units = Units(SHAPE, LEVELS)
     with pytest.raises(UnknownNameError, match=r"'mas'.*mass"):
