@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
 from masksearch.analysis.stats import PairedDifference
@@ -166,6 +168,34 @@ def test_dam_text_smoke(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = (tmp_path / "results" / "judged.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {"dam", "star", "by hand"}
+
+
+@pytest.mark.slow
+def test_sparsebert_table_smoke(tmp_path):
+    words, draw = [f"w{number}" for number in range(60)], random.Random(0)
+    (tmp_path / "glue" / "SST-2").mkdir(parents=True)
+    for part in ("train", "dev"):  # the answer is in the words
+        said = [(draw.choices(words[n % 2 :: 2], k=draw.randint(4, 10)), n % 2) for n in range(96)]
+        lines = ["sentence\tlabel", *(f"{' '.join(text)}\t{label}" for text, label in said)]
+        (tmp_path / "glue" / "SST-2" / f"{part}.tsv").write_text("\n".join(lines) + "\n")
+    script = FOLDER / "12_sparsebert_table" / "run.py"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(script)),
+            *("dense", "gates", "none", "recover", "finetune", "table", "--smoke"),
+            *("--data", str(tmp_path), "--runs", str(tmp_path / "runs")),
+            *("--weights", str(tiny_checkpoint(tmp_path / "checkpoint", words))),
+            *("--tasks", "SST-2", "--adapted", "SST-2", "--seeds", "0"),
+            *("--epochs", "4", "--lr", "3e-3"),
+            *("--masks", "dense", "star", "bigbird", "DAM_u 1e-4", "DAM_s 1e-1"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = (tmp_path / "runs" / "results" / "scores.csv").read_text().splitlines()
+    assert len(rows) == 1 + 3 * 5
 
 
 @pytest.mark.slow
