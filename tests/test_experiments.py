@@ -199,6 +199,22 @@ def test_sparsebert_table_smoke(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
+def test_random_text_smoke(tmp_path):
+    script = FOLDER / "13_random_text" / "run.py"
+    arguments = ["search", "judge", "table", "--data", str(DATA), "--smoke"]
+    done = subprocess.run(
+        [sys.executable, str(script), *arguments, "--runs", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = (tmp_path / "results" / "scores.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6
+
+
+@pytest.mark.slow
 def test_shared_weights_smoke(tmp_path):
     script = FOLDER / "08_shared_weights" / "run.py"
     done = subprocess.run(

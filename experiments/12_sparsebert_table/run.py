@@ -83,6 +83,7 @@ class Experiment:
             weights=given.weights or offline_model(),
             adapt="none",
             convention="bert",
+            checkpoint_seconds=300,
             **{"rows": None, "dev_rows": None, **tuning, **tiny},
         )
 
