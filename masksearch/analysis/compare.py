@@ -273,11 +273,7 @@ class ComparedMasks:
 
     def rows_of(self, record: Record) -> Path | None:
         """The file with a run's scores row by row; that of the run that a reused one repeats."""
-        if self.run is None:
-            return None
-        if "reused_from" in record.artifacts:
-            return self.run / "trials" / record.artifacts["reused_from"] / ROWS
-        return self.run / record.artifacts["rows"] if "rows" in record.artifacts else None
+        return None if self.run is None else rows_file(self.run, record)
 
     @property
     def mixture(self) -> str:
@@ -522,6 +518,13 @@ def has_diverged(record: Record, score: str) -> bool:
         return not math.isfinite(record.value(score))
     kind = record.reason.partition(":")[0].rpartition(".")[2]
     return record.status == "failed" and kind in ("NonFiniteLossError", "FloatingPointError")
+
+
+def rows_file(run: Path, record: Record) -> Path | None:
+    """The file with a record's scores row by row, in its run folder; None where it has none."""
+    if "reused_from" in record.artifacts:
+        return run / "trials" / record.artifacts["reused_from"] / ROWS
+    return run / record.artifacts["rows"] if "rows" in record.artifacts else None
 
 
 def read_rows(path: Path, score: float) -> RowScores | None:

@@ -25,6 +25,7 @@ from masksearch.cli.options import COMPARED, OUTPUT, declare
 from masksearch.cli.pretrain import pretrain
 from masksearch.cli.proxy import proxy_card
 from masksearch.cli.search import compare, evaluate, resume, search
+from masksearch.cli.table import table
 from masksearch.cli.verdict import verdict
 from masksearch.errors import MaskSearchError
 from masksearch.user_code import load_file
@@ -297,6 +298,7 @@ def report(
 
 command(STUDY)(compare)
 command(STUDY)(verdict)
+command(STUDY)(table)
 command(STUDY)(evaluate)
 command(STUDY, "proxy-card")(proxy_card)
 command(MODELS)(export)

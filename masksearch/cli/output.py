@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyAgreement
     from masksearch.driver import Study
+    from masksearch.report.tables import TextTable
 
 
 OF_PAIRS = (
@@ -122,17 +123,22 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         typer.echo("= no better than a constant answer: the model has learned nothing there")
 
 
+def print_table(cells: TextTable) -> None:
+    """A table of plain cells."""
+    table = Table()
+    for cell in cells.head:
+        side: Any = "right" if cell.number else "left"
+        table.add_column(escape(cell.text), justify=side)
+    for row in cells.rows:
+        table.add_row(*(escape(cell.text) for cell in row))
+    wide_console().print(table)
+
+
 def print_proxy_card(card: ProxyAgreement) -> None:
     """The budgets of a proxy card as a table."""
     from masksearch.report.tables import REFERENCE, brief_table
 
-    table, cells = Table(), brief_table(card)
-    for cell in cells.head:
-        side: Any = "right" if cell.number else "left"
-        table.add_column(escape(cell.text), justify=side, no_wrap=True)
-    for row in cells.rows:
-        table.add_row(*(escape(cell.text) for cell in row))
-    wide_console().print(table)
+    print_table(brief_table(card))
     if any(row.is_reference for row in card.rows):
         typer.echo(f"{REFERENCE} the reference itself")
 

@@ -1,0 +1,89 @@
+"""Tables of scores that papers have printed; they are files in this folder.
+
+table = read_published("sparsebert")
+table.row("DAM_s 1e-4").mean(table.columns)     # 80.9 is printed
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+
+from masksearch.errors import unknown_name
+
+TABLES = ("sparsebert",)
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A mask of a published table.
+
+    Args:
+        name: As printed; of several runs of one method with the setting that differs.
+        sparsity: 1 - kept cells / n^2, in percent.
+        scores: Column -> score, in percent.
+        average: Of all columns, as printed.
+        family: Name in `masks.FAMILIES` of a hand-designed mask; empty for others.
+        structure: Of the gates (see `masksearch.Gates`) of a mask that DAM found; else empty.
+        penalty: lambda of that search; 0 for others.
+    """
+
+    name: str
+    sparsity: float
+    scores: Mapping[str, float]
+    average: float
+    family: str = ""
+    structure: str = ""
+    penalty: float = 0.0
+
+    def mean(self, columns: Iterable[str]) -> float:
+        """Mean of the printed scores of these columns."""
+        chosen = [self.scores[column] for column in columns]
+        return math.fsum(chosen) / len(chosen)
+
+
+@dataclass(frozen=True)
+class PublishedTable:
+    """Scores of masks as a paper has printed them.
+
+    Args:
+        name: Of the table.
+        source: Where the figures are printed.
+        about: What they are of.
+        columns: Names of the tasks' development sets.
+        rows: The masks, in the order of the table.
+    """
+
+    name: str
+    source: str
+    about: str
+    columns: tuple[str, ...]
+    rows: tuple[PublishedRow, ...]
+
+    def row(self, name: str) -> PublishedRow:
+        """The row of that name; an unknown one raises UnknownNameError with the nearest."""
+        rows = {row.name: row for row in self.rows}
+        if name not in rows:
+            raise unknown_name(f"mask of the table {self.name!r}:", name, rows)
+        return rows[name]
+
+
+def read_published(name: str) -> PublishedTable:
+    """The published table of that name; an unknown one raises UnknownNameError.
+
+    >>> round(read_published("sparsebert").row("Star").mean(["CoLA", "RTE"]), 2)
+    59.95
+    """
+    if name not in TABLES:
+        raise unknown_name("published table", name, TABLES)
+    text = resources.files("masksearch.analysis").joinpath(f"{name}.json").read_text("utf-8")
+    found = json.loads(text)
+    columns = tuple(found["columns"])
+    rows = []
+    for row in found["rows"]:
+        scores = dict(zip(columns, row.pop("scores"), strict=True))
+        rows.append(PublishedRow(scores=scores, **row))
+    return PublishedTable(name, found["source"], found["about"], columns, tuple(rows))

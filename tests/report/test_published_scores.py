@@ -1,0 +1,231 @@
+"""A published table beside runs: what is matched, what is said, and the laws of its figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.analysis.published import read_published
+from masksearch.analysis.rank_stats import tau_of_means
+from masksearch.analysis.row_scores import RowScores
+from masksearch.report.published_scores import OurScores, PublishedComparison, compare_published
+from masksearch.tasks.glue import glue_score, reported
+from masksearch.tasks.glue.metrics import COLUMNS
+
+TABLE = read_published("sparsebert")
+METRICS = {"QQP": ("accuracy", "f1"), "MRPC": ("accuracy", "f1"), "STS-B": ("pearson", "spearman")}
+LENGTH = 32
+DAM = {row.name: masks.window(place) for place, row in enumerate(TABLE.rows) if not row.family}
+
+
+def values_of(name: str, shift: float, columns: tuple[str, ...]) -> dict[str, float]:
+    """What an evaluator would report of a mask that scores as printed, plus a shift."""
+    found: dict[str, float] = {"glue": 0.5 + shift}
+    for column in columns:
+        value = TABLE.row(name).scores[column] / 100 + shift
+        if column in METRICS:
+            one, two = METRICS[column]
+            found |= reported(column, {one: 0.123, two: value})
+        else:
+            found[column] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Printed:
+    """Scores the masks of the table as printed; each seed shifts all scores of a mask."""
+
+    columns: tuple[str, ...] = COLUMNS
+    shift: Callable[[str, int], float] = lambda name, seed: 0.01 * (seed % 3 - 1)
+    protocol: str = "printed"
+    names: dict[str, str] = field(default_factory=dict)  # expression -> name in the table
+    finetune_seeds: int = 1
+    rows: int = 0
+
+    shape = ms.Shape(length=LENGTH, layers=2, heads=2)
+    objectives = (ms.Objective("glue", "max", 0.0),)
+
+    def __call__(self, mask, *, seed, workdir):
+        name = self.names[str(mask)]
+        values = values_of(name, self.shift(name, seed), self.columns)
+        if self.finetune_seeds > 1:
+            values |= {f"{column}/std": 0.02 for column in self.columns}
+        if self.rows:
+            random = np.random.default_rng([seed, len(name)])
+            parts = {}
+            for column in self.columns:
+                each = random.normal(size=self.rows)
+                parts[column] = each - each.mean() + values[column]
+            weights = dict.fromkeys(parts, 1 / len(parts))
+            values["glue"] = float(np.mean([values[column] for column in self.columns]))
+            RowScores(parts, weights, dict.fromkeys(parts, "same")).save(workdir)
+        yield ms.Report(1, values)
+
+
+NAMED = {row.name: masks.FAMILIES[row.family] for row in TABLE.rows if row.family} | DAM
+BY_TEXT = {str(mask): name for name, mask in NAMED.items()}
+
+
+def judged(run: Path, named: dict[str, masks.Mask] = NAMED, **settings) -> Path:
+    """A comparison of these masks, three seeds."""
+    seeds = settings.pop("seeds", range(3))
+    ms.compare(named, Printed(names=BY_TEXT, **settings), run=run, seeds=seeds, progress=None)
+    return run
+
+
+def test_the_14_averages_are_the_printed_ones() -> None:
+    """Source: see the file; the printed averages are up to .09 off the means of their columns."""
+    assert len(TABLE.rows) == 14
+    assert TABLE.columns == COLUMNS
+    for row in TABLE.rows:
+        assert row.mean(TABLE.columns) == pytest.approx(row.average, abs=0.1)
+        assert glue_score(row.scores).nine == pytest.approx(row.mean(TABLE.columns))
+    without = [column for column in COLUMNS if column != "RTE"]
+    assert TABLE.row("DAM_u 1e-4").mean(without) == pytest.approx(83.40, abs=0.005)
+    assert TABLE.row("Strided").mean(without) == pytest.approx(82.84, abs=0.005)
+
+
+def test_families_have_the_printed_sparsity() -> None:
+    for row in TABLE.rows:
+        if row.family:
+            found = 100 * masks.FAMILIES[row.family].sparsity(128)
+            assert found == pytest.approx(row.sparsity, abs=0.15)
+
+
+@pytest.mark.slow
+def test_a_run_that_scores_as_printed_differs_in_nothing(tmp_path: Path) -> None:
+    beside = compare_published(judged(tmp_path / "r"))
+    frame = beside.frame()
+    assert list(frame["mask"]) == [row.name for row in TABLE.rows]
+    assert set(frame["n_seeds"]) == {3}
+    assert list(beside.quantities) == ["average", "without RTE", *COLUMNS]
+    for name in beside.quantities:
+        assert frame[f"{name} ours"].to_numpy() == pytest.approx(frame[f"{name} published"])
+        assert frame[f"{name} difference"].to_numpy() == pytest.approx(0, abs=1e-6)
+        assert frame[f"{name} error"].to_numpy() == pytest.approx(1 / math.sqrt(3))
+        tau = beside.agreement(beside.quantities[name])
+        assert (tau.value, tau.low, tau.high) == pytest.approx((1, 1, 1))
+    assert frame["average published"].to_numpy() == pytest.approx(
+        frame["printed average"], abs=0.1
+    )
+    text = beside.latex()
+    assert text.count(r"\\") == 16
+    assert "no run holds" not in text
+
+
+@pytest.mark.slow
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    some = {name: NAMED[name] for name in ("Star", "Fixed", "DAM_u 1e-2")}
+    beside = compare_published(
+        judged(tmp_path / "r", some, columns=("CoLA", "RTE", "MRPC"), seeds=[0, 1])
+    )
+    frame = beside.frame().set_index("mask")
+    assert beside.common == ["CoLA", "MRPC", "RTE"]
+    assert frame.loc["Star", "average published"] == pytest.approx((59.6 + 83.9 + 60.3) / 3)
+    assert frame.loc["Star", "without RTE published"] == pytest.approx((59.6 + 83.9) / 2)
+    assert frame.loc["Strided", "n_seeds"] == 0
+    assert math.isnan(frame.loc["Strided", "average ours"])
+    said = "\n".join(beside.notes())
+    assert "over the 3 columns that all our masks have (CoLA, MRPC, RTE)" in said
+    assert "no run holds Strided, Longformer," in said
+    assert "CoLA" in frame.columns[8 + 8]
+
+
+@pytest.mark.slow
+def test_masks_are_matched_by_bits_and_by_name(tmp_path: Path) -> None:
+    other = masks.longformer(3)
+    named = {"mine": masks.star(), "longformer": other, "dam_s(0.0001)": masks.window(9)}
+    texts = {str(masks.star()): "Star", str(other): "Longformer"}
+    texts[str(masks.window(9))] = "DAM_s 1e-4"
+    ms.compare(named, Printed(names=texts), run=tmp_path, seeds=[0, 1], progress=None)
+    beside = compare_published([tmp_path])
+    assert {row: own.name for row, own in beside.ours.items()} == {
+        "Star": "mine", "Longformer": "longformer", "DAM_s 1e-4": "dam_s(0.0001)"
+    }  # fmt: skip
+    assert [own.exact for own in beside.ours.values()] == [True, False, False]
+    assert f"Longformer: by its name; ours is {other}, not" in "\n".join(beside.notes())
+
+
+@pytest.mark.slow
+def test_runs_are_joined_and_protocols_are_not_mixed(tmp_path: Path) -> None:
+    some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
+    one = judged(tmp_path / "a", some, columns=("CoLA",), protocol="a")
+    two = judged(tmp_path / "b", some, columns=("RTE",), protocol="b", seeds=[1, 2])
+    beside = compare_published([one, two])
+    assert beside.common == ["CoLA", "RTE"]
+    assert set(beside.frame().set_index("mask").loc[["Star", "Fixed"], "n_seeds"]) == {2}
+    three = judged(tmp_path / "c", some, columns=("CoLA",), protocol="c")
+    with pytest.raises(ms.SearchError, match=r"CoLA was judged by several protocols, in .*a, .*c"):
+        compare_published([one, three])
+    nothing = tmp_path / "d"
+    ms.compare({"x": masks.window(31)}, Printed(names={str(masks.window(31)): "Star"}),
+               run=nothing, seeds=[0], progress=None)  # fmt: skip
+    with pytest.raises(ms.SearchError, match="no mask of the table 'sparsebert' has a score"):
+        compare_published(nothing)
+    with pytest.raises(ms.UnknownNameError, match="did you mean 'sparsebert'"):
+        compare_published(one, "sparsebrt")
+
+
+@pytest.mark.slow
+def test_rows_and_fine_tuning_runs_are_part_of_the_error(tmp_path: Path) -> None:
+    some = {"Star": NAMED["Star"], "Fixed": NAMED["Fixed"]}
+    columns = ("CoLA", "RTE")
+    alone = compare_published(judged(tmp_path / "a", some, columns=columns, seeds=[0]))
+    assert math.isnan(alone.ours["Star"].error(columns))
+    assert math.isnan(alone.agreement(columns).low)
+    tuned = compare_published(
+        judged(tmp_path / "b", some, columns=columns, seeds=[0], finetune_seeds=4)
+    )
+    assert tuned.ours["Star"].error(["CoLA"]) == pytest.approx(1)
+    assert tuned.ours["Star"].error(columns) == pytest.approx(math.sqrt(0.5))
+    rows = compare_published(judged(tmp_path / "c", some, columns=columns, seeds=[0], rows=400))
+    assert rows.ours["Star"].error(["CoLA"]) == pytest.approx(5, rel=0.15)
+    assert rows.agreement(columns).low < 1
+
+
+@given(st.integers(0, 10_000), st.integers(2, 14))
+def test_tau_is_scipys_and_lies_in_its_interval(seed: int, number: int) -> None:
+    random = np.random.default_rng(seed)
+    x, y = random.integers(0, 5, (2, number)).astype(float)
+    found = tau_of_means(x, y, random.normal(size=(50, number)))
+    expected = stats.kendalltau(x, y).statistic
+    assert found.value == pytest.approx(expected, nan_ok=True)
+    if not math.isnan(expected):
+        assert -1 <= found.low <= found.value <= found.high <= 1
+    silent = tau_of_means(x, y, np.zeros((5, number)))
+    assert silent.low == pytest.approx(expected, nan_ok=True)
+
+
+@given(
+    st.lists(st.floats(-0.05, 0.05), min_size=14, max_size=14),
+    st.floats(0.1, 3),
+    st.integers(2, 5),
+)
+def test_differences_are_in_standard_errors_of_ours(
+    shifts: list[float], spread: float, seeds: int
+) -> None:
+    ours = {}
+    for row, shift in zip(TABLE.rows, shifts, strict=True):
+        own = OurScores(row.name, "", True, row.sparsity, row.sparsity)
+        for column in TABLE.columns:
+            own.values[column] = {
+                seed: row.scores[column] + 100 * shift + spread * seed for seed in range(seeds)
+            }
+        ours[row.name] = own
+    frame = PublishedComparison(TABLE, ours).frame()
+    middle = spread * (seeds - 1) / 2
+    error = spread * np.std(range(seeds), ddof=1) / math.sqrt(seeds)
+    for name in ("average", "without RTE", "RTE"):
+        assert frame[f"{name} difference"].to_numpy() == pytest.approx(
+            [(100 * shift + middle) / error for shift in shifts], abs=1e-6
+        )
