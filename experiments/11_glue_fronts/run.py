@@ -87,7 +87,7 @@ def main() -> None:
 
 
 class Task:
-    """One task with one search seed: its evaluator, its searches, and the masks that are judged."""
+    """A task with a search seed: its evaluator, its searches, and the masks that are judged."""
 
     def __init__(self, name: str, seed: int, given: argparse.Namespace) -> None:
         self.name, self.seed, self.given = name, seed, given
