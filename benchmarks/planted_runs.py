@@ -31,7 +31,7 @@ KEY = ("part", "cell", "seed")
 FIGURES = (
     *("auroc", "precision", "density", "target", "true_density", "held_out"),
     *("score", "oracle", "dense", "share", "margin", "value", "trials"),
-    *("cpu_seconds", "wall_seconds", "load", "problems"),
+    *("cpu_seconds", "wall_seconds", "load", "problems", "warmup_steps"),
 )
 Row = dict[str, Any]
 
@@ -86,6 +86,8 @@ class Setting:
         dimensions: Of the model.
         preset: Name of a preset that `config` then changes, with the published gates.
         loss_factor: Constant on the model's loss.
+        initializer_range: Standard deviation of the initial weights at width 64; None = that of
+            a `PlantedEvaluator`.
     """
 
     process: ms.PlantedProcess
@@ -94,11 +96,15 @@ class Setting:
     dimensions: Size = NANO
     preset: str | None = None
     loss_factor: float = 1.0
+    initializer_range: float | None = None
 
     @property
     def evaluator(self) -> Sized:
         """What the masks of this setting are judged by."""
-        return Sized(self.process, dimensions=self.dimensions)
+        found = Sized(self.process, dimensions=self.dimensions)
+        if self.initializer_range is None:
+            return found
+        return replace(found, gate_initializer_range=self.initializer_range)
 
     def run(self, seed: int) -> tuple[ms.DamResult, Row]:
         """One search, with its figures; the clock stands while nothing is searched."""
@@ -122,6 +128,7 @@ class Setting:
             "target": result.target,
             "true_density": self.process.edges.float().mean().item(),
             "held_out": result.held_out,
+            "warmup_steps": float(result.warmup_steps),
             "cpu_seconds": time.process_time() - cpu,
             "wall_seconds": time.perf_counter() - wall,
             "problems": "; ".join(problem.split(" (")[0] for problem in health["problems"]),

@@ -4,6 +4,7 @@ python experiments/03_dam_planted/run.py density    # targets from the least pos
 python experiments/03_dam_planted/run.py retrain    # its masks, trained from scratch
 python experiments/03_dam_planted/run.py search     # against other strategies, equal compute
 python experiments/03_dam_planted/run.py grid       # processes and models, with the failures
+python experiments/03_dam_planted/run.py plateaus   # where attention learns late, or nothing
 python experiments/03_dam_planted/run.py --smoke --out /tmp/planted
 """
 
@@ -98,6 +99,28 @@ def grid(steps: int | None) -> dict[str, Setting]:
     return first | stacked | several | planted
 
 
+def plateaus(steps: int | None) -> dict[str, Setting]:
+    """Processes that dense attention learns late from small initial weights; BERT's are .02."""
+    found = {}
+    for length, offset, vocabulary, keys, spread in (
+        (32, 7, 32, 3, 0.02),
+        (32, 7, 32, 3, 0.04),
+        (20, 9, 24, 4, 0.02),
+        (16, 3, 32, 2, 0.02),
+        (24, 5, 16, 2, 0.02),
+        (16, 7, 48, 3, 0.05),
+        (28, 13, 32, 4, 0.06),
+        (24, 11, 8, 2, 0.02),
+    ):
+        process = ms.PlantedProcess(
+            length=length, vocabulary=vocabulary, offsets=(offset,), keys=keys
+        )
+        config = {"density": oracle_density(process)} | ({} if steps is None else {"steps": steps})
+        name = f"{length}, {offset}, {vocabulary}, {keys}, {spread}"
+        found[name] = Setting(process, config, initializer_range=spread)
+    return found
+
+
 # -- runs --------------------------------------------------------------------------------------
 def searched(setting: Setting, seed: int) -> Row:
     """One run of DAM."""
@@ -166,6 +189,14 @@ def robustness(cells: Cells, smoke: bool) -> None:
                 partial(retrained, setting, quick) if several else partial(searched, setting)
             )
             cells.run("grid", cell, seed, make)
+
+
+def late(cells: Cells, smoke: bool) -> None:
+    """DAM as it is, where attention learns late, or not at all within the steps."""
+    settings = list(plateaus(12 if smoke else None).items())
+    for seed in range(1 if smoke else GRID_SEEDS):
+        for cell, setting in settings[: 1 if smoke else None]:
+            cells.run("plateaus", cell, seed, partial(searched, setting))
 
 
 def search(cells: Cells, smoke: bool) -> None:
@@ -240,6 +271,7 @@ COLUMNS = {
     "retrain": ("score", "oracle", "share", "auroc", "precision", "cpu_seconds"),
     "search": ("value", "trials", "score", "cpu_seconds"),
     "grid": ("auroc", "precision", "density", "target", "share", "score", "oracle", "dense"),
+    "plateaus": ("warmup_steps", "auroc", "precision", "density", "target", "held_out"),
 }
 
 
@@ -283,6 +315,7 @@ def draw(cells: Cells, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the stages that are named, or all."""
     stages = {"density": density, "retrain": retrain, "search": search, "grid": robustness}
+    stages |= {"plateaus": late}
     known = (*stages, "tables")  # the last one only writes tables and figure, as all others do
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(known))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from masksearch.analysis.pareto import beats_constant, is_baseline, learned_nothing
-from masksearch.contracts import Record
+from masksearch.contracts import OneShot, Record
 
 FEWEST = 3  # scored masks before their scores say anything together
 IN_A_ROW = 5  # draws of known masks after which a space seems to be used up
 REMEDY = (
     "train longer (more steps, epochs or rows), with another learning rate, or take an easier task"
+)
+ATTENTION_REMEDY = (
+    "give larger initial weights (a standard deviation of about 1 / sqrt(width)), another lr, or "
+    "more steps"
 )
 
 
@@ -20,7 +24,7 @@ def search_cautions(records: Sequence[Record]) -> list[str]:
     Args:
         records: Of one search or of several, finished ones and others.
     """
-    return constant_scores(records) + repeated_masks(records)
+    return constant_scores(records) + repeated_masks(records) + unlearned_gates(records)
 
 
 def nothing_learned(records: Sequence[Record]) -> str:
@@ -87,3 +91,45 @@ def repeated_masks(records: Sequence[Record]) -> list[str]:
                 "another strategy"
             )
     return found
+
+
+def unlearned_gates(records: Sequence[Record]) -> list[str]:
+    """Trained gates that were pruned before attention had learned, or not at all."""
+    return [
+        f"DAM, trial {record.number}: {words}"
+        for record in records
+        if isinstance(record.job, OneShot) and record.status == "done"
+        for words in warmup_problems(record.values, record.step).values()
+    ]
+
+
+def warmup_problems(values: Mapping[str, float], steps: int) -> dict[str, str]:
+    """What the last report of a DAM run says of a warm-up that has found its own end.
+
+    Kinds are `"attention_unlearned"` and `"unsettled"`; none for a run whose warm-up was given.
+
+    Args:
+        values: Those of `masksearch.gates.warmup.WarmupWatch.values` among others.
+        steps: Optimiser steps of the run.
+    """
+    if "pruned_steps" not in values:
+        return {}
+    if not values["pruned_steps"]:
+        worth = values.get("attention_worth", 0.0)
+        how = "nothing" if not values["attention_learned"] else "too late to be pruned"
+        what = f"attention has learned {how} (the loss without it is {max(0.0, worth):.3g} higher)"
+        return {
+            "attention_unlearned": (
+                f"{what}, so no gate was pruned and a mask cut from these gates means nothing; "
+                f"{ATTENTION_REMEDY}"
+            )
+        }
+    if not values["settled"]:
+        return {
+            "unsettled": (
+                "gates were pruned before attention had learned: at step "
+                f"{steps - int(values['pruned_steps'])} the loss was still falling, so edges that "
+                f"it learns later may be gone; {ATTENTION_REMEDY}"
+            )
+        }
+    return {}

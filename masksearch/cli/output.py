@@ -46,7 +46,7 @@ def print_front(study: Study, as_json: bool) -> None:
         ]
         typer.echo(json.dumps(rows))
         return
-    from masksearch.analysis.cautions import nothing_learned
+    from masksearch.analysis.cautions import nothing_learned, unlearned_gates
 
     two = ("of the table",) * sparsities_differ(study.frontier())
     table = Table(title=f"Front of {study.run}", title_justify="left")
@@ -73,6 +73,8 @@ def print_front(study: Study, as_json: bool) -> None:
         typer.echo(OF_PAIRS)
     if nothing := nothing_learned(study.records()):
         typer.echo(nothing)
+    for caution in unlearned_gates(study.records()):
+        typer.echo(caution)
 
 
 def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:

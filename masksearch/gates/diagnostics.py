@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, generator
 from masksearch.errors import LengthError
 from masksearch.gates.discretise import at_sparsity, least_density
@@ -344,7 +345,7 @@ class Health(dict[str, Any]):
     target_missed: bool  # density above 1.25 times the target
     function_lost: bool  # loss far above that of the warm-up; that of the cut mask, if known, too
     attention_unlearned: bool  # attention learned nothing, or too late: nothing was pruned
-    unsettled: bool  # pruning began while the loss was still falling
+    unsettled: bool  # gates were pruned before attention had learned: the loss was still falling
     problems: list[str]  # the flags above, in words
     notes: list[str]  # large steps of the loss chain, in words
     warnings: list[str]  # what a CollapseWatch says of the curve, with the steps
@@ -411,7 +412,7 @@ def health(
     problems = watch.problems(last.step, last.values["loss"], density, target)
     if cut is not None and not watch.lost(cut):
         problems.pop("function_lost", None)
-    of_warmup = warmup_problems(last)
+    of_warmup = warmup_problems(last.values, last.step)
     if "attention_unlearned" in of_warmup:  # why nothing is pruned
         problems.pop("nothing_pruned", None)
     problems = of_warmup | problems
@@ -452,36 +453,6 @@ def health(
         ),
         warnings=warnings,
     )
-
-
-def warmup_problems(last: Report) -> dict[str, str]:
-    """What the last report of a run says of a warm-up that has found its own end.
-
-    Kinds are `"attention_unlearned"` and `"unsettled"`; none for a run whose warm-up was given.
-    """
-    values = last.values
-    if "pruned_steps" not in values:
-        return {}
-    if not values["pruned_steps"]:
-        worth = values.get("attention_worth", 0.0)
-        how = "nothing" if not values["attention_learned"] else "too late to be pruned"
-        what = f"attention has learned {how} (the loss without it is {max(0.0, worth):.3g} higher)"
-        return {
-            "attention_unlearned": (
-                f"{what}, so no gate was pruned and a mask cut from these gates means nothing; "
-                "give larger initial weights (a standard deviation of about 1 / sqrt(width)), "
-                "another lr, or more steps"
-            )
-        }
-    if not values["settled"]:
-        step = last.step - int(values["pruned_steps"])
-        return {
-            "unsettled": (
-                f"pruning began at step {step} although the loss was still falling: edges that "
-                "attention learns later may be gone; train for more steps, or raise lr"
-            )
-        }
-    return {}
 
 
 def health_text(card: Health) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, Shape
 from masksearch.gates.config import todays_names, warmup_steps
 from masksearch.gates.diagnostics import Health, health, mean_of_edges
@@ -95,6 +97,12 @@ class DamResult:
             return warmup_steps(self.config)
         return last.step - int(last.values["pruned_steps"])
 
+    @property
+    def warmup_problems(self) -> dict[str, str]:
+        """Why the gates mean little: flags of the health card (`attention_unlearned`,
+        `unsettled`), each in words; empty where attention had learned before they were pruned."""
+        return warmup_problems(self.curve[-1].values, self.curve[-1].step) if self.curve else {}
+
     def mask(
         self,
         *,
@@ -106,6 +114,8 @@ class DamResult:
         empty_rows: EmptyRows = "best",
     ) -> Mask:
         """Cuts a mask from the probabilities; give exactly one of the first three arguments.
+
+        Warns where the gates were pruned before attention had learned, or not at all.
 
         Args:
             sparsity: Share of closed edges, in [0, 1 - 1/n]. Exactly round((1 - sparsity) x
@@ -138,6 +148,8 @@ class DamResult:
                 "mask() takes exactly one of sparsity, threshold and keys, got "
                 f"{' and '.join(given) or 'none'}"
             )
+        for problem in self.warmup_problems.values():
+            warnings.warn(f"DAM: {problem}", stacklevel=2)
         table = self.probabilities
         if merge_heads:
             table = table.amax(1, keepdim=True)

@@ -32,7 +32,7 @@ TRAINED = 0.1  # the same for a model that is pruned at its first test
 SETTLED = 0.03  # share of what attention is worth by which a settled loss may fall between looks
 STEP = 0.1  # the same for a loss that steps below where it was, which pauses the pruning
 LATEST = 0.75  # share of the steps after which no pruning begins, and none is paused
-QUIET = 0.2  # a plateau has lasted, at least, this share of the steps that came before it
+QUIET = 0.5  # a plateau may last this share of the steps that came before it, and end in a step
 
 Verdict = Literal["wait", "begin", "pause", "go on"]
 
@@ -57,7 +57,7 @@ class WarmupWatch:
         settled: Whether the loss had settled when pruning began.
         means: Mean training loss of each look, oldest first.
         losses: Training losses since the last look.
-        moved: Step of the last look at which the loss was falling.
+        moved: Step at which the loss was last falling.
         level: The loss that a step is held against.
         paused: Whether pruning pauses.
         tests: Number of tests.
@@ -145,11 +145,14 @@ class WarmupWatch:
         self.measure(test)
         if self.tests == 1 and self.worth > TRAINED * abs(self.without):
             return self.prune(step)
-        if not self.learned or self.fall > SETTLED * self.worth:
+        falls = self.fall > SETTLED * self.worth
+        if falls:
+            self.moved = max(0, step - SPAN * self.every)  # between the looks that are compared
+        if not self.learned:
             self.moved = step
         if step < self.config.warmup_steps or step > self.deadline or last or not self.learned:
             return "wait"
-        quiet = step - self.moved >= QUIET * self.moved and self.moved < step
+        quiet = not falls and step - self.moved >= QUIET * self.moved
         if quiet or step + self.every > self.deadline:
             return self.prune(step, settled=quiet)
         return "wait"

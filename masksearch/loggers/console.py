@@ -242,6 +242,7 @@ class Watcher:
             known.pop("sparsity", None)  # a line has no room for both
         names = dict.fromkeys([*judged, *SPARSITIES])
         parts += [f"{name} {known[name]:.4f}" for name in names if name in known]
+        parts += ["unsettled gates"] * (record.params.get("gates") == "unsettled")
         return parts + ["learned nothing"] * learned_nothing(record)
 
 

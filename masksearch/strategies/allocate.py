@@ -21,10 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.text import parse
+from masksearch.strategies.dam import waiting
 from masksearch.strategies.unit_scores import METHODS
 from masksearch.strategies.units import Allocation, Scores, Unit, Units
 
@@ -188,6 +190,9 @@ class AllocateStrategy:
                 f"{record.reason or 'it left none'}; remove the cause and search in another run "
                 "folder, or score by 'restore'"
             )
+        unlearned = warmup_problems(record.values, record.step).get("attention_unlearned")
+        if unlearned:
+            raise SearchError(f"gates are no scores for strategy 'allocate': {unlearned}")
         return self.units.read_scores(self.run / found[0])
 
     def rounds(
@@ -251,7 +256,7 @@ def build_allocate(
     if score == "gates":
         del own["score"]
         each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
-        own |= {"training": OneShot(each, config), "run": run}
+        own |= {"training": OneShot(each, waiting(config)), "run": run}
     elif score in METHODS:
         del own["score"]
         own |= {"training": OneShot(measure=score), "run": run}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,9 @@ SPREAD = (1.0, 0.5, 2.0, 0.7, 1.4, 0.35, 2.8)  # densities tried, as multiples o
 
 class DamStrategy:
     """Proposes a one-shot job, waits for its gates, then proposes their discretisations.
+
+    Gates that were never pruned, because attention had learned nothing, have none. Where they
+    were pruned before it had learned, a mask has the parameter `gates="unsettled"`.
 
     Args:
         run: Folder that artifacts are relative to.
@@ -78,14 +82,22 @@ class DamStrategy:
         if self.found is None:
             return "wait"
         density = self.densities[draw - 1]
+        params: dict[str, Any] = {"density": density}
         job: Job
         try:
             result = DamResult.load(self.found)
-            job = Evaluate(result.mask(sparsity=1 - density, merge_heads=self.merge_heads))
+            if "attention_unlearned" in result.warmup_problems:
+                return "done"
+            if "unsettled" in result.warmup_problems:
+                params["gates"] = "unsettled"
+            with warnings.catch_warnings():  # a caution of the search says it
+                warnings.filterwarnings("ignore", "DAM: ")
+                mask = result.mask(sparsity=1 - density, merge_heads=self.merge_heads)
+            job = Evaluate(mask)
         except (MaskSearchError, ValueError) as error:
             job = Refused(f"{type(error).__name__}: {error}")
         self.known.add(draw)
-        return Proposal(draw, job, {"density": density}, "dam")
+        return Proposal(draw, job, params, "dam")
 
     def tell(self, record: Record) -> None:
         """Learns where the gates lie, or that their training failed."""

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import masks
+from masksearch.analysis.cautions import search_cautions
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Batch, OneShot, Report
+from masksearch.contracts import Batch, Objective, OneShot, Record, Report, Shape
+from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.config import DamConfig, build_config
 from masksearch.gates.dam import GATES_FILE, dam, dam_reports, few_rows, run_one_shot
@@ -30,6 +32,7 @@ from masksearch.gates.result import DamResult
 from masksearch.gates.warmup import AttentionLoss, WarmupWatch
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
+from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
 from masksearch.training.checkpoints import Checkpoints
@@ -66,10 +69,17 @@ def test_pruning_begins_half_way_where_the_loss_has_long_settled():
 
 
 def test_a_late_step_is_waited_for():
-    watch = followed(steps_down((480, PLATEAU), (520, 1.4)))
+    watch = followed(steps_down((440, PLATEAU), (560, 1.4)))
     assert watch.begin is not None
     assert 500 < watch.begin <= 750
     assert watch.settled
+
+
+def test_a_second_plateau_is_waited_for_half_as_long_as_what_came_before():
+    watch = followed(steps_down((200, PLATEAU), (200, 2.2), (600, 1.1)))
+    assert watch.settled
+    assert watch.begin is not None
+    assert 600 <= watch.begin <= 680
 
 
 def test_a_falling_loss_is_pruned_at_the_latest_moment_and_said():
@@ -326,6 +336,76 @@ def test_a_one_shot_job_that_waits_leaves_what_it_found(tmp_path: Path):
     assert result.config["dense_warmup"] == "auto"
     assert result.health().attention_unlearned
     assert result.warmup_steps == 12
+
+
+def planted_result(**values: float) -> DamResult:
+    """What a run with such a last report leaves."""
+    report = Report(100, {"loss": 1.0, "density": 0.5, "attention_worth": 0.01} | values)
+    probabilities = torch.rand(1, 2, 12, 12, generator=torch.Generator().manual_seed(0))
+    return DamResult(probabilities, (report,), 0.3)
+
+
+UNLEARNED = {"pruned_steps": 0.0, "attention_learned": 0.0, "settled": 1.0}
+EARLY = {"pruned_steps": 30.0, "attention_learned": 1.0, "settled": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "flag", "words"),
+    [
+        (UNLEARNED, "attention_unlearned", "attention has learned nothing"),
+        (EARLY, "unsettled", "gates were pruned before attention had learned: at step 70"),
+    ],
+)
+def test_a_mask_of_gates_that_attention_was_late_for_warns(
+    values: dict[str, float], flag: str, words: str
+):
+    result = planted_result(**values)
+    with pytest.warns(UserWarning, match=f"DAM: {words}"):
+        result.mask(sparsity=0.5)
+    card = result.health()
+    assert card[flag]
+    (problem,) = (text for text in card.problems if words in text)
+    assert all(remedy in problem for remedy in ("initial weights", "lr", "more steps"))
+
+
+def cut_from(folder: Path, **values: float) -> Any:
+    """What DAM's strategy proposes once such gates are trained."""
+    strategy = DamStrategy(folder, gates={}, config={}, target=0.3, length=12)
+    proposal = strategy.ask()
+    assert not isinstance(proposal, str)
+    planted_result(**values).save(folder / GATES_FILE)
+    strategy.tell(Record(0, "done", proposal.job, artifacts={"gates": GATES_FILE}))
+    return strategy.ask()
+
+
+def test_a_search_cuts_no_masks_from_gates_that_were_not_pruned(tmp_path: Path):
+    assert cut_from(tmp_path, **UNLEARNED) == "done"
+
+
+def test_a_search_marks_masks_of_gates_that_were_pruned_too_early(tmp_path: Path):
+    assert cut_from(tmp_path, **EARLY).params == {"density": 0.3, "gates": "unsettled"}
+    assert cut_from(tmp_path, **EARLY | {"settled": 1.0}).params == {"density": 0.3}
+
+
+@pytest.mark.parametrize(("values", "said"), [(UNLEARNED, 1), (EARLY, 1), ({}, 0)])
+def test_a_search_says_that_attention_was_late(values: dict[str, float], said: int):
+    record = Record(3, "done", OneShot({}, {}), values=values, step=100)
+    assert len(search_cautions([record])) == said
+
+
+def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
+    shape = Shape(length=12, layers=1, heads=2)
+    units = build_units({"unit": "head", "local": "window(2)"}, shape)
+    score = Objective("score", "max", 0.0)
+    strategy = build_allocate({"score": "gates"}, units, score, tmp_path)
+    proposal = strategy.ask()
+    assert not isinstance(proposal, str)
+    found = Record(
+        0, "done", proposal.job, values=UNLEARNED, artifacts={"gates": GATES_FILE}, step=100
+    )
+    strategy.tell(found)
+    with pytest.raises(SearchError, match=r"gates are no scores .* attention has learned nothing"):
+        strategy.ask()
 
 
 def test_few_rows():

@@ -16,7 +16,7 @@ EVALUATOR = ms.PlantedEvaluator(
 )
 OPTIONS = {
     "gates": {"structure": "toeplitz+global", "global_count": 1},
-    "config": {"steps": 12, "density": 0.3},
+    "config": {"steps": 12, "density": 0.3, "dense_warmup": 0.5},
     "densities": (0.4, 0.3, 0.2),
 }
 
