@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import tables
 import torch
 import torch.nn.functional as F
 
@@ -68,7 +70,7 @@ FIRST_TASK_ONLY = ("dam toeplitz", "allocate mass", "allocate flip", "allocate g
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=STAGES)
+    parser.add_argument("stages", nargs="+", choices=[*STAGES, "tables"])
     parser.add_argument("--data", type=Path, required=True, help="holds glue/")
     parser.add_argument("--weights", help="a checkpoint; default: the offline extra's")
     parser.add_argument("--tasks", default=",".join(PLAN["tasks"]["names"]))
@@ -80,6 +82,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     for stage in given.stages:
+        if stage == "tables":
+            write_tables(given)
+            continue
         for seed in map(int, given.seeds.split(",")):
             for name in given.tasks.split(","):
                 task = Task(name, seed, given)
@@ -207,6 +212,7 @@ class Task:
     def candidates(self) -> dict[str, ms.Mask]:
         """Every mask of this seed, by arm and budget."""
         found = self.controls()
+        found |= self.best_by_hand()
         for arm in self.arms():
             judged = scored(self.search(arm))
             short = self.trials(arm) if arm not in BLACK_BOX else self.budget
@@ -219,6 +225,14 @@ class Task:
         for name in ("dense", PRIMARY):
             found |= without_cells(name, found[name], self.evaluator.shape, self.seed)
         return found
+
+    def best_by_hand(self) -> dict[str, ms.Mask]:
+        """The families' best member on search rows, within each budget."""
+        controls = self.controls()
+        wanted = {n: m for n, m in controls.items() if n.split(" ")[0] in (*FAMILIES, "star")}
+        run = self.runs / "by_hand" / str(self.seed)
+        judged = ms.compare(wanted, self.evaluator, run=run, seeds=[self.seed], half="search")
+        return best_within([r for r in judged.records if r.scored], "hand-designed")
 
     def from_others(self) -> dict[str, ms.Mask]:
         """DAM's masks of the other tasks, at the primary budget."""
@@ -320,6 +334,38 @@ def offline_model() -> str:
 def dense(task: Task) -> None:
     for seed in (task.seed, task.fresh):
         task.evaluator.provide_models(seed)
+
+
+def write_tables(given: argparse.Namespace) -> None:
+    """What the runs of all tasks and seeds have so far, as small files."""
+    out = given.runs / "results" if given.smoke else HERE / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    seeds = dict(zip(PLAN["seeds"]["search"], PLAN["seeds"]["fresh"], strict=True))
+    judged, rows, curves, heads = {}, [], [], []
+    for name in given.tasks.split(","):
+        judged[name] = tables.read_scores(given.runs / name / "judged", seeds)
+        rows += tables.score_rows(name, "judged", judged[name])
+        for stage in ("recovered", *(f"finetuned_{n}" for n in PLAN["trained"]["epochs"])):
+            found = tables.read_scores(given.runs / name / stage, seeds)
+            rows += tables.score_rows(name, stage, found)
+        for seed in seeds:
+            for arm in Task(name, seed, given).arms():
+                run = given.runs / name / arm.replace(" ", "_") / str(seed)
+                if run.is_dir():
+                    study = ms.Study(run)
+                    curves += tables.curve_rows(name, arm, seed, study)
+                    mask = best_within(scored(study), arm).get(PRIMARY)
+                    if mask is not None:
+                        heads += tables.head_rows(name, seed, mask, study.shape)
+    pd.DataFrame(rows).to_csv(out / "scores.csv", index=False, lineterminator="\n")
+    pd.DataFrame(curves).to_csv(out / "curves.csv", index=False, lineterminator="\n")
+    pd.DataFrame(heads).to_csv(out / "heads.csv", index=False, lineterminator="\n")
+    density = PLAN["primary"]["density"]
+    pairs = [(PRIMARY, f"{other} {density}") for other in PLAN["primary"]["against"]]
+    for model in ("fresh", "own"):
+        table = tables.differences(judged, pairs, model)
+        table.to_csv(out / f"primary_{model}.csv", index=False, lineterminator="\n")
+        print(table.to_string(index=False))
 
 
 def search(task: Task) -> None:

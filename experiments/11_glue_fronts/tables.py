@@ -1,0 +1,137 @@
+"""Results of the runs as small tables in results/: scores, differences, search curves, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+import masksearch as ms
+from masksearch.analysis.compare import MaskRuns
+from masksearch.analysis.pareto import hypervolume_curve
+from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import CLAIM_SEEDS, correct_family, paired_difference
+from masksearch.masks.lower import lower
+from masksearch.masks.measure import pair_weights
+
+MILESTONES = (5, 10, 20, 35, 70, 110, 175, 350)  # masks judged
+
+
+class Scores(NamedTuple):
+    """Of one arm: search seed -> score, its rows, and the mask's effective density."""
+
+    score: dict[int, float]
+    rows: dict[int, RowScores]
+    density: dict[int, float]
+
+
+def read_scores(folder: Path, seeds: dict[int, int]) -> dict[str, dict[str, Scores]]:
+    """Where it was judged (`"own"` or `"fresh"` model) -> mask -> its scores by search seed.
+
+    Args:
+        folder: Holds one comparison for each search seed.
+        seeds: Search seed -> seed of the fresh model.
+    """
+    found: dict[str, dict[str, Scores]] = {"own": {}, "fresh": {}}
+    for seed, fresh in seeds.items():
+        if not (folder / str(seed)).is_dir():
+            continue
+        for name, entry in ms.Comparison.open(folder / str(seed)).entries.items():
+            for model, number in {"own": seed, "fresh": fresh}.items():
+                if number in entry.scores:
+                    add(found[model].setdefault(name, Scores({}, {}, {})), seed, entry, number)
+    return found
+
+
+def add(scores: Scores, seed: int, entry: MaskRuns, number: int) -> None:
+    """Puts one run of a mask, that of model `number`, under a search seed."""
+    scores.score[seed] = entry.scores[number]
+    scores.density[seed] = 1 - entry.sparsity
+    if number in entry.rows:
+        scores.rows[seed] = entry.rows[number]
+
+
+def score_rows(task: str, stage: str, found: dict[str, dict[str, Scores]]) -> list[dict[str, Any]]:
+    """A line for each mask, search seed and kind of model."""
+    return [
+        {
+            "task": task,
+            "stage": stage,
+            "model": model,
+            "mask": name,
+            "search_seed": seed,
+            "effective_density": round(scores.density[seed], 4),
+            "score": round(score, 5),
+        }
+        for model, masks in found.items()
+        for name, scores in masks.items()
+        for seed, score in scores.score.items()
+    ]
+
+
+def differences(
+    found: dict[str, dict[str, dict[str, Scores]]], pairs: list[tuple[str, str]], model: str
+) -> pd.DataFrame:
+    """Paired differences over search seeds, corrected together (Holm) over tasks and pairs.
+
+    Args:
+        found: Task -> what `read_scores` gives.
+        pairs: Mask, and what it is compared with.
+        model: `"own"` or `"fresh"`.
+    """
+    family = [
+        (task, mask, other)
+        for task in found
+        for mask, other in pairs
+        if enough(found[task][model], mask) and enough(found[task][model], other)
+    ]
+
+    def difference(member: tuple[str, str, str], level: float) -> ms.PairedDifference:
+        task, mask, other = member
+        mine, others = found[task][model][mask], found[task][model][other]
+        rows = {"rows_a": mine.rows, "rows_b": others.rows}
+        return paired_difference(mine.score, others.score, level, **rows)
+
+    return pd.DataFrame(
+        {
+            "task": task,
+            "model": model,
+            "mask": mask,
+            "against": other,
+            "difference": round(d.mean, 5),
+            "low": round(d.low, 5),
+            "high": round(d.high, 5),
+            "adjusted_p": float(f"{p:.4g}"),
+            "seeds": d.n_seeds,
+        }
+        for (task, mask, other), (d, p) in zip(
+            family, correct_family(family, difference), strict=True
+        )
+    )
+
+
+def enough(masks: dict[str, Scores], name: str) -> bool:
+    """Whether a mask has the seeds that a claim needs."""
+    return name in masks and len(masks[name].score) >= CLAIM_SEEDS
+
+
+def curve_rows(task: str, arm: str, seed: int, study: ms.Study) -> Iterator[dict[str, Any]]:
+    """Hypervolume on search rows after so many masks; the training of gates is not counted."""
+    judged = [r for r in study.records() if r.mask is not None]
+    curve = hypervolume_curve(judged, study.objectives)
+    for count in sorted({*MILESTONES, len(curve)}):
+        if 0 < count <= len(curve):
+            row = {"task": task, "arm": arm, "search_seed": seed, "masks": count}
+            yield row | {"hypervolume": round(curve[count - 1].hypervolume, 5)}
+
+
+def head_rows(task: str, seed: int, mask: ms.Mask, shape: ms.Shape) -> Iterator[dict[str, Any]]:
+    """What a mask keeps in each head of the pairs of real tokens."""
+    weights = pair_weights(shape).expand(shape.layers, 1, -1, -1)
+    kept = (lower(mask, shape) * weights).sum((-2, -1)) / weights.sum((-2, -1))
+    for layer in range(shape.layers):
+        for head in range(shape.heads):
+            row = {"task": task, "search_seed": seed, "layer": layer, "head": head}
+            yield row | {"kept": round(float(kept[layer, head]), 4)}
