@@ -34,7 +34,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
-from masksearch.contracts import Objective, Proposal, Record, generator
+from masksearch.contracts import Evaluate, Objective, Proposal, Record, generator
 from masksearch.strategies.samplers import violation
 from masksearch.strategies.space import Parameters, Space, draw_job
 from masksearch.study.constraints import Constraint
@@ -189,7 +189,7 @@ def draw_index(count: int, draws: torch.Generator) -> int:
     return int(torch.randint(count, (), generator=draws))
 
 
-RETRIES = 8  # draws of one proposal, until one has parameters that no other had
+RETRIES = 24  # draws of one proposal, until its mask is new: in a space of thresholds few are
 
 
 class EvolutionStrategy:
@@ -238,8 +238,8 @@ class EvolutionStrategy:
         self.records: dict[int, Record] = {}  # draw -> a possible parent
         self.scored: list[int] = []  # draws, ascending
         self.violating: list[int] = []  # draws that were stopped by a constraint, ascending
-        self.drawn: dict[int, str] = {}  # draw -> its parameters
-        self.seen: set[str] = set()
+        self.drawn: set[int] = set()
+        self.seen: set[str] = set()  # parameters and masks that were drawn
         self.parameters = Parameters()
         self.next = 0
 
@@ -252,16 +252,22 @@ class EvolutionStrategy:
         draw = self.next
         draws = generator(*self.seeds, draw)
         parents = [] if draw < self.population else self.rank_parents()
+        another: Proposal | None = None  # with new parameters, if not a new mask
         for _ in range(RETRIES):
             proposal = self.breed(draw, parents, draws)
-            if params_text(proposal.params) not in self.seen:
+            known = self.seen.intersection(texts := identity(proposal))
+            if not known:
                 break
-        self.note(draw, proposal.params)
+            if len(known) < len(texts) and another is None:
+                another = proposal
+        else:
+            proposal = another or proposal
+        self.note(draw, proposal)
         return proposal
 
     def tell(self, record: Record) -> None:
         """Takes a result, or (status "running") learns that a draw is out."""
-        self.note(record.number, record.params)
+        self.note(record.number, record)
         self.parameters.learn(record)
         if record.number in self.records:
             return
@@ -273,12 +279,12 @@ class EvolutionStrategy:
             self.records[record.number] = record
             bisect.insort(self.violating, record.number)
 
-    def note(self, draw: int, params: Any) -> None:
-        """Learns that a draw is out, and with which parameters."""
+    def note(self, draw: int, what: Proposal | Record) -> None:
+        """Learns that a draw is out, and what it is."""
         self.next = max(self.next, draw + 1)
         if draw not in self.drawn:
-            self.drawn[draw] = params_text(params)
-            self.seen.add(self.drawn[draw])
+            self.drawn.add(draw)
+            self.seen |= identity(what)
 
     def rank_parents(self) -> list[Record]:
         """The possible parents, best first."""
@@ -314,9 +320,10 @@ class EvolutionStrategy:
         return Proposal(draw, job, dict(trial.params), self.name, memo=memo)
 
 
-def params_text(params: Any) -> str:
-    """Parameters as text, the same before and after they were stored."""
-    return json.dumps(params, sort_keys=True, default=repr)
+def identity(drawn: Proposal | Record) -> set[str]:
+    """The parameters, and the mask if there is one, as texts that are the same after storing."""
+    texts = {json.dumps(dict(drawn.params), sort_keys=True, default=repr)}
+    return texts | {drawn.job.mask.digest} if isinstance(drawn.job, Evaluate) else texts
 
 
 def by_rank_and_crowding(

@@ -75,6 +75,20 @@ def test_parameters_are_not_proposed_twice_while_others_are_near():
     assert len(set(seen)) >= 79
 
 
+def test_children_are_new_masks_where_most_changes_cross_no_threshold():
+    def thresholds(trial):
+        share = trial.suggest_float("share", 0, 1)
+        full = [trial.suggest_float(f"h{head}", 0, 1) < share for head in range(40)]
+        return masks.per_head([masks.full() if each else masks.star() for each in full])
+
+    strategy, drawn = EvolutionStrategy(thresholds, ONE, seed=0, population=6), set()
+    for number in range(60):
+        proposal = strategy.ask()
+        drawn.add(proposal.job.mask)
+        strategy.tell(finished(proposal, loss=float(number % 7)))
+    assert len(drawn) >= 55
+
+
 def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
     limit = Constraint("sparsity", ">=", 0.9)
     strategy = EvolutionStrategy(nested, ONE, seed=0, population=4, constraints=(limit,))
