@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import inspect
 import json
@@ -171,18 +172,25 @@ def further_settings(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
             raise OptionsError(f"{name} has an option of its own: --{name}")
         if name not in known:
             raise unknown_name(f"setting of {kind.__name__}", name, known)
-        values[name] = read_setting(name, text, hints[name])
+        values[name] = read_setting("--set", name, text, hints[name])
     return values
 
 
-def read_setting(name: str, text: str, hint: Any) -> Any:
+def read_setting(option: str, name: str, text: str, hint: Any) -> Any:
     """The value of `--set name=text`, of the type that the annotation asks for.
 
-    >>> read_setting("lr", ".1", float), read_setting("held_out", "7", str | None)
+    >>> (
+    ...     read_setting("--set", "lr", ".1", float),
+    ...     read_setting("--set", "held_out", "7", str | None),
+    ... )
     (0.1, '7')
+
+    Raises:
+        OptionsError: If the text is none.
     """
-    kinds = {get_origin(one) or one for one in (get_args(hint) or [hint])}
-    kinds = {Literal} if get_origin(hint) is Literal else kinds
+    given = [hint] if get_origin(hint) in (Literal, Sequence) else get_args(hint) or [hint]
+    kinds = {get_origin(one) or one for one in given}
+    kinds |= {tuple} if Sequence in kinds else set()
     value = read_value(text)
     if isinstance(value, list):
         value = tuple(value)
@@ -194,15 +202,19 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
     if kinds & {str, Path, Literal}:
         return text if kinds & {str, Literal} else Path(text)
     wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
-    raise OptionsError(f"--set {name} takes {wanted}, got {text!r}")
+    raise OptionsError(f"{option} {name} takes {wanted}, got {text!r}")
 
 
 def read_value(text: str) -> Any:
-    """The JSON value that a text is, or else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    """The value that a text is in JSON or in Python, or else the text itself.
+
+    >>> read_value("true"), read_value(".2"), read_value("[.1, 1_000]"), read_value("flip")
+    (True, 0.2, [0.1, 1000], 'flip')
+    """
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError):
+            return read(text)
+    return text
 
 
 def build_executor(given: ExecutorOptions) -> Executor:
@@ -322,10 +334,11 @@ def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
     """Options of the one-shot strategy; others refuse them.
 
     `--dam name=value` are arguments of `Gates` or `DamConfig`, `preset`, or `densities` and
-    `merge_heads` (of the masks that are cut). Values are read as JSON where they can be.
+    `merge_heads` (of the masks that are cut).
 
     Raises:
-        OptionsError: If another strategy is given such options, or a setting has no "=".
+        OptionsError: If another strategy is given such options, or a setting has no "=", or a
+            value of another type.
         UnknownNameError: If nothing has that setting.
     """
     signed = given.signed or None
@@ -348,12 +361,15 @@ def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
 
         of_gates = set(inspect.signature(Gates).parameters) - {"length", "seed"}
         of_config = {field.name for field in fields(DamConfig)}
+        own = {"preset": str, "densities": Sequence[float], "merge_heads": bool}
+        hints = get_type_hints(Gates.__init__) | get_type_hints(DamConfig) | own
         for setting in settings:
             name, text = split_setting("--dam", setting)
             value = read_value(text)
             known = {"preset", *DISCRETISING} | of_gates | of_config
             if name not in known | EARLIER.keys():
                 raise unknown_name("setting of --dam", name, sorted(known))
+            read_setting("--dam", name, text, hints[EARLIER.get(name, name)])
             if name in DISCRETISING:
                 options[name] = value
             if name == "preset" or name in of_gates:
@@ -399,21 +415,28 @@ def shared_options(settings: Sequence[str], strategy: str) -> dict[str, Any]:
     """Options of the strategies that begin with a super-net; others refuse them.
 
     Args:
-        settings: As "name=value"; see `SharedStrategy`. Values are read as JSON where they can be.
+        settings: As "name=value"; see `SharedStrategy`.
         strategy: Name of the strategy.
 
     Raises:
-        OptionsError: If another strategy is given such options, or a setting has no "=".
+        OptionsError: If another strategy is given such options, or a setting has no "=", or a
+            value of another type.
         UnknownNameError: If the strategy has no such setting.
     """
     from masksearch.strategies.supernet import NAMES, OPTIONS
 
     if settings and strategy not in NAMES:
         raise OptionsError(f"--shared belongs to strategy {', '.join(NAMES)}")
+    if not settings:
+        return {}
+    from masksearch.evaluators.shared import SharedWeights
+
     options: dict[str, Any] = {}
+    hints = get_type_hints(SharedWeights)
     for setting in settings:
         name, text = split_setting("--shared", setting)
         if name not in OPTIONS:
             raise unknown_name("setting of --shared", name, OPTIONS)
+        read_setting("--shared", name, text, hints.get(name, int))
         options[name] = read_value(text)
     return options

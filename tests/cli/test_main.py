@@ -12,6 +12,8 @@ import pytest
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
+from masksearch.cli.build import dam_options
+from masksearch.cli.options import DamOptions
 
 
 @pytest.fixture
@@ -235,6 +237,14 @@ MISTAKES = {
         ["search", "--strategy", "dam", "--dam", "levels"],
         "--dam takes name=value, got 'levels'",
     ),
+    "dam setting that is no number": (
+        ["search", "--strategy", "dam", "--dam", "gate_lr=fast"],
+        "--dam gate_lr takes a number, got 'fast'",
+    ),
+    "shared setting that is no number": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "steps=.5"],
+        "--shared steps takes a whole number or null, got '.5'",
+    ),
     "tasks without glue": (
         ["evaluate", "star", "--corpus", "my_space.py", "--tasks", "RTE"],
         "--tasks needs --glue",
@@ -257,6 +267,13 @@ def test_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, files, argumen
     assert out == ""
     assert re.search(message, err), err
     assert err.count("\n") == 1
+
+
+def test_numbers_of_settings_are_read_as_python_reads_them():
+    given = DamOptions(dam=["gate_lr=.2", "steps=1_000", "density=[.1, .3]", "form=log"])
+    options = dam_options(given, "dam")
+    assert options["config"] == {"gate_lr": 0.2, "steps": 1000, "density": [0.1, 0.3]}
+    assert options["gates"] == {"form": "log"}
 
 
 def test_a_warning_is_one_line(monkeypatch, capsys):
