@@ -205,8 +205,9 @@ class Task:
     @cached_property
     def together(self) -> ms.Study:
         """DAM's search with gates that all tasks share."""
-        every = replace(self.evaluator, tasks=tuple(self.given.tasks.split(",")))
-        return self.search("dam", every, self.given.runs / "together" / str(self.seed))
+        tasks = self.given.tasks.split(",")
+        every = replace(self.evaluator, tasks=tuple(tasks))
+        return self.search("dam", every, self.given.runs / "+".join(tasks) / str(self.seed))
 
     # -- what is judged --------------------------------------------------------------------------
     def candidates(self) -> dict[str, ms.Mask]:
@@ -221,7 +222,8 @@ class Task:
                 parts[f"{arm} long"] = judged
             for name, records in parts.items():
                 found |= best_within(records, name)
-        found |= best_within(scored(self.together), "dam for all tasks")
+        if "," in self.given.tasks:
+            found |= best_within(scored(self.together), "dam for all tasks")
         for name in ("dense", PRIMARY):
             found |= without_cells(name, found[name], self.evaluator.shape, self.seed)
         return found
@@ -371,7 +373,8 @@ def write_tables(given: argparse.Namespace) -> None:
 def search(task: Task) -> None:
     for arm in task.arms():
         task.search(arm)
-    if task.name == task.given.tasks.split(",")[-1] and "dam" in task.arms():
+    tasks = task.given.tasks.split(",")
+    if len(tasks) > 1 and task.name == tasks[-1] and "dam" in task.arms():
         _ = task.together  # gates that all tasks share
 
 
