@@ -313,7 +313,7 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
 
 # -- scores of units ---------------------------------------------------------------------------
 def allocate(judge: GlueEvaluator, run: Path, score: str, trials: int = 3) -> ms.Study:
-    options = {"local": "star()", "score": score}
+    options = {"local": "window(1)", "score": score}
     return ms.search(
         None,
         judge,
@@ -339,7 +339,7 @@ def test_units_are_scored_on_the_dense_models_by_name(
     assert job.job == OneShot(measure=method)
     assert job.status == "done"
     assert job.step == len(judge.differentiable(1).held_out)
-    units = ms.Units(judge.shape, (masks.star(), masks.full()))
+    units = ms.Units(judge.shape, (masks.window(1), masks.full()))
     found = units.read_scores(tmp_path / "run" / job.artifacts["scores"])
     alone = []
     for name in judge.downstream:
@@ -350,7 +350,8 @@ def test_units_are_scored_on_the_dense_models_by_name(
         mean = sum(each[unit][1] for each in alone) / 2
         rel = 0.03 if method == "mass" else 1e-3  # mass counts the lengths of all tasks
         assert levels == pytest.approx([0, mean], rel=rel, abs=1e-6)
-    best = max(found, key=lambda unit: found[unit][1])
+    prices = dict(zip(units.names, units.costs.diff(dim=0)[0].tolist(), strict=True))
+    best = max(found, key=lambda unit: found[unit][1] / prices[unit])
     records = allocate(judge, tmp_path / "run", method, trials=99).records()
     assert [len(record.params) for record in records] == [0, 0, 4, 2, 1, 3]
     assert dict(records[4].params) == {best: 1}
