@@ -262,7 +262,7 @@ def search(
 
     Args:
         space: Draws a mask from an Optuna trial; None where the strategy needs none ("dam",
-            "allocate").
+            "sparsebert", "allocate").
         evaluator: Judges masks.
         run: Folder of the run.
         storage: None (what the run folder says; SQLite in it where it is new),
@@ -270,11 +270,12 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped).
         seconds: End (between trials) after that much wall time of this call.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"allocate"`, `"dam"`, `"shared+tpe"` (or `"shared+random"`, `"shared+evolution"`),
-            `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.
+            `"allocate"`, `"dam"`, `"sparsebert"`, `"shared+tpe"` (or `"shared+random"`,
+            `"shared+evolution"`), `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.
         strategy_options: For "allocate": `local`, `between`, `full`, `unit` (see `Units`),
             `score`, `grow`, `tries` (see `AllocateStrategy`); for "dam": `gates`, `config`,
-            `densities` (see `DamStrategy`); for
+            `densities` (see `DamStrategy`); for "sparsebert": `config` (see
+            `PublishedDamStrategy`); for
             "evolution": `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":
             `steps`, `candidates`, `bands`, ... (see `SharedStrategy`); for "file.py:Name": its
             arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.

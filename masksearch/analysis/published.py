@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from masksearch.errors import unknown_name
 
@@ -87,3 +88,17 @@ def read_published(name: str) -> PublishedTable:
         scores = dict(zip(columns, row.pop("scores"), strict=True))
         rows.append(PublishedRow(scores=scores, **row))
     return PublishedTable(name, found["source"], found["about"], columns, tuple(rows))
+
+
+def describe_cut(params: Mapping[str, Any]) -> str:
+    """A line on a mask that was cut from DAM's gates at a printed sparsity.
+
+    Args:
+        params: Of its record: `mask` (its name), `reached` and `sparsity` (shares).
+
+    >>> describe_cut({"mask": "DAM_s 1e-1", "reached": 0.52, "sparsity": 0.935})
+    'DAM_s 1e-1: its gates have reached a sparsity of 52.0%, the mask is cut at 93.5%'
+    """
+    reached, cut = (f"{100 * float(params[name]):.1f}%" for name in ("reached", "sparsity"))
+    name = params["mask"]
+    return f"{name}: its gates have reached a sparsity of {reached}, the mask is cut at {cut}"

@@ -313,7 +313,8 @@ def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
     Args:
         run: Its folder: the best mask is taken at each least sparsity. Or a reference to one mask
             of it, `RUN#7` or `RUN@0.9`.
-        sparsities: In [0, 1]; none = the best of all.
+        sparsities: In [0, 1]; none = the best of all; of strategy sparsebert all of its masks,
+            under their names in the table.
     """
     from masksearch.study.references import parse_reference, read_run_record
     from masksearch.study.store import StudyStore
@@ -322,6 +323,10 @@ def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
     label = StudyStore(reference.run, write=False).facts().get("strategy", reference.run.name)
     if reference.trial is not None:
         return {f"{label} #{reference.trial}": read_run_record(text)}
+    if label == "sparsebert" and not (reference.sparsity or sparsities):
+        records = StudyStore(reference.run, write=False).records()
+        cut = [record for record in records if "reached" in record.params and record.mask]
+        return {str(record.params["mask"]): record for record in cut}
     chosen: dict[str, Record] = {}
     for sparsity in [reference.sparsity] if reference.sparsity else sparsities or [0.0]:
         record = read_run_record(f"{reference.run}@{sparsity}")
@@ -347,7 +352,7 @@ def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
     aims = {"density": given.density, "steps": given.dam_steps}
     config = {name: value for name, value in aims.items() if value is not None}
     settings = given.dam or []
-    if strategy != "dam":
+    if strategy not in ("dam", "sparsebert"):
         if gates or config or settings:
             raise OptionsError(
                 "--density, --structure, --dam, ... belong to strategy dam, and to allocate with "
@@ -376,6 +381,13 @@ def dam_options(given: DamOptions, strategy: str) -> dict[str, Any]:
                 gates[name] = value
             if name == "preset" or name in of_config | EARLIER.keys():
                 config[name] = value
+    if strategy == "sparsebert":
+        if gates or len(options) > 2:
+            raise OptionsError(
+                "strategy sparsebert trains the gates of the published table and cuts its masks; "
+                "of their settings it takes those of the training alone (--dam-steps, --dam lr=..)"
+            )
+        del options["gates"]
     return options
 
 
@@ -402,8 +414,8 @@ def units_space(given: AllocationOptions, strategy: str, evaluator: Evaluator) -
     others = [name for name in ("full", "between", "unit") if getattr(given, name)]
     if strategy == "allocate" or not (given.local or others):
         return None
-    if strategy == "dam":
-        raise OptionsError("strategy dam takes no space: drop --local, --full, ...")
+    if strategy in ("dam", "sparsebert"):
+        raise OptionsError(f"strategy {strategy} takes no space: drop --local, --full, ...")
     if given.local is None:
         raise OptionsError(f"--{others[0]} goes with --local, the mask of the other units")
     from masksearch.strategies.allocate import build_units

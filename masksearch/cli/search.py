@@ -101,7 +101,8 @@ def search(
         str,
         declare(
             "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, "
-            "dam, shared+tpe, or your own as FILE.py:NAME.",
+            "dam, sparsebert (the published DAM and its table), shared+tpe, or your own as "
+            "FILE.py:NAME.",
             SEARCHED,
             "",
             "NAME",
@@ -187,8 +188,10 @@ def search(
     del options_given["given"]
     from masksearch.cli.output import print_front
 
-    print_front(run_search(options_given), as_json)
+    study = run_search(options_given)
+    print_front(study, as_json)
     if not as_json:
+        say_cuts(study)
         say_where(run)
 
 
@@ -208,13 +211,13 @@ def run_search(given: dict[str, Any]) -> Study:
 
     space, strategy, run = given["space"], given["strategy"], given["run"]
     allocation = options.given_to(options.AllocationOptions, given)
-    own = strategy in ("dam", "allocate") or ".py:" in strategy
+    own = strategy in ("dam", "sparsebert", "allocate") or ".py:" in strategy
     if space is None and not own and allocation.local is None:
         raise options.OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
     if space is not None and any(vars(allocation).values()):
         raise options.OptionsError(f"--local, --full, ... are a space of their own; drop {space}")
     if given["trials"] is None and given["seconds"] is None:
-        given = given | {"trials": 20}
+        given = given | {"trials": 16 if strategy == "sparsebert" else 20}
     built = evaluator_of(given)
     dam = options.given_to(options.DamOptions, given)
     gates = strategy == "allocate" and allocation.score == "gates"
@@ -231,7 +234,7 @@ def run_search(given: dict[str, Any]) -> Study:
     ):
         return search(
             load_function(space)
-            if space is not None and strategy != "dam"
+            if space is not None and strategy not in ("dam", "sparsebert")
             else units_space(allocation, strategy, built),
             built,
             run=run,
@@ -530,6 +533,15 @@ def executor_of(given: Mapping[str, Any]) -> Executor:
     from masksearch.cli.build import build_executor
 
     return build_executor(options.given_to(options.ExecutorOptions, given))
+
+
+def say_cuts(study: Study) -> None:
+    """How sparse the gates of the published DAM became, and where their masks were cut."""
+    from masksearch.analysis.published import describe_cut
+
+    for record in study.records():
+        if "reached" in record.params:
+            typer.echo(describe_cut(record.params))
 
 
 def say_where(run: Path) -> None:

@@ -21,7 +21,12 @@ from scipy import stats
 from masksearch.analysis.compare import read_rows, rows_file
 from masksearch.analysis.crossed import ErrorPart, RowTables, seed_error
 from masksearch.analysis.pareto import sparsity_of
-from masksearch.analysis.published import PublishedRow, PublishedTable, read_published
+from masksearch.analysis.published import (
+    PublishedRow,
+    PublishedTable,
+    describe_cut,
+    read_published,
+)
 from masksearch.analysis.rank_stats import Interval, tau_of_means
 from masksearch.contracts import Record
 from masksearch.errors import SearchError
@@ -58,7 +63,7 @@ class OurScores:
         values: Column -> seed -> score.
         by_row: Column -> seed -> scores row by row, where the run has kept them.
         fine_tuning: Column -> standard error of a seed's mean over its fine-tuning runs.
-        reached: Sparsity that the gates had at the end of DAM, in percent; NaN where not known.
+        cut: A sentence on the gates that it was cut from, where the run knows them.
     """
 
     name: str
@@ -69,7 +74,7 @@ class OurScores:
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     by_row: dict[str, dict[int, Rows]] = field(default_factory=dict)
     fine_tuning: dict[str, float] = field(default_factory=dict)
-    reached: float = math.nan
+    cut: str = ""
 
     def seeds(self, columns: Iterable[str]) -> list[int]:
         """Seeds with a score in every one of these columns."""
@@ -238,11 +243,8 @@ class PublishedComparison:
                     f"{row.name}: by its name; ours is {own.expression}, not "
                     f"{FAMILIES[row.family]}"
                 )
-            if own is not None and not math.isnan(own.reached):
-                lines.append(
-                    f"{row.name}: its gates reached a sparsity of {own.reached:.1f} %, and the "
-                    f"mask is cut at {own.sparsity:.1f} %"
-                )
+            if own is not None and own.cut:
+                lines.append(own.cut)
         return lines
 
     def orders(self) -> list[str]:
@@ -416,7 +418,7 @@ def describe_mask(record: Record, exact: bool) -> OurScores:
         exact=exact,
         sparsity=100 * record.measures.get("sparsity", math.nan),
         effective=100 * sparsity_of(record),
-        reached=100 * float(record.params.get("reached", math.nan)),
+        cut=describe_cut(record.params) if "reached" in record.params else "",
     )
 
 

@@ -19,6 +19,9 @@ from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
 from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
+from masksearch.strategies.published_dam import NAME as PUBLISHED
+from masksearch.strategies.published_dam import OPTIONS as PUBLISHED_OPTIONS
+from masksearch.strategies.published_dam import PublishedDamStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
 from masksearch.strategies.space import Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
@@ -31,10 +34,11 @@ from masksearch.user_code import load_strategy
 OPTIONS = {
     ALLOCATE: ALLOCATE_OPTIONS,
     "dam": ("gates", "config", "densities", "merge_heads"),
+    PUBLISHED: PUBLISHED_OPTIONS,
     "evolution": ("population", "sample"),
     **dict.fromkeys(SHARED, SHARED_OPTIONS),
 }
-STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", *SHARED)
+STRATEGIES = (*SAMPLERS, "evolution", ALLOCATE, "dam", PUBLISHED, *SHARED)
 
 
 def build_strategy(
@@ -83,7 +87,7 @@ def build_strategy(
         return strategy
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
-    if name in ("dam", *SHARED) and not isinstance(evaluator, OffersGradients):
+    if name in ("dam", PUBLISHED, *SHARED) and not isinstance(evaluator, OffersGradients):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
             f"{type(evaluator).__name__} has none"
@@ -100,6 +104,15 @@ def build_strategy(
             densities=options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),
         )
+    if strategy == PUBLISHED:
+        config = one_shot_config(options, evaluator)
+        if taken := {"penalty", "preset"} & config.keys():
+            raise SearchError(
+                f"strategy {PUBLISHED!r} has the penalties of the published table: drop "
+                f"{', '.join(sorted(taken))}, or train one with strategy='dam'"
+            )
+        build_config({"preset": PUBLISHED, **config})  # refuses values that are out of range
+        return PublishedDamStrategy(run, config=config)
     if strategy == ALLOCATE:
         if space is not None:
             raise SearchError(

@@ -336,7 +336,8 @@ def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
 def test_preset_is_the_papers_fine_tuning(tmp_path: Path) -> None:
     judge = GlueEvaluator.preset("sparsebert", tmp_path, glue=tmp_path)
     assert set(judge.tasks) == set(TASKS)
-    assert (judge.rows, judge.dev_rows, judge.convention) == (None, None, "bert")
+    assert (judge.rows, judge.dev_rows, judge.half) == (None, None, "all")
+    assert (judge.convention, judge.finetune_seeds) == ("bert", 3)
     assert (judge.epochs, judge.finetune_batch, judge.finetune_lr) == (3, 16, 2.4e-5)
 
 

@@ -1,0 +1,79 @@
+"""The published DAM as a strategy: the gates of SparseBERT's table, then masks cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from masksearch.analysis.published import read_published
+from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
+from masksearch.errors import MaskSearchError
+
+NAME = "sparsebert"
+OPTIONS = ("config",)
+
+
+class PublishedDamStrategy:
+    """Proposes the published training of DAM_u and DAM_s at each lambda, then their masks.
+
+    The draws 0 to 7 train gates, one row of the published table each; the draws 8 to 15 are the
+    masks, under the rows' names. A mask has the row's printed sparsity, over all n x n cells as
+    there: its likeliest cells, whatever density its own gates have reached. The record's `params`
+    have both as shares, `reached` and `sparsity`.
+
+    Args:
+        run: Folder that artifacts are relative to.
+        config: Fields of `masksearch.DamConfig` in place of the published ones (`steps`, ...).
+
+    Reference: SparseBERT, arXiv 2102.12871; see `masksearch.gates.sparsebert`.
+    """
+
+    def __init__(self, run: Path, *, config: Mapping[str, Any]) -> None:
+        self.run, self.config = run, dict(config)
+        self.rows = [row for row in read_published("sparsebert").rows if row.structure]
+        self.known: set[int] = set()
+        self.gates: dict[int, Path | None] = {}  # row -> its file; None where the training failed
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """The next training, then the next mask as soon as its gates are there."""
+        draw, count = max(self.known, default=-1) + 1, len(self.rows)
+        if draw >= 2 * count:
+            return "done"
+        place = draw % count
+        row = self.rows[place]
+        job: Job
+        if draw < count:
+            gates = {"preset": "sparsebert", "structure": row.structure}
+            config = {"preset": "sparsebert", "penalty": row.penalty, **self.config}
+            self.known.add(draw)
+            return Proposal(draw, OneShot(gates, config), {"gates": row.name}, NAME)
+        if place not in self.gates:
+            return "wait"
+        params: dict[str, Any] = {"mask": row.name, "sparsity": row.sparsity / 100}
+        job, reached = self.cut(place)
+        self.known.add(draw)
+        return Proposal(draw, job, params | reached, NAME)
+
+    def cut(self, place: int) -> tuple[Job, dict[str, float]]:
+        """A row's mask, and the sparsity that its gates have reached."""
+        from masksearch import masks
+        from masksearch.gates.discretise import at_sparsity
+        from masksearch.gates.result import DamResult
+
+        row, path = self.rows[place], self.gates[place]
+        if path is None:
+            return Refused(f"{row.name}: the training of its gates failed"), {}
+        try:
+            chances = DamResult.load(path).probabilities
+            mask = masks.table(at_sparsity(chances, row.sparsity / 100))
+        except (MaskSearchError, ValueError, OSError) as error:
+            return Refused(f"{type(error).__name__}: {error}"), {}
+        return Evaluate(mask), {"reached": 1 - float(chances.double().mean())}
+
+    def tell(self, record: Record) -> None:
+        """Learns where a row's gates lie, or that their training failed."""
+        self.known.add(record.number)
+        if isinstance(record.job, OneShot) and record.status != "running":
+            found = record.artifacts.get("gates")
+            self.gates[record.number] = None if found is None else self.run / found
