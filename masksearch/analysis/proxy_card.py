@@ -521,11 +521,12 @@ def verdict_lines(card: ProxyAgreement) -> list[str]:
     for name, rows in series.items():
         last, start = rows[-1], card.stable_from(name)
         if start is not None:
-            trusted.append(f"from {start:,} steps on" + (f" ({name})" if several else ""))
-            reason = (
-                f"from there on every budget keeps {rule} within density bands between seeds, "
-                "with an interval above 0."
-            )
+            lone = len(rows) == 1 and name != card.reference[0]  # no budget on a way
+            place = f"at {start:,} steps" if lone else f"from {start:,} steps on"
+            trusted.append(place + (f" ({name})" if several else ""))
+            when = "it" if lone else "from there on every budget"
+            reason = f"{when} keeps {rule} within density bands between seeds, "
+            reason += "with an interval above 0."
         elif not last.within.low > 0:
             reason = (
                 f"at {last.budget:,} steps tau within density bands is {last.within}: it cannot "

@@ -28,6 +28,9 @@ BOTH_KINDS = (
     f"'{OWN_END}': each budget is the end of runs of its own protocol, annealed to that end. "
     f"'{CURVE}': reports along the reference's runs, not annealed there."
 )
+SETTINGS = (
+    "Every run folder is a setting of its own, judged at its end; steps are those under the mask."
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Observation:
         mask: What tells masks apart: a fingerprint or a name.
         density: Kept share of the cells, in (0, 1].
         seed: Of the run; the same seed of two masks or measures is taken as a pair.
-        budget: Optimiser steps spent (>= 1).
+        budget: Optimiser steps under the mask (0 = it was put on a trained model).
         measure: `"loss"`, `"glue"`, a task's name, ...
         value: In the measure's unit; not finite = a failed run.
         schedule: Which kind of run the budget belongs to: values along one run are not
@@ -75,7 +78,7 @@ def tidy(observations: pd.DataFrame | Iterable[Observation]) -> pd.DataFrame:
 
     Raises:
         ValueError: If a column is missing, a density is not in (0, 1], a mask has two
-            densities, a budget is below 1, or two values of one cell disagree.
+            densities, a budget is below 0, or two values of one cell disagree.
     """
     if isinstance(observations, pd.DataFrame):
         missing = [name for name in COLUMNS if name not in observations.columns]
@@ -94,8 +97,8 @@ def tidy(observations: pd.DataFrame | Iterable[Observation]) -> pd.DataFrame:
     table["name"] = table["name"].where(table["name"] != "", table["mask"])
     for row in table[~table["density"].between(0, 1, inclusive="right")].itertuples():
         raise ValueError(f"a density is in (0, 1], got {row.density:g} for mask {row.mask}")
-    for row in table[table["budget"] < 1].itertuples():
-        raise ValueError(f"a budget is at least 1 step, got {row.budget} for {row.mask}")
+    for row in table[table["budget"] < 0].itertuples():
+        raise ValueError(f"a budget is at least 0 steps, got {row.budget} for {row.mask}")
     for mask, densities in table.groupby("mask")["density"]:
         if not math.isclose(densities.min(), densities.max()):
             raise ValueError(
@@ -192,7 +195,9 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
     Records of one protocol are merged: their curves give the lower budgets, which are not
     re-annealed. Runs of several protocols (200, 800, 3,200 steps, each annealed to its own
     end) give their last report each; the curve of the reference is then kept beside them, as
-    a schedule of its own, so that both kinds of short run are judged.
+    a schedule of its own, so that both kinds of short run are judged. Where no run reports along
+    the way (masks on trained models), the protocols are no budgets of one another, and each is a
+    schedule under its run's name.
 
     Args:
         runs: Name -> records of a study. Of several runs of one (mask, seed, protocol) the
@@ -216,7 +221,7 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
     finished = {
         (r.protocol, r.fingerprint or str(r.mask), r.seed): r
         for r in records
-        if r.scored and r.step > 0
+        if r.scored and r.values
     }
     if not finished:
         raise SearchError(
@@ -227,11 +232,21 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
     several, judge = len(protocols) > 1, protocols[0]
     if several:
         judge = reference_protocol(runs, reference, len(protocols))
-    elif all(len(record.curve) < 2 for record in finished.values()):
+    at_end = all(len(record.curve) < 2 for record in finished.values())
+    if at_end and not several:
         raise SearchError(
             f"{', '.join(runs)}: the runs hold no curves (one report each), so there is no "
             "shorter budget to judge; use an evaluator that reports along the way"
         )
+    if at_end:
+        named = {r.protocol: name for name, records in runs.items() for r in records if r.scored}
+        named[judge] = str(reference)
+        table = [
+            each
+            for (protocol, mask, _), record in finished.items()
+            for each in of_record(record, mask, named[protocol])
+        ]
+        return Observed(table, left_out, named[judge], (SETTINGS,))
     found = [
         each
         for (protocol, mask, _), record in finished.items()
@@ -239,10 +254,10 @@ def from_records(runs: Mapping[str, Sequence[Record]], reference: str | None = N
         if wanted
         for each in of_record(record, mask, schedule)
     ]
-    table = drop_repeated_ends(pd.DataFrame([vars(each) for each in found]))
+    curves = drop_repeated_ends(pd.DataFrame([vars(each) for each in found]))
     if several:
-        return Observed(table, left_out, OWN_END, (BOTH_KINDS,))
-    return Observed(table, left_out, CURVE, (NOT_ANNEALED,))
+        return Observed(curves, left_out, OWN_END, (BOTH_KINDS,))
+    return Observed(curves, left_out, CURVE, (NOT_ANNEALED,))
 
 
 def reference_protocol(
@@ -276,7 +291,7 @@ def of_record(record: Record, mask: str, schedule: str) -> list[Observation]:
         )
         for step, values in sorted(reports.items())
         for measure, value in values.items()
-        if step > 0 and not is_side_value(measure)
+        if (step > 0 or step == record.step) and not is_side_value(measure)
     ]
 
 

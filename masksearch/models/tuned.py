@@ -106,8 +106,8 @@ def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> 
             LABEL_0, LABEL_1, .., they are found by their names.
 
     Raises:
-        DataError: If it cannot be read, its head is missing or is another one, or the classes are
-            not those of the task.
+        DataError: If it cannot be read, its head is missing or is another one, the classes are
+            not those of the task, or a weight is not finite.
     """
     found = tuned_kind(folder)
     if found is not None and found != kind:
@@ -125,6 +125,12 @@ def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> 
             f"({min(unfit)}); save the whole model (model.save_pretrained), or give a pre-trained "
             "one, which is fine-tuned here"
         )
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise DataError(
+                f"{folder}: the weights {name} are not finite; fine-tune the model again, at a "
+                "lower rate"
+            )
     order = None if labels is None else match_classes(folder, model.config, labels)
     return TunedHead(model, kind, order).train()
 

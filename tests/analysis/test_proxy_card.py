@@ -265,8 +265,8 @@ def test_observations_that_cannot_be_used_are_named():
         card_of([*observations, replace(observations[0], density=0.5, seed=7)])
     with pytest.raises(ValueError, match=r"density is in \(0, 1\], got 0"):
         card_of([replace(observations[0], density=0.0)])
-    with pytest.raises(ValueError, match="at least 1 step"):
-        card_of([replace(observations[0], budget=0)])
+    with pytest.raises(ValueError, match="at least 0 steps"):
+        card_of([replace(observations[0], budget=-1)])
 
 
 def band_of(densities, edges):
@@ -353,6 +353,31 @@ def test_runs_of_several_protocols_need_a_reference(ran):
     ]
     assert "from 200 steps on (own runs)" in card.verdict()
     assert card.reference == (OWN_END, 1000)
+
+
+def test_settings_that_are_judged_at_their_end_are_judged_one_by_one(ran, tmp_path):
+    """As runs of `--adapt none`, `recover`, `finetune`: one report each, steps that may agree."""
+
+    def at_end(steps, protocol, step):
+        runs = ran(steps, protocol)
+        return [replace(r, curve=(Report(step, r.values),), step=step) for r in runs]
+
+    full = at_end(1000, "full", 540)
+    noise = [replace(r, values=other.values) for r, other in zip(full, full[::-1], strict=True)]
+    runs = {
+        "runs/none": at_end(900, "none", 0),
+        "runs/short": [replace(r, protocol="short") for r in noise],
+        "runs/full": full,
+    }
+    card = ProxyCard.of(runs, reference="runs/full", bands=1, resamples=50)
+    assert sorted((row.schedule, row.budget, row.is_reference) for row in card.rows) == [
+        ("runs/full", 540, True),
+        ("runs/none", 0, False),
+        ("runs/short", 540, False),
+    ]
+    assert "Valid at 0 steps (runs/none)" in card.verdict()
+    assert "runs/short" not in card.verdict().splitlines()[0]
+    assert card.plot(tmp_path / "card.png").stat().st_size > 1000
 
 
 def test_runs_of_one_protocol_are_merged(ran):

@@ -1,0 +1,97 @@
+"""Masks for a trained encoder from the shell: each mistake is one line, with exit code 2."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import run
+from toy_sentences import write_sentences
+
+COMPARED = ("compare", "--mask", "star", "--no-controls", "--seeds", 1, "--run", "run")
+SMALL = ("--length", 32, "--set", "epochs=1", "--set", "finetune_batch=8")
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks, a checkpoint, and folders that someone says were fine-tuned."""
+    from transformers import BertForSequenceClassification
+
+    folder = write_sentences(tmp_path_factory.mktemp("toys"))
+    for name, labels in (("three", 3), ("broken", 2)):
+        made = BertForSequenceClassification.from_pretrained(
+            folder / "checkpoint", num_labels=labels
+        )
+        if name == "broken":
+            with torch.no_grad():
+                made.classifier.weight[0, 0] = torch.nan
+        made.save_pretrained(folder / name)
+        shutil.copy(folder / "checkpoint" / "vocab.txt", folder / name)
+    for name, kind in (("headless", "SequenceClassification"), ("spans", "QuestionAnswering")):
+        shutil.copytree(folder / "checkpoint", folder / name)
+        config = folder / name / "config.json"
+        config.write_text(config.read_text().replace("ForMaskedLM", f"For{kind}"))
+    return folder
+
+
+MISTAKES = {
+    "labels": (("--weights", "three"), "a head of 3 outputs, and the task 2"),
+    "two tasks": (("--weights", "three", "--tasks", "SST-2,RTE"), "one model of one task"),
+    "another task": (("--weights", "spans"), "points at answers .* needs a classifier"),
+    "unknown task": (("--tasks", "SST-3"), "unknown GLUE task 'SST-3'"),
+    "missing task": (("--tasks", "MRPC"), "MRPC"),
+    "size": (("--length", 64), "48 positions"),
+    "head": (("--weights", "headless"), "its head is missing"),
+    "heads of the mask": (("--mask", "per_head([star(), star(), star()])"), "3 heads.* 2"),
+    "layers of the mask": (("--mask", "per_layer([star()])"), "1 layer.* 2"),
+    "majority": (("--set", "finetune_lr=1e-9"), "no masks can be compared on it; fine-tune it on"),
+    "NaN in training": (
+        ("--set", "finetune_lr=1e30"),
+        "the loss became .* lower the learning",
+    ),
+    "NaN in weights": (("--weights", "broken"), "classifier.weight are not finite"),
+    "rule": (("--adapt", "recovr"), "unknown adapt 'recovr'.*recover"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, toys, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    for each in toys.iterdir():
+        (tmp_path / each.name).symlink_to(each)
+    usual = ("--weights", "checkpoint", "--glue", "glue", "--tasks", "SST-2", "--adapt", "none")
+    code, out, err = run(monkeypatch, capsys, *COMPARED, *usual, *SMALL, *words)
+    *shown, error = err.splitlines()
+    assert code == 2
+    assert out == ""
+    assert re.search(message, error), err
+    assert all(re.search("^dense model of SST-2, seed 1000: 12 steps", line) for line in shown)
+
+
+def test_masks_on_dense_models_need_weights(monkeypatch, capsys, toys):
+    given = ("--glue", toys / "glue", "--adapt", "none")
+    code, _, err = run(monkeypatch, capsys, "compare", "--mask", "star", *given)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--adapt needs --weights" in err
+
+
+@pytest.mark.slow
+def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_path, toys):
+    monkeypatch.chdir(toys)
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path))
+    given = ("--weights", "checkpoint", "--glue", "glue", "--tasks", "SST-2", "--adapt", "none")
+    given = (*given, *SMALL[:2], "--set", "epochs=2", *SMALL[4:], "--set", "finetune_lr=3e-3")
+    compared = (*COMPARED[:-2], *given, "--run")
+    assert run(monkeypatch, capsys, *compared, tmp_path / "a")[0] == 0
+    (kept,) = (tmp_path / "dense").glob("*.safetensors")
+    again = (*compared, tmp_path / "b", "--first-seed", 7)
+    assert run(monkeypatch, capsys, *again)[0] == 0
+    (other,) = set((tmp_path / "dense").glob("*.safetensors")) - {kept}
+    shutil.copy(kept, other)
+    code, _, err = run(monkeypatch, capsys, *again[:-3], tmp_path / "c", "--first-seed", 7)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds a dense model of another protocol" in err
