@@ -102,21 +102,21 @@ def grid(steps: int | None) -> dict[str, Setting]:
 def plateaus(steps: int | None) -> dict[str, Setting]:
     """Processes that dense attention learns late from small initial weights; BERT's are .02."""
     found = {}
-    for length, offset, vocabulary, keys, spread in (
-        (32, 7, 32, 3, 0.02),
-        (32, 7, 32, 3, 0.04),
-        (20, 9, 24, 4, 0.02),
-        (16, 3, 32, 2, 0.02),
-        (24, 5, 16, 2, 0.02),
-        (16, 7, 48, 3, 0.05),
-        (28, 13, 32, 4, 0.06),
-        (24, 11, 8, 2, 0.02),
+    for length, offset, vocabulary, keys, spread, usual in (
+        (32, 7, 32, 3, 0.02, 2500),
+        (12, 5, 8, 2, 0.02, 1000),
+        (14, 3, 24, 2, 0.02, 1000),
+        (16, 7, 12, 2, 0.04, 800),
+        (12, 4, 16, 3, 0.05, 1000),
+        (16, 3, 8, 1, 0.02, 1000),
+        (16, 5, 16, 4, 0.03, 1500),
+        (16, 7, 32, 3, 0.02, 1000),
     ):
         process = ms.PlantedProcess(
             length=length, vocabulary=vocabulary, offsets=(offset,), keys=keys
         )
-        config = {"density": oracle_density(process)} | ({} if steps is None else {"steps": steps})
-        name = f"{length}, {offset}, {vocabulary}, {keys}, {spread}"
+        config = {"density": oracle_density(process), "steps": steps or usual}
+        name = f"{length}, {offset}, {vocabulary}, {keys}, {spread}, {config['steps']}"
         found[name] = Setting(process, config, initializer_range=spread)
     return found
 
