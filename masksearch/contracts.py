@@ -45,9 +45,11 @@ class Shape:
         causal: Whether no query sees a later key, whatever the mask says (a decoder).
         lengths: How many sequences of the data have how many tokens: a mapping tokens -> count,
             kept as sorted pairs; padding stands behind the tokens. None = all have `length`.
+        read: Leading rows of the last layer that reach the model's output (1 = a classifier reads
+            [CLS] alone); what the others attend to counts for no density. None = all.
 
     Raises:
-        ValueError: If a number is below 1, or a sequence is longer than `length`.
+        ValueError: If a number is below 1, or a sequence or `read` is beyond `length`.
     """
 
     length: int
@@ -55,11 +57,17 @@ class Shape:
     heads: int
     causal: bool = False
     lengths: tuple[tuple[int, int], ...] | Mapping[int, int] | None = None
+    read: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("length", "layers", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.read is not None and not 1 <= self.read <= self.length:
+            raise ValueError(
+                f"read must lie in 1..length = 1..{self.length} (rows of the last layer), or be "
+                f"None for all of them; got {self.read}"
+            )
         if self.lengths is not None:
             pairs = tuple(sorted((int(n), int(count)) for n, count in dict(self.lengths).items()))
             if not pairs or pairs[0][0] < 1 or pairs[-1][0] > self.length:
@@ -77,7 +85,7 @@ class Shape:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, without what is at its default: `Shape(**shape.to_dict()) == shape`."""
-        own = {"causal": self.causal, "lengths": self.lengths}
+        own = {"causal": self.causal, "lengths": self.lengths, "read": self.read}
         sizes = {"length": self.length, "layers": self.layers, "heads": self.heads}
         return sizes | {name: value for name, value in own.items() if value}
 

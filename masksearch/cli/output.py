@@ -11,11 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from masksearch.analysis.pareto import SPARSITIES, sparsities_differ, sparsity_of
+from masksearch.masks.measure import unread_note
 from masksearch.masks.text import short_text
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyAgreement
+    from masksearch.contracts import Shape
     from masksearch.driver import Study
     from masksearch.report.tables import TextTable
 
@@ -71,10 +73,17 @@ def print_front(study: Study, as_json: bool) -> None:
         console.print(table)
     if two:
         typer.echo(OF_PAIRS)
+    print_note(study.shape)
     if nothing := nothing_learned(study.records()):
         typer.echo(nothing)
     for caution in unlearned_gates(study.records()):
         typer.echo(caution)
+
+
+def print_note(shape: Shape | None) -> None:
+    """Says which pairs are not counted, where there are any."""
+    if shape is not None and (note := unread_note(shape)):
+        typer.echo(note)
 
 
 def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
@@ -121,6 +130,7 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     wide_console().print(table)
     if two:
         typer.echo(OF_PAIRS)
+    print_note(comparison.shape)
     if any(entry.at_majority for entry in comparison.entries.values()):
         typer.echo("= no better than a constant answer: the model has learned nothing there")
 

@@ -35,6 +35,7 @@ from masksearch.evaluators.token_rows import (
     pooled_lengths,
     read_vocabulary,
 )
+from masksearch.models.tuned import rows_read
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import TokenSource
 from masksearch.training.checkpoints import Checkpoints
@@ -123,6 +124,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
 
     needs_corpus: ClassVar[bool] = False
     streams: ClassVar[tuple[int, int]]
+    head_reads: ClassVar[int | None] = None  # leading rows of hidden states that `head` reads
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,9 +201,21 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
     # -- what is shared ------------------------------------------------------------------------
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to, and how many tokens the training rows have."""
+        """What a mask is lowered to, how many tokens the training rows have, and which rows of
+        the last layer are read."""
         shape = super().shape
-        return shape if self.half == "all" else replace(shape, lengths=self.lengths)
+        if self.half == "all":
+            return shape
+        return replace(shape, lengths=self.lengths, read=self.read)
+
+    @cached_property
+    def read(self) -> int | None:
+        """Leading rows of the last layer that reach a score; None = all. A pre-training reads all
+        of them."""
+        if self.half == "all" or self.corpus is not None:
+            return None
+        tuned = self.adapt != "finetune"
+        return rows_read(self.start.locate(), self.head_reads, tuned=tuned)
 
     @cached_property
     def lengths(self) -> dict[int, int]:
@@ -246,6 +260,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
             "adapt": "finetune",
             "learn_from": "labels",
             **({"recover_steps": 0, "recover_lr": None} if self.adapt == "recover" else {}),
+            "read": None,  # decides what sparsity counts, though no score
         }
         own = {name: getattr(self, name) for name in later}
         return found | {name: value for name, value in own.items() if value != later[name]}

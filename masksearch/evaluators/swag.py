@@ -58,6 +58,7 @@ class SwagEvaluator(FineTuning):
     split_seed: int = 0
 
     streams: ClassVar[tuple[int, int]] = (53, 54)
+    head_reads: ClassVar[int | None] = 1
     head_kind: ClassVar[str] = "MultipleChoice"
 
     def __post_init__(self) -> None:

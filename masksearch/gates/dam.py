@@ -274,7 +274,7 @@ class JointTraining:
         gates = self.gates
         values = {
             "loss": sum(self.losses) / len(self.losses),
-            "density": gates.density().mean().item(),
+            "density": gates.whole_density().item(),
             "target": self.control.target(self.step - 1).mean().item(),
             "entropy": entropy_bits(gates.probabilities().detach(), gates.weights).item(),
             "control": cost,
@@ -468,7 +468,7 @@ def dam_reports(
             model.train(config.train == "both")
             gates.train()
             run = JointTraining(model, gates, config, held_out)
-            first = gates.density().mean().item()
+            first = gates.whole_density().item()
             watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)
             for report in run.reports(
                 endless(batches, seed),
@@ -639,6 +639,8 @@ def run_one_shot(
         config = build_config(job.config)
         arguments = {**shape.to_dict(), "seed": mixed_seed(seed, 1)}
         del arguments["layers"]  # shared, unless the job says otherwise
+        if job.gates.get("layers", 1) != shape.layers or "preset" in job.gates:
+            arguments.pop("read", None)  # other layers need the rows that the last one does not
         gates = build_gates({**arguments, **job.gates})
     except TypeError as error:
         raise SearchError(

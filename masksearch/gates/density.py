@@ -86,8 +86,8 @@ class DensityControl:
 
     def densities(self, gates: Gates) -> Tensor:
         """Mean probability of an edge: float `[1]`, or `[layers]` with a target for each."""
-        density = gates.density()
-        return density.mean()[None] if len(self.config.targets) == 1 else density.mean(-1)
+        one = len(self.config.targets) == 1
+        return gates.whole_density()[None] if one else gates.density().mean(-1)
 
     def cost(self, gates: Gates, step: int) -> Tensor:
         """The term of the loss, in nats: a fp32 scalar."""

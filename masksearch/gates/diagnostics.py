@@ -252,7 +252,7 @@ def agreement(
         density: At which the masks are cut, in (0, 1]; below one key a row: one key a row.
         gates: Arguments of the `Gates`, for chance; None = free ones.
         seed: Of the random tables.
-        weights: float64 `[n, n]`, how much each edge counts; None = all alike.
+        weights: `DamResult.weights`, how much each edge counts; None = all alike.
 
     Raises:
         ValueError: If there are fewer than two tables, or they differ in shape.
@@ -393,7 +393,7 @@ def health(
             mask of the target density.
         others: Probabilities of the same gates trained with other seeds.
         gates: Arguments of the `Gates`, for the agreement that chance gives.
-        weights: float64 `[n, n]`, how much each edge counts; None = all alike.
+        weights: `DamResult.weights`, how much each edge counts; None = all alike.
 
     Raises:
         ValueError: If `others` have another shape.
@@ -505,11 +505,12 @@ def mean_of_edges(
 
     Args:
         values: float `[layers, heads, n, n]`.
-        weights: float `[n, n]`; None = all edges count alike.
+        weights: `DamResult.weights`; None = all edges count alike.
         axes: Axes to average over, the last two among them; None = all.
     """
     if weights is not None:
-        values = values * (weights / weights.mean()).to(values)
+        whole = weights.mean() if axes is None else weights.mean(axes, keepdim=True)
+        values = values * (weights / whole).to(values)
     return values.mean() if axes is None else values.mean(axes)
 
 
@@ -527,11 +528,13 @@ def profile(
     Args:
         probabilities: float `[layers, heads, n, n]`.
         group: int64 `[n * n]`, the group of each cell, from 0 without a gap.
-        weights: float64 `[n, n]`, how much each cell counts; None = all alike.
+        weights: `DamResult.weights`, how much each cell counts; None = all alike.
     """
-    cells = probabilities.double().mean((0, 1)).flatten()
-    each = torch.ones_like(cells) if weights is None else weights.double().flatten()
-    totals, counted = group.bincount(cells * each), group.bincount(each)
+    cells = probabilities.double()
+    each = torch.ones(cells.shape[-2:]).double() if weights is None else weights.double()
+    cells, each = cells * each, each if each.ndim == 2 else each.mean((0, 1))
+    totals = group.bincount(cells.mean((0, 1)).flatten())
+    counted = group.bincount(each.flatten())
     share = totals / totals.sum().clamp_min(1e-300)
     return (totals / counted.clamp_min(1e-300)).tolist(), share.tolist()
 

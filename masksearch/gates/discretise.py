@@ -7,8 +7,9 @@ at_threshold(probabilities, 0.5)
 at_sparsity(probabilities, 0.9, weights=pair_weights(shape))   # of the pairs that tokens form
 
 With `weights` (`masksearch.masks.measure.pair_weights`) an edge counts as much as there are
-sequences that have it. Edges without weight (padding alone, the future of a decoder) are never
-kept, with one exception: a query that is always padding keeps itself, as no row may be empty.
+sequences that have it. Edges without weight (padding alone, the future of a decoder, rows of the
+last layer that reach no output) are never kept, with one exception: a query without any other
+keeps itself, as no row may be empty.
 The best key of a row is one of those that are there in every sequence that has the query (all of
 them, without padding), so that no query of any sequence is left without a key.
 Edges of few sequences are kept by their probability like all others; each takes little of the
@@ -33,7 +34,7 @@ EmptyRows = Literal["best", "refuse"]
 
 
 def weights_of(shape: HasShape) -> Tensor | None:
-    """`pair_weights`, float64 `[n, n]`; None where all cells count alike."""
+    """`pair_weights`, `[n, n]` or `[layers, 1, n, n]`; None where all cells count alike."""
     return None if counts_all_alike(shape) else pair_weights(shape)
 
 
@@ -41,20 +42,24 @@ def least_density(length: int, weights: Tensor | None = None) -> float:
     """Density of one key in every row: 1/n, or with weights that of the diagonal, in (0, 1]."""
     if weights is None:
         return 1 / length
-    return (weights.diagonal().sum() / weights.sum()).item()
+    return (weights.diagonal(0, -2, -1).sum() / weights.sum()).item()
 
 
 def possible_edges(weights: Tensor | None, length: int) -> Tensor:
-    """Edges that a mask may keep, bool `[n, n]`: those that count, and the diagonal."""
+    """Edges that a mask may keep, bool, shaped as the weights: those that count, and the
+    diagonal."""
     if weights is None:
         return torch.ones(length, length, dtype=torch.bool)
     return (weights > 0) | torch.eye(length, dtype=torch.bool)
 
 
 def lasting_edges(weights: Tensor | None, length: int) -> Tensor:
-    """Edges whose key is there wherever their query is, bool `[n, n]`: at least the diagonal."""
+    """Edges whose key is there wherever their query is, bool, shaped as the weights: at least the
+    diagonal."""
     possible = possible_edges(weights, length)
-    return possible if weights is None else possible & (weights == weights.diagonal()[:, None])
+    if weights is None:
+        return possible
+    return possible & (weights == weights.diagonal(0, -2, -1)[..., None])
 
 
 def ranking(
@@ -75,7 +80,7 @@ def ranking(
         probabilities: float `[layers, heads, queries, keys]`; any scores do, if none is NaN.
         per: Among which edges: those of the whole `"mask"`, of each `"layer"` or each `"head"`.
         empty_rows: `"best"`: best keys first; `"refuse"`: by the probabilities alone.
-        weights: float `[n, n]`, how much each edge counts; None = all alike.
+        weights: As of `weights_of`, how much each edge counts; None = all alike.
 
     Returns:
         int64 `[layers, heads, queries, keys]`; of each mask, layer or head a permutation of
@@ -101,12 +106,12 @@ def ranking(
     near = nearness.argsort(stable=True)
     order = near[scores[:, near].argsort(dim=1, descending=True, stable=True)]
     if weights is not None:
-        last = ~possible_edges(weights, length).flatten().repeat(scores.shape[1] // len(offset))
-        order = order.gather(1, last[order].byte().argsort(dim=1, stable=True))
+        last = ~possible_edges(weights, length).expand(probabilities.shape).reshape(groups, -1)
+        order = order.gather(1, last.gather(1, order).byte().argsort(dim=1, stable=True))
     places = order.argsort(1)  # the inverse of a permutation
     if empty_rows == "best":
         rows = places.view(groups, -1, length)
-        lasting = lasting_edges(weights, length).repeat(rows.shape[1] // length, 1)
+        lasting = lasting_edges(weights, length).expand(probabilities.shape).reshape(rows.shape)
         best = (rows == rows.masked_fill(~lasting, rows.numel()).amin(2, keepdim=True)).flatten(1)
         places = (places + places.shape[1] * ~best).argsort(1).argsort(1)
     return places.view(probabilities.shape)
@@ -134,7 +139,7 @@ def at_sparsity(
         per: What has that sparsity: the whole `"mask"`, each `"layer"` or each `"head"`.
         empty_rows: `"best"`: every row keeps its best key, which counts; `"refuse"`: an error
             where the likeliest edges leave a row without any.
-        weights: float `[n, n]`, how much each edge counts; None = all alike.
+        weights: As of `weights_of`, how much each edge counts; None = all alike.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -151,6 +156,8 @@ def at_sparsity(
         kept = torch.tensor([[round((1 - sparsity) * edges)]])
     else:
         kept = kept_by_weight(places, edges, 1 - sparsity, weights)
+        if per != "mask" and weights.ndim > 2:  # one key a row may be more than that share
+            kept = kept.clamp(min=edges // length if empty_rows == "best" else 0)
     if (kept < edges // length).any() and empty_rows == "best":
         most = "1 - 1/n = " if weights is None else ""
         raise ValueError(
@@ -168,28 +175,28 @@ def kept_by_weight(places: Tensor, edges: int, density: float, weights: Tensor) 
         places: int64 `[layers, heads, n, n]`, as `ranking` gives them.
         edges: Edges of a mask, layer or head that is cut.
         density: In [0, 1].
-        weights: float64 `[n, n]`.
+        weights: float64, as of `weights_of`.
 
     Returns:
         int64 `[groups, 1]`, at most the number of possible edges: the longest of those whose
         weight is nearest.
     """
     order = places.view(-1, edges).argsort(1)
-    flat = weights.double().flatten()
-    sums = flat[order % len(flat)].cumsum(1)
-    sums = F.pad(sums, (1, 0))
+    each = weights.double().expand(places.shape).reshape(order.shape)
+    sums = F.pad(each.gather(1, order).cumsum(1), (1, 0))
+    possible = possible_edges(weights, places.shape[-1]).expand(places.shape)
+    most = possible.reshape(order.shape).sum(1, keepdim=True)
     gaps = (sums - density * sums[:, -1:]).abs()
-    possible = int(possible_edges(weights, places.shape[-1]).sum()) * (edges // len(flat))
-    near = gaps[:, : possible + 1]
-    slack = 1e-9 * float(flat.sum())  # sums of the same edges differ by rounding
-    longest = (near <= near.amin(1, keepdim=True) + slack).int().flip(1).argmax(1, keepdim=True)
-    return possible - longest
+    gaps = gaps.masked_fill(torch.arange(edges + 1) > most, torch.inf)
+    slack = 1e-9 * float(weights.sum())  # sums of the same edges differ by rounding
+    longest = (gaps <= gaps.amin(1, keepdim=True) + slack).int().flip(1).argmax(1, keepdim=True)
+    return edges - longest
 
 
 def without_empty_padding(mask: Tensor, weights: Tensor | None) -> Tensor:
-    """The mask, where queries that are always padding keep themselves; no row may be empty."""
+    """The mask, where queries that count for nothing keep themselves; no row may be empty."""
     if weights is not None:
-        mask = mask | torch.diag(weights.diagonal() == 0)
+        mask = mask | torch.diag_embed(weights.diagonal(0, -2, -1) == 0)
     no_empty_rows(mask)
     return mask
 
@@ -200,7 +207,7 @@ def top_keys(probabilities: Tensor, keys: int, *, weights: Tensor | None = None)
     Args:
         probabilities: float `[layers, heads, n, n]`.
         keys: Kept keys of every row, in 1 .. n; a row with fewer edges that count keeps those.
-        weights: float `[n, n]`, how much each edge counts; None = all alike.
+        weights: As of `weights_of`, how much each edge counts; None = all alike.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -230,7 +237,7 @@ def at_threshold(
         threshold: Lowest kept probability, in [0, 1].
         empty_rows: `"best"`: a row without any (with weights: in any sequence) keeps its best
             key; `"refuse"`: an error there.
-        weights: float `[n, n]`; edges of weight 0 are left out. None = all count alike.
+        weights: As of `weights_of`; edges of weight 0 are left out. None = all count alike.
 
     Returns:
         bool `[layers, heads, n, n]`.

@@ -57,10 +57,15 @@ class Gates(nn.Module):
         causal: Whether the model is a decoder: later keys then count for no density.
         lengths: How many sequences of the data have how many tokens (tokens -> count): density
             is then counted over the pairs that tokens form. None = no padding.
+        read: Leading rows of the last of `layers` that reach the model's output (see `Shape`):
+            the others' gates count for no density, and learn nothing. None = all; also for gates
+            that layers share, as other layers need these rows.
 
     Attributes:
-        weights: float `[n, n]`, share of the density that each edge has; None where all count
-            alike.
+        weights: float `[n, n]`, or with `read` `[layers, 1, n, n]`: how much of the density each
+            edge has; None where all count alike.
+        shares: float `[layers, 1]`, what the density of a layer weighs in that of all, mean 1;
+            None where layers count alike.
         logits: float `[layers, heads, gates]`; the last axis is the structure's own.
         enabled: False = plain dense attention (a warm-up).
         alone: True = every query sees itself alone: no attention, as if all gates were closed.
@@ -72,16 +77,17 @@ class Gates(nn.Module):
     Raises:
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
-            gates, `global_count` or `block` beyond the length, `flip` or hard gates where the
-            other arguments make soft ones.
+            gates, `global_count`, `block` or `read` beyond the length, `flip` or hard gates
+            where the other arguments make soft ones.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
         Hard-concrete gates: Louizos et al., arXiv 1712.01312, Section 2.2.
     """
 
     position: Tensor  # int64 [length * length], the gate of each edge, in reading order
-    coverage: Tensor  # float [gates], share of the density that each gate covers
+    coverage: Tensor  # float [gates] or [layers, 1, gates], part of a layer's density it covers
     weights: Tensor | None
+    shares: Tensor | None
 
     def __init__(
         self,
@@ -102,6 +108,7 @@ class Gates(nn.Module):
         seed: int = 0,
         causal: bool = False,
         lengths: Lengths | None = None,
+        read: int | None = None,
     ) -> None:
         super().__init__()
         names = (
@@ -113,7 +120,7 @@ class Gates(nn.Module):
                 raise unknown_name(what, name, known)
         form_named(form)  # refuses an unknown one
         self.shape = Shape(
-            length, layers, heads, causal, None if lengths is None else dict(lengths)
+            length, layers, heads, causal, None if lengths is None else dict(lengths), read
         )
         refusals = (
             (
@@ -175,18 +182,22 @@ class Gates(nn.Module):
         self.extra_rows = global_count if structure == "toeplitz+global" else 0
         weights = weights_of(self.shape)
         self.least_density = least_density(length, weights)
+        shares = None
         if weights is None:
             covered = position.flatten().bincount() / length**2
-            lines = torch.full((2 * self.extra_rows,), 1 / length)
-        else:
+            coverage = torch.cat([covered, torch.full((2 * self.extra_rows,), 1 / length)])
+        elif weights.ndim == 2:
             weights = weights / weights.sum()
-            covered = position.flatten().bincount(weights.flatten()).float()
-            some = slice(self.extra_rows)
-            lines = torch.cat([weights.sum(1)[some], weights.sum(0)[some]]).float()
-            weights = weights.float()
-        self.register_buffer("weights", weights, persistent=False)
-        self.register_buffer("coverage", torch.cat([covered, lines]), persistent=False)
-        shape = (layers, heads, len(self.coverage))
+            coverage = self.covered(weights)
+        else:
+            shares = weights.sum((-2, -1)) / weights.sum() * layers
+            own = weights / weights.sum((-2, -1), keepdim=True)
+            coverage = torch.stack([self.covered(layer) for layer in own[:, 0]])[:, None]
+            weights = weights / weights.sum() * layers
+        for buffer, found in (("weights", weights), ("coverage", coverage), ("shares", shares)):
+            single = None if found is None else found.float()
+            self.register_buffer(buffer, single, persistent=False)
+        shape = (layers, heads, self.coverage.shape[-1])
         self.logits = nn.Parameter(torch.full(shape, float(initial)))
         if initial_density is not None:
             with torch.no_grad():
@@ -194,6 +205,12 @@ class Gates(nn.Module):
         self.generators: dict[torch.device, torch.Generator] = {}
         self.drawn: Tensor | None = None
         self.fixed: Tensor | None = None
+
+    def covered(self, weights: Tensor) -> Tensor:
+        """What of weights of the edges, `[n, n]`, each gate covers: float `[gates]`."""
+        some = slice(self.extra_rows)
+        lines = weights.sum(1)[some], weights.sum(0)[some]
+        return torch.cat([self.position.bincount(weights.flatten()), *lines])
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -206,9 +223,9 @@ class Gates(nn.Module):
 
     @property
     def data_arguments(self) -> dict[str, Any]:
-        """`causal` and `lengths` as plain data, without what is at its default."""
+        """`causal`, `lengths` and `read` as plain data, without what is at its default."""
         known = self.shape.to_dict()
-        found = {"causal": True} if "causal" in known else {}
+        found = {name: known[name] for name in ("causal", "read") if name in known}
         lengths = known.get("lengths")
         return found | ({"lengths": [list(pair) for pair in lengths]} if lengths else {})
 
@@ -338,9 +355,9 @@ class Gates(nn.Module):
     def density(self) -> Tensor:
         """Mean probability of an edge: float `[layers, heads]`, differentiable.
 
-        The mean is over the pairs that real tokens form: over the whole table where there is no
-        padding and no causality. A gate costs what it covers: a Toeplitz gate counts once for
-        each of its edges.
+        The mean is over the pairs that count: those that real tokens form and whose row is read;
+        over the whole table where all count. A gate costs what it covers: a Toeplitz gate counts
+        once for each of its edges.
         """
         return self.density_of(self.logits.float())
 
@@ -350,9 +367,18 @@ class Gates(nn.Module):
         if not self.extra_rows:  # every edge has one gate
             return (open_chance * self.coverage).sum(-1)
         table = self.table(open_chance)
-        return (
-            table.mean((-2, -1)) if self.weights is None else (table * self.weights).sum((-2, -1))
-        )
+        if self.weights is None:
+            return table.mean((-2, -1))
+        found = (table * self.weights).sum((-2, -1))
+        return found if self.shares is None else found / self.shares
+
+    def whole_density(self) -> Tensor:
+        """Mean probability of an edge of all layers and heads: a float scalar, differentiable."""
+        return self.pooled(self.density())
+
+    def pooled(self, density: Tensor) -> Tensor:
+        """Density of all from that of each, `[layers, heads]`: a layer weighs by its pairs."""
+        return (density if self.shares is None else density * self.shares).mean()
 
     def shift_to(self, logits: Tensor, density: float) -> float:
         """What to subtract from every logit for that density; below 0 where they must rise.
@@ -363,7 +389,7 @@ class Gates(nn.Module):
         """
 
         def excess(shift: float) -> float:
-            return self.density_of(logits.double() - shift).mean().item() - density
+            return self.pooled(self.density_of(logits.double() - shift)).item() - density
 
         high, low = 0.05, -0.05
         while excess(high) > 0 and high < 1e3:
@@ -383,7 +409,7 @@ class Gates(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Gates:
         """Moves with the model, but stays fp32: bf16 cannot hold small steps of a logit."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for tensor in (self.logits, self.coverage, self.weights):
+        for tensor in (self.logits, self.coverage, self.weights, self.shares):
             if tensor is not None:
                 tensor.data = tensor.data.float()
         return self

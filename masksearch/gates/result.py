@@ -71,16 +71,18 @@ class DamResult:
 
     @property
     def weights(self) -> Tensor | None:
-        """How much each edge counts, float64 `[n, n]` (`masksearch.masks.measure.pair_weights`
-        of the data that the gates were trained on); None where all count alike."""
+        """How much each edge counts, float64 `[n, n]` or `[layers, 1, n, n]`
+        (`masksearch.masks.measure.pair_weights` of the data that the gates were trained on);
+        None where all count alike."""
         lengths = self.gates.get("lengths")
         return weights_of(
             Shape(
                 length=self.probabilities.shape[-1],
-                layers=1,
+                layers=self.probabilities.shape[0],
                 heads=1,
                 causal=bool(self.gates.get("causal", False)),
                 lengths=None if lengths is None else dict(lengths),
+                read=self.gates.get("read"),
             )
         )
 
@@ -120,9 +122,9 @@ class DamResult:
         Args:
             sparsity: Share of closed edges, in [0, 1 - 1/n]. Exactly round((1 - sparsity) x
                 cells) edges are kept: the best key of each row, then the likeliest; ties go to
-                the nearer offset. Of gates that know the lengths of their data, or that it is
-                causal, it is the effective sparsity, over the pairs that real tokens form: edges
-                between padding, or to later keys, are not kept and count for nothing.
+                the nearer offset. Of gates that know the lengths of their data, that it is causal
+                or which rows are read, it is the effective sparsity: edges between padding, to
+                later keys or of rows that are not read are not kept and count for nothing.
             threshold: Lowest kept probability, in [0, 1].
             keys: Number of keys that every row keeps, 1..n.
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.

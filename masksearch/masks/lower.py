@@ -21,7 +21,7 @@ Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, 
 
 
 class HasShape(Protocol):
-    """What a mask is lowered to, and the lengths of the data (`masksearch.contracts.Shape`)."""
+    """What a mask is lowered to, and which pairs of it count (`masksearch.contracts.Shape`)."""
 
     @property
     def length(self) -> int: ...
@@ -33,6 +33,8 @@ class HasShape(Protocol):
     def causal(self) -> bool: ...
     @property
     def histogram(self) -> Sequence[tuple[int, int]]: ...
+    @property
+    def read(self) -> int | None: ...
 
 
 def under_causality(mask: Mask, shape: HasShape) -> Mask:

@@ -71,8 +71,9 @@ def sequences_at(shape: HasShape) -> Tensor:
 
 
 def counts_all_alike(shape: HasShape) -> bool:
-    """Whether every cell of the table counts the same: no padding, and not causal."""
-    return not shape.causal and all(tokens == shape.length for tokens, _ in shape.histogram)
+    """Whether every cell of the table counts the same: no padding, not causal, all rows read."""
+    padded = any(tokens != shape.length for tokens, _ in shape.histogram)
+    return not (shape.causal or padded or shape.read is not None)
 
 
 def pair_weights(shape: HasShape) -> Tensor:
@@ -84,47 +85,103 @@ def pair_weights(shape: HasShape) -> Tensor:
     Returns:
         float64 `[n, n]`: share of the sequences that have a token at both positions, in [0, 1].
         Cells of padding alone have 0 and, where the shape is causal, later keys. Without lengths
-        and not causal all have 1.
+        and not causal all have 1. Where the shape says how many rows of the last layer are read,
+        `[layers, 1, n, n]`: the last layer has 0 in the other rows.
 
     >>> from masksearch import Shape
     >>> pair_weights(Shape(3, 1, 1, causal=True, lengths={2: 1, 3: 1})).tolist()
     [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.5, 0.5, 0.5]]
+    >>> pair_weights(Shape(2, 2, 12, read=1))[:, 0].tolist()
+    [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]]
     """
     query, key = grid(shape.length)
     present = sequences_at(shape).double()
     weights = (present / present[0])[torch.maximum(query, key)]
-    return weights.tril() if shape.causal else weights
+    weights = weights.tril() if shape.causal else weights
+    if shape.read is None:
+        return weights
+    weights = weights.repeat(shape.layers, 1, 1, 1)
+    weights[-1, :, shape.read :] = 0
+    return weights
 
 
 def effective_density(mask: Mask, shape: HasShape) -> float:
-    """Kept share of the pairs that real tokens form, in [0, 1].
+    """Kept share of the pairs that real tokens form and that reach the output, in [0, 1].
 
-    `sum(weights x kept) / sum(weights)` with `pair_weights`, averaged over layers and heads. So
-    all pairs of the data count alike, a long sequence's too; padding does not, nor does the
-    future of a decoder. Where the shape has no lengths and is not causal this is
-    `mask.density(length)`. Exact, and no n x n tensor is made.
+    `sum(weights x kept) / sum(weights)` with `pair_weights`, over all layers and heads together.
+    So all pairs of the data count alike, a long sequence's too; padding does not, nor does the
+    future of a decoder, nor rows of the last layer that are not read. Where the shape has none of
+    these this is `mask.density(length)`. Exact, and no n x n tensor is made.
 
     Raises:
         LengthError: If the mask has another length.
+        HeadCountError, LayerCountError: If it has other heads or layers than a shape with `read`.
 
     >>> from masksearch import Shape, masks
     >>> effective_density(masks.columns(2), Shape(4, 1, 1, lengths={2: 3}))
     1.0
     """
-    size, causal = shape.length, shape.causal
-    present = sequences_at(shape)
+    size, present = shape.length, sequences_at(shape)
     if counts_all_alike(shape):
         return mask.density(size)
-    pairs = sum(count * (n * (n + 1) // 2 if causal else n * n) for n, count in shape.histogram)
+    layers, read = mask.layers or 1, size
+    if shape.read is not None:
+        mask.counts(shape.layers, shape.heads)
+        layers, read = shape.layers, shape.read
     query, key = grid(size)
     kept = 0
-    for plane in mask.planes:
+    for layer, head in mask.planes:
+        whole = layers - 1 if mask.layers is None else int(layer < layers - 1)  # with all rows
+        last = int(mask.layers is None or layer == layers - 1)  # with those that are read
         first = 0
-        for rows in mask.row_chunks(size, *plane):
+        for rows in mask.row_chunks(size, layer, head):
+            if not whole and first >= read:
+                break
             sequences = present[torch.maximum(query[first : first + len(rows)], key)]
-            kept += int(sequences[rows.tril(first) if causal else rows].sum())
+            counted = (sequences * (rows.tril(first) if shape.causal else rows)).sum(1)
+            kept += whole * int(counted.sum()) + last * int(counted[: max(0, read - first)].sum())
             first += len(rows)
-    return kept / (len(mask.planes) * pairs)
+    of_whole, of_last = layer_pairs(shape)
+    return kept / ((mask.heads or 1) * ((layers - 1) * of_whole + of_last))
+
+
+def layer_pairs(shape: HasShape) -> tuple[int, int]:
+    """Pairs of tokens that a head can form in all sequences: of a layer whose rows are all read,
+    and of the last one."""
+
+    def pairs(rows: int, tokens: int) -> int:
+        return rows * (rows + 1) // 2 if shape.causal else rows * tokens
+
+    read = shape.read or shape.length
+    of_whole = sum(count * pairs(n, n) for n, count in shape.histogram)
+    return of_whole, sum(count * pairs(min(n, read), n) for n, count in shape.histogram)
+
+
+def unread_share(shape: HasShape) -> float:
+    """Share of the pairs of real tokens that reach no output, and do not count; in [0, 1).
+
+    >>> from masksearch import Shape
+    >>> unread_share(Shape(4, 2, 12, read=1))
+    0.375
+    """
+    of_whole, of_last = layer_pairs(shape)
+    return (of_whole - of_last) / (shape.layers * of_whole)
+
+
+def unread_note(shape: HasShape) -> str:
+    """A sentence on the pairs that reach no output; empty where all of them do.
+
+    >>> from masksearch import Shape
+    >>> unread_note(Shape(4, 2, 12, read=1)).split(":")[1]
+    ' 37.5% of the pairs of real tokens, as they reach no output'
+    """
+    if shape.read is None:
+        return ""
+    rows = "row is" if shape.read == 1 else f"{shape.read} rows are"
+    return (
+        f"Not counted: {unread_share(shape):.1%} of the pairs of real tokens, as they reach no "
+        f"output: of the last layer only the first {rows} read."
+    )
 
 
 def empty_rows(table: DenseMask) -> int:

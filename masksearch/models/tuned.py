@@ -35,6 +35,32 @@ def tuned_kind(folder: Path) -> str | None:
     return ends[0] if ends else None
 
 
+FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
+)
+
+
+def rows_read(folder: Path, own: int | None, *, tuned: bool) -> int | None:
+    """How many leading rows of the last layer reach the output of a head on a checkpoint.
+
+    Args:
+        folder: What transformers' `save_pretrained` wrote.
+        own: Rows of the last hidden states that our head reads; None = all.
+        tuned: Whether the checkpoint's own head is taken in its place, if it has one.
+
+    Returns:
+        1, or another `own`; None = all, or not known: of types other than `FIRST_ROW` (ALBERT
+        runs one layer again and again), and of heads that pool otherwise.
+    """
+    config = read_json(folder / CONFIG)
+    kind = tuned_kind(folder) if tuned else None
+    if kind is not None:
+        pooling = config.get("classifier_pooling", "cls"), config.get("summary_type", "first")
+        points = kind == "QuestionAnswering" or pooling != ("cls", "first")
+        own = None if points else 1
+    return own if config.get("model_type") in FIRST_ROW else None
+
+
 class TunedHead(nn.Module):
     """A fine-tuned model of transformers, with the inputs and the `Output` of our heads.
 

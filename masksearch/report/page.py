@@ -26,6 +26,7 @@ from masksearch.analysis.search_curves import (
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
+from masksearch.masks.measure import unread_note
 from masksearch.report.dam import CARDS, DamRuns, Picture, RunSection, dam_pictures, section_of
 from masksearch.report.figures.front import plot_compared, plot_frontier, plot_hypervolume
 from masksearch.report.figures.judged_front import plot_fronts
@@ -236,6 +237,7 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
     if shape is not None:
         sizes = [(shape.length, "position"), (shape.layers, "layer"), (shape.heads, "head")]
         rows.append(("shape", ", ".join(count(*size) for size in sizes)))
+        rows += [("sparsity", note)] if (note := unread_note(shape)) else []
     rows.append(
         (
             "objectives",

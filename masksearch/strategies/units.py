@@ -46,7 +46,9 @@ class Units:
         shape: Of the model.
         levels: The masks of a unit, from the local one to the full one; each keeps more pairs of
             real tokens than the one before, in every unit. A mask that tells layers or heads apart
-            gives each its own.
+            gives each its own. Where only some rows of the last layer are read (`Shape.read`) and
+            two masks keep the same of them, that layer has no units; it keeps what the full one
+            keeps.
         unit: `"layer"` or `"head"`.
 
     Raises:
@@ -74,8 +76,7 @@ class Units:
                 "a unit has two masks or more, from the local one to the full one; got "
                 f"{len(self.levels)}"
             )
-        for level in range(1, len(self.levels)):
-            rises = self.costs[level] > self.costs[level - 1]
+        for level, rises in enumerate(self.costs.diff(dim=0) > 0, start=1):
             if not bool(rises.all()):
                 at = int((~rises).nonzero()[0])
                 raise ValueError(
@@ -88,10 +89,10 @@ class Units:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of the units: `"l3"`, or `"l3.h11"`."""
+        layers = range(self.shape.layers if self.spared is None else self.shape.layers - 1)
         if self.unit == "layer":
-            return tuple(f"l{layer}" for layer in range(self.shape.layers))
-        places = ((a, b) for a in range(self.shape.layers) for b in range(self.shape.heads))
-        return tuple(f"l{layer}.h{head}" for layer, head in places)
+            return tuple(f"l{layer}" for layer in layers)
+        return tuple(f"l{a}.h{b}" for a in layers for b in range(self.shape.heads))
 
     @cached_property
     def kept(self) -> tuple[Tensor, ...]:
@@ -100,11 +101,27 @@ class Units:
 
     @cached_property
     def costs(self) -> Tensor:
-        """Of each level and unit: kept share of the pairs of real tokens; float64 `[levels,
-        units]`, each in (0, 1]."""
+        """Of each level and unit: kept pairs of real tokens, as a multiple of those that a unit
+        can keep on average; float64 `[levels, units]`. Units of a last layer whose rows are not
+        all read have few."""
+        return self.costs_of_all[:, : len(self.names)]
+
+    @cached_property
+    def costs_of_all(self) -> Tensor:
+        """`costs`, with those of a last layer without units."""
         weights = pair_weights(self.shape)
-        shares = [(table * weights).sum((-2, -1)) / weights.sum() for table in self.kept]
+        average = weights.sum() / (1 if weights.ndim == 2 else len(weights))
+        shares = [(table * weights).sum((-2, -1)) / average for table in self.kept]
         return torch.stack([self.pool(share) / self.planes for share in shares])
+
+    @cached_property
+    def spared(self) -> int | None:
+        """The level of a last layer without units: the lowest that keeps all; None = it has
+        units."""
+        last = self.costs_of_all[:, -self.shape.heads // self.planes :]
+        if self.shape.read is None or self.shape.layers == 1 or bool((last.diff(dim=0) > 0).all()):
+            return None
+        return int((last == last[-1]).all(1).int().argmax())
 
     @property
     def planes(self) -> int:
@@ -122,10 +139,11 @@ class Units:
 
     def mask(self, allocation: Sequence[int]) -> Mask:
         """The mask in which each unit has its level."""
-        heads = len(self.names) // self.shape.layers
+        heads = self.shape.heads // self.planes
+        levels = [*allocation, *([] if self.spared is None else [self.spared] * heads)]
         layers = []
         for layer in range(self.shape.layers):
-            chosen = allocation[layer * heads : (layer + 1) * heads]
+            chosen = levels[layer * heads : (layer + 1) * heads]
             parts = [self.part(level, layer, head) for head, level in enumerate(chosen)]
             same = all(part == parts[0] for part in parts)
             layers.append(parts[0] if same else masks.per_head(parts))
@@ -187,7 +205,7 @@ class Units:
                 f"{self.unit} apart"
             )
         added = [(table.double() * (kept & ~self.kept[0])).sum((-2, -1)) for kept in self.kept]
-        by_level = torch.stack([self.pool(each) for each in added], 1)
+        by_level = torch.stack([self.pool(each) for each in added], 1)[: len(self.names)]
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:

@@ -24,6 +24,8 @@ from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.gates.dam import run_one_shot
+from masksearch.gates.result import DamResult
+from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.strategies.unit_scores import measure_pairs
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
@@ -405,6 +407,30 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
     assert torch.isfinite(source.model(**next(source.batches)).loss)
 
 
+def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> None:
+    """A fine-tuned BERT reads [CLS] alone: DAM keeps nothing else of its last layer."""
+    judge = evaluator(data, tmp_path / "cache", weights=tuned(data, tmp_path / "tuned"))
+    shape = judge.shape
+    assert shape.read == 1
+    assert replace(judge, half="all").shape.read is None
+    assert replace(judge, adapt="finetune").shape.read is None  # under our head, which reads all
+    assert replace(judge, weights=data / "checkpoint").shape.read is None
+    settings = {"density": 0.3, "steps": 60, "gate_lr": 0.3, "dense_warmup": 0.0}
+    job = OneShot({"layers": shape.layers}, settings)
+    *_, last = run_one_shot(judge, job, seed=1, workdir=tmp_path)
+    assert last.values["density"] == pytest.approx(0.3, abs=0.02)
+    result = DamResult.load(tmp_path / "gates.safetensors")
+    unread = result.probabilities[-1, :, 1:]
+    assert (unread == result.probabilities.new_tensor(2.0).sigmoid()).all()  # as they began
+    mask = result.mask(sparsity=0.7)
+    cell = 1 / (shape.heads * pair_weights(shape).sum().item())
+    assert effective_density(mask, shape) == pytest.approx(0.3, abs=cell / 2)
+    rows = mask.dense(shape.length)[-1, :, 1:]
+    assert torch.equal(rows, torch.eye(shape.length, dtype=torch.bool)[1:].expand_as(rows))
+    assert judge.settings()["read"] == 1  # sparsities of other protocols do not mix with these
+    assert "read" not in replace(judge, half="all").settings()
+
+
 def test_a_fine_tuned_folder_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     three = tuned(data, tmp_path / "three", num_labels=3)
     with pytest.raises(DataError, match="head of 3 outputs, and the task 2"):
@@ -463,6 +489,7 @@ def test_questions_and_endings_have_dense_models(
     monkeypatch.setattr(FineTuning, "check_learned", lambda *given: None)  # so short a training
     judge = questions(tmp_path, kind)
     (task,) = judge.downstream
+    assert judge.shape.read == {"squad": None, "swag": 1}[kind]
     scores, steps = judged(judge, tmp_path / "a")
     assert steps == judge.finetune_steps(task) + 2
     assert judged(judge, tmp_path / "b") == (scores, 2)

@@ -37,12 +37,14 @@ KINDS = [
 
 @st.composite
 def shapes(draw: st.DrawFn) -> Shape:
-    """Padded or causal ones, or both, of 2 to 7 positions."""
+    """Of 2 to 7 positions: padded, causal, or with rows of the last layer that are not read."""
     length = draw(st.integers(2, 7))
     lengths = draw(st.dictionaries(st.integers(1, length), st.integers(1, 9), min_size=1))
     causal = draw(st.booleans())
     given_lengths = lengths if not causal or draw(st.booleans()) else None
-    return Shape(length, draw(st.integers(1, 2)), draw(st.integers(1, 2)), causal, given_lengths)
+    layers, heads = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    read = draw(st.none() | st.integers(1, length))
+    return Shape(length, layers, heads, causal, given_lengths, read)
 
 
 def scores_of(shape: Shape, seed: int, levels: int = 5) -> torch.Tensor:
@@ -70,15 +72,16 @@ def test_masks_are_as_sparse_as_asked_over_the_pairs_that_exist(shape, seed, sha
     mask = at_sparsity(table, sparsity, per, weights=weights)
     counted = pair_weights(shape)
     nothing = counted == 0
-    padding = torch.diag(counted.diagonal() == 0)
-    assert torch.equal(mask & nothing, (padding & nothing).expand_as(mask))  # and nothing else
+    unseen = torch.diag_embed(counted.diagonal(0, -2, -1) == 0)
+    assert torch.equal(mask & nothing, (unseen & nothing).expand_as(mask))  # and nothing else
     lower(table_mask(mask), shape)  # no row is empty, a decoder's neither
     no_query_is_alone(mask, shape)
-    parts = {"mask": mask[None], "layer": mask[:, None], "head": mask.flatten(0, 1)[:, None, None]}
-    for part in parts[per]:  # an edge that counts is missing or too much by half of it at most
-        cells = counted.sum() * part.flatten(0, -3).shape[0]
-        found = (part * counted).sum() / cells
-        assert abs(found - (1 - sparsity)) <= counted.max() / 2 / cells + 1e-9
+    each = counted.expand(mask.shape)
+    axes = {"mask": (0, 1, 2, 3), "layer": (1, 2, 3), "head": (2, 3)}[per]
+    rows = (each * torch.eye(shape.length)).sum(axes)  # of one key in every row
+    wanted = ((1 - sparsity) * each.sum(axes)).maximum(rows)
+    # An edge that counts is missing or too much by half of it at most.
+    assert (((mask * each).sum(axes) - wanted).abs() <= counted.max() / 2 + 1e-9).all()
     assert (at_sparsity(table, 0, per, weights=weights) | ~mask).all()  # sparser: a subset
     whole = table_mask(at_sparsity(table, 0, per, weights=weights))
     assert effective_density(whole, shape) == pytest.approx(1)
@@ -125,19 +128,21 @@ def test_density_of_gates_is_the_mean_over_pairs_that_exist(kind, shape, seed):
         heads=shape.heads,
         causal=shape.causal,
         lengths=shape.lengths,
+        read=shape.read,
     )
     torch.manual_seed(seed)
     gates.logits.data.normal_(0, 2)
     weights = pair_weights(shape)
-    share = weights / weights.sum()
+    share = weights / weights.sum((-2, -1), keepdim=True)
     wanted = (gates.probabilities() * share).sum((-2, -1))
     assert torch.allclose(gates.density().double(), wanted.double(), atol=1e-6)
-    assert mean_of_edges(gates.probabilities(), gates.weights).item() == pytest.approx(
-        gates.density().mean().item(), abs=1e-6
-    )
+    each = weights.expand(gates.probabilities().shape)
+    whole = pytest.approx(((gates.probabilities() * each).sum() / each.sum()).item(), abs=1e-6)
+    assert gates.whole_density().item() == whole
+    assert mean_of_edges(gates.probabilities(), gates.weights).item() == whole
     gates.density().sum().backward()
     if kind["structure"] == "free":  # what does not exist earns nothing
-        unseen = (weights == 0).flatten().expand_as(gates.logits)
+        unseen = (weights == 0).flatten(-2).expand_as(gates.logits)
         assert (gates.logits.grad[unseen] == 0).all()
         assert (gates.logits.grad[~unseen] > 0).all()
     again = build_gates(gates.arguments)

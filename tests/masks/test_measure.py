@@ -2,6 +2,7 @@
 
 import re
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import (
     MEASURES,
     block_density,
+    counts_all_alike,
     effective_density,
     empty_rows,
     fingerprint,
@@ -27,6 +29,7 @@ from masksearch.masks.measure import (
     pair_weights,
     sparsity_over,
     table_fingerprint,
+    unread_share,
 )
 
 
@@ -250,7 +253,7 @@ def test_measures_of_masks_too_long_for_hops_leave_them_out(monkeypatch):
 
 
 def shapes(length: int) -> st.SearchStrategy[Shape]:
-    """Shapes of that length: with and without padding, causal or not."""
+    """Shapes of that length: with and without padding, causal or not, some rows read or all."""
     lengths = st.dictionaries(st.integers(1, length), st.integers(1, 3), min_size=1)
     return st.builds(
         Shape,
@@ -259,6 +262,7 @@ def shapes(length: int) -> st.SearchStrategy[Shape]:
         st.just(HEADS),
         causal=st.booleans(),
         lengths=st.none() | lengths,
+        read=st.none() | st.integers(1, length),
     )
 
 
@@ -278,16 +282,42 @@ def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
     length, mask = sized
     shape = data.draw(shapes(length))
     table, pairs_ = mask.dense(length, LAYERS, HEADS), real_pairs(shape)
-    kept = sum(int(table[:, :, query, key].sum()) for query, key in pairs_)
-    found = effective_density(mask, shape)
-    assert found == pytest.approx(kept / (LAYERS * HEADS * len(pairs_)))
-    weights = pair_weights(shape)
-    assert found == pytest.approx((weights * table).sum().item() / (6 * weights.sum().item()))
+    weights = pair_weights(shape).expand(LAYERS, 1, length, length)
     sequences = sum(dict(shape.lengths or {length: 1}).values())
-    for query in range(length):
-        for key in range(length):
-            served = pairs_.count((query, key)) / sequences
-            assert weights[query, key].item() == pytest.approx(served)
+    kept = counted = 0
+    for layer in range(LAYERS):
+        read = shape.read if shape.read and layer == LAYERS - 1 else length
+        own = [(query, key) for query, key in pairs_ if query < read]
+        kept += sum(int(table[layer, :, query, key].sum()) for query, key in own)
+        counted += HEADS * len(own)
+        for query in range(length):
+            for key in range(length):
+                served = own.count((query, key)) / sequences
+                assert weights[layer, 0, query, key].item() == pytest.approx(served)
+    assert effective_density(mask, shape) == pytest.approx(kept / counted)
+    assert unread_share(shape) == pytest.approx(1 - counted / (LAYERS * HEADS * len(pairs_)))
+
+
+@given(sized_trees(), st.data())
+def test_rows_that_are_not_read_change_no_effective_density(sized, data):
+    length, mask = sized
+    shape = replace(data.draw(shapes(length)), read=data.draw(st.integers(1, length)))
+    table = mask.dense(length, LAYERS, HEADS)
+    own = effective_density(mask, shape)
+    table[-1, :, shape.read :] = data.draw(st.booleans())
+    assert effective_density(masks.table(table), shape) == own
+    assert effective_density(masks.full(), shape) == 1
+    assert not counts_all_alike(shape)
+
+
+def test_what_is_read_is_checked_and_stored_where_it_is_said():
+    assert Shape(**Shape(8, 2, 2, read=1).to_dict()) == Shape(8, 2, 2, read=1)
+    assert "read" not in Shape(8, 2, 2).to_dict()
+    for read in (0, 9):
+        with pytest.raises(ValueError, match=rf"read must lie in 1\.\.length = 1\.\.8 .* {read}"):
+            Shape(8, 2, 2, read=read)
+    with pytest.raises(LayerCountError):
+        effective_density(masks.per_layer([masks.star()] * 3), Shape(8, 2, 2, read=1))
 
 
 @given(sized_trees(), st.data())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.executors.local import Local
+from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.strategies.allocate import AllocateStrategy, ranked_path, spread
 from masksearch.strategies.units import Units
 
@@ -366,3 +368,30 @@ def test_failed_units_are_passed_over():
         strategy.tell(record)
         chosen.append((full, broken))
     assert ({0, 1, 2, 4, 5}, False) in chosen
+
+
+def test_units_cost_what_reaches_the_output():
+    """Of the last layer one row of 8 is read; its mean with the other layer's 8 is 4.5."""
+    shape = replace(SHAPE, read=1)
+    units = Units(shape, (masks.window(0), FULL))
+    assert len(units.names) == 6
+    assert units.costs[1].tolist() == pytest.approx([8 / 4.5] * 3 + [1 / 4.5] * 3)
+    for level, mask in enumerate(units.levels):
+        assert units.costs[level].mean().item() == pytest.approx(effective_density(mask, shape))
+    scores = units.scores_of(torch.ones(2, 3, 8, 8) * pair_weights(shape))
+    assert [scores["l0.h0"], scores["l1.h2"]] == [[0.0, 56.0], [0.0, 7.0]]
+
+
+@pytest.mark.parametrize("unit", ["head", "layer"])
+def test_a_last_layer_in_which_nothing_is_chosen_has_no_units(unit):
+    """In its one row a star keeps what full attention keeps."""
+    shape = replace(SHAPE, read=1)
+    units = Units(shape, (masks.window(1), STAR, FULL), unit)
+    assert units.names == (("l0",) if unit == "layer" else ("l0.h0", "l0.h1", "l0.h2"))
+    whole = units.mask([2] * len(units.names))
+    assert effective_density(whole, shape) == 1
+    assert whole.of_layer(1) == STAR
+    assert set(units.scores_of(torch.ones(2, 3, 8, 8))) == set(units.names)
+    assert units.mask([0] * len(units.names)).of_layer(1) == STAR
+    with pytest.raises(ValueError, match="keeps more than the one before"):
+        Units(Shape(8, 1, 3, read=1), (STAR, FULL))
