@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from masksearch.analysis.proxy_observations import (
+    CURVE,
     Goal,
     Observation,
     Observed,
@@ -106,10 +107,12 @@ class Judgement:
         found = []
         for place in self.tables.budgets(self.proxy):
             short = self.tables.gains(*place, self.proxy)
-            same = self.proxy == self.target and np.array_equal(short, truth, equal_nan=True)
-            enough = count_both(short, truth) > 1
-            if enough and not (same and place[0] != self.reference[0]):
-                found.append(self.budget_row(place, short, truth, same))
+            alike = self.proxy == self.target
+            again = place[0] == CURVE != self.reference[0]  # the end of the reference's own curve
+            again = again and alike and np.array_equal(short, truth, equal_nan=True)
+            if count_both(short, truth) > 1 and not again:
+                itself = alike and place == self.reference
+                found.append(self.budget_row(place, short, truth, itself))
         return tuple(found)
 
     def budget_row(

@@ -1,0 +1,95 @@
+"""docs/trained_encoders.md: its commands run, in their order, on a toy."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from toy_sentences import write_sentences
+
+import masksearch as ms
+from masksearch.cli.main import main
+
+ROOT = Path(__file__).parents[1]
+SMALL = {  # what the page says -> what a toy takes
+    "MODEL": "checkpoint",
+    "GLUE": "glue",
+    "STS-B,QQP": "SST-2,RTE",
+    "STS-B": "SST-2",
+    "--length 64": "--length 32 --set finetune_batch=8 --set device=cpu",
+    "finetune_lr=5e-5": "finetune_lr=3e-3",
+    "--set epochs=1": "--set epochs=2",
+    "--set epochs=3": "--set epochs=4",
+    "--adapt recover": "--adapt recover --set recover_steps=3",
+    "--gate-layers 6": "--gate-layers 2",
+    "--dam-steps 150 --dam gate_lr=0.1": "--dam-steps 20 --dam gate_lr=.3",
+    "--density 0.3": "--density 0.5",
+    "--trials 40": "--trials 3",
+    "--trials 8": "--trials 3",
+    "--seeds 5": "--seeds 3",
+    "--seeds 3": "--seeds 2",
+}
+
+
+def commands(number: int) -> list[list[str]]:
+    """Words of the commands in one of the page's blocks, made small."""
+    page = (ROOT / "docs" / "trained_encoders.md").read_text(encoding="utf-8")
+    block = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[number]
+    block = re.sub("|".join(map(re.escape, SMALL)), lambda found: SMALL[found[0]], block)
+    named = dict(re.findall(r'^(\w+)="(.*)"', block, re.M))
+    lines = [line for line in block.splitlines() if line.startswith("masksearch ")]
+    for name, words in named.items():
+        quoted = shlex.join(words.split())
+        lines = [line.replace(f"${name}", quoted) for line in lines]
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_sentences(tmp_path)
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def said(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    """The standard output of a command that works."""
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    assert not stop.value.code, shown.err
+    return shown.out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_three_searches_a_comparison_and_its_verdict(toys, monkeypatch, capsys):
+    *searches, compare, verdict = commands(0)
+    fronts = [said(words, monkeypatch, capsys) for words in searches]
+    assert ["Front of" in shown for shown in fronts] == [True] * 3
+    models = len(list((toys / "cache" / "dense").glob("*.safetensors")))
+    assert models == 2  # one for each task, shared by the searches
+    compared = said(compare, monkeypatch, capsys)
+    assert len(list((toys / "cache" / "dense").glob("*.safetensors"))) == 2 + 2 * 3
+    comparison = ms.Comparison.open(toys / "runs" / "compared")
+    assert {"tpe", "random"} <= set(comparison.entries)
+    assert any(name.startswith("front #") for name in comparison.entries)
+    again = said(verdict, monkeypatch, capsys)
+    assert "Holm" in compared
+    assert "Holm" in again
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_card_of_the_cheap_settings(toys, monkeypatch, capsys):
+    *compared, card = commands(1)
+    for words in compared:
+        said(words, monkeypatch, capsys)
+    shown = said(card, monkeypatch, capsys)
+    for setting in ("runs/none", "runs/recover", "runs/short"):
+        assert setting in shown
+    assert "a setting of its own" in shown
