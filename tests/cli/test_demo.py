@@ -21,7 +21,7 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
         evaluator=evaluator,
         trials=2,
         seeds=(0, 1),
-        dam_config={"steps": 12, "density": 0.2},
+        dam_config={"steps": 12, "density": 0.2, "dense_warmup": 0.5},
     )
     page, lines = run_demo(tmp_path / "run", **settings)
     html = page.read_text(encoding="utf-8")

@@ -258,7 +258,10 @@ def test_dam_equals_local(cluster, tmp_path):
         downstream_steps=2,
         held_out_sequences=32,
     )
-    options = {"config": {"steps": 12, "density": 0.3}, "densities": (0.4, 0.3)}
+    options = {
+        "config": {"steps": 12, "density": 0.3, "dense_warmup": 0.5},
+        "densities": (0.4, 0.3),
+    }
     places = {"local": Local(), "ray": RayTune(slots=2, storage_path=str(tmp_path / "scratch"))}
     found = {}
     for name, executor in places.items():
