@@ -55,6 +55,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.errors import TokensNeededError as TokensNeededError
     from masksearch.errors import UncountedHops as UncountedHops
     from masksearch.errors import UnknownNameError as UnknownNameError
+    from masksearch.evaluators.causal import CausalEvaluator as CausalEvaluator
     from masksearch.evaluators.cost import CostEvaluator as CostEvaluator
     from masksearch.evaluators.cost import WithCost as WithCost
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator

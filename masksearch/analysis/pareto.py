@@ -172,7 +172,7 @@ def beats_constant(values: Mapping[str, float], margin: float = NEAR) -> dict[st
         values: What was reported. A task is a value with a `"<task>/majority"` beside it. The
             lower end of its interval over rows, `"<task>/low"`, has to be above that; where none
             was reported, the score itself by more than `margin`. Less is better of a value whose
-            name ends in `loss`; its `/low` is the upper end.
+            name ends in `loss` or is `nll`; its `/low` is the upper end.
         margin: In the score's unit (>= 0).
 
     >>> beats_constant({"RTE": 0.56, "RTE/majority": 0.53, "RTE/low": 0.5, "loss": 7.0})
@@ -183,7 +183,7 @@ def beats_constant(values: Mapping[str, float], margin: float = NEAR) -> dict[st
         task = name.removesuffix(MAJORITY)
         if task == name or task not in values:
             continue
-        sign = -1 if task.endswith("loss") else 1
+        sign = -1 if task.endswith(("loss", "nll")) else 1
         needed = sign * constant + (0.0 if task + LOW in values else margin)
         beaten[task] = sign * values.get(task + LOW, values[task]) > needed
     return beaten

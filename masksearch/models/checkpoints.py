@@ -241,8 +241,8 @@ def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, An
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A checkpoint of an encoder, described; the weights stay on disk until they are asked for.
+class StoredCheckpoint:
+    """A checkpoint, described; the weights stay on disk until they are asked for.
 
     Pickles as these few fields. A process that unpickles it finds the weights in the same folder
     (a shared file system, or a copy), or under the same name and revision on the Hub; weights
@@ -258,10 +258,6 @@ class Pretrained:
         width: Of the hidden states.
         positions: Longest sequence, in tokens, special ones included.
         vocabulary: Rows of the token embeddings.
-        pad: The configuration's padding id; None where it names none.
-        padded_positions: Whether positions are counted by what is not `pad` (RoBERTa).
-        has_head: Whether the checkpoint holds a masked-language-model head.
-        has_pair_head: Whether it holds BERT's next-sentence head.
     """
 
     name: str
@@ -273,16 +269,12 @@ class Pretrained:
     width: int
     positions: int
     vocabulary: int
-    pad: int | None
-    padded_positions: bool
-    has_head: bool
-    has_pair_head: bool
 
     def shape(self, length: int) -> Shape:
         """What a mask is lowered to at that length.
 
         Raises:
-            LengthError: If the encoder has fewer positions.
+            LengthError: If the model has fewer positions.
         """
         if length > self.positions:
             raise LengthError(
@@ -303,9 +295,55 @@ class Pretrained:
         if not any(any(folder.glob(name)) for name in known):
             raise DataError(
                 f"{folder} holds no tokenizer ({', '.join(known)}); copy the one that the "
-                "encoder was trained with into it: another one's ids mean other words"
+                "model was trained with into it: another one's ids mean other words"
             )
         return str(folder)
+
+    def locate(self) -> Path:
+        """The folder of the files in this process.
+
+        Raises:
+            DataError: If they are neither there nor on the Hub, or have changed.
+        """
+        folder = self.folder
+        if not folder.is_dir():
+            if Path(self.name).is_absolute():
+                raise DataError(
+                    f"no such folder on this machine: {folder}; put the checkpoint on a file "
+                    "system that every machine sees, or copy it to the same place"
+                )
+            folder = download_checkpoint(self.name, revision=folder.name)
+        if hash_files(folder) != self.digest:
+            raise DataError(
+                f"the files in {folder} have changed since {self.name} was opened; open it again"
+            )
+        return folder
+
+
+@dataclass(frozen=True)
+class Pretrained(StoredCheckpoint):
+    """A checkpoint of an encoder; see `StoredCheckpoint` for what it shares with decoders.
+
+    Args:
+        name: What it was opened as: an absolute folder, or a Hub name.
+        folder: Where its files were found.
+        digest: Hash of the configuration's and the weights' bytes.
+        architecture: The configuration's `model_type`, such as `"bert"`.
+        layers: Attention layers with weights of their own (1 for ALBERT, which repeats one).
+        heads: Query heads of a layer.
+        width: Of the hidden states.
+        positions: Longest sequence, in tokens, special ones included.
+        vocabulary: Rows of the token embeddings.
+        pad: The configuration's padding id; None where it names none.
+        padded_positions: Whether positions are counted by what is not `pad` (RoBERTa).
+        has_head: Whether the checkpoint holds a masked-language-model head.
+        has_pair_head: Whether it holds BERT's next-sentence head.
+    """
+
+    pad: int | None
+    padded_positions: bool
+    has_head: bool
+    has_pair_head: bool
 
     def check_tokens(self, vocabulary: int, pad: int) -> None:
         """Whether a tokenizer fits the embeddings.
@@ -328,26 +366,6 @@ class Pretrained:
             f"the tokenizer {why}; use the checkpoint's own: leave --tokenizer out "
             "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
         )
-
-    def locate(self) -> Path:
-        """The folder of the files in this process.
-
-        Raises:
-            DataError: If they are neither there nor on the Hub, or have changed.
-        """
-        folder = self.folder
-        if not folder.is_dir():
-            if Path(self.name).is_absolute():
-                raise DataError(
-                    f"no such folder on this machine: {folder}; put the checkpoint on a file "
-                    "system that every machine sees, or copy it to the same place"
-                )
-            folder = download_checkpoint(self.name, revision=folder.name)
-        if hash_files(folder) != self.digest:
-            raise DataError(
-                f"the files in {folder} have changed since {self.name} was opened; open it again"
-            )
-        return folder
 
     def encoder(self, *, dropout: float | None = None) -> PreTrainedModel:
         """A fresh bare encoder with the pre-trained weights, float32, in training mode.

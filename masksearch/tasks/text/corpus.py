@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -107,21 +107,12 @@ class Corpus:
         sequence where there are fewer than 16 paragraphs. A hash of its first 64 ids decides, so
         that equal texts go together, and of a long text little is read.
         """
-        rows, begins = self.held_out, self.begins and self.begins[1]
-        inner = self.length - 2
+        rows = self.held_out
         if isinstance(rows, Sequences):
             ids = rows.body.reshape(-1)
         else:
             ids = rows[:, 1:-1].reshape(-1).numpy()
-        starts = np.arange(0, len(ids), inner)
-        for found in (begins.paragraphs, begins.documents) if begins is not None else ():
-            starts = found if len(found) >= FEW else starts
-        ends = np.append(starts[1:], len(ids))
-        firsts = (
-            ids[start : min(end, start + HASHED)] for start, end in zip(starts, ends, strict=True)
-        )
-        final = [in_final_half(first.astype("<i4").tobytes()) for first in firsts]
-        return starts, np.array(final, bool)
+        return deal_stretches(ids, self.begins and self.begins[1], self.length - 2)
 
     def held_out_rows(self, half: Half) -> Tensor:
         """Numbers of the held-out sequences of a half, int64, rising.
@@ -156,31 +147,7 @@ class Corpus:
         Raises:
             DataError: If there is no test text, or less than a sequence of it.
         """
-        hub = HubText.parse(path) if is_hub(path) else None
-        files = [] if hub else [f for f in text_files(Path(path)) if f.stem.lower() == "test"]
-        if hub is None and not (files and Path(path).is_dir()):
-            raise DataError(
-                f"{path} has no test text; half='test' needs a folder with a test.txt, or a "
-                "dataset hf:.. with a split test. half='final' judges by held-out text that no "
-                "search has seen"
-            )
-
-        def write(place: Path) -> None:
-            with tempfile.TemporaryDirectory(dir=place) as scratch:
-                found = Path(scratch) / "test.txt"
-                texts = files if hub is None else [hub.write(found, "test") or found]
-                counts = [
-                    encode_stream(self.tokenizer, marked_pieces(part), place, name)
-                    for name, part in zip(STREAMS, ([], texts), strict=True)
-                ]
-                content = ["", content_hash(texts)]
-            self.tokenizer.save(str(place / "tokenizer.json"))
-            about = json.dumps({"tokens": counts, "content": content})
-            (place / "about.json").write_text(about, encoding="utf-8")
-
-        named = hub.key() if hub else [content_hash(files)]
-        key = short_hash(FORMAT, "test", *named, self.tokenizer.to_str())
-        stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+        stored = read_test_text(path, self.tokenizer, cache)
         held, inner = stored.held_out, self.length - 2
         if len(held.ids) < inner:
             raise DataError(
@@ -326,6 +293,66 @@ def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
             f"the tokens cannot be kept in {target.parent}: {error}; set MASKSEARCH_CACHE to a "
             "folder on a local disk that can be written and has room"
         ) from error
+
+
+def deal_stretches(
+    ids: NDArray[Any], begins: Boundaries | None, inner: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where stretches of a text begin, and which of them are in the final half; see
+    `Corpus.held_out_halves`.
+
+    Args:
+        ids: The text, `[tokens]`.
+        begins: Where its documents and paragraphs begin; None = not known.
+        inner: Tokens of a sequence.
+    """
+    starts = np.arange(0, len(ids), inner)
+    for found in (begins.paragraphs, begins.documents) if begins is not None else ():
+        starts = found if len(found) >= FEW else starts
+    ends = np.append(starts[1:], len(ids))
+    firsts = (
+        ids[start : min(end, start + HASHED)] for start, end in zip(starts, ends, strict=True)
+    )
+    final = [in_final_half(first.astype("<i4").tobytes()) for first in firsts]
+    return starts, np.array(final, bool)
+
+
+def read_test_text(path: Path | str, tokenizer: Tokenizer, cache: Path | None) -> StoredTokens:
+    """The tokens of a test text, as held-out ones.
+
+    Args:
+        path: A folder with a test.txt, or a dataset `hf:..` with a split "test".
+        tokenizer: Makes the ids.
+        cache: As in `Corpus.load`.
+
+    Raises:
+        DataError: If there is no test text.
+    """
+    hub = HubText.parse(path) if is_hub(path) else None
+    files = [] if hub else [f for f in text_files(Path(path)) if f.stem.lower() == "test"]
+    if hub is None and not (files and Path(path).is_dir()):
+        raise DataError(
+            f"{path} has no test text; half='test' needs a folder with a test.txt, or a "
+            "dataset hf:.. with a split test. half='final' judges by held-out text that no "
+            "search has seen"
+        )
+
+    def write(place: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=place) as scratch:
+            found = Path(scratch) / "test.txt"
+            texts = files if hub is None else [hub.write(found, "test") or found]
+            counts = [
+                encode_stream(tokenizer, marked_pieces(part), place, name)
+                for name, part in zip(STREAMS, ([], texts), strict=True)
+            ]
+            content = ["", content_hash(texts)]
+        tokenizer.save(str(place / "tokenizer.json"))
+        about = json.dumps({"tokens": counts, "content": content})
+        (place / "about.json").write_text(about, encoding="utf-8")
+
+    named = hub.key() if hub else [content_hash(files)]
+    key = short_hash(FORMAT, "test", *named, tokenizer.to_str())
+    return cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
 
 
 def write_tokens(

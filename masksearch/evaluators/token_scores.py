@@ -1,0 +1,178 @@
+"""What a decoder says of every held-out token, in pieces, and its means over bands of tokens.
+
+scores = score_tokens(model, rows.tokens)
+band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-255": 2.7, ..}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masksearch.analysis.row_scores import RowScores
+from masksearch.errors import NonFiniteLossError
+from masksearch.models.decoders import NextTokenModel, divergence
+from masksearch.tasks.next_token import NextTokenRows
+from masksearch.training.loop import keeping_modes
+
+TOKENS = 4096  # of a forward pass, about
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """What a decoder says of every token of some sequences; the first of a row is not predicted.
+
+    Args:
+        nll: Negative log-likelihood of each token, in nats: float32 `[rows, length]`, 0 in front.
+        right: Whether the likeliest token is the right one, bool `[rows, length]`.
+        kl: Divergence of the prediction of each token from the dense model's, in nats; None where
+            there is none to compare with.
+    """
+
+    nll: Tensor
+    right: Tensor
+    kl: Tensor | None = None
+
+
+@torch.no_grad()
+def score_tokens(
+    model: NextTokenModel,
+    tokens: Tensor,
+    *,
+    dense: Sequence[Tensor] | None = None,
+    half_precision: bool = False,
+) -> TokenScores:
+    """Judges every token; a table of all logits is never made.
+
+    Args:
+        model: With its mask on; its mode is restored.
+        tokens: Ids `[rows, length]`.
+        dense: `dense_features` of the same tokens and weights without a mask, for `kl`.
+        half_precision: Whether it is computed in bfloat16.
+
+    Raises:
+        NonFiniteLossError: If the model says NaN or infinity of a token.
+    """
+    place = next(model.parameters()).device
+    nll = torch.zeros(tokens.shape)
+    right = torch.zeros(tokens.shape, dtype=torch.bool)
+    kl = None if dense is None else torch.zeros(tokens.shape)
+    size = max(1, TOKENS // tokens.shape[1])
+    with keeping_modes(model), torch.autocast(place.type, torch.bfloat16, enabled=half_precision):
+        model.eval()
+        for number, start in enumerate(range(0, len(tokens), size)):
+            rows = slice(start, start + size)
+            given = tokens[rows].to(place)
+            features, wanted = model.features(given)[:, :-1].flatten(0, 1), given[:, 1:].flatten()
+            found = [torch.empty(len(wanted), device=place) for _ in range(2)]
+            said = torch.empty(len(wanted), dtype=torch.bool, device=place)
+            for part in model.pieces(features):
+                logits = model.logits(features[part]).float()
+                found[0][part] = F.cross_entropy(logits, wanted[part], reduction="none")
+                said[part] = logits.argmax(-1) == wanted[part]
+                if dense is not None:
+                    target = model.logits(dense[number].to(place)[part]).float()
+                    found[1][part] = divergence(logits, target)
+            shape = (len(given), -1)
+            nll[rows, 1:], right[rows, 1:] = found[0].view(shape).cpu(), said.view(shape).cpu()
+            if kl is not None:
+                kl[rows, 1:] = found[1].view(shape).cpu()
+    if not torch.isfinite(nll).all():
+        row, at = (int(index) for index in (~torch.isfinite(nll)).nonzero()[0])
+        raise NonFiniteLossError(
+            f"the model's loss at token {at} of held-out sequence {row} is "
+            f"{nll[row, at].item()}; its weights are damaged, or overflow in this precision "
+            "(precision='float32')"
+        )
+    return TokenScores(nll, right, kl)
+
+
+@torch.no_grad()
+def dense_features(
+    model: NextTokenModel, tokens: Tensor, *, half_precision: bool = False
+) -> list[Tensor]:
+    """The features of a model without a mask, one tensor for each forward pass of `score_tokens`,
+    on the CPU: 4 bytes for each token and number of a hidden state."""
+    place = next(model.parameters()).device
+    size, found = max(1, TOKENS // tokens.shape[1]), list[Tensor]()
+    with keeping_modes(model), torch.autocast(place.type, torch.bfloat16, enabled=half_precision):
+        model.eval()
+        for start in range(0, len(tokens), size):
+            features = model.features(tokens[start : start + size].to(place))
+            found.append(features[:, :-1].flatten(0, 1).cpu())
+    return found
+
+
+def band_edges(length: int) -> tuple[int, ...]:
+    """Powers of 4 from 16, below the length.
+
+    >>> band_edges(512)
+    (16, 64, 256)
+    """
+    return tuple(4**power for power in range(2, 16) if 4**power < length)
+
+
+def band_means(values: Tensor, rows: NextTokenRows, edges: Sequence[int]) -> dict[str, float]:
+    """Means over the scored tokens of each band that has any.
+
+    Args:
+        values: Of each token, `[rows, length]`.
+        rows: The tokens.
+        edges: Rising, in positions, each the first of a band.
+
+    Returns:
+        `"at-16-63"`: tokens with 16 to 63 others before them; `"back-16-63"`: tokens whose nearest
+        evidence (`NextTokenRows.needs`) lies so far back; `"new"`: tokens without any.
+    """
+    length, scored = values.shape[1], rows.labels != -100
+    bounds = [*(edge for edge in edges if 1 < edge < length), length]
+    at = torch.arange(length).expand(values.shape)
+    found: dict[str, float] = {}
+    for kind, distance in (("at", at), ("back", rows.needs)):
+        for first, end in zip([1, *bounds], bounds, strict=False):
+            chosen = scored & (distance >= first) & (distance < end)
+            if chosen.any():
+                found[f"{kind}-{first}-{end - 1}"] = values[chosen].double().mean().item()
+    new = scored & (rows.needs == 0)
+    if new.any():
+        found["new"] = values[new].double().mean().item()
+    return found
+
+
+def document_scores(values: Tensor, rows: NextTokenRows) -> NDArray[np.float64]:
+    """A mean over scored tokens, document by document; the mean over documents is that mean.
+
+    Documents have different numbers of tokens, so the mean over tokens is a ratio of two means. A
+    document's score is the mean and what the document adds to it: the sum of its values' distances
+    from the mean, over the mean number of a document's tokens. So an interval over documents is
+    that of the ratio.
+
+    Args:
+        values: Of each token, `[rows, length]`.
+        rows: The tokens, and the document of each row.
+
+    Returns:
+        `[documents]`.
+
+    Reference: Cochran, Sampling Techniques, 3rd edition, Section 2.11 (ratio estimates).
+    """
+    scored = rows.labels != -100
+    _, of = np.unique(rows.documents, return_inverse=True)
+    sums = np.bincount(of, (values * scored).double().sum(1).numpy())
+    counts = np.bincount(of, scored.sum(1).numpy())
+    mean = sums.sum() / counts.sum()
+    found: NDArray[np.float64] = mean + (sums - mean * counts) / counts.mean()
+    return found
+
+
+def row_scores(values: Tensor, rows: NextTokenRows) -> RowScores:
+    """`document_scores` for a file beside the reports."""
+    return RowScores(
+        {"text": document_scores(values, rows)}, {"text": 1.0}, {"text": rows.digest()}
+    )

@@ -1,0 +1,311 @@
+"""Decoders: of a few architectures with random weights, or checkpoints; what scores their tokens.
+
+body = decoder("llama", "4x128x4", vocabulary=4096, length=256, seed=0)
+stored = open_decoder("models/smollm2")                # or a name on the Hugging Face Hub
+model = NextTokenModel(stored.decoder())
+model(input_ids, labels=input_ids).loss                # mean over the tokens, in nats
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from masksearch.attention.probe import probe
+from masksearch.contracts import Shape
+from masksearch.errors import DataError, unknown_name
+from masksearch.models.checkpoints import (
+    CONFIG,
+    UNREADABLE,
+    StoredCheckpoint,
+    download_checkpoint,
+    find_files,
+    find_local_folder,
+    hash_files,
+    quiet,
+    read_model,
+)
+from masksearch.models.encoders import AnySize, find_size, initial_spread
+from masksearch.models.heads import Output
+
+DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
+UNBOUNDED = 1 << 30  # positions of a decoder that names no limit
+HELD = 1 << 24  # logits that are in memory at once: 64 MB of float32
+
+
+def decoder(
+    architecture: str,
+    size: AnySize,
+    vocabulary: int,
+    length: int,
+    *,
+    seed: int,
+    kv_heads: int | None = None,
+    initializer_range: float | None = None,
+) -> PreTrainedModel:
+    """A Hugging Face decoder with random weights drawn from `seed` alone.
+
+    Feed-forward parts hold about as many weights as a plain one of 4 x width: 8/3 x width, gated,
+    of Llama and Qwen3.
+
+    Args:
+        architecture: A name of `DECODERS`.
+        size: Layers x width x heads, as `masksearch.models.encoders.find_size` takes it.
+        vocabulary: Number of token ids.
+        length: Longest sequence, in positions.
+        seed: Seed of the weights; the global generator is left as it was.
+        kv_heads: Key-value heads of a layer (grouped queries), a divisor of the heads; None = as
+            many. GPT-2 has no grouped queries.
+        initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a width
+            of 768, scaled by 1 / sqrt(width).
+
+    Raises:
+        UnknownNameError: If there is no such architecture or size.
+        ValueError: If a head's width is odd where positions are rotary, or `kv_heads` divides
+            nothing.
+    """
+    import transformers
+
+    size = find_size(size)
+    if architecture not in DECODERS:
+        raise unknown_name("architecture of a decoder", architecture, DECODERS)
+    groups = size.heads if kv_heads is None else kv_heads
+    if groups < 1 or size.heads % groups:
+        raise ValueError(f"kv_heads divides the heads ({size.heads}), got {kv_heads}")
+    spread = initial_spread(size.width) if initializer_range is None else initializer_range
+    settings: dict[str, Any] = {"vocab_size": vocabulary, "initializer_range": spread}
+    settings |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if architecture == "gpt2":
+        if groups != size.heads:
+            raise ValueError("gpt2 has no grouped queries: leave kv_heads out")
+        settings |= {"n_embd": size.width, "n_layer": size.layers, "n_head": size.heads}
+        settings |= {"n_positions": length, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+        settings |= {"attn_pdrop": 0.0}
+    else:
+        head_dim = size.width // size.heads
+        if head_dim % 2:
+            raise ValueError(
+                f"a head of {architecture} is an even number wide (rotary positions come in "
+                f"pairs), got {head_dim} in {size}"
+            )
+        settings |= {"hidden_size": size.width, "num_hidden_layers": size.layers}
+        settings |= {"num_attention_heads": size.heads, "num_key_value_heads": groups}
+        settings |= {"head_dim": head_dim, "max_position_embeddings": length}
+        settings |= {"intermediate_size": 8 * size.width // 3, "tie_word_embeddings": True}
+    name = DECODERS[architecture]
+    config = getattr(transformers, f"{name}Config")(**settings)
+    cls = getattr(transformers, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        made: PreTrainedModel = cls(config)
+    return made
+
+
+# -- checkpoints -------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class StoredDecoder(StoredCheckpoint):
+    """A checkpoint of a decoder."""
+
+    def shape(self, length: int) -> Shape:
+        """What a mask is lowered to at that length; raises LengthError as `StoredCheckpoint`."""
+        plain = super().shape(length)
+        return Shape(plain.length, plain.layers, plain.heads, causal=True)
+
+    def check_tokens(self, vocabulary: int) -> None:
+        """Whether a tokenizer fits the embeddings.
+
+        Raises:
+            DataError: If it has more ids than the decoder.
+        """
+        if vocabulary > self.vocabulary:
+            raise DataError(
+                f"the tokenizer has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}; "
+                "use the checkpoint's own: leave --tokenizer out (tokenizer=None)"
+            )
+
+    def decoder(self) -> PreTrainedModel:
+        """A fresh model with the stored weights, float32, in eval mode."""
+        return read_decoder(self.locate())
+
+
+def read_decoder(folder: Path) -> PreTrainedModel:
+    """The model of a folder with its next-token head, float32, in eval mode.
+
+    Raises:
+        DataError: If it is no decoder, or the files cannot be read or do not fit.
+    """
+    find_files(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UNREADABLE as error:
+        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+    kind = config.model_type
+    both = getattr(config, "is_encoder_decoder", False)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both:
+        raise refuse_encoder(folder, kind)
+    with quiet():
+        model, _ = read_model(AutoModelForCausalLM, folder, config=config, dtype=torch.float32)
+    made: PreTrainedModel = model.eval()
+    return made
+
+
+def refuse_encoder(folder: Path, kind: str) -> DataError:
+    """The error for a model that does not predict the next token."""
+    return DataError(
+        f"{folder / CONFIG}: {kind!r} is not a decoder that predicts the next token; give one "
+        "such as llama, qwen3, gpt2, olmo2 or smollm3. Encoders are judged by MlmEvaluator and "
+        "GlueEvaluator"
+    )
+
+
+def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
+    """Opens a checkpoint of a decoder: reads it once, checks that all of it fits.
+
+    Args:
+        name_or_folder: A folder with `config.json` and `*.safetensors`, or a name on the Hugging
+            Face Hub, as `masksearch.open_pretrained` takes them.
+
+    Raises:
+        DataError: If there is no such folder, the Hub cannot be reached, the weights are a pickle,
+            damaged or do not fit the configuration, or it is no decoder.
+        AttachError: If no mask can be put on it.
+    """
+    folder = find_local_folder(name_or_folder)
+    name = str(name_or_folder) if folder is None else str(folder)
+    folder = download_checkpoint(name) if folder is None else folder
+    digest = hash_files(folder)
+    model = read_decoder(folder)
+    calls = probe(model, [model], None)
+    if not all(call.causal for call in calls):
+        raise refuse_encoder(folder, model.config.model_type)
+    config = model.config.get_text_config()
+    return StoredDecoder(
+        name=name,
+        folder=folder,
+        digest=digest,
+        architecture=model.config.model_type,
+        layers=len({id(call.module) for call in calls}),
+        heads=calls[0].heads,
+        width=config.hidden_size,
+        positions=getattr(config, "max_position_embeddings", None) or UNBOUNDED,
+        vocabulary=model.get_input_embeddings().weight.shape[0],
+    )
+
+
+# -- the model that is judged ------------------------------------------------------------------
+class NextTokenModel(nn.Module):
+    """A decoder whose logits are made in pieces, so that a long sequence under a large vocabulary
+    needs no table of all of them (4,096 tokens of 49,152 logits are .8 GB).
+
+    The pieces come from the body's hidden states and the output embeddings. Where the model does
+    more than that (it scales or caps its logits), all logits of a batch are made at once.
+
+    Args:
+        model: A decoder of transformers with its next-token head; not copied.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.plain = has_plain_head(model)
+
+    @property
+    def config(self) -> Any:
+        """The decoder's configuration."""
+        return self.model.config
+
+    def features(self, input_ids: Tensor) -> Tensor:
+        """What `logits` makes logits of: `[batch, length, width]`; the logits themselves, where
+        the head is more than a matrix."""
+        if not self.plain:
+            whole: Tensor = self.model(input_ids=input_ids, use_cache=False).logits
+            return whole
+        body: Any = self.model.base_model
+        found: Tensor = body(input_ids=input_ids, use_cache=False).last_hidden_state
+        return found
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits of some features, `[.., vocabulary]`."""
+        if not self.plain:
+            return features
+        head: Any = self.model.get_output_embeddings()
+        found: Tensor = head(features)
+        return found
+
+    def pieces(self, features: Tensor) -> Iterator[slice]:
+        """Parts of `features` `[tokens, width]` whose logits fit into memory."""
+        vocabulary = features.shape[-1]
+        if self.plain:
+            vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        size = max(1, HELD // vocabulary)
+        for start in range(0, len(features), size):
+            yield slice(start, start + size)
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, target: Tensor | None = None
+    ) -> Output:
+        """Logits, or the loss.
+
+        Args:
+            input_ids: Token ids `[batch, length]`.
+            labels: The ids again, -100 where a token is not scored; `labels[:, t]` is predicted
+                from the tokens before `t`, as in transformers.
+            target: `features` of a model with the same output layer, whose predictions are to be
+                learnt in place of the labels; these then only say of which tokens.
+
+        Returns:
+            Without labels the logits `[batch, length, vocabulary]`; with labels those of the
+            scored tokens, `[scored, vocabulary]`, and the mean loss in nats.
+        """
+        features = self.features(input_ids)
+        if labels is None:
+            return Output(self.logits(features))
+        wanted = labels[:, 1:]
+        scored = wanted != -100
+        logits = self.logits(features[:, :-1][scored])
+        if target is None:
+            return Output(logits, F.cross_entropy(logits.float(), wanted[scored]))
+        with torch.no_grad():
+            learnt = self.logits(target[:, :-1][scored])
+        return Output(logits, divergence(logits.float(), learnt.float()).mean())
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the target's distribution, in nats.
+
+    Args:
+        logits: `[tokens, vocabulary]`.
+        target: The same shape.
+
+    Returns:
+        `[tokens]`, at least 0 but for rounding.
+    """
+    wanted, said = target.log_softmax(-1), logits.log_softmax(-1)
+    return (wanted.exp() * (wanted - said)).sum(-1)
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output embeddings' of the body's last hidden states."""
+    head: Any = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        return False
+    place = next(model.parameters()).device
+    tokens = torch.ones(1, 3, dtype=torch.int64, device=place)
+    training = model.training
+    body: Any = model.base_model
+    try:
+        with torch.no_grad():
+            model.eval()
+            theirs = model(input_ids=tokens, use_cache=False).logits
+            ours = head(body(input_ids=tokens, use_cache=False).last_hidden_state)
+    finally:
+        model.train(training)
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)

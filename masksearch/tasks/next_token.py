@@ -1,0 +1,276 @@
+"""Running text for decoders: packed sequences to train on, and held-out ones by document.
+
+text = NextTokenText.load("wikitext-2", tokenizer="models/smollm2", length=1024)
+next(text.batches(seed=0, batch=16))            # {"input_ids", "labels"}: int64 [16, 1024]
+rows = text.held_out("search", 64)              # tokens, their documents, what each token needs
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from masksearch.contracts import Batch, Half, generator
+from masksearch.errors import DataError
+from masksearch.tasks.mlm import epoch_batches
+from masksearch.tasks.splits import empty_half
+from masksearch.tasks.text.corpus import (
+    FORMAT,
+    cache_folder,
+    cached_tokens,
+    deal_stretches,
+    read_test_text,
+    source_key,
+    write_tokens,
+)
+from masksearch.tasks.text.files import HELD_OUT_SHARE, short_hash
+from masksearch.tasks.text.packing import Boundaries
+from masksearch.tasks.text.tokenizer import id_count, open_tokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+ORDER = 61  # stream of random numbers
+COUNTED = 10_000_000  # training tokens, about, in which frequencies are counted
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokenRows:
+    """Sequences whose tokens are judged.
+
+    Args:
+        tokens: Ids `[rows, length]`, int64.
+        labels: The same, -100 where a token is not scored; the first of a row never is.
+        documents: Which document each row belongs to, `[rows]`: any numbers.
+        needs: How far back the nearest evidence of a token lies, in positions, int64 `[rows,
+            length]`; 0 = nowhere in the sequence.
+        answers: Which tokens are answers, bool `[rows, length]`; None = there are none.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+    documents: NDArray[np.int64]
+    needs: Tensor = field(repr=False)
+    answers: Tensor | None = field(default=None, repr=False)
+
+    def digest(self) -> str:
+        """Hash of the tokens and of which are scored."""
+        total = hashlib.sha256()
+        for part in (self.tokens, self.labels):
+            total.update(part.numpy().astype("<i8").tobytes())
+        return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokenText:
+    """Token ids of a training and a held-out text in sequences of one length.
+
+    Pickles self-contained: with the ids, in the smallest integer type that holds them.
+
+    Args:
+        train: Ids `[sequences, length - prefix]`.
+        held: The same, of the held-out text.
+        prefix: What the tokenizer puts in front of a text (Llama's `<s>`), and so in front of each
+            sequence; it is not scored.
+        tokenizer: A `tokenizers.Tokenizer`.
+        digest: Hash of the text, the tokenizer and the length.
+        begins: Where documents and paragraphs begin in the held-out text.
+    """
+
+    train: NDArray[Any]
+    held: NDArray[Any]
+    prefix: tuple[int, ...]
+    tokenizer: Tokenizer = field(repr=False)
+    digest: str
+    begins: Boundaries = field(repr=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        tokenizer: str | Path | None = None,
+        vocabulary: int = 4096,
+        length: int = 256,
+        cache: Path | None = None,
+        held_out: Path | str | None = None,
+        test: bool = False,
+    ) -> NextTokenText:
+        """Reads, tokenizes and packs plain text, as `Corpus.load` does, for a decoder.
+
+        Blank lines are left out; line breaks are tokens where the tokenizer knows them.
+
+        Args:
+            path: A text file, a folder of `*.txt` files, or a dataset `hf:..`.
+            tokenizer: As of `Corpus.load`; none of BERT's special tokens is needed.
+            vocabulary: Size of the vocabulary that is trained where there is no tokenizer.
+            length: Positions of a sequence (>= 3).
+            cache: Folder of the token cache.
+            held_out: What to hold out, spelled like `path`; default: as of `Corpus.load`.
+            test: Whether the test text takes the place of the held-out one.
+
+        Raises:
+            DataError: As `Corpus.load`.
+        """
+        if length < 3:
+            raise ValueError(f"a sequence has at least 3 tokens, got length {length}")
+        given = None if tokenizer is None else open_tokenizer(tokenizer)
+        spelled = f"trained:{vocabulary}" if given is None else given.to_str()
+        key = short_hash(FORMAT, *source_key(path, held_out), spelled)
+
+        def write(place: Path) -> None:
+            write_tokens(place, path, held_out, given, vocabulary, None)
+
+        stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+        made, train, held = given or stored.tokenizer, stored.train, stored.held_out
+        prefix = text_prefix(made)
+        inner, content = length - len(prefix), list(stored.content)
+        if not content[1]:
+            count = len(train.ids)
+            cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
+            train, held = train.part(0, count - cut), train.part(count - cut, count)
+        if test:
+            tested = read_test_text(path, made, cache)
+            held, content = tested.held_out, [content[0], "test", tested.content[1]]
+        if len(train.ids) < inner or len(held.ids) < inner:
+            raise DataError(
+                f"{path} holds {len(train.ids):,} tokens to train on and {len(held.ids):,} to "
+                f"judge by; at least a sequence of {length} tokens of each is needed: give more "
+                "text or a smaller length"
+            )
+        whole = held.part(0, len(held.ids) // inner * inner)
+        return cls(
+            train=packed(train.ids, inner),
+            held=packed(held.ids, inner),
+            prefix=prefix,
+            tokenizer=made,
+            digest=short_hash("next token", *content, made.to_str(), str(length)),
+            begins=whole.begins,
+        )
+
+    @property
+    def length(self) -> int:
+        """Positions of a sequence."""
+        return self.train.shape[1] + len(self.prefix)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids: the largest one and one."""
+        return id_count(self.tokenizer)
+
+    @cached_property
+    def frequencies(self) -> Tensor:
+        """How frequent each token id is in the training text, float64 `[ids]`, summing to 1; every
+        id counts as seen once more than it is."""
+        rows = self.train[:: 1 + len(self.train) * self.length // COUNTED]
+        counts = np.bincount(rows.reshape(-1), minlength=self.vocabulary) + 1.0
+        return torch.from_numpy(counts / counts.sum())
+
+    def part(self, number: int, parts: int = 2) -> NextTokenText:
+        """The same with every `parts`-th training sequence, from `number`; where there are too
+        few, with all of them."""
+        own = self.train[number::parts]
+        return replace(self, train=own) if len(own) else self
+
+    def sequences(self, body: NDArray[Any]) -> Tensor:
+        """Rows with the prefix in front: int64 `[rows, length]`."""
+        rows = np.empty((len(body), self.length), np.int64)
+        rows[:, : len(self.prefix)] = self.prefix
+        rows[:, len(self.prefix) :] = body
+        return torch.from_numpy(rows)
+
+    def scored(self, tokens: Tensor) -> Tensor:
+        """Labels: every token but those in front that nothing predicts."""
+        labels = tokens.clone()
+        labels[:, : max(1, len(self.prefix))] = -100
+        return labels
+
+    def batches(self, seed: int, batch: int, start: int = 0) -> Iterator[Batch]:
+        """Endless training batches, a function of `seed` alone; every sequence comes once before
+        any comes again.
+
+        Args:
+            seed: Source of the order.
+            batch: Sequences.
+            start: Batches to leave out.
+        """
+        order = epoch_batches(len(self.train), batch, generator(seed, ORDER))
+        for number, chosen in enumerate(order):
+            if number >= start:
+                tokens = self.sequences(self.train[chosen.numpy()])
+                yield {"input_ids": tokens, "labels": self.scored(tokens)}
+
+    def held_out(self, half: Half, most: int) -> NextTokenRows:
+        """Held-out sequences of a half, at most so many, spread evenly over the text.
+
+        A sequence belongs to the document in which it begins. Documents are files and WikiText
+        articles; where there are fewer than 16, paragraphs take their place, and where there are
+        fewer than 16 of those, sequences.
+
+        Args:
+            half: `"search"` or `"final"`; any other takes all.
+            most: Largest number of sequences.
+
+        Raises:
+            DataError: If there is none.
+        """
+        inner = self.held.shape[1]
+        starts, final = deal_stretches(self.held.reshape(-1), self.begins, inner)
+        rows = np.arange(len(self.held))
+        of = np.searchsorted(starts, rows * inner, "right") - 1
+        if half in ("search", "final"):
+            rows = rows[final[of] == (half == "final")]
+        if not len(rows):
+            raise empty_half("the held-out text", f"{len(self.held)} sequences", half)
+        count = min(len(rows), most)
+        rows = rows[np.arange(count) * len(rows) // count]
+        tokens = self.sequences(self.held[rows])
+        return NextTokenRows(tokens, self.scored(tokens), of[rows], repeat_distances(tokens))
+
+
+def packed(ids: NDArray[Any], inner: int) -> NDArray[Any]:
+    """Whole rows of a stream, `[rows, inner]`; nothing is copied."""
+    return ids[: len(ids) // inner * inner].reshape(-1, inner)
+
+
+def text_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that a tokenizer puts in front of a text, such as Llama's `<s>`; none where it puts
+    something behind it too (BERT's `[CLS]` and `[SEP]`)."""
+    whole = tokenizer.encode("a").ids
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    count = len(whole) - len(plain)
+    return tuple(whole[:count]) if whole[count:] == plain else ()
+
+
+def repeat_distances(tokens: Tensor) -> Tensor:
+    """How far back each token last stood behind the same token as now, in positions; 0 = never.
+
+    What an induction head needs to see: for `.. A B .. A B`, the distance between the two `B`.
+
+    Args:
+        tokens: Ids `[rows, length]`.
+
+    Returns:
+        int64 `[rows, length]`.
+
+    Reference: Olsson et al., arXiv 2209.11895 (induction heads).
+
+    >>> repeat_distances(torch.tensor([[5, 6, 7, 5, 6, 9]])).tolist()
+    [[0, 0, 0, 0, 3, 0]]
+    """
+    found = torch.zeros_like(tokens)
+    pairs = tokens[:, :-1] * (int(tokens.max()) + 1) + tokens[:, 1:]
+    ordered, place = pairs.sort(dim=1, stable=True)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    gaps = torch.where(same, place[:, 1:] - place[:, :-1], 0)
+    found.scatter_(1, place[:, 1:] + 1, gaps)
+    return found

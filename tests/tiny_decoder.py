@@ -1,0 +1,42 @@
+"""Decoders of two narrow layers on disk, with the tokenizer of some words."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NARROW |= {"intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}
+
+
+def tiny_decoder(
+    folder: Path, words: list[str], *, kind: str = "llama", seed: int = 0, **changes: Any
+) -> Path:
+    """Writes configuration, weights and tokenizer.json.
+
+    Args:
+        folder: Made here.
+        words: The vocabulary beside `<unk>`.
+        kind: Of a decoder: llama, qwen3 or gpt2.
+        seed: Of the weights.
+        changes: Of the configuration.
+    """
+    import transformers
+
+    names = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt2": "GPT2LMHeadModel"}
+    settings: dict[str, Any] = dict(NARROW)
+    if kind == "gpt2":
+        settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    else:
+        settings |= {"num_key_value_heads": 2, "head_dim": 8}
+    settings |= {"vocab_size": 1 + len(words), "bos_token_id": None, "eos_token_id": None}
+    cls = getattr(transformers, names[kind])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        cls(cls.config_class(**(settings | changes))).save_pretrained(folder)
+    vocabulary = {word: number for number, word in enumerate(["<unk>", *words])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
