@@ -561,9 +561,11 @@ class CausalEvaluator:
         def stream(part: NextTokenText) -> Iterator[Batch]:
             return with_targets(move_batches(part.batches(order, self.batch), self.place), teacher)
 
-        rows = self.rows
-        parts = zip(rows.tokens.split(self.batch), rows.labels.split(self.batch), strict=True)
-        held_out = ({"input_ids": tokens, "labels": labels} for tokens, labels in parts)
+        rows, size = self.rows, self.batch
+        held_out: Iterator[Batch] = (
+            {"input_ids": rows.tokens[at : at + size], "labels": rows.labels[at : at + size]}
+            for at in range(0, len(rows.tokens), size)
+        )
         return Differentiable(
             model.train(),
             stream(text),

@@ -166,6 +166,12 @@ def refuse_encoder(folder: Path, kind: str) -> DataError:
     )
 
 
+def embeddings(model: Any) -> nn.Embedding:
+    """The token embeddings of a model."""
+    found: nn.Embedding = model.get_input_embeddings()
+    return found
+
+
 def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     """Opens a checkpoint of a decoder: reads it once, checks that all of it fits.
 
@@ -186,7 +192,7 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     calls = probe(model, [model], None)
     if not all(call.causal for call in calls):
         raise refuse_encoder(folder, model.config.model_type)
-    config = model.config.get_text_config()
+    config, table = model.config.get_text_config(), embeddings(model)
     return StoredDecoder(
         name=name,
         folder=folder,
@@ -196,7 +202,7 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
         heads=calls[0].heads,
         width=config.hidden_size,
         positions=getattr(config, "max_position_embeddings", None) or UNBOUNDED,
-        vocabulary=model.get_input_embeddings().weight.shape[0],
+        vocabulary=table.num_embeddings,
     )
 
 
@@ -236,15 +242,14 @@ class NextTokenModel(nn.Module):
         """Logits of some features, `[.., vocabulary]`."""
         if not self.plain:
             return features
-        head: Any = self.model.get_output_embeddings()
-        found: Tensor = head(features)
+        found: Tensor = output_layer(self.model)(features)
         return found
 
     def pieces(self, features: Tensor) -> Iterator[slice]:
         """Parts of `features` `[tokens, width]` whose logits fit into memory."""
         vocabulary = features.shape[-1]
         if self.plain:
-            vocabulary = self.model.get_output_embeddings().weight.shape[0]
+            vocabulary = output_layer(self.model).weight.shape[0]
         size = max(1, HELD // vocabulary)
         for start in range(0, len(features), size):
             yield slice(start, start + size)
@@ -292,15 +297,20 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - said)).sum(-1)
 
 
-def has_plain_head(model: PreTrainedModel) -> bool:
+def output_layer(model: Any) -> Any:
+    """What makes logits of hidden states; None where the model names none."""
+    return model.get_output_embeddings()
+
+
+def has_plain_head(model: Any) -> bool:
     """Whether the logits are the output embeddings' of the body's last hidden states."""
-    head: Any = model.get_output_embeddings()
+    head = output_layer(model)
     if head is None or model.base_model is model:
         return False
     place = next(model.parameters()).device
     tokens = torch.ones(1, 3, dtype=torch.int64, device=place)
     training = model.training
-    body: Any = model.base_model
+    body = model.base_model
     try:
         with torch.no_grad():
             model.eval()

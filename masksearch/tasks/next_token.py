@@ -160,7 +160,7 @@ class NextTokenText:
     @property
     def length(self) -> int:
         """Positions of a sequence."""
-        return self.train.shape[1] + len(self.prefix)
+        return int(self.train.shape[1]) + len(self.prefix)
 
     @property
     def vocabulary(self) -> int:

@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tiny_decoder import tiny_decoder
 from toy_questions import WORDS, squad_json, swag_rows
 
 import masksearch as ms
@@ -67,6 +68,18 @@ def swag(folder: Path) -> ms.SwagEvaluator:
         (folder / "swag" / f"{name}.jsonl").write_text(rows, encoding="utf-8")
     more = {"cache": folder / "cache", "epochs": 1}
     return ms.SwagEvaluator(write_text(folder), folder / "swag", **SMALL, **more)
+
+
+def causal(folder: Path) -> ms.CausalEvaluator:
+    settings = {"length": 24, "vocabulary": 80, "size": "1x16x2", "held_out_sequences": 400}
+    place = {"batch": 4, "steps": 2, "cache": folder / "cache"}
+    return ms.CausalEvaluator(write_text(folder), **settings, **place)
+
+
+def decoder(folder: Path) -> ms.CausalEvaluator:
+    weights = tiny_decoder(folder / "decoder", list(WORDS))
+    settings = {"length": 24, "held_out_sequences": 400, "batch": 4, "cache": folder / "cache"}
+    return ms.CausalEvaluator(write_text(folder), weights=weights, **settings)
 
 
 def planted(folder: Path) -> ms.PlantedEvaluator:

@@ -7,18 +7,20 @@ import json
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_checkpoint import tiny_checkpoint
+from tiny_decoder import tiny_decoder
 from toy import ToyEvaluator, space
 from toy_questions import squad_json, swag_rows
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import pareto
-from masksearch.contracts import Evaluate, Evaluator, OffersGradients, Record
+from masksearch.contracts import Evaluate, Evaluator, FreezesWeights, OffersGradients, Record
 from masksearch.evaluators.finetuning import FineTuning
 
 SPARSITIES = {"sparsity", "effective_sparsity"}
@@ -100,6 +102,23 @@ def swag(folder: Path) -> Evaluator:
     return ms.SwagEvaluator(text_file(folder), path, epochs=1, **settings)
 
 
+def causal(folder: Path) -> Evaluator:
+    settings = {"length": 16, "vocabulary": 60, "size": "1x16x2", "held_out_sequences": 8}
+    place = {"batch": 4, "steps": 6, "cache": folder / "cache"}
+    return ms.CausalEvaluator(text_file(folder), **settings, **place)
+
+
+def decoder(folder: Path) -> Evaluator:
+    weights = tiny_decoder(folder / "decoder", list(WORDS))
+    settings = {"length": 16, "held_out_sequences": 8, "kl": True}
+    return ms.CausalEvaluator(text_file(folder), weights=weights, **settings, cache=folder)
+
+
+def recovered(folder: Path) -> Evaluator:
+    settings = {"adapt": "recover", "recover_tokens": 300, "batch": 4, "learn_from": "dense"}
+    return replace(decoder(folder), kl=False, **settings)
+
+
 def shared(folder: Path) -> Evaluator:
     return ms.SharedWeights(planted(folder), space, steps=4, folder=folder / "nets")
 
@@ -115,6 +134,9 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "glue": glue,
     "squad": squad,
     "swag": swag,
+    "causal": causal,
+    "decoder": decoder,
+    "recovered": recovered,
     "shared": shared,
     "cached": lambda folder: ms.Cached(text(folder), folder / "judged"),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
@@ -212,6 +234,7 @@ class TestEvaluator:
             pytest.skip("no gradients offered")
         offered = evaluator.differentiable(0)
         loss = offered.model(**next(offered.batches)).loss
-        loss.backward()
+        frozen = isinstance(evaluator, FreezesWeights) and evaluator.weights_frozen
+        assert loss.requires_grad != frozen  # what is attached there learns, and nothing else
         assert math.isfinite(loss.item())
         assert offered.held_out

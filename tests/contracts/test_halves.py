@@ -11,7 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from split_evaluators import SMALL, glue, pairs, planted, squad, swag, text, write_glue
+from split_evaluators import (
+    SMALL,
+    causal,
+    decoder,
+    glue,
+    pairs,
+    planted,
+    squad,
+    swag,
+    text,
+    write_glue,
+)
 from toy import ToyEvaluator, space
 from toy_questions import WORDS
 
@@ -45,10 +56,16 @@ def drawn(evaluator: Any) -> set[tuple[int, ...]]:
     return {tuple(row) for row in batch["input_ids"].tolist()}
 
 
+def judged_tokens(evaluator: Any) -> set[tuple[int, ...]]:
+    return {tuple(row) for row in evaluator.rows.tokens.tolist()}
+
+
 Rows = Callable[[Any], Collection[Any]]
 KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "mlm": (text, sequences),
     "pairs": (pairs, windows),
+    "causal": (causal, judged_tokens),
+    "decoder": (decoder, judged_tokens),
     "glue": (glue, lambda one: set(one.data("SST-2").dev["SST-2"].texts)),
     "squad": (squad, lambda one: {question.id for question in one.data().dev}),
     "swag": (swag, lambda one: {item.start for item in one.data().dev}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from split_evaluators import glue, pairs, planted, squad, swag, text
+from split_evaluators import causal, decoder, glue, pairs, planted, squad, swag, text
 
 import masksearch as ms
 from masksearch import masks
@@ -18,6 +18,7 @@ from masksearch.contracts import LOW, MAJORITY
 
 EVALUATORS = {"mlm": text, "pairs": pairs, "glue": glue, "squad": squad, "swag": swag}
 EVALUATORS["planted"] = planted
+EVALUATORS |= {"causal": causal, "decoder": decoder}
 EVALUATORS["cached"] = lambda folder: ms.Cached(glue(folder), folder / "judged")
 PADDED = {name: EVALUATORS[name] for name in ("glue", "squad", "swag")}
 
@@ -51,7 +52,7 @@ def test_every_majority_has_a_bound_beside_it(make, tmp_path):
     assert {name.removesuffix(LOW) for name in values if name.endswith(LOW)} == names
     for name in names:  # of a loss, where less is better, the bound is the upper end
         bound, value = values[f"{name}{LOW}"], values[name]
-        assert bound >= value if name.endswith("loss") else -1 <= bound <= value <= 1
+        assert bound >= value if name.endswith(("loss", "nll")) else -1 <= bound <= value <= 1
 
 
 def test_rows_of_several_fine_tunings_are_their_mean(tmp_path):
@@ -115,7 +116,7 @@ def test_packed_text_has_no_lengths(make, tmp_path):
 
 
 def test_digests_tell_halves_apart(tmp_path):
-    for make in (text, glue, squad, swag, planted):
+    for make in (text, causal, decoder, glue, squad, swag, planted):
         folder = tmp_path / make.__name__
         folder.mkdir()
         evaluator = make(folder)

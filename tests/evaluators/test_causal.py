@@ -1,0 +1,321 @@
+"""Masks on decoders: judged token by token, on weights as they are or after training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from optuna.trial import BaseTrial
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import tiny_checkpoint
+from tiny_decoder import tiny_decoder
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.evaluators.token_scores import band_means, document_scores, score_tokens
+from masksearch.models import decoders
+from masksearch.tasks.next_token import NextTokenRows
+from masksearch.training.loop import Step, TrainConfig, follow_trainings
+
+WORDS = [f"w{number}" for number in range(40)]
+KINDS = ("llama", "qwen3", "gpt2")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 60 articles, each of five words, and three decoders."""
+    folder = tmp_path_factory.mktemp("causal")
+    draw = torch.Generator().manual_seed(0)
+    lines = []
+    for number in range(60):
+        lines.append(f" = w{number % 40} = ")
+        for _ in range(1 + number % 3):
+            words = torch.randint(0, 5, (40,), generator=draw).tolist()
+            lines.append(" ".join(WORDS[(number + word) % 40] for word in words))
+    (folder / "text").mkdir()
+    for name in ("train", "valid", "test"):
+        lines = lines[7:] + lines[:7]
+        (folder / "text" / f"{name}.txt").write_text("\n".join(lines), encoding="utf-8")
+    for kind in KINDS:
+        tiny_decoder(folder / kind, [*WORDS, "="], kind=kind)
+    return folder
+
+
+def evaluator(data: Path, kind: str = "llama", **settings: Any) -> ms.CausalEvaluator:
+    small: dict[str, Any] = {
+        "length": 24,
+        "cache": data / "cache",
+        "device": "cpu",
+        "bands": (4, 12),
+    }
+    small |= {"weights": data / kind}
+    return ms.CausalEvaluator(data / "text", **(small | settings))
+
+
+def judged(judge: ms.CausalEvaluator, mask: masks.Mask, workdir: Path, seed: int = 0) -> Any:
+    *_, last = judge(mask, seed=seed, workdir=workdir)
+    return dict(last.values)
+
+
+# -- weights as they are -----------------------------------------------------------------------
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_that_of_the_model_under_the_mask(
+    kind: str, data: Path, tmp_path: Path
+) -> None:
+    judge, mask = evaluator(data, kind), masks.window(2) | masks.columns(1)
+    values = judged(judge, mask, tmp_path)
+    model = ms.attach(judge.start.decoder(), mask)
+    tokens = judge.rows.tokens
+    with torch.no_grad():
+        logits = model(tokens).logits[:, :-1]
+    each = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    assert values["nll"] == pytest.approx(each.mean().item(), rel=1e-5)
+    each = each.view(len(tokens), -1)
+    assert values["nll/at-12-23"] == pytest.approx(each[:, 11:].mean().item(), rel=1e-5)
+    assert {"nll/at-1-3", "nll/at-4-11", "nll/new", "nll/majority", "nll/low"} <= set(values)
+    assert "kl" not in values
+
+
+def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, kl=True)
+    order = [masks.full(), masks.window(1), masks.full(), masks.window(1)]
+    found = [judged(judge, mask, tmp_path, seed) for seed, mask in enumerate(order)]
+    assert found[0] == found[2] != found[1]
+    assert found[1] == found[3]
+    assert found[0]["kl"] == 0 < found[1]["kl"]
+    with suppress(ms.EmptyRowError):
+        judged(judge, masks.columns(1) - masks.window(0), tmp_path)
+    assert judged(judge, masks.full(), tmp_path) == found[0]
+
+
+def test_documents_are_the_rows_of_statistics(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data)
+    values = judged(judge, masks.window(1), tmp_path)
+    scores = RowScores.load(tmp_path / ROWS).scores["text"]
+    assert len(scores) == len(set(judge.rows.documents)) < len(judge.rows.tokens)
+    assert scores.mean() == pytest.approx(values["nll"], rel=1e-6)
+
+
+def test_scores_of_documents_are_those_of_a_ratio() -> None:
+    """Their standard error is that of the mean over tokens, as drawing documents anew shows."""
+    draw = np.random.default_rng(0)
+    sizes = draw.integers(1, 6, 40)
+    documents = np.repeat(np.arange(40), sizes)
+    tokens = torch.zeros(len(documents), 5, dtype=torch.int64)
+    rows = NextTokenRows(tokens, tokens, documents, tokens)
+    level = torch.from_numpy(draw.normal(3, 0.5, 40)[documents])
+    values = (level[:, None] + torch.from_numpy(draw.normal(0, 0.1, tokens.shape))).float()
+    scores = document_scores(values, rows)
+    assert scores.mean() == pytest.approx(values.mean().item(), rel=1e-6)
+    sums, counts = (
+        np.bincount(documents, w) for w in (values.sum(1).numpy(), np.full(len(documents), 5))
+    )
+    chosen = draw.integers(0, 40, (4000, 40))
+    means = sums[chosen].sum(1) / counts[chosen].sum(1)
+    assert scores.std(ddof=1) / np.sqrt(40) == pytest.approx(means.std(), rel=0.1)
+
+
+def test_bands_hold_each_token_once(data: Path) -> None:
+    rows = evaluator(data).rows
+    ones = torch.ones(rows.tokens.shape)
+    assert set(band_means(ones, rows, (4, 12)).values()) == {1.0}
+    at = torch.arange(24.0).expand(rows.tokens.shape)
+    found = band_means(at, rows, (4, 12))
+    assert [found[f"at-{band}"] for band in ("1-3", "4-11", "12-23")] == [2, 7.5, 17.5]
+    back = band_means(rows.needs.float(), rows, (4, 12))
+    assert 1 <= back["back-1-3"] <= 3 < 4 <= back["back-4-11"] <= 11
+    assert back["new"] == 0
+
+
+def test_pieces_and_batches_do_not_show(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = evaluator(data)
+    model, tokens = judge.model(0), judge.rows.tokens[:9]
+    whole = score_tokens(model, tokens)
+    monkeypatch.setattr(decoders, "HELD", 100)
+    monkeypatch.setattr("masksearch.evaluators.token_scores.TOKENS", 50)
+    parts = score_tokens(model, tokens)
+    assert torch.allclose(parts.nll, whole.nll, atol=1e-5)
+    assert torch.equal(parts.right, whole.right)
+
+
+def test_a_checkpoint_gives_every_seed_the_same(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data)
+    found = [judged(judge, masks.window(1), tmp_path, seed) for seed in (0, 1)]
+    assert found[0] == found[1]
+
+
+def test_settings_make_other_protocols(data: Path) -> None:
+    judge = evaluator(data)
+    others = [
+        replace(judge, **change)
+        for change in (
+            {"length": 16},
+            {"half": "final"},
+            {"bands": (4,)},
+            {"kl": True},
+            {"adapt": "train"},
+            {"adapt": "recover"},
+            {"adapt": "recover", "recover_tokens": 5},
+            {"weights": data / "qwen3"},
+            {"weights": None},
+            {"weights": None, "steps": 5},
+            {"held_out_sequences": 3},
+        )
+    ]
+    assert len({one.protocol for one in (judge, *others)}) == len(others) + 1
+    same = ({"batch": 3}, {"size": "mini"}, {"steps": 4}, {"recover_tokens": 9}, {"adapt": "none"})
+    assert {replace(judge, **change).protocol for change in same} == {judge.protocol}
+
+
+# -- weights that learn ------------------------------------------------------------------------
+def scratch(data: Path, **settings: Any) -> ms.CausalEvaluator:
+    small = {"weights": None, "size": "1x32x2", "steps": 30, "batch": 8, "vocabulary": 60}
+    return evaluator(data, **(small | {"cache": data / "scratch"} | settings))
+
+
+def counted(judge: ms.CausalEvaluator, workdir: Path, seed: int = 0) -> tuple[list[float], int]:
+    """Losses of all reports under a window, and how many optimiser steps that took."""
+    steps: list[int] = []
+    with follow_trainings(lambda step, config: steps.append(step.number)):
+        reports = [*judge(masks.window(2), seed=seed, workdir=workdir)]
+    return [report.values["nll"] for report in reports], len(steps)
+
+
+def test_training_under_the_mask_lowers_the_loss(data: Path, tmp_path: Path) -> None:
+    losses, steps = counted(scratch(data), tmp_path)
+    assert steps == 30
+    assert losses[-1] < losses[0]
+    assert len(losses) == 5  # at 1, 3, 7, 15 and 30 steps
+
+
+def test_a_killed_training_ends_as_it_would_have(data: Path, tmp_path: Path) -> None:
+    judge = scratch(data, checkpoint_seconds=0.0)
+    straight, _ = counted(judge, tmp_path / "a")
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: Step, config: TrainConfig) -> None:
+        if step.number == 10:
+            raise Killed
+
+    with follow_trainings(kill), suppress(Killed):
+        [*judge(masks.window(2), seed=0, workdir=tmp_path / "b")]
+    assert counted(judge, tmp_path / "b") == (straight, 30 - 9)
+
+
+def test_a_dense_model_is_trained_once_and_recovers_under_masks(
+    data: Path, tmp_path: Path
+) -> None:
+    judge = scratch(data, adapt="none", cache=tmp_path / "cache")
+    before, steps = counted(judge, tmp_path / "a")
+    assert (len(before), steps) == (1, 30)
+    recover = replace(judge, adapt="recover", recover_tokens=2000, recover_lr=1e-3)
+    after, steps = counted(recover, tmp_path / "b")
+    assert steps == recover.recover_config.steps == 11
+    assert after[-1] != before[0]
+    assert counted(judge, tmp_path / "c") == (before, 0)
+    assert counted(judge, tmp_path / "d", seed=1)[1] == 30
+
+
+def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, adapt="recover", recover_tokens=8000, recover_lr=1e-3, reports=1)
+    before = judged(evaluator(data, kl=True), masks.window(0), tmp_path / "a")["kl"]
+    student: dict[str, Any] = {}
+    original = judge.judge
+
+    def kept(model: Any, seed: int | None = None) -> Any:
+        student["model"] = model
+        return original(model, seed)
+
+    object.__setattr__(judge, "judge", kept)
+    judged(judge, masks.window(0), tmp_path / "b")
+    tokens = judge.rows.tokens
+    with torch.no_grad():
+        said = student["model"](tokens).logits[:, :-1]
+        wanted = judge.model(0)(tokens).logits[:, :-1]
+    after = decoders.divergence(said.flatten(0, 1), wanted.flatten(0, 1)).mean().item()
+    assert after < 0.8 * before
+
+
+def test_gates_learn_on_frozen_weights(data: Path) -> None:
+    judge = evaluator(data, learn_from="dense", batch=4)
+    source = judge.differentiable(0)
+    gates = ms.Gates("free", length=24, heads=4, layers=2, causal=True)
+    config = ms.DamConfig(steps=40, density=0.5, train="gates", gate_lr=0.3)
+    result = ms.dam(source.model, source.batches, gates, config, held_out=source.held_out[:2])
+    assert judge.weights_frozen
+    assert result.mask(sparsity=0.5).density(24, causal=True) <= 0.55
+
+
+def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
+    def space(trial: BaseTrial) -> masks.Mask:
+        sinks = trial.suggest_int("sinks", 0, 2)
+        local = masks.window(trial.suggest_int("reach", 1, 8))
+        return local | masks.columns(sinks) if sinks else local
+
+    judge = scratch(data, adapt="none", steps=40)
+    study = ms.search(
+        space, judge, run=tmp_path / "run", strategy="random", trials=3, baselines={}
+    )
+    assert {record.status for record in study.records()} <= {"done", "reused"}
+    assert all(0 < record.value("effective_sparsity") < 1 for record in study.records())
+    narrow, wide = (judged(judge, masks.window(reach), tmp_path) for reach in (0, 20))
+    assert wide["nll"] < narrow["nll"]  # the words of an article are known from its beginning
+
+
+# -- what is refused ---------------------------------------------------------------------------
+def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    bert = evaluator(data, weights=tiny_checkpoint(tmp_path / "bert", WORDS))
+    with pytest.raises(ms.DataError, match="'bert' is not a decoder"):
+        bert.settings()
+    short = replace(evaluator(data), text=tmp_path / "short.txt", length=60)
+    with pytest.raises(ms.DataError, match="at least a sequence of 60 tokens"):
+        short.settings()
+    more = tiny_decoder(tmp_path / "more", [f"w{number}" for number in range(50)])
+    with pytest.raises(ms.DataError, match=r"tokenizer has 51 ids, .* embeds 42"):
+        evaluator(data, tokenizer=more).settings()
+    with pytest.raises(ms.LengthError, match="64 positions, asked for 65"):
+        judged(evaluator(data, length=65), masks.full(), tmp_path)
+    for wrong, message in (
+        ({"adapt": "finetune"}, "unknown adapt 'finetune'"),
+        ({"architecture": "bert"}, "unknown architecture of a decoder 'bert'"),
+        ({"bands": (8, 4)}, "rising"),
+        ({"recover_tokens": 0}, "recover_tokens must be at least 1"),
+        ({"half": "finale"}, "did you mean 'final'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluator(data, **wrong)
+
+
+def test_damaged_weights_are_named(data: Path, tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", [*WORDS, "="])
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ms.NonFiniteLossError, match=r"loss at token 1 of .* sequence 0 is nan"):
+        judged(evaluator(data, weights=folder), masks.full(), tmp_path)
+
+
+def test_a_dense_model_that_knows_nothing_is_refused(data: Path) -> None:
+    with pytest.raises(ms.SearchError, match=r"loses \d.* nats a token, and a guess by how"):
+        evaluator(data).provide_models(0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models are quicker so."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

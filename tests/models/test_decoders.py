@@ -1,0 +1,110 @@
+"""Decoders with random weights and stored ones, and logits that are made in pieces."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_checkpoint import tiny_checkpoint
+from tiny_decoder import tiny_decoder
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.models import decoders
+from masksearch.models.decoders import DECODERS, NextTokenModel, decoder, open_decoder
+
+WORDS = [f"w{number}" for number in range(30)]
+TOKENS = torch.randint(31, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_random_weights_come_from_the_seed_alone(kind: str) -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = decoder(kind, "2x16x2", 40, 24, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(6)
+    again, other = (decoder(kind, "2x16x2", 40, 24, seed=seed) for seed in (1, 2))
+    tables = [model.get_input_embeddings().weight for model in (first, again, other)]
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+    assert first.eval()(torch.arange(24)[None]).logits.shape == (1, 24, 40)
+
+
+def test_key_value_heads_are_shared_among_queries() -> None:
+    made = decoder("qwen3", "2x32x4", 40, 24, seed=1, kv_heads=2)
+    assert made.config.num_key_value_heads == 2
+    assert ms.attach(made, masks.window(3))
+    for wrong, kind in ((3, "llama"), (0, "llama"), (2, "gpt2")):
+        with pytest.raises(ValueError, match="kv_heads"):
+            decoder(kind, "2x32x4", 40, 24, seed=1, kv_heads=wrong)
+    with pytest.raises(ms.UnknownNameError, match="llama"):
+        decoder("lama", "2x32x4", 40, 24, seed=1)
+    with pytest.raises(ValueError, match="even number wide"):
+        decoder("llama", "2x10x2", 40, 24, seed=1)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_stored_decoder_is_described_and_read_back(kind: str, tmp_path: Path) -> None:
+    stored = open_decoder(tiny_decoder(tmp_path, WORDS, kind=kind))
+    assert stored.shape(48) == ms.Shape(48, 2, 4, causal=True)
+    assert (stored.vocabulary, stored.positions, stored.architecture) == (31, 64, kind)
+    with pytest.raises(ms.LengthError, match="64 positions"):
+        stored.shape(65)
+    with pytest.raises(ms.DataError, match=r"32 ids, .* embeds 31"):
+        stored.check_tokens(32)
+    model = stored.decoder()
+    logits = [model(TOKENS).logits, stored.decoder()(TOKENS).logits]
+    assert torch.equal(*logits)
+    assert not model.training
+
+
+def test_an_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ms.DataError, match=r"'bert' is not a decoder .* MlmEvaluator"):
+        open_decoder(tiny_checkpoint(tmp_path, WORDS))
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_pieces_have_the_logits_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = decoder(kind, "2x16x2", 31, 24, seed=1).eval()
+    model = NextTokenModel(body)
+    assert model.plain
+    monkeypatch.setattr(decoders, "HELD", 31 * 7)  # of seven tokens
+    features = model.features(TOKENS).flatten(0, 1)
+    parts = [*model.pieces(features)]
+    assert max(part.stop - part.start for part in parts) == 7
+    logits = torch.cat([model.logits(features[part]) for part in parts])
+    assert torch.allclose(logits, body(TOKENS).logits.flatten(0, 1), atol=1e-5)
+
+
+def test_the_loss_is_that_of_transformers() -> None:
+    body = decoder("llama", "2x16x2", 31, 24, seed=1).eval()
+    labels = TOKENS.clone()
+    labels[:, :5] = -100
+    theirs = body(TOKENS, labels=labels).loss
+    assert NextTokenModel(body)(TOKENS, labels).loss.item() == pytest.approx(theirs.item(), 1e-5)
+
+
+def test_a_head_that_scales_its_logits_is_still_right(tmp_path: Path) -> None:
+    from transformers import GraniteConfig, GraniteForCausalLM
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"num_key_value_heads": 2, "intermediate_size": 16, "vocab_size": 31}
+    body = GraniteForCausalLM(GraniteConfig(**small, logits_scaling=8.0)).eval()
+    model = NextTokenModel(body)
+    assert not model.plain
+    assert torch.allclose(model.logits(model.features(TOKENS)), body(TOKENS).logits)
+
+
+def test_learning_from_dense_predictions_ends_at_them() -> None:
+    model = NextTokenModel(decoder("llama", "2x16x2", 31, 24, seed=1)).eval()
+    other = NextTokenModel(decoder("llama", "2x16x2", 31, 24, seed=2)).eval()
+    own = model(TOKENS, TOKENS, target=model.features(TOKENS)).loss
+    far = model(TOKENS, TOKENS, target=other.features(TOKENS)).loss
+    assert abs(own.item()) < 1e-6
+    assert far > 0.001
+    logits, wanted = torch.randn(5, 7), torch.randn(5, 7)
+    oracle = F.kl_div(logits.log_softmax(-1), wanted.softmax(-1), reduction="none").sum(-1)
+    assert torch.allclose(decoders.divergence(logits, wanted), oracle, atol=1e-5)

@@ -1,0 +1,110 @@
+"""Running text for decoders."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_decoder import tiny_decoder
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+import masksearch as ms
+from masksearch.tasks.next_token import NextTokenText, repeat_distances, text_prefix
+
+WORDS = [f"w{number}" for number in range(40)]
+
+
+def write_documents(folder: Path, count: int = 30) -> Path:
+    """A text of WikiText articles, 100 words each, the first of which is the article's number."""
+    lines = []
+    for number in range(count):
+        lines.append(f" = w{number} = ")
+        lines += [" ".join(WORDS[(number * i) % 40] for i in range(1, 51)) for _ in range(2)]
+    path = folder / "text.txt"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> NextTokenText:
+    folder = tmp_path_factory.mktemp("text")
+    tokenizer = tiny_decoder(folder / "model", [*WORDS, "="])
+    path = write_documents(folder)
+    settings = {"tokenizer": tokenizer, "length": 12, "cache": folder, "held_out": path}
+    train = folder / "train.txt"
+    train.write_text(path.read_text() * 2, encoding="utf-8")
+    return NextTokenText.load(train, **settings)
+
+
+def test_every_sequence_is_trained_on_once_a_round(text: NextTokenText) -> None:
+    batches = text.batches(0, 8)
+    seen = torch.cat([next(batches)["input_ids"] for _ in range(len(text.train) // 8)])
+    assert len(seen) == len(text.train) // 8 * 8
+    again = text.batches(0, 8, start=3)
+    assert torch.equal(next(again)["input_ids"], seen[24:32])
+    own = sorted(map(tuple, text.train.tolist()))
+    assert all(tuple(row) in own for row in seen.tolist())
+
+
+def test_no_sequence_begins_in_a_document_of_the_other_half(text: NextTokenText) -> None:
+    search, final = (text.held_out(half, 999) for half in ("search", "final"))
+    assert not set(search.documents) & set(final.documents)
+    both = text.held_out("all", 999)
+    assert len(both.tokens) == len(search.tokens) + len(final.tokens) == len(text.held)
+    assert len(set(both.documents)) == 30
+    few = text.held_out("search", 5)
+    assert len(few.tokens) == 5
+    assert few.digest() != search.digest()
+    assert (search.labels[:, 0] == -100).all()
+    assert (search.labels[:, 1:] == search.tokens[:, 1:]).all()
+
+
+def test_frequencies_are_those_of_the_training_text(text: NextTokenText) -> None:
+    ids, counts = np.unique(text.train, return_counts=True)
+    share = text.frequencies
+    assert share.sum().item() == pytest.approx(1)
+    expected = (counts + 1) / (text.train.size + text.vocabulary)
+    assert share[torch.from_numpy(ids.astype(int))].tolist() == pytest.approx(expected.tolist())
+
+
+def test_a_text_pickles_with_its_ids(text: NextTokenText) -> None:
+    twin = pickle.loads(pickle.dumps(text))
+    assert twin.digest == text.digest
+    assert twin.held_out("final", 9).digest() == text.held_out("final", 9).digest()
+
+
+def test_what_a_tokenizer_puts_in_front_is_in_front_of_every_sequence(tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", [*WORDS, "="])
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert text_prefix(made) == ()
+    made.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 0)])
+    made.save(str(folder / "tokenizer.json"))
+    assert text_prefix(made) == (0,)
+    read = NextTokenText.load(
+        write_documents(tmp_path), tokenizer=folder, length=12, cache=tmp_path
+    )
+    rows = read.held_out("all", 9)
+    assert (rows.tokens[:, 0] == 0).all()
+    assert read.length == rows.tokens.shape[1] == 12
+
+
+def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:
+    folder = tiny_decoder(tmp_path / "model", WORDS)
+    (tmp_path / "short.txt").write_text("w1 w2 w3")
+    with pytest.raises(ms.DataError, match="at least a sequence of 12 tokens"):
+        NextTokenText.load(tmp_path / "short.txt", tokenizer=folder, length=12, cache=tmp_path)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=9, max_size=9), min_size=1, max_size=3))
+def test_the_nearest_repeat_is_that_of_a_loop(rows: list[list[int]]) -> None:
+    found = repeat_distances(torch.tensor(rows))
+    for row, distances in zip(rows, found.tolist(), strict=True):
+        for t, distance in enumerate(distances):
+            earlier = [s for s in range(1, t) if row[s - 1 : s + 1] == row[t - 1 : t + 1]]
+            assert distance == (t - earlier[-1] if earlier else 0)
