@@ -58,7 +58,7 @@ def found(evaluator: PlantedEvaluator, gates: Gates, config: DamConfig, seed: in
 
 def test_dam_finds_planted_edges_of_a_small_process():
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
-    config = DamConfig(steps=250, lr=4e-3, density=0.12, gate_lr=0.05)
+    config = DamConfig(steps=250, dense_warmup=0.5, lr=4e-3, density=0.12, gate_lr=0.05)
     result = found(evaluator, Gates(length=12, heads=2, seed=1), config, seed=0)
     auroc, precision = recovery(result.probabilities, evaluator.process.edges)
     assert auroc >= 0.95
