@@ -86,6 +86,8 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.callback import MaskCallback as MaskCallback
     from masksearch.models.checkpoints import Pretrained as Pretrained
     from masksearch.models.checkpoints import open_pretrained as open_pretrained
+    from masksearch.models.kv_cache import KvBytes as KvBytes
+    from masksearch.models.kv_cache import kv_bytes as kv_bytes
     from masksearch.models.manifest import Verification as Verification
     from masksearch.models.manifest import saved_masks as saved_masks
     from masksearch.models.manifest import verify as verify

@@ -447,6 +447,25 @@ class ProvidesModels(Protocol):
 
 
 @runtime_checkable
+class MeasuresMasks(Protocol):
+    """An evaluator that knows more of a mask before any training than every record's measures,
+    such as the bytes of a decoder's cache.
+
+    Records carry these measures too: they serve as objectives, and a mask that violates a
+    constraint on one is not trained.
+    """
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """Names that `measures_of` returns; `kv_bytes` is a decoder's share of the dense cache."""
+        ...
+
+    def measures_of(self, mask: Mask) -> Mapping[str, float]:
+        """The measures of a mask that fits the evaluator's shape."""
+        ...
+
+
+@runtime_checkable
 class CarriesData(Protocol):
     """An evaluator whose data can travel with it, to machines that do not see its files."""
 

@@ -45,6 +45,7 @@ from masksearch.contracts import (
     ExplainsValues,
     Half,
     Listener,
+    MeasuresMasks,
     ProvidesModels,
     Record,
     Scheduler,
@@ -312,7 +313,8 @@ def search(
         raise SearchError(f"seconds must be positive, got {seconds:g}")
     evaluator = as_begun(evaluator, Path(run), storage)
     reported = [objective.name for objective in evaluator.objectives]
-    limits = [parse_constraint(text, reported) for text in constraints]
+    measured = evaluator.measure_names if isinstance(evaluator, MeasuresMasks) else ()
+    limits = [parse_constraint(text, reported, measured) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
     given = draw_enqueued(space, enqueue, evaluator.shape)
     facts = {

@@ -25,6 +25,7 @@ from masksearch.contracts import (
     ExplainsValues,
     FreezesWeights,
     Half,
+    MeasuresMasks,
     Objective,
     OffersGradients,
     ProvidesModels,
@@ -61,6 +62,9 @@ class EvaluatorWrapper:
             object.__setattr__(self, "packed", self.pack_within)
         if isinstance(self.evaluator, ExplainsValues):
             object.__setattr__(self, "meanings", self.evaluator.meanings)
+        if isinstance(self.evaluator, MeasuresMasks):
+            object.__setattr__(self, "measure_names", self.evaluator.measure_names)
+            object.__setattr__(self, "measures_of", self.evaluator.measures_of)
         if isinstance(self.evaluator, SplitsRows):
             object.__setattr__(self, "half", self.evaluator.half)
             object.__setattr__(self, "on", self.around_half)

@@ -13,6 +13,7 @@ from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import (
     Evaluate,
     Evaluator,
+    MeasuresMasks,
     OneShot,
     OnReport,
     Proposal,
@@ -198,10 +199,11 @@ def check_complete(curve: list[Report], evaluator: Evaluator, proposal: Proposal
     """The last report must hold every objective that is not a measure of the mask."""
     if not curve:
         raise ValueError("the evaluator reported nothing; yield at least one Report")
+    own = evaluator.measure_names if isinstance(evaluator, MeasuresMasks) else ()
     missing = [
         o.name
         for o in evaluator.objectives
-        if o.name not in curve[-1].values and o.name not in MEASURES
+        if o.name not in curve[-1].values and o.name not in (*MEASURES, *own)
     ]
     if missing:
         raise ValueError(

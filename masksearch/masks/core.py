@@ -140,6 +140,13 @@ class Mask:
         return found[0] if found else None
 
     @property
+    def longest(self) -> int | None:
+        """The most positions that the mask reaches; None = any number."""
+        own = self.length if not self.parts else None
+        found = [own, *(part.longest for part in self.parts)]
+        return min((one for one in found if one is not None), default=None)
+
+    @property
     def needs_tokens(self) -> bool:
         """Whether cells follow the tokens, so that every batch has tables of its own."""
         return any(part.needs_tokens for part in self.parts)

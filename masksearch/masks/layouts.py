@@ -43,6 +43,11 @@ class Axial(Mask):
         check_field(self, "columns", 1)
         check_field(self, "prefix", 0)
 
+    @property
+    def longest(self) -> int | None:
+        """Class tokens and positions of the grid."""
+        return self.prefix + self.rows * self.columns
+
     def allows(self, at: Points) -> Tensor:
         most = self.prefix + self.rows * self.columns
         if at.length > most:

@@ -132,6 +132,11 @@ class Cropped(Mask):
         """None: it has every length up to `at`."""
         return None
 
+    @property
+    def longest(self) -> int | None:
+        """`at`."""
+        return self.at
+
     def allows(self, at: Points) -> Tensor:
         if at.length > self.at:
             raise LengthError(

@@ -156,6 +156,11 @@ class Toeplitz(BitMask):
         """Farthest distance that has a bit, in positions."""
         return self.bits.shape[-1] // 2 if self.signed else self.bits.shape[-1] - 1
 
+    @property
+    def longest(self) -> int | None:
+        """`reach` + 1."""
+        return self.reach + 1
+
     def allows(self, at: Points) -> Tensor:
         if at.length > self.reach + 1:
             raise LengthError(
@@ -194,6 +199,11 @@ class BlockLayout(BitMask):
     def __post_init__(self) -> None:
         check_field(self, "block", 1)
         self.check_bits()
+
+    @property
+    def longest(self) -> int | None:
+        """Positions of all blocks."""
+        return self.bits.shape[-1] * self.block
 
     def allows(self, at: Points) -> Tensor:
         count = self.bits.shape[-1]

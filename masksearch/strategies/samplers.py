@@ -30,7 +30,6 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from masksearch.contracts import Objective, Proposal, Record, Refused, mixed_seed
-from masksearch.masks.measure import MEASURES
 from masksearch.strategies.space import Parameters, Space, draw_job
 from masksearch.study.constraints import Constraint
 from masksearch.study.records import STATES
@@ -370,7 +369,7 @@ class TrialWriter:
         self, record: Record, objective: Objective, told: Mapping[int, Record]
     ) -> float:
         """An objective of a mask that was not trained to the end."""
-        if objective.name in MEASURES and objective.name in record.measures:
+        if objective.name in record.measures:
             return record.measures[objective.name]
         if self.filler == "worst":
             return objective.worst

@@ -30,7 +30,7 @@ from masksearch.contracts import (
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.masks.measure import measures, table_fingerprint
+from masksearch.masks.measure import MEASURES, measures, table_fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
 from masksearch.strategies.space import Space
@@ -119,7 +119,7 @@ class SharedStrategy:
         self.config = {
             "sampler": name.removeprefix(PREFIX),
             "candidates": int(given.pop("candidates", CANDIDATES)),
-            "constraints": [str(limit) for limit in constraints if limit.early],
+            "constraints": [str(limit) for limit in constraints if limit.name in MEASURES],
             "net": given,
         }
         self.known: set[int] = set()

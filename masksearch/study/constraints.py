@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,11 +28,13 @@ class Constraint:
             when the trial has ended.
         sign: How the value must compare.
         limit: With what.
+        measured: Whether the evaluator knows it before training (`MeasuresMasks`).
     """
 
     name: str
     sign: Literal["<=", ">=", "<", ">"]
     limit: float
+    measured: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.sign} {self.limit:g}"
@@ -40,7 +42,7 @@ class Constraint:
     @property
     def early(self) -> bool:
         """Whether it is known before training."""
-        return self.name in MEASURES
+        return self.measured or self.name in MEASURES
 
     def holds(self, value: float) -> bool:
         """Whether a value keeps the limit.
@@ -60,12 +62,15 @@ class Constraint:
         return "" if self.holds(value) else f"violates {self}: {self.name} = {value:.6g}"
 
 
-def parse_constraint(text: str, reported: Iterable[str] = ()) -> Constraint:
+def parse_constraint(
+    text: str, reported: Iterable[str] = (), measured: Collection[str] = ()
+) -> Constraint:
     """`"sparsity >= 0.9"` as a constraint.
 
     Args:
         text: `NAME <= NUMBER`, or with `>=`, `<`, `>`.
         reported: Names of reported values that may be limited beside the measures.
+        measured: Names of what the evaluator knows of a mask before training.
 
     Raises:
         ValueError: If the text does not read like that.
@@ -75,7 +80,7 @@ def parse_constraint(text: str, reported: Iterable[str] = ()) -> Constraint:
     if match is None:
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
     name, sign = match[1], match[2]
-    known = [*MEASURES, *(other for other in reported if other not in MEASURES)]
+    known = list(dict.fromkeys((*MEASURES, *measured, *reported)))
     if name not in known:
         raise unknown_name("measure", name, known)
     try:
@@ -84,4 +89,4 @@ def parse_constraint(text: str, reported: Iterable[str] = ()) -> Constraint:
         raise ValueError(
             f"a constraint ends with a number, got {match[3]!r} in {text!r}"
         ) from None
-    return Constraint(name, sign, limit)  # type: ignore[arg-type]
+    return Constraint(name, sign, limit, name in measured)  # type: ignore[arg-type]

@@ -36,6 +36,7 @@ from masksearch.contracts import (
     Executor,
     FollowsReports,
     Listener,
+    MeasuresMasks,
     Proposal,
     Record,
     Refused,
@@ -291,6 +292,8 @@ class Session:
         try:
             table = lower(mask, shape)
             known = measures(mask, shape, table=table)
+            if isinstance(self.evaluator, MeasuresMasks):
+                known |= self.evaluator.measures_of(mask)
             return replace(record, fingerprint=table_fingerprint(table), measures=known)
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))

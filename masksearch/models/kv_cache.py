@@ -1,0 +1,133 @@
+"""How many bytes a decoder's cache of keys and values holds, under a mask and without.
+
+    kv_bytes(masks.columns(4) | masks.window(255), model, length=4096).share   # 0.063..
+
+A key is held as long as a later query may keep it. So a window of reach w costs w keys, s sinks
+cost s more, and a dilated window costs all keys that it spans, because the queries between the
+kept ones need them. A stride costs everything, however few cells it keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from masksearch.attention.layer import depends_on_length
+from masksearch.attention.own_windows import own_windows
+from masksearch.errors import LengthError, unknown_name
+from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Window
+from masksearch.masks.lifetimes import held_keys
+from masksearch.masks.stacks import PerHead
+
+Account = Literal["layer", "head"]
+ACCOUNTS = ("layer", "head")
+
+
+@dataclass(frozen=True)
+class KvBytes:
+    """The bytes of a cache for one sequence.
+
+    Args:
+        bytes: Of the keys and values that are held.
+        dense_bytes: If every layer held all of them.
+    """
+
+    bytes: int
+    dense_bytes: int
+
+    @property
+    def share(self) -> float:
+        """`bytes` / `dense_bytes`, in [0, 1]; 0 only where no query looks back at all."""
+        return self.bytes / self.dense_bytes
+
+
+def kv_bytes(
+    mask: Mask,
+    model: PreTrainedModel | PreTrainedConfig,
+    length: int,
+    *,
+    account: Account = "layer",
+    dtype: torch.dtype | None = None,
+    until: int | None = None,
+) -> KvBytes:
+    """The bytes of a decoder's cache after `length` tokens of one sequence, exact.
+
+    The rule: a key before position `length` is held if a query from `length` up to `until` - 1
+    keeps it, by the mask and by the sliding window that the configuration names for that layer. A
+    mask that reaches fewer positions than `until` is asked up to its end; one that ends at
+    `length` (a searched table) has no later query, and what its last query keeps is counted.
+    Random keys, which are others at each length, are those of `length`.
+
+    Held are `2 x head_dim` numbers a key and KV head, `head_dim` as the configuration says, else
+    hidden size / heads. Of dense attention, and of windows that the configuration itself names,
+    this is what transformers' own cache holds.
+
+    Args:
+        mask: What is attached; `masks.full()` for the model as it is.
+        model: A decoder, or its configuration.
+        length: Positions in the cache (>= 1).
+        account: `"layer"`: a layer holds a key in all its KV heads if one of them needs it, as a
+            cache that frees keys per layer does (transformers'). `"head"`: each KV head holds its own keys, those that one of
+            its queries' heads needs.
+        dtype: Of keys and values; None = the model's, or the configuration's (else torch's
+            default).
+        until: Positions that there will be at most; None = 2 x `length`: generation may go on for
+            as many tokens again. It makes no difference to windows, sinks and full layers.
+
+    Raises:
+        LengthError: If the mask does not reach `length`.
+        LayerCountError, HeadCountError: If mask and model do not fit.
+        AttachError: If the layers keep something else than keys and values of KV heads.
+        TokensNeededError: If the mask follows the tokens.
+        UnknownNameError: If there is no such account.
+        ValueError: If a number is out of range.
+    """
+    if account not in ACCOUNTS:
+        raise unknown_name("account", account, ACCOUNTS)
+    if length < 1:
+        raise ValueError(f"length is at least 1 position, got {length}")
+    config = model if isinstance(model, PreTrainedConfig) else model.config
+    windows = own_windows(config)
+    decoder = config.get_text_config(decoder=True)
+    heads = int(decoder.num_attention_heads)
+    kv_heads = int(getattr(decoder, "num_key_value_heads", None) or heads)
+    width = int(getattr(decoder, "head_dim", None) or decoder.hidden_size // heads)
+    mask.counts(len(windows), heads)
+    if until is None:
+        until = 2 * length
+    if until < length:
+        raise ValueError(f"until is at least length = {length}, got {until}")
+    reached = length if depends_on_length(mask) else mask.longest
+    if reached is not None and reached < length:
+        raise LengthError(
+            f"the mask reaches {reached} positions, and the cache is asked for after {length}; "
+            f"give length={reached} or less"
+        )
+    until = until if reached is None else min(until, reached)
+    held = 0
+    for layer, window in enumerate(windows):
+        own = mask.of_layer(layer)
+        several = held_by_heads(own, heads, length, until, window)
+        if account == "layer":
+            held += kv_heads * int(several.any(0).sum())
+        else:
+            held += int(several.view(kv_heads, -1, length).any(1).sum())
+    found = model.dtype if isinstance(model, PreTrainedModel) else getattr(config, "dtype", None)
+    one = 2 * width * (dtype or found or torch.get_default_dtype()).itemsize
+    return KvBytes(held * one, len(windows) * kv_heads * length * one)
+
+
+def held_by_heads(
+    mask: Mask, heads: int, length: int, until: int, window: int | None
+) -> torch.Tensor:
+    """Which keys each query head of a layer needs, bool `[heads, length]`."""
+    parts = mask.of if isinstance(mask, PerHead) else (mask,) * (mask.heads or 1)
+    rows = []
+    for head, part in enumerate(parts):
+        seen = part if window is None else part & Window(window - 1)
+        rows.append(held_keys(seen, length, until, 0 if part.heads is None else head))
+    return torch.stack(rows).expand(heads, length)

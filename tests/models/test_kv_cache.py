@@ -1,0 +1,166 @@
+"""Bytes of the cache: against transformers' own caches, and a loop over the cells."""
+
+import pytest
+import torch
+import transformers as hf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from masksearch import masks
+from masksearch.errors import (
+    AttachError,
+    HeadCountError,
+    LayerCountError,
+    LengthError,
+    UnknownNameError,
+)
+from masksearch.models.kv_cache import kv_bytes
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+MIXED = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+CONFIGS = {
+    "llama": lambda: hf.LlamaConfig(**GROUPED),
+    "gpt2": lambda: hf.GPT2Config(
+        vocab_size=50, n_embd=32, n_head=4, n_layer=4, n_positions=64, pad_token_id=0
+    ),
+    "qwen2": lambda: hf.Qwen2Config(
+        **GROUPED, use_sliding_window=True, sliding_window=5, layer_types=MIXED
+    ),
+    "qwen3": lambda: hf.Qwen3Config(**GROUPED, head_dim=12),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **{**GROUPED, "num_key_value_heads": 1}, head_dim=16, sliding_window=4, layer_types=MIXED
+    ),
+    "olmo3": lambda: hf.Olmo3Config(**GROUPED, sliding_window=6, layer_types=MIXED),
+    "smollm3": lambda: hf.SmolLM3Config(
+        **GROUPED, use_sliding_window=True, sliding_window=3, layer_types=MIXED
+    ),
+    "mistral": lambda: hf.MistralConfig(**GROUPED, sliding_window=7),
+}
+
+
+def cache_bytes(cache):
+    return sum(
+        one.numel() * one.element_size()
+        for layer in cache.layers
+        for one in (layer.keys, layer.values)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bytes_are_those_of_transformers_own_cache(name, dtype):
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(CONFIGS[name]()).to(dtype).eval()
+    tokens = torch.randint(1, 50, (1, 12))
+    with torch.no_grad():
+        cache = model(tokens[:, :9], use_cache=True).past_key_values
+        first = cache_bytes(cache)
+        for place in range(9, 12):
+            cache = model(tokens[:, place : place + 1], past_key_values=cache).past_key_values
+    for account in ("layer", "head"):
+        assert kv_bytes(masks.full(), model, 9, account=account).bytes == first
+        assert kv_bytes(masks.full(), model, 12, account=account).bytes == cache_bytes(cache)
+    dense = kv_bytes(masks.full(), model.config, 12, dtype=dtype)
+    assert dense.bytes == cache_bytes(cache)
+    _, kv_heads, _, width = cache.layers[0].keys.shape
+    assert dense.dense_bytes == 4 * 12 * 2 * kv_heads * width * dtype.itemsize
+
+
+def test_sinks_windows_and_full_layers_are_counted_a_key_at_a_time():
+    local = masks.columns(2) | masks.window(3)
+    mask = masks.per_layer([masks.full(), local, local, masks.causal()])
+    found = kv_bytes(mask, CONFIGS["llama"](), 20, dtype=torch.float16)
+    one = 2 * 2 * 8 * 2  # key and value, KV heads, head_dim, bytes
+    assert found.bytes == one * (20 + 5 + 5 + 20)
+    assert found.dense_bytes == one * 80
+    assert found.share == pytest.approx(50 / 80)
+
+
+def test_heads_that_share_keys_hold_what_one_of_them_needs():
+    local, full = masks.window(3), masks.full()
+    config = CONFIGS["llama"]()  # query heads 0 and 1 share KV head 0
+
+    def share(heads, account):
+        return kv_bytes(masks.per_head(heads), config, 12, account=account).share
+
+    assert share([full, local, local, local], "layer") == 1
+    assert share([full, local, local, local], "head") == (12 + 3) / 24
+    assert share([full, local, full, local], "head") == 1
+    assert share([local] * 4, "layer") == share([local] * 4, "head") == 3 / 12
+
+
+@pytest.mark.parametrize(
+    ("mask", "keys"),
+    [
+        (masks.window(0), 0),
+        (masks.dilated(7, 3), 6),
+        (masks.stride(4), 12),
+        (masks.powers_of_two(), 12),
+        (masks.offsets([5]), 5),
+        (masks.blocks(5), 2),
+        (masks.blocks(4), 0),
+        (masks.fixed(4, 1), 3),
+        (masks.global_tokens(1) | masks.window(2), 3),
+        (masks.global_tokens(positions=[15]), 12),
+    ],
+    ids=str,
+)
+def test_the_rule_asks_every_later_query(mask, keys):
+    found = kv_bytes(mask, CONFIGS["gpt2"](), 12)
+    assert found.share == keys / 12
+
+
+def test_queries_behind_until_are_not_asked():
+    mask = masks.global_tokens(positions=[15]) | masks.window(1)
+    config = CONFIGS["gpt2"]()
+    assert kv_bytes(mask, config, 12, until=15).share == 1 / 12
+    assert kv_bytes(mask, config, 12, until=16).share == 1
+
+
+def test_a_mask_of_one_length_is_asked_up_to_its_end():
+    rule = masks.causal() & masks.window(2)
+    table = masks.table(rule.dense(12)[0, 0])
+    config = CONFIGS["gpt2"]()
+    assert kv_bytes(table, config, 8).share == kv_bytes(rule, config, 8).share == 2 / 8
+    assert kv_bytes(table, config, 12).share == 3 / 12  # the keys of its last query
+    assert kv_bytes(masks.cropped(rule, at=12), config, 12).share == 3 / 12
+    random = masks.random_keys(2, 0) | masks.window(0)
+    assert 1 / 12 <= kv_bytes(random, config, 12).share <= 3 / 12
+    with pytest.raises(LengthError, match="reaches 12 positions"):
+        kv_bytes(table, config, 13)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 6), st.integers(1, 3), st.integers(1, 24), st.sampled_from([2, 6]))
+def test_shares_grow_with_sinks_and_windows(reach, sinks, length, more):
+    config = CONFIGS["qwen2"]()
+    small = kv_bytes(masks.columns(sinks) | masks.window(reach), config, length)
+    large = kv_bytes(masks.columns(sinks + more) | masks.window(reach + 1), config, length)
+    assert 0 < small.share <= large.share <= kv_bytes(masks.full(), config, length).share <= 1
+
+
+def test_what_does_not_fit_is_refused():
+    config = CONFIGS["llama"]()
+    with pytest.raises(LayerCountError):
+        kv_bytes(masks.per_layer([masks.full()] * 3), config, 8)
+    with pytest.raises(HeadCountError):
+        kv_bytes(masks.per_head([masks.full()] * 3), config, 8)
+    with pytest.raises(UnknownNameError, match="account"):
+        kv_bytes(masks.full(), config, 8, account="heads")
+    with pytest.raises(ValueError, match="at least 1 position"):
+        kv_bytes(masks.full(), config, 0)
+    with pytest.raises(ValueError, match="until"):
+        kv_bytes(masks.full(), config, 8, until=7)
+    with pytest.raises(AttachError, match="compressed keys"):
+        kv_bytes(masks.full(), hf.DeepseekV3Config(), 8)
+    with pytest.raises(AttachError, match="encoder-decoder"):
+        kv_bytes(masks.full(), hf.T5Config(), 8)
