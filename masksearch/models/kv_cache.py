@@ -71,8 +71,8 @@ def kv_bytes(
         model: A decoder, or its configuration.
         length: Positions in the cache (>= 1).
         account: `"layer"`: a layer holds a key in all its KV heads if one of them needs it, as a
-            cache that frees keys per layer does (transformers'). `"head"`: each KV head holds its own keys, those that one of
-            its queries' heads needs.
+            cache that frees keys per layer does (transformers'). `"head"`: each KV head holds its
+            own keys, those that one of its queries' heads needs.
         dtype: Of keys and values; None = the model's, or the configuration's (else torch's
             default).
         until: Positions that there will be at most; None = 2 x `length`: generation may go on for
