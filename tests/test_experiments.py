@@ -11,9 +11,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
 import torch
 from tiny_checkpoint import tiny_checkpoint
+from toy_sentences import write_sentences
 
 from masksearch import masks
 from masksearch.analysis.stats import PairedDifference
@@ -234,3 +236,27 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
     sys.modules.pop("truth")
     band = truth.band_of(density, (0.1, 0.3, 0.85))
     assert band == {0.1: 0, 0.29: 0, 0.3: 1, 0.84: 1}.get(density)
+
+
+@pytest.mark.slow
+def test_glue_fronts_smoke(tmp_path):
+    data, runs = write_sentences(tmp_path), tmp_path / "runs"
+    given = ["--data", str(data), "--weights", str(data / "checkpoint"), "--tasks", "SST-2"]
+    script = FOLDER / "11_glue_fronts" / "run.py"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(script), "dense", "search", "judge", "tables", *given),
+            *("--seeds", "0", "--arms", "dam,random,allocate restore", "--smoke"),
+            *("--runs", str(runs)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = pd.read_csv(runs / "results" / "scores.csv")
+    assert set(scores.model) == {"own", "fresh"}
+    found = set(scores["mask"])
+    assert {"dense", "dam 0.3", "random keys 0.15", "hand-designed 0.5", "attention 0.3"} <= found
+    assert (scores[scores["mask"] == "dense"].effective_density == 1).all()

@@ -1,0 +1,89 @@
+"""The front as a figure: score against effective sparsity, searched, hand-designed and random.
+
+python experiments/11_glue_fronts/figures.py [--results FOLDER] [--out FILE.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from masksearch.analysis.stats import estimate
+from masksearch.report.figures.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    LABEL,
+    ORANGE,
+    PAGE,
+    PINK,
+    SKY,
+    SMALL,
+    clean,
+    new_figure,
+    write_figure,
+)
+
+HERE = Path(__file__).parent
+ARMS = {  # mask without its budget -> what the legend says, colour, marker
+    "dam": ("DAM", ORANGE, "^"),
+    "allocate restore": ("allocation of full heads", GREEN, "s"),
+    "tpe": ("TPE", BLUE, "v"),
+    "random": ("random search", SKY, "o"),
+    "attention": ("largest mean attention", PINK, "X"),
+    "hand-designed": ("best hand-designed", INK, "D"),
+    "random keys": ("random keys", GREY, "P"),
+}
+METRIC = {"STS-B": "Pearson", "QQP": "accuracy", "QNLI": "accuracy"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "fronts.png")
+    given = parser.parse_args()
+    scores = pd.read_csv(given.results / "scores.csv")
+    scores = scores[(scores.stage == "judged") & (scores.model == "fresh")]
+    tasks = list(dict.fromkeys(scores.task))
+    figure = new_figure(PAGE, 2.6)
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        draw_task(axes, scores[scores.task == task])
+        axes.set_title(task, fontsize=LABEL, color=INK, loc="left")
+        metric = METRIC.get(task, "score")
+        clean(axes, "pairs left out (%)", f"{metric}, fresh models")
+    lines, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        lines, labels, loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False
+    )
+    write_figure(figure, given.out)
+
+
+def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
+    """Each arm's masks: means over search seeds with 95% intervals, joined by a line."""
+    dense = estimate(list(scores[scores["mask"] == "dense"].score))
+    axes.axhline(dense.mean, color=INK, linewidth=0.8, linestyle=":", label="dense")
+    if math.isfinite(dense.low):
+        axes.axhspan(dense.low, dense.high, color=INK, alpha=0.06, linewidth=0)
+    for arm, (label, colour, marker) in ARMS.items():
+        own = scores[scores["mask"].str.fullmatch(rf"{arm} [\d.]+")]
+        points = [
+            (100 * (1 - found.effective_density.mean()), estimate(list(found.score)))
+            for _, found in own.groupby("mask")
+        ]
+        if points:
+            points.sort(key=lambda point: point[0])
+            x, y = [at for at, _ in points], [found.mean for _, found in points]
+            below = [0.0 if math.isnan(f.low) else f.mean - f.low for _, f in points]
+            axes.errorbar(
+                x, y, yerr=below, color=colour, marker=marker, markersize=3.5, linewidth=1.0,
+                elinewidth=0.6, capsize=1.5, markeredgewidth=0, label=label,
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
