@@ -268,7 +268,7 @@ class Training:
     key: str
     memory: dict[str, Any] | None
     noise_seed: int | None
-    title: str
+    title: str = ""
 
     def __post_init__(self) -> None:
         groups = parameter_groups(self.model, self.config.weight_decay)
