@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.errors import LengthError as LengthError
     from masksearch.errors import MaskFormatError as MaskFormatError
     from masksearch.errors import MaskSearchError as MaskSearchError
+    from masksearch.errors import NativeError as NativeError
     from masksearch.errors import NonFiniteLossError as NonFiniteLossError
     from masksearch.errors import ResumeError as ResumeError
     from masksearch.errors import SearchError as SearchError
@@ -91,6 +92,8 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.manifest import Verification as Verification
     from masksearch.models.manifest import saved_masks as saved_masks
     from masksearch.models.manifest import verify as verify
+    from masksearch.models.native import from_native as from_native
+    from masksearch.models.native import to_native as to_native
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.positions.analysis import importance as importance

@@ -5,6 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from masksearch.masks.core import Mask
 
 
 class MaskSearchError(Exception):
@@ -37,6 +41,18 @@ class TokensNeededError(MaskSearchError, ValueError):
 
 class AttachError(MaskSearchError, ValueError):
     """A model on which no mask can be put, or one that does not fit."""
+
+
+class NativeError(MaskSearchError, ValueError):
+    """A mask that a model's own configuration cannot name.
+
+    Attributes:
+        nearest: A mask that it can name, as near as possible; None where none is known.
+    """
+
+    def __init__(self, message: str, nearest: Mask | None = None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
 
 
 class DataError(MaskSearchError, ValueError):

@@ -1,0 +1,401 @@
+"""Masks in a model's own configuration, so that it is served without masksearch.
+
+Decoders of several families, and ModernBERT, name for each layer whether it attends to everything
+or within a window (`layer_types`), and one window for all of them. A mask that is just that,
+layer by layer, can be written there: any program that opens the folder then applies it, and its
+caches keep the keys of the window only. `from_native` reads the mask of such a configuration.
+
+A decoder's `sliding_window = w` keeps the query's own key and the w - 1 before it, which is
+`window(w - 1)`; ModernBERT's `local_attention = w` keeps w // 2 keys on each side.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config
+from transformers.initialization import no_init_weights
+
+from masksearch.attention.attach import check_module, in_force
+from masksearch.errors import NativeError
+from masksearch.masks.core import Both, Either, Mask
+from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
+from masksearch.masks.stacks import PerHead, PerLayer
+
+SLIDING, FULL = "sliding_attention", "full_attention"  # the names in `layer_types`
+SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten
+FAMILIES = (*SWITCHED, "olmo3", "gemma3_text", "modernbert")  # that have a field for windows
+PLAIN = ("llama", "gpt2")  # no field: every layer attends to everything before it
+LLAMA_ONLY = ("model_type", "architectures", "attention_bias", "mlp_bias", "pretraining_tp")
+SHORTEST, LONGEST = 64, 8192  # positions at which masks are set against the nearest ones
+
+
+def to_native(model: Any, mask: Mask) -> Any:
+    """Writes a mask into the model's own configuration, which transformers alone applies.
+
+    It computes what the model with `masksearch.attach(model, mask)` computes: a decoder stays
+    causal, and windows that it has of its own stay in force. A Llama with windows becomes the
+    Qwen2 that computes the same, with biases of zero.
+
+    Args:
+        model: A model of transformers, of the families Qwen2, Qwen3, SmolLM3, OLMo 3, Gemma 3
+            (text), ModernBERT or Llama, or its configuration. It is not changed.
+        mask: In each layer everything or a window, with one reach for all windows: for example
+            `per_layer([full(), window(127), ..])`, or what `from_native` returns.
+
+    Returns:
+        A model that shares its weights with `model`, or a configuration. `save_pretrained` of
+        transformers writes it.
+
+    Raises:
+        NativeError: If the configuration has no words for the mask. The message, and `.nearest`
+            of the error, give the nearest mask that can be served.
+        HeadCountError: If the mask tells another number of heads apart.
+        TypeError: If `model` or `mask` is something else.
+    """
+    if not isinstance(mask, Mask):
+        raise TypeError(f"to_native takes a mask second, got {mask!r:.60}")
+    if isinstance(model, PreTrainedConfig):
+        return native_config(model, mask)
+    check_module("to_native", model)
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise NativeError(
+            f"to_native takes a model of transformers, got {name}; of a wrapper give the model "
+            "inside it, of an adapter adapter.merge_and_unload()"
+        )
+    if in_force(model) is not None:
+        raise NativeError(f"{name} has a mask attached; take it off first: ms.detach(model)")
+    config = native_config(model.config, mask)
+    if config.model_type == model.config.model_type:
+        return with_weights_of(model, type(model), config)
+    native = getattr(transformers, name.replace("Llama", "Qwen2", 1), None)
+    if native is None or native is type(model):
+        raise NativeError(f"transformers has no Qwen2 for {name}; give its LlamaModel")
+    return with_weights_of(model, native, config)
+
+
+def from_native(model: PreTrainedModel | PreTrainedConfig) -> Mask:
+    """The mask that a configuration of transformers names, as an expression.
+
+    Args:
+        model: A configuration, or a model, of a family that `to_native` knows, or GPT-2.
+
+    Returns:
+        What each layer keeps, for decoders within `causal()`: one mask where all layers are
+        equal, else `per_layer([..])`.
+
+    Raises:
+        NativeError: If the family is another one, or the entries contradict each other.
+
+    >>> from transformers import Qwen3Config
+    >>> switched = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    >>> from_native(Qwen3Config(num_hidden_layers=3, **switched))
+    per_layer([causal(), causal() & window(7), causal() & window(7)])
+    """
+    config = model if isinstance(model, PreTrainedConfig) else getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise TypeError(f"from_native takes a configuration or a model, got {model!r:.60}")
+    whole: Mask = Causal() if is_causal(config) else Full()
+    kept = [
+        whole
+        if reach == math.inf
+        else Causal() & Window(int(reach))
+        if is_causal(config)
+        else Window(int(reach))
+        for reach in own_reaches(config)
+    ]
+    return kept[0] if len(set(kept)) == 1 else PerLayer(kept)
+
+
+# -- configurations ----------------------------------------------------------------------------
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether no token of this model sees a later one (Gemma 3 is also built as an encoder)."""
+    both_ways = getattr(config, "use_bidirectional_attention", False)
+    return config.model_type != "modernbert" and not both_ways
+
+
+def own_reaches(config: PreTrainedConfig) -> list[float]:
+    """How many keys before its own a query sees in each layer; infinity for all of them.
+
+    Raises:
+        NativeError: If the family is none of those here, or the entries contradict each other.
+    """
+    name, layers = type(config).__name__, getattr(config, "num_hidden_layers", 1)
+    if config.model_type in PLAIN:
+        return [math.inf] * layers
+    if config.model_type not in FAMILIES:
+        raise NativeError(
+            f"{name} ({config.model_type or 'no model_type'}) is none of the families whose "
+            f"windows are known here: {', '.join(FAMILIES + PLAIN)}; ms.attach serves other models"
+        )
+    types, window = list(config.layer_types), config.sliding_window
+    if len(types) != layers or not {*types} <= {SLIDING, FULL}:
+        raise NativeError(
+            f"layer_types of {name} names {len(types)} layers of the kinds "
+            f"{', '.join(sorted({*types}))}; {layers} of {SLIDING} or {FULL} can be read"
+        )
+    if SLIDING not in types:
+        return [math.inf] * layers
+    if (config.model_type in SWITCHED and not config.use_sliding_window) or window is None:
+        raise NativeError(
+            f"layer_types of {name} names sliding layers, without a window: sliding_window is "
+            f"{window} and use_sliding_window {getattr(config, 'use_sliding_window', None)}; "
+            "build the configuration with use_sliding_window=True and a sliding_window"
+        )
+    reach = window if config.model_type == "modernbert" else window - 1
+    return [reach if kind == SLIDING else math.inf for kind in types]
+
+
+def native_config(config: PreTrainedConfig, mask: Mask) -> Any:
+    """A copy of a configuration that names the mask.
+
+    Raises:
+        NativeError: If it cannot.
+    """
+    causal, own = is_causal(config), own_reaches(config)
+    if mask.layers not in (None, len(own)):
+        given = mask.layers or 1
+        stretched = [mask.of_layer(layer * given // len(own)) for layer in range(len(own))]
+        refuse(config, f"it has {given} layers, the model {len(own)}", stretched)
+    mask.counts(len(own), config.num_attention_heads)
+    layers = [mask.of_layer(layer) for layer in range(len(own))]
+    asked = [reach_of(each, causal) for each in layers]
+    for layer, reach in enumerate(asked):
+        if reach is None:
+            refuse(config, f"layer {layer} keeps {what_else(layers[layer], causal)}", layers)
+    reaches = [
+        min(reach, most) for reach, most in zip(asked, own, strict=True) if reach is not None
+    ]
+    windows = sorted({int(reach) for reach in reaches if reach != math.inf})
+    if len(windows) > 1:
+        several = " and ".join(f"window({reach})" for reach in windows)
+        refuse(config, f"it has {several}, and a configuration one window for all layers", layers)
+    if windows == [0]:
+        refuse(config, "window(0), a query's own key alone, breaks transformers' caches", layers)
+    if windows and config.model_type == "gpt2":
+        refuse(config, "the configuration has no field for windows", layers)
+    types = [FULL if reach == math.inf else SLIDING for reach in reaches]
+    if config.model_type in PLAIN and not windows:
+        return copy.deepcopy(config)
+    native = qwen2_of(config) if config.model_type == "llama" else copy.deepcopy(config)
+    ropes = ropes_of(config, types)
+    if ropes is None:
+        why = "its sliding and its full layers turn positions by other angles (rope_parameters)"
+        refuse(config, f"{why}, so that one kind cannot take layers of both", layers)
+    if ropes:
+        native.rope_parameters = ropes
+    native.layer_types = types
+    if windows:
+        native.sliding_window = windows[0] + (native.model_type != "modernbert")
+    if native.model_type in SWITCHED:
+        native.use_sliding_window = bool(windows)
+        native.sliding_window = native.sliding_window if windows else None
+    return native
+
+
+def ropes_of(config: PreTrainedConfig, types: Sequence[str]) -> dict[str, Any] | None:
+    """Rotary positions for each kind of layer, such that every layer keeps those it had.
+
+    Returns:
+        `rope_parameters` by kind; empty where all layers have the same entry; None where one
+        kind would need two.
+    """
+    ropes = getattr(config, "rope_parameters", None) or {}
+    if FULL not in ropes:
+        return {}
+    needed = {**ropes}
+    for kind in (SLIDING, FULL):
+        before = [
+            ropes[old] for old, new in zip(config.layer_types, types, strict=True) if new == kind
+        ]
+        if any(one != other for one, other in pairwise(before)):
+            return None
+        needed[kind] = copy.deepcopy(before[0] if before else ropes[kind])
+    return needed
+
+
+def qwen2_of(config: PreTrainedConfig) -> Qwen2Config:
+    """The Qwen2 configuration of what a Llama computes.
+
+    Raises:
+        NativeError: If Qwen2 has no place for some of its weights.
+    """
+    if config.attention_bias or config.mlp_bias:
+        raise NativeError(
+            "this Llama has biases (attention_bias, mlp_bias) that Qwen2 has no place for, and a "
+            "Llama's configuration no field for windows; serve it with full(), or by ms.attach"
+        )
+    data = {name: value for name, value in config.to_dict().items() if name not in LLAMA_ONLY}
+    if data.get("head_dim") == config.hidden_size // config.num_attention_heads:
+        del data["head_dim"]
+    native = Qwen2Config.from_dict(data)
+    native._attn_implementation = config._attn_implementation
+    return native
+
+
+def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConfig) -> Any:
+    """A model of a class and a configuration that has the parameters of another one.
+
+    Raises:
+        NativeError: If the model has weights that its class does not make, or misses some.
+    """
+    if len(devices := {str(each.device) for each in model.parameters()}) > 1:
+        raise NativeError(
+            f"{type(model).__name__} is spread over {', '.join(sorted(devices))}; load it on one "
+            "device, or give its configuration"
+        )
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        built = native(config)
+    state = model.state_dict(keep_vars=True)
+    for name, own in built.state_dict().items():
+        if native is not type(model) and name not in state and name.endswith("_proj.bias"):
+            weight = state[name.removesuffix("bias") + "weight"]
+            state[name] = nn.Parameter(
+                torch.zeros(own.shape, dtype=weight.dtype, device=weight.device)
+            )
+    if other := sorted({*state} ^ {*built.state_dict()}):
+        raise NativeError(
+            f"{type(model).__name__} and a new {native.__name__} of its configuration differ in "
+            f"the weights {', '.join(other[:3])}; merge adapters and undo quantisation first"
+        )
+    built.load_state_dict(state, assign=True)
+    built.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
+    return built.to(model.device).train(model.training)
+
+
+# -- masks -------------------------------------------------------------------------------------
+def reach_of(mask: Mask, causal: bool) -> float | None:
+    """How far from itself every query sees, at every length, if the mask is just that.
+
+    Args:
+        mask: Mask of one layer.
+        causal: Whether only keys at and before the query count.
+
+    Returns:
+        Positions (inclusive), infinity for everything; None for any other mask.
+    """
+    found = [reach_of(part, causal) for part in mask.parts]
+    known = [reach for reach in found if reach is not None]
+    if isinstance(mask, Full) or (causal and isinstance(mask, Causal)):
+        return math.inf
+    if isinstance(mask, Window):
+        return mask.reach
+    if isinstance(mask, Offsets) and sorted(mask.distances) == [*range(len(mask.distances))]:
+        return len(mask.distances) - 1
+    if isinstance(mask, Either) and math.inf in known:
+        return math.inf
+    if len(known) < len(found):
+        return None
+    if isinstance(mask, Either):
+        return max(known)
+    if isinstance(mask, Both):
+        return min(known)
+    return known[0] if isinstance(mask, PerHead) and len({*known}) == 1 else None
+
+
+def what_else(mask: Mask, causal: bool) -> str:
+    """What a mask of one layer keeps that is neither everything nor a window, in words."""
+    leaves = list(every_part(mask))
+    if mask.needs_tokens:
+        return "what the tokens say"
+    if mask.length is not None:
+        return f"a table of {mask.length} positions, and other lengths have none"
+    if mask.heads is not None:
+        return "other keys in each head, and a configuration knows layers only"
+    if any(isinstance(leaf, Columns | GlobalTokens) for leaf in leaves):
+        return "tokens of fixed positions (sinks), for which configurations have no field"
+    if not causal and any(isinstance(leaf, Causal) for leaf in leaves):
+        return "earlier keys only (causal()), and the model is an encoder"
+    return f"{mask!s:.60}, which is neither everything nor a window"
+
+
+def every_part(mask: Mask) -> Iterator[Mask]:
+    """A mask and everything it is built of."""
+    yield mask
+    for part in mask.parts:
+        yield from every_part(part)
+
+
+def refuse(config: PreTrainedConfig, why: str, layers: Sequence[Mask]) -> NoReturn:
+    """Raises the error that says why masks cannot be served, and which ones can."""
+    nearest = nearest_native(config, layers)
+    raise NativeError(
+        f"{type(config).__name__} cannot name this mask: {why}; the nearest mask that can be "
+        f"served is {nearest}",
+        nearest,
+    )
+
+
+def nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
+    """The mask that a configuration can name with the fewest other cells, at one length.
+
+    Where rotary positions bind layers to their kind, each layer keeps the kind it has.
+
+    Args:
+        config: Configuration of the model.
+        layers: The wanted mask of each layer.
+
+    Returns:
+        In each layer `full()` or one window.
+    """
+    causal, own = is_causal(config), own_reaches(config)
+    parts = [part for each in layers for part in every_part(each)]
+    lengths = [part.length for part in parts if part.length is not None]
+    bound = min(own)  # a window of the model's own bounds every other
+    reaches = [part.reach for part in parts if isinstance(part, Window)]
+    widest = max([*reaches, bound if bound < math.inf else 0])
+    length = min(lengths, default=int(min(max(SHORTEST, 2 * widest), LONGEST)))
+    most = int(min(bound, length - 1)) if bound < math.inf else length - 2
+    if config.model_type == "gpt2" or any(each.needs_tokens for each in layers) or most < 1:
+        return from_native(config)
+    bounded = torch.tensor(own) < math.inf
+    inside = [
+        each if reach == math.inf else each & Window(int(reach))
+        for each, reach in zip(layers, own, strict=True)
+    ]
+    costs = {each: cells_apart(each, causal, length) for each in {*inside}}
+    apart = torch.stack([costs[each] for each in inside])  # layers, reaches
+    local, whole = apart[:, 1 : most + 1].clone(), apart[:, -1:].clone()
+    whole[bounded] = math.inf
+    index = int(torch.minimum(local, whole).sum(0).argmin())
+    chosen = (local[:, index] < whole[:, 0]).tolist()
+    if ropes_of(config, [SLIDING if each else FULL for each in chosen]) is None:
+        local[~bounded] = math.inf
+        index = int(torch.minimum(local, whole).sum(0).argmin())
+        chosen = bounded.tolist()
+    reach = index + 1 if index + 1 < length - 1 else int(bound)  # which that length cannot tell
+    kept: list[Mask] = [Window(reach) if each else Full() for each in chosen]
+    return kept[0] if len(set(kept)) == 1 else PerLayer(kept)
+
+
+def cells_apart(mask: Mask, causal: bool, length: int) -> Tensor:
+    """In how many cells a mask of one layer differs from each window, in the mean of its heads.
+
+    Returns:
+        float `[length]`, by the window's reach; the last one is everything.
+    """
+    position = torch.arange(length)
+    every = (length - position) * (1.0 if causal else 2.0 - (position == 0).float())
+    reach = reach_of(mask, causal)
+    kept = torch.zeros(length)
+    if reach is not None:
+        kept = every * (position <= reach)
+    else:
+        heads = mask.heads or 1
+        for head in range(heads):
+            row = 0
+            for some in mask.row_chunks(length, 0, head):
+                query, key = some.nonzero().T
+                distance = query + row - key
+                distance = distance[distance >= 0] if causal else distance.abs()
+                kept += torch.bincount(distance, minlength=length) / heads
+                row += len(some)
+    return (every - kept).cumsum(0) + kept.sum() - kept.cumsum(0)
