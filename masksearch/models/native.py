@@ -288,7 +288,7 @@ def reach_of(mask: Mask, causal: bool) -> float | None:
         return math.inf
     if isinstance(mask, Window):
         return mask.reach
-    if isinstance(mask, Offsets) and [*mask.distances] == [*range(len(mask.distances) or 1)]:
+    if isinstance(mask, Offsets) and [*mask.distances] == [*range(len(mask.distances))]:
         return len(mask.distances) - 1
     if isinstance(mask, Either) and math.inf in known:
         return math.inf
