@@ -1,12 +1,19 @@
 """What pages say about this experiment, recomputed from results/: see experiments/verify.py."""
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from experiments.verify import Claim, interval
+from masksearch.analysis.published import read_published
+from masksearch.analysis.rank_stats import tau_b
 
 HERE = "experiments/12_sparsebert_table/README.md"
+RESULTS = Path(__file__).parent / "results"
+FAMILIES = {row.family: row for row in read_published("sparsebert").rows if row.family}
+PRINTED = {row.name: row for row in read_published("sparsebert").rows} | FAMILIES
 
 earlier = pd.read_csv(Path(__file__).parents[1] / "09_minilm_glue" / "results" / "scores.csv")
 rte = earlier[earlier.task == "RTE"]
@@ -18,3 +25,35 @@ CLAIMS = [
         [*interval(rte.score), rte.majority.iloc[0]],
     ),
 ]
+
+
+def row(mask: str, runs: pd.DataFrame) -> list[float]:
+    """Of a mask: printed and effective sparsity in percent, scores by seed, mean and interval,
+    the printed score."""
+    scores = runs.sort_values("seed").score
+    paper = PRINTED.get(mask)
+    found = [paper.sparsity] if paper else []
+    found += [100 * runs.effective_sparsity.iloc[0], *scores]
+    found += interval(scores) if len(scores) > 2 else [scores.mean()]
+    return found + ([paper.scores[runs.task.iloc[0]]] if paper else [])
+
+
+if (RESULTS / "scores.csv").is_file():
+    scores = pd.read_csv(RESULTS / "scores.csv")
+    for (setting, task, mask), runs in scores.groupby(["setting", "task", "mask"]):
+        if setting == "none":
+            CLAIMS.append(Claim(HERE, f"| {mask} |...", row(mask, runs), after=f"### {task}"))
+    first = scores[scores.seed == 0]
+    wide = first.pivot(index=["task", "mask"], columns="setting", values="score")
+    for task, cells in wide.groupby("task") if "finetune" in wide else ():
+        each = cells.dropna(subset=["finetune"]).droplevel("task")
+        for mask, values in each.iterrows():
+            known = [values[s] for s in ("none", "recover", "finetune") if s in each]
+            known = [value for value in known if np.isfinite(value)]
+            CLAIMS.append(Claim(HERE, f"| {mask} |...", known, after=f"### Settings on {task}"))
+        for setting in {"none", "recover"} & set(each):
+            if each[setting].count() > 1:
+                tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
+                CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
+    for name, tau in json.loads((RESULTS / "table.json").read_text())["tau_b"].items():
+        CLAIMS.append(Claim(HERE, f"order by {name}: tau-b {{}} [{{}}, {{}}]", tau))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from masksearch import masks
 from masksearch.analysis.proxy_observations import Observation
 from masksearch.errors import MaskSearchError
 from masksearch.report.proxy import ProxyCard
+from masksearch.report.published_scores import compare_published
 from masksearch.tasks.glue import task_named
 
 HERE = Path(__file__).parent
@@ -168,6 +170,12 @@ class Experiment:
         scores = scores[[*names, "step", "seconds"]]
         scores.to_csv(folder / "scores.csv", index=False, float_format="%.4f")
         print(scores.to_string(index=False))
+        beside = compare_published(self.runs / "none")
+        beside.frame().to_csv(folder / "table.csv", index=False, float_format="%.2f")
+        taus = {name: beside.agreement(each) for name, each in beside.quantities.items()}
+        found = {name: [tau.value, tau.low, tau.high] for name, tau in taus.items()}
+        text = json.dumps({"tau_b": found, "notes": beside.notes()}, indent=1) + "\n"
+        (folder / "table.json").write_text(text, encoding="utf-8")
         cards = [proxy_card(found, task) for task, found in scores.groupby("task")]
         (folder / "proxy.txt").write_text("\n".join(cards), encoding="utf-8")
 
