@@ -174,7 +174,7 @@ class Experiment:
         beside.frame().to_csv(folder / "table.csv", index=False, float_format="%.2f")
         taus = {name: beside.agreement(each) for name, each in beside.quantities.items()}
         found = {name: [tau.value, tau.low, tau.high] for name, tau in taus.items()}
-        text = json.dumps({"tau_b": found, "notes": beside.notes()}, indent=1) + "\n"
+        text = json.dumps({"tau_b": found}, indent=1) + "\n"
         (folder / "table.json").write_text(text, encoding="utf-8")
         cards = [proxy_card(found, task) for task, found in scores.groupby("task")]
         (folder / "proxy.txt").write_text("\n".join(cards), encoding="utf-8")
@@ -187,7 +187,7 @@ def proxy_card(scores: pd.DataFrame, task: str) -> str:
             row["mask"],
             1 - row["effective_sparsity"],
             row["seed"],
-            max(1, int(row["step"])),
+            int(row["step"]),
             task,
             row["score"],
             schedule=row["setting"],
