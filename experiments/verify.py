@@ -144,7 +144,7 @@ def reported(page: str, text: str) -> str:
     All of the page of an experiment or benchmark; elsewhere paragraphs that name one, and the
     tables and lists right below them.
     """
-    parts, named = [], page.startswith(("experiments/0", "benchmarks/"))
+    parts, named = [], page.startswith(("experiments/0", "experiments/1", "benchmarks/"))
     everything = named
     for block in re.split(r"(\n\s*\n)", text):
         if not everything and block.strip():
