@@ -109,6 +109,7 @@ class Task:
             corpus=None,
             weights=given.weights or offline_model(),
             adapt="none",
+            checkpoint_seconds=600,
             **(SMOKE if given.smoke else sizes),
         )
         self.final = self.evaluator.on("final")
