@@ -52,6 +52,7 @@ SCRIPTS = (
     Script("dam"),
     Script("proxy", on_gpu=("sizes",)),
     Script("attention", on_gpu=()),
+    Script("decode"),
 )
 
 

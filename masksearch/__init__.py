@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.attention.attach import detach as detach
     from masksearch.attention.explain import Explanation as Explanation
     from masksearch.attention.explain import explain as explain
+    from masksearch.attention.masked_cache import MaskedCache as MaskedCache
     from masksearch.cli.repeat import resume as resume
     from masksearch.contracts import Budget as Budget
     from masksearch.contracts import Evaluate as Evaluate

@@ -27,7 +27,7 @@ from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
 from masksearch.attention.tokens import TokenMask, refuse_longer
 from masksearch.errors import AttachError, EmptyRowError
-from masksearch.masks.core import Mask, no_empty_rows
+from masksearch.masks.core import Mask, Points, no_empty_rows
 from masksearch.masks.leaves import Causal
 from masksearch.masks.lower import row_counts
 from masksearch.masks.stacks import Cropped
@@ -291,6 +291,8 @@ class SequencePositions:
     Attributes:
         masks: What may need the padding of those models without a table around it.
         token_masks: Those of the masks that follow the tokens.
+        held: Name of a layer -> positions of the keys that its `MaskedCache` has just handed out,
+            int64 `[keys]`, the new ones last.
     """
 
     def __init__(self) -> None:
@@ -299,6 +301,7 @@ class SequencePositions:
         self.token_masks: list[TokenMask] = []
         self.last: CachePosition | None = None
         self.before: CachePosition | None = None  # models with two kinds of layers ask twice
+        self.held: dict[str, Tensor] = {}
 
     def enrol(
         self, configs: Iterable[Any], masks: list[LayerMask], token_masks: list[TokenMask]
@@ -448,6 +451,47 @@ class LayerState:
         else:
             table = table[:, :, start : start + queries]
         return table[..., first_key : first_key + keys]
+
+    def at_held(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
+        """Which keys of a `MaskedCache` each query attends to: the mask's, and the model's, cells.
+
+        Args:
+            held: int64 `[keys]`, positions of the keys, those of the queries last.
+            queries: Number of queries.
+            visible: The model's mask over all positions, bool or float `[batch | 1, heads | 1,
+                queries, positions]`; None = earlier keys alone.
+
+        Returns:
+            The same with a column for each key; None = all.
+
+        Raises:
+            EmptyRowError: If a query keeps no key.
+            AttachError: If the model's mask has another number of positions.
+        """
+        assert self.lowered is not None
+        mask, length = self.lowered.mask, int(held[-1]) + 1
+        query, key = held[-queries:, None], held[None]
+        heads = range(mask.heads or 1)
+        cells = [mask.allows(Points(query, key, length, 0, head)) for head in heads]
+        kept = torch.stack([one.expand(queries, len(held)) for one in cells])[None]
+        kept = kept & (key <= query)
+        if (empty := ~kept.any(-1)).any():
+            _, head, row = (int(index) for index in empty.nonzero()[0])
+            raise EmptyRowError(
+                f"{self.lowered.where}, head {head}: query {int(query[row])} keeps no earlier key "
+                "and not its own; add for example masks.window(0), the diagonal"
+            )
+        if visible is None:
+            return None if kept.all() else kept
+        if visible.shape[-1] != length:
+            raise AttachError(
+                f"the attention mask has {visible.shape[-1]} positions, and the cache stands at "
+                f"{length}; give one for all positions so far, the dropped keys' too"
+            )
+        visible = visible.index_select(-1, held)
+        if visible.dtype == torch.bool:
+            return visible & kept
+        return visible.masked_fill(~kept, -torch.inf)
 
     def kept_across(
         self, lowered: LayerMask, queries: int, keys: int, start: int, device: torch.device

@@ -46,9 +46,7 @@ def last_queries(
     """
     mask.refuse_tokens()
     mask = mask.of_layer(layer)
-    if isinstance(mask, PerHead):
-        mask, head = mask.of[head], 0
-    if (end := last_of_interval(mask, keys, length)) is not None:
+    if (end := last_of_interval(mask, keys, length, head)) is not None:
         return end
     if mask.length not in (None, length):
         mask = Cropped(mask, mask.length or length)
@@ -68,9 +66,11 @@ def last_queries(
     return found
 
 
-def last_of_interval(mask: Mask, keys: Tensor, length: int) -> Tensor | None:
+def last_of_interval(mask: Mask, keys: Tensor, length: int, head: int) -> Tensor | None:
     """As `last_queries`, from the expression alone; None where it is not of that kind."""
     last = torch.full_like(keys, length - 1)
+    if isinstance(mask, PerHead):
+        return last_of_interval(mask.of[head], keys, length, head)
     if isinstance(mask, Full | Causal):
         return last
     if isinstance(mask, Window):
@@ -81,7 +81,7 @@ def last_of_interval(mask: Mask, keys: Tensor, length: int) -> Tensor | None:
             return None
         return last.where(stands_at(keys, mask.positions), -1)
     if isinstance(mask, Either | Both):
-        ends = [last_of_interval(part, keys, length) for part in mask.of]
+        ends = [last_of_interval(part, keys, length, head) for part in mask.of]
         join: Callable[[Tensor, Tensor], Tensor] = (
             torch.maximum if isinstance(mask, Either) else torch.minimum
         )

@@ -1,0 +1,195 @@
+"""Generation with a MaskedCache: what attach computes, in the bytes that kv_bytes counts."""
+
+import copy
+
+import pytest
+import torch
+import transformers as hf
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.errors import AttachError, EmptyRowError, LengthError
+from masksearch.models.kv_cache import kv_bytes
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "eos_token_id": None,
+    "bos_token_id": None,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+MIXED = ["full_attention", "sliding_attention", "full_attention"]
+CONFIGS = {
+    "llama": lambda: hf.LlamaConfig(**GROUPED),
+    "qwen3": lambda: hf.Qwen3Config(**GROUPED, head_dim=12),
+    "gpt2": lambda: hf.GPT2Config(
+        vocab_size=50,
+        n_embd=32,
+        n_head=4,
+        n_layer=3,
+        n_positions=64,
+        initializer_range=0.3,
+        pad_token_id=0,
+        eos_token_id=None,
+        bos_token_id=None,
+    ),
+    "olmo3": lambda: hf.Olmo3Config(**GROUPED, sliding_window=6, layer_types=MIXED),
+    "gemma3": lambda: hf.Gemma3TextConfig(
+        **GROUPED, head_dim=8, sliding_window=5, layer_types=MIXED
+    ),
+}
+LOCAL, FULL = masks.columns(2) | masks.window(4), masks.full()
+TABLE = masks.table(torch.rand(24, 24, generator=torch.Generator().manual_seed(0)) < 0.4)
+MASKS = {
+    "sinks and windows": masks.per_layer([LOCAL, FULL, LOCAL]),
+    "all local": LOCAL,
+    "the diagonal alone": masks.per_layer([LOCAL, masks.window(0), FULL]),
+    "heads": masks.per_layer(
+        [masks.per_head([LOCAL, LOCAL, masks.window(3), masks.window(1)]), FULL, LOCAL]
+    ),
+    "dilated": masks.dilated(6, 3) | masks.columns(1),
+    "blocks": masks.per_layer([masks.blocks(5), masks.fixed(4, 1) | masks.window(0), LOCAL]),
+    "a table": TABLE | masks.window(0),
+}
+
+
+def tiny(name, mask):
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(CONFIGS[name]()).eval()
+    return ms.attach(model, mask)
+
+
+def tokens(batch, length, seed=1):
+    source = torch.Generator().manual_seed(seed)
+    return torch.randint(1, 50, (batch, length), generator=source)
+
+
+def generated(model, cache, prompt, **given):
+    out = model.generate(
+        prompt,
+        past_key_values=cache,
+        max_new_tokens=9,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **given,
+    )
+    return out.sequences, torch.stack(out.logits)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generation_and_bytes_on_every_family(name):
+    model = tiny(name, MASKS["sinks and windows"])
+    prompt = tokens(1, 13)
+    plain, wanted = generated(model, hf.DynamicCache(), prompt)
+    cache = ms.MaskedCache(model)
+    found, logits = generated(model, cache, prompt)
+    assert torch.equal(found, plain)
+    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+    assert cache.get_seq_length() == 21
+    mask = MASKS["sinks and windows"]
+    assert cache.bytes == kv_bytes(mask, model, 21).bytes < kv_bytes(FULL, model, 21).dense_bytes
+
+
+@pytest.mark.parametrize("pieces", [(13, 1, 1, 1, 1, 1), (1,) * 18, (3, 7, 1, 5, 2)], ids=str)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_any_pieces_of_a_text_give_the_whole_texts_logits(mask, pieces):
+    model = tiny("llama", mask).double()
+    text = tokens(2, sum(pieces))
+    cache = ms.MaskedCache(model, length=24)
+    logits, seen = [], 0
+    with torch.no_grad():
+        wanted = model(text, use_cache=False).logits
+        for piece in pieces:
+            logits.append(
+                model(text[:, seen : seen + piece], past_key_values=cache, use_cache=True).logits
+            )
+            seen += piece
+            assert cache.bytes == 2 * kv_bytes(mask, model, seen, until=24).bytes
+    torch.testing.assert_close(torch.cat(logits, 1), wanted, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_padded_batches_are_computed_as_without_the_cache(name, side):
+    model = tiny(name, MASKS["sinks and windows"])
+    prompt, padding = tokens(2, 11), torch.ones(2, 11, dtype=torch.int64)
+    padding[0, slice(0, 4) if side == "left" else slice(-4, None)] = 0
+    given = {"attention_mask": padding}
+    plain, wanted = generated(model, hf.DynamicCache(), prompt, **given)
+    found, logits = generated(model, ms.MaskedCache(model), prompt, **given)
+    assert torch.equal(found, plain)
+    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_beams_and_a_second_use_after_reset():
+    model = tiny("llama", MASKS["sinks and windows"])
+    prompt, cache = tokens(1, 9), ms.MaskedCache(model)
+    beams = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False}
+    wanted = model.generate(prompt, past_key_values=hf.DynamicCache(), **beams)
+    assert torch.equal(model.generate(prompt, past_key_values=cache, **beams), wanted)
+    cache.reset()
+    assert (cache.get_seq_length(), cache.bytes) == (0, 0)
+    again = copy.deepcopy(cache)
+    for one in (cache, again):
+        found, _ = generated(model, one, prompt)
+        assert torch.equal(found, generated(model, hf.DynamicCache(), prompt)[0])
+
+
+def test_a_failed_pass_leaves_nothing_behind():
+    model = tiny("llama", MASKS["sinks and windows"])
+    text, cache = tokens(1, 9), ms.MaskedCache(model)
+    with torch.no_grad():
+        wanted = model(text, use_cache=False).logits
+        model(text, past_key_values=cache)
+        with pytest.raises(AttachError, match="attention mask has 9 positions"):
+            model(text[:, :1], past_key_values=cache, attention_mask=torch.ones(1, 1, 1, 9) > 0)
+        assert torch.equal(model(text, use_cache=False).logits, wanted)
+
+
+def test_what_it_cannot_serve_is_refused():
+    torch.manual_seed(0)
+    model = hf.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).eval()
+    with pytest.raises(AttachError, match="nothing is attached"):
+        ms.MaskedCache(model)
+    ms.attach(model, masks.random_keys(3, 0) | masks.window(0))
+    with pytest.raises(AttachError, match="other keys at every length"):
+        ms.MaskedCache(model)
+    ms.attach(model, ms.Gates("free", length=16, layers=3, heads=4))
+    with pytest.raises(AttachError, match="carries gates"):
+        ms.MaskedCache(model)
+    ms.attach(model, LOCAL | masks.special_tokens([3]))
+    with pytest.raises(AttachError, match="follows the tokens"):
+        ms.MaskedCache(model)
+    ms.attach(model, TABLE | masks.window(0))
+    with pytest.raises(LengthError, match="from 1 to the positions that the mask reaches, 24"):
+        ms.MaskedCache(model, length=25)
+
+
+def test_a_cache_is_of_one_mask_and_one_length():
+    model = tiny("llama", LOCAL)
+    text, cache = tokens(1, 9), ms.MaskedCache(model, length=10)
+    with torch.no_grad():
+        model(text, past_key_values=cache)
+        with pytest.raises(LengthError, match="for 10 positions is given position 10"):
+            model(text[:, :2], past_key_values=cache)
+        with pytest.raises(AttachError, match="cannot take tokens back"):
+            cache.crop(-1)
+        ms.attach(model, masks.window(2))
+        with pytest.raises(AttachError, match="no longer on the model"):
+            model(text[:, :1], past_key_values=cache)
+
+
+def test_a_query_without_a_key_is_refused_where_it_comes():
+    model = tiny("llama", masks.window(2) & masks.columns(5))
+    cache = ms.MaskedCache(model)
+    with torch.no_grad():
+        model(tokens(1, 6), past_key_values=cache)
+        with pytest.raises(EmptyRowError, match="query 7 keeps no earlier key"):
+            model(tokens(1, 3), past_key_values=cache)
