@@ -145,3 +145,16 @@ def test_without_a_gpu_the_runner_says_what_it_skips():
     assert "no CUDA device here" in printed
     assert "attention" in printed
     assert "proxy" in printed
+
+
+@pytest.mark.slow
+def test_decode_benchmark_smoke(tmp_path):
+    text = run(FOLDER / "decode.py", "--smoke", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "decode.json").read_text(encoding="utf-8"))
+    assert [row["length"] for row in found["rows"]] == [48, 64]
+    for row in found["rows"]:
+        sides = row["sides"]
+        assert sides["sinks"]["bytes"] == sides["window"]["bytes"] == sides["native"]["bytes"]
+        assert sides["native"]["share"] == sides["native"]["bytes"] / sides["dense"]["bytes"] < 0.5
+        assert sides["dense"]["faster"]["median"] == 1
+    assert "| 64 | native |" in text

@@ -64,7 +64,8 @@ def kv_bytes(
 
     Held are `2 x head_dim` numbers a key and KV head, `head_dim` as the configuration says, else
     hidden size / heads. Of dense attention, and of windows that the configuration itself names,
-    this is what transformers' own cache holds.
+    this is what transformers' own cache holds; of an attached mask, what `masksearch.MaskedCache`
+    with `length=until` does.
 
     Args:
         mask: What is attached; `masks.full()` for the model as it is.
