@@ -100,8 +100,8 @@ def masked_attention(
         bias=rest.get("position_bias"),
     )
     kept = None
-    if state is not None and (held := state.positions.held.pop(state.name, None)) is not None:
-        seen = state.at_held(held, queries, attention_mask)
+    if state is not None and state.name in state.positions.held:
+        seen = state.at_held(state.positions.held.pop(state.name), queries, attention_mask)
         given = {"dropout": dropout, "scaling": scaling, **rest}
         return sdpa(module, query, key, value, seen, is_causal=False, **given)
     if state is not None:
@@ -358,7 +358,8 @@ def check_call(
             refuse_other(type(model).__name__, str(config._attn_implementation))
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
-    positions.held.clear()  # of a pass that has failed
+    if positions.held:  # of a pass that has failed
+        positions.held.clear()
     mask, cache = named.get("attention_mask"), named.get("past_key_values")
     if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
         return

@@ -1,15 +1,20 @@
 """Generation with a MaskedCache: what attach computes, in the bytes that kv_bytes counts."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 import transformers as hf
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.attention.layer import depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
 from masksearch.models.kv_cache import kv_bytes
+from tests.mask_trees import HEADS, LAYERS, trees
 
 SIZES = {
     "vocab_size": 50,
@@ -112,6 +117,31 @@ def test_any_pieces_of_a_text_give_the_whole_texts_logits(mask, pieces):
             )
             seen += piece
             assert cache.bytes == 2 * kv_bytes(mask, model, seen, until=24).bytes
+    torch.testing.assert_close(torch.cat(logits, 1), wanted, atol=1e-12, rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A decoder with the layers and heads of random mask trees."""
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 1}
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**{**SIZES, **shape})).eval().double()
+
+
+@settings(max_examples=8)
+@given(trees(7), st.lists(st.integers(1, 7), min_size=1))
+def test_any_mask_gives_the_whole_texts_logits_in_the_counted_bytes(small, mask, cuts):
+    assume(not depends_on_length(mask))
+    mask = mask | masks.window(0)
+    ms.attach(small, mask)
+    text, cache = tokens(1, 7), ms.MaskedCache(small, length=7)
+    edges = sorted({0, 7, *cuts})
+    logits = []
+    with torch.no_grad():
+        wanted = small(text, use_cache=False).logits
+        for first, last in itertools.pairwise(edges):
+            logits.append(small(text[:, first:last], past_key_values=cache).logits)
+            assert cache.bytes == kv_bytes(mask, small, last, until=7).bytes
     torch.testing.assert_close(torch.cat(logits, 1), wanted, atol=1e-12, rtol=1e-12)
 
 
