@@ -101,7 +101,8 @@ def masked_attention(
     )
     kept = None
     if state is not None and state.name in state.positions.held:
-        seen = state.at_held(state.positions.held.pop(state.name), queries, attention_mask)
+        seen = state.seen_at(state.positions.held.pop(state.name), queries, attention_mask)
+        seen = None if seen is None else seen.to(key.device)
         given = {"dropout": dropout, "scaling": scaling, **rest}
         return sdpa(module, query, key, value, seen, is_causal=False, **given)
     if state is not None:
@@ -358,8 +359,9 @@ def check_call(
             refuse_other(type(model).__name__, str(config._attn_implementation))
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
-    if positions.held:  # of a pass that has failed
+    if positions.held or positions.seen:  # of an earlier pass
         positions.held.clear()
+        positions.seen.clear()
     mask, cache = named.get("attention_mask"), named.get("past_key_values")
     if cache is None or not isinstance(mask, Tensor) or mask.ndim != 4:
         return

@@ -293,6 +293,8 @@ class SequencePositions:
         token_masks: Those of the masks that follow the tokens.
         held: Name of a layer -> positions of the keys that its `MaskedCache` has just handed out,
             int64 `[keys]`, the new ones last.
+        seen: What each query sees of such keys, of the layers so far: layers with one mask share
+            it within a pass.
     """
 
     def __init__(self) -> None:
@@ -302,6 +304,7 @@ class SequencePositions:
         self.last: CachePosition | None = None
         self.before: CachePosition | None = None  # models with two kinds of layers ask twice
         self.held: dict[str, Tensor] = {}
+        self.seen: dict[tuple[int, ...], tuple[Any, ...]] = {}
 
     def enrol(
         self, configs: Iterable[Any], masks: list[LayerMask], token_masks: list[TokenMask]
@@ -452,6 +455,15 @@ class LayerState:
             table = table[:, :, start : start + queries]
         return table[..., first_key : first_key + keys]
 
+    def seen_at(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
+        """As `at_held`, computed once in a pass for layers with one mask and the same keys."""
+        same = (self.lowered, held, visible)  # these stay alive beside their ids
+        key = tuple(map(id, same))
+        if key not in self.positions.seen:
+            self.positions.seen[key] = (*same, self.at_held(held, queries, visible))
+        found: Tensor | None = self.positions.seen[key][-1]
+        return found
+
     def at_held(self, held: Tensor, queries: int, visible: Tensor | None) -> Tensor | None:
         """Which keys of a `MaskedCache` each query attends to: the mask's, and the model's, cells.
 
@@ -470,6 +482,7 @@ class LayerState:
         """
         assert self.lowered is not None
         mask, length = self.lowered.mask, int(held[-1]) + 1
+        held = held if visible is None else held.to(visible.device)
         query, key = held[-queries:, None], held[None]
         heads = range(mask.heads or 1)
         cells = [mask.allows(Points(query, key, length, 0, head)) for head in heads]

@@ -12,6 +12,7 @@ for all positions, as for a cache that drops nothing; its columns are picked by 
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -86,12 +87,12 @@ class MaskedCache(Cache):
                 f"length is from 1 to the positions that the mask reaches"
                 f"{f', {min(reached)}' if reached else ''}; got {until}"
             )
-        made: dict[tuple[Mask, int | None], Tensor] = {}
+        made: dict[tuple[Mask, int | None], Retention] = {}
         layers: list[Any] = []
         for module, window in zip(modules, windows, strict=True):
             mask = check_state(attachment.states[module])
             if (mask, window) not in made:
-                made[mask, window] = last_of_layer(mask, window, until)
+                made[mask, window] = Retention(last_of_layer(mask, window, until))
             layers.append(MaskedCacheLayer(module, mask, made[mask, window]))
         super().__init__(layers=layers)
 
@@ -103,22 +104,53 @@ class MaskedCache(Cache):
         return sum(one.numel() * one.element_size() for one in found if one is not None)
 
 
+@dataclass
+class Retention:
+    """Which positions are held, step by step, for all layers with one mask: they go in lockstep.
+
+    Args:
+        last: int64 `[until]`, the last query that keeps each key (`last_queries`).
+    """
+
+    last: Tensor
+    none: Tensor = field(default_factory=lambda: torch.arange(0))  # what is held at first
+    before: Tensor | None = None  # what was held before the last step
+    total: int = 0  # tokens after it
+    answer: tuple[Tensor, Tensor | None, Tensor] | None = None
+
+    def step(self, held: Tensor, first: int, total: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """One step: positions of all keys, which of them stay (None = all), and their positions.
+
+        Args:
+            held: int64, positions that are held.
+            first: Tokens so far.
+            total: Tokens with those of this step.
+        """
+        if self.answer is None or self.before is not held or self.total != total:
+            positions = torch.cat([held, torch.arange(first, total)])
+            keep = self.last[positions] >= min(total, len(self.last) - 1)
+            needed = None if keep.all() else keep.nonzero()[:, 0]
+            after = positions if needed is None else positions[needed]
+            self.before, self.total, self.answer = held, total, (positions, needed, after)
+        return self.answer
+
+
 class MaskedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of a `MaskedCache`.
 
     Args:
         module: The attention module that it serves.
         mask: Of that layer, as it was attached.
-        last: int64 `[until]`, the last query that keeps each key (`last_queries`).
+        retention: Which positions it holds; shared with the layers that have the same mask.
     """
 
     is_croppable = False
 
-    def __init__(self, module: nn.Module, mask: Mask, last: Tensor) -> None:
+    def __init__(self, module: nn.Module, mask: Mask, retention: Retention) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.module = weakref.ref(module)  # copies of a cache serve the same model
-        self.mask, self.last = mask, last
-        self.held, self.seen = torch.arange(0), 0
+        self.mask, self.retention = mask, retention
+        self.held, self.seen = self.retention.none, 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -137,26 +169,24 @@ class MaskedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
                 "new cache after attach: ms.MaskedCache(model)"
             )
         first, total = self.seen, self.seen + key_states.shape[-2]
-        if total > len(self.last):
+        if total > (until := len(self.retention.last)):
             raise LengthError(
-                f"{state.name}: a MaskedCache for {len(self.last)} positions is given position "
+                f"{state.name}: a MaskedCache for {until} positions is given position "
                 f"{total - 1}; make it longer: ms.MaskedCache(model, length=..)"
             )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        positions = torch.cat([self.held, torch.arange(first, total)])
+        positions, needed, held = self.retention.step(self.held, first, total)
         if first and self.keys is not None and self.values is not None:
             # (without earlier keys this is a call over whole sequences)
-            state.positions.held[state.name] = positions.to(key_states.device)
+            state.positions.held[state.name] = positions
             key_states = torch.cat([self.keys, key_states], dim=-2)
             value_states = torch.cat([self.values, value_states], dim=-2)
-        self.keys, self.values, self.held, self.seen = key_states, value_states, positions, total
-        needed = self.last[positions] >= min(total, len(self.last) - 1)
-        if not needed.all():
-            index = needed.nonzero()[:, 0].to(key_states.device)
-            self.keys = key_states.index_select(-2, index)
-            self.values = value_states.index_select(-2, index)
-            self.held = positions[needed]
+        self.keys, self.values, self.held, self.seen = key_states, value_states, held, total
+        if needed is not None:
+            needed = needed.to(key_states.device)
+            self.keys = key_states.index_select(-2, needed)
+            self.values = value_states.index_select(-2, needed)
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -166,7 +196,7 @@ class MaskedCacheLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def reset(self) -> None:
         """Forgets everything."""
         super().reset()
-        self.held, self.seen = torch.arange(0), 0
+        self.held, self.seen = self.retention.none, 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: what earlier queries need has been dropped.
