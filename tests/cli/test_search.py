@@ -69,6 +69,7 @@ def test_an_evaluation_that_is_kept_can_be_resumed(monkeypatch, capsys, tmp_path
     assert len(ms.Study(folder).records()) == 2
 
 
+@pytest.mark.slow
 def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp_path, job):
     monkeypatch.chdir(tmp_path)
     parts = ["--strategy", "evolution", "--seed", 3, "--families", "--constraint", "sparsity>=.2"]

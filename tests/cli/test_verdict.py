@@ -58,6 +58,7 @@ def test_a_search_has_no_verdict(tmp_path, monkeypatch, capsys):
     assert (code, err) == (2, f"error: {tmp_path / 'none'}: no such run folder\n")
 
 
+@pytest.mark.slow
 def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     class Longer(Noisy):
         def __call__(self, mask, *, seed, workdir):

@@ -328,6 +328,7 @@ def test_other_seed_draws_others(name):
     assert len({json.dumps(draw, sort_keys=True) for draw in draws}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tpe", "nsga2", "evolution"])
 def test_learns_what_is_feasible_from_stopped_masks(name):
     """Feasible is one draw in 40; a mask that is not feasible is stopped without a score."""

@@ -175,6 +175,7 @@ def test_a_dense_model_at_the_majority_is_refused(data: Path, tmp_path: Path) ->
     assert begun == []  # said before the first trial
 
 
+@pytest.mark.slow
 def test_dense_models_of_all_seeds_come_first_and_are_shown(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -331,6 +332,7 @@ def allocate(judge: GlueEvaluator, run: Path, score: str, trials: int = 3) -> ms
 QUIET = pytest.mark.filterwarnings("ignore:(strategy 'allocate' judges|the strategy has no more)")
 
 
+@pytest.mark.slow
 @QUIET
 @pytest.mark.parametrize("method", ["mass", "flip"])
 def test_units_are_scored_on_the_dense_models_by_name(

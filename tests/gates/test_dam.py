@@ -56,6 +56,7 @@ def found(evaluator: PlantedEvaluator, gates: Gates, config: DamConfig, seed: in
     return dam(source.model, source.batches, gates, config, held_out=source.held_out)
 
 
+@pytest.mark.slow
 def test_dam_finds_planted_edges_of_a_small_process():
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
     config = DamConfig(steps=250, dense_warmup=0.5, lr=4e-3, density=0.12, gate_lr=0.05)

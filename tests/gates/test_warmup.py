@@ -253,6 +253,7 @@ def learnable(
     return found, gates.logits.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
 @pytest.mark.parametrize(("levels", "stops"), [(1, (33, 70)), (2, (90,))])
 def test_a_killed_run_ends_as_it_would_have(levels: int, stops: tuple[int, ...], tmp_path: Path):
