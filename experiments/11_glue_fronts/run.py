@@ -55,7 +55,11 @@ ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
             "strategy": "allocate",
             "strategy_options": {**UNITS, "score": score},
         }
-        for score in ("restore", "mass", "flip", "gates")
+        for score in ("restore", "mass", "flip")
+    },
+    "allocate gates": {  # one gate a head, trained as DAM's
+        "strategy": "allocate",
+        "strategy_options": {**UNITS, "score": "gates", "config": CUTS["config"]},
     },
     "allocate greedy": {
         "strategy": "allocate",
@@ -133,8 +137,8 @@ class Task:
         shape = self.evaluator.shape
         space_of = ms.load_function(f"{SPACE}:space_of")
         space = space_of(shape.layers, shape.heads) if arm in BLACK_BOX else None
-        if self.given.smoke and options["strategy"] == "dam":
-            small = {**CUTS, "config": {**CUTS["config"], "steps": 4}}
+        if self.given.smoke and "config" in options.get("strategy_options", {}):
+            small = {"config": {**CUTS["config"], "steps": 4}}
             options = {**options, "strategy_options": {**options["strategy_options"], **small}}
         return ms.search(
             space,
