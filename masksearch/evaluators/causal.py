@@ -56,7 +56,8 @@ from masksearch.models.decoders import (
     open_decoder,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
-from masksearch.tasks.next_token import NextTokenRows, NextTokenText
+from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
+from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.corpus import cache_folder
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import is_hub
@@ -65,7 +66,8 @@ from masksearch.training.loop import TrainConfig, train
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
 Adapted = Literal["none", "recover", "train"]
-LOSS = "nll"  # the score
+LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
+LENGTH = 256  # positions of a sequence of text
 
 open_weights = lru_cache(maxsize=4)(open_decoder)  # once a process
 read_text = lru_cache(maxsize=4)(NextTokenText.load)
@@ -88,7 +90,9 @@ class CausalEvaluator:
 
     Args:
         text: A text file, a folder of `*.txt` files, or a dataset `hf:..`; see `Corpus.load`. The
-            held-out part is judged, the rest trains.
+            held-out part is judged, the rest trains. Or planted recall, `"recall"` (a file of that
+            name is `"./recall"`) or a `Recall`: then `"recall"` in the report is the share of
+            right answers, and it is known how far back each token needs to see.
         held_out: Text to hold out; default: see `Corpus.load`.
         held_out_sequences: Largest number of held-out sequences that are judged.
         half: Which of them: `"search"`, or those that no search has seen (`"final"`); whole
@@ -97,7 +101,7 @@ class CausalEvaluator:
         tokenizer: A tokenizer on disk or on the Hub; None = the checkpoint's, or one trained on
             the text.
         vocabulary: Size of a trained vocabulary.
-        length: Positions of a sequence.
+        length: Positions of a sequence; None = 256 of a text, and the planted task's own.
         cache: Folder of the token cache and of dense models; default: see `Corpus.load`.
         weights: A checkpoint: a folder or a Hub name, see `masksearch.models.decoders`; None =
             random weights.
@@ -132,7 +136,7 @@ class CausalEvaluator:
             or not UTF-8, or the checkpoint is no decoder.
     """
 
-    text: Path | str
+    text: Path | str | Recall
     _: KW_ONLY
     # The text.
     held_out: Path | str | None = None
@@ -140,7 +144,7 @@ class CausalEvaluator:
     half: Half = "search"
     tokenizer: str | Path | None = None
     vocabulary: int = 4096
-    length: int = 256
+    length: int | None = None
     cache: Path | None = None
     # The model, and what is trained.
     weights: str | Path | None = None
@@ -164,7 +168,7 @@ class CausalEvaluator:
     device: str = "auto"
     precision: Precision = "float32"
     checkpoint_seconds: float = 60.0
-    packed_text: NextTokenText | None = field(default=None, init=False, repr=False, compare=False)
+    packed_text: NextTokenTask | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         least = {"reports": 1, "batch": 1, "held_out_sequences": 1, "recover_tokens": 1}
@@ -188,14 +192,40 @@ class CausalEvaluator:
                 raise ValueError(f"bands are positions from 2 on, rising, got {list(edges)}")
             object.__setattr__(self, "bands", edges)
         _ = (self.train_config, self.recover_config)  # check steps and rates
+        self.find_planted()
         for name in ("text", "held_out"):
             path = getattr(self, name)
-            if path is not None and not is_hub(path):  # workers may run in another folder
+            if isinstance(path, Path | str) and not is_hub(
+                path
+            ):  # workers may run in another folder
                 object.__setattr__(self, name, Path(path).expanduser().resolve())
         for name in ("tokenizer", "weights"):
             given = getattr(self, name)
             if given is not None and Path(given).expanduser().exists():
                 object.__setattr__(self, name, Path(given).expanduser().resolve())
+
+    def find_planted(self) -> None:
+        """Puts the planted task in the place of its name.
+
+        Raises:
+            ValueError: If something is given that belongs to text.
+        """
+        if self.text == RECALL:
+            made = Recall() if self.length is None else Recall.of_length(self.length)
+            object.__setattr__(self, "text", made)
+        if not isinstance(self.text, Recall):
+            return
+        if self.length not in (None, self.text.length):
+            raise ValueError(
+                f"this planted recall has {self.text.length} positions, got length={self.length}; "
+                "leave length out"
+            )
+        for name in ("weights", "tokenizer", "held_out"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"planted recall has token ids of its own, so {name}= belongs to text; leave "
+                    "it out (architecture= and size= say what learns it)"
+                )
 
     # -- rows ----------------------------------------------------------------------------------
     def on(self, half: Half) -> Self:
@@ -214,10 +244,12 @@ class CausalEvaluator:
         """The same evaluator on documents that no search has seen."""
         return self.on("final")
 
-    def task(self) -> NextTokenText:
-        """The text; read once a process."""
+    def task(self) -> NextTokenTask:
+        """The text, read once a process, or the planted task."""
         if self.packed_text is not None:
             return self.packed_text
+        if isinstance(self.text, Recall):
+            return self.text
         tokenizer = self.tokenizer
         if self.start is not None and tokenizer is None:
             tokenizer = self.start.tokenizer_source
@@ -225,7 +257,7 @@ class CausalEvaluator:
             self.text,
             tokenizer=tokenizer,
             vocabulary=self.vocabulary,
-            length=self.length,
+            length=self.positions,
             cache=self.cache,
             held_out=self.held_out,
             test=self.half == "test",
@@ -268,6 +300,13 @@ class CausalEvaluator:
         return None if self.weights is None else open_weights(self.weights)
 
     @property
+    def positions(self) -> int:
+        """Positions of a sequence."""
+        if isinstance(self.text, Recall):
+            return self.text.length
+        return LENGTH if self.length is None else self.length
+
+    @property
     def adapts(self) -> Adapted:
         """What is trained under a mask."""
         return self.adapt or ("train" if self.weights is None else "none")
@@ -276,15 +315,18 @@ class CausalEvaluator:
     def shape(self) -> Shape:
         """What a mask is lowered to: causal."""
         if self.start is not None:
-            return self.start.shape(self.length)
+            return self.start.shape(self.positions)
         size = find_size(self.size)
-        return Shape(self.length, size.layers, size.heads, causal=True)
+        return Shape(self.positions, size.layers, size.heads, causal=True)
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
         """Held-out loss in nats a token (worst: a uniform guess), and the share of the earlier
         tokens that the mask hides."""
-        tokens = self.vocabulary if self.start is None else self.start.vocabulary
+        if isinstance(self.text, Recall):
+            tokens = self.text.vocabulary
+        else:
+            tokens = self.vocabulary if self.start is None else self.start.vocabulary
         return (
             Objective(LOSS, "min", math.log(tokens)),
             Objective("effective_sparsity", "max", 0.0),
@@ -295,6 +337,7 @@ class CausalEvaluator:
         """What the reported values measure."""
         return {
             LOSS: "negative log-likelihood of held-out tokens, in nats a token",
+            RECALL: "share of right answers to the questions of planted recall",
             "kl": "divergence from the same weights without a mask, in nats a token",
         }
 
@@ -306,7 +349,7 @@ class CausalEvaluator:
     @property
     def recover_config(self) -> TrainConfig:
         """Settings of the recovery."""
-        steps = math.ceil(self.recover_tokens / (self.batch * self.length))
+        steps = math.ceil(self.recover_tokens / (self.batch * self.positions))
         return TrainConfig(steps=steps, lr=self.recover_lr, warmup=self.warmup)
 
     @property
@@ -333,7 +376,7 @@ class CausalEvaluator:
     def weights_settings(self) -> dict[str, object]:
         """What the weights depend on that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
-            return {"weights": self.start.digest, "length": self.length}
+            return {"weights": self.start.digest, "length": self.positions}
         size = find_size(self.size)
         scratch = {
             "architecture": self.architecture,
@@ -357,7 +400,7 @@ class CausalEvaluator:
     @property
     def edges(self) -> tuple[int, ...]:
         """First positions of the bands but the first."""
-        return band_edges(self.length) if self.bands is None else self.bands
+        return band_edges(self.positions) if self.bands is None else self.bands
 
     @property
     def place(self) -> torch.device:
@@ -374,7 +417,7 @@ class CausalEvaluator:
             self.architecture,
             self.size,
             self.task().vocabulary,
-            self.length,
+            self.positions,
             seed=mixed_seed(seed, WEIGHTS),
             kv_heads=self.kv_heads,
             initializer_range=self.initializer_range,
@@ -526,6 +569,9 @@ class CausalEvaluator:
         found |= {f"{LOSS}/{band}": mean for band, mean in means.items()}
         if scores.kl is not None:
             found["kl"] = self.mean(scores.kl)
+        if rows.answers is not None:
+            found[RECALL] = scores.right[rows.answers].double().mean().item()
+            found[f"{LOSS}/{RECALL}"] = scores.nll[rows.answers].double().mean().item()
         return found
 
     def last_values(self, scores: TokenScores, workdir: Path) -> dict[str, float]:
@@ -558,7 +604,7 @@ class CausalEvaluator:
         if self.weights_frozen and self.learn_from == "dense":
             teacher = frozen_model(self, self.model_seed(seed))
 
-        def stream(part: NextTokenText) -> Iterator[Batch]:
+        def stream(part: NextTokenTask) -> Iterator[Batch]:
             return with_targets(move_batches(part.batches(order, self.batch), self.place), teacher)
 
         rows, size = self.rows, self.batch
@@ -591,7 +637,7 @@ def features_without_mask(judge: CausalEvaluator, seed: int) -> list[Tensor]:
 
 
 @lru_cache(maxsize=4)
-def read_rows(text: NextTokenText, half: Half, most: int) -> NextTokenRows:
+def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
     """The tokens that are judged, made once a process."""
     return text.held_out(half, most)
 

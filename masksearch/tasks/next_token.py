@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,44 @@ class NextTokenRows:
         for part in (self.tokens, self.labels):
             total.update(part.numpy().astype("<i8").tobytes())
         return total.hexdigest()[:16]
+
+
+class NextTokenTask(Protocol):
+    """What a decoder learns, and is judged by: running text, or a planted process."""
+
+    @property
+    def length(self) -> int:
+        """Positions of a sequence."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Hash of the data."""
+        ...
+
+    @property
+    def frequencies(self) -> Tensor:
+        """How frequent each id is among what is learnt, float64 `[ids]`, summing to 1."""
+        ...
+
+    def part(self, number: int) -> NextTokenTask:
+        """The same with other training sequences than those of another number, 0 or 1."""
+        ...
+
+    def batches(self, seed: int, batch: int, start: int = 0) -> Iterator[Batch]:
+        """Endless training batches from number `start` on, a function of `seed` alone."""
+        ...
+
+    def held_out(self, half: Half, most: int) -> NextTokenRows:
+        """Held-out sequences of a half, at most so many of it."""
+        ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,12 @@ def decoder(folder: Path) -> ms.CausalEvaluator:
     return ms.CausalEvaluator(write_text(folder), weights=weights, **settings)
 
 
+def recall(folder: Path) -> ms.CausalEvaluator:
+    task = ms.Recall(pairs=2, keys=4, values=4, middle=4)
+    settings = {"size": "1x16x2", "held_out_sequences": 40, "batch": 4, "steps": 2}
+    return ms.CausalEvaluator(task, cache=folder / "cache", **settings)
+
+
 def planted(folder: Path) -> ms.PlantedEvaluator:
     process = ms.PlantedProcess(length=24, offsets=(5,), vocabulary=8)
     return ms.PlantedEvaluator(process, steps=2, downstream_steps=1, held_out_sequences=64)

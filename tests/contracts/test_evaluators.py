@@ -119,6 +119,12 @@ def recovered(folder: Path) -> Evaluator:
     return replace(decoder(folder), kl=False, **settings)
 
 
+def recall(folder: Path) -> Evaluator:
+    task = ms.Recall(pairs=2, keys=4, values=4, middle=4)
+    settings = {"size": "1x16x2", "held_out_sequences": 16, "batch": 4, "steps": 6}
+    return ms.CausalEvaluator(task, adapt="none", kl=True, cache=folder / "cache", **settings)
+
+
 def shared(folder: Path) -> Evaluator:
     return ms.SharedWeights(planted(folder), space, steps=4, folder=folder / "nets")
 
@@ -137,6 +143,7 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "causal": causal,
     "decoder": decoder,
     "recovered": recovered,
+    "recall": recall,
     "shared": shared,
     "cached": lambda folder: ms.Cached(text(folder), folder / "judged"),
     "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),

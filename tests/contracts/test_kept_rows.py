@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from split_evaluators import causal, decoder, glue, pairs, planted, squad, swag, text
+from split_evaluators import causal, decoder, glue, pairs, planted, recall, squad, swag, text
 
 import masksearch as ms
 from masksearch import masks
@@ -18,7 +18,7 @@ from masksearch.contracts import LOW, MAJORITY
 
 EVALUATORS = {"mlm": text, "pairs": pairs, "glue": glue, "squad": squad, "swag": swag}
 EVALUATORS["planted"] = planted
-EVALUATORS |= {"causal": causal, "decoder": decoder}
+EVALUATORS |= {"causal": causal, "decoder": decoder, "recall": recall}
 EVALUATORS["cached"] = lambda folder: ms.Cached(glue(folder), folder / "judged")
 PADDED = {name: EVALUATORS[name] for name in ("glue", "squad", "swag")}
 

@@ -272,6 +272,71 @@ def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
     assert wide["nll"] < narrow["nll"]  # the words of an article are known from its beginning
 
 
+# -- planted recall ----------------------------------------------------------------------------
+TASK = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
+
+
+def recall(folder: Path, **settings: Any) -> ms.CausalEvaluator:
+    small: dict[str, Any] = {
+        "size": "2x32x2",
+        "steps": 200,
+        "batch": 32,
+        "lr": 5e-3,
+        "warmup": 0.1,
+    }
+    small |= {"adapt": "none", "held_out_sequences": 128, "initializer_range": 0.1}
+    return ms.CausalEvaluator(TASK, cache=folder, device="cpu", **(small | settings))
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds a decoder which has learnt recall."""
+    folder = tmp_path_factory.mktemp("recall")
+    recall(folder).provide_models(0)
+    return folder
+
+
+def test_recall_needs_what_the_task_says(learnt: Path, tmp_path: Path) -> None:
+    judge = recall(learnt)
+    assert judge.shape == ms.Shape(16, 2, 2, causal=True)
+    dense = judged(judge, masks.full(), tmp_path)
+    assert dense["recall"] > 0.9
+    assert dense["nll"] < 2 * TASK.floor
+    far = judged(judge, masks.window(TASK.middle + 4 * TASK.pairs - 1), tmp_path)
+    assert far["nll"] == pytest.approx(dense["nll"], rel=1e-5)
+    near = judged(judge, masks.window(2), tmp_path)
+    assert near["recall"] < 0.6
+    assert near["nll/back-1-15"] > dense["nll/back-1-15"]
+    none = judged(judge, masks.window(0), tmp_path)
+    assert none["nll"] > near["nll"] > dense["nll"]
+    assert dense["nll/recall"] < near["nll/recall"]
+
+
+def test_some_heads_matter_more_than_others(learnt: Path, tmp_path: Path) -> None:
+    judge = recall(learnt)
+    units = ms.Units(judge.shape, (masks.window(2), masks.full()))
+    found = {
+        unit: judged(judge, units.mask(tuple(int(unit == one) for one in range(4))), tmp_path)
+        for unit in range(4)
+    }
+    losses = [values["nll"] for values in found.values()]
+    assert max(losses) - min(losses) > 0.01
+
+
+def test_recall_by_name_has_the_length_that_is_asked_for() -> None:
+    assert ms.CausalEvaluator("recall").shape.length == 56
+    assert ms.CausalEvaluator("recall", length=64).text == ms.Recall(middle=32)
+    assert ms.CausalEvaluator("./recall").positions == 256
+    for wrong, message in (
+        ({"length": 20}, "length of at least 34"),
+        ({"weights": "somewhere"}, "token ids of its own, so weights= belongs to text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ms.CausalEvaluator("recall", **wrong)
+    with pytest.raises(ValueError, match="has 16 positions, got length=17; leave"):
+        ms.CausalEvaluator(TASK, length=17)
+
+
 # -- what is refused ---------------------------------------------------------------------------
 def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("w1 w2 w3")
