@@ -81,6 +81,8 @@ def without_costs(given: EvaluatorOptions) -> Evaluator:
         own: Evaluator = call_user(given.evaluator, load_function(given.evaluator), {})
         check_evaluator(own)
         return own
+    if given.decoder is not None:
+        return decoder_evaluator(settings)
     tasks = [name for name in ("glue", "squad", "swag") if name in settings]
     if len(tasks) > 1:
         raise OptionsError(f"--{tasks[0]} and --{tasks[1]} are two evaluators; give one")
@@ -105,6 +107,20 @@ def without_costs(given: EvaluatorOptions) -> Evaluator:
     if given.preset is not None:
         return kind.preset(given.preset, given.corpus, **settings)  # type: ignore[no-any-return]
     return kind(given.corpus, **settings)  # type: ignore[no-any-return]
+
+
+def decoder_evaluator(settings: dict[str, Any]) -> Evaluator:
+    """What judges on a decoder."""
+    from masksearch.evaluators.causal import CausalEvaluator
+
+    other = ("corpus", "glue", "squad", "swag", "tasks", "rows", "preset")
+    if stray := [name for name in other if name in settings]:
+        raise OptionsError(
+            f"--decoder names the text that a decoder is judged by, and --{stray[0]} belongs to "
+            "encoders; give one"
+        )
+    further = further_settings(CausalEvaluator, settings.pop("set", ()))
+    return CausalEvaluator(settings.pop("decoder"), **settings, **further)
 
 
 def planted_evaluator(settings: dict[str, Any]) -> Evaluator:
@@ -164,7 +180,7 @@ def further_settings(kind: Any, settings: Sequence[str]) -> dict[str, Any]:
     """
     hints = get_type_hints(kind)
     own = {option.name for option in fields(EvaluatorOptions)}
-    known = [f.name for f in fields(kind) if f.init and f.name not in own | {"process"}]
+    known = [f.name for f in fields(kind) if f.init and f.name not in own | {"process", "text"}]
     values: dict[str, Any] = {}
     for setting in settings:
         name, text = split_setting("--set", setting)

@@ -131,6 +131,13 @@ class EvaluatorOptions:
         "not fine-tuned",
         "PATH",
     )
+    decoder: str | None = option(
+        "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
+        "hf:OWNER/NAME, or recall, a planted task.",
+        JUDGE,
+        "no decoder",
+        "TEXT",
+    )
     tasks: str | None = option(
         "The tasks of --glue, separated by commas; your own as file.py:NAME.",
         JUDGE,
@@ -178,9 +185,10 @@ class EvaluatorOptions:
         "With --weights and a task: what is trained under a mask. none: the mask is put on a "
         "dense model, fine-tuned once for each task and seed and kept in the cache; recover: "
         "that, then some steps under the mask (--set recover_steps=100); finetune: the "
-        "checkpoint, from the start.",
+        "checkpoint, from the start. With --decoder none, recover (--set "
+        "recover_tokens=200000) or train, from the start.",
         MODEL,
-        "finetune",
+        "finetune; --decoder: none with --weights, else train",
         "NAME",
     )
     tokenizer: str | None = option(
@@ -190,7 +198,10 @@ class EvaluatorOptions:
         "NAME",
     )
     length: int | None = option(
-        "Length of a sequence, in tokens.", MODEL, "128; the planted corpus has 24", "N"
+        "Length of a sequence, in tokens. With --decoder 256 unless told, and 56 of recall.",
+        MODEL,
+        "128; the planted corpus has 24",
+        "N",
     )
     vocabulary: int | None = option(
         "Entries of the vocabulary that is trained on the text.", MODEL, "4096", "N"

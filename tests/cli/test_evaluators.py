@@ -53,6 +53,20 @@ def test_adapt_reaches_the_evaluator():
     assert (built.adapt, built.recover_steps) == ("recover", 5)
 
 
+def test_a_decoder_is_judged_by_its_text():
+    given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "kl=true"]}
+    built = build_evaluator(EvaluatorOptions(adapt="recover", length=512, **given))
+    assert type(built) is ms.CausalEvaluator
+    assert (built.adapt, built.positions, built.bands, built.kl) == (
+        "recover",
+        512,
+        (32, 64),
+        True,
+    )
+    recall = build_evaluator(EvaluatorOptions(decoder="recall", set=["architecture=qwen3"]))
+    assert (recall.text, recall.architecture) == (ms.Recall(), "qwen3")
+
+
 def test_preset_gives_way_to_what_is_named():
     built = build_evaluator(EvaluatorOptions(corpus="text.txt", preset="sparsebert", steps=3))
     assert isinstance(built, ms.MlmEvaluator)
@@ -75,6 +89,8 @@ def test_reuse_wraps_before_costs(tmp_path):
     ("options", "message"),
     [
         ({"corpus": "a", "tasks": "RTE"}, "--tasks needs --glue"),
+        ({"corpus": "a", "decoder": "b"}, "--corpus belongs to encoders; give one"),
+        ({"decoder": "a", "rows": 4}, "--rows belongs to encoders"),
         ({"corpus": "a", "rows": 4}, "--rows needs --glue, --squad or --swag"),
         ({"corpus": "a", "glue": "b", "squad": "c"}, "--glue and --squad are two evaluators"),
         ({"weights": "a"}, "--weights needs --corpus"),

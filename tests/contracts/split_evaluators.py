@@ -83,7 +83,7 @@ def decoder(folder: Path) -> ms.CausalEvaluator:
 
 
 def recall(folder: Path) -> ms.CausalEvaluator:
-    task = ms.Recall(pairs=2, keys=4, values=4, middle=4)
+    task = ms.Recall(pairs=3, keys=16, values=16, middle=12)
     settings = {"size": "1x16x2", "held_out_sequences": 40, "batch": 4, "steps": 2}
     return ms.CausalEvaluator(task, cache=folder / "cache", **settings)
 
