@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 NARROW = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 NARROW |= {"intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}
@@ -38,5 +38,16 @@ def tiny_decoder(
     vocabulary = {word: number for number, word in enumerate(["<unk>", *words])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def byte_tokenizer(folder: Path) -> Path:
+    """Writes a tokenizer.json whose 256 tokens are bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     return folder

@@ -10,11 +10,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +26,16 @@ from masksearch.contracts import (
     MAJORITY,
     Batch,
     Differentiable,
-    Half,
-    Objective,
     Report,
-    Shape,
     mixed_seed,
 )
-from masksearch.errors import SearchError, unknown_name
+from masksearch.errors import SearchError
+from masksearch.evaluators.decoder_setup import LOSS, RECALL, DecoderSetup
 from masksearch.evaluators.dense_models import FOLDER, provide_dense
-from masksearch.evaluators.mlm import Precision, autocast, report_steps
+from masksearch.evaluators.mlm import autocast, report_steps
 from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_scores import (
     TokenScores,
-    band_edges,
     band_means,
     dense_features,
     document_scores,
@@ -48,33 +45,21 @@ from masksearch.evaluators.token_scores import (
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.decoders import (
-    DECODERS,
     NextTokenModel,
-    StoredDecoder,
     decoder,
     divergence,
-    open_decoder,
 )
-from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
-from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
-from masksearch.tasks.recall import Recall
+from masksearch.tasks.next_token import NextTokenTask
 from masksearch.tasks.text.corpus import cache_folder
 from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import is_hub
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
-Adapted = Literal["none", "recover", "train"]
-LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
-LENGTH = 256  # positions of a sequence of text
-
-open_weights = lru_cache(maxsize=4)(open_decoder)  # once a process
-read_text = lru_cache(maxsize=4)(NextTokenText.load)
 
 
 @dataclass(frozen=True)
-class CausalEvaluator:
+class CausalEvaluator(DecoderSetup):
     """Judges a mask by what a decoder loses under it on held-out text.
 
     With `weights` the decoder is a checkpoint, and by default nothing is trained: the mask is put
@@ -122,6 +107,9 @@ class CausalEvaluator:
         kl: Whether `"kl"` is reported too: how far the predictions are from those of the same
             weights without a mask, in nats a token. It costs the output layer once more, and
             memory for the hidden states of all judged tokens.
+        passkeys: Number of further held-out sequences in which a number is hidden, and asked for
+            at the end: `"passkey"` is the share of those that are repeated in full, and
+            `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.passkeys`.
         steps: Optimiser steps of a training from random weights.
         batch: Sequences of a batch.
         lr: Peak learning rate of that training.
@@ -135,278 +123,6 @@ class CausalEvaluator:
         DataError: When it is called, or asked for its protocol, and the text is missing, too short
             or not UTF-8, or the checkpoint is no decoder.
     """
-
-    text: Path | str | Recall
-    _: KW_ONLY
-    # The text.
-    held_out: Path | str | None = None
-    held_out_sequences: int = 64
-    half: Half = "search"
-    tokenizer: str | Path | None = None
-    vocabulary: int = 4096
-    length: int | None = None
-    cache: Path | None = None
-    # The model, and what is trained.
-    weights: str | Path | None = None
-    architecture: str = "llama"
-    size: AnySize = "tiny"
-    kv_heads: int | None = None
-    initializer_range: float | None = None
-    adapt: Adapted | None = None
-    recover_tokens: int = 200_000
-    recover_lr: float = 3e-4
-    learn_from: Literal["labels", "dense"] = "labels"
-    # What is reported.
-    bands: tuple[int, ...] | None = None
-    kl: bool = False
-    # The training and its machine.
-    steps: int = 800
-    batch: int = 16
-    lr: float = 2e-3
-    warmup: float = 0.06
-    reports: int = 8
-    device: str = "auto"
-    precision: Precision = "float32"
-    checkpoint_seconds: float = 60.0
-    packed_text: NextTokenTask | None = field(default=None, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        least = {"reports": 1, "batch": 1, "held_out_sequences": 1, "recover_tokens": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
-        if self.architecture not in DECODERS:
-            raise unknown_name("architecture of a decoder", self.architecture, DECODERS)
-        if self.half not in get_args(Half):
-            raise unknown_name("half", self.half, get_args(Half))
-        if self.adapt not in (None, *get_args(Adapted)):
-            raise unknown_name("adapt", str(self.adapt), get_args(Adapted))
-        if self.learn_from not in ("labels", "dense"):
-            raise unknown_name("learn_from", self.learn_from, ("labels", "dense"))
-        object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
-        if self.bands is not None:
-            edges = tuple(self.bands)
-            if any(a >= b for a, b in zip((1, *edges), edges, strict=False)):
-                raise ValueError(f"bands are positions from 2 on, rising, got {list(edges)}")
-            object.__setattr__(self, "bands", edges)
-        _ = (self.train_config, self.recover_config)  # check steps and rates
-        self.find_planted()
-        for name in ("text", "held_out"):
-            path = getattr(self, name)
-            if isinstance(path, Path | str) and not is_hub(
-                path
-            ):  # workers may run in another folder
-                object.__setattr__(self, name, Path(path).expanduser().resolve())
-        for name in ("tokenizer", "weights"):
-            given = getattr(self, name)
-            if given is not None and Path(given).expanduser().exists():
-                object.__setattr__(self, name, Path(given).expanduser().resolve())
-
-    def find_planted(self) -> None:
-        """Puts the planted task in the place of its name.
-
-        Raises:
-            ValueError: If something is given that belongs to text.
-        """
-        if self.text == RECALL:
-            made = Recall() if self.length is None else Recall.of_length(self.length)
-            object.__setattr__(self, "text", made)
-        if not isinstance(self.text, Recall):
-            return
-        if self.length not in (None, self.text.length):
-            raise ValueError(
-                f"this planted recall has {self.text.length} positions, got length={self.length}; "
-                "leave length out"
-            )
-        for name in ("weights", "tokenizer", "held_out"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"planted recall has token ids of its own, so {name}= belongs to text; leave "
-                    "it out (architecture= and size= say what learns it)"
-                )
-
-    # -- rows ----------------------------------------------------------------------------------
-    def on(self, half: Half) -> Self:
-        """The same evaluator on other held-out documents: another protocol, the same training.
-
-        Raises:
-            DataError: If the text has none.
-        """
-        if half == self.half:
-            return self
-        made = replace(self, half=half)
-        made.rows  # noqa: B018  (refuses an empty half)
-        return made
-
-    def final(self) -> Self:
-        """The same evaluator on documents that no search has seen."""
-        return self.on("final")
-
-    def task(self) -> NextTokenTask:
-        """The text, read once a process, or the planted task."""
-        if self.packed_text is not None:
-            return self.packed_text
-        if isinstance(self.text, Recall):
-            return self.text
-        tokenizer = self.tokenizer
-        if self.start is not None and tokenizer is None:
-            tokenizer = self.start.tokenizer_source
-        found = read_text(
-            self.text,
-            tokenizer=tokenizer,
-            vocabulary=self.vocabulary,
-            length=self.positions,
-            cache=self.cache,
-            held_out=self.held_out,
-            test=self.half == "test",
-        )
-        if self.start is not None:
-            self.start.check_tokens(found.vocabulary)
-        return found
-
-    @property
-    def rows(self) -> NextTokenRows:
-        """The tokens that are judged.
-
-        Raises:
-            DataError: If there are none.
-        """
-        return read_rows(self.task(), self.half, self.held_out_sequences)
-
-    def packed(self) -> Self:
-        """The same evaluator with its text in memory, for machines that do not see the file. The
-        weights of a checkpoint stay where they are."""
-        if self.packed_text is not None:
-            return self
-        made = copy.copy(self)
-        object.__setattr__(made, "packed_text", self.task())
-        return made
-
-    def data_hashes(self) -> dict[str, str]:
-        """Hashes of the text and of the checkpoint, where there is one."""
-        named = {"text": self.task().digest}
-        return named if self.start is None else named | {"weights": self.start.digest}
-
-    # -- what it is ----------------------------------------------------------------------------
-    @property
-    def start(self) -> StoredDecoder | None:
-        """The checkpoint, opened once a process; None = random weights.
-
-        Raises:
-            DataError: If it cannot be opened, or is no decoder.
-        """
-        return None if self.weights is None else open_weights(self.weights)
-
-    @property
-    def positions(self) -> int:
-        """Positions of a sequence."""
-        if isinstance(self.text, Recall):
-            return self.text.length
-        return LENGTH if self.length is None else self.length
-
-    @property
-    def adapts(self) -> Adapted:
-        """What is trained under a mask."""
-        return self.adapt or ("train" if self.weights is None else "none")
-
-    @property
-    def shape(self) -> Shape:
-        """What a mask is lowered to: causal."""
-        if self.start is not None:
-            return self.start.shape(self.positions)
-        size = find_size(self.size)
-        return Shape(self.positions, size.layers, size.heads, causal=True)
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]:
-        """Held-out loss in nats a token (worst: a uniform guess), and the share of the earlier
-        tokens that the mask hides."""
-        if isinstance(self.text, Recall):
-            tokens = self.text.vocabulary
-        else:
-            tokens = self.vocabulary if self.start is None else self.start.vocabulary
-        return (
-            Objective(LOSS, "min", math.log(tokens)),
-            Objective("effective_sparsity", "max", 0.0),
-        )
-
-    @property
-    def meanings(self) -> dict[str, str]:
-        """What the reported values measure."""
-        return {
-            LOSS: "negative log-likelihood of held-out tokens, in nats a token",
-            RECALL: "share of right answers to the questions of planted recall",
-            "kl": "divergence from the same weights without a mask, in nats a token",
-        }
-
-    @property
-    def train_config(self) -> TrainConfig:
-        """Settings of a training from random weights."""
-        return TrainConfig(steps=self.steps, lr=self.lr, warmup=self.warmup)
-
-    @property
-    def recover_config(self) -> TrainConfig:
-        """Settings of the recovery."""
-        steps = math.ceil(self.recover_tokens / (self.batch * self.positions))
-        return TrainConfig(steps=steps, lr=self.recover_lr, warmup=self.warmup)
-
-    @property
-    def protocol(self) -> str:
-        """Hash of the text, the model and the training; reads the text."""
-        return short_hash("causal-1", repr(self.settings()))
-
-    def settings(self) -> dict[str, object]:
-        """Everything that a score depends on, beside mask and seed."""
-        rows = self.rows
-        return {
-            "model": self.weights_settings(),
-            "rows": rows.digest(),
-            "half": self.half,
-            "adapt": self.adapts,
-            "recover": (self.task_digest(), self.batch, self.recover_config.identity)
-            if self.adapts == "recover"
-            else None,
-            "bands": self.edges,
-            "kl": self.kl,
-            "precision": self.precision,
-        }
-
-    def weights_settings(self) -> dict[str, object]:
-        """What the weights depend on that a mask is put on, or that are trained under it."""
-        if self.start is not None and self.adapts != "train":
-            return {"weights": self.start.digest, "length": self.positions}
-        size = find_size(self.size)
-        scratch = {
-            "architecture": self.architecture,
-            "size": asdict(size),
-            "kv_heads": self.kv_heads,
-            "initializer_range": self.initializer_range or initial_spread(size.width),
-        }
-        return {
-            "start": scratch if self.start is None else self.start.digest,
-            "text": self.task_digest(),
-            "train": self.train_config.identity,
-            "batch": self.batch,
-            "precision": self.precision,
-        }
-
-    def task_digest(self) -> str:
-        """Hash of what is trained on, the same for every half."""
-        one = replace(self, half="search") if self.half == "test" else self
-        return one.task().digest
-
-    @property
-    def edges(self) -> tuple[int, ...]:
-        """First positions of the bands but the first."""
-        return band_edges(self.positions) if self.bands is None else self.bands
-
-    @property
-    def place(self) -> torch.device:
-        """The device that computes."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.device == "auto" else self.device)
 
     # -- models --------------------------------------------------------------------------------
     def model(self, seed: int) -> NextTokenModel:
@@ -513,10 +229,10 @@ class CausalEvaluator:
             model = frozen_model(self, self.model_seed(seed))
             attach(model, mask)
             try:
-                scores = self.judge(model, seed)
+                values = self.last_values(model, self.judge(model, seed), workdir)
             finally:
                 detach(model)
-            yield Report(0, self.last_values(scores, workdir))
+            yield Report(0, values)
             return
         recovers = self.adapts == "recover"
         config = self.recover_config if recovers else self.train_config
@@ -536,7 +252,7 @@ class CausalEvaluator:
                 values = self.values(self.judge(model, seed))
                 memory["curve"].append([number, values])
                 yield Report(number, values)
-        yield Report(config.steps, self.last_values(self.judge(model, seed), workdir))
+        yield Report(config.steps, self.last_values(model, self.judge(model, seed), workdir))
         kept.clear()
 
     def judge(self, model: NextTokenModel, seed: int | None = None) -> TokenScores:
@@ -574,14 +290,32 @@ class CausalEvaluator:
             found[f"{LOSS}/{RECALL}"] = scores.nll[rows.answers].double().mean().item()
         return found
 
-    def last_values(self, scores: TokenScores, workdir: Path) -> dict[str, float]:
-        """What the last report holds; the scores of documents go to the working folder."""
+    def last_values(
+        self, model: NextTokenModel, scores: TokenScores, workdir: Path
+    ) -> dict[str, float]:
+        """What the last report holds; the scores of documents go to the working folder.
+
+        Args:
+            model: With its mask on.
+            scores: What it says of the held-out tokens.
+            workdir: The working folder.
+        """
         documents = row_scores(scores.nll, self.rows)
         documents.save(workdir)
         sides = {f"{LOSS}{MAJORITY}": self.constant_loss()}
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             sides[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
-        return self.values(scores) | sides
+        return self.values(scores) | sides | self.passkey_values(model)
+
+    def passkey_values(self, model: NextTokenModel) -> dict[str, float]:
+        """Whether hidden numbers are repeated; empty where none are asked for."""
+        rows = self.hidden_rows
+        if rows is None or rows.answers is None:
+            return {}
+        found = score_tokens(model, rows.tokens, half_precision=self.precision == "bfloat16")
+        whole = (found.right | ~rows.answers).all(1)
+        loss = found.nll[rows.answers].double().mean().item()
+        return {"passkey": whole.double().mean().item(), f"{LOSS}/passkey": loss}
 
     def constant_loss(self) -> float:
         """What a guess by how frequent tokens are in the training text loses, in nats a token."""
@@ -634,12 +368,6 @@ def features_without_mask(judge: CausalEvaluator, seed: int) -> list[Tensor]:
     model = detach(copy.deepcopy(frozen_model(judge, seed)), missing_ok=True)
     half = judge.precision == "bfloat16"
     return dense_features(cast(NextTokenModel, model), judge.rows.tokens, half_precision=half)
-
-
-@lru_cache(maxsize=4)
-def read_rows(text: NextTokenTask, half: Half, most: int) -> NextTokenRows:
-    """The tokens that are judged, made once a process."""
-    return text.held_out(half, most)
 
 
 def with_targets(batches: Iterator[Batch], teacher: NextTokenModel | None) -> Iterator[Batch]:

@@ -89,6 +89,11 @@ class NextTokenTask(Protocol):
         ...
 
     @property
+    def train_digest(self) -> str:
+        """Hash of what is trained on, the same for every half."""
+        ...
+
+    @property
     def frequencies(self) -> Tensor:
         """How frequent each id is among what is learnt, float64 `[ids]`, summing to 1."""
         ...
@@ -121,6 +126,7 @@ class NextTokenText:
             sequence; it is not scored.
         tokenizer: A `tokenizers.Tokenizer`.
         digest: Hash of the text, the tokenizer and the length.
+        train_digest: The same of what is trained on, whatever is held out of it for a test.
         begins: Where documents and paragraphs begin in the held-out text.
     """
 
@@ -129,6 +135,7 @@ class NextTokenText:
     prefix: tuple[int, ...]
     tokenizer: Tokenizer = field(repr=False)
     digest: str
+    train_digest: str
     begins: Boundaries = field(repr=False)
 
     @classmethod
@@ -172,6 +179,7 @@ class NextTokenText:
         made, train, held = given or stored.tokenizer, stored.train, stored.held_out
         prefix = text_prefix(made)
         inner, content = length - len(prefix), list(stored.content)
+        about = ("next token", *content, made.to_str(), str(length))
         if not content[1]:
             count = len(train.ids)
             cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
@@ -192,6 +200,7 @@ class NextTokenText:
             prefix=prefix,
             tokenizer=made,
             digest=short_hash("next token", *content, made.to_str(), str(length)),
+            train_digest=short_hash(*about),
             begins=whole.begins,
         )
 

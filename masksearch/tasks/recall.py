@@ -100,6 +100,11 @@ class Recall:
         told = {name: value for name, value in asdict(self).items() if name != "stream"}
         return hashlib.sha256(f"recall-1 {told}".encode()).hexdigest()[:16]
 
+    @property
+    def train_digest(self) -> str:
+        """The same: training rows have no end."""
+        return self.digest
+
     @cached_property
     def rule(self) -> Tensor:
         """Which filler follows each, int64 `[fillers]`: a permutation."""

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from optuna.trial import BaseTrial
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import tiny_checkpoint
-from tiny_decoder import tiny_decoder
+from tiny_decoder import byte_tokenizer, tiny_decoder
+from tokenizers import pre_tokenizers
 
 import masksearch as ms
 from masksearch import masks
@@ -25,6 +26,7 @@ from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 WORDS = [f"w{number}" for number in range(40)]
 KINDS = ("llama", "qwen3", "gpt2")
 
@@ -270,6 +272,25 @@ def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
     assert all(0 < record.value("effective_sparsity") < 1 for record in study.records())
     narrow, wide = (judged(judge, masks.window(reach), tmp_path) for reach in (0, 20))
     assert wide["nll"] < narrow["nll"]  # the words of an article are known from its beginning
+
+
+# -- passkeys ----------------------------------------------------------------------------------
+def test_passkeys_are_judged_beside_the_text(data: Path, tmp_path: Path) -> None:
+    weights = tiny_decoder(tmp_path / "bytes", BYTES[1:], max_position_embeddings=256)
+    byte_tokenizer(weights)
+    judge = evaluator(data, weights=weights, length=200, bands=None, passkeys=3)
+    values = judged(judge, masks.full(), tmp_path / "run")
+    assert values["passkey"] == 0  # random weights
+    rows = judge.hidden_rows
+    with torch.no_grad():
+        logits = ms.attach(judge.start.decoder(), masks.full())(rows.tokens).logits[:, :-1]
+    each = F.cross_entropy(logits.flatten(0, 1), rows.labels[:, 1:].flatten())
+    assert values["nll/passkey"] == pytest.approx(each.item(), rel=1e-4)
+    plain = replace(judge, passkeys=0)
+    assert judged(plain, masks.full(), tmp_path / "plain")["nll"] == values["nll"]
+    assert plain.protocol != judge.protocol != judge.final().protocol
+    with pytest.raises(ms.DataError, match="several digits the same ids"):
+        evaluator(data, passkeys=2).settings()
 
 
 # -- planted recall ----------------------------------------------------------------------------
