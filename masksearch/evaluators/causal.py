@@ -103,6 +103,10 @@ class CausalEvaluator(DecoderSetup):
         recover_lr: Its peak learning rate.
         learn_from: What gates of a one-shot search on frozen weights learn from: the next token
             (`"labels"`), or the predictions of the `"dense"` model.
+        cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
+            mask hides, or `"kv_bytes"`, what the cache of keys and values holds under it after
+            `length` tokens as a share of the dense cache (`masksearch.kv_bytes`). Every record
+            has both; they are known before anything is judged.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: Whether `"kl"` is reported too: how far the predictions are from those of the same
             weights without a mask, in nats a token. It costs the output layer once more, and

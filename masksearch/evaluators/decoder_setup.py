@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Self, get_args
 
 import torch
+from transformers import PreTrainedConfig
 
 from masksearch.contracts import (
     Half,
@@ -25,12 +26,15 @@ from masksearch.evaluators.mlm import Precision
 from masksearch.evaluators.token_scores import (
     band_edges,
 )
+from masksearch.masks.core import Mask
 from masksearch.models.decoders import (
     DECODERS,
     StoredDecoder,
+    decoder_config,
     open_decoder,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
+from masksearch.models.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
 from masksearch.tasks.passkeys import hide_passkeys
 from masksearch.tasks.recall import Recall
@@ -39,6 +43,8 @@ from masksearch.tasks.text.hub import is_hub
 from masksearch.training.loop import TrainConfig
 
 Adapted = Literal["none", "recover", "train"]
+Cost = Literal["effective_sparsity", "kv_bytes"]
+SPARSITY, CACHE = get_args(Cost)
 LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
 LENGTH = 256  # positions of a sequence of text
 
@@ -71,6 +77,7 @@ class DecoderSetup:
     recover_lr: float = 3e-4
     learn_from: Literal["labels", "dense"] = "labels"
     # What is reported.
+    cost: Cost = "effective_sparsity"
     bands: tuple[int, ...] | None = None
     kl: bool = False
     passkeys: int = 0
@@ -99,6 +106,8 @@ class DecoderSetup:
             raise unknown_name("half", self.half, get_args(Half))
         if self.adapt not in (None, *get_args(Adapted)):
             raise unknown_name("adapt", str(self.adapt), get_args(Adapted))
+        if self.cost not in get_args(Cost):
+            raise unknown_name("cost", self.cost, get_args(Cost))
         if self.learn_from not in ("labels", "dense"):
             raise unknown_name("learn_from", self.learn_from, ("labels", "dense"))
         object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
@@ -249,15 +258,41 @@ class DecoderSetup:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """Held-out loss in nats a token (worst: a uniform guess), and the share of the earlier
-        tokens that the mask hides."""
+        """Held-out loss in nats a token (worst: a uniform guess), and `cost`."""
         if isinstance(self.text, Recall):
             tokens = self.text.vocabulary
         else:
             tokens = self.vocabulary if self.start is None else self.start.vocabulary
-        return (
-            Objective(LOSS, "min", math.log(tokens)),
-            Objective("effective_sparsity", "max", 0.0),
+        cost = {
+            SPARSITY: Objective(SPARSITY, "max", 0.0),
+            CACHE: Objective(CACHE, "min", 1.0),
+        }
+        return (Objective(LOSS, "min", math.log(tokens)), cost[self.cost])
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """What is known of a mask before it is judged."""
+        return (CACHE,)
+
+    def measures_of(self, mask: Mask) -> dict[str, float]:
+        """The bytes of the cache of keys and values under a mask, at the evaluator's length, as a
+        share of the dense cache's; nothing of a mask that follows the tokens."""
+        if mask.needs_tokens:
+            return {}
+        return {CACHE: kv_bytes(mask, self.config, self.positions).share}
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The decoder's configuration, but for the size of a trained vocabulary."""
+        if self.start is not None:
+            return self.start.config
+        return decoder_config(
+            self.architecture,
+            self.size,
+            self.vocabulary,
+            self.positions,
+            kv_heads=self.kv_heads,
+            initializer_range=self.initializer_range,
         )
 
     @property

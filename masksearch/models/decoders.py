@@ -15,8 +15,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masksearch.attention.probe import probe
@@ -41,17 +47,16 @@ UNBOUNDED = 1 << 30  # positions of a decoder that names no limit
 HELD = 1 << 24  # logits that are in memory at once: 64 MB of float32
 
 
-def decoder(
+def decoder_config(
     architecture: str,
     size: AnySize,
     vocabulary: int,
     length: int,
     *,
-    seed: int,
     kv_heads: int | None = None,
     initializer_range: float | None = None,
-) -> PreTrainedModel:
-    """A Hugging Face decoder with random weights drawn from `seed` alone.
+) -> PreTrainedConfig:
+    """The configuration of a decoder.
 
     Feed-forward parts hold about as many weights as a plain one of 4 x width: 8/3 x width, gated,
     of Llama and Qwen3.
@@ -61,7 +66,6 @@ def decoder(
         size: Layers x width x heads, as `masksearch.models.encoders.find_size` takes it.
         vocabulary: Number of token ids.
         length: Longest sequence, in positions.
-        seed: Seed of the weights; the global generator is left as it was.
         kv_heads: Key-value heads of a layer (grouped queries), a divisor of the heads; None = as
             many. GPT-2 has no grouped queries.
         initializer_range: Standard deviation of the initial weights; None = BERT's 0.02 at a width
@@ -72,8 +76,6 @@ def decoder(
         ValueError: If a head's width is odd where positions are rotary, or `kv_heads` divides
             nothing.
     """
-    import transformers
-
     size = find_size(size)
     if architecture not in DECODERS:
         raise unknown_name("architecture of a decoder", architecture, DECODERS)
@@ -100,12 +102,36 @@ def decoder(
         settings |= {"num_attention_heads": size.heads, "num_key_value_heads": groups}
         settings |= {"head_dim": head_dim, "max_position_embeddings": length}
         settings |= {"intermediate_size": 8 * size.width // 3, "tie_word_embeddings": True}
-    name = DECODERS[architecture]
-    config = getattr(transformers, f"{name}Config")(**settings)
-    cls = getattr(transformers, f"{name}{'LMHeadModel' if name == 'GPT2' else 'ForCausalLM'}")
+    made: PreTrainedConfig = getattr(transformers, f"{DECODERS[architecture]}Config")(**settings)
+    return made
+
+
+def decoder(
+    architecture: str,
+    size: AnySize,
+    vocabulary: int,
+    length: int,
+    *,
+    seed: int,
+    kv_heads: int | None = None,
+    initializer_range: float | None = None,
+) -> PreTrainedModel:
+    """A Hugging Face decoder with random weights drawn from `seed` alone.
+
+    The global generator is left as it was; the other arguments are those of `decoder_config`.
+    """
+    config = decoder_config(
+        architecture,
+        size,
+        vocabulary,
+        length,
+        kv_heads=kv_heads,
+        initializer_range=initializer_range,
+    )
+    cls: Any = AutoModelForCausalLM
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        made: PreTrainedModel = cls(config)
+        made: PreTrainedModel = cls.from_config(config)
     return made
 
 
@@ -131,9 +157,28 @@ class StoredDecoder(StoredCheckpoint):
                 "use the checkpoint's own: leave --tokenizer out (tokenizer=None)"
             )
 
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Its configuration, read from the folder."""
+        return read_config(self.locate())
+
     def decoder(self) -> PreTrainedModel:
         """A fresh model with the stored weights, float32, in eval mode."""
         return read_decoder(self.locate())
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    fixed = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(folder, **fixed)
+    except UNREADABLE as error:
+        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+    return found
 
 
 def read_decoder(folder: Path) -> PreTrainedModel:
@@ -143,10 +188,7 @@ def read_decoder(folder: Path) -> PreTrainedModel:
         DataError: If it is no decoder, or the files cannot be read or do not fit.
     """
     find_files(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except UNREADABLE as error:
-        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+    config = read_config(folder)
     kind = config.model_type
     both = getattr(config, "is_encoder_decoder", False)
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both:

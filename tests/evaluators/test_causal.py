@@ -177,6 +177,25 @@ def test_settings_make_other_protocols(data: Path) -> None:
     assert {replace(judge, **change).protocol for change in same} == {judge.protocol}
 
 
+def test_the_bytes_of_the_cache_are_known_before(data: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, cost="kv_bytes")
+    assert [objective.name for objective in judge.objectives] == ["nll", "kv_bytes"]
+    assert judge.protocol == evaluator(data).protocol
+    assert judge.measures_of(masks.window(5) | masks.columns(2)) == {"kv_bytes": 7 / 24}
+    assert ms.CausalEvaluator("recall").measures_of(masks.window(6)) == {"kv_bytes": 6 / 56}
+    study = ms.search(
+        lambda trial: masks.window(trial.suggest_int("reach", 1, 20)),
+        scratch(data, adapt="none", steps=40, cost="kv_bytes"),
+        run=tmp_path / "run",
+        strategy="random",
+        trials=3,
+        constraints=("kv_bytes <= 0.9",),
+        baselines={},
+    )
+    reaches = [record.params["reach"] for record in study.records()]
+    assert [r.measures["kv_bytes"] for r in study.records()] == [n / 24 for n in reaches]
+
+
 # -- weights that learn ------------------------------------------------------------------------
 def scratch(data: Path, **settings: Any) -> ms.CausalEvaluator:
     small = {"weights": None, "size": "1x32x2", "steps": 30, "batch": 8, "vocabulary": 60}
@@ -378,6 +397,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
         ({"bands": (8, 4)}, "rising"),
         ({"recover_tokens": 0}, "recover_tokens must be at least 1"),
         ({"half": "finale"}, "did you mean 'final'"),
+        ({"cost": "bytes"}, "unknown cost 'bytes'"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluator(data, **wrong)
