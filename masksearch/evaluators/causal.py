@@ -88,8 +88,8 @@ class CausalEvaluator(DecoderSetup):
         vocabulary: Size of a trained vocabulary.
         length: Positions of a sequence; None = 256 of a text, and the planted task's own.
         cache: Folder of the token cache and of dense models; default: see `Corpus.load`.
-        weights: A checkpoint: a folder or a Hub name, see `masksearch.models.decoders`; None =
-            random weights.
+        weights: A checkpoint: a folder, a Hub name or a GGUF file, see
+            `masksearch.models.decoders`; None = random weights.
         architecture: Of a decoder with random weights: `"llama"`, `"qwen3"` or `"gpt2"`.
         size: Its layers x width x heads, as of `MlmEvaluator`.
         kv_heads: Its key-value heads a layer; None = as many as heads.

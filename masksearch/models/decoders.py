@@ -40,6 +40,7 @@ from masksearch.models.checkpoints import (
     read_model,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread
+from masksearch.models.gguf import convert_gguf
 from masksearch.models.heads import Output
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
@@ -219,13 +220,16 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
 
     Args:
         name_or_folder: A folder with `config.json` and `*.safetensors`, or a name on the Hugging
-            Face Hub, as `masksearch.open_pretrained` takes them.
+            Face Hub, as `masksearch.open_pretrained` takes them; or a GGUF file, see
+            `masksearch.models.gguf`.
 
     Raises:
         DataError: If there is no such folder, the Hub cannot be reached, the weights are a pickle,
             damaged or do not fit the configuration, or it is no decoder.
         AttachError: If no mask can be put on it.
     """
+    if Path(name_or_folder).suffix.lower() == ".gguf":
+        name_or_folder = convert_gguf(Path(name_or_folder))
     folder = find_local_folder(name_or_folder)
     name = str(name_or_folder) if folder is None else str(folder)
     folder = download_checkpoint(name) if folder is None else folder
