@@ -32,7 +32,7 @@ from masksearch.tasks.text.corpus import (
     source_key,
     write_tokens,
 )
-from masksearch.tasks.text.files import HELD_OUT_SHARE, short_hash
+from masksearch.tasks.text.files import HELD_OUT_SHARE, paragraph_pieces, short_hash
 from masksearch.tasks.text.packing import Boundaries
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer
 
@@ -152,7 +152,7 @@ class NextTokenText:
     ) -> NextTokenText:
         """Reads, tokenizes and packs plain text, as `Corpus.load` does, for a decoder.
 
-        Blank lines are left out; line breaks are tokens where the tokenizer knows them.
+        Line breaks and the blank lines of paragraphs are tokens where the tokenizer knows them.
 
         Args:
             path: A text file, a folder of `*.txt` files, or a dataset `hf:..`.
@@ -170,22 +170,23 @@ class NextTokenText:
             raise ValueError(f"a sequence has at least 3 tokens, got length {length}")
         given = None if tokenizer is None else open_tokenizer(tokenizer)
         spelled = f"trained:{vocabulary}" if given is None else given.to_str()
-        key = short_hash(FORMAT, *source_key(path, held_out), spelled)
+        how = paragraph_pieces.__name__
+        key = short_hash(FORMAT, how, *source_key(path, held_out), spelled)
 
         def write(place: Path) -> None:
-            write_tokens(place, path, held_out, given, vocabulary, None)
+            write_tokens(place, path, held_out, given, vocabulary, None, paragraph_pieces)
 
         stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
         made, train, held = given or stored.tokenizer, stored.train, stored.held_out
         prefix = text_prefix(made)
         inner, content = length - len(prefix), list(stored.content)
-        about = ("next token", *content, made.to_str(), str(length))
+        about = ("next token", how, *content, made.to_str(), str(length))
         if not content[1]:
             count = len(train.ids)
             cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
             train, held = train.part(0, count - cut), train.part(count - cut, count)
         if test:
-            tested = read_test_text(path, made, cache)
+            tested = read_test_text(path, made, cache, paragraph_pieces)
             held, content = tested.held_out, [content[0], "test", tested.content[1]]
         if len(train.ids) < inner or len(held.ids) < inner:
             raise DataError(
@@ -199,7 +200,7 @@ class NextTokenText:
             held=packed(held.ids, inner),
             prefix=prefix,
             tokenizer=made,
-            digest=short_hash("next token", *content, made.to_str(), str(length)),
+            digest=short_hash("next token", how, *content, made.to_str(), str(length)),
             train_digest=short_hash(*about),
             begins=whole.begins,
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_decoder import tiny_decoder
+from tiny_decoder import byte_tokenizer, tiny_decoder
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -92,6 +92,24 @@ def test_what_a_tokenizer_puts_in_front_is_in_front_of_every_sequence(tmp_path: 
     rows = read.held_out("all", 9)
     assert (rows.tokens[:, 0] == 0).all()
     assert read.length == rows.tokens.shape[1] == 12
+
+
+def test_paragraphs_end_with_a_blank_line(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(tmp_path / "bytes")
+    path = tmp_path / "text.txt"
+    path.write_bytes(b"one\r\ntwo\r\n\r\n\r\nthree\nfour\n\nfive\n" * 9)
+    read = NextTokenText.load(path, tokenizer=tokenizer, length=100, cache=tmp_path)
+    said = read.tokenizer.decode(read.train.reshape(-1).tolist())
+    assert said.startswith("one\ntwo\n\nthree\nfour\n\nfive\none\ntwo\n\nthree")
+    (tmp_path / "folder").mkdir()
+    for name in ("train", "test"):
+        (tmp_path / "folder" / f"{name}.txt").write_bytes(path.read_bytes())
+    place = {"tokenizer": tokenizer, "length": 100, "cache": tmp_path, "test": True}
+    tested = NextTokenText.load(tmp_path / "folder", **place)
+    assert tested.tokenizer.decode(tested.held[0].tolist()) == said[:100]
+    plain = NextTokenText.load(tmp_path / "folder", **(place | {"test": False}))
+    assert tested.train_digest == plain.train_digest
+    assert len({tested.digest, tested.train_digest, plain.digest}) == 2
 
 
 def test_a_text_shorter_than_a_sequence_is_refused(tmp_path: Path) -> None:

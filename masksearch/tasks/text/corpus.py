@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -317,13 +317,19 @@ def deal_stretches(
     return starts, np.array(final, bool)
 
 
-def read_test_text(path: Path | str, tokenizer: Tokenizer, cache: Path | None) -> StoredTokens:
+def read_test_text(
+    path: Path | str,
+    tokenizer: Tokenizer,
+    cache: Path | None,
+    read: Callable[[list[Path]], Iterable[tuple[int, str]]] = marked_pieces,
+) -> StoredTokens:
     """The tokens of a test text, as held-out ones.
 
     Args:
         path: A folder with a test.txt, or a dataset `hf:..` with a split "test".
         tokenizer: Makes the ids.
         cache: As in `Corpus.load`.
+        read: Reads the pieces of files.
 
     Raises:
         DataError: If there is no test text.
@@ -342,7 +348,7 @@ def read_test_text(path: Path | str, tokenizer: Tokenizer, cache: Path | None) -
             found = Path(scratch) / "test.txt"
             texts = files if hub is None else [hub.write(found, "test") or found]
             counts = [
-                encode_stream(tokenizer, marked_pieces(part), place, name)
+                encode_stream(tokenizer, read(part), place, name)
                 for name, part in zip(STREAMS, ([], texts), strict=True)
             ]
             content = ["", content_hash(texts)]
@@ -351,7 +357,8 @@ def read_test_text(path: Path | str, tokenizer: Tokenizer, cache: Path | None) -
         (place / "about.json").write_text(about, encoding="utf-8")
 
     named = hub.key() if hub else [content_hash(files)]
-    key = short_hash(FORMAT, "test", *named, tokenizer.to_str())
+    how = [] if read is marked_pieces else [read.__name__]
+    key = short_hash(FORMAT, "test", *how, *named, tokenizer.to_str())
     return cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
 
 
@@ -362,8 +369,10 @@ def write_tokens(
     given: Tokenizer | None,
     vocabulary: int,
     tokens: int | None,
+    read: Callable[[list[Path]], Iterable[tuple[int, str]]] = marked_pieces,
 ) -> None:
-    """Reads and tokenizes the text into files of a folder; see `Corpus.load`."""
+    """Reads and tokenizes the text into files of a folder; see `Corpus.load`, and `read_test_text`
+    for `read`."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         train_files, held_files = local_text(path, held_out, Path(scratch))
         made = given or train_tokenizer(
@@ -374,7 +383,7 @@ def write_tokens(
         )
         counts, content = [], []
         for name, files in zip(STREAMS, (train_files, held_files), strict=True):
-            counts.append(encode_stream(made, marked_pieces(files), folder, name, tokens))
+            counts.append(encode_stream(made, read(files), folder, name, tokens))
             content.append(content_hash(files) if files else "")
     made.save(str(folder / "tokenizer.json"))
     about = json.dumps({"tokens": counts, "content": content})

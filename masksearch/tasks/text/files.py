@@ -129,6 +129,18 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
                     mark = TEXT
 
 
+def paragraph_pieces(files: list[Path]) -> Iterator[tuple[int, str]]:
+    """As `marked_pieces`, for tokenizers that know line breaks: those of Windows become plain
+    ones, and what ends before a paragraph ends with a blank line."""
+    held: tuple[int, str] | None = None
+    for mark, piece in marked_pieces(files):
+        if held is not None:
+            yield held[0], held[1] + ("\n" if mark == PARAGRAPH else "")
+        held = mark, piece.replace("\r\n", "\n")
+    if held is not None:
+        yield held
+
+
 def line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
     """The line itself, or pieces of it where it is long, each with its bytes."""
     if len(line) <= 8 * WORDS:
