@@ -106,6 +106,11 @@ class DecoderSetup:
             raise unknown_name("half", self.half, get_args(Half))
         if self.adapt not in (None, *get_args(Adapted)):
             raise unknown_name("adapt", str(self.adapt), get_args(Adapted))
+        if self.kl and self.adapts != "none":
+            raise ValueError(
+                f"kl compares the same weights with and without a mask, and adapt={self.adapts!r} "
+                "changes them; leave kl out, or judge with adapt='none'"
+            )
         if self.cost not in get_args(Cost):
             raise unknown_name("cost", self.cost, get_args(Cost))
         if self.learn_from not in ("labels", "dense"):

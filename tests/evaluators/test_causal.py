@@ -397,6 +397,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
         ({"bands": (8, 4)}, "rising"),
         ({"recover_tokens": 0}, "recover_tokens must be at least 1"),
         ({"half": "finale"}, "did you mean 'final'"),
+        ({"kl": True, "adapt": "recover"}, "adapt='recover' changes them"),
         ({"cost": "bytes"}, "unknown cost 'bytes'"),
     ):
         with pytest.raises(ValueError, match=message):
