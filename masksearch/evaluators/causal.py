@@ -108,9 +108,9 @@ class CausalEvaluator(DecoderSetup):
             `length` tokens as a share of the dense cache (`masksearch.kv_bytes`). Every record
             has both; they are known before anything is judged.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
-        kl: With `adapt="none"`: whether `"kl"` is reported too: how far the predictions are from those of the same
-            weights without a mask, in nats a token. It costs the output layer once more, and
-            memory for the hidden states of all judged tokens.
+        kl: With `adapt="none"`: whether `"kl"` is reported too, how far the predictions are from
+            those of the same weights without a mask, in nats a token. It costs the output layer
+            once more, and memory for the hidden states of all judged tokens.
         passkeys: Number of further held-out sequences in which a number is hidden, and asked for
             at the end: `"passkey"` is the share of those that are repeated in full, and
             `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.passkeys`.
