@@ -54,7 +54,7 @@ def test_adapt_reaches_the_evaluator():
 
 
 def test_a_decoder_is_judged_by_its_text():
-    given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "kl=true"]}
+    given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "passkeys=4"]}
     built = build_evaluator(EvaluatorOptions(adapt="recover", length=512, **given))
     assert type(built) is ms.CausalEvaluator
     assert (built.adapt, built.positions, built.bands, built.kl) == (
