@@ -202,6 +202,7 @@ def test_a_padded_text_is_the_text_alone(at: Architecture, way: str):
 # -- what else is done to models ---------------------------------------------------------------
 @by_mask_and_gates
 @every
+@pytest.mark.slow
 def test_copies_keep_mask_and_gates(at: Architecture, way: str):
     model, given = at.made(), at.inputs(PADDED)
     plain = at.run(model, given)
@@ -262,6 +263,7 @@ def one_process():
 
 @by_mask_and_gates
 @every
+@pytest.mark.slow
 def test_data_parallel_models_keep_mask_and_gates(at: Architecture, way: str, one_process: None):
     given, models = at.inputs(PADDED), [at.made(), at.made()]
     for model in models:
@@ -331,6 +333,7 @@ def check_compiled(at: Architecture, backend: str, way: str, layers: int = 2) ->
         assert torch.allclose(*grads, atol=1e-5), name  # compiled, unused weights have zeros
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_the_mask():
     check_compiled(ARCHITECTURES["bert"], "eager", "mask", layers=1)
 
@@ -403,6 +406,7 @@ def generated(model: Any, beams: int, left: bool = False, **how: Any) -> tuple[T
 @pytest.mark.parametrize("beams", [1, 3], ids=["greedy", "beams"])
 @by_mask_and_gates
 @pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.slow
 def test_generation_with_any_cache_equals_without(name: str, way: str, beams: int):
     model, left = generating(name), name not in ("t5", "bart")
     whole = generated(model, beams, left)

@@ -77,6 +77,7 @@ def test_no_length():
 
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), PassesOn])
+@pytest.mark.slow
 def test_wrappers_that_pass_their_inputs_on_need_no_example(wrap):
     at = ARCHITECTURES["bert"]
     model, given = at.made(), at.inputs()

@@ -83,6 +83,7 @@ VARIANTS = [
 @pytest.mark.parametrize(
     "fields", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values()))
 )
+@pytest.mark.slow
 def test_a_killed_run_ends_as_it_would_have(fields: dict[str, Any], tmp_path: Path):
     config = DamConfig(dense_warmup=0.2, density=0.3, **fields)
 

@@ -164,6 +164,7 @@ FORMS: list[tuple[masks.Mask, float]] = [
 
 
 @pytest.mark.parametrize(("mask", "expected"), FORMS, ids=str)
+@pytest.mark.slow
 def test_closed_forms_of_long_masks(mask, expected):
     assert hops(mask, LONG) == expected
 

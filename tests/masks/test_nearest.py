@@ -158,6 +158,7 @@ def parts_of(mask: masks.Mask) -> set[masks.Mask]:
 
 @pytest.mark.parametrize("mask", LATER.values(), ids=LATER)
 @pytest.mark.parametrize("beside", [None, masks.window(4)], ids=str)
+@pytest.mark.slow
 def test_later_leaves_are_named_alone_and_beside_a_window(
     mask: masks.Mask, beside: masks.Mask | None
 ):
@@ -214,6 +215,7 @@ def test_no_layout_does_better(cells: int):
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.9])
+@pytest.mark.slow
 def test_random_tables_are_not_explained(density: float):
     generator = torch.Generator().manual_seed(round(100 * density))
     found = nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
