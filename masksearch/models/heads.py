@@ -197,11 +197,7 @@ class SequenceClassifier(Head):
             weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
             mean = (hidden * weight).sum(1) / weight.sum(1)
         logits = self.out(torch.tanh(self.dense(torch.cat([hidden[:, 0], mean], -1))))
-        if labels is None:
-            return Output(logits)
-        if logits.shape[-1] == 1:
-            return Output(logits, F.mse_loss(logits.squeeze(-1).float(), labels.float()))
-        return Output(logits, F.cross_entropy(logits.float(), labels))
+        return class_output(logits, labels)
 
 
 class SpanPredictor(Head):
@@ -247,22 +243,8 @@ class SpanPredictor(Head):
         Raises:
             ValueError: If only one of the two positions is given.
         """
-        if (start_positions is None) != (end_positions is None):
-            raise ValueError("start_positions and end_positions come together; one is missing")
         logits: Tensor = self.out(self.hidden(input_ids, attention_mask, token_type_ids))
-        visible = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        visible = visible.bool()
-        logits = logits.masked_fill(~visible.unsqueeze(-1), -torch.inf)
-        if start_positions is None or end_positions is None:
-            return Output(logits)
-        loss = logits.new_zeros((), dtype=torch.float32)
-        for part, positions in enumerate((start_positions, end_positions)):
-            inside = (positions >= 0) & (positions < input_ids.shape[1])
-            inside &= visible.gather(1, positions.where(inside, 0).unsqueeze(1)).squeeze(1)
-            targets = positions.where(inside, -100)
-            total = F.cross_entropy(logits[..., part].float(), targets, reduction="sum")
-            loss = loss + total / inside.sum().clamp(min=1) / 2
-        return Output(logits, loss)
+        return span_output(logits, attention_mask, start_positions, end_positions)
 
 
 class ChoiceScorer(Head):
@@ -310,6 +292,51 @@ class ChoiceScorer(Head):
         hidden = self.hidden(input_ids.reshape(-1, input_ids.shape[-1]), *flat)
         logits = self.out(torch.tanh(self.dense(hidden[:, 0]))).reshape(input_ids.shape[:-1])
         return Output(logits, None if labels is None else F.cross_entropy(logits.float(), labels))
+
+
+def class_output(logits: Tensor, labels: Tensor | None) -> Output:
+    """Logits `[batch, classes]` and, given labels `[batch]`, the mean loss: the cross-entropy, or
+    of a single class (a regression) the squared distance."""
+    if labels is None:
+        return Output(logits)
+    if logits.shape[-1] == 1:
+        return Output(logits, F.mse_loss(logits.squeeze(-1).float(), labels.float()))
+    return Output(logits, F.cross_entropy(logits.float(), labels))
+
+
+def span_output(
+    logits: Tensor,
+    attention_mask: Tensor | None,
+    start_positions: Tensor | None,
+    end_positions: Tensor | None,
+) -> Output:
+    """What a head returns that points at an answer; see `SpanPredictor.forward`.
+
+    Args:
+        logits: `[batch, length, 2]` (start, end).
+        attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
+        start_positions: int64 `[batch]`.
+        end_positions: int64 `[batch]`.
+
+    Raises:
+        ValueError: If only one of the two positions is given.
+    """
+    if (start_positions is None) != (end_positions is None):
+        raise ValueError("start_positions and end_positions come together; one is missing")
+    length = logits.shape[1]
+    visible = torch.ones_like(logits[..., 0]) if attention_mask is None else attention_mask
+    visible = visible.bool()
+    logits = logits.masked_fill(~visible.unsqueeze(-1), -torch.inf)
+    if start_positions is None or end_positions is None:
+        return Output(logits)
+    loss = logits.new_zeros((), dtype=torch.float32)
+    for part, positions in enumerate((start_positions, end_positions)):
+        inside = (positions >= 0) & (positions < length)
+        inside &= visible.gather(1, positions.where(inside, 0).unsqueeze(1)).squeeze(1)
+        targets = positions.where(inside, -100)
+        total = F.cross_entropy(logits[..., part].float(), targets, reduction="sum")
+        loss = loss + total / inside.sum().clamp(min=1) / 2
+    return Output(logits, loss)
 
 
 def row_starts(table: Tensor) -> Tensor:

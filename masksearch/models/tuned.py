@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
 from masksearch.errors import DataError
 from masksearch.models.checkpoints import CONFIG, quiet, read_model
-from masksearch.models.heads import Output
+from masksearch.models.heads import Output, class_output, span_output
 from masksearch.models.manifest import read_json
 
 KINDS = {  # how transformers ends the class name of a model -> how a message says it
@@ -104,21 +103,9 @@ class TunedHead(nn.Module):
         out = self.whole(input_ids=input_ids, **given)
         if self.kind == "QuestionAnswering":
             logits = torch.stack([out.start_logits, out.end_logits], -1)
-            if attention_mask is not None:
-                logits = logits.masked_fill(attention_mask.unsqueeze(-1) == 0, -torch.inf)
-            if start_positions is None or end_positions is None:
-                return Output(logits)
-            losses = [
-                F.cross_entropy(logits[..., part].float(), places)
-                for part, places in enumerate((start_positions, end_positions))
-            ]
-            return Output(logits, (losses[0] + losses[1]) / 2)
+            return span_output(logits, attention_mask, start_positions, end_positions)
         logits = out.logits if self.order is None else out.logits[:, self.order]
-        if labels is None:
-            return Output(logits)
-        if logits.shape[-1] == 1:
-            return Output(logits, F.mse_loss(logits.squeeze(-1).float(), labels.float()))
-        return Output(logits, F.cross_entropy(logits.float(), labels))
+        return class_output(logits, labels)
 
 
 def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> TunedHead:

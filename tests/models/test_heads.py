@@ -17,6 +17,7 @@ from masksearch.models.heads import (
     SequenceClassifier,
     SpanPredictor,
 )
+from masksearch.models.tuned import TunedHead
 
 SMALL = Size(layers=2, width=32, heads=4)
 
@@ -292,8 +293,12 @@ def test_span_loss_is_the_mean_of_both_cross_entropies():
 
 
 @pytest.mark.parametrize("outside", [-1, 10, 99, 8])
-def test_span_positions_outside_are_ignored(outside):
+@pytest.mark.parametrize("tuned", [False, True])
+def test_span_positions_outside_are_ignored(outside, tuned):
     model, given = SpanPredictor(body("bert"), seed=1), batch("span")
+    if tuned:  # the head of a checkpoint that was fine-tuned already
+        whole = hf.BertForQuestionAnswering(body("bert").config)
+        model = TunedHead(whole.eval(), "QuestionAnswering")
     given["start_positions"] = torch.tensor([2, outside])
     given["end_positions"] = torch.tensor([3, outside])
     out = model(**given)
