@@ -8,6 +8,7 @@ import logging
 from abc import ABC
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any, ClassVar
@@ -133,14 +134,22 @@ class DenseTuning(DownstreamEvaluator, ABC):
         """A task's classes in the order of their numbers; None = its head is of another kind."""
         return None
 
+    @cached_property
+    def row_hashes(self) -> dict[str, str]:
+        """Task -> hash of its training rows as tensors, made once for all masks."""
+        found = {}
+        for name in self.downstream:
+            rows = self.tokens(name).train
+            inputs = (self.inputs(rows, chosen) for chosen in batches_by_length(rows.lengths))
+            found[name] = hash_batches(inputs)
+        return found
+
     def dense_key(self, head: nn.Module, name: str, seed: int) -> str:
         """Hash of everything that the weights of a task's dense model depend on."""
-        rows = self.tokens(name).train
-        inputs = (self.inputs(rows, chosen) for chosen in batches_by_length(rows.lengths))
         shapes = {n: list(part.shape) for n, part in head.named_parameters()}
         chosen = ("epochs", "finetune_lr", "finetune_batch", "frozen", "precision", "dropout")
         settings = {each: getattr(self, each) for each in chosen}
-        found = [self.start.digest, hash_batches(inputs), shapes, settings]
+        found = [self.start.digest, self.row_hashes[name], shapes, settings]
         return short_hash("dense-1", repr(found), str(seed), str(self.task_seed(name, seed)))
 
     def check_learned(self, head: nn.Module, name: str, beside: Path) -> None:
