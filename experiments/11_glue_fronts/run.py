@@ -281,7 +281,8 @@ class Task:
     def verdict(self) -> None:
         """The front of DAM's first search on every fresh model."""
         if self.seed == PLAN["seeds"]["search"][0]:
-            run, seeds = self.runs / "verdict", PLAN["seeds"]["fresh"]
+            run = self.runs / "verdict"
+            seeds = [each for each in PLAN["seeds"]["fresh"] if each != self.seed]
             found = ms.compare({}, self.final, front_of=self.search("dam"), run=run, seeds=seeds)
             print(found)
 
