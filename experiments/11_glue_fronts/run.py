@@ -19,7 +19,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import tables
 import torch
 import torch.nn.functional as F
@@ -69,6 +68,9 @@ ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
 SMOKE = {"length": 32, "epochs": 2, "finetune_batch": 8, "finetune_lr": 3e-3}
 BLACK_BOX = ("random", "tpe", "evolution")
 PRIMARY = f"dam {PLAN['primary']['density']}"
+PRIMARY_PAIRS = [
+    (PRIMARY, f"{other} {PLAN['primary']['density']}") for other in PLAN["primary"]["against"]
+]
 FIRST_TASK_ONLY = ("dam toeplitz", "allocate mass", "allocate flip", "allocate gates")
 
 
@@ -287,6 +289,9 @@ class Task:
             print(found)
 
 
+JUDGED_ARMS = [*ARMS, "hand-designed", "random keys", "attention", "importance"]
+
+
 def largest(make: Callable[[int], ms.Mask], budget: float, shape: ms.Shape) -> ms.Mask:
     """The mask of the largest size, from 0 on, that is within a budget."""
     size = 0
@@ -345,17 +350,19 @@ def dense(task: Task) -> None:
 
 
 def write_tables(given: argparse.Namespace) -> None:
-    """What the runs of all tasks and seeds have so far, as small files."""
+    """What the runs of all tasks and seeds have so far, added to the small files in results/."""
     out = given.runs / "results" if given.smoke else HERE / "results"
     out.mkdir(parents=True, exist_ok=True)
     seeds = dict(zip(PLAN["seeds"]["search"], PLAN["seeds"]["fresh"], strict=True))
-    judged, rows, curves, heads = {}, [], [], []
-    for name in given.tasks.split(","):
-        judged[name] = tables.read_scores(given.runs / name / "judged", seeds)
-        rows += tables.score_rows(name, "judged", judged[name])
-        for stage in ("recovered", *(f"finetuned_{n}" for n in PLAN["trained"]["epochs"])):
-            found = tables.read_scores(given.runs / name / stage, seeds)
-            rows += tables.score_rows(name, stage, found)
+    stages = {"judged": "judged", "recovered": "recovered"}
+    stages |= {f"finetuned_{n}": f"finetuned_{n}" for n in PLAN["trained"]["epochs"]}
+    tasks, curves, heads = given.tasks.split(","), [], []
+    found = {
+        stage: {name: tables.read_scores(given.runs / name / folder, seeds) for name in tasks}
+        for stage, folder in stages.items()
+    }
+    tables.write_scores(out, found)
+    for name in tasks:
         for seed in seeds:
             for arm in Task(name, seed, given).arms():
                 run = given.runs / name / arm.replace(" ", "_") / str(seed)
@@ -365,15 +372,15 @@ def write_tables(given: argparse.Namespace) -> None:
                     mask = best_within(scored(study), arm).get(PRIMARY)
                     if mask is not None:
                         heads += tables.head_rows(name, seed, mask, study.shape)
-    pd.DataFrame(rows).to_csv(out / "scores.csv", index=False, lineterminator="\n")
-    pd.DataFrame(curves).to_csv(out / "curves.csv", index=False, lineterminator="\n")
-    pd.DataFrame(heads).to_csv(out / "heads.csv", index=False, lineterminator="\n")
-    density = PLAN["primary"]["density"]
-    pairs = [(PRIMARY, f"{other} {density}") for other in PLAN["primary"]["against"]]
+    tables.merge(out / "curves.csv", curves, ["task", "arm", "search_seed", "masks"])
+    tables.merge(out / "heads.csv", heads, ["task", "search_seed", "layer", "head"])
+    judged = tables.stored(out)
     for model in ("fresh", "own"):
-        table = tables.differences(judged, pairs, model)
+        table = tables.differences(judged, PRIMARY_PAIRS, model)
         table.to_csv(out / f"primary_{model}.csv", index=False, lineterminator="\n")
         print(table.to_string(index=False))
+    whole = tables.lost(judged, PLAN["budgets"]["densities"], JUDGED_ARMS)
+    whole.to_csv(out / "lost.csv", index=False, lineterminator="\n")
 
 
 def search(task: Task) -> None:

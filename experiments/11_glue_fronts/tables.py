@@ -1,11 +1,16 @@
-"""Results of the runs as small tables in results/: scores, differences, search curves, heads."""
+"""Results as small files in results/: scores, their rows, differences, search curves, heads.
+
+What is stored there is read again, and what new runs have is added: seeds and tasks may come from
+several machines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 import masksearch as ms
@@ -16,7 +21,9 @@ from masksearch.analysis.stats import CLAIM_SEEDS, correct_family, paired_differ
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 
-MILESTONES = (5, 10, 20, 35, 70, 110, 175, 350)  # masks judged
+MILESTONES = (5, 10, 20, 35, 70, 88, 175, 350)  # masks judged
+SCORES, ROWS = "scores.csv", "rows.npz"
+RUN = ["task", "stage", "model", "mask", "search_seed"]  # what tells scores apart
 
 
 class Scores(NamedTuple):
@@ -27,14 +34,17 @@ class Scores(NamedTuple):
     density: dict[int, float]
 
 
-def read_scores(folder: Path, seeds: dict[int, int]) -> dict[str, dict[str, Scores]]:
+Judged = dict[str, dict[str, Scores]]  # "own" or "fresh" model -> mask -> its scores
+
+
+def read_scores(folder: Path, seeds: dict[int, int]) -> Judged:
     """Where it was judged (`"own"` or `"fresh"` model) -> mask -> its scores by search seed.
 
     Args:
         folder: Holds one comparison for each search seed.
         seeds: Search seed -> seed of the fresh model.
     """
-    found: dict[str, dict[str, Scores]] = {"own": {}, "fresh": {}}
+    found: Judged = {"own": {}, "fresh": {}}
     for seed, fresh in seeds.items():
         if not (folder / str(seed)).is_dir():
             continue
@@ -53,7 +63,7 @@ def add(scores: Scores, seed: int, entry: MaskRuns, number: int) -> None:
         scores.rows[seed] = entry.rows[number]
 
 
-def score_rows(task: str, stage: str, found: dict[str, dict[str, Scores]]) -> list[dict[str, Any]]:
+def score_rows(task: str, stage: str, found: Judged) -> list[dict[str, Any]]:
     """A line for each mask, search seed and kind of model."""
     return [
         {
@@ -71,8 +81,59 @@ def score_rows(task: str, stage: str, found: dict[str, dict[str, Scores]]) -> li
     ]
 
 
+def write_scores(out: Path, found: Mapping[str, Mapping[str, Judged]]) -> None:
+    """Adds scores, and the rows behind the judged ones, to those that are stored.
+
+    Args:
+        out: results/
+        found: Stage -> task -> what `read_scores` gives.
+    """
+    lines = [r for stage, tasks in found.items() for t, j in tasks.items() for r in
+             score_rows(t, stage, j)]  # fmt: skip
+    merge(out / SCORES, lines, RUN)
+    kept = dict(np.load(out / ROWS)) if (out / ROWS).is_file() else {}
+    for task, judged in found.get("judged", {}).items():
+        for model, masks in judged.items():
+            for name, scores in masks.items():
+                for seed, rows in scores.rows.items():
+                    ((values, weight),) = ((rows.scores[p], w) for p, w in rows.weights.items())
+                    if weight != 1:
+                        raise ValueError(f"{task}: the score is {weight} times its rows' mean")
+                    kept["|".join((task, model, name, str(seed)))] = pack(values)
+    np.savez_compressed(out / ROWS, **dict(sorted(kept.items())))
+
+
+def pack(values: np.ndarray) -> np.ndarray:
+    """Row scores in few bytes: right or wrong, or half precision."""
+    return values.astype(np.uint8 if np.isin(values, (0, 1)).all() else np.float16)
+
+
+def merge(path: Path, lines: Iterable[Mapping[str, Any]], keys: list[str]) -> None:
+    """Adds lines to a table; of lines with the same keys the new one stays."""
+    old = [pd.read_csv(path)] if path.is_file() else []
+    table = pd.concat([*old, pd.DataFrame(lines)], ignore_index=True)
+    if len(table):
+        table = table.drop_duplicates(keys, keep="last")
+        table.sort_values(keys, kind="stable").to_csv(path, index=False, lineterminator="\n")
+
+
+def stored(results: Path) -> dict[str, Judged]:
+    """Task -> the judged scores in results/, with their rows."""
+    table, rows = pd.read_csv(results / SCORES), np.load(results / ROWS)
+    found: dict[str, Judged] = {}
+    for line in table[table.stage == "judged"].itertuples():
+        task = found.setdefault(str(line.task), {"own": {}, "fresh": {}})
+        scores = task[str(line.model)].setdefault(str(line.mask), Scores({}, {}, {}))
+        seed, name = int(line.search_seed), f"{line.task}|{line.model}|{line.mask}"
+        scores.score[seed], scores.density[seed] = float(line.score), float(line.effective_density)
+        if f"{name}|{seed}" in rows:
+            values = rows[f"{name}|{seed}"].astype(np.float64)
+            scores.rows[seed] = RowScores({"dev": values}, {"dev": 1.0}, {"dev": str(line.task)})
+    return found
+
+
 def differences(
-    found: dict[str, dict[str, dict[str, Scores]]], pairs: list[tuple[str, str]], model: str
+    found: Mapping[str, Judged], pairs: list[tuple[str, str]], model: str
 ) -> pd.DataFrame:
     """Paired differences over search seeds, corrected together (Holm) over tasks and pairs.
 
@@ -115,6 +176,14 @@ def differences(
 def enough(masks: dict[str, Scores], name: str) -> bool:
     """Whether a mask has the seeds that a claim needs."""
     return name in masks and len(masks[name].score) >= CLAIM_SEEDS
+
+
+def lost(found: Mapping[str, Judged], budgets: list[float], arms: list[str]) -> pd.DataFrame:
+    """What each arm's masks lose of dense's score on fresh models: single 95 % intervals."""
+    pairs = [(f"{arm} {budget}", "dense") for arm in arms for budget in budgets]
+    single = [differences({task: judged}, [pair], "fresh") for task, judged in found.items()
+              for pair in pairs]  # fmt: skip
+    return pd.concat(single, ignore_index=True).drop(columns=["model", "against"], errors="ignore")
 
 
 def curve_rows(task: str, arm: str, seed: int, study: ms.Study) -> Iterator[dict[str, Any]]:
