@@ -252,14 +252,18 @@ class Task:
             if other.name != self.name
         }
 
-    def judge(self) -> ms.Comparison:
-        """All of them on final rows: on the model of the search and on a fresh one."""
-        return ms.compare(
-            {**self.candidates(), **self.from_others()},
-            self.final,
-            run=self.runs / "judged" / str(self.seed),
-            seeds=[self.seed, self.fresh],
-        )
+    def judge(self) -> None:
+        """On final rows: all of them on a fresh model, those of the primary comparison on that of
+        the search as well."""
+        found = {**self.candidates(), **self.from_others()}
+        primary = {"dense", *(name for pair in PRIMARY_PAIRS for name in pair)}
+        for folder, seed, names in (
+            ("judged", self.fresh, set(found)),
+            ("judged_own", self.seed, primary & set(found)),
+        ):
+            chosen = {name: mask for name, mask in found.items() if name in names}
+            run = self.runs / folder / str(self.seed)
+            ms.compare(chosen, self.final, run=run, seeds=[seed])
 
     def trained(self, stage: str, **settings: Any) -> ms.Comparison:
         """Some of them on a fresh seed, with training under the mask."""
@@ -357,11 +361,10 @@ def write_tables(given: argparse.Namespace) -> None:
     stages = {"judged": "judged", "recovered": "recovered"}
     stages |= {f"finetuned_{n}": f"finetuned_{n}" for n in PLAN["trained"]["epochs"]}
     tasks, curves, heads = given.tasks.split(","), [], []
-    found = {
-        stage: {name: tables.read_scores(given.runs / name / folder, seeds) for name in tasks}
-        for stage, folder in stages.items()
-    }
-    tables.write_scores(out, found)
+    for stage, folder in stages.items():
+        for name in tasks:
+            found = tables.read_scores(given.runs / name, folder, seeds)
+            tables.write_scores(out, stage, name, found)
     for name in tasks:
         for seed in seeds:
             for arm in Task(name, seed, given).arms():

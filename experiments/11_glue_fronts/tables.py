@@ -37,21 +37,21 @@ class Scores(NamedTuple):
 Judged = dict[str, dict[str, Scores]]  # "own" or "fresh" model -> mask -> its scores
 
 
-def read_scores(folder: Path, seeds: dict[int, int]) -> Judged:
+def read_scores(runs: Path, stage: str, seeds: dict[int, int]) -> Judged:
     """Where it was judged (`"own"` or `"fresh"` model) -> mask -> its scores by search seed.
 
     Args:
-        folder: Holds one comparison for each search seed.
+        runs: A task's; holds the folders `stage` and `<stage>_own`, a comparison for each seed.
+        stage: What was done under the masks.
         seeds: Search seed -> seed of the fresh model.
     """
     found: Judged = {"own": {}, "fresh": {}}
     for seed, fresh in seeds.items():
-        if not (folder / str(seed)).is_dir():
-            continue
-        for name, entry in ms.Comparison.open(folder / str(seed)).entries.items():
-            for model, number in {"own": seed, "fresh": fresh}.items():
-                if number in entry.scores:
-                    add(found[model].setdefault(name, Scores({}, {}, {})), seed, entry, number)
+        for model, folder, number in (("own", f"{stage}_own", seed), ("fresh", stage, fresh)):
+            if (run := runs / folder / str(seed)).is_dir():
+                for name, entry in ms.Comparison.open(run).entries.items():
+                    if number in entry.scores:
+                        add(found[model].setdefault(name, Scores({}, {}, {})), seed, entry, number)
     return found
 
 
@@ -81,25 +81,17 @@ def score_rows(task: str, stage: str, found: Judged) -> list[dict[str, Any]]:
     ]
 
 
-def write_scores(out: Path, found: Mapping[str, Mapping[str, Judged]]) -> None:
-    """Adds scores, and the rows behind the judged ones, to those that are stored.
-
-    Args:
-        out: results/
-        found: Stage -> task -> what `read_scores` gives.
-    """
-    lines = [r for stage, tasks in found.items() for t, j in tasks.items() for r in
-             score_rows(t, stage, j)]  # fmt: skip
-    merge(out / SCORES, lines, RUN)
+def write_scores(out: Path, stage: str, task: str, found: Judged) -> None:
+    """Adds scores, and the rows behind the judged ones, to those that are stored in `out`."""
+    merge(out / SCORES, score_rows(task, stage, found), RUN)
     kept = dict(np.load(out / ROWS)) if (out / ROWS).is_file() else {}
-    for task, judged in found.get("judged", {}).items():
-        for model, masks in judged.items():
-            for name, scores in masks.items():
-                for seed, rows in scores.rows.items():
-                    ((values, weight),) = ((rows.scores[p], w) for p, w in rows.weights.items())
-                    if weight != 1:
-                        raise ValueError(f"{task}: the score is {weight} times its rows' mean")
-                    kept["|".join((task, model, name, str(seed)))] = pack(values)
+    for model, masks in found.items() if stage == "judged" else ():
+        for name, scores in masks.items():
+            for seed, rows in scores.rows.items():
+                ((values, weight),) = ((rows.scores[p], w) for p, w in rows.weights.items())
+                if weight != 1:
+                    raise ValueError(f"{task}: the score is {weight} times its rows' mean")
+                kept["|".join((task, model, name, str(seed)))] = pack(values)
     np.savez_compressed(out / ROWS, **dict(sorted(kept.items())))
 
 

@@ -66,6 +66,7 @@ def build_strategy(
         UnknownNameError: If the strategy or one of its options is unknown; names the nearest.
         SearchError: If it needs a space, or an evaluator with gradients, and there is none.
         SpaceError: If the space has a mistake that the first draw shows.
+        LayerCountError, HeadCountError: If its masks are for another model.
     """
     if isinstance(strategy, str) and is_user_code(strategy):
         return load_strategy(
@@ -130,7 +131,7 @@ def build_strategy(
         return build_allocate(options, units, evaluator.objectives[0], run)
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
-    try_space(space)
+    try_space(space, evaluator.shape)
     if strategy == "evolution":
         return EvolutionStrategy(
             space, evaluator.objectives, seed=seed, constraints=constraints, **options

@@ -22,7 +22,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial, Trial
 from torch import Tensor
 
-from masksearch.contracts import Evaluate, Job, Record, Refused
+from masksearch.contracts import Evaluate, Job, Record, Refused, Shape
 from masksearch.errors import MaskSearchError, SpaceError
 from masksearch.masks.core import Mask
 from masksearch.study.store import quiet
@@ -32,11 +32,12 @@ Space = Callable[[BaseTrial], Mask]
 BUGS = (AttributeError, ImportError, NameError, TypeError)  # whatever is drawn
 
 
-def try_space(space: Space) -> None:
+def try_space(space: Space, shape: Shape) -> None:
     """Draws from a space once, so that a mistake is found before anything is trained.
 
     Raises:
         SpaceError: If it is broken Python, or returns no mask; gives the file and the line.
+        LayerCountError, HeadCountError: If the mask is one for another model.
     """
     with quiet():
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
@@ -48,6 +49,7 @@ def try_space(space: Space) -> None:
         return
     if not isinstance(mask, Mask):
         raise SpaceError(no_mask(mask))
+    mask.counts(shape.layers, shape.heads)
 
 
 def draw_job(space: Space, trial: Trial, parameters: Parameters, draw: int) -> Job:

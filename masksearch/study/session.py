@@ -53,6 +53,7 @@ from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
 from masksearch.user_code import describe_error
 
+REASON_END = 200  # characters that an error shows of either end of a long reason
 FIRST_FAILURES = 5  # a search whose first trials all fail stops
 EARLY = 4  # trained masks after which it is said that their scores say nothing
 ROW_OF_FAILURES = 20  # so does one with that many failures in a row
@@ -410,6 +411,8 @@ class Session:
         first = self.strict and count == self.finished == FIRST_FAILURES
         if first or count >= ROW_OF_FAILURES:
             reason = self.failures[0].reason or "no reason given"
+            if len(reason) > 2 * REASON_END:  # it may hold a mask of every head
+                reason = f"{reason[:REASON_END]} ... {reason[-REASON_END:]}"
             raise SearchError(
                 f"the {'first' if first else 'last'} {count} trials all failed; trial "
                 f"{self.failures[0].number}: {reason} (all reasons are in {self.store.run})"

@@ -201,3 +201,22 @@ def test_unknown_names_of_the_modules_have_the_nearest_one():
     with pytest.raises(AttributeError, match="'serch'; did you mean 'search'"):
         ms.serch  # noqa: B018
     assert not hasattr(masks, "__wrapped__")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: masks.per_layer([masks.window(1)] * 7), "has 7 layers, asked for 2"),
+        (lambda: masks.per_head([masks.window(1)] * 5), "has 5 heads, asked for 2"),
+    ],
+)
+def test_a_mask_for_another_model_is_refused_before_anything_is_trained(tmp_path, make, said):
+    trained = []
+
+    class Provides(ToyEvaluator):
+        def provide_models(self, seed):
+            trained.append(seed)
+
+    with pytest.raises(ValueError, match=said):
+        ms.search(lambda trial: make(), Provides(), run=tmp_path / "run", trials=2)
+    assert not trained
