@@ -241,13 +241,18 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
 @pytest.mark.slow
 def test_glue_fronts_smoke(tmp_path):
     data, runs = write_sentences(tmp_path), tmp_path / "runs"
+    sentences = (tmp_path / "glue" / "SST-2" / "train.tsv").read_text().splitlines()[1:]
+    (tmp_path / "wikitext-2").mkdir()
+    for part in ("train", "valid"):
+        text = "\n".join(line.split("\t")[0] for line in sentences * 4)
+        (tmp_path / "wikitext-2" / f"{part}.txt").write_text(text)
     given = ["--data", str(data), "--weights", str(data / "checkpoint"), "--tasks", "SST-2"]
     script = FOLDER / "11_glue_fronts" / "run.py"
     done = subprocess.run(
         [
-            *(sys.executable, str(script), "dense", "search", "judge", "tables", *given),
-            *("--seeds", "0", "--arms", "dam,random,allocate restore", "--smoke"),
-            *("--runs", str(runs)),
+            *(sys.executable, str(script), "dense", "search", "judge"),
+            *("recover", "finetune", "pretrain", "tables", *given, "--seeds", "0"),
+            *("--arms", "dam,random,allocate restore", "--smoke", "--runs", str(runs)),
         ],
         capture_output=True,
         text=True,
@@ -257,6 +262,8 @@ def test_glue_fronts_smoke(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     scores = pd.read_csv(runs / "results" / "scores.csv")
     assert set(scores.model) == {"own", "fresh"}
+    stages = {"judged", "recovered", "finetuned_1", "finetuned_3", "pretrained"}
+    assert set(scores.stage) == stages
     found = set(scores["mask"])
     assert {"dense", "dam 0.3", "random keys 0.15", "hand-designed 0.5", "attention 0.3"} <= found
     assert (scores[scores["mask"] == "dense"].effective_density == 1).all()

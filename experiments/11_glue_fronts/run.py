@@ -3,10 +3,10 @@
     python experiments/11_glue_fronts/run.py STAGE... --data FOLDER [--runs FOLDER] [--smoke]
 
 Stages: dense (the models), search, judge (final rows: the models of the searches, and fresh ones),
-recover and finetune (some training under the masks), verdict (DAM's front on every fresh model),
-tables (writes results/). `--tasks`, `--seeds` and `--arms` take a part, so that several processes
-share the work. Each stage goes on where it was stopped. plan.toml, beside this file, was written
-before the first score.
+recover, finetune and pretrain (some training under the masks), verdict (DAM's front on every fresh
+model), tables (adds what is new to results/). `--tasks`, `--seeds` and `--arms` take a part, so
+that several processes share the work. Each stage goes on where it was stopped. plan.toml, beside
+this file, was written before the first score.
 """
 
 from __future__ import annotations
@@ -265,24 +265,30 @@ class Task:
             run = self.runs / folder / str(self.seed)
             ms.compare(chosen, self.final, run=run, seeds=[seed])
 
-    def trained(self, stage: str, **settings: Any) -> ms.Comparison:
+    def trained(self, stage: str, evaluator: ms.GlueEvaluator) -> None:
         """Some of them on a fresh seed, with training under the mask."""
         candidates = self.candidates()
-        return ms.compare(
-            {name: candidates[name] for name in PLAN["trained"]["masks"]},
-            replace(self.final, **({} if self.given.smoke else settings)),
-            run=self.runs / stage / str(self.seed),
-            seeds=[self.fresh],
-        )
+        chosen = {name: candidates[name] for name in PLAN["trained"]["masks"]}
+        ms.compare(chosen, evaluator, run=self.runs / stage / str(self.seed), seeds=[self.fresh])
 
     def recover(self) -> None:
         """A number of steps under the mask, from each fresh dense model."""
-        self.trained("recovered", adapt="recover", recover_steps=PLAN["trained"]["steps"])
+        steps = 2 if self.given.smoke else PLAN["trained"]["steps"]
+        self.trained("recovered", replace(self.final, adapt="recover", recover_steps=steps))
 
     def finetune(self) -> None:
         """Fine-tuning under the mask from the start, for one epoch and for several."""
         for epochs in PLAN["trained"]["epochs"]:
-            self.trained(f"finetuned_{epochs}", adapt="finetune", epochs=epochs)
+            final = replace(self.final, adapt="finetune", epochs=epochs)
+            self.trained(f"finetuned_{epochs}", final)
+
+    def pretrain(self) -> None:
+        """Masked-language-model steps under the mask first, on text, then one epoch under it."""
+        steps = 2 if self.given.smoke else PLAN["trained"]["mlm_steps"]
+        final = replace(
+            self.final, corpus=self.given.data / "wikitext-2", adapt="finetune", steps=steps
+        )
+        self.trained("pretrained", final)
 
     def verdict(self) -> None:
         """The front of DAM's first search on every fresh model."""
@@ -358,12 +364,12 @@ def write_tables(given: argparse.Namespace) -> None:
     out = given.runs / "results" if given.smoke else HERE / "results"
     out.mkdir(parents=True, exist_ok=True)
     seeds = dict(zip(PLAN["seeds"]["search"], PLAN["seeds"]["fresh"], strict=True))
-    stages = {"judged": "judged", "recovered": "recovered"}
-    stages |= {f"finetuned_{n}": f"finetuned_{n}" for n in PLAN["trained"]["epochs"]}
+    stages = ["judged", "recovered", "pretrained"]
+    stages += [f"finetuned_{n}" for n in PLAN["trained"]["epochs"]]
     tasks, curves, heads = given.tasks.split(","), [], []
-    for stage, folder in stages.items():
+    for stage in stages:
         for name in tasks:
-            found = tables.read_scores(given.runs / name, folder, seeds)
+            found = tables.read_scores(given.runs / name, stage, seeds)
             tables.write_scores(out, stage, name, found)
     for name in tasks:
         for seed in seeds:
@@ -400,6 +406,7 @@ STAGES: dict[str, Callable[[Task], Any]] = {
     "judge": Task.judge,
     "recover": Task.recover,
     "finetune": Task.finetune,
+    "pretrain": Task.pretrain,
     "verdict": Task.verdict,
 }
 
