@@ -238,32 +238,47 @@ def test_shared_weights_bands_are_half_open(monkeypatch, density):
     assert band == {0.1: 0, 0.29: 0, 0.3: 1, 0.84: 1}.get(density)
 
 
-@pytest.mark.slow
-def test_glue_fronts_smoke(tmp_path):
-    data, runs = write_sentences(tmp_path), tmp_path / "runs"
-    sentences = (tmp_path / "glue" / "SST-2" / "train.tsv").read_text().splitlines()[1:]
-    (tmp_path / "wikitext-2").mkdir()
+def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
+    """Runs a script of 11_glue_fronts at smoke size on planted data; returns its results."""
+    data, runs = write_sentences(folder), folder / "runs"
+    sentences = (folder / "glue" / "SST-2" / "train.tsv").read_text().splitlines()[1:]
+    (folder / "wikitext-2").mkdir()
     for part in ("train", "valid"):
         text = "\n".join(line.split("\t")[0] for line in sentences * 4)
-        (tmp_path / "wikitext-2" / f"{part}.txt").write_text(text)
+        (folder / "wikitext-2" / f"{part}.txt").write_text(text)
     given = ["--data", str(data), "--weights", str(data / "checkpoint"), "--tasks", "SST-2"]
-    script = FOLDER / "11_glue_fronts" / "run.py"
+    given += [*arguments, "--smoke", "--runs", str(runs)]
     done = subprocess.run(
-        [
-            *(sys.executable, str(script), "dense", "search", "judge"),
-            *("recover", "finetune", "pretrain", "tables", *given, "--seeds", "0"),
-            *("--arms", "dam,random,allocate restore", "--smoke", "--runs", str(runs)),
-        ],
+        [sys.executable, str(FOLDER / "11_glue_fronts" / script), *given],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "MASKSEARCH_CACHE": str(tmp_path / "cache")},
+        env={**os.environ, "MASKSEARCH_CACHE": str(folder / "cache")},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    scores = pd.read_csv(runs / "results" / "scores.csv")
+    return runs / "results"
+
+
+@pytest.mark.slow
+def test_glue_fronts_smoke(tmp_path):
+    stages = ["dense", "search", "judge", "recover", "finetune", "pretrain", "tables"]
+    arms = ["--seeds", "0", "--arms", "dam,random,allocate restore"]
+    results = run_glue_fronts(tmp_path, "run.py", *stages, *arms)
+    scores = pd.read_csv(results / "scores.csv")
     assert set(scores.model) == {"own", "fresh"}
-    stages = {"judged", "recovered", "finetuned_1", "finetuned_3", "pretrained"}
-    assert set(scores.stage) == stages
+    trained = {"judged", "recovered", "finetuned_1", "finetuned_3", "pretrained"}
+    assert set(scores.stage) == trained
     found = set(scores["mask"])
     assert {"dense", "dam 0.3", "random keys 0.15", "hand-designed 0.5", "attention 0.3"} <= found
     assert (scores[scores["mask"] == "dense"].effective_density == 1).all()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_glue_fronts_go_on_when_a_node_is_killed(tmp_path):
+    found = pd.read_csv(run_glue_fronts(tmp_path, "two_nodes.py") / "two_nodes.csv")
+    assert (found.killed_nodes == 1).all()
+    assert (found.judged == found.masks).all()
+    assert (found.masks == 4).all()
+    assert (found.equal_scores == found.also_judged_alone).all()
+    assert found.also_judged_alone.max() > 0

@@ -129,11 +129,16 @@ class Task:
                 yield arm
 
     def search(
-        self, arm: str, evaluator: ms.GlueEvaluator | None = None, run: Path | None = None
+        self,
+        arm: str,
+        evaluator: ms.GlueEvaluator | None = None,
+        run: Path | None = None,
+        **how: Any,
     ) -> ms.Study:
         """The search of an arm, from where it was stopped; of this task, or by another evaluator.
 
-        The seed is that of the dense model, of the proposals and of DAM's batches.
+        The seed is that of the dense model, of the proposals and of DAM's batches; `how` goes to
+        `ms.search`.
         """
         options = ARMS[arm]
         shape = self.evaluator.shape
@@ -149,6 +154,7 @@ class Task:
             trials=self.trials(arm),
             seed=self.seed,
             **options,
+            **how,
         )
 
     @property
