@@ -261,7 +261,8 @@ def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
 
 @pytest.mark.slow
 def test_glue_fronts_smoke(tmp_path):
-    stages = ["dense", "search", "judge", "recover", "finetune", "pretrain", "tables"]
+    stages = ["dense", "search", "judge", "predict", "recover", "finetune"]
+    stages += ["pretrain", "tables"]
     arms = ["--seeds", "0", "--arms", "dam,random,allocate restore"]
     results = run_glue_fronts(tmp_path, "run.py", *stages, *arms)
     scores = pd.read_csv(results / "scores.csv")
@@ -271,6 +272,7 @@ def test_glue_fronts_smoke(tmp_path):
     found = set(scores["mask"])
     assert {"dense", "dam 0.3", "random keys 0.15", "hand-designed 0.5", "attention 0.3"} <= found
     assert (scores[scores["mask"] == "dense"].effective_density == 1).all()
+    assert pd.read_csv(results / "predicted.csv").spearman.between(-1, 1).all()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
     python experiments/11_glue_fronts/run.py STAGE... --data FOLDER [--runs FOLDER] [--smoke]
 
 Stages: dense (the models), search, judge (final rows: the models of the searches, and fresh ones),
+predict (do maps of the dense model rank cells as DAM's gates do?),
 recover, finetune and pretrain (some training under the masks), verdict (DAM's front on every fresh
 model), tables (adds what is new to results/). `--tasks`, `--seeds` and `--arms` take a part, so
 that several processes share the work. Each stage goes on where it was stopped. plan.toml, beside
@@ -12,7 +13,9 @@ this file, was written before the first score.
 from __future__ import annotations
 
 import argparse
+import json
 import tomllib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +25,7 @@ from typing import Any
 import tables
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 import masksearch as ms
 from masksearch import masks
@@ -29,12 +33,14 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.positions.attention_maps import attention_maps
+from masksearch.positions.result import Method
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 SPACE = HERE.parents[1] / "search_spaces" / "local_heads.py"
 SLACK = 0.01  # a mask may keep so much more than its budget
 MAP_BATCHES, MAP_ROWS = 8, 32  # training rows that attention and importance are measured on
+OFTEN = 0.5  # cells that so large a share of the sequences has are compared with gates
 LOCAL = "star()"  # what a head has that is not full, for "allocate"
 DAM = {key: PLAN["dam"][key] for key in ("steps", "gate_lr", "density")}
 CUTS = {"config": {**DAM, "precision": PLAN["model"]["precision"]}}
@@ -179,9 +185,10 @@ class Task:
         """Mean attention and importance by the loss's gradient, `[layers, heads, n, n]`."""
         head = self.evaluator.dense(self.name, self.seed)
         batches = list(self.batches())
-        found = ms.importance(head, batches, method="gradient", per="head", signed=False)
-        assert found.values is not None
-        return {"attention": attention_maps(head, batches).maps, "importance": found.values}
+        return {
+            "attention": attention_maps(head, batches).maps,
+            "importance": important(head, batches),
+        }
 
     def batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Training rows, padded to the evaluator's length."""
@@ -192,6 +199,7 @@ class Task:
             wide = {n: F.pad(p, (0, length - p.shape[1])) for n, p in batch.items() if p.ndim == 2}
             yield {**batch, **wide}
 
+    @cached_property
     def controls(self) -> dict[str, ms.Mask]:
         """Hand-designed masks, random keys, and the largest entries of maps, at each budget."""
         shape = self.evaluator.shape
@@ -225,7 +233,7 @@ class Task:
     # -- what is judged --------------------------------------------------------------------------
     def candidates(self) -> dict[str, ms.Mask]:
         """Every mask of this seed, by arm and budget."""
-        found = self.controls()
+        found = self.controls
         found |= self.best_by_hand()
         for arm in self.arms():
             judged = scored(self.search(arm))
@@ -243,7 +251,7 @@ class Task:
 
     def best_by_hand(self) -> dict[str, ms.Mask]:
         """The families' best member on search rows, within each budget."""
-        controls = self.controls()
+        controls = self.controls
         wanted = {n: m for n, m in controls.items() if n.split(" ")[0] in (*FAMILIES, "star")}
         run = self.runs / "by_hand" / str(self.seed)
         judged = ms.compare(wanted, self.evaluator, run=run, seeds=[self.seed], half="search")
@@ -277,6 +285,24 @@ class Task:
         chosen = {name: candidates[name] for name in PLAN["trained"]["masks"]}
         ms.compare(chosen, evaluator, run=self.runs / stage / str(self.seed), seeds=[self.fresh])
 
+    def predict(self) -> None:
+        """How far maps of the dense model rank the cells of every head as DAM's gates do."""
+        out = self.runs / "predicted" / f"{self.seed}.json"
+        if out.is_file():
+            return
+        study = self.search("dam")
+        path = next(r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts)
+        gates = ms.DamResult.load(study.run / path).probabilities
+        head = self.evaluator.dense(self.name, self.seed)
+        flip = important(head, list(self.batches()), "flip")
+        often = (pair_weights(self.evaluator.shape) >= OFTEN).expand_as(gates)
+        found = {
+            name: float(stats.spearmanr(gates[often], values[often]).statistic)
+            for name, values in {**self.maps, "flip": flip}.items()
+        }
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(found))
+
     def recover(self) -> None:
         """A number of steps under the mask, from each fresh dense model."""
         steps = 2 if self.given.smoke else PLAN["trained"]["steps"]
@@ -308,12 +334,20 @@ class Task:
 JUDGED_ARMS = [*ARMS, "hand-designed", "random keys", "attention", "importance"]
 
 
+def important(
+    head: torch.nn.Module, batches: list[dict[str, torch.Tensor]], method: Method = "gradient"
+) -> torch.Tensor:
+    """Importance of every cell by a first-order method, `[layers, heads, n, n]`."""
+    found = ms.importance(head, batches, method=method, per="head", signed=False).values
+    assert found is not None
+    return found
+
+
 def largest(make: Callable[[int], ms.Mask], budget: float, shape: ms.Shape) -> ms.Mask:
     """The mask of the largest size, from 0 on, that is within a budget."""
-    size = 0
-    while size < shape.length and effective_density(make(size + 1), shape) <= budget + SLACK:
-        size += 1
-    return make(size)
+    sizes = range(1, shape.length + 1)
+    fits = bisect_right(sizes, budget + SLACK, key=lambda n: effective_density(make(n), shape))
+    return make(fits)
 
 
 FAMILIES: Mapping[str, Callable[[int], ms.Mask]] = {
@@ -388,6 +422,14 @@ def write_tables(given: argparse.Namespace) -> None:
                     if mask is not None:
                         heads += tables.head_rows(name, seed, mask, study.shape)
     tables.merge(out / "curves.csv", curves, ["task", "arm", "search_seed", "masks"])
+    predicted = [
+        {"task": name, "search_seed": seed, "map": each, "spearman": round(value, 4)}
+        for name in tasks
+        for seed in seeds
+        if (path := given.runs / name / "predicted" / f"{seed}.json").is_file()
+        for each, value in json.loads(path.read_text()).items()
+    ]
+    tables.merge(out / "predicted.csv", predicted, ["task", "search_seed", "map"])
     tables.merge(out / "heads.csv", heads, ["task", "search_seed", "layer", "head"])
     judged = tables.stored(out)
     for model in ("fresh", "own"):
@@ -410,6 +452,7 @@ STAGES: dict[str, Callable[[Task], Any]] = {
     "dense": dense,
     "search": search,
     "judge": Task.judge,
+    "predict": Task.predict,
     "recover": Task.recover,
     "finetune": Task.finetune,
     "pretrain": Task.pretrain,
