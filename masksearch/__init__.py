@@ -74,6 +74,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.gates import Gates as Gates
     from masksearch.gates.perturbation import perturbation_scores as perturbation_scores
     from masksearch.gates.result import DamResult as DamResult
+    from masksearch.gates.units import Units as Units
     from masksearch.loggers.progress import progress as progress
     from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import ContentMask as ContentMask
@@ -109,7 +110,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.report.published_scores import compare_published as compare_published
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.strategies.unit_scores import score_units as score_units
-    from masksearch.strategies.units import Units as Units
     from masksearch.study.constraints import Constraint as Constraint
     from masksearch.tasks.glue.metrics import GlueScore as GlueScore
     from masksearch.tasks.glue.metrics import glue_score as glue_score

@@ -43,6 +43,7 @@ MOVED = {
     "results.study_store": "study.store",
     "strategies.oneshot": "strategies.dam",
     "strategies.optuna_study": "strategies.samplers",
+    "strategies.units": "gates.units",
     "tasks.corpus": "tasks.text.corpus",
     "train": "training.loop",
 }  # earlier name -> today's, both below `masksearch`

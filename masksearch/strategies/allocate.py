@@ -24,11 +24,11 @@ from typing import Any, Literal
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, unknown_name
+from masksearch.gates.units import Allocation, Scores, Unit, Units
 from masksearch.masks.core import Mask
 from masksearch.masks.text import parse
 from masksearch.strategies.dam import waiting
 from masksearch.strategies.unit_scores import METHODS
-from masksearch.strategies.units import Allocation, Scores, Unit, Units
 
 NAME = "allocate"
 OPTIONS = ("unit", "full", "local", "between", "score", "grow", "tries", "gates", "config")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Evaluator, OffersGradients, Report, Shape
 from masksearch.errors import SearchError, unknown_name
+from masksearch.gates.units import MEASURED, Units
 from masksearch.masks.measure import pair_weights
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.strategies.units import MEASURED, Units
 from masksearch.tensors import write_tensors
 
 METHODS = ("mass", "gradient", "flip")

@@ -23,9 +23,9 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.executors.local import Local
+from masksearch.gates.units import Units
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.strategies.allocate import AllocateStrategy, ranked_path, spread
-from masksearch.strategies.units import Units
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 

@@ -8,10 +8,10 @@ import torch
 from masksearch import masks
 from masksearch.contracts import Objective, Shape
 from masksearch.errors import UnknownNameError
+from masksearch.gates.units import Units
 from masksearch.positions.analysis import importance
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.unit_scores import score_units
-from masksearch.strategies.units import Units
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 LEVELS = (masks.window(1), masks.longformer(1, 1), masks.full())

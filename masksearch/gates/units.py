@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from optuna.trial import BaseTrial
 from torch import Tensor
 
 from masksearch import masks
@@ -23,6 +22,9 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 from masksearch.tensors import read_tensors
+
+if TYPE_CHECKING:
+    from optuna.trial import BaseTrial
 
 Unit = Literal["layer", "head"]
 Allocation = tuple[int, ...]  # the level of each unit
