@@ -21,8 +21,12 @@ from torch import Tensor
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, generator
 from masksearch.errors import LengthError
+from masksearch.gates.collapse import PRUNE_MORE, CollapseWatch
 from masksearch.gates.discretise import at_sparsity, least_density
+from masksearch.gates.edge_means import entropy_bits, mean_of_edges, profile
 from masksearch.gates.gates import Gates, Structure
+from masksearch.gates.switches import entropy_of_options
+from masksearch.gates.units import Units
 from masksearch.masks.measure import overlap
 
 
@@ -75,114 +79,6 @@ def recovery(probabilities: Tensor, edges: Tensor) -> Recovery:
     above, tied = scores > boundary, scores == boundary
     found = true[above].sum() + (count - above.sum()) * true[tied].double().mean()
     return Recovery(auroc.item(), found.item() / count)
-
-
-# -- while a run goes on -------------------------------------------------------------------------
-RISE = 0.3  # nats by which a loss must rise, at least, to count as lost function
-RISE_SHARE = 0.2  # and the share of the loss at the end of the warm-up
-FALL_SHARE = 0.5  # and the share of what the warm-up had gained
-PATIENCE = 5  # reports in a row above that
-SMOOTH = 3  # reports whose mean is the loss at the end of the warm-up
-PRUNE_MORE = "train for more steps, or raise gate_lr or the control's strength"
-
-
-class CollapseWatch:
-    """Says while a run is going on that it collapses, once for each kind of collapse.
-
-    - Everything is pruned: density below a quarter of that step's target.
-    - Nothing is pruned: after half of the steps with gates the density is above 0.9 of the first
-      one, although that step's target is lower.
-    - The function is lost: for `PATIENCE` reports in a row the loss lies above that at the end
-      of the warm-up (mean of its last `SMOOTH` reports; without a warm-up: the lowest mean of
-      `SMOOTH` reports so far) by more than the largest of 0.3 nats, 20% of it, and half of
-      what it had fallen by since the first report. (The noise of sampled gates alone took back
-      a third of that in a run whose mask was good.)
-
-    Args:
-        config_target: Density that is asked for at the end, in (0, 1).
-        initial: Density at the start.
-        warmup_steps: Steps before the gates act.
-        steps: Optimiser steps of the run.
-
-    Attributes:
-        above: Reports in a row, up to the last one, whose loss counts as lost function.
-        level: The loss that they are held against; infinite while it is not known.
-    """
-
-    def __init__(
-        self, config_target: float, initial: float, warmup_steps: int, steps: int
-    ) -> None:
-        self.config_target, self.initial = config_target, initial
-        self.warmup_steps, self.steps = warmup_steps, steps
-        self.first, self.level = math.nan, math.inf
-        self.recent: list[float] = []  # losses that the level is made of
-        self.above = 0
-        self.said: set[str] = set()
-
-    def look(self, report: Report) -> str | None:
-        """Takes the next report (`loss`, `density`, `target`); returns a new warning or None."""
-        values = report.values
-        self.follow(report.step, values["loss"])
-        if report.step <= self.warmup_steps:
-            return None
-        target = values.get("target", self.config_target)
-        found = self.problems(report.step, values["loss"], values["density"], target)
-        for kind, words in found.items():
-            if kind not in self.said:
-                self.said.add(kind)
-                return f"step {report.step}: {words}"
-        return None
-
-    def problems(self, step: int, loss: float, density: float, target: float) -> dict[str, str]:
-        """Kind of each collapse that holds after a step -> what happens and the remedy.
-
-        Kinds are `"pruned_away"`, `"nothing_pruned"` and `"function_lost"`.
-
-        Args:
-            step: Optimiser steps that are done.
-            loss: In nats; one that `follow` has seen.
-            density: That of the gates.
-            target: That step's target density.
-        """
-        found = {}
-        asked = max(target, self.config_target)
-        if density < asked / 4:
-            found["pruned_away"] = (
-                f"nearly everything is pruned (density {density:.4g}, target {asked:.4g}); "
-                "lower gate_lr, or use control='hinge'"
-            )
-        halfway = step >= (self.warmup_steps + self.steps) / 2
-        if halfway and density > 0.9 * self.initial and target < 0.9 * self.initial:
-            found["nothing_pruned"] = (
-                f"nothing is pruned (density {density:.4g}, at the start {self.initial:.4g}, "
-                f"target {target:.4g}); {PRUNE_MORE}"
-            )
-        if self.above >= PATIENCE:
-            found["function_lost"] = (
-                f"the loss has risen to {loss:.4g} from {self.level:.4g} before the gates; edges "
-                "go faster than the weights can follow: train for more steps, lower gate_lr, or "
-                "ask for a higher density"
-            )
-        return found
-
-    def follow(self, step: int, loss: float) -> None:
-        """Updates the level of the loss, and counts the reports that lie above it."""
-        warm = step <= self.warmup_steps
-        if math.isnan(self.first):
-            self.first = loss
-        if not warm:
-            self.above = self.above + 1 if self.lost(loss) else 0
-        if warm or not self.warmup_steps:
-            self.recent = [*self.recent, loss][-SMOOTH:]
-            if warm:
-                self.level = fmean(self.recent)
-            elif len(self.recent) == SMOOTH:
-                self.level = min(self.level, fmean(self.recent))
-
-    def lost(self, loss: float) -> bool:
-        """Whether a loss lies so far above the level that the function counts as lost."""
-        fall = self.first - self.level
-        return loss > self.level + max(RISE, RISE_SHARE * self.level, FALL_SHARE * fall)
 
 
 # -- between seeds -------------------------------------------------------------------------------
@@ -322,7 +218,9 @@ class Health(dict[str, Any]):
 
     Each name is a key and an attribute: `health["density"]`, `health.density`. Shares and
     probabilities lie in [0, 1]. Means and shares of edges are over the pairs that real tokens
-    form: an edge counts by the sequences that have it, padding and a decoder's future do not.
+    form: an edge counts by the sequences that have it, padding and a decoder's future do not. The
+    card of switches has no field of the diagonal, of distances and of offsets; `by_head` is that
+    of each layer's units, and undecided are units whose likeliest mask has less than 0.9.
     """
 
     density: float  # mean probability of an edge at the end
@@ -405,6 +303,83 @@ def health(
     by_distance, mass_by_distance = profile(p, offset.abs(), weights)
     by_offset, mass_by_offset = profile(p, offset + length - 1, weights)
     undecided = mean_of_edges(((p > 0.1) & (p < 0.9)).float(), weights).item()
+    judged = judge_run(
+        density,
+        undecided,
+        target=target,
+        initial=initial,
+        least=least_density(length, weights),
+        curve=curve,
+        warmup_steps=warmup_steps,
+        retrained=retrained,
+    )
+    return Health(
+        density=density,
+        target=target,
+        by_head=mean_of_edges(p, weights, (-2, -1)).tolist(),
+        entropy=entropy_bits(p, weights).item(),
+        undecided=undecided,
+        diagonal=by_distance[0],
+        diagonal_mass=mass_by_distance[0],
+        diagonal_uniform=least_density(length, weights),
+        by_distance=by_distance,
+        mass_by_distance=mass_by_distance,
+        by_offset=by_offset,
+        mass_by_offset=mass_by_offset,
+        agreement=agreement([p, *others], density=target, gates=gates, weights=weights)
+        if others
+        else None,
+        **judged,
+    )
+
+
+def switch_health(probabilities: Tensor, units: Units, **of_run: Any) -> Health:
+    """The same of switches: a card without what only edges have (diagonal, offsets, agreement).
+
+    Args:
+        probabilities: float `[layers, units of a layer, options]`.
+        units: What chooses, and among which masks.
+        of_run: `target`, `initial`, `curve`, `warmup_steps` and `retrained` of `health`.
+    """
+    p = probabilities.detach().float().cpu()
+    kept = (p * units.option_costs.float()).sum(-1)
+    choosing = p.flatten(0, 1)[: len(units.names)]
+    density = kept.mean().item()
+    undecided = (choosing.amax(-1) < 0.9).float().mean().item()
+    return Health(
+        density=density,
+        target=of_run["target"],
+        by_head=kept.tolist(),
+        entropy=entropy_of_options(choosing).item(),
+        undecided=undecided,
+        agreement=None,
+        **judge_run(density, undecided, least=units.least, **of_run),
+    )
+
+
+def judge_run(
+    density: float,
+    undecided: float,
+    *,
+    target: float,
+    initial: float,
+    least: float,
+    curve: Sequence[Report],
+    warmup_steps: int,
+    retrained: float | None,
+) -> dict[str, Any]:
+    """The fields of a health card that follow from the run's course: losses, flags and words.
+
+    Args:
+        density: At the end.
+        undecided: Share of what is not decided.
+        target: As of `health`, and so are the others.
+        initial: Density at the start.
+        least: Density of the sparsest mask that there is.
+        curve: The run's reports.
+        warmup_steps: Steps before the gates acted.
+        retrained: Held-out loss of the retrained mask.
+    """
     losses, gaps = losses_and_gaps(curve, retrained)
     last = curve[-1] if curve else Report(warmup_steps, {"loss": math.nan})
     cut, watch = losses["discretised"], CollapseWatch(target, initial, warmup_steps, last.step)
@@ -420,39 +395,19 @@ def health(
     if target_missed and not {"nothing_pruned", "attention_unlearned"} & problems.keys():
         missed = f"the target was missed (density {density:.4g}, target {target:.4g})"
         problems["target_missed"] = f"{missed}; {PRUNE_MORE}"
-    return Health(
-        density=density,
-        target=target,
-        by_head=mean_of_edges(p, weights, (-2, -1)).tolist(),
-        entropy=entropy_bits(p, weights).item(),
-        undecided=undecided,
-        diagonal=by_distance[0],
-        diagonal_mass=mass_by_distance[0],
-        diagonal_uniform=least_density(length, weights),
-        by_distance=by_distance,
-        mass_by_distance=mass_by_distance,
-        by_offset=by_offset,
-        mass_by_offset=mass_by_offset,
-        losses=losses,
-        gaps=gaps,
-        agreement=agreement([p, *others], density=target, gates=gates, weights=weights)
-        if others
-        else None,
-        pruned_away="pruned_away" in problems,
-        nothing_pruned="nothing_pruned" in problems,
-        target_missed=target_missed,
-        function_lost="function_lost" in problems,
-        attention_unlearned="attention_unlearned" in problems,
-        unsettled="unsettled" in problems,
-        problems=list(problems.values()),
-        notes=gap_notes(
-            losses,
-            gaps,
-            undecided,
-            cut_cause(density, target, least_density(length, weights), undecided),
-        ),
-        warnings=warnings,
-    )
+    return {
+        "losses": losses,
+        "gaps": gaps,
+        "pruned_away": "pruned_away" in problems,
+        "nothing_pruned": "nothing_pruned" in problems,
+        "target_missed": target_missed,
+        "function_lost": "function_lost" in problems,
+        "attention_unlearned": "attention_unlearned" in problems,
+        "unsettled": "unsettled" in problems,
+        "problems": list(problems.values()),
+        "notes": gap_notes(losses, gaps, undecided, cut_cause(density, target, least, undecided)),
+        "warnings": warnings,
+    }
 
 
 def health_text(card: Health) -> str:
@@ -464,12 +419,12 @@ def health_text(card: Health) -> str:
     known = [f"{chain[n]} {v:.3f}" for n, v in card.losses.items() if v is not None and n in chain]
     rows = {
         "density": f"{card.density:.1%}, asked for {card.target:.1%}{heads}",
-        "entropy": f"{card.entropy:.3f} bits; {card.undecided:.1%} of the edges undecided",
+        "entropy": f"{card.entropy:.3f} bits; {card.undecided:.1%} undecided",
         "held-out loss": " -> ".join(known) + " nats" if known else "not measured",
-        "diagonal": f"{card.diagonal_mass:.1%} of the mass; evenly {card.diagonal_uniform:.1%}",
-        "offsets": strongest_offsets(card.by_offset),
-        "seeds": "one",
     }
+    if "diagonal" in card:
+        mass = f"{card.diagonal_mass:.1%} of the mass; evenly {card.diagonal_uniform:.1%}"
+        rows |= {"diagonal": mass, "offsets": strongest_offsets(card.by_offset), "seeds": "one"}
     if card.agreement is not None:
         found = card.agreement
         rows["seeds"] = (
@@ -496,47 +451,6 @@ def strongest_offsets(by_offset: Sequence[float], count: int = 4) -> str:
         f"0 ({by_offset[length - 1]:.2f})"
         for offset in order[:count]
     )  # fmt: skip
-
-
-def mean_of_edges(
-    values: Tensor, weights: Tensor | None, axes: tuple[int, ...] | None = None
-) -> Tensor:
-    """Mean over edges, each by its weight.
-
-    Args:
-        values: float `[layers, heads, n, n]`.
-        weights: `DamResult.weights`; None = all edges count alike.
-        axes: Axes to average over, the last two among them; None = all.
-    """
-    if weights is not None:
-        whole = weights.mean() if axes is None else weights.mean(axes, keepdim=True)
-        values = values * (weights / whole).to(values)
-    return values.mean() if axes is None else values.mean(axes)
-
-
-def entropy_bits(probabilities: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean binary entropy of probabilities, in bits; over edges by their weight."""
-    p = probabilities.clamp(1e-7, 1 - 1e-7)
-    return mean_of_edges(-(p * p.log2() + (1 - p) * (1 - p).log2()), weights)
-
-
-def profile(
-    probabilities: Tensor, group: Tensor, weights: Tensor | None = None
-) -> tuple[list[float], list[float]]:
-    """Mean probability, and share of the total, of every group of cells; 0 where none counts.
-
-    Args:
-        probabilities: float `[layers, heads, n, n]`.
-        group: int64 `[n * n]`, the group of each cell, from 0 without a gap.
-        weights: `DamResult.weights`, how much each cell counts; None = all alike.
-    """
-    cells = probabilities.double()
-    each = torch.ones(cells.shape[-2:]).double() if weights is None else weights.double()
-    cells, each = cells * each, each if each.ndim == 2 else each.mean((0, 1))
-    totals = group.bincount(cells.mean((0, 1)).flatten())
-    counted = group.bincount(each.flatten())
-    share = totals / totals.sum().clamp_min(1e-300)
-    return (totals / counted.clamp_min(1e-300)).tolist(), share.tolist()
 
 
 def losses_and_gaps(curve: Sequence[Report], retrained: float | None) -> tuple[Losses, Gaps]:

@@ -18,9 +18,19 @@ from torch import Tensor, nn
 from masksearch.contracts import AttentionCall, Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
 from masksearch.gates.discretise import least_density, weights_of
+from masksearch.gates.edge_means import entropy_bits
 from masksearch.gates.estimators import form_named
+from masksearch.gates.switches import (
+    attend_switched,
+    draw_options,
+    entropy_of_options,
+    straight_through,
+)
+from masksearch.gates.units import Unit, Units, read_options, write_options
+from masksearch.masks.core import Mask
+from masksearch.masks.lower import under_causality
 
-Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block"]
+Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block", "switch"]
 Noise = Literal["gumbel", "hard-concrete"]
 Lengths = Mapping[int, int] | Sequence[tuple[int, int]]
 STRETCH = 0.1  # a hard-concrete gate is stretched by this much on either side of [0, 1]
@@ -35,10 +45,16 @@ class Gates(nn.Module):
     generator of their own; in eval mode, or with `deterministic` set, they are not sampled but
     rounded (`hard`) or replaced by their probability. With `enabled` off, attention is dense.
 
+    With `"switch"` no edge has a gate: each layer or head chooses one of several masks, one logit
+    an option (softmax), from the local one to the full one. What is computed is what the drawn
+    masks will compute, and an option's gate learns from `<dL/dy, y_option - y>`, exact to first
+    order (see `masksearch.gates.switches`).
+
     Args:
         structure: `"free"`: one gate an edge; `"symmetric"`: (i, j) and (j, i) share one;
             `"toeplitz"`: one per distance |i - j|; `"toeplitz+global"`: also one for each of the
-            first `global_count` rows and columns; `"block"`: one per `block` x `block` tile.
+            first `global_count` rows and columns; `"block"`: one per `block` x `block` tile;
+            `"switch"`: one for each of the `options` of each unit (`per`).
         length: Longest sequence, in positions.
         heads: Heads of a layer; 1 = all heads share the gates.
         layers: Layers; 1 = all layers share the gates.
@@ -49,7 +65,8 @@ class Gates(nn.Module):
         noise: `"gumbel"`: Gumbel-sigmoid; `"hard-concrete"`: the same stretched to (-0.1, 1.1)
             and clamped, so that soft gates are exactly 0 or 1 with some probability.
         temperature: Of the sample, above 0; lower is closer to 0 or 1.
-        initial: First value of every logit (2.0: open with probability 0.88).
+        initial: First value of every logit (2.0: open with probability 0.88); of a switch, that
+            of its last option, the others having 0.
         initial_density: Density at the start, in (0, 1), in place of `initial`.
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
         block: Edge of a tile in positions, for `"block"`.
@@ -60,17 +77,23 @@ class Gates(nn.Module):
         read: Leading rows of the last of `layers` that reach the model's output (see `Shape`):
             the others' gates count for no density, and learn nothing. None = all; also for gates
             that layers share, as other layers need these rows.
+        options: Of `"switch"`: two masks or more, or their texts, from the local one to the full
+            one, as the levels of `Units`; a decoder's causality is added.
+        per: Of `"switch"`: what chooses, as `unit` of `Units`.
 
     Attributes:
         weights: float `[n, n]`, or with `read` `[layers, 1, n, n]`: how much of the density each
             edge has; None where all count alike.
         shares: float `[layers, 1]`, what the density of a layer weighs in that of all, mean 1;
             None where layers count alike.
-        logits: float `[layers, heads, gates]`; the last axis is the structure's own.
+        logits: float `[layers, heads, gates]`; the last axis is the structure's own. Of a switch
+            `[layers, units of a layer, options]`.
+        units: The layers or heads of a switch, and their options; None = edges have gates.
         enabled: False = plain dense attention (a warm-up).
         alone: True = every query sees itself alone: no attention, as if all gates were closed.
         cooling: Factor on the temperature, set by a run that anneals it.
-        drawn: The sample at hand, float `[layers, heads, length, length]`, or None.
+        drawn: The sample at hand, float `[layers, heads, length, length]`, or None; of a switch
+            `[layers, units of a layer, options]`.
         fixed: Used as it is instead of a sample while it is not None; the same shape.
         deterministic: True = no sampling noise, in training mode too.
 
@@ -78,7 +101,7 @@ class Gates(nn.Module):
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
             gates, `global_count`, `block` or `read` beyond the length, `flip` or hard gates
-            where the other arguments make soft ones.
+            where the other arguments make soft ones, options without a switch or the reverse.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
         Hard-concrete gates: Louizos et al., arXiv 1712.01312, Section 2.2.
@@ -86,6 +109,7 @@ class Gates(nn.Module):
 
     position: Tensor  # int64 [length * length], the gate of each edge, in reading order
     coverage: Tensor  # float [gates] or [layers, 1, gates], part of a layer's density it covers
+    tables: Tensor  # of a switch: bool [options, layers | 1, heads | 1, length, length]
     weights: Tensor | None
     shares: Tensor | None
 
@@ -109,6 +133,8 @@ class Gates(nn.Module):
         causal: bool = False,
         lengths: Lengths | None = None,
         read: int | None = None,
+        options: Sequence[Mask | str] | None = None,
+        per: Unit = "layer",
     ) -> None:
         super().__init__()
         names = (
@@ -122,7 +148,18 @@ class Gates(nn.Module):
         self.shape = Shape(
             length, layers, heads, causal, None if lengths is None else dict(lengths), read
         )
+        switch = structure == "switch"
         refusals = (
+            (
+                switch != (options is not None),
+                "options are the masks that the units of structure='switch' choose among, got "
+                f"structure={structure!r} and options={options!r:.80}; give both or neither",
+            ),
+            (
+                switch and (form != "flip" or noise != "gumbel"),
+                "a switch has no form and no noise of its own, got "
+                f"form={form!r}, noise={noise!r}; leave both out",
+            ),
             (
                 signed and not structure.startswith("toeplitz"),
                 f"signed offsets need Toeplitz gates, got structure {structure!r}; "
@@ -130,7 +167,7 @@ class Gates(nn.Module):
             ),
             (not temperature > 0, f"temperature must be above 0, got {temperature}"),
             (
-                form == "flip" and not hard,
+                form == "flip" and not hard and not switch,
                 "form 'flip' computes with 0/1 gates, got hard=False; "
                 "use form='log' for soft gates",
             ),
@@ -160,31 +197,51 @@ class Gates(nn.Module):
         self.length, self.heads, self.layers = length, heads, layers
         self.noise, self.temperature, self.cooling, self.seed = noise, temperature, 1.0, seed
         self.initial, self.initial_density = initial, initial_density
-        self.global_count, self.block = global_count, block
+        self.global_count, self.block, self.per = global_count, block, per
         self.enabled = True
         self.alone = False
         self.deterministic = False
+        self.units: Units | None = None
+        self.extra_rows = global_count if structure == "toeplitz+global" else 0
+        if options is None:
+            buffers, first = self.lay_out_edges()
+        else:
+            self.units = Units(self.shape, read_options(options), per)
+            buffers, first = self.lay_out_switches(self.units)
+        for buffer, found in buffers.items():
+            single = found.float() if found is not None and found.is_floating_point() else found
+            self.register_buffer(buffer, single, persistent=False)
+        self.logits = nn.Parameter(first)
+        if initial_density is not None:
+            with torch.no_grad():
+                shift = self.shift_to(self.logits.detach(), initial_density)
+                self.logits.copy_(self.lowered(self.logits, shift))
+        self.generators: dict[torch.device, torch.Generator] = {}
+        self.drawn: Tensor | None = None
+        self.fixed: Tensor | None = None
 
+    def lay_out_edges(self) -> tuple[dict[str, Tensor | None], Tensor]:
+        """The buffers of gates on edges, and their first logits."""
+        length, layers = self.length, self.layers
         query = torch.arange(length)[:, None]
         key = torch.arange(length)[None, :]
-        if structure == "free":
+        if self.structure == "free":
             position = query * length + key
-        elif structure == "symmetric":
+        elif self.structure == "symmetric":
             low, high = torch.minimum(query, key), torch.maximum(query, key)
             position = high * (high + 1) // 2 + low
-        elif structure == "block":
-            position = query // block * math.ceil(length / block) + key // block
-        elif signed:
+        elif self.structure == "block":
+            position = query // self.block * math.ceil(length / self.block) + key // self.block
+        elif self.signed:
             position = key - query + length - 1
         else:
             position = (key - query).abs()
         self.register_buffer("position", position.flatten(), persistent=False)
-        self.extra_rows = global_count if structure == "toeplitz+global" else 0
         weights = weights_of(self.shape)
         self.least_density = least_density(length, weights)
         shares = None
         if weights is None:
-            covered = position.flatten().bincount() / length**2
+            covered = self.position.bincount() / length**2
             coverage = torch.cat([covered, torch.full((2 * self.extra_rows,), 1 / length)])
         elif weights.ndim == 2:
             weights = weights / weights.sum()
@@ -194,17 +251,21 @@ class Gates(nn.Module):
             own = weights / weights.sum((-2, -1), keepdim=True)
             coverage = torch.stack([self.covered(layer) for layer in own[:, 0]])[:, None]
             weights = weights / weights.sum() * layers
-        for buffer, found in (("weights", weights), ("coverage", coverage), ("shares", shares)):
-            single = None if found is None else found.float()
-            self.register_buffer(buffer, single, persistent=False)
-        shape = (layers, heads, self.coverage.shape[-1])
-        self.logits = nn.Parameter(torch.full(shape, float(initial)))
-        if initial_density is not None:
-            with torch.no_grad():
-                self.logits.sub_(self.shift_to(self.logits.detach(), initial_density))
-        self.generators: dict[torch.device, torch.Generator] = {}
-        self.drawn: Tensor | None = None
-        self.fixed: Tensor | None = None
+        shape = (layers, self.heads, coverage.shape[-1])
+        first = torch.full(shape, float(self.initial))
+        return {"weights": weights, "coverage": coverage, "shares": shares}, first
+
+    def lay_out_switches(self, units: Units) -> tuple[dict[str, Tensor | None], Tensor]:
+        """The same of switches."""
+        coverage = units.option_costs
+        self.least_density = units.least
+        seen = [under_causality(mask, self.shape).dense(self.length) for mask in units.levels]
+        several, heads = (max(table.shape[axis] for table in seen) for axis in (0, 1))
+        tables = torch.stack([table.expand(several, heads, -1, -1) for table in seen])
+        first = torch.zeros(coverage.shape)
+        first[..., -1] = self.initial
+        found = {"weights": None, "shares": None, "coverage": coverage, "tables": tables}
+        return found, first
 
     def covered(self, weights: Tensor) -> Tensor:
         """What of weights of the edges, `[n, n]`, each gate covers: float `[gates]`."""
@@ -219,7 +280,10 @@ class Gates(nn.Module):
             *("structure", "length", "heads", "layers", "signed", "form", "hard", "noise"),
             *("temperature", "initial", "initial_density", "global_count", "block", "seed"),
         )
-        return {name: getattr(self, name) for name in names} | self.data_arguments
+        found = {name: getattr(self, name) for name in names}
+        if self.units is not None:
+            found |= {"options": write_options(self.units.levels), "per": self.per}
+        return found | self.data_arguments
 
     @property
     def data_arguments(self) -> dict[str, Any]:
@@ -274,13 +338,17 @@ class Gates(nn.Module):
         elif self.fixed is not None:
             self.drawn = self.fixed
         else:
-            self.drawn = self.table(self.sample())
+            self.drawn = self.sample() if self.units is not None else self.table(self.sample())
 
     def sample(self) -> Tensor:
         """A value in [0, 1] for every gate, `[layers, heads, gates]`, with its gradient."""
         logits = self.logits.float()
-        if self.training and not self.deterministic:
-            noise = self.noise_generator(logits.device)
+        drawn = self.training and not self.deterministic
+        noise = self.noise_generator(logits.device) if drawn else None
+        if self.units is not None:
+            shares = draw_options(logits, noise, self.temperature * self.cooling)
+            return straight_through(shares) if self.hard else shares
+        if noise is not None:
             uniform = torch.rand(logits.shape, generator=noise, device=logits.device)
             uniform = uniform.clamp_(1e-6, 1 - 1e-6)
             logits = (logits + uniform.logit()) / (self.temperature * self.cooling)
@@ -333,9 +401,17 @@ class Gates(nn.Module):
                 f"these gates have {self.heads} heads, the attention {call.query.shape[1]}; "
                 "build them with the model's number of heads, or heads=1 to share them"
             )
-        gate = self.drawn[0 if self.layers == 1 else layer]
+        place = 0 if self.layers == 1 else layer
+        rows, columns = slice(keys - queries, keys), slice(keys)
+        if self.units is not None:
+            tables = self.tables[:, place if self.tables.shape[1] > 1 else 0]
+            gate = self.drawn[place]
+            if self.units.spared is not None and place == self.layers - 1:
+                gate = F.one_hot(torch.tensor([self.units.spared]), gate.shape[-1]).to(gate)
+            return attend_switched(call, gate, tables[..., rows, columns])
+        gate = self.drawn[place]
         if queries < self.length:
-            gate = gate[:, keys - queries : keys, :keys]
+            gate = gate[:, rows, columns]
         return self.compute(call, gate)
 
     def compute(self, call: AttentionCall, gate: Tensor) -> Tensor:
@@ -349,8 +425,18 @@ class Gates(nn.Module):
         return logits.sigmoid()
 
     def probabilities(self) -> Tensor:
-        """Chance of each edge: float `[layers, heads, length, length]`, differentiable."""
+        """Chance of each edge: float `[layers, heads, length, length]`, differentiable; of a
+        switch that of each option, `[layers, units of a layer, options]`."""
+        if self.units is not None:
+            return self.logits.float().softmax(-1)
         return self.table(self.open_chance(self.logits.float()))
+
+    def entropy(self) -> Tensor:
+        """Mean entropy of what is not yet decided, an edge or a unit's option, in bits."""
+        found = self.probabilities().detach()
+        if self.units is None:
+            return entropy_bits(found, self.weights)
+        return entropy_of_options(found.flatten(0, 1)[: len(self.units.names)])
 
     def density(self) -> Tensor:
         """Mean probability of an edge: float `[layers, heads]`, differentiable.
@@ -363,6 +449,8 @@ class Gates(nn.Module):
 
     def density_of(self, logits: Tensor) -> Tensor:
         """The density that these logits, `[.., heads, gates]`, would give: `[.., heads]`."""
+        if self.units is not None:
+            return (logits.softmax(-1) * self.coverage).sum(-1)
         open_chance = self.open_chance(logits)
         if not self.extra_rows:  # every edge has one gate
             return (open_chance * self.coverage).sum(-1)
@@ -380,8 +468,14 @@ class Gates(nn.Module):
         """Density of all from that of each, `[layers, heads]`: a layer weighs by its pairs."""
         return (density if self.shares is None else density * self.shares).mean()
 
+    def lowered(self, logits: Tensor, shift: float) -> Tensor:
+        """The logits, all lower by so much; those of a switch's options the more, the denser."""
+        if self.units is None:
+            return logits - shift
+        return logits - shift * torch.linspace(0, 1, logits.shape[-1], device=logits.device)
+
     def shift_to(self, logits: Tensor, density: float) -> float:
-        """What to subtract from every logit for that density; below 0 where they must rise.
+        """By how much `lowered` must lower the logits for that density; below 0 to raise them.
 
         Args:
             logits: float `[layers | 1, heads, gates]`.
@@ -389,7 +483,9 @@ class Gates(nn.Module):
         """
 
         def excess(shift: float) -> float:
-            return self.pooled(self.density_of(logits.double() - shift)).item() - density
+            return (
+                self.pooled(self.density_of(self.lowered(logits.double(), shift))).item() - density
+            )
 
         high, low = 0.05, -0.05
         while excess(high) > 0 and high < 1e3:
@@ -401,6 +497,8 @@ class Gates(nn.Module):
     def extra_repr(self) -> str:
         """What `repr` shows."""
         sign = ", signed" if self.signed else ""
+        if self.units is not None:
+            sign = f" of {len(self.units.levels)} masks per {self.per}"
         return (
             f"{self.structure}{sign}, length={self.length}, heads={self.heads}, "
             f"layers={self.layers}, form={self.form}"

@@ -84,6 +84,11 @@ def perturbation_scores(
 
     Reference: Wang et al., "Rethinking Architecture Selection in Differentiable NAS", ICLR 2021.
     """
+    if gates.units is not None:
+        raise ValueError(
+            "perturbation closes the gates of edges, and a switch has none; judge its masks by "
+            "strategy='allocate' (score='restore' or 'ablate')"
+        )
     logits = gates.logits.detach().float().cpu()
     chosen = choose_candidates(logits, candidates)
     if isinstance(rounds, bool) or not 1 <= rounds <= int(chosen.sum()):

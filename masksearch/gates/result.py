@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from masksearch import masks
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, Shape
 from masksearch.gates.config import todays_names, warmup_steps
-from masksearch.gates.diagnostics import Health, health, mean_of_edges
+from masksearch.gates.diagnostics import Health, health, switch_health
 from masksearch.gates.discretise import (
     EmptyRows,
     Per,
@@ -26,6 +27,9 @@ from masksearch.gates.discretise import (
     top_keys,
     weights_of,
 )
+from masksearch.gates.edge_means import mean_of_edges
+from masksearch.gates.switches import cut_switches
+from masksearch.gates.units import Allocation, Units, read_options
 from masksearch.masks.core import Mask
 from masksearch.masks.picture import table_html
 from masksearch.tensors import read_tensors, write_tensors
@@ -39,7 +43,8 @@ class DamResult:
 
     Args:
         probabilities: float32 `[layers, heads, n, n]` on the CPU: how likely each edge is open.
-            An axis of 1 means shared by all layers or heads.
+            An axis of 1 means shared by all layers or heads. Of switches
+            `[layers, units of a layer, options]`: how likely each unit takes each of its masks.
         curve: Reports, oldest first, with `loss`, `density`, `target`, `entropy`, `control`; the
             last one also has `relaxed`, `sampled`, `held_out` and `discretised` where held-out
             batches were given (see `masksearch.gates.dam`).
@@ -55,19 +60,37 @@ class DamResult:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        layers, heads, length, _ = self.probabilities.shape
-        density = mean_of_edges(self.probabilities, self.weights).item()
+        sizes = " x ".join(map(str, self.probabilities.shape))
         loss = "" if self.held_out is None else f", held-out loss {self.held_out:.3f}"
         return (
-            f"DamResult({layers} x {heads} x {length} x {length} probabilities of "
+            f"DamResult({sizes} probabilities of "
             f"{self.gates.get('structure', 'free')} gates, density "
-            f"{density:.4f}, asked for {self.target:.4g}, "
+            f"{self.density:.4f}, asked for {self.target:.4g}, "
             f"{self.curve[-1].step if self.curve else 0} steps{loss})"
         )
 
     def _repr_html_(self) -> str:
         """A picture of the probabilities, for notebooks."""
+        if self.units is not None:
+            return f"<code>{escape(repr(self))}</code>"
         return table_html(self.probabilities, escape(repr(self)))
+
+    @cached_property
+    def units(self) -> Units | None:
+        """The layers or heads of switches, and their masks; None where edges have gates."""
+        if self.gates.get("structure") != "switch":
+            return None
+        names = ("length", "layers", "heads", "causal", "lengths", "read")
+        told = {name: self.gates[name] for name in names if name in self.gates}
+        shape = Shape(**told | {"lengths": dict(told.get("lengths") or {}) or None})
+        return Units(shape, read_options(self.gates["options"]), self.gates["per"])
+
+    @property
+    def density(self) -> float:
+        """Mean probability of an edge, over the pairs that count, in [0, 1]."""
+        if self.units is None:
+            return mean_of_edges(self.probabilities, self.weights).item()
+        return float((self.probabilities * self.units.option_costs).sum(-1).mean())
 
     @property
     def weights(self) -> Tensor | None:
@@ -125,6 +148,8 @@ class DamResult:
                 the nearer offset. Of gates that know the lengths of their data, that it is causal
                 or which rows are read, it is the effective sparsity: edges between padding, to
                 later keys or of rows that are not read are not kept and count for nothing.
+                Switches take the only argument that this is; the mask is the densest on the
+                path of `masksearch.gates.switches.cut_switches` that is at least as sparse.
             threshold: Lowest kept probability, in [0, 1].
             keys: Number of keys that every row keeps, 1..n.
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.
@@ -140,6 +165,14 @@ class DamResult:
             ValueError: If none or several are given, or one is out of range.
             EmptyRowError: If a row would be empty and `empty_rows` is `"refuse"`.
         """
+        if self.units is not None:
+            plain = per == "mask" and not merge_heads and empty_rows == "best"
+            if sparsity is None or threshold is not None or keys is not None or not plain:
+                raise ValueError(
+                    "switches choose whole masks, so mask() takes their sparsity alone: "
+                    "result.mask(sparsity=0.7)"
+                )
+            return self.units.mask(self.allocation(1 - sparsity))
         given = [
             name
             for name, value in (("sparsity", sparsity), ("threshold", threshold), ("keys", keys))
@@ -164,6 +197,16 @@ class DamResult:
             kept = top_keys(table, keys, weights=self.weights)
         return masks.table(kept)
 
+    def allocation(self, density: float) -> Allocation:
+        """The level of each of `units` at a density: that of `mask(sparsity=1 - density)`.
+
+        Raises:
+            ValueError: If edges have gates, or all units at their lowest mask are denser.
+        """
+        if self.units is None:
+            raise ValueError("gates of edges have no units that choose; cut a mask: result.mask")
+        return cut_switches(self.units, self.probabilities, density)
+
     def health(
         self, *, others: Sequence[DamResult] = (), retrained: float | None = None
     ) -> Health:
@@ -175,12 +218,28 @@ class DamResult:
             retrained: Held-out loss of a model trained from scratch under the mask of the target
                 density.
         """
-        density = mean_of_edges(self.probabilities, self.weights).item()
         aims = self.config.get("control", "hinge") in ("hinge", "multiplier")
+        target = self.target if aims else self.density
+        initial = self.curve[0].values["density"] if self.curve else 1.0
+        if self.units is not None:
+            if others:
+                raise ValueError(
+                    "the agreement of seeds is measured for gates of edges; of switches compare "
+                    "the probabilities of their units, result.probabilities"
+                )
+            return switch_health(
+                self.probabilities,
+                self.units,
+                target=target,
+                initial=initial,
+                curve=self.curve,
+                warmup_steps=self.warmup_steps,
+                retrained=retrained,
+            )
         return health(
             self.probabilities,
-            target=self.target if aims else density,
-            initial=self.curve[0].values["density"] if self.curve else 1.0,
+            target=target,
+            initial=initial,
             curve=self.curve,
             warmup_steps=self.warmup_steps,
             retrained=retrained,

@@ -6,6 +6,8 @@ any other strategy.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,7 @@ from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
+from masksearch.masks.text import parse
 from masksearch.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above
 UNITS = ("layer", "head")
 GATES, IMPORTANCE = "masksearch-gates-1", "masksearch-importance-1"  # files of scores
 MEASURED = "masksearch-scores-1"
+ROUNDING = 1e-9  # share by which a density may miss one that it is meant to meet
 TABLES = {GATES: "probabilities", IMPORTANCE: "values", MEASURED: "values"}  # their tensors
 
 
@@ -115,6 +119,38 @@ class Units:
         average = weights.sum() / (1 if weights.ndim == 2 else len(weights))
         shares = [(table * weights).sum((-2, -1)) / average for table in self.kept]
         return torch.stack([self.pool(share) / self.planes for share in shares])
+
+    @property
+    def option_costs(self) -> Tensor:
+        """`costs_of_all` as float64 `[layers, units of a layer, levels]`; where a last layer has
+        no units, all levels cost what it keeps."""
+        costs = self.costs_of_all.clone()
+        if self.spared is not None:
+            costs[:, len(self.names) :] = costs[self.spared, len(self.names) :]
+        return costs.T.reshape(self.shape.layers, -1, len(self.levels))
+
+    def density(self, allocation: Sequence[int]) -> float:
+        """Kept share of the pairs of real tokens, of all units and a layer without units."""
+        levels = [*allocation, *[self.spared or 0] * (len(self.costs_of_all[0]) - len(allocation))]
+        return self.costs_of_all[levels, range(len(levels))].mean().item()
+
+    @property
+    def least(self) -> float:
+        """Density with all units at their lowest level."""
+        return self.density([0] * len(self.names))
+
+    @property
+    def quarter(self) -> float:
+        """Density a quarter of the way from there to that of all units at the top."""
+        return 0.75 * self.least + 0.25 * self.density([self.top] * len(self.names))
+
+    def refuse_less(self, density: float) -> None:
+        """Raises ValueError if no allocation is as sparse."""
+        if density < self.least * (1 - ROUNDING):
+            raise ValueError(
+                f"with every unit at its lowest mask, {self.levels[0]}, the density is "
+                f"{self.least:.4g}, asked for {density:.4g}; ask for more, or give a narrower one"
+            )
 
     @cached_property
     def spared(self) -> int | None:
@@ -210,9 +246,34 @@ class Units:
         by_level = torch.stack([self.pool(each) for each in added], 1)[: len(self.names)]
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
+    def scores_of_switches(
+        self, probabilities: Tensor, gates: Mapping[str, Any]
+    ) -> dict[str, list[float]]:
+        """What each level is worth above level 0 by the switches of `Gates("switch", ..)`: the
+        difference of the logarithms of their probabilities.
+
+        Args:
+            probabilities: float `[layers, units of a layer, options]`.
+            gates: Arguments of the gates.
+
+        Raises:
+            ValueError: If they chose among other masks, or for other units.
+        """
+        wanted = self.option_costs.shape
+        others = read_options(gates["options"])
+        if probabilities.shape != wanted or others != self.levels or gates["per"] != self.unit:
+            raise ValueError(
+                f"these are switches per {gates['per']} among {', '.join(map(str, others))}, "
+                f"{' x '.join(map(str, probabilities.shape))}; the units are {self.unit}s among "
+                f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, wanted))}"
+            )
+        worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
+        return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
+
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:
         """`scores_of` what a file holds: gates (`DamResult.save`, an artifact of strategy dam;
-        probabilities count by the pairs of real tokens), importance (`Importance.save`), or what
+        probabilities count by the pairs of real tokens, those of switches by
+        `scores_of_switches`), importance (`Importance.save`), or what
         was measured for `score="mass"`, `"gradient"` or `"flip"` (an artifact of allocate).
 
         Raises:
@@ -222,14 +283,87 @@ class Units:
         """
         for form, name in TABLES.items():
             try:
-                tensors, _ = read_tensors(path, what="scores of units", expected=form)
+                tensors, about = read_tensors(path, what="scores of units", expected=form)
             except MaskFormatError:
                 continue
             if name not in tensors:
                 break
             table = tensors[name]
+            if form == GATES and table.dim() == 3:
+                return self.scores_of_switches(table, json.loads(about["dam"])["gates"])
             return self.scores_of(table * pair_weights(self.shape) if form == GATES else table)
         raise MaskFormatError(
             f"{path} holds no value of each pair; scores of units are read from gates.safetensors "
             "of strategy dam, or a file of Importance.save (method 'gradient' or 'flip')"
         )
+
+
+def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:
+    """An allocation with another level for one unit."""
+    return (*allocation[:unit], level, *allocation[unit + 1 :])
+
+
+def ranked_path(
+    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
+) -> list[Allocation]:
+    """From all units at level 0 to all at the top, the best gain per pair first.
+
+    Args:
+        worth: Of each unit, of each level.
+        costs: Of each level, of each unit; rising with the level.
+
+    Returns:
+        Allocations, each with one unit more that is raised (along its convex hull, so that of
+        several masks those are left out that gain less per pair than a mixture of two others).
+
+    >>> ranked_path([[0.0, 1.0], [0.0, 3.0]], [[0.1, 0.1], [1.0, 1.0]])
+    [(0, 0), (0, 1), (1, 1)]
+    """
+    moves = []
+    for unit, levels in enumerate(worth):
+        at, top, last = 0, len(levels) - 1, math.inf
+        while at < top:
+            slopes = [
+                ((levels[to] - levels[at]) / (costs[to][unit] - costs[at][unit]), to)
+                for to in range(at + 1, top + 1)
+            ]
+            slope, at = max(slopes)
+            last = min(slope, last)  # a hull bends down; rounding must not undo that
+            moves.append((-last, unit, at))
+    path = [(0,) * len(worth)]
+    for _, unit, level in sorted(moves):
+        path.append(replaced(path[-1], unit, level))
+    return path
+
+
+def read_options(options: Sequence[Mask | str]) -> tuple[Mask, ...]:
+    """Masks from masks, from texts as for `masks.parse`, or from `Mask.to_json`.
+
+    Raises:
+        MaskFormatError, UnknownNameError: If a text is no mask.
+    """
+    if isinstance(options, str | Mask):
+        raise MaskFormatError(
+            f"options are two masks or more, from local to full, got one: {options!r:.80}"
+        )
+    found = []
+    for option in options:
+        if isinstance(option, Mask):
+            found.append(option)
+        else:
+            is_json = option.lstrip().startswith("{")
+            found.append(Mask.from_json(option) if is_json else parse(option))
+    return tuple(found)
+
+
+def write_options(options: Sequence[Mask]) -> list[str]:
+    """The masks as texts that `read_options` reads."""
+    found = []
+    for option in options:
+        text = str(option)
+        try:
+            same = parse(text) == option
+        except MaskFormatError:  # a table, of which the text shows a part
+            same = False
+        found.append(text if same else option.to_json())
+    return found

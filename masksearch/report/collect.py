@@ -396,7 +396,7 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
             and table.probabilities.shape == result.probabilities.shape
             and table.target == result.target
         ]
-        others = [found[place][2] for place in twins if place != index]
+        others = [found[place][2] for place in twins if place != index and result.units is None]
         card = result.health(others=others, retrained=retrained)
         if card["agreement"] is not None and twins[0] == index:
             agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card["agreement"]
@@ -439,10 +439,7 @@ def sweeps(results: Sequence[DamResult]) -> list[Sweep]:
     for group in groups.values():
         control = group[0].config["control"]
         setting = "penalty" if control in ("penalty", "sum") else "density"
-        points = [
-            (float(np.mean(r.config[setting])), r.probabilities.mean().item(), r.held_out)
-            for r in group
-        ]
+        points = [(float(np.mean(r.config[setting])), r.density, r.held_out) for r in group]
         points.sort(key=lambda point: point[:2])
         if points[0][0] < points[-1][0]:
             found.append(Sweep(control, setting, points))

@@ -17,6 +17,7 @@ from masksearch.report.figures.dam import (
     plot_gates,
     plot_offsets,
     plot_sweep,
+    plot_switches,
 )
 from masksearch.report.tables import TextTable, health_table
 
@@ -31,7 +32,7 @@ class DamCard:
         title: Which run it is.
         record: Of its one-shot job.
         health: The fields of `masksearch.gates.diagnostics.Health`.
-        probabilities: float `[layers, heads, n, n]`.
+        probabilities: float `[layers, heads, n, n]`; of switches `[layers, units, options]`.
         warmup_steps: Steps before the gates acted.
     """
 
@@ -137,6 +138,14 @@ def card_pictures(card: DamCard, key: str) -> Iterator[Picture]:
         "DAM's density and loss over the training steps",
         "Density of the gates with its target, and the training loss.",
     )
+    if card.probabilities.ndim == 3:
+        yield Picture(
+            f"{key}_gates",
+            plot_switches(card.probabilities),
+            "Probability of the fullest mask for every unit of every layer",
+            "Which units take their fullest mask: layers down, the units of a layer across.",
+        )
+        return
     yield Picture(
         f"{key}_gates",
         plot_gates(card.probabilities),

@@ -283,27 +283,11 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
     return text_table([*names, "sparser by"], rows, text=text)
 
 
-def health_table(health: Mapping[str, Any]) -> TextTable:
-    """DAM's health card in words: a figure, its value, and what it means.
-
-    Args:
-        health: The fields of `masksearch.gates.diagnostics.Health`.
-    """
-    shares = [share for layer in health["by_head"] for share in layer]
+def edge_rows(health: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The rows of a health card that only gates of edges have."""
     within = sum(health["mass_by_distance"][:5])
     even = share_within(len(health["by_distance"]), 4)
-    rows = [
-        (
-            "density",
-            f"{percent(health['density'])} (asked for: {percent(health['target'])})",
-            "mean probability of an edge at the end",
-        ),
-        (
-            "density by head",
-            f"{percent(min(shares))} to {percent(max(shares))}",
-            "of the emptiest and of the fullest head",
-        ),
-        ("entropy", f"{figure(health['entropy'], 3)} bits", "0: every gate has decided; 1: none"),
+    return [
         (
             "undecided",
             percent(health["undecided"]),
@@ -326,6 +310,33 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
             "key minus query, with the mean probability of an edge there",
         ),
     ]
+
+
+def health_table(health: Mapping[str, Any]) -> TextTable:
+    """DAM's health card in words: a figure, its value, and what it means.
+
+    Args:
+        health: The fields of `masksearch.gates.diagnostics.Health`.
+    """
+    shares = [share for layer in health["by_head"] for share in layer]
+    rows = [
+        (
+            "density",
+            f"{percent(health['density'])} (asked for: {percent(health['target'])})",
+            "mean probability of an edge at the end",
+        ),
+        (
+            "density by head",
+            f"{percent(min(shares))} to {percent(max(shares))}",
+            "of the emptiest and of the fullest head",
+        ),
+        ("entropy", f"{figure(health['entropy'], 3)} bits", "0: every gate has decided; 1: none"),
+    ]
+    if "diagonal" not in health:
+        meaning = "units whose likeliest mask has a probability below 0.9"
+        rows.append(("undecided", percent(health["undecided"]), meaning))
+    else:
+        rows += edge_rows(health)
     for name, title, meaning in LOSSES:
         value = health["losses"][name]
         rows.append((title, "not measured" if value is None else figure(value), meaning))

@@ -24,7 +24,15 @@ from typing import Any, Literal
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, unknown_name
-from masksearch.gates.units import Allocation, Scores, Unit, Units
+from masksearch.gates.units import (
+    Allocation,
+    Scores,
+    Unit,
+    Units,
+    ranked_path,
+    replaced,
+    write_options,
+)
 from masksearch.masks.core import Mask
 from masksearch.masks.text import parse
 from masksearch.strategies.dam import waiting
@@ -256,6 +264,9 @@ def build_allocate(
     if score == "gates":
         del own["score"]
         each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
+        if each.setdefault("structure", "switch") == "switch":
+            each |= {"options": write_options(units.levels), "per": units.unit}
+            config = {"density": units.quarter, **config}
         own |= {"training": OneShot(each, waiting(config)), "run": run}
     elif score in METHODS:
         del own["score"]
@@ -300,44 +311,6 @@ def check_scores(scores: Scores, units: Units) -> None:
                 f"score holds for each unit one finite number a level ({len(units.levels)} of "
                 f"them, from local to full), got {found or 'nothing'} for {name}"
             )
-
-
-def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:
-    """An allocation with another level for one unit."""
-    return (*allocation[:unit], level, *allocation[unit + 1 :])
-
-
-def ranked_path(
-    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
-) -> list[Allocation]:
-    """From all units at level 0 to all at the top, the best gain per pair first.
-
-    Args:
-        worth: Of each unit, of each level.
-        costs: Of each level, of each unit; rising with the level.
-
-    Returns:
-        Allocations, each with one unit more that is raised (along its convex hull, so that of
-        several masks those are left out that gain less per pair than a mixture of two others).
-
-    >>> ranked_path([[0.0, 1.0], [0.0, 3.0]], [[0.1, 0.1], [1.0, 1.0]])
-    [(0, 0), (0, 1), (1, 1)]
-    """
-    moves = []
-    for unit, levels in enumerate(worth):
-        at, top, last = 0, len(levels) - 1, math.inf
-        while at < top:
-            slopes = [
-                ((levels[to] - levels[at]) / (costs[to][unit] - costs[at][unit]), to)
-                for to in range(at + 1, top + 1)
-            ]
-            slope, at = max(slopes)
-            last = min(slope, last)  # a hull bends down; rounding must not undo that
-            moves.append((-last, unit, at))
-    path = [(0,) * len(worth)]
-    for _, unit, level in sorted(moves):
-        path.append(replaced(path[-1], unit, level))
-    return path
 
 
 def spread(count: int) -> list[int]:

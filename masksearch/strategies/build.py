@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from masksearch.contracts import Evaluator, FreezesWeights, OffersGradients, Strategy
+from masksearch.contracts import Evaluator, FreezesWeights, OffersGradients, Shape, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
 from masksearch.gates.discretise import least_density, weights_of
+from masksearch.gates.units import Units, read_options, write_options
 from masksearch.strategies.allocate import NAME as ALLOCATE
 from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
 from masksearch.strategies.allocate import build_allocate, build_units
@@ -95,9 +97,13 @@ def build_strategy(
         )
     if strategy == "dam":
         config = one_shot_config(options, evaluator)
+        gates, units = plain_gates(options.get("gates", {}), evaluator.shape)
+        if units is not None and options.get("merge_heads"):
+            raise SearchError("switches choose whole masks for units: leave merge_heads out")
         return DamStrategy(
             run,
-            gates=options.get("gates", {}),
+            gates=gates,
+            units=units,
             config=config,
             target=build_config(config).target,
             length=evaluator.shape.length,
@@ -146,6 +152,21 @@ def build_strategy(
         name=name,
         constraints=constraints,
     )
+
+
+def plain_gates(gates: Mapping[str, Any], shape: Shape) -> tuple[dict[str, Any], Units | None]:
+    """Arguments of `Gates` for a job, masks as texts; and the units, where they are switches.
+
+    Raises:
+        ValueError: If switches have fewer than two masks, or some that do not rise.
+        MaskSearchError: If an option is no mask, or does not fit.
+    """
+    if gates.get("structure") != "switch":
+        return dict(gates), None
+    levels = read_options(gates.get("options") or ())
+    own = replace(shape, layers=gates.get("layers", shape.layers))
+    units = Units(own, levels, gates.get("per", "layer"))
+    return {**gates, "options": write_options(levels)}, units
 
 
 def one_shot_config(options: Mapping[str, Any], evaluator: Evaluator) -> dict[str, Any]:

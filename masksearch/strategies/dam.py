@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
 from masksearch.errors import MaskSearchError
+from masksearch.gates.units import Units
 
 SPREAD = (1.0, 0.5, 2.0, 0.7, 1.4, 0.35, 2.8)  # densities tried, as multiples of the target
 
@@ -31,6 +32,9 @@ class DamStrategy:
         merge_heads: Cut one mask for all heads of a layer.
         least: Density of one key in every row; None = 1 / length, that of data without padding.
             Where `config` asks for no density, the gates are trained for twice that at least.
+        units: What chooses, where the gates are switches. Densities then begin at that of all
+            local masks; where `config` asks for none it is a quarter of the way from there to
+            that of all full masks.
     """
 
     def __init__(
@@ -44,13 +48,19 @@ class DamStrategy:
         densities: Sequence[float] | None = None,
         merge_heads: bool = False,
         least: float | None = None,
+        units: Units | None = None,
     ) -> None:
         self.run, self.gates, self.config = run, dict(gates), waiting(config)
         self.length, self.least = length, 1 / length if least is None else least
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
-        if "density" not in config and target < self.least:
+        self.units, floor = units, 0.0
+        if units is not None:
+            self.least = floor = units.least
+            target = self.config.setdefault("density", units.quarter)
+        elif "density" not in config and target < self.least:
             target = self.config["density"] = min(0.9, 2 * self.least)
-        around = (max(self.least, min(0.9, target * factor)) for factor in SPREAD)
+        above = (floor + (target - floor) * factor for factor in SPREAD)
+        around = (max(self.least, min(0.9, density)) for density in above)
         self.densities = tuple(densities or dict.fromkeys(around))
         self.merge_heads = merge_heads
         self.known: set[int] = set()
@@ -69,6 +79,8 @@ class DamStrategy:
         draw = max(self.known, default=-1) + 1
         if draw == 0:
             for density in self.asked:
+                if self.units is not None:
+                    self.units.refuse_less(density)
                 if density < self.least * (1 - 0.5 / self.length):  # by half a cell
                     whole = f"1/{self.length} = " if self.least == 1 / self.length else ""
                     raise ValueError(
@@ -93,6 +105,8 @@ class DamStrategy:
             with warnings.catch_warnings():  # a caution of the search says it
                 warnings.filterwarnings("ignore", "DAM: ")
                 mask = result.mask(sparsity=1 - density, merge_heads=self.merge_heads)
+            if result.units is not None:
+                params |= result.units.params(result.allocation(density))
             job = Evaluate(mask)
         except (MaskSearchError, ValueError) as error:
             job = Refused(f"{type(error).__name__}: {error}")

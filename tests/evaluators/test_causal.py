@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -361,6 +362,49 @@ def test_some_heads_matter_more_than_others(learnt: Path, tmp_path: Path) -> Non
     }
     losses = [values["nll"] for values in found.values()]
     assert max(losses) - min(losses) > 0.01
+
+
+SWITCHES = {"structure": "switch", "options": (masks.window(2), "full()"), "per": "head"}
+FAST = {"steps": 100, "gate_lr": 0.1}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path) -> None:
+    judge = recall(learnt)
+    units = ms.Units(judge.shape, (masks.window(2), masks.full()))
+    every = [*itertools.product((0, 1), repeat=4)]
+    losses = {one: judged(judge, units.mask(one), tmp_path)["nll"] for one in every}
+    sizes = [[one for one in every if sum(one) == size] for size in range(4)]
+    best = [min(some, key=losses.__getitem__) for some in sizes]
+    by_dam: dict[str, Any] = {"gates": SWITCHES, "config": FAST}
+    study = ms.search(
+        None,
+        judge,
+        run=tmp_path / "dam",
+        strategy="dam",
+        trials=5,
+        strategy_options=by_dam | {"densities": [units.density(one) for one in best]},
+    )
+    cut = [units.allocation(record.params) for record in study.records()[1:]]
+    assert [sum(one) for one in cut] == [0, 1, 2, 3]
+    assert sum(one == other for one, other in zip(cut, best, strict=True)) >= 3
+    for one, some in zip(cut, sizes, strict=True):
+        assert losses[one] <= sum(losses[other] for other in some) / len(some) + 1e-9
+    study.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "switch gates" in page
+    assert "take their fullest mask" in page
+    allocated = ms.search(
+        None,
+        judge,
+        run=tmp_path / "allocate",
+        strategy="allocate",
+        trials=6,
+        strategy_options={"local": "window(2)", "score": "gates", "config": FAST},
+    )
+    found = {units.allocation(record.params) for record in allocated.records()[1:]}
+    assert {(0, 0, 0, 0), best[2], (1, 1, 1, 1)} <= found
 
 
 def test_recall_by_name_has_the_length_that_is_asked_for() -> None:

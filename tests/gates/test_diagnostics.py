@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch.contracts import Report, generator
+from masksearch.gates.collapse import PATIENCE, CollapseWatch
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.diagnostics import (
-    PATIENCE,
-    CollapseWatch,
     Health,
     agreement,
     cut_cause,
@@ -303,7 +302,7 @@ def test_health_prints_a_card_and_keeps_its_figures():
     for said in (
         "asked for 5.0%",
         "soft gates 2.100 -> sampled 2.500 -> mask cut 3.000 -> mask retrained 2.400",
-        "of the edges undecided",
+        "88.7% undecided",
         "2 agree by 1.00 IoU",
         "nothing is pruned",
         "train for more steps",

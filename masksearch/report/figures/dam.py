@@ -81,6 +81,28 @@ def plot_gates(probabilities: Tensor) -> Figure:
     return plot_heads(p, "gate probability", GATES, (0, 1), captions=True)
 
 
+def plot_switches(probabilities: Tensor) -> Figure:
+    """How likely each layer's units (across) take their last, fullest mask.
+
+    Args:
+        probabilities: float `[layers, units of a layer, options]` in [0, 1].
+    """
+    fullest = probabilities.detach().float().cpu()[..., -1]
+    layers, units = fullest.shape
+    figure = new_figure(max(3.2, min(PAGE, 0.3 * units + 2.0)), max(1.8, 0.16 * layers + 1.0))
+    axes = figure.add_subplot()
+    picture = axes.imshow(fullest.numpy(), cmap=GATES, vmin=0, vmax=1, aspect="auto")
+    axes.set_xlabel("unit of the layer", fontsize=SMALL, color=INK)
+    axes.set_ylabel("layer", fontsize=SMALL, color=INK)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(12, integer=True))
+    axes.tick_params(labelsize=SMALL, colors=INK)
+    bar = figure.colorbar(picture, ax=axes, aspect=16)
+    bar.set_label("probability of the fullest mask", fontsize=SMALL, color=INK)
+    bar.ax.tick_params(labelsize=SMALL)
+    return figure
+
+
 def plot_heads(
     values: Tensor,
     label: str,

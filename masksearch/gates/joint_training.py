@@ -1,0 +1,372 @@
+"""The steps of a DAM run: weights and gates trained together, and what is reported of them.
+
+A step (`JointTraining.advance`): rates and temperature, the gradient of the loss, the push on the
+gates towards the density, the optimisers. With two levels the gates learn in a second half of the
+step, from batches of their own; of frozen weights only the gates learn, from the first step on.
+When the warm-up ends is told by the configuration, or found by a `WarmupWatch`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from masksearch.contracts import Batch, Report
+from masksearch.errors import NonFiniteLossError, ResumeError
+from masksearch.gates.config import AUTO, FORMER_WARMUP, DamConfig, todays_names
+from masksearch.gates.density import DensityControl
+from masksearch.gates.discretise import at_sparsity
+from masksearch.gates.gates import Gates
+from masksearch.gates.switches import as_shares, cut_switches
+from masksearch.gates.warmup import AttentionLoss, Verdict, WarmupWatch
+from masksearch.training.checkpoints import (
+    Checkpoints,
+    restore_random,
+    restore_state,
+    training_state,
+)
+from masksearch.training.lamb import Lamb
+from masksearch.training.loop import keeping_modes, model_loss, on_device, parameter_groups
+
+REPORTS = 100  # of a run, about
+TEST_ROWS = 256  # held-out sequences, about, on which attention is taken away
+SAMPLES = 4  # samples of the gates whose losses are averaged at the end
+GATE_EPS = 1e-20  # of Adam on the gates: far below any gradient, so that their scale is free
+
+
+class JointTraining:
+    """Trains the weights of a model and the gates that are attached to it.
+
+    Args:
+        model: In training mode, with the gates on it.
+        gates: Trained in place.
+        config: Steps, rates and target.
+        held_out: Batches for the losses of the last report.
+    """
+
+    def __init__(
+        self, model: nn.Module, gates: Gates, config: DamConfig, held_out: Sequence[Batch] = ()
+    ) -> None:
+        self.model, self.gates, self.config, self.held_out = model, gates, config, held_out
+        self.device = next(model.parameters()).device
+        self.weights: list[Tensor] = []  # those that are trained
+        self.optimisers = self.build_optimisers()
+        self.control = DensityControl(config, gates)
+        self.warmup = WarmupWatch(config)
+        if config.waits:
+            self.control.pause(0)  # until pruning begins
+        self.tested = few_rows(held_out, TEST_ROWS)  # batches for the tests of attention
+        self.latest: Batch = {}  # that the weights were trained on
+        self.step = 0  # optimiser steps that are done
+        self.losses: list[float] = []  # since the last report
+        self.curve: list[Report] = []
+
+    def build_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """The optimisers by name: `both` for LAMB, otherwise `weights` (if any) and `gates`."""
+        config, logits = self.config, self.gates.logits
+        groups: list[dict[str, Any]] = []
+        for group in parameter_groups(self.model, config.weight_decay):
+            members = [p for p in cast("list[Tensor]", group["params"]) if p is not logits]
+            if members:
+                self.weights += members
+                groups.append({**group, "params": members, "lr": config.lr})
+        if config.optimiser == "lamb":
+            groups.append({"params": [logits], "lr": config.gate_lr, "weight_decay": 0.0})
+            return {"both": Lamb(groups, max_grad_norm=config.clip)}
+        found: dict[str, torch.optim.Optimizer] = {}
+        if groups:
+            found["weights"] = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        found["gates"] = torch.optim.Adam([logits], config.gate_lr, eps=GATE_EPS, fused=True)
+        return found
+
+    def reports(
+        self,
+        batches: Iterator[Batch],
+        gate_batches: Iterator[Batch] | None,
+        checkpoints: Checkpoints | None,
+        checkpoint_seconds: float,
+    ) -> Iterator[Report]:
+        """Trains to the end; of a run that goes on, the earlier reports come first."""
+        own = batches if gate_batches is None else gate_batches
+        if checkpoints is not None:
+            self.restore(checkpoints)
+        for step in range(self.step):  # what the steps that are done have used
+            for _ in range(self.config.micro_batches):
+                self.next_batch(batches, step)
+                if self.config.levels == 2 and self.warmup.acts(step):
+                    self.next_batch(own, step)
+        yield from tuple(self.curve)
+        saved = time.monotonic()
+        while self.step < self.config.steps:
+            report = self.advance(batches, own)
+            if checkpoints is not None and time.monotonic() - saved >= checkpoint_seconds:
+                checkpoints.save(self.step, *self.state())
+                saved = time.monotonic()
+            if report is not None:
+                yield report
+
+    def advance(self, batches: Iterator[Batch], gate_batches: Iterator[Batch]) -> Report | None:
+        """One optimiser step of the weights and, after the warm-up, of the gates."""
+        config, gates, step = self.config, self.gates, self.step
+        if step == 0 and self.tested:
+            self.follow(self.warmup.at_start(self.attention_loss))
+        gates.enabled = self.warmup.acts(step)
+        gates.cooling = config.temperature_factor(step, self.warmup.begin)
+        self.set_rates(config.lr_factor(step))
+        joint = gates.enabled and config.levels == 1
+        count = len(self.losses)
+        cost = self.set_gradients(batches, controlled=joint)
+        of_step = self.losses[count:]  # of the weights' batches
+        if config.optimiser == "adamw":
+            torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
+        for name, optimiser in self.optimisers.items():
+            if name != "gates" or joint:
+                optimiser.step()
+        if gates.enabled and not joint:  # the second level
+            cost = self.set_gradients(gate_batches, controlled=True)
+            self.optimisers["gates"].step()
+        self.step += 1
+        self.follow(self.warmup.look(self.step, of_step, self.attention_loss))
+        if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
+            return None
+        self.curve.append(self.report(cost))
+        return self.curve[-1]
+
+    def follow(self, verdict: Verdict) -> None:
+        """Does what the warm-up's watch says is due before the next step."""
+        if verdict == "begin":
+            self.control.begin(self.step)
+        elif verdict == "pause":
+            self.control.pause(self.step)
+        elif verdict == "go on":
+            self.control.go_on(self.step)
+
+    @torch.no_grad()
+    def attention_loss(self) -> AttentionLoss:
+        """What the model loses when every query sees itself alone, in eval mode; on the held-out
+        batches, or where there are none on the latest training batch."""
+        model, gates, before = self.model, self.gates, self.gates.enabled
+        batches = self.tested or [self.latest]
+
+        def mean() -> float:
+            return sum(self.loss(batch).item() for batch in batches) / len(batches)
+
+        with keeping_modes(model, gates):
+            model.eval()
+            gates.enabled = False
+            try:
+                dense = mean()
+                gates.alone = True
+                return AttentionLoss(dense, mean())
+            finally:
+                gates.alone, gates.enabled = False, before
+
+    def set_rates(self, factor: float) -> None:
+        """Sets the learning rates of a step; the gates have a schedule only where "sqrt"."""
+        config = self.config
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                if group["params"][0] is not self.gates.logits:
+                    group["lr"] = config.lr * factor
+                elif config.schedule == "sqrt":
+                    group["lr"] = config.gate_lr * factor
+
+    def set_gradients(self, batches: Iterator[Batch], *, controlled: bool) -> float:
+        """Computes the gradients of weights and gates, a mean over the micro-batches.
+
+        Args:
+            batches: One is taken for each micro-batch.
+            controlled: Whether the gates are also pushed towards their density.
+
+        Returns:
+            What the density control added to the loss, in nats.
+        """
+        count, cost = self.config.micro_batches, 0.0
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        if controlled:
+            self.control.update_multiplier(self.gates, self.step)
+        for _ in range(count):
+            self.latest = self.next_batch(batches, self.step)
+            loss = self.loss(self.latest)
+            value = loss.item()
+            self.losses.append(value)
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"the loss became {value} at step {self.step + 1} of {self.config.steps}; "
+                    "lower lr or gate_lr"
+                )
+            if controlled:
+                term = self.control.cost(self.gates, self.step)
+                cost += term.item() / count
+                loss = loss + term
+            (loss / count).backward()  # type: ignore[no-untyped-call]
+        return cost + self.control.push(self.gates, self.step) if controlled else cost
+
+    def next_batch(self, batches: Iterator[Batch], step: int) -> Batch:
+        """The next batch; an error where there is none."""
+        batch = next(batches, None)
+        if batch is None:
+            raise ValueError(f"the batches ended after {step} of {self.config.steps} steps")
+        return batch
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Loss of a batch at the run's precision."""
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            return model_loss(self.model, on_device(self.model, batch))
+
+    def report(self, cost: float) -> Report:
+        """The report after this step."""
+        gates = self.gates
+        values = {
+            "loss": sum(self.losses) / len(self.losses),
+            "density": gates.whole_density().item(),
+            "target": self.control.target(self.step - 1).mean().item(),
+            "entropy": gates.entropy().item(),
+            "control": cost,
+        }
+        self.losses.clear()
+        if self.config.waits:
+            values |= self.warmup.values(self.step)
+        if self.step == self.config.steps and self.held_out:
+            values |= self.held_out_losses()
+        return Report(self.step, values)
+
+    @torch.no_grad()
+    def held_out_losses(self) -> dict[str, float]:
+        """Mean held-out loss in eval mode, under four readings of the same gates.
+
+        Returns:
+            In nats: `relaxed` (every gate at its probability), `sampled` (mean over four
+            samples), `held_out` (every gate rounded), `discretised` (the mask of exactly the
+            target density; at least one key a row).
+        """
+        model, gates = self.model, self.gates
+        before = gates.form, gates.deterministic, gates.enabled
+        noise = gates.noise_generator(self.device)
+        state = noise.get_state()
+
+        def mean() -> float:
+            return sum(self.loss(batch).item() for batch in self.held_out) / len(self.held_out)
+
+        found: dict[str, float] = {}
+        with keeping_modes(model, gates):
+            model.eval()
+            gates.enabled = True
+            probabilities = gates.probabilities()
+            try:
+                gates.fixed = probabilities
+                if gates.form == "flip":  # which rounds
+                    gates.form = "log"
+                found["relaxed"] = mean()
+                gates.form, gates.fixed = before[0], None
+                gates.train()
+                gates.deterministic = False
+                found["sampled"] = sum(mean() for _ in range(SAMPLES)) / SAMPLES
+                gates.eval()
+                gates.deterministic = True
+                found["held_out"] = mean()
+                gates.fixed = self.cut(probabilities.cpu()).to(probabilities)
+                found["discretised"] = mean()
+            finally:
+                gates.fixed = None
+                gates.form, gates.deterministic, gates.enabled = before
+                noise.set_state(state)
+        return found
+
+    def cut(self, probabilities: Tensor) -> Tensor:
+        """The mask of the target density, in the form of `Gates.drawn`."""
+        gates, density = self.gates, max(self.config.target, self.gates.least_density)
+        if gates.units is not None:
+            found = cut_switches(gates.units, probabilities, density)
+            return as_shares(gates.units, found, probabilities.shape)
+        weights = None if gates.weights is None else gates.weights.cpu()
+        return at_sparsity(probabilities, 1 - density, weights=weights)
+
+    # -- checkpoints ---------------------------------------------------------------------------
+    def identity(self) -> dict[str, Any]:
+        """Configuration and gates as plain data: a checkpoint of others is refused."""
+        found = {"config": asdict(self.config), "gates": self.gates.arguments}
+        return dict(json.loads(json.dumps(found)))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain facts from which `restore` goes on."""
+        tensors = training_state(self.model, self.optimisers)
+        if self.config.train == "gates":  # the weights are whoever called's, as they were
+            own = {id(tensor) for tensor in self.gates.state_dict(keep_vars=True).values()}
+            for name, tensor in self.model.state_dict(keep_vars=True).items():
+                if id(tensor) not in own:
+                    del tensors[f"model.{name}"]
+        tensors["random.gates"] = self.gates.noise_generator(self.device).get_state()
+        facts = {
+            "run": self.identity(),
+            "losses": self.losses,
+            "curve": [asdict(report) for report in self.curve],
+            "control": self.control.state(),
+            "warmup": self.warmup.state(),
+        }
+        return tensors, facts
+
+    def restore(self, checkpoints: Checkpoints) -> None:
+        """Goes on from the newest checkpoint, if there is one."""
+        found = checkpoints.load()
+        if found is None:
+            return
+        facts, tensors = found.facts, dict(found.tensors)
+        earlier = {**facts["run"], "config": {"train": "both", **facts["run"]["config"]}}
+        earlier["config"] = todays_names(earlier["config"])
+        if self.config.waits and "warmup" not in facts:
+            self.go_on_without_waiting(earlier["config"].get("dense_warmup"))
+        differing = [
+            f"{part}.{name}"
+            for part, ours in self.identity().items()
+            for name in ours
+            if earlier[part].get(name) != ours[name]
+        ]
+        if differing:
+            raise ResumeError(
+                f"{checkpoints.folder} holds the checkpoint of a run with other "
+                f"{', '.join(differing)}; give the same arguments, or another folder"
+            )
+        as_given = {f"model.{name}": part for name, part in self.model.state_dict().items()}
+        restore_state(as_given | tensors, self.model, self.optimisers)
+        restore_random(tensors, self.device)
+        self.gates.noise_generator(self.device).set_state(tensors["random.gates"])
+        self.losses = list(facts["losses"])
+        self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
+        vars(self.control).update(facts["control"])
+        self.warmup.restore(facts.get("warmup", {}))
+        self.step = found.step
+
+    def go_on_without_waiting(self, share: object) -> None:
+        """Takes over the default of the versions without "auto": their runs end as they would."""
+        if share == FORMER_WARMUP and self.config.dense_warmup == AUTO:
+            self.config = replace(self.config, dense_warmup=FORMER_WARMUP)
+            self.control.config = self.config
+            self.control.begin(self.config.warmup_steps)
+            self.warmup = WarmupWatch(self.config)
+
+
+def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
+    """The first batches with about so many rows; the last is cut where all of it has a first axis
+    of rows."""
+    found: list[Batch] = []
+    for batch in batches:
+        sizes = {len(v) if isinstance(v, Tensor) and v.ndim else None for v in batch.values()}
+        (size,) = sizes if len(sizes) == 1 else (None,)
+        if size is not None and size > rows:
+            batch = {name: value[:rows] for name, value in batch.items()}
+            size = rows
+        found.append(batch)
+        rows -= 1 if size is None else size
+        if rows <= 0:
+            break
+    return found

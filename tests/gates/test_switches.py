@@ -1,0 +1,208 @@
+"""Switches: their gradient against finite differences, and what is cut from them."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Shape
+from masksearch.gates.switches import cut_switches
+from masksearch.gates.units import Units, read_options, write_options
+
+LENGTH, LAYERS, HEADS = 12, 2, 4
+OPTIONS = ("window(1)", "window(3) | columns(1)", "full()")
+
+
+def model(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 11, "initializer_range": 0.5}
+    if kind == "decoder":
+        places = {"n_positions": LENGTH, "n_embd": 16, "n_layer": LAYERS, "n_head": HEADS}
+        made: Any = GPT2LMHeadModel(GPT2Config(**sizes, **places))
+    else:
+        width = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": HEADS}
+        made = BertForMaskedLM(BertConfig(**sizes, **width, num_hidden_layers=LAYERS))
+    frozen: nn.Module = made.double().eval().requires_grad_(False)
+    return frozen
+
+
+def tokens(rows: int = 2) -> Tensor:
+    return torch.randint(0, 11, (rows, LENGTH), generator=torch.Generator().manual_seed(1))
+
+
+def loss(of: nn.Module) -> Tensor:
+    """In float64, which transformers' own losses are not."""
+    ids = tokens()
+    return F.cross_entropy(of(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def switches(kind: str, per: str, options: tuple[str, ...] = OPTIONS, **more: Any) -> ms.Gates:
+    sizes = {"length": LENGTH, "layers": LAYERS, "heads": HEADS, "causal": kind == "decoder"}
+    return ms.Gates("switch", options=options, per=per, **sizes, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("per", ["layer", "head"])
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+def test_gradient_is_that_of_switching(kind: str, per: str) -> None:
+    judged, gates = model(kind), switches(kind, per)
+    ms.attach(judged, gates)
+    shape = gates.logits.shape
+    source = torch.Generator().manual_seed(2)
+    levels = torch.randint(0, shape[-1], shape[:2], generator=source)
+    chosen = F.one_hot(levels, shape[-1]).double()
+    gates.fixed = chosen.clone().requires_grad_(True)
+    loss(judged).backward()
+    learnt, step = gates.fixed.grad, 1e-6
+    assert learnt is not None
+    assert learnt.abs().max() > 1e-3
+    for layer, unit, option in itertools.product(*map(range, shape)):
+        moved = chosen.clone()
+        moved[layer, unit] *= 1 - step
+        moved[layer, unit, option] += step
+        with torch.no_grad():
+            gates.fixed = moved
+            ahead = loss(judged)
+            gates.fixed = 2 * chosen - moved
+            slope = (ahead - loss(judged)) / (2 * step)
+        assert learnt[layer, unit, option].item() == pytest.approx(slope.item(), abs=1e-7)
+    assert gates.units is not None
+    gates.fixed = chosen
+    under_gates = loss(judged)
+    ms.detach(judged)
+    ms.attach(judged, gates.units.mask(levels.flatten().tolist()))
+    assert torch.equal(under_gates, loss(judged))
+
+
+def test_samples_are_hard_and_their_density_is_counted() -> None:
+    gates = switches("decoder", "head", initial=0.0)
+    units = gates.units
+    assert units is not None
+    assert gates.probabilities().allclose(torch.full((LAYERS, HEADS, 3), 1 / 3))
+    each = [mask.density(LENGTH, causal=True) for mask in units.levels]
+    assert gates.whole_density().item() == pytest.approx(sum(each) / 3, rel=1e-5)
+    gates.draw()
+    assert gates.drawn is not None
+    assert torch.equal(gates.drawn.sum(-1), torch.ones(LAYERS, HEADS))
+    drawn = units.mask(gates.drawn.argmax(-1).flatten().tolist())
+    counted = (gates.drawn * gates.coverage).sum(-1).mean().item()
+    assert counted == pytest.approx(drawn.density(LENGTH, causal=True), rel=1e-5)
+    low = switches("decoder", "head", initial_density=0.5)
+    assert low.whole_density().item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_rows_that_nobody_reads_have_no_switch() -> None:
+    options = ("star()", "full()")
+    gates = switches("encoder", "head", options, read=1)
+    assert gates.units is not None
+    assert len(gates.units.names) == HEADS * (LAYERS - 1)
+    gates.logits.data[-1] = -9.0
+    assert gates.entropy() < 1
+    judged = model("encoder")
+    ms.attach(judged, gates)
+    loss(judged)
+
+
+def test_a_cut_is_the_likeliest_allocation_of_its_cost() -> None:
+    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_options(OPTIONS[::2]))
+    logits = torch.randn(LAYERS, HEADS, 2, generator=torch.Generator().manual_seed(0))
+    found = logits.softmax(-1)
+    likely = found.double().log().flatten(0, 1)
+    for count in range(9):
+        best = max(
+            (a for a in itertools.product((0, 1), repeat=8) if sum(a) == count),
+            key=lambda a: likely[range(8), list(a)].sum().item(),
+        )
+        assert cut_switches(units, found, units.density(best)) == best
+        assert cut_switches(units, found, units.density(best) + 0.01) == best
+
+
+def test_several_windows_rise_together() -> None:
+    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_options(OPTIONS))
+    logits = torch.randn(LAYERS, HEADS, 3, generator=torch.Generator().manual_seed(0))
+    before = cut_switches(units, logits.softmax(-1), units.least)
+    assert before == (0,) * 8
+    for density in torch.linspace(units.least, 1, 9).tolist():
+        cut = cut_switches(units, logits.softmax(-1), density)
+        assert units.density(cut) <= density + 1e-9
+        assert all(high >= low for high, low in zip(cut, before, strict=True))
+        before = cut
+    assert before == (2,) * 8
+
+
+def trained(**config: Any) -> tuple[ms.DamResult, ms.Gates]:
+    gates = switches("decoder", "head")
+    judged = model("decoder").float()
+    ids = tokens(4)
+    given = {"density": 0.6, "steps": 30, "gate_lr": 0.3, **config}
+    return ms.dam(judged, [{"input_ids": ids, "labels": ids}] * 3, gates, ms.DamConfig(**given),
+                  held_out=[{"input_ids": ids, "labels": ids}]), gates  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_a_run_leaves_masks_a_card_and_a_file(tmp_path: Path) -> None:
+    result, gates = trained()
+    assert result.probabilities.shape == (LAYERS, HEADS, 3)
+    assert result.density == pytest.approx(gates.whole_density().item(), rel=1e-4)
+    assert result.density < 0.75
+    mask = result.mask(sparsity=0.4)
+    assert mask.density(LENGTH, causal=True) <= 0.6
+    card = result.health()
+    assert "held-out loss" in repr(card)
+    assert "diagonal" not in card
+    assert {"relaxed", "sampled", "held_out", "discretised"} <= result.curve[-1].values.keys()
+    again = ms.DamResult.load(result.save(tmp_path / "gates.safetensors"))
+    assert torch.equal(again.probabilities, result.probabilities)
+    assert again.mask(sparsity=0.4) == mask
+    assert again.units == result.units
+    scores = again.units.read_scores(tmp_path / "gates.safetensors") if again.units else {}
+    chances = result.probabilities.double().log()
+    worth = (chances - chances[..., :1]).flatten(0, 1).tolist()
+    assert [*scores.values()] == [pytest.approx(each) for each in worth]
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_messages(tmp_path: Path) -> None:
+    result, gates = trained(steps=4)
+    path = result.save(tmp_path / "gates.safetensors")
+    refused = (
+        (lambda: ms.Gates("switch", length=4, heads=1), "give both or neither"),
+        (lambda: ms.Gates(length=4, heads=1, options=OPTIONS), "give both or neither"),
+        (lambda: switches("decoder", "head", form="log"), "no form and no noise of its own"),
+        (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
+        (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps more than the one before"),
+        (lambda: result.mask(keys=3), "choose whole masks, so mask.. takes their sparsity alone"),
+        (lambda: result.mask(sparsity=0.9), r"lowest mask, window\(1\), the density is 0.2949"),
+        (lambda: trained(density=0.1), r"density is 0.2949, asked for 0.1; ask for more"),
+        (lambda: trained(control="sum"), "a switch has none; use control='hinge'"),
+        (lambda: result.health(others=[result]), "measured for gates of edges"),
+        (lambda: ms.perturbation_scores(model("decoder"), gates, []), "a switch has none"),
+        (
+            lambda: (
+                Units(Shape(LENGTH, LAYERS, HEADS), read_options(OPTIONS)).read_scores(path)
+                and Units(Shape(LENGTH, 1, HEADS), read_options(OPTIONS)).read_scores(path)
+            ),
+            "2 x 4 x 3; the units are heads among .* 1 x 4 x 3",
+        ),
+    )
+    for call, words in refused:
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(ms.EmptyRowError, match="keeps no key"):
+        switches("decoder", "head", ("columns(1) - window(0)", "full()"))
+
+
+def test_options_as_texts_are_read_back() -> None:
+    table = masks.table(torch.ones(4, 4).tril() > 0)
+    levels = (masks.window(3) | masks.columns(2), table, masks.full())
+    assert read_options(write_options(levels)) == levels
+    with pytest.raises(ms.MaskFormatError, match=r"two masks or more, .* got one"):
+        read_options("full()")
