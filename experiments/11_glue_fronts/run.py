@@ -48,6 +48,7 @@ CUTS |= {"densities": PLAN["budgets"]["densities"]}
 UNITS = {"local": LOCAL, "unit": "head"}
 ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
     "dam": {"strategy": "dam", "strategy_options": {"gates": {}, **CUTS}},
+    "dam layers": {"strategy": "dam", "strategy_options": CUTS},  # gates of each layer's own
     "dam toeplitz": {
         "strategy": "dam",
         "strategy_options": {"gates": {"structure": "toeplitz+global", "signed": True}, **CUTS},
@@ -150,16 +151,19 @@ class Task:
         shape = self.evaluator.shape
         space_of = ms.load_function(f"{SPACE}:space_of")
         space = space_of(shape.layers, shape.heads) if arm in BLACK_BOX else None
-        if self.given.smoke and "config" in options.get("strategy_options", {}):
-            small = {"config": {**CUTS["config"], "steps": 4}}
-            options = {**options, "strategy_options": {**options["strategy_options"], **small}}
+        own = dict(options.get("strategy_options", {}))
+        if arm == "dam layers":
+            own["gates"] = {"layers": shape.layers}
+        if self.given.smoke and "config" in own:
+            own["config"] = {**CUTS["config"], "steps": 4}
         return ms.search(
             space,
             evaluator or self.evaluator,
             run=run or self.runs / arm.replace(" ", "_") / str(self.seed),
             trials=self.trials(arm),
             seed=self.seed,
-            **options,
+            strategy=options["strategy"],
+            strategy_options=own,
             **how,
         )
 
@@ -323,11 +327,11 @@ class Task:
         self.trained("pretrained", final)
 
     def verdict(self) -> None:
-        """The front of DAM's first search on every fresh model."""
+        """The front of DAM's first search, by each layer's own gates, on every fresh model."""
         if self.seed == PLAN["seeds"]["search"][0]:
             run = self.runs / "verdict"
             seeds = [each for each in PLAN["seeds"]["fresh"] if each != self.seed]
-            found = ms.compare({}, self.final, front_of=self.search("dam"), run=run, seeds=seeds)
+            found = ms.compare({}, self.final, front_of=self.search("dam layers"), run=run, seeds=seeds)
             print(found)
 
 
