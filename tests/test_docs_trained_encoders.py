@@ -24,7 +24,6 @@ SMALL = {  # what the page says -> what a toy takes
     "--set epochs=1": "--set epochs=2",
     "--set epochs=3": "--set epochs=4",
     "--adapt recover": "--adapt recover --set recover_steps=3",
-    "--gate-layers 6": "--gate-layers 2",
     "--dam-steps 150 --dam gate_lr=0.1": "--dam-steps 20 --dam gate_lr=.3",
     "--density 0.3": "--density 0.5",
     "--trials 40": "--trials 3",

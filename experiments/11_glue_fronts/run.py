@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import tables
 import torch
 import torch.nn.functional as F
@@ -45,14 +46,12 @@ LOCAL = "star()"  # what a head has that is not full, for "allocate"
 DAM = {key: PLAN["dam"][key] for key in ("steps", "gate_lr", "density")}
 CUTS = {"config": {**DAM, "precision": PLAN["model"]["precision"]}}
 CUTS |= {"densities": PLAN["budgets"]["densities"]}
+TOEPLITZ = {"structure": "toeplitz+global", "signed": True, "layers": 1}
 UNITS = {"local": LOCAL, "unit": "head"}
 ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
-    "dam": {"strategy": "dam", "strategy_options": {"gates": {}, **CUTS}},
+    "dam": {"strategy": "dam", "strategy_options": {"gates": {"layers": 1}, **CUTS}},
     "dam layers": {"strategy": "dam", "strategy_options": CUTS},  # gates of each layer's own
-    "dam toeplitz": {
-        "strategy": "dam",
-        "strategy_options": {"gates": {"structure": "toeplitz+global", "signed": True}, **CUTS},
-    },
+    "dam toeplitz": {"strategy": "dam", "strategy_options": {"gates": TOEPLITZ, **CUTS}},
     "random": {"strategy": "random"},
     "tpe": {"strategy": "tpe"},
     "evolution": {"strategy": "evolution"},
@@ -75,9 +74,8 @@ ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
 SMOKE = {"length": 32, "epochs": 2, "finetune_batch": 8, "finetune_lr": 3e-3}
 BLACK_BOX = ("random", "tpe", "evolution")
 PRIMARY = f"dam {PLAN['primary']['density']}"
-PRIMARY_PAIRS = [
-    (PRIMARY, f"{other} {PLAN['primary']['density']}") for other in PLAN["primary"]["against"]
-]
+ADDED = f"{PLAN['added']['arm']} {PLAN['primary']['density']}"
+OTHERS = [f"{other} {PLAN['primary']['density']}" for other in PLAN["primary"]["against"]]
 FIRST_TASK_ONLY = ("dam toeplitz", "allocate mass", "allocate flip", "allocate gates")
 
 
@@ -152,8 +150,6 @@ class Task:
         space_of = ms.load_function(f"{SPACE}:space_of")
         space = space_of(shape.layers, shape.heads) if arm in BLACK_BOX else None
         own = dict(options.get("strategy_options", {}))
-        if arm == "dam layers":
-            own["gates"] = {"layers": shape.layers}
         if self.given.smoke and "config" in own:
             own["config"] = {**CUTS["config"], "steps": 4}
         return ms.search(
@@ -274,7 +270,7 @@ class Task:
         """On final rows: all of them on a fresh model, those of the primary comparison on that of
         the search as well."""
         found = {**self.candidates(), **self.from_others()}
-        primary = {"dense", *(name for pair in PRIMARY_PAIRS for name in pair)}
+        primary = {"dense", PRIMARY, *OTHERS}
         for folder, seed, names in (
             ("judged", self.fresh, set(found)),
             ("judged_own", self.seed, primary & set(found)),
@@ -331,7 +327,9 @@ class Task:
         if self.seed == PLAN["seeds"]["search"][0]:
             run = self.runs / "verdict"
             seeds = [each for each in PLAN["seeds"]["fresh"] if each != self.seed]
-            found = ms.compare({}, self.final, front_of=self.search("dam layers"), run=run, seeds=seeds)
+            found = ms.compare(
+                {}, self.final, front_of=self.search("dam layers"), run=run, seeds=seeds
+            )
             print(found)
 
 
@@ -436,10 +434,12 @@ def write_tables(given: argparse.Namespace) -> None:
     tables.merge(out / "predicted.csv", predicted, ["task", "search_seed", "map"])
     tables.merge(out / "heads.csv", heads, ["task", "search_seed", "layer", "head"])
     judged = tables.stored(out)
-    for model in ("fresh", "own"):
-        table = tables.differences(judged, PRIMARY_PAIRS, model)
-        table.to_csv(out / f"primary_{model}.csv", index=False, lineterminator="\n")
-        print(table.to_string(index=False))
+    families = []
+    for mask, model in ((PRIMARY, "fresh"), (PRIMARY, "own"), (ADDED, "fresh")):
+        families.append(tables.differences(judged, [(mask, other) for other in OTHERS], model))
+    family = pd.concat(families, ignore_index=True)
+    family.to_csv(out / "comparisons.csv", index=False, lineterminator="\n")
+    print(family.to_string(index=False))
     whole = tables.lost(judged, PLAN["budgets"]["densities"], JUDGED_ARMS)
     whole.to_csv(out / "lost.csv", index=False, lineterminator="\n")
 

@@ -249,7 +249,10 @@ class DamOptions:
         "dam: keys before and behind a query have gates of their own.", ONE_SHOT, default=False
     )
     gate_layers: int | None = option(
-        "dam: layers with gates of their own; 1 = all layers share one set.", ONE_SHOT, "1", "N"
+        "dam: layers with gates of their own; 1 = all layers share one set.",
+        ONE_SHOT,
+        "1; on frozen weights all",
+        "N",
     )
     dam_steps: int | None = option("dam: optimiser steps.", ONE_SHOT, "2500", "N")
     dam: list[str] | None = option(  # noqa: RUF009

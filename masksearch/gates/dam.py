@@ -32,6 +32,7 @@ from masksearch.contracts import (
     OffersGradients,
     OneShot,
     Report,
+    Shape,
     Task,
     mixed_seed,
 )
@@ -261,10 +262,7 @@ def run_one_shot(
 
     Args:
         evaluator: Gives the shape, and with `differentiable(seed)` the model and the batches.
-        job: `job.gates` are arguments of `Gates` beside `length` and `heads` (layers default to
-            1: shared, but for switches), `job.config` those of `DamConfig`;
-            `"preset": "sparsebert"` in the one makes them `PublishedGates`, in the other starts
-            from the published settings.
+        job: See `one_shot_parts`.
         seed: Seed of the weights, the data and the gates' noise.
         workdir: Made if missing.
 
@@ -280,18 +278,7 @@ def run_one_shot(
             f"DAM needs an evaluator with differentiable(seed), {type(evaluator).__name__} has "
             "none; use another strategy or, for example, a PlantedEvaluator or an MlmEvaluator"
         )
-    shape = evaluator.shape
-    try:
-        config = build_config(job.config)
-        layers = shape.layers if job.gates.get("structure") == "switch" else 1
-        arguments = {**shape.to_dict(), "seed": mixed_seed(seed, 1), "layers": layers, **job.gates}
-        if arguments["layers"] != shape.layers or "preset" in job.gates:
-            arguments.pop("read", None)  # other layers need the rows that the last one does not
-        gates = build_gates(arguments)
-    except TypeError as error:
-        raise SearchError(
-            f"a one-shot job holds arguments of Gates and DamConfig: {error}"
-        ) from None
+    config, gates = one_shot_parts(job, evaluator.shape, mixed_seed(seed, 1))
     source = evaluator.differentiable(seed)
     batches, gate_batches = source.batches, None
     if config.levels == 2 and source.halves is not None:
@@ -310,6 +297,39 @@ def run_one_shot(
     workdir.mkdir(parents=True, exist_ok=True)
     result.save(workdir / GATES_FILE)
     checkpoints.clear()
+
+
+def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Gates]:
+    """Settings and gates of a job.
+
+    Args:
+        job: `job.gates` are arguments of `Gates` beside `length` and `heads`, `job.config` those
+            of `DamConfig`; `"preset": "sparsebert"` in the one makes them `PublishedGates`, in
+            the other starts from the published settings. Where `layers` is not given, all layers
+            share their gates, but switches, and gates that are trained alone, are each layer's
+            own: frozen layers cannot adapt to one another's masks.
+        shape: Of the model.
+        seed: Of the gates' noise.
+
+    Raises:
+        SearchError: If the job names an unknown argument.
+        UnknownNameError, ValueError: If a value is none of those that it may be.
+    """
+    try:
+        config = build_config(job.config)
+        arguments = {**shape.to_dict(), "seed": seed}
+        if "preset" in job.gates:
+            del arguments["layers"]
+        elif config.train != "gates" and job.gates.get("structure") != "switch":
+            arguments["layers"] = 1
+        arguments |= job.gates
+        if arguments.get("layers") != shape.layers:
+            arguments.pop("read", None)  # other layers need the rows that the last one does not
+        return config, build_gates(arguments)
+    except TypeError as error:
+        raise SearchError(
+            f"a one-shot job holds arguments of Gates and DamConfig: {error}"
+        ) from None
 
 
 def build_gates(arguments: Mapping[str, Any]) -> Gates:

@@ -11,9 +11,17 @@ from typing import Any
 
 from optuna.samplers import BaseSampler
 
-from masksearch.contracts import Evaluator, FreezesWeights, OffersGradients, Shape, Strategy
+from masksearch.contracts import (
+    Evaluator,
+    FreezesWeights,
+    OffersGradients,
+    OneShot,
+    Shape,
+    Strategy,
+)
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
+from masksearch.gates.dam import one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_options, write_options
 from masksearch.strategies.allocate import NAME as ALLOCATE
@@ -100,6 +108,7 @@ def build_strategy(
         gates, units = plain_gates(options.get("gates", {}), evaluator.shape)
         if units is not None and options.get("merge_heads"):
             raise SearchError("switches choose whole masks for units: leave merge_heads out")
+        one_shot_parts(OneShot(gates, config), evaluator.shape, seed)  # refuses wrong values now
         return DamStrategy(
             run,
             gates=gates,

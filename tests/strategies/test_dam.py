@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 import masksearch as ms
-from masksearch.contracts import OneShot, Record
+from masksearch.contracts import OneShot, Record, Shape
+from masksearch.errors import MaskSearchError
+from masksearch.gates.dam import one_shot_parts
 from masksearch.strategies.dam import DamStrategy
 
 EVALUATOR = ms.PlantedEvaluator(
@@ -25,6 +27,23 @@ def search(run, trials=4):
     return ms.search(
         None, EVALUATOR, run=run, trials=trials, strategy="dam", strategy_options=OPTIONS
     )
+
+
+@pytest.mark.parametrize("gates", [{"form": "flop"}, {"structur": "free"}, {"structure": "fre"}])
+def test_wrong_settings_of_gates_are_refused_before_anything_is_trained(tmp_path, gates):
+    run, options = tmp_path / "run", {**OPTIONS, "gates": gates}
+    with pytest.raises((MaskSearchError, ValueError), match=r"flop|structur|fre"):
+        ms.search(None, EVALUATOR, run=run, trials=2, strategy="dam", strategy_options=options)
+    assert not (run / "trials").exists()
+
+
+def test_gates_that_are_trained_alone_are_each_layers_own_unless_it_is_said():
+    def layers(config, **gates):
+        return one_shot_parts(OneShot(gates, config), Shape(8, 3, 2), 0)[1].layers
+
+    assert layers({"train": "gates"}) == 3
+    assert layers({"train": "gates"}, layers=1) == 1
+    assert layers({}) == 1
 
 
 @pytest.mark.filterwarnings("ignore:DAM")
