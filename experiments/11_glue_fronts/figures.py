@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 
 from masksearch.analysis.stats import estimate
 from masksearch.report.figures.style import (
+    AMBER,
     BLUE,
     GREEN,
     GREY,
@@ -31,7 +32,8 @@ from masksearch.report.figures.style import (
 
 HERE = Path(__file__).parent
 ARMS = {  # mask without its budget -> what the legend says, colour, marker
-    "dam": ("DAM", ORANGE, "^"),
+    "dam layers": ("DAM, gates of each layer", ORANGE, "^"),
+    "dam": ("DAM, shared gates", AMBER, "^"),
     "allocate restore": ("allocation of full heads", GREEN, "s"),
     "tpe": ("TPE", BLUE, "v"),
     "random": ("random search", SKY, "o"),
