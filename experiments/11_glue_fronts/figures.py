@@ -6,13 +6,12 @@ python experiments/11_glue_fronts/figures.py [--results FOLDER] [--out FILE.png]
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from masksearch.analysis.stats import estimate
+from masksearch.analysis.stats import CLAIM_SEEDS, estimate
 from masksearch.report.figures.style import (
     AMBER,
     BLUE,
@@ -51,7 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     scores = pd.read_csv(given.results / "scores.csv")
     scores = scores[(scores.stage == "judged") & (scores.model == "fresh")]
-    tasks = list(dict.fromkeys(scores.task))
+    tasks = sorted(dict.fromkeys(scores.task), key=list(METRIC).index)
     figure = new_figure(PAGE, 2.6)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         draw_task(axes, scores[scores.task == task])
@@ -69,7 +68,7 @@ def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
     """Each arm's masks: means over search seeds with 95% intervals, joined by a line."""
     dense = estimate(list(scores[scores["mask"] == "dense"].score))
     axes.axhline(dense.mean, color=INK, linewidth=0.8, linestyle=":", label="dense")
-    if math.isfinite(dense.low):
+    if dense.n_seeds >= CLAIM_SEEDS:
         axes.axhspan(dense.low, dense.high, color=INK, alpha=0.06, linewidth=0)
     for arm, (label, colour, marker) in ARMS.items():
         own = scores[scores["mask"].str.fullmatch(rf"{arm} [\d.]+")]
@@ -80,7 +79,8 @@ def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
         if points:
             points.sort(key=lambda point: point[0])
             x, y = [at for at, _ in points], [found.mean for _, found in points]
-            below = [0.0 if math.isnan(f.low) else f.mean - f.low for _, f in points]
+            few = [f.n_seeds < CLAIM_SEEDS for _, f in points]  # too few for an interval
+            below = [0.0 if no else f.mean - f.low for no, (_, f) in zip(few, points, strict=True)]
             axes.errorbar(
                 x, y, yerr=below, color=colour, marker=marker, markersize=3.5, linewidth=1.0,
                 elinewidth=0.6, capsize=1.5, markeredgewidth=0, label=label,
