@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -71,6 +72,15 @@ class PublishedTable:
             raise unknown_name(f"mask of the table {self.name!r}:", name, rows)
         return rows[name]
 
+    def named(self, name: object) -> PublishedRow | None:
+        """The row of a mask's name as people write it; None where there is none.
+
+        >>> read_published("sparsebert").named("log_sparse").name
+        'LogSparse'
+        """
+        rows = {plain_name(n): row for row in self.rows for n in (row.name, row.family) if n}
+        return rows.get(plain_name(name))
+
 
 def read_published(name: str) -> PublishedTable:
     """The published table of that name; an unknown one raises UnknownNameError.
@@ -88,6 +98,16 @@ def read_published(name: str) -> PublishedTable:
         scores = dict(zip(columns, row.pop("scores"), strict=True))
         rows.append(PublishedRow(scores=scores, **row))
     return PublishedTable(name, found["source"], found["about"], columns, tuple(rows))
+
+
+def plain_name(name: object) -> str:
+    """A name without what people write differently.
+
+    >>> plain_name("DAM_u 1e-4") == plain_name("dam_u(0.0001)"), plain_name("LogSparse")
+    (True, 'logsparse')
+    """
+    numbers = re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", lambda m: f"{float(m[0]):f}", str(name).lower())
+    return "".join(letter for letter in numbers if letter.isalnum())
 
 
 def describe_cut(params: Mapping[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -73,8 +75,8 @@ def curves_of(
 
 def reached(curve: Sequence[Snapshot], compute: float, by: Compute) -> float:
     """The hypervolume once that many trials or seconds were spent; 0 before the first result."""
-    spent = [state for state in curve if getattr(state, by) <= compute]
-    return spent[-1].hypervolume if spent else 0.0
+    spent = bisect_right(curve, compute, key=attrgetter(by))
+    return curve[spent - 1].hypervolume if spent else 0.0
 
 
 def ended(curve: Sequence[Snapshot], by: Compute) -> float:

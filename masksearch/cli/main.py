@@ -21,7 +21,7 @@ from masksearch.cli import options
 from masksearch.cli.attach import attach
 from masksearch.cli.export import export
 from masksearch.cli.help import WIDEST, CommandsInGroups, CommandWithExamples
-from masksearch.cli.options import COMPARED, OUTPUT, declare
+from masksearch.cli.options import COMPARED, OUTPUT, RUN, declare
 from masksearch.cli.pretrain import pretrain
 from masksearch.cli.proxy import proxy_card
 from masksearch.cli.search import compare, evaluate, resume, search
@@ -275,24 +275,47 @@ command(STUDY)(resume)
 
 @command(STUDY)
 def report(
-    run: options.RunArgument,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of searches and comparisons, or folders that hold several.",
+            rich_help_panel=RUN,
+            metavar="RUN...",
+        ),
+    ],
     out: Annotated[
         Path | None,
-        declare("Write the page to this file.", OUTPUT, "report.html in the folder", "FILE"),
+        declare(
+            "Write the page to this file.",
+            OUTPUT,
+            "report.html in the folder; here, where there are several",
+            "FILE",
+        ),
     ] = None,
+    watch: Annotated[
+        bool,
+        declare("Write the page again and again while a run goes on.", OUTPUT, name="--watch"),
+    ] = False,
     storage: options.Storage = None,
 ) -> None:
     """Write the page of a run, or of all runs in a folder, with its figures and tables for print.
 
     Examples:
-        masksearch report runs/search
-        masksearch report runs --out runs/all.html
+        masksearch report runs/search --watch
+        masksearch report runs/a runs/b --out runs/all.html
     """
-    from masksearch.report.collect import report_on
+    from masksearch.report.collect import report_on, watch_runs
 
-    if not run.is_dir():
-        raise FileNotFoundError(f"{run}: no such run folder")
-    page = report_on(run, out or run / "report.html", storage=storage)
+    for run in runs:
+        if not run.is_dir():
+            raise FileNotFoundError(f"{run}: no such run folder")
+    place = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    if not watch:
+        page = report_on(runs, place, storage=storage)
+        typer.echo(f"report: {page.resolve()}")
+        return
+    typer.echo(f"watching; the page loads itself again: {place.resolve()}")
+    *_, page = watch_runs(runs, place, storage=storage)
     typer.echo(f"report: {page.resolve()}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -143,6 +144,49 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
             first += len(rows)
     of_whole, of_last = layer_pairs(shape)
     return kept / ((mask.heads or 1) * ((layers - 1) * of_whole + of_last))
+
+
+def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
+    """What each layer and head keeps of the pairs that real tokens form (and that are read).
+
+    Returns:
+        `[layers][heads]`, in [0, 1]; `effective_density` is their mean where all rows are read.
+
+    Raises:
+        HeadCountError, LayerCountError, LengthError: If the mask has another shape.
+
+    >>> from masksearch import Shape, masks
+    >>> mask = masks.per_head([masks.full(), masks.columns(1)])
+    >>> unit_densities(mask, Shape(4, 1, 2, causal=True))
+    [[1.0, 0.4]]
+    """
+    mask.counts(shape.layers, shape.heads)
+    size, present = shape.length, sequences_at(shape)
+    query, key = grid(size)
+
+    @cache
+    def share(layer: int, head: int, read: int) -> float:
+        kept, pairs, first = 0, 0, 0
+        for rows in mask.row_chunks(size, layer, head):
+            rows = rows[: max(0, read - first)]
+            there = present[torch.maximum(query[first : first + len(rows)], key)]
+            there = there.tril(first) if shape.causal else there
+            kept, pairs = kept + int((there * rows).sum()), pairs + int(there.sum())
+            first += len(rows)
+        return kept / pairs
+
+    last = shape.layers - 1
+    return [
+        [
+            share(
+                0 if mask.layers is None else layer,
+                0 if mask.heads is None else head,
+                size if layer < last else shape.read or size,
+            )
+            for head in range(shape.heads)
+        ]
+        for layer in range(shape.layers)
+    ]
 
 
 def layer_pairs(shape: HasShape) -> tuple[int, int]:

@@ -6,8 +6,9 @@ import contextlib
 import json
 import math
 import shlex
+import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,18 @@ from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.figures.dam import Sweep
-from masksearch.report.page import Section, write_report
-from masksearch.report.reproduce import Recipe, recipe_of
+from masksearch.report.page import write_report
+from masksearch.report.reproduce import Recipe, evaluate_line, recipe_of
+from masksearch.report.section import Section
 from masksearch.report.tables import count
 from masksearch.study.address import holds_study
+from masksearch.study.status import NAME as STATUS
+from masksearch.study.status import read_status, status_lines
 from masksearch.study.store import StudyStore
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there
+WATCHED = 2.0  # seconds between two looks at a run that goes on
 LONGEST = 40  # characters of a setting that may stand in a section's title
 
 
@@ -104,11 +109,18 @@ def read_folders(
             or f"{run} holds no study (no study.db or study.json in it or directly below); "
             "name the folder that was given to --run"
         )
-    names = [study.name for study in found if study.kind == "search"]
-    return [
-        replace(study, name=study.run.name) if names.count(study.name) > 1 else study
-        for study in found
-    ], unread
+    return tell_apart(found), unread
+
+
+def tell_apart(found: Sequence[Found]) -> list[Found]:
+    """The studies, those of one name under the names of their folders instead."""
+    for name_of in (lambda study: study.run.name, lambda study: str(study.run)):
+        names = [study.name for study in found]
+        found = [
+            replace(study, name=name_of(study)) if names.count(study.name) > 1 else study
+            for study in found
+        ]
+    return list(found)
 
 
 def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
@@ -181,37 +193,47 @@ def limits_of(searches: Sequence[Found]) -> dict[str, str]:
 
 
 def report_on(
-    run: Path,
+    runs: Path | Sequence[Path],
     path: Path,
     *,
     command: str = "",
     storage: str | BaseStorage | None = None,
+    live: bool = False,
 ) -> Path:
-    """Writes the page of a run folder, with its figures and tables beside it.
+    """Writes the page of run folders, with its data, figures and tables beside it.
 
     Studies of one protocol share a section; each protocol has one, named by what sets it apart.
 
     Args:
-        run: A run folder, or one whose direct subfolders are runs; those that cannot be read are
-            named on the page and in a warning.
+        runs: Run folders, or folders whose direct subfolders are runs; those that cannot be read
+            are named on the page and in a warning.
         path: Of the page.
         command: Writes the page again.
         storage: Where the run's study lies, if it is not the folder's own database.
+        live: Whether the runs go on: the page then says how far they are and loads itself again,
+            and no figures, tables and proxy card are made.
 
     Returns:
         The path of the page.
     """
-    found, unread = read_folders(run, storage)
+    runs = [runs] if isinstance(runs, Path) else list(runs)
+    found: list[Found] = []
+    unread: list[str] = []
+    for run in runs:
+        studies, problems = read_folders(run, storage)
+        found, unread = found + studies, unread + problems
+    if len(runs) > 1:
+        found = tell_apart(found)
     for line in unread:
         warnings.warn(line, stacklevel=2)
-    notes = read_notes(run)
+    notes = read_notes(runs[0]) if len(runs) == 1 else {}
     groups: dict[tuple[Any, ...], list[Found]] = {}
     for study in found:
         key = (study.facts.get("protocol", ""), study.objectives, study.shape)
         groups.setdefault(key, []).append(study)
     titles = name_groups(list(groups.values()))
     sections = [
-        section_on(studies, title, {} if index else notes.get("facts", {}))
+        section_on(studies, title, {} if index else notes.get("facts", {}), live=live)
         for index, (studies, title) in enumerate(zip(groups.values(), titles, strict=True))
     ]
     return write_report(
@@ -220,8 +242,54 @@ def report_on(
         sections=sections,
         verdicts=notes.get("verdicts", []),
         unread=unread,
-        command=command or f"masksearch report {shlex.quote(str(run))}",
+        progress=progress_of([study.run for study in found]) if live else (),
+        command=command or shlex.join(["masksearch", "report", *map(str, runs)]),
     )
+
+
+def progress_of(runs: Sequence[Path]) -> list[str]:
+    """How far each of these runs is that still goes on, in a line or two each."""
+    lines = []
+    for run in runs:
+        with contextlib.suppress(SearchError):
+            state = read_status(run)
+            if state["state"] == "running":
+                lines += status_lines(run, state)[:2]
+    return lines
+
+
+def watch_runs(
+    runs: Sequence[Path],
+    path: Path,
+    *,
+    storage: str | BaseStorage | None = None,
+    period: float = WATCHED,
+) -> Iterator[Path]:
+    """Writes the page again and again while a run goes on; at last with its figures and tables.
+
+    Args:
+        runs: As in `report_on`. Folders that hold no study yet are waited for.
+        path: Of the page.
+        storage: As in `report_on`.
+        period: Seconds between two looks at the runs.
+
+    Yields:
+        The page, whenever it was written; the last time after all runs have ended.
+    """
+    before: list[tuple[str, int]] = []
+    while True:
+        began = time.monotonic()
+        folders = [f for run in runs for f in (run, *sorted(run.glob("*/"))) if holds_study(f)]
+        boards = [folder / STATUS for folder in folders if (folder / STATUS).is_file()]
+        now = [(str(board), board.stat().st_mtime_ns) for board in boards]
+        going = not folders or bool(progress_of(folders))
+        if folders and (now != before or not going):
+            with contextlib.suppress(*([SearchError] if going else [])):  # has hardly begun
+                yield report_on(runs, path, storage=storage, live=going)
+        if not going:
+            return
+        before = now
+        time.sleep(period + 3 * (time.monotonic() - began))  # a quarter of a core at most
 
 
 def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
@@ -241,12 +309,12 @@ def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
     return write_report(path, title="Masks compared", sections=[section])
 
 
-def section_on(studies: Sequence[Found], title: str, facts: Mapping[str, str]) -> Section:
-    """The section of studies of one protocol."""
+def section_on(
+    studies: Sequence[Found], title: str, facts: Mapping[str, str], *, live: bool = False
+) -> Section:
+    """The section of studies of one protocol; without a proxy card while a run goes on."""
     main, searches = studies[0], [study for study in studies if study.kind == "search"]
-    compared = {
-        study.run.name: comparison_of(study) for study in studies if study.kind == "compare"
-    }
+    compared = [study for study in studies if study.kind == "compare"]
     strategies = [study.facts.get("strategy", study.name) for study in searches]
     names = [
         name if strategies.count(name) == 1 else study.name
@@ -255,14 +323,16 @@ def section_on(studies: Sequence[Found], title: str, facts: Mapping[str, str]) -
     return Section(
         {name: study.records for name, study in zip(names, searches, strict=True)},
         main.objectives,
-        compared,
+        {study.name: comparison_of(study) for study in compared},
         title,
         {"protocol": main.facts.get("protocol", ""), **limits_of(searches), **facts},
         main.shape,
         dam_health(searches) or DamRuns(),
-        card_of_studies(studies),
+        None if live else card_of_studies(studies),
         [study.recipe for study in studies],
         searches_of(searches),
+        {name: study.run for name, study in zip(names, searches, strict=True)},
+        next(filter(None, (evaluate_line(study.command) for study in studies)), ""),
     )
 
 

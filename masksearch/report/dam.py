@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from masksearch.report.figures.dam import (
     plot_sweep,
     plot_switches,
 )
-from masksearch.report.tables import TextTable, health_table
+from masksearch.report.tables import health_table
 
 CARDS = 4  # runs that are shown in full at most
 
@@ -69,17 +69,6 @@ class Picture:
     figure: Figure
     alt: str
     caption: str
-
-
-@dataclass(frozen=True)
-class RunSection:
-    """What the page shows of one run: sentences, a table, and the keys of its figures."""
-
-    title: str
-    problems: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    table: TextTable = field(default_factory=TextTable)
-    figures: Sequence[str] = ()
 
 
 def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int | None, Picture]]:
@@ -161,18 +150,32 @@ def card_pictures(card: DamCard, key: str) -> Iterator[Picture]:
     )
 
 
-def section_of(card: DamCard, pictures: Sequence[Picture]) -> RunSection:
-    """A card as the page shows it."""
-    return RunSection(
-        card.title,
-        [sentence(line) for line in card.health["problems"]],
-        [
-            *(sentence(line) for line in card.health["notes"]),
-            *(f"Said while it ran: {line}." for line in card.health["warnings"]),
+def health_data(runs: DamRuns) -> dict[str, Any]:
+    """What the section says, as plain data: the cards in words and figures, and what they say
+    together."""
+    left = len(runs.cards) - CARDS
+    return {
+        "cards": [
+            {
+                "title": card.title,
+                "problems": [sentence(line) for line in card.health["problems"]],
+                "notes": [
+                    *(sentence(line) for line in card.health["notes"]),
+                    *(f"Said while it ran: {line}." for line in card.health["warnings"]),
+                ],
+                "table": health_table(card.health),
+                "health": card.health,
+                "curve": [{"step": report.step, **report.values} for report in card.record.curve],
+                "warmup_steps": card.warmup_steps,
+            }
+            for card in runs.cards[:CARDS]
         ],
-        health_table(card.health),
-        [picture.key for picture in pictures],
-    )
+        "notes": [f"{CARDS} of {len(runs.cards)} runs are shown in full."] if left > 0 else [],
+        "together": bool(runs.agreements or runs.sweeps),
+        "agreements": runs.agreements,
+        "sweeps": [asdict(sweep) for sweep in runs.sweeps],
+        "missing": runs.missing,
+    }
 
 
 def sentence(line: str) -> str:

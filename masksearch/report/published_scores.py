@@ -7,7 +7,6 @@ beside.frame()                  # pandas; beside.latex(), beside.agreement(besid
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -361,16 +360,6 @@ def compare_published(
     return PublishedComparison(published, ours, tuple(settings))
 
 
-def plain_name(name: object) -> str:
-    """A name without what people write differently.
-
-    >>> plain_name("DAM_u 1e-4") == plain_name("dam_u(0.0001)"), plain_name("LogSparse")
-    (True, 'logsparse')
-    """
-    numbers = re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", lambda m: f"{float(m[0]):f}", str(name).lower())
-    return "".join(letter for letter in numbers if letter.isalnum())
-
-
 def record_row(
     record: Record, table: PublishedTable, bits: Mapping[str, str]
 ) -> tuple[PublishedRow | None, bool]:
@@ -381,10 +370,7 @@ def record_row(
         table: The published one.
         bits: Name of a hand-designed mask of the table -> its fingerprint.
     """
-    names = {
-        plain_name(name): row for row in table.rows for name in (row.name, row.family) if name
-    }
-    named = names.get(plain_name(record.params.get("mask", "")))
+    named = table.named(record.params.get("mask", ""))
     alike = [
         row
         for row in table.rows

@@ -13,6 +13,11 @@ UNKNOWN = "not recorded"
 DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag", "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
+JUDGES = (  # options that say how a mask is judged: `masksearch evaluate` takes them too
+    *("corpus", "glue", "squad", "swag", "decoder", "tasks", "rows", "evaluator", "latency"),
+    *("memory", "cost_length", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
+    *("vocabulary", "steps", "batch", "lr", "preset", "set"),
+)
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 
@@ -36,6 +41,15 @@ class Recipe:
     def text(self) -> str:
         """The evaluator's settings, one a line."""
         return "\n".join(f"{name} = {json.dumps(value)}" for name, value in self.settings.items())
+
+
+def evaluate_line(command: Mapping[str, Any] | None) -> str:
+    """The command that judges `MASK` as a study did; empty where Python code began it."""
+    if command is None:
+        return ""
+    options = {name: value for name, value in command["options"].items() if name in JUDGES}
+    line = shell_line({"command": "evaluate", "options": options})
+    return line.replace("evaluate", "evaluate MASK", 1)
 
 
 def recipe_of(

@@ -14,11 +14,11 @@ from masksearch.gates.diagnostics import health, strongest_offsets
 from masksearch.gates.result import DamResult
 from masksearch.report.collect import Found, dam_health
 from masksearch.report.dam import DamRuns
-from masksearch.report.page import Section
 from masksearch.report.page import write_report as write_sections
+from masksearch.report.section import Section
 from masksearch.report.tables import health_table, share_within
 
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 def write_report(path, *, title, comparison=None, verdicts=(), command="", **fields):
@@ -51,7 +51,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
+        if self.open and self.open[-1] not in ("style", "script"):
             self.words.append(data)
 
     @property
@@ -111,22 +111,28 @@ def test_page_is_complete(full):
     ):
         assert expected in page.text
     images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 5
+    assert len(images) == 1
     assert all(attrs["alt"] for attrs in images)
+    charts = [attrs for _, attrs in page.tags if attrs.get("class") == "chart"]
+    kinds = [attrs["data-kind"] for attrs in charts]
+    assert kinds == ["front", "differences", "front", "hypervolume", "hypervolume"]
+    assert all(attrs["aria-label"] for attrs in charts)
 
 
 def test_page_needs_nothing_else(full):
     text = full.read_text()
     page = Page(text)
-    assert not re.search(r"https?://|//cdn|@import|url\(", text)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
-    sources = [attrs["src"] or "" for _, attrs in page.tags if "src" in attrs]
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    own = re.sub(r"<script>.*?</script>|<script type.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r"https?://|//cdn|@import|url\(", own)
+    assert not {tag for tag, _ in page.tags} & {"iframe", "object"}
+    places = [place for _, a in page.tags if (place := a.get("src") or a.get("href"))]
+    assert all(place.startswith(("data:", "#")) for place in places)
+    assert not any("src" in attrs for tag, attrs in page.tags if tag == "script")
 
 
 def test_page_escapes_what_others_wrote(full):
     text = full.read_text()
-    assert "<script>" not in text
+    assert "<script>alert" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so on" in text
     assert "<b>bold" not in text
     assert "<title>Masks &amp; &lt;more&gt;</title>" in text
@@ -197,7 +203,7 @@ def test_comparison_alone_has_a_front(tmp_path, objectives, shape, compared):
     )
     page = Page(path.read_text())
     assert "No finished trial" not in page.text
-    assert next(a["alt"] for t, a in page.tags if t == "img").endswith("with their front")
+    assert "compared" in {attrs.get("id") for _, attrs in page.tags}
     assert not (tmp_path / "figures" / "front.png").exists()
 
 
@@ -291,12 +297,11 @@ def test_dam_section_shows_the_run(tmp_path, dam_study, objectives, shape):
         assert (folder / f"{name}.png").stat().st_size > 2000
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     assert all(attrs["alt"] for attrs in images)
-    assert len(images) == 3 + 3
+    assert len(images) == 3
 
 
 def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monkeypatch):
     monkeypatch.setattr("masksearch.report.dam.CARDS", 1)
-    monkeypatch.setattr("masksearch.report.page.CARDS", 1)
     found = [dam_study(0), dam_study(1), dam_study(0, 0.5)]
     runs = dam_health(found)
     assert list(runs.agreements) == ["free, 25%"]
@@ -316,7 +321,8 @@ def test_dam_runs_are_told_together(tmp_path, dam_study, objectives, quick, monk
     assert "mean over pairs of 2 seeds" in page.text
     assert {"dam_0_gates", "dam_1", "dam_2", "dam_agreement", "dam_sweep"} <= set(quick)
     assert "dam_1_gates" not in quick
-    assert sum(tag == "img" for tag, _ in page.tags) == len(quick) == len(set(quick))
+    shown = [name for name in quick if name.startswith("dam")]
+    assert sum(tag == "img" for tag, _ in page.tags) == len(shown) == len(set(shown))
 
 
 def test_lost_gates_are_said_to_be_lost(dam_study, tmp_path, objectives, quick):

@@ -1,0 +1,294 @@
+"""The data of a page's charts: masks and their fronts, hypervolumes, paired differences."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masksearch.analysis.compare import ComparedMasks, MaskRuns
+from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
+from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
+from masksearch.analysis.stats import estimate
+from masksearch.contracts import LOW, Objective, Record, Shape, is_side_value
+from masksearch.report.figures.front import KINDS
+from masksearch.report.figures.style import TITLES, styles_of
+from masksearch.report.pictures import Pictures
+from masksearch.report.section import Section
+
+COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs
+    "density": "share of the pairs kept",
+    "block_density": "share of the blocks computed",
+    "kv_bytes": "share of the dense cache",
+    "latency_ratio": "time over dense attention's",
+    "latency": "time (ms)",
+}
+STEPS = 200  # points of a curve of hypervolume at most
+
+
+# -- fronts --------------------------------------------------------------------------------------
+def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
+    """Every finished trial of the searches, those on the front first; None without one."""
+    score = section.objectives[0]
+    owners = {id(record): name for name, study in section.studies.items() for record in study}
+    strategies = {  # several searches by one strategy are one group
+        name: next((s for s, runs in section.searches.items() if study in runs.values()), name)
+        for name, study in section.studies.items()
+    }
+    on = {id(record) for record in pareto(section.searched, section.objectives)}
+    found = [r for r in section.searched if r.scored and math.isfinite(r.value(score.name))]
+    points = []
+    for record in sorted(found, key=lambda record: id(record) not in on):
+        owner, title = owners[id(record)], record.origin.partition("baseline:")[2]
+        values = {
+            name: [value, record.values.get(name + LOW)]
+            for name, value in record.values.items()
+            if not is_side_value(name)
+        }
+        points.append(
+            {
+                "id": f"{section.key}{owner} {record.number}",
+                "name": title or f"{owner} {record.number}",
+                "group": "hand-designed" if title else strategies[owner],
+                "search": "" if title else owner,
+                "seeds": 1,
+                "score": record.value(score.name),
+                "low": None,
+                "high": None,
+                "values": values,
+                "front": id(record) in on,
+                "nothing": learned_nothing(record),
+                **mask_facts(record, section.runs.get(owner), section.shape, pictures),
+            }
+        )
+    groups = [
+        {
+            "name": name,
+            "colour": colour,
+            "shape": shape,
+            "arm": "random" if name == "random" else "searched",
+        }
+        for name, (colour, shape) in styles_of(dict.fromkeys(strategies.values())).items()
+    ]
+    return front_chart(f"{section.key}front", score, groups, points) if points else None
+
+
+def compared_chart(
+    section: Section, name: str, key: str, pictures: Pictures
+) -> dict[str, Any] | None:
+    """The masks of a comparison with their intervals, and the front of each kind."""
+    comparison = section.comparisons[name]
+    score = comparison.objectives[0]
+    records = {str(r.params["mask"]): r for r in reversed(comparison.records) if r.mask}
+    points = []
+    for entry in comparison.entries.values():
+        if not entry.scores or not math.isfinite(entry.sparsity):
+            continue
+        random = entry.kind == "control" and entry.at_random
+        points.append(
+            {
+                "id": f"{section.key}{name} {entry.name}",
+                "name": entry.name,
+                "group": "random" if random else entry.kind,
+                "search": "",
+                "seeds": len(entry.scores),
+                "score": entry.score.mean,
+                "low": entry.score.low,
+                "high": entry.score.high,
+                "values": values_of(entry, comparison),
+                "front": False,
+                "nothing": entry.learned_nothing,
+                **mask_facts(records[entry.name], comparison.run, section.shape, pictures),
+            }
+        )
+    groups = [
+        {"name": kind, "colour": colour, "shape": shape, "arm": kind}
+        for kind, (colour, shape) in {**KINDS, **styles_of(["random"])}.items()
+        if kind != "hand-designed"
+    ]
+    return front_chart(section.key + key, score, groups, points) if points else None
+
+
+def front_chart(
+    key: str,
+    score: Objective,
+    groups: Sequence[Mapping[str, str]],
+    points: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """Points, the front of each group of them, and full attention as a level line."""
+    hand, shape = KINDS["hand-designed"]
+    groups = [
+        *groups,
+        {"name": "hand-designed", "colour": hand, "shape": shape, "arm": "hand-designed"},
+    ]
+    sparse = [point for point in points if point["sparsity"] > 0]
+    used = [g for g in groups if any(point["group"] == g["name"] for point in sparse)]
+    sign = 1 if score.goal == "max" else -1
+    left = min((point["sparsity"] for point in sparse), default=0.0)
+    lines = []
+    for group in used:
+        own = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
+        if group["arm"] == "control":
+            continue
+        several = len({point["search"] for point in own}) > 1
+        steps = mean_front(own, sign) if several else front_of(own, sign)
+        for place, step in enumerate([*steps[:1], *steps]):
+            at = left if place == 0 else step["sparsity"]
+            known = {name: step[name] for name in ("id", "group", "score", "low", "high")}
+            lines.append({**known, "arm": group["arm"], "sparsity": at})
+    return {
+        "kind": "front",
+        "id": key,
+        "score": {
+            "name": score.name,
+            "title": TITLES.get(score.name, score.name.replace("_", " ")),
+            "goal": "higher" if score.goal == "max" else "lower",
+        },
+        "groups": used,
+        "points": points,
+        "lines": lines,
+        "levels": [
+            {
+                "label": f"{point['name']} (0% sparse)",
+                **{name: point[name] for name in ("id", "score", "low", "high")},
+            }
+            for point in points
+            if point["sparsity"] == 0
+        ],
+    }
+
+
+def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
+    """The points that no other one beats in both, densest first."""
+    own = sorted(points, key=lambda point: (point["sparsity"], sign * point["score"]))
+    gains = [(point["sparsity"], sign * point["score"]) for point in own]
+    kept = on_front(np.reshape(gains, (len(gains), 2)))
+    return [point for point, best in zip(own, kept, strict=True) if best]
+
+
+def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
+    """Mean over searches, with its 95% interval, of the best score at a sparsity or beyond."""
+    searches: dict[str, list[dict[str, Any]]] = {}
+    for point in points:
+        searches.setdefault(point["search"], []).append(point)
+    fronts = [front_of(own, sign) for own in searches.values()]
+    steps = []
+    for at in sorted({point["sparsity"] for front in fronts for point in front}):
+        best = [[sign * p["score"] for p in front if p["sparsity"] >= at] for front in fronts]
+        if all(best):
+            found = estimate([sign * max(scores) for scores in best])
+            known = {"score": found.mean, "low": found.low, "high": found.high}
+            steps.append({"id": "", "group": points[0]["group"], "sparsity": at, **known})
+    return steps
+
+
+def mask_facts(
+    record: Record, run: Path | None, shape: Shape | None, pictures: Pictures
+) -> dict[str, Any]:
+    """What is known of a record's mask whatever its score; sparsities in percent.
+
+    `place` is how a command line names the mask: `RUN#7`, or its expression.
+    """
+    mask, known = record.mask, {**record.measures, **record.values}
+    if record.measures:
+        known["density"] = 1 - sparsity_of(record)
+    place = str(mask or "") if run is None else f"{run}#{record.number}"
+    return {
+        "place": shlex.quote(place),
+        "expression": str(mask or ""),
+        "fingerprint": record.fingerprint,
+        "sparsity": 100 * sparsity_of(record),
+        "table_sparsity": 100 * known.get("sparsity", math.nan),
+        "costs": {name: known[name] for name in COSTS if name in known},
+        "picture": pictures.panels(mask, shape) if mask and shape else None,
+    }
+
+
+def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[float]]:
+    """Mean and 95% interval over seeds of each reported value; of the score over rows too."""
+    score = comparison.objectives[0].name
+    found = {score: [entry.score.mean, entry.score.low, entry.score.high]}
+    for name in comparison.tasks:
+        if runs := entry.values.get(name):
+            each = estimate(list(runs.values()))
+            found[name] = [each.mean, each.low, each.high]
+    return found
+
+
+# -- what a page compares ------------------------------------------------------------------------
+def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | None:
+    """The declared comparisons: paired differences with their intervals; None without one."""
+    score = comparison.objectives[0].name
+    lines = [
+        {
+            "label": f"{finding.mask} minus {finding.against}",
+            "mask": finding.mask,
+            "against": finding.against,
+            "outcome": "the same mask" if finding.same else finding.outcome,
+            "mean": finding.difference.mean,
+            "low": finding.difference.low,
+            "high": finding.difference.high,
+            "level": finding.difference.level,
+            "adjusted_p": finding.adjusted,
+            "seeds": finding.difference.n_seeds,
+            "rows": finding.n_rows,
+        }
+        for finding in comparison.findings()
+        if math.isfinite(finding.difference.mean)
+    ]
+    title = f"difference in {score.replace('_', ' ')}, paired over seeds"
+    chart = {"kind": "differences", "id": key, "title": title, "lines": lines}
+    return chart if lines else None
+
+
+def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
+    """Hypervolume over trials and over compute; also of the score without RTE."""
+    alone = {name: {0: study} for name, study in section.studies.items()}
+    judged = [section.objectives]
+    if without := without_rte(section.searches, section.objectives):
+        judged.append(without)
+    axes: tuple[tuple[Compute, str], ...] = (
+        ("trials", "counted trials (finished, reused or stopped)"),
+        ("seconds", "compute in seconds, failed trials included"),
+    )
+    for objectives in judged:
+        if not all(math.isfinite(objective.worst) for objective in objectives):
+            continue
+        curves = curves_of(section.searches or alone, objectives)
+        styles = styles_of(curves)
+        for by, title in axes:
+            lines = []
+            for name, runs in curves.items():
+                band = band_of(runs, by)
+                for at in np.unique(np.linspace(0, len(band.compute) - 1, STEPS).astype(int)):
+                    low, high = float(band.low[at]), float(band.high[at])
+                    lines.append(
+                        {
+                            "group": name,
+                            "compute": float(band.compute[at]),
+                            "mean": float(band.mean[at]),
+                            "low": max(0.0, low) if math.isfinite(low) else None,
+                            "high": high,
+                        }
+                    )
+            if any(line["mean"] > 0 for line in lines):
+                yield {
+                    "kind": "hypervolume",
+                    "id": f"{section.key}volume_{by}_{objectives[0].name.replace('/', '_')}",
+                    "score": objectives[0].name,
+                    "compute": title,
+                    "groups": [
+                        {
+                            "name": name,
+                            "colour": colour,
+                            "shape": shape,
+                            "searches": len(curves[name]),
+                        }
+                        for name, (colour, shape) in styles.items()
+                    ],
+                    "lines": lines,
+                }

@@ -1,0 +1,279 @@
+"""What a page says, as plain data: `result.json`, from which the page is rendered.
+
+`result.schema.json` beside this file describes it. Numbers have every digit; texts are those of
+the page.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from masksearch.analysis.cautions import nothing_learned, search_cautions
+from masksearch.analysis.pareto import pareto
+from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
+from masksearch.contracts import Objective, Record
+from masksearch.masks.measure import unread_note
+from masksearch.report.allocation import allocation_data
+from masksearch.report.chart_data import (
+    COSTS,
+    compared_chart,
+    difference_chart,
+    search_chart,
+    volume_charts,
+)
+from masksearch.report.dam import health_data
+from masksearch.report.pictures import Pictures
+from masksearch.report.section import Section
+from masksearch.report.tables import (
+    Cell,
+    TextTable,
+    budgets_table,
+    comparison_table,
+    count,
+    findings_table,
+    format_seconds,
+    front_table,
+    published_note,
+    runs_table,
+    searches_table,
+    tasks_table,
+)
+from masksearch.study.provenance import machine_name, package_versions
+
+FORMAT, VERSION = "masksearch result", 1
+FAILURES = 20  # failed trials that are told in full at most
+
+
+def read_schema() -> dict[str, Any]:
+    """The JSON schema of `result.json` (draft 2020-12)."""
+    text = resources.files("masksearch.report").joinpath("result.schema.json").read_text("utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def result_of(
+    sections: Sequence[Section],
+    *,
+    title: str,
+    verdicts: Sequence[str] = (),
+    unread: Sequence[str] = (),
+    progress: Sequence[str] = (),
+    command: str = "",
+) -> dict[str, Any]:
+    """All that a page says.
+
+    Args:
+        sections: One for each protocol.
+        title: Headline.
+        verdicts: Lines for its head.
+        unread: Lines on folders that could not be read.
+        progress: Lines on runs that still go on.
+        command: Writes the page again.
+
+    Returns:
+        Plain data: None stands for what is not known, NaN and infinities.
+    """
+    pictures = Pictures()
+    everything = [record for section in sections for record in section.records]
+    failed = [record for record in everything if record.status == "failed"]
+    found = {
+        "format": FORMAT,
+        "version": VERSION,
+        "title": title,
+        "progress": list(progress),
+        "verdicts": list(verdicts),
+        "unread": list(unread),
+        "sections": [section_data(section, pictures) for section in sections],
+        "images": pictures.images,
+        "trials": len(everything),
+        "failed": len(failed),
+        "failures": [describe_failure(record) for record in failed[:FAILURES]],
+        "recipes": [
+            {
+                "title": recipe.title,
+                "command": recipe.command,
+                "rows": recipe.rows,
+                "settings": dict(recipe.settings),
+            }
+            for section in sections
+            for recipe in section.recipes
+        ],
+        "command": command,
+        "versions": [*package_versions().items(), ("machine", machine_name())],
+    }
+    plain: dict[str, Any] = plain_data(found)
+    return plain
+
+
+def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
+    """What the page says of one protocol."""
+    records, proxy = section.searched, section.proxy
+    searched = search_chart(section, pictures)
+    comparisons = []
+    for place, (name, comparison) in enumerate(section.comparisons.items()):
+        end = f"_{place}" if place else ""
+        comparisons.append(
+            {
+                "name": name,
+                "key": f"compared{end}",
+                "judged_again": comparison.fronts is not None,
+                "chart": compared_chart(section, name, f"compared{end}", pictures),
+                "table": comparison_table(comparison),
+                "tasks": tasks_table(comparison),
+                "published": published_note(comparison),
+                "differences": difference_chart(comparison, f"{section.key}differences{end}"),
+                "findings": findings_table(comparison),
+            }
+        )
+    charts = [chart for chart in (searched, *(c["chart"] for c in comparisons)) if chart]
+    known = {name for chart in charts for point in chart["points"] for name in point["costs"]}
+    return {
+        "key": section.key,
+        "title": section.title,
+        "verdicts": headline(section),
+        "facts": known_facts(section),
+        "objectives": [asdict(objective) for objective in section.objectives],
+        "shape": None if section.shape is None else section.shape.to_dict(),
+        "costs": [{"name": name, "title": COSTS[name]} for name in COSTS if name in known],
+        "evaluate": section.evaluate,
+        "runs": runs_table(section.studies, section.objectives),
+        "finished": any(record.scored for record in section.records),
+        "comparisons": comparisons,
+        "chart": searched,
+        "front": front_table(section.studies, section.objectives),
+        "cautions": cautions(records, section.objectives),
+        "volumes": list(volume_charts(section)),
+        "searches": searches_table(section.searches, section.objectives),
+        "allocation": allocation_data(section, charts[0] if charts else None),
+        "dam": health_data(section.dam),
+        "proxy": None
+        if proxy is None
+        else {
+            "verdict": proxy.verdict().splitlines(),
+            "table": budgets_table(proxy),
+            "card": proxy.to_dict(),
+        },
+        "figures": {},
+    }
+
+
+# -- sentences -----------------------------------------------------------------------------------
+def headline(section: Section) -> list[str]:
+    """The lines at the head of a section; never empty."""
+    lines: list[str] = []
+    for name, comparison in section.comparisons.items():
+        if len(section.comparisons) > 1:
+            lines.append(f"Comparison {name}")
+        lines += comparison.verdict().splitlines()
+    lines += describe_searches(compare_searches(curves_of(section.searches, section.objectives)))
+    records = section.searched
+    if not records:
+        return lines or ["Nothing was run."]
+    scored = [record for record in records if record.scored]
+    if not scored:
+        return [*lines, "No trial has finished, so nothing can be said."]
+    front = pareto(records, section.objectives)
+    if not front and (nothing := nothing_learned(records)):
+        lines.append(sentence(nothing))
+    elif not section.comparisons:
+        lines.append(
+            f"{len(scored)} finished trials, {len(front)} of them on the front. No comparison "
+            "over seeds is included, so this page does not show that a searched mask is better "
+            "than a hand-designed one."
+        )
+    return lines
+
+
+def known_facts(section: Section) -> list[tuple[str, str]]:
+    """The given facts, then those that the records tell."""
+    rows = [(name, str(value)) for name, value in section.facts.items()]
+    shape, records = section.shape, section.records
+    if shape is not None:
+        sizes = [(shape.length, "position"), (shape.layers, "layer"), (shape.heads, "head")]
+        rows.append(("shape", ", ".join(count(*size) for size in sizes)))
+        rows += [("sparsity", note)] if (note := unread_note(shape)) else []
+    objectives = (f"{o.name} ({o.goal}, counted from {o.worst:g})" for o in section.objectives)
+    rows.append(("objectives", "; ".join(objectives)))
+    protocols = sorted({record.protocol for record in records if record.protocol})
+    if protocols and "protocol" not in section.facts:
+        rows.append(("protocol", ", ".join(protocols)))
+    seeds = sorted({record.seed for record in records})
+    if seeds and "seeds" not in section.facts:
+        rows.append(("evaluation seeds", ", ".join(map(str, seeds))))
+    folders = [str(each.run) for each in section.comparisons.values() if each.run is not None]
+    if folders:
+        rows.append(("runs of the comparison", ", ".join(folders)))
+    rows.append(("compute in all", format_seconds(sum(record.seconds for record in records))))
+    return rows
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
+    """What the reader of a front must keep in mind."""
+    said = [sentence(text) for text in search_cautions(records)]
+    nothing = nothing_learned(records)
+    if nothing and not any(text.startswith(sentence(nothing)[:-1]) for text in said):
+        said.insert(0, sentence(nothing))
+    if not pareto(records, objectives):
+        return said
+    lines = [
+        "The front holds full-fidelity results only; early-stopped and failed trials are left "
+        "out. Its points were selected on the runs that are shown, which flatters them: judge "
+        "a chosen mask again with fresh seeds before believing its score."
+    ]
+    seeds = {record.seed for record in records if record.scored}
+    if len(seeds) == 1:
+        lines.append("Every score on the front is from one seed and therefore has no interval.")
+    return lines + said
+
+
+def describe_failure(record: Record) -> dict[str, str]:
+    """A failed trial's title, its reason in a line, and the full text."""
+    name = record.params.get("mask", record.origin)
+    return {
+        "title": f"{record.number} ({name}, seed {record.seed})" if name else f"{record.number}",
+        "reason": record.reason[:200] or "no reason was recorded",
+        "error": record.error or "no reason was recorded",
+    }
+
+
+# -- plain data ----------------------------------------------------------------------------------
+def table_data(table: TextTable) -> dict[str, Any]:
+    """A table as plain data; what is at its default in a cell is left out."""
+
+    def cell_data(cell: Cell) -> dict[str, Any]:
+        known = {name: value for name, value in asdict(cell).items() if value not in ("", False)}
+        return {"text": cell.text, **known}
+
+    return {
+        "head": [cell_data(cell) for cell in table.head],
+        "rows": [[cell_data(cell) for cell in row] for row in table.rows],
+    }
+
+
+def plain_data(value: Any) -> Any:
+    """The same with lists for tuples, None for NaN and infinities, and Python's own numbers."""
+    if isinstance(value, TextTable):
+        return table_data(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain_data(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(each) for each in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)

@@ -1,0 +1,115 @@
+"""The page in a headless Chromium: it opens from the disk, hovers, clicks, and logs no error."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from browser import browser
+
+from masksearch import masks
+from masksearch.analysis.compare import ComparedMasks
+from masksearch.report.page import write_report
+from masksearch.report.section import Section
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromedriver") and shutil.which("chromium")),
+        reason="no Chromium here (Debian: apt-get install chromium chromium-driver)",
+    ),
+]
+CENTRES = """
+return [...document.querySelectorAll("#front .mark-symbol path")].map((mark) => {
+  const box = mark.getBoundingClientRect();
+  return [box.x + box.width / 2, box.y + box.height / 2];
+}).filter(([x, y]) => x > 0)
+"""
+HIDDEN = """
+return [...document.querySelectorAll(".scroll")].map((each) => each.scrollWidth - each.clientWidth)
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, record, compared, objectives, shape):
+    found = [
+        record(k, 0.7 + 0.01 * k, masks.per_head([masks.window(k), masks.window(1)]))
+        for k in range(1, 6)
+    ]
+    runs = {
+        "mine": (masks.window(1), [0.7, 0.71, 0.72]),
+        "star": (masks.star(), [0.6, 0.62, 0.61]),
+        "<i>dense": (masks.full(), [0.8, 0.82, 0.81]),
+    }
+    tasks = {name: 0.6 for name in ("CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2")}
+    comparison = ComparedMasks(
+        tuple(compared(runs, values=tasks)), objectives, shape=shape, kinds={"mine": "searched"}
+    )
+    section = Section(
+        {"tpe": found}, objectives, {"c": comparison}, shape=shape,
+        evaluate="masksearch evaluate MASK --glue folder",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("page")
+    return write_report(folder / "report.html", title="t", sections=[section])
+
+
+def test_a_mask_is_shown_on_hover_and_opened_on_click(page):
+    with browser() as window:
+        window.open(page)
+        window.run("document.getElementById('front').scrollIntoView({block: 'center'})")
+        x, y = window.run(CENTRES)[-1]
+        window.point(x, y)
+        tip = window.run("return document.getElementById('tip').innerText")
+        assert "per_head([window(" in tip
+        assert "one seed" in tip
+        assert window.run("return document.querySelectorAll('#tip .picture img').length") == 2
+        window.point(x, y, click=True)
+        card = window.run("const card = document.getElementById('card'); "
+                          "return card.open && card.innerText")  # fmt: skip
+        for expected in ("copy expression", "masksearch evaluate 'per_head(", "--glue folder",
+                         "masksearch attach MODEL", "masksearch export"):  # fmt: skip
+            assert expected in card
+        window.press("\ue00c")  # Escape
+        assert not window.run("return document.getElementById('card').open")
+        assert not window.errors()
+
+
+def test_keys_walk_and_a_budget_chooses(page):
+    with browser(dark=True) as window:
+        window.open(page)
+        window.run("document.getElementById('front').focus()")
+        window.press("\ue014", "\ue014")  # to the right, twice
+        assert "per_head([window(4)" in window.run(
+            "return document.getElementById('tip').innerText"
+        )
+        window.press("\ue007")  # Enter
+        assert "tpe 4" in window.run("return document.getElementById('card_title').innerText")
+        window.press("\ue00c")
+        best = "return document.getElementById('front').parentElement.querySelector('.best')"
+        assert "tpe 5" in window.run(f"{best}.innerText")
+        window.run(
+            f"{best.replace('return', 'const best =')}; const range = best.parentElement.budget;"
+            "range.value = range.min; range.dispatchEvent(new Event('input'))"
+        )
+        assert "tpe 1" in window.run(f"{best}.innerText")
+        assert not window.errors()
+
+
+def test_tables_fit_sort_and_become_cards(page):
+    with browser() as window:
+        window.open(page)
+        assert set(window.run(HIDDEN)) == {0}
+        names = window.run(
+            "const table = document.querySelector('table.sortable');"
+            "table.tHead.querySelectorAll('button')[2].click();"
+            "return [...table.tBodies[0].rows].map((row) => row.cells[0].innerText)"
+        )
+        assert [name.split("\n")[0] for name in names] == ["star", "mine", "<i>dense"]
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+        window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
+        assert window.run("return document.documentElement.scrollWidth") == 390
+        assert set(window.run(HIDDEN)) == {0}
+        assert (
+            window.run("return getComputedStyle(document.querySelector('td')).display") == "flex"
+        )
+        assert not window.errors()

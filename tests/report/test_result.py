@@ -1,0 +1,115 @@
+"""`result.json`: it has a schema, and all that the page says is in it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from dataclasses import fields, replace
+
+import jsonschema
+import numpy as np
+import pytest
+from PIL import Image
+
+from masksearch import masks
+from masksearch.analysis.compare import ComparedMasks
+from masksearch.cli.options import EvaluatorOptions
+from masksearch.contracts import Shape
+from masksearch.masks.measure import effective_density, unit_densities
+from masksearch.report.pictures import Pictures
+from masksearch.report.reproduce import JUDGES, evaluate_line
+from masksearch.report.result import read_schema, result_of
+from masksearch.report.section import Section
+
+UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
+
+
+@pytest.fixture
+def section(record, compared, objectives, shape):
+    found = [record(k, 0.6 + 0.01 * k, masks.window(k), values={"loss": float("nan")})
+             for k in range(4)]  # fmt: skip
+    found += [record(4, 0.75, UNEVEN), record(5, None, error="a\nboom")]
+    found.append(record(6, 0.7, masks.star(), origin="baseline:star"))
+    runs = {"mine": (UNEVEN, [0.7, 0.71, 0.72]), "star": (masks.star(), [0.6, 0.61, 0.62]),
+            "dense": (masks.full(), [0.8, 0.8, 0.8])}  # fmt: skip
+    comparison = ComparedMasks(
+        tuple(compared(runs, values={"RTE": 0.6})), objectives, shape=shape,
+        kinds={"mine": "searched"},
+    )  # fmt: skip
+    return Section({"tpe": found}, objectives, {"c": comparison}, shape=shape)
+
+
+def test_result_validates_and_is_json(section):
+    result = result_of([section], title="t", progress=["on its way"])
+    again = json.loads(json.dumps(result, allow_nan=False))
+    jsonschema.validate(again, read_schema())
+    assert again["failures"][0]["reason"] == "boom"
+    (part,) = again["sections"]
+    chart = part["chart"]
+    assert sum(point["front"] for point in chart["points"]) == len(part["front"]["rows"])
+    assert chart["points"][0]["values"]["loss"][0] is None
+    of_tpe = [line["score"] for line in chart["lines"] if line["group"] == "tpe"]
+    assert of_tpe == sorted(of_tpe, reverse=True)
+    compared = part["comparisons"][0]
+    assert {level["label"] for level in compared["chart"]["levels"]} == {"dense (0% sparse)"}
+    assert compared["differences"]["lines"][0]["seeds"] == 3
+    row = next(each for each in compared["tasks"]["rows"] if each[0]["text"] == "star")
+    assert row[-1]["text"] == "60.3"  # RTE of Star in the published table
+
+
+def test_fronts_of_several_searches_have_a_band(record, objectives, shape):
+    studies = {
+        f"tpe{seed}": [record(k, 0.7 + 0.01 * (k - seed), masks.window(k)) for k in range(3)]
+        for seed in range(3)
+    }
+    section = Section(
+        studies, objectives, shape=shape, searches={"tpe": dict(enumerate(studies.values()))}
+    )
+    chart = result_of([section], title="t")["sections"][0]["chart"]
+    assert [group["name"] for group in chart["groups"]] == ["tpe"]
+    sparsest = chart["lines"][-1]  # window(0): .70, .69 and .68
+    assert sparsest["score"] == pytest.approx(0.69)
+    assert sparsest["low"] < 0.68 < 0.70 < sparsest["high"]
+
+
+def test_allocation_is_of_the_uneven_masks_of_the_front(section):
+    found = result_of([section], title="t")["sections"][0]["allocation"]
+    assert [each["name"] for each in found["masks"]] == ["tpe 4"]
+    assert np.allclose(found["masks"][0]["kept"], unit_densities(UNEVEN, section.shape))
+    assert any("more masks of the front keep the same share" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_units_keep_together_what_the_mask_keeps(causal):
+    shape = Shape(16, 2, 2, causal=causal, lengths={9: 2, 16: 1})
+    mean = float(np.mean(unit_densities(UNEVEN, shape)))
+    assert mean == pytest.approx(effective_density(UNEVEN, shape))
+
+
+def test_pictures_are_the_bits_and_each_is_made_once():
+    shape = Shape(16, 2, 2)
+    pictures = Pictures()
+    panels = pictures.panels(UNEVEN, shape)
+    assert panels == [[0, 1], [2, 2]]
+    assert pictures.panels(masks.window(2), shape) == [[2]]
+    image = Image.open(io.BytesIO(base64.b64decode(pictures.images[1])))
+    opaque = np.asarray(image.convert("RGBA"))[..., 3] == 255
+    assert (opaque == masks.window(5).dense(16)[0, 0].numpy()).all()
+    long = pictures.panels(masks.window(3), replace(shape, length=1000))
+    assert long is not None
+    image = Image.open(io.BytesIO(base64.b64decode(pictures.images[long[0][0]])))
+    shades = np.asarray(image.convert("RGBA"))[..., 3]
+    assert image.size == (125, 125)
+    assert (np.diag(shades) > 0).all()
+    assert (np.diag(shades, 2) == 0).all()
+    assert Pictures(room=10).panels(masks.star(), shape) is None
+    assert Pictures().panels(UNEVEN, Shape(16, 3, 2)) is None  # of another model
+
+
+def test_cards_name_the_command_that_judges():
+    assert set(JUDGES) == {field.name for field in fields(EvaluatorOptions)}
+    given = {"space": "a.py:s", "trials": 3, "glue": "my glue", "tasks": ["RTE"], "rows": None}
+    line = evaluate_line({"command": "search", "options": given})
+    assert line == "masksearch evaluate MASK --glue 'my glue' --tasks RTE"
+    assert evaluate_line(None) == ""
