@@ -216,6 +216,32 @@ def test_random_text_smoke(tmp_path):
 
 
 @pytest.mark.slow
+def test_planted_recall_smoke(tmp_path):
+    script = FOLDER / "14_planted_recall" / "run.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(script),
+            "truth",
+            "find",
+            "table",
+            "--smoke",
+            "--runs",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = pd.read_csv(tmp_path / "results" / "regret.csv")
+    assert {"dam switches", "allocate gates", "tpe", "last heads"} <= {*found.method}
+    assert (found.regret > -1e-6).all()
+    greedy = found[(found.method == "allocate greedy") & (found.budget == 1)]
+    assert greedy.regret.item() == pytest.approx(0, abs=1e-6)  # it judges each head alone
+
+
+@pytest.mark.slow
 def test_shared_weights_smoke(tmp_path):
     script = FOLDER / "08_shared_weights" / "run.py"
     done = subprocess.run(

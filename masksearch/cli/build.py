@@ -430,13 +430,24 @@ def units_space(given: AllocationOptions, strategy: str, evaluator: Evaluator) -
     others = [name for name in ("full", "between", "unit") if getattr(given, name)]
     if strategy == "allocate" or not (given.local or others):
         return None
-    if strategy in ("dam", "sparsebert"):
+    if strategy == "sparsebert":
         raise OptionsError(f"strategy {strategy} takes no space: drop --local, --full, ...")
     if given.local is None:
         raise OptionsError(f"--{others[0]} goes with --local, the mask of the other units")
+    if strategy == "dam":
+        return None  # its gates choose among them: `switch_options`
     from masksearch.strategies.allocate import build_units
 
     return build_units(vars(given), evaluator.shape)
+
+
+def switch_options(given: AllocationOptions) -> dict[str, Any]:
+    """Arguments of the gates of strategy dam that choose among the masks of units; none without
+    `--local`."""
+    if given.local is None:
+        return {}
+    levels = [given.local, *(given.between or ()), given.full or "full()"]
+    return {"structure": "switch", "options": levels, "per": given.unit or "head"}
 
 
 def shared_options(settings: Sequence[str], strategy: str) -> dict[str, Any]:

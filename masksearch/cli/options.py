@@ -240,7 +240,8 @@ class DamOptions:
         "SHARE",
     )
     structure: str | None = option(
-        "dam: which cells share a gate: free, symmetric, toeplitz, toeplitz+global or block.",
+        "dam: which cells share a gate: free, symmetric, toeplitz, toeplitz+global or block; with "
+        "--local it is switch: units choose whole masks.",
         ONE_SHOT,
         "free",
         "NAME",
@@ -273,7 +274,8 @@ class DamOptions:
 
 @dataclass(frozen=True)
 class AllocationOptions:
-    """Layers or heads that each take one of several masks."""
+    """Layers or heads that each take one of several masks: the units of strategy allocate, the
+    switches of strategy dam, the space of any other."""
 
     local: str | None = option(
         "The mask of a unit that needs little, such as 'window(8) | global_tokens(1)'.",

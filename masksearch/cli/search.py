@@ -202,6 +202,7 @@ def run_search(given: dict[str, Any]) -> Study:
         build_halving,
         dam_options,
         shared_options,
+        switch_options,
         units_space,
     )
     from masksearch.driver import search
@@ -224,6 +225,8 @@ def run_search(given: dict[str, Any]) -> Study:
     of_strategy = dam_options(dam, "dam" if gates else strategy)
     of_strategy |= shared_options(dam.shared or (), strategy)
     of_strategy |= allocation_options(allocation, strategy)
+    if strategy == "dam":
+        of_strategy["gates"] = switch_options(allocation) | of_strategy["gates"]
     scheduler = build_halving(
         given["halving"], given["halving_metric"], given["halving_factor"], built
     )

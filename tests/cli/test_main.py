@@ -91,6 +91,19 @@ def test_dam_settings_reach_gates_and_run():
     }
 
 
+def test_units_of_dam_are_switches():
+    from masksearch.cli.build import switch_options
+    from masksearch.cli.options import AllocationOptions
+
+    given = AllocationOptions(local="window(2)", between=["window(4)"])
+    assert switch_options(given) == {
+        "structure": "switch",
+        "options": ["window(2)", "window(4)", "full()"],
+        "per": "head",
+    }
+    assert switch_options(AllocationOptions()) == {}
+
+
 def test_show_counts_empty_rows(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "show", "shifts([-1])", "--length", 8)
     assert code == 0
