@@ -105,9 +105,10 @@ def compared_chart(
                 **mask_facts(records[entry.name], comparison.run, section.shape, pictures),
             }
         )
+    styles: list[tuple[str, tuple[str, str]]] = [*KINDS.items(), *styles_of(["random"]).items()]
     groups = [
         {"name": kind, "colour": colour, "shape": shape, "arm": kind}
-        for kind, (colour, shape) in {**KINDS, **styles_of(["random"])}.items()
+        for kind, (colour, shape) in styles
         if kind != "hand-designed"
     ]
     return front_chart(section.key + key, score, groups, points) if points else None
@@ -261,7 +262,7 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
         curves = curves_of(section.searches or alone, objectives)
         styles = styles_of(curves)
         for by, title in axes:
-            lines = []
+            lines: list[dict[str, Any]] = []
             for name, runs in curves.items():
                 band = band_of(runs, by)
                 for at in np.unique(np.linspace(0, len(band.compute) - 1, STEPS).astype(int)):

@@ -169,8 +169,9 @@ def difference_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def finish(chart: alt.LayerChart, height: int = HEIGHT) -> dict[str, Any]:
+def finish(chart: alt.LayerChart | alt.FacetChart, height: int = HEIGHT) -> dict[str, Any]:
     """As wide as its place on the page, in the page's font."""
+    assert isinstance(chart, alt.LayerChart)  # layers of charts without facets
     found: dict[str, Any] = (
         chart.properties(width="container", height=height)
         .configure(font="system-ui, sans-serif", background="transparent")

@@ -116,7 +116,7 @@ def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
     """What the page says of one protocol."""
     records, proxy = section.searched, section.proxy
     searched = search_chart(section, pictures)
-    comparisons = []
+    comparisons: list[dict[str, Any]] = []
     for place, (name, comparison) in enumerate(section.comparisons.items()):
         end = f"_{place}" if place else ""
         comparisons.append(

@@ -104,7 +104,7 @@ def test_tables_fit_sort_and_become_cards(page):
             "table.tHead.querySelectorAll('button')[2].click();"
             "return [...table.tBodies[0].rows].map((row) => row.cells[0].innerText)"
         )
-        assert [name.split("\n")[0] for name in names] == ["star", "mine", "<i>dense"]
+        assert [name.split("\n")[0] for name in names] == ["mine", "star", "<i>dense"]
         phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
         window.call("/goog/cdp/execute", cmd="Emulation.setDeviceMetricsOverride", params=phone)
         assert window.run("return document.documentElement.scrollWidth") == 390
