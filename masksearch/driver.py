@@ -57,8 +57,7 @@ from masksearch.errors import CandidateError, SearchError
 from masksearch.executors.local import Local
 from masksearch.loggers.progress import show_progress
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
-from masksearch.masks.measure import table_fingerprint
+from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import names_run
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
@@ -434,9 +433,7 @@ def compare(
         candidates, kinds = front.beside(candidates), {**front.kinds, **kinds}
         promised = front.promised(evaluator.objectives[0], protocols_of_halves(evaluator))
     chosen, found, said = read_compared(candidates, kinds)
-    prints = {
-        name: table_fingerprint(lower(mask, evaluator.shape)) for name, mask in chosen.items()
-    }
+    prints = {name: fingerprint(mask, evaluator.shape) for name, mask in chosen.items()}
     store = StudyStore(run, storage)
     try:
         about = {"kind": "compare", **({"half": split} if split else {})}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from masksearch.errors import UncountedHops
 from masksearch.masks.core import DenseMask, Mask
+from masksearch.masks.planes import distinct_planes
 
 Bits = NDArray[np.uint64]
 LONGEST = 8192  # positions up to which hops are counted: that takes 3 to 20 s
@@ -50,12 +51,16 @@ def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = F
             f"hops are counted up to {LONGEST} positions, asked for {size}: take the mask at a "
             "shorter length, where a family has as many or fewer"
         )
-    layers = join_heads(given, size) if isinstance(given, Mask) else given.any(1)
+    if isinstance(given, Mask):
+        layers, order = join_heads(given, size)
+    else:
+        layers, order = given.any(1), list(range(len(given)))
     if size == 1:
         return 0.0
     own = np.eye(size, dtype=bool)  # the residual path
     goal = pack_bits(np.tri(size, dtype=bool) if causal else np.ones((size, size), dtype=bool))
-    steps = [Relation(layer | own) for layer in layers.numpy(force=True)]
+    made = [Relation(layer | own) for layer in layers.numpy(force=True)]
+    steps = [made[place] for place in order]
     reached, count, spent = pack_bits(own), 0, 0
     while spent <= PRODUCTS * steps[0].dense_cost:  # one step after another
         before = reached
@@ -87,15 +92,21 @@ def hops(given: DenseMask | Mask, length: int | None = None, *, causal: bool = F
                 return float(count)
 
 
-def join_heads(mask: Mask, length: int) -> Tensor:
-    """What any head of each layer keeps, bool `[layers, n, n]`."""
-    union = torch.zeros(mask.layers or 1, length, length, dtype=torch.bool)
-    for layer, head in mask.planes:
+def join_heads(mask: Mask, length: int) -> tuple[Tensor, list[int]]:
+    """What any head of a layer keeps, bool `[distinct, n, n]`, and which of them each layer is."""
+    planes, index = distinct_planes(mask)
+    heads = mask.heads or 1
+    sets = [frozenset(index[at : at + heads]) for at in range(0, len(index), heads)]
+    different = list(dict.fromkeys(sets))
+    union = torch.zeros(len(different), length, length, dtype=torch.bool)
+    for place, plane in enumerate(planes):
+        inside = [at for at, several in enumerate(different) if place in several]
         first = 0
-        for rows in mask.row_chunks(length, layer, head):
-            union[layer, first : first + len(rows)] |= rows
+        for rows in plane.mask.row_chunks(length, head=plane.head):
+            for at in inside:
+                union[at, first : first + len(rows)] |= rows
             first += len(rows)
-    return union
+    return union, [different.index(several) for several in sets]
 
 
 class Relation:

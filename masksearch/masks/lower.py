@@ -13,6 +13,7 @@ from torch import Tensor
 
 from masksearch.masks.core import DenseMask, Mask, no_empty_rows
 from masksearch.masks.leaves import Causal
+from masksearch.masks.planes import distinct_planes
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -76,11 +77,17 @@ def row_counts(mask: Mask, length: int) -> Tensor:
     Raises:
         LengthError: If the mask has another length.
     """
+    planes, index = distinct_planes(mask)
     counts = [
-        torch.cat([rows.sum(-1, dtype=torch.int32) for rows in mask.row_chunks(length, *plane)])
-        for plane in mask.planes
+        torch.cat(
+            [
+                rows.sum(-1, dtype=torch.int32)
+                for rows in plane.mask.row_chunks(length, head=plane.head)
+            ]
+        )
+        for plane in planes
     ]
-    return torch.stack(counts).long().view(mask.layers or 1, mask.heads or 1, length)
+    return torch.stack(counts).long()[index].view(mask.layers or 1, mask.heads or 1, length)
 
 
 def tile_counts(mask: Mask, length: int, block: int) -> Tensor:
@@ -102,16 +109,17 @@ def tile_counts(mask: Mask, length: int, block: int) -> Tensor:
     if block < 1:
         raise ValueError(f"block must be at least 1 position, got {block}")
     tiles = -(-length // block)
-    counts = torch.zeros(len(mask.planes), tiles, tiles, dtype=torch.int64)
-    for plane, found in zip(mask.planes, counts, strict=True):
+    planes, index = distinct_planes(mask)
+    counts = torch.zeros(len(planes), tiles, tiles, dtype=torch.int64)
+    for plane, found in zip(planes, counts, strict=True):
         first = 0
-        for rows in mask.row_chunks(length, *plane):
+        for rows in plane.mask.row_chunks(length, head=plane.head):
             padded = F.pad(rows, (0, tiles * block - length))
             kept = padded.view(len(rows), tiles, block).sum(-1, dtype=torch.int32)
             tile = torch.arange(first, first + len(rows)) // block
             found.index_add_(0, tile, kept.long())
             first += len(rows)
-    return counts.view(mask.layers or 1, mask.heads or 1, tiles, tiles)
+    return counts[index].view(mask.layers or 1, mask.heads or 1, tiles, tiles)
 
 
 def block_view(mask: Mask, length: int, block: int) -> Tensor:

@@ -12,12 +12,12 @@ from torch import Tensor
 from masksearch.masks.core import DenseMask, Mask, Points, grid, no_empty_rows
 from masksearch.masks.hops import LONGEST as LONGEST_HOPS
 from masksearch.masks.hops import hops
-from masksearch.masks.lower import HasShape, block_view, lower, row_counts, under_causality
+from masksearch.masks.lower import HasShape, block_view, row_counts, under_causality
+from masksearch.masks.planes import distinct_planes
 from masksearch.masks.stacks import Cropped
 from masksearch.masks.tables import Table
 
 BLOCK = 64  # side of a kernel's block, in positions
-HELD = 1 << 28  # cells of the largest table that is made for a fingerprint
 MEASURES = (
     *("sparsity", "effective_sparsity", "density", "block_density", "hops"),
     "sparsity_off_diagonal",
@@ -31,8 +31,6 @@ def fingerprint(mask: Mask, shape: HasShape) -> str:
     Raises:
         EmptyRowError, LayerCountError, HeadCountError, LengthError: As `lower`.
     """
-    if shape.layers * shape.heads * shape.length**2 <= HELD:
-        return table_fingerprint(lower(mask, shape))
     mask.counts(shape.layers, shape.heads)
     counts = row_counts(under_causality(mask, shape), shape.length)
     some = (counts > 0).expand(shape.layers, shape.heads, -1)
@@ -51,14 +49,26 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
     """The fingerprint of the lowered mask, some rows after the others."""
     length, mask = shape.length, under_causality(mask, shape)
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
+    planes, index = distinct_planes(mask)
+    places = np.array(index).reshape(mask.layers or 1, mask.heads or 1)
+    places = np.broadcast_to(places, (shape.layers, shape.heads)).reshape(-1)
+    aligned, packed = length * length % 8 == 0, dict[int, bytes]()  # of planes that come again
     over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
-    for layer in range(shape.layers):
-        for head in range(shape.heads):
-            for rows in mask.row_chunks(length, layer, head):
-                bits = np.concatenate([over, rows.numpy().reshape(-1)])
-                whole = len(bits) // 8 * 8
-                digest.update(np.packbits(bits[:whole]).tobytes())
-                over = bits[whole:]
+    for number, place in enumerate(places):
+        if place in packed:
+            digest.update(packed[place])
+            continue
+        again = aligned and place in places[number + 1 :]
+        chunks = []
+        for rows in planes[place].mask.row_chunks(length, head=planes[place].head):
+            bits = np.concatenate([over, rows.numpy().reshape(-1)])
+            whole = len(bits) // 8 * 8
+            chunk = np.packbits(bits[:whole]).tobytes()
+            digest.update(chunk)
+            chunks += [chunk] if again else []
+            over = bits[whole:]
+        if again:
+            packed[place] = b"".join(chunks)
     digest.update(np.packbits(over).tobytes())
     return digest.hexdigest()
 
@@ -130,12 +140,15 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
         mask.counts(shape.layers, shape.heads)
         layers, read = shape.layers, shape.read
     query, key = grid(size)
+    planes, index = distinct_planes(mask)
+    whole_of, last_of = [0] * len(planes), [0] * len(planes)  # layers with all rows, and the last
+    for (layer, _), place in zip(mask.planes, index, strict=True):
+        whole_of[place] += layers - 1 if mask.layers is None else int(layer < layers - 1)
+        last_of[place] += int(mask.layers is None or layer == layers - 1)
     kept = 0
-    for layer, head in mask.planes:
-        whole = layers - 1 if mask.layers is None else int(layer < layers - 1)  # with all rows
-        last = int(mask.layers is None or layer == layers - 1)  # with those that are read
+    for plane, whole, last in zip(planes, whole_of, last_of, strict=True):
         first = 0
-        for rows in mask.row_chunks(size, layer, head):
+        for rows in plane.mask.row_chunks(size, head=plane.head):
             if not whole and first >= read:
                 break
             sequences = present[torch.maximum(query[first : first + len(rows)], key)]
@@ -263,18 +276,22 @@ def overlap(first: DenseMask | Mask, second: DenseMask | Mask, length: int | Non
 
 def whole_columns(mask: Mask, length: int) -> Tensor:
     """Which keys every query keeps, bool `[layers, heads, n]`; no n x n tensor is made."""
-    whole = torch.ones(len(mask.planes), length, dtype=torch.bool)
-    for plane, found in zip(mask.planes, whole, strict=True):
-        for rows in mask.row_chunks(length, *plane):
+    planes, index = distinct_planes(mask)
+    whole = torch.ones(len(planes), length, dtype=torch.bool)
+    for plane, found in zip(planes, whole, strict=True):
+        for rows in plane.mask.row_chunks(length, head=plane.head):
             found &= rows.all(0)
-    return whole.view(mask.layers or 1, mask.heads or 1, length)
+    return whole[index].view(mask.layers or 1, mask.heads or 1, length)
 
 
 def on_diagonal(mask: Mask, length: int) -> Tensor:
     """Which positions keep themselves, bool `[layers, heads, n]`; no n x n tensor is made."""
     at = grid(length)[1][0]
-    found = [mask.allows(Points(at, at, length, *plane)).expand(length) for plane in mask.planes]
-    return torch.stack(found).view(mask.layers or 1, mask.heads or 1, length)
+    planes, index = distinct_planes(mask)
+    found = [
+        plane.mask.allows(Points(at, at, length, 0, plane.head)).expand(length) for plane in planes
+    ]
+    return torch.stack(found)[index].view(mask.layers or 1, mask.heads or 1, length)
 
 
 def sparsity_over(
@@ -347,13 +364,12 @@ def measures(
     """
     size = shape.length
     mask = under_causality(mask, shape)
-    if table is None and shape.layers * shape.heads * size**2 > HELD:
+    if table is None:
         mask.counts(shape.layers, shape.heads)
         counts, on = row_counts(mask, size), on_diagonal(mask, size)
         no_empty_rows((counts > 0).expand(shape.layers, shape.heads, -1)[..., None])
         own = None
     else:
-        table = lower(mask, shape) if table is None else table
         own = table[: mask.layers or 1, : mask.heads or 1]  # the planes that are told apart
         counts, on = own.sum(-1), own.diagonal(0, -2, -1)
     planes, kept = len(mask.planes), int(counts.sum())

@@ -46,8 +46,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import MaskSearchError, SearchError
-from masksearch.masks.lower import lower
-from masksearch.masks.measure import measures, table_fingerprint
+from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.constraints import Constraint
 from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
@@ -291,11 +290,10 @@ class Session:
             return record
         mask, shape = proposal.job.mask, self.evaluator.shape
         try:
-            table = lower(mask, shape)
-            known = measures(mask, shape, table=table)
+            known = measures(mask, shape)
             if isinstance(self.evaluator, MeasuresMasks):
                 known |= self.evaluator.measures_of(mask)
-            return replace(record, fingerprint=table_fingerprint(table), measures=known)
+            return replace(record, fingerprint=fingerprint(mask, shape), measures=known)
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))
 
