@@ -32,6 +32,7 @@ from masksearch.contracts import (
 from masksearch.errors import SearchError
 from masksearch.evaluators.decoder_setup import LOSS, RECALL, DecoderSetup
 from masksearch.evaluators.dense_models import FOLDER, provide_dense
+from masksearch.evaluators.layer_states import LayerStates
 from masksearch.evaluators.mlm import autocast, report_steps
 from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_scores import (
@@ -264,17 +265,21 @@ class CausalEvaluator(DecoderSetup):
 
         Args:
             model: With its mask on.
-            seed: Of the dense model that it is compared with where `kl` is asked for; None = with
-                none.
+            seed: Of the dense model whose mask it carries: hidden states of layers that are as
+                under the mask before are reused, and `kl` compares with it; None = of none.
 
         Raises:
             NonFiniteLossError: If it says NaN.
         """
         half = self.precision == "bfloat16"
-        dense = None
-        if self.kl and seed is not None and self.adapts == "none":
-            dense = features_without_mask(self, self.model_seed(seed))
-        return score_tokens(model, self.rows.tokens, dense=dense, half_precision=half)
+        dense = states = None
+        if seed is not None and self.adapts == "none":
+            states = layer_states(self, self.model_seed(seed))
+            if self.kl:
+                dense = features_without_mask(self, self.model_seed(seed))
+        return score_tokens(
+            model, self.rows.tokens, dense=dense, half_precision=half, states=states
+        )
 
     def mean(self, values: Tensor) -> float:
         """The mean over the scored tokens."""
@@ -363,6 +368,13 @@ def frozen_model(judge: CausalEvaluator, seed: int) -> NextTokenModel:
     """The dense model of an evaluator, one object for all masks of a process; whoever puts a mask
     on it takes it off again."""
     return judge.dense(seed)
+
+
+@lru_cache(maxsize=1)
+def layer_states(judge: CausalEvaluator, seed: int) -> LayerStates:
+    """Hidden states of the dense model's lower layers over the held-out tokens. It carries a mask
+    when they are asked for first."""
+    return LayerStates(frozen_model(judge, seed), judge.rows.tokens.numel())
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import NonFiniteLossError
+from masksearch.evaluators.layer_states import LayerStates
 from masksearch.models.decoders import NextTokenModel, divergence
 from masksearch.tasks.next_token import NextTokenRows
 from masksearch.training.loop import keeping_modes
@@ -47,6 +49,7 @@ def score_tokens(
     *,
     dense: Sequence[Tensor] | None = None,
     half_precision: bool = False,
+    states: LayerStates | None = None,
 ) -> TokenScores:
     """Judges every token; a table of all logits is never made.
 
@@ -55,6 +58,7 @@ def score_tokens(
         tokens: Ids `[rows, length]`.
         dense: `dense_features` of the same tokens and weights without a mask, for `kl`.
         half_precision: Whether it is computed in bfloat16.
+        states: What the model's lower layers made of the same tokens under the mask before.
 
     Raises:
         NonFiniteLossError: If the model says NaN or infinity of a token.
@@ -64,12 +68,18 @@ def score_tokens(
     right = torch.zeros(tokens.shape, dtype=torch.bool)
     kl = None if dense is None else torch.zeros(tokens.shape)
     size = max(1, TOKENS // tokens.shape[1])
-    with keeping_modes(model), torch.autocast(place.type, torch.bfloat16, enabled=half_precision):
+    with (
+        keeping_modes(model),
+        torch.autocast(place.type, torch.bfloat16, enabled=half_precision),
+        nullcontext() if states is None else states.reused(model),
+    ):
         model.eval()
         for number, start in enumerate(range(0, len(tokens), size)):
             rows = slice(start, start + size)
             given = tokens[rows].to(place)
-            features, wanted = model.features(given)[:, :-1].flatten(0, 1), given[:, 1:].flatten()
+            with nullcontext() if states is None else states.batch(number):
+                features = model.features(given)[:, :-1].flatten(0, 1)
+            wanted = given[:, 1:].flatten()
             found = [torch.empty(len(wanted), device=place) for _ in range(2)]
             said = torch.empty(len(wanted), dtype=torch.bool, device=place)
             for part in model.pieces(features):
