@@ -96,6 +96,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.models.manifest import verify as verify
     from masksearch.models.native import from_native as from_native
     from masksearch.models.native import to_native as to_native
+    from masksearch.models.plan import Plan as Plan
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.positions.analysis import importance as importance

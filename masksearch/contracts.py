@@ -135,7 +135,8 @@ class OneShot:
     All fields are plain data, so that a job can be stored: `gates` are the arguments of
     `masksearch.Gates` that the evaluator's shape does not already fix, `config` those of
     `masksearch.DamConfig`. With `measure` (a method of `score_units`) nothing is trained: what
-    each pair is worth to the evaluator's trained model is measured, and is the artifact.
+    each pair is worth to the evaluator's trained model is measured, and is the artifact; or what
+    units are worth whose masks are `gates["levels"]`.
     """
 
     gates: Mapping[str, Any] = field(default_factory=dict)
@@ -463,6 +464,14 @@ class MeasuresMasks(Protocol):
     def measures_of(self, mask: Mask) -> Mapping[str, float]:
         """The measures of a mask that fits the evaluator's shape."""
         ...
+
+
+@runtime_checkable
+class CountsKvHeads(Protocol):
+    """An evaluator on a decoder that says how many KV heads its layers have."""
+
+    @property
+    def kv_head_count(self) -> int: ...
 
 
 @runtime_checkable

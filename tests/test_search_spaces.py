@@ -24,7 +24,8 @@ from masksearch.masks import Mask
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
 SHAPE = ms.Shape(64, 2, 4)
-SHAPES = {"local_heads": ms.Shape(64, 6, 12)}  # of other encoders
+SHAPES = {"local_heads": ms.Shape(64, 6, 12)}  # of other models
+SHAPES |= {"local_global_layers": ms.Shape(64, 12, 2), "local_global_heads": ms.Shape(64, 6, 8)}
 
 
 def loaded(name, **constants):
@@ -94,6 +95,7 @@ def counted(space, length=128, layers=1, heads=1):
 
 
 FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits", "local_heads"}
+FLAT |= {"local_global_layers", "local_global_heads"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -224,6 +226,18 @@ class TestSizes:
             found = counted(space, 16, layers, heads)
             assert found == (combinations, size(layers, heads, 2))
         self.says("local_heads", f"{short(size(6, 12, 6), 1)} masks", "4,095 sets")
+
+    def test_local_global(self):
+        def size(units):
+            return (2**units - 1) * 4 + 1
+
+        few = {"REACHES": [1, 2], "SINKS": [0, 4]}
+        found = counted(loaded("local_global_layers", **few).space_of(3), 16, 3)
+        assert found == (2 * 4 * 2**3, size(3))
+        found = counted(loaded("local_global_heads", **few).space_of(2, 4, 2), 16, 2, 4)
+        assert found == (2 * 4 * 2**4, size(4))
+        self.says("local_global_layers", f"{(2**12 - 1) * 24 + 1:,} masks")
+        self.says("local_global_heads", f"{short((2**24 - 1) * 24 + 1, 1)} masks")
 
     def test_around(self):
         numbers = [5, 3, 2, 3, 3]  # reach 4 to 8, position 0 to 2, kept, hubs, diagonal
@@ -364,6 +378,39 @@ class TestLocalHeads:
     def test_a_resumed_search_notices_another_size(self):
         space_of = loaded("local_heads").space_of
         assert len({space_of(2, 4).masksearch_source, space_of(4, 2).masksearch_source}) == 2
+
+
+class TestLocalGlobal:
+    def test_heads_that_share_keys_are_alike(self):
+        space = loaded("local_global_heads").space_of(1, 6, 3)
+        params = {
+            "share": 0.5,
+            "reach": 0,
+            "sinks": 4,
+            "l0.kv0": 1.0,
+            "l0.kv1": 0.1,
+            "l0.kv2": 1.0,
+        }
+        local = masks.window(7) | masks.columns(4)
+        wanted = [local, local, masks.full(), masks.full(), local, local]
+        assert space(FixedTrial(params)) == masks.per_layer([masks.per_head(wanted)])
+
+    def test_baselines_are_what_people_draw(self):
+        local = masks.window(7)
+        found = loaded("local_global_layers").baselines(12, local)
+        assert len(found) == 16
+        full = {
+            name: [at for at in range(12) if mask.of_layer(at) == masks.full()]
+            for name, mask in found.items()
+        }
+        assert full["every 4 layers"] == [3, 7, 11]
+        assert full["first 3"] == [0, 1, 2]
+        assert full["middle 6"] == [3, 4, 5, 6, 7, 8]
+        assert full["last 2"] == [10, 11]
+        assert {mask.of_layer(at) for mask in found.values() for at in range(12)} == {
+            local,
+            masks.full(),
+        }
 
 
 LOCAL_8 = masks.longformer(8, 1)

@@ -42,6 +42,39 @@ def tiny_decoder(
     return folder
 
 
+def written_text(model: Path, folder: Path, words: list[str], *, length: int = 150) -> Path:
+    """A text of 20 articles each in train.txt and valid.txt that a `tiny_decoder` predicts.
+
+    Its embeddings are made larger first, so that a word follows mostly from the one before; then
+    the articles are drawn from it. It needs `initializer_range=0.05`.
+
+    Args:
+        model: Its folder; the weights are changed.
+        folder: Made here.
+        words: Its vocabulary, with "=" for the titles.
+        length: Words of an article.
+    """
+    import transformers
+
+    decoder: Any = transformers.AutoModelForCausalLM.from_pretrained(model).eval()
+    draw = torch.Generator().manual_seed(0)
+    articles = torch.randint(1, len(words) + 1, (40, 1), generator=draw)
+    with torch.no_grad():
+        decoder.get_input_embeddings().weight *= 20
+        decoder.get_output_embeddings().weight *= 10
+        for _ in range(length):
+            shares = decoder(articles[:, -40:]).logits[:, -1].softmax(-1)
+            shares[:, [0, 1 + words.index("=")]] = 0
+            articles = torch.cat([articles, torch.multinomial(shares, 1, generator=draw)], 1)
+    decoder.save_pretrained(model)
+    texts = [" ".join(words[token - 1] for token in article) for article in articles.tolist()]
+    folder.mkdir(parents=True)
+    for name, several in (("train", texts[:20]), ("valid", texts[20:])):
+        lines = [f" = {text.split()[0]} = \n{text}\n" for text in several]
+        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
 def byte_tokenizer(folder: Path) -> Path:
     """Writes a tokenizer.json whose 256 tokens are bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

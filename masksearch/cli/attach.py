@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,7 @@ import typer
 from masksearch.cli.options import MASK_TEXT, OUTPUT, declare
 
 if TYPE_CHECKING:
-    pass
+    from masksearch.masks import Mask
 
 ATTACHED = "Which mask, on which model"
 LONGEST = 4096  # positions that are explained where nothing is said
@@ -20,7 +21,7 @@ def attach(
     model: Annotated[
         str,
         typer.Argument(
-            help="A Hugging Face model: a folder, or a name on the Hub.",
+            help="A Hugging Face model: a folder, a name on the Hub, or a decoder's GGUF file.",
             rich_help_panel=ATTACHED,
             metavar="MODEL",
         ),
@@ -28,7 +29,8 @@ def attach(
     mask: Annotated[
         str,
         typer.Argument(
-            help=f"{MASK_TEXT} special_tokens(..) is taken too.",
+            help=f"{MASK_TEXT} special_tokens(..) is taken too. Or a plan of masksearch allocate, "
+            "for the model that it was found for.",
             rich_help_panel=ATTACHED,
             metavar="MASK",
         ),
@@ -79,21 +81,59 @@ def attach(
 
     Examples:
         masksearch attach google-bert/bert-base-uncased longformer --out runs/masked
-        masksearch attach runs/model "window(16)" --length 64 --train
+        masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
-    from masksearch.masks.text import parse
-    from masksearch.models.checkpoints import download_checkpoint, find_local_folder
     from masksearch.models.saving import open_model, save_pretrained
 
     if length is not None and length < 1:
         raise ValueError(f"--length is at least 1 position, got {length}")
-    found = parse(mask)
-    whole = open_model(find_local_folder(model) or download_checkpoint(model))
+    folder = find_folder(model)
+    found = read_mask_or_plan(mask, folder, model)
+    whole = open_model(folder)
     attach_to(whole, found, backend=backend, part=part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
     length = min(longest, LONGEST) if length is None else length
     typer.echo(str(explain(whole, length, train)))
     if out is not None:
-        typer.echo(f"model and mask: {save_pretrained(whole, out)}")
+        written = save_pretrained(whole, out)
+        copy_tokenizer(folder, written)
+        typer.echo(f"model and mask: {written}")
+
+
+def find_folder(model: str) -> Path:
+    """The folder of a model: as it is named, downloaded, or converted from GGUF."""
+    from masksearch.models.checkpoints import download_checkpoint, find_local_folder
+
+    if Path(model).suffix.lower() == ".gguf":
+        from masksearch.models.gguf import convert_gguf
+
+        return convert_gguf(Path(model))
+    return find_local_folder(model) or download_checkpoint(model)
+
+
+def read_mask_or_plan(text: str, folder: Path, model: str) -> Mask:
+    """A mask, or that of a plan for this model.
+
+    Raises:
+        DataError: If the plan is for another model.
+    """
+    from masksearch.masks.text import parse
+    from masksearch.models.checkpoints import hash_files
+    from masksearch.models.plan import Plan, read_plan
+
+    path = Path(text)
+    if path.suffix != ".json" or not path.is_file() or read_plan(path) is None:
+        return parse(text)
+    plan = Plan.load(path)
+    plan.check_model(hash_files(folder), model)
+    return plan.mask
+
+
+def copy_tokenizer(folder: Path, out: Path) -> None:
+    """Puts the model's tokenizer beside it, where it has one and `out` has none."""
+    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt"):
+        for path in folder.glob(pattern):
+            if path.is_file() and not (out / path.name).exists():
+                shutil.copy(path, out / path.name)

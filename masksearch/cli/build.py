@@ -416,7 +416,7 @@ def allocation_options(given: AllocationOptions, strategy: str) -> dict[str, Any
     named = {name: value for name, value in vars(given).items() if value not in (None, [])}
     if strategy == "allocate":
         return named
-    if alone := [name for name in ("score", "grow", "tries") if name in named]:
+    if alone := [name for name in ("score", "grow", "tries", "budgets", "cost") if name in named]:
         raise OptionsError(f"--{alone[0]} belongs to strategy allocate")
     return {}
 
@@ -437,8 +437,9 @@ def units_space(given: AllocationOptions, strategy: str, evaluator: Evaluator) -
     if strategy == "dam":
         return None  # its gates choose among them: `switch_options`
     from masksearch.strategies.allocate import build_units
+    from masksearch.strategies.build import kv_heads_of
 
-    return build_units(vars(given), evaluator.shape)
+    return build_units(vars(given), evaluator.shape, kv_heads_of(evaluator))
 
 
 def switch_options(given: AllocationOptions) -> dict[str, Any]:

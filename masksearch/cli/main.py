@@ -18,6 +18,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from masksearch.cli import options
+from masksearch.cli.allocate import allocate
 from masksearch.cli.attach import attach
 from masksearch.cli.export import export
 from masksearch.cli.help import WIDEST, CommandsInGroups, CommandWithExamples
@@ -324,6 +325,7 @@ command(STUDY)(verdict)
 command(STUDY)(table)
 command(STUDY)(evaluate)
 command(STUDY, "proxy-card")(proxy_card)
+command(MODELS)(allocate)
 command(MODELS)(export)
 command(MODELS)(attach)
 command(MODELS)(pretrain)

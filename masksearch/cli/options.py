@@ -287,24 +287,44 @@ class AllocationOptions:
     between: list[str] | None = option(  # noqa: RUF009
         "Further masks of a unit, from local to full; repeatable.", ALLOCATION, "none", "MASK"
     )
-    unit: str | None = option("What is allocated: head or layer.", ALLOCATION, "head", "NAME")
+    unit: str | None = option(
+        "What is allocated: head, layer, or kv_head (of decoders: the heads that share keys).",
+        ALLOCATION,
+        "head",
+        "NAME",
+    )
     score: str | None = option(
         "allocate: what a unit is worth: restore (it alone full), ablate (it alone local), gates "
-        "(trained first, with the settings of dam), mass, gradient or flip (of the dense model, "
-        "with --adapt none), or a file of gates or importance.",
+        "(trained first, with the settings of dam), mass, switch, gradient or flip (of the dense "
+        "model, with --adapt none), or a file of gates or importance.",
         ALLOCATION,
         "restore; ablate for backward",
         "NAME",
     )
     grow: str | None = option(
-        "allocate: ranked (units by their scores), greedy (add the best, round by round) or "
-        "backward (take away the most useless).",
+        "allocate: ranked (units by their scores), exact (the best sum of scores within each of "
+        "--budgets), greedy (add the best, round by round) or backward (take away the most "
+        "useless).",
         ALLOCATION,
         "ranked",
         "NAME",
     )
     tries: int | None = option(
         "allocate: units that a round of greedy or backward judges.", ALLOCATION, "all", "N"
+    )
+    budgets: list[float] | None = option(  # noqa: RUF009
+        "allocate: what a mask of --grow exact costs at most, as a share of full attention's; "
+        "repeatable.",
+        ALLOCATION,
+        "none",
+        "SHARE",
+    )
+    cost: str | None = option(
+        "allocate: what units cost: density, or on a decoder kv_bytes, or kv_bytes_per_head for "
+        "--unit kv_head.",
+        ALLOCATION,
+        "the second objective, or density",
+        "NAME",
     )
 
 

@@ -294,7 +294,7 @@ def resume(
         str | None, declare("Another Ray cluster.", PLACE, options.AS_BEFORE, "ADDRESS")
     ] = None,
 ) -> None:
-    """Go on with a search, a comparison, a demo or a pre-training from the command line.
+    """Go on with a search, an allocation, a comparison, a demo or a pre-training.
 
     Examples:
         masksearch resume runs/search
@@ -314,6 +314,10 @@ def resume(
         from masksearch.cli.demo import show_demo
 
         commands[command] = show_demo
+    elif command == "allocate":
+        from masksearch.cli.allocate import allocate
+
+        commands[command] = allocate
     elif command == "pretrain":
         from masksearch.cli.pretrain import pretrain
 

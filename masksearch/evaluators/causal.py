@@ -32,7 +32,6 @@ from masksearch.contracts import (
 from masksearch.errors import SearchError
 from masksearch.evaluators.decoder_setup import LOSS, RECALL, DecoderSetup
 from masksearch.evaluators.dense_models import FOLDER, provide_dense
-from masksearch.evaluators.layer_states import LayerStates
 from masksearch.evaluators.mlm import autocast, report_steps
 from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_scores import (
@@ -50,6 +49,7 @@ from masksearch.models.decoders import (
     decoder,
     divergence,
 )
+from masksearch.models.layer_states import LayerStates
 from masksearch.tasks.next_token import NextTokenTask
 from masksearch.tasks.text.corpus import cache_folder
 from masksearch.tasks.text.files import short_hash
@@ -106,8 +106,9 @@ class CausalEvaluator(DecoderSetup):
             (`"labels"`), or the predictions of the `"dense"` model.
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides, or `"kv_bytes"`, what the cache of keys and values holds under it after
-            `length` tokens as a share of the dense cache (`masksearch.kv_bytes`). Every record
-            has both; they are known before anything is judged.
+            `length` tokens as a share of the dense cache (`masksearch.kv_bytes`), or
+            `"kv_bytes_per_head"`, the same of a cache that frees keys of single KV heads. Every
+            record has all three; they are known before anything is judged.
         bands: First positions of the bands but the first, rising; None = powers of 4 from 16.
         kl: With `adapt="none"`: whether `"kl"` is reported too, how far the predictions are from
             those of the same weights without a mask, in nats a token. It costs the output layer

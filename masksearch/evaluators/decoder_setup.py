@@ -43,8 +43,8 @@ from masksearch.tasks.text.hub import is_hub
 from masksearch.training.loop import TrainConfig
 
 Adapted = Literal["none", "recover", "train"]
-Cost = Literal["effective_sparsity", "kv_bytes"]
-SPARSITY, CACHE = get_args(Cost)
+Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
+SPARSITY, CACHE, CACHE_PER_HEAD = get_args(Cost)
 LOSS, RECALL = "nll", "recall"  # the score; the share of right answers, and its task
 LENGTH = 256  # positions of a sequence of text
 
@@ -271,20 +271,33 @@ class DecoderSetup:
         cost = {
             SPARSITY: Objective(SPARSITY, "max", 0.0),
             CACHE: Objective(CACHE, "min", 1.0),
+            CACHE_PER_HEAD: Objective(CACHE_PER_HEAD, "min", 1.0),
         }
         return (Objective(LOSS, "min", math.log(tokens)), cost[self.cost])
 
     @property
     def measure_names(self) -> tuple[str, ...]:
         """What is known of a mask before it is judged."""
-        return (CACHE,)
+        return (CACHE, CACHE_PER_HEAD)
 
     def measures_of(self, mask: Mask) -> dict[str, float]:
         """The bytes of the cache of keys and values under a mask, at the evaluator's length, as a
-        share of the dense cache's; nothing of a mask that follows the tokens."""
+        share of the dense cache's: of one that frees keys of whole layers, and of one that frees
+        those of each KV head. Nothing of a mask that follows the tokens."""
         if mask.needs_tokens:
             return {}
-        return {CACHE: kv_bytes(mask, self.config, self.positions).share}
+        config, length = self.config, self.positions
+        return {
+            CACHE: kv_bytes(mask, config, length).share,
+            CACHE_PER_HEAD: kv_bytes(mask, config, length, account="head").share,
+        }
+
+    @property
+    def kv_head_count(self) -> int:
+        """KV heads of a layer."""
+        found = self.config.get_text_config(decoder=True)
+        heads = getattr(found, "num_key_value_heads", None) or found.num_attention_heads
+        return int(heads)
 
     @property
     def config(self) -> PreTrainedConfig:

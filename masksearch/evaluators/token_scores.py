@@ -18,8 +18,8 @@ from torch import Tensor
 
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import NonFiniteLossError
-from masksearch.evaluators.layer_states import LayerStates
 from masksearch.models.decoders import NextTokenModel, divergence
+from masksearch.models.layer_states import LayerStates
 from masksearch.tasks.next_token import NextTokenRows
 from masksearch.training.loop import keeping_modes
 

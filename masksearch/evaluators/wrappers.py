@@ -21,6 +21,7 @@ from typing import Self
 from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import (
     CarriesData,
+    CountsKvHeads,
     Evaluator,
     ExplainsValues,
     FreezesWeights,
@@ -65,6 +66,8 @@ class EvaluatorWrapper:
         if isinstance(self.evaluator, MeasuresMasks):
             object.__setattr__(self, "measure_names", self.evaluator.measure_names)
             object.__setattr__(self, "measures_of", self.evaluator.measures_of)
+        if isinstance(self.evaluator, CountsKvHeads):
+            object.__setattr__(self, "kv_head_count", self.evaluator.kv_head_count)
         if isinstance(self.evaluator, SplitsRows):
             object.__setattr__(self, "half", self.evaluator.half)
             object.__setattr__(self, "on", self.around_half)

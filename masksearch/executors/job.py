@@ -23,6 +23,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.dam import run_one_shot
+from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
 from masksearch.strategies.unit_scores import measure_pairs
@@ -99,7 +100,10 @@ class JobRun:
             case Evaluate(mask=mask):
                 return self.evaluator(mask, seed=seed, workdir=self.place)
             case OneShot(measure=method) if method:
-                return measure_pairs(self.evaluator, method, seed=seed, workdir=self.place)
+                levels = [Mask.from_dict(each) for each in job.gates.get("levels", ())] or None
+                return measure_pairs(
+                    self.evaluator, method, seed=seed, workdir=self.place, levels=levels
+                )
             case OneShot():
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Shared():

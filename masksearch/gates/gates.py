@@ -80,6 +80,7 @@ class Gates(nn.Module):
         options: Of `"switch"`: two masks or more, or their texts, from the local one to the full
             one, as the levels of `Units`; a decoder's causality is added.
         per: Of `"switch"`: what chooses, as `unit` of `Units`.
+        kv_heads: Of `"switch"` per `"kv_head"`: KV heads of a layer.
 
     Attributes:
         weights: float `[n, n]`, or with `read` `[layers, 1, n, n]`: how much of the density each
@@ -135,6 +136,7 @@ class Gates(nn.Module):
         read: int | None = None,
         options: Sequence[Mask | str] | None = None,
         per: Unit = "layer",
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
         names = (
@@ -206,7 +208,7 @@ class Gates(nn.Module):
         if options is None:
             buffers, first = self.lay_out_edges()
         else:
-            self.units = Units(self.shape, read_options(options), per)
+            self.units = Units(self.shape, read_options(options), per, kv_heads)
             buffers, first = self.lay_out_switches(self.units)
         for buffer, found in buffers.items():
             single = found.float() if found is not None and found.is_floating_point() else found
@@ -283,6 +285,7 @@ class Gates(nn.Module):
         found = {name: getattr(self, name) for name in names}
         if self.units is not None:
             found |= {"options": write_options(self.units.levels), "per": self.per}
+            found |= {} if self.units.kv_heads is None else {"kv_heads": self.units.kv_heads}
         return found | self.data_arguments
 
     @property

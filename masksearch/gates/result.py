@@ -83,7 +83,8 @@ class DamResult:
         names = ("length", "layers", "heads", "causal", "lengths", "read")
         told = {name: self.gates[name] for name in names if name in self.gates}
         shape = Shape(**told | {"lengths": dict(told.get("lengths") or {}) or None})
-        return Units(shape, read_options(self.gates["options"]), self.gates["per"])
+        levels = read_options(self.gates["options"])
+        return Units(shape, levels, self.gates["per"], self.gates.get("kv_heads"))
 
     @property
     def density(self) -> float:

@@ -1,4 +1,4 @@
-"""Layers or heads that each take one of several masks, from a local one to a full one.
+"""Layers, KV heads or heads that each take one of several masks, from a local one to a full one.
 
 `Units` is the vocabulary of `strategy="allocate"`, and a search space over the same masks for
 any other strategy.
@@ -6,10 +6,11 @@ any other strategy.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,28 +21,29 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import MaskFormatError, unknown_name
-from masksearch.masks.core import Mask
-from masksearch.masks.lower import lower
+from masksearch.masks.core import Mask, no_empty_rows
+from masksearch.masks.lower import lower, row_counts, under_causality
 from masksearch.masks.measure import pair_weights
+from masksearch.masks.planes import of_head
 from masksearch.masks.text import parse
 from masksearch.tensors import read_tensors
 
 if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
-Unit = Literal["layer", "head"]
+Unit = Literal["layer", "kv_head", "head"]
 Allocation = tuple[int, ...]  # the level of each unit
 Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
-UNITS = ("layer", "head")
+UNITS = ("layer", "kv_head", "head")
 GATES, IMPORTANCE = "masksearch-gates-1", "masksearch-importance-1"  # files of scores
-MEASURED = "masksearch-scores-1"
+MEASURED, PLANES = "masksearch-scores-1", "masksearch-plane-scores-1"
 ROUNDING = 1e-9  # share by which a density may miss one that it is meant to meet
 TABLES = {GATES: "probabilities", IMPORTANCE: "values", MEASURED: "values"}  # their tensors
 
 
 @dataclass(frozen=True)
 class Units:
-    """The layers or heads of a model, and the masks that each may have.
+    """The layers, KV heads or heads of a model, and the masks that each may have.
 
     It can be called with an Optuna trial: it is a search space. The trial draws how many steps up
     are `raised`, evenly from none to all, and picks them by Fisher and Yates' shuffle, so every
@@ -55,11 +57,13 @@ class Units:
             gives each its own. Where only some rows of the last layer are read (`Shape.read`) and
             two masks keep the same of them, that layer has no units; it keeps what the full one
             keeps.
-        unit: `"layer"` or `"head"`.
+        unit: `"layer"`, `"head"`, or `"kv_head"`: all query heads that share keys and values.
+        kv_heads: KV heads of a layer, for `"kv_head"`: a divisor of the heads.
 
     Raises:
         UnknownNameError: For another unit.
-        ValueError: If there are fewer than two masks, or one keeps no more than the one before.
+        ValueError: If there are fewer than two masks, or one keeps no more than the one before; or
+            the KV heads are not known, or divide nothing.
         EmptyRowError, HeadCountError, LayerCountError, LengthError: If a mask does not fit.
 
     >>> units = Units(Shape(8, 2, 2), (masks.star(), masks.full()))
@@ -72,11 +76,21 @@ class Units:
     shape: Shape
     levels: tuple[Mask, ...]
     unit: Unit = "head"
+    kv_heads: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
         if self.unit not in UNITS:
             raise unknown_name("unit", self.unit, UNITS)
+        if self.unit == "kv_head" and self.kv_heads is None:
+            raise ValueError(
+                "unit 'kv_head' is all query heads that share keys, and the number of KV heads is "
+                "not known: give kv_heads=.., or of a model without them unit='head'"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.shape.heads % self.kv_heads):
+            raise ValueError(
+                f"kv_heads divides the heads of a layer ({self.shape.heads}), got {self.kv_heads}"
+            )
         if len(self.levels) < 2:
             raise ValueError(
                 "a unit has two masks or more, from the local one to the full one; got "
@@ -94,11 +108,12 @@ class Units:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the units: `"l3"`, or `"l3.h11"`."""
+        """Of the units: `"l3"`, `"l3.kv1"` or `"l3.h11"`."""
         layers = range(self.shape.layers if self.spared is None else self.shape.layers - 1)
         if self.unit == "layer":
             return tuple(f"l{layer}" for layer in layers)
-        return tuple(f"l{a}.h{b}" for a in layers for b in range(self.shape.heads))
+        letter = "kv" if self.unit == "kv_head" else "h"
+        return tuple(f"l{a}.{letter}{b}" for a in layers for b in range(self.groups))
 
     @cached_property
     def kept(self) -> tuple[Tensor, ...]:
@@ -116,9 +131,32 @@ class Units:
     def costs_of_all(self) -> Tensor:
         """`costs`, with those of a last layer without units."""
         weights = pair_weights(self.shape)
-        average = weights.sum() / (1 if weights.ndim == 2 else len(weights))
-        shares = [(table * weights).sum((-2, -1)) / average for table in self.kept]
-        return torch.stack([self.pool(share) / self.planes for share in shares])
+        weights = weights.view(-1, *weights.shape[-2:])  # one for all layers, or one a layer
+        average = weights.sum() / len(weights)
+        known: dict[tuple[Mask, int, bool], Tensor] = {}
+        table = torch.zeros(len(self.levels), self.shape.layers, self.shape.heads).double()
+        for level, mask in enumerate(self.levels):
+            self.check_rows(mask)
+            for layer, head in itertools.product(
+                range(self.shape.layers), range(self.shape.heads)
+            ):
+                part = of_head(mask.of_layer(layer), head)
+                counted = weights[min(layer, len(weights) - 1)]
+                key = (part, 0 if part.heads is None else head, layer == self.shape.layers - 1)
+                if key not in known:
+                    known[key] = kept_weight(part, head, counted) / average
+                table[level, layer, head] = known[key]
+        return torch.stack([self.pool(shares) / self.planes for shares in table])
+
+    def check_rows(self, mask: Mask) -> None:
+        """Refuses a level that does not fit the shape, or leaves a query without a key.
+
+        Raises:
+            EmptyRowError, HeadCountError, LayerCountError, LengthError: As `lower`.
+        """
+        mask.counts(self.shape.layers, self.shape.heads)
+        counts = row_counts(under_causality(mask, self.shape), self.shape.length)
+        no_empty_rows((counts > 0)[..., None])
 
     @property
     def option_costs(self) -> Tensor:
@@ -156,7 +194,7 @@ class Units:
     def spared(self) -> int | None:
         """The level of a last layer without units: the lowest that keeps all; None = it has
         units."""
-        last = self.costs_of_all[:, -self.shape.heads // self.planes :]
+        last = self.costs_of_all[:, -self.groups :]
         if self.shape.read is None or self.shape.layers == 1 or bool((last.diff(dim=0) > 0).all()):
             return None
         return int((last == last[-1]).all(1).int().argmax())
@@ -164,7 +202,14 @@ class Units:
     @property
     def planes(self) -> int:
         """Heads of a unit."""
-        return self.shape.heads if self.unit == "layer" else 1
+        return self.shape.heads // self.groups
+
+    @property
+    def groups(self) -> int:
+        """Units of a layer."""
+        if self.unit == "layer":
+            return 1
+        return self.shape.heads if self.unit == "head" else self.kv_heads or 1
 
     @property
     def top(self) -> int:
@@ -173,26 +218,30 @@ class Units:
 
     def pool(self, table: Tensor) -> Tensor:
         """Sums over the heads of each unit: `[layers, heads]` -> `[units]`."""
-        return table.sum(1) if self.unit == "layer" else table.flatten()
+        return table.view(len(table), self.groups, -1).sum(-1).flatten()
 
     def mask(self, allocation: Sequence[int]) -> Mask:
         """The mask in which each unit has its level."""
-        heads = self.shape.heads // self.planes
-        levels = [*allocation, *([] if self.spared is None else [self.spared] * heads)]
+        spared = [] if self.spared is None else [self.spared] * self.groups
+        levels = [*allocation, *spared]
         layers = []
         for layer in range(self.shape.layers):
-            chosen = levels[layer * heads : (layer + 1) * heads]
-            parts = [self.part(level, layer, head) for head, level in enumerate(chosen)]
+            chosen = levels[layer * self.groups : (layer + 1) * self.groups]
+            if self.unit == "layer":
+                layers.append(self.levels[chosen[0]].of_layer(layer))
+                continue
+            heads = range(self.shape.heads)
+            parts = [self.part(chosen[head // self.planes], layer, head) for head in heads]
             same = all(part == parts[0] for part in parts)
             layers.append(parts[0] if same else masks.per_head(parts))
         return layers[0] if all(m == layers[0] for m in layers) else masks.per_layer(layers)
 
     def part(self, level: int, layer: int, head: int) -> Mask:
-        """What a level is in one unit."""
-        mask = self.levels[level].of_layer(layer)
-        if self.unit == "layer" or mask.heads is None:
+        """What a level is in one head."""
+        mask = of_head(self.levels[level].of_layer(layer), head)
+        if mask.heads is None:
             return mask
-        return masks.table(self.kept[level][layer, head])
+        return masks.table(lower(mask, replace(self.shape, layers=1, read=None))[0, head])
 
     def params(self, allocation: Sequence[int]) -> dict[str, int]:
         """The units above level 0, each with its level."""
@@ -216,7 +265,8 @@ class Units:
     @property
     def masksearch_source(self) -> str:
         """What must not change between two searches on one run folder."""
-        return " ".join([self.unit, str(self.shape), *(mask.digest for mask in self.levels)])
+        unit = self.unit if self.unit != "kv_head" else f"{self.unit} of {self.kv_heads}"
+        return " ".join([unit, str(self.shape), *(mask.digest for mask in self.levels)])
 
     def scores_of(self, table: Tensor) -> dict[str, list[float]]:
         """What each unit is worth by a value of every pair: the sum over the pairs that a level
@@ -243,7 +293,28 @@ class Units:
                 f"{self.unit} apart"
             )
         added = [(table.double() * (kept & ~self.kept[0])).sum((-2, -1)) for kept in self.kept]
-        by_level = torch.stack([self.pool(each) for each in added], 1)[: len(self.names)]
+        return self.scores_of_planes(torch.stack(added))
+
+    def scores_of_planes(self, worth: Tensor) -> dict[str, list[float]]:
+        """`scores_of` what each level is worth in each plane above level 0: the sum over the heads
+        of a unit.
+
+        Args:
+            worth: float `[levels, layers, heads]`; heads may be 1 for layers as units, and the
+                number of KV heads for KV heads.
+
+        Raises:
+            ValueError: If it has another shape.
+        """
+        told = {self.groups, self.shape.heads}
+        fits = worth.dim() == 3 and worth.shape[:2] == (len(self.levels), self.shape.layers)
+        if not fits or worth.shape[2] not in told:
+            raise ValueError(
+                f"scores of {self.unit}s come from {len(self.levels)} x {self.shape.layers} x "
+                f"{' or '.join(map(str, sorted(told)))} values (levels, layers, heads), got "
+                f"{' x '.join(map(str, worth.shape))}; measure them for these units"
+            )
+        by_level = torch.stack([self.pool(each) for each in worth], 1)[: len(self.names)]
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
     def scores_of_switches(
@@ -274,14 +345,15 @@ class Units:
         """`scores_of` what a file holds: gates (`DamResult.save`, an artifact of strategy dam;
         probabilities count by the pairs of real tokens, those of switches by
         `scores_of_switches`), importance (`Importance.save`), or what
-        was measured for `score="mass"`, `"gradient"` or `"flip"` (an artifact of allocate).
+        was measured for `score="mass"`, `"switch"`, `"gradient"` or `"flip"` (an artifact of
+        allocate). A file of the form `PLANES` holds `worth`, see `scores_of_planes`.
 
         Raises:
             FileNotFoundError: If there is no such file.
             MaskFormatError: If it is another file, or holds no value of each pair.
             ValueError: If its values have another shape.
         """
-        for form, name in TABLES.items():
+        for form, name in {**TABLES, PLANES: "worth"}.items():
             try:
                 tensors, about = read_tensors(path, what="scores of units", expected=form)
             except MaskFormatError:
@@ -289,6 +361,8 @@ class Units:
             if name not in tensors:
                 break
             table = tensors[name]
+            if form == PLANES:
+                return self.scores_of_planes(table)
             if form == GATES and table.dim() == 3:
                 return self.scores_of_switches(table, json.loads(about["dam"])["gates"])
             return self.scores_of(table * pair_weights(self.shape) if form == GATES else table)
@@ -367,3 +441,18 @@ def write_options(options: Sequence[Mask]) -> list[str]:
             same = False
         found.append(text if same else option.to_json())
     return found
+
+
+def kept_weight(mask: Mask, head: int, weights: Tensor) -> Tensor:
+    """The sum of the weights of the cells that a mask of one layer keeps; float64.
+
+    Args:
+        mask: It.
+        head: Which head of it, where it tells heads apart.
+        weights: float64 `[n, n]`.
+    """
+    total, first = torch.zeros((), dtype=torch.float64), 0
+    for rows in mask.row_chunks(len(weights), head=head if mask.heads else 0):
+        total += (rows * weights[first : first + len(rows)]).sum()
+        first += len(rows)
+    return total

@@ -1,6 +1,7 @@
 """Which layers or heads need a full mask: scored one by one, then kept, added or removed.
 
     both ends -> scores of the units -> "ranked":   masks of every size, by these scores
+                                     -> "exact":    the best masks within budgets, by these scores
                                      -> "greedy":   rounds that raise the best unit
                                      -> "backward": rounds that lower the most useless unit
 
@@ -10,7 +11,8 @@ results alone, in whatever order they arrive.
 
 Reference:
     Restoring one or leaving one out: "KL-guided layer selection", arXiv 2512.20569; DuoAttention,
-    arXiv 2410.10819, has the choice of full or local heads. Several masks a unit: a knapsack with
+    arXiv 2410.10819, has the choice of full or local heads. Budgets over added scores: MoA, arXiv
+    2406.14909, and Puzzle, arXiv 2411.19146. Several masks a unit: a knapsack with
     multiple choice, by its convex hulls: Sinha and Zoltners, Operations Research 27(3), 1979.
 """
 
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from masksearch.analysis.cautions import warmup_problems
-from masksearch.contracts import Evaluate, Objective, OneShot, Proposal, Record, Shape
+from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.units import (
     Allocation,
@@ -36,11 +38,16 @@ from masksearch.gates.units import (
 from masksearch.masks.core import Mask
 from masksearch.masks.text import parse
 from masksearch.strategies.dam import waiting
+from masksearch.strategies.switched_units import METHODS as OF_UNITS
+from masksearch.strategies.unit_budgets import DENSITY, find_cost, solve, unit_costs
 from masksearch.strategies.unit_scores import METHODS
 
 NAME = "allocate"
-OPTIONS = ("unit", "full", "local", "between", "score", "grow", "tries", "gates", "config")
-GROW = ("ranked", "greedy", "backward")
+OPTIONS = (
+    *("unit", "full", "local", "between", "score", "grow", "tries", "budgets", "cost"),
+    *("gates", "config"),  # of a score that is trained
+)
+GROW = ("ranked", "exact", "greedy", "backward")
 SCORE = ("restore", "ablate")
 ARTIFACTS = ("gates", "scores")  # with scores of units
 LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
@@ -56,6 +63,8 @@ class AllocateStrategy:
       (of several masks, in the order of gain per pair kept, along each unit's convex hull). The
       masks on this path are judged from coarse to fine, so that any number of trials is spread
       over all sizes. Scores of units need not add up: compare with the others.
+    - `"exact"`: the same scores, and of all allocations the one with the largest sum of scores
+      within each budget.
     - `"greedy"`: from all local on, in each round every unit that can is raised by one level; the
       one that gains most per pair stays raised.
     - `"backward"`: from all full on, in each round every unit that can is lowered; the one that
@@ -71,8 +80,12 @@ class AllocateStrategy:
             lowered where all others are full), or numbers: unit -> the worth of each of its
             levels. None = `"ablate"` for `"backward"`, else `"restore"`. Where `tries` is None,
             `"greedy"` and `"backward"` need no scores and take none.
-        grow: `"ranked"`, `"greedy"` or `"backward"`.
-        tries: Units that a round judges (>= 1); None = all. Not for `"ranked"`.
+        grow: `"ranked"`, `"exact"`, `"greedy"` or `"backward"`.
+        tries: Units that a round judges (>= 1); None = all. For `"greedy"` and `"backward"`.
+        budgets: What the masks of `"exact"` cost at most, each in (0, 1]: their share of what is
+            kept where all units are full.
+        costs: Of each level, of each unit, such that the sum over the units is the mask's; None =
+            their pairs of real tokens.
         training: The job that trains gates, whose probabilities are the scores in the place of
             `score`, or that measures scores on a trained model; None = neither.
         run: Folder that artifacts are relative to; needed with `training`.
@@ -88,21 +101,28 @@ class AllocateStrategy:
         objective: Objective,
         *,
         score: str | Scores | None = None,
-        grow: Literal["ranked", "greedy", "backward"] = "ranked",
+        grow: Literal["ranked", "exact", "greedy", "backward"] = "ranked",
         tries: int | None = None,
+        budgets: Sequence[float] = (),
+        costs: Sequence[Sequence[float]] | None = None,
         training: OneShot | None = None,
         run: Path = Path(),
     ) -> None:
         if grow not in GROW:
             raise unknown_name("way to grow:", grow, GROW)
-        if tries is not None and (grow == "ranked" or tries < 1):
+        if tries is not None and (grow in ("ranked", "exact") or tries < 1):
             raise ValueError(
                 f"tries is how many units a round of 'greedy' or 'backward' judges, 1 or more; "
                 f"got {tries} for {grow!r}"
             )
+        if (grow == "exact") != bool(budgets) or not all(0 < each <= 1 for each in budgets):
+            raise ValueError(
+                "budgets are shares in (0, 1], one or more for grow='exact' and none for others; "
+                f"got {list(budgets)} for {grow!r}"
+            )
         score = score or ("ablate" if grow == "backward" else "restore")
         if isinstance(score, str) and score not in SCORE:
-            known = [*SCORE, "gates", *METHODS, "a file of scores"]
+            known = [*SCORE, "gates", *METHODS, *OF_UNITS, "a file of scores"]
             raise unknown_name("score of units:", score, known)
         if not isinstance(score, str):
             check_scores(score, units)
@@ -110,12 +130,16 @@ class AllocateStrategy:
         self.score, self.grow, self.tries = score, grow, tries
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
         self.gains: dict[Allocation, float] = {}  # of what was scored; more is better
+        self.worth: dict[str, list[float]] | None = None  # of each unit's levels, once it is known
         self.training, self.run = training, run
         self.trained: Record | None = None  # of that job, once it has ended
         self.next = 0  # the next draw
         self.steps = self.plan()
         self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
-        self.costs: list[list[float]] = units.costs.tolist()
+        self.costs: Sequence[Sequence[float]] = units.costs.tolist() if costs is None else costs
+        self.budgets = tuple(sorted({*budgets}))
+        if budgets:  # too small ones are refused before anything is judged
+            solve([[0.0] * (units.top + 1) for _ in units.names], self.costs, self.budgets[0])
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next allocation; "wait" where the next depends on masks that are still out.
@@ -158,9 +182,9 @@ class AllocateStrategy:
     def least_trials(self) -> int:
         """Trials that it takes before one is chosen by what others have shown."""
         given = self.training is not None or not isinstance(self.score, str)
-        if given and (self.grow == "ranked" or self.tries is not None):
+        scored = self.grow in ("ranked", "exact") or self.tries is not None
+        if given and scored:
             return 2 + (self.training is not None)
-        scored = self.grow == "ranked" or self.tries is not None
         return 2 + len(self.units.names) * (self.units.top if scored else 1)
 
     # -- the plan ------------------------------------------------------------------------------
@@ -174,16 +198,21 @@ class AllocateStrategy:
         yield (local, full)
         if not isinstance(self.score, str):
             worth = [list(self.score[name]) for name in self.units.names]
-        elif self.grow == "ranked" or self.tries is not None:
+        elif self.grow in ("ranked", "exact") or self.tries is not None:
             start = local if self.score == "restore" else full
             alone = [[replaced(start, u, at) for at in range(top + 1)] for u in range(count)]
             yield [each for levels in alone for each in levels if each != start]
             known = [[self.gain(each) for each in levels] for levels in alone]
             worth = [[gain - gains[0] for gain in gains] for gains in known]
+        if worth is not None:
+            self.worth = dict(zip(self.units.names, worth, strict=True))
         if self.grow == "ranked":
             assert worth is not None
             path = ranked_path(worth, self.costs)
             yield [path[at] for at in spread(len(path))]
+        elif self.grow == "exact":
+            assert worth is not None
+            yield [solve(worth, self.costs, budget) for budget in self.budgets]
         elif self.grow == "greedy":
             yield from self.rounds(local, 1, worth)
         else:
@@ -225,7 +254,7 @@ class AllocateStrategy:
             for first in range(0, len(order), size):
                 tried = order[first : first + size]
                 moved = {u: replaced(now, u, now[u] + step) for u in tried}
-                yield list(moved.values())
+                yield [moved[u] for u in sorted(tried)]  # neighbours share their lower layers
                 for u in tried:
                     change = self.gain(moved[u]) - self.gain(now)
                     latest[u] = change / self.price(u, now[u], step)
@@ -248,15 +277,19 @@ class AllocateStrategy:
 
 
 def build_allocate(
-    options: Mapping[str, Any], units: Units, objective: Objective, run: Path
+    options: Mapping[str, Any], units: Units, evaluator: Evaluator, run: Path
 ) -> AllocateStrategy:
     """The strategy that plain options stand for; see `AllocateStrategy` and `build_units`.
 
+    `cost` names what budgets count (`find_cost`).
+
     Raises:
+        SearchError: If the cost does not add up over the units.
         FileNotFoundError, MaskFormatError: If `score` names a file that cannot be read.
     """
-    given = {name: options.get(name) for name in ("score", "grow", "tries")}
+    given = {name: options.get(name) for name in ("score", "grow", "tries", "budgets")}
     own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    own["costs"] = costs_of(options, units, evaluator)
     score = own.get("score")
     if isinstance(score, Path) or (isinstance(score, str) and score.endswith(".safetensors")):
         own["score"] = units.read_scores(score)
@@ -266,22 +299,43 @@ def build_allocate(
         each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
         if each.setdefault("structure", "switch") == "switch":
             each |= {"options": write_options(units.levels), "per": units.unit}
+            each |= {} if units.kv_heads is None else {"kv_heads": units.kv_heads}
             config = {"density": units.quarter, **config}
         own |= {"training": OneShot(each, waiting(config)), "run": run}
+    elif score == "switch" or (score == "mass" and units.shape.causal):
+        del own["score"]  # measured for whole units: sequences of decoders are long
+        levels = {"levels": [mask.to_dict() for mask in units.levels]}
+        own |= {"training": OneShot(levels, measure=score), "run": run}
     elif score in METHODS:
         del own["score"]
         own |= {"training": OneShot(measure=score), "run": run}
     elif gates or config:
         raise SearchError("gates and config belong to score='gates', which trains them")
-    return AllocateStrategy(units, objective, **own)
+    return AllocateStrategy(units, evaluator.objectives[0], **own)
 
 
-def build_units(options: Mapping[str, Any], shape: Shape) -> Units:
+def costs_of(
+    options: Mapping[str, Any], units: Units, evaluator: Evaluator
+) -> list[list[float]] | None:
+    """What each level of each unit costs; None = its pairs, where no budget asks for more."""
+    name = find_cost(units, evaluator, options.get("cost"))
+    if name == DENSITY and not options.get("budgets"):
+        return None
+    try:
+        return unit_costs(units, evaluator, name)
+    except SearchError:
+        if options.get("cost") is None and not options.get("budgets"):
+            return None
+        raise
+
+
+def build_units(options: Mapping[str, Any], shape: Shape, kv_heads: int | None = None) -> Units:
     """The units that plain options stand for: `unit`, `local`, `between`, `full`.
 
     Args:
         options: Masks, or texts as for `masks.parse`; full attention where `full` is missing.
         shape: Of the model.
+        kv_heads: KV heads of a layer of a decoder; None = not known.
 
     Raises:
         SearchError: If there is no local mask.
@@ -296,7 +350,8 @@ def build_units(options: Mapping[str, Any], shape: Shape) -> Units:
     if isinstance(between, str | Mask):
         between = (between,)
     given = (options["local"], *between, options.get("full") or "full()")
-    return Units(shape, tuple(parse(m) if isinstance(m, str) else m for m in given), unit)
+    levels = tuple(parse(m) if isinstance(m, str) else m for m in given)
+    return Units(shape, levels, unit, kv_heads if unit == "kv_head" else None)
 
 
 def check_scores(scores: Scores, units: Units) -> None:

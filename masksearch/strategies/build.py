@@ -12,6 +12,7 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from masksearch.contracts import (
+    CountsKvHeads,
     Evaluator,
     FreezesWeights,
     OffersGradients,
@@ -37,6 +38,7 @@ from masksearch.strategies.space import Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
+from masksearch.strategies.switched_units import METHODS as OF_UNITS
 from masksearch.strategies.unit_scores import METHODS
 from masksearch.study.constraints import Constraint
 from masksearch.user_code import load_strategy
@@ -135,15 +137,15 @@ def build_strategy(
                 "strategy 'allocate' takes no space: its masks are those of its units; give None"
             )
         score, offers = options.get("score"), isinstance(evaluator, OffersGradients)
-        if score in ("gates", *METHODS) and not offers:
+        if score in ("gates", *METHODS, *OF_UNITS) and not offers:
             raise SearchError(
                 f"score={score!r} needs an evaluator with differentiable(seed); "
                 f"{type(evaluator).__name__} has none: score by 'restore' or 'ablate'"
             )
         if options.get("score") == "gates":
             options = {**options, "config": one_shot_config(options, evaluator)}
-        units = build_units(options, evaluator.shape)
-        return build_allocate(options, units, evaluator.objectives[0], run)
+        units = build_units(options, evaluator.shape, kv_heads_of(evaluator))
+        return build_allocate(options, units, evaluator, run)
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
     try_space(space, evaluator.shape)
@@ -174,8 +176,13 @@ def plain_gates(gates: Mapping[str, Any], shape: Shape) -> tuple[dict[str, Any],
         return dict(gates), None
     levels = read_options(gates.get("options") or ())
     own = replace(shape, layers=gates.get("layers", shape.layers))
-    units = Units(own, levels, gates.get("per", "layer"))
+    units = Units(own, levels, gates.get("per", "layer"), gates.get("kv_heads"))
     return {**gates, "options": write_options(levels)}, units
+
+
+def kv_heads_of(evaluator: Evaluator) -> int | None:
+    """KV heads of a layer of the model that an evaluator judges on; None where it does not say."""
+    return evaluator.kv_head_count if isinstance(evaluator, CountsKvHeads) else None
 
 
 def one_shot_config(options: Mapping[str, Any], evaluator: Evaluator) -> dict[str, Any]:

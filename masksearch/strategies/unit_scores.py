@@ -13,13 +13,15 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch, Evaluator, OffersGradients, Report, Shape
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.units import MEASURED, Units
+from masksearch.masks.core import Mask
 from masksearch.masks.measure import pair_weights
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
+from masksearch.strategies.switched_units import measure_units, unit_values
 from masksearch.tensors import write_tensors
 
 METHODS = ("mass", "gradient", "flip")
-Scoring = Literal["mass", "gradient", "flip"]
+Scoring = Literal["mass", "gradient", "flip", "switch"]
 
 
 def score_units(
@@ -34,7 +36,9 @@ def score_units(
             except for `"mass"`.
         method: What a pair is worth that only the larger mask keeps: its mean attention weight
             (`"mass"`), or to first order the rise of the loss without it (`"gradient"`, `"flip"`:
-            see `importance`).
+            see `importance`). Or, to first order, the rise of the loss where a unit has the local
+            mask and all others the full one (`"switch"`), for whole units: no table of pairs is
+            made, so that sequences may be long.
 
     Returns:
         Unit -> a number for each level, from local to full: `strategy_options={"score": ..}`.
@@ -44,13 +48,16 @@ def score_units(
         ValueError: If the model has another number of layers or heads than the units, or the
             batches are longer; and as `importance`.
     """
+    if method == "switch":
+        found = padded(list(batches))
+        return units.scores_of_planes(unit_values(units.levels, units.shape, model, found, method))
     return units.scores_of(pair_values(units.shape, model, batches, method))
 
 
 def pair_values(shape: Shape, model: nn.Module, batches: Iterable[Batch], method: str) -> Tensor:
     """What each pair is worth, `[layers, heads, n, n]`; see `score_units`."""
     if method not in METHODS:
-        raise unknown_name("method", method, METHODS)
+        raise unknown_name("method", method, (*METHODS, "switch"))
     values: Tensor | None
     if method == "mass":
         values = attention_maps(model, batches).maps
@@ -67,10 +74,15 @@ def pair_values(shape: Shape, model: nn.Module, batches: Iterable[Batch], method
 
 
 def measure_pairs(
-    evaluator: Evaluator, method: str, *, seed: int, workdir: Path
+    evaluator: Evaluator,
+    method: str,
+    *,
+    seed: int,
+    workdir: Path,
+    levels: Sequence[Mask] | None = None,
 ) -> Iterator[Report]:
-    """Measures on an evaluator's trained model what each pair is worth, a mean over its tasks, and
-    writes that to `workdir / "scores.safetensors"`.
+    """Measures on an evaluator's trained model what each pair is worth, or each unit, a mean over
+    its tasks, and writes that to `workdir / "scores.safetensors"`.
 
     Args:
         evaluator: Its `differentiable(seed)` has a model of frozen weights, which are taken for
@@ -78,6 +90,7 @@ def measure_pairs(
         method: As of `score_units`.
         seed: Of the model.
         workdir: Made if missing.
+        levels: The masks of units, which are then measured whole (`unit_values`); None = pairs.
 
     Yields:
         After each task the batches and the sequences so far.
@@ -103,6 +116,11 @@ def measure_pairs(
                 "its own teacher and no pair matters; give learn_from='labels', or score by 'mass'"
             )
         by_task.setdefault(int(batch.get("task", 0)), []).append(batch)
+    path = workdir / "scores.safetensors"
+    if levels is not None:
+        found_tasks = {task: padded(found) for task, found in by_task.items()}
+        yield from measure_units(source, evaluator.shape, found_tasks, levels, method, path)
+        return
     total, sequences, steps = torch.zeros(()), 0, 0
     for found in by_task.values():
         values = pair_values(evaluator.shape, source.model, padded(found), method)
@@ -110,7 +128,6 @@ def measure_pairs(
         sequences += sum(len(batch["input_ids"]) for batch in found)
         steps += len(found)
         yield Report(steps, {"sequences": sequences})
-    path = workdir / "scores.safetensors"
     write_tensors(path, {"values": total}, {"format": MEASURED, "method": method}, what="scores")
 
 

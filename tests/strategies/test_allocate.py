@@ -26,6 +26,7 @@ from masksearch.executors.local import Local
 from masksearch.gates.units import Units
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.strategies.allocate import AllocateStrategy, ranked_path, spread
+from masksearch.strategies.unit_budgets import solve
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
@@ -395,3 +396,55 @@ def test_a_last_layer_in_which_nothing_is_chosen_has_no_units(unit):
     assert units.mask([0] * len(units.names)).of_layer(1) == STAR
     with pytest.raises(ValueError, match="keeps more than the one before"):
         Units(Shape(8, 1, 3, read=1), (STAR, FULL))
+
+
+# -- budgets -----------------------------------------------------------------------------------
+@given(
+    st.lists(st.lists(st.integers(-20, 20), min_size=3, max_size=3), min_size=1, max_size=5),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=5, max_size=5),
+    st.floats(0, 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_solve_is_the_best_of_all_allocations(worth, rises, share):
+    """Multiple choice, whole numbers: every allocation is looked at."""
+    count = len(worth)
+    costs = [[1 + sum(rises[unit][:level]) for unit in range(count)] for level in range(3)]
+    least, most = sum(costs[0]), sum(costs[2])
+    budget = least + share * (most - least)
+    every = itertools.product(range(3), repeat=count)
+
+    def cost(levels):
+        return sum(costs[level][unit] for unit, level in enumerate(levels))
+
+    def value(levels):
+        return sum(worth[unit][level] for unit, level in enumerate(levels))
+
+    found = solve(worth, costs, budget)
+    assert cost(found) <= budget + 1e-6
+    assert value(found) == max(value(each) for each in every if cost(each) <= budget)
+    with pytest.raises(ValueError, match=r"at least what the cheapest masks of all units cost"):
+        solve(worth, costs, 0.9 * least)
+
+
+def test_masks_within_budgets_are_trials(tmp_path):
+
+    star = int(STAR.dense(8).sum())
+    budgets = [(star * (6 - k) + 64 * k) / 384 for k in (0, 2, 3)]
+    study = search(tmp_path, grow="exact", budgets=budgets)
+    best = best_scores(Landscape())
+    for count, budget in zip((0, 2, 3), budgets, strict=True):
+        inside = [r for r in study.records() if r.measures["density"] <= budget + 1e-9]
+        assert max(record.values["score"] for record in inside) == best[count]
+    assert len(study.records()) == 2 + 6 + 2
+    for options, problem in [
+        ({"grow": "exact"}, r"one or more for grow='exact'.*got \[\]"),
+        ({"grow": "exact", "budgets": [1.5]}, r"shares in \(0, 1\]"),
+        ({"budgets": [0.5]}, r"none for others; got \[0.5\] for 'ranked'"),
+        (
+            {"grow": "exact", "budgets": [0.2]},
+            r"at least what the cheapest.*cost, 0.5312.*got 0.2",
+        ),
+        ({"grow": "exact", "budgets": [0.5], "cost": "kv_bytes"}, r"'kv_bytes'.*density"),
+    ]:
+        with pytest.raises((SearchError, ValueError), match=problem):
+            search(tmp_path / "bad", **options)

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextCo
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.evaluators import layer_states
-from masksearch.evaluators.layer_states import LayerStates
 from masksearch.evaluators.token_scores import score_tokens
+from masksearch.models import layer_states
 from masksearch.models.decoders import NextTokenModel
+from masksearch.models.layer_states import LayerStates
 
 LAYERS = 6
 LOCAL = masks.window(2) | masks.columns(1)

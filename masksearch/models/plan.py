@@ -1,0 +1,126 @@
+"""Plans: which units of one model keep full attention, in a file that says how that was found.
+
+plan = Plan.load("runs/allocate/plan.json")
+ms.attach(model, plan.mask)
+
+{"kind": "masksearch-plan", "format": 1, "model": {"name": "smollm2", "digest": "9f..", ..},
+ "unit": "layer", "levels": ["columns(4) | window(127)", "full()"], "units": {"l0": 0, ..},
+ "mask": {..}, "expression": "per_layer([..])", "found": {"budget": .25, "nll": {..}, ..}}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from masksearch.errors import DataError, MaskFormatError
+from masksearch.masks.core import Mask
+
+KIND, FORMAT = "masksearch-plan", 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An allocation for one model.
+
+    Args:
+        model: Of the model: `name`, `architecture`, and `digest`, a hash over the bytes of its
+            configuration and weights (`masksearch.open_decoder(folder).digest`).
+        unit: `"layer"`, `"kv_head"` or `"head"`.
+        levels: The masks of a unit, from the local one to the full one.
+        units: The level of each unit.
+        mask: The whole mask.
+        found: How it was found, as plain data: budget, scores, losses, bytes of the cache.
+    """
+
+    model: Mapping[str, str]
+    unit: str
+    levels: tuple[Mask, ...]
+    units: Mapping[str, int]
+    mask: Mask
+    found: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_found(self, found: Mapping[str, Any]) -> Plan:
+        """The same plan with another account of how it was found."""
+        return replace(self, found=found)
+
+    def save(self, path: Path | str) -> Path:
+        """Writes the plan; the file is written beside its place and moved there."""
+        path = Path(path)
+        plain = {
+            "kind": KIND,
+            "format": FORMAT,
+            "model": dict(self.model),
+            "unit": self.unit,
+            "levels": [str(mask) for mask in self.levels],
+            "units": dict(self.units),
+            "expression": str(self.mask),
+            "found": dict(self.found),
+            "masks": {
+                "whole": self.mask.to_dict(),
+                "levels": [mask.to_dict() for mask in self.levels],
+            },
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        partial.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            MaskFormatError: If it is no plan, or of a later version.
+        """
+        plain = read_plan(Path(path))
+        if plain is None:
+            raise MaskFormatError(f"{path} is no plan; `masksearch allocate` writes one")
+        if plain.get("format") != FORMAT:
+            raise MaskFormatError(
+                f"{path} is a plan of format {plain.get('format')!r}, and this version reads "
+                f"format {FORMAT}; write it again, or update masksearch"
+            )
+        try:
+            return cls(
+                model={name: str(value) for name, value in plain["model"].items()},
+                unit=str(plain["unit"]),
+                levels=tuple(Mask.from_dict(each) for each in plain["masks"]["levels"]),
+                units={str(name): int(level) for name, level in plain["units"].items()},
+                mask=Mask.from_dict(plain["masks"]["whole"]),
+                found=plain["found"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MaskFormatError(f"{path} is a damaged plan: {error!r:.120}") from error
+
+    def check_model(self, digest: str, name: str) -> None:
+        """Refuses another model than the plan's.
+
+        Raises:
+            DataError: If its configuration and weights have another hash.
+        """
+        if digest != self.model.get("digest"):
+            raise DataError(
+                f"the plan is for {self.model.get('name')} (hash {self.model.get('digest')}), and "
+                f"{name} has the hash {digest}: units found for other weights mean nothing here; "
+                "run masksearch allocate on this model, or attach the plan's mask as a mask: "
+                f"{str(self.mask)!r:.60}"
+            )
+
+
+def read_plan(path: Path) -> dict[str, Any] | None:
+    """The plain data of a plan file; None where it is another file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and found.get("kind") == KIND else None

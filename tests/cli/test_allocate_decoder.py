@@ -1,0 +1,115 @@
+"""`masksearch allocate`: decoder, text and budget in, a plan out; `attach` takes the plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from cli_runs import run
+from tiny_decoder import tiny_decoder, written_text
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.models.plan import Plan
+
+WORDS = [f"w{number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 40 articles, and two decoders of 3 layers."""
+    folder = tmp_path_factory.mktemp("decoder")
+    narrow = {"num_hidden_layers": 3, "initializer_range": 0.05}
+    for seed, name in enumerate(("model", "other")):
+        tiny_decoder(folder / name, [*WORDS, "="], seed=seed, **narrow)
+    written_text(folder / "model", folder / "text", [*WORDS, "="])
+    return folder
+
+
+@pytest.fixture
+def allocate(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
+
+    def command(*words, name="allocate"):
+        return run(monkeypatch, capsys, name, *words)
+
+    return command
+
+
+@pytest.mark.slow
+def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path):
+    words = ("model", "text", "--length", 24, "--run", tmp_path / "run")
+    words += ("--budget", 0.5, "--budget", 0.8)
+    code, out, err = allocate(*words, "--trials", 3)
+    assert code == 0, err
+    before = len(ms.open_study(tmp_path / "run").records())
+    code, out, err = allocate(tmp_path / "run", "--trials", 99, name="resume")
+    assert code == 0, err
+    records = ms.open_study(tmp_path / "run").records()
+    assert before == 3 < len(records)
+    assert "budget 0.5: 1 of 3 units full" in out
+    assert "on unseen text: dense" in out
+    assert "not in the model's own configuration: LlamaConfig cannot name" in out
+    plan = Plan.load(tmp_path / "run" / "plan-0.5.json")
+    assert plan.levels == (masks.parse("columns(4) | window(2)"), masks.full())
+    assert sum(plan.units.values()) == 1
+    assert plan.found["cache"]["kv_bytes"] <= 0.5
+    assert set(plan.found["scores"]["of_units"]) == {"l0", "l1", "l2"}
+    alike = [r for r in records if r.scored and sum(r.params.values()) == 1]
+    assert plan.found["nll"]["search"] == min(r.values["nll"] for r in alike)
+    unseen = plan.found["nll"]["unseen"]
+    assert unseen["masked"] - unseen["dense"] == pytest.approx(unseen["difference"], abs=1e-6)
+    assert unseen["low"] < unseen["difference"] < unseen["high"]
+    file = tmp_path / "run" / "plan-0.5.json"
+    code, out, err = allocate("model", file, "--out", tmp_path / "out", name="attach")
+    assert code == 0, err
+    loaded = ms.load_pretrained(tmp_path / "out")
+    assert ms.attached(loaded) == {"self": plan.mask}
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    code, _, err = allocate("other", file, name="attach")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "the plan is for model (hash" in err
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 9}))
+    code, _, err = allocate("model", file, name="attach")
+    assert (code, "plan of format 9" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
+    words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
+    code, out, err = allocate(*words, "--local", "window(4)", "--score", "switch", "--no-check")
+    assert code == 0, err
+    assert "served by transformers alone" in out
+    plan = Plan.load(tmp_path / "run" / "plan.json")
+    assert plan.found["nll"]["unseen"] is None
+    (tmp_path / "config").mkdir()
+    text = (tmp_path / "run" / "native.json").read_text()
+    (tmp_path / "config" / "config.json").write_text(text)
+    native = AutoConfig.from_pretrained(tmp_path / "config")
+    model = AutoModelForCausalLM.from_pretrained(place / "model").eval()
+    tokens = torch.arange(1, 13)[None]
+    with torch.no_grad():
+        served = ms.to_native(model, plan.mask)
+        attached = ms.attach(model, plan.mask)(tokens).logits
+        assert native.layer_types == served.config.layer_types
+        assert torch.allclose(served.eval()(tokens).logits, attached, atol=1e-5)
+
+
+def test_mistakes_are_one_line(allocate, tmp_path):
+    words = ("model", "text", "--length", 24, "--run", tmp_path / "run")
+    for further, problem in [
+        (("--budget", 0.1), r"at least what the cheapest masks of all units cost, 0.25"),
+        (("--budget", 1.5), r"--budget is a share of the dense cache, in (0, 1]; got [1.5]"),
+        (("--budget", 0.5, "--unit", "block"), r"'block'"),
+        (("--budget", 0.5, "--local", "full()"), r"drop what keeps the same"),
+        (("--budget", 0.5, "--unit", "head"), r"kv_bytes_per_head does not add up"),
+        (("--budget", 0.5, "--grow", "greed"), r"'greed'"),
+    ]:
+        code, _, err = allocate(*words, *further)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert problem in err

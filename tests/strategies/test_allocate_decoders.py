@@ -1,0 +1,222 @@
+"""Allocation of layers, KV heads and heads of decoders."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace as changed
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_decoder import tiny_decoder, written_text
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.contracts import Objective, Shape
+from masksearch.errors import SearchError
+from masksearch.gates.units import Units
+from masksearch.models.decoders import NextTokenModel
+from masksearch.strategies.allocate import AllocateStrategy
+from masksearch.strategies.unit_budgets import solve, unit_costs
+from masksearch.strategies.unit_scores import score_units
+
+pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
+
+WORDS = [f"w{number}" for number in range(12)]
+LOCAL = masks.window(2) | masks.columns(1)
+LENGTH, LAYERS, HEADS, KV_HEADS = 12, 3, 4, 2
+SHAPE = Shape(LENGTH, LAYERS, HEADS, causal=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 40 articles, and a decoder of 3 layers of 4 heads, 2 KV heads."""
+    place = tmp_path_factory.mktemp("decoder")
+    tiny_decoder(place / "model", [*WORDS, "="], num_hidden_layers=LAYERS, initializer_range=0.05)
+    written_text(place / "model", place / "text", [*WORDS, "="])
+    return place
+
+
+def evaluator(folder: Path, **settings) -> ms.CausalEvaluator:
+    small = {"length": LENGTH, "cache": folder / "cache", "device": "cpu", "batch": 4}
+    return ms.CausalEvaluator(folder / "text", weights=folder / "model", **(small | settings))
+
+
+class Accounts:
+    """Stands for an evaluator that counts bytes alone."""
+
+    measure_names = ("kv_bytes", "kv_bytes_per_head")
+    config = LlamaConfig(
+        num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=KV_HEADS
+    )
+
+    def measures_of(self, mask):
+        by_layer, by_head = (
+            ms.kv_bytes(mask, self.config, LENGTH, account=one).share for one in ("layer", "head")
+        )
+        return {"kv_bytes": by_layer, "kv_bytes_per_head": by_head}
+
+
+# -- units -------------------------------------------------------------------------------------
+def test_a_kv_head_is_all_heads_that_share_its_keys():
+    units = Units(SHAPE, (LOCAL, masks.full()), "kv_head", KV_HEADS)
+    assert units.names == ("l0.kv0", "l0.kv1", "l1.kv0", "l1.kv1", "l2.kv0", "l2.kv1")
+    table = ms.lower(units.mask((0, 1, 0, 0, 1, 1)), SHAPE)
+    full = (table == torch.ones(LENGTH, LENGTH).tril().bool()).all(-1).all(-1)
+    assert full.int().tolist() == [[0, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
+    heads = Units(SHAPE, (LOCAL, masks.full()))
+    assert units.costs[:, 0].tolist() == pytest.approx(heads.costs[:, 0].tolist())
+    worth = torch.rand(2, LAYERS, HEADS)
+    pooled = worth.view(2, LAYERS, KV_HEADS, 2).sum(-1)
+    assert units.scores_of_planes(worth)["l1.kv1"] == pytest.approx(pooled[:, 1, 1].tolist())
+    assert units.scores_of_planes(pooled)["l1.kv1"] == pytest.approx(pooled[:, 1, 1].tolist())
+    with pytest.raises(ValueError, match=r"2 x 3 x 2 or 4 values .*, got 2 x 3 x 3"):
+        units.scores_of_planes(torch.rand(2, LAYERS, 3))
+    with pytest.raises(ValueError, match=r"number of KV heads is not known: give kv_heads"):
+        Units(SHAPE, (LOCAL, masks.full()), "kv_head")
+    with pytest.raises(ValueError, match=r"divides the heads of a layer \(4\), got 3"):
+        Units(SHAPE, (LOCAL, masks.full()), "kv_head", 3)
+
+
+# -- budgets -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("unit", "cost", "levels"),
+    [
+        ("layer", "kv_bytes", (LOCAL, masks.full())),
+        ("layer", "kv_bytes", (masks.window(1), masks.window(4), masks.full())),
+        ("kv_head", "kv_bytes_per_head", (LOCAL, masks.full())),
+    ],
+)
+def test_an_exact_mask_is_the_best_of_all_within_its_bytes(unit, cost, levels):
+    units = Units(SHAPE, levels, unit, KV_HEADS)
+    costs = unit_costs(units, Accounts(), cost)
+    draw = torch.Generator().manual_seed(1)
+    worth = torch.randn(len(units.names), len(levels), generator=draw).tolist()
+    every = list(itertools.product(range(len(levels)), repeat=len(units.names)))
+    shares = {each: Accounts().measures_of(units.mask(each))[cost] for each in every}
+    for budget in (0.45, 0.5, 0.7, 1.0):
+        found = solve(worth, costs, budget)
+
+        def value(levels):
+            return sum(worth[unit][level] for unit, level in enumerate(levels))
+
+        best = max(value(each) for each in every if shares[each] <= budget + 1e-9)
+        assert shares[found] <= budget + 1e-9
+        assert value(found) == pytest.approx(best)
+
+
+def test_bytes_that_do_not_add_up_are_refused():
+    for unit in ("head", "kv_head"):
+        units = Units(SHAPE, (LOCAL, masks.full()), unit, KV_HEADS)
+        with pytest.raises(SearchError, match=r"kv_bytes does not add up .*take unit='layer'"):
+            unit_costs(units, Accounts(), "kv_bytes")
+
+
+# -- scores ------------------------------------------------------------------------------------
+class Mixed(nn.Module):
+    """Attention in which one head is a mixture of full and local."""
+
+    def __init__(self, at: tuple[int, int], share: float) -> None:
+        super().__init__()
+        self.at, self.share = at, share
+        self.length, self.layers, self.heads = LENGTH, LAYERS, HEADS
+
+    def draw(self) -> None:
+        pass
+
+    def attend(self, layer, call):
+        full = call.attend()
+        if layer != self.at[0]:
+            return full
+        seen = LOCAL.dense(LENGTH) & (True if call.visible is None else call.visible)
+        local, part = changed(call, visible=seen).attend(), torch.zeros(HEADS, 1, 1)
+        part[self.at[1]] = self.share
+        return full + part * (local - full)
+
+
+def test_switch_is_the_derivative_of_the_loss_along_the_switch(folder):
+    """And mass is the attention beyond the window that is not on the sink."""
+    body = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager")
+    model = NextTokenModel(body.double().eval())
+    draw = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, 13, (6, LENGTH), generator=draw)
+    batches = [{"input_ids": part, "labels": part} for part in (tokens[:4], tokens[4:])]
+    units = Units(SHAPE, (LOCAL, masks.full()))
+    found = score_units(units, model, batches, method="switch")
+
+    def loss(at, share):
+        ms.attach(model, Mixed(at, share))
+        with torch.no_grad():
+            value = model(tokens, labels=tokens).loss.item()
+        ms.detach(model)
+        return value
+
+    for at in ((0, 1), (1, 3), (2, 0)):
+        slope = (loss(at, 0.02) - loss(at, -0.02)) / 0.04  # the loss is float32
+        assert found[f"l{at[0]}.h{at[1]}"] == [0.0, pytest.approx(slope, rel=5e-3, abs=3e-5)]
+    with torch.no_grad():
+        maps = body(tokens, output_attentions=True).attentions
+    query, key = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)
+    far = (query - key > 2) & (key > 0)
+    from masksearch.strategies.switched_units import unit_values
+
+    mass = unit_values(units.levels, SHAPE, model, batches, "mass")
+    for layer in range(LAYERS):
+        wanted = (maps[layer] * far).sum((0, 2, 3)) / len(tokens)
+        assert mass[1, layer].tolist() == pytest.approx(wanted.tolist(), rel=1e-5)
+
+
+# -- searches ----------------------------------------------------------------------------------
+def search(folder, run, judge=None, **options):
+    return ms.search(
+        None,
+        judge or evaluator(folder, cost="kv_bytes"),
+        run=run,
+        trials=99,
+        strategy="allocate",
+        strategy_options={"local": str(LOCAL), "unit": "layer", **options},
+        progress=None,
+    )
+
+
+@pytest.mark.parametrize("score", ["restore", "ablate", "mass", "switch"])
+def test_a_search_judges_the_mask_of_each_budget(folder, tmp_path, score):
+    budgets = [0.5, 0.8]  # local layers hold 3 or 4 of 12 keys: none or one full; two
+    records = search(folder, tmp_path, grow="exact", score=score, budgets=budgets).records()
+    shares = [record.measures["kv_bytes"] for record in records if record.mask is not None]
+    assert sum(share <= 0.8 for share in shares) >= 2
+    assert {record.status for record in records} == {"done"}
+    assert all(0 < r.measures["kv_bytes_per_head"] <= r.measures["kv_bytes"] for r in records[1:3])
+    judged = {"restore": 2 + LAYERS + 1, "ablate": 2 + LAYERS + 2}.get(score, 1 + 2 + 2)
+    assert len(records) <= judged  # a mask that is known already is not asked for again
+
+
+def test_kv_heads_within_their_bytes_and_greedy_within_a_constraint(folder, tmp_path):
+    judge = evaluator(folder, cost="kv_bytes_per_head")
+    options = {"unit": "kv_head", "grow": "exact", "budgets": [0.5], "score": "mass"}
+    records = search(folder, tmp_path / "exact", judge, **options).records()
+    assert records[-1].measures["kv_bytes_per_head"] <= 0.5
+    assert set(records[2].params) == {f"l{a}.kv{b}" for a in range(3) for b in range(2)}
+    study = ms.search(
+        None, judge, run=tmp_path / "greedy", trials=99, strategy="allocate", progress=None,
+        strategy_options={"local": str(LOCAL), "unit": "kv_head", "grow": "greedy", "tries": 1,
+                          "score": "switch"},
+        constraints=["kv_bytes_per_head <= 0.5"],
+    )  # fmt: skip
+    scored = [record for record in study.records() if record.scored and record.mask is not None]
+    assert len(scored) >= 2
+    assert max(record.measures["kv_bytes_per_head"] for record in scored) <= 0.5
+    with pytest.raises(
+        SearchError, match=r"kv_bytes does not add up over units of the kind 'head"
+    ):
+        search(folder, tmp_path / "x", unit="head", grow="exact", budgets=[0.5])
+
+
+def test_scores_say_what_is_known(folder):
+    judge = evaluator(folder)
+    units = Units(judge.shape, (LOCAL, masks.full()), "layer")
+    assert judge.kv_head_count == KV_HEADS
+    strategy = AllocateStrategy(units, Objective("nll", "min", 9.0))
+    assert strategy.worth is None
