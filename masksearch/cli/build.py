@@ -416,9 +416,10 @@ def allocation_options(given: AllocationOptions, strategy: str) -> dict[str, Any
     named = {name: value for name, value in vars(given).items() if value not in (None, [])}
     if strategy == "allocate":
         return named
+    own = {"cost": named.pop("cost")} if strategy == "dam" and "cost" in named else {}
     if alone := [name for name in ("score", "grow", "tries", "budgets", "cost") if name in named]:
         raise OptionsError(f"--{alone[0]} belongs to strategy allocate")
-    return {}
+    return own
 
 
 def units_space(given: AllocationOptions, strategy: str, evaluator: Evaluator) -> Space | None:

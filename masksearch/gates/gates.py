@@ -81,6 +81,8 @@ class Gates(nn.Module):
             one, as the levels of `Units`; a decoder's causality is added.
         per: Of `"switch"`: what chooses, as `unit` of `Units`.
         kv_heads: Of `"switch"` per `"kv_head"`: KV heads of a layer.
+        costs: Of `"switch"`: what each option of each unit costs, `[options][units]`, as
+            `given_costs` of `Units`; None = its pairs. Densities then are shares of these costs.
 
     Attributes:
         weights: float `[n, n]`, or with `read` `[layers, 1, n, n]`: how much of the density each
@@ -137,6 +139,7 @@ class Gates(nn.Module):
         options: Sequence[Mask | str] | None = None,
         per: Unit = "layer",
         kv_heads: int | None = None,
+        costs: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         names = (
@@ -208,7 +211,7 @@ class Gates(nn.Module):
         if options is None:
             buffers, first = self.lay_out_edges()
         else:
-            self.units = Units(self.shape, read_options(options), per, kv_heads)
+            self.units = Units(self.shape, read_options(options), per, kv_heads, costs)
             buffers, first = self.lay_out_switches(self.units)
         for buffer, found in buffers.items():
             single = found.float() if found is not None and found.is_floating_point() else found
@@ -285,7 +288,8 @@ class Gates(nn.Module):
         found = {name: getattr(self, name) for name in names}
         if self.units is not None:
             found |= {"options": write_options(self.units.levels), "per": self.per}
-            found |= {} if self.units.kv_heads is None else {"kv_heads": self.units.kv_heads}
+            known = {"kv_heads": self.units.kv_heads, "costs": self.units.given_costs}
+            found |= {name: value for name, value in known.items() if value is not None}
         return found | self.data_arguments
 
     @property

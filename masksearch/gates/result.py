@@ -84,7 +84,8 @@ class DamResult:
         told = {name: self.gates[name] for name in names if name in self.gates}
         shape = Shape(**told | {"lengths": dict(told.get("lengths") or {}) or None})
         levels = read_options(self.gates["options"])
-        return Units(shape, levels, self.gates["per"], self.gates.get("kv_heads"))
+        rest = self.gates.get("kv_heads"), self.gates.get("costs")
+        return Units(shape, levels, self.gates["per"], *rest)
 
     @property
     def density(self) -> float:

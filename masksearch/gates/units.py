@@ -59,6 +59,9 @@ class Units:
             keeps.
         unit: `"layer"`, `"head"`, or `"kv_head"`: all query heads that share keys and values.
         kv_heads: KV heads of a layer, for `"kv_head"`: a divisor of the heads.
+        given_costs: What each level of each unit costs, `[levels][units]`, in the place of its
+            pairs, such that the sum over the units is the mask's: its share of a cache's bytes,
+            for example. `density`, `least` and `quarter` then speak of that.
 
     Raises:
         UnknownNameError: For another unit.
@@ -77,6 +80,7 @@ class Units:
     levels: tuple[Mask, ...]
     unit: Unit = "head"
     kv_heads: int | None = None
+    given_costs: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -91,6 +95,13 @@ class Units:
             raise ValueError(
                 f"kv_heads divides the heads of a layer ({self.shape.heads}), got {self.kv_heads}"
             )
+        if self.given_costs is not None:
+            object.__setattr__(self, "given_costs", tuple(map(tuple, self.given_costs)))
+            if self.shape.read is not None:
+                raise ValueError(
+                    "costs of units are for models all of whose rows are read, such as decoders; "
+                    f"got read={self.shape.read}: leave the costs out"
+                )
         if len(self.levels) < 2:
             raise ValueError(
                 "a unit has two masks or more, from the local one to the full one; got "
@@ -130,6 +141,17 @@ class Units:
     @cached_property
     def costs_of_all(self) -> Tensor:
         """`costs`, with those of a last layer without units."""
+        if self.given_costs is not None:
+            for mask in self.levels:
+                self.check_rows(mask)
+            found = torch.tensor(self.given_costs, dtype=torch.float64)
+            wanted = (len(self.levels), self.shape.layers * self.groups)
+            if found.shape != wanted:
+                raise ValueError(
+                    f"costs are {wanted[0]} x {wanted[1]} numbers (levels, units), got "
+                    f"{' x '.join(map(str, found.shape))}"
+                )
+            return found * wanted[1]
         weights = pair_weights(self.shape)
         weights = weights.view(-1, *weights.shape[-2:])  # one for all layers, or one a layer
         average = weights.sum() / len(weights)
@@ -266,7 +288,8 @@ class Units:
     def masksearch_source(self) -> str:
         """What must not change between two searches on one run folder."""
         unit = self.unit if self.unit != "kv_head" else f"{self.unit} of {self.kv_heads}"
-        return " ".join([unit, str(self.shape), *(mask.digest for mask in self.levels)])
+        costs = [] if self.given_costs is None else [str(self.given_costs)]
+        return " ".join([unit, str(self.shape), *(m.digest for m in self.levels), *costs])
 
     def scores_of(self, table: Tensor) -> dict[str, list[float]]:
         """What each unit is worth by a value of every pair: the sum over the pairs that a level

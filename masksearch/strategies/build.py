@@ -17,7 +17,6 @@ from masksearch.contracts import (
     FreezesWeights,
     OffersGradients,
     OneShot,
-    Shape,
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
@@ -39,13 +38,14 @@ from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
 from masksearch.strategies.switched_units import METHODS as OF_UNITS
+from masksearch.strategies.unit_budgets import DENSITY, find_cost, unit_costs
 from masksearch.strategies.unit_scores import METHODS
 from masksearch.study.constraints import Constraint
 from masksearch.user_code import load_strategy
 
 OPTIONS = {
     ALLOCATE: ALLOCATE_OPTIONS,
-    "dam": ("gates", "config", "densities", "merge_heads"),
+    "dam": ("gates", "config", "densities", "merge_heads", "cost"),
     PUBLISHED: PUBLISHED_OPTIONS,
     "evolution": ("population", "sample"),
     **dict.fromkeys(SHARED, SHARED_OPTIONS),
@@ -107,7 +107,7 @@ def build_strategy(
         )
     if strategy == "dam":
         config = one_shot_config(options, evaluator)
-        gates, units = plain_gates(options.get("gates", {}), evaluator.shape)
+        gates, units, counts = plain_gates(options, evaluator)
         if units is not None and options.get("merge_heads"):
             raise SearchError("switches choose whole masks for units: leave merge_heads out")
         one_shot_parts(OneShot(gates, config), evaluator.shape, seed)  # refuses wrong values now
@@ -115,6 +115,7 @@ def build_strategy(
             run,
             gates=gates,
             units=units,
+            counts=counts,
             config=config,
             target=build_config(config).target,
             length=evaluator.shape.length,
@@ -165,19 +166,36 @@ def build_strategy(
     )
 
 
-def plain_gates(gates: Mapping[str, Any], shape: Shape) -> tuple[dict[str, Any], Units | None]:
-    """Arguments of `Gates` for a job, masks as texts; and the units, where they are switches.
+def plain_gates(
+    options: Mapping[str, Any], evaluator: Evaluator
+) -> tuple[dict[str, Any], Units | None, str]:
+    """Arguments of `Gates` for a job, masks as texts; the units, where they are switches; and what
+    their density counts (`find_cost`).
 
     Raises:
         ValueError: If switches have fewer than two masks, or some that do not rise.
-        MaskSearchError: If an option is no mask, or does not fit.
+        MaskSearchError: If an option is no mask, or does not fit, or the costs do not add up.
     """
+    gates, cost = dict(options.get("gates") or {}), options.get("cost")
     if gates.get("structure") != "switch":
-        return dict(gates), None
+        if cost is not None:
+            raise SearchError(f"cost={cost!r} is what switches cost: give units, or leave it out")
+        return gates, None, DENSITY
     levels = read_options(gates.get("options") or ())
-    own = replace(shape, layers=gates.get("layers", shape.layers))
+    if gates.get("per") == "kv_head":
+        gates.setdefault("kv_heads", kv_heads_of(evaluator))
+    own = replace(evaluator.shape, layers=gates.get("layers", evaluator.shape.layers))
     units = Units(own, levels, gates.get("per", "layer"), gates.get("kv_heads"))
-    return {**gates, "options": write_options(levels)}, units
+    counts = DENSITY if "costs" in gates else find_cost(units, evaluator, cost)
+    if counts != DENSITY:
+        try:
+            gates["costs"] = unit_costs(units, evaluator, counts)
+        except SearchError:
+            if cost is not None:
+                raise
+            counts = DENSITY
+    units = replace(units, given_costs=gates.get("costs"))
+    return {**gates, "options": write_options(levels)}, units, counts
 
 
 def kv_heads_of(evaluator: Evaluator) -> int | None:

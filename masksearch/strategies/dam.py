@@ -32,6 +32,7 @@ class DamStrategy:
         merge_heads: Cut one mask for all heads of a layer.
         least: Density of one key in every row; None = 1 / length, that of data without padding.
             Where `config` asks for no density, the gates are trained for twice that at least.
+        counts: What the densities are shares of, where units have costs of their own.
         units: What chooses, where the gates are switches. Densities then begin at that of all
             local masks; where `config` asks for none it is a quarter of the way from there to
             that of all full masks.
@@ -49,11 +50,12 @@ class DamStrategy:
         merge_heads: bool = False,
         least: float | None = None,
         units: Units | None = None,
+        counts: str = "density",
     ) -> None:
         self.run, self.gates, self.config = run, dict(gates), waiting(config)
         self.length, self.least = length, 1 / length if least is None else least
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
-        self.units, floor = units, 0.0
+        self.units, self.counts, floor = units, counts, 0.0
         if units is not None:
             self.least = floor = units.least
             target = self.config.setdefault("density", units.quarter)
@@ -94,7 +96,7 @@ class DamStrategy:
         if self.found is None:
             return "wait"
         density = self.densities[draw - 1]
-        params: dict[str, Any] = {"density": density}
+        params: dict[str, Any] = {self.counts: density}
         job: Job
         try:
             result = DamResult.load(self.found)

@@ -17,6 +17,7 @@ from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.gates.switches import cut_switches
 from masksearch.gates.units import Units, read_options, write_options
+from masksearch.strategies.build import build_strategy
 
 LENGTH, LAYERS, HEADS = 12, 2, 4
 OPTIONS = ("window(1)", "window(3) | columns(1)", "full()")
@@ -206,3 +207,31 @@ def test_options_as_texts_are_read_back() -> None:
     assert read_options(write_options(levels)) == levels
     with pytest.raises(ms.MaskFormatError, match=r"two masks or more, .* got one"):
         read_options("full()")
+
+
+@pytest.mark.parametrize("unit", ["layer", "kv_head"])
+def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
+    unit: str, tmp_path: Path
+) -> None:
+    judge = ms.CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
+    counts = "kv_bytes" if unit == "layer" else "kv_bytes_per_head"
+    options = ("window(7)", "window(15) | columns(2)", "full()")
+    gates = {"structure": "switch", "options": options, "per": unit}
+    given: dict[str, Any] = {"gates": gates, "cost": counts, "densities": (0.3, 0.6)}
+    made: Any = build_strategy("dam", None, judge, seed=0, run=tmp_path, options=given)
+    units = made.units
+    assert made.counts == counts
+    assert units.least == pytest.approx(7 / 56)
+    source = torch.Generator().manual_seed(0)
+    for _ in range(4):
+        levels = torch.randint(0, 3, (len(units.names),), generator=source).tolist()
+        share = judge.measures_of(units.mask(levels))[counts]
+        assert units.density(levels) == pytest.approx(share)
+    sizes = {"length": 56, "heads": 4, "layers": 3, "causal": True}
+    bank = ms.Gates(**made.gates, **sizes)
+    assert bank.units == units
+    assert ms.Gates(**bank.arguments).units == units
+    with pytest.raises(ValueError, match=r"lowest mask, window.7., the density is 0.125,"):
+        made.units.refuse_less(0.1)
+    with pytest.raises(ms.SearchError, match="is what switches cost"):
+        build_strategy("dam", None, judge, seed=0, run=tmp_path, options={"cost": counts})
