@@ -290,7 +290,7 @@ class Task:
         out = self.runs / "predicted" / f"{self.seed}.json"
         if out.is_file():
             return
-        study = self.search("dam")
+        study = self.search("dam layers")
         path = next(r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts)
         gates = ms.DamResult.load(study.run / path).probabilities
         head = self.evaluator.dense(self.name, self.seed)
@@ -420,7 +420,7 @@ def write_tables(given: argparse.Namespace) -> None:
                 if run.is_dir():
                     study = ms.Study(run)
                     curves += tables.curve_rows(name, arm, seed, study)
-                    mask = best_within(scored(study), arm).get(PRIMARY)
+                    mask = best_within(scored(study), arm).get(ADDED)
                     if mask is not None:
                         heads += tables.head_rows(name, seed, mask, study.shape)
     tables.merge(out / "curves.csv", curves, ["task", "arm", "search_seed", "masks"])
