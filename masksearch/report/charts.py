@@ -46,7 +46,7 @@ def front_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
     )
     x = alt.X(
         "sparsity:Q",
-        title="sparsity (% of the pairs of real tokens left out)",
+        title="sparsity (% of real pairs left out)",
         scale=alt.Scale(zero=False, padding=14),
     )
     title = f"{chart['score']['title']}, {chart['score']['goal']} is better"

@@ -31,6 +31,7 @@ from masksearch.report.reproduce import Recipe, evaluate_line, recipe_of
 from masksearch.report.section import Section
 from masksearch.report.tables import count
 from masksearch.study.address import holds_study
+from masksearch.study.lock import is_locked
 from masksearch.study.status import NAME as STATUS
 from masksearch.study.status import read_status, status_lines
 from masksearch.study.store import StudyStore
@@ -250,11 +251,11 @@ def report_on(
 def progress_of(runs: Sequence[Path]) -> list[str]:
     """How far each of these runs is that still goes on, in a line or two each."""
     lines = []
-    for run in runs:
-        with contextlib.suppress(SearchError):
-            state = read_status(run)
-            if state["state"] == "running":
-                lines += status_lines(run, state)[:2]
+    for run in filter(is_locked, runs):
+        try:
+            lines += status_lines(run, read_status(run))[:2]
+        except SearchError:  # it has no board yet
+            lines.append(f"{run} begins")
     return lines
 
 

@@ -10,14 +10,23 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pandas as pd
 import pytest
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.collect import Found, name_groups, read_study, report_on, studies_in
+from masksearch.report.collect import (
+    Found,
+    name_groups,
+    progress_of,
+    read_study,
+    report_on,
+    studies_in,
+)
 from masksearch.report.reproduce import recipe_of, shell_line
+from masksearch.study.lock import LOCK
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
@@ -69,6 +78,12 @@ def test_page_says_how_every_study_was_made(runs):
     assert "logical CPUs" in rows["machine"]
     assert found["short"].recipe.settings["steps"] == 2
     assert dict(found["judged"].recipe.rows)["seeds"] == "[5, 6]"
+
+
+def test_a_run_that_goes_on_is_told(tmp_path):
+    with filelock.FileLock(tmp_path / LOCK):
+        assert progress_of([tmp_path]) == [f"{tmp_path} begins"]
+    assert progress_of([tmp_path]) == []
 
 
 def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):
