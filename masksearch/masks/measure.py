@@ -50,8 +50,8 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
     length, mask = shape.length, under_causality(mask, shape)
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
     planes, index = distinct_planes(mask)
-    places = np.array(index).reshape(mask.layers or 1, mask.heads or 1)
-    places = np.broadcast_to(places, (shape.layers, shape.heads)).reshape(-1)
+    own = np.array(index).reshape(mask.layers or 1, mask.heads or 1)
+    places: list[int] = np.broadcast_to(own, (shape.layers, shape.heads)).ravel().tolist()
     aligned, packed = length * length % 8 == 0, dict[int, bytes]()  # of planes that come again
     over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
     for number, place in enumerate(places):
