@@ -12,7 +12,12 @@ from masksearch.errors import install_command
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DISTRIBUTION = {"sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}  # where the names differ
+DISTRIBUTION = {  # where the names differ
+    "sklearn": "scikit-learn",
+    "mlflow": "mlflow-skinny",
+    "PIL": "pillow",
+    "vl_convert": "vl-convert-python",
+}
 WITHOUT_IMPORT = {  # declared though no file imports them
     "psycopg": "SQLAlchemy loads it, for postgresql://",
     "optuna-dashboard": "a program that opens a study",

@@ -20,7 +20,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.analysis.cautions import search_cautions
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Batch, Objective, OneShot, Record, Report, Shape
+from masksearch.contracts import Batch, OneShot, Record, Report
 from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.config import DamConfig, build_config
@@ -396,10 +396,9 @@ def test_a_search_says_that_attention_was_late(values: dict[str, float], said: i
 
 
 def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
-    shape = Shape(length=12, layers=1, heads=2)
-    units = build_units({"unit": "head", "local": "window(2)"}, shape)
-    score = Objective("score", "max", 0.0)
-    strategy = build_allocate({"score": "gates"}, units, score, tmp_path)
+    evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(4,), vocabulary=4))
+    units = build_units({"unit": "head", "local": "window(2)"}, evaluator.shape)
+    strategy = build_allocate({"score": "gates"}, units, evaluator, tmp_path)
     proposal = strategy.ask()
     assert not isinstance(proposal, str)
     found = Record(
