@@ -327,10 +327,8 @@ class Task:
         if self.seed == PLAN["seeds"]["search"][0]:
             run = self.runs / "verdict"
             seeds = [each for each in PLAN["seeds"]["fresh"] if each != self.seed]
-            found = ms.compare(
-                {}, self.final, front_of=self.search("dam layers"), run=run, seeds=seeds
-            )
-            print(found)
+            front, reference = self.search("dam layers"), {"dense": masks.full()}
+            ms.compare(reference, self.final, front_of=front, run=run, seeds=seeds)
 
 
 JUDGED_ARMS = [*ARMS, "hand-designed", "random keys", "attention", "importance"]
@@ -440,6 +438,15 @@ def write_tables(given: argparse.Namespace) -> None:
     family = pd.concat(families, ignore_index=True)
     family.to_csv(out / "comparisons.csv", index=False, lineterminator="\n")
     print(family.to_string(index=False))
+    if (run := given.runs / tasks[0] / "verdict").is_dir():
+        found = ms.Comparison.open(run)
+        (out / "verdict.txt").write_text(f"{found.verdict(reference='dense')}\n", encoding="utf-8")
+        rows = [
+            {"mask": name, "seed": seed, "sparsity": round(entry.sparsity, 4), "score": score}
+            for name, entry in found.entries.items()
+            for seed, score in entry.scores.items()
+        ]
+        pd.DataFrame(rows).to_csv(out / "verdict.csv", index=False, lineterminator="\n")
     whole = tables.lost(judged, PLAN["budgets"]["densities"], JUDGED_ARMS)
     whole.to_csv(out / "lost.csv", index=False, lineterminator="\n")
 

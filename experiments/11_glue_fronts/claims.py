@@ -1,0 +1,200 @@
+"""What pages say about this experiment, recomputed from results/: see experiments/verify.py."""
+
+import re
+import runpy
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.verify import Claim, interval, rows
+
+FOLDER = Path(__file__).parent
+HERE = "experiments/11_glue_fronts/README.md"
+RESULTS = FOLDER / "results"
+PLAN = tomllib.loads((FOLDER / "plan.toml").read_text(encoding="utf-8"))
+TABLES = runpy.run_path(str(FOLDER / "tables.py"))
+TASKS, BUDGETS = PLAN["tasks"]["names"], PLAN["budgets"]["densities"]
+BLACK_BOX, BUDGET = ("random", "tpe", "evolution"), PLAN["budgets"]["evaluations"]
+PRIMARY = f"dam {PLAN['primary']['density']}"
+DENSITY = PLAN["primary"]["density"]
+ADDED = f"{PLAN['added']['arm']} {DENSITY}"
+
+judged = TABLES["stored"](RESULTS)
+scores = pd.read_csv(RESULTS / "scores.csv")
+
+
+def of(task: str, mask: str, stage: str = "judged") -> list[float]:
+    """A mask's scores on fresh models."""
+    found = scores[(scores.task == task) & (scores["mask"] == mask) & (scores.stage == stage)]
+    return list(found[found.model == "fresh"].score)
+
+
+def figures(values: Iterable[float]) -> list[float]:
+    """Mean and interval; nothing where there are fewer than three runs."""
+    found = list(values)
+    return list(interval(found)) if len(found) > 2 else []
+
+
+def by_arm(task: str) -> dict[str, list[float]]:
+    """Arm -> figures at each budget that it has masks for."""
+    names = dict.fromkeys(scores[(scores.task == task) & (scores.stage == "judged")]["mask"])
+    ends = tuple(f" {budget}" for budget in BUDGETS)
+    arms = dict.fromkeys(name.rsplit(" ", 1)[0] for name in names if name.endswith(ends))
+    found = {"dense": figures(of(task, "dense")), "star": figures(of(task, "star"))}
+    for arm in arms:
+        each = [of(task, f"{arm} {budget}") for budget in BUDGETS]
+        found[arm] = [value for values in each for value in figures(values)]
+    return {arm: values for arm, values in found.items() if values}
+
+
+def primary(mask: str, model: str) -> dict[str, list[float]]:
+    """Task and what DAM is compared with -> difference, interval, adjusted p-value."""
+    pairs = [(mask, f"{other} {DENSITY}") for other in PLAN["primary"]["against"]]
+    table = TABLES["differences"](judged, pairs, model)
+    return {
+        f"{line.task} | {line.against.rsplit(' ', 1)[0]}": [
+            *(line.difference, line.low, line.high, line.adjusted_p)
+        ]
+        for line in table.itertuples()
+    }
+
+
+def against(mask: str, other: str) -> dict[str, list[float]]:
+    """Task -> difference of two masks on fresh models with its single interval."""
+    found = {}
+    for task in judged:
+        table = TABLES["differences"]({task: judged[task]}, [(mask, other)], "fresh")
+        for line in table.itertuples():
+            found[task] = [line.difference, line.low, line.high]
+    return found
+
+
+def at_equal_compute() -> dict[str, list[float]]:
+    """Task and arm -> hypervolume on search rows at DAM's tokens; allocation: of all its masks."""
+    curves = pd.read_csv(RESULTS / "curves.csv")
+    last = curves.groupby(["task", "arm", "search_seed"]).masks.transform("max")
+    short = curves.arm.isin(BLACK_BOX)
+    chosen = curves[(short & (curves.masks == BUDGET)) | (~short & (curves.masks == last))]
+    return {
+        f"{task} | {arm}": figures(each.hypervolume)
+        for (task, arm), each in chosen.groupby(["task", "arm"])
+        if len(each) > 2
+    }
+
+
+def by_layer() -> dict[str, list[float]]:
+    """Task -> what DAM's masks keep in each layer, means over heads and seeds."""
+    heads = pd.read_csv(RESULTS / "heads.csv")
+    kept = heads.groupby(["task", "layer"]).kept.mean().unstack()
+    return {str(task): list(kept.loc[task]) for task in kept.index}
+
+
+def predicted() -> dict[str, list[float]]:
+    """Task and map -> rank correlation with DAM's gates."""
+    found = pd.read_csv(RESULTS / "predicted.csv").groupby(["task", "map"]).spearman
+    return {f"{task} | {name}": figures(each) for (task, name), each in found}
+
+
+def trained_stages() -> list[str]:
+    """Kinds of training under a mask that have been run on the first task."""
+    stages = ["judged", "recovered", "finetuned_1", "finetuned_3", "pretrained"]
+    return [stage for stage in stages if of(TASKS[0], "dense", stage)]
+
+
+def trained() -> dict[str, list[float]]:
+    """Mask -> figures under every kind of training of the first task."""
+    found = {}
+    for mask in PLAN["trained"]["masks"]:
+        each = [of(TASKS[0], mask, stage) for stage in trained_stages()]
+        found[mask] = [value for scores in each for value in figures(scores)]
+    return found
+
+
+SECTIONS = {f"### {task}": by_arm(task) for task in judged}
+SECTIONS["### Primary comparison: shared gates, fresh models"] = primary(PRIMARY, "fresh")
+SECTIONS["### Shared gates, the models of the searches"] = primary(PRIMARY, "own")
+SECTIONS["### Gates of each layer's own, fresh models"] = primary(ADDED, "fresh")
+SECTIONS["### At equal compute"] = at_equal_compute()
+SECTIONS["### What is lost"] = {
+    f"{task} | {arm}": [v for each in BUDGETS for v in against(f"{arm} {each}", "dense")[task]]
+    for task in judged
+    for arm in ("dam layers", "dam", "importance")
+}
+SECTIONS["### Without the diagonal"] = {
+    f"{task} | {mask}": values
+    for mask in ("dense", PRIMARY)
+    for task, values in against(
+        f"{mask} without its diagonal", f"{mask} without other cells"
+    ).items()
+}
+SECTIONS["### On another task"] = {
+    f"{task} | {other}": values
+    for other in TASKS
+    for task, values in against(f"{PRIMARY} of {other}", PRIMARY).items()
+}
+SECTIONS["### What DAM keeps"] = by_layer()
+if (RESULTS / "predicted.csv").is_file():
+    SECTIONS["### Do maps predict it"] = predicted()
+SECTIONS["### Trained under the mask"] = trained()
+verdict = pd.read_csv(RESULTS / "verdict.csv").pivot(index="seed", columns="mask", values="score")
+shown = (RESULTS / "verdict.txt").read_text(encoding="utf-8")
+
+
+def printed(mask: str) -> list[float]:
+    """A mask's score with the interval over seeds and rows that the verdict prints."""
+    found = re.search(rf"^{mask}:.*glue (\S+) \[(\S+), (\S+)\], ", shown, re.M)
+    assert found is not None
+    mean, low, high = map(float, found.groups())
+    assert abs(mean - verdict[mask].mean()) < 1e-3
+    return [mean, low, high]
+
+
+def behind(mask: str) -> list[float]:
+    """How much a mask of the verdict loses of dense, and the interval that the verdict prints."""
+    line = rf"^{mask}:.*?^  dense \(.*?\): ([-+.\d]+) \[([-+.\d]+), ([-+.\d]+)\]"
+    found = re.search(line, shown, re.M | re.S)
+    assert found is not None
+    mean, low, high = (-float(part) for part in found.groups())
+    assert abs(mean - (verdict["dense"] - verdict[mask]).mean()) < 1e-4
+    return [mean, high, low]
+
+
+def lost(task: str, arm: str) -> list[float]:
+    """What an arm loses of dense at the primary density."""
+    mean, low, high = against(f"{arm} {DENSITY}", "dense")[task]
+    return [-mean, -high, -low]
+
+
+WORDS = "better than strided(9) and random like front #1, not distinguishable from dense "
+SENTENCE = "(50.0% sparse, 78.7% of the table, glue {} [{}, {}], 4 seeds)"
+CLAIMS: list[Claim] = [
+    Claim(page, WORDS + SENTENCE, printed("front #1")) for page in (HERE, "README.md")
+]
+CLAIMS += [
+    Claim(
+        HERE,
+        "worse than dense, by {} [{}, {}] and {} [{}, {}]",
+        [*behind("front #2"), *behind("front #3")],
+    ),
+    Claim(
+        HERE,
+        "they lose {} [{}, {}] on STS-B, {} [{}, {}] on QQP and {} [{}, {}] on QNLI",
+        [value for task in TASKS for value in lost(task, "dam layers")],
+    ),
+    Claim(
+        HERE,
+        "mask is at {}, {} and {}",
+        [sum(found) / len(found) for found in (of(t, "hand-designed 0.3") for t in TASKS)],
+    ),
+    Claim(
+        HERE,
+        "loses {} [{}, {}] more on QNLI than without as many other cells",
+        [-v for v in (SECTIONS["### Without the diagonal"]["QNLI | dense"][i] for i in (0, 2, 1))],
+    ),
+]
+CLAIMS += [
+    claim for heading, table in SECTIONS.items() for claim in rows(HERE, table, after=heading)
+]
+NO_CLAIM = [(HERE, "a constant answer at .623 and .506"), (HERE, "(margin .01, set before)")]
