@@ -450,6 +450,7 @@ def test_nothing_to_compare(objectives):
     assert "No searched mask and no candidate is in this comparison" in empty.verdict()
 
 
+@pytest.mark.slow
 def test_report(judged, tmp_path: Path):
     comparison = judged({"mine": (NEAR_STAR, around(0.75)), "star": (masks.star(), shaken(0.7))})
     path = comparison.report(tmp_path / "deep" / "report.html")

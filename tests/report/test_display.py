@@ -73,6 +73,7 @@ def test_study_without_a_result_is_shown(tmp_path):
     assert "<circle" not in study._repr_html_()
 
 
+@pytest.mark.slow
 def test_comparison_shows_scores_and_outcomes(tmp_path, study):
     many = {f"m{reach}": masks.window(reach) for reach in range(9)}
     found = ms.compare(

@@ -150,6 +150,7 @@ def test_figures_lie_beside_the_page(full):
     }
 
 
+@pytest.mark.slow
 def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shape):
     def page(**fields) -> str:
         path = write_report(tmp_path / "r.html", title="t", objectives=objectives, **fields)
@@ -166,6 +167,7 @@ def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shap
     assert "from one seed and therefore has no interval" in alone
 
 
+@pytest.mark.slow
 def test_stopped_trials_never_reach_the_front(tmp_path, record, objectives, shape):
     study = [
         record(0, 0.7, masks.star()),
@@ -191,6 +193,7 @@ def test_report_is_the_same_twice(tmp_path, record, objectives):
     assert pages[0] == pages[1]
 
 
+@pytest.mark.slow
 def test_comparison_alone_has_a_front(tmp_path, objectives, shape, compared):
     runs = compared({"mine": (masks.window(1), [0.7, 0.8]), "star": (masks.star(), [0.6, 0.7])})
     path = write_report(
