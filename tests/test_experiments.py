@@ -289,7 +289,7 @@ def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
 def test_glue_fronts_smoke(tmp_path):
     stages = ["dense", "search", "judge", "predict", "recover", "finetune"]
     stages += ["pretrain", "tables"]
-    arms = ["--seeds", "0", "--arms", "dam,random,allocate restore"]
+    arms = ["--seeds", "0", "--arms", "dam,dam layers,random,allocate restore"]
     results = run_glue_fronts(tmp_path, "run.py", *stages, *arms)
     scores = pd.read_csv(results / "scores.csv")
     assert set(scores.model) == {"own", "fresh"}

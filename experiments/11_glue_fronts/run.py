@@ -282,7 +282,8 @@ class Task:
     def trained(self, stage: str, evaluator: ms.GlueEvaluator) -> None:
         """Some of them on a fresh seed, with training under the mask."""
         candidates = self.candidates()
-        chosen = {name: candidates[name] for name in PLAN["trained"]["masks"]}
+        wanted = PLAN["trained"]["masks"]
+        chosen = {name: candidates[name] for name in wanted if name in candidates}
         ms.compare(chosen, evaluator, run=self.runs / stage / str(self.seed), seeds=[self.fresh])
 
     def predict(self) -> None:

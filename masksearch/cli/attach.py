@@ -81,6 +81,7 @@ def attach(
 
     Examples:
         masksearch attach google-bert/bert-base-uncased longformer --out runs/masked
+        masksearch attach runs/model "window(16)" --length 64 --train
         masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
     """
     from masksearch.attention.attach import attach as attach_to

@@ -145,14 +145,14 @@ from masksearch.contracts import Evaluate
 from dataclasses import replace
 from pathlib import Path
 run, kill = Path(sys.argv[1]), sys.argv[2] == "kill"
-plain = module.SharedWeights.prepared
+plain = module.SharedWeights.prepare
 def prepared(self):
     object.__setattr__(self, "checkpoint_seconds", 0.0)
     for report in plain(self):
         yield report
         if kill and report.step == 4:
             os.kill(os.getpid(), 9)
-module.SharedWeights.prepared = prepared
+module.SharedWeights.prepare = prepared
 for record in search(run, trials=3).records():
     print(record.number, record.status, record.fingerprint, record.step, dict(record.values))
 """
