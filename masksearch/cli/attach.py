@@ -80,9 +80,8 @@ def attach(
     """Put a mask on a model, say what computes each layer and why, and save both together.
 
     Examples:
-        masksearch attach google-bert/bert-base-uncased longformer --out runs/masked
-        masksearch attach runs/model "window(16)" --length 64 --train
         masksearch attach my-llama/ runs/allocate/plan.json --out runs/masked
+        masksearch attach runs/model "window(16)" --length 64 --train
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
