@@ -332,7 +332,7 @@ class Task:
             ms.compare(reference, self.final, front_of=front, run=run, seeds=seeds)
 
 
-JUDGED_ARMS = [*ARMS, "hand-designed", "random keys", "attention", "importance"]
+LOST_ARMS = ["dam layers", "dam", "importance"]  # beside dense: see lost.csv
 
 
 def important(
@@ -408,10 +408,15 @@ def write_tables(given: argparse.Namespace) -> None:
     stages = ["judged", "recovered", "pretrained"]
     stages += [f"finetuned_{n}" for n in PLAN["trained"]["epochs"]]
     tasks, curves, heads = given.tasks.split(","), [], []
+    budgets = PLAN["budgets"]["densities"]
+    rows_of = {f"{arm} {budget}" for arm in LOST_ARMS for budget in budgets}
+    rows_of |= {"dense", *OTHERS, *(f"{PRIMARY} of {name}" for name in PLAN["tasks"]["names"])}
+    parts = ("its diagonal", "other cells")
+    rows_of |= {f"{name} without {part}" for name in ("dense", PRIMARY) for part in parts}
     for stage in stages:
         for name in tasks:
             found = tables.read_scores(given.runs / name, stage, seeds)
-            tables.write_scores(out, stage, name, found)
+            tables.write_scores(out, stage, name, found, rows_of)
     for name in tasks:
         for seed in seeds:
             for arm in Task(name, seed, given).arms():
@@ -448,7 +453,7 @@ def write_tables(given: argparse.Namespace) -> None:
             for seed, score in entry.scores.items()
         ]
         pd.DataFrame(rows).to_csv(out / "verdict.csv", index=False, lineterminator="\n")
-    whole = tables.lost(judged, PLAN["budgets"]["densities"], JUDGED_ARMS)
+    whole = tables.lost(judged, budgets, LOST_ARMS)
     whole.to_csv(out / "lost.csv", index=False, lineterminator="\n")
 
 

@@ -22,7 +22,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 
 MILESTONES = (5, 10, 20, 35, 70, 88, 175, 350)  # masks judged
-SCORES, ROWS = "scores.csv", "rows.npz"
+SCORES, ROWS = "scores.csv", "rows_{}.npz"  # of a task
 RUN = ["task", "stage", "model", "mask", "search_seed"]  # what tells scores apart
 
 
@@ -81,18 +81,20 @@ def score_rows(task: str, stage: str, found: Judged) -> list[dict[str, Any]]:
     ]
 
 
-def write_scores(out: Path, stage: str, task: str, found: Judged) -> None:
-    """Adds scores, and the rows behind the judged ones, to those that are stored in `out`."""
+def write_scores(out: Path, stage: str, task: str, found: Judged, rows_of: set[str]) -> None:
+    """Adds scores, and the rows of some judged masks, to those that are stored in `out`."""
     merge(out / SCORES, score_rows(task, stage, found), RUN)
-    kept = dict(np.load(out / ROWS)) if (out / ROWS).is_file() else {}
+    path = out / ROWS.format(task)
+    kept = dict(np.load(path)) if path.is_file() else {}
     for model, masks in found.items() if stage == "judged" else ():
-        for name, scores in masks.items():
-            for seed, rows in scores.rows.items():
+        for name in masks.keys() & rows_of:
+            for seed, rows in masks[name].rows.items():
                 ((values, weight),) = ((rows.scores[p], w) for p, w in rows.weights.items())
                 if weight != 1:
                     raise ValueError(f"{task}: the score is {weight} times its rows' mean")
                 kept["|".join((task, model, name, str(seed)))] = pack(values)
-    np.savez_compressed(out / ROWS, **dict(sorted(kept.items())))
+    if kept:
+        np.savez_compressed(path, **dict(sorted(kept.items())))
 
 
 def pack(values: np.ndarray) -> np.ndarray:
@@ -111,7 +113,10 @@ def merge(path: Path, lines: Iterable[Mapping[str, Any]], keys: list[str]) -> No
 
 def stored(results: Path) -> dict[str, Judged]:
     """Task -> the judged scores in results/, with their rows."""
-    table, rows = pd.read_csv(results / SCORES), np.load(results / ROWS)
+    table = pd.read_csv(results / SCORES)
+    rows: dict[str, np.ndarray] = {}
+    for path in results.glob(ROWS.format("*")):
+        rows |= dict(np.load(path))
     found: dict[str, Judged] = {}
     for line in table[table.stage == "judged"].itertuples():
         task = found.setdefault(str(line.task), {"own": {}, "fresh": {}})
