@@ -24,7 +24,6 @@ from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.masks.core import Mask, no_empty_rows
 from masksearch.masks.lower import lower, row_counts, under_causality
 from masksearch.masks.measure import pair_weights
-from masksearch.masks.planes import of_head
 from masksearch.masks.text import parse
 from masksearch.tensors import read_tensors
 
@@ -162,7 +161,7 @@ class Units:
             for layer, head in itertools.product(
                 range(self.shape.layers), range(self.shape.heads)
             ):
-                part = of_head(mask.of_layer(layer), head)
+                part = mask.of_layer(layer).of_head(head)
                 counted = weights[min(layer, len(weights) - 1)]
                 key = (part, 0 if part.heads is None else head, layer == self.shape.layers - 1)
                 if key not in known:
@@ -260,7 +259,7 @@ class Units:
 
     def part(self, level: int, layer: int, head: int) -> Mask:
         """What a level is in one head."""
-        mask = of_head(self.levels[level].of_layer(layer), head)
+        mask = self.levels[level].of_layer(layer).of_head(head)
         if mask.heads is None:
             return mask
         return masks.table(lower(mask, replace(self.shape, layers=1, read=None))[0, head])

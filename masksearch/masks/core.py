@@ -33,7 +33,6 @@ from masksearch.masks.checks import whole
 from masksearch.masks.picture import mask_html
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
-Plane = tuple[int, int]  # layer, head
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
 MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 SHOWN = 160  # largest number of bits that an expression spells out
@@ -190,10 +189,21 @@ class Mask:
             raise TypeError(f"{self.kind} tells layers apart and has no method single_layer")
         return self.map_parts(lambda part: part.of_layer(layer))
 
-    def resolve(self, length: int, plane: Plane | None = None) -> Mask:
-        """The same mask with every random leaf replaced by the keys that it draws there; with a
-        plane (layer, head), those that this plane needs."""
-        return self.map_parts(lambda part: part.resolve(length, plane))
+    def of_head(self, head: int) -> Mask:
+        """The mask of one head, as far as the expression says it; a leaf with heads of its own
+        stays whole.
+
+        >>> from masksearch import masks
+        >>> (masks.per_head([masks.window(1), masks.full()]) & masks.causal()).of_head(0)
+        window(1) & causal()
+        """
+        if self.heads is None or not self.parts:
+            return self
+        return self.map_parts(lambda part: part.of_head(head))
+
+    def resolve(self, length: int) -> Mask:
+        """The same mask with every random leaf replaced by the keys that it draws there."""
+        return self.map_parts(lambda part: part.resolve(length))
 
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
@@ -327,7 +337,7 @@ class Mask:
         Yields:
             bool `[queries, length]`.
         """
-        resolved = self.resolve(length, (layer, head))  # random keys are drawn once
+        resolved = self.of_layer(layer).of_head(head).resolve(length)  # random keys: drawn once
         query, key = grid(length)
         for some in torch.split(query, rows or max(1, CELLS_AT_ONCE // length)):
             yield resolved.allows(Points(some, key, length, layer, head)).expand(len(some), length)

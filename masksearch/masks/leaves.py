@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from masksearch.masks.checks import MOST, at_least, check_field, distinct, whole
-from masksearch.masks.core import Mask, Plane, Points
+from masksearch.masks.core import Mask, Points
 from masksearch.masks.tables import Drawn
 
 
@@ -389,7 +389,7 @@ class RandomKeys(Mask):
             result = result | (at.key == keys[..., column])
         return result
 
-    def resolve(self, length: int, plane: Plane | None = None) -> Mask:
+    def resolve(self, length: int) -> Mask:
         return Drawn(self.keys(torch.arange(length), length).int())
 
 

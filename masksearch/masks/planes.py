@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from masksearch.masks.core import Mask
-from masksearch.masks.stacks import PerHead
 
 
 @dataclass(frozen=True)
@@ -23,21 +22,6 @@ class Plane:
 
     mask: Mask
     head: int = 0
-
-
-def of_head(mask: Mask, head: int) -> Mask:
-    """The mask of one head, as far as the expression says it; a leaf with heads of its own stays
-    whole.
-
-    >>> from masksearch import masks
-    >>> of_head(masks.per_head([masks.window(1), masks.full()]) & masks.causal(), 0)
-    window(1) & causal()
-    """
-    if isinstance(mask, PerHead):
-        return mask.of[head]
-    if mask.heads is None or not mask.parts:
-        return mask
-    return mask.map_parts(lambda part: of_head(part, head))
 
 
 def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
@@ -58,7 +42,7 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     for layer in range(mask.layers or 1):
         own = mask.of_layer(layer)
         for head in range(mask.heads or 1):
-            single = of_head(own, head)
+            single = own.of_head(head)
             if single.heads is not None:  # bits of several heads: not looked at
                 place = len(found)
             else:

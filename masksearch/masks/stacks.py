@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masksearch.errors import HeadCountError, LayerCountError, LengthError
 from masksearch.masks.checks import check_field
-from masksearch.masks.core import Mask, Plane, Points, check_parts
+from masksearch.masks.core import Mask, Points, check_parts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,8 +47,9 @@ class PerHead(Mask):
             result = torch.where(at.head == index, part.allows(at), result)
         return result
 
-    def resolve(self, length: int, plane: Plane | None = None) -> Mask:
-        return resolved_member(self, length, plane, plane and plane[1])
+    def of_head(self, head: int) -> Mask:
+        """The mask of that head."""
+        return self.of[head]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,18 +84,6 @@ class PerLayer(Mask):
     def single_layer(self, layer: int) -> Mask:
         """The mask of that layer."""
         return self.of[layer]
-
-    def resolve(self, length: int, plane: Plane | None = None) -> Mask:
-        return resolved_member(self, length, plane, plane and plane[0])
-
-
-def resolved_member(
-    mask: PerHead | PerLayer, length: int, plane: Plane | None, only: int | None
-) -> Mask:
-    """The same list with the random leaves of all its masks drawn, or of one alone."""
-    members = enumerate(mask.of)
-    of = [m.resolve(length, plane) if only in (None, at) else m for at, m in members]
-    return replace(mask, of=tuple(of))
 
 
 def listed(mask: PerHead | PerLayer) -> None:
@@ -160,8 +149,8 @@ class Cropped(Mask):
             )
         return self.of.allows(replace(at, length=self.at))
 
-    def resolve(self, length: int, plane: Plane | None = None) -> Mask:
-        return Cropped(self.of.resolve(self.at, plane), self.at)
+    def resolve(self, length: int) -> Mask:
+        return Cropped(self.of.resolve(self.at), self.at)
 
 
 def layer_of(mask: Mask, layer: int) -> Mask:
