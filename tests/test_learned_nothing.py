@@ -14,6 +14,7 @@ import pytest
 from cli_runs import run
 from hypothesis import given
 from hypothesis import strategies as st
+from page_text import Page
 from rich.console import Console
 from toy import ToyEvaluator
 
@@ -154,7 +155,7 @@ def test_a_search_that_learned_nothing_says_so_everywhere(searched, capsys):
 def test_the_page_of_a_search_that_learned_nothing(searched):
     study = searched(2.0)
     page = study.report()
-    text = page.read_text(encoding="utf-8")
+    text = Page(page.read_text(encoding="utf-8")).text
     assert text.count("Nothing learned: none of the 8 finished trials scores better than a") == 2
     assert "of them on the front" not in text
     assert "flatters them" not in text  # nothing was selected

@@ -13,7 +13,7 @@ from masksearch.masks.core import DenseMask, Mask, Points, grid, no_empty_rows
 from masksearch.masks.hops import LONGEST as LONGEST_HOPS
 from masksearch.masks.hops import hops
 from masksearch.masks.lower import HasShape, block_view, row_counts, under_causality
-from masksearch.masks.planes import distinct_planes
+from masksearch.masks.planes import Plane, distinct_planes
 from masksearch.masks.stacks import Cropped
 from masksearch.masks.tables import Table
 
@@ -132,14 +132,13 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
     >>> effective_density(masks.columns(2), Shape(4, 1, 1, lengths={2: 3}))
     1.0
     """
-    size, present = shape.length, sequences_at(shape)
+    size = shape.length
     if counts_all_alike(shape):
         return mask.density(size)
     layers, read = mask.layers or 1, size
     if shape.read is not None:
         mask.counts(shape.layers, shape.heads)
         layers, read = shape.layers, shape.read
-    query, key = grid(size)
     planes, index = distinct_planes(mask)
     whole_of, last_of = [0] * len(planes), [0] * len(planes)  # layers with all rows, and the last
     for (layer, _), place in zip(mask.planes, index, strict=True):
@@ -147,16 +146,25 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
         last_of[place] += int(mask.layers is None or layer == layers - 1)
     kept = 0
     for plane, whole, last in zip(planes, whole_of, last_of, strict=True):
-        first = 0
-        for rows in plane.mask.row_chunks(size, head=plane.head):
-            if not whole and first >= read:
-                break
-            sequences = present[torch.maximum(query[first : first + len(rows)], key)]
-            counted = (sequences * (rows.tril(first) if shape.causal else rows)).sum(1)
-            kept += whole * int(counted.sum()) + last * int(counted[: max(0, read - first)].sum())
-            first += len(rows)
+        if read == size:
+            kept += (whole + last) * kept_pairs(plane, shape, size)
+            continue
+        kept += whole * kept_pairs(plane, shape, size) if whole else 0
+        kept += last * kept_pairs(plane, shape, read) if last else 0
     of_whole, of_last = layer_pairs(shape)
     return kept / ((mask.heads or 1) * ((layers - 1) * of_whole + of_last))
+
+
+def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
+    """Pairs of real tokens that one layer and head keeps in its first rows, in all sequences."""
+    query, key = grid(shape.length)
+    present, kept, first = sequences_at(shape), 0, 0
+    for rows in plane.mask.row_chunks(shape.length, head=plane.head):
+        rows = rows[: max(0, read - first)]
+        there = present[torch.maximum(query[first : first + len(rows)], key)]
+        kept += int((there * (rows.tril(first) if shape.causal else rows)).sum())
+        first += len(rows)
+    return kept
 
 
 def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
@@ -174,32 +182,22 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
     [[1.0, 0.4]]
     """
     mask.counts(shape.layers, shape.heads)
-    size, present = shape.length, sequences_at(shape)
-    query, key = grid(size)
+    size, heads = shape.length, mask.heads or 1
+    planes, index = distinct_planes(mask)
+    of_whole, of_last = layer_pairs(shape)
 
     @cache
-    def share(layer: int, head: int, read: int) -> float:
-        kept, pairs, first = 0, 0, 0
-        for rows in mask.row_chunks(size, layer, head):
-            rows = rows[: max(0, read - first)]
-            there = present[torch.maximum(query[first : first + len(rows)], key)]
-            there = there.tril(first) if shape.causal else there
-            kept, pairs = kept + int((there * rows).sum()), pairs + int(there.sum())
-            first += len(rows)
-        return kept / pairs
+    def share(place: int, read: int, pairs: int) -> float:
+        return kept_pairs(planes[place], shape, read) / pairs
 
-    last = shape.layers - 1
-    return [
-        [
-            share(
-                0 if mask.layers is None else layer,
-                0 if mask.heads is None else head,
-                size if layer < last else shape.read or size,
-            )
-            for head in range(shape.heads)
-        ]
-        for layer in range(shape.layers)
-    ]
+    found = []
+    for layer in range(shape.layers):
+        all_rows = layer < shape.layers - 1
+        counted = (size, of_whole) if all_rows else (shape.read or size, of_last)
+        first = 0 if mask.layers is None else layer * heads
+        own = [share(place, *counted) for place in index[first : first + heads]]
+        found.append(own * (shape.heads // heads))
+    return found
 
 
 def layer_pairs(shape: HasShape) -> tuple[int, int]:

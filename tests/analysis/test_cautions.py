@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 from contracts.toy import ToyEvaluator, space
+from page_text import Page
 
 import masksearch as ms
 from masksearch import masks
@@ -60,8 +61,7 @@ def test_scores_of_a_constant_prediction_are_said_early_and_at_the_end(tmp_path)
     state = "\n".join(status_lines(study.run, read_status(study.run)))
     assert "warning: nothing learned: none of the 9" in state
     assert "front: 0 masks, hypervolume 0; 9 have learned nothing" in state
-    page = study.report("page.html").read_text()
-    page = re.sub(r"<script.*?</script>", "", page, flags=re.S)  # its data say it too
+    page = Page(study.report("page.html").read_text()).text
     assert page.count("Nothing learned: none of the 9 finished trials") == 2  # head, and front
     assert "trials, 0 of them on the front" not in page
     assert "on the front is from one seed" not in page

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 import torch
+from page_text import Page
 
 from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks
@@ -18,8 +18,6 @@ from masksearch.report.page import write_report as write_sections
 from masksearch.report.section import Section
 from masksearch.report.tables import health_table, share_within
 
-VOID = {"meta", "img", "br", "link", "input"}
-
 
 def write_report(path, *, title, comparison=None, verdicts=(), command="", **fields):
     """A page of one section."""
@@ -29,34 +27,6 @@ def write_report(path, *, title, comparison=None, verdicts=(), command="", **fie
     return write_sections(
         path, title=title, sections=[section], verdicts=verdicts, command=command
     )
-
-
-class Page(HTMLParser):
-    """Collects tags and visible text, and checks that every element is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ("style", "script"):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 @pytest.fixture(scope="module")
