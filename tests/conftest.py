@@ -34,7 +34,7 @@ alembic.util.load_python_file = lambda folder, name: (
     load_file(folder, name) if name == "env.py" else load_revision(folder, name)
 )
 settings.register_profile(
-    "masksearch", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+    "masksearch", deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("repeatable", settings.get_profile("masksearch"), derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "masksearch"))

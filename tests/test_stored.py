@@ -111,10 +111,8 @@ def test_status_of_a_stored_study(name: str, tmp_path: Path, monkeypatch, capsys
     assert printed.strip()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["finished", *(pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != "finished")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_page_of_a_stored_study(name: str, tmp_path: Path) -> None:
     run = copied(name, tmp_path)
     page = opened(name, run).report()

@@ -247,8 +247,7 @@ def test_passwords_are_not_written_down(storage, written):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("slots", ["1", "2"])
+@pytest.mark.parametrize(("slots", "number"), [("1", signal.SIGTERM), ("2", signal.SIGINT)])
 def test_polite_stop_ends_cleanly_and_says_how_to_go_on(tmp_path, job, number, slots):
     proxy, hold = Path(job[3].rpartition(":")[0]), tmp_path / "hold"
     toy = str(Path(__file__).parents[1] / "contracts")

@@ -38,7 +38,8 @@ class Keeping(ToyEvaluator):
             yield report
 
 
-@pytest.mark.parametrize("slots", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [1, 2])
 def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(tmp_path, slots):
     arguments = dict(run=tmp_path / "run", trials=6, strategy="random", seed=1)
     with pytest.raises(SearchError, match=r"the disk is full at .*trials/2"):
@@ -69,7 +70,10 @@ def test_really_full_disk_at_a_checkpoint(small_disk, tmp_path):
     assert outcome(study) == outcome(whole)
 
 
-@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+@pytest.mark.parametrize(
+    "damage",
+    [b"not a checkpoint", *(pytest.param(d, marks=pytest.mark.slow) for d in (b"", None))],
+)
 def test_damaged_checkpoint_of_an_interrupted_trial_costs_only_time(tmp_path, damage):
     class Interrupted(Keeping):
         def __call__(self, mask, *, seed, workdir):

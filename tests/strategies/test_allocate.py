@@ -421,7 +421,7 @@ def test_solve_is_the_best_of_all_allocations(worth, rises, share):
 
     found = solve(worth, costs, budget)
     assert cost(found) <= budget + 1e-6
-    assert value(found) == max(value(each) for each in every if cost(each) <= budget)
+    assert value(found) == max(value(each) for each in every if cost(each) <= budget + 1e-6)
     with pytest.raises(ValueError, match=r"at least what the cheapest masks of all units cost"):
         solve(worth, costs, 0.9 * least)
 

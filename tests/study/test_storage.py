@@ -241,6 +241,7 @@ def test_killed_holder_frees_the_study(tmp_path, kind):
 
 
 # -- PostgreSQL ----------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_postgresql_keeps_a_search(server, tmp_path):
     settings = dict(run=tmp_path / "team-a", storage=server.url(), strategy="random", seed=3)
     first = ms.search(space, ToyEvaluator(), trials=3, **settings)
