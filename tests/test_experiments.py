@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import os
 import random
 import subprocess
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from tiny_checkpoint import tiny_checkpoint
+from tiny_decoder import tiny_decoder, written_text
 from toy_sentences import write_sentences
 
 from masksearch import masks
@@ -310,3 +312,39 @@ def test_glue_fronts_go_on_when_a_node_is_killed(tmp_path):
     assert (found.masks == 4).all()
     assert (found.equal_scores == found.also_judged_alone).all()
     assert found.also_judged_alone.max() > 0
+
+
+@pytest.mark.slow
+def test_smollm2_smoke(tmp_path):
+    words = ["=", *(f"w{number}" for number in range(12))]
+    model = tiny_decoder(
+        tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05,
+        max_position_embeddings=256,
+    )  # fmt: skip
+    text = written_text(model, tmp_path / "text", words, length=300)
+    articles = [
+        line for path in sorted(text.glob("*.txt")) for line in path.read_text().split("=")
+    ]
+    novels = tmp_path / "english-novels"
+    novels.mkdir()
+    for number, article in enumerate(each for each in articles if len(each) > 500):
+        (novels / f"novel{number:02}.txt").write_text(article)
+    script, runs = FOLDER / "10_smollm2" / "run.py", tmp_path / "runs"
+    stages = ["search", "judge", "longer", "recover", "tables"]
+    options = ["--data", tmp_path, "--weights", model, "--runs", runs]
+    options += ["--arms", "restore,switch,random"]
+    done = subprocess.run(
+        [sys.executable, script, *stages, "--smoke", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    judged = pd.read_csv(runs / "results" / "judged.csv").set_index("mask")
+    assert {"dense", "restore 2", "first 2", "random layers 0 2"} <= {*judged.index}
+    assert judged.kv_bytes["dense"] == 1
+    native = json.loads((runs / "results" / "native.json").read_text())
+    recovered = pd.read_csv(runs / "results" / "recovered.csv").set_index("mask")
+    assert native["nll"] == pytest.approx(recovered.nll["restore 2, no sinks"], abs=0.02)
+    novel = judged.filter(like="novel_")
+    assert (judged.nll - novel.mean(axis=1)).abs().max() < 1e-4

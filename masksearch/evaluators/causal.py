@@ -240,11 +240,7 @@ class CausalEvaluator(DecoderSetup):
                 detach(model)
             yield Report(0, values)
             return
-        recovers = self.adapts == "recover"
-        config = self.recover_config if recovers else self.train_config
-        teacher = frozen_model(self, self.model_seed(seed)) if recovers else None
-        model = copy.deepcopy(teacher) if teacher is not None else self.model(seed)
-        attach(model, mask)
+        model, config, teacher = self.under(mask, seed)
         kept = Checkpoints(workdir, self.adapts)
         memory: dict[str, Any] = {"curve": []}
         due = report_steps(config.steps, self.reports)
@@ -260,6 +256,40 @@ class CausalEvaluator(DecoderSetup):
                 yield Report(number, values)
         yield Report(config.steps, self.last_values(model, self.judge(model, seed), workdir))
         kept.clear()
+
+    def under(
+        self, mask: Mask, seed: int
+    ) -> tuple[NextTokenModel, TrainConfig, NextTokenModel | None]:
+        """A model of its own with the mask on; how it is trained; the teacher of `"recover"`."""
+        if self.adapts == "train":
+            model, config, teacher = self.model(seed), self.train_config, None
+        else:
+            teacher = frozen_model(self, self.model_seed(seed))
+            model, config = copy.deepcopy(teacher), self.recover_config
+        attach(model, mask)
+        return model, config, teacher
+
+    def adapted(self, mask: Mask, *, seed: int) -> nn.Module:
+        """The decoder that a mask is judged on, with the mask attached.
+
+        It is what `__call__` makes and does not keep: after the training of `"recover"` or
+        `"train"`, from its start; as it is with `"none"`. `detach`, `to_native` and `save_masked`
+        take it.
+
+        Args:
+            mask: The mask.
+            seed: As of a call.
+
+        Returns:
+            A model of transformers, in evaluation mode.
+        """
+        model, config, teacher = self.under(mask, seed)
+        if self.adapts != "none":
+            for _ in self.steps_of(model, config, seed, "adapted", None, teacher=teacher):
+                pass
+        detach(model)  # from around the decoder, which the mask then is on
+        attach(model.model, mask)
+        return model.model.eval()
 
     def judge(self, model: NextTokenModel, seed: int | None = None) -> TokenScores:
         """What a model says of the held-out tokens.

