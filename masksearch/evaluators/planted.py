@@ -38,10 +38,20 @@ from masksearch.masks.lower import lower
 from masksearch.models.encoders import AnySize, encoder, find_size, size_name
 from masksearch.models.heads import MaskedLanguageModel, Output
 from masksearch.tasks.planted.downstream import PlantedLabelTask
+from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
+PARTS = "parts"  # the one task of a graded process
+GRADED: dict[str, Any] = {  # four heads: two parts, near and far
+    "size": "1x64x4",
+    "steps": 200,
+    "batch": 24,
+    "lr": 6e-3,
+    "initializer_range": 0.15,
+    "reports": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +61,14 @@ class PlantedEvaluator:
     Pre-training is masked prediction; the pre-trained model is then fine-tuned, from the same
     weights each time, to tell intact sequences from broken ones and following segments from
     strange ones. The score is the mean of the two accuracies, 0.5 without the planted edges.
+    On a `GradedProcess` there is nothing downstream: the score is the accuracy of the masked
+    prediction itself, from `process.chance` to `process.expected(mask)`.
     The weights, the order of the data and what is hidden derive from the seed alone, so that
     masks judged with one seed differ in nothing but the mask.
 
     Args:
-        process: The distribution; its `length` is the mask's.
+        process: The distribution, a `PlantedProcess` or a `GradedProcess`; its `length` is the
+            mask's.
         steps: Optimiser steps of pre-training.
         size: Layers x width x heads of the model: a name or your own, as in `MlmEvaluator`. One
             layer makes the planted edges the only way; more can go round through other positions.
@@ -78,7 +91,7 @@ class PlantedEvaluator:
             `"final"` or `"test"`. `"all"` is that of a search.
     """
 
-    process: PlantedProcess = field(default_factory=PlantedProcess)
+    process: PlantedProcess | GradedProcess = field(default_factory=PlantedProcess)
     steps: int = 500
     size: AnySize = "nano"
     batch: int = 16
@@ -104,6 +117,17 @@ class PlantedEvaluator:
         _ = (self.train_config, self.task)  # made once, so that wrong values are refused here
         _ = (self.downstream_config, self.downstream_tasks)
 
+    @classmethod
+    def graded(cls, process: GradedProcess | None = None, **settings: Any) -> Self:
+        """An evaluator whose true front is known: a graded process, and a training in which sparse
+        masks reach the accuracy that they allow. Dense attention needs a longer one.
+
+        Args:
+            process: Default: `GradedProcess()`.
+            settings: Further fields; two seconds of a core with those that are not given.
+        """
+        return cls(process or GradedProcess(), **{**GRADED, **settings})
+
     def on(self, half: Half) -> Self:
         """The same evaluator on another draw of held-out sequences, with the same training."""
         return self if half == self.half else replace(self, half=half)
@@ -125,8 +149,9 @@ class PlantedEvaluator:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The downstream score (worst: nothing right) and the mask's sparsity."""
-        return (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
+        """The score (worst: nothing right, of a graded process chance) and the mask's sparsity."""
+        worst = self.process.chance if isinstance(self.process, GradedProcess) else 0.0
+        return (Objective("score", "max", worst), Objective("sparsity", "max", 0.0))
 
     @property
     def train_config(self) -> TrainConfig:
@@ -145,7 +170,9 @@ class PlantedEvaluator:
 
     @property
     def downstream_tasks(self) -> tuple[PlantedLabelTask, ...]:
-        """The tasks that the score is the mean of."""
+        """The tasks that the score is the mean of; of a graded process none."""
+        if isinstance(self.process, GradedProcess):
+            return ()
         sizes = self.downstream_batch, self.held_out_sequences, self.draw
         return (
             PlantedLabelTask(self.process, "intact", *sizes),
@@ -171,7 +198,9 @@ class PlantedEvaluator:
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What the two downstream accuracies measure."""
+        """What the accuracies measure."""
+        if isinstance(self.process, GradedProcess):
+            return {PARTS: "naming the parts of masked tokens"}
         return {
             "intact": "telling whole sequences from those with one changed token",
             "follows": "telling whether the second half belongs to the first",
@@ -212,6 +241,7 @@ class PlantedEvaluator:
             alone, in [0, process.ceiling]; loss in nats), and lastly the same with `score`,
             `intact`, `follows` in [0, 1], the majority's accuracy `intact/majority`,
             `follows/majority`, and the lower ends of 95% intervals `intact/low`, `follows/low`.
+            Of a graded process `parts` takes the place of `intact` and `follows`.
 
         Raises:
             EmptyRowError: If a query of the mask may attend to no key.
@@ -224,41 +254,56 @@ class PlantedEvaluator:
         batches = self.task.batches(mixed_seed(seed, DATA))
         for step in train(model, batches, self.train_config):
             if step.number in due:
-                values = self.masked_prediction(model, held_out)
+                values, rows = self.masked_prediction(model, held_out)
                 yield Report(step.number, values)
+        said, right, chance = dict[str, NDArray[Any]](), {PARTS: rows}, self.process.chance
+        if self.downstream_tasks:
+            said, right = self.fine_tuned(model, seed)
+            chance = 0.5
+        scores = {name: float(hits.sum()) / len(hits) for name, hits in right.items()}
+        sides = {f"{name}{MAJORITY}": chance for name in right}
+        sides |= {f"{name}{LOW}": lower_bound(hits) for name, hits in right.items()}
+        score = sum(scores.values()) / len(scores)
+        last = self.steps + len(self.downstream_tasks) * self.downstream_steps
+        drawn = f"{self.process.digest} {self.draw} {self.held_out_sequences}"
+        weights = dict.fromkeys(right, 1 / len(right))
+        RowScores(right, weights, dict.fromkeys(right, drawn), said).save(workdir)
+        yield Report(last, {**values, "score": score, **scores, **sides})
+
+    def masked_prediction(
+        self, model: nn.Module, batches: list[Batch]
+    ) -> tuple[dict[str, float], NDArray[Any]]:
+        """Held-out accuracy on what depends on something and loss on all masked tokens; also what
+        each sequence adds to the accuracy."""
+        hits, asked, total, tokens = list[Tensor](), list[Tensor](), 0.0, 0
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                scored = batch["labels"] != -100
+                output = model(**batch)
+                said = torch.zeros_like(batch["labels"])
+                said[scored] = output.logits.argmax(-1)
+                right, counted = self.process.mark(said, batch["labels"])
+                hits.append(right.sum(1))
+                asked.append(counted.sum(1))
+                total += output.loss.item() * int(scored.sum())
+                tokens += int(scored.sum())
+        model.train()
+        right, among = torch.cat(hits), max(1, int(torch.cat(asked).sum()))
+        values = {"accuracy": int(right.sum()) / among, "loss": total / tokens}
+        return values, (right.double() * len(right) / among).numpy()
+
+    def fine_tuned(
+        self, model: MaskedLanguageModel, seed: int
+    ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+        """Fine-tunes on each downstream task; what the model says, and whether it is right."""
         pretrained = {name: value.clone() for name, value in model.state_dict().items()}
         right, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for task in self.downstream_tasks:
             model.load_state_dict(pretrained)
             found = self.downstream(model, task, mixed_seed(seed, DOWNSTREAM))
             said[task.name], right[task.name] = found
-        scores = {name: int(hits.sum()) / len(hits) for name, hits in right.items()}
-        sides = {f"{name}{MAJORITY}": 0.5 for name in right}
-        sides |= {f"{name}{LOW}": lower_bound(hits) for name, hits in right.items()}
-        score = sum(scores.values()) / len(scores)
-        last = self.steps + len(scores) * self.downstream_steps
-        drawn = f"{self.process.digest} {self.draw} {self.held_out_sequences}"
-        weights = dict.fromkeys(right, 1 / len(right))
-        RowScores(right, weights, dict.fromkeys(right, drawn), said).save(workdir)
-        yield Report(last, {**values, "score": score, **scores, **sides})
-
-    def masked_prediction(self, model: nn.Module, batches: list[Batch]) -> dict[str, float]:
-        """Held-out accuracy on the masked paired tokens and loss on all masked tokens."""
-        paired = torch.zeros(self.process.length, dtype=torch.bool)
-        paired[self.process.pair_positions.flatten()] = True
-        hits, among, total, tokens = 0, 0, 0.0, 0
-        model.eval()
-        with torch.no_grad():
-            for batch in batches:
-                scored = batch["labels"] != -100
-                output = model(**batch)
-                counted = paired.expand_as(scored)[scored]
-                hits += int((output.logits.argmax(-1) == batch["labels"][scored])[counted].sum())
-                among += int(counted.sum())
-                total += output.loss.item() * int(scored.sum())
-                tokens += int(scored.sum())
-        model.train()
-        return {"accuracy": hits / max(1, among), "loss": total / tokens}
+        return said, right
 
     def downstream(
         self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int
@@ -266,7 +311,7 @@ class PlantedEvaluator:
         """Fine-tunes the model on the task; what it says of every held-out sequence, and whether
         that is right (1 or 0)."""
         hidden = torch.zeros(self.process.length, dtype=torch.bool)
-        hidden[self.process.pair_positions[:, 1]] = True
+        hidden[task.process.pair_positions[:, 1]] = True
         classifier = LikelihoodClassifier(model, hidden, self.process.mask_id)
         for _ in train(classifier, task.batches(seed), self.downstream_config):
             pass

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from masksearch import masks
+from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import OffersGradients
 from masksearch.errors import EmptyRowError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier, PlantedEvaluator
@@ -65,6 +66,29 @@ def test_equal_masks_by_other_expressions_give_equal_reports():
     assert reports(QUICK, dense)[-1].values["loss"] == pytest.approx(
         reports(QUICK, masks.full())[-1].values["loss"], abs=1e-4
     )
+
+
+def test_graded_process_is_scored_by_its_masked_tokens():
+    evaluator = PlantedEvaluator.graded(steps=4, batch=4, held_out_sequences=64)
+    assert evaluator.objectives[0].worst == evaluator.process.chance
+    found = reports(evaluator, masks.star())
+    assert [report.step for report in found] == [2, 4, 4]
+    last = found[-1].values
+    assert set(last) == {"accuracy", "loss", "score", "parts", "parts/majority", "parts/low"}
+    rows = RowScores.load(Path(ROWS))
+    assert last["score"] == last["parts"] == pytest.approx(rows.scores["parts"].mean(), abs=1e-6)
+    assert last["accuracy"] == pytest.approx(last["score"], abs=1e-9)
+    assert evaluator.final().protocol != evaluator.protocol
+
+
+@pytest.mark.slow
+def test_graded_process_is_learned_to_its_exact_accuracy():
+    evaluator = PlantedEvaluator.graded()
+    process = evaluator.process
+    front = process.front
+    for mask in (process.oracle, front[0].mask, front[len(front) // 2].mask, masks.star()):
+        score = reports(evaluator, mask)[-1].values["score"]
+        assert score == pytest.approx(process.expected(mask), abs=0.035)
 
 
 def test_closing_stops_the_run():

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -328,15 +328,60 @@ class PlantedProcess:
             `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
             token is scored.
         """
-        draw = torch.rand(tokens.shape, generator=random)
-        draw[:, 0] = 2.0
-        scored = draw < self.hidden
-        if not scored.any():
-            scored = draw == draw.min()
-        return {
-            "input_ids": tokens.masked_fill(scored, self.mask_id),
-            "labels": tokens.masked_fill(~scored, -100),
-        }
+        return hide_tokens(tokens, self.hidden, self.mask_id, random)
+
+    def mark(self, predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts right answers on the paired positions, and all that are asked for there.
+
+        Args:
+            predicted: Token ids `[count, length]`.
+            labels: int64 `[count, length]`; -100 = not scored.
+
+        Returns:
+            Right answers, and those asked for: int64 `[count, length]` each, 0 or 1.
+        """
+        paired = torch.zeros(self.length, dtype=torch.bool)
+        paired[self.pair_positions.flatten()] = True
+        asked = paired & (labels != -100)
+        return (asked & (predicted == labels)).long(), asked.long()
+
+
+def hide_tokens(tokens: Tensor, hidden: float, mask_id: int, random: torch.Generator) -> Batch:
+    """Masks tokens, each with probability `hidden`; never position 0.
+
+    Args:
+        tokens: Token ids `[count, length]`.
+        hidden: Probability in (0, 1).
+        mask_id: The id that masks a token.
+        random: Source of the draws.
+
+    Returns:
+        `input_ids` and `labels` (-100 = not scored), int64 `[count, length]`; at least one
+        token is scored.
+    """
+    draw = torch.rand(tokens.shape, generator=random)
+    draw[:, 0] = 2.0
+    scored = draw < hidden
+    if not scored.any():
+        scored = draw == draw.min()
+    return {
+        "input_ids": tokens.masked_fill(scored, mask_id),
+        "labels": tokens.masked_fill(~scored, -100),
+    }
+
+
+class TokenSource(Protocol):
+    """What `PlantedTask` needs of a process."""
+
+    @property
+    def seed(self) -> int:
+        """Seed of the held-out sequences."""
+
+    def sample(self, count: int, random: torch.Generator) -> Tensor:
+        """Draws sequences: int64 `[count, length]`."""
+
+    def mask_tokens(self, tokens: Tensor, random: torch.Generator) -> Batch:
+        """Masks tokens: `input_ids` and `labels` (-100 = not scored)."""
 
 
 def held_out_stream(draw: int) -> tuple[int, ...]:
@@ -355,7 +400,7 @@ class PlantedTask:
         draw_number: Number of their draw, from 0; two draws have nothing in common.
     """
 
-    process: PlantedProcess
+    process: TokenSource
     batch: int = 64
     held_out_sequences: int = 1024
     draw_number: int = 0
