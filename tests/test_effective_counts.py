@@ -83,7 +83,8 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     print_front(study, as_json=False)
     printed = capsys.readouterr().out
     row = rows_of(printed)["window(0)"]
-    assert row[2:4] == [f"{share['window(0)']:.4f}", f"{table['window(0)']:.4f}"]
+    both = [f"{100 * share['window(0)']:.1f}%", f"{100 * table['window(0)']:.1f}%"]
+    assert [cell for cell in row if "%" in cell] == both
     assert "pairs that real tokens form" in printed
     print_front(study, as_json=True)
     first = next(r for r in json.loads(capsys.readouterr().out) if r["mask"] == "window(0)")
@@ -109,9 +110,10 @@ def test_search_and_comparison_print_what_was_counted(name, tmp_path, capsys):
     capsys.readouterr()
     print_comparison(comparison, as_json=False)
     printed = rows_of(capsys.readouterr().out)
-    assert printed["mine"][2:4] == [f"{share['window(2)']:.4f}", f"{table['window(2)']:.4f}"]
-    assert printed["dense"][2:4] == ["0.0000", f"{table['dense']:.4f}"]
-    assert float(printed["drawn"][2]) == pytest.approx(share["window(2)"], abs=0.01)
+    both = [f"{100 * share['window(2)']:.1f}%", f"{100 * table['window(2)']:.1f}%"]
+    assert printed["mine"][2:4] == both
+    assert printed["dense"][2:4] == ["0.0%", f"{100 * table['dense']:.1f}%"]
+    assert float(printed["drawn"][2][:-1]) == pytest.approx(100 * share["window(2)"], abs=1)
     page = comparison_table(comparison)
     cells = {row[0].text: [cell.text for cell in row] for row in page.rows}
     assert cells["mine"][2] == f"{100 * share['window(2)']:.1f}%"

@@ -5,17 +5,25 @@ A LaTeX table needs `\usepackage{booktabs}` and nothing else.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masksearch.analysis.compare import Against, ComparedMasks
-from masksearch.analysis.pareto import pareto, sparsities_differ, sparsity_of
+from masksearch.analysis.pareto import pareto, sparsity_of
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
-from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record, is_side_value
-from masksearch.report.tables import DASH, SHARES, searches_table, words
+from masksearch.report.tables import (
+    DASH,
+    Cell,
+    TextTable,
+    comparison_table,
+    findings_table,
+    front_table,
+    searches_table,
+    words,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +37,7 @@ SPECIAL = {
     "|": r"\textbar{}",
     **{each: f"\\{each}" for each in "&%$#_{}"},
 }
-OF_TABLE = r"Of table (\%)"
-PAIRS = " Sparsity: what is left out of the pairs that real tokens form; of table: of all cells."
-NONE = "--"
+PAIRS = "Sparsity: left out of the pairs that real tokens form (of the table: of all cells)."
 
 
 def write_tables(
@@ -79,119 +85,34 @@ def write_tables(
 def comparison_latex(comparison: ComparedMasks, columns: Sequence[str] = ()) -> str:
     """A comparison as a LaTeX table, densest mask first.
 
-    Of the masks that leave cells out, the best mean of each column is bold; nothing is where all
-    are equal.
-
     Args:
-        comparison: The masks.
+        comparison: What was compared.
         columns: Further reported values, such as single tasks.
     """
-    goals = {o.name: o.goal for o in comparison.objectives}
-    judged = [name for name in goals if name not in SHARES]
-    frame = comparison.frame()
-    cells: dict[str, list[str]] = {}
-    for name in (*judged, *columns):
-        those = [name, f"{name} low", f"{name} high"] if name in judged else [name]
-        places = decimals_for(frame[those].to_numpy().flat)
-        sparse = frame[name].where(frame["effective_sparsity"] > 0)
-        lower = goals.get(name, "min" if name.endswith("loss") else "max") == "min"
-        best = sparse.min() if lower else sparse.max()
-        if sparse.nunique() < 2:  # nothing is better than the rest
-            best = math.nan
-        cells[name] = [
-            figures(*values, decimals=places, bold=sparsity > 0 and math.isclose(values[0], best))
-            for sparsity, values in zip(
-                frame["effective_sparsity"], frame[those].to_numpy().tolist(), strict=True
-            )
-        ]
-    two = (OF_TABLE,) * sparsities_differ(comparison.records)
-    if comparison.fronts is not None:
-        for title, name, places in (
-            ("score in search", "score in search", decimals_for(frame["score in search"])),
-            ("P(on front)", "p on front", 2),
-        ):
-            cells[title] = [figures(value, decimals=places) for value in frame[name]]
-    rows = [
-        [
-            escape(row["mask"]),
-            escape(row["kind"]),
-            share(row["effective_sparsity"]),
-            *(share(row["sparsity"]) for _ in two),
-            share(1 - row["effective_sparsity"]),
-            *(cells[name][place] for name in cells),
-            str(row["n_seeds"]),
-        ]
-        for place, row in enumerate(frame.to_dict("records"))
-    ]
-    head = ["Mask", "Kind", r"Sparsity (\%)", *two, r"Density (\%)", *map(heading, cells), "Seeds"]
+    table = comparison_table(comparison, columns).without("block density", "diverged", "failed")
     return latex_table(
-        head,
-        rows,
-        "ll" + "r" * (len(head) - 2),
-        "Means over seeds with 95\\% intervals over seeds and, where they are known, rows. "
-        "Bold: the best mean of a column among the masks "
-        f"that leave cells out.{PAIRS * len(two)}",
+        table,
+        "Means over seeds with 95% intervals over seeds and, where they are known, rows. Bold: "
+        f"the best mean of a column among the masks that leave cells out. {PAIRS}",
     )
 
 
 def findings_latex(comparison: ComparedMasks) -> str:
     """The declared comparisons as a LaTeX table."""
-    findings = comparison.findings()
-    each = [finding.difference for finding in findings]
-    places = decimals_for(value for d in each for value in (d.mean, d.low, d.high))
-    rows = [
-        [
-            escape(finding.mask),
-            escape(finding.against),
-            figures(d.mean, d.low, d.high, decimals=places, signed=True),
-            NONE if math.isnan(d.low) else f"{100 * d.level:.4g}\\%",
-            NONE if math.isnan(d.low) else escape(format_p(finding.adjusted)),
-            str(d.n_seeds),
-            f"{finding.n_rows:,}" if finding.n_rows else NONE,
-            "same mask" if finding.same else finding.outcome,
-        ]
-        for finding, d in zip(findings, each, strict=True)
-    ]
-    score = escape(words(comparison.objectives[0].name))
     return latex_table(
-        [
-            *("Mask", "Against", f"Difference in {score}", "Level", "Adjusted $p$"),
-            *("Seeds", "Rows", "Outcome"),
-        ],
-        rows,
-        "llrrrrrl",
-        "Paired differences over common seeds (and rows, where their number is given), corrected "
-        "together (Holm, 5\\%); intervals at the "
+        findings_table(comparison).without("because it is", "sparser by"),
+        f"Paired differences in {words(comparison.objectives[0].name)} over common seeds (and "
+        "rows, where their number is given), corrected together (Holm, 5%); intervals at the "
         "corrected level.",
     )
 
 
 def front_latex(studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]) -> str:
     """The joint front of searches as a LaTeX table; every score is of one seed."""
-    frame = front_frame(studies, objectives)
-    scores = [o.name for o in objectives if o.name not in SHARES]
-    places = {name: decimals_for(frame[name]) for name in scores}
-    two = (OF_TABLE,) * any(frame["sparsity"] != frame["effective_sparsity"])
-    rows = [
-        [
-            escape(row["strategy"]),
-            str(row["trial"]),
-            share(row["effective_sparsity"]),
-            *(share(row["sparsity"]) for _ in two),
-            share(1 - row["effective_sparsity"]),
-            *(figures(row[name], decimals=places[name]) for name in scores),
-            str(row["seed"]),
-            r"\texttt{" + escape(row["mask"]) + "}",
-        ]
-        for row in frame.to_dict("records")
-    ]
-    head = ["Strategy", "Trial", r"Sparsity (\%)", *two, r"Density (\%)", *map(heading, scores)]
     return latex_table(
-        [*head, "Seed", "Mask"],
-        rows,
-        "l" + "r" * len(head) + "l",
-        "The front of the searches. Its points were selected on these runs, one seed each."
-        f"{PAIRS * len(two)}",
+        front_table(studies, objectives).without("block density"),
+        "The front of the searches. Its points were selected on these runs, one seed each. "
+        f"{PAIRS}",
     )
 
 
@@ -240,16 +161,10 @@ def searches_frame(searches: Searches, objectives: Sequence[Objective]) -> pd.Da
 
 def searches_latex(searches: Searches, objectives: Sequence[Objective]) -> str:
     """The same as a LaTeX table."""
-    found = searches_table(searches, objectives)
     return latex_table(
-        [heading(cell.text).capitalize() for cell in found.head],
-        [
-            [NONE if c.text == DASH else escape(c.text).replace("-", "$-$") for c in row]
-            for row in found.rows
-        ],
-        "ll" + "r" * (len(found.head) - 3) + "l",
-        "Hypervolume where every search still ran: means over search seeds with 95\\% intervals, "
-        "and paired differences to the reference (Holm, 5\\%).",
+        searches_table(searches, objectives),
+        "Hypervolume where every search still ran: means over search seeds with 95% intervals, "
+        "and paired differences to the reference (Holm, 5%).",
     )
 
 
@@ -279,15 +194,16 @@ def findings_frame(
     )
 
 
-def latex_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], columns: str, caption: str
-) -> str:
-    """A floating table with booktabs rules; cells are LaTeX already."""
+def latex_table(table: TextTable, caption: str) -> str:
+    """A floating table with booktabs rules."""
+    numbers = [cell.number for cell in table.head]
+    head = [escape(words(f"{cell.text[:1].upper()}{cell.text[1:]}")) for cell in table.head]
+    rows = [list(map(latex_cell, row, numbers)) for row in table.rows]
     lines = [
         r"\begin{table}",
         r"  \centering",
-        f"  \\caption{{{caption}}}",
-        f"  \\begin{{tabular}}{{{columns}}}",
+        f"  \\caption{{{escape(caption)}}}",
+        f"  \\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
         r"    \toprule",
         "    " + " & ".join(head) + r" \\",
         r"    \midrule",
@@ -299,6 +215,18 @@ def latex_table(
     return "\n".join(lines) + "\n"
 
 
+def latex_cell(cell: Cell, number: bool) -> str:
+    """A cell as LaTeX; the minus signs of numbers are those of mathematics."""
+    if cell.text == DASH:
+        return "--"
+    text = escape(cell.text)
+    if number:
+        text = re.sub(r"-(?=\d)", "$-$", text)
+    if cell.code:
+        text = f"\\texttt{{{text}}}"
+    return f"\\textbf{{{text}}}" if cell.mark == "best" else text
+
+
 def escape(text: str) -> str:
     r"""A text as LaTeX prints it.
 
@@ -306,30 +234,3 @@ def escape(text: str) -> str:
     a\_b \textgreater{}= 0.5 \& 10\%
     """
     return "".join(SPECIAL.get(letter, letter) for letter in text)
-
-
-def heading(name: str) -> str:
-    """A reported value's name as the head of a column."""
-    return escape(words(name))
-
-
-def figures(
-    mean: float,
-    low: float = math.nan,
-    high: float = math.nan,
-    *,
-    decimals: int,
-    signed: bool = False,
-    bold: bool = False,
-) -> str:
-    """A mean with its interval, its minus signs those of mathematics."""
-    if math.isnan(mean):
-        return NONE
-    text = format_estimate(mean, low, high, signed=signed, decimals=decimals)
-    text = text.replace("-", "$-$")
-    return f"\\textbf{{{text}}}" if bold else text
-
-
-def share(value: float) -> str:
-    """A share as a percentage without its sign."""
-    return NONE if math.isnan(value) else f"{100 * value:.1f}"

@@ -33,7 +33,7 @@ from masksearch.masks import FAMILIES
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.report.collect import Found, studies_in
-from masksearch.report.paper import NONE, escape, latex_table
+from masksearch.report.paper import latex_table
 from masksearch.report.tables import DASH, TextTable, text_table
 from masksearch.tasks.glue.metrics import LEFT_OUT, column_value, find_task
 
@@ -281,26 +281,22 @@ class PublishedComparison:
     def latex(self) -> str:
         """The table for print: our score, the published one in brackets; averages with their
         difference in standard errors."""
-        frame = self.frame().to_dict("records")
         averages = [name for name in (AVERAGE, WITHOUT) if name in self.quantities]
-        head = ["Mask", r"Sparsity (\%)", *self.columns]
-        head += [
-            each for name in averages for each in (escape(f"{name[0].upper()}{name[1:]}"), "Diff.")
-        ]
+        head = ["mask", "sparsity (%)", *self.columns]
+        head += [each for name in averages for each in (name, "diff.")]
         rows = []
-        for row in frame:
-            cells = [escape(str(row["mask"])), f"{row['sparsity']:.1f}"]
+        for row in self.frame().to_dict("records"):
+            cells = [str(row["mask"]), digits(row["sparsity"])]
             cells += [bracketed(row, column) for column in self.columns]
             for name in averages:
-                difference = digits(row[f"{name} difference"], signed=True)
-                cells += [bracketed(row, name), math_signs(difference)]
+                cells += [bracketed(row, name), digits(row[f"{name} difference"], signed=True)]
             rows.append(cells)
-        taus = {name: self.agreement(columns) for name, columns in self.quantities.items()}
-        last = [math_signs(str(taus[column])) for column in self.columns]
-        rows.append([r"Kendall's $\tau_b$", "", *last])
-        rows[-1] += [text for name in averages for text in (math_signs(str(taus[name])), "")]
-        caption = " ".join(escape(f"{line[:1].upper()}{line[1:]}.") for line in self.notes())
-        return latex_table(head, rows, "l" + "r" * (len(head) - 1), f"Ours (published). {caption}")
+        taus = {name: str(self.agreement(of)) for name, of in self.quantities.items()}
+        last = [taus[column] for column in self.columns]
+        last += [text for name in averages for text in (taus[name], "")]
+        rows.append(["Kendall's tau-b", "", *last])
+        caption = " ".join(f"{line[:1].upper()}{line[1:]}." for line in self.notes())
+        return latex_table(text_table(head, rows, text=("mask",)), f"Ours (published). {caption}")
 
 
 def compare_published(
@@ -454,11 +450,5 @@ def three(row: Mapping[Any, Any], name: str) -> list[str]:
 
 
 def bracketed(row: Mapping[Any, Any], name: str) -> str:
-    """Ours (published), for LaTeX."""
-    mean = row[f"{name} ours"]
-    return f"{NONE if math.isnan(mean) else f'{mean:.1f}'} ({row[f'{name} published']:.1f})"
-
-
-def math_signs(text: str) -> str:
-    """A figure with LaTeX's minus sign and dash."""
-    return NONE if text == DASH else text.replace("-", "$-$")
+    """Ours (published)."""
+    return f"{digits(row[f'{name} ours'])} ({digits(row[f'{name} published'])})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from masksearch.analysis.compare import ComparedMasks
@@ -17,6 +17,7 @@ from masksearch.analysis.pareto import (
     sparsity_of,
 )
 from masksearch.analysis.proxy_card import ProxyAgreement, decimals
+from masksearch.analysis.proxy_observations import default_goal
 from masksearch.analysis.published import read_published
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
@@ -47,7 +48,7 @@ class Cell:
     number: bool = False
     code: bool = False
     note: str = ""  # code on a line of its own below
-    mark: Literal["", "majority", "searched"] = ""
+    mark: Literal["", "best", "majority", "searched"] = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,14 @@ class TextTable:
 
     head: tuple[Cell, ...] = ()
     rows: tuple[tuple[Cell, ...], ...] = ()
+
+    def without(self, *names: str) -> TextTable:
+        """The table without the columns of these names."""
+        kept = [place for place, cell in enumerate(self.head) if cell.text not in names]
+        return TextTable(
+            tuple(self.head[place] for place in kept),
+            tuple(tuple(row[place] for place in kept) for row in self.rows),
+        )
 
 
 def text_table(
@@ -159,6 +168,14 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
     return text_table(names, rows, text=(*text, "score"))
 
 
+def by_origin(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by what has proposed them, as the tables take those of several searches."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.origin, []).append(record)
+    return found
+
+
 def front_table(
     studies: Mapping[str, Sequence[Record]], objectives: Sequence[Objective]
 ) -> TextTable:
@@ -183,34 +200,54 @@ def front_table(
     return text_table([*names, "seed", "mask"], rows, text=("strategy", "mask"))
 
 
-def comparison_table(comparison: ComparedMasks) -> TextTable:
-    """One row per mask: its scores' means over seeds with intervals, and the majority mark."""
-    judged = judged_names(comparison)
+def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> TextTable:
+    """One row per mask: its scores' means over seeds with intervals, and the majority mark.
+
+    Args:
+        comparison: What was compared.
+        columns: Further reported values, whose means are given.
+    """
+    judged = [o.name for o in comparison.objectives if o.name not in SHARES]
     two = (TABLE,) * sparsities_differ(comparison.records)
     again = [] if comparison.fronts is None else ["score in search", "P(on front)"]
-    names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged, *again]
+    names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged, *columns]
     frame = comparison.frame()
     places = {
         name: decimals_for(frame[[name, f"{name} low", f"{name} high"]].to_numpy().flat)
         for name in judged
-    }
-    rows = [
-        (
-            name_cell(row),
-            row["kind"],
-            percent(row["effective_sparsity"]),
-            *(percent(row["sparsity"]) for _ in two),
-            percent(1 - row["effective_sparsity"]),
-            percent(row["block_density"]),
-            *(task_cell(row, name, places[name], interval=True) for name in judged),
-            *(again and front_cells(row, places[judged[0]])),
-            str(row["n_seeds"]),
-            str(row["diverged"] or DASH),
-            str(row["failed"] or DASH),
+    } | {name: decimals_for(frame[name]) for name in columns}
+    sparse = frame[frame["effective_sparsity"] > 0]
+    best: dict[str, float] = {}  # where no two means differ, none is the best
+    for name in (*judged, *columns):
+        if sparse[name].nunique() > 1:
+            goal = default_goal(name, comparison.objectives)
+            best[name] = sparse[name].min() if goal == "min" else sparse[name].max()
+    rows = []
+    for row in frame.to_dict("records"):
+        means = [task_cell(row, name, places[name], interval=True) for name in judged]
+        means += [task_cell(row, name, places[name], interval=False) for name in columns]
+        rows.append(
+            (
+                name_cell(row),
+                row["kind"],
+                percent(row["effective_sparsity"]),
+                *(percent(row["sparsity"]) for _ in two),
+                percent(1 - row["effective_sparsity"]),
+                percent(row["block_density"]),
+                *(
+                    replace(cell, mark=cell.mark or "best")
+                    if row["effective_sparsity"] > 0 and row[name] == best.get(name)
+                    else cell
+                    for name, cell in zip((*judged, *columns), means, strict=True)
+                ),
+                *(again and front_cells(row, places[judged[0]])),
+                str(row["n_seeds"]),
+                str(row["diverged"] or DASH),
+                str(row["failed"] or DASH),
+            )
         )
-        for row in frame.to_dict("records")
-    ]
-    return text_table([*names, "seeds", "diverged", "failed"], rows, text=("mask", "kind"))
+    names += [*again, "seeds", "diverged", "failed"]
+    return text_table(names, rows, text=("mask", "kind"))
 
 
 def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
@@ -255,11 +292,6 @@ def published_note(comparison: ComparedMasks) -> str:
     table = read_published(PUBLISHED)
     columns = ", ".join(name for name in table.columns if name in comparison.tasks)
     return f"Published: mean of {columns}, in percent. {table.source}; {table.about}."
-
-
-def judged_names(comparison: ComparedMasks) -> list[str]:
-    """The objectives that are scores, and no measures of the mask."""
-    return [o.name for o in comparison.objectives if o.name not in SHARES]
 
 
 def name_cell(row: Mapping[Any, Any]) -> Cell:
@@ -387,18 +419,6 @@ def share_within(length: int, reach: int) -> float:
     """Share of a table's cells with |i - j| <= reach."""
     reach = min(reach, length - 1)
     return (length + sum(2 * (length - distance) for distance in range(1, reach + 1))) / length**2
-
-
-def brief_table(card: ProxyAgreement) -> TextTable:
-    """The columns of `budgets_table` that a terminal has room for."""
-    whole = budgets_table(card)
-    wanted = {
-        *("schedule", "steps", "masks", "tau-b, all", "tau-b in bands", "between seeds"),
-        *("front held", f"regret ({card.target})", "at random"),
-    }
-    places = [place for place, cell in enumerate(whole.head) if cell.text in wanted]
-    rows = tuple(tuple(row[place] for place in places) for row in whole.rows)
-    return TextTable(tuple(whole.head[place] for place in places), rows)
 
 
 def budgets_table(card: ProxyAgreement) -> TextTable:
