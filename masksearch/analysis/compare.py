@@ -21,9 +21,7 @@ from masksearch.analysis.stats import (
     correct_family,
     diverged_score,
     estimate,
-    holm,
     paired_difference,
-    pooled_p,
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
 from masksearch.contracts import Objective, Record, Shape, is_side_value
@@ -154,7 +152,6 @@ class Finding:
     adjusted: float  # Holm's adjusted p-value
     gap: float  # sparsity of the mask - sparsity of the other
     same: bool  # equal bits
-    pooled: float  # Holm's adjusted p-value with one error for all masks; decides nothing
     n_rows: int  # that the interval covers; 0 = it covers seeds alone
 
     @property
@@ -452,11 +449,9 @@ class ComparedMasks:
             for role, other in self.opponents(mine, reference, against)
         ]
         found = correct_family(pairs, lambda pair, level: compare_runs(pair[0], pair[2], level))
-        scores = {name: entry.scores for name, entry in self.entries.items()}
-        pooled = holm([pooled_p(scores, mine.name, other.name) for mine, _, other in pairs])
         sign = 1 if self.objectives[0].goal == "max" else -1
         findings: list[Finding] = []
-        for (mine, role, other), (difference, p), beside in zip(pairs, found, pooled, strict=True):
+        for (mine, role, other), (difference, p) in zip(pairs, found, strict=True):
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
             outcome: Outcome = "not distinguishable"
@@ -468,9 +463,7 @@ class ComparedMasks:
                     outcome = "better" if better else "worse"
             rows = mine.n_rows if difference.by_rows else 0
             findings.append(
-                Finding(
-                    mine.name, other.name, role, outcome, difference, p, gap, same, beside, rows
-                )
+                Finding(mine.name, other.name, role, outcome, difference, p, gap, same, rows)
             )
         return findings
 

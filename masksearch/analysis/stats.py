@@ -190,38 +190,6 @@ def paired_difference(
     )
 
 
-def pooled_p(scores: Mapping[str, Mapping[int, float]], a: str, b: str) -> float:
-    """The p-value of `a` against `b` with one error pooled over all masks, seeds as blocks.
-
-    Masks times seeds without repetition (Fisher's randomised blocks): the difference's standard
-    error is `sqrt(2 MS / seeds)`, MS the residual mean square with (masks - 1)(seeds - 1)
-    degrees of freedom. It sees much smaller differences than the paired test of three seeds,
-    and is wrong where some masks vary more than others: a second opinion, never a decision.
-
-    Args:
-        scores: Mask -> seed -> finite score. Masks without one of the seeds common to `a` and
-            `b` are left out.
-        a: Name of a mask.
-        b: Name of another.
-
-    Returns:
-        NaN below two common seeds, and where the residual is 0.
-    """
-    seeds = sorted(scores[a].keys() & scores[b].keys())
-    if len(seeds) < 2:
-        return math.nan
-    names = [name for name, of in scores.items() if of.keys() >= set(seeds)]
-    table = np.array([[scores[name][seed] for seed in seeds] for name in names])
-    means = table.mean(1)
-    rest = table - means[:, None] - table.mean(0) + table.mean()
-    df = (len(names) - 1) * (len(seeds) - 1)
-    error = math.sqrt(2 * float((rest**2).sum()) / df / len(seeds))
-    if error <= EQUAL * float(np.abs(table).max()):
-        return math.nan
-    difference = abs(float(means[names.index(a)] - means[names.index(b)]))
-    return 2 * float(stats.t.sf(difference / error, df))
-
-
 def diverged_score(objective: Objective, scores: Iterable[float]) -> float:
     """The score of a run that has diverged, for comparisons.
 

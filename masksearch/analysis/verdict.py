@@ -45,9 +45,8 @@ def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: 
         lines.append(
             f"Differences in {comparison.objectives[0].name} to each of these, over common seeds "
             "(paired t-test); p and intervals hold for "
-            f"{count(len(findings), 'comparison')} together (Holm, 5%). 'Pooled' is the p-value "
-            "with one error for all masks, and decides nothing. 'Not distinguishable' is not "
-            "'equal'."
+            f"{count(len(findings), 'comparison')} together (Holm, 5%). 'Not "
+            "distinguishable' is not 'equal'."
         )
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
@@ -169,7 +168,7 @@ def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -
     rows = f" and {finding.n_rows:,} rows" if finding.n_rows else ""
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
-        f"p {format_p(finding.adjusted)} (pooled {format_p(finding.pooled)}), {finding.outcome}"
+        f"p {format_p(finding.adjusted)}, {finding.outcome}"
     ) + ("" if finding.fair else "; it keeps more cells than that mask, so this is no fair win")
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from optuna.storages import BaseStorage
 
 from masksearch.analysis.candidates import stored_discoveries
@@ -25,7 +24,6 @@ from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
-from masksearch.report.figures.dam import Sweep
 from masksearch.report.page import write_report
 from masksearch.report.reproduce import Recipe, evaluate_line, recipe_of
 from masksearch.report.section import Section
@@ -439,8 +437,8 @@ def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyAgre
 def dam_health(searches: Sequence[Found]) -> DamRuns | None:
     """The health cards of every one-shot job that left its gates, and what they say together.
 
-    Runs whose jobs are equal differ in their seed: their agreement is measured. Runs with equal
-    gates and several settings of one density control are a sweep. None where no gates are.
+    Runs whose jobs are equal differ in their seed: their agreement is measured. None where
+    no gates are.
     """
     found: list[tuple[str, Record, DamResult, float | None]] = []
     missing: list[str] = []
@@ -473,7 +471,7 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
             agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card["agreement"]
         title = f"{name}: {gates_name(result)} gates, target {100 * result.target:.3g}%"
         cards.append(DamCard(title, record, card, result.probabilities, result.warmup_steps))
-    return DamRuns(cards, agreements, sweeps([result for _, _, result, _ in found]), missing)
+    return DamRuns(cards, agreements, missing)
 
 
 def gates_name(result: DamResult) -> str:
@@ -497,24 +495,6 @@ def retrained_loss(records: Sequence[Record], target: float) -> float | None:
     ]
     distance, loss = min(cut, default=(math.inf, math.nan))
     return loss if distance <= math.log(1.1) else None
-
-
-def sweeps(results: Sequence[DamResult]) -> list[Sweep]:
-    """One for each density control that was tried at several settings."""
-    groups: dict[str, list[DamResult]] = {}
-    for result in results:
-        if "control" in result.config:
-            kind = json.dumps([result.config["control"], {**result.gates, "seed": None}])
-            groups.setdefault(kind, []).append(result)
-    found = []
-    for group in groups.values():
-        control = group[0].config["control"]
-        setting = "penalty" if control in ("penalty", "sum") else "density"
-        points = [(float(np.mean(r.config[setting])), r.density, r.held_out) for r in group]
-        points.sort(key=lambda point: point[:2])
-        if points[0][0] < points[-1][0]:
-            found.append(Sweep(control, setting, points))
-    return found
 
 
 def read_notes(run: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -11,12 +11,10 @@ from torch import Tensor
 
 from masksearch.contracts import OneShot, Record
 from masksearch.report.figures.dam import (
-    Sweep,
     plot_agreement,
     plot_dam,
     plot_gates,
     plot_offsets,
-    plot_sweep,
     plot_switches,
 )
 from masksearch.report.tables import health_table
@@ -51,13 +49,11 @@ class DamRuns:
         cards: One a run.
         agreements: Name -> `masksearch.gates.diagnostics.Agreement` of runs that differ in their
             seed only.
-        sweeps: Runs that differ in the setting of their density control, for each control.
         missing: Lines on gates that could not be read.
     """
 
     cards: Sequence[DamCard] = ()
     agreements: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    sweeps: Sequence[Sweep] = ()
     missing: Sequence[str] = ()
 
 
@@ -106,15 +102,6 @@ def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int
             "Overlap of the masks of several seeds against chance",
             "Do seeds find the same mask? Bars: mean intersection over union of two seeds' masks, "
             "cut at the target density; points: each pair; black lines: gates with random values.",
-        )
-        yield None, picture
-    for index, sweep in enumerate(runs.sweeps):
-        picture = Picture(
-            f"dam_sweep_{index}" if index else "dam_sweep",
-            plot_sweep(sweep),
-            f"Density and loss over the {sweep.setting} that was set",
-            "Does the control of density work? Each point is a run (loss: gates rounded); lines "
-            "go through the means of runs with the same setting.",
         )
         yield None, picture
 
@@ -171,9 +158,8 @@ def health_data(runs: DamRuns) -> dict[str, Any]:
             for card in runs.cards[:CARDS]
         ],
         "notes": [f"{CARDS} of {len(runs.cards)} runs are shown in full."] if left > 0 else [],
-        "together": bool(runs.agreements or runs.sweeps),
+        "together": bool(runs.agreements),
         "agreements": runs.agreements,
-        "sweeps": [asdict(sweep) for sweep in runs.sweeps],
         "missing": runs.missing,
     }
 

@@ -171,7 +171,7 @@ def searches_latex(searches: Searches, objectives: Sequence[Objective]) -> str:
 def findings_frame(
     comparison: ComparedMasks, reference: str = "dense", against: Against | None = None
 ) -> pd.DataFrame:
-    """The declared comparisons, with every digit; `adjusted_p` decides, `pooled_p` does not."""
+    """The declared comparisons, with every digit."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -185,7 +185,6 @@ def findings_frame(
             "high": finding.difference.high,
             "level": finding.difference.level,
             "adjusted_p": finding.adjusted,
-            "pooled_p": finding.pooled,
             "n_seeds": finding.difference.n_seeds,
             "n_rows": finding.n_rows,
             "sparser_by": finding.gap,

@@ -313,16 +313,16 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
 def findings_table(comparison: ComparedMasks) -> TextTable:
     """The declared comparisons, one row each."""
     text = ("mask", "against", "because it is", "outcome")
-    names = [*text, "difference", "interval", "adjusted p", "pooled p", "common seeds", "rows"]
+    names = [*text, "difference", "interval", "adjusted p", "common seeds", "rows"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
     rows, findings = [], comparison.findings()
     differences = [finding.difference for finding in findings]
     places = decimals_for(value for d in differences for value in (d.mean, d.low, d.high))
     for finding in findings:
-        d, interval, adjusted, pooled = finding.difference, DASH, DASH, DASH
+        d, interval, adjusted = finding.difference, DASH, DASH
         if not math.isnan(d.p_value):
             interval = f"[{d.low:+z.{places}f}, {d.high:+z.{places}f}] at {100 * d.level:.4g}%"
-            adjusted, pooled = format_p(finding.adjusted), format_p(finding.pooled)
+            adjusted = format_p(finding.adjusted)
         rows.append(
             (
                 Cell(finding.mask, mark="searched" if finding.mask in searched else ""),
@@ -332,7 +332,6 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
                 format_estimate(d.mean, signed=True, decimals=places),
                 interval,
                 adjusted,
-                pooled,
                 str(d.n_seeds),
                 f"{finding.n_rows:,}" if finding.n_rows else DASH,
                 DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points",

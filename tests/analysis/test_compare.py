@@ -11,7 +11,6 @@ from masksearch import masks
 from masksearch.analysis.compare import kind_of_mask, read_kinds
 from masksearch.analysis.planning import seeds_needed
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import format_p
 from masksearch.analysis.verdict import join_names
 from masksearch.contracts import Objective
 from masksearch.driver import Comparison
@@ -243,21 +242,6 @@ def test_runs_of_several_lengths_are_not_compared(judged, record, objectives):
         "Nothing is decided: scores after 0 and after 40 steps cannot be compared: a comparison "
         "is of runs of one length; judge the masks again in a new folder."
     )
-
-
-def test_pooled_error_stands_beside_and_decides_nothing(judged):
-    """Eight quiet masks make the pooled error small, where that of two pairs is not."""
-    quiet = {f"q{k}": (masks.window(k), around(0.7)) for k in range(2, 10)}
-    runs = {
-        "mine": (NEAR_STAR, [0.75, 0.71, 0.79, 0.72, 0.73]),
-        "star": (masks.star(), [0.7, 0.72, 0.71, 0.74, 0.7]),
-    }
-    comparison = judged({**runs, **quiet}, kinds={"mine": "searched"} | dict.fromkeys(
-        quiet, "control"))  # fmt: skip
-    found = next(f for f in comparison.findings() if f.against == "star")
-    assert found.adjusted > 0.05 > found.pooled
-    assert found.outcome == "not distinguishable"
-    assert f"(pooled {format_p(found.pooled)}), not distinguishable" in comparison.verdict()
 
 
 def test_all_families_only_where_all_are_opponents(judged):

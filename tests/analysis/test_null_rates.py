@@ -20,7 +20,7 @@ from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks, Finding, Kind
 from masksearch.analysis.planning import POWER, detectable_difference, error_over_rows, power
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import diverged_score, holm, paired_difference, pooled_p
+from masksearch.analysis.stats import diverged_score, holm, paired_difference
 from masksearch.contracts import Evaluate, Objective, Record
 
 Floats = NDArray[np.float64]
@@ -107,7 +107,7 @@ def claims(scores: Floats, pairs: Pairs, *, floored: bool = True) -> Floats:
 
 
 def pooled_claims(scores: Floats, pairs: Pairs) -> Floats:
-    """The same by the pooled error, which does not decide in the verdict."""
+    """The same by an error pooled over all masks, which the verdict does not use."""
     mine, others = np.transpose(pairs)
     _, size, seeds = scores.shape
     means = scores.mean(2, keepdims=True)
@@ -192,14 +192,6 @@ def test_draws_are_decided_as_the_verdict_does(name):
             }
 
 
-def test_the_pooled_error_beside_is_of_all_comparisons_together():
-    scores = EQUAL["normal"](np.random.default_rng(0), (1, 9, 3))[0]
-    findings = judge(1, scores)
-    runs = {n: dict(enumerate(row)) for n, row in zip(setting(1), scores, strict=True)}
-    adjusted = holm([pooled_p(runs, each.mask, each.against) for each in findings])
-    assert [each.pooled for each in findings] == pytest.approx(adjusted)
-
-
 def test_few_draws_of_equal_masks():
     for name in ("normal", "277 rows, sd half a row"):
         scores = EQUAL[name](np.random.default_rng(0), (4000, 9, 3))
@@ -260,12 +252,6 @@ def test_equal_masks_by_the_pooled_error():
         [(name, [f"{any_claim:.3f}" for any_claim, _ in each]) for name, each in found.items()],
     )
     assert max(any_claim for any_claim, _ in found["normal"]) <= below(ALLOWED)
-    scores = EQUAL["normal"](np.random.default_rng(0), (5, 9, 3))
-    pairs = declared(1)
-    for decided, one in zip(pooled_claims(scores, pairs), scores, strict=True):
-        runs = {str(at): dict(enumerate(row)) for at, row in enumerate(one)}
-        adjusted = holm([pooled_p(runs, str(a), str(b)) for a, b in pairs])
-        assert (np.array(adjusted) <= 0.05).tolist() == (decided != 0).tolist()
 
 
 # -- masks that are equal in the population, and share the rows of a sample ---------------------

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator, ScalarFormatter
@@ -241,56 +239,3 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.set_ylim(0, 1.02)
     figure.legend(loc="outside upper center", ncols=3, fontsize=SMALL, frameon=False)
     return figure
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Runs at several settings of one density control.
-
-    Args:
-        control: Of the `DamConfig`.
-        setting: What was varied: `"penalty"` or `"density"`.
-        points: Setting, density reached, and held-out loss in nats (None = unknown) of each run,
-            by the setting.
-    """
-
-    control: str
-    setting: str
-    points: Sequence[tuple[float, float, float | None]]
-
-
-def plot_sweep(sweep: Sweep) -> Figure:
-    """Density reached, and held-out loss, over what the control of density was set to."""
-    by_target = sweep.setting == "density"
-    x = "target density" if by_target else "penalty (lambda)"
-    figure = new_figure(PAGE, 2.6)
-    reached, loss = figure.subplots(1, 2)
-    clean(reached, x, "density reached")
-    clean(loss, x, "held-out loss (nats)")
-    asked = sorted({at for at, _, _ in sweep.points})
-    draw_runs(reached, [(at, density) for at, density, _ in sweep.points], ORANGE, "o")
-    known = [(at, value) for at, _, value in sweep.points if value is not None]
-    draw_runs(loss, known, BLUE, "s")
-    if not known:
-        loss.text(0.5, 0.5, "not measured", transform=loss.transAxes, ha="center", color=GREY)
-    if by_target:
-        ends = [asked[0], asked[-1]]
-        reached.plot(ends, ends, "--", color=INK, linewidth=1, label="as asked")
-        reached.legend(fontsize=SMALL, frameon=False)
-    for axes in (reached, loss):
-        if asked[0] > 0 and asked[-1] >= 8 * asked[0]:
-            axes.set_xscale("log")
-            axes.set_xticks(asked, [f"{value:g}" for value in asked])
-            axes.xaxis.set_minor_locator(NullLocator())
-    figure.suptitle(f"control '{sweep.control}'", fontsize=SMALL, color="#555555")
-    return figure
-
-
-def draw_runs(axes: Axes, points: Sequence[tuple[float, float]], colour: str, marker: str) -> None:
-    """Every run as a point, and a line through the means of runs with one setting."""
-    groups: dict[float, list[float]] = {}
-    for at, value in points:
-        axes.scatter(at, value, s=14, marker=marker, color=colour, alpha=0.75, linewidths=0)
-        groups.setdefault(at, []).append(value)
-    means = [sum(values) / len(values) for values in groups.values()]
-    axes.plot(list(groups), means, color=colour, linewidth=1.0)

@@ -10,12 +10,10 @@ from matplotlib.text import Text
 
 from masksearch.contracts import Report, generator
 from masksearch.report.figures.dam import (
-    Sweep,
     plot_agreement,
     plot_dam,
     plot_gates,
     plot_offsets,
-    plot_sweep,
 )
 
 AGREEMENT = {
@@ -100,18 +98,6 @@ def test_agreement_stands_against_chance():
     points = [c for c in axes.collections if isinstance(c, PathCollection)]
     assert [len(c.get_offsets()) for c in points] == [3] * 4
     assert "free, 5%\n(3 seeds)" in words(figure)
-
-
-def test_sweep_is_drawn():
-    points = [(0.1, 0.4, 2.0), (1.0, 0.1, None), (1.0, 0.3, 3.0)]
-    figure = plot_sweep(Sweep("penalty", "penalty", points))
-    assert "control 'penalty'" in words(figure)
-    reached, loss = figure.axes
-    assert reached.get_lines()[0].get_ydata().tolist() == pytest.approx([0.4, 0.2])
-    assert loss.get_lines()[0].get_ydata().tolist() == [2.0, 3.0]
-    silent = [(at, density, None) for at, density, _ in points]
-    named = words(plot_sweep(Sweep("hinge", "density", silent)))
-    assert {"not measured", "as asked", "target density"} <= set(named)
 
 
 def test_curve_without_targets_is_drawn():
