@@ -17,7 +17,6 @@ from masksearch.analysis.stats import (
     holm,
     holm_levels,
     paired_difference,
-    pooled_p,
 )
 from masksearch.contracts import Objective
 
@@ -254,21 +253,6 @@ def test_a_single_seed_has_an_interval_over_rows_alone():
     half = scipy_stats.t.ppf(0.975, 3) * 0.5 / 2  # sd of 1, 0, 1, 1 is 0.5
     assert (found.low, found.high) == pytest.approx((0.75 - half, 0.75 + half))
     assert str(found) == "0.750 [-0.046, 1.546], 1 seed, interval over rows alone"
-
-
-def test_pooled_error_by_hand():
-    scores = {"a": {0: 3.0, 1: 5.0}, "b": {0: 1.0, 1: 2.0}, "c": {0: 0.0, 1: 1.0, 2: 7.0}}
-    table = np.array([[3, 5], [1, 2], [0, 1]], float)
-    rest = table - table.mean(1, keepdims=True) - table.mean(0) + table.mean()
-    error = math.sqrt(2 * (rest**2).sum() / 2 / 2)
-    expected = 2 * scipy_stats.t.sf(2.5 / error, 2)
-    assert pooled_p(scores, "a", "b") == pytest.approx(expected)
-    assert pooled_p(scores, "b", "a") == pytest.approx(expected)
-    only = {name: scores[name] for name in "ab"}  # of two masks alone it is the paired test
-    paired = scipy_stats.ttest_rel([3.0, 5.0], [1.0, 2.0]).pvalue
-    assert pooled_p(only, "a", "b") == pytest.approx(paired)
-    assert math.isnan(pooled_p({"a": {0: 1.0}, "b": {0: 2.0}}, "a", "b"))
-    assert math.isnan(pooled_p({"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 3.0}}, "a", "b"))
 
 
 def test_no_finished_run_is_worse_than_a_diverged_one():
