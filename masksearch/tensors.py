@@ -1,14 +1,29 @@
-"""Tensors in safetensors files: writes and reads result files, and names a full disk."""
+"""Files that are written in one move, and tensors in safetensors files."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 
 from masksearch.errors import MaskFormatError
+
+
+@contextmanager
+def write_in_one_move(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into, which takes its place when the block ends without an
+    error: whoever reads `path` finds all of it, or what lay there before. Folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def read_tensors(
@@ -25,22 +40,21 @@ def read_tensors(
         FileNotFoundError: If there is no such file.
         MaskFormatError: If it is not readable, or of another format.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no {what} at {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = file.metadata() or {}
-            if metadata.get("format") != expected:
-                raise MaskFormatError(
-                    f"{path} holds no {what} of masksearch (format "
-                    f"{metadata.get('format')!r}, expected {expected!r})"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+        tensors, metadata = read_weights(path)
     except SafetensorError as error:
         raise MaskFormatError(f"{path} is not a readable .safetensors file: {error}") from None
+    if metadata.get("format") != expected:
+        raise MaskFormatError(
+            f"{path} holds no {what} of masksearch (format "
+            f"{metadata.get('format')!r}, expected {expected!r})"
+        )
+    return tensors, metadata
 
 
 def write_tensors(
@@ -66,6 +80,41 @@ def write_tensors(
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(stored, path, metadata=metadata)
     return path
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes the tensors of a training in one move; folders are made.
+
+    Args:
+        path: A `.safetensors` file.
+        weights: By name, none of which share memory.
+        metadata: Texts by name.
+
+    Raises:
+        OSError: If the disk is full; what lay there before stays.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    stored = {name: tensor.detach().contiguous().cpu() for name, tensor in weights.items()}
+    try:
+        with write_in_one_move(path) as beside:
+            save_file(stored, beside, metadata)
+    except SafetensorError as error:
+        raise disk_error(error, "cannot write the weights", path) from error
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata.
+
+    Raises:
+        SafetensorError: If it is damaged.
+        OSError: If it cannot be read.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
 
 
 def disk_error(error: Exception, what: str, path: Path) -> OSError:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import filelock
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import nn
 
 from masksearch.contracts import Batch
-from masksearch.errors import DataError, SearchError
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.errors import SearchError
+from masksearch.tensors import read_weights, write_weights
+from masksearch.training.checkpoints import Checkpoints, copy_weights
 
 FOLDER = "dense"  # in the folder of the cache
 
@@ -38,7 +38,6 @@ def provide_dense(
         finetune: Trains `head` in place, with its checkpoints there.
 
     Raises:
-        DataError: If the file holds a model of another key.
         SearchError: If the folder cannot be written.
     """
     if restore_dense(head, path, key):
@@ -48,7 +47,8 @@ def provide_dense(
             return
         checkpoints = Checkpoints(path.parent, f"{path.stem}.training")
         finetune(checkpoints)
-        keep_dense(head, path, key)
+        with naming_remedy(path):
+            write_weights(path, copy_weights(head), {"key": key})
         checkpoints.clear()
 
 
@@ -60,63 +60,45 @@ def hold_lock(path: Path) -> Iterator[None]:
         SearchError: If the folder cannot be written.
     """
     lock = filelock.FileLock(path.with_suffix(".lock"))
-    try:
+    with naming_remedy(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
-        raise SearchError(
-            f"cannot keep a dense model in {path.parent}: {error.strerror or error}; give another "
-            "cache folder (cache=, or MASKSEARCH_CACHE), or free space"
-        ) from error
     try:
         yield
     finally:
         lock.release()
 
 
-def keep_dense(head: nn.Module, path: Path, key: str) -> None:
-    """Writes the weights of a model, in one move.
+@contextmanager
+def naming_remedy(path: Path) -> Iterator[None]:
+    """Says what to do where a file of a dense model cannot be written.
 
     Raises:
         SearchError: If the disk is full or cannot be written.
     """
-    partial = path.with_suffix(".partial")
-    weights = {name: weight.detach().cpu().clone() for name, weight in head.state_dict().items()}
     try:
-        save_file(weights, partial, {"key": key})
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
         raise SearchError(
-            f"cannot keep the dense model {path}: {error}; give another cache "
-            "folder (cache=, or MASKSEARCH_CACHE), or free space"
+            f"cannot keep a dense model in {path.parent}: {error.strerror or error}; give another "
+            "cache folder (cache=, or MASKSEARCH_CACHE), or free space"
         ) from error
 
 
 def restore_dense(head: nn.Module, path: Path, key: str) -> bool:
     """Loads weights that were kept under the same key; whether there are any.
 
-    A damaged file is as good as none, with a warning.
-
-    Raises:
-        DataError: If the file holds a model of another key.
+    A file that is damaged, or holds a model of another key, is as good as none, with a warning.
     """
     if not path.is_file():
         return False
     try:
-        with safe_open(path, framework="pt") as file:
-            found = (file.metadata() or {}).get("key")
-            if found != key:
-                raise DataError(
-                    f"{path} holds a dense model of another protocol ({found}, not {key}); remove "
-                    "it, or give another cache folder (cache=, or MASKSEARCH_CACHE)"
-                )
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+        weights, metadata = read_weights(path)
+        if metadata.get("key") != key:
+            raise ValueError(f"it holds a model of another key, {metadata.get('key')}")
         if not all(torch.isfinite(weight).all() for weight in weights.values()):
             raise ValueError("it holds numbers that are not finite")
         head.load_state_dict(weights)
-    except DataError:
-        raise
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         warnings.warn(

@@ -38,6 +38,7 @@ from masksearch.evaluators.token_rows import (
 from masksearch.models.tuned import rows_read
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import TokenSource
+from masksearch.tensors import write_in_one_move
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig, train
@@ -95,10 +96,8 @@ def read_scores(path: Path, key: str) -> dict[str, dict[str, float]]:
 def write_scores(path: Path, key: str, scores: Mapping[str, Mapping[str, float]]) -> None:
     """Keeps the scores of finished runs, in one move; several processes once."""
     if group().first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": key, "scores": scores}, indent=1), encoding="utf-8")
-        partial.replace(path)
+        with write_in_one_move(path) as beside:
+            beside.write_text(json.dumps({"key": key, "scores": scores}, indent=1), "utf-8")
 
 
 @dataclass(frozen=True)

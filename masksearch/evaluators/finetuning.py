@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 import statistics
-import warnings
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from masksearch import masks
@@ -42,43 +38,14 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.tasks.text.files import short_hash
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig
 
 log = logging.getLogger(__name__)
 
 
-def save(model: nn.Module, path: Path, key: str, curve: list[Report]) -> None:
-    """Keeps the pre-trained weights and their reports, in one move; several processes once."""
-    if not group().first:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
-    text = json.dumps([[report.step, dict(report.values)] for report in curve])
-    save_file(weights, partial, {"key": key, "curve": text})
-    partial.replace(path)
-
-
-def restore(model: nn.Module, path: Path, key: str) -> list[Report] | None:
-    """Loads weights that were kept under the same key; returns their reports, else None."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("key") != key:
-                return None
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        warnings.warn(f"{path} is corrupt ({error}); pre-training again", stacklevel=4)
-        return None
-    model.load_state_dict(weights)
-    return [Report(step, values) for step, values in json.loads(metadata["curve"])]
-
-
-CHECKPOINT = "pretrained.safetensors"
+PRETRAINED = "pretrained"  # name of the checkpoint of a finished pre-training
 SCORES = "scores.json"
 
 
@@ -190,18 +157,21 @@ class FineTuning(DenseTuning, ABC):
             The reports of the pre-training, again where it is found. The model is then without
             a mask.
         """
-        path = workdir / CHECKPOINT
-        curve = restore(model, path, key) if self.steps else None
-        if curve is not None:
-            yield from curve
+        kept = Checkpoints(workdir, PRETRAINED)
+        found = kept.load()
+        if found is not None and found.facts["key"] == key:
+            model.load_state_dict(found.tensors)
+            for step, values in found.facts["curve"]:
+                yield Report(step, values)
             return
         curve = []
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
-            curve.append(report)
+            curve.append((report.step, dict(report.values)))
             yield report
-        if self.steps:  # otherwise there is nothing to keep
-            save(model, path, key, curve)
-            Checkpoints(workdir, PRETRAINING).clear()
+        kept.clear()  # of another run
+        if self.steps and group().first:  # without a step there is nothing to keep
+            kept.save(self.steps, copy_weights(model), {"key": key, "curve": curve})
+        Checkpoints(workdir, PRETRAINING).clear()
         detach(model, missing_ok=True)
 
     def finetune(

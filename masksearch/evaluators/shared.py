@@ -44,11 +44,10 @@ from masksearch.evaluators.supernet import (
     SpaceDraws,
     SuperNetConfig,
     train_supernet,
-    weights_of,
 )
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import TrainConfig, train
 
 ADAPTATION = 32  # stream of random numbers
@@ -274,7 +273,7 @@ class SharedWeights:
                 "seed": self.seed,
                 "seconds": time.monotonic() - started,  # since the last start
             }
-            finished.save(steps, weights_of(source.model), facts)
+            finished.save(steps, copy_weights(source.model), facts)
             running.clear()
 
     @cached_property

@@ -17,7 +17,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
-from typing import Protocol
 
 import optuna
 import torch
@@ -182,19 +181,6 @@ UNSCORED = -100  # label of a token that does not count
 TOKENS = 2048  # positions of a forward pass
 
 
-class Draws(Protocol):
-    """A numbered sequence of lowered masks of one shape."""
-
-    @property
-    def shape(self) -> Shape:
-        """What the masks are lowered to."""
-        ...
-
-    def table(self, number: int) -> DenseMask:
-        """A mask, by its number alone: bool `[layers, heads, n, n]`."""
-        ...
-
-
 @dataclass(frozen=True)
 class SuperNetConfig:
     """How the shared weights are trained: AdamW as in `TrainConfig`, under drawn masks."""
@@ -217,7 +203,7 @@ class SuperNetConfig:
 
 def train_supernet(
     source: Differentiable,
-    draws: Draws,
+    draws: SpaceDraws,
     config: SuperNetConfig,
     *,
     checkpoints: Checkpoints | None = None,
@@ -285,16 +271,11 @@ def train_supernet(
         detach(source.model)
 
 
-def step_masks(draws: Draws, config: SuperNetConfig, step: int) -> Tensor:
+def step_masks(draws: SpaceDraws, config: SuperNetConfig, step: int) -> Tensor:
     """The masks of one step: bool `[masks, layers, heads, n, n]`."""
     first = step * config.masks_per_step
     tables = [draws.table(first + index) for index in range(config.masks_per_step)]
     return torch.stack([*tables, torch.ones_like(tables[0])] if config.sandwich else tables)
-
-
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's tensors (tied ones share memory, which files cannot)."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 class HeldOut:

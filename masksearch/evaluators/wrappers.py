@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import (
@@ -36,6 +35,16 @@ from masksearch.contracts import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
+from masksearch.tensors import write_in_one_move
+
+PASSED_ON: dict[Any, tuple[str, ...]] = {  # protocol -> what a wrapper offers as it is
+    OffersGradients: ("differentiable",),
+    FreezesWeights: ("weights_frozen",),
+    ProvidesModels: ("provide_models",),
+    ExplainsValues: ("meanings",),
+    MeasuresMasks: ("measure_names", "measures_of"),
+    CountsKvHeads: ("kv_head_count",),
+}
 
 
 @dataclass(frozen=True)
@@ -52,22 +61,13 @@ class EvaluatorWrapper:
     evaluator: Evaluator
 
     def __post_init__(self) -> None:
-        if isinstance(self.evaluator, OffersGradients):
-            # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
-            object.__setattr__(self, "differentiable", self.evaluator.differentiable)
-        if isinstance(self.evaluator, FreezesWeights):
-            object.__setattr__(self, "weights_frozen", self.evaluator.weights_frozen)
-        if isinstance(self.evaluator, ProvidesModels):
-            object.__setattr__(self, "provide_models", self.evaluator.provide_models)
+        # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
+        for protocol, names in PASSED_ON.items():
+            if isinstance(self.evaluator, protocol):
+                for name in names:
+                    object.__setattr__(self, name, getattr(self.evaluator, name))
         if isinstance(self.evaluator, CarriesData):
             object.__setattr__(self, "packed", self.pack_within)
-        if isinstance(self.evaluator, ExplainsValues):
-            object.__setattr__(self, "meanings", self.evaluator.meanings)
-        if isinstance(self.evaluator, MeasuresMasks):
-            object.__setattr__(self, "measure_names", self.evaluator.measure_names)
-            object.__setattr__(self, "measures_of", self.evaluator.measures_of)
-        if isinstance(self.evaluator, CountsKvHeads):
-            object.__setattr__(self, "kv_head_count", self.evaluator.kv_head_count)
         if isinstance(self.evaluator, SplitsRows):
             object.__setattr__(self, "half", self.evaluator.half)
             object.__setattr__(self, "on", self.around_half)
@@ -90,16 +90,8 @@ class EvaluatorWrapper:
         return self.around_half("final")
 
     def pack_within(self) -> Self:
-        """The same around the packed inner evaluator; called `packed` where that one can be.
-
-        Raises:
-            TypeError: If the inner evaluator cannot carry its data.
-        """
-        if not isinstance(self.evaluator, CarriesData):
-            raise TypeError(
-                f"{type(self.evaluator).__name__} has no packed(): its data cannot travel; give "
-                "it one (masksearch.contracts.CarriesData), or a file system that workers share"
-            )
+        """The same around the packed inner evaluator; called `packed` where that one can be."""
+        assert isinstance(self.evaluator, CarriesData)
         inner = self.evaluator.packed()
         return self if inner is self.evaluator else replace(self, evaluator=inner)
 
@@ -175,9 +167,8 @@ class Cached(EvaluatorWrapper):
         """
         path = self.place(mask, seed)
         kept = read_reports(path)
-        rows = path.with_suffix(".safetensors")
         if kept is not None:
-            copy_file(rows, workdir / ROWS)
+            copy_rows(path.with_suffix(".safetensors"), workdir / ROWS)
             yield from kept
             return
         given: list[Report] = []
@@ -186,20 +177,24 @@ class Cached(EvaluatorWrapper):
                 given.append(report)
                 yield report
         if given and all(math.isfinite(value) for r in given for value in r.values.values()):
-            copy_file(workdir / ROWS, rows)
-            write_reports(path, given)
+            self.keep(path, given, workdir / ROWS)
 
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copies a file in one move, where there is one; what cannot be written costs a warning."""
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    if source.is_file():
+    def keep(self, path: Path, reports: list[Report], rows: Path) -> None:
+        """Keeps a finished run; a folder that cannot be written to costs a warning."""
+        text = json.dumps({"reports": [[report.step, dict(report.values)] for report in reports]})
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+            copy_rows(rows, path.with_suffix(".safetensors"))
+            with write_in_one_move(path) as beside:
+                beside.write_text(text + "\n", "utf-8")
         except OSError as error:
-            log.warning("cannot copy %s to %s: %s", source, target, error)
+            log.warning("cannot keep the result in %s: %s", path.parent, error)
+
+
+def copy_rows(source: Path, target: Path) -> None:
+    """Copies the scores row by row, where there are any."""
+    if source.is_file():
+        with write_in_one_move(target) as beside:
+            shutil.copyfile(source, beside)
 
 
 def read_reports(path: Path) -> list[Report] | None:
@@ -215,15 +210,3 @@ def read_reports(path: Path) -> list[Report] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         log.warning("%s is damaged (%s); the mask is run again", path, error)
         return None
-
-
-def write_reports(path: Path, reports: list[Report]) -> None:
-    """Keeps them in one move; a folder that cannot be written to costs a warning."""
-    text = json.dumps({"reports": [[report.step, dict(report.values)] for report in reports]})
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        log.warning("cannot keep the result in %s: %s", path.parent, error)

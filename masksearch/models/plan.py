@@ -18,6 +18,7 @@ from typing import Any
 
 from masksearch.errors import DataError, MaskFormatError
 from masksearch.masks.core import Mask
+from masksearch.tensors import write_in_one_move
 
 KIND, FORMAT = "masksearch-plan", 1
 
@@ -48,7 +49,7 @@ class Plan:
         return replace(self, found=found)
 
     def save(self, path: Path | str) -> Path:
-        """Writes the plan; the file is written beside its place and moved there."""
+        """Writes the plan, in one move."""
         path = Path(path)
         plain = {
             "kind": KIND,
@@ -64,10 +65,8 @@ class Plan:
                 "levels": [mask.to_dict() for mask in self.levels],
             },
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with write_in_one_move(path) as beside:
+            beside.write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n", "utf-8")
         return path
 
     @classmethod

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from masksearch.tensors import disk_error
+from masksearch.tensors import read_weights, write_weights
 from masksearch.training.distributed import group
 
 log = logging.getLogger(__name__)
@@ -77,15 +76,7 @@ class Checkpoints:
         text = json.dumps({"step": step, "facts": dict(facts or {})}, sort_keys=True)
         plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
-        beside = path.with_suffix(".part")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(plain, beside, metadata={"state": text, "digest": digest(text, plain)})
-            beside.replace(path)
-        except SafetensorError as error:
-            raise disk_error(error, "cannot write a checkpoint", path) from error
-        finally:
-            beside.unlink(missing_ok=True)
+        write_weights(path, plain, {"state": text, "digest": digest(text, plain)})
         for old in self.files()[2:]:
             old.unlink(missing_ok=True)
         return path
@@ -98,9 +89,7 @@ class Checkpoints:
         """
         for path in self.files():
             try:
-                with safe_open(path, framework="pt") as file:
-                    metadata = file.metadata() or {}
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors, metadata = read_weights(path)
                 text = metadata["state"]
                 if metadata["digest"] != digest(text, tensors):
                     raise ValueError("its contents do not match its digest")
@@ -136,6 +125,11 @@ def digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 # -- the state of a training ---------------------------------------------------------------------
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's tensors: tied ones share memory, which files cannot."""
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
 def training_state(
     model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
@@ -147,10 +141,9 @@ def training_state(
 
     Returns:
         `model.<name>`, `<optimiser>.<number of the parameter>.<what>`, `random` and, for a model
-        on a GPU, `random.cuda`. Weights are copies: tied ones share memory, which files cannot.
+        on a GPU, `random.cuda`. Weights are copies.
     """
-    weights = model.state_dict()
-    tensors = {f"model.{name}": value.clone() for name, value in weights.items()}
+    tensors = {f"model.{name}": value for name, value in copy_weights(model).items()}
     tensors["random"] = torch.get_rng_state()
     device = next(model.parameters()).device
     if device.type == "cuda":

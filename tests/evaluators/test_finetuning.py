@@ -22,7 +22,7 @@ from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.evaluators.downstream import ROUND
-from masksearch.evaluators.finetuning import CHECKPOINT, SCORES, FineTuning
+from masksearch.evaluators.finetuning import PRETRAINED, SCORES, FineTuning
 from masksearch.evaluators.frozen_layers import freeze
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.token_rows import (
@@ -32,6 +32,7 @@ from masksearch.evaluators.token_rows import (
     read_vocabulary,
 )
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
+from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
@@ -124,7 +125,8 @@ def test_a_killed_run_ends_as_it_would_have(
     straight, steps = steps_of(judge, tmp_path / "straight")
     assert len(steps) == 3 + (3 + 2 if len(judge.tasks) == 2 else 3 + 3)
     left = {path.name for path in (tmp_path / "straight").iterdir()}
-    assert left == {CHECKPOINT, SCORES, ROWS}  # no checkpoint of a training that is finished
+    pretrained = Checkpoints(tmp_path / "straight", PRETRAINED).files()[0].name
+    assert left == {pretrained, SCORES, ROWS}  # no checkpoint of a training that is finished
     rows = RowScores.load(tmp_path / "straight" / ROWS)
     for killed in (2, 5):
         place = tmp_path / str(killed)
@@ -230,7 +232,7 @@ def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(
     assert report.step == 3 + 2
     assert "loss" not in report.values
     assert math.isfinite(report.values["glue"])
-    assert not (tmp_path / CHECKPOINT).exists()
+    assert not Checkpoints(tmp_path, PRETRAINED).files()
     assert judge.protocol != evaluator(data, weights=data / "checkpoint").protocol
     assert judge.protocol != finetuned_only(data, length=24).protocol
 

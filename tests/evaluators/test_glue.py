@@ -23,7 +23,7 @@ from masksearch.attention.attach import attach
 from masksearch.contracts import CarriesData, Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.cost import WithCost
-from masksearch.evaluators.finetuning import CHECKPOINT
+from masksearch.evaluators.finetuning import PRETRAINED
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.token_rows import (
     TokenRow,
@@ -138,16 +138,15 @@ def test_pretraining_is_found_again(
 ) -> None:
     judge = evaluator(data, rows=32)
     whole = list(judge(masks.star(), seed=0, workdir=tmp_path))
-    (tmp_path / CHECKPOINT).with_suffix(".partial").write_bytes(b"half")
     with monkeypatch.context() as patch:
         patch.setattr(GlueEvaluator, "pretrain", None)
         again = list(judge(masks.star(), seed=0, workdir=tmp_path))
     assert again == whole
     other = list(judge(masks.window(2), seed=0, workdir=tmp_path))
     assert other != whole
-    (tmp_path / CHECKPOINT).write_bytes(b"garbage")
-    with pytest.warns(UserWarning, match="corrupt"):
-        assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
+    (kept,) = tmp_path.glob(f"{PRETRAINED}-*")
+    kept.write_bytes(b"garbage")
+    assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
 
 
 def logits(table: torch.Tensor, rows: list[TokenRow], data: Path, width: int) -> torch.Tensor:

@@ -131,8 +131,6 @@ def test_it_carries_data_exactly_where_the_inner_one_does():
     assert not isinstance(replace(packed, evaluator=Inner()), CarriesData)
     outer = WithCost(evaluator, repeats=1)  # wrapped twice
     assert outer.packed().evaluator == packed
-    with pytest.raises(TypeError, match=r"Inner has no packed\(\)"):
-        WithCost(Inner()).pack_within()
 
 
 def test_a_packed_one_holds_its_data_once_in_a_pickle():
