@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,6 +100,16 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> UnknownNameError
     known = list(known)
     hint = did_you_mean(name, known) or "."
     return UnknownNameError(f"unknown {what} {name!r}{hint} Known: {', '.join(known)}")
+
+
+def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """Refuses a name that is not among the known ones.
+
+    Raises:
+        UnknownNameError: As `unknown_name` makes it.
+    """
+    if name not in known:
+        raise unknown_name(what, name, known)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.contracts import Objective, Report, Shape, generator
-from masksearch.errors import LengthError, unknown_name
+from masksearch.errors import LengthError, check_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
 from masksearch.masks.hops import hops
@@ -86,8 +86,7 @@ class CostEvaluator:
     def __post_init__(self) -> None:
         object.__setattr__(self, "measure", tuple(self.measure))
         for name in self.measure:
-            if name not in ANALYTIC + MEASURED:
-                raise unknown_name("cost", name, ANALYTIC + MEASURED)
+            check_name("cost", name, ANALYTIC + MEASURED)
         if not self.measure or len(set(self.measure)) < len(self.measure):
             raise ValueError(f"measure names one or more costs, each once, got {self.measure}")
         for name in ("width", "block", "repeats"):

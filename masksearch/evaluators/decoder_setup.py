@@ -16,30 +16,19 @@ from typing import Literal, Self, get_args
 import torch
 from transformers import PreTrainedConfig
 
-from masksearch.contracts import (
-    Half,
-    Objective,
-    Shape,
-)
-from masksearch.errors import unknown_name
-from masksearch.evaluators.mlm import Precision
-from masksearch.evaluators.token_scores import (
-    band_edges,
-)
+from masksearch.contracts import Half, Objective, Shape
+from masksearch.errors import check_name, unknown_name
+from masksearch.evaluators.mlm import Precision, find_device
+from masksearch.evaluators.token_scores import band_edges
 from masksearch.masks.core import Mask
-from masksearch.models.decoders import (
-    DECODERS,
-    StoredDecoder,
-    decoder_config,
-    open_decoder,
-)
+from masksearch.models.decoders import DECODERS, StoredDecoder, decoder_config, open_decoder
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
 from masksearch.models.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
 from masksearch.tasks.passkeys import hide_passkeys
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import is_hub
+from masksearch.tasks.text.hub import absolute_if_local, absolute_source
 from masksearch.training.loop import TrainConfig
 
 Adapted = Literal["none", "recover", "train"]
@@ -100,10 +89,8 @@ class DecoderSetup:
                 raise ValueError(f"{name} must be at least {value}, got {getattr(self, name)}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
-        if self.architecture not in DECODERS:
-            raise unknown_name("architecture of a decoder", self.architecture, DECODERS)
-        if self.half not in get_args(Half):
-            raise unknown_name("half", self.half, get_args(Half))
+        check_name("architecture of a decoder", self.architecture, DECODERS)
+        check_name("half", self.half, get_args(Half))
         if self.adapt not in (None, *get_args(Adapted)):
             raise unknown_name("adapt", str(self.adapt), get_args(Adapted))
         if self.kl and self.adapts != "none":
@@ -111,10 +98,8 @@ class DecoderSetup:
                 f"kl compares the same weights with and without a mask, and adapt={self.adapts!r} "
                 "changes them; leave kl out, or judge with adapt='none'"
             )
-        if self.cost not in get_args(Cost):
-            raise unknown_name("cost", self.cost, get_args(Cost))
-        if self.learn_from not in ("labels", "dense"):
-            raise unknown_name("learn_from", self.learn_from, ("labels", "dense"))
+        check_name("cost", self.cost, get_args(Cost))
+        check_name("learn_from", self.learn_from, ("labels", "dense"))
         object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         if self.bands is not None:
             edges = tuple(self.bands)
@@ -124,15 +109,11 @@ class DecoderSetup:
         _ = (self.train_config, self.recover_config)  # check steps and rates
         self.find_planted()
         for name in ("text", "held_out"):
-            path = getattr(self, name)
-            if isinstance(path, Path | str) and not is_hub(
-                path
-            ):  # workers may run in another folder
-                object.__setattr__(self, name, Path(path).expanduser().resolve())
+            if isinstance(path := getattr(self, name), Path | str):
+                object.__setattr__(self, name, absolute_source(path))
         for name in ("tokenizer", "weights"):
-            given = getattr(self, name)
-            if given is not None and Path(given).expanduser().exists():
-                object.__setattr__(self, name, Path(given).expanduser().resolve())
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, absolute_if_local(given))
 
     def find_planted(self) -> None:
         """Puts the planted task in the place of its name.
@@ -383,8 +364,7 @@ class DecoderSetup:
     @property
     def place(self) -> torch.device:
         """The device that computes."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.device == "auto" else self.device)
+        return find_device(self.device)
 
 
 @lru_cache(maxsize=4)

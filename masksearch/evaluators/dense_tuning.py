@@ -9,7 +9,7 @@ from abc import ABC
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import cycle
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,12 +19,7 @@ from torch import Tensor, nn
 from masksearch import masks
 from masksearch.analysis.pareto import beats_constant
 from masksearch.attention.attach import attach
-from masksearch.contracts import (
-    MAJORITY,
-    Batch,
-    Differentiable,
-    mixed_seed,
-)
+from masksearch.contracts import MAJORITY, Batch, Differentiable, mixed_seed
 from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.dense_models import FOLDER, hash_batches, hold_lock, provide_dense
 from masksearch.evaluators.downstream import (
@@ -46,9 +41,7 @@ from masksearch.evaluators.task_models import (
     deal_rows,
     distance_of_logits,
 )
-from masksearch.evaluators.token_rows import (
-    batches_by_length,
-)
+from masksearch.evaluators.token_rows import batches_by_length
 from masksearch.models.tuned import TunedHead, open_tuned, tuned_kind
 from masksearch.tasks.text.corpus import cache_folder
 from masksearch.tasks.text.files import short_hash
@@ -257,7 +250,7 @@ class DenseTuning(DownstreamEvaluator, ABC):
         model = TaskModels(heads).to(self.place)
         if learns:
             model.requires_grad_(False)
-        whole, even, odd = (in_turn(stream) for stream in streams)
+        whole, even, odd = (chain.from_iterable(zip(*each, strict=False)) for each in streams)
         return Differentiable(model, whole, held_out, (even, odd))
 
     def task_batches(
@@ -278,12 +271,3 @@ class DenseTuning(DownstreamEvaluator, ABC):
                 with torch.no_grad(), autocast(batch, self.precision):
                     batch = {**batch, "target": teacher(**batch).logits}
             yield {**batch, "task": task}
-
-
-def in_turn(streams: Sequence[Iterator[Batch]]) -> Iterator[Batch]:
-    """The batches of several streams, one of each in turn, until one ends."""
-    for stream in cycle(streams):
-        batch = next(stream, None)
-        if batch is None:
-            return
-        yield batch

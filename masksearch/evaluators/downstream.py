@@ -16,14 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores
-from masksearch.contracts import (
-    Batch,
-    Half,
-    Objective,
-    Shape,
-    mixed_seed,
-)
-from masksearch.errors import unknown_name
+from masksearch.contracts import Batch, Half, Objective, Shape, mixed_seed
+from masksearch.errors import check_name
 from masksearch.evaluators.frozen_layers import freeze
 from masksearch.evaluators.mlm import MlmEvaluator, autocast
 from masksearch.evaluators.pretraining_task import move_batches
@@ -138,8 +132,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
             )
         TrainConfig(steps=1, lr=self.finetune_lr)
         for name, known in {"adapt": Adapt, "learn_from": LearnFrom}.items():
-            if getattr(self, name) not in get_args(known):
-                raise unknown_name(name, getattr(self, name), get_args(known))
+            check_name(name, getattr(self, name), get_args(known))
         if self.recover_lr is not None and not self.recover_lr > 0:
             raise ValueError(f"recover_lr must be positive, got {self.recover_lr}")
         if self.adapt != "finetune" and (self.weights is None or self.corpus is not None):

@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import (
-    LOW,
-    MAJORITY,
-    Report,
-    mixed_seed,
-)
+from masksearch.contracts import LOW, MAJORITY, Report, mixed_seed
 from masksearch.evaluators.dense_tuning import DenseTuning
 from masksearch.evaluators.downstream import (
     DROPOUT,

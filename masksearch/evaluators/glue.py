@@ -21,7 +21,7 @@ from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_seed
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.evaluators.downstream import TaskScores
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
@@ -85,8 +85,7 @@ class GlueEvaluator(FineTuning):
         super().__post_init__()
         object.__setattr__(self, "glue", glue_place(self.glue))
         object.__setattr__(self, "tasks", tuple(self.tasks))
-        if self.convention not in get_args(Convention):
-            raise unknown_name("GLUE convention", self.convention, get_args(Convention))
+        check_name("GLUE convention", self.convention, get_args(Convention))
         names = self.downstream
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be at least one name, each once, got {names}")

@@ -33,7 +33,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import DataError, NonFiniteLossError, unknown_name
+from masksearch.errors import DataError, NonFiniteLossError, check_name
 from masksearch.evaluators.pretraining_task import (
     build_task,
     half_of_task,
@@ -58,7 +58,7 @@ from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import is_hub
+from masksearch.tasks.text.hub import absolute_if_local, absolute_source
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
 from masksearch.training.loop import Optimiser, Schedule, TrainConfig, keeping_modes, train
@@ -74,6 +74,12 @@ def autocast(batch: Batch, precision: Precision) -> torch.autocast:
     return torch.autocast(
         batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"
     )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; of `"auto"` the GPU where there is one."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if name == "auto" else name)
 
 
 read_weights = lru_cache(maxsize=4)(open_pretrained)  # once a process
@@ -179,12 +185,9 @@ class MlmEvaluator:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
-        if self.pretraining not in get_args(Pretraining):
-            raise unknown_name("pre-training", self.pretraining, get_args(Pretraining))
-        if self.architecture not in ARCHITECTURES:
-            raise unknown_name("architecture", self.architecture, ARCHITECTURES)
-        if self.half not in get_args(Half):
-            raise unknown_name("half", self.half, get_args(Half))
+        check_name("pre-training", self.pretraining, get_args(Pretraining))
+        check_name("architecture", self.architecture, ARCHITECTURES)
+        check_name("half", self.half, get_args(Half))
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if self.corpus is None and (self.needs_corpus or self.weights is None):
@@ -195,16 +198,14 @@ class MlmEvaluator:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
         self.make_absolute("corpus", "held_out")
         for name in ("tokenizer", "weights"):
-            given = getattr(self, name)
-            if given is not None and Path(given).expanduser().exists():
-                object.__setattr__(self, name, Path(given).expanduser().resolve())
+            if (given := getattr(self, name)) is not None:
+                object.__setattr__(self, name, absolute_if_local(given))
 
     def make_absolute(self, *names: str) -> None:
         """Makes the paths of these fields absolute: workers may run in another folder."""
         for name in names:
-            path = getattr(self, name)
-            if path is not None and not is_hub(path):
-                object.__setattr__(self, name, Path(path).expanduser().resolve())
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, absolute_source(path))
 
     @classmethod
     def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
@@ -397,8 +398,7 @@ class MlmEvaluator:
     @property
     def place(self) -> torch.device:
         """The device that trains."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.device == "auto" else self.device)
+        return find_device(self.device)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Loss of a batch at the evaluator's precision: the sum of what is learnt."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -68,22 +68,14 @@ def build_task(
     half: Half,
 ) -> MlmTask | SentencePairTask:
     """The task, made once a process: it keeps how it has cut the text into pairs."""
+    rows: dict[str, Any] = {
+        "held_out_sequences": held_out_sequences,
+        "whole_words": whole_words,
+        "half": half,
+    }
     if pairs is None:
-        return MlmTask(
-            corpus,
-            batch,
-            held_out_sequences=held_out_sequences,
-            whole_words=whole_words,
-            half=half,
-        )
-    return SentencePairTask(
-        corpus,
-        batch,
-        held_out_sequences=held_out_sequences,
-        kind=pairs,
-        whole_words=whole_words,
-        half=half,
-    )
+        return MlmTask(corpus, batch, **rows)
+    return SentencePairTask(corpus, batch, kind=pairs, **rows)
 
 
 def half_of_task(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:

@@ -26,11 +26,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import AttentionCall, Batch, Differentiable, Shape, mixed_seed
-from masksearch.errors import (
-    LengthError,
-    MaskSearchError,
-    SearchError,
-)
+from masksearch.errors import LengthError, MaskSearchError, SearchError
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint

@@ -27,7 +27,13 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError, StrictDataclassError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertForPreTraining,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as messages
 
@@ -41,13 +47,8 @@ from masksearch.models.manifest import check_masks, read_json
 log = logging.getLogger(__name__)
 
 SECONDS = 5.0  # for the Hub's first answer
-FILES = [
-    "*.json",
-    "model*.safetensors",
-    "mask*.safetensors",
-    "*.txt",
-    "*.model",
-]  # downloaded: no pickle, no code
+# What is downloaded: no pickle, no code.
+FILES = ["*.json", "model*.safetensors", "mask*.safetensors", "*.txt", "*.model"]
 CONFIG = "config.json"
 UNREADABLE = (  # what transformers raises for files that it cannot read
     SafetensorError,
@@ -119,6 +120,17 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); without a network, "
             "give a local folder with config.json and model.safetensors (--weights FOLDER)"
         ) from error
+
+
+def find_folder(name_or_folder: str | Path) -> tuple[str, Path]:
+    """What a checkpoint is called (an absolute folder, or its Hub name), and where its files are.
+
+    Raises:
+        DataError: If it is neither on disk nor can be downloaded.
+    """
+    folder = find_local_folder(name_or_folder)
+    name = str(folder or name_or_folder)
+    return name, folder or download_checkpoint(name)
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -213,6 +225,20 @@ def read_model(
     return model, found
 
 
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    fixed = {"trust_remote_code": False, "local_files_only": True}
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(folder, **fixed)
+    except UNREADABLE as error:
+        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+    return found
+
+
 def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
     """The encoder under its masked-language-model head, and what was missing or left over.
 
@@ -220,10 +246,7 @@ def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, An
         DataError: If it is no encoder, or the files cannot be read or do not fit.
     """
     find_files(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except UNREADABLE as error:
-        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+    config = read_config(folder)
     kind = config.model_type
     decodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or decodes:
@@ -418,9 +441,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
             is another one than its configuration names.
         AttachError: If no mask can be put on it (such as MPNet, DeBERTa).
     """
-    folder = find_local_folder(name_or_folder)
-    name = str(name_or_folder) if folder is None else str(folder)
-    folder = download_checkpoint(name) if folder is None else folder
+    name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
     if own := check_masks(folder):
         listed = ", ".join(f"{mask!s:.80}" for mask in own.values())

@@ -17,26 +17,20 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masksearch.attention.probe import probe
 from masksearch.contracts import Shape
-from masksearch.errors import DataError, unknown_name
+from masksearch.errors import DataError, check_name
 from masksearch.models.checkpoints import (
     CONFIG,
-    UNREADABLE,
     StoredCheckpoint,
-    download_checkpoint,
     find_files,
-    find_local_folder,
+    find_folder,
     hash_files,
     quiet,
+    read_config,
     read_model,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread
@@ -78,8 +72,7 @@ def decoder_config(
             nothing.
     """
     size = find_size(size)
-    if architecture not in DECODERS:
-        raise unknown_name("architecture of a decoder", architecture, DECODERS)
+    check_name("architecture of a decoder", architecture, DECODERS)
     groups = size.heads if kv_heads is None else kv_heads
     if groups < 1 or size.heads % groups:
         raise ValueError(f"kv_heads divides the heads ({size.heads}), got {kv_heads}")
@@ -168,20 +161,6 @@ class StoredDecoder(StoredCheckpoint):
         return read_decoder(self.locate())
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
-    fixed = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(folder, **fixed)
-    except UNREADABLE as error:
-        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
-    return found
-
-
 def read_decoder(folder: Path) -> PreTrainedModel:
     """The model of a folder with its next-token head, float32, in eval mode.
 
@@ -209,12 +188,6 @@ def refuse_encoder(folder: Path, kind: str) -> DataError:
     )
 
 
-def embeddings(model: Any) -> nn.Embedding:
-    """The token embeddings of a model."""
-    found: nn.Embedding = model.get_input_embeddings()
-    return found
-
-
 def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     """Opens a checkpoint of a decoder: reads it once, checks that all of it fits.
 
@@ -230,15 +203,13 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     """
     if Path(name_or_folder).suffix.lower() == ".gguf":
         name_or_folder = convert_gguf(Path(name_or_folder))
-    folder = find_local_folder(name_or_folder)
-    name = str(name_or_folder) if folder is None else str(folder)
-    folder = download_checkpoint(name) if folder is None else folder
+    name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
-    model = read_decoder(folder)
+    model: Any = read_decoder(folder)
     calls = probe(model, [model], None)
     if not all(call.causal for call in calls):
         raise refuse_encoder(folder, model.config.model_type)
-    config, table = model.config.get_text_config(), embeddings(model)
+    config = model.config.get_text_config()
     return StoredDecoder(
         name=name,
         folder=folder,
@@ -248,7 +219,7 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
         heads=calls[0].heads,
         width=config.hidden_size,
         positions=getattr(config, "max_position_embeddings", None) or UNBOUNDED,
-        vocabulary=table.num_embeddings,
+        vocabulary=model.get_input_embeddings().num_embeddings,
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -158,8 +158,7 @@ def encoder(
     import transformers
 
     size = find_size(size)
-    if architecture not in ARCHITECTURES:
-        raise unknown_name("architecture", architecture, ARCHITECTURES)
+    check_name("architecture", architecture, ARCHITECTURES)
     if architecture == "modernbert" and size.width // size.heads % 2:
         raise ValueError(
             f"a head of modernbert is an even number wide (rotary positions come in pairs), got "

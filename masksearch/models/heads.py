@@ -143,7 +143,8 @@ class MaskedLanguageModel(Head):
             if scored is None:
                 at = (labels.flatten() != -100).nonzero().squeeze(1)
             else:
-                at = (scored + row_starts(labels)).flatten()
+                starts = torch.arange(0, labels.numel(), labels.shape[1], device=labels.device)
+                at = (scored + starts.unsqueeze(1)).flatten()
             hidden = hidden.index_select(0, at)
         hidden = self.norm(self.activation(self.transform(hidden)))
         logits = F.linear(hidden, self.embeddings, self.bias)
@@ -337,12 +338,6 @@ def span_output(
         total = F.cross_entropy(logits[..., part].float(), targets, reduction="sum")
         loss = loss + total / inside.sum().clamp(min=1) / 2
     return Output(logits, loss)
-
-
-def row_starts(table: Tensor) -> Tensor:
-    """Places of the first cell of each row in the flattened table, int64 `[rows, 1]`."""
-    rows, columns = table.shape
-    return torch.arange(rows, device=table.device).unsqueeze(1) * columns
 
 
 def draw_linear(inputs: int, outputs: int, spread: float) -> nn.Linear:

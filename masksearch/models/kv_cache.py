@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from masksearch.attention.layer import depends_on_length
 from masksearch.attention.own_windows import own_windows
-from masksearch.errors import LengthError, unknown_name
+from masksearch.errors import LengthError, check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
 from masksearch.masks.lifetimes import held_keys
@@ -87,8 +87,7 @@ def kv_bytes(
         UnknownNameError: If there is no such account.
         ValueError: If a number is out of range.
     """
-    if account not in ACCOUNTS:
-        raise unknown_name("account", account, ACCOUNTS)
+    check_name("account", account, ACCOUNTS)
     if length < 1:
         raise ValueError(f"length is at least 1 position, got {length}")
     config = model if isinstance(model, PreTrainedConfig) else model.config

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 
 MICRO = 64  # sequences of a batch here; the published batch is many of them
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,6 +46,5 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 def find_preset(name: str) -> dict[str, Any]:
     """The settings of that preset; an unknown one raises UnknownNameError with the nearest."""
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
+    check_name("preset", name, PRESETS)
     return PRESETS[name]

@@ -45,9 +45,8 @@ from masksearch.masks import Mask
 from masksearch.masks.files import save_mask
 from masksearch.models.checkpoints import (
     copy_head,
-    download_checkpoint,
+    find_folder,
     find_head_parts,
-    find_local_folder,
     quiet,
     read_model,
 )
@@ -400,7 +399,7 @@ def load_adapter(
     if not (folder / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
     name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    base = find_local_folder(name) or download_checkpoint(name)
+    _, base = find_folder(name)
     path = folder / BASE_CONFIG
     stored = read_json(path)
     config = type(AutoConfig.for_model(str(stored.get("model_type")))).from_dict(stored)

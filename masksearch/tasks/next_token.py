@@ -23,18 +23,10 @@ from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import epoch_batches
 from masksearch.tasks.splits import empty_half
-from masksearch.tasks.text.corpus import (
-    FORMAT,
-    cache_folder,
-    cached_tokens,
-    deal_stretches,
-    read_test_text,
-    source_key,
-    write_tokens,
-)
-from masksearch.tasks.text.files import HELD_OUT_SHARE, paragraph_pieces, short_hash
+from masksearch.tasks.text.corpus import deal_stretches, name_reader, read_test_text, tokenize_text
+from masksearch.tasks.text.files import paragraph_pieces, short_hash
 from masksearch.tasks.text.packing import Boundaries
-from masksearch.tasks.text.tokenizer import id_count, open_tokenizer
+from masksearch.tasks.text.tokenizer import id_count
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -168,25 +160,15 @@ class NextTokenText:
         """
         if length < 3:
             raise ValueError(f"a sequence has at least 3 tokens, got length {length}")
-        given = None if tokenizer is None else open_tokenizer(tokenizer)
-        spelled = f"trained:{vocabulary}" if given is None else given.to_str()
-        how = paragraph_pieces.__name__
-        key = short_hash(FORMAT, how, *source_key(path, held_out), spelled)
-
-        def write(place: Path) -> None:
-            write_tokens(place, path, held_out, given, vocabulary, None, paragraph_pieces)
-
-        stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
-        made, train, held = given or stored.tokenizer, stored.train, stored.held_out
-        prefix = text_prefix(made)
-        inner, content = length - len(prefix), list(stored.content)
-        about = ("next token", how, *content, made.to_str(), str(length))
-        if not content[1]:
-            count = len(train.ids)
-            cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
-            train, held = train.part(0, count - cut), train.part(count - cut, count)
+        how = paragraph_pieces
+        stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache, read=how)
+        made, content = stored.tokenizer, list(stored.content)
+        prefix, about = text_prefix(made), (made.to_str(), str(length))
+        inner = length - len(prefix)
+        train, held = stored.parts(inner)
+        train_digest = short_hash("next token", *name_reader(how), *content, *about)
         if test:
-            tested = read_test_text(path, made, cache, paragraph_pieces)
+            tested = read_test_text(path, made, cache, how)
             held, content = tested.held_out, [content[0], "test", tested.content[1]]
         if len(train.ids) < inner or len(held.ids) < inner:
             raise DataError(
@@ -200,8 +182,8 @@ class NextTokenText:
             held=packed(held.ids, inner),
             prefix=prefix,
             tokenizer=made,
-            digest=short_hash("next token", how, *content, made.to_str(), str(length)),
-            train_digest=short_hash(*about),
+            digest=short_hash("next token", *name_reader(how), *content, *about),
+            train_digest=train_digest,
             begins=whole.begins,
         )
 

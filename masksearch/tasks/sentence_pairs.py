@@ -19,7 +19,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
-from masksearch.tasks.text.packing import Boundaries, Sequences
+from masksearch.tasks.text.packing import Boundaries, Sequences, bare_ids
 from masksearch.tasks.text.segments import SHORTEST, TextWindows, sentence_starts
 from masksearch.tasks.text.tokenizer import sentence_ends
 
@@ -99,10 +99,7 @@ class SentencePairTask(MlmTask):
     def cut_text(self, part: str, rows: Tensor | Sequences, number: int) -> TextWindows:
         """The text of `rows`, cut into windows."""
         begins: Boundaries | None = self.corpus.begins and self.corpus.begins[number]
-        if isinstance(rows, Sequences):
-            ids = rows.body.reshape(-1)
-        else:
-            ids = rows[:, 1:-1].reshape(-1).numpy()
+        ids = bare_ids(rows)
         if begins is None or begins.tokens != len(ids):
             raise DataError(
                 f"sentence pairs need a corpus that knows where the documents of its {part} text "

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, mixed_seed
-from masksearch.errors import NonFiniteLossError, unknown_name
+from masksearch.errors import NonFiniteLossError, check_name
 from masksearch.training.accumulation import Accumulator
 from masksearch.training.checkpoints import (
     Checkpoints,
@@ -71,10 +71,8 @@ class TrainConfig:
             raise ValueError(f"warmup is a share of the steps in [0, 1], got {self.warmup}")
         if self.micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
-        if self.optimiser not in get_args(Optimiser):
-            raise unknown_name("optimiser", self.optimiser, get_args(Optimiser))
-        if self.schedule not in get_args(Schedule):
-            raise unknown_name("schedule", self.schedule, get_args(Schedule))
+        check_name("optimiser", self.optimiser, get_args(Optimiser))
+        check_name("schedule", self.schedule, get_args(Schedule))
 
     @property
     def identity(self) -> dict[str, object]:

@@ -14,7 +14,14 @@ from typing import Any
 
 from masksearch.errors import DataError
 from masksearch.tasks.glue.tasks import GlueTask, HubForm
-from masksearch.tasks.text.hub import PREFIX, hub_folder, hub_problems, is_hub, load_hub
+from masksearch.tasks.text.hub import (
+    PREFIX,
+    absolute_source,
+    hub_folder,
+    hub_problems,
+    is_hub,
+    load_hub,
+)
 
 Columns = tuple[list[tuple[str, ...]], list[float]]  # texts and labels
 LOCAL_GLUE = (
@@ -36,10 +43,8 @@ def glue_place(place: Path | str) -> Path | str:
     >>> glue_place("hf:nyu-mll/glue")
     'hf:nyu-mll/glue'
     """
-    if not is_hub(place):
-        return Path(place).expanduser().resolve()
-    folder = hub_folder(str(place))
-    return str(place) if folder is None else f"{PREFIX}{folder}"
+    folder = hub_folder(str(place)) if is_hub(place) else None
+    return absolute_source(place) if folder is None else f"{PREFIX}{folder}"
 
 
 def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Columns], str]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from masksearch.analysis.pareto import NEAR, beats_constant
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.tasks.glue.tasks import TASKS, GlueTask
 
 CONSTANT = 1e-13  # spread over mean below which numbers count as equal, as in scipy
@@ -221,8 +221,7 @@ def glue_score(values: Mapping[str, float], convention: Convention = "primary") 
     >>> found.nine, found.partial, found.columns
     (None, 0.7, ('SST-2', 'CoLA'))
     """
-    if convention not in get_args(Convention):
-        raise unknown_name("GLUE convention", convention, get_args(Convention))
+    check_name("GLUE convention", convention, get_args(Convention))
     found = {
         column: column_value(values, column, find_task(column), convention)
         for column in COLUMNS

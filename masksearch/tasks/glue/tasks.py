@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from masksearch.errors import DataError, unknown_name
+from masksearch.errors import DataError, check_name
 
 Column = str | int  # a name of the header, or a number where there is none
 CLASS_METRICS, SCORE_METRICS = ("accuracy", "f1", "matthews"), ("pearson", "spearman")
@@ -316,8 +316,7 @@ def task_named(task: str | GlueTask) -> GlueTask:
     """
     if isinstance(task, GlueTask):
         return task
-    if task not in KNOWN:
-        raise unknown_name("GLUE task", task, KNOWN)
+    check_name("GLUE task", task, KNOWN)
     return KNOWN[task]
 
 

@@ -7,8 +7,7 @@ data.train[0].text, data.train[0].answers, data.train[0].context
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -103,19 +102,13 @@ def load_squad(
     if half == "test":
         files = [*files, labelled_test_file(path, path.glob("test-v*.json"), "SQuAD")]
         dev, source = read_squad(files[-1]), f"{source}; scored on {files[-1].name}"
-    nullable = is_nullable([*train, *dev])
+    nullable = any(not question.answers for question in (*train, *dev))
     dev = take_half(dev, half, str(path), attrgetter("article"), attrgetter("context"))
     both = {question.id for question in train} & {question.id for question in dev}
     if both:
         raise DataError(
             f"{files[0]} and {files[1]} share {len(both)} questions ({min(both)!r}, ..); hold out "
             "a file with questions of its own"
-        )
-    if is_nullable(dev) and not is_nullable(train):
-        warnings.warn(
-            f"{source}: held-out questions have no answer, but every training question has one; "
-            "nothing teaches a model to answer none",
-            stacklevel=2,
         )
     digest = "squad-1", content_hash(files), str(len(files)), str(rows), str(dev_rows), str(seed)
     return SquadData(
@@ -127,16 +120,10 @@ def load_squad(
     )
 
 
-def is_nullable(questions: Iterable[Question]) -> bool:
-    """Whether some question has no answer."""
-    return any(not question.answers for question in questions)
-
-
 def read_squad(path: Path) -> list[Question]:
     """Reads one file; the errors name the article, the paragraph and the question.
 
-    A file of version 2 without a single unanswerable question is read, with a warning, as one
-    of version 1.1.
+    A file of version 2 without a single unanswerable question is read as one of version 1.1.
     """
     raw = path.read_bytes()
     if not raw.strip():
@@ -147,7 +134,6 @@ def read_squad(path: Path) -> list[Question]:
         raise DataError(f"{path} is not JSON: {error}; give SQuAD's official file") from error
     questions: list[Question] = []
     seen: dict[str, str] = {}
-    flagged = False
     for at, article, paragraph in paragraphs(content, str(path)):
         context = require(paragraph, "context", str, at)
         for place, entry in enumerate(require(paragraph, "qas", list, at)):
@@ -156,19 +142,11 @@ def read_squad(path: Path) -> list[Question]:
             if name in seen:
                 raise DataError(f"{where}: the id is taken by a question of {seen[name]}")
             seen[name] = at.removeprefix(f"{path}, ")
-            flagged |= "is_impossible" in entry
             text = require(entry, "question", str, where)
             answers, starts = read_answers(entry, context, where)
             questions.append(Question(name, text, context, article, answers, starts))
     if not questions:
         raise DataError(f"{path} holds no question; give a SQuAD file with at least one")
-    version_2 = flagged or str(content.get("version", "")).startswith("v2")
-    if version_2 and not is_nullable(questions):
-        warnings.warn(
-            f"{path} is of version 2, but every question has an answer; it is scored by the "
-            "rules of version 1.1",
-            stacklevel=3,
-        )
     return questions
 
 

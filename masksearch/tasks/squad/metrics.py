@@ -10,7 +10,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII alone, as in the official script
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -51,8 +51,7 @@ def f1(prediction: str, gold: str, *, nullable: bool = False) -> float:
     return 2 * shared / (len(found) + len(true))
 
 
-@dataclass(frozen=True)
-class Threshold:
+class Threshold(NamedTuple):
     """The best score that some threshold on the null scores earns.
 
     Args:

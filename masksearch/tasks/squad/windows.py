@@ -2,7 +2,7 @@
 
 windows = make_windows(corpus, data.train)
 windows[0].ids, windows[0].first, windows[0].span      # of the first window
-windows.misplaced, windows.cut                         # what was left out or cut, as counts
+windows.misplaced                                      # how many questions were left out
 """
 
 from __future__ import annotations
@@ -95,7 +95,6 @@ class SquadWindows:
         special: Token ids by role.
         length: Largest length of a window.
         misplaced: Questions left out because no answer stands where the file says.
-        cut: Questions that were longer than allowed.
     """
 
     contexts: IdLists = field(repr=False)
@@ -106,7 +105,6 @@ class SquadWindows:
     special: dict[str, int] = field(repr=False)
     length: int
     misplaced: int = 0
-    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -169,7 +167,6 @@ def make_windows(
         source.special,
         size.length,
         misplaced=len(questions) - len(kept),
-        cut=sum(len(asking[number]) > size.longest_question for number in kept),
     )
 
 

@@ -39,6 +39,7 @@ from masksearch.tasks.text.packing import (
     Boundaries,
     Sequences,
     TokenStream,
+    bare_ids,
     encode_stream,
     id_type,
     read_stream,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 FORMAT = "5"  # of the cached tokens
 STREAMS = ("train", "held_out")
 HASHED = 64  # ids of a document that decide its half
+PieceReader = Callable[[list[Path]], Iterable[tuple[int, str]]]  # as `marked_pieces`
 BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 
 
@@ -107,11 +109,7 @@ class Corpus:
         sequence where there are fewer than 16 paragraphs. A hash of its first 64 ids decides, so
         that equal texts go together, and of a long text little is read.
         """
-        rows = self.held_out
-        if isinstance(rows, Sequences):
-            ids = rows.body.reshape(-1)
-        else:
-            ids = rows[:, 1:-1].reshape(-1).numpy()
+        ids = bare_ids(self.held_out)
         return deal_stretches(ids, self.begins and self.begins[1], self.length - 2)
 
     def held_out_rows(self, half: Half) -> Tensor:
@@ -202,23 +200,11 @@ class Corpus:
             raise ValueError(f"length must be at least 3 ([CLS], a token, [SEP]), got {length}")
         if tokens is not None and tokens < 1:
             raise ValueError(f"tokens must be at least 1, got {tokens}")
-        folder = cache_folder(cache)
-        given = None if tokenizer is None else open_tokenizer(tokenizer)
-        spelled = f"trained:{vocabulary}" if given is None else given.to_str()
-        limit = [] if tokens is None else [f"tokens:{tokens}"]
-        key = short_hash(FORMAT, *source_key(path, held_out), spelled, *limit)
-
-        def write(place: Path) -> None:
-            write_tokens(place, path, held_out, given, vocabulary, tokens)
-
-        stored = cached_tokens(folder / f"corpus-{key}", write)
-        train, held = stored.train, stored.held_out
-        made = given or stored.tokenizer
+        stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache, tokens=tokens)
+        made, inner = stored.tokenizer, length - 2
         special = special_ids(made)
-        count, inner = len(train.ids), length - 2
-        if not stored.content[1]:
-            cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
-            train, held = train.part(0, count - cut), train.part(count - cut, count)
+        train, held = stored.parts(inner)
+        limit = [] if tokens is None else [f"tokens:{tokens}"]
         if len(train.ids) < 2 * inner or len(held.ids) < inner:
             raise DataError(
                 f"{path} holds {len(train.ids):,} tokens to train on and {len(held.ids):,} held "
@@ -250,6 +236,60 @@ class StoredTokens(NamedTuple):
     held_out: TokenStream
     tokenizer: Tokenizer
     content: list[str]  # hashes of the training and the held-out text; empty = no such text
+
+    def parts(self, inner: int) -> tuple[TokenStream, TokenStream]:
+        """What is trained on and what is held out: the end of the text, where no text is, and at
+        least the `inner` tokens of a sequence."""
+        if self.content[1]:
+            return self.train, self.held_out
+        count = len(self.train.ids)
+        cut = max(round(HELD_OUT_SHARE * count), min(inner, count))
+        return self.train.part(0, count - cut), self.train.part(count - cut, count)
+
+
+def tokenize_text(
+    path: Path | str,
+    held_out: Path | str | None,
+    tokenizer: str | Path | None,
+    vocabulary: int,
+    cache: Path | None,
+    *,
+    tokens: int | None = None,
+    read: PieceReader = marked_pieces,
+) -> StoredTokens:
+    """The tokens of a text, from the cache where they are there.
+
+    Args:
+        path: As of `Corpus.load`, and the next ones.
+        held_out: What to hold out.
+        tokenizer: Its name; None = it is trained on the text.
+        vocabulary: Size of a trained vocabulary.
+        cache: Folder of the cache.
+        tokens: Number of tokens to stop at, in each part; None = all.
+        read: Reads the pieces of files.
+
+    Raises:
+        DataError: As `Corpus.load`.
+    """
+    given = None if tokenizer is None else open_tokenizer(tokenizer)
+    spelled = f"trained:{vocabulary}" if given is None else given.to_str()
+    limit = [] if tokens is None else [f"tokens:{tokens}"]
+    key = short_hash(FORMAT, *name_reader(read), *source_key(path, held_out), spelled, *limit)
+
+    def write(place: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=place) as scratch:
+            files, held = local_text(path, held_out, Path(scratch))
+            stop = None if tokens is None else BYTES_OF_TOKEN * tokens
+            made = given or train_tokenizer(files, vocabulary, whole=bool(held), limit=stop)
+            write_tokens(place, made, files, held, tokens, read)
+
+    stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+    return stored if given is None else stored._replace(tokenizer=given)
+
+
+def name_reader(read: PieceReader) -> list[str]:
+    """How a reader is named in the key of a cache; the usual one is not."""
+    return [] if read is marked_pieces else [read.__name__]
 
 
 def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
@@ -321,7 +361,7 @@ def read_test_text(
     path: Path | str,
     tokenizer: Tokenizer,
     cache: Path | None,
-    read: Callable[[list[Path]], Iterable[tuple[int, str]]] = marked_pieces,
+    read: PieceReader = marked_pieces,
 ) -> StoredTokens:
     """The tokens of a test text, as held-out ones.
 
@@ -347,45 +387,27 @@ def read_test_text(
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             found = Path(scratch) / "test.txt"
             texts = files if hub is None else [hub.write(found, "test") or found]
-            counts = [
-                encode_stream(tokenizer, read(part), place, name)
-                for name, part in zip(STREAMS, ([], texts), strict=True)
-            ]
-            content = ["", content_hash(texts)]
-        tokenizer.save(str(place / "tokenizer.json"))
-        about = json.dumps({"tokens": counts, "content": content})
-        (place / "about.json").write_text(about, encoding="utf-8")
+            write_tokens(place, tokenizer, [], texts, None, read)
 
     named = hub.key() if hub else [content_hash(files)]
-    how = [] if read is marked_pieces else [read.__name__]
-    key = short_hash(FORMAT, "test", *how, *named, tokenizer.to_str())
+    key = short_hash(FORMAT, "test", *name_reader(read), *named, tokenizer.to_str())
     return cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
 
 
 def write_tokens(
     folder: Path,
-    path: Path | str,
-    held_out: Path | str | None,
-    given: Tokenizer | None,
-    vocabulary: int,
+    tokenizer: Tokenizer,
+    train: list[Path],
+    held_out: list[Path],
     tokens: int | None,
-    read: Callable[[list[Path]], Iterable[tuple[int, str]]] = marked_pieces,
+    read: PieceReader,
 ) -> None:
-    """Reads and tokenizes the text into files of a folder; see `Corpus.load`, and `read_test_text`
-    for `read`."""
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        train_files, held_files = local_text(path, held_out, Path(scratch))
-        made = given or train_tokenizer(
-            train_files,
-            vocabulary,
-            whole=bool(held_files),
-            limit=None if tokens is None else BYTES_OF_TOKEN * tokens,
-        )
-        counts, content = [], []
-        for name, files in zip(STREAMS, (train_files, held_files), strict=True):
-            counts.append(encode_stream(made, read(files), folder, name, tokens))
-            content.append(content_hash(files) if files else "")
-    made.save(str(folder / "tokenizer.json"))
+    """Tokenizes the text of files into files of a folder; see `tokenize_text`."""
+    counts, content = [], []
+    for name, files in zip(STREAMS, (train, held_out), strict=True):
+        counts.append(encode_stream(tokenizer, read(files), folder, name, tokens))
+        content.append(content_hash(files) if files else "")
+    tokenizer.save(str(folder / "tokenizer.json"))
     about = json.dumps({"tokens": counts, "content": content})
     (folder / "about.json").write_text(about, encoding="utf-8")
 

@@ -36,6 +36,18 @@ def is_hub(path: Path | str) -> bool:
     return str(path).startswith(PREFIX)
 
 
+def absolute_source(path: Path | str) -> Path | str:
+    """A text as it can be stored: an absolute path, because workers may run in another folder; a
+    dataset `hf:..` as it is."""
+    return path if is_hub(path) else Path(path).expanduser().resolve()
+
+
+def absolute_if_local(name: Path | str) -> Path | str:
+    """The absolute path of what lies on disk; a name on the Hub as it is."""
+    path = Path(name).expanduser()
+    return path.resolve() if path.exists() else name
+
+
 def hub_folder(name: str) -> Path | None:
     """The folder that a data set's name stands for, absolute; None for a name on the Hub."""
     name = name.removeprefix(PREFIX)

@@ -216,6 +216,12 @@ class Sequences:
         return self[torch.arange(len(self))]
 
 
+def bare_ids(rows: Tensor | Sequences) -> NDArray[Any]:
+    """The ids of all rows without `[CLS]` and `[SEP]`, one row after the other."""
+    body = rows.body if isinstance(rows, Sequences) else rows[:, 1:-1].numpy()
+    return body.reshape(-1)
+
+
 @dataclass(frozen=True, eq=False)
 class IdLists:
     """Lists of token ids of different lengths, in two arrays; one is made where it is read.

@@ -11,7 +11,7 @@ import pytest
 from toy_questions import squad_json, write_squad
 
 from masksearch.errors import DataError
-from masksearch.tasks.squad.data import Question, is_nullable, load_squad, read_squad
+from masksearch.tasks.squad.data import Question, load_squad, read_squad
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
@@ -42,7 +42,7 @@ def test_questions_answers_and_paragraphs(tmp_path: Path) -> None:
     one, two = found
     assert one.context == two.context == "a b c"
     assert (one.id, one.text, one.answers, one.starts) == ("p", "one?", ("b c", "c"), (2, 4))
-    assert (two.answers, two.article, is_nullable(found)) == ((), "T", True)
+    assert (two.answers, two.article) == ((), "T")
 
 
 def test_a_folder_gives_both_parts(tmp_path: Path) -> None:
@@ -196,12 +196,10 @@ def test_duplicate_ids_are_named(tmp_path: Path) -> None:
 def test_version_2_without_unanswerable_questions(tmp_path: Path) -> None:
     content = squad_json(3, 2, seed=0) | {"version": "v2.0"}
     path = write_squad(tmp_path / "x.json", content)
-    with pytest.warns(UserWarning, match=r"of version 2, but every question has an answer"):
-        assert not load_squad(path).nullable
+    assert not load_squad(path).nullable
     held = write_squad(tmp_path / "y.json", squad_json(1, 20, seed=1, impossible=0.5))
     path.write_text(json.dumps(squad_json(3, 2, seed=0)))
-    with pytest.warns(UserWarning, match="nothing teaches a model to answer none"):
-        assert load_squad(path, held).nullable
+    assert load_squad(path, held).nullable
 
 
 @real

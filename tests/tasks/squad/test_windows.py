@@ -144,7 +144,7 @@ def test_misplaced_answers_are_left_out_of_training_alone() -> None:
 def test_long_questions_are_cut() -> None:
     questions = asked("ban zo bar", "bar", text=" ".join(WORDS))
     windows = make_windows(CORPUS, questions, WindowSize(32, question=6))
-    assert (windows.cut, len(windows)) == (1, 1)
+    assert len(windows) == 1
     assert shown(windows, 0)[:9] == ["[CLS]", *WORDS[:6], "[SEP]", "ban"]
     assert WindowSize(384).longest_question == 64
     assert WindowSize(384).step == 128
