@@ -30,11 +30,10 @@ from masksearch.evaluators.supernet import (
     SpaceDraws,
     SuperNetConfig,
     train_supernet,
-    weights_of,
 )
 from masksearch.masks.lower import lower
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import Checkpoints, copy_weights
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
 INNER = PlantedEvaluator(PROCESS, gate_batch=8, held_out_sequences=40)
@@ -196,7 +195,7 @@ def weights_after(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
                 steps.close()
                 break
         else:
-            return weights_of(source.model)
+            return copy_weights(source.model)
 
 
 def test_killed_training_goes_on_bit_for_bit(tmp_path):
