@@ -28,9 +28,7 @@ from masksearch.analysis.rank_stats import (
     best,
     chance,
     front,
-    overlap,
     seed_mean,
-    spearman,
     spread,
     tau_b,
 )
@@ -41,7 +39,6 @@ from masksearch.errors import SearchError, unknown_name
 CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
 FEWEST = 10  # masks in one band for which `chance` is below that
 LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
-HIGH = 0.9  # reliability beside which a low ceiling needs a word
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -69,9 +66,6 @@ class BudgetAgreement:
     across: Interval  # tau-b over all pairs of masks, means over seeds
     within: Interval  # tau-b over the pairs within a density band
     between_seeds: Interval  # within bands, one seed of the proxy, another of the reference
-    spearman: float
-    spearman_within: float
-    overlaps: Mapping[str, float]  # share of the reference's best k that the proxy's best k hold
     pareto_recall: float  # share of the reference's front of (value, density)
     choices: tuple[BandPick, ...]
     spread: Spread  # of the proxy, all masks
@@ -99,7 +93,6 @@ class Judgement:
     densities: Floats
     edges: Sequence[float]
     draws: Resampling
-    top: Sequence[float]
 
     def budget_rows(self) -> tuple[BudgetAgreement, ...]:
         """One for every budget of the proxy at which two masks can be compared."""
@@ -133,14 +126,6 @@ class Judgement:
             across=self.draws.tau(short, truth, banded=False),
             within=self.draws.tau(short, truth, banded=True),
             between_seeds=self.draws.tau_between_seeds(short, truth, banded=True),
-            spearman=spearman(x, y),
-            spearman_within=spearman(x, y, bands),
-            overlaps={
-                f"top {100 * k:g}%" if k < 1 else f"top {k:g}": overlap(
-                    x, y, max(1, math.ceil(k * number)) if k < 1 else int(k)
-                )
-                for k in self.top
-            },
             pareto_recall=len(held) / len(wanted) if wanted else math.nan,
             choices=self.band_picks(x, y),
             spread=spread(own),
@@ -194,7 +179,6 @@ class ProxyAgreement:
     rows: tuple[BudgetAgreement, ...]
     ceiling: Interval  # two seeds of the reference, all masks
     ceiling_within: Interval  # the same within bands; NaN = one seed
-    proxy_ceiling: float  # reliability across: two seeds of the proxy's longest budget, in bands
     spread: Spread  # of the reference
     spread_within: Spread
     density_tau: float  # tau-b of "sparser is better" with the reference
@@ -243,7 +227,6 @@ class ProxyAgreement:
         goals: Mapping[str, Goal] | None = None,
         reference: str | None = None,
         bands: int | Sequence[float] | None = None,
-        top: Sequence[float] = (1, 3, 0.25),
         fraction: float = 0.9,
         level: float = 0.95,
         resamples: int = 1000,
@@ -260,7 +243,6 @@ class ProxyAgreement:
             reference: Schedule whose longest budget of the target judges; None = the longest.
             bands: Density bands: None = factors of two, a number = so many of about equally
                 many masks, or inner edges in (0, 1).
-            top: Sizes of the best sets that are compared: counts (>= 1), or shares (< 1).
             fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
             level: Coverage of the intervals, in (0, 1).
             resamples: Draws of the bootstrap (>= 0; 0 = no intervals).
@@ -279,8 +261,6 @@ class ProxyAgreement:
             raise ValueError(f"fraction is a share of the ceiling in (0, 1], got {fraction}")
         if resamples < 0:
             raise ValueError(f"resamples is at least 0, got {resamples}")
-        if not top or any(k <= 0 or (k > 1 and k != int(k)) for k in top):
-            raise ValueError(f"top holds counts (>= 1) or shares (< 1), got {list(top)}")
         check_level(level)
         tables, target = ScoreTables(tidy(observations.observations), goals), target or proxy
         for name in (proxy, target):
@@ -304,7 +284,7 @@ class ProxyAgreement:
         edges = band_edges(densities, bands)
         in_band = np.digitize(densities, edges, right=True).astype(np.int64)
         draws = Resampling(in_band, len(tables.seeds), resamples, seed, level)
-        work = Judgement(tables, proxy, target, judge, densities, edges, draws, top)
+        work = Judgement(tables, proxy, target, judge, densities, edges, draws)
         rows = work.budget_rows()
         if all(row.is_reference for row in rows):
             raise SearchError(
@@ -312,7 +292,7 @@ class ProxyAgreement:
                 "steps), or for one mask only; a proxy card needs reports along the way, or "
                 "shorter runs of the same masks"
             )
-        truth, last = tables.gains(*judge, target), tables.gains(*tables.longest(proxy), proxy)
+        truth = tables.gains(*judge, target)
         seeds = int(np.isfinite(truth).any(axis=0).sum())
         left_out = {
             **observations.left_out,
@@ -334,7 +314,6 @@ class ProxyAgreement:
             rows=rows,
             ceiling=draws.tau_between_seeds(truth, truth, banded=False),
             ceiling_within=draws.tau_between_seeds(truth, truth, banded=True),
-            proxy_ceiling=draws.tau_between_seeds(last, last, banded=True).value,
             spread=spread(tables.table(*judge, target)),
             spread_within=spread(tables.table(*judge, target), in_band),
             density_tau=tau_b(-densities, seed_mean(truth)),
@@ -400,10 +379,10 @@ class ProxyAgreement:
 
     # -- as data -----------------------------------------------------------------------------
     def frame(self) -> pd.DataFrame:
-        """One row a budget: agreement with intervals, best sets, front, regret, spread.
+        """One row a budget: agreement with intervals, front, regret, spread.
 
         Columns: schedule, budget, masks, reference, then tau, within, between_seeds (each with
-        `_low`, `_high`), spearman, spearman_within, `top K`, pareto_recall, regret,
+        `_low`, `_high`), pareto_recall, regret,
         regret_at_random (target's unit), sigma_mask, sigma_seed, reliability (proxy's unit; the
         same with `_within`).
         """
@@ -464,14 +443,18 @@ def columns_of(row: BudgetAgreement) -> dict[str, Any]:
 
 
 def plain_json(value: Any) -> Any:
-    """Dataclasses, tuples and numbers as JSON has them; what is not finite is None."""
+    """Dataclasses, tuples and numbers as JSON has them; what is not finite is None, else text."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
         return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain_json(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 # -- words -------------------------------------------------------------------------------------
@@ -564,14 +547,6 @@ def figure_lines(card: ProxyAgreement) -> list[str]:
             text += f"{target} (at random {last.at_random:.3g})"
         place = f"{last.budget:,} steps ({name}, {last.masks} masks)"
         lines.append(f"Longest budget {which}, {place}: tau-b {text}.")
-    last_rows = [rows[-1] for rows in card.series().values()]
-    taus = [tau for row in last_rows for tau in (row.across, row.within, row.between_seeds)]
-    if strange := [tau for tau in (*taus, card.ceiling, card.ceiling_within) if tau.one_sided]:
-        lines.append(
-            f"{strange[0]} lies at the end of its interval because few masks have many ties: "
-            "draws of them lose tied pairs and can hardly fall on the other side. Read it as "
-            "'unknown', and take more masks."
-        )
     ceiling = f"{card.ceiling} across densities, {card.ceiling_within} within bands"
     known = "unknown, one seed" if card.seeds < 2 else ceiling
     lines.append(f"Noise ceiling (two seeds of {target}): {known}.")
@@ -593,11 +568,6 @@ def figure_lines(card: ProxyAgreement) -> list[str]:
             f"of {card.seeds} seeds {decimals(wide.of_seeds(card.seeds))} "
             f"({decimals(narrow.of_seeds(card.seeds))})."
         )
-        if narrow.reliability > HIGH and card.ceiling_within.value < LOW:
-            lines.append(
-                "A few masks far from the rest make that reliability; the noise ceiling counts "
-                "every pair of masks alike, and most of them lie close together."
-            )
     lines += card.facts
     if card.left_out:
         counts = (f"{count} {what}" for what, count in card.left_out.items())
@@ -610,6 +580,6 @@ def decimals(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def digits(value: float) -> str:
-    """A number to three significant digits; a dash where it is not defined."""
-    return "-" if math.isnan(value) else f"{value:.3g}"
+def digits(value: float, places: int = 3) -> str:
+    """A number to so many significant digits; a dash where it is not defined."""
+    return "-" if math.isnan(value) else f"{value:.{places}g}"

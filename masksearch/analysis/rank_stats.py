@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from masksearch.analysis.pareto import on_front
 from masksearch.contracts import mixed_seed
@@ -29,14 +28,6 @@ class Interval:
     value: float
     low: float = math.nan
     high: float = math.nan
-
-    @property
-    def one_sided(self) -> bool:
-        """Whether the value lies at an end of its interval, and not at an end of [-1, 1]."""
-        at_an_end = (
-            min(self.value - self.low, self.high - self.value) < 0.005 < self.high - self.low
-        )
-        return at_an_end and abs(self.value) < 0.995
 
     def __str__(self) -> str:
         if math.isnan(self.value):
@@ -101,25 +92,6 @@ def tau_b(x: Floats, y: Floats, bands: Bands | None = None, counts: Any = None) 
     sums = [((weights @ term) * weights).sum(axis=1) for term in terms]
     with np.errstate(invalid="ignore", divide="ignore"):
         return sums[0] / np.sqrt(sums[1] * sums[2])
-
-
-def spearman(x: Floats, y: Floats, bands: Bands | None = None) -> float:
-    """Spearman's rank correlation; with bands, of the ranks within each band, pooled.
-
-    Ranks are taken, and centred, in each band; then one Pearson correlation over all masks.
-    """
-    known = np.isfinite(x) & np.isfinite(y)
-    groups = np.zeros(len(x), dtype=np.int64) if bands is None else bands
-    ranks: list[tuple[Floats, Floats]] = []
-    for band in np.unique(groups[known]):
-        inside = known & (groups == band)
-        a, b = stats.rankdata(x[inside]), stats.rankdata(y[inside])
-        ranks.append((a - a.mean(), b - b.mean()))
-    if not ranks:
-        return math.nan
-    first, second = (np.concatenate(part) for part in zip(*ranks, strict=True))
-    norm = math.sqrt(float(first @ first) * float(second @ second))
-    return float(first @ second) / norm if norm > 0 else math.nan
 
 
 def seed_mean(values: Floats, counts: Floats | None = None) -> Floats:
@@ -338,17 +310,6 @@ def best(values: Floats, count: int) -> NDArray[np.intp]:
     """Positions of the `count` largest values; of equal ones the first, NaN never."""
     order = np.argsort(np.where(np.isfinite(values), -values, np.inf), kind="stable")
     return order[: min(count, int(np.isfinite(values).sum()))]
-
-
-def overlap(x: Floats, y: Floats, count: int) -> float:
-    """Share of the best `count` masks by x that are among the best `count` by y.
-
-    All masks that y ties with its `count`-th belong to its best.
-    """
-    picked, wanted = best(x, count), best(y, count)
-    if len(picked) == 0 or len(wanted) == 0:
-        return math.nan
-    return float((y[picked] >= y[wanted[-1]]).mean())
 
 
 def front(values: Floats, densities: Floats) -> set[int]:

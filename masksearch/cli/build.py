@@ -240,11 +240,6 @@ def build_executor(given: ExecutorOptions) -> Executor:
         OptionsError: If options of Ray are given for the local one.
         UnknownNameError: If the executor is unknown.
     """
-    if given.executor == "together":
-        raise OptionsError(
-            "--executor together was removed; small trials share a GPU with "
-            "--executor ray --slots 4 --gpus 0.25"
-        )
     if ".py:" in given.executor:
         own: Executor = call_user(given.executor, load_function(given.executor), {})
         return own

@@ -98,8 +98,7 @@ def print_proxy_card(card: ProxyAgreement) -> None:
     """The budgets of a proxy card as a table."""
     from masksearch.report.tables import REFERENCE, budgets_table
 
-    sets = card.rows[0].overlaps
-    print_table(budgets_table(card).without("Spearman", "in bands", *sets, "sd masks", "sd seeds"))
+    print_table(budgets_table(card).without("sd masks", "sd seeds"))
     if any(row.is_reference for row in card.rows):
         typer.echo(f"{REFERENCE} the reference itself")
 

@@ -230,6 +230,7 @@ def train_and_save(
     from masksearch.loggers.progress import progress
     from masksearch.masks.lower import lower
     from masksearch.models.saving import hugging_face_model, save_pretrained, use_their_epsilon
+    from masksearch.study.address import replace_file
     from masksearch.training.checkpoints import Checkpoints
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit
@@ -238,13 +239,13 @@ def train_and_save(
         use_their_epsilon(model)
     hugging_face_model(model)  # refuses a model that could not be written, before its training
     if writes:
-        write(out / SETTINGS, json.dumps(run, indent=1))
+        replace_file(out / SETTINGS, json.dumps(run, indent=1))
     curve: list[Report] = []
     with progress("pre-training") if writes else nullcontext():
         for report in evaluator.pretrain(model, mask, seed=seed, workdir=out):
             curve.append(report)
             if writes:
-                write(out / CURVE, curve_as_csv(curve))
+                replace_file(out / CURVE, curve_as_csv(curve))
     if writes:
         attach(model, mask)
         save_pretrained(model, out, tokenizer=evaluator.task().corpus.tokenizer)
@@ -257,11 +258,3 @@ def curve_as_csv(curve: list[Report]) -> str:
     names = list(curve[-1].values)
     rows = [[str(r.step), *(f"{r.values[name]:.6f}" for name in names)] for r in curve]
     return "\n".join(",".join(row) for row in [["step", *names], *rows]) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """A file in one move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -53,15 +53,6 @@ def proxy_card(
             "BANDS",
         ),
     ] = None,
-    top: Annotated[
-        str,
-        declare(
-            "How many best masks are compared: numbers, or shares of all below 1.",
-            STATISTICS,
-            "",
-            "NUMBERS",
-        ),
-    ] = "1,3,0.25",
     fraction: Annotated[
         float,
         declare(
@@ -99,7 +90,6 @@ def proxy_card(
         target=target,
         reference=reference,
         bands=bands_of(bands),
-        top=numbers("--top", top),
         fraction=fraction,
         resamples=resamples,
         seed=seed,
@@ -123,18 +113,11 @@ def bands_of(text: str | None) -> int | list[float] | None:
     """Bands from a word: a whole number of them, or their edges."""
     if text is None:
         return None
-    return int(text) if text.strip().isdigit() else numbers("--bands", text)
-
-
-def numbers(option: str, text: str) -> list[float]:
-    """Numbers between commas.
-
-    Raises:
-        OptionsError: If one is none.
-    """
+    if text.strip().isdigit():
+        return int(text)
     try:
         return [float(word) for word in text.split(",")]
     except ValueError:
         raise options.OptionsError(
-            f"{option} takes numbers between commas, such as 0.05,0.1; got {text!r}"
+            f"--bands takes a number, or edges between commas, such as 0.05,0.1; got {text!r}"
         ) from None

@@ -20,6 +20,7 @@ from masksearch.analysis.compare import ComparedMasks, check_against, read_kinds
 from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
 from masksearch.analysis.proxy_observations import goals_of
+from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
 from masksearch.gates.result import DamResult
@@ -27,7 +28,6 @@ from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
 from masksearch.report.reproduce import Recipe, evaluate_line, recipe_of
 from masksearch.report.section import Section
-from masksearch.report.tables import count
 from masksearch.study.address import holds_study
 from masksearch.study.lock import is_locked
 from masksearch.study.status import NAME as STATUS

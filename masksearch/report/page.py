@@ -30,6 +30,7 @@ from masksearch.report.figures.style import save
 from masksearch.report.paper import write_tables
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
+from masksearch.study.address import replace_file
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
 REFRESH = 5  # seconds after which the page of a run that goes on loads itself again
@@ -94,14 +95,6 @@ def write_report(
     replace_file(path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False))
     replace_file(path, render_page(result, path.parent))
     return path
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file in one step, so that nobody reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def render_page(result: Mapping[str, Any], folder: Path | str) -> str:

@@ -31,7 +31,6 @@ def proxy_card(
     target: str | None = None,
     reference: Path | str | None = None,
     bands: int | Sequence[float] | None = None,
-    top: Sequence[float] = (1, 3, 0.25),
     fraction: float = 0.9,
     level: float = 0.95,
     resamples: int = 1000,
@@ -51,7 +50,6 @@ def proxy_card(
             protocols (of 200, 800 and 3,200 steps, say). It need not be among `runs`.
         bands: Density bands: None = factors of two, a number = so many of about equally many
             masks, or inner edges in (0, 1).
-        top: Sizes of the best sets that are compared: counts, or shares below 1.
         fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
         level: Coverage of the bootstrap's intervals, in (0, 1).
         resamples: Draws of the bootstrap.
@@ -90,7 +88,6 @@ def proxy_card(
         reference=name,
         goals=goals_of(records, objectives),
         bands=bands,
-        top=top,
         fraction=fraction,
         level=level,
         resamples=resamples,

@@ -7,17 +7,16 @@ the page.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
-import numpy as np
-
 from masksearch.analysis.cautions import nothing_learned, search_cautions
 from masksearch.analysis.pareto import pareto
+from masksearch.analysis.proxy_card import plain_json
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
+from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, Record
 from masksearch.masks.measure import unread_note
 from masksearch.report.allocation import allocation_data
@@ -28,7 +27,7 @@ from masksearch.report.chart_data import (
     search_chart,
     volume_charts,
 )
-from masksearch.report.dam import health_data
+from masksearch.report.dam import health_data, sentence
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.tables import (
@@ -36,16 +35,14 @@ from masksearch.report.tables import (
     TextTable,
     budgets_table,
     comparison_table,
-    count,
     findings_table,
-    format_seconds,
     front_table,
-    published_note,
     runs_table,
     searches_table,
     tasks_table,
 )
 from masksearch.study.provenance import machine_name, package_versions
+from masksearch.study.status import in_words
 
 FORMAT, VERSION = "masksearch result", 1
 FAILURES = 20  # failed trials that are told in full at most
@@ -127,7 +124,6 @@ def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
                 "chart": compared_chart(section, name, f"compared{end}", pictures),
                 "table": comparison_table(comparison),
                 "tasks": tasks_table(comparison),
-                "published": published_note(comparison),
                 "differences": difference_chart(comparison, f"{section.key}differences{end}"),
                 "findings": findings_table(comparison),
             }
@@ -210,13 +206,8 @@ def known_facts(section: Section) -> list[tuple[str, str]]:
     folders = [str(each.run) for each in section.comparisons.values() if each.run is not None]
     if folders:
         rows.append(("runs of the comparison", ", ".join(folders)))
-    rows.append(("compute in all", format_seconds(sum(record.seconds for record in records))))
+    rows.append(("compute in all", in_words(sum(record.seconds for record in records))))
     return rows
-
-
-def sentence(text: str) -> str:
-    """With a capital and a full stop."""
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list[str]:
@@ -270,10 +261,4 @@ def plain_data(value: Any) -> Any:
         return {str(name): plain_data(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value)
+    return plain_json(value)

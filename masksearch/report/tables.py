@@ -16,16 +16,15 @@ from masksearch.analysis.pareto import (
     sparsities_differ,
     sparsity_of,
 )
-from masksearch.analysis.proxy_card import ProxyAgreement, decimals
+from masksearch.analysis.proxy_card import ProxyAgreement, digits
 from masksearch.analysis.proxy_observations import default_goal
-from masksearch.analysis.published import read_published
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record
 from masksearch.gates.diagnostics import strongest_offsets
+from masksearch.study.status import in_words
 
-PUBLISHED = "sparsebert"  # the table whose scores stand beside ours
 DASH = "-"  # where there is nothing to say
 SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
 TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
@@ -82,26 +81,9 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def figure(value: float, places: int = 4) -> str:
-    """A number to `places` significant digits; a dash for NaN."""
-    return DASH if math.isnan(value) else f"{value:.{places}g}"
-
-
 def percent(value: float) -> str:
     """A share as a percentage; a dash for NaN."""
     return DASH if math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def count(number: int, thing: str) -> str:
-    """'1 layer', '2 layers'."""
-    return f"{number} {thing}" + ("s" if number != 1 else "")
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
-    if seconds >= 7200:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.1f} seconds"
 
 
 def runs_table(
@@ -126,10 +108,10 @@ def runs_table(
             masks = {record.fingerprint for record in group if record.fingerprint}
             unlearned = sum(record.scored and learned_nothing(record) for record in group)
             counts = [len(group), *map(statuses.count, each), *[unlearned] * nothing, len(masks)]
-            seconds = format_seconds(sum(record.seconds for record in group))
+            seconds = in_words(sum(record.seconds for record in group))
             front = pareto(group, objectives)
             points = [[record.value(o.name) for o in objectives] for record in front]
-            reached = figure(hypervolume(points, objectives))
+            reached = digits(hypervolume(points, objectives), 4)
             rows.append((title, *map(str, counts), seconds, reached))
     return text_table(names, rows, text=("strategy",))
 
@@ -260,38 +242,14 @@ def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
 
 
 def tasks_table(comparison: ComparedMasks) -> TextTable:
-    """One row per mask: the mean over seeds of everything else that was reported, and the mean
-    that a published table gives its mask on the same tasks (in percent)."""
+    """One row per mask: the mean over seeds of everything else that was reported."""
     tasks, frame = comparison.tasks, comparison.frame()
     places = {name: decimals_for(frame[name]) for name in tasks}
-    published = published_means(comparison)
     rows = [
-        (
-            row["mask"],
-            *(task_cell(row, name, places[name], interval=False) for name in tasks),
-            *([figure(published.get(row["mask"], math.nan))] if published else []),
-        )
+        (row["mask"], *(task_cell(row, name, places[name], interval=False) for name in tasks))
         for row in frame.to_dict("records")
     ]
-    names = ["mask", *tasks, *(["published (%)"] if published else [])]
-    return text_table(names, rows if tasks else [], text=("mask",))
-
-
-def published_means(comparison: ComparedMasks) -> dict[str, float]:
-    """Name of a mask -> mean of its published scores on the tasks that were reported."""
-    table = read_published(PUBLISHED)
-    columns = [name for name in table.columns if name in comparison.tasks]
-    rows = {name: table.named(name) for name in comparison.entries} if columns else {}
-    return {name: row.mean(columns) for name, row in rows.items() if row is not None}
-
-
-def published_note(comparison: ComparedMasks) -> str:
-    """What the published column holds; empty where there is none."""
-    if not published_means(comparison):
-        return ""
-    table = read_published(PUBLISHED)
-    columns = ", ".join(name for name in table.columns if name in comparison.tasks)
-    return f"Published: mean of {columns}, in percent. {table.source}; {table.about}."
+    return text_table(["mask", *tasks], rows if tasks else [], text=("mask",))
 
 
 def name_cell(row: Mapping[Any, Any]) -> Cell:
@@ -353,7 +311,7 @@ def edge_rows(health: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         (
             "diagonal",
             f"{percent(health['diagonal_mass'])} of the mass",
-            f"mean probability {figure(health['diagonal'], 3)}; equal gates would have "
+            f"mean probability {digits(health['diagonal'])}; equal gates would have "
             f"{percent(health['diagonal_uniform'])} of the mass there",
         ),
         (
@@ -387,7 +345,7 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
             f"{percent(min(shares))} to {percent(max(shares))}",
             "of the emptiest and of the fullest head",
         ),
-        ("entropy", f"{figure(health['entropy'], 3)} bits", "0: every gate has decided; 1: none"),
+        ("entropy", f"{digits(health['entropy'])} bits", "0: every gate has decided; 1: none"),
     ]
     if "diagonal" not in health:
         meaning = "units whose likeliest mask has a probability below 0.9"
@@ -396,7 +354,7 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
         rows += edge_rows(health)
     for name, title, meaning in LOSSES:
         value = health["losses"][name]
-        rows.append((title, "not measured" if value is None else figure(value), meaning))
+        rows.append((title, "not measured" if value is None else digits(value, 4), meaning))
     found = health["agreement"]
     if found is None:
         rows.append(("agreement of seeds", "one seed", "not known from a single run"))
@@ -409,7 +367,7 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
                 "heads of a layer in the order that agrees best",
             ),
         ):
-            value = f"IoU {figure(found[key], 3)} (chance {figure(found[chance], 3)})"
+            value = f"IoU {digits(found[key])} (chance {digits(found[chance])})"
             rows.append((title, value, meaning))
     return text_table(CARD, rows, text=CARD)
 
@@ -421,13 +379,12 @@ def share_within(length: int, reach: int) -> float:
 
 
 def budgets_table(card: ProxyAgreement) -> TextTable:
-    """One row a budget: agreement with the reference, best sets, front, regret, seeds."""
-    sets = list(card.rows[0].overlaps) if card.rows else []
+    """One row a budget: agreement with the reference, front, regret, seeds."""
     several = len({row.schedule for row in card.rows}) > 1
     names = [
         *(["schedule"] if several else []),
-        *("steps", "masks", "tau-b, all", "tau-b in bands", "between seeds", "Spearman"),
-        *("in bands", *sets, "front held", f"regret ({card.target})", "at random"),
+        *("steps", "masks", "tau-b, all", "tau-b in bands", "between seeds"),
+        *("front held", f"regret ({card.target})", "at random"),
         *("sd masks", "sd seeds"),
     ]
     rows = [
@@ -436,12 +393,9 @@ def budgets_table(card: ProxyAgreement) -> TextTable:
             f"{row.budget:,}" + (f" {REFERENCE}" if row.is_reference else ""),
             str(row.masks),
             *map(format_interval, (row.across, row.within, row.between_seeds)),
-            decimals(row.spearman),
-            decimals(row.spearman_within),
-            *(percent(row.overlaps[name]) for name in sets),
             percent(row.pareto_recall),
-            *(figure(value, 3) for value in (row.regret, row.at_random)),
-            *(figure(value, 3) for value in (row.spread.sigma_mask, row.spread.sigma_seed)),
+            *(digits(value) for value in (row.regret, row.at_random)),
+            *(digits(value) for value in (row.spread.sigma_mask, row.spread.sigma_seed)),
         ]
         for row in card.rows
     ]

@@ -70,9 +70,15 @@ def write_address(run: Path, name: str, storage: str | BaseStorage | None) -> No
         text = text.replace(f"{run.resolve()}/", f"{HERE}/")
     content, path = json.dumps({"study": name, "storage": text}), run / FILE
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
-        beside = path.with_suffix(".json.part")
-        beside.write_text(content, encoding="utf-8")
-        beside.replace(path)
+        replace_file(path, content)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a file in one step, so that nobody reads half of it; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
 
 
 def storable_storage(storage: str) -> str:

@@ -22,6 +22,7 @@ from masksearch.analysis.pareto import Snapshot, sparsity_of
 from masksearch.contracts import Budget, Objective, Record, Report, is_side_value
 from masksearch.errors import SearchError
 from masksearch.masks.text import short_text
+from masksearch.study.address import replace_file
 from masksearch.study.lock import is_locked
 
 NAME = "status.json"
@@ -144,10 +145,8 @@ class StatusBoard:
             "failures": self.failures,
             "seconds_left": left if self.state["state"] == "running" else None,
         }
-        beside = self.path.with_suffix(".json.part")
         with contextlib.suppress(OSError):
-            beside.write_text(json.dumps(state, indent=1), encoding="utf-8")
-            beside.replace(self.path)
+            replace_file(self.path, json.dumps(state, indent=1))
 
     def describe(self, record: Record) -> dict[str, Any]:
         """The best record as plain data."""
@@ -256,11 +255,11 @@ def figures(values: dict[str, float]) -> str:
 def in_words(seconds: float) -> str:
     """Seconds for people.
 
-    >>> in_words(95)
-    '1 min 35 s'
+    >>> in_words(95), in_words(0.31)
+    ('1 min 35 s', '0.3 s')
     """
     if seconds < 60:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"

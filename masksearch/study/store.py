@@ -298,11 +298,6 @@ class StudyStore:
         self.begun[number] = count
         return count
 
-    def starts(self) -> dict[int, int]:
-        """Running trial -> how often it was begun."""
-        self.optuna_study()
-        return dict(self.begun)
-
     def observe(self, number: int, report: Report, goes_on: bool) -> None:
         """Writes what a scheduler was shown and what it answered, while the trial runs.
 

@@ -161,8 +161,6 @@ def test_executors_by_name():
     assert build_executor(ExecutorOptions(slots=2)) == ms.Local(2)
     with pytest.raises(OptionsError, match="--gpus belongs to --executor ray"):
         build_executor(ExecutorOptions(gpus=0.5))
-    with pytest.raises(OptionsError, match=r"together was removed; .* --executor ray .* --gpus"):
-        build_executor(ExecutorOptions(executor="together", slots=3))
     with pytest.raises(UnknownNameError, match="lokal"):
         build_executor(ExecutorOptions(executor="lokal"))
 

@@ -87,8 +87,7 @@ def test_command_prints_writes_and_speaks_json(monkeypatch, capsys, runs, tmp_pa
         (["bare"], "hold no curves"),
         (["long", "--target", "los"], "unknown measure 'los'; did you mean 'loss'?"),
         (["long", "short"], "--reference RUN"),
-        (["long", "--bands", "few"], "--bands takes numbers between commas"),
-        (["long", "--top", "1,x"], "--top takes numbers between commas"),
+        (["long", "--bands", "1,x"], "--bands takes a number, or edges between commas"),
         (["long", "--fraction", "2"], "(0, 1]"),
     ],
 )

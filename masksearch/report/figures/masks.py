@@ -80,17 +80,13 @@ def plot_masks(
     """
     tables = {name: planes(mask, length, layers, heads) for name, mask in masks.items()}
     single = [name for name, table in tables.items() if table.shape[:2] == (1, 1)]
-    half = [n for n, table in tables.items() if n not in single and panels(table)[1] <= COLUMNS]
-    wide = [name for name in tables if name not in single and name not in half]
     rows = [single[start : start + COLUMNS] for start in range(0, len(single), COLUMNS)]
     heights = [SIDE + 0.75] * len(rows)
-    for names in [half[start : start + 2] for start in range(0, len(half), 2)] + [
-        [name] for name in wide
-    ]:
-        room = PAGE / (2 if names[0] in half else 1) - 1.0
-        counts = [panels(tables[name]) for name in names]
-        heights.append(max(min(PANEL, room / across) * down for down, across in counts) + 0.8)
-        rows.append(names)
+    for name in tables:
+        if name not in single:
+            down, across = panels(tables[name])
+            heights.append(min(PANEL, (PAGE - 1.0) / across) * down + 0.8)
+            rows.append([name])
     figure = Figure(figsize=(PAGE, max(1.0, sum(heights))), layout="constrained")
     FigureCanvasAgg(figure)
     if not rows:
@@ -99,10 +95,7 @@ def plot_masks(
     grid = figure.add_gridspec(len(rows), COLUMNS, height_ratios=heights)
     for row, names in enumerate(rows):
         if names[0] not in single:
-            span = COLUMNS if names[0] in wide else COLUMNS // 2
-            for index, name in enumerate(names):
-                place = grid[row, index * span : (index + 1) * span]
-                draw(figure.add_subplot(place), name, tables[name])
+            draw(figure.add_subplot(grid[row, :]), names[0], tables[names[0]])
             continue
         for column, name in enumerate(names):
             axes = figure.add_subplot(grid[row, column])
