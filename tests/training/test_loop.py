@@ -414,7 +414,7 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_last_checkpoint(tmp_path, mon
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("masksearch.training.checkpoints.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.warns(UserWarning, match="no checkpoint after step 4 .*No space left") as caught:
         rest = list(steps)
     assert len(caught) == 1  # not at every step
