@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from masksearch.contracts import Batch
-from masksearch.errors import SearchError
+from masksearch.errors import DataError, SearchError
 from masksearch.tensors import read_weights, write_weights
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 
@@ -38,6 +38,7 @@ def provide_dense(
         finetune: Trains `head` in place, with its checkpoints there.
 
     Raises:
+        DataError: If the file holds a model of another key.
         SearchError: If the folder cannot be written.
     """
     if restore_dense(head, path, key):
@@ -88,17 +89,25 @@ def naming_remedy(path: Path) -> Iterator[None]:
 def restore_dense(head: nn.Module, path: Path, key: str) -> bool:
     """Loads weights that were kept under the same key; whether there are any.
 
-    A file that is damaged, or holds a model of another key, is as good as none, with a warning.
+    A damaged file is as good as none, with a warning.
+
+    Raises:
+        DataError: If the file holds a model of another key.
     """
     if not path.is_file():
         return False
     try:
         weights, metadata = read_weights(path)
         if metadata.get("key") != key:
-            raise ValueError(f"it holds a model of another key, {metadata.get('key')}")
+            raise DataError(
+                f"{path} holds a dense model of another protocol ({metadata.get('key')}, not "
+                f"{key}); remove it, or give another cache folder (cache=, or MASKSEARCH_CACHE)"
+            )
         if not all(torch.isfinite(weight).all() for weight in weights.values()):
             raise ValueError("it holds numbers that are not finite")
         head.load_state_dict(weights)
+    except DataError:
+        raise
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         warnings.warn(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from masksearch.errors import NonFiniteLossError, SearchError
+from masksearch.errors import DataError, NonFiniteLossError, SearchError
 from masksearch.evaluators.dense_models import hash_batches, provide_dense
 from masksearch.training.checkpoints import Checkpoints
 
@@ -57,15 +57,13 @@ def test_a_failed_training_leaves_nothing_and_frees_the_lock(tmp_path: Path) -> 
     assert path.is_file()
 
 
-@pytest.mark.parametrize("damage", ["cut", "nan", "shape", "name", "key"])
+@pytest.mark.parametrize("damage", ["cut", "nan", "shape", "name"])
 def test_what_is_damaged_is_trained_again(tmp_path: Path, damage: str) -> None:
     model, path = nn.Linear(2, 2), tmp_path / "x.safetensors"
     provide_dense(model, path, "key", lambda kept: fill(model, 2.0))
     weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-9])
-    elif damage == "key":
-        save_file(weights, path, {"key": "other"})
     else:
         weights["weight"] = torch.full((2, 2), torch.nan) if damage == "nan" else torch.ones(2, 3)
         if damage == "name":
@@ -76,6 +74,13 @@ def test_what_is_damaged_is_trained_again(tmp_path: Path, damage: str) -> None:
     again = nn.Linear(2, 2)
     provide_dense(again, path, "key", lambda kept: fill(again, 4.0))
     assert float(again.weight[0, 0].detach()) == 3.0
+
+
+def test_what_is_kept_under_another_key_is_refused(tmp_path: Path) -> None:
+    model, path = nn.Linear(2, 2), tmp_path / "x.safetensors"
+    provide_dense(model, path, "key", lambda kept: None)
+    with pytest.raises(DataError, match=r"another protocol \(key, not other\); remove it"):
+        provide_dense(model, path, "other", lambda kept: None)
 
 
 def test_a_folder_that_cannot_be_made_is_said_in_words(tmp_path: Path) -> None:
