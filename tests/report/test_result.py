@@ -54,6 +54,8 @@ def test_result_validates_and_is_json(section):
     compared = part["comparisons"][0]
     assert {level["label"] for level in compared["chart"]["levels"]} == {"dense (0% sparse)"}
     assert compared["differences"]["lines"][0]["seeds"] == 3
+    row = next(each for each in compared["tasks"]["rows"] if each[0]["text"] == "star")
+    assert row[-1]["text"] == "60.3"  # RTE of Star in the published table
 
 
 def test_fronts_of_several_searches_have_a_band(record, objectives, shape):
