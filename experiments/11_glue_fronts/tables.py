@@ -22,7 +22,7 @@ from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 
 MILESTONES = (5, 10, 20, 35, 70, 88, 175, 350)  # masks judged
-SCORES, ROWS = "scores.csv", "rows_{}.npz"  # of a task
+SCORES, ROWS = "scores.csv", "rows_{}_{}.npz"  # of a task, and "own" or "fresh" models
 RUN = ["task", "stage", "model", "mask", "search_seed"]  # what tells scores apart
 
 
@@ -84,17 +84,17 @@ def score_rows(task: str, stage: str, found: Judged) -> list[dict[str, Any]]:
 def write_scores(out: Path, stage: str, task: str, found: Judged, rows_of: set[str]) -> None:
     """Adds scores, and the rows of some judged masks, to those that are stored in `out`."""
     merge(out / SCORES, score_rows(task, stage, found), RUN)
-    path = out / ROWS.format(task)
-    kept = dict(np.load(path)) if path.is_file() else {}
     for model, masks in found.items() if stage == "judged" else ():
+        path = out / ROWS.format(task, model)
+        kept = dict(np.load(path)) if path.is_file() else {}
         for name in masks.keys() & rows_of:
             for seed, rows in masks[name].rows.items():
                 ((values, weight),) = ((rows.scores[p], w) for p, w in rows.weights.items())
                 if weight != 1:
                     raise ValueError(f"{task}: the score is {weight} times its rows' mean")
                 kept["|".join((task, model, name, str(seed)))] = pack(values)
-    if kept:
-        np.savez_compressed(path, **dict(sorted(kept.items())))
+        if kept:
+            np.savez_compressed(path, **dict(sorted(kept.items())))
 
 
 def pack(values: np.ndarray) -> np.ndarray:
@@ -115,7 +115,7 @@ def stored(results: Path) -> dict[str, Judged]:
     """Task -> the judged scores in results/, with their rows."""
     table = pd.read_csv(results / SCORES)
     rows: dict[str, np.ndarray] = {}
-    for path in results.glob(ROWS.format("*")):
+    for path in results.glob(ROWS.format("*", "*")):
         rows |= dict(np.load(path))
     found: dict[str, Judged] = {}
     for line in table[table.stage == "judged"].itertuples():
