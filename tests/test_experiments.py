@@ -224,9 +224,7 @@ def test_planted_recall_smoke(tmp_path):
         [
             sys.executable,
             str(script),
-            "truth",
-            "find",
-            "table",
+            *("train", "judge", "find", "draw", "table"),
             "--smoke",
             "--runs",
             str(tmp_path),
@@ -239,7 +237,7 @@ def test_planted_recall_smoke(tmp_path):
     found = pd.read_csv(tmp_path / "results" / "regret.csv")
     assert {"dam switches", "allocate gates", "tpe", "last heads"} <= {*found.method}
     assert (found.regret > -1e-6).all()
-    greedy = found[(found.method == "allocate greedy") & (found.budget == 1)]
+    greedy = found[(found.method == "allocate greedy addition") & (found.budget == 1)]
     assert greedy.regret.item() == pytest.approx(0, abs=1e-6)  # it judges each head alone
 
 

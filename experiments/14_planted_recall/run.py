@@ -1,29 +1,34 @@
 """Planted recall: who finds the heads that must see everything, when every choice can be judged?
 
-    python experiments/14_planted_recall/run.py truth find table [--smoke]
+    python experiments/14_planted_recall/run.py train judge find draw table [--smoke]
 
-A checkpoint is a small decoder that has learned planted recall. `truth` judges it under every
-choice of at most four heads with full attention, the others having a window of 8 keys; `find` runs
-each method in a study of its own; `table` sets what they found against the best choice of each
-size. Every stage goes on where it was stopped.
+A checkpoint is a small decoder that has learned planted recall (`train`). `judge` says what it
+loses under every choice of heads with full attention, the others having a window of 8 keys; `find`
+runs each method in a study of its own, whose masks are looked up there, `draw` those that draw at
+random; `table` sets what they found against the best choice of each size, here and in README.md.
+Every stage goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import regret
 import torch
+from every_choice import Tabulated, every_loss
+from learning import SPREAD, LookupEvaluator, learn
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.stats import interval
 
 HERE = Path(__file__).parent
 TASKS = {"recall": ms.Recall(), "far recall": ms.Recall(pairs=6, middle=40)}
@@ -31,45 +36,56 @@ CHECKPOINTS = [  # architecture, process, seed
     *(("llama", "recall", seed) for seed in range(4)),
     *(("qwen3", "recall", seed) for seed in range(3)),
     *(("llama", "far recall", seed) for seed in range(3)),
+    # in the place of those that do not learn to answer
+    *(("llama", "recall", seed) for seed in range(4, 8)),
+    *(("qwen3", "recall", seed) for seed in range(3, 6)),
+    *(("llama", "far recall", seed) for seed in range(3, 6)),
 ]
+WANTED = 10
 WINDOW = masks.window(7)
-TRAINING = {"size": "3x64x4", "steps": 1000, "batch": 64, "lr": 3e-3, "warmup": 0.1}
-LARGEST = 4  # heads with full attention
-TRIALS = 60  # masks that a method may judge
-NEAR = 0.01  # nats from the optimum that count as reached
+TRAINING = {"size": "3x64x4", "batch": 64, "lr": 3e-3, "steps": 1500}
+TRAINING |= {"initializer_range": SPREAD}
+LEARNT = 0.99  # share of questions that a checkpoint answers without a mask
+LARGEST = regret.LARGEST
 GATES = {"structure": "switch", "options": (WINDOW, "full()"), "per": "head"}
 SWITCHES = {"steps": 300, "gate_lr": 0.05}
 LOCAL = {"local": WINDOW, "unit": "head"}
-SCORES = ("restore", "ablate", "mass", "gradient", "flip", "gates")
+SCORES = ("restore", "ablate", "mass", "gradient", "flip", "switch")
+SAMPLED, SEEDS = ("random", "tpe", "evolution"), 3  # search seeds of each
+LAST = "allocate greedy removal, 3 tries"  # method of `find`
+Checkpoint = tuple[str, str, int]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stages", nargs="+", choices=("truth", "find", "table"))
+    parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument("--runs", type=Path, default=Path("runs/14_planted_recall"))
     parser.add_argument("--checkpoints", type=int, nargs="*", help="their numbers; all of them")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for stage in given.stages:
-        {"truth": truth, "find": find, "table": table}[stage](given)
+    warnings.filterwarnings("ignore", "the strategy has no more masks|.*drew a mask that had been")
+    every = CHECKPOINTS[:1] if given.smoke else CHECKPOINTS
+    for checkpoint in [every[at] for at in given.checkpoints or range(min(WANTED, len(every)))]:
+        for stage in given.stages:
+            if stage in ("train", "table") or learnt(given, checkpoint):
+                STAGES[stage](given, checkpoint)
 
 
 # -- checkpoints ---------------------------------------------------------------------------------
-def chosen(given: argparse.Namespace) -> list[tuple[str, str, int]]:
-    """The checkpoints of this run."""
-    every = CHECKPOINTS[:1] if given.smoke else CHECKPOINTS
-    return [every[place] for place in given.checkpoints or range(len(every))]
+def name_of(checkpoint: Checkpoint) -> str:
+    """Of a checkpoint, in results and as a folder."""
+    return "_".join(map(str, checkpoint)).replace(" ", "_")
 
 
-def evaluator(given: argparse.Namespace, checkpoint: tuple[str, str, int]) -> ms.CausalEvaluator:
-    """Judges masks on a checkpoint, which is trained once; the seed says which."""
+def evaluator(given: argparse.Namespace, checkpoint: Checkpoint) -> LookupEvaluator:
+    """Judges masks on a checkpoint; the seed says which."""
     architecture, process, _ = checkpoint
-    task, training = TASKS[process], dict(TRAINING)
+    task, training = TASKS[process], TRAINING
     if given.smoke:
         task = ms.Recall(pairs=2, keys=4, values=4, fillers=4, middle=8)
-        training |= {"size": "2x32x2", "steps": 200, "batch": 32, "lr": 5e-3}
-    return ms.CausalEvaluator(
+        training = TRAINING | {"size": "2x32x2", "steps": 400, "batch": 32, "lr": 5e-3}
+    return LookupEvaluator(
         task,
         architecture=architecture,
         adapt="none",
@@ -85,35 +101,56 @@ def units_of(judge: ms.CausalEvaluator) -> ms.Units:
     return ms.Units(judge.shape, (WINDOW, masks.full()))
 
 
-def folder(given: argparse.Namespace, checkpoint: tuple[str, str, int]) -> Path:
-    """Where the runs of a checkpoint are."""
-    return given.runs / "_".join(map(str, checkpoint)).replace(" ", "_")
+@contextmanager
+def timed(place: Path, name: str) -> Iterator[None]:
+    """Adds the CPU seconds of a block to those that are known of a checkpoint."""
+    begun, path = time.process_time(), place / "seconds.json"
+    yield
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known[name] = known.get(name, 0.0) + time.process_time() - begun
+    path.write_text(json.dumps(known))
 
 
-# -- truth ---------------------------------------------------------------------------------------
-def truth(given: argparse.Namespace) -> None:
-    """The loss of every choice of at most `LARGEST` heads, and of dense attention."""
-    for checkpoint in chosen(given):
-        judge, place = evaluator(given, checkpoint), folder(given, checkpoint)
-        place.mkdir(parents=True, exist_ok=True)
-        judge.provide_models(checkpoint[2])
-        units, path = units_of(judge), place / "truth.json"
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        heads = len(units.names)
-        for one in [*choices(heads, 0, min(LARGEST, heads)), (1,) * heads]:
-            key = "".join(map(str, one))
-            if key not in known:
-                *_, last = judge(units.mask(one), seed=checkpoint[2], workdir=place / "judged")
-                known[key] = last.values["nll"]
-        path.write_text(json.dumps(known))
-        print(*checkpoint, f"dense {known['1' * heads]:.3f}, all local {known['0' * heads]:.3f}")
+def train(given: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """Trains a checkpoint, and says whether it has learned to answer."""
+    place, seed = given.runs / name_of(checkpoint), checkpoint[2]
+    if (place / "dense.json").is_file():
+        return
+    place.mkdir(parents=True, exist_ok=True)
+    judge = evaluator(given, checkpoint)
+    with timed(place, "train"):
+        steps = learn(judge, seed)
+    *_, last = judge(masks.full(), seed=seed, workdir=place / "judged")
+    told = {"steps": steps, "nll": last.values["nll"], "recall": last.values["recall"]}
+    print(*checkpoint, told, flush=True)
+    (place / "dense.json").write_text(json.dumps({**told, "floor": judge.task().floor}))
 
 
-def choices(heads: int, least: int, most: int) -> Iterator[tuple[int, ...]]:
-    """Every choice of so many heads, as levels of the units."""
-    for size in range(least, most + 1):
-        for raised in itertools.combinations(range(heads), size):
-            yield tuple(int(unit in raised) for unit in range(heads))
+def learnt(given: argparse.Namespace, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint answers, so that masks can be compared on it."""
+    told = json.loads((given.runs / name_of(checkpoint) / "dense.json").read_text())
+    return bool(told["recall"] >= LEARNT or given.smoke)
+
+
+def judge_all(given: argparse.Namespace, checkpoint: Checkpoint) -> None:
+    """The loss of every choice; some are judged by the evaluator too.
+
+    Raises:
+        ValueError: If the two differ.
+    """
+    place, seed = given.runs / name_of(checkpoint), checkpoint[2]
+    if (place / "losses.npy").is_file():
+        return
+    judge = evaluator(given, checkpoint)
+    units = units_of(judge)
+    with timed(place, "judge"):
+        losses = every_loss(judge, seed, units.levels)
+    for number in np.random.default_rng(seed).integers(len(losses), size=12).tolist():
+        mask = units.mask([int(each) for each in regret.bits(number, len(units.names))])
+        *_, last = judge(mask, seed=seed, workdir=place / "judged")
+        if abs(losses[number] - last.values["nll"]) > 1e-5:
+            raise ValueError(f"{mask}: {losses[number]} in bulk, {last.values['nll']} alone")
+    np.save(place / "losses.npy", losses)
 
 
 # -- methods -------------------------------------------------------------------------------------
@@ -133,135 +170,109 @@ class FewHeads:
         return self.units.mask([int(unit in raised) for unit in range(heads)])
 
 
-def methods(units: ms.Units) -> dict[str, dict[str, Any]]:
-    """Name -> arguments of `search`."""
-    few = FewHeads(units)
-    found: dict[str, dict[str, Any]] = {
-        name: {"space": few, "strategy": name} for name in ("random", "tpe", "evolution")
-    }
-    for score in SCORES:
-        own: dict[str, Any] = {**LOCAL, "score": score}
-        own |= {"config": SWITCHES} if score == "gates" else {}
-        found[f"allocate {score}"] = {"strategy": "allocate", "strategy_options": own}
-    found["allocate greedy"] = {
-        "strategy": "allocate",
-        "strategy_options": {**LOCAL, "grow": "greedy"},
-    }
+def methods(units: ms.Units, gates: Path, smoke: bool) -> dict[str, dict[str, Any]]:
+    """Name -> arguments of `search`; of those that draw, one for each seed of the search. DAM is
+    the first, as its switches, in the file `gates`, are scores of units as well."""
+    few, found = FewHeads(units), dict[str, dict[str, Any]]()
     sizes = [(1,) * size + (0,) * (len(units.names) - size) for size in range(1, LARGEST + 1)]
     densities = [units.density(one) for one in sizes if len(one) == len(units.names)]
-    options = {"gates": GATES, "config": SWITCHES, "densities": densities}
+    switches = {"steps": 10} if smoke else SWITCHES
+    options = {"gates": GATES, "config": switches, "densities": densities}
     found["dam switches"] = {"strategy": "dam", "strategy_options": options}
+    allocations: dict[str, dict[str, Any]] = {score: {"score": score} for score in SCORES}
+    allocations["gates"] = {"score": gates}
+    allocations |= {
+        "greedy addition": {"grow": "greedy"},
+        "greedy addition, 3 tries": {"grow": "greedy", "tries": 3},
+        "greedy removal": {"grow": "backward"},
+        "greedy removal, 3 tries": {"grow": "backward", "tries": 3},
+    }
+    for name, own in allocations.items():
+        own = {**LOCAL, **own}
+        found[f"allocate {name}"] = {"strategy": "allocate", "strategy_options": own}
+    for name in SAMPLED:
+        for seed in range(1 if smoke else SEEDS):
+            found[f"{name} {seed}"] = {"space": few, "strategy": name, "seed": seed}
     return found
 
 
-def find(given: argparse.Namespace) -> None:
-    """Each method in a study of its own, with the checkpoint's seed."""
-    for checkpoint in chosen(given):
-        judge = evaluator(given, checkpoint)
-        for name, arguments in methods(units_of(judge)).items():
-            if given.smoke and "strategy_options" in arguments:
-                options = dict(arguments["strategy_options"])
-                options |= {"config": {"steps": 10}} if "config" in options else {}
-                arguments = arguments | {"strategy_options": options}
-            ms.search(
-                arguments.get("space"),
-                judge,
-                run=folder(given, checkpoint) / name.replace(" ", "_"),
-                trials=8 if given.smoke else TRIALS,
-                seed=checkpoint[2],
-                baselines={},
-                strategy=arguments["strategy"],
-                strategy_options=arguments.get("strategy_options", {}),
-            )
+def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False) -> None:
+    """Each method in a study of its own: those that draw at random, or the others."""
+    place, judge = given.runs / name_of(checkpoint), evaluator(given, checkpoint)
+    units = units_of(judge)
+    known = Tabulated(judge, checkpoint[2], units, np.load(place / "losses.npy"))
+    wanted = 8 if given.smoke else regret.EVALUATIONS
+    path = place / "judged.json"
+    judged: dict[str, list[int]] = json.loads(path.read_text()) if path.is_file() else {}
+    gates = place / "dam_switches" / "trials" / "0" / "gates.safetensors"
+    for name, arguments in methods(units, gates, given.smoke).items():
+        sampled = arguments["strategy"] in SAMPLED
+        if name in judged or sampled != drawn:
+            continue
+        run, trials = place / name.replace(" ", "_").replace(",", ""), wanted
+        if arguments["strategy"] == "allocate":
+            trials = 100  # to its end: greedy removal needs more to come down to one head
+        with timed(place, name):
+            while True:
+                study = ms.search(
+                    arguments.get("space"),
+                    known,
+                    run=run,
+                    trials=trials,
+                    seed=arguments.get("seed", checkpoint[2]),
+                    strategy=arguments["strategy"],
+                    strategy_options=arguments.get("strategy_options", {}),
+                    progress=None,
+                )
+                found = numbers(study, known)
+                trials += wanted - len(found)  # a mask that was drawn again costs nothing
+                if not sampled or len(found) >= wanted or trials > 3 * wanted:
+                    break
+        judged[name] = found
+        path.write_text(json.dumps(judged))
+        print(*checkpoint, name, len(found), flush=True)
 
 
-def by_hand(heads: int, size: int) -> dict[str, tuple[int, ...]]:
-    """What people draw: the first heads, the last, those in the middle, and evenly spread ones."""
-    first = (heads - size) // 2
-    picked = {
-        "first heads": range(size),
-        "last heads": range(heads - size, heads),
-        "middle heads": range(first, first + size),
-        "every n-th head": [round((at + 0.5) * heads / size - 0.5) for at in range(size)],
-    }
-    return {name: tuple(int(u in some) for u in range(heads)) for name, some in picked.items()}
+def numbers(study: ms.Study, known: Tabulated) -> list[int]:
+    """The masks that a study has judged, each once, in order, as places in the table."""
+    masks_judged = [r.mask for r in study.records() if r.scored and r.mask is not None]
+    return list(dict.fromkeys(known.number_of(mask) for mask in masks_judged))
 
 
-# -- the table -----------------------------------------------------------------------------------
-def table(given: argparse.Namespace) -> None:
-    """One row for each checkpoint, method and budget; then one for each method and budget."""
+# -- results -------------------------------------------------------------------------------------
+def table(given: argparse.Namespace, _: Checkpoint) -> None:
+    """Writes what is known of all checkpoints whose searches have ended, and prints the table."""
     out = given.runs / "results" if given.smoke else HERE / "results"
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for checkpoint in chosen(given):
-        units, place = units_of(evaluator(given, checkpoint)), folder(given, checkpoint)
-        known = json.loads((place / "truth.json").read_text())
-        losses = {tuple(map(int, key)): loss for key, loss in known.items()}
-        for row in regrets(units, losses, place):
-            rows.append({"checkpoint": " ".join(map(str, checkpoint)), **row})
-    each = pd.DataFrame(rows)
+    names = [name_of(each) for each in CHECKPOINTS]
+    found = [name for name in names if (given.runs / name / "judged.json").is_file()]
+
+    def read(name: str, file: str) -> dict[str, Any]:
+        """A file of a checkpoint."""
+        return json.loads((given.runs / name / file).read_text())
+
+    ended = [name for name in found if LAST in read(name, "judged.json")]
+    losses = {name: np.load(given.runs / name / "losses.npy") for name in ended}
+    np.savez_compressed(out / "losses.npz", **losses)
+    for file in ("judged", "seconds", "dense"):
+        told = {name: read(name, f"{file}.json") for name in ended}
+        (out / f"{file}.json").write_text(json.dumps(told, indent=1).replace(",\n   ", ",") + "\n")
+    each = regret.regrets(losses, {name: read(name, "judged.json") for name in ended})
     each.to_csv(out / "regret.csv", index=False, float_format="%.5g")
-    whole = summary(each)
-    whole.to_csv(out / "summary.csv", index=False, float_format="%.4g")
-    print(whole.to_string(index=False))
+    whole = regret.summary(each)
+    print(whole.to_string(index=False), flush=True)
+    if not given.smoke:
+        page = HERE / "README.md"
+        page.write_text(regret.on_page(page.read_text(encoding="utf-8"), whole), encoding="utf-8")
 
 
-def regrets(
-    units: ms.Units, losses: dict[tuple[int, ...], float], place: Path
-) -> Iterator[dict[str, Any]]:
-    """Method, budget (heads), nats above the best choice of at most so many, and how many masks
-    had been judged when the best was within `NEAR` (none = never)."""
-    heads, local = len(units.names), losses[(0,) * len(units.names)]
-    largest = min(LARGEST, heads)
-    densities = [units.density((1,) * size + (0,) * (heads - size)) for size in range(heads + 1)]
-    judged: dict[str, list[tuple[int, float]]] = {}  # sizes and losses, in the order of judgement
-    for name in methods(units):
-        study = ms.Study(place / name.replace(" ", "_"))
-        judged[name] = [
-            (nearest(densities, 1 - record.measures["effective_sparsity"]), record.values["nll"])
-            for record in study.records()
-            if record.scored
-        ]
-    for size in range(1, largest + 1):
-        best = min(loss for one, loss in losses.items() if sum(one) <= size)
-        alike = [loss for one, loss in losses.items() if sum(one) == size]
-        yield {"method": "mean choice", "budget": size, "regret": fmean(alike) - best}
-        for name, one in by_hand(heads, size).items():
-            yield {"method": name, "budget": size, "regret": losses[one] - best}
-        for name, found in judged.items():
-            fits = [(n, loss) for n, (raised, loss) in enumerate(found, 1) if raised <= size]
-            reached = [n for n, loss in fits if loss - best <= NEAR]
-            yield {
-                "method": name,
-                "budget": size,
-                "regret": min((loss for _, loss in fits), default=local) - best,
-                "evaluations": min(reached, default=None),
-            }
-
-
-def nearest(densities: Sequence[float], density: float) -> int:
-    """The number of raised heads with that density."""
-    return min(range(len(densities)), key=lambda size: abs(densities[size] - density))
-
-
-def summary(each: pd.DataFrame) -> pd.DataFrame:
-    """Over the checkpoints: how many are within `NEAR`, and the mean regret with its interval."""
-    rows = []
-    for (budget, method), part in each.groupby(["budget", "method"], sort=False):
-        mean, low, high = interval(part.regret.tolist(), 0.95)
-        rows.append(
-            {
-                "budget": budget,
-                "method": method,
-                "reached": f"{int((part.regret <= NEAR).sum())} of {len(part)}",
-                "regret": mean,
-                "low": low,
-                "high": high,
-                "evaluations": part.evaluations.median(),
-            }
-        )
-    return pd.DataFrame(rows)
-
+STAGES = {
+    "train": train,
+    "judge": judge_all,
+    "find": find,
+    "draw": partial(find, drawn=True),
+    "table": table,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,29 @@
+"""What pages say about this experiment, recomputed from results/: see experiments/verify.py."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+
+from experiments.verify import Claim, rows
+
+FOLDER = Path(__file__).parent
+HERE = "experiments/14_planted_recall/README.md"
+REGRET = runpy.run_path(str(FOLDER / "regret.py"))
+
+
+def stored(name: str) -> dict:
+    """A file of results/."""
+    return json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+judged, dense, seconds = stored("judged"), stored("dense"), stored("seconds")
+with np.load(FOLDER / "results" / "losses.npz") as found:
+    losses = {name: found[name] for name in judged}
+whole = REGRET["summary"](REGRET["regrets"](losses, judged))
+CLAIMS: list[Claim] = []
+for heading, table in REGRET["tables"](whole).items():
+    in_rows = {name: [v for cell in cells for v in cell] for name, cells in table.items()}
+    CLAIMS += rows(HERE, in_rows, after=heading)
+NO_CLAIM = [(HERE, "within .01 nats"), (HERE, ".99 of the questions"), (HERE, ".95 of 64 rows")]
