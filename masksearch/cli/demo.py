@@ -1,8 +1,9 @@
-"""The demonstration: three strategies look for a planted mask, and the page says who found it.
+"""The demonstration: four strategies look for masks whose true front is known.
 
-Everything runs on the embedded corpus: random search and TPE over one space, DAM without a
-space, then every mask that they chose against dense attention, the six hand-designed families,
-random keys and the planted mask itself, on seeds that no search has used.
+Everything runs on planted data: DAM without a space, TPE, evolution and random search over one
+space, once each; then the masks that they chose against dense attention, the six hand-designed
+families and the mask that loses nothing, on seeds and rows that no search has used. How the
+strategies do over several search seeds is read from records that come with the package.
 """
 
 from __future__ import annotations
@@ -10,85 +11,137 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 from optuna.trial import BaseTrial
-from torch import Tensor
 
 from masksearch import masks
 from masksearch.cli.resuming import resumable
 from masksearch.driver import Study, compare, search
+from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.report.collect import NOTES, report_on
-from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.tasks.planted.graded import GradedProcess
 
-TRIALS = 16  # masks of random search and of TPE, each
+RECORDS = Path(__file__).with_name("demo_records.json")  # written by `masksearch demo --record`
+TRIALS = 12  # masks of each strategy that proposes masks
+STRATEGIES = ("dam", "tpe", "evolution", "random")
 SEARCH_SEED = 100  # the comparison uses the seeds below, so that no winner is flattered
-SEEDS = (0, 1, 2)
-ENOUGH = 0.8  # least sparsity of the mask that a strategy sends into the comparison
-TIE = 0.005  # scores that close are equal: the sparser mask is chosen
-GENEROUS = 2.0  # a mask counts as found up to this multiple of the planted mask's density
-DAM_GATES = {"structure": "toeplitz+global", "global_count": 2}
-DAM_CONFIG: dict[str, Any] = {"steps": 1500, "dense_warmup": 0.4, "density": 0.1}
-DAM_DENSITIES = (0.15, 0.2, 0.1)
+RECORDED_SEEDS = (0, 1, 2)
+SEEDS = (1000, 1001, 1002)
+BUDGETS = (0.9, 0.78)  # least sparsity of the masks that a strategy sends into the comparison
+FARTHEST = 20  # positions
+DAM_GATES = {"structure": "free", "heads": 1}  # like the space, one mask for all heads
+DAM_CONFIG: dict[str, Any] = {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3}
+DAM_DENSITIES = (0.05, 0.08, 0.1, 0.15, 0.2)
 
 
 def space(trial: BaseTrial) -> Mask:
-    """The diagonal, one or two distances on both sides, and perhaps a global token."""
-    distances = {0, trial.suggest_int("first", 1, 20)}
-    if trial.suggest_categorical("two", [False, True]):
-        distances.add(trial.suggest_int("second", 1, 20))
+    """The diagonal, up to three distances on both sides, and perhaps the first position."""
+    distances = {0}
+    for number in range(trial.suggest_int("distances", 1, 3)):
+        distances.add(trial.suggest_int(f"distance {number}", 1, FARTHEST))
     mask: Mask = masks.offsets(distances)
-    if trial.suggest_categorical("hub", [False, True]):
-        mask = mask | masks.global_tokens(1)
+    if trial.suggest_categorical("first position", [False, True]):
+        mask = mask | masks.columns(1)
     return mask
 
 
 @dataclass(frozen=True)
-class PlantedRecovery:
-    """How much of the planted structure a mask keeps."""
+class DemoSettings:
+    """What the demonstration runs.
 
-    name: str
-    kept: int  # planted edges that the mask keeps
-    edges: int  # planted edges
-    density: float
-    planted_density: float
+    Args:
+        evaluator: On a `GradedProcess`; its gates' batches hold 32 sequences.
+        trials: Masks of each strategy that proposes masks.
+        seeds: Evaluation seeds of the comparison.
+        dam_config: Arguments of `masksearch.DamConfig`.
+    """
+
+    evaluator: PlantedEvaluator = field(
+        default_factory=lambda: PlantedEvaluator.graded(gate_batch=32)
+    )
+    trials: int = TRIALS
+    seeds: tuple[int, ...] = SEEDS
+    dam_config: Mapping[str, Any] | None = None
 
     @property
-    def found(self) -> bool:
-        """Every planted edge kept, at no more than `GENEROUS` times the planted density."""
-        return self.kept == self.edges and self.density <= GENEROUS * self.planted_density
+    def process(self) -> GradedProcess:
+        """The planted process.
 
-    def __str__(self) -> str:
-        verdict = "found the planted mask" if self.found else "did not find the planted mask"
-        return (
-            f"{self.name} {verdict}: it keeps {self.kept} of {self.edges} planted edges at "
-            f"density {self.density:.3f} (planted: {self.planted_density:.3f})."
+        Raises:
+            TypeError: If its true front is not known.
+        """
+        if not isinstance(self.evaluator.process, GradedProcess):
+            raise TypeError("the demonstration needs an evaluator on a GradedProcess")
+        return self.evaluator.process
+
+    def search(self, strategy: str, run: Path, seed: int, slots: int) -> Study:
+        """One search by a strategy, begun or gone on with."""
+        one_shot = strategy == "dam"
+        config = dict(self.dam_config or DAM_CONFIG)
+        by_dam = {"gates": DAM_GATES, "config": config, "densities": DAM_DENSITIES}
+        return search(
+            None if one_shot else space,
+            self.evaluator,
+            run=run,
+            trials=1 + len(DAM_DENSITIES) if one_shot else self.trials,
+            strategy=strategy,
+            strategy_options=by_dam if one_shot else {},
+            seed=seed,
+            executor=Local(slots=slots, threads=1),
         )
 
 
-def compare_with_truth(
-    name: str, mask: Mask, process: PlantedProcess, heads: int
-) -> PlantedRecovery:
-    """Compares a mask with the truth; an edge counts where any head keeps it."""
-    table: Tensor = mask.dense(process.length, 1, heads)
-    kept = table.any(1)[0] & process.edges
-    return PlantedRecovery(
-        name,
-        int(kept.sum()),
-        int(process.edges.sum()),
-        float(table.double().mean()),
-        process.oracle.density(process.length),
+def volume(process: GradedProcess, points: Iterable[tuple[float, float]]) -> float:
+    """Area above chance that points of (sparsity, accuracy) dominate, as a share of what the true
+    front dominates.
+
+    >>> process = GradedProcess()
+    >>> volume(process, [(point.sparsity, point.accuracy) for point in process.front])
+    1.0
+    """
+
+    def area(points: Iterable[tuple[float, float]]) -> float:
+        total = reached = 0.0
+        for sparsity, accuracy in sorted(points, reverse=True):
+            total += sparsity * max(0.0, accuracy - process.chance - reached)
+            reached = max(reached, accuracy - process.chance)
+        return total
+
+    return area(points) / area((point.sparsity, point.accuracy) for point in process.front)
+
+
+def allowed(process: GradedProcess, mask: Mask) -> tuple[float, float]:
+    """A mask's sparsity, and the exact largest accuracy that it allows."""
+    return mask.sparsity(process.length), process.expected(mask)
+
+
+def best_allowed(process: GradedProcess, sparsity: float) -> float:
+    """Accuracy of the true front at that sparsity."""
+    return max(
+        (point.accuracy for point in process.front if point.sparsity >= sparsity - 1e-9),
+        default=process.chance,
     )
 
 
-def show_demo(run: Path, slots: int) -> None:
-    """Runs (or resumes) the demonstration, and prints its verdict and where its page is."""
+def show_demo(run: Path, slots: int, record: Path | None = None) -> None:
+    """Runs (or resumes) the demonstration, and prints its verdict and where its page is; with
+    `record` the searches of every recorded seed instead, written to that file."""
+    if record is not None:
+        command = (
+            f"masksearch demo --run {shlex.quote(str(run))} --record {shlex.quote(str(record))}"
+        )
+        written = record_searches(run, slots=slots, command=command)
+        record.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"records: {record.resolve()}")
+        return
     with resumable(run, "demo", {"run": run, "slots": slots}):
         page, lines = run_demo(run, slots=slots)
     for line in lines:
@@ -96,74 +149,96 @@ def show_demo(run: Path, slots: int) -> None:
     typer.echo(f"report: {page.resolve()}")
 
 
+def record_searches(
+    run: Path,
+    *,
+    slots: int = 2,
+    command: str = "",
+    settings: DemoSettings | None = None,
+    seeds: Sequence[int] = RECORDED_SEEDS,
+) -> dict[str, Any]:
+    """Runs every strategy with every seed; what the page needs of them.
+
+    Args:
+        run: Folder; each search is a study of its own below it.
+        slots: Worker processes.
+        command: What made them, for the page.
+        settings: Default: those of the demonstration.
+        seeds: Search seeds.
+    """
+    settings = settings or DemoSettings()
+    searches: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for seed in seeds:
+        for name in STRATEGIES:
+            study = settings.search(name, run / f"{name}-{seed}", seed, slots)
+            searches.setdefault(name, {})[str(seed)] = [
+                {
+                    "number": record.number,
+                    "status": record.status,
+                    "seconds": round(record.seconds, 2),
+                    "step": record.step,
+                    "mask": None if record.mask is None else record.mask.to_dict(),
+                    **({"score": record.value("score")} if record.scored else {}),
+                    **({"sparsity": record.measures["sparsity"]} if record.scored else {}),
+                    **(
+                        {"allowed": settings.process.expected(record.mask)}
+                        if record.mask is not None
+                        else {}
+                    ),
+                }
+                for record in study.records()
+            ]
+    return {
+        "command": command,
+        "process": settings.process.digest,
+        "protocol": settings.evaluator.protocol,
+        "searches": searches,
+    }
+
+
 def run_demo(
     run: Path,
     *,
     slots: int = 2,
-    evaluator: PlantedEvaluator | None = None,
-    trials: int = TRIALS,
-    seeds: tuple[int, ...] = SEEDS,
-    dam_config: dict[str, Any] | None = None,
+    settings: DemoSettings | None = None,
+    records: Path = RECORDS,
 ) -> tuple[Path, list[str]]:
     """Runs (or resumes) the demonstration.
 
     Args:
         run: Folder; each part is a study of its own below it.
         slots: Worker processes.
-        evaluator: Default: the planted corpus at its default size.
-        trials: Masks of random search and of TPE, each.
-        seeds: Evaluation seeds of the comparison.
-        dam_config: Arguments of `masksearch.DamConfig`.
+        settings: What to run.
+        records: Recorded searches, of any settings; the page names them.
 
     Returns:
         The page, and the verdict lines.
     """
     started = time.monotonic()
-    evaluator = evaluator or PlantedEvaluator()
-    process, executor = evaluator.process, Local(slots=slots, threads=1)
-    by_dam = {"gates": DAM_GATES, "config": dam_config or DAM_CONFIG, "densities": DAM_DENSITIES}
-    studies: dict[str, Study] = {}
-    for name in ("dam", "tpe", "random"):
-        one_shot = name == "dam"
-        count = 1 + len(DAM_DENSITIES) if one_shot else trials
-        studies[name] = search(
-            None if one_shot else space,
-            evaluator,
-            run=run / name,
-            trials=count,
-            strategy=name,
-            strategy_options=by_dam if one_shot else {},
-            seed=SEARCH_SEED,
-            executor=executor,
-        )
-    chosen = {name: choose_mask(study) for name, study in studies.items()}
-    found = {f"found by {name}": mask for name, mask in chosen.items() if mask is not None}
-    count = round(process.oracle.density(process.length) * process.length)
-    candidates = {
-        "dense": masks.full(),
-        **masks.FAMILIES,
-        "random keys": masks.random_keys(count, seed=0),
-        "oracle": process.oracle,
-        **found,
-    }
-    kinds = dict.fromkeys(("random keys", "oracle"), "control")
+    settings = settings or DemoSettings()
+    evaluator, process = settings.evaluator, settings.process
+    studies = {name: settings.search(name, run / name, SEARCH_SEED, slots) for name in STRATEGIES}
+    found = chosen_masks(studies)
     compare(
-        candidates,
+        {"dense": masks.full(), **masks.FAMILIES, "oracle": process.oracle, **found},
         evaluator,
         run=run / "compare",
-        seeds=seeds,
-        kinds={**kinds, **dict.fromkeys(found, "searched")},
-        executor=executor,
+        seeds=settings.seeds,
+        kinds={"oracle": "control", **dict.fromkeys(found, "searched")},
+        executor=Local(slots=slots, threads=1),
     )
-    lines = verdict_lines(chosen, studies, evaluator)
+    recorded = json.loads(records.read_text(encoding="utf-8"))
+    lines = verdict_lines(process, studies, recorded)
     notes = {
-        "title": "Who finds the planted mask?",
+        "title": "Who comes near the true front?",
         "verdicts": lines,
+        "truth": [[point.sparsity, point.accuracy] for point in process.front],
+        "recorded": recorded,
         "facts": {
             "corpus": describe_process(process),
             "protocol": evaluator.protocol,
             "search seed": str(SEARCH_SEED),
-            "seeds of the comparison": ", ".join(map(str, seeds)),
+            "seeds of the comparison": ", ".join(map(str, settings.seeds)),
             "worker processes": str(slots),
             "wall time of the last call": f"{time.monotonic() - started:.0f} s",
         },
@@ -173,46 +248,73 @@ def run_demo(
     return report_on(run, run / "report.html", command=command), lines
 
 
-def choose_mask(study: Study) -> Mask | None:
-    """The sparsest mask within `TIE` of the best score at a sparsity of at least `ENOUGH`; None
-    where nothing was that sparse."""
-    sparse = [r for r in study.records() if r.scored and r.measures["sparsity"] >= ENOUGH]
-    top = max((record.value("score") for record in sparse), default=0.0)
-    best = [record for record in sparse if record.value("score") >= top - TIE]
-    return max(best, key=lambda r: r.measures["sparsity"]).mask if best else None
+def chosen_masks(studies: Mapping[str, Study]) -> dict[str, Mask]:
+    """The best mask of each strategy at each budget that it has met."""
+    chosen: dict[str, Mask] = {}
+    for name, study in studies.items():
+        for budget in BUDGETS:
+            try:
+                mask = study.best(sparsity=budget).mask
+            except SearchError:  # nothing was that sparse
+                continue
+            if mask is not None and mask not in chosen.values():
+                chosen[f"{name} at {budget:.0%}"] = mask
+    return chosen
 
 
 def verdict_lines(
-    chosen: dict[str, Mask | None],
-    studies: dict[str, Study],
-    evaluator: PlantedEvaluator,
+    process: GradedProcess, studies: Mapping[str, Study], recorded: Mapping[str, Any]
 ) -> list[str]:
-    """Who found the planted mask, with what compute."""
+    """Who came how near to the true front with what compute, live and as recorded; and where the
+    six families lie."""
     lines = []
-    for name, mask in chosen.items():
-        if mask is None:
-            lines.append(f"{name} did not find the planted mask: nothing was sparse enough.")
-            continue
-        recovery = compare_with_truth(name, mask, evaluator.process, evaluator.shape.heads)
-        seconds = sum(record.seconds for record in studies[name].records())
-        lines.append(f"{recovery} Compute: {seconds:.0f} s.")
-    hand = {
-        name: compare_with_truth(name, mask, evaluator.process, 1)
-        for name, mask in masks.FAMILIES.items()
-    }
-    covering = [name for name, found in hand.items() if found.kept == found.edges]
+    reached = {}
+    for name, study in studies.items():
+        records = study.records()
+        tried = [record.mask for record in records if record.mask is not None and record.scored]
+        share = volume(process, (allowed(process, mask) for mask in tried))
+        reached[name] = share, sum(record.seconds for record in records), len(tried)
+    for name, (share, seconds, count) in sorted(reached.items(), key=lambda item: -item[1][0]):
+        lines.append(
+            f"{name}: its {count} masks cover {share:.0%} of what the true front covers, after "
+            f"{seconds:.0f} s of compute (search seed {SEARCH_SEED}, this run)."
+        )
+    shares = {}
+    for name, runs in recorded["searches"].items():
+        if recorded["process"] == process.digest:
+            shares[name] = [
+                volume(process, ((r["sparsity"], r["allowed"]) for r in run if "score" in r))
+                for run in runs.values()
+            ]
+    if shares:
+        seeds = len(next(iter(shares.values())))
+        lines.append(
+            f"Recorded, {seeds} search seeds, mean (least to most): "
+            + "; ".join(
+                f"{name} {sum(own) / len(own):.0%} ({min(own):.0%} to {max(own):.0%})"
+                for name, own in sorted(shares.items(), key=lambda item: -sum(item[1]))
+            )
+            + "."
+        )
+    families = {name: allowed(process, mask) for name, mask in masks.FAMILIES.items()}
+    share = volume(process, families.values())
     lines.append(
-        "Of the six hand-designed families, "
-        + (f"{' and '.join(covering)} keep" if covering else "none keeps")
-        + " every planted edge."
+        f"The six hand-designed families together cover {share:.0%}: "
+        + "; ".join(
+            f"{name} allows {accuracy:.3f} at {sparsity:.0%} sparsity (true front: "
+            f"{best_allowed(process, sparsity):.3f})"
+            for name, (sparsity, accuracy) in families.items()
+        )
+        + "."
     )
     return lines
 
 
-def describe_process(process: PlantedProcess) -> str:
+def describe_process(process: GradedProcess) -> str:
     """The planted process in a line."""
     return (
-        f"planted: {process.length} positions, {process.vocabulary} tokens, partners at "
-        f"distance {', '.join(map(str, process.offsets))}, {process.keys} permutations chosen by "
-        f"position 0; {int(process.edges.sum())} true edges"
+        f"planted and graded: {process.length} positions, {process.parts} parts of "
+        f"{process.symbols} symbols, {len(process.planted)} dependencies, "
+        f"{int(process.edges.sum())} true edges; chance {process.chance:.3f}, no mask allows more "
+        f"than {process.ceiling:.3f}"
     )

@@ -16,7 +16,7 @@ from masksearch.analysis.search_curves import Compute, band_of, curves_of, witho
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import LOW, Objective, Record, Shape, is_side_value
 from masksearch.report.figures.front import KINDS
-from masksearch.report.figures.style import TITLES, styles_of
+from masksearch.report.figures.style import PINK, TITLES, styles_of
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 
@@ -27,6 +27,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "latency_ratio": "time over dense attention's",
     "latency": "time (ms)",
 }
+TRUE_FRONT = "true front"
 STEPS = 200  # points of a curve of hypervolume at most
 
 
@@ -74,7 +75,9 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
         }
         for name, (colour, shape) in styles_of(dict.fromkeys(strategies.values())).items()
     ]
-    return front_chart(f"{section.key}front", score, groups, points) if points else None
+    if not points:
+        return None
+    return front_chart(f"{section.key}front", score, groups, points, section.truth)
 
 
 def compared_chart(
@@ -111,7 +114,9 @@ def compared_chart(
         for kind, (colour, shape) in styles
         if kind != "hand-designed"
     ]
-    return front_chart(section.key + key, score, groups, points) if points else None
+    if not points:
+        return None
+    return front_chart(section.key + key, score, groups, points, section.truth)
 
 
 def front_chart(
@@ -119,8 +124,10 @@ def front_chart(
     score: Objective,
     groups: Sequence[Mapping[str, str]],
     points: Sequence[dict[str, Any]],
+    truth: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
-    """Points, the front of each group of them, and full attention as a level line."""
+    """Points, the front of each group of them, the true front where it is known, and full
+    attention as a level line."""
     hand, shape = KINDS["hand-designed"]
     groups = [
         *groups,
@@ -141,6 +148,11 @@ def front_chart(
             at = left if place == 0 else step["sparsity"]
             known = {name: step[name] for name in ("id", "group", "score", "low", "high")}
             lines.append({**known, "arm": group["arm"], "sparsity": at})
+    if truth:
+        used = [*used, {"name": TRUE_FRONT, "colour": PINK, "shape": "o", "arm": "truth"}]
+        known = {"id": "", "group": TRUE_FRONT, "arm": "truth", "low": None, "high": None}
+        ends = [(min(left / 100, truth[0][0]), truth[0][1]), *truth]
+        lines += [{**known, "sparsity": 100 * at, "score": best} for at, best in ends]
     return {
         "kind": "front",
         "id": key,

@@ -1,57 +1,92 @@
-"""The demonstration end to end at a toy size, and its words against a known truth."""
+"""The demonstration end to end at a toy size, its words, and the records that it ships with."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
-import torch
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.demo import compare_with_truth, run_demo
+from masksearch.cli.demo import (
+    RECORDED_SEEDS,
+    RECORDS,
+    STRATEGIES,
+    DemoSettings,
+    allowed,
+    best_allowed,
+    record_searches,
+    run_demo,
+    volume,
+)
+from masksearch.report.recorded import recorded_searches
 
-PROCESS = ms.PlantedProcess(length=16, offsets=(5,), vocabulary=4)
+TOY = DemoSettings(
+    ms.PlantedEvaluator.graded(steps=4, held_out_sequences=32, gate_batch=4),
+    trials=2,
+    seeds=(0, 1),
+    dam_config={"steps": 12, "density": 0.2, "dense_warmup": 0.5},
+)
+PROCESS = TOY.process
 
 
 @pytest.mark.slow  # continuous integration runs it
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
-    evaluator = ms.PlantedEvaluator(PROCESS, steps=5, downstream_steps=2, held_out_sequences=32)
-    settings = dict(
-        slots=1,
-        evaluator=evaluator,
-        trials=2,
-        seeds=(0, 1),
-        dam_config={"steps": 12, "density": 0.2, "dense_warmup": 0.5},
-    )
-    page, lines = run_demo(tmp_path / "run", **settings)
+    page, lines = run_demo(tmp_path / "run", slots=1, settings=TOY)
     html = page.read_text(encoding="utf-8")
-    for name in ("dense", "oracle", "strided", "longformer", "found by dam", "random keys"):
+    for name in ("dense", "oracle", "strided", "longformer", "dam at ", "true front"):
         assert name in html
-    assert len([line for line in lines if "find the planted mask" in line or "found" in line]) >= 3
+    assert "masksearch demo --run runs/recorded --record" in html
+    assert sum("search seed 100, this run" in line for line in lines) == len(STRATEGIES)
+    assert any(line.startswith("Recorded, 3 search seeds") for line in lines)
     assert "http://" not in html.replace("http://www.w3.org", "")
-    drawn = ("search-half_front", "search-half_dam", "search-half_hypervolume")
-    for figure in (*drawn, "final-half_compared", "final-half_masks"):
-        for suffix in ("png", "pdf"):
-            assert (page.parent / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
-    judged = ms.Study(tmp_path / "run" / "compare").records()
-    density = {record.params["mask"]: record.measures["density"] for record in judged}
-    assert density["random keys"] == pytest.approx(density["oracle"], abs=0.5 / 16)
+    result = json.loads((page.parent / "result.json").read_text(encoding="utf-8"))
+    final, searched, recorded = result["sections"]
+    assert recorded["title"] == "recorded searches"
+    for chart in (final["comparisons"][0]["chart"], searched["chart"], recorded["chart"]):
+        line = [point for point in chart["lines"] if point["group"] == "true front"]
+        assert len(line) == len(PROCESS.front) + 1
     capsys.readouterr()
-    run_demo(tmp_path / "run", **settings)
+    run_demo(tmp_path / "run", slots=1, settings=TOY)
     assert "done" not in capsys.readouterr().err  # nothing ran again
+    written = record_searches(tmp_path / "again", slots=1, settings=TOY, seeds=(0,))
+    assert {len(runs["0"]) for runs in written["searches"].values()} == {2, 6}
 
 
-def test_finding_says_who_found_the_truth():
-    found = compare_with_truth("a", PROCESS.oracle, PROCESS, heads=2)
-    assert found.found
-    assert "a found the planted mask: it keeps" in str(found)
-    missed = compare_with_truth("b", masks.window(3), PROCESS, heads=2)
-    assert not missed.found
-    assert "did not find the planted mask" in str(missed)
-    dense = compare_with_truth("c", masks.full(), PROCESS, heads=2)
-    assert dense.kept == dense.edges
-    assert not dense.found  # it keeps everything else too
-    half = torch.eye(16, dtype=torch.bool) | PROCESS.edges
-    heads = masks.per_head([masks.table(half), masks.window(0)])
-    found = compare_with_truth("d", heads, PROCESS, heads=2)
-    assert found.found  # an edge counts where any head keeps it
+def test_records_are_those_of_the_demonstration():
+    recorded = json.loads(RECORDS.read_text(encoding="utf-8"))
+    settings = DemoSettings()
+    assert recorded["process"] == settings.process.digest
+    assert recorded["protocol"] == settings.evaluator.protocol
+    assert set(recorded["searches"]) == set(STRATEGIES)
+    section = recorded_searches(recorded, settings.evaluator.objectives, settings.evaluator.shape)
+    for runs in section.searches.values():
+        assert tuple(runs) == RECORDED_SEEDS
+        for records in runs.values():
+            assert all(record.status in ("done", "reused") for record in records)
+            for record in records:
+                if record.mask is None:
+                    continue
+                sparsity, accuracy = allowed(settings.process, record.mask)
+                assert record.measures["sparsity"] == pytest.approx(sparsity)
+                assert accuracy <= best_allowed(settings.process, sparsity) + 1e-9
+                assert record.value("score") < accuracy + 0.05  # 1,024 sequences
+
+
+def test_volume_is_a_share_of_the_true_front():
+    front = [(point.sparsity, point.accuracy) for point in PROCESS.front]
+    assert volume(PROCESS, front) == 1
+    assert volume(PROCESS, []) == 0
+    assert volume(PROCESS, [(0.9, PROCESS.chance)]) == 0
+    middle = front[len(front) // 2]
+    dominated = (middle[0] - 0.1, middle[1] - 0.1)
+    assert 0 < volume(PROCESS, [middle]) == volume(PROCESS, [dominated, middle]) < 1
+    assert best_allowed(PROCESS, middle[0]) == middle[1]
+    assert best_allowed(PROCESS, 1.0) == PROCESS.chance
+    assert allowed(PROCESS, masks.full()) == (0, pytest.approx(PROCESS.ceiling))
+
+
+def test_demonstration_needs_a_process_whose_front_is_known():
+    with pytest.raises(TypeError, match="GradedProcess"):
+        _ = DemoSettings(ms.PlantedEvaluator()).process

@@ -54,22 +54,22 @@ class Dependency:
         return self.positions[0] == 0
 
 
-def graded_dependencies(length: int = 22) -> tuple[Dependency, ...]:
+def graded_dependencies(length: int = 21) -> tuple[Dependency, ...]:
     """Near, token and far: two dependencies of the first part, one of the second.
 
-    - near: positions 3 i + 1 .. 3 i + 3 of the first two thirds share a symbol (0.95);
-    - token: the last third shares one with position 0 (0.9);
-    - far: s, s + d, s + 2 d with d = length // 3 share one (0.8).
+    - near: positions 3 i + 1 .. 3 i + 3 of the first three quarters share a symbol (0.95);
+    - token: the last quarter shares one with position 0 (0.9);
+    - far: s, s + d, s + 2 d, .. with d = length // 4 share one (0.8).
 
     Args:
         length: Positions of the sequence (>= 12).
     """
-    third = length // 3
-    blocks = range(1, length - third, 3)
+    quarter = length // 4
+    blocks = range(1, length - quarter, 3)
     end = blocks[-1] + 3
     near = (Dependency(0, tuple(range(first, first + 3)), 0.95) for first in blocks)
     token = Dependency(0, (0, *range(end, length)), 0.9)
-    columns = (range(first, length, third) for first in range(1, third + 1))
+    columns = (range(first, length, quarter) for first in range(1, quarter + 1))
     far = (Dependency(1, tuple(column), 0.8) for column in columns)
     return (*near, token, *far)
 
@@ -157,10 +157,10 @@ class GradedProcess:
 
     >>> process = GradedProcess()
     >>> round(process.chance, 3), round(process.ceiling, 3), len(process.front)
-    (0.333, 0.83, 58)
+    (0.333, 0.855, 76)
     """
 
-    length: int = 22
+    length: int = 21
     symbols: int = 3
     dependencies: tuple[Dependency, ...] | None = None
     hidden: float = 0.2

@@ -213,7 +213,7 @@ PAIR = Dependency(0, (1, 2), 0.9)
         ({"length": 11}, "at least 12 positions, got 11; raise length or give dependencies"),
         ({"dependencies": ()}, "at least one dependency"),
         ({"dependencies": (Dependency(0, (2, 1), 0.9),)}, "in rising order, got (2, 1)"),
-        ({"dependencies": (Dependency(0, (1, 22), 0.9),)}, "0 .. 21"),
+        ({"dependencies": (Dependency(0, (1, 22), 0.9),)}, "0 .. 20"),
         ({"dependencies": (Dependency(0, (1,), 0.9),)}, "two or more"),
         ({"dependencies": (Dependency(0, (1, 2), 0.0),)}, "reliability=0.0"),
         ({"dependencies": (PAIR, Dependency(0, (2, 3), 0.5))}, "a part of a position is in one"),
