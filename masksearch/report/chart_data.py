@@ -151,7 +151,8 @@ def front_chart(
     if truth:
         used = [*used, {"name": TRUE_FRONT, "colour": PINK, "shape": "o", "arm": "truth"}]
         known = {"id": "", "group": TRUE_FRONT, "arm": "truth", "low": None, "high": None}
-        ends = [(min(left / 100, truth[0][0]), truth[0][1]), *truth]
+        places = sorted(truth)
+        ends = [(min(left / 100, places[0][0]), places[0][1]), *places]
         lines += [{**known, "sparsity": 100 * at, "score": best} for at, best in ends]
     return {
         "kind": "front",

@@ -32,7 +32,7 @@ class Section:
         searches: Strategy -> search seed -> records, where strategies ran with several seeds.
         runs: Name of a search -> its run folder, where it has one.
         evaluate: The command that judges `MASK` by this protocol; empty where Python code did.
-        truth: Sparsity in [0, 1] and score of the true front, densest first, where it is known.
+        truth: Sparsity in [0, 1] and score of the points of the true front, where it is known.
     """
 
     studies: Mapping[str, list[Record]]

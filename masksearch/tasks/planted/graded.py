@@ -285,7 +285,7 @@ class GradedProcess:
 
     @cached_property
     def front(self) -> tuple[FrontPoint, ...]:
-        """The true front: no mask lies above, whatever its form; from dense to sparse.
+        """The true front: no mask lies above, that all heads share; sparsest first.
 
         Exact. A row's accuracy is a sum over its dependencies, each a function of how many of
         its members are kept, and two dependencies of a row have no key in common. So the best
