@@ -58,14 +58,13 @@ planted = pd.read_csv(RESULTS / "planted_glue.csv").set_index("mask").acceptabil
 
 searches = (RESULTS / "first_search.txt").read_text(encoding="utf-8").splitlines()
 alike = [line for line in searches if "better than star, not distinguishable from planted" in line]
-neighbour = [line for line in alike if "offsets([0, 7])" not in line]
 
 CLAIMS = [
     Claim(
-        "README.md",
-        "{} search seeds then gave [this verdict](docs/results/first_search.txt) {} times, {} "
-        "with",
-        [len(searches), len(alike), len(neighbour)],
+        "docs/search.md",
+        "{} search seeds gave [these masks](results/first_search.txt), {} times not "
+        "distinguishable from the planted one",
+        [len(searches), len(alike)],
     ),
     Claim(
         "docs/proxy.md",

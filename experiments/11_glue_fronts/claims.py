@@ -84,6 +84,17 @@ def at_equal_compute() -> dict[str, list[float]]:
     }
 
 
+def at_long_compute() -> dict[str, list[float]]:
+    """Task and black-box arm -> hypervolume after ten times DAM's tokens."""
+    curves = pd.read_csv(RESULTS / "curves.csv")
+    chosen = curves[curves.arm.isin(BLACK_BOX) & (curves.masks == PLAN["budgets"]["long"])]
+    return {
+        f"{task} | {arm}": figures(each.hypervolume)
+        for (task, arm), each in chosen.groupby(["task", "arm"])
+        if len(each) > 2
+    }
+
+
 def by_layer() -> dict[str, list[float]]:
     """Task -> what DAM's masks keep in each layer, means over heads and seeds."""
     heads = pd.read_csv(RESULTS / "heads.csv")
@@ -117,6 +128,7 @@ SECTIONS["### Primary comparison: shared gates, fresh models"] = primary(PRIMARY
 SECTIONS["### Shared gates, the models of the searches"] = primary(PRIMARY, "own")
 SECTIONS["### Gates of each layer's own, fresh models"] = primary(ADDED, "fresh")
 SECTIONS["### At equal compute"] = at_equal_compute()
+SECTIONS["### At ten times the compute"] = at_long_compute()
 SECTIONS["### What is lost"] = {
     f"{task} | {arm}": [v for each in BUDGETS for v in against(f"{arm} {each}", "dense")[task]]
     for task in judged
