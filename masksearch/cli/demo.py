@@ -21,6 +21,7 @@ from optuna.trial import BaseTrial
 
 from masksearch import masks
 from masksearch.cli.resuming import resumable
+from masksearch.contracts import Record
 from masksearch.driver import Study, compare, search
 from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
@@ -218,13 +219,13 @@ def run_demo(
     settings = settings or DemoSettings()
     evaluator, process = settings.evaluator, settings.process
     studies = {name: settings.search(name, run / name, SEARCH_SEED, slots) for name in STRATEGIES}
-    found = chosen_masks(studies)
+    found = chosen_records(studies)
     compare(
         {"dense": masks.full(), **masks.FAMILIES, "oracle": process.oracle, **found},
         evaluator,
         run=run / "compare",
         seeds=settings.seeds,
-        kinds={"oracle": "control", **dict.fromkeys(found, "searched")},
+        kinds={"oracle": "control"},
         executor=Local(slots=slots, threads=1),
     )
     recorded = json.loads(records.read_text(encoding="utf-8"))
@@ -248,17 +249,17 @@ def run_demo(
     return report_on(run, run / "report.html", command=command), lines
 
 
-def chosen_masks(studies: Mapping[str, Study]) -> dict[str, Mask]:
-    """The best mask of each strategy at each budget that it has met."""
-    chosen: dict[str, Mask] = {}
+def chosen_records(studies: Mapping[str, Study]) -> dict[str, Record]:
+    """The best of each strategy at each budget that it has met."""
+    chosen: dict[str, Record] = {}
     for name, study in studies.items():
         for budget in BUDGETS:
             try:
-                mask = study.best(sparsity=budget).mask
+                best = study.best(sparsity=budget)
             except SearchError:  # nothing was that sparse
                 continue
-            if mask is not None and mask not in chosen.values():
-                chosen[f"{name} at {budget:.0%}"] = mask
+            if best.mask not in (record.mask for record in chosen.values()):
+                chosen[f"{name} at {budget:.0%}"] = best
     return chosen
 
 

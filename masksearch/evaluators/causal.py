@@ -287,9 +287,9 @@ class CausalEvaluator(DecoderSetup):
         if self.adapts != "none":
             for _ in self.steps_of(model, config, seed, "adapted", None, teacher=teacher):
                 pass
-        detach(model)  # from around the decoder, which the mask then is on
+        detach(model.eval())  # from around the decoder, which the mask then is on
         attach(model.model, mask)
-        return model.model.eval()
+        return model.model
 
     def judge(self, model: NextTokenModel, seed: int | None = None) -> TokenScores:
         """What a model says of the held-out tokens.
