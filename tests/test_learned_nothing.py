@@ -181,8 +181,7 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched):
     assert f"a front of {len(front)}, {len(dull)} learned nothing" in repr(study)
     assert f"{len(dull)} of the {len(records)} finished trials have" in nothing_learned(records)
     html = study_html(study.run, records, study.objectives)
-    assert html.count('r="3" fill="none" stroke') == len(dull)
-    assert "hollow: learned nothing" in html
+    assert f"{len(dull)} learned nothing" in html
     legend = plot_frontier(records, study.objectives).legends[0].get_texts()
     assert CONSTANT in [text.get_text() for text in legend]
     head = [cell.text for cell in runs_table({"a": records}, study.objectives).head]
