@@ -137,7 +137,7 @@ def test_time_of_a_killed_process_is_not_a_trials_fault(tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 11
     store = StudyStore(Path(tmp_path / "run"), write=False)
     store.load()
-    assert store.starts() == {1: 2}
+    assert store.begun == {1: 2}
     study = ms.search(space, Fatal(), **arguments)
     records = study.records()
     assert records[1].status == "failed"

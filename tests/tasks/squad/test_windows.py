@@ -263,7 +263,7 @@ def test_every_real_question(length: int) -> None:
     corpus = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")
     questions = read_squad(folder / "squad" / "dev-v1.1.json")
     training = make_windows(corpus, questions)
-    assert (training.misplaced, training.cut) == (0, 0)
+    assert training.misplaced == 0
     windows = make_windows(corpus, questions, training=False)
     assert windows.lengths.max() <= length
     assert len(windows.asked) == len(questions) == 10_570
