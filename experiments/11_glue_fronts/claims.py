@@ -71,28 +71,20 @@ def against(mask: str, other: str) -> dict[str, list[float]]:
     return found
 
 
-def at_equal_compute() -> dict[str, list[float]]:
-    """Task and arm -> hypervolume on search rows at DAM's tokens; allocation: of all its masks."""
-    curves = pd.read_csv(RESULTS / "curves.csv")
-    last = curves.groupby(["task", "arm", "search_seed"]).masks.transform("max")
-    short = curves.arm.isin(BLACK_BOX)
-    chosen = curves[(short & (curves.masks == BUDGET)) | (~short & (curves.masks == last))]
+curves = pd.read_csv(RESULTS / "curves.csv")
+
+
+def hypervolumes(chosen: "pd.Series[bool]") -> dict[str, list[float]]:
+    """Task and arm -> hypervolume on search rows, of the chosen places on the curves."""
     return {
         f"{task} | {arm}": figures(each.hypervolume)
-        for (task, arm), each in chosen.groupby(["task", "arm"])
+        for (task, arm), each in curves[chosen].groupby(["task", "arm"])
         if len(each) > 2
     }
 
 
-def at_long_compute() -> dict[str, list[float]]:
-    """Task and black-box arm -> hypervolume after ten times DAM's tokens."""
-    curves = pd.read_csv(RESULTS / "curves.csv")
-    chosen = curves[curves.arm.isin(BLACK_BOX) & (curves.masks == PLAN["budgets"]["long"])]
-    return {
-        f"{task} | {arm}": figures(each.hypervolume)
-        for (task, arm), each in chosen.groupby(["task", "arm"])
-        if len(each) > 2
-    }
+drawn = curves.arm.isin(BLACK_BOX)
+ended = curves.masks == curves.groupby(["task", "arm", "search_seed"]).masks.transform("max")
 
 
 def by_layer() -> dict[str, list[float]]:
@@ -127,8 +119,12 @@ SECTIONS = {f"### {task}": by_arm(task) for task in judged}
 SECTIONS["### Primary comparison: shared gates, fresh models"] = primary(PRIMARY, "fresh")
 SECTIONS["### Shared gates, the models of the searches"] = primary(PRIMARY, "own")
 SECTIONS["### Gates of each layer's own, fresh models"] = primary(ADDED, "fresh")
-SECTIONS["### At equal compute"] = at_equal_compute()
-SECTIONS["### At ten times the compute"] = at_long_compute()
+SECTIONS["### At equal compute"] = hypervolumes(  # allocation: of all its masks
+    (drawn & (curves.masks == BUDGET)) | (~drawn & ended)
+)
+SECTIONS["### At ten times the compute"] = hypervolumes(
+    drawn & (curves.masks == PLAN["budgets"]["long"])
+)
 SECTIONS["### What is lost"] = {
     f"{task} | {arm}": [v for each in BUDGETS for v in against(f"{arm} {each}", "dense")[task]]
     for task in judged

@@ -65,3 +65,5 @@ def test_notebook_is_stored_with_outputs(path):
     text = "\n".join(map(printed, cells))
     assert "found: better than" in text
     assert "Error" not in text
+    streams = {output.get("name") for cell in cells for output in cell.outputs}
+    assert "stderr" not in streams  # warnings name the machine that they come from
