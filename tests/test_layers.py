@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "masksearch"
 RANKS = [
-    {"errors", "masks"},
-    {"contracts", "tensors", "user_code"},
+    {"errors", "files", "masks"},
+    {"contracts", "user_code"},
     {"training", "tasks", "attention", "analysis"},
     {"models", "gates", "loggers", "study"},
     {"positions", "report"},

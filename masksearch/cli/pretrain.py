@@ -227,10 +227,10 @@ def train_and_save(
     """
     from masksearch.attention.attach import attach
     from masksearch.evaluators.mlm import PRETRAINING
+    from masksearch.files import write_text_in_one_move
     from masksearch.loggers.progress import progress
     from masksearch.masks.lower import lower
     from masksearch.models.saving import hugging_face_model, save_pretrained, use_their_epsilon
-    from masksearch.study.address import replace_file
     from masksearch.training.checkpoints import Checkpoints
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit
@@ -239,13 +239,13 @@ def train_and_save(
         use_their_epsilon(model)
     hugging_face_model(model)  # refuses a model that could not be written, before its training
     if writes:
-        replace_file(out / SETTINGS, json.dumps(run, indent=1))
+        write_text_in_one_move(out / SETTINGS, json.dumps(run, indent=1))
     curve: list[Report] = []
     with progress("pre-training") if writes else nullcontext():
         for report in evaluator.pretrain(model, mask, seed=seed, workdir=out):
             curve.append(report)
             if writes:
-                replace_file(out / CURVE, curve_as_csv(curve))
+                write_text_in_one_move(out / CURVE, curve_as_csv(curve))
     if writes:
         attach(model, mask)
         save_pretrained(model, out, tokenizer=evaluator.task().corpus.tokenizer)

@@ -20,7 +20,7 @@ from torch import nn
 
 from masksearch.contracts import Batch
 from masksearch.errors import DataError, SearchError
-from masksearch.tensors import read_weights, write_weights
+from masksearch.files import read_weights, write_weights
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 
 FOLDER = "dense"  # in the folder of the cache

@@ -29,10 +29,10 @@ from masksearch.evaluators.token_rows import (
     pooled_lengths,
     read_vocabulary,
 )
+from masksearch.files import write_in_one_move
 from masksearch.models.tuned import rows_read
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import TokenSource
-from masksearch.tensors import write_in_one_move
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
 from masksearch.training.loop import TrainConfig, train

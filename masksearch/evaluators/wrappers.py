@@ -33,9 +33,9 @@ from masksearch.contracts import (
     Shape,
     SplitsRows,
 )
+from masksearch.files import write_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
-from masksearch.tensors import write_in_one_move
 
 PASSED_ON: dict[Any, tuple[str, ...]] = {  # protocol -> what a wrapper offers as it is
     OffersGradients: ("differentiable",),

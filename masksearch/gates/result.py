@@ -17,6 +17,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, Shape
+from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.config import todays_names, warmup_steps
 from masksearch.gates.diagnostics import Health, health, switch_health
 from masksearch.gates.discretise import (
@@ -32,7 +33,6 @@ from masksearch.gates.switches import cut_switches
 from masksearch.gates.units import Allocation, Units, read_options
 from masksearch.masks.core import Mask
 from masksearch.masks.picture import table_html
-from masksearch.tensors import read_tensors, write_tensors
 
 FORMAT = "masksearch-gates-1"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from masksearch.errors import MaskFormatError, TokensNeededError
+from masksearch.files import write_in_one_move
 from masksearch.masks.core import Mask
 
 
@@ -20,19 +21,17 @@ def save_mask(mask: Mask, path: Path | str) -> Path:
         ValueError: If the suffix is another.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    if path.suffix == ".json":
-        partial.write_text(mask.to_json(), encoding="utf-8")
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    with write_in_one_move(path) as beside:
+        if path.suffix == ".json":
+            beside.write_text(mask.to_json(), encoding="utf-8")
+        elif path.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-        tensors: dict[str, Tensor] = {}
-        tree = json.dumps(mask.to_dict(tensors))
-        save_file(tensors, partial, metadata={"masksearch_mask": tree})
-    else:
-        raise ValueError(f"a mask is saved as .json or .safetensors, got {path.name!r}")
-    partial.replace(path)
+            tensors: dict[str, Tensor] = {}
+            tree = json.dumps(mask.to_dict(tensors))
+            save_file(tensors, beside, metadata={"masksearch_mask": tree})
+        else:
+            raise ValueError(f"a mask is saved as .json or .safetensors, got {path.name!r}")
     return path
 
 

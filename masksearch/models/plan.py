@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from masksearch.errors import DataError, MaskFormatError
+from masksearch.files import write_in_one_move
 from masksearch.masks.core import Mask
-from masksearch.tensors import write_in_one_move
 
 KIND, FORMAT = "masksearch-plan", 1
 

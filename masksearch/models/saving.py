@@ -41,6 +41,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, P
 from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached, describe_masks
 from masksearch.attention.probe import SELF, pretrained_models, unwrapped
 from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
+from masksearch.files import disk_error
 from masksearch.masks import Mask
 from masksearch.masks.files import save_mask
 from masksearch.models.checkpoints import (
@@ -63,7 +64,6 @@ from masksearch.models.manifest import (
     read_manifest,
 )
 from masksearch.tasks.text.tokenizer import special_ids
-from masksearch.tensors import disk_error
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from masksearch.contracts import Shape
-from masksearch.tensors import read_tensors, write_tensors
+from masksearch.files import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     import pandas as pd

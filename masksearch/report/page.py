@@ -19,6 +19,7 @@ from masksearch.analysis.proxy_card import ProxyAgreement
 from masksearch.analysis.search_curves import without_rte
 from masksearch.contracts import Record
 from masksearch.errors import MaskSearchError
+from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.report.charts import chart_spec
 from masksearch.report.dam import Picture, dam_pictures
@@ -30,7 +31,6 @@ from masksearch.report.figures.style import save
 from masksearch.report.paper import write_tables
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
-from masksearch.study.address import replace_file
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
 REFRESH = 5  # seconds after which the page of a run that goes on loads itself again
@@ -92,8 +92,10 @@ def write_report(
             section.comparisons,
             section.searches,
         )
-    replace_file(path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False))
-    replace_file(path, render_page(result, path.parent))
+    write_text_in_one_move(
+        path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
+    )
+    write_text_in_one_move(path, render_page(result, path.parent))
     return path
 
 

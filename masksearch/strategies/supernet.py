@@ -28,6 +28,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, unknown_name
+from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import MEASURES, measures, table_fingerprint
@@ -316,10 +317,7 @@ def write_ranking(path: Path, candidates: Iterable[Candidate], protocol: str) ->
         for candidate in sorted(candidates, key=lambda c: (c.loss, c.density))
     ]
     data = {"format": FORMAT, "protocol": protocol, "ranking": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(data), encoding="utf-8")
-    beside.replace(path)
+    write_text_in_one_move(path, json.dumps(data))
 
 
 def read_ranking(path: Path) -> list[Candidate]:

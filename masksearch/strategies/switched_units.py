@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.contracts import AttentionCall, Batch, Differentiable, Report, Shape
+from masksearch.files import write_tensors
 from masksearch.gates.units import PLANES
 from masksearch.masks.core import Mask
 from masksearch.masks.stacks import Cropped
 from masksearch.positions.instrument import attached_probe
 from masksearch.positions.probes import PositionProbe
-from masksearch.tensors import write_tensors
 from masksearch.training.loop import finite_loss, on_device
 
 METHODS = ("mass", "switch")

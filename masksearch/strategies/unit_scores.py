@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Evaluator, OffersGradients, Report, Shape
 from masksearch.errors import SearchError, unknown_name
+from masksearch.files import write_tensors
 from masksearch.gates.units import MEASURED, Units
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import pair_weights
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.strategies.switched_units import measure_units, unit_values
-from masksearch.tensors import write_tensors
 
 METHODS = ("mass", "gradient", "flip")
 Scoring = Literal["mass", "gradient", "flip", "switch"]

@@ -14,6 +14,7 @@ import sqlalchemy
 from optuna.storages import BaseStorage
 
 from masksearch.errors import SearchError
+from masksearch.files import write_text_in_one_move
 from masksearch.study.storage import StorageLocation, locate_storage
 
 FILE, DATABASE = "study.json", "study.db"
@@ -70,15 +71,7 @@ def write_address(run: Path, name: str, storage: str | BaseStorage | None) -> No
         text = text.replace(f"{run.resolve()}/", f"{HERE}/")
     content, path = json.dumps({"study": name, "storage": text}), run / FILE
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
-        replace_file(path, content)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Writes a file in one step, so that nobody reads half of it; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+        write_text_in_one_move(path, content)
 
 
 def storable_storage(storage: str) -> str:

@@ -21,8 +21,8 @@ from typing import Any
 from masksearch.analysis.pareto import Snapshot, sparsity_of
 from masksearch.contracts import Budget, Objective, Record, Report, is_side_value
 from masksearch.errors import SearchError
+from masksearch.files import write_text_in_one_move
 from masksearch.masks.text import short_text
-from masksearch.study.address import replace_file
 from masksearch.study.lock import is_locked
 
 NAME = "status.json"
@@ -146,7 +146,7 @@ class StatusBoard:
             "seconds_left": left if self.state["state"] == "running" else None,
         }
         with contextlib.suppress(OSError):
-            replace_file(self.path, json.dumps(state, indent=1))
+            write_text_in_one_move(self.path, json.dumps(state, indent=1))
 
     def describe(self, record: Record) -> dict[str, Any]:
         """The best record as plain data."""

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from masksearch.tensors import read_weights, write_weights
+from masksearch.files import read_weights, write_weights
 from masksearch.training.distributed import group
 
 log = logging.getLogger(__name__)

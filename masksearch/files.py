@@ -1,4 +1,5 @@
-"""Files that are written in one move, and tensors in safetensors files."""
+"""Files written in one move, so that whoever reads one finds all of it or what lay there before;
+tensors in safetensors files."""
 
 from __future__ import annotations
 
@@ -7,16 +8,18 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from masksearch.errors import MaskFormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
 def write_in_one_move(path: Path) -> Iterator[Path]:
     """A file beside `path` to write into, which takes its place when the block ends without an
-    error: whoever reads `path` finds all of it, or what lay there before. Folders are made."""
+    error. Folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -24,6 +27,12 @@ def write_in_one_move(path: Path) -> Iterator[Path]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text_in_one_move(path: Path, text: str) -> None:
+    """Writes a text file, UTF-8."""
+    with write_in_one_move(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def read_tensors(
