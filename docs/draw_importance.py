@@ -9,14 +9,12 @@ depends on its partner 11 positions away and on the key token at position 0.
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -31,12 +29,12 @@ from masksearch.report.figures.positions import (
     plot_attention_maps,
     plot_importance_dynamics,
 )
+from masksearch.report.figures.style import write_figure
 from masksearch.training.loop import TrainConfig, train
 
 IMAGES = Path(__file__).parent / "images"
 STEPS = 400  # of dense training
 LEARNED_STEPS = (400, 1000)
-COLOURS = 200  # of a saved picture
 DPI = 90
 EVALUATOR = ms.PlantedEvaluator()
 CONFIG = TrainConfig(steps=STEPS, lr=EVALUATOR.lr)
@@ -122,10 +120,7 @@ def dynamics() -> tuple[nn.Module, Dynamics]:
 
 def write(figure: Figure, name: str) -> None:
     """A small PNG."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=DPI)
-    path = IMAGES / f"importance_{name}.png"
-    Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    path = write_figure(figure, IMAGES / f"importance_{name}.png", DPI)
     print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
 
 

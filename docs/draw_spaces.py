@@ -7,7 +7,6 @@ The draws come from a seeded random sampler, so that the pictures change only wi
 
 from __future__ import annotations
 
-import io
 import sys
 from pathlib import Path
 
@@ -16,11 +15,11 @@ import optuna
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 
 import masksearch as ms
 from masksearch.report.figures.masks import planes, tile_panels
+from masksearch.report.figures.style import write_figure
 
 ROOT = Path(__file__).parent.parent
 IMAGES = ROOT / "docs" / "images" / "spaces"
@@ -36,7 +35,6 @@ WIDEST = 1_000  # pixels of a row of masks
 EDGE, GAP, TITLE = 6, 16, 28  # pixels around everything, between masks, and above each
 LABEL = 18  # pixels left of a mask, where layers are named
 DPI = 100
-COLOURS = 32  # of the saved picture
 
 
 def draws(name: str, length: int) -> list[Tensor]:
@@ -80,13 +78,9 @@ def figure_of(tables: list[Tensor], length: int, zoom: int) -> Figure:
 
 def main(names: list[str]) -> None:
     """Draws the named spaces, or all of them."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
     for name in names or sorted(path.stem for path in (ROOT / "search_spaces").glob("*.py")):
         view = VIEWS.get(name, PLAIN)
-        drawn = io.BytesIO()
-        figure_of(draws(name, view[0]), *view).savefig(drawn, dpi=DPI)
-        path = IMAGES / f"{name}.png"
-        Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+        path = write_figure(figure_of(draws(name, view[0]), *view), IMAGES / f"{name}.png", DPI)
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1000:.0f} kB")
 
 

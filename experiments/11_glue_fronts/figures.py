@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
-from PIL import Image
 
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate
 from masksearch.report.figures.style import (
@@ -63,7 +62,6 @@ def main() -> None:
         lines, labels, loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False
     )
     write_figure(figure, given.out)
-    Image.open(given.out).quantize(128).save(given.out, optimize=True)
 
 
 def draw_task(axes: Axes, scores: pd.DataFrame) -> None:

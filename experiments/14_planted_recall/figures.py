@@ -14,7 +14,6 @@ import numpy as np
 import regret
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
 
 from masksearch.report.figures.style import (
     BLUE,
@@ -51,8 +50,7 @@ def main() -> None:
     judged = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
     with np.load(folder / "losses.npz") as stored:
         losses = {name: stored[name] for name in judged}
-    path = write_figure(draw(losses, judged), folder / "regret.png")
-    Image.open(path).quantize(128).save(path, optimize=True)
+    write_figure(draw(losses, judged), folder / "regret.png")
 
 
 def draw(

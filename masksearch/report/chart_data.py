@@ -165,15 +165,19 @@ def front_chart(
         "groups": used,
         "points": points,
         "lines": lines,
-        "levels": [
-            {
-                "label": f"{point['name']} (0% sparse)",
-                **{name: point[name] for name in ("id", "score", "low", "high")},
-            }
-            for point in points
-            if point["sparsity"] == 0
-        ],
+        "levels": levels_of([point for point in points if point["sparsity"] == 0], sign),
     }
+
+
+def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
+    """A level line for each point that leaves nothing out; the best one has the label of all."""
+    label = f"{len(dense)} masks with 0% sparsity"
+    found = []
+    for place, point in enumerate(sorted(dense, key=lambda p: -sign * p["score"])):
+        own = f"{point['name']} (0% sparse)" if len(dense) == 1 else label
+        known = {name: point[name] for name in ("id", "score", "low", "high")}
+        found.append({"label": "" if place else own, **known})
+    return found
 
 
 def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
@@ -254,7 +258,7 @@ def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | No
         for finding in comparison.findings()
         if math.isfinite(finding.difference.mean)
     ]
-    title = f"difference in {score.replace('_', ' ')}, paired over seeds"
+    title = f"difference in {score.replace('_', ' ')}"
     chart = {"kind": "differences", "id": key, "title": title, "lines": lines}
     return chart if lines else None
 

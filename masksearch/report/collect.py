@@ -113,11 +113,14 @@ def read_folders(
 
 
 def tell_apart(found: Sequence[Found]) -> list[Found]:
-    """The studies, those of one name under the names of their folders instead."""
-    for name_of in (lambda study: study.run.name, lambda study: str(study.run)):
+    """The studies; those of one name under the shortest end of their folder that is no other's."""
+    longest = max((len(study.run.parts) for study in found), default=0)
+    for parts in range(1, longest + 1):
         names = [study.name for study in found]
         found = [
-            replace(study, name=name_of(study)) if names.count(study.name) > 1 else study
+            replace(study, name="/".join(study.run.parts[-parts:]))
+            if names.count(study.name) > 1
+            else study
             for study in found
         ]
     return list(found)

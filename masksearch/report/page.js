@@ -35,12 +35,14 @@ function listed(rows) {
 function picture(point) {
   if (!point.picture) return "";
   const [rows, across] = [point.picture, point.picture[0].length];
+  const wrapped = rows.length === 1 || across === 1; // no table of layers and heads: lines as in text
+  const columns = wrapped ? Math.ceil(Math.sqrt(rows.length * across)) : across;
   const images = rows.flatMap((row, layer) => row.map((index, head) => {
     const where = rows.length * across > 1 ? `, layer ${layer}, head ${head}` : "";
     const source = `data:image/png;base64,${result.images[index]}`;
     return make("img", { src: source, alt: `${point.name}${where}: which keys each query keeps` });
   }));
-  return make("div", { class: "picture", style: `grid-template-columns: repeat(${across}, 1fr)` }, ...images);
+  return make("div", { class: "picture", style: `grid-template-columns: repeat(${columns}, 1fr)` }, ...images);
 }
 function figures({ point, section, chart }) {
   const rows = [[chart.score.name, withInterval([point.score, point.low, point.high]) +
