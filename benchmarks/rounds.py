@@ -61,9 +61,14 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": tenths[0], "high": tenths[-1]}
 
 
+def ratios(times: dict[str, list[float]], base: str, side: str) -> list[float]:
+    """The base's seconds over a side's, round by round."""
+    return [b / s for b, s in zip(times[base], times[side], strict=True)]
+
+
 def faster(times: dict[str, list[float]], base: str, side: str) -> dict[str, float]:
     """How many times faster a side is than the base: the spread of the rounds' ratios."""
-    return spread([b / s for b, s in zip(times[base], times[side], strict=True)])
+    return spread(ratios(times, base, side))
 
 
 def peak_bytes() -> int:

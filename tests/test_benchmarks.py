@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from tiny_decoder import tiny_decoder, written_text
 
 import masksearch as ms
 from masksearch.gates.diagnostics import recovery
@@ -158,3 +159,17 @@ def test_decode_benchmark_smoke(tmp_path):
         assert sides["native"]["share"] == sides["native"]["bytes"] / sides["dense"]["bytes"] < 0.5
         assert sides["dense"]["faster"]["median"] == 1
     assert "| 64 | native |" in text
+
+
+@pytest.mark.slow
+def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
+    words = ["=", *(f"w{number}" for number in range(12))]
+    model = tiny_decoder(tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05)
+    text = written_text(model, tmp_path / "text", words)
+    given = ("--weights", model, "--text", text, "--length", 48, "--rounds", 2, "--out", tmp_path)
+    printed = run(FOLDER / "judging.py", *map(str, given))
+    found = json.loads((tmp_path / "judging.json").read_text(encoding="utf-8"))
+    assert found["layers"] == 4
+    assert set(found["share"]) == {"one mask", "leave one out"}
+    assert all(0 < share["median"] < 100 for share in found["share"].values())
+    assert "| leave one out |" in printed

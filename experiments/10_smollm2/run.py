@@ -1,11 +1,11 @@
 """Which layers of SmolLM2 need every key: the front of loss against bytes of the cache.
 
-    python experiments/10_smollm2/run.py search judge longer recover tables --data FOLDER
+    python experiments/10_smollm2/run.py search judge longer recover native tables --data FOLDER
 
 Stages: search (each arm in a study of its own, on the search half of held-out novels), judge (what
 the arms found, patterns drawn by hand and random layers, on the final half), longer (the same at a
-length that no search has seen), recover (the best masks after distillation; the one without sinks
-is written as a configuration, and read again by transformers alone), tables (results/). Each stage
+length that no search has seen), recover (after distillation), native (the same of a mask without
+sinks, written as a configuration and read by transformers alone), tables (results/). Each stage
 goes on where it was stopped. plan.toml, beside this file, was written before the first search.
 """
 
@@ -19,16 +19,17 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.evaluators.token_scores import document_scores
 
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -76,6 +77,7 @@ class Experiment:
             self.judge = replace(self.judge, **SMOKE_TEXT, recover_tokens=256, batch=2)
             sequences = SMOKE_TEXT["held_out_sequences"]
         self.final = replace(self.judge.on("final"), held_out_sequences=sequences)
+        self.recovering = replace(self.final, adapt="recover")
         self.layers = self.judge.shape.layers
         self.counts = [count for count in PLAN["masks"]["full"] if count < self.layers]
 
@@ -178,40 +180,37 @@ class Experiment:
         ms.compare(chosen, judge, run=self.runs / "longer", seeds=[SEED])
 
     def run_recover(self) -> None:
-        """After distillation: with sinks, served from a `MaskedCache`; and without, natively."""
+        """After distillation: four sinks and a window; dense attention for control."""
         count = min(PLAN["masks"]["primary"], self.counts[-1])
-        bare = self.found("restore", BARE)[count].mask
-        assert bare is not None
         chosen = {
             f"restore {count}": self.candidates()[f"restore {count}"],
             f"every n-th {count}": self.mask(self.patterns(count)["every n-th"]),
-            f"restore {count}, no sinks": bare,
             "dense": masks.full(),
         }
-        ms.compare(
-            {f"restore {count}, no sinks": bare},
-            self.final,
-            run=self.runs / "bare",
-            seeds=[SEED],
-        )
-        recovering = replace(self.final, adapt="recover")
-        ms.compare(chosen, recovering, run=self.runs / "recovered", seeds=[SEED])
-        self.write_native(recovering, bare)
+        ms.compare(chosen, self.recovering, run=self.runs / "recovered", seeds=[SEED])
 
-    def write_native(self, recovering: ms.CausalEvaluator, bare: ms.Mask) -> None:
-        """The mask without sinks in the configuration, weights beside it, read by transformers
-        alone: `native.json` has its loss on the final half, and the configuration's words."""
-        out = self.runs / "native"
+    def run_native(self) -> None:
+        """Windows without sinks: as they are; after distillation in the model's own configuration,
+        with its weights, read by transformers alone, which says every novel's loss."""
+        count = min(PLAN["masks"]["primary"], self.counts[-1])
+        name, out = f"restore {count}, no sinks", self.runs / "native"
+        bare = self.found("restore", BARE)[count].mask
+        assert bare is not None
+        ms.compare({name: bare}, self.final, run=self.runs / "bare", seeds=[SEED])
         if not (out / "config.json").is_file():
-            adapted = ms.detach(recovering.adapted(bare, seed=SEED))
+            adapted = ms.detach(self.recovering.adapted(bare, seed=SEED))
             ms.to_native(adapted, bare).save_pretrained(out)
         model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-        rows, total = self.final.rows.tokens, []
+        rows = self.final.rows
+        losses = torch.zeros(rows.tokens.shape)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            for row in rows.split(1):
-                total.append(model(row, labels=row, use_cache=False).loss.item())
-        known = {"nll": fmean(total), "layer_types": model.config.layer_types}
-        known["sliding_window"] = model.config.sliding_window
+            for at, row in enumerate(rows.tokens.split(1)):
+                said = model(row, use_cache=False).logits[0, :-1].float()
+                losses[at, 1:] = F.cross_entropy(said, row[0, 1:], reduction="none")
+        novels = document_scores(losses, rows)
+        known = {"mask": name, "nll": float(novels.mean()), "novels": novels.tolist()}
+        known |= {"layer_types": model.config.layer_types}
+        known |= {"sliding_window": model.config.sliding_window}
         (self.runs / "native.json").write_text(json.dumps(known, indent=1))
 
     def write_tables(self) -> None:
@@ -247,6 +246,7 @@ STAGES: Mapping[str, Callable[[Experiment], None]] = {
     "judge": Experiment.run_judge,
     "longer": Experiment.run_longer,
     "recover": Experiment.run_recover,
+    "native": Experiment.run_native,
     "tables": Experiment.write_tables,
 }
 

@@ -308,8 +308,13 @@ class CausalEvaluator(DecoderSetup):
             states = layer_states(self, self.model_seed(seed))
             if self.kl:
                 dense = features_without_mask(self, self.model_seed(seed))
+        rows = self.rows
         return score_tokens(
-            model, self.rows.tokens, dense=dense, half_precision=half, states=states
+            *(model, rows.tokens),
+            answers=rows.answers is not None,
+            dense=dense,
+            half_precision=half,
+            states=states,
         )
 
     def mean(self, values: Tensor) -> float:
@@ -325,7 +330,7 @@ class CausalEvaluator(DecoderSetup):
         found |= {f"{LOSS}/{band}": mean for band, mean in means.items()}
         if scores.kl is not None:
             found["kl"] = self.mean(scores.kl)
-        if rows.answers is not None:
+        if rows.answers is not None and scores.right is not None:
             found[RECALL] = scores.right[rows.answers].double().mean().item()
             found[f"{LOSS}/{RECALL}"] = scores.nll[rows.answers].double().mean().item()
         return found
@@ -352,7 +357,9 @@ class CausalEvaluator(DecoderSetup):
         rows = self.hidden_rows
         if rows is None or rows.answers is None:
             return {}
-        found = score_tokens(model, rows.tokens, half_precision=self.precision == "bfloat16")
+        half = self.precision == "bfloat16"
+        found = score_tokens(model, rows.tokens, answers=True, half_precision=half)
+        assert found.right is not None
         whole = (found.right | ~rows.answers).all(1)
         loss = found.nll[rows.answers].double().mean().item()
         return {"passkey": whole.double().mean().item(), f"{LOSS}/passkey": loss}

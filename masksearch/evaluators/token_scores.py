@@ -6,15 +6,15 @@ band_means(scores.nll, rows, edges=(16, 64, 256))   # {"at-1-15": 4.1, "back-64-
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import NonFiniteLossError
@@ -32,13 +32,14 @@ class TokenScores:
 
     Args:
         nll: Negative log-likelihood of each token, in nats: float32 `[rows, length]`, 0 in front.
-        right: Whether the likeliest token is the right one, bool `[rows, length]`.
+        right: Whether the likeliest token is the right one, bool `[rows, length]`; None where
+            it is not asked for.
         kl: Divergence of the prediction of each token from the dense model's, in nats; None where
             there is none to compare with.
     """
 
     nll: Tensor
-    right: Tensor
+    right: Tensor | None = None
     kl: Tensor | None = None
 
 
@@ -47,6 +48,7 @@ def score_tokens(
     model: NextTokenModel,
     tokens: Tensor,
     *,
+    answers: bool = False,
     dense: Sequence[Tensor] | None = None,
     half_precision: bool = False,
     states: LayerStates | None = None,
@@ -56,6 +58,7 @@ def score_tokens(
     Args:
         model: With its mask on; its mode is restored.
         tokens: Ids `[rows, length]`.
+        answers: Whether `right` is asked for, which costs a fifth of the output layer more.
         dense: `dense_features` of the same tokens and weights without a mask, for `kl`.
         half_precision: Whether it is computed in bfloat16.
         states: What the model's lower layers made of the same tokens under the mask before.
@@ -65,12 +68,13 @@ def score_tokens(
     """
     place = next(model.parameters()).device
     nll = torch.zeros(tokens.shape)
-    right = torch.zeros(tokens.shape, dtype=torch.bool)
+    right = torch.zeros(tokens.shape, dtype=torch.bool) if answers else None
     kl = None if dense is None else torch.zeros(tokens.shape)
     size = max(1, TOKENS // tokens.shape[1])
     with (
         keeping_modes(model),
         torch.autocast(place.type, torch.bfloat16, enabled=half_precision),
+        casts_kept(model),
         nullcontext() if states is None else states.reused(model),
     ):
         model.eval()
@@ -85,12 +89,15 @@ def score_tokens(
             for part in model.pieces(features):
                 logits = model.logits(features[part]).float()
                 found[0][part] = F.cross_entropy(logits, wanted[part], reduction="none")
-                said[part] = logits.argmax(-1) == wanted[part]
+                if answers:
+                    said[part] = logits.argmax(-1) == wanted[part]
                 if dense is not None:
                     target = model.logits(dense[number].to(place)[part]).float()
                     found[1][part] = divergence(logits, target)
             shape = (len(given), -1)
-            nll[rows, 1:], right[rows, 1:] = found[0].view(shape).cpu(), said.view(shape).cpu()
+            nll[rows, 1:] = found[0].view(shape).cpu()
+            if right is not None:
+                right[rows, 1:] = said.view(shape).cpu()
             if kl is not None:
                 kl[rows, 1:] = found[1].view(shape).cpu()
     if not torch.isfinite(nll).all():
@@ -101,6 +108,20 @@ def score_tokens(
             "(precision='float32')"
         )
     return TokenScores(nll, right, kl)
+
+
+@contextmanager
+def casts_kept(model: nn.Module) -> Iterator[None]:
+    """Autocast casts each weight once, not at every use: it keeps what it has cast of those alone
+    that require a gradient, which no frozen weight does."""
+    frozen = [each for each in model.parameters() if not each.requires_grad]
+    try:
+        for each in frozen:
+            each.requires_grad_(True)
+        yield
+    finally:
+        for each in frozen:
+            each.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -39,7 +39,7 @@ from masksearch.models.heads import Output
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
 UNBOUNDED = 1 << 30  # positions of a decoder that names no limit
-HELD = 1 << 24  # logits that are in memory at once: 64 MB of float32
+HELD = 1 << 23  # logits that are in memory at once: 32 MB of float32
 
 
 def decoder_config(

@@ -141,10 +141,10 @@ def test_bands_hold_each_token_once(data: Path) -> None:
 def test_pieces_and_batches_do_not_show(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = evaluator(data)
     model, tokens = judge.model(0), judge.rows.tokens[:9]
-    whole = score_tokens(model, tokens)
+    whole = score_tokens(model, tokens, answers=True)
     monkeypatch.setattr(decoders, "HELD", 100)
     monkeypatch.setattr("masksearch.evaluators.token_scores.TOKENS", 50)
-    parts = score_tokens(model, tokens)
+    parts = score_tokens(model, tokens, answers=True)
     assert torch.allclose(parts.nll, whole.nll, atol=1e-5)
     assert torch.equal(parts.right, whole.right)
 
