@@ -11,6 +11,7 @@ from masksearch.masks.measure import unit_densities
 from masksearch.report.section import Section
 from masksearch.report.tables import percent
 
+TOLD = 12  # layers whose shares are told one by one
 SHOWN = 24  # masks of a front at most
 
 
@@ -73,8 +74,8 @@ def describe_allocation(masks: Sequence[Mapping[str, Any]]) -> list[str]:
             f"layer {index} {percent(before)} and {percent(after)}"
             for index, (before, after) in enumerate(zip(first.mean(1), last.mean(1), strict=True))
         )
+        kept = f" Kept in the first and in the last mask: {means}." if len(first) <= TOLD else ""
         lines.append(
-            f"Layer {layer} is the fullest in {fullest.count(layer)} of {len(masks)} masks. "
-            f"Kept in the first and in the last mask: {means}."
+            f"Layer {layer} is the fullest in {fullest.count(layer)} of {len(masks)} masks.{kept}"
         )
     return lines

@@ -27,6 +27,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "latency_ratio": "time over dense attention's",
     "latency": "time (ms)",
 }
+CACHES = ("kv_bytes", "kv_bytes_per_head")
 TRUE_FRONT = "true front"
 STEPS = 200  # points of a curve of hypervolume at most
 
@@ -34,7 +35,7 @@ STEPS = 200  # points of a curve of hypervolume at most
 # -- fronts --------------------------------------------------------------------------------------
 def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
     """Every finished trial of the searches, those on the front first; None without one."""
-    score = section.objectives[0]
+    score, (cost, axis) = section.objectives[0], saving(section.objectives)
     owners = {id(record): name for name, study in section.studies.items() for record in study}
     strategies = {  # several searches by one strategy are one group
         name: next((s for s, runs in section.searches.items() if study in runs.values()), name)
@@ -63,7 +64,7 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
                 "values": values,
                 "front": id(record) in on,
                 "nothing": learned_nothing(record),
-                **mask_facts(record, section.runs.get(owner), section.shape, pictures),
+                **mask_facts(record, section.runs.get(owner), section.shape, pictures, cost),
             }
         )
     groups = [
@@ -77,7 +78,7 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
     ]
     if not points:
         return None
-    return front_chart(f"{section.key}front", score, groups, points, section.truth)
+    return front_chart(f"{section.key}front", score, groups, points, axis, section.truth)
 
 
 def compared_chart(
@@ -85,7 +86,7 @@ def compared_chart(
 ) -> dict[str, Any] | None:
     """The masks of a comparison with their intervals, and the front of each kind."""
     comparison = section.comparisons[name]
-    score = comparison.objectives[0]
+    score, (cost, axis) = comparison.objectives[0], saving(comparison.objectives)
     records = {str(r.params["mask"]): r for r in reversed(comparison.records) if r.mask}
     points = []
     for entry in comparison.entries.values():
@@ -105,7 +106,7 @@ def compared_chart(
                 "values": values_of(entry, comparison),
                 "front": False,
                 "nothing": entry.learned_nothing,
-                **mask_facts(records[entry.name], comparison.run, section.shape, pictures),
+                **mask_facts(records[entry.name], comparison.run, section.shape, pictures, cost),
             }
         )
     styles: list[tuple[str, tuple[str, str]]] = [*KINDS.items(), *styles_of(["random"]).items()]
@@ -116,7 +117,7 @@ def compared_chart(
     ]
     if not points:
         return None
-    return front_chart(section.key + key, score, groups, points, section.truth)
+    return front_chart(section.key + key, score, groups, points, axis, section.truth)
 
 
 def front_chart(
@@ -124,6 +125,7 @@ def front_chart(
     score: Objective,
     groups: Sequence[Mapping[str, str]],
     points: Sequence[dict[str, Any]],
+    axis: str,
     truth: Sequence[tuple[float, float]] = (),
 ) -> dict[str, Any]:
     """Points, the front of each group of them, the true front where it is known, and full
@@ -133,10 +135,10 @@ def front_chart(
         *groups,
         {"name": "hand-designed", "colour": hand, "shape": shape, "arm": "hand-designed"},
     ]
-    sparse = [point for point in points if point["sparsity"] > 0]
+    sparse = [point for point in points if point["saved"] > 0]
     used = [g for g in groups if any(point["group"] == g["name"] for point in sparse)]
     sign = 1 if score.goal == "max" else -1
-    left = min((point["sparsity"] for point in sparse), default=0.0)
+    left = min((point["saved"] for point in sparse), default=0.0)
     lines = []
     for group in used:
         own = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
@@ -145,15 +147,15 @@ def front_chart(
         several = len({point["search"] for point in own}) > 1
         steps = mean_front(own, sign) if several else front_of(own, sign)
         for place, step in enumerate([*steps[:1], *steps]):
-            at = left if place == 0 else step["sparsity"]
+            at = left if place == 0 else step["saved"]
             known = {name: step[name] for name in ("id", "group", "score", "low", "high")}
-            lines.append({**known, "arm": group["arm"], "sparsity": at})
+            lines.append({**known, "arm": group["arm"], "saved": at})
     if truth:
         used = [*used, {"name": TRUE_FRONT, "colour": PINK, "shape": "o", "arm": "truth"}]
         known = {"id": "", "group": TRUE_FRONT, "arm": "truth", "low": None, "high": None}
         places = sorted(truth)
         ends = [(min(left / 100, places[0][0]), places[0][1]), *places]
-        lines += [{**known, "sparsity": 100 * at, "score": best} for at, best in ends]
+        lines += [{**known, "saved": 100 * at, "score": best} for at, best in ends]
     return {
         "kind": "front",
         "id": key,
@@ -162,19 +164,20 @@ def front_chart(
             "title": TITLES.get(score.name, score.name.replace("_", " ")),
             "goal": "higher" if score.goal == "max" else "lower",
         },
+        "axis": axis,
         "groups": used,
         "points": points,
         "lines": lines,
-        "levels": levels_of([point for point in points if point["sparsity"] == 0], sign),
+        "levels": levels_of([point for point in points if point["saved"] == 0], sign),
     }
 
 
 def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """A level line for each point that leaves nothing out; the best one has the label of all."""
-    label = f"{len(dense)} masks with 0% sparsity"
+    label = f"{len(dense)} masks with nothing left out"
     found = []
     for place, point in enumerate(sorted(dense, key=lambda p: -sign * p["score"])):
-        own = f"{point['name']} (0% sparse)" if len(dense) == 1 else label
+        own = f"{point['name']} (nothing left out)" if len(dense) == 1 else label
         known = {name: point[name] for name in ("id", "score", "low", "high")}
         found.append({"label": "" if place else own, **known})
     return found
@@ -182,8 +185,8 @@ def levels_of(dense: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]
 
 def front_of(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, Any]]:
     """The points that no other one beats in both, densest first."""
-    own = sorted(points, key=lambda point: (point["sparsity"], sign * point["score"]))
-    gains = [(point["sparsity"], sign * point["score"]) for point in own]
+    own = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
+    gains = [(point["saved"], sign * point["score"]) for point in own]
     kept = on_front(np.reshape(gains, (len(gains), 2)))
     return [point for point, best in zip(own, kept, strict=True) if best]
 
@@ -195,19 +198,29 @@ def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, An
         searches.setdefault(point["search"], []).append(point)
     fronts = [front_of(own, sign) for own in searches.values()]
     steps = []
-    for at in sorted({point["sparsity"] for front in fronts for point in front}):
-        best = [[sign * p["score"] for p in front if p["sparsity"] >= at] for front in fronts]
+    for at in sorted({point["saved"] for front in fronts for point in front}):
+        best = [[sign * p["score"] for p in front if p["saved"] >= at] for front in fronts]
         if all(best):
             found = estimate([sign * max(scores) for scores in best])
             known = {"score": found.mean, "low": found.low, "high": found.high}
-            steps.append({"id": "", "group": points[0]["group"], "sparsity": at, **known})
+            steps.append({"id": "", "group": points[0]["group"], "saved": at, **known})
     return steps
 
 
+def saving(objectives: Sequence[Objective]) -> tuple[str, str]:
+    """The share of dense attention's cost that a front is drawn over, and the title of its axis:
+    what is left out of the cache where bytes are the objective, else of the pairs."""
+    name = objectives[-1].name
+    if name in CACHES:
+        return name, "cache bytes saved (% of the dense cache)"
+    return "density", "sparsity (% of real pairs left out)"
+
+
 def mask_facts(
-    record: Record, run: Path | None, shape: Shape | None, pictures: Pictures
+    record: Record, run: Path | None, shape: Shape | None, pictures: Pictures, cost: str
 ) -> dict[str, Any]:
-    """What is known of a record's mask whatever its score; sparsities in percent.
+    """What is known of a record's mask whatever its score; sparsities in percent, and so is what
+    it saves of `cost`.
 
     `place` is how a command line names the mask: `RUN#7`, or its expression.
     """
@@ -220,6 +233,7 @@ def mask_facts(
         "expression": str(mask or ""),
         "fingerprint": record.fingerprint,
         "sparsity": 100 * sparsity_of(record),
+        "saved": 100 * (1 - known[cost] if cost in known else sparsity_of(record)),
         "table_sparsity": 100 * known.get("sparsity", math.nan),
         "costs": {name: known[name] for name in COSTS if name in known},
         "picture": pictures.panels(mask, shape) if mask and shape else None,

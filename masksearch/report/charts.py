@@ -45,8 +45,8 @@ def front_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
         legend=None,
     )
     x = alt.X(
-        "sparsity:Q",
-        title="sparsity (% of real pairs left out)",
+        "saved:Q",
+        title=chart["axis"],
         scale=alt.Scale(zero=False, padding=14),
     )
     title = f"{chart['score']['title']}, {chart['score']['goal']} is better"
@@ -77,17 +77,17 @@ def front_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
         ),
         points.mark_rule(strokeWidth=1.2)
         .encode(x, alt.Y("low:Q", title=title), alt.Y2("high:Q"), colour)
-        .transform_filter("isValid(datum.low) && datum.sparsity > 0"),
+        .transform_filter("isValid(datum.low) && datum.saved > 0"),
         points.mark_point(filled=True, size=60, strokeWidth=2, tooltip=alt.TooltipContent("data"))
         .encode(
             *(x, y, colour, shape),
             opacity=dimmed,
             size=alt.when("datum.id == here").then(alt.value(190)).otherwise(alt.value(60)),
         )
-        .transform_filter("!datum.nothing && datum.sparsity > 0"),
+        .transform_filter("!datum.nothing && datum.saved > 0"),
         points.mark_point(shape="cross", angle=45, size=45, tooltip=alt.TooltipContent("data"))
         .encode(x, y, opacity=alt.value(0.5), color=alt.value("#777777"))
-        .transform_filter("datum.nothing && datum.sparsity > 0"),
+        .transform_filter("datum.nothing && datum.saved > 0"),
     ]
     return finish(
         alt.layer(*layers).add_params(

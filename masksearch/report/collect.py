@@ -113,17 +113,17 @@ def read_folders(
 
 
 def tell_apart(found: Sequence[Found]) -> list[Found]:
-    """The studies; those of one name under the shortest end of their folder that is no other's."""
-    longest = max((len(study.run.parts) for study in found), default=0)
-    for parts in range(1, longest + 1):
-        names = [study.name for study in found]
-        found = [
-            replace(study, name="/".join(study.run.parts[-parts:]))
-            if names.count(study.name) > 1
-            else study
-            for study in found
+    """The studies; those of one name under the ends of their folders, as short as tells them
+    apart."""
+    given = [study.name for study in found]
+    names, parts = given, 0
+    while len(set(names)) < len(names) and parts < max(len(study.run.parts) for study in found):
+        parts += 1
+        ends = ["/".join(study.run.parts[-parts:]) for study in found]
+        names = [
+            end if given.count(name) > 1 else name for name, end in zip(given, ends, strict=True)
         ]
-    return list(found)
+    return [replace(study, name=name) for study, name in zip(found, names, strict=True)]
 
 
 def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:

@@ -170,7 +170,7 @@ function setBudget(place, chart, view) {
 }
 function walk(event, id) { // arrow keys go along the points, Enter opens one
   const { chart } = charts.get(id), view = views.get(id), place = document.getElementById(id);
-  const order = chart.points.filter((point) => point.sparsity > 0).sort((a, b) => a.sparsity - b.sparsity);
+  const order = chart.points.filter((point) => point.saved > 0).sort((a, b) => a.saved - b.saved);
   const at = order.findIndex((point) => point.id === view.signal("here"));
   if (event.key === "Enter" && at >= 0) return openCard(order[at].id);
   if (event.key === "Escape") return void (tip.hidden = true);
@@ -180,7 +180,7 @@ function walk(event, id) { // arrow keys go along the points, Enter opens one
   const point = order[(at + step + order.length) % order.length], box = place.getBoundingClientRect();
   view.signal("here", point.id).run();
   const [x, y] = view.origin();
-  showTip(points.get(point.id), box.left + x + (view.scale("x")(point.sparsity) || 0),
+  showTip(points.get(point.id), box.left + x + (view.scale("x")(point.saved) || 0),
     Math.max(0, box.top) + y + view.scale("y")(point.score));
 }
 async function drawAll() {

@@ -24,6 +24,7 @@ from masksearch.report.collect import (
     read_study,
     report_on,
     studies_in,
+    tell_apart,
 )
 from masksearch.report.reproduce import recipe_of, shell_line
 from masksearch.study.lock import LOCK
@@ -185,3 +186,13 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     assert r"\toprule" in (tmp_path / "tables" / "searches.tex").read_text()
     one = report_on(tmp_path / "tpe0", tmp_path / "one.html").read_text()
     assert "one search each" in one
+
+
+def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path, objectives, shape):
+    folders = ["a/tpe/0", "a/tpe/1", "a/random/0", "b/other"]
+    found = [
+        Found(tmp_path / each, "search", "tpe", [], objectives, shape, {}, []) for each in folders
+    ]
+    names = [study.name for study in tell_apart(found)]
+    assert names == ["tpe/0", "tpe/1", "random/0", "b/other"]
+    assert [study.name for study in tell_apart(found[:1])] == ["tpe"]

@@ -52,7 +52,9 @@ def test_result_validates_and_is_json(section):
     of_tpe = [line["score"] for line in chart["lines"] if line["group"] == "tpe"]
     assert of_tpe == sorted(of_tpe, reverse=True)
     compared = part["comparisons"][0]
-    assert {level["label"] for level in compared["chart"]["levels"]} == {"dense (0% sparse)"}
+    assert {level["label"] for level in compared["chart"]["levels"]} == {
+        "dense (nothing left out)"
+    }
     assert compared["differences"]["lines"][0]["seeds"] == 3
     row = next(each for each in compared["tasks"]["rows"] if each[0]["text"] == "star")
     assert row[-1]["text"] == "60.3"  # RTE of Star in the published table

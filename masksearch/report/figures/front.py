@@ -209,7 +209,7 @@ def draw_level(
     axes: Axes, name: str, mean: float, low: float = math.nan, high: float = math.nan
 ) -> None:
     """A mask that keeps every cell: at 0% it would squeeze the others to one side."""
-    label = f"{name} (0% sparse)"
+    label = f"{name} (nothing left out)"
     axes.axhline(mean, color=GREY, linewidth=0.9, linestyle=":", zorder=1, label=label)
     if math.isfinite(low):
         axes.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0, zorder=0)

@@ -40,6 +40,7 @@ SPARE = [(BLUE, "<"), (ORANGE, ">"), (GREEN, "p"), (PINK, "h"), (AMBER, "8")]
 SHADE = "#EEF1F4"  # of a part of the axes that is set apart
 TITLES = {
     "loss": "held-out loss (nats per token)",
+    "nll": "held-out loss (nats per token)",
     "glue": "GLUE score",
     "sparsity": "sparsity (% of the pairs of real tokens left out)",
 }
@@ -64,9 +65,12 @@ def clean(axes: Axes, x: str, y: str) -> None:
 
 
 def styles_of(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each strategy; a known name always has the same."""
-    spare = iter(SPARE * 8)
-    return {name: STYLES.get(name) or next(spare, (GREY, "o")) for name in strategies}
+    """Colour and marker of each strategy; a known name always has the same, and its colour is the
+    last that others get."""
+    names = list(strategies)
+    taken = {STYLES[name][0] for name in names if name in STYLES}
+    spare = iter(sorted(SPARE, key=lambda style: style[0] in taken) * 8)
+    return {name: STYLES.get(name) or next(spare, (GREY, "o")) for name in names}
 
 
 def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:

@@ -76,7 +76,7 @@ def test_compared_masks_have_a_front(comparison):
     assert set(zip(*front.get_data(), strict=True)) == expected
     titles = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"searched, 95% interval", "hand-designed, 95% interval"} <= set(titles)
-    assert {"control, one seed", "dense (0% sparse)"} <= set(titles)
+    assert {"control, one seed", "dense (nothing left out)"} <= set(titles)
     assert "broken" not in words(figure)
 
 
