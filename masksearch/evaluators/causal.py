@@ -103,7 +103,7 @@ class CausalEvaluator(DecoderSetup):
         recover_tokens: Tokens of the training text that `"recover"` learns on, about.
         recover_lr: Its peak learning rate.
         learn_from: What gates of a one-shot search on frozen weights learn from: the next token
-            (`"labels"`), or the predictions of the `"dense"` model.
+            (`"labels"`), the predictions of the `"dense"` model, or its last `"hidden"` states.
         cost: The second objective: `"effective_sparsity"`, the share of the earlier tokens that a
             mask hides, or `"kv_bytes"`, what the cache of keys and values holds under it after
             `length` tokens as a share of the dense cache (`masksearch.kv_bytes`), or
@@ -382,11 +382,12 @@ class CausalEvaluator(DecoderSetup):
         text, order = self.task(), mixed_seed(seed, DATA, GATES)
         model = self.dense(self.model_seed(seed)) if self.weights_frozen else self.model(seed)
         teacher = None
-        if self.weights_frozen and self.learn_from == "dense":
+        if self.weights_frozen and self.learn_from != "labels":
             teacher = frozen_model(self, self.model_seed(seed))
 
         def stream(part: NextTokenTask) -> Iterator[Batch]:
-            return with_targets(move_batches(part.batches(order, self.batch), self.place), teacher)
+            batches = move_batches(part.batches(order, self.batch), self.place)
+            return with_targets(batches, teacher, self.learn_from)
 
         rows, size = self.rows, self.batch
         held_out: Iterator[Batch] = (
@@ -396,7 +397,7 @@ class CausalEvaluator(DecoderSetup):
         return Differentiable(
             model.train(),
             stream(text),
-            list(with_targets(move_batches(held_out, self.place), teacher)),
+            list(with_targets(move_batches(held_out, self.place), teacher, self.learn_from)),
             (stream(text.part(0)), stream(text.part(1))),
         )
 
@@ -424,10 +425,13 @@ def features_without_mask(judge: CausalEvaluator, seed: int) -> list[Tensor]:
     return dense_features(cast(NextTokenModel, model), judge.rows.tokens, half_precision=half)
 
 
-def with_targets(batches: Iterator[Batch], teacher: NextTokenModel | None) -> Iterator[Batch]:
-    """The batches with a dense model's features as targets, where there is one."""
+def with_targets(
+    batches: Iterator[Batch], teacher: NextTokenModel | None, learn_from: str
+) -> Iterator[Batch]:
+    """The batches with a dense model's features as what is learnt, where there is one."""
+    name = "hidden" if learn_from == "hidden" else "target"
     for batch in batches:
         if teacher is not None:
             with torch.no_grad():
-                batch = batch | {"target": teacher.features(batch["input_ids"])}
+                batch = batch | {name: teacher.features(batch["input_ids"])}
         yield batch

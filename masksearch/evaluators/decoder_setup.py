@@ -64,7 +64,7 @@ class DecoderSetup:
     adapt: Adapted | None = None
     recover_tokens: int = 200_000
     recover_lr: float = 3e-4
-    learn_from: Literal["labels", "dense"] = "labels"
+    learn_from: Literal["labels", "dense", "hidden"] = "labels"
     # What is reported.
     cost: Cost = "effective_sparsity"
     bands: tuple[int, ...] | None = None
@@ -99,7 +99,7 @@ class DecoderSetup:
                 "changes them; leave kl out, or judge with adapt='none'"
             )
         check_name("cost", self.cost, get_args(Cost))
-        check_name("learn_from", self.learn_from, ("labels", "dense"))
+        check_name("learn_from", self.learn_from, ("labels", "dense", "hidden"))
         object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         if self.bands is not None:
             edges = tuple(self.bands)

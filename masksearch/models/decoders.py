@@ -272,7 +272,11 @@ class NextTokenModel(nn.Module):
             yield slice(start, start + size)
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, target: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        target: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Output:
         """Logits, or the loss.
 
@@ -282,16 +286,21 @@ class NextTokenModel(nn.Module):
                 from the tokens before `t`, as in transformers.
             target: `features` of a model with the same output layer, whose predictions are to be
                 learnt in place of the labels; these then only say of which tokens.
+            hidden: Such `features` that are to be learnt themselves, without the output layer.
 
         Returns:
             Without labels the logits `[batch, length, vocabulary]`; with labels those of the
-            scored tokens, `[scored, vocabulary]`, and the mean loss in nats.
+            scored tokens, `[scored, vocabulary]`, and the mean loss in nats. With `hidden` the
+            features of these tokens, and their squared distance as a share of its square.
         """
         features = self.features(input_ids)
         if labels is None:
             return Output(self.logits(features))
         wanted = labels[:, 1:]
         scored = wanted != -100
+        if hidden is not None:
+            found, learnt = (each[:, :-1][scored].float() for each in (features, hidden))
+            return Output(found, F.mse_loss(found, learnt) / learnt.square().mean())
         logits = self.logits(features[:, :-1][scored])
         if target is None:
             return Output(logits, F.cross_entropy(logits.float(), wanted[scored]))

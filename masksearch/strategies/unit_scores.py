@@ -110,9 +110,9 @@ def measure_pairs(
         )
     by_task: dict[int, list[Batch]] = {}
     for batch in source.held_out:
-        if "target" in batch and method != "mass":
+        if batch.keys() & {"target", "hidden"} and method != "mass":
             raise SearchError(
-                f"score={method!r} needs the loss on labels: with learn_from='dense' the model is "
+                f"score={method!r} needs the loss on labels: with another learn_from the model is "
                 "its own teacher and no pair matters; give learn_from='labels', or score by 'mass'"
             )
         by_task.setdefault(int(batch.get("task", 0)), []).append(batch)

@@ -264,9 +264,12 @@ def test_recovery_learns_from_the_dense_predictions(data: Path, tmp_path: Path) 
     assert after < 0.8 * before
 
 
-def test_gates_learn_on_frozen_weights(data: Path) -> None:
-    judge = evaluator(data, learn_from="dense", batch=4)
+@pytest.mark.parametrize("learn_from", ["dense", "hidden"])
+def test_gates_learn_on_frozen_weights(data: Path, learn_from: str) -> None:
+    judge = evaluator(data, learn_from=learn_from, batch=4)
     source = judge.differentiable(0)
+    without_mask = source.model(**source.held_out[0]).loss
+    assert without_mask.item() == pytest.approx(0, abs=1e-6)  # the model is its own teacher
     gates = ms.Gates("free", length=24, heads=4, layers=2, causal=True)
     config = ms.DamConfig(steps=40, density=0.5, train="gates", gate_lr=0.3)
     result = ms.dam(source.model, source.batches, gates, config, held_out=source.held_out[:2])
