@@ -425,6 +425,15 @@ class OffersGradients(Protocol):
 
 
 @runtime_checkable
+class IgnoresSeeds(Protocol):
+    """An evaluator that says whether every seed gives a mask the same scores, as where nothing is
+    trained; a comparison then takes one seed, and its rows decide."""
+
+    @property
+    def seedless(self) -> bool: ...
+
+
+@runtime_checkable
 class FreezesWeights(Protocol):
     """An evaluator that says whether the weights of its `differentiable` model are frozen, so
     that gates alone are trained."""

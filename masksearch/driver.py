@@ -44,6 +44,7 @@ from masksearch.contracts import (
     Executor,
     ExplainsValues,
     Half,
+    IgnoresSeeds,
     Listener,
     MeasuresMasks,
     ProvidesModels,
@@ -392,7 +393,9 @@ def compare(
         evaluator: Judges masks.
         run: Folder of the comparison.
         seeds: Evaluation seeds, shared by all masks; a seed that found a mask flatters it, and
-            the verdict says so. Below three, nothing is decided.
+            the verdict says so. Below three, nothing is decided; where every seed gives the
+            same scores (a checkpoint that is judged as it is), the first one is enough, and the
+            rows of the evaluation data, a text's documents, decide.
         half: By which rows of its data an evaluator judges that splits them: `"final"` (no
             search has seen them), `"search"`, `"test"`, `"all"`; None = `"final"`, unless the
             evaluator is on another half than its search half already.
@@ -423,6 +426,8 @@ def compare(
     run, seeds = Path(run), read_seeds(seeds)
     check_against(against)
     evaluator = judge_on(evaluator, half)
+    seedless = isinstance(evaluator, IgnoresSeeds) and evaluator.seedless
+    seeds = seeds[:1] if seedless else seeds
     if half is None:
         evaluator = as_begun(evaluator, run, storage)
     split = evaluator.half if isinstance(evaluator, SplitsRows) else ""
@@ -459,6 +464,7 @@ def compare(
             "meanings": json.dumps(dict(meanings)),
             "found_with": discoveries_json(discovered),
             "against": against,
+            **({"seedless": "true"} if seedless else {}),
         }
         promised = {**json.loads(store.facts().get("promised", "{}")), **promised}
         facts |= {"promised": json.dumps(promised)} if promised else {}
@@ -509,6 +515,7 @@ def compare(
         found_with=here,
         promised={name: score for name, score in promised.items() if name in chosen},
         against=against,
+        seedless=seedless,
     )
 
 

@@ -15,7 +15,6 @@ from masksearch.analysis.compared_fronts import ComparedFronts, compare_fronts
 from masksearch.analysis.pareto import SPARSITIES, beats_constant, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import (
-    CLAIM_SEEDS,
     Estimate,
     PairedDifference,
     correct_family,
@@ -179,6 +178,7 @@ class ComparedMasks:
         promised: Mask of a search's front that is judged again -> its score in the search; None
             where that is of another protocol.
         against: Whether a mask is set against the `"nearest"` hand-designed one, or `"all"`.
+        seedless: Whether every seed gives a mask the same scores, so that rows alone decide.
 
     Raises:
         ValueError: If there is no objective, a record names no mask, or the records come from
@@ -196,6 +196,7 @@ class ComparedMasks:
     found_with: Mapping[str, Discovery] = field(default_factory=dict)
     promised: Mapping[str, float | None] = field(default_factory=dict)
     against: Against = "nearest"
+    seedless: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "records", tuple(self.records))
@@ -448,14 +449,16 @@ class ComparedMasks:
             if mine.tested and mine.scores and not self.mixture
             for role, other in self.opponents(mine, reference, against)
         ]
-        found = correct_family(pairs, lambda pair, level: compare_runs(pair[0], pair[2], level))
+        found = correct_family(
+            pairs, lambda pair, level: compare_runs(pair[0], pair[2], level, self.seedless)
+        )
         sign = 1 if self.objectives[0].goal == "max" else -1
         findings: list[Finding] = []
         for (mine, role, other), (difference, p) in zip(pairs, found, strict=True):
             gap = mine.sparsity - other.sparsity
             same = bool(mine.fingerprint) and mine.fingerprint == other.fingerprint
             outcome: Outcome = "not distinguishable"
-            if difference.n_seeds < CLAIM_SEEDS:
+            if not difference.decides:
                 outcome = "too few seeds"
             elif p <= 0.05 and not same:
                 better = sign * difference.mean > 0
@@ -497,11 +500,17 @@ def check_against(against: str) -> Against:
     return cast("Against", against)
 
 
-def compare_runs(mine: MaskRuns, other: MaskRuns, level: float = 0.95) -> PairedDifference:
+def compare_runs(
+    mine: MaskRuns, other: MaskRuns, level: float = 0.95, seedless: bool = False
+) -> PairedDifference:
     """The paired difference of two masks' scores, over seeds and known rows."""
     tick = max((rows.tick for rows in (*mine.rows.values(), *other.rows.values())), default=0.0)
     return paired_difference(
-        mine.scores, other.scores, level, tick=tick, rows_a=mine.rows, rows_b=other.rows
+        *(mine.scores, other.scores, level),
+        tick=tick,
+        rows_a=mine.rows,
+        rows_b=other.rows,
+        seedless=seedless,
     )
 
 

@@ -63,6 +63,12 @@ class PairedDifference:
     by_rows: bool = False  # the interval also covers other rows
     sd: float = math.nan  # of the differences over seeds, at least a tick; NaN for one seed
     row_error: float = 0.0  # standard error that more seeds leave: from the draw of the rows
+    seedless: bool = False  # every seed gives the same, so that one is enough and rows decide
+
+    @property
+    def decides(self) -> bool:
+        """Whether there are seeds enough to claim anything."""
+        return self.seedless or self.n_seeds >= CLAIM_SEEDS
 
 
 def check_level(level: float) -> float:
@@ -140,6 +146,7 @@ def paired_difference(
     tick: float = 0.0,
     rows_a: Mapping[int, RowScores] | None = None,
     rows_b: Mapping[int, RowScores] | None = None,
+    seedless: bool = False,
 ) -> PairedDifference:
     """Mean of `a[seed] - b[seed]` over common seeds, with interval and paired t-test.
 
@@ -158,6 +165,8 @@ def paired_difference(
         rows_a: Seed -> scores row by row, of those seeds of `a` that have them. Rows count
             where two common seeds have them for both masks, all of the same rows.
         rows_b: The same of `b`.
+        seedless: Every seed gives the same scores: the first common one counts, and interval and
+            test are over its rows alone (Student's, paired).
 
     Raises:
         ValueError: If a score is not finite or the level is not in (0, 1).
@@ -165,9 +174,11 @@ def paired_difference(
     seeds = sorted(a.keys() & b.keys())
     differences = [a[seed] - b[seed] for seed in seeds]
     mean, low, high = interval(differences, level)
+    rows_a, rows_b = rows_a or {}, rows_b or {}
+    if seedless and seeds:
+        return row_difference(mean, rows_a.get(seeds[0]), rows_b.get(seeds[0]), level)
     if len(seeds) < 2:
         return PairedDifference(mean, low, high, math.nan, len(seeds), level)
-    rows_a, rows_b = rows_a or {}, rows_b or {}
     both = [seed for seed in seeds if seed in rows_a and seed in rows_b]
     mine, others = [rows_a[seed] for seed in both], [rows_b[seed] for seed in both]
     tables = stack_rows(mine, others)
@@ -188,6 +199,21 @@ def paired_difference(
     return PairedDifference(
         mean, low, high, p_value, len(seeds), level, tables is not None, sd, row_error
     )
+
+
+def row_difference(
+    mean: float, mine: RowScores | None, other: RowScores | None, level: float
+) -> PairedDifference:
+    """A difference whose only error is the draw of the rows; no interval without them."""
+    tables = None if mine is None or other is None else stack_rows([mine], [other])
+    parts = [part for part in (tables.errors() if tables else []) if part.variance > 0]
+    low = high = p_value = math.nan
+    if parts:
+        half = half_width(parts, level)
+        low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
+    error = math.sqrt(math.fsum(part.variance for part in parts))
+    known = (mean, low, high, p_value, 1, level, bool(parts), math.nan, error)
+    return PairedDifference(*known, seedless=True)
 
 
 def diverged_score(objective: Objective, scores: Iterable[float]) -> float:

@@ -41,9 +41,11 @@ def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: 
         own = [finding for finding in findings if finding.mask == entry.name]
         lines.append(outcome_line(comparison, entry, own))
         lines.extend(INDENT + line for line in detail_lines(comparison, entry, own, len(findings)))
+    seedless = comparison.seedless
     if findings:
         lines.append(
-            f"Differences in {comparison.objectives[0].name} to each of these, over common seeds "
+            f"Differences in {comparison.objectives[0].name} to each of these, over "
+            f"{'rows: every seed gives the same scores' if seedless else 'common seeds'} "
             "(paired t-test); p and intervals hold for "
             f"{count(len(findings), 'comparison')} together (Holm, 5%). 'Not "
             "distinguishable' is not 'equal'."
@@ -159,12 +161,13 @@ def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -
     if difference.n_seeds == 0:
         return f"{name}: no seed in common"
     shown = format_estimate(difference.mean, difference.low, difference.high, signed=True)
-    seeds = count(difference.n_seeds, "common seed")
+    seeds = "any seed" if difference.seedless else count(difference.n_seeds, "common seed")
     if finding.outcome == "too few seeds":
         verb = "decides" if difference.n_seeds == 1 else "decide"
         return f"{name}: {shown} on {seeds}, which {verb} nothing; {needed(finding, family)}"
     if math.isnan(difference.p_value):
-        return f"{name}: {shown} on each of {seeds}, which says nothing of others"
+        rows = "; its rows were not kept" if difference.seedless else ""
+        return f"{name}: {shown} on each of {seeds}, which says nothing of others{rows}"
     rows = f" and {finding.n_rows:,} rows" if finding.n_rows else ""
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
@@ -210,7 +213,7 @@ def warning_lines(comparison: ComparedMasks) -> list[str]:
             f"{task}{meaning} says nothing about {who}: no better than a constant answer."
         )
     single = [entry.name for entry in entries if len(entry.scores) == 1]
-    if single:
+    if single and not comparison.seedless:
         lines.append(f"One seed only, hence no interval: {', '.join(single)}.")
     if spoilt := [f"{entry.name} ({len(entry.diverged)})" for entry in entries if entry.diverged]:
         worst = format_estimate(comparison.worst)

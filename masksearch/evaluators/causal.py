@@ -180,6 +180,11 @@ class CausalEvaluator(DecoderSetup):
                 "for longer, or take the tokenizer that it was trained with"
             )
 
+    @property
+    def seedless(self) -> bool:
+        """Whether every seed gives a mask the same scores: a checkpoint, judged as it is."""
+        return self.weights is not None and self.adapts == "none"
+
     def model_seed(self, seed: int) -> int:
         """The seed that the dense model depends on: none where it is a checkpoint."""
         return seed if self.weights is None else 0

@@ -123,6 +123,16 @@ class DenseTuning(DownstreamEvaluator, ABC):
         found = open_tuned(folder, self.head_kind, self.class_names(name))
         return found.to(self.place)
 
+    @property
+    def seedless(self) -> bool:
+        """Whether every seed gives a mask the same scores: a fine-tuned folder that is judged as
+        it is."""
+        return (
+            self.weights is not None
+            and self.adapt == "none"
+            and tuned_kind(self.start.locate()) is not None
+        )
+
     def class_names(self, name: str) -> Sequence[str] | None:
         """A task's classes in the order of their numbers; None = its head is of another kind."""
         return None

@@ -25,6 +25,7 @@ from masksearch.contracts import (
     ExplainsValues,
     FreezesWeights,
     Half,
+    IgnoresSeeds,
     MeasuresMasks,
     Objective,
     OffersGradients,
@@ -40,6 +41,7 @@ from masksearch.masks.measure import fingerprint
 PASSED_ON: dict[Any, tuple[str, ...]] = {  # protocol -> what a wrapper offers as it is
     OffersGradients: ("differentiable",),
     FreezesWeights: ("weights_frozen",),
+    IgnoresSeeds: ("seedless",),
     ProvidesModels: ("provide_models",),
     ExplainsValues: ("meanings",),
     MeasuresMasks: ("measure_names", "measures_of"),

@@ -180,6 +180,7 @@ def comparison_of(study: Found) -> ComparedMasks:
             if name in current
         },
         against=check_against(study.facts.get("against", "nearest")),
+        seedless=study.facts.get("seedless") == "true",
     )
 
 

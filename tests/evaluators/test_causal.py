@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from optuna.trial import BaseTrial
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from tiny_checkpoint import tiny_checkpoint
-from tiny_decoder import byte_tokenizer, tiny_decoder
+from tiny_decoder import byte_tokenizer, tiny_decoder, written_text
 from tokenizers import pre_tokenizers
 
 import masksearch as ms
@@ -275,6 +276,29 @@ def test_gates_learn_on_frozen_weights(data: Path, learn_from: str) -> None:
     result = ms.dam(source.model, source.batches, gates, config, held_out=source.held_out[:2])
     assert judge.weights_frozen
     assert result.mask(sparsity=0.5).density(24, causal=True) <= 0.55
+
+
+def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> None:
+    words = ["=", *WORDS]
+    model = tiny_decoder(tmp_path / "model", words, initializer_range=0.05)
+    judge = ms.CausalEvaluator(
+        written_text(model, tmp_path / "text", words), weights=model, length=24, cache=tmp_path
+    )
+    chosen = {"dense": masks.full(), "narrow": masks.window(1), "wide": masks.window(12)}
+    compared = ms.compare(chosen, judge, run=tmp_path / "run", seeds=range(3), half="all")
+    assert [record.seed for record in compared.records] == [0, 0, 0]
+    assert compared.seedless
+    (of_narrow, _) = compared.findings()
+    mine, dense = (compared.entries[name].rows[0].scores["text"] for name in ("narrow", "dense"))
+    wanted = stats.ttest_rel(mine, dense)
+    assert of_narrow.difference.p_value == pytest.approx(wanted.pvalue, rel=1e-3)
+    ends = wanted.confidence_interval(of_narrow.difference.level)
+    assert (of_narrow.difference.low, of_narrow.difference.high) == pytest.approx((*ends,), rel=1e-3)
+    said = ms.Comparison.open(tmp_path / "run").verdict()
+    assert "any seed and" in said
+    assert "rows: every seed gives the same scores" in said
+    assert "run 3 seeds" not in said
+    assert not replace(judge, adapt="recover").seedless
 
 
 def test_a_search_over_windows_and_sinks(data: Path, tmp_path: Path) -> None:
