@@ -31,13 +31,13 @@ class Script:
 
     Args:
         name: Its file, without the suffix.
-        usual: Its arguments for figures that README.md shows.
+        usual: Its arguments for figures that README.md shows; None = it needs some of yours.
         smoke: Its arguments at tiny sizes, `{folder}` for where to write; None = it has none.
         on_gpu: Its arguments on a GPU, beside `--device cuda`; None = it says nothing about one.
     """
 
     name: str
-    usual: tuple[str, ...] = ()
+    usual: tuple[str, ...] | None = ()
     smoke: tuple[str, ...] | None = ("--smoke", "--out", "{folder}")
     on_gpu: tuple[str, ...] | None = None
 
@@ -53,6 +53,7 @@ SCRIPTS = (
     Script("proxy", on_gpu=("sizes",)),
     Script("attention", on_gpu=()),
     Script("decode"),
+    Script("judging", usual=None, smoke=None),  # of a checkpoint and a text that it is given
 )
 
 
@@ -86,8 +87,8 @@ def main() -> int:
                 continue
             chosen = script.smoke if given.smoke else script.on_gpu if cuda else script.usual
             if chosen is None:
-                kind = "smoke run" if given.smoke else "figures of a GPU"
-                lines.append(f"{script.name:10} has no {kind}")
+                kind = "figures of a GPU" if cuda else "run without arguments of yours"
+                lines.append(f"{script.name:10} has no {'smoke run' if given.smoke else kind}")
                 continue
             device = ("--device", "cuda") if cuda else ()
             code, seconds = run(script, (*chosen, *device), Path(folder))

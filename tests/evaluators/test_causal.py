@@ -293,7 +293,8 @@ def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> Non
     wanted = stats.ttest_rel(mine, dense)
     assert of_narrow.difference.p_value == pytest.approx(wanted.pvalue, rel=1e-3)
     ends = wanted.confidence_interval(of_narrow.difference.level)
-    assert (of_narrow.difference.low, of_narrow.difference.high) == pytest.approx((*ends,), rel=1e-3)
+    found = of_narrow.difference.low, of_narrow.difference.high
+    assert found == pytest.approx((*ends,), rel=1e-3)
     said = ms.Comparison.open(tmp_path / "run").verdict()
     assert "any seed and" in said
     assert "rows: every seed gives the same scores" in said
