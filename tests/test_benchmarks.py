@@ -135,7 +135,7 @@ def test_dam_planted_smoke(tmp_path):
     run(PLANTED, "--smoke", "--out", str(tmp_path))
     with (tmp_path / "runs.csv").open(newline="", encoding="utf-8") as file:
         parts = {row["part"] for row in csv.DictReader(file)}
-    assert parts == {"density", "retrain", "search", "grid"}
+    assert parts == {"density", "retrain", "search", "grid", "plateaus"}
     assert (tmp_path / "planted.png").stat().st_size > 1000
     assert "## grid" in (tmp_path / "tables.md").read_text(encoding="utf-8")
 

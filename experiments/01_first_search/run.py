@@ -10,7 +10,6 @@ a longer run). Every stage resumes where it stopped; `tables` writes results/*.c
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,6 @@ ROWS, DEV_ROWS = 4_000, 1_000
 DAM_GATES = {"structure": "toeplitz+global", "signed": True, "layers": 2}
 DAM_CONFIG = {"steps": 1_600, "dense_warmup": 0.0625, "anneal": 0.4, "density": 0.031, "clip": 1.0}
 DAM_DENSITIES = (0.031, 0.022)
-FIGURES = {"compare": ("front",), "dam": ("dam",)}  # kept in results/
 BY_HAND = masks.per_head(  # one signed offset a head, with a global token, without the diagonal
     [masks.shifts([step]) | masks.global_tokens(1) for step in (-1, 1, -2, 2)]
 )
@@ -188,9 +186,6 @@ class Experiment:
             study = ms.Study(run)
             frame = study.frame().drop(columns=["error", "fingerprint"])
             frame.to_csv(folder / f"{run.name}.csv", index=False, float_format="%.5g")
-            study.report("report.html")
-            for figure in FIGURES.get(run.name, ()):
-                shutil.copy(run / "figures" / f"{figure}.png", folder / f"{run.name}_{figure}.png")
             print(run.name, len(frame))
         judged = comparison_of(studies_in(self.runs / "compare")[0])
         by_loss = replace(judged, objectives=self.text.objectives)
