@@ -160,7 +160,8 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
             figures[f"fronts{end}"] = plot_fronts(comparison)
         figures[f"compared{end}"] = plot_compared(comparison)
     if any(record.scored for record in section.searched):
-        figures["front"] = plot_frontier(by_study(section.studies), section.objectives)
+        known = by_study(section.studies), section.objectives, section.truth
+        figures["front"] = plot_frontier(*known)
         figures["hypervolume"] = plot_hypervolume(several or section.studies, section.objectives)
         if several and (others := without_rte(several, section.objectives)) is not None:
             figures["hypervolume_without_rte"] = plot_hypervolume(several, others)

@@ -51,7 +51,11 @@ LONGEST = 26  # characters of a name in a figure
 Mark = tuple[float, float, str, str]  # sparsity in percent, score, name, colour
 
 
-def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) -> Figure:
+def plot_frontier(
+    records: Iterable[Record],
+    objectives: Sequence[Objective],
+    truth: Sequence[tuple[float, float]] = (),
+) -> Figure:
     """Sparsity against score: every full-fidelity record, one front per strategy.
 
     Baselines (origin `baseline:NAME`) have their names above the axes and a front of their own.
@@ -61,6 +65,7 @@ def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) ->
     Args:
         records: Of any status; early-stopped and failed ones are not drawn.
         objectives: The first one is the y axis.
+        truth: Sparsity in [0, 1] and score of the true front's points, where it is known.
     """
     score = objectives[0]
     groups: dict[str, list[Record]] = {}
@@ -88,6 +93,9 @@ def plot_frontier(records: Iterable[Record], objectives: Sequence[Objective]) ->
         draw_group(axes, name, group, score, styles.get(name, HAND))
     for level in levels:
         draw_level(axes, *level)
+    if truth:
+        known = sorted((100 * sparsity, best) for sparsity, best in truth)
+        draw_steps(axes, known, PINK, "true front")
     write_names(axes, names)
     write_legend(figure, axes)
     return figure
