@@ -156,7 +156,7 @@ pretrain = proxy["pretrain"]
 
 CLAIMS = [
     *(Claim(HERE, table_of(name), []) for name in ("decode", "judging")),
-    Claim(HERE, "at most {} for one mask (met), {} for a mask of all that leave", [1.1, 0.7]),
+    Claim(HERE, "at most {} for one mask, {} for a mask of all that leave", [1.1, 0.7]),
     Claim(HERE, within, [100 * (slower - 1)]),
     Claim(HERE, written, []),
     *rows(
