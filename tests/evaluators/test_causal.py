@@ -278,6 +278,7 @@ def test_gates_learn_on_frozen_weights(data: Path, learn_from: str) -> None:
     assert result.mask(sparsity=0.5).density(24, causal=True) <= 0.55
 
 
+@pytest.mark.slow
 def test_documents_decide_where_every_seed_gives_the_same(tmp_path: Path) -> None:
     words = ["=", *WORDS]
     model = tiny_decoder(tmp_path / "model", words, initializer_range=0.05)

@@ -174,6 +174,7 @@ def test_an_adapter_whose_base_has_no_name_is_merged(base, tmp_path):
     follow(str(error.value), model=several, folder=tmp_path / "several")
 
 
+@pytest.mark.slow
 def test_a_trainer_writes_adapters_with_their_mask(base, tmp_path):
     rows = [{"input_ids": ids, "labels": ids} for ids in IDS.repeat(4, 1)]
     settings = {"max_steps": 2, "save_steps": 1, "report_to": [], "use_cpu": True}
