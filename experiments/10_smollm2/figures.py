@@ -6,7 +6,6 @@ python experiments/10_smollm2/figures.py [--results FOLDER]
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -93,9 +92,7 @@ def draw_layers(axes: Axes, results: Results) -> None:
     """Which layers the best searched mask of each budget keeps full."""
     table = np.zeros((len(results.budgets), 30))
     for line, budget in enumerate(results.budgets):
-        arm = results.searched(budget).rsplit(" ", 1)[0]
-        at = results.layers[(results.layers.arm == arm) & (results.layers.full_layers == budget)]
-        table[line, json.loads(at.layers.iloc[0])] = 1
+        table[line, results.full_layers(budget)[1]] = 1
     axes.imshow(table, cmap=ListedColormap([SHADE, BLUE]), aspect="auto", interpolation="none")
     axes.set_yticks(range(len(results.budgets)), [str(budget) for budget in results.budgets])
     axes.set_xticks(range(0, 30, 5))

@@ -54,6 +54,12 @@ class Results:
         at = self.layers[self.layers.full_layers == budget].set_index("arm")
         return f"{at.search_nll.idxmin()} {budget}"
 
+    def full_layers(self, budget: int) -> tuple[str, list[int]]:
+        """That arm, and the layers that its mask keeps full."""
+        arm = self.searched(budget).rsplit(" ", 1)[0]
+        at = self.layers[(self.layers.arm == arm) & (self.layers.full_layers == budget)]
+        return arm, json.loads(at.layers.iloc[0])
+
     def drawn(self, budget: int) -> str:
         """The pattern that is best on the search half."""
         names = [f"{pattern} {budget}" for pattern in DRAWN]
@@ -145,9 +151,8 @@ def chosen(results: Results) -> str:
     """The full layers of the best searched mask of each budget."""
     lines = []
     for budget in results.budgets:
-        arm = results.searched(budget).rsplit(" ", 1)[0]
-        at = results.layers[(results.layers.arm == arm) & (results.layers.full_layers == budget)]
-        lines.append([str(budget), arm, " ".join(map(str, json.loads(at.layers.iloc[0])))])
+        arm, full = results.full_layers(budget)
+        lines.append([str(budget), arm, " ".join(map(str, full))])
     return markdown(["full layers", "by", "which, of 0 to 29"], lines)
 
 

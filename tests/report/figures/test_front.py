@@ -168,3 +168,9 @@ def test_messages():
         plot_masks({"t": torch.ones(8, 8)}, 16)
     with pytest.raises(HeadCountError):
         plot_masks({"t": masks.per_head([masks.star(), masks.window(1)])}, 16, 1, 3)
+
+
+def test_the_true_front_is_a_line_of_its_own(study, objectives):
+    axes = plot_frontier(study, objectives, [(0.9, 0.5), (0.6, 0.8)]).axes[0]
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "true front"]
+    assert [tuple(point) for point in line.get_xydata()] == [(60, 0.8), (90, 0.5)]
