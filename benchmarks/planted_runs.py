@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -141,7 +142,8 @@ def judged(
 ) -> tuple[dict[str, float], float]:
     """The last report's values of one mask, trained from scratch, and its CPU seconds."""
     start = time.process_time()
-    *_, last = evaluator(mask, seed=seed, workdir=Path())
+    with tempfile.TemporaryDirectory() as folder:
+        *_, last = evaluator(mask, seed=seed, workdir=Path(folder))
     return dict(last.values), time.process_time() - start
 
 
