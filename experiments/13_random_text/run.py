@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 EARLIER = HERE.parent / "01_first_search" / "results"
 SPACE = HERE.parents[1] / "search_spaces" / "head_shifts.py"
 SEARCHES = (100, 101, 102)  # seeds; 100 is that of the searches of 01
-SEARCH_STEPS, STEPS = 400, 800  # of a trial, and of the judgement, as in 01
+STEPS = 400  # of a trial, as in 01, and of the judgement
 TRIALS = {"TPE": 10, "DAM": 6}  # whose compute: 10 x 400 steps, and 1,600 + 2 x 400
 SEEDS = (10, 11, 12)  # of the judgement; no search has seen them
 BY_HAND = masks.per_head(  # one signed offset a head, with a global token, without the diagonal
@@ -45,8 +45,10 @@ def main() -> None:
 
 def evaluator(given: argparse.Namespace) -> ms.MlmEvaluator:
     """The validation loss of 01: its searches were judged by all of these rows."""
-    steps = 4 if given.smoke else SEARCH_STEPS
-    return ms.MlmEvaluator(given.data / "wikitext-2", steps=steps, half="all")
+    steps = 4 if given.smoke else STEPS
+    return ms.MlmEvaluator(
+        given.data / "wikitext-2", steps=steps, half="all", precision="bfloat16"
+    )
 
 
 def search(given: argparse.Namespace) -> None:
@@ -75,7 +77,7 @@ def found(runs: Path) -> dict[str, masks.Mask]:
 
 
 def judge(given: argparse.Namespace) -> None:
-    """Loss on test text after 800 steps from scratch, on fresh seeds."""
+    """Loss on test text, from scratch on fresh seeds."""
     chosen = {
         "star": masks.star(),
         "shifts by hand": BY_HAND,
@@ -83,10 +85,9 @@ def judge(given: argparse.Namespace) -> None:
         "DAM": ms.load_mask(EARLIER / "dam.json"),
         **found(given.runs),
     }
-    steps = 4 if given.smoke else STEPS
     judged = ms.compare(
         chosen,
-        replace(evaluator(given), steps=steps, half="test"),
+        replace(evaluator(given), half="test"),
         run=given.runs / "judged",
         seeds=SEEDS[:1] if given.smoke else SEEDS,
         kinds={"shifts by hand": "hand-designed", **dict.fromkeys(list(chosen)[2:], "searched")},
