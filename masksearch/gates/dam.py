@@ -140,8 +140,18 @@ def config_for(config: DamConfig, model: nn.Module, gates: Gates) -> DamConfig:
     """Checks a configuration against model and gates; frozen weights make it train="gates".
 
     Raises:
+        As `refuse_unreachable`.
+    """
+    refuse_unreachable(config, gates)
+    return config if trainable_weights(model, gates) else replace(config, train="gates")
+
+
+def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
+    """Refuses targets that gates cannot reach.
+
+    Raises:
         LayerCountError: If there are targets for another number of layers.
-        ValueError: If the gates cannot reach a target density.
+        ValueError: If a target density is too low, or the control counts what the gates lack.
     """
     if len(config.targets) > 1 and len(config.targets) != gates.layers:
         raise LayerCountError(
@@ -160,7 +170,6 @@ def config_for(config: DamConfig, model: nn.Module, gates: Gates) -> DamConfig:
             f"every row keeps a key, so density is at least {least}{gates.least_density:.6g} at "
             f"length {gates.length}, got {config.density}"
         )
-    return config if trainable_weights(model, gates) else replace(config, train="gates")
 
 
 def trainable_weights(model: nn.Module, gates: Gates) -> list[nn.Parameter]:

@@ -349,6 +349,26 @@ def test_bad_options_are_refused(tmp_path):
         search(tmp_path / "z", score="none.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("gates", "problem"),
+    [({}, r"every unit at its lowest mask.*0\.01"), ({"structure": "free"}, r"at least .*0\.01")],
+)
+def test_gates_that_cannot_reach_their_density_are_refused_before_any_training(
+    gates, problem, tmp_path
+):
+    options = {"local": "window(1)", "score": "gates", "gates": gates}
+    with pytest.raises(ValueError, match=problem):
+        ms.search(
+            None,
+            ms.PlantedEvaluator(ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)),
+            run=tmp_path / "run",
+            trials=3,
+            strategy="allocate",
+            strategy_options={**options, "config": {"density": 0.01}},
+        )
+    assert not list(tmp_path.glob("run/trials/*"))
+
+
 def test_failed_units_are_passed_over():
     """Head 3, the best, cannot be judged when it is full."""
     strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, grow="greedy")
