@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.analysis.compared_fronts import gains_by_rows
+from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective, Report, Shape
 from masksearch.errors import CandidateError
@@ -197,6 +202,62 @@ def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
     assert fronts.lost.by_rows
     half = (fronts.lost.high - fronts.lost.low) / 2
     assert half > 1.9 * 0.2 / 200**0.5  # the rows are the same for all masks
+
+
+class Checkpoint(Answers):
+    """The same, where every seed gives a mask the same answers."""
+
+    seedless = True
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        return super().__call__(mask, seed=0, workdir=workdir)
+
+
+def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_path):
+    judged = ms.compare(
+        *({}, Checkpoint()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
+    )  # fmt: skip
+    fronts = judged.fronts
+    assert (fronts.seeds, fronts.groups) == ((1000,), 10)
+    assert not any(math.isnan(fronts.chances[name]) for name in fronts.arms["searched"].masks)
+    searched = fronts.arms["searched"].hypervolume
+    whole = dominated_volume(
+        np.array(
+            [
+                [entry.scores[1000] - 0.5, entry.sparsity]
+                for entry in (judged.entries[name] for name in fronts.arms["searched"].masks)
+            ]
+        )
+    )
+    assert searched.low < searched.mean < searched.high
+    assert searched.mean == pytest.approx(whole, abs=0.01)  # the jackknife takes a bias from it
+    for finding in fronts.findings:
+        assert finding.outcome != "too few seeds"
+        assert finding.difference.low < finding.difference.mean < finding.difference.high
+    said = judged.verdict()
+    assert "10 groups of rows, since every seed gives the same scores" in said
+    assert "seeds or more" not in said
+
+
+@given(st.integers(1, 400), st.integers(2, 90), st.sampled_from([1.0, -1.0]), st.floats(0.1, 2.0))
+def test_groups_of_rows_have_the_mean_of_all_rows(many, few, sign, weight):
+    random = np.random.default_rng(many)
+    rows = [
+        RowScores(
+            {"a": random.normal(size=many), "b": random.normal(size=few)},
+            {"a": weight, "b": 1.0},
+            {"a": "", "b": ""},
+        )
+        for _ in range(3)
+    ]
+    gains = np.stack([[[sign * each.score - 1.0, 0.3]] for each in rows])
+    found = gains_by_rows(gains, rows, sign)
+    assert found.mean(1) == pytest.approx(gains[:, 0])
+    fewest = min(many, few)
+    assert found.shape == (3, fewest if fewest <= 30 else 10, 2)
+    if many == few <= 30:  # then each group is a row
+        each = weight * rows[0].scores["a"] + rows[0].scores["b"]
+        assert found[0, :, 0] == pytest.approx(sign * each - 1.0)
 
 
 def test_rivals_that_have_learned_nothing_add_no_hypervolume(compared, objectives, shape):

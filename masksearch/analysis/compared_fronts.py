@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks, MaskRuns
 
 SURE, DOUBTFUL = 0.9, 0.5  # probabilities that the sentences count
+EACH, GROUPS = 30, 10  # so few rows stand for seeds one by one; more than these in so many groups
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class SeedVolumes:
-    """Hypervolumes of one arm by seed.
+    """Hypervolumes of one arm by seed, or by group of rows where every seed gives the same.
 
     Args:
         corrected: Seed -> pseudo-value of the front of means (`fronts.jackknife`).
@@ -86,6 +87,7 @@ class ComparedFronts:
 
     Args:
         seeds: Common to all masks.
+        groups: Of rows, which decide where every seed gives the same; else 0.
         arms: `"searched"`, `"hand-designed"`, `"random"` -> its front.
         chances: Mask -> its probability of being on the front of all of them.
         lost: Mean over the search's masks of what it had promised and fresh runs do not give, in
@@ -94,6 +96,7 @@ class ComparedFronts:
     """
 
     seeds: tuple[int, ...]
+    groups: int
     arms: Mapping[str, Arm]
     chances: Mapping[str, float]
     lost: Estimate | None
@@ -111,7 +114,7 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     """Judges the fronts of a comparison that was made with `front_of`.
 
     Masks that have learned nothing are on no front, and add no hypervolume. Only seeds that all
-    masks have count.
+    masks have count; where every seed gives the same scores, groups of rows stand for seeds.
 
     Returns:
         None for other comparisons, and where no mask has finished.
@@ -127,8 +130,11 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
     tables = stack_rows([each for runs in rows for each in runs])
     known = tables is not None and all(len(runs) == len(seeds) for runs in rows)
-    noise = None
-    if tables is not None and known and len(seeds) > 1:
+    noise, draws = None, seeds
+    if known and comparison.seedless:
+        gains = gains_by_rows(gains, [runs[0] for runs in rows], sign)
+        draws, known = list(range(gains.shape[1])), False
+    elif tables is not None and known and len(seeds) > 1:
         split = {
             part: table.reshape(len(entries), len(seeds), -1)
             for part, table in tables.tables.items()
@@ -153,7 +159,7 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
         alive = [m for m in own if m in learned]
         means = gains[alive].mean(1)
         corrected = jackknife(gains[alive], dominated_volume)
-        each = [dominated_volume(gains[alive, seed]) for seed in range(len(seeds))]
+        each = [dominated_volume(gains[alive, draw]) for draw in range(len(draws))]
         by_row: dict[int, RowScores] = {}
         if known:  # what a row adds to the hypervolume, by the slopes of the front
             slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
@@ -162,8 +168,8 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
                     [rows[m][column] for m in own], [slopes.get(m, 0.0) for m in own]
                 )
         volumes[name] = SeedVolumes(
-            dict(zip(seeds, corrected.tolist(), strict=True)),
-            dict(zip(seeds, each, strict=True)),
+            dict(zip(draws, corrected.tolist(), strict=True)),
+            dict(zip(draws, each, strict=True)),
             by_row,
         )
         best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
@@ -175,6 +181,7 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
         )
     return ComparedFronts(
         tuple(seeds),
+        0 if draws is seeds else len(draws),
         arms,
         {entry.name: float(p) for entry, p in zip(entries, chances, strict=True)},
         lost_promise(comparison, entries, seeds, sign),
@@ -207,6 +214,30 @@ def gains_by_seed(
             sign = 1.0 if objective.goal == "max" else -1.0
             gains[row, :, column] = sign * (values - objective.worst)
     return gains
+
+
+def gains_by_rows(gains: Floats, rows: Sequence[RowScores], sign: float) -> Floats:
+    """The gains of one seed, `[masks, groups, objectives]`: the score is each group's of rows.
+
+    Neighbouring rows, which may belong together, are in one group (batch means). A group's score
+    is measured such that the mean over groups is the score of all rows.
+
+    Args:
+        gains: `[masks, 1, objectives]`.
+        rows: Of each mask, all of the same rows.
+        sign: -1 where less is better.
+    """
+    fewest = min(len(values) for values in rows[0].scores.values())
+    count = fewest if fewest <= EACH else GROUPS
+    score = np.zeros((len(rows), count))
+    for part, weight in rows[0].weights.items():
+        values = np.stack([each.scores[part] for each in rows])
+        groups = np.array_split(values, count, axis=1)
+        share = count / values.shape[1]
+        score += weight * share * np.stack([group.sum(1) for group in groups], 1)
+    found = np.repeat(gains, count, axis=1)
+    found[..., 0] += sign * (score - score.mean(1, keepdims=True))
+    return found
 
 
 def lost_promise(
@@ -279,10 +310,13 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
         f"{len(arm.masks)} {name}" for name, arm in fronts.arms.items() if name != "searched"
     )
     masks, seeds = len(searched.masks), len(fronts.seeds)
+    common = f"{seeds} common seed{'s' * (seeds != 1)}"
+    if fronts.groups:
+        common = f"{fronts.groups} groups of rows, since every seed gives the same scores"
     lines = [
         f"The front of the search, judged again: {masks} mask{'s' * (masks != 1)} beside "
-        f"{others or 'no others'}, {seeds} common seed{'s' * (seeds != 1)}; {len(searched.front)} "
-        "on the front of their own means."
+        f"{others or 'no others'}, {common}; {len(searched.front)} on the front of their own "
+        "means."
     ]
     details = [promise_line(fronts, objectives[0]), *chance_lines(fronts, searched)]
     volumes = ", ".join(f"{name} {volume_text(arm)}" for name, arm in fronts.arms.items())
