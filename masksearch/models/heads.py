@@ -126,7 +126,7 @@ class MaskedLanguageModel(Head):
             attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
             token_type_ids: Segment ids, `[batch, length]`.
             next_sentence_label: int64 `[batch]`, 0 = the second segment follows the first, 1 =
-                it was draw_linear from elsewhere.
+                it was drawn from elsewhere.
             scored: Where the labels of each row stand, int64 `[batch, scored tokens of a row]`,
                 rising; None = they are looked for, for which the CPU waits for a GPU.
 
