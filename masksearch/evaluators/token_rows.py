@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class Vocabulary:
     length: int
     digest: str
 
-    @property
+    @cached_property
     def vocabulary(self) -> int:
         """Number of token ids."""
         return id_count(self.tokenizer)
