@@ -56,6 +56,8 @@ if (RESULTS / "scores.csv").is_file():
             if each[setting].count() > 1:
                 tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
                 CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
+    families = wide.loc["STS-B"].finetune[list(FAMILIES)]
+    CLAIMS.append(Claim(HERE, "no family gets above {}", [families.max()]))
     mean = scores[(scores.task == "STS-B") & (scores.setting == "none")]
     mean = mean.groupby("mask").score.mean()
     lost = [mean["dense"] - mean["DAM_u 1e-4"], mean["dense"] - mean["strided"]]
