@@ -3,11 +3,11 @@
     python experiments/11_glue_fronts/run.py STAGE... --data FOLDER [--runs FOLDER] [--smoke]
 
 Stages: dense (the models), search, judge (final rows: the models of the searches, and fresh ones),
-predict (do maps of the dense model rank cells as DAM's gates do?),
-recover, finetune and pretrain (some training under the masks), verdict (DAM's front on every fresh
-model), tables (adds what is new to results/). `--tasks`, `--seeds` and `--arms` take a part, so
-that several processes share the work. Each stage goes on where it was stopped. plan.toml, beside
-this file, was written before the first score.
+predict (do maps of the dense model rank cells as DAM's gates do?), recover, finetune and pretrain
+(some training under the masks), verdict (DAM's front on every fresh model), tables (adds what is
+new to results/). `--tasks`, `--seeds` and `--arms` take a part, and of trained masks `--masks` and
+`--epochs`, so that several processes share the work. Each stage goes on where it was stopped.
+plan.toml, beside this file, was written before the first score.
 """
 
 from __future__ import annotations
@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(PLAN["tasks"]["names"]))
     parser.add_argument("--seeds", default=",".join(map(str, PLAN["seeds"]["search"])))
     parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--epochs", default=",".join(map(str, PLAN["trained"]["epochs"])))
+    parser.add_argument("--masks", default=",".join(PLAN["trained"]["masks"]))
     parser.add_argument("--long", action="store_true", help="black-box arms at ten times DAM's")
     parser.add_argument("--runs", type=Path, default=Path("runs/11_glue_fronts"))
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
@@ -282,7 +284,7 @@ class Task:
     def trained(self, stage: str, evaluator: ms.GlueEvaluator) -> None:
         """Some of them on a fresh seed, with training under the mask."""
         candidates = self.candidates()
-        wanted = PLAN["trained"]["masks"]
+        wanted = self.given.masks.split(",")
         chosen = {name: candidates[name] for name in wanted if name in candidates}
         ms.compare(chosen, evaluator, run=self.runs / stage / str(self.seed), seeds=[self.fresh])
 
@@ -311,7 +313,7 @@ class Task:
 
     def finetune(self) -> None:
         """Fine-tuning under the mask from the start, for one epoch and for several."""
-        for epochs in PLAN["trained"]["epochs"]:
+        for epochs in map(int, self.given.epochs.split(",")):
             final = replace(self.final, adapt="finetune", epochs=epochs)
             self.trained(f"finetuned_{epochs}", final)
 
