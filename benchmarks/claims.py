@@ -457,6 +457,7 @@ NO_CLAIM = [
     (HERE, "load 4 to 6), torch 2.13"),
     (HERE, ">= .995, >= .97, <= 60"),
     (HERE, ">= .98, >= .95, <= 240"),
+    (HERE, "pairs of runs 1.10, 1.11 and .97 times"),  # not kept
     (HERE, "(loss 2.12 at 750, 1.49 at 825, 1.38 at 900)"),  # dense trainings, not kept
     (HERE, "with 1.62 and 1.89)"),
     (HERE, "multiplied by 1,000 and by 0.001"),
