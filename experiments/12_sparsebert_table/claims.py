@@ -1,6 +1,7 @@
 """What pages say about this experiment, recomputed from results/: see experiments/verify.py."""
 
 import json
+import re
 from pathlib import Path
 from statistics import fmean
 
@@ -46,18 +47,27 @@ if (RESULTS / "scores.csv").is_file():
             CLAIMS.append(Claim(HERE, f"| {mask} |...", row(mask, runs), after=f"### {task}"))
     first = scores[scores.seed == 0]
     wide = first.pivot(index=["task", "mask"], columns="setting", values="score")
+    again = scores[scores.setting == "finetune"].sort_values("seed")
     for task, cells in wide.groupby("task") if "finetune" in wide else ():
         each = cells.dropna(subset=["finetune"]).droplevel("task")
         for mask, values in each.iterrows():
-            known = [values[s] for s in ("none", "recover", "finetune") if s in each]
-            known = [value for value in known if np.isfinite(value)]
-            CLAIMS.append(Claim(HERE, f"| {mask} |...", known, after=f"### Settings on {task}"))
+            known = [values[setting] for setting in ("none", "recover") if setting in each]
+            tuned = again[(again.task == task) & (again["mask"] == mask)].score
+            shown = [value for value in (*known, *tuned) if np.isfinite(value)]
+            CLAIMS.append(Claim(HERE, f"| {mask} |...", shown, after=f"### Settings on {task}"))
         for setting in {"none", "recover"} & set(each):
             if each[setting].count() > 1:
                 tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
                 CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
-    families = wide.loc["STS-B"].finetune[list(FAMILIES)]
+    families = again[again["mask"].isin(FAMILIES)].score
     CLAIMS.append(Claim(HERE, "no family gets above {}", [families.max()]))
+    card = (RESULTS / "proxy.txt").read_text(encoding="utf-8")
+    ceiling = re.search(r"Noise ceiling.*, (\S+) \[(\S+), (\S+)\] within bands", card)
+    within = re.findall(r"steps \(\w+, .*?, (\S+) \[(\S+), (\S+)\] within bands between", card)
+    assert ceiling is not None
+    printed = [float(number) for found in (*within, ceiling.groups()) for number in found]
+    text = "`none` {} [{}, {}], `recover` {} [{}, {}], the ceiling {} [{}, {}]"
+    CLAIMS.append(Claim(HERE, text, printed))
     mean = scores[(scores.task == "STS-B") & (scores.setting == "none")]
     mean = mean.groupby("mask").score.mean()
     lost = [mean["dense"] - mean["DAM_u 1e-4"], mean["dense"] - mean["strided"]]
