@@ -55,7 +55,7 @@ if (RESULTS / "scores.csv").is_file():
             tuned = again[(again.task == task) & (again["mask"] == mask)].score
             shown = [value for value in (*known, *tuned) if np.isfinite(value)]
             CLAIMS.append(Claim(HERE, f"| {mask} |...", shown, after=f"### Settings on {task}"))
-        for setting in {"none", "recover"} & set(each):
+        for setting in [name for name in ("none", "recover") if name in each]:
             if each[setting].count() > 1:
                 tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
                 CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
