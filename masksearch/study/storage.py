@@ -15,6 +15,7 @@ import json
 import os
 import re
 import sqlite3
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,10 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
             database = RDBStorage(url, engine_kwargs=engine_settings(location))
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
-        return optuna.storages.get_storage(database)
+        opened = optuna.storages.get_storage(database)
+        if location.kind == "postgresql":  # whose pool would be left to the garbage collector
+            weakref.finalize(opened, database.engine.dispose)
+        return opened
 
 
 def engine_settings(location: StorageLocation) -> dict[str, Any]:

@@ -264,9 +264,11 @@ def test_postgresql_study_has_one_driver(server, tmp_path):
     ) as error:
         StudyStore(tmp_path / "there" / "team-b", server.url())
     assert server.password not in str(error.value)
-    first.locks[1].session.close = lambda: None  # the server hears of it later
+    session = first.locks[1].session
+    close, session.close = session.close, lambda: None  # the server hears of it later
     first.close()
     StudyStore(tmp_path / "there" / "team-b", server.url()).close()
+    close()
 
 
 def test_postgresql_says_what_is_wrong(server, tmp_path):
