@@ -5,6 +5,7 @@ import runpy
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
@@ -29,6 +30,11 @@ def of(task: str, mask: str, stage: str = "judged") -> list[float]:
     """A mask's scores on fresh models."""
     found = scores[(scores.task == task) & (scores["mask"] == mask) & (scores.stage == stage)]
     return list(found[found.model == "fresh"].score)
+
+
+def mean(task: str, mask: str) -> float:
+    """A mask's mean score on fresh models, nothing trained."""
+    return fmean(of(task, mask))
 
 
 def figures(values: Iterable[float]) -> list[float]:
@@ -194,7 +200,7 @@ CLAIMS += [
     Claim(
         HERE,
         "mask is at {}, {} and {}",
-        [sum(found) / len(found) for found in (of(t, "hand-designed 0.3") for t in TASKS)],
+        [mean(task, f"hand-designed {DENSITY}") for task in TASKS],
     ),
     Claim(
         HERE,
@@ -202,19 +208,9 @@ CLAIMS += [
         [-v for v in (SECTIONS["### Without the diagonal"]["QNLI | dense"][i] for i in (0, 2, 1))],
     ),
 ]
-CLAIMS.append(
-    Claim(
-        "experiments/README.md",
-        "own {}, dense {}, random keys {}, the best hand-designed mask {}.",
-        [
-            sum(found) / len(found)
-            for found in (
-                of("STS-B", mask)
-                for mask in (ADDED, "dense", f"random keys {DENSITY}", f"hand-designed {DENSITY}")
-            )
-        ],
-    )
-)
+ENDS = (ADDED, "dense", f"random keys {DENSITY}", f"hand-designed {DENSITY}")
+text = "own {}, dense {}, random keys {}, the best hand-designed mask {}."
+CLAIMS.append(Claim("experiments/README.md", text, [mean(TASKS[0], mask) for mask in ENDS]))
 CLAIMS += [
     claim for heading, table in SECTIONS.items() for claim in rows(HERE, table, after=heading)
 ]

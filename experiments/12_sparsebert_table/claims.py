@@ -40,57 +40,52 @@ def row(mask: str, runs: pd.DataFrame) -> list[float]:
     return found + ([paper.scores[runs.task.iloc[0]]] if paper else [])
 
 
-if (RESULTS / "scores.csv").is_file():
-    scores = pd.read_csv(RESULTS / "scores.csv")
-    for (setting, task, mask), runs in scores.groupby(["setting", "task", "mask"]):
-        if setting == "none":
-            CLAIMS.append(Claim(HERE, f"| {mask} |...", row(mask, runs), after=f"### {task}"))
-    first = scores[scores.seed == 0]
-    wide = first.pivot(index=["task", "mask"], columns="setting", values="score")
-    again = scores[scores.setting == "finetune"].sort_values("seed")
-    for task, cells in wide.groupby("task") if "finetune" in wide else ():
-        each = cells.dropna(subset=["finetune"]).droplevel("task")
-        for mask, values in each.iterrows():
-            known = [values[setting] for setting in ("none", "recover") if setting in each]
-            tuned = again[(again.task == task) & (again["mask"] == mask)].score
-            shown = [value for value in (*known, *tuned) if np.isfinite(value)]
-            CLAIMS.append(Claim(HERE, f"| {mask} |...", shown, after=f"### Settings on {task}"))
-        for setting in [name for name in ("none", "recover") if name in each]:
-            if each[setting].count() > 1:
-                tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
-                CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
-    families = again[again["mask"].isin(FAMILIES)].score
-    CLAIMS.append(Claim(HERE, "no family gets above {}", [families.max()]))
-    card = (RESULTS / "proxy.txt").read_text(encoding="utf-8")
-    ceiling = re.search(r"Noise ceiling.*, (\S+) \[(\S+), (\S+)\] within bands", card)
-    within = re.findall(r"steps \(\w+, .*?, (\S+) \[(\S+), (\S+)\] within bands between", card)
-    assert ceiling is not None
-    printed = [float(number) for found in (*within, ceiling.groups()) for number in found]
-    text = "`none` {} [{}, {}], `recover` {} [{}, {}], the ceiling {} [{}, {}]"
-    CLAIMS.append(Claim(HERE, text, printed))
-    mean = scores[(scores.task == "STS-B") & (scores.setting == "none")]
-    mean = mean.groupby("mask").score.mean()
-    lost = [mean["dense"] - mean["DAM_u 1e-4"], mean["dense"] - mean["strided"]]
-    text = (
-        "loses {} of dense's Spearman correlation; strided, the best family, keeps twice as many "
-    )
-    CLAIMS.append(Claim(HERE, text + "and loses {}", lost))
-    taus = json.loads((RESULTS / "table.json").read_text())["tau_b"]
-    average = taus.pop("average")
-    CLAIMS.append(Claim(HERE, "prints them with tau-b {} [{}, {}]", average))
-    CLAIMS.append(Claim("experiments/README.md", "the paper's order is {} [{}, {}]", average))
-    for name, tau in taus.items():
-        CLAIMS.append(Claim(HERE, f"order by {name}: tau-b {{}} [{{}}, {{}}]", tau))
-    judged = scores[(scores.setting == "none") & (scores["mask"] != "dense")]
-    ours = judged.groupby(["mask", "task"]).score.mean().unstack()
-    printed = {name: fmean(PRINTED[name].scores[task] for task in ours) for name in ours.index}
-    both = pd.DataFrame({"ours": ours.mean(axis=1), "paper": printed})
-    dam = both.index.str.startswith("DAM")
-    within = [
-        tau_b(part.ours.to_numpy(), part.paper.to_numpy()) for part in (both[dam], both[~dam])
-    ]
-    text = "among the eight of DAM tau-b is {}, among the six families {}"
-    CLAIMS.append(Claim(HERE, text, within))
-    sparsest = 100 * judged[judged.task == "CoLA"].effective_sparsity.max()
-    CLAIMS.append(Claim(HERE, "One key in every row leaves out {} %", [sparsest]))
-    CLAIMS.append(Claim(HERE, "an F1 of {}", [2 * 128 / (193 + 128)]))  # of "paraphrase" always
+scores = pd.read_csv(RESULTS / "scores.csv")
+for (setting, task, mask), runs in scores.groupby(["setting", "task", "mask"]):
+    if setting == "none":
+        CLAIMS.append(Claim(HERE, f"| {mask} |...", row(mask, runs), after=f"### {task}"))
+first = scores[scores.seed == 0]
+wide = first.pivot(index=["task", "mask"], columns="setting", values="score")
+again = scores[scores.setting == "finetune"].sort_values("seed")
+for task, cells in wide.groupby("task"):
+    each = cells.dropna(subset=["finetune"]).droplevel("task")
+    for mask, values in each.iterrows():
+        known = [values[setting] for setting in ("none", "recover") if setting in each]
+        tuned = again[(again.task == task) & (again["mask"] == mask)].score
+        shown = [value for value in (*known, *tuned) if np.isfinite(value)]
+        CLAIMS.append(Claim(HERE, f"| {mask} |...", shown, after=f"### Settings on {task}"))
+    for setting in [name for name in ("none", "recover") if name in each]:
+        if each[setting].count() > 1:
+            tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
+            CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
+families = again[again["mask"].isin(FAMILIES)].score
+CLAIMS.append(Claim(HERE, "no family gets above {}", [families.max()]))
+card = (RESULTS / "proxy.txt").read_text(encoding="utf-8")
+ceiling = re.search(r"Noise ceiling.*, (\S+) \[(\S+), (\S+)\] within bands", card)
+within = re.findall(r"steps \(\w+, .*?, (\S+) \[(\S+), (\S+)\] within bands between", card)
+assert ceiling is not None
+figures = [float(number) for found in (*within, ceiling.groups()) for number in found]
+text = "`none` {} [{}, {}], `recover` {} [{}, {}], the ceiling {} [{}, {}]"
+CLAIMS.append(Claim(HERE, text, figures))
+mean = scores[(scores.task == "STS-B") & (scores.setting == "none")]
+mean = mean.groupby("mask").score.mean()
+lost = [mean["dense"] - mean["DAM_u 1e-4"], mean["dense"] - mean["strided"]]
+text = "loses {} of dense's Spearman correlation; strided, the best family, keeps twice as many "
+CLAIMS.append(Claim(HERE, text + "and loses {}", lost))
+taus = json.loads((RESULTS / "table.json").read_text())["tau_b"]
+average = taus.pop("average")
+CLAIMS.append(Claim(HERE, "prints them with tau-b {} [{}, {}]", average))
+CLAIMS.append(Claim("experiments/README.md", "the paper's order is {} [{}, {}]", average))
+for name, tau in taus.items():
+    CLAIMS.append(Claim(HERE, f"order by {name}: tau-b {{}} [{{}}, {{}}]", tau))
+judged = scores[(scores.setting == "none") & (scores["mask"] != "dense")]
+ours = judged.groupby(["mask", "task"]).score.mean().unstack()
+printed = {name: fmean(PRINTED[name].scores[task] for task in ours) for name in ours.index}
+both = pd.DataFrame({"ours": ours.mean(axis=1), "paper": printed})
+dam = both.index.str.startswith("DAM")
+within = [tau_b(part.ours.to_numpy(), part.paper.to_numpy()) for part in (both[dam], both[~dam])]
+text = "among the eight of DAM tau-b is {}, among the six families {}"
+CLAIMS.append(Claim(HERE, text, within))
+sparsest = 100 * judged[judged.task == "CoLA"].effective_sparsity.max()
+CLAIMS.append(Claim(HERE, "One key in every row leaves out {} %", [sparsest]))
+CLAIMS.append(Claim(HERE, "an F1 of {}", [2 * 128 / (193 + 128)]))  # of "paraphrase" always

@@ -58,12 +58,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class SeedVolumes:
-    """Hypervolumes of one arm by seed, or by group of rows where every seed gives the same.
+    """Hypervolumes of one arm by draw: the first, second, .. seed, or group of rows where every
+    seed gives the same.
 
     Args:
-        corrected: Seed -> pseudo-value of the front of means (`fronts.jackknife`).
-        single: Seed -> hypervolume of that seed's own scores.
-        rows: Seed -> what each row adds to it, where rows are known.
+        corrected: Draw -> pseudo-value of the front of means (`fronts.jackknife`).
+        single: Draw -> hypervolume of that draw's own scores.
+        rows: Draw -> what each row adds to it, where draws are seeds and rows are known.
     """
 
     corrected: Mapping[int, float]
@@ -130,10 +131,9 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
     tables = stack_rows([each for runs in rows for each in runs])
     known = tables is not None and all(len(runs) == len(seeds) for runs in rows)
-    noise, draws = None, seeds
-    if known and comparison.seedless:
+    grouped, noise = known and comparison.seedless, None
+    if grouped:
         gains = gains_by_rows(gains, [runs[0] for runs in rows], sign)
-        draws, known = list(range(gains.shape[1])), False
     elif tables is not None and known and len(seeds) > 1:
         split = {
             part: table.reshape(len(entries), len(seeds), -1)
@@ -159,18 +159,15 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
         alive = [m for m in own if m in learned]
         means = gains[alive].mean(1)
         corrected = jackknife(gains[alive], dominated_volume)
-        each = [dominated_volume(gains[alive, draw]) for draw in range(len(draws))]
+        each = [dominated_volume(gains[alive, draw]) for draw in range(gains.shape[1])]
         by_row: dict[int, RowScores] = {}
-        if known:  # what a row adds to the hypervolume, by the slopes of the front
+        if known and not grouped:  # what a row adds to the hypervolume, by the slopes of the front
             slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
-            for column, seed in enumerate(seeds):
-                by_row[seed] = mix_rows(
-                    [rows[m][column] for m in own], [slopes.get(m, 0.0) for m in own]
-                )
+            shares = [slopes.get(m, 0.0) for m in own]
+            for draw in range(len(seeds)):
+                by_row[draw] = mix_rows([rows[m][draw] for m in own], shares)
         volumes[name] = SeedVolumes(
-            dict(zip(draws, corrected.tolist(), strict=True)),
-            dict(zip(draws, each, strict=True)),
-            by_row,
+            dict(enumerate(corrected.tolist())), dict(enumerate(each)), by_row
         )
         best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
         best.sort(key=lambda m: entries[m].sparsity)
@@ -181,7 +178,7 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
         )
     return ComparedFronts(
         tuple(seeds),
-        0 if draws is seeds else len(draws),
+        gains.shape[1] if grouped else 0,
         arms,
         {entry.name: float(p) for entry, p in zip(entries, chances, strict=True)},
         lost_promise(comparison, entries, seeds, sign),

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Proposal, Record, Shape
 from masksearch.errors import SearchError, unknown_name
+from masksearch.gates.dam import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
     Allocation,
     Scores,
@@ -285,6 +286,7 @@ def build_allocate(
 
     Raises:
         SearchError: If the cost does not add up over the units.
+        ValueError: If gates cannot reach the density that they are asked for.
         FileNotFoundError, MaskFormatError: If `score` names a file that cannot be read.
     """
     given = {name: options.get(name) for name in ("score", "grow", "tries", "budgets")}
@@ -301,7 +303,9 @@ def build_allocate(
             each |= {"options": write_options(units.levels), "per": units.unit}
             each |= {} if units.kv_heads is None else {"kv_heads": units.kv_heads}
             config = {"density": units.quarter, **config}
-        own |= {"training": OneShot(each, waiting(config)), "run": run}
+        training = OneShot(each, waiting(config))
+        refuse_unreachable(*one_shot_parts(training, units.shape, 0))  # before a model is trained
+        own |= {"training": training, "run": run}
     elif score == "switch" or (score == "mass" and units.shape.causal):
         del own["score"]  # measured for whole units: sequences of decoders are long
         levels = {"levels": [mask.to_dict() for mask in units.levels]}

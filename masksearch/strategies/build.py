@@ -21,7 +21,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, recorded_names
-from masksearch.gates.dam import one_shot_parts, refuse_unreachable
+from masksearch.gates.dam import one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_options, write_options
 from masksearch.strategies.allocate import NAME as ALLOCATE
@@ -146,10 +146,7 @@ def build_strategy(
         if score == "gates":
             options = {**options, "config": one_shot_config(options, evaluator)}
         units = build_units(options, evaluator.shape, kv_heads_of(evaluator))
-        allocate = build_allocate(options, units, evaluator, run)
-        if score == "gates" and allocate.training is not None:  # refused before a model is trained
-            refuse_unreachable(*one_shot_parts(allocate.training, evaluator.shape, seed))
-        return allocate
+        return build_allocate(options, units, evaluator, run)
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
     try_space(space, evaluator.shape)

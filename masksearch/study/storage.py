@@ -124,8 +124,7 @@ def open_storage(run: Path, storage: str | BaseStorage | None) -> BaseStorage:
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
         opened = optuna.storages.get_storage(database)
-        if location.kind == "postgresql":  # whose pool would be left to the garbage collector
-            weakref.finalize(opened, database.engine.dispose)
+        weakref.finalize(opened, database.engine.dispose)  # or its pool is left open
         return opened
 
 
