@@ -182,9 +182,11 @@ def test_scores_of_another_protocol_promise_nothing(study, tmp_path):
 class Answers(Landscape):
     """The same landscape, and 200 rows of it, which all masks answer much alike."""
 
+    count = 200
+
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        rows = np.random.default_rng(0).normal(0, 0.2, 200)
-        own = np.random.default_rng([seed, *str(mask).encode()]).normal(0, 0.05, 200)
+        rows = np.random.default_rng(0).normal(0, 0.2, self.count)
+        own = np.random.default_rng([seed, *str(mask).encode()]).normal(0, 0.05, self.count)
         found = RowScores({"dev": self.truth(mask) + rows + own}, {"dev": 1.0}, {"dev": "d"})
         found.save(workdir)
         yield Report(1, {"score": found.score})
@@ -237,6 +239,18 @@ def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_p
     said = judged.verdict()
     assert "10 groups of rows, since every seed gives the same scores" in said
     assert "seeds or more" not in said
+
+
+class TwoAnswers(Checkpoint):
+    count = 2
+
+
+def test_two_rows_decide_nothing_between_fronts(study, tmp_path):
+    judged = ms.compare(
+        *({}, TwoAnswers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
+    )  # fmt: skip
+    assert all(finding.outcome == "too few seeds" for finding in judged.fronts.findings)
+    assert "2 common rows decide nothing, take 3 or more" in judged.verdict()
 
 
 @given(st.integers(1, 400), st.integers(2, 90), st.sampled_from([1.0, -1.0]), st.floats(0.1, 2.0))

@@ -319,7 +319,8 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
     volumes = ", ".join(f"{name} {volume_text(arm)}" for name, arm in fronts.arms.items())
     worst = ", ".join(f"{o.name} {o.worst:g}" for o in objectives)
     details.append(f"hypervolume from {worst} with 95% intervals: {volumes}")
-    details += [volume_line(finding) for finding in fronts.findings]
+    drawn = "rows" if fronts.groups else "seeds"
+    details += [volume_line(finding, drawn) for finding in fronts.findings]
     return lines + ["  " + line for line in details if line]
 
 
@@ -367,14 +368,14 @@ def volume_text(arm: Arm) -> str:
     return format_estimate(volume.mean, volume.low, volume.high)
 
 
-def volume_line(finding: VolumeFinding) -> str:
-    """One comparison of hypervolumes."""
+def volume_line(finding: VolumeFinding, drawn: str) -> str:
+    """One comparison of hypervolumes, over seeds or rows."""
     d = finding.difference
     name = f"hypervolume, searched minus {finding.against}"
     if d.n_seeds < CLAIM_SEEDS:
         return (
-            f"{name}: {format_estimate(d.mean, signed=True)}; {d.n_seeds} common seeds decide "
-            f"nothing, run {CLAIM_SEEDS} or more"
+            f"{name}: {format_estimate(d.mean, signed=True)}; {d.n_seeds} common {drawn} decide "
+            f"nothing, {'run' if drawn == 'seeds' else 'take'} {CLAIM_SEEDS} or more"
         )
     shown = format_estimate(d.mean, d.low, d.high, signed=True)
     return f"{name}: {shown}, p {format_p(finding.adjusted)}, {finding.outcome}"
