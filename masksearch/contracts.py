@@ -443,6 +443,15 @@ class FreezesWeights(Protocol):
 
 
 @runtime_checkable
+class RatesWeights(Protocol):
+    """An evaluator that says at which peak learning rate the weights of its `differentiable` model
+    are trained beside gates, unless a search says another; None = the default of `DamConfig`."""
+
+    @property
+    def weight_lr(self) -> float | None: ...
+
+
+@runtime_checkable
 class ProvidesModels(Protocol):
     """An evaluator whose trials share models: they are provided before the first trial, so that
     what would make every trial fail is said before anything else is paid for."""

@@ -319,10 +319,10 @@ class Task:
 
     def pretrain(self) -> None:
         """Masked-language-model steps under the mask first, on text, then one epoch under it."""
-        steps = 2 if self.given.smoke else PLAN["trained"]["mlm_steps"]
-        final = replace(
-            self.final, corpus=self.given.data / "wikitext-2", adapt="finetune", steps=steps
-        )
+        how = {name: PLAN["trained"][f"mlm_{name}"] for name in ("steps", "batch", "lr")}
+        how |= {"steps": 2} if self.given.smoke else {}
+        corpus = self.given.data / "wikitext-2"
+        final = replace(self.final, corpus=corpus, adapt="finetune", **how)
         self.trained("pretrained", final)
 
     def verdict(self) -> None:

@@ -211,7 +211,10 @@ class EvaluatorOptions:
     )
     batch: int | None = option("Sequences in a batch.", MODEL, "32; planted corpus: 16", "N")
     lr: float | None = option(
-        "Peak learning rate of pre-training.", MODEL, "0.002; planted corpus: 0.004", "RATE"
+        "Peak learning rate of pre-training.",
+        MODEL,
+        "0.002; from a checkpoint: 0.0001; planted corpus: 0.004",
+        "RATE",
     )
     preset: str | None = option(
         "Start from published settings in place of these defaults: sparsebert.",
@@ -221,8 +224,9 @@ class EvaluatorOptions:
     )
     set: list[str] | None = option(  # noqa: RUF009
         "Any other setting of the evaluator; repeatable. For --glue, --squad and --swag: "
-        "epochs=3, finetune_lr=0.0005, finetune_batch=32, finetune_seeds=1; for any text: "
-        "precision=float32, pretraining=mlm, dropout=0, warmup=0.06 (these are the defaults).",
+        "epochs=3, finetune_lr=0.0005 (5e-05 for a checkpoint), finetune_batch=32, "
+        "finetune_seeds=1; for any text: precision=float32, pretraining=mlm, dropout=0, "
+        "warmup=0.06 (these are the defaults).",
         MODEL,
         "",
         "NAME=VALUE",

@@ -82,7 +82,9 @@ class PretrainOptions:
     micro_batches: int | None = option(
         "Batches whose gradients make one optimiser step.", TRAINING, "1", "N"
     )
-    lr: float | None = option("Peak learning rate.", TRAINING, "0.002", "RATE")
+    lr: float | None = option(
+        "Peak learning rate.", TRAINING, "0.002; from a checkpoint: 0.0001", "RATE"
+    )
     warmup: float | None = option(
         "Share of the steps in which the learning rate rises.", TRAINING, "0.06", "SHARE"
     )

@@ -118,7 +118,7 @@ class CausalEvaluator(DecoderSetup):
             `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.passkeys`.
         steps: Optimiser steps of a training from random weights.
         batch: Sequences of a batch.
-        lr: Peak learning rate of that training.
+        lr: Peak learning rate of that training; None = 2e-3, or 1e-4 from a checkpoint.
         warmup: Share of the steps in which the rate rises.
         reports: Number of reports of a training; their steps double.
         device: `"cpu"`, `"cuda"`, .., or `"auto"`: the GPU where there is one.
@@ -379,6 +379,11 @@ class CausalEvaluator(DecoderSetup):
     def weights_frozen(self) -> bool:
         """Whether `differentiable` trains gates alone."""
         return self.adapts != "train"
+
+    @property
+    def weight_lr(self) -> float | None:
+        """Peak learning rate of a checkpoint's weights beside gates; None from random weights."""
+        return None if self.weights is None else self.train_config.lr
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the model and the text, without a mask. With

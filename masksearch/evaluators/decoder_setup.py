@@ -73,7 +73,7 @@ class DecoderSetup:
     # The training and its machine.
     steps: int = 800
     batch: int = 16
-    lr: float = 2e-3
+    lr: float | None = None
     warmup: float = 0.06
     reports: int = 8
     device: str = "auto"
@@ -306,8 +306,9 @@ class DecoderSetup:
 
     @property
     def train_config(self) -> TrainConfig:
-        """Settings of a training from random weights."""
-        return TrainConfig(steps=self.steps, lr=self.lr, warmup=self.warmup)
+        """Settings of a training of all weights."""
+        lr = self.lr if self.lr is not None else 2e-3 if self.weights is None else 1e-4
+        return TrainConfig(steps=self.steps, lr=lr, warmup=self.warmup)
 
     @property
     def recover_config(self) -> TrainConfig:

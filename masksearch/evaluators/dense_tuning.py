@@ -86,7 +86,7 @@ class DenseTuning(DownstreamEvaluator, ABC):
         key = self.dense_key(head, name, seed)
         path = place / f"{name}-{key}.safetensors"
         order = mixed_seed(self.task_seed(name, seed), self.streams[1])
-        config = TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_lr)
+        config = TrainConfig(steps=self.finetune_steps(name), lr=self.rate("finetune_lr"))
 
         def finetune(kept: Checkpoints) -> None:
             noise = mixed_seed(seed, DROPOUT)
@@ -152,6 +152,7 @@ class DenseTuning(DownstreamEvaluator, ABC):
         shapes = {n: list(part.shape) for n, part in head.named_parameters()}
         chosen = ("epochs", "finetune_lr", "finetune_batch", "frozen", "precision", "dropout")
         settings = {each: getattr(self, each) for each in chosen}
+        settings["finetune_lr"] = self.rate("finetune_lr")
         found = [self.start.digest, self.row_hashes[name], shapes, settings]
         return short_hash("dense-1", repr(found), str(seed), str(self.task_seed(name, seed)))
 
@@ -196,7 +197,8 @@ class DenseTuning(DownstreamEvaluator, ABC):
         teacher = self.teacher(head) if self.adapt == "recover" else None
         attach(head, masks.cropped(masks.table(table), self.length))
         if self.adapt == "recover":
-            config = TrainConfig(steps=self.recover_steps, lr=self.recover_lr or self.finetune_lr)
+            rate = self.recover_lr or self.rate("finetune_lr")
+            config = TrainConfig(steps=self.recover_steps, lr=rate)
 
             def gap(model: nn.Module, batch: Batch) -> Tensor:
                 assert teacher is not None
@@ -229,6 +231,11 @@ class DenseTuning(DownstreamEvaluator, ABC):
     def weights_frozen(self) -> bool:
         """Whether `differentiable` trains gates alone."""
         return self.adapt != "finetune"
+
+    @property
+    def weight_lr(self) -> float | None:
+        """As of `MlmEvaluator`; without a corpus the rate of fine-tuning."""
+        return super().weight_lr if self.corpus is not None else self.rate("finetune_lr")
 
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on.

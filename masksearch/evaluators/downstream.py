@@ -19,7 +19,7 @@ from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Batch, Half, Objective, Shape, mixed_seed
 from masksearch.errors import check_name
 from masksearch.evaluators.frozen_layers import freeze
-from masksearch.evaluators.mlm import MlmEvaluator, autocast
+from masksearch.evaluators.mlm import RATES, MlmEvaluator, autocast
 from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_rows import (
     Vocabulary,
@@ -101,7 +101,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
     _: KW_ONLY
     rows: int | None = 10_000
     dev_rows: int | None = 2_000
-    finetune_lr: float = 5e-4
+    finetune_lr: float | None = None
     finetune_batch: int = 32
     epochs: int = 3
     finetune_seeds: int = 1
@@ -130,7 +130,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
             raise ValueError(
                 f"fine-tuning needs a length of at least 8 positions, got {self.length}"
             )
-        TrainConfig(steps=1, lr=self.finetune_lr)
+        TrainConfig(steps=1, lr=self.rate("finetune_lr"))
         for name, known in {"adapt": Adapt, "learn_from": LearnFrom}.items():
             check_name(name, getattr(self, name), get_args(known))
         if self.recover_lr is not None and not self.recover_lr > 0:
@@ -245,7 +245,7 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
             found["data"] = self.source.digest
         found |= self.task_settings()
         for name in ("epochs", "finetune_lr", "finetune_batch"):
-            found[name] = getattr(self, name)
+            found[name] = self.rate(name) if name in RATES else getattr(self, name)
         later = {  # hashed where they are not the default
             "finetune_seeds": 1,
             "frozen": None,

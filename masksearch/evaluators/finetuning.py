@@ -86,7 +86,8 @@ class FineTuning(DenseTuning, ABC):
     Args:
         rows: Largest number of training rows of a task; a fixed sample; None = all.
         dev_rows: The same for the rows that are scored.
-        finetune_lr: Peak learning rate of fine-tuning.
+        finetune_lr: Peak learning rate of fine-tuning; None = 5e-4 where the model began with
+            random weights, 5e-5 for a checkpoint.
         finetune_batch: Rows of a fine-tuning batch.
         epochs: Passes over the training rows.
         finetune_seeds: Fine-tuning runs of a task, from the same pre-trained weights. A score is
@@ -187,7 +188,7 @@ class FineTuning(DenseTuning, ABC):
         head = self.new_head(encoder, name, seed)
         attach(head, masks.cropped(masks.table(table), self.length))
         order = mixed_seed(self.task_seed(name, seed), self.streams[1])
-        config = TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_lr)
+        config = TrainConfig(steps=self.finetune_steps(name), lr=self.rate("finetune_lr"))
         key = short_hash(self.protocol, masks.table(table).digest, name, str(seed))
         kept = Checkpoints(workdir, training_name(name, seed))
         self.fit(head, name, config, kept, key, order=order, noise=mixed_seed(seed, DROPOUT))

@@ -63,6 +63,10 @@ from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
 from masksearch.training.loop import Optimiser, Schedule, TrainConfig, keeping_modes, train
 
+RATES = {  # peak learning rates: from random weights, and from a checkpoint's
+    "lr": (2e-3, 1e-4),
+    "finetune_lr": (5e-4, 5e-5),
+}
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
@@ -128,7 +132,7 @@ class MlmEvaluator:
         steps: Optimiser steps of pre-training.
         batch: Sequences of a batch.
         micro_batches: Batches of an optimiser step: `batch * micro_batches` sequences.
-        lr: Peak learning rate.
+        lr: Peak learning rate; None = 2e-3 from random weights, 1e-4 from a checkpoint.
         warmup: Share of the steps in which the learning rate rises (its warm-up).
         schedule: How it falls then: `"linear"`, or `"sqrt"` of what is left (SparseBERT).
         optimiser: `"adamw"`, or `"lamb"` for large batches.
@@ -166,7 +170,7 @@ class MlmEvaluator:
     steps: int = 800
     batch: int = 32
     micro_batches: int = 1
-    lr: float = 2e-3
+    lr: float | None = None
     warmup: float = 0.06
     schedule: Schedule = "linear"
     optimiser: Optimiser = "adamw"
@@ -289,12 +293,22 @@ class MlmEvaluator:
         """Settings of the pre-training."""
         return TrainConfig(
             steps=self.steps,
-            lr=self.lr,
+            lr=self.rate("lr"),
             warmup=self.warmup,
             micro_batches=self.micro_batches,
             optimiser=self.optimiser,
             schedule=self.schedule,
         )
+
+    def rate(self, name: str) -> float:
+        """A peak learning rate: the one that was given, or what suits the weights at the start."""
+        given, (scratch, trained) = getattr(self, name), RATES[name]
+        return float(given if given is not None else scratch if self.weights is None else trained)
+
+    @property
+    def weight_lr(self) -> float | None:
+        """Peak learning rate of a checkpoint's weights beside gates; None from random weights."""
+        return None if self.weights is None else self.rate("lr")
 
     @property
     def protocol(self) -> str:

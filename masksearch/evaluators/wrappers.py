@@ -30,6 +30,7 @@ from masksearch.contracts import (
     Objective,
     OffersGradients,
     ProvidesModels,
+    RatesWeights,
     Report,
     Shape,
     SplitsRows,
@@ -41,6 +42,7 @@ from masksearch.masks.measure import fingerprint
 PASSED_ON: dict[Any, tuple[str, ...]] = {  # protocol -> what a wrapper offers as it is
     OffersGradients: ("differentiable",),
     FreezesWeights: ("weights_frozen",),
+    RatesWeights: ("weight_lr",),
     IgnoresSeeds: ("seedless",),
     ProvidesModels: ("provide_models",),
     ExplainsValues: ("meanings",),

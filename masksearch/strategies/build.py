@@ -17,6 +17,7 @@ from masksearch.contracts import (
     FreezesWeights,
     OffersGradients,
     OneShot,
+    RatesWeights,
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
@@ -124,7 +125,7 @@ def build_strategy(
             merge_heads=bool(options.get("merge_heads", False)),
         )
     if strategy == PUBLISHED:
-        config = one_shot_config(options, evaluator)
+        config = one_shot_config(options, evaluator, preset=True)
         if taken := {"penalty", "preset"} & config.keys():
             raise SearchError(
                 f"strategy {PUBLISHED!r} has the penalties of the published table: drop "
@@ -203,11 +204,16 @@ def kv_heads_of(evaluator: Evaluator) -> int | None:
     return evaluator.kv_head_count if isinstance(evaluator, CountsKvHeads) else None
 
 
-def one_shot_config(options: Mapping[str, Any], evaluator: Evaluator) -> dict[str, Any]:
-    """Arguments of a `DamConfig` for a job; where the weights are frozen, it says so."""
+def one_shot_config(
+    options: Mapping[str, Any], evaluator: Evaluator, *, preset: bool = False
+) -> dict[str, Any]:
+    """Arguments of a `DamConfig` for a job: whether weights are frozen and, unless a preset says
+    it, the rate of those that are not."""
     config = dict(options.get("config") or {})
-    frozen = isinstance(evaluator, FreezesWeights) and evaluator.weights_frozen
-    return {**config, "train": "gates"} if frozen else config
+    if isinstance(evaluator, FreezesWeights) and evaluator.weights_frozen:
+        return {**config, "train": "gates"}
+    rate = evaluator.weight_lr if isinstance(evaluator, RatesWeights) else None
+    return config if rate is None or preset or "preset" in config else {"lr": rate, **config}
 
 
 def is_user_code(strategy: str) -> bool:

@@ -17,7 +17,7 @@ from cli_runs import EVALUATOR, SPACE, run
 from masksearch.cli.help import EXAMPLES
 from masksearch.cli.main import app
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.mlm import MlmEvaluator
+from masksearch.evaluators.mlm import RATES, MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.config import DamConfig
 from masksearch.models.encoders import SIZES
@@ -108,8 +108,11 @@ def test_help_is_readable_in_80_columns(monkeypatch, capsys, name):
 
 def test_defaults_in_words_are_the_evaluators(capsys, wide):
     said, mlm, planted = wide(capsys, "search"), defaults(MlmEvaluator), defaults(PlantedEvaluator)
-    for name in ("steps", "batch", "lr"):
+    for name in ("steps", "batch"):
         assert f"[default: {mlm[name]}; planted corpus: {planted[name]}]" in said
+    lr, trained = RATES["lr"]
+    said_of_lr = f"[default: {lr}; from a checkpoint: {trained}; planted corpus: {planted['lr']}]"
+    assert said_of_lr in said
     length = PlantedEvaluator().shape.length
     assert f"[default: {mlm['length']}; the planted corpus has {length}]" in said
     assert f"[default: {mlm['vocabulary']}]" in said
@@ -118,14 +121,18 @@ def test_defaults_in_words_are_the_evaluators(capsys, wide):
     glue, gates = defaults(GlueEvaluator), defaults(DamConfig)
     assert f"[default: {','.join(glue['tasks'])}]" in said
     assert f"[default: {glue['rows']}]" in said
-    for name in ("epochs", "finetune_lr", "finetune_batch", "finetune_seeds"):
+    for name in ("epochs", "finetune_batch", "finetune_seeds"):
         assert f"{name}={glue[name]}" in said
+    scratch, trained = RATES["finetune_lr"]
+    assert f"finetune_lr={scratch} ({trained} for a checkpoint)" in said
     assert f"[default: {gates['density']}]" in said
     assert f"[default: {gates['steps']}]" in said
 
 
 def test_defaults_in_words_are_those_of_pretraining(capsys, wide):
     said, mlm = wide(capsys, "pretrain"), defaults(MlmEvaluator)
+    lr, trained = RATES["lr"]
+    mlm["lr"] = f"{lr}; from a checkpoint: {trained}"
     names = (
         *("architecture", "length", "vocabulary", "pretraining", "steps", "batch", "lr"),
         *("micro_batches", "warmup", "schedule", "optimiser", "precision", "reports"),

@@ -89,6 +89,7 @@ def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path
     key = judge.dense_key(head, "SST-2", 1)
     for same in ({"half": "final"}, {"adapt": "recover"}, {"dev_rows": 10}):
         assert replace(judge, **same).dense_key(head, "SST-2", 1) == key
+    assert replace(judge, finetune_lr=None).protocol == replace(judge, finetune_lr=5e-5).protocol
     for other in ({"epochs": 1}, {"finetune_lr": 1e-3}, {"length": 8}, {"rows": 50}):
         assert replace(judge, **other).dense_key(head, "SST-2", 1) != key
     assert judge.dense_key(head, "SST-2", 2) != key
@@ -314,6 +315,22 @@ def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path
     assert others[0].values["SST-2"] > 0.6
 
 
+@pytest.mark.parametrize(("given", "used"), [({}, 5e-5), ({"lr": 1e-3}, 1e-3)])
+def test_a_checkpoint_is_trained_gently_beside_gates(
+    data: Path, cache: Path, tmp_path: Path, given: dict[str, float], used: float
+) -> None:
+    """At a rate for BERT (2e-5 to 5e-5: Devlin et al., arXiv 1810.04805, appendix A.3)."""
+    judge = evaluator(data, cache, adapt="finetune", finetune_lr=None)
+    options = {"config": {"density": 0.6, "steps": 2, **given}}
+    study = ms.search(
+        *(None, judge), run=tmp_path, strategy="dam", strategy_options=options, trials=1,
+        progress=None,
+    )  # fmt: skip
+    (first,) = study.records()
+    assert isinstance(first.job, OneShot)
+    assert first.job.config["lr"] == used
+
+
 # -- scores of units ---------------------------------------------------------------------------
 def allocate(judge: GlueEvaluator, run: Path, score: str, trials: int = 3) -> ms.Study:
     options = {"local": "window(1)", "score": score}
@@ -383,6 +400,7 @@ def tuned(data: Path, folder: Path, **config: Any) -> Path:
     """A fine-tuned folder: the dense model of SST-2 as a BERT with transformers' own head."""
     from transformers import BertForSequenceClassification
 
+    torch.manual_seed(0)  # of the head
     model = BertForSequenceClassification.from_pretrained(data / "checkpoint", **config)
     rows = evaluator(data, data / "cache").tokens("SST-2").train
     judge, optimiser = evaluator(data, data / "cache"), torch.optim.AdamW(model.parameters(), 3e-3)

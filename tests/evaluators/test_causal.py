@@ -166,6 +166,7 @@ def test_settings_make_other_protocols(data: Path) -> None:
             {"bands": (4,)},
             {"kl": True},
             {"adapt": "train"},
+            {"adapt": "train", "lr": 2e-3},
             {"adapt": "recover"},
             {"adapt": "recover", "recover_tokens": 5},
             {"weights": data / "qwen3"},

@@ -457,6 +457,21 @@ def test_weights_bring_shape_tokenizer_and_vocabulary(
     assert pickle.loads(pickle.dumps(judge)) == judge
 
 
+def test_a_checkpoint_is_trained_at_a_lower_rate_unless_one_is_given(
+    corpus: Path, checkpoint: Path
+) -> None:
+    scratch, trained = evaluator(corpus), evaluator(corpus, weights=checkpoint)
+    assert trained.train_config.lr < scratch.train_config.lr / 10
+    again = replace(trained, lr=trained.train_config.lr)
+    assert again.protocol == trained.protocol
+    for judge in (scratch, trained):
+        given = replace(judge, lr=7e-4)
+        assert given.train_config.lr == 7e-4
+        assert given.protocol != judge.protocol
+    with pytest.raises(ValueError, match="lr must be positive, got 0"):
+        _ = replace(trained, lr=0.0).train_config
+
+
 def test_weights_that_do_not_fit_are_refused_before_training(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
