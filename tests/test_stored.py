@@ -371,6 +371,7 @@ def test_checkpoint_answers_as_it_did(tmp_path: Path) -> None:
     judge = ms.MlmEvaluator(
         recipes.DATA / "text.txt",
         weights=recipes.PRETRAINED,
+        lr=2e-3,  # which versions before had for a checkpoint too
         length=16,
         cache=tmp_path,
         half="all",

@@ -186,4 +186,4 @@ def test_two_seeds_claim_nothing_about_hypervolumes():
     searched, hand = (SeedVolumes(each, each, {}) for each in few)
     (found,) = judge_volumes({"searched": searched, "hand-designed": hand})
     assert found.outcome == "too few seeds"
-    assert "run 3 or more" in volume_line(found)
+    assert "run 3 or more" in volume_line(found, "seeds")

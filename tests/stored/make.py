@@ -219,8 +219,9 @@ def pretrained() -> None:
         words = [sys.executable, "-m", "masksearch", *recipes.pretraining(recipes.PRETRAINED)]
         subprocess.run(words, check=True, env=environment)
         judge = ms.MlmEvaluator(
-            recipes.DATA / "text.txt", weights=recipes.PRETRAINED, length=16, cache=Path(folder)
-        )
+            recipes.DATA / "text.txt", weights=recipes.PRETRAINED, lr=2e-3, length=16,
+            cache=Path(folder),
+        )  # fmt: skip
         path = recipes.PRETRAINED / "settings.json"
         path.write_text(path.read_text().replace(str(recipes.HERE), "STORED"))
         facts = {"protocol": judge.protocol}
