@@ -29,7 +29,7 @@ from masksearch.tasks.passkeys import hide_passkeys
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source
-from masksearch.training.loop import TrainConfig
+from masksearch.training.loop import TrainConfig, peak_rate
 
 Adapted = Literal["none", "recover", "train"]
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]
@@ -307,7 +307,7 @@ class DecoderSetup:
     @property
     def train_config(self) -> TrainConfig:
         """Settings of a training of all weights."""
-        lr = self.lr if self.lr is not None else 2e-3 if self.weights is None else 1e-4
+        lr = peak_rate("lr", self.lr, scratch=self.weights is None)
         return TrainConfig(steps=self.steps, lr=lr, warmup=self.warmup)
 
     @property

@@ -19,7 +19,7 @@ from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Batch, Half, Objective, Shape, mixed_seed
 from masksearch.errors import check_name
 from masksearch.evaluators.frozen_layers import freeze
-from masksearch.evaluators.mlm import RATES, MlmEvaluator, autocast
+from masksearch.evaluators.mlm import MlmEvaluator, autocast
 from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_rows import (
     Vocabulary,
@@ -244,8 +244,8 @@ class DownstreamEvaluator(MlmEvaluator, ABC):
         if self.corpus is None:
             found["data"] = self.source.digest
         found |= self.task_settings()
-        for name in ("epochs", "finetune_lr", "finetune_batch"):
-            found[name] = self.rate(name) if name in RATES else getattr(self, name)
+        found["epochs"], found["finetune_lr"] = self.epochs, self.rate("finetune_lr")
+        found["finetune_batch"] = self.finetune_batch
         later = {  # hashed where they are not the default
             "finetune_seeds": 1,
             "frozen": None,

@@ -61,12 +61,15 @@ from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
-from masksearch.training.loop import Optimiser, Schedule, TrainConfig, keeping_modes, train
+from masksearch.training.loop import (
+    Optimiser,
+    Schedule,
+    TrainConfig,
+    keeping_modes,
+    peak_rate,
+    train,
+)
 
-RATES = {  # peak learning rates: from random weights, and from a checkpoint's
-    "lr": (2e-3, 1e-4),
-    "finetune_lr": (5e-4, 5e-5),
-}
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
@@ -302,8 +305,7 @@ class MlmEvaluator:
 
     def rate(self, name: str) -> float:
         """A peak learning rate: the one that was given, or what suits the weights at the start."""
-        given, (scratch, trained) = getattr(self, name), RATES[name]
-        return float(given if given is not None else scratch if self.weights is None else trained)
+        return peak_rate(name, getattr(self, name), scratch=self.weights is None)
 
     @property
     def weight_lr(self) -> float | None:

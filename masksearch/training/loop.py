@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 Optimiser = Literal["adamw", "lamb"]
 Schedule = Literal["linear", "sqrt"]
 Batches = Iterator[Batch] | Callable[[int], Iterator[Batch]]
+RATES = {  # peak learning rates: from random weights, and from a checkpoint's
+    "lr": (2e-3, 1e-4),
+    "finetune_lr": (5e-4, 5e-5),
+}
 FIRST = ("steps", "lr", "warmup", "weight_decay", "betas", "clip")  # always part of an identity
 UNREAD = 20  # steps on a GPU between two looks at the losses: each look waits for the GPU
 
@@ -122,6 +126,17 @@ def follow_trainings(callback: Follower) -> Iterator[None]:
         yield
     finally:
         FOLLOWERS.reset(token)
+
+
+def peak_rate(name: str, given: float | None, *, scratch: bool) -> float:
+    """The peak learning rate that was given, or the default of `RATES`.
+
+    Args:
+        name: `"lr"` (pre-training) or `"finetune_lr"`.
+        given: None = the default.
+        scratch: Whether the weights are random at the start.
+    """
+    return RATES[name][not scratch] if given is None else given
 
 
 def rate(step: int, config: TrainConfig) -> float:

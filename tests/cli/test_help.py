@@ -17,10 +17,11 @@ from cli_runs import EVALUATOR, SPACE, run
 from masksearch.cli.help import EXAMPLES
 from masksearch.cli.main import app
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.mlm import RATES, MlmEvaluator
+from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.config import DamConfig
 from masksearch.models.encoders import SIZES
+from masksearch.training.loop import RATES
 
 COMMANDS = typer.main.get_command(app).commands
 
