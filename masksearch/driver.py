@@ -547,12 +547,18 @@ def plan_comparison(
         also says which comparisons are made, and how many seeds half of that takes.
 
     Raises:
-        CandidateError: As `compare`, or where `sd` is not positive.
+        CandidateError: As `compare`, where `sd` is not positive, or where every seed gives the
+            same scores.
     """
     check_evaluator(evaluator)
     if sd is not None and not sd > 0:
         raise CandidateError(f"sd must be positive, got {sd:g}")
     evaluator, numbers = judge_on(evaluator, None), read_seeds(seeds)
+    if isinstance(evaluator, IgnoresSeeds) and evaluator.seedless:
+        raise CandidateError(
+            "every seed gives a mask the same scores here, so that rows alone decide and there "
+            "are no seeds to plan; compare masks with one seed"
+        )
     if front_of is not None:
         found_by = front_of.run, front_of.records(), front_of.objectives
         front = read_front(*found_by, evaluator.shape)

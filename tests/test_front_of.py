@@ -241,6 +241,18 @@ def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_p
     assert "seeds or more" not in said
 
 
+def test_masks_that_answer_every_row_alike_are_not_told_apart(tmp_path):
+    class Blind(Checkpoint):
+        def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+            return super().__call__(masks.full(), seed=0, workdir=workdir)
+
+    pair = {"mine": masks.window(2), "star": masks.star()}
+    judged = ms.compare(pair, Blind(), run=tmp_path, storage=InMemoryStorage(), progress=None)
+    assert "+0.000 on every row, so no difference can be claimed" in judged.verdict()
+    with pytest.raises(CandidateError, match="rows alone decide and there are no seeds to plan"):
+        ms.plan_comparison(pair, Checkpoint())
+
+
 class TwoAnswers(Checkpoint):
     count = 2
 
@@ -279,18 +291,33 @@ def test_rivals_that_have_learned_nothing_add_no_hypervolume(compared, objective
     runs = {"front #3": (masks.window(2), [0.8, 0.81, 0.82, 0.8])}
     rivals = {
         "star": (masks.star(), [0.6, 0.61, 0.6, 0.6]),
-        "r": (masks.random_keys(3), [0.7] * 4),
+        "random like front #3": (masks.random_keys(3), [0.7] * 4),
     }
     records = compared(runs, values=learned) + compared(rivals, values={**learned, "t": 0.6})
     judged = ms.Comparison(
         tuple(records), objectives, shape=shape, promised={"front #3": 0.9},
-        kinds={"front #3": "searched", "star": "hand-designed", "r": "control"},
+        kinds={"front #3": "searched", "star": "hand-designed", "random like front #3": "control"},
     )  # fmt: skip
     text = judged.verdict()
     assert "1 mask beside 1 hand-designed and 1 random, 4 common seeds" in text
     assert "hand-designed 0 (nothing learned), random 0 (nothing learned)" in text
-    assert judged.fronts.chances == {"front #3": 1.0, "star": 0.0, "r": 0.0}
+    assert judged.fronts.chances == {"front #3": 1.0, "star": 0.0, "random like front #3": 0.0}
     assert [finding.outcome for finding in judged.fronts.findings] == ["larger", "larger"]
+
+
+def test_masks_of_other_searches_are_not_of_the_front(compared, objectives, shape):
+    runs = {
+        "front #3": (masks.window(2), [0.8, 0.81, 0.82, 0.8]),
+        "tpe": (masks.window(1), [0.9, 0.91, 0.92, 0.9]),
+        "random keys like tpe": (masks.random_keys(3), [0.7, 0.72, 0.7, 0.71]),
+    }
+    kinds = {"front #3": "searched", "tpe": "searched", "random keys like tpe": "control"}
+    judged = ms.Comparison(
+        tuple(compared(runs)), objectives, shape=shape, promised={"front #3": 0.9}, kinds=kinds
+    )
+    arms = {name: arm.masks for name, arm in judged.fronts.arms.items()}
+    assert arms == {"searched": ("front #3",)}
+    assert "judged again: 1 mask beside no others" in judged.verdict()
 
 
 @pytest.mark.slow

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from masksearch.analysis.crossed import stack_rows
+from masksearch.analysis.front_candidates import name_alike
 from masksearch.analysis.fronts import (
     Floats,
     jackknife,
@@ -104,18 +105,26 @@ class ComparedFronts:
     findings: tuple[VolumeFinding, ...]
 
 
-def arm_of(entry: MaskRuns) -> str:
-    """Which front a mask belongs to; empty for none (full attention, a caller's candidate)."""
-    if entry.kind == "control":
-        return "random" if entry.at_random else ""
-    return entry.kind if entry.kind in ("searched", "hand-designed") else ""
+def arm_of(entry: MaskRuns, promised: Collection[str]) -> str:
+    """Which front a mask belongs to; empty for none (full attention, masks of other searches).
+
+    Args:
+        entry: The mask.
+        promised: Names of the masks of the search's front.
+    """
+    if entry.name in promised:
+        return "searched"
+    if entry.name in map(name_alike, promised):
+        return "random"
+    return entry.kind if entry.kind == "hand-designed" else ""
 
 
 def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     """Judges the fronts of a comparison that was made with `front_of`.
 
-    Masks that have learned nothing are on no front, and add no hypervolume. Only seeds that all
-    masks have count; where every seed gives the same scores, groups of rows stand for seeds.
+    Masks of other searches are on none of these fronts. Masks that have learned nothing are on
+    no front either, and add no hypervolume. Only seeds that all masks have count; where every
+    seed gives the same scores, groups of rows stand for seeds.
 
     Returns:
         None for other comparisons, and where no mask has finished.
@@ -149,7 +158,7 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
 
     places: dict[str, list[int]] = {"searched": [], "hand-designed": [], "random": []}
     for place, entry in enumerate(entries):
-        if name := arm_of(entry):
+        if name := arm_of(entry, comparison.promised):
             places[name].append(place)
     arms: dict[str, Arm] = {}
     volumes: dict[str, SeedVolumes] = {}

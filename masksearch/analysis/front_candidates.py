@@ -66,6 +66,11 @@ class FrontCandidates:
         return {**own, **candidates}
 
 
+def name_alike(name: str) -> str:
+    """Name of the random mask that a mask of the front is judged beside."""
+    return f"random like {name}"
+
+
 def read_front(
     run: object, records: Sequence[Record], objectives: Sequence[Objective], shape: Shape
 ) -> FrontCandidates:
@@ -90,7 +95,7 @@ def read_front(
     found = {name: record.mask for name, record in named.items() if record.mask is not None}
     densities = [effective_density(mask, shape) for mask in found.values()]
     alike = {
-        f"random like {name}": random_like(mask, shape, seed)
+        name_alike(name): random_like(mask, shape, seed)
         for seed, (name, mask) in enumerate(found.items())
     }
     return FrontCandidates(named, sweep_families(shape, densities), alike)

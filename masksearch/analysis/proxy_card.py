@@ -476,6 +476,11 @@ def objection_lines(card: ProxyAgreement) -> list[str]:
             f"{what} of {target}: the noise ceiling is unknown, so nobody can say how well any "
             "proxy could do; run the same masks with a second seed"
         )
+    elif math.isnan(ceiling.low):
+        found.append(
+            f"no intervals were drawn ({card.resamples} resamples), and the rule asks for some; "
+            "take 200 or more"
+        )
     elif not ceiling.low > 0:
         found.append(
             f"two seeds of {target} do not agree within density bands (tau {ceiling}, the "

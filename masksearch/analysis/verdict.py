@@ -166,6 +166,8 @@ def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -
         verb = "decides" if difference.n_seeds == 1 else "decide"
         return f"{name}: {shown} on {seeds}, which {verb} nothing; {needed(finding, family)}"
     if math.isnan(difference.p_value):
+        if difference.seedless and other.rows and comparison.entries[finding.mask].rows:
+            return f"{name}: {shown} on every row, so no difference can be claimed"
         rows = "; its rows were not kept" if difference.seedless else ""
         return f"{name}: {shown} on each of {seeds}, which says nothing of others{rows}"
     rows = f" and {finding.n_rows:,} rows" if finding.n_rows else ""

@@ -19,8 +19,9 @@ from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
     from masksearch.analysis.comparison_plan import ComparisonPlan
-    from masksearch.contracts import Evaluator, Executor
+    from masksearch.contracts import Evaluator, Executor, Record
     from masksearch.driver import Comparison, Study
+    from masksearch.masks import Mask
 
 PLAN = "Before it is run"
 
@@ -215,6 +216,8 @@ def run_search(given: dict[str, Any]) -> Study:
     own = strategy in ("dam", "sparsebert", "allocate") or ".py:" in strategy
     if space is None and not own and allocation.local is None:
         raise options.OptionsError(f"strategy {strategy!r} needs a space: file.py:function")
+    if space is not None and strategy in ("dam", "sparsebert"):
+        raise options.OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
     if space is not None and any(vars(allocation).values()):
         raise options.OptionsError(f"--local, --full, ... are a space of their own; drop {space}")
     if given["trials"] is None and given["seconds"] is None:
@@ -236,9 +239,7 @@ def run_search(given: dict[str, Any]) -> Study:
         resumable(run, "search", given),
     ):
         return search(
-            load_function(space)
-            if space is not None and strategy not in ("dam", "sparsebert")
-            else units_space(allocation, strategy, built),
+            units_space(allocation, strategy, built) if space is None else load_function(space),
             built,
             run=run,
             storage=given["storage"],
@@ -260,12 +261,14 @@ def read_enqueued(path: Path | None) -> list[Any]:
     """What a file of `--enqueue` holds.
 
     Raises:
-        OptionsError: If it is no list in JSON.
+        OptionsError: If it is not there, or no list in JSON.
     """
     if path is None:
         return []
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise options.OptionsError(f"--enqueue {path}: there is no such file") from error
     except ValueError as error:
         raise options.OptionsError(f"--enqueue {path} is no JSON: {error}") from error
     if not isinstance(found, list):
@@ -492,10 +495,15 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     from masksearch.masks.random_controls import random_like
 
     seed = given["first_seed"]
-    given_masks = dict(named_candidate(text) for text in given["mask"] or [])
+    given_masks: dict[str, Mask | Record] = {}
+    for name, each in map(named_candidate, given["mask"] or []):
+        if given_masks.setdefault(name, each) != each:
+            raise options.OptionsError(
+                f"--mask names two masks {name!r}; give one of them another name (NAME=MASK)"
+            )
     for folder in given["found"] or []:
         for name, record in found_masks(folder, given["sparsity"] or []).items():
-            given_masks[name if name not in given_masks else f"{name} ({folder.name})"] = record
+            given_masks[name if name not in given_masks else f"{name} ({folder})"] = record
     mine = read_candidates(given_masks) if given_masks else {}
     candidates, kinds = dict(given_masks), {}
     if given["controls"]:

@@ -84,9 +84,17 @@ def autocast(batch: Batch, precision: Precision) -> torch.autocast:
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; of `"auto"` the GPU where there is one."""
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(found if name == "auto" else name)
+    """The device of that name; of `"auto"` the GPU where there is one.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's own: no such name, or not built in
+        raise ValueError(f"no device {name!r} on this machine; take 'auto' or 'cpu'") from error
 
 
 read_weights = lru_cache(maxsize=4)(open_pretrained)  # once a process

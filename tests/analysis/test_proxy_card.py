@@ -208,6 +208,12 @@ def test_the_figure_of_two_masks_is_written(tmp_path):
     assert card_of(simulated(2, 1)).plot(tmp_path / "small.pdf").is_file()
 
 
+def test_without_intervals_nothing_is_said_of_the_seeds():
+    said = card_of(simulated(), bands=3, resamples=0).verdict()
+    assert "No intervals were drawn (0 resamples)" in said
+    assert "do not agree" not in said
+
+
 def test_the_figure_is_written(tmp_path):
     card = card_of(simulated(), bands=3)
     path = card.plot(tmp_path / "new" / "card.png")

@@ -238,6 +238,18 @@ MISTAKES = {
         ["search", "--strategy", "allocate", "--local", "star()", "--unit", "heads"],
         "unknown unit 'heads'",
     ),
+    "space of dam": (
+        ["search", "my_space.py:space", "--strategy", "dam"],
+        "strategy 'dam' takes no space; drop my_space.py:space",
+    ),
+    "enqueued file that is none": (
+        ["search", "my_space.py:space", "--strategy", "random", "--enqueue", "nosuch.json"],
+        "--enqueue nosuch.json: there is no such file",
+    ),
+    "two masks of one name": (
+        ["compare", "--mask", "x=star", "--mask", "x=window(3)"],
+        "--mask names two masks 'x'; give one of them another name",
+    ),
     "dam option": (
         ["search", "my_space.py:space", "--density", "0.1"],
         "belong to strategy dam",

@@ -29,6 +29,16 @@ def job(tmp_path, monkeypatch, capsys):
     return judge
 
 
+def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch, capsys):
+    for folder in ("y", "z"):
+        shutil.copytree("runs/x", f"{folder}/x")
+    words = ["compare", "--no-controls", "--seeds", 1, *job]
+    words += ["--found", "runs/x", "--found", "y/x", "--found", "z/x"]
+    code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/c")
+    assert code == 0, err
+    assert set(ms.Comparison.open("runs/c").entries) == {"random", "random (y/x)", "random (z/x)"}
+
+
 @pytest.mark.slow
 def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     study = ms.open_study("runs/x")

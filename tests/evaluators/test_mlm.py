@@ -100,6 +100,13 @@ def test_a_held_out_loss_that_is_not_finite_names_the_remedy(corpus: Path, tmp_p
         list(evaluator(corpus, steps=4, lr=1e30)(masks.full(), seed=0, workdir=tmp_path))
 
 
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused(corpus: Path, tmp_path: Path, name: str) -> None:
+    judge = evaluator(corpus, device=name)
+    with pytest.raises(ValueError, match=f"no device '{name}' on this machine; take 'auto'"):
+        list(judge(masks.full(), seed=0, workdir=tmp_path))
+
+
 def test_loss_falls(corpus: Path, tmp_path: Path) -> None:
     first, *_, last = evaluator(corpus, steps=80)(masks.window(1), seed=0, workdir=tmp_path)
     assert last.step == 80
