@@ -23,7 +23,7 @@ from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import HEAD, WEIGHTS
 from masksearch.gates.config import preset
 from masksearch.gates.diagnostics import recovery
-from masksearch.gates.sparsebert import sparsebert_gates
+from masksearch.gates.sparsebert import PublishedGates
 from masksearch.models.encoders import SIZES, Size, encoder
 from masksearch.models.heads import MaskedLanguageModel, Output
 
@@ -113,7 +113,7 @@ class Setting:
         model = source.model if self.loss_factor == 1 else Scaled(source.model, self.loss_factor)
         size = {"length": self.process.length, "heads": self.dimensions.heads}
         if self.preset is not None:
-            gates = sparsebert_gates("symmetric", **size, seed=seed)
+            gates = PublishedGates("symmetric", **size, seed=seed)
             config = replace(preset(self.preset), **self.config)
         else:
             gates = ms.Gates(**{**size, "seed": seed, **self.gates})

@@ -79,15 +79,12 @@ def write_tensors(
 
     Raises:
         ValueError: If the path has another ending.
+        OSError: If the disk is full; what lay there before stays.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"a file of {what} ends in .safetensors, got {path.name!r}; rename it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(stored, path, metadata=metadata)
+    write_weights(path, tensors, metadata)
     return path
 
 

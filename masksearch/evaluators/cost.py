@@ -27,7 +27,7 @@ from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
 from masksearch.masks.hops import hops
 from masksearch.masks.lower import block_view, lower, row_counts, under_causality
-from masksearch.masks.measure import MEASURES, sparsity_over
+from masksearch.masks.measure import MEASURES, on_diagonal, sparsity_off_diagonal
 from masksearch.masks.stacks import Cropped, layer_of
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
@@ -170,7 +170,9 @@ class CostEvaluator:
             "density": lambda: mask.density(size),
             "sparsity": lambda: mask.sparsity(size),
             "effective_sparsity": lambda: mask.sparsity(size),  # here there is no padding
-            "sparsity_off_diagonal": lambda: sparsity_over(mask, size, diagonal=False),
+            "sparsity_off_diagonal": lambda: sparsity_off_diagonal(
+                row_counts(mask, size), on_diagonal(mask, size)
+            ),
             "block_density": lambda: blocks,
             "hops": lambda: min(hops(mask, size), float(self.layers * size)),
             "flops": lambda: 2 * self.width * tile * blocks * self.pairs,

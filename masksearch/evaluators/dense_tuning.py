@@ -9,7 +9,7 @@ from abc import ABC
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from masksearch.evaluators.downstream import (
     training_name,
     write_scores,
 )
-from masksearch.evaluators.frozen_layers import check_frozen
+from masksearch.evaluators.frozen_layers import check_frozen, freeze
 from masksearch.evaluators.mlm import autocast
 from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.task_models import (
@@ -242,19 +242,24 @@ class DenseTuning(DownstreamEvaluator, ABC):
 
         With a corpus the pre-training, as of `MlmEvaluator`. Without one the tasks: the dense
         models with frozen weights, so that gates alone are trained; with `adapt="finetune"` the
-        checkpoint under a head for each task, so that weights and gates are. The batches are the
-        tasks' in turn; every tenth training row (at most 256 of a task) is held out of them.
+        checkpoint under a head for each task, so that gates and all weights but the `frozen` ones
+        are. The batches are the tasks' in turn, and so are those that are held out: every tenth
+        training row (at most 256 of a task).
+
+        Raises:
+            ValueError: If more layers are to be frozen than there are.
         """
         if self.corpus is not None:
             return super().differentiable(seed)
         if self.adapt == "finetune":
             encoder = self.start.encoder(dropout=self.dropout)
+            freeze(encoder, self.frozen)  # as under a mask that is judged
             heads = [self.new_head(encoder, name, seed) for name in self.downstream]
         else:
             heads = [self.dense(name, seed) for name in self.downstream]
         learns = self.adapt != "finetune"
         teachers = [self.teacher(head) if learns else None for head in heads]
-        streams, held_out = [list[Iterator[Batch]]() for _ in range(3)], list[Batch]()
+        streams, held_out = [list[Iterator[Batch]]() for _ in range(3)], list[list[Batch]]()
         for number, (name, teacher) in enumerate(zip(self.downstream, teachers, strict=True)):
             rows = self.tokens(name).train
             learnt, aside = deal_rows(len(rows))
@@ -263,12 +268,13 @@ class DenseTuning(DownstreamEvaluator, ABC):
                 chosen = batches_among(part or learnt, rows.lengths, self.finetune_batch, order)
                 stream.append(self.task_batches(rows, chosen, number, teacher))
             chosen = iter(aside[at : at + HELD_OUT] for at in range(0, len(aside), HELD_OUT))
-            held_out += self.task_batches(rows, chosen, number, teacher)
+            held_out.append(list(self.task_batches(rows, chosen, number, teacher)))
         model = TaskModels(heads).to(self.place)
         if learns:
             model.requires_grad_(False)
         whole, even, odd = (chain.from_iterable(zip(*each, strict=False)) for each in streams)
-        return Differentiable(model, whole, held_out, (even, odd))
+        in_turn = chain.from_iterable(zip_longest(*held_out))
+        return Differentiable(model, whole, [b for b in in_turn if b is not None], (even, odd))
 
     def task_batches(
         self, rows: Any, chosen: Iterable[list[int]], number: int, teacher: nn.Module | None

@@ -36,7 +36,7 @@ from masksearch.contracts import (
     Task,
     mixed_seed,
 )
-from masksearch.errors import LayerCountError, SearchError, unknown_name
+from masksearch.errors import HeadCountError, LayerCountError, SearchError, unknown_name
 from masksearch.gates.collapse import CollapseWatch
 from masksearch.gates.config import DamConfig, build_config
 from masksearch.gates.config import preset as preset_named
@@ -153,11 +153,7 @@ def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
         LayerCountError: If there are targets for another number of layers.
         ValueError: If a target density is too low, or the control counts what the gates lack.
     """
-    if len(config.targets) > 1 and len(config.targets) != gates.layers:
-        raise LayerCountError(
-            f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
-            "give one share for all, or one for each layer of the gates"
-        )
+    check_targets(config, gates)
     if config.control == "sum" and gates.units is not None:
         raise ValueError(
             "control='sum' counts open edges, and a switch has none; use control='hinge'"
@@ -169,6 +165,15 @@ def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
         raise ValueError(
             f"every row keeps a key, so density is at least {least}{gates.least_density:.6g} at "
             f"length {gates.length}, got {config.density}"
+        )
+
+
+def check_targets(config: DamConfig, gates: Gates) -> None:
+    """Raises LayerCountError if there are targets for another number of layers."""
+    if len(config.targets) > 1 and len(config.targets) != gates.layers:
+        raise LayerCountError(
+            f"density names {len(config.targets)} layers, the gates have {gates.layers}; "
+            "give one share for all, or one for each layer of the gates"
         )
 
 
@@ -322,6 +327,7 @@ def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Ga
 
     Raises:
         SearchError: If the job names an unknown argument.
+        LayerCountError, HeadCountError: If the gates, or the densities of layers, do not fit.
         UnknownNameError, ValueError: If a value is none of those that it may be.
     """
     try:
@@ -334,11 +340,20 @@ def one_shot_parts(job: OneShot, shape: Shape, seed: int) -> tuple[DamConfig, Ga
         arguments |= job.gates
         if arguments.get("layers") != shape.layers:
             arguments.pop("read", None)  # other layers need the rows that the last one does not
-        return config, build_gates(arguments)
+        gates = build_gates(arguments)
     except TypeError as error:
         raise SearchError(
             f"a one-shot job holds arguments of Gates and DamConfig: {error}"
         ) from None
+    for name, misfit in (("layers", LayerCountError), ("heads", HeadCountError)):
+        own, wanted = getattr(gates, name), getattr(shape, name)
+        if own not in (1, wanted):
+            raise misfit(
+                f"these gates have {own} {name}, the model {wanted}; give {name}={wanted}, or "
+                f"{name}=1 to share them"
+            )
+    check_targets(config, gates)
+    return config, gates
 
 
 def build_gates(arguments: Mapping[str, Any]) -> Gates:

@@ -33,7 +33,13 @@ from masksearch.training.checkpoints import (
     training_state,
 )
 from masksearch.training.lamb import Lamb
-from masksearch.training.loop import keeping_modes, model_loss, on_device, parameter_groups
+from masksearch.training.loop import (
+    keeping_modes,
+    model_loss,
+    on_device,
+    parameter_groups,
+    save_or_warn,
+)
 
 REPORTS = 100  # of a run, about
 TEST_ROWS = 256  # held-out sequences, about, on which attention is taken away
@@ -103,11 +109,11 @@ class JointTraining:
                 if self.config.levels == 2 and self.warmup.acts(step):
                     self.next_batch(own, step)
         yield from tuple(self.curve)
-        saved = time.monotonic()
+        saved, full = time.monotonic(), False
         while self.step < self.config.steps:
             report = self.advance(batches, own)
             if checkpoints is not None and time.monotonic() - saved >= checkpoint_seconds:
-                checkpoints.save(self.step, *self.state())
+                full = save_or_warn(checkpoints, self.step, *self.state(), warned=full)
                 saved = time.monotonic()
             if report is not None:
                 yield report
@@ -357,13 +363,13 @@ class JointTraining:
 
 def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
     """The first batches with about so many rows; the last is cut where all of it has a first axis
-    of rows."""
+    of rows, but for scalars."""
     found: list[Batch] = []
     for batch in batches:
-        sizes = {len(v) if isinstance(v, Tensor) and v.ndim else None for v in batch.values()}
+        sizes = {len(value) for value in batch.values() if value.ndim}
         (size,) = sizes if len(sizes) == 1 else (None,)
         if size is not None and size > rows:
-            batch = {name: value[:rows] for name, value in batch.items()}
+            batch = {name: value[:rows] if value.ndim else value for name, value in batch.items()}
             size = rows
         found.append(batch)
         rows -= 1 if size is None else size

@@ -1,6 +1,6 @@
 """The published DAM, as its authors ran it: a reference for comparisons, quirks included.
 
-gates = sparsebert_gates("toeplitz", length=128, heads=12)    # DAM_s; "symmetric" is DAM_u
+gates = PublishedGates("toeplitz", length=128, heads=12)      # DAM_s; "symmetric" is DAM_u
 loss = model(**batch).loss + published_penalty(gates)         # model with the gates attached
 
 What the official code (github.com/han-shi/SparseBERT, modeling.py, run_pretraining.py,
@@ -138,17 +138,6 @@ class PublishedGates(Gates):
 def published_form(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score - 1e4 (1 - gate)); a query without an open gate attends to every key."""
     return add_to_scores(call, (1 - gate) * MASKED).attend()
-
-
-def sparsebert_gates(
-    structure: PublishedStructure = "toeplitz", *, length: int, heads: int, seed: int = 0
-) -> PublishedGates:
-    """The published gates at the start of a search; see `PublishedGates` for the arguments.
-
-    >>> sparsebert_gates(length=128, heads=12).logits.shape
-    torch.Size([1, 12, 128, 2])
-    """
-    return PublishedGates(structure, length=length, heads=heads, seed=seed)
 
 
 def published_penalty(gates: Gates, weight: float = 5e-5) -> Tensor:

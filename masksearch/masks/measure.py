@@ -14,7 +14,6 @@ from masksearch.masks.hops import LONGEST as LONGEST_HOPS
 from masksearch.masks.hops import hops
 from masksearch.masks.lower import HasShape, block_view, row_counts, under_causality
 from masksearch.masks.planes import Plane, distinct_planes
-from masksearch.masks.stacks import Cropped
 from masksearch.masks.tables import Table
 
 BLOCK = 64  # side of a kernel's block, in positions
@@ -252,34 +251,10 @@ def block_density(mask: Mask, length: int, block: int = BLOCK) -> float:
     return float(block_view(mask, length, block).float().mean())
 
 
-def overlap(first: DenseMask | Mask, second: DenseMask | Mask, length: int | None = None) -> float:
-    """Intersection over union of the kept cells, in [0, 1]; 1 for two empty ones.
-
-    Args:
-        first: A table, bool `[layers, heads, n, n]`, or a mask.
-        second: The same kind.
-        length: Positions that two masks are taken at; no n x n tensor is made for them.
-
-    Raises:
-        TypeError: If one is a mask and the other a table, or masks come without a length.
-    """
-    if isinstance(first, Mask) and isinstance(second, Mask) and length is not None:
-        either = (first | second).kept(length)
-        return (first & second).kept(length) / either if either else 1.0
-    if isinstance(first, Mask) or isinstance(second, Mask):
-        raise TypeError("overlap takes two tables, or two masks and a length")
+def overlap(first: DenseMask, second: DenseMask) -> float:
+    """Intersection over union of the kept cells of two tables, in [0, 1]; 1 for two empty ones."""
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0
-
-
-def whole_columns(mask: Mask, length: int) -> Tensor:
-    """Which keys every query keeps, bool `[layers, heads, n]`; no n x n tensor is made."""
-    planes, index = distinct_planes(mask)
-    whole = torch.ones(len(planes), length, dtype=torch.bool)
-    for plane, found in zip(planes, whole, strict=True):
-        for rows in plane.mask.row_chunks(length, head=plane.head):
-            found &= rows.all(0)
-    return whole[index].view(mask.layers or 1, mask.heads or 1, length)
 
 
 def on_diagonal(mask: Mask, length: int) -> Tensor:
@@ -292,51 +267,17 @@ def on_diagonal(mask: Mask, length: int) -> Tensor:
     return torch.stack(found)[index].view(mask.layers or 1, mask.heads or 1, length)
 
 
-def sparsity_over(
-    mask: Mask,
-    length: int,
-    *,
-    diagonal: bool = True,
-    global_tokens: bool = True,
-    padding: int = 0,
-) -> float:
-    """Dropped share of the cells that are asked for, in [0, 1].
+def sparsity_off_diagonal(counts: Tensor, on: Tensor) -> float:
+    """Dropped share of the cells with i != j, in [0, 1]; 0 where there are none.
 
-    `1 - kept / cells`, where all layers and heads are counted together. No n x n tensor is made.
+    SparseBERT drops the diagonal (arXiv 2102.12871, Section 3.3).
 
     Args:
-        mask: Any mask.
-        length: Positions.
-        diagonal: Whether the cells with i = j count (SparseBERT, arXiv 2102.12871, Section 3.3,
-            drops them).
-        global_tokens: Whether rows and columns that are kept whole count. They are found from
-            the mask, in each layer and head by itself. Without them the figure is the sparsity
-            of what is left: of a Longformer, that of its window.
-        padding: Last positions that are padding: their rows and columns do not count.
-
-    Returns:
-        The sparsity; 0 where no cell is left to count, as in a full mask without its global
-        tokens.
-
-    Raises:
-        LengthError: If the mask has another length.
-        ValueError: If `padding` is not in [0, length).
+        counts: Kept cells of each row, `[layers, heads, n]`.
+        on: Which positions keep themselves, bool, of the same shape.
     """
-    if not 0 <= padding < length:
-        raise ValueError(f"padding must be in [0, {length}), got {padding}")
-    if padding:
-        mask, length = Cropped(mask, length), length - padding
-    counts, on = row_counts(mask, length), on_diagonal(mask, length)
-    row = column = torch.zeros_like(on)
-    if not global_tokens:
-        row, column = counts == length, whole_columns(mask, length)
-    rows, columns = row.sum(-1), column.sum(-1)
-    cells = int(((length - rows) * (length - columns)).sum())
-    kept = int(counts.sum()) - int((length * (rows + columns) - rows * columns).sum())
-    if not diagonal:
-        cells -= int((~(row | column)).sum())
-        kept -= int((on & ~(row | column)).sum())
-    return 1 - kept / cells if cells else 0.0
+    cells = on.numel() * (on.shape[-1] - 1)
+    return 1 - (int(counts.sum()) - int(on.sum())) / cells if cells else 0.0
 
 
 def measures(
@@ -381,6 +322,5 @@ def measures(
     if size <= LONGEST_HOPS:
         result["hops"] = hops(mask if own is None else own, size, causal=shape.causal)
     if size > 1:
-        off = (kept - int(on.sum())) / (planes * (size * size - size))
-        result["sparsity_off_diagonal"] = 1 - off
+        result["sparsity_off_diagonal"] = sparsity_off_diagonal(counts, on)
     return result

@@ -6,10 +6,8 @@ the page.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 from masksearch.analysis.cautions import nothing_learned, search_cautions
@@ -47,13 +45,6 @@ from masksearch.study.status import in_words
 
 FORMAT, VERSION = "masksearch result", 1
 FAILURES = 20  # failed trials that are told in full at most
-
-
-def read_schema() -> dict[str, Any]:
-    """The JSON schema of `result.json` (draft 2020-12)."""
-    text = resources.files("masksearch.report").joinpath("result.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
 
 
 def result_of(

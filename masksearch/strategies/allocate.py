@@ -123,7 +123,7 @@ class AllocateStrategy:
             )
         score = score or ("ablate" if grow == "backward" else "restore")
         if isinstance(score, str) and score not in SCORE:
-            known = [*SCORE, "gates", *METHODS, *OF_UNITS, "a file of scores"]
+            known = dict.fromkeys((*SCORE, "gates", *METHODS, *OF_UNITS, "a file of scores"))
             raise unknown_name("score of units:", score, known)
         if not isinstance(score, str):
             check_scores(score, units)
@@ -285,7 +285,7 @@ def build_allocate(
     `cost` names what budgets count (`find_cost`).
 
     Raises:
-        SearchError: If the cost does not add up over the units.
+        SearchError: If the cost does not add up over the units, or gates are not each unit's own.
         ValueError: If gates cannot reach the density that they are asked for.
         FileNotFoundError, MaskFormatError: If `score` names a file that cannot be read.
     """
@@ -297,6 +297,11 @@ def build_allocate(
         own["score"] = units.read_scores(score)
     gates, config = options.get("gates") or {}, options.get("config") or {}
     if score == "gates":
+        if "preset" in gates:
+            raise SearchError(
+                f"score='gates' takes gates of each {units.unit}'s own, and all layers share "
+                f"those of preset={gates['preset']!r}; leave the preset out"
+            )
         del own["score"]
         each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
         if each.setdefault("structure", "switch") == "switch":
@@ -304,7 +309,15 @@ def build_allocate(
             each |= {} if units.kv_heads is None else {"kv_heads": units.kv_heads}
             config = {"density": units.quarter, **config}
         training = OneShot(each, waiting(config))
-        refuse_unreachable(*one_shot_parts(training, units.shape, 0))  # before a model is trained
+        built, trained = one_shot_parts(training, units.shape, 0)  # before a model is trained
+        refuse_unreachable(built, trained)
+        layers, heads = units.shape.layers, units.shape.heads
+        if trained.layers != layers or (trained.heads != heads and units.unit != "layer"):
+            raise SearchError(
+                f"score='gates' takes gates of each {units.unit}'s own, {layers} layers of "
+                f"{heads} heads, got layers={trained.layers}, heads={trained.heads}; leave both "
+                "out (--gate-layers)"
+            )
         own |= {"training": training, "run": run}
     elif score == "switch" or (score == "mass" and units.shape.causal):
         del own["score"]  # measured for whole units: sequences of decoders are long

@@ -131,7 +131,8 @@ def build_strategy(
                 f"strategy {PUBLISHED!r} has the penalties of the published table: drop "
                 f"{', '.join(sorted(taken))}, or train one with strategy='dam'"
             )
-        build_config({"preset": PUBLISHED, **config})  # refuses values that are out of range
+        job = OneShot({"preset": PUBLISHED}, {"preset": PUBLISHED, **config})
+        one_shot_parts(job, evaluator.shape, seed)  # refuses wrong values now
         return PublishedDamStrategy(run, config=config)
     if strategy == ALLOCATE:
         if space is not None:
@@ -208,9 +209,18 @@ def one_shot_config(
     options: Mapping[str, Any], evaluator: Evaluator, *, preset: bool = False
 ) -> dict[str, Any]:
     """Arguments of a `DamConfig` for a job: whether weights are frozen and, unless a preset says
-    it, the rate of those that are not."""
+    it, the rate of those that are not.
+
+    Raises:
+        SearchError: If frozen weights are to be trained.
+    """
     config = dict(options.get("config") or {})
     if isinstance(evaluator, FreezesWeights) and evaluator.weights_frozen:
+        if config.get("train") == "both":
+            raise SearchError(
+                "train='both' trains weights and gates, and with adapt='none' or 'recover' the "
+                "weights are frozen: leave train out, or give adapt='finetune'"
+            )
         return {**config, "train": "gates"}
     rate = evaluator.weight_lr if isinstance(evaluator, RatesWeights) else None
     return config if rate is None or preset or "preset" in config else {"lr": rate, **config}

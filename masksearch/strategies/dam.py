@@ -27,8 +27,8 @@ class DamStrategy:
         target: Density that the gates are trained for, in (0, 1); like all densities here over
             the pairs that real tokens form.
         length: Positions.
-        densities: Densities of the masks to cut; None = around the target, as far as one key in
-            every row allows.
+        densities: Densities of the masks to cut, in (0, 1]; None = around the target, raised to
+            one key in every row, and at most .9 (or the target).
         merge_heads: Cut one mask for all heads of a layer.
         least: Density of one key in every row; None = 1 / length, that of data without padding.
             Where `config` asks for no density, the gates are trained for twice that at least.
@@ -36,6 +36,9 @@ class DamStrategy:
         units: What chooses, where the gates are switches. Densities then begin at that of all
             local masks; where `config` asks for none it is a quarter of the way from there to
             that of all full masks.
+
+    Raises:
+        ValueError: If `densities` are no numbers in (0, 1].
     """
 
     def __init__(
@@ -52,17 +55,24 @@ class DamStrategy:
         units: Units | None = None,
         counts: str = "density",
     ) -> None:
+        for density in densities or ():
+            if not isinstance(density, int | float) or not 0 < density <= 1:
+                raise ValueError(
+                    "densities are shares of the pairs that masks keep, numbers in (0, 1], got "
+                    f"{density!r}; give such as [0.1, 0.05]"
+                )
         self.run, self.gates, self.config = run, dict(gates), waiting(config)
         self.length, self.least = length, 1 / length if least is None else least
         self.asked = [*(densities or ()), *([target] if "density" in config else [])]
         self.units, self.counts, floor = units, counts, 0.0
         if units is not None:
             self.least = floor = units.least
-            target = self.config.setdefault("density", units.quarter)
+            if "density" not in config:
+                target = self.config["density"] = units.quarter
         elif "density" not in config and target < self.least:
             target = self.config["density"] = min(0.9, 2 * self.least)
         above = (floor + (target - floor) * factor for factor in SPREAD)
-        around = (max(self.least, min(0.9, density)) for density in above)
+        around = (max(self.least, min(max(0.9, target), density)) for density in above)
         self.densities = tuple(densities or dict.fromkeys(around))
         self.merge_heads = merge_heads
         self.known: set[int] = set()

@@ -319,16 +319,7 @@ class Training:
             if time.monotonic() - saved < self.checkpoint_seconds:
                 continue
             self.check_losses()
-            try:
-                self.save(self.checkpoints)
-            except OSError as error:
-                if not full:
-                    warnings.warn(
-                        f"no checkpoint after step {self.done} ({error}); the run goes on, and "
-                        "the last good checkpoint is kept",
-                        stacklevel=2,
-                    )
-                full = True
+            full = save_or_warn(self.checkpoints, self.done, *self.state(), warned=full)
             saved = time.monotonic()
 
     def step(self) -> Step:
@@ -393,11 +384,10 @@ class Training:
                 )
 
     # -- checkpoints ---------------------------------------------------------------------------
-    def save(self, checkpoints: Checkpoints) -> None:
-        """Keeps the state after the steps that are done."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain facts after the steps that are done."""
         facts = {"key": self.key, "rows": self.accumulator.rows, "memory": self.memory or {}}
-        tensors = training_state(self.model, {"optimiser": self.optimiser})
-        checkpoints.save(self.done, tensors, facts)
+        return training_state(self.model, {"optimiser": self.optimiser}), facts
 
     def restore(self) -> None:
         """Goes back to the newest checkpoint of this run, if there is one."""
@@ -418,6 +408,32 @@ class Training:
             self.memory.update(found.facts["memory"])
         self.done = found.step
         self.random = {n: value for n, value in found.tensors.items() if n.startswith("random")}
+
+
+def save_or_warn(
+    checkpoints: Checkpoints,
+    step: int,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    *,
+    warned: bool,
+) -> bool:
+    """Saves a checkpoint as `Checkpoints.save`; a full disk costs a warning, the first time.
+
+    Returns:
+        Whether the run has warned, now or before (`warned`).
+    """
+    try:
+        checkpoints.save(step, tensors, facts)
+    except OSError as error:
+        if not warned:
+            warnings.warn(
+                f"no checkpoint after step {step} ({error}); the run goes on, and the last good "
+                "checkpoint is kept",
+                stacklevel=3,
+            )
+        return True
+    return warned
 
 
 def build_optimiser(groups: list[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:

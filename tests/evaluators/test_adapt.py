@@ -294,6 +294,49 @@ def test_gates_and_weights_are_trained_together_without_a_corpus(
     assert trained_gates(judge, tmp_path)[-1].step == 20
 
 
+@pytest.mark.parametrize(("frozen", "trained"), [(None, 3), (1, 1), ("all", 0)])
+def test_gates_are_trained_beside_the_weights_that_judged_masks_train(
+    data: Path, cache: Path, frozen: Any, trained: int
+) -> None:
+    body = evaluator(data, cache, adapt="finetune", frozen=frozen).differentiable(1).model
+    found = [name for name, part in body.named_parameters() if part.requires_grad]
+    parts = (".embeddings.", ".layer.0.", ".layer.1.")
+    assert sum(any(part in name for name in found) for part in parts) == trained
+    assert any("encoder" not in name for name in found)  # the head
+
+
+def test_gates_refuse_to_freeze_more_layers_than_there_are(data: Path, cache: Path) -> None:
+    with pytest.raises(ValueError, match="frozen=99, but the encoder has 2 layers"):
+        evaluator(data, cache, adapt="finetune", frozen=99).differentiable(1)
+
+
+def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data / "glue", tmp_path / "glue")
+    for task in ("SST-2", "RTE"):
+        file = tmp_path / "glue" / task / "train.tsv"
+        title, *rows = file.read_text().splitlines()
+        file.write_text("\n".join([title, *rows * 4]) + "\n")
+    judge = GlueEvaluator(
+        None, tmp_path / "glue", tasks=("SST-2", "RTE"), weights=data / "checkpoint", length=32,
+        cache=tmp_path / "cache", device="cpu", adapt="finetune",
+    )  # fmt: skip
+    assert [int(batch["task"]) for batch in judge.differentiable(1).held_out] == [0, 1, 0, 1]
+
+
+def test_frozen_weights_are_not_trained_beside_gates(
+    data: Path, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SearchError, match=r"train='both' .* frozen: leave train out"):
+        ms.search(
+            None,
+            evaluator(data, cache),
+            run=tmp_path / "run",
+            trials=2,
+            strategy="dam",
+            strategy_options={"config": {"train": "both"}},
+        )
+
+
 def test_a_search_by_dam_needs_no_corpus(data: Path, cache: Path, tmp_path: Path) -> None:
     study = ms.search(
         None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
@@ -140,6 +142,32 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(
     assert Checkpoints(tmp_path / "killed", "dam").files()
     assert list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "killed")) == straight
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {GATES_FILE}
+
+
+def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
+    evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
+    job = OneShot({"layers": 1}, {"steps": 12, "density": 0.3, "gate_lr": 0.5})
+    straight = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "straight"))
+    reports = run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "full")
+    begun = [next(reports) for _ in range(5)]
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    said = "no checkpoint after step 6 .*No space left"
+    problem = pytest.raises(OSError, match="cannot write")
+    with pytest.warns(UserWarning, match=said) as caught, problem as end:
+        begun.extend(reports)
+    assert end.value.errno == errno.ENOSPC  # of the gates; the trial stays open in its study
+    assert sum("no checkpoint" in str(each.message) for each in caught) == 1
+    assert begun == straight
+    monkeypatch.undo()
+    assert list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "full")) == straight
+    assert (tmp_path / "full" / GATES_FILE).is_file()
 
 
 def test_gates_of_two_levels_hear_only_their_own_batches():

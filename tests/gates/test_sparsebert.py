@@ -19,7 +19,6 @@ from masksearch.gates.sparsebert import (
     PublishedGates,
     published_penalty,
     published_rate,
-    sparsebert_gates,
 )
 
 N, HEADS, WIDTH = 8, 2, 4
@@ -77,13 +76,13 @@ def gate_of(structure: str, i: int, j: int) -> int:
 # -- the gates -------------------------------------------------------------------------------
 @pytest.mark.parametrize(("structure", "count"), [("toeplitz", 128), ("symmetric", 8256)])
 def test_first_logits_are_small_noise_from_the_seed(structure: Any, count: int):
-    gates = sparsebert_gates(structure, length=128, heads=12)
+    gates = PublishedGates(structure, length=128, heads=12)
     logits = gates.logits.detach()
     assert logits.shape == (1, 12, count, 2)
     assert logits.std().item() == pytest.approx(1e-3, rel=0.05)
     assert abs(logits.mean().item()) < 1e-4
-    torch.testing.assert_close(sparsebert_gates(structure, length=128, heads=12).logits, logits)
-    other = sparsebert_gates(structure, length=128, heads=12, seed=1).logits
+    torch.testing.assert_close(PublishedGates(structure, length=128, heads=12).logits, logits)
+    other = PublishedGates(structure, length=128, heads=12, seed=1).logits
     assert (other != logits).all()
 
 
@@ -132,7 +131,7 @@ def test_frequency_of_samples_is_the_probability():
 
 
 def test_eval_mode_samples_too_and_only_deterministic_rounds():
-    gates = sparsebert_gates(length=N, heads=HEADS).eval()
+    gates = PublishedGates(length=N, heads=HEADS).eval()
     seen = set()
     for _ in range(5):
         gates.draw()
@@ -154,7 +153,7 @@ def test_tie_is_open():
 
 
 def test_same_seed_same_samples_and_pickle_goes_on():
-    first, second = (sparsebert_gates(length=N, heads=HEADS, seed=3) for _ in range(2))
+    first, second = (PublishedGates(length=N, heads=HEADS, seed=3) for _ in range(2))
     for gates in (first, second):
         gates.draw()
     torch.testing.assert_close(sample(first), sample(second), atol=0, rtol=0)
@@ -165,7 +164,7 @@ def test_same_seed_same_samples_and_pickle_goes_on():
 
 
 def test_arguments_rebuild_the_gates():
-    gates = sparsebert_gates("symmetric", length=N, heads=HEADS, seed=5)
+    gates = PublishedGates("symmetric", length=N, heads=HEADS, seed=5)
     again = PublishedGates(**gates.arguments)
     torch.testing.assert_close(again.logits, gates.logits, atol=0, rtol=0)
     assert again.arguments == {"structure": "symmetric", "length": N, "heads": HEADS, "seed": 5}
@@ -270,7 +269,7 @@ def test_penalty_counts_open_edges_and_is_deaf_at_closed_gates():
 
 
 def test_penalty_at_bert_base_size_is_finite_where_fp16_overflows():
-    gates = sparsebert_gates(length=128, heads=12)
+    gates = PublishedGates(length=128, heads=12)
     gates.draw()
     assert published_penalty(gates).item() == pytest.approx(5e-5 * 98304, rel=0.1)
     assert sample(gates).half().norm(p=1).isinf()
@@ -297,7 +296,7 @@ def test_other_structures_are_refused():
 
 
 def test_misfits_are_named():
-    gates = sparsebert_gates(length=N, heads=3)
+    gates = PublishedGates(length=N, heads=3)
     with pytest.raises(RuntimeError, match="drawn once per forward pass"):
         attend(gates, *calls())
     with pytest.raises(RuntimeError, match="call draw"):
@@ -313,7 +312,7 @@ def test_misfits_are_named():
 
 
 def test_fewer_queries_than_keys_are_the_last_ones():
-    gates = sparsebert_gates(length=N, heads=1)
+    gates = PublishedGates(length=N, heads=1)
     gates.draw()
     query, key, value = calls()
     whole = attend(gates, query, key, value)

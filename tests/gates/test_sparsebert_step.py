@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.attention.attach import attach, detach
-from masksearch.gates.sparsebert import published_penalty, sparsebert_gates
+from masksearch.gates.sparsebert import PublishedGates, published_penalty
 from masksearch.training.lamb import Lamb
 
 N, HEADS, WIDTH = 8, 2, 4
@@ -103,7 +103,7 @@ def own_forward(w: dict[str, Tensor], data: dict[str, Tensor], mask: Tensor) -> 
 def test_whole_step_matches_derivation_by_hand(structure: Any, seed: int):
     penalty, rate = 0.01, 6e-3
     model, data = tiny_bert(), batch()
-    gates = sparsebert_gates(structure, length=N, heads=HEADS, seed=seed)
+    gates = PublishedGates(structure, length=N, heads=HEADS, seed=seed)
     with torch.no_grad():  # far enough from the start that the two logits differ
         gates.logits.normal_(generator=torch.Generator().manual_seed(seed))
     logits = gates.logits.detach().double().clone()
@@ -176,7 +176,7 @@ def weight_gradient(weight: Tensor) -> Tensor:
 
 
 def test_copy_of_a_model_with_gates_samples_for_itself():
-    model = attach(tiny_bert(), sparsebert_gates(length=N, heads=HEADS))
+    model = attach(tiny_bert(), PublishedGates(length=N, heads=HEADS))
     twin = copy.deepcopy(model)
     first, second = (m(**batch()).loss for m in (model, twin))
     torch.testing.assert_close(first, second)

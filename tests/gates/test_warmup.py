@@ -367,7 +367,8 @@ def test_a_mask_of_gates_that_attention_was_late_for_warns(
     card = result.health()
     assert card[flag]
     (problem,) = (text for text in card.problems if words in text)
-    assert all(remedy in problem for remedy in ("initial weights", "lr", "more steps"))
+    remedies = ("initial weights", "another lr", "more steps", "finetune_lr", "adapt='none'")
+    assert all(remedy in problem for remedy in remedies)
 
 
 def cut_from(folder: Path, **values: float) -> Any:
@@ -417,6 +418,13 @@ def test_few_rows():
     (whole,) = few_rows([{"a": rows, "b": rows[:3]}], 1)
     assert len(whole["a"]) == 10  # its rows are not known
     assert few_rows([], 4) == []
+
+
+def test_few_rows_counts_the_rows_of_batches_that_name_their_task():
+    batch = {"a": torch.arange(10), "task": torch.tensor(1)}
+    found = few_rows([batch] * 9, 14)
+    assert [len(each["a"]) for each in found] == [10, 4]
+    assert all(int(each["task"]) == 1 for each in found)
 
 
 # -- planted processes with plateaus -----------------------------------------------------------

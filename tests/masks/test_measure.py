@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_trees import HEADS, LAYERS, pairs, sized_trees
+from mask_trees import HEADS, LAYERS, sized_trees
 
 import masksearch as ms
 from masksearch import masks
@@ -28,7 +28,7 @@ from masksearch.masks.measure import (
     measures,
     overlap,
     pair_weights,
-    sparsity_over,
+    sparsity_off_diagonal,
     table_fingerprint,
     unread_share,
 )
@@ -108,54 +108,14 @@ def test_overlap_by_counting(sized):
     assert overlap(one & ~one, two & ~two) == 1.0
 
 
-@settings(max_examples=40)
-@given(pairs())
-def test_overlap_of_masks_is_that_of_their_tables(drawn):
-    length, one, two = drawn
-    found = overlap(one, two, length)
-    tables = [mask.dense(length, LAYERS, HEADS) for mask in (one, two)]
-    assert found == pytest.approx(overlap(*tables))
-
-
-def test_overlap_takes_two_of_a_kind():
-    mask = masks.window(1)
-    for given_ in ((mask, mask), (mask, mask.dense(4)), (mask.dense(4), mask, 4)):
-        with pytest.raises(TypeError, match="two tables, or two masks and a length"):
-            overlap(*given_)
-
-
-@settings(max_examples=60)
-@given(sized_trees(), st.booleans(), st.booleans(), st.data())
-def test_sparsity_over_matches_a_loop(sized, diagonal, global_tokens, data):
+@given(sized_trees())
+def test_sparsity_off_the_diagonal_by_counting(sized):
     length, mask = sized
-    padding = data.draw(st.integers(0, length - 1))
-    table = mask.dense(length)[:, :, : length - padding, : length - padding]
-    counted = dropped = 0
-    for plane in table.flatten(0, 1):
-        for query, row in enumerate(plane):
-            for key, kept in enumerate(row):
-                if query == key and not diagonal:
-                    continue
-                if (row.all() or plane[:, key].all()) and not global_tokens:
-                    continue
-                counted += 1
-                dropped += not kept
-    found = sparsity_over(
-        mask, length, diagonal=diagonal, global_tokens=global_tokens, padding=padding
-    )
-    assert found == pytest.approx(dropped / max(1, counted))
-
-
-def test_sparsity_over_by_hand():
-    mask = masks.longformer(1, 2)
-    assert sparsity_over(mask, 10) == pytest.approx(mask.sparsity(10))
-    assert sparsity_over(mask, 10, global_tokens=False) == pytest.approx(1 - (3 * 8 - 2) / 64)
-    rest = sparsity_over(mask, 10, global_tokens=False, diagonal=False)
-    assert rest == pytest.approx(1 - 14 / 56)
-    assert sparsity_over(masks.window(1), 10, padding=4) == masks.window(1).sparsity(6)
-    assert sparsity_over(masks.full(), 3, global_tokens=False) == 0
-    with pytest.raises(ValueError, match=r"padding must be in \[0, 3\), got 3"):
-        sparsity_over(masks.full(), 3, padding=3)
+    table = mask.dense(length)
+    others = ~torch.eye(length, dtype=torch.bool).expand_as(table)
+    dropped = int((~table & others).sum()) / max(1, int(others.sum()))
+    found = sparsity_off_diagonal(table.sum(-1), table.diagonal(0, -2, -1))
+    assert found == pytest.approx(dropped)
 
 
 @given(sized_trees())

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from dataclasses import fields, replace
+from importlib import resources
 
 import jsonschema
 import numpy as np
@@ -19,7 +20,7 @@ from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density, unit_densities
 from masksearch.report.pictures import Pictures
 from masksearch.report.reproduce import JUDGES, evaluate_line
-from masksearch.report.result import read_schema, result_of
+from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
@@ -43,7 +44,8 @@ def section(record, compared, objectives, shape):
 def test_result_validates_and_is_json(section):
     result = result_of([section], title="t", progress=["on its way"])
     again = json.loads(json.dumps(result, allow_nan=False))
-    jsonschema.validate(again, read_schema())
+    schema = resources.files("masksearch.report").joinpath("result.schema.json")
+    jsonschema.validate(again, json.loads(schema.read_text()))
     assert again["failures"][0]["reason"] == "boom"
     (part,) = again["sections"]
     chart = part["chart"]

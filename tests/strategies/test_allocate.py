@@ -18,6 +18,7 @@ from masksearch.contracts import Evaluate, Objective, Proposal, Record, Report, 
 from masksearch.errors import (
     EmptyRowError,
     HeadCountError,
+    MaskSearchError,
     ResumeError,
     SearchError,
     UnknownNameError,
@@ -25,7 +26,9 @@ from masksearch.errors import (
 from masksearch.executors.local import Local
 from masksearch.gates.units import Units
 from masksearch.masks.measure import effective_density, pair_weights
+from masksearch.models.encoders import Size
 from masksearch.strategies.allocate import AllocateStrategy, ranked_path, spread
+from masksearch.strategies.build import build_strategy
 from masksearch.strategies.unit_budgets import solve
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
@@ -327,7 +330,7 @@ def test_bad_options_are_refused(tmp_path):
     for options, problem in [
         ({"local": None}, r"need a local mask.*--local"),
         ({"grow": "greed"}, r"'greed'.*greedy"),
-        ({"score": "restor"}, r"'restor'.*restore"),
+        ({"score": "restor"}, r"'restor'.*: restore, ablate, gates, mass, gradient, flip, switch"),
         ({"grow": "greedy", "tries": 0}, r"1 or more; got 0"),
         ({"tries": 3}, r"got 3 for 'ranked'"),
         ({"score": {"l0.h0": [0.0, 1.0]}}, r"got nothing for l0\.h1"),
@@ -367,6 +370,33 @@ def test_gates_that_cannot_reach_their_density_are_refused_before_any_training(
             strategy_options={**options, "config": {"density": 0.01}},
         )
     assert not list(tmp_path.glob("run/trials/*"))
+
+
+@pytest.mark.parametrize(
+    ("unit", "gates", "problem"),
+    [
+        ("head", {"layers": 1}, r"2 layers of 2 heads, got layers=1, heads=2; leave both out"),
+        ("head", {"heads": 1}, r"each head's own.* got layers=2, heads=1; leave both out"),
+        ("layer", {"layers": 1}, r"each layer's own.* got layers=1, heads=2; leave both out"),
+        ("layer", {"layers": 3}, r"3 layers, the model 2; give layers=2"),
+        ("head", {"preset": "sparsebert"}, r"share those of preset='sparsebert'; leave the pre"),
+    ],
+)
+def test_gates_that_are_not_each_units_own_are_refused_before_any_training(
+    unit, gates, problem, tmp_path
+):
+    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    judge = ms.PlantedEvaluator(process, size=Size(2, 16, 2))
+    options = {"local": "star()", "unit": unit, "score": "gates", "gates": gates}
+    with pytest.raises(MaskSearchError, match=problem):
+        build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options)
+
+
+def test_gates_that_all_heads_share_score_layers(tmp_path):
+    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    judge = ms.PlantedEvaluator(process, size=Size(2, 16, 2))
+    options = {"local": "star()", "unit": "layer", "score": "gates", "gates": {"heads": 1}}
+    assert build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options).ask()
 
 
 def test_failed_units_are_passed_over():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 import masksearch as ms
+from masksearch import masks
 from masksearch.contracts import OneShot, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.gates.dam import one_shot_parts
+from masksearch.gates.units import Units
+from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
 
 EVALUATOR = ms.PlantedEvaluator(
@@ -35,6 +38,28 @@ def test_wrong_settings_of_gates_are_refused_before_anything_is_trained(tmp_path
     with pytest.raises((MaskSearchError, ValueError), match=r"flop|structur|fre"):
         ms.search(None, EVALUATOR, run=run, trials=2, strategy="dam", strategy_options=options)
     assert not (run / "trials").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"gates": {"layers": 3}}, r"3 layers, the model 1; give layers=1"),
+        ({"gates": {"heads": 3}}, r"3 heads, the model 2; give heads=2, or heads=1 to share"),
+        ({"config": {"density": [0.3, 0.2]}}, r"density names 2 layers, the gates have 1; give"),
+        ({"densities": [2]}, r"numbers in \(0, 1\], got 2; give"),
+        ({"densities": [0.3, "a"]}, r"numbers in \(0, 1\], got 'a'; give"),
+    ],
+)
+def test_gates_that_do_not_fit_are_refused_before_anything_is_trained(tmp_path, options, problem):
+    with pytest.raises(ValueError, match=problem):
+        build_strategy("dam", None, EVALUATOR, seed=0, run=tmp_path, options=options)
+
+
+def test_switches_have_a_target_for_each_layer(tmp_path):
+    units = Units(Shape(8, 2, 2), (masks.star(), masks.full()), "layer")
+    given = {"gates": {}, "units": units, "length": 8, "target": 0.7}
+    each = DamStrategy(tmp_path, config={"density": [0.6, 0.8]}, **given)
+    assert each.densities == DamStrategy(tmp_path, config={"density": 0.7}, **given).densities
 
 
 def test_gates_that_are_trained_alone_are_each_layers_own_unless_it_is_said():
@@ -75,6 +100,11 @@ def test_dam_resumes_from_its_gates(tmp_path):
 def test_densities_end_at_what_the_length_allows(tmp_path):
     strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.05, length=24)
     assert strategy.densities == pytest.approx((0.05, 1 / 24, 0.1, 0.07, 0.14))
+
+
+def test_a_high_target_is_cut_as_it_was_asked_for(tmp_path):
+    strategy = DamStrategy(tmp_path, gates={}, config={}, target=0.95, length=24)
+    assert strategy.densities == pytest.approx((0.95, 0.475, 0.665, 0.3325))
 
 
 def test_densities_end_at_one_key_for_every_token(tmp_path):

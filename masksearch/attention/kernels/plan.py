@@ -467,7 +467,7 @@ def cut_parts(
 
 
 # -- what is given with a plan -----------------------------------------------------------------
-class Plan(Protocol):
+class KernelPlan(Protocol):
     """What a kernel computes for one layer."""
 
     @property
@@ -485,7 +485,7 @@ def asks_gradient(*states: Tensor) -> bool:
 
 
 def check_states(
-    query: Tensor, key: Tensor, value: Tensor, plan: Plan, visible: Tensor | None
+    query: Tensor, key: Tensor, value: Tensor, plan: KernelPlan, visible: Tensor | None
 ) -> None:
     """Refuses states that do not fit the plan; arguments as in `gather_attention`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,22 +20,12 @@ from masksearch.report.figures.style import (
     new_figure,
 )
 
+if TYPE_CHECKING:
+    from masksearch.positions.result import Profile
+
 RISE = "rise of the loss when dropped (nats)"
 SHARES, EFFECTS = "Blues", "RdBu_r"  # from 0 up; around 0, red = dropping it hurts
 TICKS = 10  # of an axis of offsets, at most
-
-
-class ProfileLike(Protocol):
-    """Means with intervals over offsets or key positions."""
-
-    @property
-    def at(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def mean(self) -> Tensor: ...  # noqa: D102 [layers, heads, len(at)]
-    @property
-    def low(self) -> Tensor: ...  # noqa: D102
-    @property
-    def high(self) -> Tensor: ...  # noqa: D102
 
 
 def plot_attention_maps(values: Tensor, label: str = "attention weight") -> Figure:
@@ -65,7 +55,7 @@ def plot_attention_maps(values: Tensor, label: str = "attention weight") -> Figu
 
 def plot_importance_dynamics(
     steps: Sequence[int],
-    profiles: Sequence[ProfileLike],
+    profiles: Sequence[Profile],
     lines: Mapping[str, Sequence[tuple[Tensor, Tensor, Tensor]]] | None = None,
     label: str = RISE,
 ) -> Figure:

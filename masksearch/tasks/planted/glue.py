@@ -124,11 +124,6 @@ class PlantedGlueTask:
             return self.process.pairs
         return pairs_across(self.process, self.cut)
 
-    @property
-    def ceiling(self) -> float:
-        """Largest value of every metric."""
-        return 1.0
-
     def oracle(self, length: int | None = None) -> Mask:
         """The mask that shows every pair and nothing else: both directions of `pairs`, and the
         diagonal so that no row is empty. Pre-training needs both directions, a label one of them.

@@ -21,7 +21,7 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Batch
 from masksearch.masks.core import Mask
-from masksearch.tasks.planted.process import Groups, hide_tokens
+from masksearch.tasks.planted.process import hide_tokens
 
 Curve = NDArray[np.float64]  # accuracy by the number of kept keys
 HEADROOM = 1e-12  # accuracies that close are equal
@@ -185,11 +185,6 @@ class GradedProcess:
     def planted(self) -> tuple[Dependency, ...]:
         """The dependencies, the default ones where none were given."""
         return self.dependencies or ()
-
-    @property
-    def pairs(self) -> Groups:
-        """The positions of each dependency, position 0 left out."""
-        return tuple(dependency.members for dependency in self.planted)
 
     @property
     def parts(self) -> int:

@@ -370,7 +370,7 @@ def hide_tokens(tokens: Tensor, hidden: float, mask_id: int, random: torch.Gener
     }
 
 
-class TokenSource(Protocol):
+class SequenceSource(Protocol):
     """What `PlantedTask` needs of a process."""
 
     @property
@@ -400,7 +400,7 @@ class PlantedTask:
         draw_number: Number of their draw, from 0; two draws have nothing in common.
     """
 
-    process: TokenSource
+    process: SequenceSource
     batch: int = 64
     held_out_sequences: int = 1024
     draw_number: int = 0
