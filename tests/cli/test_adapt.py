@@ -95,3 +95,15 @@ def test_a_dense_model_under_another_key_is_one_line(monkeypatch, capsys, tmp_pa
     code, _, err = run(monkeypatch, capsys, *again[:-3], tmp_path / "c", "--first-seed", 7)
     assert (code, err.count("\n")) == (2, 1)
     assert "holds a dense model of another protocol" in err
+
+
+@pytest.mark.filterwarnings("ignore:the strategy has no more masks")
+def test_a_search_by_gates_that_could_not_be_trained_is_an_error(
+    monkeypatch, capsys, tmp_path, toys
+):
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
+    data = ("--weights", toys / "checkpoint", "--glue", toys / "glue", "--tasks", "SST-2")
+    words = ("--strategy", "dam", *data, *SMALL, "--set", "frozen=99", "--run", tmp_path / "run")
+    code, _, err = run(monkeypatch, capsys, "search", *words)
+    assert code == 2
+    assert re.search("^error: no trial of .*/run has a score: .*99", err, re.M), err

@@ -315,12 +315,3 @@ def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path,
     assert "memory" in out
     code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--cost-length", 256)
     assert (code, err) == (2, "error: --cost-length needs --latency or --memory\n")
-
-
-def test_a_search_whose_trials_have_all_failed_is_an_error(monkeypatch, capsys, tmp_path, job):
-    proxy = Path(job[3].rpartition(":")[0])
-    proxy.write_text(proxy.read_text().replace("ToyEvaluator()", "ToyEvaluator(nan_at=-1)"))
-    words = ("--trials", 1, "--strategy", "random", "--run", tmp_path / "run")
-    code, _, err = run(monkeypatch, capsys, *job, *words)
-    assert code == 2
-    assert f"error: no trial of {tmp_path / 'run'} has a score: FloatingPointError" in err
