@@ -28,6 +28,14 @@ DATA = os.environ.get("MASKSEARCH_DATA")
 LARGEST = 200_000  # bytes of a result that is kept
 
 
+def run_script(path: str, *words: object, env: dict[str, str] | None = None) -> str:
+    """What a script of that path in the experiments prints; it ends well."""
+    command = [sys.executable, str(FOLDER / path), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_experiment_is_documented_and_its_results_are_small(folder):
     text = (folder / "README.md").read_text(encoding="utf-8")
@@ -40,16 +48,9 @@ def test_experiment_is_documented_and_its_results_are_small(folder):
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_first_search_smoke(tmp_path):
-    script = FOLDER / "01_first_search" / "run.py"
-    arguments = ["band", "dam", "compare", "tables", "--data", str(DATA), "--smoke"]
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--runs", str(tmp_path / "runs")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "dam" in done.stdout
+    words = ["band", "dam", "compare", "tables", "--data", DATA, "--smoke"]
+    printed = run_script("01_first_search/run.py", *words, "--runs", tmp_path / "runs")
+    assert "dam" in printed
     assert (tmp_path / "runs" / "results" / "compare.csv").is_file()
 
 
@@ -139,20 +140,13 @@ def test_importance_verdict_needs_the_whole_interval_inside_the_margin(
 
 @pytest.mark.slow
 def test_importance_smoke(tmp_path):
-    script = FOLDER / "02_importance" / "run.py"
     stages, files = ["approximation", "planted"], ["approximation.csv", "planted.png"]
-    arguments = ["--smoke", "--runs", str(tmp_path / "runs")]
+    arguments = ["--smoke", "--runs", tmp_path / "runs"]
     if DATA is not None:
         stages += ["text", "importance"]
         files += ["text_differences.csv", "importance_text.png", "dynamics_planted.csv"]
         arguments += ["--data", DATA]
-    done = subprocess.run(
-        [sys.executable, str(script), *stages, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script("02_importance/run.py", *stages, *arguments)
     results = tmp_path / "runs" / "results"
     for name in files:
         assert (results / name).is_file()
@@ -163,15 +157,8 @@ def test_importance_smoke(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 def test_dam_text_smoke(tmp_path):
-    script = FOLDER / "06_dam_text" / "run.py"
-    arguments = ["find", "judge", "table", "--data", str(DATA), "--seeds", "0", "--smoke"]
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--runs", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ["find", "judge", "table", "--data", DATA, "--seeds", "0", "--smoke"]
+    run_script("06_dam_text/run.py", *words, "--runs", tmp_path)
     rows = (tmp_path / "results" / "judged.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == {"dam", "star", "by hand"}
 
@@ -184,21 +171,14 @@ def test_sparsebert_table_smoke(tmp_path):
         said = [(draw.choices(words[n % 2 :: 2], k=draw.randint(4, 10)), n % 2) for n in range(96)]
         lines = ["sentence\tlabel", *(f"{' '.join(text)}\t{label}" for text, label in said)]
         (tmp_path / "glue" / "SST-2" / f"{part}.tsv").write_text("\n".join(lines) + "\n")
-    script = FOLDER / "12_sparsebert_table" / "run.py"
-    done = subprocess.run(
-        [
-            *(sys.executable, str(script)),
-            *("dense", "gates", "none", "finetune", "table", "--smoke"),
-            *("--data", str(tmp_path), "--runs", str(tmp_path / "runs")),
-            *("--weights", str(tiny_checkpoint(tmp_path / "checkpoint", words))),
-            *("--tasks", "SST-2", "--seeds", "0"),
-            *("--masks", "dense", "star", "DAM_u 1e-4"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
+    run_script(
+        "12_sparsebert_table/run.py",
+        *("dense", "gates", "none", "finetune", "table", "--smoke"),
+        *("--data", tmp_path, "--runs", tmp_path / "runs"),
+        *("--weights", tiny_checkpoint(tmp_path / "checkpoint", words)),
+        *("--tasks", "SST-2", "--seeds", "0"),
+        *("--masks", "dense", "star", "DAM_u 1e-4"),
     )
-    assert done.returncode == 0, done.stderr[-2000:]
     rows = (tmp_path / "runs" / "results" / "scores.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 3
 
@@ -206,36 +186,16 @@ def test_sparsebert_table_smoke(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(DATA is None, reason="MASKSEARCH_DATA names no folder with real data")
 def test_random_text_smoke(tmp_path):
-    script = FOLDER / "13_random_text" / "run.py"
-    arguments = ["search", "judge", "table", "--data", str(DATA), "--smoke"]
-    done = subprocess.run(
-        [sys.executable, str(script), *arguments, "--runs", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ["search", "judge", "table", "--data", DATA, "--smoke"]
+    run_script("13_random_text/run.py", *words, "--runs", tmp_path)
     rows = (tmp_path / "results" / "scores.csv").read_text().splitlines()
     assert len(rows) == 1 + 6
 
 
 @pytest.mark.slow
 def test_planted_recall_smoke(tmp_path):
-    script = FOLDER / "14_planted_recall" / "run.py"
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(script),
-            *("train", "judge", "find", "draw", "table"),
-            "--smoke",
-            "--runs",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    stages = ["train", "judge", "find", "draw", "table"]
+    run_script("14_planted_recall/run.py", *stages, "--smoke", "--runs", tmp_path)
     found = pd.read_csv(tmp_path / "results" / "regret.csv")
     assert {"dam switches", "allocate gates", "tpe", "last heads"} <= {*found.method}
     assert (found.regret > -1e-6).all()
@@ -245,14 +205,7 @@ def test_planted_recall_smoke(tmp_path):
 
 @pytest.mark.slow
 def test_shared_weights_smoke(tmp_path):
-    script = FOLDER / "08_shared_weights" / "run.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--smoke", "--run", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_script("08_shared_weights/run.py", "--smoke", "--run", tmp_path)
     (line,) = (tmp_path / "results" / "table.csv").read_text().splitlines()[1:]
     assert line.startswith("graded,smoke,100,9,")
 
@@ -274,16 +227,10 @@ def run_glue_fronts(folder: Path, script: str, *arguments: str) -> Path:
     for part in ("train", "valid"):
         text = "\n".join(line.split("\t")[0] for line in sentences * 4)
         (folder / "wikitext-2" / f"{part}.txt").write_text(text)
-    given = ["--data", str(data), "--weights", str(data / "checkpoint"), "--tasks", "SST-2"]
-    given += [*arguments, "--smoke", "--runs", str(runs)]
-    done = subprocess.run(
-        [sys.executable, str(FOLDER / "11_glue_fronts" / script), *given],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "MASKSEARCH_CACHE": str(folder / "cache")},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    given = ["--data", data, "--weights", data / "checkpoint", "--tasks", "SST-2"]
+    given += [*arguments, "--smoke", "--runs", runs]
+    env = {**os.environ, "MASKSEARCH_CACHE": str(folder / "cache")}
+    run_script(f"11_glue_fronts/{script}", *given, env=env)
     return runs / "results"
 
 
@@ -329,24 +276,18 @@ def test_smollm2_smoke(tmp_path):
     novels.mkdir()
     for number, article in enumerate(each for each in articles if len(each) > 500):
         (novels / f"novel{number:02}.txt").write_text(article)
-    script, runs = FOLDER / "10_smollm2" / "run.py", tmp_path / "runs"
     stages = ["search", "judge", "longer", "recover", "native", "tables"]
-    options = ["--data", tmp_path, "--weights", model, "--runs", runs]
+    options = ["--data", tmp_path, "--weights", model, "--runs", tmp_path / "runs"]
     options += ["--arms", "restore,switch,random"]
-    done = subprocess.run(
-        [sys.executable, script, *stages, "--smoke", *options],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    judged = pd.read_csv(runs / "results" / "judged.csv").set_index("mask")
+    run_script("10_smollm2/run.py", *stages, "--smoke", *options)
+    results = tmp_path / "runs" / "results"
+    judged = pd.read_csv(results / "judged.csv").set_index("mask")
     assert {"dense", "restore 2", "first 2", "random layers 0 2"} <= {*judged.index}
     assert judged.kv_bytes["dense"] == 1
-    native = json.loads((runs / "results" / "native.json").read_text())
-    recovered = pd.read_csv(runs / "results" / "recovered.csv").set_index("mask")
+    native = json.loads((results / "native.json").read_text())
+    recovered = pd.read_csv(results / "recovered.csv").set_index("mask")
     assert {*recovered.index} == {"restore 2", "every n-th 2", "dense"}
-    bare = pd.read_csv(runs / "results" / "bare.csv").set_index("mask")
+    bare = pd.read_csv(results / "bare.csv").set_index("mask")
     assert native["nll"] == pytest.approx(
         bare.nll["restore 2, no sinks"], abs=0.1
     )  # 256 tokens on

@@ -106,3 +106,20 @@ def write_swag(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def small(data: Path) -> dict[str, object]:
+    """Settings of a second, for an evaluator of the text in that folder."""
+    return {
+        "steps": 2,
+        "reports": 1,
+        "size": "nano",
+        "length": 32,
+        "tokenizer": data / "vocab.txt",
+        "batch": 8,
+        "epochs": 1,
+        "cache": data / "cache",
+        "held_out_sequences": 8,
+        "device": "cpu",
+        "half": "all",  # of so few rows
+    }

@@ -251,16 +251,6 @@ def test_checkpointing_changes_no_gradient(at: Architecture, way: str):
     assert any(not torch.allclose(unmasked[name], expected[name], atol=1e-4) for name in unmasked)
 
 
-@pytest.fixture
-def one_process():
-    """A real process group of this process alone."""
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @by_mask_and_gates
 @every
 @pytest.mark.slow

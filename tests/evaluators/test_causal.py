@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from killed_runs import reports_until
 from optuna.trial import BaseTrial
 from safetensors.torch import load_file, save_file
 from scipy import stats
@@ -26,7 +26,7 @@ from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.evaluators.token_scores import band_means, document_scores, score_tokens
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
-from masksearch.training.loop import Step, TrainConfig, follow_trainings
+from masksearch.training.loop import follow_trainings
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 WORDS = [f"w{number}" for number in range(40)]
@@ -225,15 +225,7 @@ def test_a_killed_training_ends_as_it_would_have(data: Path, tmp_path: Path) -> 
     judge = scratch(data, checkpoint_seconds=0.0)
     straight, _ = counted(judge, tmp_path / "a")
 
-    class Killed(Exception):
-        pass
-
-    def kill(step: Step, config: TrainConfig) -> None:
-        if step.number == 10:
-            raise Killed
-
-    with follow_trainings(kill), suppress(Killed):
-        [*judge(masks.window(2), seed=0, workdir=tmp_path / "b")]
+    reports_until(judge, tmp_path / "b", 10, masks.window(2), seed=0)
     assert counted(judge, tmp_path / "b") == (straight, 30 - 9)
 
 
@@ -487,12 +479,3 @@ def test_damaged_weights_are_named(data: Path, tmp_path: Path) -> None:
 def test_a_dense_model_that_knows_nothing_is_refused(data: Path) -> None:
     with pytest.raises(ms.SearchError, match=r"loses \d.* nats a token, and a guess by how"):
         evaluator(data).provide_models(0)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small models are quicker so."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

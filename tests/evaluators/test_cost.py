@@ -1,7 +1,6 @@
 """Costs of a mask against loops over its cells; measured ones by their relations only."""
 
 import math
-import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -146,12 +145,6 @@ def test_protocol_changes_with_every_setting_and_with_the_machine_if_measured(mo
 def test_machine_names_processor_threads_and_torch():
     assert torch.__version__ in cost.machine()
     assert "1 thread" in cost.machine()
-
-
-def test_survives_pickling():
-    copy = pickle.loads(pickle.dumps(SMALL))
-    assert copy == SMALL
-    assert copy.protocol == SMALL.protocol
 
 
 def test_masks_that_do_not_fit_are_refused():

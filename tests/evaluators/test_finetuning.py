@@ -8,12 +8,12 @@ import os
 import random
 import statistics
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 
@@ -33,7 +33,7 @@ from masksearch.evaluators.token_rows import (
 )
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import Step, TrainConfig, follow_trainings
+from masksearch.training.loop import follow_trainings
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 
@@ -87,26 +87,6 @@ def finetuned_only(data: Path, **settings: Any) -> GlueEvaluator:
     return evaluator(data, corpus=None, weights=weights, **settings)
 
 
-class Killed(Exception):
-    """Ends a run from outside."""
-
-
-def run_until(judge: FineTuning, workdir: Path, steps: int) -> list[Report]:
-    """The reports of a run that is killed after so many optimiser steps of all its parts."""
-    count, found = 0, []
-
-    def kill(step: Step, config: TrainConfig) -> None:
-        nonlocal count
-        count += 1
-        if count == steps:
-            raise Killed
-
-    with follow_trainings(kill), suppress(Killed):
-        for report in judge(masks.star(), seed=1, workdir=workdir):
-            found.append(report)
-    return found
-
-
 def steps_of(judge: FineTuning, workdir: Path) -> tuple[list[Report], list[int]]:
     """The reports of a run, and the length of the training that each of its steps was in."""
     seen: list[int] = []
@@ -130,7 +110,7 @@ def test_a_killed_run_ends_as_it_would_have(
     rows = RowScores.load(tmp_path / "straight" / ROWS)
     for killed in (2, 5):
         place = tmp_path / str(killed)
-        first = run_until(judge, place, killed)
+        first = reports_until(judge, place, killed, masks.star(), seed=1)
         assert first == straight[: len(first)]
         again, repeated = steps_of(judge, place)
         assert again == straight

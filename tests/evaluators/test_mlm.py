@@ -6,8 +6,7 @@ import pickle
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import masks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import CarriesData, Evaluate, Evaluator, Record, Report, Shape
+from masksearch.contracts import CarriesData, Evaluate, Evaluator, Record, Shape
 from masksearch.errors import (
     DataError,
     EmptyRowError,
@@ -32,22 +32,13 @@ from masksearch.evaluators.mlm import MlmEvaluator, report_steps
 from masksearch.masks import Mask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import shrink
-from masksearch.training.loop import Step, TrainConfig, follow_trainings
+from masksearch.training.loop import follow_trainings
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
 )
 
 Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -309,29 +300,6 @@ def test_errors(corpus: Path, tmp_path: Path) -> None:
 
 
 # -- a run that is killed ------------------------------------------------------------------------
-class Killed(Exception):
-    """Ends a run from outside, in the middle of a step."""
-
-
-def reports_until(
-    judge: Evaluator, workdir: Path, steps: int, mask: Mask | None = None, seed: int = 3
-) -> list[Report]:
-    """The reports of a run that is killed after so many optimiser steps."""
-    count = 0
-
-    def kill(step: Step, config: TrainConfig) -> None:
-        nonlocal count
-        count += 1
-        if count == steps:
-            raise Killed
-
-    found = []
-    with follow_trainings(kill), suppress(Killed):
-        for report in judge(mask or masks.window(1), seed=seed, workdir=workdir):
-            found.append(report)
-    return found
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -350,10 +318,10 @@ def test_a_killed_run_ends_as_it_would_have(
     rows = RowScores.load(tmp_path / "straight" / ROWS).scores["text"].tolist()
     for killed in (1, 4):
         place = tmp_path / str(killed)
-        first = reports_until(judge, place, killed)
+        first = reports_until(judge, place, killed, masks.window(1), seed=3)
         assert first == straight[: len(first)]
         if killed == 4:  # killed again where it had been killed before
-            assert reports_until(judge, place, 1) == first
+            assert reports_until(judge, place, 1, masks.window(1), seed=3) == first
         assert list(judge(masks.window(1), seed=3, workdir=place)) == straight
         assert RowScores.load(place / ROWS).scores["text"].tolist() == rows
 
@@ -370,8 +338,8 @@ def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:
 def test_another_runs_state_is_left_alone(corpus: Path, tmp_path: Path) -> None:
     """Another mask or seed in the same folder starts from the beginning."""
     judge = evaluator(corpus, checkpoint_seconds=0.0, steps=4)
-    for change in ({"mask": masks.star()}, {"seed": 4}):
-        reports_until(judge, tmp_path, 3, **change)  # type: ignore[arg-type]
+    for mask, seed in ((masks.star(), 3), (masks.window(1), 4)):
+        reports_until(judge, tmp_path, 3, mask, seed)
         straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
         assert list(judge(masks.window(1), seed=3, workdir=tmp_path)) == straight
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_questions import squad_json, write_squad, write_text
+from toy_questions import small, squad_json, write_squad, write_text
 
 from masksearch import masks
 from masksearch.attention.attach import attach
@@ -37,22 +37,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(data: Path, name: str = "one", **settings: object) -> SquadEvaluator:
-    small = {
-        "steps": 2,
-        "reports": 1,
-        "size": "nano",
-        "length": 32,
-        "tokenizer": data / "vocab.txt",
-        "batch": 8,
-        "epochs": 1,
-        "finetune_batch": 16,
-        "finetune_lr": 5e-3,
-        "cache": data / "cache",
-        "held_out_sequences": 8,
-        "device": "cpu",
-        "half": "all",  # of so few rows
-    }
-    return SquadEvaluator(data / "text.txt", data / name, **(small | settings))  # type: ignore[arg-type]
+    chosen = small(data) | {"finetune_batch": 16, "finetune_lr": 5e-3} | settings
+    return SquadEvaluator(data / "text.txt", data / name, **chosen)  # type: ignore[arg-type]
 
 
 def last_values(judge: SquadEvaluator, mask: Mask, workdir: Path) -> dict[str, float]:

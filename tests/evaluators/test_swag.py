@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_questions import GOOD, TOKENS, swag_rows, write_swag, write_text
+from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 
 from masksearch import masks
 from masksearch.attention.attach import attach
@@ -32,22 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(data: Path, name: str = "swag", **settings: object) -> SwagEvaluator:
-    small = {
-        "steps": 2,
-        "reports": 1,
-        "size": "nano",
-        "length": 32,
-        "tokenizer": data / "vocab.txt",
-        "batch": 8,
-        "epochs": 1,
-        "finetune_batch": 8,
-        "finetune_lr": 3e-3,
-        "cache": data / "cache",
-        "held_out_sequences": 8,
-        "device": "cpu",
-        "half": "all",  # of so few rows
-    }
-    return SwagEvaluator(data / "text.txt", data / name, **(small | settings))  # type: ignore[arg-type]
+    chosen = small(data) | {"finetune_batch": 8, "finetune_lr": 3e-3} | settings
+    return SwagEvaluator(data / "text.txt", data / name, **chosen)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mask", [masks.star(), masks.longformer(3, 1)], ids=str)

@@ -85,26 +85,6 @@ def test_cause_of_death_is_named(number, words, tmp_path):
 
 
 @dataclass(frozen=True)
-class DiesOnce(ToyEvaluator):
-    """Dies in its first attempt at each mask."""
-
-    def __call__(self, mask, *, seed, workdir):
-        mark = workdir / "tried"
-        if not mark.exists():
-            mark.write_text("once")
-            os._exit(3)
-        yield from super().__call__(mask, seed=seed, workdir=workdir)
-
-
-@pytest.mark.slow
-def test_job_of_a_dead_worker_runs_again_and_counts_once(tmp_path):
-    listed = Listed({f"w{reach}": masks.window(reach) for reach in range(3)}, [0])
-    records = run(Local(slots=2), listed, DiesOnce(), tmp_path)
-    assert sorted(record.number for record in records) == [0, 1, 2]
-    assert {record.status for record in records} == {"done"}
-
-
-@dataclass(frozen=True)
 class Hanging(ToyEvaluator):
     """Never comes back from one mask."""
 

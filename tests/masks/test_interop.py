@@ -4,7 +4,6 @@ What is not installed is skipped: `pip install --no-deps deepspeed==0.14.5 xform
 attn-gym` into a folder on PYTHONPATH is enough, nothing of theirs is compiled.
 """
 
-import doctest
 import importlib.util
 import json
 import random
@@ -31,7 +30,6 @@ from masksearch.errors import (
     MaskFormatError,
     TokensNeededError,
 )
-from masksearch.masks import interop
 
 GOLDEN = json.loads(
     (Path(__file__).parents[1] / "golden" / "deepspeed_layouts.json").read_text(encoding="utf-8")
@@ -483,9 +481,3 @@ def by_example(batch, head, query, key):
 def test_messages(build, error, message):
     with pytest.raises(error, match=message):
         build()
-
-
-def test_examples_in_the_docstrings():
-    found = doctest.testmod(interop)
-    assert found.attempted > 3
-    assert not found.failed

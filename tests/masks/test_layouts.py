@@ -1,7 +1,6 @@
 """Columns, grids, butterflies and block layouts, each against its rule as a loop."""
 
 import copy
-import doctest
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from torch.nn.attention.flex_attention import create_block_mask, create_mask, fl
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, MaskFormatError
-from masksearch.masks import layouts as module
 from masksearch.masks.lower import tile_counts
 
 
@@ -235,9 +233,3 @@ def test_str_of_long_layouts_shows_shape_and_digest():
 def test_messages(build, error, message):
     with pytest.raises(error, match=message):
         build()
-
-
-def test_examples_in_the_docstrings():
-    found = doctest.testmod(module)
-    assert found.attempted > 1
-    assert not found.failed

@@ -1,4 +1,4 @@
-"""From the expression to tables, block views, FlexAttention and files."""
+"""From the expression to tables and files."""
 
 import json
 import struct
@@ -8,16 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_trees import HEADS, LAYERS, sized_trees, trees
+from mask_trees import HEADS, LAYERS, sized_trees
 from safetensors.torch import save_file
-from torch.nn.attention.flex_attention import create_mask
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
 from masksearch.masks.files import load_mask, save_mask
-from masksearch.masks.lower import block_view, flex_block_mask, lower
+from masksearch.masks.lower import lower
 
 
 # -- the gate ----------------------------------------------------------------------------------
@@ -49,73 +48,8 @@ def test_lower_checks_counts():
         lower(masks.per_head([masks.full()] * 2), Shape(4, 1, 1))
 
 
-# -- blocks ------------------------------------------------------------------------------------
-@given(sized_trees(), st.integers(1, 4))
-def test_block_view_is_max_pool_of_dense(sized, block):
-    length, mask = sized
-    dense = mask.dense(length)
-    count = -(-length // block)
-    view = block_view(mask, length, block)
-    assert view.shape == (*dense.shape[:2], count, count)
-    for row in range(count):
-        for column in range(count):
-            tile = dense[
-                :, :, row * block : (row + 1) * block, column * block : (column + 1) * block
-            ]
-            assert torch.equal(view[:, :, row, column], tile.flatten(2).any(-1))
-
-
-def test_block_view_refuses_no_block():
-    with pytest.raises(ValueError, match="block must be at least 1 position, got 0"):
-        block_view(masks.full(), 4, 0)
-
-
-@settings(max_examples=10)
-@given(st.data())
-def test_flex_block_mask_covers_random_trees(data):
-    length = data.draw(st.sampled_from([5, 8]))
-    mask = data.draw(trees(length, layers=False)) | masks.window(0)
-    flex_agrees(mask, length, 4)
-
-
-def flex_agrees(mask: masks.Mask, length: int, block: int) -> None:
-    heads = mask.heads or 1
-    made = create_mask(mask.mask_mod(length), None, heads, length, length, device="cpu")
-    assert torch.equal(made[0], mask.dense(length, 1, heads)[0])
-    blocks = flex_block_mask(mask, length, block)
-    count = -(-length // block)
-    assert blocks.to_dense().shape[-2:] == (count, count)
-    assert torch.equal(
-        blocks.to_dense().bool().view(heads, count, count), block_view(mask, length, block)[0]
-    )
-
-
 def generated(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.7
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        masks.per_head([masks.window(2), masks.bigbird(1, 1, 2, seed=3), masks.causal()]),
-        masks.table(generated(3, 40, 40)) | masks.window(0),
-        masks.toeplitz(generated(2, 40)) | masks.window(0),
-        masks.toeplitz(generated(79), signed=True) | masks.window(0),
-        masks.cropped(masks.bigbird(1, 1, 2), 64) - masks.shifts([1]),
-        masks.shifts([-1, 0, 2]) | masks.global_tokens(positions=[3, 30]),
-        *masks.FAMILIES.values(),
-    ],
-    ids=lambda mask: str(mask)[:30],
-)
-def test_flex_block_mask_matches_dense(mask):
-    flex_agrees(mask, 40, 16)
-
-
-def test_flex_block_mask_refuses_layers_and_empty_rows():
-    with pytest.raises(LayerCountError, match="layer_of"):
-        flex_block_mask(masks.per_layer([masks.full()] * 2), 8)
-    with pytest.raises(EmptyRowError):
-        flex_block_mask(masks.shifts([3]), 8)
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -169,8 +103,9 @@ def test_truncated_files_are_refused(tmp_path, suffix):
 @given(st.data())
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_flipped_bytes_give_a_mask_or_mask_format_error(tmp_path_factory, suffix, data):
+    content = masks.window(1) | ~masks.special_tokens(101)
     path = save_mask(
-        masks.per_head([masks.table(generated(4, 4)), masks.window(1)]),
+        masks.per_head([masks.table(generated(4, 4)), content]),
         tmp_path_factory.getbasetemp() / f"flipped{suffix}",
     )
     content = bytearray(path.read_bytes())

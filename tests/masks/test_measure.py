@@ -2,7 +2,6 @@
 
 import re
 import time
-from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -32,40 +31,6 @@ from masksearch.masks.measure import (
     table_fingerprint,
     unread_share,
 )
-
-
-def farthest(table: torch.Tensor) -> float:
-    """Breadth-first search over (position, layers passed): steps from the worst query back."""
-    layers, _, size, _ = table.shape
-    worst = 0.0
-    for query in range(size):  # information flows key -> query, so walk the layers backwards
-        best = float("inf")
-        for last in range(layers * size + 1):  # paths of exactly `last` steps, or staying put
-            reached, queue = {query}, deque([(query, last)])
-            seen = {(query, last)}
-            while queue:
-                at, left = queue.popleft()
-                if left == 0:
-                    continue
-                union = table[(left - 1) % layers].any(0)[at]
-                for key in [*union.nonzero().flatten().tolist(), at]:
-                    reached.add(key)
-                    if (key, left - 1) not in seen:
-                        seen.add((key, left - 1))
-                        queue.append((key, left - 1))
-            if len(reached) == size:
-                best = last
-                break
-        worst = max(worst, best)
-    return worst
-
-
-@settings(max_examples=30)
-@given(sized_trees(5))
-def test_hops_match_breadth_first_search(sized):
-    length, mask = sized
-    table = mask.dense(length)
-    assert hops(table) == farthest(table)
 
 
 @pytest.mark.parametrize(

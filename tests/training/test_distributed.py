@@ -26,16 +26,6 @@ JOB = Path(__file__).with_name("distributed_job.py")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def one_process():
-    """A real process group of this process alone."""
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
-
-
 # -- shares ------------------------------------------------------------------------------------
 @given(rows=st.integers(0, 20), size=st.integers(1, 6))
 def test_shares_are_a_partition_of_even_sizes(rows, size):

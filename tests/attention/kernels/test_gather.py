@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from mask_trees import HEADS, LAYERS, sized_trees
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -336,19 +337,10 @@ def test_unstructured_masks_take_about_a_bit_a_cell():
 
 
 def test_planning_a_long_window_makes_no_large_tensor():
-    length, largest = 8192, 0
-
-    class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor):
-                largest = max(largest, result.untyped_storage().nbytes())
-            return result
-
-    with Sizes():
+    length = 8192
+    with LargestTensor() as largest:
         plan = GatherPlan.of_mask(masks.window(64), length)
-    assert 0 < largest < length**2 / 8
+    assert 0 < largest.bytes < length**2 / 8
     assert plan.pairs == 2.5 * length // 64 - 1
 
 
@@ -362,21 +354,12 @@ def test_padding_of_a_bundle_is_small():
 
 
 def test_no_tensor_of_all_pairs_is_made():
-    length, largest = 4096, 0
-
-    class Sizes(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            nonlocal largest
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, Tensor) and result.untyped_storage().nbytes() > largest:
-                largest = result.untyped_storage().nbytes()
-            return result
-
-    with Sizes():
+    length = 4096
+    with LargestTensor() as largest:
         plan = GatherPlan.of_mask(masks.window(64), length, block=64)
         q, k, v = (tensor.float() for tensor in states(1, length, batch=1))
         gather_attention(q, k, v, plan, scaling=1.0)
-    assert 0 < largest < length * length / 2  # a bool table alone would be length x length
+    assert 0 < largest.bytes < length * length / 2  # a bool table alone would be length x length
 
 
 def test_wrong_lengths_heads_and_tables_are_refused():
