@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import pytest
-
 from experiments import verify
 
-CLAIMS, EXEMPT = verify.read()
-TEXTS = {page: verify.text_of(page) for page in verify.pages()}
+
+def test_claims_are_right_none_is_missing_and_a_changed_digit_is_found():
+    claims, exempt = verify.read()
+    for page in verify.pages():
+        text, mine = verify.text_of(page), [claim for claim in claims if claim.page == page]
+        wrong = [problem for claim in mine for problem in verify.problems(claim, text)]
+        assert not wrong + verify.unclaimed(page, text, mine, exempt), page
+        assert not [missed for claim in mine for missed in digits_that_may_change(claim, text)]
 
 
-@pytest.mark.parametrize("page", TEXTS)
-def test_claims_of_a_page_are_right_and_none_is_missing(page):
-    mine = [claim for claim in CLAIMS if claim.page == page]
-    wrong = [problem for claim in mine for problem in verify.problems(claim, TEXTS[page])]
-    assert not wrong + verify.unclaimed(page, TEXTS[page], mine, EXEMPT)
-
-
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: str(claim)[:90])
-def test_a_changed_digit_is_found(claim):
-    text = TEXTS[claim.page]
+def digits_that_may_change(claim: verify.Claim, text: str) -> list[str]:
+    """Places of a claim's numbers where another digit would not be found, with their text."""
     found = verify.places(claim, text)[0]
     numbers = list(verify.numbers(found)) or [(found.start(), found[0])]
+    missed = []
     for start, number in numbers:
         places = [start + i for i, sign in enumerate(number) if sign.isalnum()]
         for at in places if "{}" in claim.sentence or "..." in claim.sentence else places[-9:]:
             other = str((int(text[at]) + 5) % 10) if text[at].isdigit() else "q"
-            assert verify.problems(claim, text[:at] + other + text[at + 1 :])
+            if not verify.problems(claim, text[:at] + other + text[at + 1 :]):
+                missed.append(f"{claim.page}: {text[at - 40 : at + 40]!r}")
+    return missed
 
 
 def test_numbers_are_compared_to_their_last_printed_digit():
