@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from masksearch.errors import MaskFormatError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
 
 
 @contextmanager
@@ -131,5 +135,5 @@ def disk_error(error: Exception, what: str, path: Path) -> OSError:
         what: That failed, for the message.
         path: The file or folder.
     """
-    full = "os error 28" in str(error) or "No space left" in str(error)
-    return OSError(errno.ENOSPC if full else errno.EIO, f"{what}: {error}", str(path))
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]) if number else errno.EIO, f"{what}: {error}", str(path))

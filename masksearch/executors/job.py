@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import time
 import traceback
@@ -22,6 +21,7 @@ from masksearch.contracts import (
     Shared,
 )
 from masksearch.errors import MaskSearchError, SearchError
+from masksearch.files import FULL
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
@@ -80,7 +80,7 @@ class JobRun:
             if isinstance(self.proposal.job, Evaluate):
                 check_complete(self.curve, self.evaluator, self.proposal)
         except OSError as problem:
-            if problem.errno == errno.ENOSPC:  # no fault of the mask's: it will run again
+            if problem.errno in FULL:  # no fault of the mask's: it will run again
                 raise SearchError(
                     f"the disk is full at {self.place} ({problem}); everything that was finished "
                     "is kept: free space and resume the search"

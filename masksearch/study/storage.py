@@ -10,7 +10,6 @@ PostgreSQL server.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import exc
 
 from masksearch.errors import SearchError, install_command
+from masksearch.files import FULL
 
 BUSY = 20.0  # seconds that a database locked by another process is waited for, per attempt
 REMEDIES = {  # what helps, by what a server or the system says
@@ -181,7 +181,7 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
     where = location.path or location.shown
     cause = root_of(error)
     text = " ".join(str(cause).split())
-    full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = isinstance(cause, OSError) and cause.errno in FULL
     if full or re.search("database or disk is full|No space left on device", text):
         return DiskFullError(
             f"disk full at {where}; what was written before is safe, and a trial whose result did "
