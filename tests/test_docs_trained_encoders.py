@@ -26,6 +26,7 @@ SMALL = {  # what the page says -> what a toy takes
     "--dam-steps 150 --dam gate_lr=0.1": "--dam-steps 20 --dam gate_lr=.3",
     "--density 0.3": "--density 0.5",
     "--trials 40": "--trials 3",
+    "--sparsity 0.4": "--sparsity 0",
     "--trials 8": "--trials 3",
     "--seeds 5": "--seeds 3",
     "--seeds 3": "--seeds 2",

@@ -238,6 +238,34 @@ CLAIMS += [
         behind_dense(ADDED, "pretrained"),
     ),
 ]
+# `masksearch verdict` after the commands of docs/trained_encoders.md
+commands = (RESULTS / "four_commands.txt").read_text(encoding="utf-8")
+
+
+def said(pattern: str) -> list[float]:
+    """Numbers in the groups of a pattern, of one place in that verdict."""
+    found = re.search(pattern, commands, re.M | re.S)
+    assert found is not None, pattern
+    return [float(part) for part in re.findall(r"[-+]?\d*\.\d+", " ".join(found.groups()))]
+
+
+arms = r"searched (\S+ \[.*?\]), hand-designed (\S+ \[.*?\]), random (\S+ \[.*?\])"
+behind_there = [-value for value in said(r"^front #1:.*?^  dense \(.*?\): (\S+ \[.*?\])")]
+lost_there = [behind_there[place] for place in (0, 2, 1)]
+best = r"^%s >= 0.4: .*?\((\S+)%% .*? glue (\S+) "
+others = [value for arm in ("tpe", "random") for value in said(best % arm)]
+CLAIMS += [
+    Claim("docs/trained_encoders.md", text, values)
+    for text, values in (
+        (
+            "fronts' hypervolumes: {} [{}, {}], hand-designed {} [{}, {}], random {} [{}, {}]",
+            said(arms),
+        ),
+        ('from dense" ({} [{}, {}])', said(r"^front #5: .*? glue (\S+ \[.*?\])")),
+        ("worse than dense by {} [{}, {}]", lost_there),
+        ("leaves out {} % and is at {}, random search's {} % at {}", others),
+    )
+]
 ENDS = (ADDED, "dense", RANDOM, f"hand-designed {DENSITY}")
 text = "own {}, dense {}, random keys {}, the best hand-designed mask {}."
 CLAIMS.append(Claim("experiments/README.md", text, [mean(TASKS[0], mask) for mask in ENDS]))
