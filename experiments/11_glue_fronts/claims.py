@@ -162,23 +162,31 @@ verdict = pd.read_csv(RESULTS / "verdict.csv").pivot(index="seed", columns="mask
 shown = (RESULTS / "verdict.txt").read_text(encoding="utf-8")
 
 
+def said(pattern: str, text: str) -> list[float]:
+    """Numbers in the groups of a pattern, of one place in a verdict."""
+    found = re.search(pattern, text, re.M | re.S)
+    assert found is not None, pattern
+    return [float(part) for part in re.findall(r"[-+]?\d*\.\d+", " ".join(found.groups()))]
+
+
+def behind_dense_in(mask: str, text: str) -> list[float]:
+    """How much a mask loses of dense, and the interval that a verdict prints."""
+    mean, low, high = said(rf"^{mask}:.*?^  dense \(.*?\): (\S+ \[.*?\])", text)
+    return [-mean, -high, -low]
+
+
 def printed(mask: str) -> list[float]:
     """A mask's score with the interval over seeds and rows that the verdict prints."""
-    found = re.search(rf"^{mask}:.*glue (\S+) \[(\S+), (\S+)\], ", shown, re.M)
-    assert found is not None
-    mean, low, high = map(float, found.groups())
+    mean, low, high = said(rf"^{mask}:[^\n]*glue (\S+ \[.*?\]), ", shown)
     assert abs(mean - verdict[mask].mean()) < 1e-3
     return [mean, low, high]
 
 
 def behind(mask: str) -> list[float]:
     """How much a mask of the verdict loses of dense, and the interval that the verdict prints."""
-    line = rf"^{mask}:.*?^  dense \(.*?\): ([-+.\d]+) \[([-+.\d]+), ([-+.\d]+)\]"
-    found = re.search(line, shown, re.M | re.S)
-    assert found is not None
-    mean, low, high = (-float(part) for part in found.groups())
+    mean, low, high = behind_dense_in(mask, shown)
     assert abs(mean - (verdict["dense"] - verdict[mask]).mean()) < 1e-4
-    return [mean, high, low]
+    return [mean, low, high]
 
 
 def lost(task: str, arm: str) -> list[float]:
@@ -240,29 +248,18 @@ CLAIMS += [
 ]
 # `masksearch verdict` after the commands of docs/trained_encoders.md
 commands = (RESULTS / "four_commands.txt").read_text(encoding="utf-8")
-
-
-def said(pattern: str) -> list[float]:
-    """Numbers in the groups of a pattern, of one place in that verdict."""
-    found = re.search(pattern, commands, re.M | re.S)
-    assert found is not None, pattern
-    return [float(part) for part in re.findall(r"[-+]?\d*\.\d+", " ".join(found.groups()))]
-
-
 arms = r"searched (\S+ \[.*?\]), hand-designed (\S+ \[.*?\]), random (\S+ \[.*?\])"
-behind_there = [-value for value in said(r"^front #1:.*?^  dense \(.*?\): (\S+ \[.*?\])")]
-lost_there = [behind_there[place] for place in (0, 2, 1)]
 best = r"^%s >= 0.4: .*?\((\S+)%% .*? glue (\S+) "
-others = [value for arm in ("tpe", "random") for value in said(best % arm)]
+others = [value for arm in ("tpe", "random") for value in said(best % arm, commands)]
 CLAIMS += [
     Claim("docs/trained_encoders.md", text, values)
     for text, values in (
         (
             "fronts' hypervolumes: {} [{}, {}], hand-designed {} [{}, {}], random {} [{}, {}]",
-            said(arms),
+            said(arms, commands),
         ),
-        ('from dense" ({} [{}, {}])', said(r"^front #5: .*? glue (\S+ \[.*?\])")),
-        ("worse than dense by {} [{}, {}]", lost_there),
+        ('from dense" ({} [{}, {}])', said(r"^front #5: .*? glue (\S+ \[.*?\])", commands)),
+        ("worse than dense by {} [{}, {}]", behind_dense_in("front #1", commands)),
         ("leaves out {} % and is at {}, random search's {} % at {}", others),
     )
 ]

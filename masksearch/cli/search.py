@@ -191,8 +191,9 @@ def search(
 
     study = run_search(options_given)
     print_front(study, as_json)
-    failed = [record for record in study.records() if record.status == "failed"]
-    if failed and not any(record.scored for record in study.records()):
+    records = study.records()
+    failed = [record for record in records if record.status == "failed"]
+    if failed and not any(record.scored for record in records):
         raise MaskSearchError(f"no trial of {run} has a score: {failed[0].reason}")
     if not as_json:
         say_cuts(study)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -128,30 +128,38 @@ def test_another_run_is_not_gone_on_with(tmp_path: Path):
         run(config, Gates(length=8, heads=2, seed=1))
 
 
-def test_a_one_shot_job_goes_on_where_it_was_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+OneShotRuns = tuple[Callable[[Path], Iterator[Report]], list[Report]]
+
+
+@pytest.fixture
+def one_shot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OneShotRuns:
+    """Begins a job of DAM, which saves at every step, in a folder; and its undisturbed reports."""
     monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
     evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
     job = OneShot({"layers": 1}, {"steps": 12, "density": 0.3, "gate_lr": 0.5})
-    straight = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "straight"))
-    stopped = run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "killed")
+
+    def start(folder: Path) -> Iterator[Report]:
+        return run_one_shot(evaluator, job, seed=0, workdir=folder)
+
+    return start, list(start(tmp_path / "straight"))
+
+
+def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: OneShotRuns):
+    start, straight = one_shot
+    stopped = start(tmp_path / "killed")
     for _ in range(5):
         next(stopped)
     stopped.close()
     assert Checkpoints(tmp_path / "killed", "dam").files()
-    assert list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "killed")) == straight
+    assert list(start(tmp_path / "killed")) == straight
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {GATES_FILE}
 
 
 def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_shot: OneShotRuns
 ):
-    monkeypatch.setattr("masksearch.gates.dam.CHECKPOINT_SECONDS", 0.0)
-    evaluator = PlantedEvaluator(PlantedProcess(length=8, offsets=(3,), keys=1))
-    job = OneShot({"layers": 1}, {"steps": 12, "density": 0.3, "gate_lr": 0.5})
-    straight = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "straight"))
-    reports = run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "full")
+    start, straight = one_shot
+    reports = start(tmp_path / "full")
     begun = [next(reports) for _ in range(5)]
 
     def full(*_: object, **__: object) -> None:
@@ -166,7 +174,7 @@ def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
     assert sum("no checkpoint" in str(each.message) for each in caught) == 1
     assert begun == straight
     monkeypatch.undo()
-    assert list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "full")) == straight
+    assert list(start(tmp_path / "full")) == straight
     assert (tmp_path / "full" / GATES_FILE).is_file()
 
 
