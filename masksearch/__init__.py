@@ -72,7 +72,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.config import DamConfig as DamConfig
     from masksearch.gates.dam import dam as dam
     from masksearch.gates.gates import Gates as Gates
-    from masksearch.gates.perturbation import perturbation_scores as perturbation_scores
     from masksearch.gates.result import DamResult as DamResult
     from masksearch.gates.units import Units as Units
     from masksearch.loggers.progress import progress as progress

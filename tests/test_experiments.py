@@ -194,6 +194,9 @@ def test_random_text_smoke(tmp_path):
 
 @pytest.mark.slow
 def test_planted_recall_smoke(tmp_path):
+    assert "no table" in run_script(
+        "14_planted_recall/run.py", "table", "--smoke", "--runs", tmp_path / "nothing"
+    )
     stages = ["train", "judge", "find", "draw", "table"]
     run_script("14_planted_recall/run.py", *stages, "--smoke", "--runs", tmp_path)
     found = pd.read_csv(tmp_path / "results" / "regret.csv")

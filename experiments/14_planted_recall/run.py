@@ -252,6 +252,9 @@ def table(given: argparse.Namespace, _: Checkpoint) -> None:
         return json.loads((given.runs / name / file).read_text())
 
     ended = [name for name in found if LAST in read(name, "judged.json")]
+    if not ended:
+        print("no checkpoint that has learned has been searched to the end: no table", flush=True)
+        return
     losses = {name: np.load(given.runs / name / "losses.npy") for name in ended}
     np.savez_compressed(out / "losses.npz", **losses)
     for file in ("judged", "seconds", "dense"):
