@@ -106,8 +106,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card
-    from masksearch.report.published_scores import PublishedComparison as PublishedComparison
-    from masksearch.report.published_scores import compare_published as compare_published
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.strategies.unit_scores import score_units as score_units
     from masksearch.study.constraints import Constraint as Constraint

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-SCRIPT = Path(__file__).parents[1] / "experiments" / "07_proxy" / "card.py"
+from experiment_scripts import EXPERIMENTS, load_script
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("proxy_experiment_card", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("07_proxy/card.py")
 
 
 @pytest.fixture
@@ -71,7 +63,7 @@ def test_cards_are_written(script, folder, monkeypatch, capsys, tmp_path):
 
 
 def test_recorded_curves_are_read(script):
-    place = SCRIPT.parents[1] / "04_halving_replay" / "results" / "text_400.csv"
+    place = EXPERIMENTS / "04_halving_replay" / "results" / "text_400.csv"
     found = script.recorded(place, "loss")
     assert len({o.mask for o in found}) == 24
     assert sorted({o.budget for o in found}) == [3, 6, 12, 25, 50, 100, 200, 400]

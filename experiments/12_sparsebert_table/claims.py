@@ -9,13 +9,15 @@ import numpy as np
 import pandas as pd
 
 from experiments.verify import Claim, interval
-from masksearch.analysis.published import read_published
 from masksearch.analysis.rank_stats import tau_b
 
 HERE = "experiments/12_sparsebert_table/README.md"
 RESULTS = Path(__file__).parent / "results"
-FAMILIES = {row.family: row for row in read_published("sparsebert").rows if row.family}
-PRINTED = {row.name: row for row in read_published("sparsebert").rows} | FAMILIES
+TABLE = json.loads((Path(__file__).parent / "printed.json").read_text(encoding="utf-8"))
+for line in TABLE["rows"]:
+    line["scores"] = dict(zip(TABLE["columns"], line["scores"], strict=True))
+FAMILIES = {line["family"]: line for line in TABLE["rows"] if "family" in line}
+PRINTED = {line["name"]: line for line in TABLE["rows"]} | FAMILIES
 
 earlier = pd.read_csv(Path(__file__).parents[1] / "09_minilm_glue" / "results" / "scores.csv")
 rte = earlier[earlier.task == "RTE"]
@@ -34,10 +36,10 @@ def row(mask: str, runs: pd.DataFrame) -> list[float]:
     the printed score."""
     scores = runs.sort_values("seed").score
     paper = PRINTED.get(mask)
-    found = [paper.sparsity] if paper else []
+    found = [paper["sparsity"]] if paper else []
     found += [100 * runs.effective_sparsity.iloc[0], *scores]
     found += interval(scores) if len(scores) > 2 else [scores.mean()]
-    return found + ([paper.scores[runs.task.iloc[0]]] if paper else [])
+    return found + ([paper["scores"][runs.task.iloc[0]]] if paper else [])
 
 
 scores = pd.read_csv(RESULTS / "scores.csv")
@@ -80,7 +82,7 @@ for name, tau in taus.items():
     CLAIMS.append(Claim(HERE, f"order by {name}: tau-b {{}} [{{}}, {{}}]", tau))
 judged = scores[(scores.setting == "none") & (scores["mask"] != "dense")]
 ours = judged.groupby(["mask", "task"]).score.mean().unstack()
-printed = {name: fmean(PRINTED[name].scores[task] for task in ours) for name in ours.index}
+printed = {name: fmean(PRINTED[name]["scores"][task] for task in ours) for name in ours.index}
 both = pd.DataFrame({"ours": ours.mean(axis=1), "paper": printed})
 dam = both.index.str.startswith("DAM")
 within = [tau_b(part.ours.to_numpy(), part.paper.to_numpy()) for part in (both[dam], both[~dam])]

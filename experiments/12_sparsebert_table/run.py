@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from table import compare_published
 
 import masksearch as ms
 from masksearch import masks
@@ -26,7 +27,6 @@ from masksearch.analysis.proxy_observations import Observation
 from masksearch.errors import MaskSearchError
 from masksearch.gates.discretise import least_density
 from masksearch.report.proxy import ProxyCard
-from masksearch.report.published_scores import compare_published
 from masksearch.tasks.glue import task_named
 
 HERE = Path(__file__).parent

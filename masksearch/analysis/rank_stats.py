@@ -219,39 +219,6 @@ class Resampling:
         return self.interval(float(np.mean(values)), mean)
 
 
-def tau_of_means(x: Floats, means: Floats, noise: Floats, level: float = 0.95) -> Interval:
-    """tau-b of a fixed order and one of measured means, with an interval over their error.
-
-    The masks are given, not drawn. Noise on top of noise makes orders agree less than they do,
-    so that an interval of percentiles lies too low (where the true orders are equal it hardly
-    ever holds 1). The interval given here is the smallest that holds both the percentiles and
-    their mirror image at tau. In simulations with 14 masks and 3 or 5 seeds it held the tau of
-    the true means in 92% to 100% of cases; in 81% to 85% where the orders are equal and seeds
-    scatter more than masks do.
-
-    Args:
-        x: float `[masks]`, known without error.
-        means: float `[masks]`.
-        noise: float `[draws, masks]`: errors that the means may have.
-        level: Coverage, in (0, 1).
-
-    >>> tau_of_means(np.arange(4.0), np.arange(4.0), np.zeros((10, 4)))
-    Interval(value=1.0, low=1.0, high=1.0)
-    """
-    value = float(tau_b(x, means))
-    one, two = np.triu_indices(len(x), 1)
-    drawn = means + noise
-    theirs, ours = np.sign(x[one] - x[two]), np.sign(drawn[:, one] - drawn[:, two])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        draws = ours @ theirs / np.sqrt(np.abs(ours).sum(axis=1) * np.abs(theirs).sum())
-    draws = draws[np.isfinite(draws)]
-    if math.isnan(value) or len(draws) == 0:
-        return Interval(value)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    low, high = min(low, 2 * value - high), max(high, 2 * value - low)
-    return Interval(value, max(-1.0, low), min(1.0, high))
-
-
 def spread(values: Floats, bands: Bands | None = None) -> Spread:
     """Standard deviations between masks and between seeds of one mask, and the reliability.
 

@@ -26,7 +26,6 @@ from masksearch.cli.options import COMPARED, OUTPUT, RUN, declare
 from masksearch.cli.pretrain import pretrain
 from masksearch.cli.proxy import proxy_card
 from masksearch.cli.search import compare, evaluate, resume, search
-from masksearch.cli.table import table
 from masksearch.cli.verdict import verdict
 from masksearch.errors import MaskSearchError
 from masksearch.user_code import load_file
@@ -331,7 +330,6 @@ def report(
 
 command(STUDY)(compare)
 command(STUDY)(verdict)
-command(STUDY)(table)
 command(STUDY)(evaluate)
 command(STUDY, "proxy-card")(proxy_card)
 command(MODELS)(allocate)

@@ -556,7 +556,7 @@ def executor_of(given: Mapping[str, Any]) -> Executor:
 
 def say_cuts(study: Study) -> None:
     """How sparse the gates of the published DAM became, and where their masks were cut."""
-    from masksearch.analysis.published import describe_cut
+    from masksearch.strategies.published_dam import describe_cut
 
     for record in study.records():
         if "reached" in record.params:

@@ -35,7 +35,6 @@ from masksearch.report.tables import (
     comparison_table,
     findings_table,
     front_table,
-    published_note,
     runs_table,
     searches_table,
     tasks_table,
@@ -116,7 +115,6 @@ def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
                 "chart": compared_chart(section, name, f"compared{end}", pictures),
                 "table": comparison_table(comparison),
                 "tasks": tasks_table(comparison),
-                "published": published_note(comparison),
                 "differences": difference_chart(comparison, f"{section.key}differences{end}"),
                 "findings": findings_table(comparison),
             }

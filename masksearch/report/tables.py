@@ -18,7 +18,6 @@ from masksearch.analysis.pareto import (
 )
 from masksearch.analysis.proxy_card import ProxyAgreement, digits
 from masksearch.analysis.proxy_observations import default_goal
-from masksearch.analysis.published import read_published
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
@@ -26,7 +25,6 @@ from masksearch.contracts import Objective, Record
 from masksearch.gates.diagnostics import strongest_offsets
 from masksearch.study.status import in_words
 
-PUBLISHED = "sparsebert"  # the table whose scores stand beside ours
 DASH = "-"  # where there is nothing to say
 SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
 TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
@@ -244,38 +242,14 @@ def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
 
 
 def tasks_table(comparison: ComparedMasks) -> TextTable:
-    """One row per mask: the mean over seeds of everything else that was reported, and the mean
-    that a published table gives its mask on the same tasks (in percent)."""
+    """One row per mask: the mean over seeds of everything else that was reported."""
     tasks, frame = comparison.tasks, comparison.frame()
     places = {name: decimals_for(frame[name]) for name in tasks}
-    published = published_means(comparison)
     rows = [
-        (
-            row["mask"],
-            *(task_cell(row, name, places[name], interval=False) for name in tasks),
-            *([digits(published.get(row["mask"], math.nan), 4)] if published else []),
-        )
+        (row["mask"], *(task_cell(row, name, places[name], interval=False) for name in tasks))
         for row in frame.to_dict("records")
     ]
-    names = ["mask", *tasks, *(["published (%)"] if published else [])]
-    return text_table(names, rows if tasks else [], text=("mask",))
-
-
-def published_means(comparison: ComparedMasks) -> dict[str, float]:
-    """Name of a mask -> mean of its published scores on the tasks that were reported."""
-    table = read_published(PUBLISHED)
-    columns = [name for name in table.columns if name in comparison.tasks]
-    rows = {name: table.named(name) for name in comparison.entries} if columns else {}
-    return {name: row.mean(columns) for name, row in rows.items() if row is not None}
-
-
-def published_note(comparison: ComparedMasks) -> str:
-    """What the published column holds; empty where there is none."""
-    if not published_means(comparison):
-        return ""
-    table = read_published(PUBLISHED)
-    columns = ", ".join(name for name in table.columns if name in comparison.tasks)
-    return f"Published: mean of {columns}, in percent. {table.source}; {table.about}."
+    return text_table(["mask", *tasks], rows if tasks else [], text=("mask",))
 
 
 def name_cell(row: Mapping[Any, Any]) -> Cell:

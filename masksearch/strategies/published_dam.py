@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from masksearch.analysis.published import read_published
 from masksearch.contracts import Evaluate, Job, OneShot, Proposal, Record, Refused
 from masksearch.errors import MaskSearchError
 
 NAME = "sparsebert"
 OPTIONS = ("config",)
+
+
+@dataclass(frozen=True)
+class PublishedMask:
+    """A mask of the published table that DAM has found.
+
+    Args:
+        name: As printed, with lambda.
+        structure: Of its gates; see `masksearch.Gates`.
+        penalty: lambda of its search.
+        sparsity: 1 - kept cells / n^2, in percent.
+    """
+
+    name: str
+    structure: str
+    penalty: float
+    sparsity: float
+
+
+PUBLISHED = (  # results table in the README of github.com/han-shi/SparseBERT, commit 5ce10ac
+    PublishedMask("DAM_u 1e-4", "symmetric", 1e-4, 78.9),
+    PublishedMask("DAM_u 1e-3", "symmetric", 1e-3, 79.2),
+    PublishedMask("DAM_u 1e-2", "symmetric", 1e-2, 79.8),
+    PublishedMask("DAM_u 1e-1", "symmetric", 1e-1, 85.8),
+    PublishedMask("DAM_s 1e-4", "toeplitz", 1e-4, 91.2),
+    PublishedMask("DAM_s 1e-3", "toeplitz", 1e-3, 91.6),
+    PublishedMask("DAM_s 1e-2", "toeplitz", 1e-2, 91.7),
+    PublishedMask("DAM_s 1e-1", "toeplitz", 1e-1, 93.5),
+)
 
 
 class PublishedDamStrategy:
@@ -31,17 +60,16 @@ class PublishedDamStrategy:
 
     def __init__(self, run: Path, *, config: Mapping[str, Any]) -> None:
         self.run, self.config = run, dict(config)
-        self.rows = [row for row in read_published("sparsebert").rows if row.structure]
         self.known: set[int] = set()
         self.gates: dict[int, Path | None] = {}  # row -> its file; None where the training failed
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next training, then the next mask as soon as its gates are there."""
-        draw, count = max(self.known, default=-1) + 1, len(self.rows)
+        draw, count = max(self.known, default=-1) + 1, len(PUBLISHED)
         if draw >= 2 * count:
             return "done"
         place = draw % count
-        row = self.rows[place]
+        row = PUBLISHED[place]
         job: Job
         if draw < count:
             gates = {"preset": "sparsebert", "structure": row.structure}
@@ -61,7 +89,7 @@ class PublishedDamStrategy:
         from masksearch.gates.discretise import at_sparsity
         from masksearch.gates.result import DamResult
 
-        row, path = self.rows[place], self.gates[place]
+        row, path = PUBLISHED[place], self.gates[place]
         if path is None:
             return Refused(f"{row.name}: the training of its gates failed"), {}
         try:
@@ -77,3 +105,17 @@ class PublishedDamStrategy:
         if isinstance(record.job, OneShot) and record.status != "running":
             found = record.artifacts.get("gates")
             self.gates[record.number] = None if found is None else self.run / found
+
+
+def describe_cut(params: Mapping[str, Any]) -> str:
+    """A line on a mask that was cut from the gates at a printed sparsity.
+
+    Args:
+        params: Of its record: `mask` (its name), `reached` and `sparsity` (shares).
+
+    >>> describe_cut({"mask": "DAM_s 1e-1", "reached": 0.52, "sparsity": 0.935})
+    'DAM_s 1e-1: its gates have reached a sparsity of 52.0%, the mask is cut at 93.5%'
+    """
+    reached, cut = (f"{100 * float(params[name]):.1f}%" for name in ("reached", "sparsity"))
+    name = params["mask"]
+    return f"{name}: its gates have reached a sparsity of {reached}, the mask is cut at {cut}"

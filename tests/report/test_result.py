@@ -58,8 +58,6 @@ def test_result_validates_and_is_json(section):
         "dense (nothing left out)"
     }
     assert compared["differences"]["lines"][0]["seeds"] == 3
-    row = next(each for each in compared["tasks"]["rows"] if each[0]["text"] == "star")
-    assert row[-1]["text"] == "60.3"  # RTE of Star in the published table
 
 
 def test_fronts_of_several_searches_have_a_band(record, objectives, shape):

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment_scripts import load_script
 from toy_sentences import write_sentences
 
 import masksearch as ms
-from masksearch.analysis.published import read_published
 from masksearch.contracts import Evaluate, OneShot, Record, Refused
 from masksearch.errors import LayerCountError
 from masksearch.gates.discretise import at_sparsity
-from masksearch.strategies.published_dam import PublishedDamStrategy
+from masksearch.strategies.published_dam import PUBLISHED, PublishedDamStrategy
 
-ROWS = [row for row in read_published("sparsebert").rows if row.structure]
 EVALUATOR = ms.PlantedEvaluator(
     ms.PlantedProcess(length=24, offsets=(4,), vocabulary=4),
     steps=2,
@@ -46,8 +45,8 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     study = search(run, judge, baselines=ms.FAMILIES)  # goes on
     gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
     cut = {r.params["mask"]: r for r in study.records() if "reached" in r.params}
-    assert [*gates] == [*cut] == [row.name for row in ROWS]
-    for row in ROWS:
+    assert [*gates] == [*cut] == [row.name for row in PUBLISHED]
+    for row in PUBLISHED:
         record = cut[row.name]
         result = ms.DamResult.load(run / gates[row.name].artifacts["gates"])
         assert (result.config["penalty"], result.config["control"]) == (row.penalty, "sum")
@@ -57,8 +56,8 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
         assert record.mask is not None
         assert record.mask.dense(32, 1, kept.shape[1]).equal(kept)
         assert record.params["reached"] == pytest.approx(1 - result.probabilities.mean().item())
-    beside = ms.compare_published(run)
-    assert list(beside.ours) == [row.name for row in read_published("sparsebert").rows]
+    beside = load_script("12_sparsebert_table/table.py").compare_published(run)
+    assert len(beside.ours) == 14
     assert beside.common == ["SST-2"]
     assert sum("its gates have reached" in line for line in beside.notes()) == 8
 
