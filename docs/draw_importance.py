@@ -18,17 +18,17 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "02_importance"))
+from dynamics import Dynamics, importance_dynamics, plot_importance_dynamics
+from learned import learned_importance
+
 import masksearch as ms
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.positions.dynamics import Dynamics, importance_dynamics
 from masksearch.positions.result import Importance
-from masksearch.report.figures.positions import (
-    plot_attention_maps,
-    plot_importance_dynamics,
-)
+from masksearch.report.figures.positions import plot_attention_maps
 from masksearch.report.figures.style import write_figure
 from masksearch.training.loop import TrainConfig, train
 
@@ -52,10 +52,9 @@ def trained(seed: int) -> nn.Module:
 
 def learned(seed: int, steps: int) -> Importance:
     """Scales learned from the start of the training."""
-    return importance(
+    return learned_importance(
         EVALUATOR.model(seed),
         EVALUATOR.task.batches(mixed_seed(seed, DATA)),
-        method="learned",
         per="model",
         steps=steps,
         lr=EVALUATOR.lr,

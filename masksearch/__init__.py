@@ -102,7 +102,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.attention_maps import AttentionMaps as AttentionMaps
     from masksearch.positions.attention_maps import attention_maps as attention_maps
     from masksearch.positions.controls import diagonal_controls as diagonal_controls
-    from masksearch.positions.dynamics import importance_dynamics as importance_dynamics
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card

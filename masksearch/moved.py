@@ -28,7 +28,6 @@ MOVED = {
     "models.kernels": "attention.kernels.gather",
     "models.sizes": "models.encoders",
     "positions.maps": "positions.attention_maps",
-    "positions.over_training": "positions.dynamics",
     "progress_bar": "loggers.progress",
     "reporting": "report.collect",
     "results.comparison": "driver",

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from dynamics import importance_dynamics
+from learned import learned_importance
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -18,7 +20,6 @@ import masksearch as ms
 from masksearch.analysis.stats import Estimate, estimate
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
-from masksearch.positions.dynamics import importance_dynamics
 from masksearch.positions.result import Importance
 from masksearch.training.loop import TrainConfig
 
@@ -94,10 +95,9 @@ def seen(subject: Subject, seed: int) -> Seen:
         units["attention", "special", name] = share.mean().item()
     fresh = subject.evaluator.differentiable(seed)
     units |= units_of(
-        importance(
+        learned_importance(
             fresh.model,
             itertools.islice(fresh.batches, subject.steps),
-            method="learned",
             per="layer",
             special=subject.special,
             steps=subject.steps,

@@ -1,1 +1,1 @@
-"""Which positions of the attention matrix matter: maps, learned scales, gradients, drops."""
+"""Which positions of the attention matrix matter: maps, gradients, drops."""

@@ -1,4 +1,4 @@
-"""Which attention positions matter, measured in one of four ways.
+"""Which attention positions matter: effects on the loss, to first order or exact.
 
 found = importance(model, batches, method="drop", per="model", special={"[CLS]": 101})
 found.diagonal.mean, found.by_offset, found.special["[CLS]"], found.frame()
@@ -8,23 +8,38 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from masksearch.contracts import Batch
+from masksearch.contracts import Batch, Shape
 from masksearch.errors import unknown_name
-from masksearch.gates.dam import endless
-from masksearch.positions.ablation import Progress, drop_importance
-from masksearch.positions.first_order import first_order_importance
-from masksearch.positions.instrument import list_batches, shape_of
-from masksearch.positions.learned import learned_importance
-from masksearch.positions.result import Importance as Importance
-from masksearch.positions.result import ImportanceSpec, Method, Per, Special
-from masksearch.training.loop import TrainConfig
+from masksearch.positions.instrument import (
+    attached_probe,
+    list_batches,
+    shape_of,
+    special_keys,
+)
+from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
+from masksearch.positions.result import (
+    Importance,
+    ImportanceSpec,
+    Measured,
+    Method,
+    Per,
+    Special,
+    build_importance,
+    line_sums,
+    mean_with_interval,
+)
+from masksearch.training.loop import finite_loss, on_device
 
 NEAR = 16  # farthest offset that "drop" measures unless it is told others
+
+Progress = Callable[[int, int], None]
+Unit = tuple[str, int | str]  # ("offset", -1), ("key", 0), ("special", "[CLS]")
 
 
 def importance(
@@ -37,10 +52,6 @@ def importance(
     special: Special | None = None,
     offsets: Iterable[int] | None = None,
     keys: Iterable[int] | None = None,
-    steps: int = 1000,
-    lr: float = 2e-3,
-    gate_lr: float = 0.02,
-    initial: float = 0.0,
     progress: Progress | None = None,
 ) -> Importance:
     """Measures how much the positions of the attention matrix matter.
@@ -54,19 +65,15 @@ def importance(
       and the softmax is taken over the remaining keys. A row that would be empty keeps what it
       has. It takes batches x (1 + units x scopes) forward passes, units being the offsets, keys
       and special tokens, scopes 1, layers, or layers x heads by `per`.
-    - `"learned"`: A = sigmoid(alpha) in (P * A) v, alpha trained together with the weights, from
-      the weights that the model has, by AdamW as `train` does; alpha by Adam without decay.
 
-    Positive = taking the pair out raises the loss (`"learned"`: A near 1 = kept). Intervals are
-    Student's t over batches, which are taken to be equally large. The first three run in eval
-    mode. Whatever the method, the model is left as it was: weights, gradients, modes, and the
-    mask on it, under which everything is measured.
+    Positive = taking the pair out raises the loss. Intervals are Student's t over batches, which
+    are taken to be equally large. The model runs in eval mode and is left as it was: weights,
+    gradients, modes, and the mask on it, under which everything is measured.
 
     Args:
         model: A Hugging Face model, or a module that contains one, whose `model(**batch).loss`
             is the mean over scored tokens.
-        batches: List of dicts of tensors with labels, all of one length n. `"learned"` goes over
-            a list as often as it needs, and also takes an iterator of at least `steps` batches.
+        batches: List of dicts of tensors with labels, all of one length n.
         method: See above.
         per: What is told apart: every `"head"`, every `"layer"`, or nothing (`"model"`).
         signed: False = `"gradient"` and `"flip"` take the absolute value of each pair's effect
@@ -77,10 +84,6 @@ def importance(
         offsets: Signed offsets (key minus query) of the profile, in -(n - 1) .. n - 1; 0 is
             always added. None = all; for `"drop"` those within 16.
         keys: Key positions of the profile, in 0 .. n - 1. None = all.
-        steps: Optimiser steps of `"learned"`.
-        lr: Its peak learning rate of the weights.
-        gate_lr: Its learning rate of alpha.
-        initial: Its first alpha; 0 starts every scale at 1/2, where alpha moves it most.
         progress: Called by `"drop"` with the forward passes done and in all, first with 0.
 
     Returns:
@@ -94,9 +97,8 @@ def importance(
         LengthError: If the batches differ in length.
         NonFiniteLossError: If a loss is NaN or infinite.
 
-    Reference: SparseBERT, arXiv 2102.12871 (`"learned"`; its initial alpha is not known to us).
-    `"gradient"` is gradient x input (arXiv 1605.01713) with attention weights as the input;
-    without the sign, as arXiv 1905.10650 ranks heads.
+    Reference: `"gradient"` is gradient x input (arXiv 1605.01713) with attention weights as the
+    input; without the sign, as arXiv 1905.10650 ranks heads.
     """
     if method not in get_args(Method):
         raise unknown_name("importance method", method, get_args(Method))
@@ -107,14 +109,7 @@ def importance(
             f"signed=False adds up first-order effects and does nothing for method {method!r}; "
             "leave it out, or use method='gradient'"
         )
-    if method == "learned" and isinstance(batches, Iterator):
-        first = next(batches, None)
-        if first is None:
-            raise ValueError("importance is learned from batches, got none; pass at least one")
-        batches = itertools.chain([first], batches)
-        found = [first]
-    else:
-        batches = found = list_batches(batches)
+    found = list_batches(batches)
     shape = shape_of(model, found[0])
     last = shape.length - 1
     reach = min(NEAR, last) if method == "drop" else last
@@ -131,13 +126,170 @@ def importance(
     spec = ImportanceSpec(shape, method, per, signed, special or {}, *units)
     if method == "drop":
         return drop_importance(model, found, spec, progress)
-    if method != "learned":
-        return first_order_importance(model, found, spec)
-    if not (gate_lr > 0 and math.isfinite(initial)):
-        raise ValueError(
-            f"gate_lr must be above 0 and initial finite, got {gate_lr} and {initial}"
-        )
-    config = TrainConfig(steps=steps, lr=lr)
-    return learned_importance(
-        model, endless(batches), found[0], spec, config, gate_lr=gate_lr, initial=initial
+    return first_order_importance(model, found, spec)
+
+
+class RunningMean:
+    """Mean and standard error of a table over batches (Welford's algorithm).
+
+    Attributes:
+        mean: float64, of the tables so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor = torch.zeros((), dtype=torch.float64)
+        self.squares: Tensor = torch.zeros((), dtype=torch.float64)
+
+    def add(self, table: Tensor) -> None:
+        """One batch's table, float64."""
+        self.count += 1
+        change = table - self.mean
+        self.mean = self.mean + change / self.count
+        self.squares = self.squares + change * (table - self.mean)
+
+    def error(self) -> Tensor:
+        """Standard error of the mean; NaN for a single batch."""
+        if self.count < 2:
+            return torch.full_like(self.mean, math.nan)
+        return (self.squares / (self.count - 1) / self.count).sqrt()
+
+
+def first_order_importance(
+    model: nn.Module, batches: list[Batch], spec: ImportanceSpec
+) -> Importance:
+    """Importance by `"gradient"` or `"flip"`; see `importance`."""
+    shape = spec.shape
+    size, square = (shape.layers, shape.heads), (shape.length, shape.length)
+    calls: list[tuple[int, Tensor, Tensor]] = []  # layer, what has a gradient, valid pairs
+
+    def observe(layer: int, leaf: Tensor, valid: Tensor) -> None:
+        calls.append((layer, leaf, valid))
+
+    kind = WatchedAttention if spec.method == "gradient" else FlippedAttention
+    probe = kind(shape.length, shape.heads, shape.layers, observe)
+    values = RunningMean()
+    lines: list[Tensor] = []
+    chosen = spec.lines()
+    tokens: dict[str, list[Tensor]] = {name: [] for name in spec.special}
+    counts = torch.zeros(square, dtype=torch.float64)  # valid pairs of a sequence
+    token_counts = dict.fromkeys(tokens, 0.0)
+    losses: list[float] = []
+    with attached_probe(model, probe, batches[0]), torch.enable_grad():
+        model.eval()
+        for number, batch in enumerate(batches):
+            batch = on_device(model, batch)
+            standing = special_keys(batch, spec.special)
+            calls.clear()
+            loss = finite_loss(model, batch, number)
+            losses.append(loss.item())
+            grads = torch.autograd.grad(loss, [leaf for _, leaf, _ in calls])
+            table = torch.zeros(*size, *square, dtype=torch.float64)
+            onto = {name: torch.zeros(size, dtype=torch.float64) for name in standing}
+            for (layer, leaf, valid), grad in zip(calls, grads, strict=True):
+                rise = -(grad * leaf.detach()).view(len(valid), shape.heads, *square) * valid
+                rise = rise if spec.signed else rise.abs()
+                table[layer] += rise.double().sum(0).cpu()
+                share = valid.double().mean(1) / len(calls) / len(batches)
+                counts += share.mean(0).cpu()
+                for name, at in standing.items():
+                    onto[name][layer] += (rise * at[:, None, None]).double().sum((0, 2, 3)).cpu()
+                    token_counts[name] += (share * at[:, None]).sum((1, 2)).mean().item()
+            calls.clear()
+            table = spec.pool(table)
+            values.add(table)
+            lines.append(line_sums(table)[..., chosen])
+            for name, sums in onto.items():
+                tokens[name].append(spec.pool(sums))
+    return build_importance(
+        spec,
+        mean_with_interval(torch.stack(lines)),
+        line_sums(counts)[chosen],
+        {name: mean_with_interval(torch.stack(found)) for name, found in tokens.items()},
+        token_counts,
+        losses,
+        values=values.mean,
+        errors=values.error(),
+        batches=len(batches),
+        forwards=len(batches),
+    )
+
+
+def drop_forwards(shape: Shape, batches: int, per: Per, units: int) -> int:
+    """Forward passes of `"drop"`: batches x (1 + units x scopes).
+
+    Scopes are 1 for `"model"`, the layers for `"layer"`, layers x heads for `"head"`.
+    """
+    scopes = {"model": 1, "layer": shape.layers, "head": shape.layers * shape.heads}[per]
+    return batches * (1 + units * scopes)
+
+
+def pairs_of(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
+    """The query-key pairs of an offset, a key or a token: bool `[batch | 1, 1, n, n]`."""
+    kind, at = unit
+    position = torch.arange(length)
+    if kind == "special":
+        return standing[str(at)][:, None, None, :].expand(-1, 1, length, length)
+    if kind == "offset":
+        return (position[None, :] - position[:, None] == int(at))[None, None]
+    return (position == int(at)).expand(1, 1, length, length)
+
+
+@torch.no_grad()
+def drop_importance(
+    model: nn.Module, batches: list[Batch], spec: ImportanceSpec, progress: Progress | None
+) -> Importance:
+    """Importance by `"drop"`; see `importance`."""
+    shape, per, special = spec.shape, spec.per, list(spec.special)
+    units: list[Unit] = [("offset", at) for at in spec.offsets]
+    units += [("key", at) for at in spec.keys]
+    units += [("special", name) for name in special]
+    layers = [None] if per == "model" else list(range(shape.layers))
+    heads = list(range(shape.heads)) if per == "head" else [None]
+    total = drop_forwards(shape, len(batches), per, len(units))
+    effects = torch.zeros(len(batches), len(layers), len(heads), len(units), dtype=torch.float64)
+    cells = torch.zeros(len(units), dtype=torch.float64)
+    losses: list[float] = []
+    done = 0
+
+    def loss(batch: Batch, number: int) -> float:
+        nonlocal done
+        found = finite_loss(model, batch, number).item()
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return found
+
+    if progress is not None:
+        progress(done, total)
+    probe = ThinnedAttention(shape.length, shape.heads, shape.layers)
+    with attached_probe(model, probe, batches[0]):
+        model.eval()
+        for number, batch in enumerate(batches):
+            batch = on_device(model, batch)
+            standing = special_keys(batch, spec.special)
+            probe.removed = None
+            losses.append(loss(batch, number))
+            for index, unit in enumerate(units):
+                pairs = pairs_of(unit, shape.length, standing)
+                probe.removed = pairs.to(next(model.parameters()).device)
+                probe.cells.clear()
+                for row, column in itertools.product(range(len(layers)), range(len(heads))):
+                    probe.layer, probe.head = layers[row], heads[column]
+                    effects[number, row, column, index] = loss(batch, number) - losses[-1]
+                cells[index] += sum(probe.cells) / len(probe.cells) / len(batches)
+    found = mean_with_interval(effects)
+    known = len(spec.offsets) + len(spec.keys)
+    return build_importance(
+        spec,
+        Measured(*(part[..., :known] for part in found)),
+        cells[:known],
+        {
+            name: Measured(*(part[..., at] for part in found))
+            for at, name in enumerate(special, start=known)
+        },
+        {name: cells[at].item() for at, name in enumerate(special, start=known)},
+        losses,
+        batches=len(batches),
+        forwards=total,
     )

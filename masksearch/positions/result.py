@@ -20,7 +20,7 @@ from masksearch.files import read_tensors, write_tensors
 if TYPE_CHECKING:
     import pandas as pd
 
-Method = Literal["gradient", "flip", "drop", "learned"]
+Method = Literal["gradient", "flip", "drop"]
 Per = Literal["model", "layer", "head"]
 Special = Mapping[str, int | Sequence[int]]  # name -> token id, or several ids
 POOLED: dict[Per, tuple[int, ...]] = {"model": (0, 1), "layer": (1,), "head": ()}
@@ -151,8 +151,7 @@ class Importance:
     For `"gradient"`, `"flip"` and `"drop"` a value is the rise of the loss, in nats per scored
     token, if these pairs are taken out of every sequence (to first order for the first two).
     Profiles and `special` give the effect of taking all pairs of an offset, of a key position or
-    of a token; `Profile.per_cell` that of one pair. For `"learned"` a value is the scale A in
-    (0, 1), and profiles are means over pairs.
+    of a token; `Profile.per_cell` that of one pair.
 
     Args:
         method: How it was measured.
@@ -160,15 +159,14 @@ class Importance:
             heads (or layers and heads) are those of taking them out everywhere at once.
         length: Positions n.
         values: float `[layers | 1, heads | 1, n, n]`, or None for `"drop"`.
-        errors: Standard error of the values over batches, the same shape; None for `"drop"` and
-            `"learned"`, NaN for a single batch.
+        errors: Standard error of the values over batches, the same shape; None for `"drop"`,
+            NaN for a single batch.
         by_offset: Profile over signed offsets (key minus query), 0 always among them.
         by_key: Profile over key positions.
         special: Name -> mean, low and high, each `[layers | 1, heads | 1]`: attention to such
             tokens as keys, wherever they stand.
         special_cells: Name -> valid pairs, mean over sequences, layers and heads.
-        loss: Mean loss of the batches, nothing taken out (`"learned"`: of the last tenth of the
-            steps, under the scales).
+        loss: Mean loss of the batches, nothing taken out.
         batches: Number of batches.
         forwards: Forward passes that it took.
         signed: False = every effect is the sum over sequences of its absolute value in each.
@@ -190,11 +188,10 @@ class Importance:
 
     def __repr__(self) -> str:
         """What was measured and how, and the diagonal's effect."""
-        unit = "scale" if self.method == "learned" else "nats a token"
         special = "".join(f", {name} {found}" for name, found in self.special.items())
         return (
             f"Importance({self.method}, per {self.per}, {self.length} positions, {self.batches} "
-            f"batches, loss {self.loss:.4g}; {unit}: diagonal {self.diagonal}{special}; "
+            f"batches, loss {self.loss:.4g}; nats a token: diagonal {self.diagonal}{special}; "
             f"{len(self.by_offset.at)} offsets, {len(self.by_key.at)} keys)"
         )
 

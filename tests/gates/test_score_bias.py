@@ -16,7 +16,6 @@ from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_form
 from masksearch.positions.probes import (
     FlippedAttention,
-    ScaledAttention,
     ThinnedAttention,
     WatchedAttention,
 )
@@ -273,13 +272,6 @@ def test_banks_add_the_bias_and_learn_it(
     same = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=zero))
     torch.testing.assert_close(same, without, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(got, without, atol=1e-2)
-
-
-def test_scales_act_after_the_softmax_with_the_bias():
-    bank = ScaledAttention(*SIZES).double()
-    tensors, bias = parts(), score_bias()
-    got = bank.attend(0, AttentionCall(*tensors, visible=padding(), scaling=SCALING, bias=bias))
-    torch.testing.assert_close(got, written_out(*tensors, padding(), bias) / 2)
 
 
 def test_each_sequences_gate_is_flipped_under_the_bias():

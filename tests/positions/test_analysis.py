@@ -21,8 +21,7 @@ from masksearch.errors import (
 from masksearch.gates.gates import Gates
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.positions.ablation import drop_forwards
-from masksearch.positions.analysis import importance
+from masksearch.positions.analysis import drop_forwards, importance
 from masksearch.positions.result import Importance, mean_with_interval
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
@@ -235,54 +234,7 @@ def test_flip_and_gradient_rank_offsets_as_dropping_does_where_effects_are_small
     assert torch.equal(exact[large] > 0, flip[large] > 0)
 
 
-def test_learned_scales_leave_weights_as_they_were(model):
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    found = importance(
-        model, random_batches(2), method="learned", steps=3, special={"token": 4}, gate_lr=0.1
-    )
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert found.values.shape == (LAYERS, HEADS, LENGTH, LENGTH)
-    assert found.errors is None
-    moved = found.values[..., :4, :4] != 0.5
-    assert moved.float().mean() > 0.9
-    assert found.values.sub(0.5).abs().max() < 0.08  # Adam's three steps of 0.1 at slope 1/4
-    mean = found.values[..., :1, 1:2].flatten()  # offset 1 includes the pair (0, 1)
-    assert found.by_offset.one(1).mean.shape == (LAYERS, HEADS)
-    assert mean.isfinite().all()
-    assert found.special["token"].mean.isfinite().all()
-    assert found.batches == 3
-
-
-def test_learned_profile_is_the_mean_over_pairs(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    batches = random_batches(1, padded=False)
-    found = importance(model, batches, method="learned", steps=2, per="model", initial=1.0)
-    for offset in (-3, 0, 2):
-        mean = found.values[0, 0].diagonal(offset).mean()
-        torch.testing.assert_close(found.by_offset.one(offset).mean[0, 0], mean)
-        assert found.by_offset.cells[found.offsets.index(offset)] == LENGTH - abs(offset)
-    torch.testing.assert_close(found.by_key.mean[0, 0], found.values[0, 0].mean(0))
-    again = importance(model, iter(batches * 2), method="learned", steps=2, per="model", initial=1)
-    torch.testing.assert_close(again.values, found.values)
-
-
-def test_learned_loss_is_that_of_the_last_tenth_of_the_steps(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    batches, still = random_batches(10, padded=False), {"lr": 1e-12, "gate_lr": 1e-12}
-    everything = {"all": range(13)}
-    whole = importance(
-        model, iter(batches), method="learned", steps=10, special=everything, **still
-    )
-    last = importance(model, batches[9:], method="learned", steps=1, **still)
-    assert whole.loss == pytest.approx(last.loss)
-    assert whole.special_cells["all"] == pytest.approx(LENGTH**2)
-
-
-@pytest.mark.parametrize("method", ["gradient", "flip", "drop", "learned"])
+@pytest.mark.parametrize("method", ["gradient", "flip", "drop"])
 def test_the_model_is_left_as_it_was(model, method):
     star = masks.per_layer([masks.star(), masks.window(2)])
     attach(model, star)
@@ -297,7 +249,7 @@ def test_the_model_is_left_as_it_was(model, method):
     before = loss_of(model, batches[0])
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
-    importance(model, batches, method=method, steps=2, keys=[0], offsets=[0], per="model")
+    importance(model, batches, method=method, keys=[0], offsets=[0], per="model")
     assert [module.training for module in model.modules()] == modes
     assert model.__dict__[ATTACHMENT] is attachment
     assert set(dict(model.named_modules())) == names
@@ -362,9 +314,7 @@ def test_a_layer_that_is_called_twice_adds_up():
     found = importance(model, batches, offsets=[1])
     assert found.values.shape[0] == 1
     drop = importance(model, batches, method="drop", per="model", offsets=[1])
-    learned = importance(model, batches, method="learned", steps=2, offsets=[1])
-    for other in (drop, learned):
-        torch.testing.assert_close(other.by_offset.cells, found.by_offset.cells)
+    torch.testing.assert_close(drop.by_offset.cells, found.by_offset.cells)
     attach(model, scaled := Tilted())
     loss = model(**batches[0]).loss
     slope = torch.autograd.grad(loss, scaled.tilt)[0]
@@ -453,8 +403,6 @@ def test_messages(model, tmp_path):
         importance(model, itertools.cycle(batches))
     with pytest.raises(ValueError, match="signed=False"):
         importance(model, batches, method="drop", signed=False)
-    with pytest.raises(ValueError, match="gate_lr must be above 0"):
-        importance(model, batches, method="learned", gate_lr=0)
     short = {name: tensor[:, :5] for name, tensor in batches[0].items()}
     with pytest.raises(LengthError, match="pad the batches to one length"):
         importance(model, [*batches, short])

@@ -10,7 +10,6 @@ from masksearch.contracts import AttentionCall, GateBank
 from masksearch.errors import LengthError
 from masksearch.positions.probes import (
     FlippedAttention,
-    ScaledAttention,
     ThinnedAttention,
     WatchedAttention,
     valid_pairs,
@@ -93,29 +92,6 @@ def test_banks_that_change_nothing_agree_with_each_other():
         out = bank.attend(0, AttentionCall(query, key, value, visible=padding(), scaling=1.0))
         torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(seen[0], by_hand(query, key, padding(), 1.0))
-
-
-def test_scales_act_after_the_softmax_without_renormalising():
-    query, key, value = parts()
-    bank = ScaledAttention(*SIZES).double()
-    with torch.no_grad():
-        bank.logits.copy_(torch.randn(bank.logits.shape, generator=torch.Generator()))
-    out = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
-    everything = torch.ones(1, 1, 5, 5, dtype=torch.bool)
-    scaled = by_hand(query, key, everything, 1.0) * bank.logits[0].sigmoid()
-    torch.testing.assert_close(out, scaled @ value)
-
-
-@pytest.mark.parametrize(
-    ("per_layer", "per_head", "shape"),
-    [(True, True, (3, 2)), (True, False, (3, 1)), (False, False, (1, 1))],
-)
-def test_scales_are_shared_as_asked(per_layer, per_head, shape):
-    bank = ScaledAttention(5, 2, 3, per_layer=per_layer, per_head=per_head, initial=2.0)
-    assert bank.scales().shape == (*shape, 5, 5)
-    assert bank.scales().min().item() == pytest.approx(1 / (1 + math.exp(-2)))
-    query, key, value = (part.float() for part in parts())
-    bank.attend(2, AttentionCall(query, key, value, scaling=1.0))
 
 
 def test_thinned_rows_that_would_be_empty_keep_what_they_have():

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from masksearch.positions.attention_maps import AttentionMaps
-from masksearch.positions.dynamics import Dynamics
 from masksearch.positions.result import Importance, Measured, Profile, without_interval
 
 
@@ -29,7 +28,7 @@ def test_several_are_told_by_their_range():
         float(Measured(mean, mean, mean))
 
 
-def test_maps_and_dynamics_fit_a_line_or_two():
+def test_maps_fit_a_line_or_two():
     even, table = torch.full((2, 4), 1 / 64), torch.rand(2, 4, 64, 64)
     offsets, by_offset = tuple(range(-63, 64)), torch.rand(2, 4, 127)
     maps = AttentionMaps(
@@ -39,11 +38,6 @@ def test_maps_and_dynamics_fit_a_line_or_two():
         "AttentionMaps(2 x 4 x 64 x 64, 9 sequences; diagonal 0.0156 (evenly 0.0156), "
         "[CLS] 0.0156 (evenly 0.0156))"
     )
-    units = tuple(range(-63, 64))
-    found = Importance("drop", "model", 64, None, None, profile(1, units), profile(1, units[:64]))
-    dynamics = repr(Dynamics((0, 500), (found, found), tuple([2.5] * 500)))
-    assert dynamics.startswith("Dynamics(2 snapshots of 500 steps; the last: Importance(drop")
-    assert len(dynamics) <= 300
 
 
 @pytest.mark.parametrize("layers", [1, 12])
