@@ -33,11 +33,13 @@ HERE = Path(__file__).parent
 ARMS = {  # mask without its budget -> what the legend says, colour, marker
     "dam layers": ("DAM, gates of each layer", ORANGE, "^"),
     "dam": ("DAM, shared gates", AMBER, "^"),
-    "allocate restore": ("allocation of full heads", GREEN, "s"),
+    "allocate restore": ("full heads, by restoring one", GREEN, "s"),
+    "allocate gates": ("full heads, by a gate each", GREEN, "D"),
     "tpe": ("TPE", BLUE, "v"),
     "random": ("random search", SKY, "o"),
     "attention": ("largest mean attention", PINK, "X"),
-    "hand-designed": ("best hand-designed", INK, "D"),
+    "importance": ("largest importance", PINK, "*"),
+    "hand-designed": ("best of three families", INK, "D"),
     "random keys": ("random keys", GREY, "P"),
 }
 METRIC = {"STS-B": "Pearson", "QQP": "accuracy", "QNLI": "accuracy"}
@@ -57,10 +59,17 @@ def main() -> None:
         axes.set_title(task, fontsize=LABEL, color=INK, loc="left")
         metric = METRIC.get(task, "score")
         clean(axes, "pairs left out (%)", f"{metric}, fresh models")
-    lines, labels = axes.get_legend_handles_labels()
+    shown = [each.get_legend_handles_labels() for each in figure.axes]
+    named = {
+        label: line for lines, labels in shown for line, label in zip(lines, labels, strict=True)
+    }
+    order = [
+        name for name in ("dense", *(label for label, _, _ in ARMS.values())) if name in named
+    ]
     figure.legend(
-        lines, labels, loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False
-    )
+        [named[name] for name in order], order, loc="outside lower center", ncols=4,
+        fontsize=SMALL, frameon=False,
+    )  # fmt: skip
     write_figure(figure, given.out)
 
 
@@ -75,15 +84,15 @@ def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
         points = [
             (100 * (1 - found.effective_density.mean()), estimate(list(found.score)))
             for _, found in own.groupby("mask")
+            if len(found) >= CLAIM_SEEDS  # as in the tables
         ]
         if points:
             points.sort(key=lambda point: point[0])
             x, y = [at for at, _ in points], [found.mean for _, found in points]
-            few = [f.n_seeds < CLAIM_SEEDS for _, f in points]  # too few for an interval
-            below = [0.0 if no else f.mean - f.low for no, (_, f) in zip(few, points, strict=True)]
             axes.errorbar(
-                x, y, yerr=below, color=colour, marker=marker, markersize=3.5, linewidth=1.0,
-                elinewidth=0.6, capsize=1.5, markeredgewidth=0, label=label,
+                x, y, yerr=[found.mean - found.low for _, found in points], color=colour,
+                marker=marker, markersize=3.5, linewidth=1.0, elinewidth=0.6, capsize=1.5,
+                markeredgewidth=0, label=label,
             )  # fmt: skip
 
 
