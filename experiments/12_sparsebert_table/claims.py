@@ -32,7 +32,7 @@ CLAIMS = [
 
 
 NAMES = {  # the paper's row that a mask stands for -> what it is: gates, and where they are cut
-    name: f"{kind} gates, {PRINTED[name].sparsity} %"
+    name: f"{kind} gates, {PRINTED[name]['sparsity']} %"
     for prefix, kind in (("DAM_u", "symmetric"), ("DAM_s", "Toeplitz"))
     for name in PRINTED
     if name.startswith(prefix)
@@ -82,7 +82,7 @@ CLAIMS.append(Claim(HERE, text, figures))
 mean = scores[(scores.task == "STS-B") & (scores.setting == "none")]
 mean = mean.groupby("mask").score.mean()
 lost = [
-    PRINTED["DAM_u 1e-4"].sparsity,
+    PRINTED["DAM_u 1e-4"]["sparsity"],
     mean["dense"] - mean["DAM_u 1e-4"],
     mean["dense"] - mean["strided"],
 ]
@@ -114,7 +114,7 @@ CLAIMS += [
     Claim(
         HERE,
         "symmetric gates cut at {} and {} %, beat",
-        [PRINTED[f"DAM_u {each}"].sparsity for each in ("1e-4", "1e-3")],
+        [PRINTED[f"DAM_u {each}"]["sparsity"] for each in ("1e-4", "1e-3")],
     ),
     Claim(HERE, "already has a tau-b of {} with the paper's order", [label]),
     Claim(HERE, "in the paper {} % of such pairs", [100 * above["paper"].mean()]),
