@@ -1,51 +1,111 @@
-"""Ids of default settings on all rows: recorded results are found by them, so they stay."""
+"""Protocol ids: recorded results are found by them, so they stay, whatever is rebuilt."""
 
-import random
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from split_evaluators import causal, decoder, glue, pairs, planted, recall, squad, swag, text
+from tiny_checkpoint import tiny_checkpoint
+from tiny_decoder import tiny_decoder
+from toy_questions import WORDS
 
-from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.mlm import MlmEvaluator
-from masksearch.evaluators.planted import PlantedEvaluator
+import masksearch as ms
 
-WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
-# Computed by the first version of these evaluators (package version 0.1), on these files.
-PLANTED, MLM, GLUE = "2135965bafaae21d", "49c1e68e2139dd7f", "554cef1be9d41abb"
+# Computed by the last version whose evaluators were floors of classes (2026-11-22).
+PINNED = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())
+HALVES = ("search", "final", "test", "all")
+Maker = Callable[[Path], Any]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text and an SST-2, the same bytes everywhere."""
-    made = tmp_path_factory.mktemp("protocols")
-    draw = random.Random(0)
-    lines = (" ".join(draw.choices(WORDS, k=8)) for _ in range(3000))
-    (made / "text.txt").write_text("\n".join(lines))
-    for name, count in (("train", 100), ("dev", 40)):
-        rows = ["sentence\tlabel"]
-        for _ in range(count):
-            words = " ".join(draw.choices(WORDS, k=draw.randint(2, 30)))
-            rows.append(f"{words}\t{draw.randint(0, 1)}")
-        path = made / "glue" / "SST-2" / f"{name}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(rows) + "\n")
-        for _ in range(count):  # the rows of another task lay between the two files
-            draw.choices(WORDS, k=9)
-            draw.choices(WORDS, k=draw.randint(2, 30))
-            draw.random()
+def settled(folder: Path) -> Path:
+    """A checkpoint whose bytes depend on no version of a library and on no random numbers."""
+    config = json.loads((folder / "config.json").read_text())
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    names += ("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size")
+    names += ("model_type", "architectures")
+    kept = {name: config[name] for name in names if name in config}
+    (folder / "config.json").write_text(json.dumps(kept))
+    weights = load_file(folder / "model.safetensors")
+    for weight in weights.values():
+        weight.copy_((torch.arange(weight.numel()).view(weight.shape) * 7919 % 1000 - 500) / 8192)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def encoder(make: Maker, **changes: Any) -> Maker:
+    """An evaluator of tasks on a checkpoint, without a text."""
+
+    def made(folder: Path) -> Any:
+        weights = settled(tiny_checkpoint(folder / "checkpoint", list(WORDS)))
+        given = {"corpus": None, "weights": weights, "length": 16, **changes}
+        return replace(make(folder), **given)
+
     return made
 
 
-def test_default_protocols_of_all_rows_do_not_move(folder: Path) -> None:
-    text, cache = folder / "text.txt", folder / "cache"
-    assert PlantedEvaluator().protocol == PLANTED
-    assert MlmEvaluator(text, cache=cache, half="all").protocol == MLM
+def changed(make: Maker, **changes: Any) -> Maker:
+    return lambda folder: replace(make(folder), **changes)
+
+
+def from_weights(folder: Path) -> Any:
+    weights = settled(tiny_checkpoint(folder / "checkpoint", list(WORDS)))
+    return replace(text(folder), weights=weights, length=16)
+
+
+def trained_decoder(folder: Path) -> Any:
+    made = decoder(folder)
+    weights = settled(tiny_decoder(folder / "settled", list(WORDS)))
+    return replace(made, weights=weights)
+
+
+RECOVER: dict[str, Any] = {"adapt": "recover", "recover_steps": 3, "learn_from": "dense"}
+MAKERS: dict[str, Maker] = {
+    "planted": planted,
+    "graded": lambda folder: ms.PlantedEvaluator.graded(),
+    "text": text,
+    "text, pairs": pairs,
+    "text, whole words": changed(text, whole_words=True, dropout=0.1, lr=1e-3),
+    "text, weights": from_weights,
+    **{
+        f"{name}, {adapt}": encoder(make, **given)
+        for name, make in {"glue": glue, "squad": squad, "swag": swag}.items()
+        for adapt, given in {
+            "none": {"adapt": "none"},
+            "recover": RECOVER,
+            "train": {"finetune_seeds": 2, "frozen": 1, "rows": 12},
+        }.items()
+    },
+    "glue, text": changed(glue, convention="bert"),
+    "squad, text": changed(squad, null_threshold=0.5),
+    "swag, text": swag,
+    "decoder, train": causal,
+    "decoder, none": trained_decoder,
+    "decoder, kl": changed(trained_decoder, kl=True, bands=(4, 8)),
+    "decoder, recover": changed(trained_decoder, adapt="recover", recover_tokens=300),
+    "decoder, weights trained": changed(trained_decoder, adapt="train", steps=3),
+    "recall, train": recall,
+    "recall, none": changed(recall, adapt="none"),
+    "with cost": lambda folder: ms.WithCost(text(folder), latency=False, memory=True),
+    "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_protocol_ids_do_not_move(name: str, tmp_path: Path) -> None:
+    evaluator = MAKERS[name](tmp_path)
+    if name == "cost":
+        assert {"all": evaluator.protocol} == PINNED[name]
+    else:
+        assert {half: evaluator.on(half).protocol for half in HALVES} == PINNED[name]
+
+
+def test_the_default_planted_evaluator_is_that_of_the_first_version() -> None:
+    assert ms.PlantedEvaluator().protocol == "2135965bafaae21d"
+    assert ms.PlantedEvaluator(half="all").protocol == "2135965bafaae21d"
     for size in ("1x64x2", {"layers": 1, "width": 64, "heads": 2}):
-        assert PlantedEvaluator(size=size) == PlantedEvaluator()
-    assert MlmEvaluator(text, cache=cache, half="all", size="2x128x4").protocol == MLM
-    assert MlmEvaluator(text, cache=cache, half="all", size="2x128x2").protocol != MLM
-    judge = GlueEvaluator(text, folder / "glue", tasks=("SST-2",), cache=cache, half="all")
-    assert judge.protocol == GLUE
-    halves = [judge.on(half) for half in ("search", "final")]  # type: ignore[arg-type]
-    assert len({GLUE, *(half.protocol for half in halves)}) == 3
-    assert PlantedEvaluator(half="all").protocol == PLANTED
+        assert ms.PlantedEvaluator(size=size) == ms.PlantedEvaluator()
