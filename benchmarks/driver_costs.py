@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from masksearch.contracts import Evaluator
+
 SPACE = Path(__file__).parents[1] / "search_spaces" / "head_shifts.py"  # 14 parameters
 MILESTONES = {"random": (0, 500, 1000, 2000), "tpe": (10, 50, 100, 200, 500, 1000, 2000)}
 
@@ -139,7 +141,7 @@ def stored(run: Path, storage: str | None, count: int = 60) -> dict[str, float]:
     return {name: usual(values) for name, values in times.items()}
 
 
-class NoOp:
+class NoOp(Evaluator):
     """An evaluator whose trials take no time, or sleep."""
 
     def __init__(self, reports: int, seconds: float = 0.0) -> None:

@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from masksearch.contracts import Evaluator
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.json"
 FIGURE = HERE.parent / "docs" / "images" / "driver_time.png"
@@ -36,7 +38,7 @@ STUDY = 10_000
 
 
 @dataclass(frozen=True)
-class Sleeping:
+class Sleeping(Evaluator):
     """An evaluator whose trials only take time."""
 
     seconds: float = SECONDS

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.cli.repeat import resume as resume
     from masksearch.contracts import Budget as Budget
     from masksearch.contracts import Evaluate as Evaluate
+    from masksearch.contracts import Evaluator as Evaluator
     from masksearch.contracts import Objective as Objective
     from masksearch.contracts import OneShot as OneShot
     from masksearch.contracts import Proposal as Proposal

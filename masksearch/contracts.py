@@ -2,7 +2,7 @@
 
 A search is seven hops: `space(trial) -> Mask -> evaluator -> Report* -> Record -> study ->
 frontier -> report`, and back from a Record to the strategy that proposes the next mask.
-Implementations do not inherit from the protocols below; they only have their methods.
+An evaluator inherits from `Evaluator`; what implements the protocols below only has their methods.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.errors import EvaluatorError
+from masksearch.errors import EvaluatorError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.text import short_text
 
@@ -308,57 +309,134 @@ class FollowsReports(Protocol):
         ...
 
 
-class Evaluator(Protocol):
-    """Judges a mask by training a model under it.
+class Evaluator:
+    """Judges a mask by training a model under it: the base of every evaluator.
 
-    Calling it returns a generator of reports; the last report is the result, closing the
-    generator stops the run. Checkpoints go to `workdir` and are found there again. Evaluators
-    are cheap to pickle: data is loaded where they run, or travels with them (`CarriesData`). One
-    that looks at a mask beyond `shape` (at another length) says so: `beyond_shape = True`.
+    A subclass has `shape`, `objectives` and `protocol`, as attributes or as properties, and is
+    called; whatever else an evaluator may offer has a default here. Calling it returns a generator
+    of reports; the last report is the result, closing the generator stops the run. Checkpoints go
+    to `workdir` and are found there again. Evaluators are cheap to pickle: data is loaded where
+    they run, or travels with them (`packed`).
     """
 
-    @property
-    def shape(self) -> Shape: ...
-    @property
-    def objectives(self) -> tuple[Objective, ...]: ...
-    @property
-    def protocol(self) -> str: ...
-    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]: ...
+    if TYPE_CHECKING:  # properties, so that a subclass may have a property, a field, an attribute
 
+        @property
+        def shape(self) -> Shape:
+            """What a mask is lowered to."""
 
-@runtime_checkable
-class SplitsRows(Protocol):
-    """An evaluator whose data has rows for searches and rows that no search has seen.
+        @property
+        def objectives(self) -> tuple[Objective, ...]:
+            """What a search improves; the first is the score."""
 
-    The halves are told apart by a hash of each row's text: `"search"` (what an evaluator judges
-    by unless it is told otherwise), `"final"`, `"test"` (where the data has labelled test rows)
-    and `"all"`: both halves together, with the objectives and protocol ids of versions that knew
-    no halves.
-    """
+        @property
+        def protocol(self) -> str:
+            """Text that changes whenever a score could, beside mask and seed."""
 
-    @property
-    def half(self) -> Half: ...
+        @property
+        def half(self) -> Half | None:
+            """Which rows judge; None = the data is not split. The halves are told apart by a hash
+            of each row's text: `"search"` (unless told otherwise), `"final"`, which no search has
+            seen, `"test"` (where the data has labelled test rows) and `"all"`: both halves
+            together, with the objectives and protocol ids of versions that knew no halves."""
+
+        @property
+        def seedless(self) -> bool:
+            """Whether every seed gives a mask the same scores, as where nothing is trained; a
+            comparison then takes one seed, and its rows decide."""
+
+        @property
+        def meanings(self) -> Mapping[str, str]:
+            """Name of a value -> what it measures, in a few words; a verdict prints it."""
+
+        @property
+        def measure_names(self) -> tuple[str, ...]:
+            """Names that `measures_of` returns; `kv_bytes` is a decoder's share of the dense
+            cache."""
+
+        @property
+        def beyond_shape(self) -> bool:
+            """Whether a mask is looked at beyond `shape` (at another length), where masks of
+            equal cells may differ."""
+
+        @property
+        def kv_head_count(self) -> int | None:
+            """KV heads of a layer of the decoder that is judged on; None = not known."""
+
+        @property
+        def weights_frozen(self) -> bool:
+            """Whether the weights of the `differentiable` model are frozen, so that gates alone
+            are trained."""
+
+        @property
+        def weight_lr(self) -> float | None:
+            """Peak learning rate of these weights beside gates; None = that of `DamConfig`."""
+
+    else:
+        half = kv_head_count = weight_lr = None
+        seedless = beyond_shape = weights_frozen = False
+        meanings, measure_names = MappingProxyType({}), ()
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """Yields reports of a model under the mask; a subclass has its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no __call__")
+
+    def measures_of(self, mask: Mask) -> Mapping[str, float]:
+        """What is known of a mask that fits the shape before any training, beside every record's
+        measures. Records carry these measures too: they serve as objectives, and a mask that
+        violates a constraint on one is not trained."""
+        return {}
+
     def on(self, half: Half) -> Evaluator:
-        """The same evaluator on other rows, with another protocol id.
+        """The same evaluator on other rows, with another protocol id and the same training.
 
         Raises:
+            EvaluatorError: If it does not split its rows.
             DataError: If the data has no such rows.
         """
-        ...
+        raise EvaluatorError(
+            f"{type(self).__name__} does not split its rows, so there is no half={half!r} to "
+            "judge by; give it `half` and `on(half)` (docs/write_your_own.md), or leave half out"
+        )
 
     def final(self) -> Evaluator:
         """The same as `on("final")`."""
-        ...
+        return self.on("final")
 
+    def packed(self) -> Evaluator:
+        """The same evaluator holding its data in memory, for machines that do not see its files.
 
-@runtime_checkable
-class ExplainsValues(Protocol):
-    """An evaluator that says in a few words what its reported values mean; a verdict prints it."""
+        Its shape, objectives, protocol and reports are those of the evaluator itself, here and
+        in any process that unpickles it. Packing a packed one changes nothing.
+        """
+        return self
 
-    @property
-    def meanings(self) -> Mapping[str, str]:
-        """Name of a value -> what it measures."""
-        ...
+    def data_hashes(self) -> Mapping[str, str]:
+        """Name of each data set -> hash of what was read, for a report to name."""
+        return {}
+
+    def provide_models(self, seed: int) -> None:
+        """Trains, or finds, what all evaluations of that seed share; called before the first
+        trial, so that what would make every trial fail is said before anything else is paid for.
+
+        Raises:
+            MaskSearchError: If no mask can be judged on it.
+        """
+
+    def differentiable(self, seed: int) -> Differentiable:
+        """What a one-shot search (DAM) trains on.
+
+        Raises:
+            SearchError: If there is no such thing.
+        """
+        raise SearchError(
+            f"{type(self).__name__} has no differentiable(seed), which trains gates and weights; "
+            "use another strategy or, for example, a PlantedEvaluator or an MlmEvaluator"
+        )
+
+    def offers(self, name: Literal["differentiable", "provide_models"]) -> bool:
+        """Whether the evaluator has a method of that name of its own."""
+        return getattr(type(self), name) is not getattr(Evaluator, name)
 
 
 def check_evaluator(evaluator: object) -> None:
@@ -380,6 +458,8 @@ def check_evaluator(evaluator: object) -> None:
             "__call__(mask, *, seed, workdir): docs/write_your_own.md has one in full"
         )
 
+    if not isinstance(evaluator, Evaluator):
+        raise refuse("does not inherit masksearch.Evaluator")
     found: dict[str, Any] = {}
     for name in ("shape", "objectives", "protocol"):
         try:
@@ -396,7 +476,7 @@ def check_evaluator(evaluator: object) -> None:
         raise refuse(f"has the objective {strange[0]!r}, not a masksearch.Objective")
     if not isinstance(protocol, str) or not protocol:
         raise refuse(f"has the protocol {protocol!r}, not a text that names what judges")
-    if not callable(evaluator):
+    if type(evaluator).__call__ is Evaluator.__call__:
         raise refuse("has no __call__")
     try:
         inspect.signature(evaluator).bind(None, seed=0, workdir=None)
@@ -415,103 +495,6 @@ class Differentiable:
     batches: Iterator[Batch]
     held_out: list[Batch]
     halves: tuple[Iterator[Batch], Iterator[Batch]] | None = None
-
-
-@runtime_checkable
-class OffersGradients(Protocol):
-    """An evaluator that can also be searched by DAM."""
-
-    def differentiable(self, seed: int) -> Differentiable: ...
-
-
-@runtime_checkable
-class IgnoresSeeds(Protocol):
-    """An evaluator that says whether every seed gives a mask the same scores, as where nothing is
-    trained; a comparison then takes one seed, and its rows decide."""
-
-    @property
-    def seedless(self) -> bool: ...
-
-
-@runtime_checkable
-class FreezesWeights(Protocol):
-    """An evaluator that says whether the weights of its `differentiable` model are frozen, so
-    that gates alone are trained."""
-
-    @property
-    def weights_frozen(self) -> bool: ...
-
-
-@runtime_checkable
-class RatesWeights(Protocol):
-    """An evaluator that says at which peak learning rate the weights of its `differentiable` model
-    are trained beside gates, unless a search says another; None = the default of `DamConfig`."""
-
-    @property
-    def weight_lr(self) -> float | None: ...
-
-
-@runtime_checkable
-class ProvidesModels(Protocol):
-    """An evaluator whose trials share models: they are provided before the first trial, so that
-    what would make every trial fail is said before anything else is paid for."""
-
-    def provide_models(self, seed: int) -> None:
-        """Trains, or finds, what all evaluations of that seed share.
-
-        Raises:
-            MaskSearchError: If no mask can be judged on it.
-        """
-        ...
-
-
-@runtime_checkable
-class MeasuresMasks(Protocol):
-    """An evaluator that knows more of a mask before any training than every record's measures,
-    such as the bytes of a decoder's cache.
-
-    Records carry these measures too: they serve as objectives, and a mask that violates a
-    constraint on one is not trained.
-    """
-
-    @property
-    def measure_names(self) -> tuple[str, ...]:
-        """Names that `measures_of` returns; `kv_bytes` is a decoder's share of the dense cache."""
-        ...
-
-    def measures_of(self, mask: Mask) -> Mapping[str, float]:
-        """The measures of a mask that fits the evaluator's shape."""
-        ...
-
-
-@runtime_checkable
-class CountsKvHeads(Protocol):
-    """An evaluator on a decoder that says how many KV heads its layers have."""
-
-    @property
-    def kv_head_count(self) -> int: ...
-
-
-@runtime_checkable
-class CarriesData(Protocol):
-    """An evaluator whose data can travel with it, to machines that do not see its files."""
-
-    def packed(self) -> Evaluator:
-        """The same evaluator holding its data in memory; it reads no file.
-
-        Its shape, objectives, protocol and reports are those of the evaluator itself, here and
-        in any process that unpickles it. Packing a packed one changes nothing.
-        """
-        ...
-
-
-@runtime_checkable
-class HashesData(Protocol):
-    """An evaluator that names the hashes of its data, so that a report can say what it read."""
-
-    def data_hashes(self) -> Mapping[str, str]:
-        """Name of each data set -> hash of what was read."""
-        ...
 
 
 class Strategy(Protocol):
@@ -570,7 +553,7 @@ class Trials(Protocol):
 
     @property
     def seeds(self) -> Sequence[int]:
-        """Seeds of the evaluations that are to come, for `ProvidesModels`."""
+        """Seeds of the evaluations that are to come, for `Evaluator.provide_models`."""
         ...
 
     def ask(self) -> Proposal | Literal["wait", "done"]:

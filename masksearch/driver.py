@@ -42,15 +42,10 @@ from masksearch.contracts import (
     Budget,
     Evaluator,
     Executor,
-    ExplainsValues,
     Half,
-    IgnoresSeeds,
     Listener,
-    MeasuresMasks,
-    ProvidesModels,
     Record,
     Scheduler,
-    SplitsRows,
     Strategy,
     check_evaluator,
 )
@@ -313,7 +308,7 @@ def search(
         raise SearchError(f"seconds must be positive, got {seconds:g}")
     evaluator = as_begun(evaluator, Path(run), storage)
     reported = [objective.name for objective in evaluator.objectives]
-    measured = evaluator.measure_names if isinstance(evaluator, MeasuresMasks) else ()
+    measured = evaluator.measure_names
     limits = [parse_constraint(text, reported, measured) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
     given = draw_enqueued(space, enqueue, evaluator.shape)
@@ -426,11 +421,11 @@ def compare(
     run, seeds = Path(run), read_seeds(seeds)
     check_against(against)
     evaluator = judge_on(evaluator, half)
-    seedless = isinstance(evaluator, IgnoresSeeds) and evaluator.seedless
+    seedless = evaluator.seedless
     seeds = seeds[:1] if seedless else seeds
     if half is None:
         evaluator = as_begun(evaluator, run, storage)
-    split = evaluator.half if isinstance(evaluator, SplitsRows) else ""
+    split = evaluator.half or ""
     promised: dict[str, float | None] = {}
     if front_of is not None:
         found_by = front_of.run, front_of.records(), front_of.objectives
@@ -448,7 +443,7 @@ def compare(
         before = store.records()
         known = read_kinds(store.facts(), {r.params["mask"]: r for r in before})
         kept = {**known, **said}
-        meanings = evaluator.meanings if isinstance(evaluator, ExplainsValues) else {}
+        meanings = evaluator.meanings
         # a name that now has another mask loses what is known of the earlier one
         same = {
             r.params["mask"]
@@ -554,7 +549,7 @@ def plan_comparison(
     if sd is not None and not sd > 0:
         raise CandidateError(f"sd must be positive, got {sd:g}")
     evaluator, numbers = judge_on(evaluator, None), read_seeds(seeds)
-    if isinstance(evaluator, IgnoresSeeds) and evaluator.seedless:
+    if evaluator.seedless:
         raise CandidateError(
             "every seed gives a mask the same scores here, so that rows alone decide and there "
             "are no seeds to plan; compare masks with one seed"
@@ -603,7 +598,7 @@ def run_session(
         session.restore()
         for watcher in display:
             watcher.expect(session.expected(), session.budget.seconds)
-            if isinstance(session.evaluator, ProvidesModels) and not isinstance(
+            if session.evaluator.offers("provide_models") and not isinstance(
                 executor, Local | None
             ):  # whose trainings are not seen here
                 seeds = ", ".join(map(str, session.seeds))

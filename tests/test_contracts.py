@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch.contracts import AttentionCall, Objective, Report, Shape, check_evaluator
+from masksearch.contracts import (
+    AttentionCall,
+    Evaluator,
+    Objective,
+    Report,
+    Shape,
+    check_evaluator,
+)
 from masksearch.errors import EvaluatorError
 
 QUERIES, KEYS = 3, 5
@@ -91,7 +98,7 @@ def test_a_call_does_not_change():
         attention_call().dropout = 0.1  # type: ignore[misc]
 
 
-class Judge:
+class Judge(Evaluator):
     shape = Shape(8, 1, 1)
     objectives = (Objective("loss", "min", 1.0),)
     protocol = "p"
@@ -101,7 +108,7 @@ class Judge:
 
 
 def without(name):
-    return type("Judge", (), {k: v for k, v in vars(Judge).items() if k != name})()
+    return type("Judge", (Evaluator,), {k: v for k, v in vars(Judge).items() if k != name})()
 
 
 class Inner(Judge):
@@ -119,7 +126,7 @@ class Inner(Judge):
         (without("__call__"), "^Judge has no __call__;"),
         (Inner(), "Inner has no protocol that can be read .*'corpus'"),
         (Judge, r"Judge is a class, .*: write Judge\(\.\.\)"),
-        (None, "NoneType has no shape"),
+        (object(), "^object does not inherit masksearch.Evaluator; an evaluator offers shape"),
         (
             type("J", (Judge,), {"shape": (8, 1, 1)})(),
             r"shape \(8, 1, 1\), not a masksearch.Shape",

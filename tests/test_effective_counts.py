@@ -13,7 +13,7 @@ from optuna.trial import BaseTrial
 import masksearch as ms
 from masksearch import masks
 from masksearch.cli.output import print_comparison, print_front
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks.random_controls import random_like
 from masksearch.report.tables import comparison_table, front_table
 
@@ -41,7 +41,7 @@ CASES = {
 
 
 @dataclass(frozen=True)
-class CountingEvaluator:
+class CountingEvaluator(Evaluator):
     """Loss grows with the reach of a mask, whatever is counted."""
 
     shape: Shape

@@ -31,7 +31,7 @@ LENGTHS = {9: 3, 20: 5, 32: 2}
 
 
 @dataclass(frozen=True)
-class Landscape:
+class Landscape(ms.Evaluator):
     """Truth: .8, less what is denser or sparser than it should be; and an offset is worth .05.
 
     A run adds normal noise of its mask and seed.

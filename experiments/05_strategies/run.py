@@ -74,7 +74,7 @@ def record(run: Path, out: Path, limit: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class Recorded(ms.Evaluator):
     """An evaluator that reads the table."""
 
     scores: dict[str, float] = field(hash=False)

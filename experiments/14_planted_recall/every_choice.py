@@ -82,7 +82,7 @@ def attended(layer: nn.Module, hidden: Tensor, angles: tuple[Tensor, ...], kept:
     return found[0]
 
 
-class Tabulated:
+class Tabulated(ms.Evaluator):
     """An evaluator that looks up what a mask loses, and offers the model to whoever trains on it.
 
     Args:

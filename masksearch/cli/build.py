@@ -433,9 +433,8 @@ def units_space(given: AllocationOptions, strategy: str, evaluator: Evaluator) -
     if strategy == "dam":
         return None  # its gates choose among them: `switch_options`
     from masksearch.strategies.allocate import build_units
-    from masksearch.strategies.build import kv_heads_of
 
-    return build_units(vars(given), evaluator.shape, kv_heads_of(evaluator))
+    return build_units(vars(given), evaluator.shape, evaluator.kv_head_count)
 
 
 def switch_options(given: AllocationOptions) -> dict[str, Any]:

@@ -51,7 +51,6 @@ def evaluate(
 
     from masksearch.cli.build import named_mask
     from masksearch.cli.output import print_comparison
-    from masksearch.contracts import SplitsRows
     from masksearch.driver import compare
     from masksearch.study.halves import as_begun
 
@@ -68,7 +67,7 @@ def evaluate(
             built,
             run=folder,
             seeds=range(seeds),
-            half=built.half if isinstance(built, SplitsRows) else None,  # as a search does
+            half=built.half,  # as a search does
             executor=executor_of(given),
         )
     failed = [record for record in comparison.records if record.status == "failed"]

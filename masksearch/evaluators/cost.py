@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
-from masksearch.contracts import Objective, Report, Shape, generator
+from masksearch.contracts import Evaluator, Objective, Report, Shape, generator
 from masksearch.errors import LengthError, check_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
@@ -37,7 +37,7 @@ KERNEL = ("gather-2",)  # changes with what the kernel computes and holds
 
 
 @dataclass(frozen=True)
-class CostEvaluator:
+class CostEvaluator(Evaluator):
     """Reports costs of one forward pass of self-attention under the mask.
 
     Analytic costs are exact and the same on every machine:
@@ -267,9 +267,6 @@ class WithCost(EvaluatorWrapper):
       `latency_dense`, `latency_masked` and `latency_gather`; one is an objective.
     * `memory`: bytes of the kept blocks' scores and of the kernel's index plan.
 
-    It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
-    inner evaluator does.
-
     Args:
         evaluator: Any evaluator.
         latency: `"ratio"` (or True) for the objective `latency_ratio`, `"milliseconds"` for
@@ -304,7 +301,6 @@ class WithCost(EvaluatorWrapper):
         names = [objective.name for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"the evaluator has such an objective already: {', '.join(names)}")
-        super().__post_init__()
 
     @property
     def cost(self) -> CostEvaluator:

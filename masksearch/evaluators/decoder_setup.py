@@ -16,7 +16,7 @@ from typing import Literal, Self, get_args
 import torch
 from transformers import PreTrainedConfig
 
-from masksearch.contracts import Half, Objective, Shape
+from masksearch.contracts import Evaluator, Half, Objective, Shape
 from masksearch.errors import check_name, unknown_name
 from masksearch.evaluators.mlm import Precision, find_device
 from masksearch.evaluators.token_scores import band_edges
@@ -42,7 +42,7 @@ read_text = lru_cache(maxsize=4)(NextTokenText.load)
 
 
 @dataclass(frozen=True)
-class DecoderSetup:
+class DecoderSetup(Evaluator):
     """Data, model and settings of an evaluator on decoders; see `CausalEvaluator`."""
 
     text: Path | str | Recall
@@ -150,10 +150,6 @@ class DecoderSetup:
         made = replace(self, half=half)
         made.rows  # noqa: B018 (refuses an empty half)
         return made
-
-    def final(self) -> Self:
-        """The same evaluator on documents that no search has seen."""
-        return self.on("final")
 
     def task(self) -> NextTokenTask:
         """The text, read once a process, or the planted task."""

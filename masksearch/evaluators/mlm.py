@@ -27,6 +27,7 @@ from masksearch.contracts import (
     MAJORITY,
     Batch,
     Differentiable,
+    Evaluator,
     Half,
     Objective,
     Report,
@@ -105,7 +106,7 @@ PRETRAINING = "pretraining"  # name of its checkpoints
 
 
 @dataclass(frozen=True)
-class MlmEvaluator:
+class MlmEvaluator(Evaluator):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that
@@ -256,10 +257,6 @@ class MlmEvaluator:
         made = replace(self, half=half)
         made.check_rows()
         return made
-
-    def final(self) -> Self:
-        """The same evaluator on the half of the rows that no search has seen."""
-        return self.on("final")
 
     def check_rows(self) -> None:
         """Raises a DataError if the half has no rows."""

@@ -26,6 +26,7 @@ from masksearch.contracts import (
     MAJORITY,
     Batch,
     Differentiable,
+    Evaluator,
     Half,
     Objective,
     Report,
@@ -55,7 +56,7 @@ GRADED: dict[str, Any] = {  # four heads: two parts, near and far
 
 
 @dataclass(frozen=True)
-class PlantedEvaluator:
+class PlantedEvaluator(Evaluator):
     """Trains a small BERT under the mask on a planted process, then on two downstream tasks.
 
     Pre-training is masked prediction; the pre-trained model is then fine-tuned, from the same
@@ -131,10 +132,6 @@ class PlantedEvaluator:
     def on(self, half: Half) -> Self:
         """The same evaluator on another draw of held-out sequences, with the same training."""
         return self if half == self.half else replace(self, half=half)
-
-    def final(self) -> Self:
-        """The same evaluator on held-out sequences that no search has seen."""
-        return self.on("final")
 
     @property
     def draw(self) -> int:

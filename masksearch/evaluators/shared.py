@@ -23,15 +23,12 @@ from torch import Tensor
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     Batch,
-    CarriesData,
     Differentiable,
     Evaluator,
     Half,
     Objective,
-    OffersGradients,
     Report,
     Shape,
-    SplitsRows,
     mixed_seed,
 )
 from masksearch.errors import SearchError
@@ -58,7 +55,7 @@ WORST = 10.0  # nats; reference for the hypervolume where the wrapped evaluator 
 
 
 @dataclass(frozen=True)
-class SharedWeights:
+class SharedWeights(Evaluator):
     """An evaluator that trains one super-net and judges any mask with its weights.
 
     The super-net is the wrapped evaluator's model, trained with masks that the space draws; the
@@ -112,11 +109,7 @@ class SharedWeights:
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.evaluator, SplitsRows):  # on the instance, where it can be kept
-            object.__setattr__(self, "half", self.evaluator.half)
-            object.__setattr__(self, "on", self.around_half)
-            object.__setattr__(self, "final", self.around_final)
-        if not isinstance(self.evaluator, OffersGradients):
+        if not self.evaluator.offers("differentiable"):
             raise SearchError(
                 f"shared weights need an evaluator with differentiable(seed), "
                 f"{type(self.evaluator).__name__} has none; use for example a PlantedEvaluator "
@@ -139,14 +132,17 @@ class SharedWeights:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the model: a process finds the super-net in the folder."""
-        kept = {"key", "protocol", "half", "on", "final"}  # the first two cost a few draws
+        kept = {"key", "protocol"}  # which cost a few draws
         names = {f for f in self.__dataclass_fields__} | kept
         return {name: value for name, value in self.__dict__.items() if name in names}
 
-    def around_half(self, half: Half) -> Self:
-        """The same super-net, judging by other held-out rows; called `on` where the wrapped
-        evaluator splits them."""
-        assert isinstance(self.evaluator, SplitsRows)
+    @property
+    def half(self) -> Half | None:
+        """The wrapped evaluator's."""
+        return self.evaluator.half
+
+    def on(self, half: Half) -> Self:
+        """The same super-net, judging by other held-out rows."""
         inner = self.evaluator.on(half)
         if inner is self.evaluator:
             return self
@@ -154,15 +150,11 @@ class SharedWeights:
         object.__setattr__(made, "packed_weights", self.packed_weights)
         return made
 
-    def around_final(self) -> Self:
-        """The same on rows that no search has seen; called `final`."""
-        return self.around_half("final")
-
     @property
     def trained(self) -> Evaluator:
         """The wrapped evaluator as far as its training goes, which no half changes."""
         one = self.evaluator
-        return one.on("all") if isinstance(one, SplitsRows) else one
+        return one if one.half is None else one.on("all")
 
     @property
     def shape(self) -> Shape:
@@ -230,7 +222,6 @@ class SharedWeights:
 
     def source(self, seed: int) -> Differentiable:
         """Model and data of the wrapped evaluator."""
-        assert isinstance(self.evaluator, OffersGradients)
         return self.evaluator.differentiable(seed)
 
     # -- the super-net --------------------------------------------------------------------------
@@ -301,11 +292,14 @@ class SharedWeights:
         """
         if self.packed_weights is not None:
             return self
-        inner = self.evaluator
-        made = replace(self, evaluator=inner.packed() if isinstance(inner, CarriesData) else inner)
+        made = replace(self, evaluator=self.evaluator.packed())
         object.__setattr__(made, "packed_weights", dict(self.loaded[1]))
         made.__dict__.update(key=self.key, protocol=self.protocol)  # no file is read for them
         return made
+
+    def data_hashes(self) -> Mapping[str, str]:
+        """The wrapped evaluator's."""
+        return self.evaluator.data_hashes()
 
     # -- judging --------------------------------------------------------------------------------
     def judge(self, masks: Sequence[Mask], seed: int = 0) -> list[dict[str, float]]:

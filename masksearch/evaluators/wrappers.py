@@ -11,52 +11,22 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, Self
 
 from masksearch.analysis.row_scores import ROWS
-from masksearch.contracts import (
-    CarriesData,
-    CountsKvHeads,
-    Evaluator,
-    ExplainsValues,
-    FreezesWeights,
-    Half,
-    IgnoresSeeds,
-    MeasuresMasks,
-    Objective,
-    OffersGradients,
-    ProvidesModels,
-    RatesWeights,
-    Report,
-    Shape,
-    SplitsRows,
-)
+from masksearch.contracts import Differentiable, Evaluator, Half, Objective, Report, Shape
 from masksearch.files import write_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 
-PASSED_ON: dict[Any, tuple[str, ...]] = {  # protocol -> what a wrapper offers as it is
-    OffersGradients: ("differentiable",),
-    FreezesWeights: ("weights_frozen",),
-    RatesWeights: ("weight_lr",),
-    IgnoresSeeds: ("seedless",),
-    ProvidesModels: ("provide_models",),
-    ExplainsValues: ("meanings",),
-    MeasuresMasks: ("measure_names", "measures_of"),
-    CountsKvHeads: ("kv_head_count",),
-}
-
 
 @dataclass(frozen=True)
-class EvaluatorWrapper:
-    """Base of evaluators that run another one.
-
-    It offers gradients (`differentiable`), carries its data (`packed`) and splits its rows
-    (`half`, `on`, `final`) exactly where the inner evaluator does.
+class EvaluatorWrapper(Evaluator):
+    """Base of evaluators that run another one, passing on its rows, data and models.
 
     Args:
         evaluator: Any evaluator.
@@ -64,39 +34,76 @@ class EvaluatorWrapper:
 
     evaluator: Evaluator
 
-    def __post_init__(self) -> None:
-        # On the instance, and only then: isinstance(self, OffersGradients) stays truthful.
-        for protocol, names in PASSED_ON.items():
-            if isinstance(self.evaluator, protocol):
-                for name in names:
-                    object.__setattr__(self, name, getattr(self.evaluator, name))
-        if isinstance(self.evaluator, CarriesData):
-            object.__setattr__(self, "packed", self.pack_within)
-        if isinstance(self.evaluator, SplitsRows):
-            object.__setattr__(self, "half", self.evaluator.half)
-            object.__setattr__(self, "on", self.around_half)
-            object.__setattr__(self, "final", self.around_final)
-
     @property
     def shape(self) -> Shape:
         """The inner evaluator's."""
         return self.evaluator.shape
 
-    def around_half(self, half: Half) -> Self:
-        """The same around the inner evaluator on other rows; called `on` where that one splits
-        them."""
-        assert isinstance(self.evaluator, SplitsRows)
-        inner = self.evaluator.on(half)
-        return self if inner is self.evaluator else replace(self, evaluator=inner)
+    @property
+    def half(self) -> Half | None:
+        """The inner evaluator's."""
+        return self.evaluator.half
 
-    def around_final(self) -> Self:
-        """The same on rows that no search has seen; called `final`."""
-        return self.around_half("final")
+    @property
+    def seedless(self) -> bool:
+        """The inner evaluator's."""
+        return self.evaluator.seedless
 
-    def pack_within(self) -> Self:
-        """The same around the packed inner evaluator; called `packed` where that one can be."""
-        assert isinstance(self.evaluator, CarriesData)
-        inner = self.evaluator.packed()
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """The inner evaluator's."""
+        return self.evaluator.meanings
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """The inner evaluator's."""
+        return self.evaluator.measure_names
+
+    @property
+    def kv_head_count(self) -> int | None:
+        """The inner evaluator's."""
+        return self.evaluator.kv_head_count
+
+    @property
+    def weights_frozen(self) -> bool:
+        """The inner evaluator's."""
+        return self.evaluator.weights_frozen
+
+    @property
+    def weight_lr(self) -> float | None:
+        """The inner evaluator's."""
+        return self.evaluator.weight_lr
+
+    def measures_of(self, mask: Mask) -> Mapping[str, float]:
+        """The inner evaluator's."""
+        return self.evaluator.measures_of(mask)
+
+    def data_hashes(self) -> Mapping[str, str]:
+        """The inner evaluator's."""
+        return self.evaluator.data_hashes()
+
+    def provide_models(self, seed: int) -> None:
+        """The inner evaluator's."""
+        self.evaluator.provide_models(seed)
+
+    def differentiable(self, seed: int) -> Differentiable:
+        """The inner evaluator's."""
+        return self.evaluator.differentiable(seed)
+
+    def offers(self, name: Literal["differentiable", "provide_models"]) -> bool:
+        """The inner evaluator's."""
+        return self.evaluator.offers(name)
+
+    def on(self, half: Half) -> Self:
+        """The same around the inner evaluator on other rows."""
+        return self.around(self.evaluator.on(half))
+
+    def packed(self) -> Self:
+        """The same around the packed inner evaluator."""
+        return self.around(self.evaluator.packed())
+
+    def around(self, inner: Evaluator) -> Self:
+        """The same around another evaluator."""
         return self if inner is self.evaluator else replace(self, evaluator=inner)
 
 
@@ -126,9 +133,6 @@ class Cached(EvaluatorWrapper):
     are not kept. What else an evaluator leaves in its working folder (weights) is not there for an
     answered run.
 
-    It offers gradients (`differentiable`), and carries its data (`packed`), exactly where the
-    inner evaluator does.
-
     Args:
         evaluator: Any evaluator.
         folder: Where the reports lie, one JSON file a run; made where it is missing. Workers on
@@ -138,7 +142,6 @@ class Cached(EvaluatorWrapper):
     folder: Path | str
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
 
     @property
@@ -154,7 +157,7 @@ class Cached(EvaluatorWrapper):
     @property
     def beyond_shape(self) -> bool:
         """The inner evaluator's."""
-        return bool(getattr(self.evaluator, "beyond_shape", False))
+        return self.evaluator.beyond_shape
 
     def place(self, mask: Mask, seed: int) -> Path:
         """The file of a run, there or not."""

@@ -12,7 +12,6 @@ from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import (
     Evaluate,
     Evaluator,
-    MeasuresMasks,
     OneShot,
     OnReport,
     Proposal,
@@ -203,11 +202,10 @@ def check_complete(curve: list[Report], evaluator: Evaluator, proposal: Proposal
     """The last report must hold every objective that is not a measure of the mask."""
     if not curve:
         raise ValueError("the evaluator reported nothing; yield at least one Report")
-    own = evaluator.measure_names if isinstance(evaluator, MeasuresMasks) else ()
     missing = [
         o.name
         for o in evaluator.objectives
-        if o.name not in curve[-1].values and o.name not in (*MEASURES, *own)
+        if o.name not in curve[-1].values and o.name not in (*MEASURES, *evaluator.measure_names)
     ]
     if missing:
         raise ValueError(

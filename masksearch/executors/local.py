@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from masksearch.contracts import ProvidesModels, Trials
+from masksearch.contracts import Trials
 from masksearch.errors import SearchError
 from masksearch.executors.environment import pickle_by_value
 from masksearch.executors.job import JobRun, idle_strategy_error
@@ -55,9 +55,8 @@ class Local:
         """Asks until the search is done; see `masksearch.contracts.Executor`."""
         if self.threads is not None and self.slots == 1:
             torch.set_num_threads(self.threads)
-        if isinstance(work.evaluator, ProvidesModels):  # in this process, which shows it
-            for seed in work.seeds:
-                work.evaluator.provide_models(seed)
+        for seed in work.seeds:
+            work.evaluator.provide_models(seed)  # in this process, which shows it
         if self.slots > 1 or self.limit_seconds is not None:
             self.run_in_workers(work)
             return

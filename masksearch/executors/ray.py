@@ -30,7 +30,7 @@ from typing import Any
 
 import cloudpickle
 
-from masksearch.contracts import CarriesData, Evaluator, ProvidesModels, Trials
+from masksearch.contracts import Trials
 from masksearch.errors import MaskSearchError, SearchError, install_command
 from masksearch.executors.environment import (
     catch_interrupt,
@@ -138,7 +138,7 @@ class RayTune:
         ):
             self.check_room()
             config = ray.put(shared)
-            if isinstance(work.evaluator, ProvidesModels):
+            if work.evaluator.offers("provide_models"):
                 self.provide_models(config, work.seeds)
             guard = FirstError(
                 Pool(
@@ -185,10 +185,8 @@ class RayTune:
     def worker_config(self, work: Trials) -> WorkerConfig:
         """What all trials share. An evaluator travels with its data, where it offers that, so
         that no node has to see its files."""
-        evaluator: Evaluator = work.evaluator
-        whole = evaluator.packed() if isinstance(evaluator, CarriesData) else evaluator
         return WorkerConfig(
-            pickle_for_workers(whole, "the evaluator"),
+            pickle_for_workers(work.evaluator.packed(), "the evaluator"),
             str(work.workdir.resolve()) if self.storage_path is None else None,
             threads=max(1, int(self.needs.get("cpu", 1))),
             limit_seconds=self.limit_seconds,
@@ -243,7 +241,6 @@ def provide_shared_models(config: WorkerConfig, seed: int) -> str:
     """Provides the models of a seed in a process of Ray's; why it cannot, or nothing."""
     try:
         evaluator = TrialRunner(config).load_evaluator()
-        assert isinstance(evaluator, ProvidesModels)
         evaluator.provide_models(seed)
     except MaskSearchError as error:
         return str(error)

@@ -29,7 +29,6 @@ from torch import nn
 from masksearch.contracts import (
     Batch,
     Evaluator,
-    OffersGradients,
     OneShot,
     Report,
     Shape,
@@ -287,11 +286,6 @@ def run_one_shot(
         SearchError: If the evaluator has no `differentiable`, or the job names an unknown
             argument.
     """
-    if not isinstance(evaluator, OffersGradients):
-        raise SearchError(
-            f"DAM needs an evaluator with differentiable(seed), {type(evaluator).__name__} has "
-            "none; use another strategy or, for example, a PlantedEvaluator or an MlmEvaluator"
-        )
     config, gates = one_shot_parts(job, evaluator.shape, mixed_seed(seed, 1))
     source = evaluator.differentiable(seed)
     batches, gate_batches = source.batches, None

@@ -12,12 +12,8 @@ from typing import Any
 from optuna.samplers import BaseSampler
 
 from masksearch.contracts import (
-    CountsKvHeads,
     Evaluator,
-    FreezesWeights,
-    OffersGradients,
     OneShot,
-    RatesWeights,
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
@@ -101,7 +97,7 @@ def build_strategy(
         return strategy
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
-    if name in ("dam", PUBLISHED, *SHARED) and not isinstance(evaluator, OffersGradients):
+    if name in ("dam", PUBLISHED, *SHARED) and not evaluator.offers("differentiable"):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
             f"{type(evaluator).__name__} has none"
@@ -139,7 +135,7 @@ def build_strategy(
             raise SearchError(
                 "strategy 'allocate' takes no space: its masks are those of its units; give None"
             )
-        score, offers = options.get("score"), isinstance(evaluator, OffersGradients)
+        score, offers = options.get("score"), evaluator.offers("differentiable")
         if score in ("gates", *METHODS, *OF_UNITS) and not offers:
             raise SearchError(
                 f"score={score!r} needs an evaluator with differentiable(seed); "
@@ -147,7 +143,7 @@ def build_strategy(
             )
         if score == "gates":
             options = {**options, "config": one_shot_config(options, evaluator)}
-        units = build_units(options, evaluator.shape, kv_heads_of(evaluator))
+        units = build_units(options, evaluator.shape, evaluator.kv_head_count)
         return build_allocate(options, units, evaluator, run)
     if space is None:
         raise SearchError(f"strategy {name!r} needs a space")
@@ -185,7 +181,7 @@ def plain_gates(
         return gates, None, DENSITY
     levels = read_options(gates.get("options") or ())
     if gates.get("per") == "kv_head":
-        gates.setdefault("kv_heads", kv_heads_of(evaluator))
+        gates.setdefault("kv_heads", evaluator.kv_head_count)
     own = replace(evaluator.shape, layers=gates.get("layers", evaluator.shape.layers))
     units = Units(own, levels, gates.get("per", "layer"), gates.get("kv_heads"))
     counts = DENSITY if "costs" in gates else find_cost(units, evaluator, cost)
@@ -200,11 +196,6 @@ def plain_gates(
     return {**gates, "options": write_options(levels)}, units, counts
 
 
-def kv_heads_of(evaluator: Evaluator) -> int | None:
-    """KV heads of a layer of the model that an evaluator judges on; None where it does not say."""
-    return evaluator.kv_head_count if isinstance(evaluator, CountsKvHeads) else None
-
-
 def one_shot_config(
     options: Mapping[str, Any], evaluator: Evaluator, *, preset: bool = False
 ) -> dict[str, Any]:
@@ -215,14 +206,14 @@ def one_shot_config(
         SearchError: If frozen weights are to be trained.
     """
     config = dict(options.get("config") or {})
-    if isinstance(evaluator, FreezesWeights) and evaluator.weights_frozen:
+    if evaluator.weights_frozen:
         if config.get("train") == "both":
             raise SearchError(
                 "train='both' trains weights and gates, and with adapt='none' or 'recover' the "
                 "weights are frozen: leave train out, or give adapt='finetune'"
             )
         return {**config, "train": "gates"}
-    rate = evaluator.weight_lr if isinstance(evaluator, RatesWeights) else None
+    rate = evaluator.weight_lr
     return config if rate is None or preset or "preset" in config else {"lr": rate, **config}
 
 

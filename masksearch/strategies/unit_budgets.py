@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from masksearch.contracts import Evaluator, MeasuresMasks
+from masksearch.contracts import Evaluator
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.units import Allocation, Units
 from masksearch.masks.core import Mask
@@ -32,7 +32,7 @@ def find_cost(units: Units, evaluator: Evaluator, name: str | None = None) -> st
     Raises:
         UnknownNameError: If the evaluator knows no such measure.
     """
-    known = evaluator.measure_names if isinstance(evaluator, MeasuresMasks) else ()
+    known = evaluator.measure_names
     if name not in (None, DENSITY, *known):
         raise unknown_name("cost of units", str(name), (DENSITY, *known))
     if name is not None:
@@ -60,7 +60,6 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
         per_unit = (units.costs + spared / count) / whole.shape[1]
         table: list[list[float]] = per_unit.tolist()
         return table
-    assert isinstance(evaluator, MeasuresMasks)
 
     def measured(mask: Mask) -> float:
         found = evaluator.measures_of(mask)

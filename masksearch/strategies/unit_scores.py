@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.contracts import Batch, Evaluator, OffersGradients, Report, Shape
+from masksearch.contracts import Batch, Evaluator, Report, Shape
 from masksearch.errors import SearchError, unknown_name
 from masksearch.files import write_tensors
 from masksearch.gates.units import MEASURED, Units
@@ -99,7 +99,7 @@ def measure_pairs(
         SearchError: If the evaluator has no such model, or a loss without labels.
     """
     title = type(evaluator).__name__
-    if not isinstance(evaluator, OffersGradients):
+    if not evaluator.offers("differentiable"):
         raise SearchError(f"score={method!r} needs a trained model, {title} has none")
     source = evaluator.differentiable(seed)
     if any(part.requires_grad for part in source.model.parameters()):

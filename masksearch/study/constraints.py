@@ -28,7 +28,7 @@ class Constraint:
             when the trial has ended.
         sign: How the value must compare.
         limit: With what.
-        measured: Whether the evaluator knows it before training (`MeasuresMasks`).
+        measured: Whether the evaluator knows it before training (`Evaluator.measures_of`).
     """
 
     name: str

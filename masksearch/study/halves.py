@@ -9,8 +9,8 @@ from typing import get_args
 
 from optuna.storages import BaseStorage
 
-from masksearch.contracts import Evaluator, Half, SplitsRows
-from masksearch.errors import EvaluatorError, SearchError, unknown_name
+from masksearch.contracts import Evaluator, Half
+from masksearch.errors import SearchError, unknown_name
 from masksearch.study.session import outside_level
 from masksearch.study.store import StudyStore
 
@@ -28,16 +28,8 @@ def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
     """
     if half is not None and half not in get_args(Half):
         raise unknown_name("half", half, get_args(Half))
-    if not isinstance(evaluator, SplitsRows):
-        if half is None:
-            return evaluator
-        raise EvaluatorError(
-            f"{type(evaluator).__name__} does not split its rows, so there is no half={half!r} "
-            "to judge by; give it `half` and `on(half)` (masksearch.contracts.SplitsRows), or "
-            "leave half out"
-        )
     wanted = half or ("final" if evaluator.half == "search" else evaluator.half)
-    return evaluator if wanted == evaluator.half else evaluator.on(wanted)
+    return evaluator if wanted == evaluator.half or wanted is None else evaluator.on(wanted)
 
 
 def as_begun(evaluator: Evaluator, run: Path, storage: str | BaseStorage | None) -> Evaluator:
@@ -45,7 +37,7 @@ def as_begun(evaluator: Evaluator, run: Path, storage: str | BaseStorage | None)
 
     It is said in a warning, because its rows are no longer those of a new run.
     """
-    if not isinstance(evaluator, SplitsRows) or evaluator.half == "all":
+    if evaluator.half in (None, "all"):
         return evaluator
     with suppress(SearchError):  # nothing has been begun there
         store = StudyStore(run, storage, write=False)
@@ -67,7 +59,7 @@ def protocols_of_rows(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores come from rows of this evaluator: its own, and those of halves
     that hold some of them."""
     found = {evaluator.protocol}
-    if isinstance(evaluator, SplitsRows):
+    if evaluator.half is not None:
         search, whole = evaluator.on("search").protocol, evaluator.on("all").protocol
         if evaluator.half in ("search", "all"):
             found |= {search, whole}
@@ -79,6 +71,6 @@ def protocols_of_rows(evaluator: Evaluator) -> set[str]:
 def protocols_of_halves(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores differ from this evaluator's in their rows at most."""
     found = {evaluator.protocol}
-    if isinstance(evaluator, SplitsRows):
+    if evaluator.half is not None:
         found |= {evaluator.on(half).protocol for half in ("search", "all")}
     return found

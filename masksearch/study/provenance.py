@@ -17,7 +17,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from masksearch.contracts import Evaluator, HashesData
+from masksearch.contracts import Evaluator
 from masksearch.study.records import own_version
 
 PACKAGES = ("torch", "transformers", "optuna", "numpy", "scipy", "tokenizers", "ray")
@@ -44,7 +44,7 @@ def describe_call(
     known = {
         **{name: plain(value) for name, value in asked.items()},
         "evaluator": evaluator_settings(evaluator),
-        "data": data_hashes(evaluator),
+        "data": dict(evaluator.data_hashes()),
         "versions": package_versions(),
         "machine": machine_name(),
         "folder": str(Path.cwd()),
@@ -71,14 +71,6 @@ def evaluator_settings(evaluator: Any) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A value that JSON knows, or its text."""
     return value if isinstance(value, PLAIN) else str(value)
-
-
-def data_hashes(evaluator: Any) -> dict[str, str]:
-    """Hashes of an evaluator's data by name; of a wrapper's, those of what it wraps."""
-    if isinstance(evaluator, HashesData):
-        return dict(evaluator.data_hashes())
-    inner = getattr(evaluator, "evaluator", None)
-    return {} if inner is None else data_hashes(inner)
 
 
 def package_versions() -> dict[str, str]:

@@ -36,7 +36,6 @@ from masksearch.contracts import (
     Executor,
     FollowsReports,
     Listener,
-    MeasuresMasks,
     Proposal,
     Record,
     Refused,
@@ -290,9 +289,7 @@ class Session:
             return record
         mask, shape = proposal.job.mask, self.evaluator.shape
         try:
-            known = measures(mask, shape)
-            if isinstance(self.evaluator, MeasuresMasks):
-                known |= self.evaluator.measures_of(mask)
+            known = measures(mask, shape) | dict(self.evaluator.measures_of(mask))
             return replace(record, fingerprint=fingerprint(mask, shape), measures=known)
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))
@@ -367,7 +364,7 @@ class Session:
         Where the evaluator looks at the mask at another length than its shape's, masks that are
         equal there may differ, and only equal expressions are the same.
         """
-        beyond = getattr(self.evaluator, "beyond_shape", False)
+        beyond = self.evaluator.beyond_shape
         digest = record.mask.digest if beyond and record.mask is not None else ""
         return record.fingerprint, record.protocol, record.seed, digest
 

@@ -24,9 +24,9 @@ STAND_INS = {
 }
 PROXY = """
 import time
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 
-class Slow:
+class Slow(Evaluator):
     shape, protocol = Shape(16, 1, 4), "slow"
     objectives = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
     def __call__(self, mask, *, seed, workdir):

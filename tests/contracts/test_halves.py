@@ -31,7 +31,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.cli.build import build_evaluator
 from masksearch.cli.options import EvaluatorOptions
-from masksearch.contracts import SplitsRows
+from masksearch.errors import EvaluatorError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.tasks.splits import in_final_half, take_half
 
@@ -91,7 +91,6 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
 class TestHalves:
     def test_they_are_disjoint_and_make_up_all_rows(self, make, rows, tmp_path):
         evaluator = make(tmp_path)
-        assert isinstance(evaluator, SplitsRows)
         assert evaluator.half == "search"
         search, final, test, both = (set(rows(evaluator.on(half))) for half in HALVES)
         assert min(len(search), len(final)) > 3
@@ -141,8 +140,9 @@ def test_a_half_is_the_same_on_every_machine():
 
 
 def test_a_wrapper_has_halves_where_the_inner_evaluator_has_them(tmp_path):
-    assert not isinstance(ms.Cached(ToyEvaluator(), tmp_path), SplitsRows)
-    assert not isinstance(ms.WithCost(ToyEvaluator(), latency=False, memory=True), SplitsRows)
+    assert ms.Cached(ToyEvaluator(), tmp_path).half is None
+    with pytest.raises(EvaluatorError, match="ToyEvaluator does not split its rows"):
+        ms.WithCost(ToyEvaluator(), latency=False, memory=True).final()
     wrapped = ms.Cached(ms.WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
     final = wrapped.final()
     assert final.evaluator.evaluator == planted(tmp_path).final()

@@ -15,7 +15,7 @@ from masksearch.masks import Mask
 
 
 @dataclass(frozen=True)
-class ToyEvaluator:
+class ToyEvaluator(Evaluator):
     """Loss = |sparsity - 0.6| + 1 / step + seed / 100; every call is written to `log`."""
 
     name: str = "toy"

@@ -20,7 +20,7 @@ from tiny_checkpoint import tiny_checkpoint
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.attention.attach import attach
-from masksearch.contracts import CarriesData, Evaluator
+from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.finetuning import PRETRAINED
@@ -221,7 +221,6 @@ def test_packed_is_the_same_where_no_file_is(
 def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
     judge = evaluator(data, rows=10)
     packed = judge.packed()
-    assert isinstance(judge, CarriesData)
     assert packed.packed() is packed
     assert type(packed) is GlueEvaluator
     assert (packed, hash(packed), repr(packed)) == (judge, hash(judge), repr(judge))

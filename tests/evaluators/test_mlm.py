@@ -20,7 +20,7 @@ from tiny_checkpoint import tiny_checkpoint
 from masksearch import masks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import CarriesData, Evaluate, Evaluator, Record, Shape
+from masksearch.contracts import Evaluate, Evaluator, Record, Shape
 from masksearch.errors import (
     DataError,
     EmptyRowError,
@@ -219,7 +219,6 @@ def test_packed_is_the_same_where_no_file_is(
 def test_packed_equals_and_is_packed_once(corpus: Path) -> None:
     judge = evaluator(corpus)
     packed = judge.packed()
-    assert isinstance(judge, CarriesData)
     assert packed.packed() is packed
     assert packed is not judge
     assert type(packed) is MlmEvaluator

@@ -7,7 +7,6 @@ import torch
 
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import OffersGradients
 from masksearch.errors import EmptyRowError, LengthError, NonFiniteLossError, UnknownNameError
 from masksearch.evaluators.planted import LikelihoodClassifier, PlantedEvaluator
 from masksearch.models.encoders import SIZES
@@ -102,7 +101,7 @@ def test_protocol_changes_with_every_setting_but_the_reports():
 
 
 def test_differentiable_offers_the_model_and_data_of_a_run():
-    assert isinstance(QUICK, OffersGradients)
+    assert QUICK.offers("differentiable")
     one, two = QUICK.differentiable(3), QUICK.differentiable(3)
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -15,7 +15,7 @@ from torch import nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import (
     EmptyRowError,
     HeadCountError,
@@ -248,7 +248,7 @@ print(len(list(made.prepare())), [v["loss"] for v in made.judge(TRIO)])
 
 
 @dataclass(frozen=True)
-class Bare:
+class Bare(Evaluator):
     shape = Shape(12, 1, 2)
     objectives = (Objective("score", "max", 0.0),)
     protocol = "bare"

@@ -14,7 +14,6 @@ from toy_questions import small, squad_json, write_squad, write_text
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.contracts import CarriesData
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.squad import SquadEvaluator, trivial
 from masksearch.masks import Mask
@@ -181,7 +180,6 @@ def test_packed_is_the_same_without_files(data: Path, tmp_path: Path) -> None:
     judge = evaluator(folder, "two", rows=20, dev_rows=10)
     expected = list(judge(masks.star(), seed=3, workdir=tmp_path / "here"))
     packed, protocol = judge.packed(), judge.protocol
-    assert isinstance(judge, CarriesData)
     assert packed.packed() is packed
     assert packed == judge
     shutil.rmtree(folder)

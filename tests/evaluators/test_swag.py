@@ -13,7 +13,6 @@ from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.contracts import CarriesData
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.masks import Mask
@@ -123,7 +122,6 @@ def test_protocol_pickle_and_packed(data: Path, tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(base)) == base
     expected = list(base(masks.star(), seed=3, workdir=tmp_path / "here"))
     packed, protocol = base.packed(), base.protocol
-    assert isinstance(base, CarriesData)
     assert packed.packed() is packed
     shutil.rmtree(folder)
     sent: SwagEvaluator = pickle.loads(pickle.dumps(packed))

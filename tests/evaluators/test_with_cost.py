@@ -13,14 +13,13 @@ from torch import nn
 
 from masksearch import masks
 from masksearch.contracts import (
-    CarriesData,
     Differentiable,
+    Evaluator,
     Objective,
-    OffersGradients,
     Report,
     Shape,
 )
-from masksearch.errors import EmptyRowError, HeadCountError, LengthError
+from masksearch.errors import EmptyRowError, HeadCountError, LengthError, SearchError
 from masksearch.evaluators import cost
 from masksearch.evaluators.cost import CostEvaluator, WithCost
 from masksearch.masks import Mask
@@ -30,7 +29,7 @@ TIMES = {"latency", "latency_ratio", "latency_dense", "latency_masked", "latency
 
 
 @dataclass(frozen=True)
-class Inner:
+class Inner(Evaluator):
     """Three reports; counts how it ends in `log`."""
 
     log: Path | None = None
@@ -111,24 +110,23 @@ def test_memory_alone_is_deterministic_and_not_timed():
 
 
 def test_it_offers_gradients_exactly_where_the_inner_one_does():
-    assert not isinstance(WithCost(Inner()), OffersGradients)
+    assert not WithCost(Inner()).offers("differentiable")
     learning = WithCost(Learning())
-    assert isinstance(learning, OffersGradients)
+    assert learning.offers("differentiable")
     assert learning.differentiable(5).model.in_features == 5
-    assert isinstance(replace(learning, block=32), OffersGradients)
-    assert not isinstance(replace(learning, evaluator=Inner()), OffersGradients)
+    assert not replace(learning, evaluator=Inner()).offers("differentiable")
+    with pytest.raises(SearchError, match=r"^Inner has no differentiable"):
+        WithCost(Inner()).differentiable(0)
 
 
 def test_it_carries_data_exactly_where_the_inner_one_does():
-    assert not isinstance(WithCost(Learning()), CarriesData)
+    assert (plain := WithCost(Learning())).packed() is plain
     evaluator = WithCost(Carrying(), latency=False, memory=True, block=32)
-    assert isinstance(evaluator, CarriesData)
     packed = evaluator.packed()
     assert packed == replace(evaluator, evaluator=Carrying().packed())
     assert packed.packed() is packed
     assert packed.protocol == evaluator.protocol
     assert packed.objectives == evaluator.objectives
-    assert not isinstance(replace(packed, evaluator=Inner()), CarriesData)
     outer = WithCost(evaluator, repeats=1)  # wrapped twice
     assert outer.packed().evaluator == packed
 
@@ -140,7 +138,6 @@ def test_a_packed_one_holds_its_data_once_in_a_pickle():
         assert len(shipped) < 12_000
         assert copy == packed
         assert copy.packed() is copy
-        assert copy.differentiable.__self__ is copy.evaluator
 
 
 @pytest.mark.parametrize("inner", [Inner(), Learning()], ids=["plain", "learning"])
@@ -154,13 +151,13 @@ def test_survives_pickling_by_value_and_by_name(inner):
     copy = cloudpickle.loads(shipped)
     assert copy.protocol == evaluator.protocol
     assert copy.objectives == evaluator.objectives
-    assert isinstance(copy, OffersGradients) == isinstance(evaluator, OffersGradients)
+    assert copy.offers("differentiable") == evaluator.offers("differentiable")
 
 
 def test_wraps_one_that_is_wrapped_already():
     outer = WithCost(WithCost(Learning(), latency=False, memory=True), latency=True, repeats=1)
     assert [o.name for o in outer.objectives] == ["score", "sparsity", "memory", "latency_ratio"]
-    assert isinstance(outer, OffersGradients)
+    assert outer.offers("differentiable")
     assert pickle.loads(pickle.dumps(WithCost(CostEvaluator()))) == WithCost(CostEvaluator())
 
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks import Mask
 
 STEPS = 4
 
 
 @dataclass(frozen=True)
-class Troubled:
+class Troubled(Evaluator):
     """Loss = 100 * number + step, in four reports; some trials go wrong at step 2.
 
     `how`: trial number -> "raise", "nan", "exit", "exit once", "kill once", "full", "hang",
@@ -70,7 +70,7 @@ class Troubled:
 
 
 @dataclass(frozen=True)
-class Unloadable:
+class Unloadable(Evaluator):
     """Pickles, and fails where it is unpickled."""
 
     shape = Shape(length=16, layers=2, heads=2)

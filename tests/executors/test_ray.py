@@ -368,7 +368,7 @@ def test_user_code_that_was_named_by_path(cluster, tmp_path):
     file.write_text(
         textwrap.dedent("""
         from dataclasses import dataclass
-        from masksearch.contracts import Objective, Report, Shape
+        from masksearch.contracts import Evaluator, Objective, Report, Shape
         from masksearch.masks import Mask
 
         LOSS = 7.0
@@ -380,7 +380,7 @@ def test_user_code_that_was_named_by_path(cluster, tmp_path):
                 return at.offset.abs() <= 1
 
         @dataclass(frozen=True)
-        class Proxy:
+        class Proxy(Evaluator):
             shape = Shape(length=16, layers=1, heads=1)
             objectives = (Objective("loss", "min", 10.0),)
             protocol = "mine"

@@ -41,7 +41,7 @@ def values_of(name: str, shift: float, columns: tuple[str, ...]) -> dict[str, fl
 
 
 @dataclass(frozen=True)
-class Printed:
+class Printed(ms.Evaluator):
     """Scores the masks of the table as printed; each seed shifts all scores of a mask."""
 
     columns: tuple[str, ...] = COLUMNS

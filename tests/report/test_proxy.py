@@ -11,12 +11,12 @@ from cli_runs import run
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Objective, Report, Shape
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
 from masksearch.report.proxy import proxy_card
 
 
-class Learning:
+class Learning(Evaluator):
     """A loss that is the longer the more what the mask's reach will make of it."""
 
     shape = Shape(16, 1, 1)

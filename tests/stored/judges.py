@@ -10,7 +10,7 @@ import masksearch as ms
 
 
 @dataclass(frozen=True)
-class Formula:
+class Formula(ms.Evaluator):
     """Loss = |sparsity - 0.6| + 1 / step + seed / 100, reported at the steps 1, 2 and 4."""
 
     length: int = 16

@@ -62,7 +62,7 @@ def glue(folder: Path) -> ms.GlueEvaluator:
     )
 
 
-class Counted:
+class Counted(ms.Evaluator):
     """An evaluator that counts how often it is called."""
 
     def __init__(self, evaluator: Any) -> None:

@@ -40,7 +40,7 @@ WORTH = (3.0, 0.0, 1.0, 7.0, 2.0, 5.0)  # of each head, full
 
 
 @dataclass(frozen=True)
-class Landscape:
+class Landscape(ms.Evaluator):
     """Score = what the full heads are worth, and what pairs of them are worth together."""
 
     worth: tuple[float, ...] = WORTH

@@ -13,7 +13,7 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.study import provenance
-from masksearch.study.provenance import data_hashes, describe_call, git_commit
+from masksearch.study.provenance import describe_call, git_commit
 from masksearch.study.store import StudyStore
 
 TINY = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
@@ -69,13 +69,13 @@ def test_wrapped_evaluator_is_named_with_what_it_wraps(tmp_path):
     assert call["evaluator"]["class"] == "Cached(PlantedEvaluator)"
     assert call["evaluator"]["steps"] == 2
     assert call["evaluator"]["folder"] == str(tmp_path)
-    assert call["data"] == data_hashes(TINY)
+    assert call["data"] == dict(TINY.data_hashes())
     json.dumps(call)
 
 
 def test_text_and_tasks_have_their_hashes(tmp_path):
     evaluator = recipes.glue(recipes.glue_corpus().write(tmp_path / "data"))
-    found = data_hashes(evaluator)
+    found = dict(evaluator.data_hashes())
     assert set(found) == {"text", *evaluator.downstream}
     assert all(len(value) >= 16 for value in found.values())
 
