@@ -34,7 +34,7 @@ MOVED = {
     "results.dam_plots": "report.figures.dam",
     "results.frontier": "analysis.pareto",
     "results.pictures": "report.figures.masks",
-    "results.plots": "report.figures.front",
+    "results.plots": "report.charts",
     "results.position_plots": "report.figures.positions",
     "results.proxy_card": "report.proxy",
     "results.proxy_observations": "analysis.proxy_observations",

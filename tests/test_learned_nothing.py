@@ -33,8 +33,11 @@ from masksearch.analysis.pareto import (
 from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
 from masksearch.loggers.console import Watcher
+from masksearch.report.chart_data import compared_chart, search_chart
+from masksearch.report.charts import paper_spec
 from masksearch.report.display import study_html, study_text
-from masksearch.report.figures.front import CONSTANT, plot_compared, plot_frontier
+from masksearch.report.pictures import Pictures
+from masksearch.report.section import Section
 from masksearch.report.tables import comparison_table, front_table, runs_table, tasks_table
 from masksearch.study.status import read_status, status_lines
 
@@ -182,8 +185,8 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched):
     assert f"{len(dull)} of the {len(records)} finished trials have" in nothing_learned(records)
     html = study_html(study.run, records, study.objectives)
     assert f"{len(dull)} learned nothing" in html
-    legend = plot_frontier(records, study.objectives).legends[0].get_texts()
-    assert CONSTANT in [text.get_text() for text in legend]
+    chart = search_chart(Section({"tpe": records}, study.objectives), Pictures())
+    assert "Crosses: no better than a constant answer." in paper_spec(chart)["title"]["text"]
     head = [cell.text for cell in runs_table({"a": records}, study.objectives).head]
     row = [cell.text for cell in runs_table({"a": records}, study.objectives).rows[0]]
     assert dict(zip(head, row, strict=True))["learned nothing"] == str(len(dull))
@@ -253,11 +256,10 @@ def test_masks_of_a_comparison_are_marked_and_on_no_front(comparison):
     assert entries["dull"].at_majority == {"RTE"}
     frame = comparison.frame().set_index("mask")
     assert frame["learned_nothing"].to_dict() == {n: e.learned_nothing for n, e in entries.items()}
-    axes = plot_compared(comparison).axes[0]
-    (front,) = [line for line in axes.get_lines() if line.get_label() == "their front"]
-    heights = set(front.get_data()[1])
-    assert heights == {entries["bright"].score.mean, entries["star"].score.mean} & heights
-    assert entries["dull"].score.mean not in heights
+    section = Section({}, comparison.objectives, {"c": comparison})
+    lines = compared_chart(section, "c", "compared", Pictures())["lines"]
+    assert lines
+    assert {line["id"] for line in lines} <= {"c bright", "c star"}
     marks = {row[0].text: [cell.mark for cell in row] for row in comparison_table(comparison).rows}
     assert "majority" in marks["dull"]
     assert "majority" not in marks["bright"]

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from masksearch.analysis.compare import ComparedMasks, MaskRuns
+from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import LOW, Objective, Record, Shape, is_side_value
-from masksearch.report.figures.front import KINDS
-from masksearch.report.figures.style import PINK, TITLES, styles_of
+from masksearch.report.figures.style import GREY, INK, ORANGE, PINK, TITLES, styles_of
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 
@@ -29,6 +28,12 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
 TRUE_FRONT = "true front"
+KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a comparison
+    "searched": (ORANGE, "s"),
+    "candidate": (PINK, "^"),
+    "hand-designed": (INK, "D"),
+    "control": (GREY, "o"),
+}
 STEPS = 200  # points of a curve of hypervolume at most
 
 
@@ -64,9 +69,12 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
                 "values": values,
                 "front": id(record) in on,
                 "nothing": learned_nothing(record),
+                "promised": None,
                 **mask_facts(record, section.runs.get(owner), section.shape, pictures, cost),
             }
         )
+    own = {point["group"] for point in points if point["search"]}
+    styles = styles_of(name for name in dict.fromkeys(strategies.values()) if name in own)
     groups = [
         {
             "name": name,
@@ -74,7 +82,7 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
             "shape": shape,
             "arm": "random" if name == "random" else "searched",
         }
-        for name, (colour, shape) in styles_of(dict.fromkeys(strategies.values())).items()
+        for name, (colour, shape) in styles.items()
     ]
     if not points:
         return None
@@ -106,6 +114,7 @@ def compared_chart(
                 "values": values_of(entry, comparison),
                 "front": False,
                 "nothing": entry.learned_nothing,
+                "promised": comparison.promised.get(entry.name),
                 **mask_facts(records[entry.name], comparison.run, section.shape, pictures, cost),
             }
         )

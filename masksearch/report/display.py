@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks, MaskRuns
 from masksearch.analysis.pareto import is_baseline, learned_nothing
@@ -17,7 +17,10 @@ from masksearch.analysis.stats import decimals_for, format_estimate
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
-from masksearch.report.figures.front import plot_frontier
+from masksearch.report.chart_data import compared_chart, search_chart
+from masksearch.report.charts import chart_png, paper_spec
+from masksearch.report.pictures import Pictures
+from masksearch.report.section import Section
 from masksearch.report.tables import TextTable, by_origin, front_table
 
 WIDTH = 120  # characters of a line
@@ -43,12 +46,8 @@ def study_text(run: Path, records: Sequence[Record], objectives: Sequence[Object
 def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """The same with a picture of the front, for notebooks."""
     front = front_table(by_origin(records), objectives).without("block density", "seed")
-    picture, more = "", ""
-    if any(record.scored for record in records):
-        file = io.BytesIO()
-        plot_frontier(records, objectives).savefig(file, format="png", dpi=DPI)
-        data = base64.b64encode(file.getvalue()).decode("ascii")
-        picture = f'<img alt="the front" src="data:image/png;base64,{data}">'
+    picture = chart_html(search_chart(Section(by_origin(records), objectives), Pictures(room=0)))
+    more = ""
     rows = [
         [*(escape(cell.text) for cell in cells), f"<code>{escape(mask.text)}</code>"]
         for *cells, mask in front.rows[: 2 * ROWS]
@@ -115,8 +114,10 @@ def comparison_html(comparison: ComparedMasks) -> str:
     ]
     head = ["mask", "kind", "sparsity", comparison.objectives[0].name, "outcome"]
     place = "" if comparison.run is None else f" {escape(str(comparison.run))}"
+    section = Section({}, comparison.objectives, {"": comparison})
+    picture = chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
     return (
-        f"<div><b>Comparison{place}</b>{html_table(head, rows)}"
+        f"<div><b>Comparison{place}</b><br>{picture}{html_table(head, rows)}"
         f'<pre style="white-space:pre-wrap">{escape(comparison.verdict())}</pre></div>'
     )
 
@@ -142,6 +143,14 @@ def comparison_rows(comparison: ComparedMasks, entries: Sequence[MaskRuns]) -> l
 
 
 # -- HTML ----------------------------------------------------------------------------------------
+def chart_html(chart: Mapping[str, Any] | None) -> str:
+    """A chart as a picture; empty without one."""
+    if chart is None:
+        return ""
+    data = base64.b64encode(chart_png(paper_spec(chart), DPI)).decode("ascii")
+    return f'<img alt="sparsity against score" src="data:image/png;base64,{data}">'
+
+
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are HTML already, under a head that is text."""
     cell = '<td style="text-align:left">{}</td>'

@@ -6,25 +6,19 @@ import base64
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from masksearch.analysis.pareto import pareto
 from masksearch.analysis.proxy_card import ProxyAgreement
-from masksearch.analysis.search_curves import without_rte
-from masksearch.contracts import Record
 from masksearch.errors import MaskSearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
-from masksearch.report.charts import chart_spec
+from masksearch.report.charts import chart_spec, write_chart
 from masksearch.report.dam import Picture, dam_pictures
-from masksearch.report.figures.front import plot_compared, plot_frontier, plot_hypervolume
-from masksearch.report.figures.judged_front import plot_fronts
 from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import save
@@ -80,6 +74,8 @@ def write_report(
         progress=progress,
         command=command,
     )
+    for chart in () if progress else charts_of(result):
+        write_chart(chart, path.parent / FIGURES)
     for section, data in zip(sections, result["sections"], strict=True):
         if progress:
             continue
@@ -132,7 +128,7 @@ def render_page(result: Mapping[str, Any], folder: Path | str) -> str:
 
 
 def charts_of(result: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Every interactive chart of a result."""
+    """Every chart of a result."""
     for section in result["sections"]:
         compared = section["comparisons"]
         found = [section["chart"], *section["volumes"]]
@@ -151,26 +147,12 @@ def script_data(value: Any) -> str:
 
 
 def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
-    """Makes and saves every figure for print; returns those that the page shows as they are."""
-    figures: dict[str, Figure] = {}
-    several = section.searches
-    for place, comparison in enumerate(section.comparisons.values()):
-        end = f"_{place}" if place else ""
-        if comparison.promised:
-            figures[f"fronts{end}"] = plot_fronts(comparison)
-        figures[f"compared{end}"] = plot_compared(comparison)
-    if any(record.scored for record in section.searched):
-        known = by_study(section.studies), section.objectives, section.truth
-        figures["front"] = plot_frontier(*known)
-        figures["hypervolume"] = plot_hypervolume(several or section.studies, section.objectives)
-        if several and (others := without_rte(several, section.objectives)) is not None:
-            figures["hypervolume_without_rte"] = plot_hypervolume(several, others)
+    """Saves the masks' figure for print; saves and returns what the page shows as it is."""
     named, shape = dict(list(masks_to_draw(section).items())[:PICTURES]), section.shape
     if named and shape is not None:
         with contextlib.suppress(MaskSearchError):  # tables of another length, say
-            figures["masks"] = plot_masks(named, shape.length, shape.layers, shape.heads)
-    for key, figure in figures.items():
-        save(figure, folder, f"{section.key}{key}")
+            figure = plot_masks(named, shape.length, shape.layers, shape.heads)
+            save(figure, folder, f"{section.key}masks")
     shown = list(dam_pictures(section.dam, section.searched))
     if section.proxy is not None:
         shown.append((None, proxy_picture(section.proxy)))
@@ -197,15 +179,6 @@ def proxy_picture(proxy: ProxyAgreement) -> Picture:
         "budget; where lines cross, a shorter run ranks otherwise. Below right: each mask by "
         "both.",
     )
-
-
-def by_study(studies: Mapping[str, list[Record]]) -> list[Record]:
-    """The records under the names that the page's tables give to the searches."""
-    return [
-        record if record.origin.startswith("baseline:") else replace(record, origin=name)
-        for name, study in studies.items()
-        for record in study
-    ]
 
 
 def masks_to_draw(section: Section) -> dict[str, Mask]:

@@ -110,7 +110,7 @@ def test_page_escapes_what_others_wrote(full):
 
 def test_figures_lie_beside_the_page(full):
     folder = full.parent / "figures"
-    for name in ("front", "compared", "hypervolume", "masks", "dam"):
+    for name in ("front", "compared", "differences", "volume_trials_glue", "masks", "dam"):
         for kind in ("png", "pdf", "svg"):
             assert (folder / f"{name}.{kind}").stat().st_size > 2000
     names = {path.name for path in (full.parent / "tables").iterdir()}

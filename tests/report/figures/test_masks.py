@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from matplotlib.text import Text
+
+from masksearch import masks
+from masksearch.errors import HeadCountError
+from masksearch.report.figures.masks import planes, plot_masks
+
+
+def words(figure):
+    return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_equal_layers_and_heads_are_one_panel():
+    assert planes(masks.star(), 16, 3, 2).shape == (1, 1, 16, 16)
+    two = masks.per_head([masks.star(), masks.window(2)])
+    assert planes(two, 16, 3, 2).shape == (1, 2, 16, 16)
+    assert planes(masks.per_layer([two, masks.star()]), 16, 2, 2).shape == (2, 2, 16, 16)
+    assert planes(torch.ones(16, 16), 16, 2, 2).shape == (1, 1, 16, 16)
+
+
+def test_masks_show_names_and_sparsity():
+    table = torch.eye(16, dtype=torch.bool).expand(3, 1, 16, 16).clone()
+    table[1, 0, 0] = True
+    figure = plot_masks({"star": masks.star(), "mine": table}, 16, 3, 2)
+    assert f"star\n{100 * masks.star().sparsity(16):.1f}% sparse" in words(figure)
+    assert {"layer 0", "layer 2", "every head"} <= set(words(figure))
+    assert "no mask to draw" in words(plot_masks({}, 16))
+
+
+def test_picture_shows_the_bits():
+    figure = plot_masks({"w": masks.window(1)}, 8)
+    image = figure.axes[0].get_images()[0].get_array()
+    dark = torch.tensor(image.sum(-1) < 1.5)
+    assert torch.equal(dark, masks.window(1).dense(8)[0, 0])
+
+
+def test_messages():
+    with pytest.raises(ValueError, match="table of 8 x 8 cannot be drawn at length 16"):
+        plot_masks({"t": torch.ones(8, 8)}, 16)
+    with pytest.raises(HeadCountError):
+        plot_masks({"t": masks.per_head([masks.star(), masks.window(1)])}, 16, 1, 3)

@@ -1,0 +1,125 @@
+"""Charts for print: the page's own, with names, in a paper's sizes and fonts."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+
+from masksearch import masks
+from masksearch.analysis.compare import ComparedMasks
+from masksearch.report.chart_data import compared_chart, search_chart, volume_charts
+from masksearch.report.charts import paper_spec, spread, write_chart
+from masksearch.report.pictures import Pictures
+from masksearch.report.section import Section
+
+
+@pytest.fixture
+def searched(record, objectives):
+    hand = [
+        record(k, 0.8 - 0.1 * mask.sparsity(16), mask, origin=f"baseline:{name}")
+        for k, (name, mask) in enumerate(masks.FAMILIES.items())
+    ]
+    own = [record(10 + k, 0.7 + 0.01 * k, masks.window(k)) for k in range(8)]
+    rest = [record(20, None), record(21, 0.9, masks.window(9), status="stopped")]
+    return Section({"tpe": [*hand, *own, *rest]}, objectives)
+
+
+@pytest.fixture
+def compared_section(objectives, compared, shape):
+    runs = {
+        name: (mask, [0.8 - 0.3 * mask.sparsity(16), 0.81 - 0.3 * mask.sparsity(16)])
+        for name, mask in masks.FAMILIES.items()
+    }
+    runs["found with tpe, at 0.8"] = (masks.star(), [0.9, 0.92])  # as sparse as star, better
+    runs["oracle"] = (masks.window(0), [0.99])  # better than all, and sparser
+    runs["dense"] = (masks.full(), [0.7, 0.8])
+    runs["broken"] = (masks.window(3), [None, None])
+    kinds = {"found with tpe, at 0.8": "searched", "oracle": "control"}
+    comparison = ComparedMasks(tuple(compared(runs)), objectives, shape=shape, kinds=kinds)
+    return Section({}, objectives, {"c": comparison})
+
+
+@pytest.fixture
+def chart(compared_section):
+    return compared_chart(compared_section, "c", "compared", Pictures(room=0))
+
+
+def names_of(spec):
+    colours = [layer["encoding"].get("color", {}) for layer in spec["layer"]]
+    place = [colour.get("field") for colour in colours].index("ink")
+    return {row["label"] for row in spec["layer"][place]["data"]["values"]}
+
+
+def test_each_kind_of_masks_has_a_front_and_controls_have_none(chart):
+    points = [point for point in chart["points"] if point["saved"] > 0]
+    for kind in ("hand-designed", "searched", "control"):
+        own = [
+            (point["saved"], point["score"], point["id"])
+            for point in points
+            if point["group"] == kind
+        ]
+        best = {
+            name for x, y, name in own
+            if not any((a >= x and b > y) or (a > x and b >= y) for a, b, _ in own)
+        }  # fmt: skip
+        lines = {line["id"] for line in chart["lines"] if line["group"] == kind}
+        assert lines == (set() if kind == "control" else best)
+    assert paper_spec(chart)["datasets"]["lines"] == chart["lines"]
+
+
+def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
+    others = {"found with tpe, at 0.8", "oracle"}
+    assert names_of(paper_spec(chart)) == {*masks.FAMILIES, *others}
+    assert [level["label"] for level in chart["levels"]] == ["dense (nothing left out)"]
+    front = search_chart(searched, Pictures(room=0))
+    assert names_of(paper_spec(front)) == set(masks.FAMILIES)  # not the trials
+    assert len(front["points"]) == len(masks.FAMILIES) + 8
+
+
+def test_nothing_finished_is_no_chart(record, objectives, compared):
+    empty = Section({"tpe": [record(0, None)]}, objectives)
+    assert search_chart(empty, Pictures()) is None
+    runs = ComparedMasks(tuple(compared({"mine": (masks.star(), [None])})), objectives)
+    assert compared_chart(Section({}, objectives, {"c": runs}), "c", "c", Pictures()) is None
+    assert not list(volume_charts(empty))
+
+
+def test_hypervolume_leaves_baselines_out(searched):
+    by_trials, by_seconds = volume_charts(searched)
+    assert by_trials["lines"][-1]["compute"] == 9  # 8 finished and 1 stopped trial
+    assert by_seconds["lines"][-1]["compute"] == 20  # seconds, the failed one's too
+
+
+def test_the_true_front_is_a_line_of_its_own(searched):
+    known = Section(searched.studies, searched.objectives, truth=[(0.9, 0.5), (0.6, 0.8)])
+    lines = search_chart(known, Pictures(room=0))["lines"]
+    true = [(line["saved"], line["score"]) for line in lines if line["group"] == "true front"]
+    assert true[1:] == [(60, 0.8), (90, 0.5)]
+
+
+@pytest.mark.parametrize("wanted", [[0.2], [0.5] * 9, [0.0, 0.01, 0.99, 1.0], [0.3] * 40])
+def test_names_are_spread_in_order(wanted):
+    found = spread(wanted, 0.1)
+    gap = min(0.1, 1 / max(1, len(wanted) - 1))
+    assert all(b - a >= gap - 1e-5 for a, b in itertools.pairwise(found))
+    assert all(-1e-5 <= place <= 1 + 1e-5 for place in found)
+
+
+def test_charts_are_fit_for_print(tmp_path, chart):
+    """No Type 3 fonts, text in SVG that is text, the width of a column, and equal files twice;
+    a PDF names its parts in another order."""
+    pdf, svg, png = write_chart(chart, tmp_path / "new")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert b"/Type3" not in pdf.read_bytes()
+    assert b"/FontFile2" in pdf.read_bytes()
+    text = svg.read_text()
+    assert ">star</text>" in text
+    width = float(re.search(r'width="([\d.]+)"', text)[1])
+    assert width == pytest.approx(3.3 * 72, abs=8)
+    sizes = [float(size) for size in re.findall(r'font-size="([\d.]+)px"', text)]
+    assert 7 <= min(sizes) <= max(sizes) <= 9
+    again = write_chart(chart, tmp_path / "again")
+    assert sorted(again[0].read_bytes()) == sorted(pdf.read_bytes())
+    assert [path.read_bytes() for path in again[1:]] == [svg.read_bytes(), png.read_bytes()]
