@@ -24,6 +24,7 @@ from masksearch.masks.text import short_text
 
 Batch = dict[str, Tensor]
 Status = Literal["running", "done", "stopped", "failed", "reused"]
+Role = Literal["trial", "baseline", "compared", "control"]
 Half = Literal["search", "final", "test", "all"]
 MAJORITY = "/majority"  # ends the name of a reported value: what a constant answer earns
 LOW = "/low"  # likewise: lower end of the score's 95% interval over the rows of its data
@@ -175,10 +176,15 @@ class Proposal:
         number: Draw number of the strategy, from 0.
         job: What to do.
         params: The parameters that the space suggested (empty where there was no space).
-        origin: Who proposes: a strategy's name, or `"baseline:star"`.
+        origin: Who proposes: a strategy's name, `"baselines"`, `"compare"`.
         seed: Seed of the evaluation; None = the study's.
         memo: Strings that the strategy wants back in the record (a sampler's state, say).
         starts: How often it was begun before without coming to an end (killed runs).
+        name: Of the mask, where it has one: that of a baseline, of a compared mask.
+        role: Whether it is a strategy's own (`"trial"`), a `"baseline"` beside a search, or in a
+            comparison `"compared"` or a `"control"` (dense, random keys, the planted mask).
+        source: Where the mask comes from: `"hand"` (a hand-designed family), `"search RUN#7"`
+            (trial 7 of a search), `"control"`, `"own"` (the caller's).
     """
 
     number: int
@@ -188,6 +194,9 @@ class Proposal:
     seed: int | None = None
     memo: Mapping[str, str] = field(default_factory=dict, repr=False)
     starts: int = 0
+    name: str = ""
+    role: Role = "trial"
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,7 +212,7 @@ class Record:
         protocol: The evaluator's protocol hash.
         seed: Seed of the evaluation.
         params: What the space suggested.
-        origin: Who proposed.
+        origin: Who proposed; name, role and source as in `Proposal`.
         values: The last report's values.
         step: Optimiser step of the last report.
         curve: Every report, oldest first.
@@ -230,6 +239,9 @@ class Record:
     seconds: float = 0.0
     error: str = ""
     memo: Mapping[str, str] = field(default_factory=dict)
+    name: str = ""
+    role: Role = "trial"
+    source: str = ""
 
     def __repr__(self) -> str:
         """One line: number, status, origin, seed, up to four figures, and the mask."""
@@ -241,7 +253,7 @@ class Record:
             for name, value in self.measures.items()
             if name == "sparsity" or (name == "effective_sparsity" and value != table)
         }
-        parts = [f"trial {self.number}", self.status, self.origin, f"seed {self.seed}"]
+        parts = [f"trial {self.number}", self.status, self.proposer, f"seed {self.seed}"]
         parts += [f"{name} {value:.4g}" for name, value in figures.items()]
         text = f"Record({', '.join(part for part in parts if part)}"
         what = self.mask if self.mask is not None else type(self.job).__name__
@@ -251,6 +263,11 @@ class Record:
     def mask(self) -> Mask | None:
         """The mask that was evaluated, or None for a job without one."""
         return self.job.mask if isinstance(self.job, Evaluate) else None
+
+    @property
+    def proposer(self) -> str:
+        """Who proposed it, for people: `"tpe"`, or `"baseline star"`."""
+        return f"baseline {self.name}" if self.role == "baseline" else self.origin
 
     @property
     def scored(self) -> bool:

@@ -28,6 +28,7 @@ from masksearch.analysis.compare import (
     Kind,
     check_against,
     check_kinds,
+    kind_of_mask,
     read_kinds,
 )
 from masksearch.analysis.comparison_plan import (
@@ -44,7 +45,9 @@ from masksearch.contracts import (
     Executor,
     Half,
     Listener,
+    Proposal,
     Record,
+    Role,
     Scheduler,
     Strategy,
     check_evaluator,
@@ -62,7 +65,6 @@ from masksearch.strategies.listed import Listed
 from masksearch.strategies.space import Space
 from masksearch.study.constraints import parse_constraint
 from masksearch.study.halves import (
-    as_begun,
     judge_on,
     protocols_of_halves,
     protocols_of_rows,
@@ -77,6 +79,13 @@ from masksearch.study.store import StudyStore
 if TYPE_CHECKING:
     import optuna
     import pandas as pd
+
+SOURCES: Mapping[Kind, str] = {  # of a mask that no search has recorded
+    "hand-designed": "hand",
+    "control": "control",
+    "candidate": "own",
+    "searched": "search",
+}
 
 
 class Study:
@@ -114,13 +123,16 @@ class Study:
         return self.store.records()
 
     def frame(self) -> pd.DataFrame:
-        """One row a trial: number, origin, status, mask, seed, values, measures, parameters."""
+        """One row a trial: number, origin, name, role, source, status, mask, seed, values, ..."""
         import pandas as pd
 
         return pd.DataFrame(
             {
                 "number": record.number,
                 "origin": record.origin,
+                "name": record.name,
+                "role": record.role,
+                "source": record.source,
                 "status": record.status,
                 "mask": str(record.mask) if record.mask is not None else "",
                 "seed": record.seed,
@@ -306,7 +318,6 @@ def search(
         raise SearchError(f"trials must be at least 1, or 0 with baselines alone, got {trials}")
     if seconds is not None and not seconds > 0:
         raise SearchError(f"seconds must be positive, got {seconds:g}")
-    evaluator = as_begun(evaluator, Path(run), storage)
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     limits = [parse_constraint(text, reported, measured) for text in constraints]
@@ -344,8 +355,11 @@ def search(
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
         store.note_call(describe_call(evaluator, space, **asked))
-        listed = Listed(baselines, [seed]).proposals if baselines else []
-        queue = [replace(p, origin=f"baseline:{p.params['mask']}") for p in listed]
+        given_masks = dict(baselines or {})
+        queue = [
+            replace(each, source=SOURCES[kind_of_mask(given_masks[each.name])])
+            for each in Listed(given_masks, [seed], "baselines", "baseline").proposals
+        ]
         session = Session(
             store,
             chosen,
@@ -423,8 +437,6 @@ def compare(
     evaluator = judge_on(evaluator, half)
     seedless = evaluator.seedless
     seeds = seeds[:1] if seedless else seeds
-    if half is None:
-        evaluator = as_begun(evaluator, run, storage)
     split = evaluator.half or ""
     promised: dict[str, float | None] = {}
     if front_of is not None:
@@ -441,15 +453,11 @@ def compare(
         store.create(evaluator.objectives, about)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor or Local()))
         before = store.records()
-        known = read_kinds(store.facts(), {r.params["mask"]: r for r in before})
+        known = read_kinds(store.facts(), {r.name: r for r in before})
         kept = {**known, **said}
         meanings = evaluator.meanings
         # a name that now has another mask loses what is known of the earlier one
-        same = {
-            r.params["mask"]
-            for r in before
-            if prints.get(r.params["mask"], r.fingerprint) == r.fingerprint
-        }
+        same = {r.name for r in before if prints.get(r.name, r.fingerprint) == r.fingerprint}
         earlier = {n: each for n, each in stored_discoveries(store.facts()).items() if n in same}
         discovered = read_discoveries(
             found, protocols_of_rows(evaluator) if found else (), earlier
@@ -468,15 +476,14 @@ def compare(
         for line in describe_reuse(here, seeds, split):
             warnings.warn(line, stacklevel=outside_level())
         held = {
-            (r.params.get("mask"), r.fingerprint, r.seed)
+            (r.name, r.fingerprint, r.seed)
             for r in before
             if r.status in ("done", "reused", "running")
         }
         queue = [
-            proposal
-            for proposal in Listed(chosen, seeds, "compare").proposals
-            if (proposal.params["mask"], prints[proposal.params["mask"]], proposal.seed)
-            not in held
+            as_compared(each, kept.get(each.name) or kind_of_mask(chosen[each.name]), found)
+            for each in Listed(chosen, seeds, "compare", "compared").proposals
+            if (each.name, prints[each.name], each.seed) not in held
         ]
         session = Session(
             store,
@@ -493,8 +500,7 @@ def compare(
         wanted = [
             record
             for record in store.records()
-            if prints.get(record.params.get("mask", "")) == record.fingerprint
-            and record.seed in seeds
+            if prints.get(record.name) == record.fingerprint and record.seed in seeds
         ]
         objectives = store.objectives()
     finally:
@@ -583,6 +589,13 @@ def read_compared(
     found = {n: r for n, r in records.items() if isinstance(r, Record) and from_a_search(r)}
     said: dict[str, Kind] = dict.fromkeys(found, "searched")
     return chosen, found, said | check_kinds(kinds, candidates)
+
+
+def as_compared(proposal: Proposal, kind: Kind, found: Mapping[str, Record]) -> Proposal:
+    """A comparison's proposal with its role, and where its mask comes from."""
+    source = found[proposal.name].source if proposal.name in found else ""
+    role: Role = "control" if kind == "control" else "compared"
+    return replace(proposal, role=role, source=source or SOURCES[kind])
 
 
 def run_session(

@@ -70,7 +70,7 @@ def compared(record: Callable[..., Record]) -> Callable[..., list[Record]]:
                 records.append(
                     record(
                         len(records), score, mask, seed=seed, origin="compare",
-                        params={"mask": name}, error=error, **fields,
+                        name=name, role="compared", error=error, **fields,
                     )
                 )  # fmt: skip
         return records

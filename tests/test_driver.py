@@ -32,7 +32,16 @@ TOY = Path(__file__).parent / "contracts"
 def outcome(study: ms.Study) -> list[tuple[object, ...]]:
     """What must be equal between two runs of one search."""
     return [
-        (r.number, r.status, r.fingerprint, dict(r.params), dict(r.values), r.origin, r.seed)
+        (
+            r.number,
+            r.status,
+            r.fingerprint,
+            dict(r.params),
+            dict(r.values),
+            r.origin,
+            r.name,
+            r.seed,
+        )
         for r in study.records()
     ]
 
@@ -231,9 +240,9 @@ def test_scheduler_never_ends_baselines(tmp_path):
         scheduler=Strict(),
         baselines={"star": masks.star(), "w": masks.window(1)},
     )
-    statuses = [(r.origin, r.status, r.step) for r in study.records()]
-    assert statuses[:2] == [("baseline:star", "done", 4), ("baseline:w", "done", 4)]
-    assert {row[1:] for row in statuses[2:]} <= {("stopped", 1), ("reused", 4)}
+    statuses = [(r.role, r.name, r.status, r.step) for r in study.records()]
+    assert statuses[:2] == [("baseline", "star", "done", 4), ("baseline", "w", "done", 4)]
+    assert {row[2:] for row in statuses[2:]} <= {("stopped", 1), ("reused", 4)}
 
 
 def test_listener_that_remembers_is_told_what_a_resumed_study_holds(tmp_path):
@@ -282,8 +291,8 @@ def test_interrupted_equal_masks_are_trained_once_after_resuming(tmp_path):
             Evaluate(mask),
             fingerprint=ms.fingerprint(mask, evaluator.shape),
             protocol="toy",
-            params={"mask": name},
-            origin="compare",
+            name=name,
+            role="compared",
             measures={"sparsity": mask.sparsity(16)},
         )
         store.begin(record, -1)
@@ -311,8 +320,9 @@ def test_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 def test_baselines_come_first_and_on_top(tmp_path):
     arguments = dict(run=tmp_path / "run", baselines=ms.FAMILIES)
     study = ms.search(space, ToyEvaluator(), trials=4, **arguments)
-    origins = [record.origin for record in study.records()]
-    assert origins == [*(f"baseline:{name}" for name in ms.FAMILIES), *["tpe"] * 4]
+    told = [(record.origin, record.name, record.source) for record in study.records()]
+    assert told[:-4] == [("baselines", name, "hand") for name in ms.FAMILIES]
+    assert told[-4:] == [("tpe", "", f"search {study.run}#{6 + k}") for k in range(4)]
     again = ms.search(space, ToyEvaluator(), trials=6, **arguments)
     assert len(again.records()) == len(ms.FAMILIES) + 6
 
@@ -322,7 +332,7 @@ def test_best_is_what_the_strategy_proposed(tmp_path):
     study = ms.search(space, ToyEvaluator(), trials=0, **arguments)
     with pytest.raises(ms.SearchError, match=r"only baselines have finished \(1\), nothing that"):
         study.best()
-    assert study.best(baselines=True).origin == "baseline:best"
+    assert study.best(baselines=True).name == "best"
 
 
 def test_frontier_and_best(tmp_path):
@@ -749,7 +759,7 @@ def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path)
         progress=None,
     )
     *_, proposed = study.records()
-    baseline = next(r for r in study.records() if r.origin == "baseline:w")
+    baseline = next(r for r in study.records() if r.name == "w")
     given = {
         "random search": masks.window(4),
         "random like mine": masks.window(5),

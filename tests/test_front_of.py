@@ -90,7 +90,7 @@ def test_the_front_is_judged_beside_as_many_masks_of_its_densities(study, judged
     shape = Landscape.shape
     for entry in found:
         number = int(entry.name.removeprefix("front #"))
-        assert not records[number].origin.startswith("baseline:")
+        assert records[number].role != "baseline"
         assert judged.promised[entry.name] == records[number].values["score"]
         assert entry.fingerprint == records[number].fingerprint
         alike = judged.entries[f"random like {entry.name}"]

@@ -197,7 +197,7 @@ class Experiment:
 
 def say(record: ms.Record) -> None:
     values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
-    name = record.params.get("mask", str(record.mask))
+    name = record.name or str(record.mask)
     sparsity = record.measures.get("sparsity", float("nan"))
     print(
         f"{record.origin} {record.number} {record.status} seed {record.seed} {name} "

@@ -113,7 +113,7 @@ def say(record: ms.Record) -> None:
     """One line a run."""
     values = "  ".join(f"{name} {value:.4f}" for name, value in record.values.items())
     print(
-        f"seed {record.seed} {record.params['mask']} {record.status}  {values}  "
+        f"seed {record.seed} {record.name} {record.status}  {values}  "
         f"{record.seconds:.0f} s {record.error[-300:]}",
         flush=True,
     )

@@ -70,7 +70,7 @@ def record(run: Path, out: Path, limit: int | None) -> None:
         rows.writerow(["fingerprint", "mask", "sparsity", "score", "accuracy"])
         for r in comparison.records:
             figures = [r.measures["sparsity"], r.values["score"], r.values["accuracy"]]
-            rows.writerow([r.fingerprint, r.params["mask"], *(f"{x:.6f}" for x in figures)])
+            rows.writerow([r.fingerprint, r.name, *(f"{x:.6f}" for x in figures)])
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def table(arguments: argparse.Namespace) -> None:
         for record in study.records:
             if not record.scored:
                 continue
-            name, loss = record.params["mask"], record.values["loss"]
+            name, loss = record.name, record.values["loss"]
             losses.setdefault((name, record.step), {})[record.seed] = loss
             density = 1 - record.measures["sparsity"]
             figures = [f"{density:.4f}", f"{loss:.4f}", f"{record.seconds:.0f}"]

@@ -108,7 +108,7 @@ def scores(runs: Path) -> pd.DataFrame:
             rows.append(
                 {
                     "task": task,
-                    "mask": record.params["mask"],
+                    "mask": record.name,
                     "density": round(record.measures["density"], 4),
                     "seed": record.seed,
                     "score": round(values.pop(task), 4),

@@ -268,7 +268,7 @@ def losses(compared: ms.Comparison) -> pd.DataFrame:
     """A line for each mask: its bytes, its loss, and that of every novel."""
     lines = []
     for record in compared.records:
-        name = record.params["mask"]
+        name = record.name
         (values,) = compared.entries[name].rows[SEED].scores.values()
         novels = {f"novel_{at}": value for at, value in enumerate(values)}
         known = {"kv_bytes": record.measures["kv_bytes"], "nll": record.values["nll"]}

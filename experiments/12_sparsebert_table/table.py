@@ -33,7 +33,7 @@ from masksearch.masks import FAMILIES
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import table_fingerprint
 from masksearch.report.collect import Found, studies_in
-from masksearch.strategies.published_dam import describe_cut
+from masksearch.strategies.published_dam import describe_cut, is_published_dam
 from masksearch.tasks.glue.metrics import LEFT_OUT, column_value, find_task
 
 AVERAGE, WITHOUT = "average", f"without {LEFT_OUT}"
@@ -382,7 +382,7 @@ def record_row(record: Record, bits: Mapping[str, str]) -> tuple[PrintedRow | No
         record: Of a run.
         bits: Name of a hand-designed mask of the table -> its fingerprint.
     """
-    named = row_named(record.params.get("mask", ""))
+    named = row_named(record.name)
     alike = [
         row for row in ROWS if record.fingerprint and bits.get(row.name) == record.fingerprint
     ]
@@ -409,12 +409,12 @@ def chosen_records(study: Found, bits: Mapping[str, str]) -> list[Record]:
 def describe_mask(record: Record, exact: bool) -> OurScores:
     """Our mask without its scores."""
     return OurScores(
-        name=str(record.params.get("mask", "") or f"trial {record.number}"),
+        name=record.name or f"trial {record.number}",
         expression=str(record.mask),
         exact=exact,
         sparsity=100 * record.measures.get("sparsity", math.nan),
         effective=100 * sparsity_of(record),
-        cut=describe_cut(record.params) if "reached" in record.params else "",
+        cut=describe_cut(record) if is_published_dam(record) else "",
     )
 
 

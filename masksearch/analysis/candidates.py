@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from masksearch.analysis.pareto import is_baseline
 from masksearch.contracts import Record
 from masksearch.errors import CandidateError
 from masksearch.masks import parse
@@ -92,11 +91,7 @@ def read_seeds(seeds: Iterable[int]) -> list[int]:
 
 def from_a_search(candidate: Candidate) -> bool:
     """Whether a candidate is what a search proposed: a record, but not of a baseline."""
-    return (
-        isinstance(candidate, Record)
-        and candidate.origin != "compare"
-        and not is_baseline(candidate)
-    )
+    return isinstance(candidate, Record) and candidate.role == "trial"
 
 
 def read_discoveries(

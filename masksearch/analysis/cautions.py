@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from masksearch.analysis.pareto import beats_constant, is_baseline, learned_nothing
+from masksearch.analysis.pareto import beats_constant, learned_nothing
 from masksearch.contracts import OneShot, Record
 
 FEWEST = 3  # scored masks before their scores say anything together
@@ -77,7 +77,7 @@ def constant_scores(records: Sequence[Record]) -> list[str]:
 def repeated_masks(records: Sequence[Record]) -> list[str]:
     """Strategies that draw the same masks again and again."""
     found = []
-    drawn = [r for r in records if r.scored and not is_baseline(r) and r.origin != "compare"]
+    drawn = [r for r in records if r.scored and r.role == "trial"]
     for origin in dict.fromkeys(record.origin for record in drawn):
         trials = sorted((r for r in drawn if r.origin == origin), key=lambda r: r.number)
         again = [record.status == "reused" for record in trials]

@@ -164,7 +164,7 @@ class ComparedMasks:
     """The runs of a comparison: every mask trained with every seed.
 
     Args:
-        records: `params["mask"]` names the mask, `seed` the seed.
+        records: `name` is the mask's, `seed` the seed.
         objectives: The first one is the score.
         run: Folder of the runs, if there is one.
         notes: Facts to print in the report (protocol, command, machine).
@@ -203,11 +203,11 @@ class ComparedMasks:
         object.__setattr__(self, "objectives", tuple(self.objectives))
         if not self.objectives:
             raise ValueError("a comparison needs at least one objective: the score")
-        nameless = [record.number for record in self.records if "mask" not in record.params]
+        nameless = [record.number for record in self.records if not record.name]
         if nameless:
             raise ValueError(
-                f"records {nameless[:5]} name no mask; a comparison's records carry "
-                'params={"mask": NAME}, as those of masksearch.compare do'
+                f"records {nameless[:5]} name no mask; a comparison's records have a `name`, as "
+                "those of masksearch.compare do"
             )
         protocols = sorted({record.protocol for record in self.records if record.scored})
         if len(protocols) > 1:
@@ -219,12 +219,12 @@ class ComparedMasks:
     @cached_property
     def entries(self) -> dict[str, MaskRuns]:
         """Mask name -> its runs, in the order of the records."""
-        names = dict.fromkeys(str(record.params["mask"]) for record in self.records)
+        names = dict.fromkeys(record.name for record in self.records)
         return {name: self.entry(name) for name in names}
 
     def entry(self, name: str) -> MaskRuns:
         """Collects the runs of one mask; of several runs of one seed the last one counts."""
-        runs = [record for record in self.records if str(record.params["mask"]) == name]
+        runs = [record for record in self.records if record.name == name]
         # Every record whose mask is known says how sparse it is, a failed one too.
         known = next((record for record in runs if record.scored), runs[0])
         score = self.objectives[0].name
@@ -320,8 +320,8 @@ class ComparedMasks:
         if per == "seed":
             return pd.DataFrame(
                 {
-                    "mask": record.params["mask"],
-                    "kind": self.entries[str(record.params["mask"])].kind,
+                    "mask": record.name,
+                    "kind": self.entries[record.name].kind,
                     "seed": record.seed,
                     "status": record.status,
                     "sparsity": record.measures.get("sparsity", math.nan),

@@ -203,7 +203,7 @@ def gains_by_seed(
     A diverged run has the score of `entry.scores`, and the mean of its mask's other runs in every
     other objective that is reported.
     """
-    held = {(str(r.params["mask"]), r.seed): r for r in comparison.records if r.scored}
+    held = {(r.name, r.seed): r for r in comparison.records if r.scored}
     gains = np.empty((len(entries), len(seeds), len(comparison.objectives)))
     for row, entry in enumerate(entries):
         for column, objective in enumerate(comparison.objectives):

@@ -182,7 +182,7 @@ def declare_comparisons(
         replace(
             blank,
             job=Evaluate(mask),
-            params={"mask": name},
+            name=name,
             fingerprint=fingerprint(mask, shape),
             measures=measures(mask, shape),
         )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from masksearch.analysis.candidates import Candidate
-from masksearch.analysis.pareto import is_baseline, pareto
+from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks.core import Mask
@@ -85,7 +85,7 @@ def read_front(
     Raises:
         CandidateError: If the search has no front.
     """
-    front = pareto([record for record in records if not is_baseline(record)], objectives)
+    front = pareto([record for record in records if record.role != "baseline"], objectives)
     if not front:
         raise CandidateError(
             f"{run} has no front to judge: none of its {len(records)} trials is a finished one of "

@@ -238,11 +238,6 @@ def pareto(records: Iterable[Record], objectives: Sequence[Objective]) -> list[R
     return [first[p] for p, kept in zip(points, on_front(gains), strict=True) if kept]
 
 
-def is_baseline(record: Record) -> bool:
-    """Whether a record is about a mask that was given to be judged beside the search's own."""
-    return record.origin.startswith("baseline:")
-
-
 def sparsity_of(record: Record) -> float:
     """Of the record's mask, over the pairs that real tokens form, in [0, 1].
 
@@ -287,7 +282,7 @@ def best_record(
         for record in records
         if record.scored
         and sparsity_of(record) >= sparsity - 1e-9
-        and (baselines or not is_baseline(record))
+        and (baselines or record.role != "baseline")
         and all(math.isfinite(record.value(o.name)) for o in objectives)
         and not (learned and learned_nothing(record))
     ]
@@ -412,7 +407,7 @@ def hypervolume_curve(
     """The state of a search, with its hypervolume, after each finished record in the order given.
 
     A study gives its records in the order of their completion. Failed ones add their seconds
-    but no trial: a search pays for its failures. Leave baselines out (`record.origin`) where
+    but no trial: a search pays for its failures. Leave baselines out (`record.role`) where
     strategies are compared.
 
     Raises:

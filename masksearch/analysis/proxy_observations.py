@@ -281,13 +281,12 @@ def reference_protocol(
 def of_record(record: Record, mask: str, schedule: str) -> list[Observation]:
     """The reports of one run; of runs of several lengths only the end."""
     density = 1 - sparsity_of(record) if record.measures else math.nan
-    name = str(record.params.get("mask", "")) or record.origin.partition("baseline:")[2]
     reports = {report.step: report.values for report in record.curve if schedule == CURVE}
     reports[record.step] = record.values  # a reused record may have no curve
     return [
         Observation(
             *(mask, density, record.seed, step, measure, value, schedule),
-            name or str(record.mask),
+            record.name or str(record.mask),
         )
         for step, values in sorted(reports.items())
         for measure, value in values.items()

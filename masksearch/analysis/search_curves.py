@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from masksearch.analysis.pareto import Snapshot, hypervolume_curve, is_baseline
+from masksearch.analysis.pareto import Snapshot, hypervolume_curve
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     Estimate,
@@ -66,7 +66,7 @@ def curves_of(
     """The curve of each search, its baselines left out: every strategy starts from nothing."""
     return {
         name: {
-            seed: hypervolume_curve([r for r in records if not is_baseline(r)], objectives)
+            seed: hypervolume_curve([r for r in records if r.role != "baseline"], objectives)
             for seed, records in runs.items()
         }
         for name, runs in searches.items()

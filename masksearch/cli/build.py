@@ -327,6 +327,7 @@ def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
         sparsities: In [0, 1]; none = the best of all; of strategy sparsebert all of its masks,
             under their names in the table.
     """
+    from masksearch.strategies.published_dam import is_published_dam
     from masksearch.study.references import parse_reference, read_run_record
     from masksearch.study.store import StudyStore
 
@@ -336,8 +337,7 @@ def found_masks(run: Path, sparsities: list[float]) -> dict[str, Record]:
         return {f"{label} #{reference.trial}": read_run_record(text)}
     if label == "sparsebert" and not (reference.sparsity or sparsities):
         records = StudyStore(reference.run, write=False).records()
-        cut = [record for record in records if "reached" in record.params and record.mask]
-        return {str(record.params["mask"]): record for record in cut}
+        return {record.name: record for record in records if is_published_dam(record)}
     chosen: dict[str, Record] = {}
     for sparsity in [reference.sparsity] if reference.sparsity else sparsities or [0.0]:
         record = read_run_record(f"{reference.run}@{sparsity}")

@@ -34,7 +34,8 @@ def print_front(study: Study, as_json: bool) -> None:
     if as_json:
         rows = [
             {
-                **{"trial": record.number, "origin": record.origin, "mask": str(record.mask)},
+                **{"trial": record.number, "origin": record.origin, "name": record.name},
+                "mask": str(record.mask),
                 "sparsity": record.measures["sparsity"],
                 "effective_sparsity": sparsity_of(record),
                 **{name: record.value(name) for name in shown},

@@ -52,7 +52,6 @@ def evaluate(
     from masksearch.cli.build import named_mask
     from masksearch.cli.output import print_comparison
     from masksearch.driver import compare
-    from masksearch.study.halves import as_begun
 
     built, (name, found) = evaluator_of(given), named_mask(mask)
     with ExitStack() as stack:
@@ -61,7 +60,6 @@ def evaluate(
         else:
             folder = run
             stack.enter_context(resumable(run, "evaluate", options_given))
-        built = as_begun(built, folder, None)
         comparison = compare(
             {name: found},
             built,
@@ -460,12 +458,10 @@ def compare(
 def run_compare(given: dict[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
     from masksearch.driver import compare
-    from masksearch.study.halves import as_begun, judge_on
+    from masksearch.study.halves import judge_on
 
     run = given["run"]
     judge = judge_on(evaluator_of(given), given["half"])
-    if given["half"] is None:
-        judge = as_begun(judge, run, None)
     compared = masks_to_compare(given, judge)
     with resumable(run, "compare", given):
         return compare(
@@ -555,11 +551,11 @@ def executor_of(given: Mapping[str, Any]) -> Executor:
 
 def say_cuts(study: Study) -> None:
     """How sparse the gates of the published DAM became, and where their masks were cut."""
-    from masksearch.strategies.published_dam import describe_cut
+    from masksearch.strategies.published_dam import describe_cut, is_published_dam
 
     for record in study.records():
-        if "reached" in record.params:
-            typer.echo(describe_cut(record.params))
+        if is_published_dam(record):
+            typer.echo(describe_cut(record))
 
 
 def say_where(run: Path) -> None:

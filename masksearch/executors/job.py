@@ -175,6 +175,9 @@ def make_record(
         seconds=seconds,
         error=error or (f"ended early by the scheduler at step {step}" if stopped else ""),
         memo=proposal.memo,
+        name=proposal.name,
+        role=proposal.role,
+        source=proposal.source,
     )
 
 

@@ -20,7 +20,6 @@ from rich.text import Text
 from masksearch.analysis.pareto import (
     SPARSITIES,
     Snapshot,
-    is_baseline,
     learned_nothing,
     sparsity_of,
 )
@@ -230,7 +229,7 @@ class Watcher:
 
     def figures(self, record: Record) -> list[str]:
         """What a record says of itself, beside its mask."""
-        parts = [f"seed {record.seed}"] if record.origin == "compare" else []
+        parts = [f"seed {record.seed}"] if record.role in ("compared", "control") else []
         if record.status == "stopped":
             return [*parts, f"stopped at step {record.step}" if record.step else record.reason]
         parts += ["reused"] if record.status == "reused" else []
@@ -261,14 +260,13 @@ def counts(record: Record, *, restored: bool) -> bool:
     comparison is resumed."""
     if record.status != "failed":
         return True
-    return is_baseline(record) or (record.origin == "compare" and not restored)
+    return record.role == "baseline" or (record.role != "trial" and not restored)
 
 
 def fitted(start: str, record: Record, parts: Sequence[str]) -> str:
     """A line about a record; its mask, or its name, gets the room that the rest leaves."""
     start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
-    named = record.origin == "compare" or is_baseline(record)
-    name = (record.params.get("mask") if named else None) or record.mask or "one-shot training"
+    name = record.name or record.mask or "one-shot training"
     return start + short_text(name, max(LEAST, LONGEST - len(start) - len(rest))) + rest
 
 

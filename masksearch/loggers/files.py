@@ -28,18 +28,19 @@ from masksearch.masks.measure import MEASURES
 from masksearch.study.address import read_address
 
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
-TEXTS = ("number", "status", "origin", "seed", "fingerprint", "protocol")
+TEXTS = ("number", "status", "origin", "name", "role", "source", "seed", "fingerprint", "protocol")
+KEY = ("number", "status", "seed", "fingerprint", "protocol")  # what tells rows apart
 
 
 class CsvLogger(RecordLogger):
     """Appends one row a record to a CSV file that any spreadsheet opens.
 
-    The columns depend on the objectives only: number, status, origin, seed, fingerprint,
-    protocol, mask, step, seconds, every objective, every measure, on_front (whether the record
-    was on the front when it came), front_size, hypervolume, `values` and `params` as JSON,
-    error (its last line). A second file, `NAME.curves.csv`, gets a row for every report while
-    trials run: number, step, every objective, `values` as JSON. A resumed search adds the rows
-    that are missing and no other.
+    The columns depend on the objectives only: number, status, origin, name, role, source, seed,
+    fingerprint, protocol, mask, step, seconds, every objective, every measure, on_front (whether
+    the record was on the front when it came), front_size, hypervolume, `values` and `params` as
+    JSON, error (its last line). A second file, `NAME.curves.csv`, gets a row for every report
+    while trials run: number, step, every objective, `values` as JSON. A resumed search adds the
+    rows that are missing and no other.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -65,8 +66,8 @@ class CsvLogger(RecordLogger):
     def start(self) -> None:
         """Writes the headers, or reads what files with the same headers hold."""
         for row in self.begin(self.path, self.columns):
-            number, status, origin, seed, *prints = (row[name] for name in TEXTS)
-            self.known.add(json.dumps([int(number), status, origin, int(seed), *prints]))
+            number, status, seed, *prints = (row[name] for name in KEY)
+            self.known.add(json.dumps([int(number), status, int(seed), *prints]))
         for row in self.begin(self.curves, self.curve_columns):
             self.known.add(step_key(int(row["number"]), int(row["step"])))
 

@@ -28,7 +28,7 @@ class LoggedRecord:
     def key(self) -> str:
         """What tells this record from every other one, in one line of text."""
         r = self.record
-        return json.dumps([r.number, r.status, r.origin, r.seed, r.fingerprint, r.protocol])
+        return json.dumps([r.number, r.status, r.seed, r.fingerprint, r.protocol])
 
     @property
     def figures(self) -> dict[str, float]:
@@ -42,7 +42,8 @@ class LoggedRecord:
         r = self.record
         figures = {**r.measures, **r.values}
         known = {
-            **{name: getattr(r, name) for name in ("number", "origin", "status", "seed")},
+            **{name: getattr(r, name) for name in ("number", "origin", "name", "role", "source")},
+            **{name: getattr(r, name) for name in ("status", "seed")},
             "mask": r.mask or "",
             "fingerprint": r.fingerprint,
             **{f"params.{name}": value for name, value in r.params.items()},
@@ -65,11 +66,11 @@ class LoggedRecord:
 
     @property
     def front(self) -> list[dict[str, Any]]:
-        """The front as rows: number, origin, seed, objectives, mask."""
+        """The front as rows: number, origin, name, seed, objectives, mask."""
         names = [objective.name for objective in self.state.objectives]
         return [
             {
-                **{"number": r.number, "origin": r.origin, "seed": r.seed},
+                **{"number": r.number, "origin": r.origin, "name": r.name, "seed": r.seed},
                 **{name: r.value(name) for name in names},
                 "mask": str(r.mask),
             }

@@ -50,7 +50,8 @@ def search_chart(section: Section, pictures: Pictures) -> dict[str, Any] | None:
     found = [r for r in section.searched if r.scored and math.isfinite(r.value(score.name))]
     points = []
     for record in sorted(found, key=lambda record: id(record) not in on):
-        owner, title = owners[id(record)], record.origin.partition("baseline:")[2]
+        owner = owners[id(record)]
+        title = record.name if record.role == "baseline" else ""
         values = {
             name: [value, record.values.get(name + LOW)]
             for name, value in record.values.items()
@@ -95,7 +96,7 @@ def compared_chart(
     """The masks of a comparison with their intervals, and the front of each kind."""
     comparison = section.comparisons[name]
     score, (cost, axis) = comparison.objectives[0], saving(comparison.objectives)
-    records = {str(r.params["mask"]): r for r in reversed(comparison.records) if r.mask}
+    records = {r.name: r for r in reversed(comparison.records) if r.mask}
     points = []
     for entry in comparison.entries.values():
         if not entry.scores or not math.isfinite(entry.sparsity):

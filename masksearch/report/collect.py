@@ -156,13 +156,12 @@ def comparison_of(study: Found) -> ComparedMasks:
     """A stored comparison; of several masks that had one name, the last one counts."""
     current: dict[str, str] = {}
     for record in study.records:
-        if "mask" in record.params and record.fingerprint:
-            current[record.params["mask"]] = record.fingerprint
+        if record.name and record.fingerprint:
+            current[record.name] = record.fingerprint
     records = tuple(
         record
         for record in study.records
-        if "mask" in record.params
-        and record.fingerprint in ("", current.get(record.params["mask"], ""))
+        if record.name and record.fingerprint in ("", current.get(record.name, ""))
     )
     kinds = read_kinds(study.facts, current)
     return ComparedMasks(

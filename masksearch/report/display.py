@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks, MaskRuns
-from masksearch.analysis.pareto import is_baseline, learned_nothing
+from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.stats import decimals_for, format_estimate
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
@@ -64,7 +64,7 @@ def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Object
 def count_trials(records: Sequence[Record]) -> str:
     """Such as '12 trials (10 done, 2 failed) by tpe'."""
     statuses = Counter(record.status for record in records)
-    own = [record for record in records if not is_baseline(record)]
+    own = [record for record in records if record.role != "baseline"]
     origins = dict.fromkeys(record.origin for record in own if record.origin)
     counts = [f"{count} {status}" for status, count in statuses.items()]
     if len(own) < len(records):

@@ -209,7 +209,7 @@ for (const place of document.querySelectorAll(".gallery")) { // each mask once
 const named = new Map([...points.values()].reverse().map(({ point }) => [point.name, point.id]));
 for (const row of document.querySelectorAll("tbody tr")) { // a mask's name opens its card
   const [first, second] = row.cells, text = first.querySelector("span")?.firstChild;
-  const name = text?.textContent.trim().replace("baseline:", "");
+  const name = text?.textContent.trim().replace(/^baseline /, "");
   const heads = [first, second].map((cell) => cell?.dataset.head);
   const id = heads[0] === "mask" ? named.get(name)
     : heads[1] === "trial" ? named.get(`${name} ${second.textContent.trim()}`) ?? named.get(name) : null;

@@ -186,14 +186,15 @@ def masks_to_draw(section: Section) -> dict[str, Mask]:
     named: dict[str, Mask] = {}
     seen: set[str] = set()
     candidates = [
-        (str(record.params["mask"]), record)
+        (record.name, record)
         for comparison in section.comparisons.values()
         for record in comparison.records
     ]
     owners = {id(record): name for name, study in section.studies.items() for record in study}
     for record in pareto(section.searched, section.objectives):
-        known = record.origin.partition("baseline:")[2]
-        candidates.append((known or f"{owners[id(record)]} {record.number}", record))
+        hand = record.role == "baseline"
+        name = record.name if hand else f"{owners[id(record)]} {record.number}"
+        candidates.append((name, record))
     for name, record in candidates:
         key = record.fingerprint or name
         if record.mask is not None and name not in named and key not in seen:

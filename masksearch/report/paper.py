@@ -126,7 +126,7 @@ def front_frame(
     front = pareto([record for study in studies.values() for record in study], objectives)
     return pd.DataFrame(
         {
-            "strategy": r.origin if r.origin.startswith("baseline:") else owners[id(r)],
+            "strategy": r.proposer if r.role == "baseline" else owners[id(r)],
             "trial": r.number,
             "seed": r.seed,
             "mask": str(r.mask or ""),

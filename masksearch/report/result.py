@@ -222,7 +222,7 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
 
 def describe_failure(record: Record) -> dict[str, str]:
     """A failed trial's title, its reason in a line, and the full text."""
-    name = record.params.get("mask", record.origin)
+    name = record.name or record.origin
     return {
         "title": f"{record.number} ({name}, seed {record.seed})" if name else f"{record.number}",
         "reason": record.reason[:200] or "no reason was recorded",

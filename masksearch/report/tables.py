@@ -98,8 +98,8 @@ def runs_table(
     ]
     rows = []
     for name, study in studies.items():
-        hand = [record for record in study if record.origin.startswith("baseline:")]
-        own = [record for record in study if not record.origin.startswith("baseline:")]
+        hand = [record for record in study if record.role == "baseline"]
+        own = [record for record in study if record.role != "baseline"]
         for title, group in ((name, own), (f"{name}: baselines", hand)):
             if not group and title != name:
                 continue
@@ -170,7 +170,7 @@ def front_table(
     names = ["strategy", "trial", *map(words, scores), "sparsity", *two, "block density"]
     places = {name: decimals_for(record.value(name) for record in front) for name in scores}
     for record in front:
-        origin = record.origin if record.origin.startswith("baseline:") else owners[id(record)]
+        origin = record.proposer if record.role == "baseline" else owners[id(record)]
         figures = (
             *(format_estimate(record.value(name), decimals=places[name]) for name in scores),
             percent(sparsity_of(record)),

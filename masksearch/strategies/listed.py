@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from masksearch.contracts import Evaluate, Proposal, Record
+from masksearch.contracts import Evaluate, Proposal, Record, Role
 from masksearch.masks.core import Mask
 
 
@@ -16,15 +16,18 @@ class Listed:
         masks: Name -> mask.
         seeds: Evaluation seeds.
         origin: Origin of the proposals.
-
-    Proposals carry `params = {"mask": name}`.
+        role: Their role.
     """
 
     def __init__(
-        self, masks: Mapping[str, Mask], seeds: Iterable[int], origin: str = "listed"
+        self,
+        masks: Mapping[str, Mask],
+        seeds: Iterable[int],
+        origin: str = "listed",
+        role: Role = "trial",
     ) -> None:
         self.proposals = [
-            Proposal(number, Evaluate(mask), {"mask": name}, origin, seed)
+            Proposal(number, Evaluate(mask), {}, origin, seed, name=name, role=role)
             for number, (seed, (name, mask)) in enumerate(
                 (seed, item) for seed in seeds for item in masks.items()
             )

@@ -47,7 +47,7 @@ class PublishedDamStrategy:
     """Proposes the published training of DAM_u and DAM_s at each lambda, then their masks.
 
     The draws 0 to 7 train gates, one row of the published table each; the draws 8 to 15 are the
-    masks, under the rows' names. A mask has the row's printed sparsity, over all n x n cells as
+    masks, named after the rows. A mask has the row's printed sparsity, over all n x n cells as
     there: its likeliest cells, whatever density its own gates have reached. The record's `params`
     have both as shares, `reached` and `sparsity`.
 
@@ -78,10 +78,10 @@ class PublishedDamStrategy:
             return Proposal(draw, OneShot(gates, config), {"gates": row.name}, NAME)
         if place not in self.gates:
             return "wait"
-        params: dict[str, Any] = {"mask": row.name, "sparsity": row.sparsity / 100}
+        params: dict[str, Any] = {"sparsity": row.sparsity / 100}
         job, reached = self.cut(place)
         self.known.add(draw)
-        return Proposal(draw, job, params | reached, NAME)
+        return Proposal(draw, job, params | reached, NAME, name=row.name)
 
     def cut(self, place: int) -> tuple[Job, dict[str, float]]:
         """A row's mask, and the sparsity that its gates have reached."""
@@ -107,15 +107,18 @@ class PublishedDamStrategy:
             self.gates[record.number] = None if found is None else self.run / found
 
 
-def describe_cut(params: Mapping[str, Any]) -> str:
-    """A line on a mask that was cut from the gates at a printed sparsity.
+def is_published_dam(record: Record) -> bool:
+    """Whether a record's mask was cut from gates of the published DAM."""
+    return record.origin == NAME and record.mask is not None
 
-    Args:
-        params: Of its record: `mask` (its name), `reached` and `sparsity` (shares).
 
-    >>> describe_cut({"mask": "DAM_s 1e-1", "reached": 0.52, "sparsity": 0.935})
-    'DAM_s 1e-1: its gates have reached a sparsity of 52.0%, the mask is cut at 93.5%'
+def describe_cut(record: Record) -> str:
+    """A line on a mask that was cut from DAM's gates at a printed sparsity.
+
+    Such as "DAM_s 1e-1: its gates have reached a sparsity of 52.0%, the mask is cut at 93.5%".
     """
-    reached, cut = (f"{100 * float(params[name]):.1f}%" for name in ("reached", "sparsity"))
-    name = params["mask"]
-    return f"{name}: its gates have reached a sparsity of {reached}, the mask is cut at {cut}"
+    shares = (record.params[name] for name in ("reached", "sparsity"))
+    reached, cut = (f"{100 * float(share):.1f}%" for share in shares)
+    return (
+        f"{record.name}: its gates have reached a sparsity of {reached}, the mask is cut at {cut}"
+    )

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import suppress
-from pathlib import Path
 from typing import get_args
 
-from optuna.storages import BaseStorage
-
 from masksearch.contracts import Evaluator, Half
-from masksearch.errors import SearchError, unknown_name
-from masksearch.study.session import outside_level
-from masksearch.study.store import StudyStore
+from masksearch.errors import unknown_name
 
 
 def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
@@ -30,29 +23,6 @@ def judge_on(evaluator: Evaluator, half: Half | None) -> Evaluator:
         raise unknown_name("half", half, get_args(Half))
     wanted = half or ("final" if evaluator.half == "search" else evaluator.half)
     return evaluator if wanted == evaluator.half or wanted is None else evaluator.on(wanted)
-
-
-def as_begun(evaluator: Evaluator, run: Path, storage: str | BaseStorage | None) -> Evaluator:
-    """The evaluator on all rows where a run folder was begun so, by a version without halves.
-
-    It is said in a warning, because its rows are no longer those of a new run.
-    """
-    if evaluator.half in (None, "all"):
-        return evaluator
-    with suppress(SearchError):  # nothing has been begun there
-        store = StudyStore(run, storage, write=False)
-        begun = store.facts().get("protocol", "") if store.trials() else ""
-        if begun in ("", evaluator.protocol):
-            return evaluator
-        whole = evaluator.on("all")
-        if begun == whole.protocol:
-            warnings.warn(
-                f"{run} was begun on all rows, before they were split into a search half and a "
-                "final half; it goes on so. A new run folder judges by one half",
-                stacklevel=outside_level(),
-            )
-            return whole
-    return evaluator
 
 
 def protocols_of_rows(evaluator: Evaluator) -> set[str]:

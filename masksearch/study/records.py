@@ -1,8 +1,7 @@
 """What stands in an Optuna trial: its user attributes, and the way back to a record.
 
-Format 2 has two attributes for people (`origin`, `mask`), `starts`, one `proposal` and one
-`result` (few rows are fast to write and read), and one `observed:N` for each observation of a
-scheduler. Format 1 spread the proposal over attributes of their own; it is still read.
+There are two attributes for people (`origin`, `mask`), `starts`, one `proposal` and one `result`
+(few rows are fast to write and read), and one `observed:N` for each observation of a scheduler.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from masksearch.errors import MaskFormatError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.files import load_mask, save_mask
 
-FORMAT = 2
+FORMAT = 3  # of what is written; the first one that was released
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own
 STATES = {
     "running": TrialState.RUNNING,
@@ -61,16 +60,16 @@ def own_version() -> str:
 
 
 def check_format(known: Mapping[str, Any], run: Path) -> None:
-    """Refuses a study whose attributes `known` say that a newer masksearch has written it.
+    """Refuses a study that masksearch has written in another format, as `known` says.
 
     Raises:
         SearchError: Names both versions.
     """
-    if known.get("format", 1) > FORMAT:
+    if known.get("format", FORMAT) != FORMAT:
         raise SearchError(
             f"{run} was written by masksearch {known.get('masksearch', '(unknown)')} in format "
-            f"{known['format']}; this is masksearch {own_version()}, which reads formats up to "
-            f"{FORMAT}; install that version, or a newer one"
+            f"{known['format']}; this is masksearch {own_version()}, which reads format {FORMAT}; "
+            "install that version to read it, or search in a new run folder"
         )
 
 
@@ -89,6 +88,9 @@ def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
             "measures": finite_json(record.measures),
             "params": dict(record.params),
             "memo": dict(record.memo),
+            "name": record.name,
+            "role": record.role,
+            "source": record.source,
         },
     }
 
@@ -154,8 +156,8 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         SearchError: If masksearch has not written the trial, or its mask file is gone.
     """
     known = trial.user_attrs
-    proposal = known.get("proposal", known)  # format 1 had no `proposal`
-    if "job" not in proposal:
+    proposal = known.get("proposal")
+    if proposal is None:
         raise SearchError(
             f"trial {trial.number} of {run} was not written by masksearch; "
             "keep other trials in a study of their own"
@@ -171,6 +173,9 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
         origin=known["origin"],
         measures=from_json(proposal["measures"]),
         memo=proposal["memo"],
+        name=proposal["name"],
+        role=proposal["role"],
+        source=proposal["source"] or trial_source(run, trial.number),
     )
     order, result = math.inf, known.get("result")
     if result is not None and trial.state.is_finished():
@@ -186,6 +191,11 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
             error=result["error"],
         )
     return StoredTrial(record, proposal["draw"], order, read_answers(trial))
+
+
+def trial_source(run: Path, number: int) -> str:
+    """Where the mask of a search's own trial comes from; never stored: a folder may move."""
+    return f"search {run}#{number}"
 
 
 def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:

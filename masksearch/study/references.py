@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from masksearch.analysis.pareto import best_record, is_baseline, sparsity_of
+from masksearch.analysis.pareto import best_record, sparsity_of
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 from masksearch.masks.core import Mask
@@ -123,7 +123,7 @@ def choose_best(
         )
         return found
     scored = [record for record in records if record.scored]
-    counted = [record for record in scored if baselines or not is_baseline(record)]
+    counted = [record for record in scored if baselines or record.role != "baseline"]
     problem = f"no finished trial has a sparsity of {sparsity} or more"
     if counted:
         sparsest = max(map(sparsity_of, counted))

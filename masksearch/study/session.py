@@ -47,6 +47,7 @@ from masksearch.contracts import (
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.constraints import Constraint
+from masksearch.study.records import trial_source
 from masksearch.study.status import StatusBoard
 from masksearch.study.store import StudyStore
 from masksearch.user_code import describe_error
@@ -144,8 +145,8 @@ class Session:
         for listener in self.listeners:
             if isinstance(listener, RemembersRecords):
                 listener.restore(ended)
-        done = {record.origin for record in told}
-        self.queue = deque(p for p in self.queue if p.origin == "compare" or p.origin not in done)
+        judged = {record.name for record in told if record.role == "baseline"}
+        self.queue = deque(p for p in self.queue if p.role != "baseline" or p.name not in judged)
         self.board.restore(ended, self.expected())
 
     def expected(self) -> int | None:
@@ -256,7 +257,8 @@ class Session:
             proposal, draw = answer, answer.number
         record = self.lower_and_measure(proposal)
         number = self.store.begin(record, draw)
-        self.open[number] = OpenTrial(replace(record, number=number), draw)
+        source = record.source or trial_source(self.store.run, number)
+        self.open[number] = OpenTrial(replace(record, number=number, source=source), draw)
         return self.open[number]
 
     def ask_strategy(self) -> Proposal | Literal["wait", "done"]:
@@ -284,6 +286,9 @@ class Session:
             params=proposal.params,
             origin=proposal.origin,
             memo=proposal.memo,
+            name=proposal.name,
+            role=proposal.role,
+            source=proposal.source,
         )
         if not isinstance(proposal.job, Evaluate):
             return record
@@ -331,6 +336,9 @@ class Session:
             record.seed,
             record.memo,
             starts,
+            record.name,
+            record.role,
+            record.source,
         )
 
     def finish(self, record: Record) -> None:

@@ -73,7 +73,7 @@ class StatusBoard:
         """A job is on its way to an executor."""
         self.running[record.number] = {
             "number": record.number,
-            "origin": record.origin,
+            "origin": record.proposer,
             "mask": short_text(record.mask or "one-shot training", LONGEST),
             "since": time.monotonic(),
         }
@@ -105,7 +105,7 @@ class StatusBoard:
         failed = [
             {
                 "number": record.number,
-                "origin": record.origin,
+                "origin": record.proposer,
                 "reason": record.reason[:300] or "no reason given",
             }
             for record in records
@@ -152,7 +152,7 @@ class StatusBoard:
         """The best record as plain data."""
         return {
             "number": record.number,
-            "origin": record.origin,
+            "origin": record.proposer,
             self.score.name: record.value(self.score.name),
             "sparsity": sparsity_of(record),
             "mask": short_text(record.mask or "", LONGEST),

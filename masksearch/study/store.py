@@ -45,8 +45,6 @@ from masksearch.study.records import (
 )
 from masksearch.study.storage import explain_errors, locate_storage, open_storage
 
-LATER = {"space_function", "half"}  # facts that studies of earlier versions lack
-
 
 class StudyStore:
     """The records of one run folder.
@@ -109,7 +107,7 @@ class StudyStore:
 
         Raises:
             ResumeError: If it was created with other facts; names each that differs.
-            SearchError: If a newer masksearch has written it.
+            SearchError: If another version of masksearch has written it.
         """
         with explain_errors(self.location):
             try:
@@ -120,8 +118,7 @@ class StudyStore:
         if existed:
             self.load()
             before = self.facts()
-            new = {key for key in LATER & facts.keys() if before and key not in before}
-            changed = [k for k in facts if before.get(k, "") != facts[k] and k not in new]
+            changed = [key for key in facts if before.get(key, "") != facts[key]]
             if not self.ids:
                 with self.writing():
                     optuna.delete_study(study_name=self.name, storage=self.storage)
@@ -151,16 +148,14 @@ class StudyStore:
                 study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
                 study.set_user_attr("facts", dict(facts))  # the last: now it is described
             write_address(self.run, self.name, self.given)
-        if existed:
-            self.add_facts({key: facts[key] for key in new})
         return existed
 
     def load(self) -> None:
         """Opens an existing study.
 
         Raises:
-            SearchError: If the storage holds none under this run's name, or one that a newer
-                masksearch has written.
+            SearchError: If the storage holds none under this run's name, or one that another
+                version of masksearch has written.
         """
         with explain_errors(self.location):
             try:
@@ -219,7 +214,7 @@ class StudyStore:
             self.call = {}
 
     def calls(self) -> list[dict[str, Any]]:
-        """What each call that ran trials worked with; empty in studies of earlier versions."""
+        """What each call that ran trials worked with."""
         with explain_errors(self.location):
             found = self.optuna_study().user_attrs.get("calls", "[]")
         calls: list[dict[str, Any]] = json.loads(found)

@@ -104,10 +104,10 @@ def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
 
 
 def test_baselines_and_comparisons_do_not_count_as_draws():
-    def record(number, origin):
+    def record(number, role):
         status = "reused" if number else "done"
-        return Record(number, status, Evaluate(masks.full()), origin=origin)
+        return Record(number, status, Evaluate(masks.full()), role=role)
 
-    assert not search_cautions([record(number, "baseline:star") for number in range(9)])
-    assert not search_cautions([record(number, "compare") for number in range(9)])
-    assert search_cautions([record(number, "tpe") for number in range(9)])
+    assert not search_cautions([record(number, "baseline") for number in range(9)])
+    assert not search_cautions([record(number, "compared") for number in range(9)])
+    assert search_cautions([record(number, "trial") for number in range(9)])

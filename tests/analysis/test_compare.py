@@ -203,7 +203,7 @@ def test_a_diverged_run_counts_as_the_worst_score(judged, record, objectives):
     runs = {"mine": (masks.window(1), [0.9, 0.92, 0.91]), "star": (masks.star(), [0.8] * 5)}
     finished = judged(runs).records
     lost = [
-        record(20 + seed, None, masks.window(1), seed=seed, params={"mask": "mine"}, error=error)
+        record(20 + seed, None, masks.window(1), seed=seed, name="mine", error=error)
         for seed, error in ((3, "NonFiniteLossError: loss nan at step 7"),
                             (4, "Traceback ..\nFloatingPointError: reported glue = inf"),
                             (5, "torch.OutOfMemoryError: too big"))
@@ -227,7 +227,7 @@ def test_a_score_that_is_not_finite_has_diverged(judged):
 
 
 def test_a_run_that_was_mended_is_no_longer_lost(judged, record, objectives):
-    again = record(9, 0.8, masks.window(1), seed=1, params={"mask": "mine"})
+    again = record(9, 0.8, masks.window(1), seed=1, name="mine")
     runs = judged({"mine": (masks.window(1), [0.9, None])}).records
     entry = Comparison((*runs, again), objectives).entries["mine"]
     assert (entry.scores, entry.failed) == ({0: 0.9, 1: 0.8}, 0)
@@ -235,7 +235,7 @@ def test_a_run_that_was_mended_is_no_longer_lost(judged, record, objectives):
 
 def test_runs_of_several_lengths_are_not_compared(judged, record, objectives):
     comparison = judged({"mine": (NEAR_STAR, around(0.8)), "star": (masks.star(), shaken(0.7))})
-    records = [*comparison.records, record(20, 0.5, params={"mask": "star"}, seed=9, step=40)]
+    records = [*comparison.records, record(20, 0.5, name="star", seed=9, step=40)]
     mixed = Comparison(tuple(records), objectives)
     assert mixed.findings() == []
     assert mixed.verdict() == (
@@ -281,7 +281,7 @@ def with_rows(judged, objectives, tmp_path):
     def make(runs):
         records = []
         for record in judged(runs).records:
-            of_mask = sum(map(ord, record.params["mask"]))  # the rows that it finds easy
+            of_mask = sum(map(ord, record.name))  # the rows that it finds easy
             hits(record.value("glue"), seed=of_mask).save(tmp_path / "trials" / str(record.number))
             artifacts = {"rows": f"trials/{record.number}/rows.safetensors"}
             records.append(replace(record, artifacts=artifacts))
@@ -315,8 +315,8 @@ def test_a_reused_run_has_the_rows_of_the_one_it_repeats(with_rows):
     comparison = with_rows(RUNS)
     repeated = [
         replace(r, number=r.number + 50, status="reused",
-                artifacts={"reused_from": str(r.number)}, params={"mask": "again"})
-        for r in comparison.records if r.params["mask"] == "mine"
+                artifacts={"reused_from": str(r.number)}, name="again")
+        for r in comparison.records if r.name == "mine"
     ]  # fmt: skip
     more = replace(comparison, records=(*comparison.records, *repeated))
     assert set(more.entries["again"].rows) == {0, 1, 2, 3}
@@ -453,6 +453,6 @@ def test_messages(judged, record, objectives):
         Comparison((), ())
     with pytest.raises(ValueError, match="protocols 'p', 'q' cannot be compared"):
         Comparison(
-            tuple(record(n, 0.5, params={"mask": "m"}, protocol=p) for n, p in enumerate("pq")),
+            tuple(record(n, 0.5, name="m", protocol=p) for n, p in enumerate("pq")),
             objectives,
         )

@@ -64,7 +64,7 @@ def judge(searched: int, scores: Floats) -> list[Finding]:
                 Record(
                     len(records), "done", Evaluate(mask), seed=seed, protocol="p",
                     fingerprint=name, measures={"sparsity": sparsity},
-                    params={"mask": name}, values={"glue": float(score)},
+                    name=name, values={"glue": float(score)},
                 )
             )  # fmt: skip
     kinds = {name: kind for name, (kind, _) in setting(searched).items()}

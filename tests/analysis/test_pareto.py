@@ -308,8 +308,8 @@ def test_best_record_is_never_dominated_and_ties_go_to_the_sparser(by_sparsity, 
 def test_best_record_is_a_baseline_only_where_it_may_be():
     objectives = (Objective("score", "max", 0.0),)
     ours, given = (
-        Record(n, "done", JOB, origin=origin, values={"score": score}, measures={"sparsity": 0.5})
-        for n, (origin, score) in enumerate([("tpe", 1.0), ("baseline:star", 2.0)])
+        Record(n, "done", JOB, role=role, values={"score": score}, measures={"sparsity": 0.5})
+        for n, (role, score) in enumerate([("trial", 1.0), ("baseline", 2.0)])
     )
     assert best_record([ours, given], objectives) == ours
     assert best_record([ours, given], objectives, baselines=True) == given

@@ -300,7 +300,7 @@ def ran(record):
                     record(
                         len(found), None, masks.window(reach), status="done", seed=seed,
                         protocol=protocol, curve=tuple(curve), values=last, step=curve[-1].step,
-                        params={"mask": f"window {reach}"}, origin="compare",
+                        name=f"window {reach}", origin="compare",
                     )
                 )  # fmt: skip
         return found

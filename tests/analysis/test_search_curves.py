@@ -21,7 +21,7 @@ JOB = Evaluate(masks.star())
 
 def search(scores: list[float], seconds: float = 1.0) -> list[Record]:
     """A search whose k-th trial has that score and is half sparse, after a perfect baseline."""
-    hand = Record(99, "done", JOB, origin="baseline:star", values={"glue": 1.0}, seconds=50.0)
+    hand = Record(99, "done", JOB, role="baseline", values={"glue": 1.0}, seconds=50.0)
     own = [
         Record(k, "done", JOB, origin="tpe", values={"glue": score}, seconds=seconds)
         for k, score in enumerate(scores)

@@ -54,7 +54,7 @@ def test_dead_worker_fails_its_trial_only(tmp_path):
     records = run(Local(slots=2), listed, Crashing(), tmp_path)
     assert sorted(record.number for record in records) == list(range(5))
     (failed,) = [record for record in records if record.status == "failed"]
-    assert failed.params["mask"] == "w2"
+    assert failed.name == "w2"
     assert failed.error == "the worker process died 2 times in this trial: exit code 9"
     assert failed.protocol == "toy"
 

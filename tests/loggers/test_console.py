@@ -21,6 +21,7 @@ from masksearch.contracts import (
     Record,
     RemembersRecords,
     Report,
+    Role,
 )
 from masksearch.loggers.console import Watcher
 from masksearch.study.status import seconds_left
@@ -29,13 +30,14 @@ OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 
 
 def record(
-    number: int, loss: float | None, sparsity: float = 0.5, origin: str = "tpe", status: str = ""
+    number: int, loss: float | None, sparsity: float = 0.5, role: Role = "trial", status: str = ""
 ) -> Record:
     return Record(
         number,
         status or ("failed" if loss is None else "done"),
         Evaluate(masks.window(number)),
-        origin=origin,
+        origin="tpe",
+        role=role,
         values={} if loss is None else {"loss": loss},
         step=2,
         measures={"sparsity": sparsity},
@@ -82,7 +84,7 @@ def test_a_line_has_room_for_whole_operands_only(tmp_path):
     for part in parts:
         mask = mask | part
     wide = replace(record(10_000, 1234.5, sparsity=0.123), job=Evaluate(mask))
-    named = replace(wide, origin="compare", params={"mask": "a name " * 30}, seed=1000)
+    named = replace(wide, role="compared", name="a name " * 30, seed=1000)
     broken = replace(record(7, None), error="ValueError: " + "x" * 300 + "\n")
     for line in shown(False, [], [wide, named, broken]).splitlines():
         assert len(line) <= 120
@@ -190,7 +192,7 @@ def test_resumed_search_goes_on_counting_with_its_front(terminal):
 
 
 def test_failed_baselines_and_comparisons_count():
-    failed = [record(0, None, origin="baseline:star"), record(1, None, origin="compare")]
+    failed = [record(0, None, role="baseline"), record(1, None, role="compared")]
     assert "tpe 2/6" in shown(False, [], failed)
     assert "tpe 1/6  resumed" in shown(False, failed, [])  # a comparison runs its failures again
 

@@ -346,8 +346,8 @@ def test_tensorboard_reads_back_front_records_curves_and_parameters(tmp_path):
     assert [e.step for e in search.Tensors("front/text_summary")] == [1, 2, 6]
     table = search.Tensors("front/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert table.splitlines()[2:] == [
-        "| 2 | tpe | 7 | 1 | 0.5 | window(2) |",
-        "| 5 | tpe | 7 | 1.5 | 0.6 | window(5) |",
+        "| 2 | tpe |  | 7 | 1 | 0.5 | window(2) |",
+        "| 5 | tpe |  | 7 | 1.5 | 0.6 | window(5) |",
     ]
     words = search.Tensors("record/failed/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "error: ValueError: a, b" in words

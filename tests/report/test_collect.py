@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -92,16 +91,6 @@ def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a" / "study.db").write_bytes(b"no database")
     with pytest.raises(ms.SearchError, match=r"a is left out: .* is damaged"):
         report_on(tmp_path, tmp_path / "report.html")
-
-
-def test_studies_of_earlier_versions_say_what_was_not_recorded():
-    stored = Path(__file__).parents[1] / "stored" / "studies" / "command"
-    recipe = recipe_of(
-        "t", {"protocol": "p"}, [], json.loads((stored / "command.json").read_text())
-    )
-    rows = dict(recipe.rows)
-    assert recipe.command.startswith("masksearch search ")
-    assert rows["versions"] == rows["git commit"] == rows["machine"] == "not recorded"
 
 
 def test_later_call_on_another_machine_is_told():

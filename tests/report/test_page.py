@@ -32,7 +32,7 @@ def write_report(path, *, title, comparison=None, verdicts=(), command="", **fie
 @pytest.fixture(scope="module")
 def studies(record, one_shot):
     evil = "Traceback (most recent call last):\n<script>alert(1)</script> & so on: out of memory"
-    random = [record(0, 0.8, masks.star(), origin="baseline:star")]
+    random = [record(0, 0.8, masks.star(), name="star", role="baseline")]
     random += [record(1 + k, 0.6 + 0.02 * k, masks.window(k)) for k in range(4)]
     random.append(record(9, None, error=evil))
     dam = [one_shot, record(1, 0.75, masks.window(1), origin="dam")]

@@ -31,7 +31,7 @@ def section(record, compared, objectives, shape):
     found = [record(k, 0.6 + 0.01 * k, masks.window(k), values={"loss": float("nan")})
              for k in range(4)]  # fmt: skip
     found += [record(4, 0.75, UNEVEN), record(5, None, error="a\nboom")]
-    found.append(record(6, 0.7, masks.star(), origin="baseline:star"))
+    found.append(record(6, 0.7, masks.star(), name="star", role="baseline"))
     runs = {"mine": (UNEVEN, [0.7, 0.71, 0.72]), "star": (masks.star(), [0.6, 0.61, 0.62]),
             "dense": (masks.full(), [0.8, 0.8, 0.8])}  # fmt: skip
     comparison = ComparedMasks(

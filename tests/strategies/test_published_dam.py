@@ -44,7 +44,7 @@ def test_one_search_fills_the_published_table(tmp_path: Path) -> None:
     search(run, judge, trials=9, baselines=ms.FAMILIES)
     study = search(run, judge, baselines=ms.FAMILIES)  # goes on
     gates = {r.params["gates"]: r for r in study.records() if isinstance(r.job, OneShot)}
-    cut = {r.params["mask"]: r for r in study.records() if "reached" in r.params}
+    cut = {r.name: r for r in study.records() if "reached" in r.params}
     assert [*gates] == [*cut] == [row.name for row in PUBLISHED]
     for row in PUBLISHED:
         record = cut[row.name]
@@ -78,7 +78,7 @@ def test_masks_wait_for_their_gates_and_survive_lost_ones(tmp_path: Path) -> Non
     refused = strategy.ask()
     assert isinstance(refused, ms.Proposal)
     assert isinstance(refused.job, Refused)
-    assert refused.params["mask"] == "DAM_u 1e-4"
+    assert refused.name == "DAM_u 1e-4"
     assert strategy.ask() == "wait"
     for number in range(1, 8):
         strategy.tell(Record(number, "done", OneShot(), artifacts={"gates": "none.safetensors"}))

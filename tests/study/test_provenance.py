@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from stored import recipes
 from toy import ToyEvaluator
 
 import masksearch as ms
@@ -71,13 +70,6 @@ def test_wrapped_evaluator_is_named_with_what_it_wraps(tmp_path):
     assert call["evaluator"]["folder"] == str(tmp_path)
     assert call["data"] == dict(TINY.data_hashes())
     json.dumps(call)
-
-
-def test_text_and_tasks_have_their_hashes(tmp_path):
-    evaluator = recipes.glue(recipes.glue_corpus().write(tmp_path / "data"))
-    found = dict(evaluator.data_hashes())
-    assert set(found) == {"text", *evaluator.downstream}
-    assert all(len(value) >= 16 for value in found.values())
 
 
 def test_evaluator_that_says_nothing_is_named(tmp_path):

@@ -41,7 +41,7 @@ time.sleep(600)
 def running(**settings) -> Record:
     values = dict(
         number=-1, status="running", job=Evaluate(masks.window(2)), fingerprint="f", protocol="p",
-        origin="tpe", measures={"sparsity": 0.7},
+        origin="tpe", source="own", measures={"sparsity": 0.7},
     )  # fmt: skip
     return Record(**(values | settings))
 

@@ -29,6 +29,7 @@ def running(job=None, **settings) -> Record:
         seed=3,
         params={"reach": 2, "kind": "a"},
         origin="tpe",
+        source="own",
         measures={"sparsity": 0.7, "hops": math.inf},
         memo={"note": "kept"},
     )
@@ -191,52 +192,10 @@ def test_newer_format_names_both_versions(store):
     study.set_user_attr("masksearch", "9.8.7")
     message = (
         rf"was written by masksearch 9\.8\.7 in format {FORMAT + 1}; this is masksearch "
-        rf"{masksearch.__version__}, which reads formats up to {FORMAT}; install"
+        rf"{masksearch.__version__}, which reads format {FORMAT}; install"
     )
     with pytest.raises(SearchError, match=message):
         store.create(OBJECTIVES, FACTS)
-
-
-def test_first_format_is_still_read(tmp_path):
-    """A study as masksearch wrote it before formats had numbers, attribute by attribute."""
-    storage = optuna.storages.InMemoryStorage()
-    study = optuna.create_study(
-        storage=storage, study_name="run", directions=["minimize", "maximize"]
-    )
-    study.set_user_attr("objectives", [["loss", "min", 10.0], ["sparsity", "max", 0.0]])
-    study.set_user_attr("facts", FACTS)
-    attributes = {
-        "origin": "tpe", "draw": 7, "seed": 3, "mask": "window(2)", "fingerprint": "f" * 64,
-        "job": {"kind": "evaluate", "mask": masks.window(2).to_dict()}, "protocol": "p",
-        "measures": {"sparsity": 0.7, "hops": "inf"}, "params": {"reach": 2, "kind": "a"},
-        "memo": {"note": "kept"},
-    }  # fmt: skip
-    result = {
-        "status": "done", "values": {"loss": 0.25}, "step": 4, "seconds": 1.5, "error": "",
-        "curve": [[2, {"loss": 0.5}], [4, {"loss": 0.25}]], "order": 0,
-        "artifacts": {"gates": "trials/0/gates.safetensors"},
-    }  # fmt: skip
-    for more in ({"result": result}, {}):
-        trial = optuna.trial.create_trial(
-            state=optuna.trial.TrialState.COMPLETE if more else optuna.trial.TrialState.RUNNING,
-            values=[0.25, 0.7] if more else None,
-            user_attrs=attributes | more,
-        )
-        study.add_trial(trial)
-    store = StudyStore(tmp_path / "run", storage)
-    assert store.create(OBJECTIVES, FACTS) is True
-    assert store.records() == [
-        finished(running(), 0),
-        running(number=1),
-    ]
-    assert [trial.draw for trial in store.stored_trials()] == [7, 7]
-    assert store.again(1) == 2
-    store.finish(finished(running(), 1))  # and it goes on
-    assert store.told()[1] == finished(running(), 1)
-    assert (
-        store.optuna_study().user_attrs["format"] == FORMAT
-    )  # older releases keep off from now on
-    store.close()
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
