@@ -214,7 +214,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         if values:
             e = estimate(values)
             found[name] = {
-                "mean": e.mean,
+                "mean": e.value,
                 "low": e.low if len(values) > 1 else None,
                 "high": e.high if len(values) > 1 else None,
                 "least": min(values),
@@ -231,8 +231,8 @@ def shown(rows: Sequence[Row], name: str, digits: int = 3) -> str:
         return ""
     e = estimate(values)
     if len(values) == 1 or max(values) == min(values):
-        return f"{e.mean:.{digits}f}"
-    return f"{e.mean:.{digits}f} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
+        return f"{e.value:.{digits}f}"
+    return f"{e.value:.{digits}f} [{e.low:.{digits}f}, {e.high:.{digits}f}]"
 
 
 def with_density(setting: Setting, density: float) -> Setting:

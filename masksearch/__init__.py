@@ -41,7 +41,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.driver import Study as Study
     from masksearch.driver import compare as compare
     from masksearch.driver import open_study as open_study
-    from masksearch.driver import plan_comparison as plan_comparison
     from masksearch.driver import search as search
     from masksearch.errors import AttachError as AttachError
     from masksearch.errors import DataError as DataError

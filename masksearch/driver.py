@@ -31,13 +31,6 @@ from masksearch.analysis.compare import (
     kind_of_mask,
     read_kinds,
 )
-from masksearch.analysis.comparison_plan import (
-    USUAL,
-    ComparisonPlan,
-    SpreadOfDifferences,
-    declare_comparisons,
-    measured_spread,
-)
 from masksearch.analysis.front_candidates import read_front
 from masksearch.contracts import (
     Budget,
@@ -52,7 +45,7 @@ from masksearch.contracts import (
     Strategy,
     check_evaluator,
 )
-from masksearch.errors import CandidateError, SearchError
+from masksearch.errors import SearchError
 from masksearch.executors.local import Local
 from masksearch.loggers.progress import show_progress
 from masksearch.masks.core import Mask
@@ -518,66 +511,6 @@ def compare(
         against=against,
         seedless=seedless,
     )
-
-
-def plan_comparison(
-    candidates: Mapping[str, Candidate],
-    evaluator: Evaluator,
-    *,
-    seeds: Iterable[int] = range(1000, 1005),
-    front_of: Study | None = None,
-    kinds: Mapping[str, str] = {},
-    against: Against = "nearest",
-    sd: float | None = None,
-    like: Comparison | None = None,
-) -> ComparisonPlan:
-    """What `compare` could show with these masks and seeds; nothing is run.
-
-    Args:
-        candidates: As in `compare`, and all others but the last two.
-        evaluator: Judges masks.
-        seeds: Evaluation seeds.
-        front_of: A search whose front is judged again.
-        kinds: Name -> what the mask is.
-        against: With which hand-designed masks a searched one is compared.
-        sd: Over seeds, of the paired difference of two masks; None = as in `like`, or usual.
-        like: An earlier comparison by the same evaluator: how much its seeds and rows vary.
-
-    Returns:
-        `detectable` is the true difference that is found with a probability of 0.8; printed, it
-        also says which comparisons are made, and how many seeds half of that takes.
-
-    Raises:
-        CandidateError: As `compare`, where `sd` is not positive, or where every seed gives the
-            same scores.
-    """
-    check_evaluator(evaluator)
-    if sd is not None and not sd > 0:
-        raise CandidateError(f"sd must be positive, got {sd:g}")
-    evaluator, numbers = judge_on(evaluator, None), read_seeds(seeds)
-    if evaluator.seedless:
-        raise CandidateError(
-            "every seed gives a mask the same scores here, so that rows alone decide and there "
-            "are no seeds to plan; compare masks with one seed"
-        )
-    if front_of is not None:
-        found_by = front_of.run, front_of.records(), front_of.objectives
-        front = read_front(*found_by, evaluator.shape)
-        candidates, kinds = front.beside(candidates), {**front.kinds, **kinds}
-    chosen, _, said = read_compared(candidates, kinds)
-    spread = SpreadOfDifferences(USUAL, source="usual of mean GLUE scores")
-    if like is not None:
-        spread = measured_spread(like)
-    if sd is not None:
-        spread = replace(spread, sd=sd, source="given")
-    declared = declare_comparisons(
-        chosen,
-        evaluator.shape,
-        evaluator.objectives,
-        kinds=said,
-        against=check_against(against),
-    )
-    return ComparisonPlan(declared, evaluator.objectives[0].name, len(numbers), spread)
 
 
 def read_compared(

@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,18 +140,18 @@ def test_the_verdict_says_what_is_left_of_the_front(study, judged):
     assert set(fronts.arms) == {"searched", "hand-designed", "random"}
     assert fronts.seeds == tuple(range(1000, 1005))
     promised = np.mean([judged.promised[name] for name in fronts.arms["searched"].masks])
-    fresh = np.mean([judged.entries[name].score.mean for name in fronts.arms["searched"].masks])
-    assert fronts.lost.mean == pytest.approx(promised - fresh)
+    fresh = np.mean([judged.entries[name].score.value for name in fronts.arms["searched"].masks])
+    assert fronts.lost.value == pytest.approx(promised - fresh)
     head, *lines = judged.verdict().splitlines()
     assert head.startswith(f"The front of the search, judged again: {len(judged.promised)} masks")
     text = "\n".join(lines)
-    assert f"the search's own scores minus these: {fronts.lost.mean:+.3f}"[:-1] in text
+    assert f"the search's own scores minus these: {fronts.lost.value:+.3f}"[:-1] in text
     assert "on the true front of all masks judged here with a probability of 90% or more" in text
     for finding in fronts.findings:
         assert f"hypervolume, searched minus {finding.against}: " in text
     for arm in fronts.arms.values():
         values = {judged.entries[name].sparsity: judged.entries[name].score for name in arm.front}
-        means = [score.mean for _, score in sorted(values.items())]
+        means = [score.value for _, score in sorted(values.items())]
         assert means == sorted(means, reverse=True)
     frame = judged.frame().set_index("mask")
     for name, chance in fronts.chances.items():
@@ -196,12 +196,13 @@ def test_rows_that_are_known_widen_what_is_said_of_fronts(study, tmp_path):
     judged = ms.compare(
         *({}, Answers()), run=tmp_path, front_of=study, storage=InMemoryStorage(), progress=None
     )  # fmt: skip
-    fronts = judged.fronts
-    for name in fronts.arms["searched"].masks:
-        assert judged.entries[name].score.by_rows
-    assert all(arm.hypervolume.by_rows for arm in fronts.arms.values())
-    assert all(finding.difference.by_rows for finding in fronts.findings)
-    assert fronts.lost.by_rows
+    fronts, alone = judged.fronts, replace(judged, run=None).fronts  # no folder, no rows
+    pairs = [(arm.hypervolume, alone.arms[name].hypervolume) for name, arm in fronts.arms.items()]
+    pairs += [(fronts.lost, alone.lost)]
+    for both, seeds in pairs:
+        assert both.value == seeds.value
+        assert both.high - both.low > seeds.high - seeds.low
+    assert all(finding.difference.n_rows for finding in fronts.findings)
     half = (fronts.lost.high - fronts.lost.low) / 2
     assert half > 1.9 * 0.2 / 200**0.5  # the rows are the same for all masks
 
@@ -231,11 +232,11 @@ def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_p
             ]
         )
     )
-    assert searched.low < searched.mean < searched.high
-    assert searched.mean == pytest.approx(whole, abs=0.01)  # the jackknife takes a bias from it
+    assert searched.low < searched.value < searched.high
+    assert searched.value == pytest.approx(whole, abs=0.01)  # the jackknife takes a bias from it
     for finding in fronts.findings:
         assert finding.outcome != "too few seeds"
-        assert finding.difference.low < finding.difference.mean < finding.difference.high
+        assert finding.difference.low < finding.difference.value < finding.difference.high
     said = judged.verdict()
     assert "10 groups of rows, since every seed gives the same scores" in said
     assert "seeds or more" not in said
@@ -249,8 +250,6 @@ def test_masks_that_answer_every_row_alike_are_not_told_apart(tmp_path):
     pair = {"mine": masks.window(2), "star": masks.star()}
     judged = ms.compare(pair, Blind(), run=tmp_path, storage=InMemoryStorage(), progress=None)
     assert "+0.000 on every row, so no difference can be claimed" in judged.verdict()
-    with pytest.raises(CandidateError, match="rows alone decide and there are no seeds to plan"):
-        ms.plan_comparison(pair, Checkpoint())
 
 
 class TwoAnswers(Checkpoint):

@@ -130,7 +130,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
             whole = estimate([one.sequences for one in row.fits])
             reached = [one.steps for one in row.fits if one.steps is not None]
             every = len(reached) == len(row.fits)
-            means = [tokens.mean, tokens.low, tokens.high, whole.mean, whole.low, whole.high]
+            means = [tokens.value, tokens.low, tokens.high, whole.value, whole.low, whole.high]
             table.writerow(
                 [row.length, row.depth, row.map, row.arm, f"{row.ceiling:.4f}"]
                 + [f"{figure:.4f}" for figure in means]

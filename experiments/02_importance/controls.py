@@ -107,8 +107,8 @@ def controls(test: Test, runs: Path, out: Path, say: Callable[[ms.Record], None]
         for measure in test.margins:
             for name, values in scores[measure].items():
                 found = estimate(list(values.values()))
-                sparsity = estimate(list(scores["sparsity"][name].values())).mean
-                figures = [found.mean, found.low, found.high, *values.values()]
+                sparsity = estimate(list(scores["sparsity"][name].values())).value
+                figures = [found.value, found.low, found.high, *values.values()]
                 cells = [f"{figure:.4f}" for figure in figures]
                 table.writerow([name, f"{sparsity:.4f}", measure, *cells])
     pairs = {
@@ -122,8 +122,8 @@ def controls(test: Test, runs: Path, out: Path, say: Callable[[ms.Record], None]
         table.writerow(titles)
         for (measure, *pair), d in pairs.items():
             margin = test.margins[measure]
-            figures = [f"{figure:.4f}" for figure in (d.mean, d.low, d.high)]
-            line = [measure, *pair, *figures, d.n_seeds, margin, verdict(d, margin)]
+            figures = [f"{figure:.4f}" for figure in (d.value, d.low, d.high)]
+            line = [measure, *pair, *figures, d.n, margin, verdict(d, margin)]
             table.writerow(line)
             print(*line, sep="  ", flush=True)
     draw(test, scores, pairs, out / f"{test.name}.png")
@@ -149,7 +149,7 @@ def draw(
             each = [scores[measure][one][s] - scores[measure][other][s] for s in test.seeds]
             axes.plot(each, [row + 0.25] * len(each), ".", color="0.55", markersize=4)
             axes.plot([d.low, d.high], [row, row], color="#0072B2", linewidth=2)
-            axes.plot(d.mean, row, "o", color="#0072B2", markersize=5)
+            axes.plot(d.value, row, "o", color="#0072B2", markersize=5)
         axes.set_xlabel(f"difference of {measure}, {len(test.seeds)} seeds")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(listed)), [f"{one}\nminus {other}" for one, other in listed])

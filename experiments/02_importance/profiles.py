@@ -150,7 +150,7 @@ def profiles(subject: Subject, out: Path) -> None:
 
 def numbers(value: Estimate) -> list[str]:
     """Mean, bounds and seeds for a table."""
-    return [f"{x:.5g}" for x in (value.mean, value.low, value.high)] + [str(value.n_seeds)]
+    return [f"{x:.5g}" for x in (value.value, value.low, value.high)] + [str(value.n)]
 
 
 def draw(
@@ -180,11 +180,11 @@ def draw(
         }
         at = sorted(line)
         low, high = [line[i].low for i in at], [line[i].high for i in at]
-        panel.plot(at, [line[i].mean for i in at], ".-", color=COLOURS[0], label="offset")
+        panel.plot(at, [line[i].value for i in at], ".-", color=COLOURS[0], label="offset")
         panel.fill_between(at, low, high, color=COLOURS[0], alpha=0.2)
-        panel.plot(0, line[0].mean, "o", color=DIAGONAL, label="diagonal")
+        panel.plot(0, line[0].value, "o", color=DIAGONAL, label="diagonal")
         for colour, name in zip(COLOURS[1:], subject.special, strict=False):
-            value = units[method, "special", name].mean
+            value = units[method, "special", name].value
             panel.axhline(value, color=colour, linestyle="--", label=f"to {name}")
         panel.set_xlabel("offset (key minus query)")
         panel.set_title(title, fontsize=9)
@@ -194,7 +194,7 @@ def draw(
     for colour, (unit, label) in zip(COLOURS, followed.items(), strict=False):
         colour = DIAGONAL if unit == "0" else colour
         line = [curve[step, unit] for step in steps]
-        panels[3].plot(steps, [one.mean for one in line], label=label, color=colour)
+        panels[3].plot(steps, [one.value for one in line], label=label, color=colour)
         low, high = [one.low for one in line], [one.high for one in line]
         panels[3].fill_between(steps, low, high, color=colour, alpha=0.15)
     panels[3].set_xscale("symlog", linthresh=1)

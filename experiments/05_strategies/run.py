@@ -20,7 +20,7 @@ import optuna
 
 import masksearch as ms
 from masksearch.analysis.pareto import hypervolume, hypervolume_curve
-from masksearch.analysis.stats import interval
+from masksearch.analysis.stats import estimate
 from masksearch.contracts import Report
 from masksearch.study.store import quiet
 
@@ -139,8 +139,8 @@ def found(strategy: str, seed: int, trials: int, evaluator: Recorded) -> list[fl
 
 def half_of(values: np.ndarray) -> float:
     """Half a 95 % interval of the mean (Student's t)."""
-    mean, low, _ = interval(values.tolist(), 0.95)
-    return mean - low
+    found = estimate(values.tolist())
+    return found.value - found.low
 
 
 def write(curves: dict[str, np.ndarray], trials: int, out: Path) -> None:

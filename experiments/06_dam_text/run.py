@@ -123,8 +123,8 @@ def table(arguments: argparse.Namespace) -> None:
         other = losses.get(("star", steps), {})
         if name != "star" and len(values.keys() & other.keys()) > 1:
             found = paired_difference(values, other)
-            figures = [found.mean, found.low, found.high, found.p_value]
-            differences.append([name, steps, found.n_seeds, *(f"{x:.4f}" for x in figures)])
+            figures = [found.value, found.low, found.high, found.p_value]
+            differences.append([name, steps, found.n, *(f"{x:.4f}" for x in figures)])
     header = ["mask", "steps", "seeds", "minus_star", "low", "high", "p"]
     write(folder / "differences.csv", header, differences)
     results = {

@@ -19,7 +19,7 @@ dense = results.novels("dense", "recovered")
 
 def left(novels: dict[int, float]) -> float:
     """Of the distance to dense attention after recovery."""
-    return paired_difference(novels, dense, 0.95).mean
+    return paired_difference(novels, dense, 0.95).value
 
 
 longer = results.stages["longer"].kv_bytes[results.searched(PRIMARY)]
@@ -36,8 +36,8 @@ CLAIMS = [
         "less than the best pattern drawn by hand, interval [{}, {}] over {} novels",
         gain,
     ),
-    Claim(HERE, "the searched ones lose {} nats a token less", [-primary.mean]),
-    Claim("README.md", "lose {} nats a token less than the best pattern", [-primary.mean]),
+    Claim(HERE, "the searched ones lose {} nats a token less", [-primary.value]),
+    Claim("README.md", "lose {} nats a token less than the best pattern", [-primary.value]),
     *(
         Claim(page, sentence, [above, np.exp(above)])
         for page, sentence in {
@@ -52,9 +52,9 @@ CLAIMS = [
     Claim(
         "experiments/README.md",
         "searched ones lose {} nats a token less than the best drawn by hand, on {} novels",
-        [-primary.mean, len(dense)],
+        [-primary.value, len(dense)],
     ),
-    Claim("docs/decoder.md", "lose {} nats a token less than the best", [-primary.mean]),
+    Claim("docs/decoder.md", "lose {} nats a token less than the best", [-primary.value]),
     Claim(HERE, "{} of the loss are left", [recovered]),
     Claim(HERE, "it stays {} behind", [native]),
 ]

@@ -94,7 +94,7 @@ def against_drawn(results: Results) -> str:
         difference, p_value = found[budget]
         outcome = "not distinguishable"
         if p_value <= 0.05:
-            outcome = "better" if difference.mean < 0 else "worse"
+            outcome = "better" if difference.value < 0 else "worse"
         lines.append(
             [
                 f"{budget}, primary" if budget == PRIMARY else str(budget),
@@ -142,7 +142,7 @@ def after_recovery(results: Results) -> str:
     for name, after in names.items():
         stage = "bare" if name == results.native["mask"] else "judged"
         left = "" if name == "dense" else shown(paired_difference(after, dense, 0.95))
-        loss = estimate(list(after.values())).mean
+        loss = estimate(list(after.values())).value
         lines.append([name, f"{mean(results, name, stage):.3f}", f"{loss:.3f}", left])
     return markdown(["layers by", "as it is", "after recovery", "minus dense, recovered"], lines)
 
@@ -163,7 +163,7 @@ def mean(results: Results, mask: str, stage: str = "judged") -> float:
 
 def shown(difference: PairedDifference) -> str:
     """With its interval."""
-    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    return f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

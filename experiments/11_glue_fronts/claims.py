@@ -132,7 +132,7 @@ def at_equal_density(task: str, arm: str, other: str, rows: bool = False) -> lis
     if not rows:
         return figures(mine.score[seed] - score for seed, score in others.score.items())
     found = paired_difference(mine.score, others.score, 0.95, rows_a=mine.rows, rows_b=others.rows)
-    return [found.mean, found.low, found.high]
+    return [found.value, found.low, found.high]
 
 
 def negative(values: Iterable[float]) -> list[float]:

@@ -76,8 +76,8 @@ def main() -> None:
 def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
     """Each arm's masks: means over search seeds with 95% intervals, joined by a line."""
     dense = estimate(list(scores[scores["mask"] == "dense"].score))
-    axes.axhline(dense.mean, color=INK, linewidth=0.8, linestyle=":", label="dense")
-    if dense.n_seeds >= CLAIM_SEEDS:
+    axes.axhline(dense.value, color=INK, linewidth=0.8, linestyle=":", label="dense")
+    if dense.n >= CLAIM_SEEDS:
         axes.axhspan(dense.low, dense.high, color=INK, alpha=0.06, linewidth=0)
     for arm, (label, colour, marker) in ARMS.items():
         own = scores[scores["mask"].str.fullmatch(rf"{arm} [\d.]+")]
@@ -88,9 +88,9 @@ def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
         ]
         if points:
             points.sort(key=lambda point: point[0])
-            x, y = [at for at, _ in points], [found.mean for _, found in points]
+            x, y = [at for at, _ in points], [found.value for _, found in points]
             axes.errorbar(
-                x, y, yerr=[found.mean - found.low for _, found in points], color=colour,
+                x, y, yerr=[found.value - found.low for _, found in points], color=colour,
                 marker=marker, markersize=3.5, linewidth=1.0, elinewidth=0.6, capsize=1.5,
                 markeredgewidth=0, label=label,
             )  # fmt: skip

@@ -158,11 +158,11 @@ def differences(
             "model": model,
             "mask": mask,
             "against": other,
-            "difference": round(d.mean, 5),
+            "difference": round(d.value, 5),
             "low": round(d.low, 5),
             "high": round(d.high, 5),
             "adjusted_p": float(f"{p:.4g}"),
-            "seeds": d.n_seeds,
+            "seeds": d.n,
         }
         for (task, mask, other), (d, p) in zip(
             family, correct_family(family, difference), strict=True

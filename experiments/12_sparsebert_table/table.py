@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from masksearch.analysis.compare import read_rows, rows_file
-from masksearch.analysis.crossed import ErrorPart, RowTables, seed_error
 from masksearch.analysis.pareto import sparsity_of
-from masksearch.analysis.rank_stats import Interval
+from masksearch.analysis.stats import ErrorPart, Interval, RowTables, seed_error
 from masksearch.contracts import Record
 from masksearch.errors import SearchError
 from masksearch.masks import FAMILIES
@@ -143,7 +142,9 @@ class OurScores:
         if not seeds:
             return math.nan
         tables = {c: found for c in columns if (found := self.rows(c, seeds)) is not None}
-        parts = RowTables(tables, dict.fromkeys(tables, weight)).errors()
+        parts = RowTables(
+            {c: found[None] for c, found in tables.items()}, dict.fromkeys(tables, weight)
+        ).errors()
         if len(seeds) > 1:
             tick = max((100 * weight / each.shape[1] for each in tables.values()), default=0.0)
             parts.append(seed_error(self.scores(columns).tolist(), tick))
@@ -287,7 +288,10 @@ class Comparison:
 
     def orders(self) -> list[str]:
         """Kendall's tau-b of the published and our order of the masks, by each quantity."""
-        each = [f"{name} {self.agreement(columns)}" for name, columns in self.quantities.items()]
+        each = [
+            f"{name} {self.agreement(columns).text(decimals=2)}"
+            for name, columns in self.quantities.items()
+        ]
         return [f"tau-b of the published and our order, with 95% interval: {', '.join(each)}"]
 
 

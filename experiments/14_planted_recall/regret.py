@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from masksearch.analysis.stats import interval
+from masksearch.analysis.stats import estimate
 
 LARGEST = 4  # heads with full attention
 EVALUATIONS = 60  # masks that a method may judge
@@ -95,7 +95,8 @@ def summary(each: pd.DataFrame) -> pd.DataFrame:
     95 % interval by Student's t."""
     rows = []
     for (budget, method), part in each.groupby(["budget", "method"], sort=False):
-        mean, low, high = interval(part.regret.tolist(), 0.95)
+        found = estimate(part.regret.tolist())
+        mean, low, high = found.value, found.low, found.high
         drawn = part.reached.notna().all()
         reached = part.reached if drawn else (part.regret <= NEAR).astype(float)
         rows.append(

@@ -15,7 +15,7 @@ from masksearch.analysis.compared_fronts import ComparedFronts, compare_fronts
 from masksearch.analysis.pareto import SPARSITIES, beats_constant, sparsity_of
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.analysis.stats import (
-    Estimate,
+    Interval,
     PairedDifference,
     correct_family,
     diverged_score,
@@ -123,13 +123,8 @@ class MaskRuns:
         found = {s: read_rows(path, self.scores[s]) for s, path in self.row_files.items()}
         return {seed: rows for seed, rows in found.items() if rows is not None}
 
-    @property
-    def n_rows(self) -> int:
-        """Rows of the evaluation data; 0 where they are not known."""
-        return sum(map(len, next(iter(self.rows.values())).scores.values())) if self.rows else 0
-
     @cached_property
-    def score(self) -> Estimate:
+    def score(self) -> Interval:
         """Mean score, with its interval over seeds and, where they are known, over rows."""
         return estimate(list(self.scores.values()), rows=self.rows.values())
 
@@ -151,7 +146,6 @@ class Finding:
     adjusted: float  # Holm's adjusted p-value
     gap: float  # sparsity of the mask - sparsity of the other
     same: bool  # equal bits
-    n_rows: int  # that the interval covers; 0 = it covers seeds alone
 
     @property
     def fair(self) -> bool:
@@ -357,7 +351,7 @@ class ComparedMasks:
                 found = entry.score
                 if name != self.objectives[0].name:
                     found = estimate(list(entry.values.get(name, {}).values()))
-                row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
+                row |= {name: found.value, f"{name} low": found.low, f"{name} high": found.high}
                 if name in marked:
                     row[f"{name} at majority"] = name in entry.at_majority
             if self.fronts is not None:
@@ -385,9 +379,9 @@ class ComparedMasks:
             if other.kind == "hand-designed"
             and other.scores
             and other.sparsity >= entry.sparsity - MATCHED
-            and sign * (other.score.mean - entry.score.mean) > 0
+            and sign * (other.score.value - entry.score.value) > 0
         ]
-        return max(above, key=lambda other: sign * other.score.mean, default=None)
+        return max(above, key=lambda other: sign * other.score.value, default=None)
 
     # -- verdict -----------------------------------------------------------------------------
     def opponents(
@@ -461,12 +455,11 @@ class ComparedMasks:
             if not difference.decides:
                 outcome = "too few seeds"
             elif p <= 0.05 and not same:
-                better = sign * difference.mean > 0
+                better = sign * difference.value > 0
                 if not (mine if better else other).learned_nothing:  # or else nobody has won
                     outcome = "better" if better else "worse"
-            rows = mine.n_rows if difference.by_rows else 0
             findings.append(
-                Finding(mine.name, other.name, role, outcome, difference, p, gap, same, rows)
+                Finding(mine.name, other.name, role, outcome, difference, p, gap, same)
             )
         return findings
 

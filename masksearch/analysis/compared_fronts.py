@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from masksearch.analysis.crossed import stack_rows
 from masksearch.analysis.front_candidates import name_alike
 from masksearch.analysis.fronts import (
-    Floats,
     jackknife,
     membership,
     mix_rows,
-    row_covariance,
     volume_slopes,
 )
 from masksearch.analysis.pareto import dominated_volume, on_front
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
-    Estimate,
+    Floats,
+    Interval,
     PairedDifference,
-    correct_family,
+    VolumeFinding,
     estimate,
     format_estimate,
     format_p,
+    judge_volumes,
     paired_difference,
+    stack_rows,
 )
 from masksearch.contracts import Objective
 
@@ -54,7 +54,7 @@ class Arm:
 
     masks: tuple[str, ...]
     front: tuple[str, ...]
-    hypervolume: Estimate
+    hypervolume: Interval
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,6 @@ class SeedVolumes:
     corrected: Mapping[int, float]
     single: Mapping[int, float]
     rows: Mapping[int, RowScores]
-
-
-@dataclass(frozen=True)
-class VolumeFinding:
-    """Whether the searched front is larger than another arm's."""
-
-    against: str
-    difference: PairedDifference  # searched - other, in units of hypervolume
-    adjusted: float  # Holm's p-value over these comparisons
-    outcome: str  # "larger", "smaller", "not distinguishable" or "too few seeds"
 
 
 @dataclass(frozen=True)
@@ -101,7 +91,7 @@ class ComparedFronts:
     groups: int
     arms: Mapping[str, Arm]
     chances: Mapping[str, float]
-    lost: Estimate | None
+    lost: Interval | None
     findings: tuple[VolumeFinding, ...]
 
 
@@ -138,17 +128,14 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
     gains = gains_by_seed(comparison, entries, seeds)
     sign = 1.0 if comparison.objectives[0].goal == "max" else -1.0
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
-    tables = stack_rows([each for runs in rows for each in runs])
-    known = tables is not None and all(len(runs) == len(seeds) for runs in rows)
-    grouped, noise = known and comparison.seedless, None
+    known = all(len(runs) == len(seeds) for runs in rows)
+    tables = stack_rows(rows) if known else None
+    known, noise = tables is not None, None
+    grouped = known and comparison.seedless
     if grouped:
         gains = gains_by_rows(gains, [runs[0] for runs in rows], sign)
-    elif tables is not None and known and len(seeds) > 1:
-        split = {
-            part: table.reshape(len(entries), len(seeds), -1)
-            for part, table in tables.tables.items()
-        }
-        noise = row_covariance(split, tables.weights)
+    elif tables is not None and len(seeds) > 1:
+        noise = tables.covariance()
     learned = [m for m, entry in enumerate(entries) if not entry.learned_nothing]
     chances = np.zeros(len(entries))
     if learned:
@@ -191,7 +178,7 @@ def compare_fronts(comparison: ComparedMasks) -> ComparedFronts | None:
         arms,
         {entry.name: float(p) for entry, p in zip(entries, chances, strict=True)},
         lost_promise(comparison, entries, seeds, sign),
-        tuple(judge_volumes(volumes)),
+        tuple(compare_volumes(volumes).values()),
     )
 
 
@@ -248,7 +235,7 @@ def gains_by_rows(gains: Floats, rows: Sequence[RowScores], sign: float) -> Floa
 
 def lost_promise(
     comparison: ComparedMasks, entries: Sequence[MaskRuns], seeds: Sequence[int], sign: float
-) -> Estimate | None:
+) -> Interval | None:
     """Mean of (score in the search - fresh score), positive where the search had flattered."""
     promised = {n: score for n, score in comparison.promised.items() if score is not None}
     own = [entry for entry in entries if entry.name in promised]
@@ -264,24 +251,15 @@ def lost_promise(
     return estimate(left, rows=rows)
 
 
-def judge_volumes(volumes: Mapping[str, SeedVolumes]) -> list[VolumeFinding]:
+def compare_volumes(volumes: Mapping[str, SeedVolumes]) -> dict[str, VolumeFinding]:
     """The searched hypervolume against each other arm's, paired over seeds (Holm, 5%)."""
-    others = [name for name in volumes if name != "searched"]
     if "searched" not in volumes:
-        return []
+        return {}
     searched = volumes["searched"]
-    corrected = correct_family(
-        others, lambda name, level: volume_difference(searched, volumes[name], level)
+    return judge_volumes(
+        [name for name in volumes if name != "searched"],
+        lambda name, level: volume_difference(searched, volumes[name], level),
     )
-    findings = []
-    for name, (found, adjusted) in zip(others, corrected, strict=True):
-        outcome = "not distinguishable"
-        if found.n_seeds < CLAIM_SEEDS:
-            outcome = "too few seeds"
-        elif adjusted <= 0.05:
-            outcome = "larger" if found.mean > 0 else "smaller"
-        findings.append(VolumeFinding(name, found, adjusted, outcome))
-    return findings
 
 
 def volume_difference(mine: SeedVolumes, other: SeedVolumes, level: float) -> PairedDifference:
@@ -296,7 +274,7 @@ def volume_difference(mine: SeedVolumes, other: SeedVolumes, level: float) -> Pa
         paired_difference(*pair, level, rows_a=mine.rows, rows_b=other.rows)
         for pair in ((mine.corrected, other.corrected), (mine.single, other.single))
     )
-    p_value = max(whole.p_value, each.p_value) if whole.mean * each.mean > 0 else 1.0
+    p_value = max(whole.p_value, each.p_value) if whole.value * each.value > 0 else 1.0
     if math.isnan(whole.p_value) or math.isnan(each.p_value):
         p_value = math.nan
     return replace(
@@ -341,7 +319,7 @@ def promise_line(fronts: ComparedFronts, score: Objective) -> str:
             "the search had scored its masks by another protocol, so what it promised cannot be "
             "compared"
         )
-    shown = format_estimate(lost.mean, lost.low, lost.high, signed=True)
+    shown = lost.text(signed=True)
     text = f"the search's own scores minus these: {shown} {score.name}, mean over its masks"
     if math.isnan(lost.low):
         return f"{text}, without an interval"
@@ -374,17 +352,16 @@ def volume_text(arm: Arm) -> str:
     volume = arm.hypervolume
     if not arm.front:
         return "0 (nothing learned)"
-    return format_estimate(volume.mean, volume.low, volume.high)
+    return volume.text()
 
 
 def volume_line(finding: VolumeFinding, drawn: str) -> str:
     """One comparison of hypervolumes, over seeds or rows."""
     d = finding.difference
     name = f"hypervolume, searched minus {finding.against}"
-    if d.n_seeds < CLAIM_SEEDS:
+    if d.n < CLAIM_SEEDS:
         return (
-            f"{name}: {format_estimate(d.mean, signed=True)}; {d.n_seeds} common {drawn} decide "
+            f"{name}: {format_estimate(d.value, signed=True)}; {d.n} common {drawn} decide "
             f"nothing, {'run' if drawn == 'seeds' else 'take'} {CLAIM_SEEDS} or more"
         )
-    shown = format_estimate(d.mean, d.low, d.high, signed=True)
-    return f"{name}: {shown}, p {format_p(finding.adjusted)}, {finding.outcome}"
+    return f"{name}: {d.text(signed=True)}, p {format_p(finding.adjusted)}, {finding.outcome}"

@@ -8,15 +8,14 @@ the objective's `worst`. A seed is the same draw of weights, data order and rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.stats import Floats
 
-Floats = NDArray[np.float64]
 DRAWS = 4000  # of the means, for the probability of being on the front
 AT_A_TIME = 200  # draws whose dominance is held in memory
 
@@ -85,36 +84,6 @@ def mix_rows(rows: Sequence[RowScores], shares: Sequence[float]) -> RowScores:
 
 
 # -- the probability of being on the front ------------------------------------------------------
-def row_covariance(scores: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
-    """Covariance of the masks' mean scores that comes from the choice of rows.
-
-    Args:
-        scores: Part of the data -> `[masks, seeds, rows]`.
-        weights: Part -> its weight in the score.
-
-    Returns:
-        `[masks, masks]`, without a negative eigenvalue: `sum over parts of weight^2 * (C(row
-        means) - C(residuals) / seeds) / rows`, as in an analysis of variance of seeds x rows.
-    """
-    total: Floats | float = 0.0
-    for part, weight in weights.items():
-        found = scores[part]
-        _, seeds, rows = found.shape
-        by_row = found.mean(1, keepdims=True)
-        centred = (by_row - by_row.mean(2, keepdims=True))[:, 0]
-        covariance = centred @ centred.T / (rows - 1)
-        if seeds > 1:
-            left = (
-                found - by_row - found.mean(2, keepdims=True) + found.mean((1, 2), keepdims=True)
-            )
-            flat = left.reshape(len(found), -1)
-            covariance -= flat @ flat.T / ((seeds - 1) * (rows - 1) * seeds)
-        total = total + weight**2 * covariance / rows
-    values, vectors = np.linalg.eigh(np.asarray(total))
-    result: Floats = (vectors * values.clip(0)) @ vectors.T
-    return result
-
-
 def draw_means(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) -> Floats:
     """Means that other seeds (and rows) could have given.
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from masksearch.analysis.pareto import Snapshot, hypervolume_curve
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
-    Estimate,
-    PairedDifference,
-    correct_family,
+    Interval,
+    VolumeFinding,
     estimate,
-    format_estimate,
     format_p,
+    judge_volumes,
     paired_difference,
 )
 from masksearch.contracts import Objective, Record
@@ -31,33 +26,23 @@ Curves = Mapping[str, Mapping[int, list[Snapshot]]]
 
 
 @dataclass(frozen=True)
-class Band:
-    """Mean hypervolume of a strategy's searches at equal compute, with its interval.
-
-    All are float `[points]`; `low` and `high` are NaN for one search.
-    """
-
-    compute: NDArray[np.float64]  # trials or seconds, rising from 0
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
 class StrategyReached:
     """What a strategy's searches reached where every search of the comparison still ran.
 
-    `difference` is its hypervolume minus the reference's over common search seeds; None for the
-    reference itself.
+    `finding` is its hypervolume minus the reference's over common search seeds, at equal seconds;
+    None for the reference itself.
     """
 
     strategy: str
     seeds: int
-    at_trials: Estimate
-    at_seconds: Estimate
-    difference: PairedDifference | None  # at equal seconds
-    adjusted: float  # Holm's p-value over all strategies
-    outcome: str
+    at_trials: Interval
+    at_seconds: Interval
+    finding: VolumeFinding | None
+
+    @property
+    def outcome(self) -> str:
+        """In a word or two, for tables."""
+        return "reference" if self.finding is None else self.finding.outcome
 
 
 def curves_of(
@@ -84,18 +69,15 @@ def ended(curve: Sequence[Snapshot], by: Compute) -> float:
     return float(getattr(curve[-1], by)) if curve else 0.0
 
 
-def band_of(curves: Mapping[int, Sequence[Snapshot]], by: Compute) -> Band:
-    """Mean and 95% t-interval over searches, up to where the shortest of them ends."""
+def band_of(curves: Mapping[int, Sequence[Snapshot]], by: Compute) -> dict[float, Interval]:
+    """Trials or seconds, rising from 0 to where the shortest search ends -> mean hypervolume of
+    the searches with its 95% t-interval."""
     end = min((ended(curve, by) for curve in curves.values()), default=0.0)
     steps = {float(getattr(state, by)) for curve in curves.values() for state in curve}
-    compute = np.array(sorted({0.0, *(step for step in steps if step <= end)}))
-    heights = [
-        estimate([reached(curve, each, by) for curve in curves.values()]) for each in compute
-    ]
-    mean, low, high = (
-        np.array([getattr(each, name) for each in heights]) for name in ("mean", "low", "high")
-    )
-    return Band(compute, mean, low, high)
+    return {
+        at: estimate([reached(curve, at, by) for curve in curves.values()])
+        for at in sorted({0.0, *(step for step in steps if step <= end)})
+    }
 
 
 def compare_searches(curves: Curves) -> list[StrategyReached]:
@@ -123,37 +105,21 @@ def compare_searches(curves: Curves) -> list[StrategyReached]:
             for name, runs in curves.items()
         }
     reference = "random" if "random" in curves else next(iter(curves))
-    others = [name for name in curves if name != reference]
-
     at = finals["seconds"]
-    corrected = correct_family(
-        others, lambda name, level: paired_difference(at[name], at[reference], level)
+    judged = judge_volumes(
+        [name for name in curves if name != reference],
+        lambda name, level: paired_difference(at[name], at[reference], level),
     )
-    known = dict(zip(others, corrected, strict=True))
-    found = []
-    for name in curves:
-        against, p_value = known.get(name, (None, math.nan))
-        found.append(
-            StrategyReached(
-                strategy=name,
-                seeds=len(finals["seconds"][name]),
-                at_trials=estimate(list(finals["trials"][name].values())),
-                at_seconds=estimate(list(finals["seconds"][name].values())),
-                difference=against,
-                adjusted=p_value,
-                outcome="reference" if against is None else outcome_of(against, p_value),
-            )
+    return [
+        StrategyReached(
+            name,
+            len(at[name]),
+            estimate(list(finals["trials"][name].values())),
+            estimate(list(at[name].values())),
+            judged.get(name),
         )
-    return found
-
-
-def outcome_of(difference: PairedDifference, adjusted: float) -> str:
-    """Larger, smaller or not distinguishable; too few seeds decide nothing."""
-    if difference.n_seeds < CLAIM_SEEDS:
-        return f"not decided: {difference.n_seeds} common seeds"
-    if adjusted > 0.05:
-        return "not distinguishable"
-    return "larger" if difference.mean > 0 else "smaller"
+        for name in curves
+    ]
 
 
 def without_rte(
@@ -174,16 +140,17 @@ def without_rte(
 
 def describe_searches(found: Sequence[StrategyReached]) -> list[str]:
     """One line for each strategy but the reference: by how much its hypervolume differs."""
-    reference = next((each.strategy for each in found if each.difference is None), "")
+    reference = next((each.strategy for each in found if each.finding is None), "")
     lines = []
     for each in found:
-        if (d := each.difference) is None:
+        if (judged := each.finding) is None:
             continue
+        d, seeds = judged.difference, f"{judged.difference.n} search seeds"
         line = f"Hypervolume at equal compute, {each.strategy} minus {reference}: "
-        line += format_estimate(d.mean, d.low, d.high, signed=True)
-        if d.n_seeds >= CLAIM_SEEDS:
-            line += f", p {format_p(each.adjusted)}, {each.outcome} ({d.n_seeds} search seeds)."
+        line += d.text(signed=True)
+        if d.decides:
+            line += f", p {format_p(judged.adjusted)}, {judged.outcome} ({seeds})."
         else:
-            line += f"; {each.outcome}, claims need {CLAIM_SEEDS}."
+            line += f"; not decided: {seeds}, claims need {CLAIM_SEEDS}."
         lines.append(line)
     return lines

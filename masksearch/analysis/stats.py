@@ -1,66 +1,81 @@
-"""Means with intervals over seeds and rows, paired differences, and Holm's correction."""
+"""Means with intervals over seeds and rows, paired differences, Holm's correction, and power.
+
+Seeds and evaluation rows are both drawn at random, and crossed: a run of seed s scores row r with
+`x[s, r] = mean + seed[s] + row[r] + rest[s, r]`. More seeds make `seed` and `rest` average out and
+leave `row` as it is, so that the mean's variance has two parts,
+`MS_seed / seeds + var(row) / rows` with MS_seed the variance of the seeds' scores.
+`var(row) = (MS_row - MS_rest) / seeds`, not below 0, is its estimate by analysis of variance.
+
+Reference: Searle, Casella and McCulloch, Variance Components, 1992 (crossed random effects); for
+seeds and rows of language models, Sellam et al., The MultiBERTs, ICLR 2022.
+"""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from scipy import stats
+from numpy.typing import NDArray
+from scipy import optimize, stats
 
-from masksearch.analysis.crossed import half_width, seed_error, stack_rows, two_sided_p
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective
 
+Floats = NDArray[np.float64]
 Pair = TypeVar("Pair")
 CLAIM_SEEDS = 3  # below so many common seeds nothing is claimed
 EQUAL = 1e-9  # differences that agree to this share of the scores are equal but for rounding
+LEAST_P = 1e-100  # smaller p-values are given as this
+POWER = 0.8  # usual in plans: four of five true differences of that size are found
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its interval.
+class Interval:
+    """A value and the interval that it was measured with.
 
-    `low` and `high` are NaN below two seeds, unless the rows of the single seed are known: then
-    they are of the rows alone, and say nothing of other seeds.
+    Args:
+        value: A mean, a difference, a rank correlation; NaN where it is not defined.
+        low: NaN where nothing tells how far it may be off: of one seed whose rows are not known.
+        high: Likewise.
+        n: Seeds behind it. The interval of a single seed is of its rows alone, and says nothing
+            of other seeds.
     """
 
-    mean: float
-    low: float
-    high: float
-    n_seeds: int
-    level: float = 0.95  # of the interval
-    by_rows: bool = False  # the interval also covers other rows
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+
+    def text(self, *, signed: bool = False, decimals: int | None = None) -> str:
+        """The value with its interval; see `format_estimate`."""
+        return format_estimate(self.value, self.low, self.high, signed=signed, decimals=decimals)
 
     def __str__(self) -> str:
-        if self.n_seeds == 0:
+        if self.n == 0:
             return "no result"
-        text = format_estimate(self.mean, self.low, self.high)
-        if self.n_seeds == 1:
-            return (
-                f"{text}, 1 seed, {'interval over rows alone' if self.by_rows else 'no interval'}"
-            )
-        return f"{text}, {self.n_seeds} seeds"
+        if self.n == 1:
+            known = "no interval" if math.isnan(self.low) else "interval over rows alone"
+            return f"{self.text()}, 1 seed, {known}"
+        return f"{self.text()}, {self.n} seeds"
 
 
 @dataclass(frozen=True)
-class PairedDifference:
-    """Mean of `a - b` over the seeds that both have.
+class PairedDifference(Interval):
+    """Mean of `a - b` over the `n` seeds that both have.
 
     `low`, `high` and `p_value` are NaN below `CLAIM_SEEDS` common seeds, and where all
     differences are equal and no tick is known: neither decides anything.
     """
 
-    mean: float
-    low: float
-    high: float
-    p_value: float  # two-sided, of no difference
-    n_seeds: int  # common to both
+    p_value: float = math.nan  # two-sided, of no difference
     level: float = 0.95  # of the interval
-    by_rows: bool = False  # the interval also covers other rows
+    n_rows: int = 0  # that the interval covers too; 0 = it covers seeds alone
     sd: float = math.nan  # of the differences over seeds, at least a tick; NaN for one seed
     row_error: float = 0.0  # standard error that more seeds leave: from the draw of the rows
     seedless: bool = False  # every seed gives the same, so that one is enough and rows decide
@@ -68,7 +83,7 @@ class PairedDifference:
     @property
     def decides(self) -> bool:
         """Whether there are seeds enough to claim anything."""
-        return self.seedless or self.n_seeds >= CLAIM_SEEDS
+        return self.seedless or self.n >= CLAIM_SEEDS
 
 
 def check_level(level: float) -> float:
@@ -78,35 +93,140 @@ def check_level(level: float) -> float:
     return level
 
 
-def interval(values: Sequence[float], level: float) -> tuple[float, float, float]:
-    """Mean, low and high of Student's t-interval; NaN bounds below two values."""
-    check_level(level)
-    if not all(map(math.isfinite, values)):
-        raise ValueError(
-            f"an interval needs finite values, got {list(values)}; a run with a "
-            "non-finite score is a failed run: leave it out and count it"
-        )
-    if len(values) == 0:
-        return math.nan, math.nan, math.nan
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return mean, math.nan, math.nan
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error
-    return mean, mean - half, mean + half
+# -- seeds x rows ------------------------------------------------------------------------------
+class ErrorPart(NamedTuple):
+    """One part of a mean's variance, and the degrees of freedom of its estimate."""
+
+    variance: float
+    df: int
 
 
+@dataclass(frozen=True)
+class RowTables:
+    """Scores row by row of several runs of each of some masks, all over the same rows.
+
+    Args:
+        tables: Part of the data -> float `[masks, runs, rows]`.
+        weights: Part -> its weight in the score.
+    """
+
+    tables: Mapping[str, Floats]
+    weights: Mapping[str, float]
+
+    @property
+    def n_rows(self) -> int:
+        """Of all parts of the data."""
+        return sum(table.shape[2] for table in self.tables.values())
+
+    def covariances(self) -> list[tuple[Floats, int]]:
+        """What the draw of the rows adds to the covariance of the masks' mean scores.
+
+        A single run cannot tell a row's own effect from the rest: both count.
+
+        Returns:
+            Of each part of the data with two rows or more: `weight^2 * (C(row means) -
+            C(residuals) / runs) / rows`, float `[masks, masks]`, and its degrees of freedom.
+        """
+        found = []
+        for part, table in self.tables.items():
+            masks, runs, rows = table.shape
+            if rows < 2:
+                continue
+            by_row = table.mean(1, keepdims=True)
+            centred = (by_row - by_row.mean(2, keepdims=True))[:, 0]
+            covariance = centred @ centred.T / (rows - 1)  # MS_row / runs
+            if runs > 1:
+                rest = table - by_row - table.mean(2, keepdims=True)
+                rest = (rest + table.mean((1, 2), keepdims=True)).reshape(masks, -1)
+                covariance -= rest @ rest.T / ((runs - 1) * (rows - 1) * runs)
+            found.append((self.weights[part] ** 2 * covariance / rows, rows - 1))
+        return found
+
+    def errors(self) -> list[ErrorPart]:
+        """The same of a single mask, or of the difference of two, not below 0."""
+        return [ErrorPart(max(0.0, float(c[0, 0])), df) for c, df in self.covariances()]
+
+    def covariance(self) -> Floats:
+        """The sum over all parts, `[masks, masks]`, without a negative eigenvalue."""
+        masks = next(iter(self.tables.values())).shape[0]
+        total = sum((each for each, _ in self.covariances()), np.zeros((masks, masks)))
+        values, vectors = np.linalg.eigh(total)
+        result: Floats = (vectors * values.clip(0)) @ vectors.T
+        return result
+
+
+def stack_rows(
+    masks: Sequence[Sequence[RowScores]], others: Sequence[RowScores] = ()
+) -> RowTables | None:
+    """The scores of each mask's runs as tables, minus those of others.
+
+    Returns:
+        None without runs, or where they have not all seen the same rows.
+    """
+    everything = [*itertools.chain.from_iterable(masks), *others]
+    about = [(run.digests, run.weights) for run in everything]
+    if not everything or any(each != about[0] for each in about):
+        return None
+    weights = everything[0].weights
+    tables: dict[str, Floats] = {}
+    for part in weights:
+        tables[part] = np.array([[run.scores[part] for run in runs] for runs in masks], np.float64)
+        if others:
+            tables[part] -= np.stack([run.scores[part] for run in others])
+    return RowTables(tables, weights)
+
+
+def seed_error(values: Sequence[float], tick: float = 0.0) -> ErrorPart:
+    """Variance of a mean over seeds: that of the values, not below `tick ** 2`, over their number.
+
+    Scores that are counted in ticks (one row more or less) can agree by luck; that seeds agree
+    to less than one tick is no evidence.
+    """
+    return ErrorPart(max(float(np.var(values, ddof=1)), tick**2) / len(values), len(values) - 1)
+
+
+def half_width(parts: Sequence[ErrorPart], level: float) -> float:
+    """Half the width of a mean's interval: `sqrt(sum of t(df)^2 * variance)`.
+
+    With one part it is Student's. With several the interval covers with at least `level`
+    whatever their true sizes. Satterthwaite's degrees of freedom do not: with three seeds and a
+    fifth of the variance in the rows they reject at 0.4 % five times too often.
+
+    Reference: Banerjee, Sankhya 22, 357 (1960).
+    """
+    return math.sqrt(
+        math.fsum(float(stats.t.isf((1 - level) / 2, p.df)) ** 2 * p.variance for p in parts)
+    )
+
+
+def two_sided_p(mean: float, parts: Sequence[ErrorPart]) -> float:
+    """The p-value of a true mean of 0: 1 - the level of the widest interval without 0."""
+    if len(parts) == 1:
+        return 2 * float(stats.t.sf(abs(mean) / math.sqrt(parts[0].variance), parts[0].df))
+
+    def excess(log_p: float) -> float:
+        # not 1 - level: a p-value below 1e-16 would be lost in it
+        ts = [float(stats.t.isf(math.exp(log_p) / 2, part.df)) for part in parts]
+        return math.fsum(t * t * p.variance for t, p in zip(ts, parts, strict=True)) - mean**2
+
+    least = math.log(LEAST_P)
+    if mean == 0:
+        return 1.0
+    return LEAST_P if excess(least) < 0 else math.exp(float(optimize.brentq(excess, least, 0)))
+
+
+# -- means and differences ---------------------------------------------------------------------
 def estimate(
     values: Sequence[float],
     level: float = 0.95,
     *,
     tick: float = 0.0,
     rows: Iterable[RowScores] = (),
-) -> Estimate:
+) -> Interval:
     """Mean over seeds with Student's t-interval `mean -+ t(n - 1) * sd / sqrt(n)`.
 
     Where scores row by row are known, the interval covers other rows as well as other seeds
-    (`crossed.half_width`); that of a single seed covers other rows alone.
+    (`half_width`); that of a single seed covers other rows alone.
 
     Args:
         values: One finite score per seed, in any unit.
@@ -114,9 +234,6 @@ def estimate(
         tick: By how much one row changes the score; the sd is not taken to be smaller. 0 = not
             known, unless `rows` say it.
         rows: Scores row by row of those runs that have them.
-
-    Returns:
-        With `n_seeds` stated; a single seed without rows has a mean and no interval.
 
     Raises:
         ValueError: If a value is not finite or the level is not in (0, 1).
@@ -126,16 +243,23 @@ def estimate(
     >>> print(estimate([1.0]))
     1.000, 1 seed, no interval
     """
-    mean, low, high = interval(values, level)
-    tables = stack_rows(rows := list(rows))
-    if values and (tables or tick):
-        parts = tables.errors() if tables else []
-        if len(values) > 1:
-            parts.append(seed_error(values, max([tick, *(run.tick for run in rows)])))
-        if parts:
-            half = half_width(parts, level)
-            low, high = mean - half, mean + half
-    return Estimate(mean, low, high, len(values), level, tables is not None)
+    check_level(level)
+    if not all(map(math.isfinite, values)):
+        raise ValueError(
+            f"an interval needs finite values, got {list(values)}; a run with a "
+            "non-finite score is a failed run: leave it out and count it"
+        )
+    if not len(values):
+        return Interval(math.nan)
+    mean, tables = float(np.mean(values)), stack_rows([rows := list(rows)])
+    parts = tables.errors() if tables else []
+    if len(values) > 1:
+        ticks = [run.tick for run in rows] if tables or tick else []
+        parts.append(seed_error(values, max([tick, *ticks])))
+    if not parts:
+        return Interval(mean, n=len(values))
+    half = half_width(parts, level)
+    return Interval(mean, mean - half, mean + half, len(values))
 
 
 def paired_difference(
@@ -152,7 +276,7 @@ def paired_difference(
 
     The same seed gives both masks the same initial weights and batches, so that the
     difference varies less than either score. Where scores row by row are known, interval and
-    test allow for other rows as well as other seeds (`crossed.half_width`).
+    test allow for other rows as well as other seeds (`half_width`).
 
     Args:
         a: Seed -> score.
@@ -173,18 +297,17 @@ def paired_difference(
     """
     seeds = sorted(a.keys() & b.keys())
     differences = [a[seed] - b[seed] for seed in seeds]
-    mean, low, high = interval(differences, level)
+    mean = estimate(differences, level).value
     rows_a, rows_b = rows_a or {}, rows_b or {}
     if seedless and seeds:
         return row_difference(mean, rows_a.get(seeds[0]), rows_b.get(seeds[0]), level)
     if len(seeds) < 2:
-        return PairedDifference(mean, low, high, math.nan, len(seeds), level)
+        return PairedDifference(mean, n=len(seeds), level=level)
     both = [seed for seed in seeds if seed in rows_a and seed in rows_b]
     mine, others = [rows_a[seed] for seed in both], [rows_b[seed] for seed in both]
-    tables = stack_rows(mine, others)
+    tables = stack_rows([mine], others)
     scale = max(abs(score) for seed in seeds for score in (a[seed], b[seed]))
-    ordered = sorted(differences)
-    gaps = [more - less for less, more in itertools.pairwise(ordered)]
+    gaps = [more - less for less, more in itertools.pairwise(sorted(differences))]
     seen = min((gap for gap in gaps if gap > EQUAL * scale), default=0.0)
     tick = max([tick, *(run.tick for run in mine)]) or seen
     over_seeds = seed_error(differences, tick)
@@ -195,9 +318,11 @@ def paired_difference(
         parts = [over_seeds, *over_rows]
         half = half_width(parts, level)
         low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
-    row_error = math.sqrt(math.fsum(part.variance for part in over_rows))
     return PairedDifference(
-        mean, low, high, p_value, len(seeds), level, tables is not None, sd, row_error
+        *(mean, low, high, len(seeds), p_value, level),
+        n_rows=tables.n_rows if tables else 0,
+        sd=sd,
+        row_error=math.sqrt(math.fsum(part.variance for part in over_rows)),
     )
 
 
@@ -205,15 +330,18 @@ def row_difference(
     mean: float, mine: RowScores | None, other: RowScores | None, level: float
 ) -> PairedDifference:
     """A difference whose only error is the draw of the rows; no interval without them."""
-    tables = None if mine is None or other is None else stack_rows([mine], [other])
+    tables = None if mine is None or other is None else stack_rows([[mine]], [other])
     parts = [part for part in (tables.errors() if tables else []) if part.variance > 0]
     low = high = p_value = math.nan
     if parts:
         half = half_width(parts, level)
         low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
-    error = math.sqrt(math.fsum(part.variance for part in parts))
-    known = (mean, low, high, p_value, 1, level, bool(parts), math.nan, error)
-    return PairedDifference(*known, seedless=True)
+    return PairedDifference(
+        *(mean, low, high, 1, p_value, level),
+        n_rows=tables.n_rows if tables and parts else 0,
+        row_error=math.sqrt(math.fsum(part.variance for part in parts)),
+        seedless=True,
+    )
 
 
 def diverged_score(objective: Objective, scores: Iterable[float]) -> float:
@@ -343,7 +471,7 @@ def holm_levels(p_values: Sequence[float], level: float = 0.95) -> list[float]:
 def correct_family(
     family: Sequence[Pair], difference: Callable[[Pair, float], PairedDifference]
 ) -> list[tuple[PairedDifference, float]]:
-    """The differences of comparisons that were declared together, with Holm's p-values.
+    """The differences of comparisons that were declared together, with Holm's p-values (5%).
 
     Args:
         family: What is compared.
@@ -357,3 +485,105 @@ def correct_family(
     levels = holm_levels(p_values)
     differences = [difference(each, level) for each, level in zip(family, levels, strict=True)]
     return list(zip(differences, holm(p_values), strict=True))
+
+
+@dataclass(frozen=True)
+class VolumeFinding:
+    """Whether one hypervolume is larger than another."""
+
+    against: str
+    difference: PairedDifference  # in units of hypervolume
+    adjusted: float  # Holm's p-value over the comparisons that were declared with it
+    outcome: str  # "larger", "smaller", "not distinguishable" or "too few seeds"
+
+
+def judge_volumes(
+    family: Sequence[str], difference: Callable[[str, float], PairedDifference]
+) -> dict[str, VolumeFinding]:
+    """Hypervolumes that are compared together; arguments as those of `correct_family`."""
+    found = {}
+    for name, (each, adjusted) in zip(family, correct_family(family, difference), strict=True):
+        outcome = "not distinguishable"
+        if each.n < CLAIM_SEEDS:
+            outcome = "too few seeds"
+        elif adjusted <= 0.05:
+            outcome = "larger" if each.value > 0 else "smaller"
+        found[name] = VolumeFinding(name, each, adjusted, outcome)
+    return found
+
+
+# -- power -------------------------------------------------------------------------------------
+def power(
+    difference: float,
+    seeds: int,
+    comparisons: int = 1,
+    *,
+    sd: float,
+    row_error: float = 0.0,
+    level: float = 0.95,
+) -> float:
+    """Probability that a true difference is told from 0.
+
+    Args:
+        difference: Between two masks, in units of the score.
+        seeds: Common to both; 0 power below `CLAIM_SEEDS`.
+        comparisons: Corrected together (>= 1).
+        sd: Over seeds, of the paired difference; that of one mask's scores times sqrt(2) where
+            seeds have nothing in common.
+        row_error: Standard error that more seeds leave: `row_error`.
+        level: Coverage of an interval, in (0, 1).
+    """
+    if comparisons < 1 or sd < 0 or row_error < 0:
+        raise ValueError(
+            f"a plan needs comparisons >= 1, sd and row_error >= 0; got {comparisons}, {sd} and "
+            f"{row_error}"
+        )
+    alpha = (1 - check_level(level)) / comparisons
+    if seeds < CLAIM_SEEDS or sd + row_error == 0:
+        return float(seeds >= CLAIM_SEEDS and difference != 0)
+    df = seeds - 1
+    t, z = float(stats.t.isf(alpha / 2, df)), float(stats.norm.isf(alpha / 2))
+    # Over the distribution of the estimated sd, at the midpoints of 2,000 equal shares
+    variances = stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, df) / df * sd**2 / seeds
+    halves = np.sqrt(t**2 * variances + z**2 * row_error**2)
+    error = math.sqrt(sd**2 / seeds + row_error**2)
+    both = (
+        stats.norm.sf((halves - difference) / error),
+        stats.norm.sf((halves + difference) / error),
+    )
+    return float(np.mean(both[0] + both[1]))
+
+
+def seeds_needed(
+    difference: float,
+    comparisons: int = 1,
+    *,
+    sd: float,
+    row_error: float = 0.0,
+    level: float = 0.95,
+) -> int | None:
+    """The least number of seeds with which a true difference is found with probability 0.8.
+
+    Args:
+        difference: See `power`, as all others.
+        comparisons: Corrected together.
+        sd: Over seeds, of the paired difference.
+        row_error: Standard error that more seeds leave.
+        level: Coverage of an interval, in (0, 1).
+
+    Returns:
+        None where 1,000 seeds are too few: the evaluation data has too few rows for that
+        difference, or there is none.
+
+    >>> seeds_needed(0.0128, sd=0.0082 * 2**0.5)
+    9
+    >>> seeds_needed(0.0128, sd=0.0082 * 2**0.5, row_error=0.01)
+    """
+    candidates = range(CLAIM_SEEDS, MOST_SEEDS + 1)
+
+    def enough(seeds: int) -> bool:
+        found = power(difference, seeds, comparisons, sd=sd, row_error=row_error, level=level)
+        return found >= POWER
+
+    first = bisect.bisect_left(candidates, True, key=enough)
+    return candidates[first] if first < len(candidates) else None

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from masksearch.analysis.candidates import describe_reuse
 from masksearch.analysis.compared_fronts import describe_fronts
-from masksearch.analysis.planning import seeds_needed
-from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p
+from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p, seeds_needed
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks, Finding, MaskRuns
@@ -128,7 +127,7 @@ def detail_lines(
     if best := comparison.surpassing(entry):
         lines.append(
             f"{best.name} is hand-designed, {sparser(best.sparsity - entry.sparsity)} and has the "
-            f"better mean, {format_estimate(best.score.mean)}: the "
+            f"better mean, {format_estimate(best.score.value)}: the "
             f"{'search' if entry.kind == 'searched' else 'candidate'} has not beaten the "
             "hand-designed masks"
         )
@@ -158,19 +157,19 @@ def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -
         name = f"{name[:-1]}: {describe_sparsity(other)})"
     if finding.same:
         return f"{name}: the same mask, so no difference can be claimed"
-    if difference.n_seeds == 0:
+    if difference.n == 0:
         return f"{name}: no seed in common"
-    shown = format_estimate(difference.mean, difference.low, difference.high, signed=True)
-    seeds = "any seed" if difference.seedless else count(difference.n_seeds, "common seed")
+    shown = difference.text(signed=True)
+    seeds = "any seed" if difference.seedless else count(difference.n, "common seed")
     if finding.outcome == "too few seeds":
-        verb = "decides" if difference.n_seeds == 1 else "decide"
+        verb = "decides" if difference.n == 1 else "decide"
         return f"{name}: {shown} on {seeds}, which {verb} nothing; {needed(finding, family)}"
     if math.isnan(difference.p_value):
         if difference.seedless and other.rows and comparison.entries[finding.mask].rows:
             return f"{name}: {shown} on every row, so no difference can be claimed"
         rows = "; its rows were not kept" if difference.seedless else ""
         return f"{name}: {shown} on each of {seeds}, which says nothing of others{rows}"
-    rows = f" and {finding.n_rows:,} rows" if finding.n_rows else ""
+    rows = f" and {difference.n_rows:,} rows" if difference.n_rows else ""
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
         f"p {format_p(finding.adjusted)}, {finding.outcome}"
@@ -180,10 +179,10 @@ def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -
 def needed(finding: Finding, family: int) -> str:
     """How many seeds would show a difference that too few have shown."""
     difference = finding.difference
-    if difference.n_seeds < 2:
+    if difference.n < 2:
         return f"run {CLAIM_SEEDS} seeds or more"
     seeds = seeds_needed(
-        abs(difference.mean), family, sd=difference.sd, row_error=difference.row_error
+        abs(difference.value), family, sd=difference.sd, row_error=difference.row_error
     )
     if seeds is None:
         return "no number of seeds would show a difference of that size on these rows"

@@ -264,7 +264,7 @@ def judge_unseen(
     their difference with its interval over documents."""
     from masksearch import masks
     from masksearch.analysis.row_scores import ROWS, RowScores
-    from masksearch.analysis.stats import interval
+    from masksearch.analysis.stats import estimate
 
     final = judge.final()
 
@@ -277,15 +277,15 @@ def judge_unseen(
     dense, found = documents(masks.full()), {}
     for budget, record in within.items():
         own = documents(record.mask)
-        mean, low, high = interval((own - dense).tolist(), LEVEL)
+        lost = estimate((own - dense).tolist(), LEVEL)
         found[budget] = {
             "dense": float(dense.mean()),
             "masked": float(own.mean()),
-            "difference": mean,
+            "difference": lost.value,
             "documents": len(own),
         }
-        if math.isfinite(low):
-            found[budget] |= {"low": low, "high": high}
+        if math.isfinite(lost.low):
+            found[budget] |= {"low": lost.low, "high": lost.high}
     return found
 
 

@@ -18,12 +18,9 @@ from masksearch.cli.resuming import read_command, resumable
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
-    from masksearch.analysis.comparison_plan import ComparisonPlan
     from masksearch.contracts import Evaluator, Executor, Record
     from masksearch.driver import Comparison, Study
     from masksearch.masks import Mask
-
-PLAN = "Before it is run"
 
 
 @options.taking(options.EvaluatorOptions, options.ExecutorOptions)
@@ -402,33 +399,6 @@ def compare(
             COMPARED,
         ),
     ] = True,
-    plan: Annotated[
-        bool,
-        declare(
-            "Run nothing: say which comparisons would be made, and what difference these seeds "
-            "could show.",
-            PLAN,
-            name="--plan",
-        ),
-    ] = False,
-    like: Annotated[
-        Path | None,
-        declare(
-            "--plan: an earlier comparison by the same evaluator; as its seeds and rows vary.",
-            PLAN,
-            "none",
-            "FOLDER",
-        ),
-    ] = None,
-    sd: Annotated[
-        float | None,
-        declare(
-            "--plan: standard deviation over seeds of the difference of two masks.",
-            PLAN,
-            "that of --like, else 0.0116, as of mean GLUE scores",
-            "NUMBER",
-        ),
-    ] = None,
     as_json: options.Json = False,
     **given: Any,
 ) -> None:
@@ -442,12 +412,6 @@ def compare(
     del options_given["given"]
     from masksearch.cli.output import print_comparison
 
-    if plan:
-        planned = plan_compare(options_given)
-        typer.echo(json.dumps(planned.to_dict()) if as_json else planned)
-        return
-    if like is not None or sd is not None:
-        raise options.OptionsError("--like and --sd belong to --plan")
     comparison = run_compare(options_given)
     print_comparison(comparison, as_json)
     if not as_json:
@@ -473,20 +437,8 @@ def run_compare(given: dict[str, Any]) -> Comparison:
         )
 
 
-def plan_compare(given: dict[str, Any]) -> ComparisonPlan:
-    """What the comparison that a command's options ask for could show."""
-    from masksearch.cli.verdict import open_comparison
-    from masksearch.driver import plan_comparison
-    from masksearch.study.halves import judge_on
-
-    judge = judge_on(evaluator_of(given), given["half"])
-    like = None if given["like"] is None else open_comparison(given["like"])
-    compared = masks_to_compare(given, judge)
-    return plan_comparison(**compared, evaluator=judge, sd=given["sd"], like=like)
-
-
 def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, Any]:
-    """The arguments that `compare` and `plan_comparison` share: masks, seeds and opponents."""
+    """What `compare` is given: masks, seeds and opponents."""
     from masksearch.analysis.candidates import read_candidates
     from masksearch.cli.build import found_masks, named_candidate
     from masksearch.driver import open_study

@@ -109,7 +109,7 @@ def compared_chart(
                 "group": "random" if random else entry.kind,
                 "search": "",
                 "seeds": len(entry.scores),
-                "score": entry.score.mean,
+                "score": entry.score.value,
                 "low": entry.score.low,
                 "high": entry.score.high,
                 "values": values_of(entry, comparison),
@@ -212,7 +212,7 @@ def mean_front(points: Sequence[dict[str, Any]], sign: int) -> list[dict[str, An
         best = [[sign * p["score"] for p in front if p["saved"] >= at] for front in fronts]
         if all(best):
             found = estimate([sign * max(scores) for scores in best])
-            known = {"score": found.mean, "low": found.low, "high": found.high}
+            known = {"score": found.value, "low": found.low, "high": found.high}
             steps.append({"id": "", "group": points[0]["group"], "saved": at, **known})
     return steps
 
@@ -253,11 +253,11 @@ def mask_facts(
 def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[float]]:
     """Mean and 95% interval over seeds of each reported value; of the score over rows too."""
     score = comparison.objectives[0].name
-    found = {score: [entry.score.mean, entry.score.low, entry.score.high]}
+    found = {score: [entry.score.value, entry.score.low, entry.score.high]}
     for name in comparison.tasks:
         if runs := entry.values.get(name):
             each = estimate(list(runs.values()))
-            found[name] = [each.mean, each.low, each.high]
+            found[name] = [each.value, each.low, each.high]
     return found
 
 
@@ -271,16 +271,16 @@ def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | No
             "mask": finding.mask,
             "against": finding.against,
             "outcome": "the same mask" if finding.same else finding.outcome,
-            "mean": finding.difference.mean,
+            "mean": finding.difference.value,
             "low": finding.difference.low,
             "high": finding.difference.high,
             "level": finding.difference.level,
             "adjusted_p": finding.adjusted,
-            "seeds": finding.difference.n_seeds,
-            "rows": finding.n_rows,
+            "seeds": finding.difference.n,
+            "rows": finding.difference.n_rows,
         }
         for finding in comparison.findings()
-        if math.isfinite(finding.difference.mean)
+        if math.isfinite(finding.difference.value)
     ]
     title = f"difference in {score.replace('_', ' ')}"
     chart = {"kind": "differences", "id": key, "title": title, "lines": lines}
@@ -305,16 +305,17 @@ def volume_charts(section: Section) -> Iterator[dict[str, Any]]:
         for by, title in axes:
             lines: list[dict[str, Any]] = []
             for name, runs in curves.items():
-                band = band_of(runs, by)
-                for at in np.unique(np.linspace(0, len(band.compute) - 1, STEPS).astype(int)):
-                    low, high = float(band.low[at]), float(band.high[at])
+                band = [*band_of(runs, by).items()]
+                for at in np.unique(np.linspace(0, len(band) - 1, STEPS).astype(int)):
+                    compute, volume = band[at]
+                    known = math.isfinite(volume.low)
                     lines.append(
                         {
                             "group": name,
-                            "compute": float(band.compute[at]),
-                            "mean": float(band.mean[at]),
-                            "low": max(0.0, low) if math.isfinite(low) else None,
-                            "high": high,
+                            "compute": compute,
+                            "mean": volume.value,
+                            "low": max(0.0, volume.low) if known else None,
+                            "high": volume.high,
                         }
                     )
             if any(line["mean"] > 0 for line in lines):

@@ -125,14 +125,14 @@ def comparison_html(comparison: ComparedMasks) -> str:
 def comparison_rows(comparison: ComparedMasks, entries: Sequence[MaskRuns]) -> list[list[str]]:
     """Name, kind, sparsity, score with its interval, and outcome of each mask."""
     scores = [entry.score for entry in entries]
-    places = decimals_for(value for s in scores for value in (s.mean, s.low, s.high))
+    places = decimals_for(value for s in scores for value in (s.value, s.low, s.high))
     findings = comparison.findings()
     return [
         [
             short_text(entry.name, 40),
             entry.kind,
             "-" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}%",
-            format_estimate(score.mean, score.low, score.high, decimals=places),
+            format_estimate(score.value, score.low, score.high, decimals=places),
             "; ".join(
                 [outcome_words([each for each in findings if each.mask == entry.name])]
                 + ["learned nothing"] * entry.learned_nothing

@@ -150,11 +150,12 @@ def searches_frame(searches: Searches, objectives: Sequence[Objective]) -> pd.Da
             row["n_searches"] = each.seeds
             for name, volume in (("trials", each.at_trials), ("compute", each.at_seconds)):
                 ends = {"low": volume.low, "high": volume.high}
-                row |= {f"at equal {name}": volume.mean}
+                row |= {f"at equal {name}": volume.value}
                 row |= {f"at equal {name} {end}": value for end, value in ends.items()}
-            if (d := each.difference) is not None:
-                row |= {"difference": d.mean, "low": d.low, "high": d.high, "level": d.level}
-                row |= {"adjusted_p": each.adjusted, "n_seeds": d.n_seeds}
+            if each.finding is not None:
+                d = each.finding.difference
+                row |= {"difference": d.value, "low": d.low, "high": d.high, "level": d.level}
+                row |= {"adjusted_p": each.finding.adjusted, "n_seeds": d.n}
             rows.append(row | {"outcome": each.outcome})
     return pd.DataFrame(rows)
 
@@ -180,13 +181,13 @@ def findings_frame(
             "against": finding.against,
             "role": finding.role,
             "outcome": "same mask" if finding.same else finding.outcome,
-            "difference": finding.difference.mean,
+            "difference": finding.difference.value,
             "low": finding.difference.low,
             "high": finding.difference.high,
             "level": finding.difference.level,
             "adjusted_p": finding.adjusted,
-            "n_seeds": finding.difference.n_seeds,
-            "n_rows": finding.n_rows,
+            "n_seeds": finding.difference.n,
+            "n_rows": finding.difference.n_rows,
             "sparser_by": finding.gap,
         }
         for finding in comparison.findings(reference, against)

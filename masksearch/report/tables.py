@@ -122,20 +122,18 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
     names = ["strategy", "score", "searches", "at equal trials", "at equal compute"]
     names += ["difference", "adjusted p", "outcome"]
     rows: list[tuple[str, ...]] = []
-    for judged in filter(None, (objectives, without_rte(searches, objectives))):
-        found = compare_searches(curves_of(searches, judged))
+    for goals in filter(None, (objectives, without_rte(searches, objectives))):
+        found = compare_searches(curves_of(searches, goals))
         both = [volume for each in found for volume in (each.at_trials, each.at_seconds)]
-        places = decimals_for(value for v in both for value in (v.mean, v.low, v.high))
+        places = decimals_for(value for v in both for value in (v.value, v.low, v.high))
         for each in found:
             difference, adjusted = DASH, DASH
-            if (d := each.difference) is not None:
-                difference = format_estimate(d.mean, d.low, d.high, signed=True, decimals=places)
-                adjusted = DASH if math.isnan(d.p_value) else format_p(each.adjusted)
-            volumes = (
-                format_estimate(volume.mean, volume.low, volume.high, decimals=places)
-                for volume in (each.at_trials, each.at_seconds)
-            )
-            score = words(judged[0].name)
+            if (judged := each.finding) is not None:
+                difference = judged.difference.text(signed=True, decimals=places)
+                if not math.isnan(judged.difference.p_value):
+                    adjusted = format_p(judged.adjusted)
+            volumes = (v.text(decimals=places) for v in (each.at_trials, each.at_seconds))
+            score = words(goals[0].name)
             rows.append(
                 (
                     each.strategy,
@@ -275,7 +273,7 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
     rows, findings = [], comparison.findings()
     differences = [finding.difference for finding in findings]
-    places = decimals_for(value for d in differences for value in (d.mean, d.low, d.high))
+    places = decimals_for(value for d in differences for value in (d.value, d.low, d.high))
     for finding in findings:
         d, interval, adjusted = finding.difference, DASH, DASH
         if not math.isnan(d.p_value):
@@ -287,11 +285,11 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
                 finding.against,
                 finding.role,
                 "the same mask" if finding.same else finding.outcome,
-                format_estimate(d.mean, signed=True, decimals=places),
+                format_estimate(d.value, signed=True, decimals=places),
                 interval,
                 adjusted,
-                str(d.n_seeds),
-                f"{finding.n_rows:,}" if finding.n_rows else DASH,
+                str(d.n),
+                f"{d.n_rows:,}" if d.n_rows else DASH,
                 DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points",
             )
         )

@@ -6,17 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksearch.analysis.compared_fronts import SeedVolumes, judge_volumes, volume_line
+from masksearch.analysis.compared_fronts import SeedVolumes, compare_volumes, volume_line
 from masksearch.analysis.fronts import (
     jackknife,
     membership,
     mix_rows,
-    row_covariance,
     volume_slopes,
 )
 from masksearch.analysis.pareto import dominated_volume, on_front
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import estimate
+from masksearch.analysis.stats import RowTables, estimate
 
 SEED_SD = 0.0082  # of one mask's score over seeds, and about that over masks (GLUE, 3 tasks)
 
@@ -85,9 +84,9 @@ def test_row_covariance_is_that_of_the_rows_and_not_of_the_seeds():
     rows = draws.normal(0, 0.5, (3, 1, 400))
     noise = draws.normal(0, 0.8, (3, 5, 400))
     shift = draws.normal(0, 5.0, (3, 5, 1))
-    found = row_covariance({"a": rows + noise + shift}, {"a": 0.5})
+    found = RowTables({"a": rows + noise + shift}, {"a": 0.5}).covariance()
     assert np.diag(found) == pytest.approx([0.5**2 * 0.25 / 400] * 3, rel=0.25)
-    same = row_covariance({"a": noise - noise.mean(1, keepdims=True)}, {"a": 1.0})
+    same = RowTables({"a": noise - noise.mean(1, keepdims=True)}, {"a": 1.0}).covariance()
     assert np.abs(same).max() < 1e-9
 
 
@@ -162,8 +161,10 @@ def test_no_front_is_larger_where_both_are_equal():
                 true[:, 0] = true[:, 0] if spread else 0.6
                 arms = judge(draws, np.concatenate([true] * 3), seeds).reshape(3, masks, seeds, 2)
                 names = ("searched", "hand-designed", "random")
-                found = judge_volumes(dict(zip(names, map(volumes_of, arms), strict=True)))
-                claims += any(finding.outcome in ("larger", "smaller") for finding in found)
+                found = compare_volumes(dict(zip(names, map(volumes_of, arms), strict=True)))
+                claims += any(
+                    finding.outcome in ("larger", "smaller") for finding in found.values()
+                )
             print(f"{masks} masks an arm, {seeds} seeds: claims {claims / 400:.3f}")
             assert claims / 400 <= 0.06
 
@@ -173,17 +174,21 @@ def test_a_front_that_is_better_by_far_is_larger():
     true = landscape(draws, 6)
     better = true + np.array([0.05, 0.0])
     both = judge(draws, np.concatenate([better, true]), 5)
-    (found,) = judge_volumes({"searched": volumes_of(both[:6]), "random": volumes_of(both[6:])})
+    (found,) = compare_volumes(
+        {"searched": volumes_of(both[:6]), "random": volumes_of(both[6:])}
+    ).values()
     volume = dominated_volume(better) - dominated_volume(true)
     assert found.outcome == "larger"
     assert found.difference.low <= volume <= found.difference.high
-    (other,) = judge_volumes({"searched": volumes_of(both[6:]), "random": volumes_of(both[:6])})
+    (other,) = compare_volumes(
+        {"searched": volumes_of(both[6:]), "random": volumes_of(both[:6])}
+    ).values()
     assert other.outcome == "smaller"
 
 
 def test_two_seeds_claim_nothing_about_hypervolumes():
     few = {0: 1.0, 1: 1.1}, {0: 0.1, 1: 0.3}
     searched, hand = (SeedVolumes(each, each, {}) for each in few)
-    (found,) = judge_volumes({"searched": searched, "hand-designed": hand})
+    (found,) = compare_volumes({"searched": searched, "hand-designed": hand}).values()
     assert found.outcome == "too few seeds"
     assert "run 3 or more" in volume_line(found, "seeds")

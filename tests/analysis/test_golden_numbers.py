@@ -18,7 +18,13 @@ from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.search_curves import compare_searches, curves_of
-from masksearch.analysis.stats import estimate, holm, holm_levels, paired_difference
+from masksearch.analysis.stats import (
+    PairedDifference,
+    estimate,
+    holm,
+    holm_levels,
+    paired_difference,
+)
 from masksearch.contracts import Evaluate, Objective, Record
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "claims.json"
@@ -32,14 +38,18 @@ MASKS = {  # name -> mask, sparsity, mean score
     "random like front #4": (masks.random_keys(3, seed=1), 0.70, 0.73),
     "dense": (masks.full(), 0.0, 0.76),
 }
-KINDS = dict(zip(MASKS, ("searched",) * 2 + ("hand-designed",) * 2 + ("control",) * 3, strict=True))
+KINDS = dict(
+    zip(MASKS, ("searched",) * 2 + ("hand-designed",) * 2 + ("control",) * 3, strict=True)
+)
 
 
 def rows_of(run: int, mean: float) -> RowScores:
     """Two parts of 80 and 50 rows, answered with about that share."""
     draws, easy = np.random.default_rng(run), np.random.default_rng(99)
     parts = {"a": easy.random(80), "b": easy.random(50)}
-    scores = {p: (0.6 * v + 0.4 * draws.random(len(v)) < mean).astype(float) for p, v in parts.items()}
+    scores = {
+        p: (0.6 * v + 0.4 * draws.random(len(v)) < mean).astype(float) for p, v in parts.items()
+    }
     return RowScores(scores, {"a": 0.6, "b": 0.4}, {"a": "x", "b": "y"})
 
 
@@ -69,8 +79,8 @@ def numbers(value: Any, *names: str) -> list[float]:
     return [float(getattr(value, name)) for name in names]
 
 
-def of_difference(found: Any) -> list[float]:
-    return numbers(found, "mean", "low", "high", "p_value", "sd", "row_error", "level")
+def of_difference(found: PairedDifference) -> list[float]:
+    return numbers(found, "value", "low", "high", "p_value", "sd", "row_error", "level")
 
 
 def of_comparison(comparison: ComparedMasks) -> dict[str, Any]:
@@ -104,24 +114,26 @@ def of_searches() -> list[Any]:
     """Three strategies, four searches each."""
     searches = {}
     for at, name in enumerate(("random", "tpe", "evolution")):
+        found = {
+            s: np.random.default_rng(9 * at + s).uniform(0.4, 0.6 + at / 9, 9) for s in range(4)
+        }
         searches[name] = {
             seed: [
                 Record(
                     k, "done", Evaluate(masks.star()), origin=name, values={"score": score},
                     measures={"sparsity": 0.5 + k / 40}, seconds=1.0 + at / 7,
                 )
-                for k, score in enumerate(np.random.default_rng(9 * at + seed).uniform(0.4, 0.6 + at / 9, 9))
+                for k, score in enumerate(scores)
             ]
-            for seed in range(4)
+            for seed, scores in found.items()
         }  # fmt: skip
-    found = compare_searches(curves_of(searches, GOALS))
     return [
         [
-            each.strategy, each.outcome, each.adjusted,
+            each.strategy, each.outcome, each.finding.adjusted if each.finding else math.nan,
             *numbers(each.at_trials, "low", "high"), *numbers(each.at_seconds, "low", "high"),
-            *(of_difference(each.difference) if each.difference else []),
+            *(of_difference(each.finding.difference) if each.finding else []),
         ]
-        for each in found
+        for each in compare_searches(curves_of(searches, GOALS))
     ]  # fmt: skip
 
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import optimize
 from scipy import stats as scipy_stats
 
 from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks, Finding, Kind
-from masksearch.analysis.planning import POWER, detectable_difference, error_over_rows, power
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import diverged_score, holm, paired_difference
+from masksearch.analysis.stats import POWER, diverged_score, holm, paired_difference, power
 from masksearch.contracts import Evaluate, Objective, Record
 
 Floats = NDArray[np.float64]
@@ -385,7 +385,7 @@ def test_a_mask_that_diverges_in_its_worst_fifth_is_not_better():
                 ]
                 others = [dict(enumerate(one)) for one in scores[:1000, 1]]
                 found = [paired_difference(a, b) for a, b in zip(kept, others, strict=True)]
-                rate = float(np.mean([f.p_value <= 0.05 and f.mean > 0 for f in found]))
+                rate = float(np.mean([f.p_value <= 0.05 and f.value > 0 for f in found]))
             else:
                 counted = scores.copy()
                 for one, gone in zip(counted, lost, strict=True):
@@ -398,6 +398,16 @@ def test_a_mask_that_diverges_in_its_worst_fifth_is_not_better():
 
 
 # -- different masks ----------------------------------------------------------------------------
+def detectable(seeds: int, rows: int | None, comparisons: int, excess: float) -> float:
+    """The difference that is found with a power of .8; `excess` is that in disagreement."""
+    over_rows = math.sqrt(excess / rows) if rows else 0.0
+
+    def missing(difference: float) -> float:
+        return power(difference, seeds, comparisons, sd=0.0116, row_error=over_rows) - POWER
+
+    return float(optimize.brentq(missing, 0, 1))
+
+
 @pytest.mark.slow
 def test_power():
     effects = (0.5, 1, 2, 4, 8)
@@ -422,11 +432,7 @@ def test_power():
     lines = []
     for rows, disagreement in ((None, 0.0), (71, 0.04), (277, 0.04), (1000, 0.04), (1000, 0.12)):
         name = f"{rows}, {disagreement}" if rows else "rows without end"
-        cells = [
-            f"{detectable_difference(s, rows, m, sd=0.0116, disagreement=disagreement):.3f}"
-            for s in SEEDS
-            for m in (3, 12)
-        ]
+        cells = [f"{detectable(s, rows, m, disagreement):.3f}" for s in SEEDS for m in (3, 12)]
         lines.append((name, cells))
     head = " | ".join(f"{s} seeds, {m} comparisons" for s in SEEDS for m in (3, 12))
     show(f"rows, excess disagreement | {head}", lines)
@@ -451,7 +457,7 @@ def test_what_strictness_costs():
         for effect in (4 / 277, 10 / 277):
             source = np.random.default_rng(0)
             d = effect + 0.0116 * source.normal(size=(DRAWS, seeds))
-            d += error_over_rows(0.04, 1000) * source.normal(size=(DRAWS, 1))
+            d += math.sqrt(0.04 / 1000) * source.normal(size=(DRAWS, 1))
             parts = d.var(1, ddof=1) / seeds, np.full(DRAWS, 0.04 / 1000)
             for rule, edge in edges_of(parts, (seeds - 1, 999), (t, z), 0.025 / 3).items():
                 found.setdefault(rule, []).append(f"{(d.mean(1) > edge).mean():.2f}")
@@ -464,8 +470,7 @@ def test_what_strictness_costs():
 def test_detectable_difference_is_detected():
     seeds, rows, sd, excess = 5, 1000, 0.0116, 0.04
     source = np.random.default_rng(0)
-    edge = detectable_difference(seeds, rows, 3, sd=sd, disagreement=excess)
-    over_rows = error_over_rows(excess, rows)
+    edge, over_rows = detectable(seeds, rows, 3, excess), math.sqrt(excess / rows)
     d = edge + sd * source.normal(size=(DRAWS, seeds)) + over_rows * source.normal(size=(DRAWS, 1))
     t, z = scipy_stats.t.isf(0.025 / 3, seeds - 1), scipy_stats.norm.isf(0.025 / 3)
     half = np.sqrt(t**2 * d.var(1, ddof=1) / seeds + z**2 * over_rows**2)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -33,13 +34,13 @@ def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
     runs = {0: search([0.6, 0.8]), 1: search([0.7, 0.7, 0.9]), 2: search([0.5, 0.6])}
     (curves,) = curves_of({"tpe": runs}, OBJECTIVES).values()
     band = band_of(curves, "trials")
-    assert band.compute.tolist() == [0, 1, 2]  # up to where the shortest one ends
-    assert band.mean == pytest.approx([0.0, 0.05, 0.1])  # (score - .5) x .5
+    assert list(band) == [0, 1, 2]  # up to where the shortest one ends
+    assert [v.value for v in band.values()] == pytest.approx([0.0, 0.05, 0.1])  # (score - .5) / 2
     half = 4.302653 * np.std([0.15, 0.1, 0.05], ddof=1) / np.sqrt(3)
-    assert (band.high - band.mean)[2] == pytest.approx(half, rel=1e-5)
+    assert band[2].high - band[2].value == pytest.approx(half, rel=1e-5)
     alone = band_of({0: curves[0]}, "seconds")
-    assert alone.mean == pytest.approx([0.0, 0.05, 0.15])
-    assert np.isnan(alone.low).all()
+    assert [v.value for v in alone.values()] == pytest.approx([0.0, 0.05, 0.15])
+    assert all(math.isnan(v.low) for v in alone.values())
 
 
 def test_strategies_are_compared_where_every_search_still_ran():
@@ -47,11 +48,11 @@ def test_strategies_are_compared_where_every_search_still_ran():
     quick = {s: search([0.7 + s / 90, 0.8 + s / 80, 0.8]) for s in range(4)}
     found = compare_searches(curves_of({"tpe": slow, "random": quick}, OBJECTIVES))
     tpe, random = found
-    assert (random.outcome, random.difference) == ("reference", None)
-    assert tpe.at_trials.mean == pytest.approx(0.2)
-    assert tpe.at_seconds.mean == pytest.approx(0.0575)  # 3 seconds: one trial
-    assert tpe.difference.mean == pytest.approx(0.0575 - (0.15 + 1.5 / 160))
-    assert (tpe.difference.n_seeds, tpe.outcome) == (4, "smaller")
+    assert (random.outcome, random.finding) == ("reference", None)
+    assert tpe.at_trials.value == pytest.approx(0.2)
+    assert tpe.at_seconds.value == pytest.approx(0.0575)  # 3 seconds: one trial
+    assert tpe.finding.difference.value == pytest.approx(0.0575 - (0.15 + 1.5 / 160))
+    assert (tpe.finding.difference.n, tpe.outcome) == (4, "smaller")
     (line,) = describe_searches(found)
     assert line.startswith("Hypervolume at equal compute, tpe minus random: -0.10")
     assert "smaller (4 search seeds)" in line
@@ -61,7 +62,7 @@ def test_two_search_seeds_decide_nothing():
     runs = {name: {0: search([0.6]), 1: search([0.61])} for name in ("random", "tpe")}
     runs["tpe"][1] = search([0.9])
     found = compare_searches(curves_of(runs, OBJECTIVES))
-    assert found[1].outcome == "not decided: 2 common seeds"
+    assert found[1].outcome == "too few seeds"
     assert "claims need 3" in describe_searches(found)[0]
     assert compare_searches({}) == []
     assert compare_searches(curves_of({"tpe": {0: []}}, OBJECTIVES)) == []

@@ -17,6 +17,8 @@ from masksearch.analysis.stats import (
     holm,
     holm_levels,
     paired_difference,
+    power,
+    seeds_needed,
 )
 from masksearch.contracts import Objective
 
@@ -27,10 +29,10 @@ p_values = st.lists(st.floats(0, 1), max_size=8)
 def test_interval_by_hand():
     # mean 3, sd sqrt(2.5), t(4, 0.975) = 2.776445: half width 1.9632
     found = estimate([1, 2, 3, 4, 5])
-    assert found.mean == 3
+    assert found.value == 3
     assert found.low == pytest.approx(3 - 1.963243, abs=1e-6)
     assert found.high == pytest.approx(3 + 1.963243, abs=1e-6)
-    assert found.n_seeds == 5
+    assert found.n == 5
 
 
 @given(scores.filter(lambda values: len(set(values)) > 1), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
@@ -45,7 +47,7 @@ def test_paired_difference_matches_scipy(values):
     a = dict(enumerate(values))
     b = {seed: 0.37 * value**2 for seed, value in a.items()}
     found = paired_difference(a | {99: 5.0}, b | {98: 5.0})  # seeds of one side are left out
-    assert found.n_seeds == len(values)
+    assert found.n == len(values)
     if len({round(a[seed] - b[seed], 9) for seed in a}) == len(a):  # none repeats
         expected = scipy_stats.ttest_rel(list(a.values()), list(b.values()))
         assert found.p_value == pytest.approx(expected.pvalue)
@@ -57,27 +59,27 @@ def test_paired_difference_matches_scipy(values):
 def test_paired_difference_is_antisymmetric(values):
     a, b = dict(enumerate(values)), dict(enumerate(reversed(values)))
     there, back = paired_difference(a, b), paired_difference(b, a)
-    assert there.mean == pytest.approx(-back.mean)
+    assert there.value == pytest.approx(-back.value)
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low), nan_ok=True)
     assert there.p_value == pytest.approx(back.p_value, nan_ok=True)
 
 
 def test_one_seed_has_no_interval():
     found = estimate([0.7])
-    assert (found.mean, found.n_seeds) == (0.7, 1)
+    assert (found.value, found.n) == (0.7, 1)
     assert math.isnan(found.low)
     assert math.isnan(found.high)
     assert "1 seed, no interval" in str(found)
     difference = paired_difference({0: 0.7}, {0: 0.6, 1: 0.2})
-    assert difference.n_seeds == 1
+    assert difference.n == 1
     assert math.isnan(difference.p_value)
     assert str(estimate([])) == "no result"
-    assert paired_difference({0: 1.0}, {1: 1.0}).n_seeds == 0
+    assert paired_difference({0: 1.0}, {1: 1.0}).n == 0
 
 
 def test_two_seeds_decide_nothing():
     found = paired_difference({0: 0.9, 1: 0.91}, {0: 0.1, 1: 0.12})
-    assert (found.mean, found.n_seeds) == (pytest.approx(0.795), 2)
+    assert (found.value, found.n) == (pytest.approx(0.795), 2)
     assert math.isnan(found.p_value)
     assert math.isnan(found.low)
 
@@ -87,7 +89,7 @@ def test_equal_differences_are_no_evidence():
     star = {seed: right / 277 for seed, right in enumerate((152, 149, 150))}
     found = {seed: score + 1 / 277 for seed, score in star.items()}
     unknown = paired_difference(found, star)
-    assert unknown.mean == pytest.approx(1 / 277)
+    assert unknown.value == pytest.approx(1 / 277)
     assert math.isnan(unknown.p_value)
     assert math.isnan(unknown.high)
     # an sd of one row: t(2) = sqrt(3)
@@ -161,11 +163,10 @@ def test_error_over_rows_matches_loops():
     of_b = rows_of(np.zeros_like(TABLE))
     a, b = scores_of(of_a), scores_of(of_b)
     found = paired_difference(a, b, rows_a=of_a, rows_b=of_b)
-    assert found.by_rows
+    assert found.n_rows
     assert found.row_error == pytest.approx(math.sqrt(over_rows))
     assert (found.low, found.high) == pytest.approx((mean - half, mean + half))
     alone = estimate(list(a.values()), rows=of_a.values())
-    assert alone.by_rows
     assert (alone.low, alone.high) == pytest.approx((mean - half, mean + half))
 
 
@@ -198,17 +199,17 @@ def test_rows_count_only_where_they_are_the_same():
     a, b = scores_of(of_a), scores_of(of_b)
     found = paired_difference(a, b, rows_a=of_a, rows_b=of_b)
     plain = paired_difference(a, b)
-    assert not found.by_rows
+    assert not found.n_rows
     assert found.row_error == 0
-    assert not paired_difference(a, b, rows_a=of_a).by_rows
+    assert not paired_difference(a, b, rows_a=of_a).n_rows
     assert (found.low, found.p_value) == (plain.low, plain.p_value)
     # runs without rows (a diverged one) count with their scores; the others give the rows
     rows_b = rows_of(0 * TABLE)
     del rows_b[2]
     some = paired_difference(a, b, rows_a=of_a, rows_b=rows_b)
-    assert some.by_rows
-    assert some.n_seeds == 4
-    assert some.mean == plain.mean
+    assert some.n_rows
+    assert some.n == 4
+    assert some.value == plain.value
 
 
 def test_rows_say_the_tick():
@@ -243,7 +244,7 @@ def test_rows_that_differ_less_than_chance_have_no_error_of_their_own():
     of_a = rows_of([[1, 0], [0, 1], [1, 0], [0, 1]])
     of_b = rows_of(np.zeros((4, 2)))
     found = paired_difference(scores_of(of_a), scores_of(of_b), rows_a=of_a, rows_b=of_b)
-    assert found.by_rows
+    assert found.n_rows
     assert found.row_error == 0
 
 
@@ -285,6 +286,38 @@ def test_levels_reject_what_holm_rejects(raw):
             assert (p < 1 - level) == (adjusted <= 0.05)
 
 
+@given(st.floats(0, 5), st.integers(3, 30), st.integers(1, 20), st.floats(0.1, 10))
+def test_power_over_seeds_is_the_noncentral_t(difference, seeds, comparisons, sd):
+    edge = scipy_stats.t.isf(0.025 / comparisons, seeds - 1)
+    shift = difference / sd * math.sqrt(seeds)
+    expected = 1 - np.diff(scipy_stats.nct.cdf([-edge, edge], seeds - 1, shift))[0]
+    if math.isfinite(expected):  # scipy's has holes far out
+        assert power(difference, seeds, comparisons, sd=sd) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.slow
+def test_power_is_how_often_the_test_finds_it():
+    draws = np.random.default_rng(0).normal(size=(1500, 5))
+    for difference in (0.0, 1.5, 3.0):
+        found = [
+            paired_difference(dict(enumerate(row + difference)), dict.fromkeys(range(5), 0.0))
+            for row in draws
+        ]
+        rate = np.mean([each.p_value < 0.05 for each in found])
+        assert rate == pytest.approx(power(difference, 5, sd=1), abs=0.03)
+
+
+def test_seeds_needed_is_the_least_number():
+    n = seeds_needed(1.0, 3, sd=1.2)
+    assert n is not None
+    assert power(1.0, n - 1, 3, sd=1.2) < 0.8 <= power(1.0, n, 3, sd=1.2)
+    assert seeds_needed(0.0128, sd=0.0116) == 9  # docs/statistics.md, as is the next
+    assert power(0.033, 5, 3, sd=0.0116, row_error=math.sqrt(4e-5)) == pytest.approx(0.8, abs=0.01)
+    assert seeds_needed(100.0, sd=1.0) == 3
+    assert seeds_needed(0.0, sd=1.0) is None
+    assert seeds_needed(1.0, sd=0.1, row_error=0.5) is None
+
+
 def test_messages():
     with pytest.raises(ValueError, match=r"in \(0, 1\), got 95; 0.95 is usual"):
         estimate([1.0], level=95)
@@ -292,6 +325,8 @@ def test_messages():
         estimate([1.0, math.nan])
     with pytest.raises(ValueError, match=r"p-value is in \[0, 1\], got 1.5"):
         holm([1.5])
+    with pytest.raises(ValueError, match="comparisons >= 1"):
+        power(1.0, 5, 0, sd=1.0)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from cli_runs import EVALUATOR, run
+from cli_runs import run
 from toy import ToyEvaluator, space
 
 import masksearch as ms
@@ -69,25 +69,6 @@ def test_runs_of_two_lengths_have_no_verdict(tmp_path, monkeypatch, capsys):
     code, _, err = run(monkeypatch, capsys, "verdict", tmp_path)
     assert (code, err.count("\n")) == (2, 1)
     assert "scores after 4 and after 9 steps cannot be compared" in err
-
-
-@pytest.mark.slow  # continuous integration runs it
-def test_a_plan_runs_nothing(folder, tmp_path, monkeypatch, capsys):
-    (tmp_path / "judge.py").write_text(EVALUATOR.format(folder=str(TOYS)), encoding="utf-8")
-    words = ["compare", "--mask", "mine=window(1)", "--evaluator", f"{tmp_path}/judge.py:toy"]
-    words += ["--run", tmp_path / "planned", "--plan"]
-    code, out, err = run(monkeypatch, capsys, *words)
-    assert (code, err) == (0, "")
-    assert out.startswith("mine against star, random keys like mine, dense\n")
-    assert "5 seeds, 3 comparisons (Holm, 5%)" in out
-    assert not (tmp_path / "planned").exists()
-    code, out, _ = run(monkeypatch, capsys, *words, "--like", folder, "--seeds", 10)
-    assert code == 0
-    assert f"(measured in {folder})" in out
-    code, out, _ = run(monkeypatch, capsys, *words, "--sd", 0.1, "--json")
-    assert json.loads(out)["sd"] == 0.1
-    code, _, err = run(monkeypatch, capsys, *words[:-1], "--sd", 0.1)
-    assert (code, err) == (2, "error: --like and --sd belong to --plan\n")
 
 
 def test_sparsity_of_the_table_stands_beside_where_it_differs(tmp_path):

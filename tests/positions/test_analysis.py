@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.analysis.stats import interval
+from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import ATTACHMENT, attach, detach
 from masksearch.errors import (
     AttachError,
@@ -154,10 +154,10 @@ def test_drop_is_the_loss_under_a_table_mask(model):
             attach(model, masks.table(kept))
             effects.append(loss_of(model, batch) - before)
             detach(model)
-        mean, low, high = interval(effects, 0.95)
-        assert unit.mean.item() == pytest.approx(mean, abs=1e-5)
-        assert unit.low.item() == pytest.approx(low, abs=1e-5)
-        assert unit.high.item() == pytest.approx(high, abs=1e-5)
+        wanted = estimate(effects)
+        assert unit.mean.item() == pytest.approx(wanted.value, abs=1e-5)
+        assert unit.low.item() == pytest.approx(wanted.low, abs=1e-5)
+        assert unit.high.item() == pytest.approx(wanted.high, abs=1e-5)
     assert found.by_offset.at == (-2, 0)
     assert found.values is None
 
@@ -385,8 +385,9 @@ def test_intervals_match_the_scalar_ones():
     samples = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = mean_with_interval(samples)
     for index in range(3):
-        expected = interval(samples[:, index].tolist(), 0.95)
-        assert [part[index].item() for part in found] == pytest.approx(list(expected))
+        expected = estimate(samples[:, index].tolist())
+        ends = [expected.value, expected.low, expected.high]
+        assert [part[index].item() for part in found] == pytest.approx(ends)
 
 
 def test_messages(model, tmp_path):

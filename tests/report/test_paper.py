@@ -118,7 +118,7 @@ def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
         assert dict(zip(own["seed"], own["glue"], strict=True)) == pytest.approx(
             dict(entry.scores) if entry.scores else dict.fromkeys(range(3), math.nan), nan_ok=True
         )
-        assert summary.loc[name, "glue"] == pytest.approx(entry.score.mean, nan_ok=True)
+        assert summary.loc[name, "glue"] == pytest.approx(entry.score.value, nan_ok=True)
     findings = pd.read_csv(tmp_path / "t" / "one_findings.csv")
     assert set(findings["outcome"]) <= {"better", "worse", "not distinguishable", "same mask"}
 
