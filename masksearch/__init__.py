@@ -85,17 +85,16 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.masks.measure import fingerprint as fingerprint
     from masksearch.masks.nearest import NearestFamily as NearestFamily
     from masksearch.masks.nearest import nearest_family as nearest_family
-    from masksearch.models.callback import MaskCallback as MaskCallback
-    from masksearch.models.checkpoints import Pretrained as Pretrained
-    from masksearch.models.checkpoints import open_pretrained as open_pretrained
+    from masksearch.models.checkpoints import saved_masks as saved_masks
+    from masksearch.models.checkpoints import verify as verify
     from masksearch.models.kv_cache import KvBytes as KvBytes
     from masksearch.models.kv_cache import kv_bytes as kv_bytes
-    from masksearch.models.manifest import Verification as Verification
-    from masksearch.models.manifest import saved_masks as saved_masks
-    from masksearch.models.manifest import verify as verify
     from masksearch.models.native import from_native as from_native
     from masksearch.models.native import to_native as to_native
     from masksearch.models.plan import Plan as Plan
+    from masksearch.models.pretrained import Pretrained as Pretrained
+    from masksearch.models.pretrained import open_pretrained as open_pretrained
+    from masksearch.models.saving import MaskCallback as MaskCallback
     from masksearch.models.saving import load_pretrained as load_pretrained
     from masksearch.models.saving import save_pretrained as save_pretrained
     from masksearch.positions.analysis import importance as importance

@@ -39,6 +39,13 @@ def write_text_in_one_move(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def cache_folder(given: Path | None) -> Path:
+    """Where what is computed once is kept: the given folder, `$MASKSEARCH_CACHE`, or
+    `~/.cache/masksearch`."""
+    folder = given or Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch")
+    return folder.expanduser()
+
+
 def read_tensors(
     path: str | Path, *, what: str, expected: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:

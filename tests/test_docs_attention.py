@@ -13,9 +13,8 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from masksearch import masks
+from masksearch import masks, save_pretrained
 from masksearch.attention.attach import attach
-from masksearch.models.saving import save_pretrained
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "attention.md").read_text(encoding="utf-8")

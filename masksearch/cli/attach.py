@@ -107,7 +107,7 @@ def find_folder(model: str) -> Path:
     from masksearch.models.checkpoints import download_checkpoint, find_local_folder
 
     if Path(model).suffix.lower() == ".gguf":
-        from masksearch.models.gguf import convert_gguf
+        from masksearch.models.decoders import convert_gguf
 
         return convert_gguf(Path(model))
     return find_local_folder(model) or download_checkpoint(model)

@@ -192,7 +192,7 @@ def holds_finished(out: Path, run: dict[str, Any]) -> bool:
         ResumeError: If it holds another one, or a model that this command has not written.
     """
     from masksearch.evaluators.mlm import PRETRAINING
-    from masksearch.models.manifest import MANIFEST
+    from masksearch.models.checkpoints import MANIFEST
     from masksearch.training.checkpoints import Checkpoints
 
     path, weights = out / SETTINGS, (out / "model.safetensors").is_file()
@@ -232,7 +232,8 @@ def train_and_save(
     from masksearch.files import write_text_in_one_move
     from masksearch.loggers.progress import progress
     from masksearch.masks.lower import lower
-    from masksearch.models.saving import hugging_face_model, save_pretrained, use_their_epsilon
+    from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
+    from masksearch.models.saving import save_pretrained
     from masksearch.training.checkpoints import Checkpoints
 
     lower(mask, evaluator.shape)  # refuses a mask that does not fit

@@ -42,6 +42,7 @@ from masksearch.evaluators.token_scores import (
     row_scores,
     score_tokens,
 )
+from masksearch.files import cache_folder
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.decoders import (
@@ -51,7 +52,6 @@ from masksearch.models.decoders import (
 )
 from masksearch.models.layer_states import LayerStates
 from masksearch.tasks.next_token import NextTokenTask
-from masksearch.tasks.text.corpus import cache_folder
 from masksearch.tasks.text.files import short_hash
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train

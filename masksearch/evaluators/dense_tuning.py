@@ -42,8 +42,8 @@ from masksearch.evaluators.task_models import (
     distance_of_logits,
 )
 from masksearch.evaluators.token_rows import batches_by_length
-from masksearch.models.tuned import TunedHead, open_tuned, tuned_kind
-from masksearch.tasks.text.corpus import cache_folder
+from masksearch.files import cache_folder
+from masksearch.models.pretrained import TunedHead, open_tuned, tuned_kind
 from masksearch.tasks.text.files import short_hash
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
@@ -60,7 +60,7 @@ HELD_OUT = 32  # rows of a batch that is held out of the training of gates
 class DenseTuning(DownstreamEvaluator, ABC):
     """What `FineTuning` does with `adapt` other than `"finetune"`, and for one-shot searches."""
 
-    head_kind: ClassVar[str]  # of `masksearch.models.tuned.KINDS`
+    head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`
 
     # -- dense models --------------------------------------------------------------------------
     def dense(self, name: str, seed: int) -> nn.Module:

@@ -30,7 +30,7 @@ from masksearch.evaluators.token_rows import (
     read_vocabulary,
 )
 from masksearch.files import write_in_one_move
-from masksearch.models.tuned import rows_read
+from masksearch.models.pretrained import rows_read
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import TokenSource
 from masksearch.training.checkpoints import Checkpoints

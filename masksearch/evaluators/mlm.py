@@ -44,17 +44,17 @@ from masksearch.evaluators.pretraining_task import (
 )
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.checkpoints import Pretrained, open_pretrained
 from masksearch.models.encoders import (
     ARCHITECTURES,
     AnySize,
     encoder,
+    find_preset,
     find_size,
     initial_spread,
     size_name,
 )
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.presets import find_preset
+from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.tasks.text.corpus import Corpus

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from masksearch.contracts import Batch, Half
-from masksearch.models.checkpoints import Pretrained
+from masksearch.models.pretrained import Pretrained
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.sentence_pairs import SentencePairTask
 from masksearch.tasks.text.corpus import Corpus

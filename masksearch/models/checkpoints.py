@@ -1,20 +1,25 @@
-"""Pre-trained encoders: a folder or a Hub name -> a model that masks can be searched on.
+"""The folder of a model: its configuration and weights, and the masks that it was trained under.
 
-start = open_pretrained("models/my-bert")              # or "google-bert/bert-base-uncased"
-start.shape(128)                                       # Shape(length=128, layers=12, heads=12)
-corpus = Corpus.load(text, tokenizer=start.tokenizer_source, length=128)
-start.check_tokens(corpus.vocabulary, corpus.special["pad"])
-model = start.masked_language_model(seed=0)            # with the checkpoint's own head
-classifier = SequenceClassifier(start.encoder(), 2, seed=0)
+    name, folder = find_folder("google-bert/bert-base-uncased")    # or a folder
+    model, report = read_model(AutoModelForMaskedLM, folder)
+    ms.verify(folder)                                              # part -> mask
 
-Weights are read from safetensors only, and no code that comes with a checkpoint is run.
+Weights are read from safetensors only, and no code that comes with a checkpoint is run. Three
+files say which masks a model was trained under:
+
+    config.json         names each mask and its digest, for whoever opens the folder without
+                        masksearch; also in checkpoints that were written by transformers alone
+    mask.json, ..       the masks
+    masksearch.json     the manifest: the mask files and the weights, with their SHA-256
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import json
 import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,25 +31,14 @@ import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HTTPError, StrictDataclassError  # type: ignore[attr-defined]
 from safetensors import SafetensorError
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    BertForPreTraining,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as messages
 
-import masksearch.attention.interface  # noqa: F401  (registers what the probe needs)
-from masksearch.attention.probe import probe
+from masksearch.attention.attach import ENTRY
 from masksearch.contracts import Shape
-from masksearch.errors import DataError, LengthError
-from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.manifest import check_masks, read_json
-
-log = logging.getLogger(__name__)
+from masksearch.errors import DataError, LengthError, MaskFormatError
+from masksearch.masks import Mask
+from masksearch.masks.files import load_mask
 
 SECONDS = 5.0  # for the Hub's first answer
 # What is downloaded: no pickle, no code.
@@ -59,6 +53,13 @@ UNREADABLE = (  # what transformers raises for files that it cannot read
     RuntimeError,
     LookupError,
     AttributeError,
+)
+MANIFEST = "masksearch.json"
+FORMAT = 1  # of the manifest
+VERSION = str(vars(sys.modules["masksearch"])["__version__"])
+NO_POOLER = {"add_pooling_layer": False}  # the one argument of a model's class that is stored
+WEIGHTS = re.compile(
+    r"(model|adapter_model)(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
 )
 OTHERS = ("adapter_config.json", "shard-*.safetensors")  # transformers prefers their weights
 
@@ -239,30 +240,6 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return found
 
 
-def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
-    """The encoder under its masked-language-model head, and what was missing or left over.
-
-    Raises:
-        DataError: If it is no encoder, or the files cannot be read or do not fit.
-    """
-    find_files(folder)
-    config = read_config(folder)
-    kind = config.model_type
-    decodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or decodes:
-        raise DataError(
-            f"{folder / CONFIG}: {kind!r} is not an encoder that predicts masked tokens; give one "
-            "such as bert, roberta, distilbert, electra, albert or modernbert"
-        )
-    for name, value in config.to_dict().items():  # each architecture has names of its own
-        if dropout is not None and "dropout" in name and isinstance(value, int | float):
-            setattr(config, name, dropout)
-    with quiet():
-        return read_model(
-            AutoModelForMaskedLM, folder, new_head=True, config=config, dtype=torch.float32
-        )
-
-
 @dataclass(frozen=True)
 class StoredCheckpoint:
     """A checkpoint, described; the weights stay on disk until they are asked for.
@@ -343,193 +320,185 @@ class StoredCheckpoint:
         return folder
 
 
-@dataclass(frozen=True)
-class Pretrained(StoredCheckpoint):
-    """A checkpoint of an encoder; see `StoredCheckpoint` for what it shares with decoders.
+# -- the masks of a folder ---------------------------------------------------------------------
+def verify(folder: Path | str) -> dict[str, Mask]:
+    """The masks that a folder's model was trained under, with its weights: what loading checks.
 
     Args:
-        name: What it was opened as: an absolute folder, or a Hub name.
-        folder: Where its files were found.
-        digest: Hash of the configuration's and the weights' bytes.
-        architecture: The configuration's `model_type`, such as `"bert"`.
-        layers: Attention layers with weights of their own (1 for ALBERT, which repeats one).
-        heads: Query heads of a layer.
-        width: Of the hidden states.
-        positions: Longest sequence, in tokens, special ones included.
-        vocabulary: Rows of the token embeddings.
-        pad: The configuration's padding id; None where it names none.
-        padded_positions: Whether positions are counted by what is not `pad` (RoBERTa).
-        has_head: Whether the checkpoint holds a masked-language-model head.
-        has_pair_head: Whether it holds BERT's next-sentence head.
-    """
+        folder: What `save_pretrained`, a `Trainer` with `MaskCallback`, or transformers wrote.
 
-    pad: int | None
-    padded_positions: bool
-    has_head: bool
-    has_pair_head: bool
-
-    def check_tokens(self, vocabulary: int, pad: int) -> None:
-        """Whether a tokenizer fits the embeddings.
-
-        Args:
-            vocabulary: Number of the tokenizer's ids.
-            pad: The tokenizer's padding id.
-
-        Raises:
-            DataError: If it has more ids than the encoder, or pads with another id where
-                positions are counted by it.
-        """
-        if vocabulary > self.vocabulary:
-            why = f"has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}"
-        elif self.padded_positions and pad != self.pad:
-            why = f"pads with id {pad}, {self.name} counts positions by id {self.pad}"
-        else:
-            return
-        raise DataError(
-            f"the tokenizer {why}; use the checkpoint's own: leave --tokenizer out "
-            "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
-        )
-
-    def encoder(self, *, dropout: float | None = None) -> PreTrainedModel:
-        """A fresh bare encoder with the pre-trained weights, float32, in training mode.
-
-        Args:
-            dropout: Probability for hidden states and attention weights alike; None = as
-                configured.
-        """
-        body: PreTrainedModel = read_encoder(self.locate(), dropout)[0].base_model
-        body.train()
-        return body
-
-    def masked_language_model(
-        self, seed: int, *, pairs: bool = False, dropout: float | None = None
-    ) -> MaskedLanguageModel:
-        """The encoder under the checkpoint's own masked-language-model head.
-
-        Args:
-            seed: Seed of the weights that the checkpoint lacks: the whole head where
-                `has_head` is False, the sentence-pair head where `has_pair_head` is.
-            pairs: Whether to have a sentence-pair head.
-            dropout: See `encoder`.
-        """
-        folder = self.locate()
-        whole = read_encoder(folder, dropout)[0]
-        made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
-        parts = find_head_parts(whole)
-        if self.has_head and parts is not None:
-            set_head(made, parts)
-        if self.has_pair_head and made.pooler is not None and made.pair is not None:
-            with quiet():
-                both, _ = read_model(BertForPreTraining, folder, dtype=torch.float32)
-            made.pooler.load_state_dict(both.bert.pooler.dense.state_dict())
-            made.pair.load_state_dict(both.cls.seq_relationship.state_dict())
-        return made.train()
-
-
-def open_pretrained(name_or_folder: str | Path) -> Pretrained:
-    """Opens a checkpoint of an encoder: reads it once, checks that all of it fits.
-
-    Args:
-        name_or_folder: A folder with `config.json` and `*.safetensors` (what `save_pretrained`
-            writes), or a name on the Hugging Face Hub. What was downloaded before is used as it
-            is, without the network; `HF_HUB_OFFLINE=1` forbids downloads.
+    Returns:
+        Part -> mask; empty for a dense model. All files are read, nothing is loaded.
 
     Raises:
-        DataError: If there is no such folder, the Hub cannot be reached, the weights are a
-            pickle, damaged or do not fit the configuration, or it is no encoder.
-        FileNotFoundError, MaskFormatError: If it was trained under a mask that is missing, or
-            is another one than its configuration names.
-        AttachError: If no mask can be put on it (such as MPNet, DeBERTa).
+        FileNotFoundError: If the folder, or a mask that it names, is missing.
+        MaskFormatError: If a mask is another one than is named, damaged, or of a newer version.
+        DataError: If the weights are others than those the masks were saved with.
     """
-    name, folder = find_folder(name_or_folder)
-    digest = hash_files(folder)
-    if own := check_masks(folder):
-        listed = ", ".join(f"{mask!s:.80}" for mask in own.values())
-        log.warning(
-            "%s was trained under %s; what is judged takes its place, and masks.full() is another "
-            "model than the one that was saved (ms.saved_masks gives its mask)",
-            name,
-            listed,
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    masks = check_masks(folder)
+    if masks:
+        check_weights(folder)
+    return masks
+
+
+def check_weights(folder: Path) -> None:
+    """Whether the weights of a folder are those that its masks were saved with.
+
+    Raises:
+        DataError: If they are others, by the SHA-256 that the manifest names.
+    """
+    recorded, found = read_manifest(folder)["weights"], hash_weights(folder)
+    if differ := sorted(n for n in {*recorded, *found} if recorded.get(n) != found.get(n)):
+        raise DataError(
+            f"{folder}: {differ[0]} is not what the mask was saved with: its SHA-256 is not the "
+            f"one in {MANIFEST}; save weights and mask together, ms.save_pretrained(model, "
+            "folder), or with ms.MaskCallback in a Trainer"
         )
-    model, report = read_encoder(folder, None)
-    body = model.base_model.eval()
-    calls = probe(body, [body], None)
-    table = find_position_table(body)
-    offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
-    rows = body.config.max_position_embeddings if table is None else table.num_embeddings
-    return Pretrained(
-        name=name,
-        folder=folder,
-        digest=digest,
-        architecture=body.config.model_type,
-        layers=len({id(call.module) for call in calls}),
-        heads=calls[0].heads,
-        width=body.config.hidden_size,
-        positions=rows - offset,
-        vocabulary=body.get_input_embeddings().weight.shape[0],
-        pad=body.config.pad_token_id,
-        padded_positions=offset > 0,
-        has_head=not report["missing_keys"]
-        and not report["mismatched_keys"]
-        and fits_our_head(model),
-        has_pair_head=body.config.model_type == "bert"
-        and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
-        <= set(report["unexpected_keys"]),
-    )
 
 
-def find_position_table(body: nn.Module) -> nn.Embedding | None:
-    """The learned position embeddings; None where positions are computed (rotary, sinusoidal)."""
-    for name, module in body.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module
-    return None
+def check_masks(folder: Path) -> dict[str, Mask]:
+    """The masks of a folder, which are those that it names; empty for a dense model.
+
+    Raises:
+        FileNotFoundError: If a mask that `config.json` names is missing.
+        MaskFormatError: If it is another one, damaged, or of a newer version.
+    """
+    named = named_masks(folder)
+    if not (folder / MANIFEST).is_file():
+        if not named:
+            return {}
+        listed = ", ".join(
+            f"{each['mask']} (digest {each['digest']:.8})" for each in named.values()
+        )
+        raise FileNotFoundError(
+            f"{folder}: config.json names a mask, {listed:.300}, and no {MANIFEST} lies there: a "
+            "program without masksearch wrote it, or the save was interrupted. Without the mask "
+            "it is another model: train with ms.MaskCallback(mask), or open it with transformers, "
+            "ms.attach(model, mask) and ms.save_pretrained(model, folder); where it is meant to "
+            f"be dense, remove {ENTRY!r} from config.json"
+        )
+    masks = saved_masks(folder)
+    digests = {part: mask.digest for part, mask in masks.items()}
+    if named and {part: each["digest"] for part, each in named.items()} != digests:
+        listed = ", ".join(each["mask"] for each in named.values())
+        raise MaskFormatError(
+            f"{folder}: config.json names {listed:.200}, and the mask that lies there is "
+            f"{', '.join(map(str, masks.values())):.200}; take both files from the same save"
+        )
+    return masks
 
 
-# -- the prediction head -----------------------------------------------------------------------
-HeadParts = tuple[nn.Linear, nn.LayerNorm, nn.Module, Tensor | None]  # dense, norm, act, bias
+def named_masks(folder: Path) -> dict[str, dict[str, str]]:
+    """What `config.json` says of masks: part -> expression and digest; empty where nothing.
+
+    Raises:
+        MaskFormatError: If it cannot be used.
+    """
+    if not (folder / "config.json").is_file():
+        return {}
+    entry = read_json(folder / "config.json").get(ENTRY)
+    if entry is None:
+        return {}
+    try:
+        return {
+            str(part): {"mask": str(each["mask"])[:200], "digest": str(each["digest"])}
+            for part, each in entry["masks"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MaskFormatError(
+            f"{folder}/config.json: {ENTRY!r} names no masks: {error!r}"
+        ) from error
 
 
-def find_head_parts(model: Any) -> HeadParts | None:
-    """Dense layer, norm, activation (GELU where it is no module) and output bias of a masked
-    language model of transformers, of which the last may be missing; None = another head."""
-    out, inside = model.get_output_embeddings(), set(model.base_model.modules())
-    if out is None or out.weight is not model.base_model.get_input_embeddings().weight:
-        return None
-    rest = [m for m in model.modules() if m not in inside and m is not out]
-    rest = [m for m in rest if not list(m.children())]
-    dense = [m for m in rest if isinstance(m, nn.Linear)]
-    norms = [m for m in rest if isinstance(m, nn.LayerNorm)]
-    others = [m for m in rest if m not in dense and m not in norms]
-    acts = [m for m in others if not isinstance(m, nn.Dropout | nn.CrossEntropyLoss)]
-    if len(dense) != 1 or len(norms) != 1 or len(acts) > 1:
-        return None
-    return dense[0], norms[0], acts[0] if acts else nn.GELU(), out.bias
+def hash_weights(folder: Path) -> dict[str, str]:
+    """Weight file -> SHA-256, in hexadecimal digits."""
+    found = {}
+    for path in sorted(each for each in folder.iterdir() if WEIGHTS.fullmatch(each.name)):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
-def copy_head(source: HeadParts, target: HeadParts) -> None:
-    """Copies a head's weights; a bias that the source lacks stays as it is."""
-    target[0].load_state_dict(source[0].state_dict(), strict=False)
-    target[1].load_state_dict(source[1].state_dict(), strict=False)
-    if source[3] is not None and target[3] is not None:
-        with torch.no_grad():
-            target[3].copy_(source[3])
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint as plain data.
+
+    Raises:
+        DataError: If it is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path.parent} holds no {path.name}; give the folder that save_pretrained wrote"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return found
 
 
-def set_head(made: MaskedLanguageModel, parts: HeadParts) -> MaskedLanguageModel:
-    """Gives our model the head of one of transformers."""
-    copy_head(parts, (made.transform, made.norm, made.activation, made.bias))
-    made.norm.eps, made.activation = parts[1].eps, parts[2]
-    return made
+def saved_masks(folder: Path | str) -> dict[str, Mask]:
+    """The masks of a folder that `save_pretrained` wrote; weights are not read.
+
+    Args:
+        folder: Holds `masksearch.json` and its mask files; the model may be missing.
+
+    Returns:
+        Part -> mask, as `masksearch.attach` takes them; the part of a plain model is `"self"`.
+
+    Raises:
+        FileNotFoundError: If the folder, its manifest or a mask file is missing.
+        MaskFormatError: If one is damaged, changed, or of a newer version.
+    """
+    folder = Path(folder).expanduser()
+    masks = {}
+    for part, entry in read_manifest(folder)["masks"].items():
+        path = folder / entry["file"]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: {MANIFEST} names this mask file, it is missing")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+            raise MaskFormatError(
+                f"{path} was changed or damaged since it was saved: its SHA-256 is not the one "
+                f"in {MANIFEST}; take both files from the same save"
+            )
+        masks[part] = load_mask(path)
+    return masks
 
 
-def fits_our_head(model: Any) -> bool:
-    """Whether our head can stand for the model's own, with the same logits."""
-    parts = find_head_parts(model)
-    if parts is None:
-        return False
-    made = set_head(MaskedLanguageModel(model.base_model, seed=0), parts).eval()
-    tokens = torch.ones(1, 4, dtype=torch.int64)
-    with torch.no_grad():
-        theirs: Tensor = model.eval()(input_ids=tokens).logits
-        return torch.allclose(made(tokens).logits, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What `masksearch.json` of a folder says: backend, model_class, options, masks, weights.
+
+    Raises:
+        FileNotFoundError: If the folder or its manifest is missing.
+        MaskFormatError: If it is damaged, or of a newer version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no folder, or holds no {MANIFEST}: no mask was saved there by "
+            "masksearch, or the save was interrupted; load the model with transformers and attach "
+            "a mask: ms.attach(model, mask)"
+        )
+    try:
+        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if stored["format"] != FORMAT:
+            raise ValueError(
+                f"it has format {stored['format']!r:.80}, this masksearch {VERSION} reads "
+                f"{FORMAT}; it was written by {stored.get('versions')!s:.200}"
+            )
+        names = [str(entry["file"]) for entry in stored["masks"].values() if entry["sha256"]]
+        if odd := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"it names {odd[0]!r:.80}, which is not a file of that folder")
+        options = stored.get("build", {}).get("options", {})
+        if not names or options not in ({}, NO_POOLER):
+            raise ValueError(f"it names no mask, or builds the model with {options!r:.80}")
+        found = {name: stored[name] for name in ("backend", "model_class", "masks")}
+        found |= {"weights": dict(stored["weights"]), "adapter": stored["adapter"] is True}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = error if type(error) is ValueError else repr(error)
+        raise MaskFormatError(f"{path} cannot be used: {why}") from error
+    return {**found, "options": options}

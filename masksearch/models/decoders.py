@@ -8,6 +8,7 @@ model(input_ids, labels=input_ids).loss                # mean over the tokens, i
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +17,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import transformers
+from filelock import FileLock
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from masksearch.attention.probe import probe
 from masksearch.contracts import Shape
 from masksearch.errors import DataError, check_name
+from masksearch.files import cache_folder
 from masksearch.models.checkpoints import (
     CONFIG,
+    UNREADABLE,
     StoredCheckpoint,
     find_files,
     find_folder,
+    hash_file,
     hash_files,
     quiet,
     read_config,
     read_model,
 )
 from masksearch.models.encoders import AnySize, find_size, initial_spread
-from masksearch.models.gguf import convert_gguf
 from masksearch.models.heads import Output
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
@@ -188,13 +192,69 @@ def refuse_encoder(folder: Path, kind: str) -> DataError:
     )
 
 
+def convert_gguf(path: Path, cache: Path | None = None) -> Path:
+    """The folder with configuration, safetensors and tokenizer of a GGUF file (llama.cpp).
+
+    transformers' own reader turns quantised weights into float32. That takes minutes for a small
+    model, so the folder stays in the cache, under a hash of the file's bytes.
+
+    Args:
+        path: The file.
+        cache: Folder of the cache; default `$MASKSEARCH_CACHE` or `~/.cache/masksearch`.
+
+    Raises:
+        DataError: If there is no such file, the packages gguf or accelerate are missing,
+            transformers cannot read the file (not every architecture has a reader), or the folder
+            cannot be written.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise DataError(f"no such file: {path}")
+    stat = path.stat()
+    digest = hash_file(path, stat.st_size, stat.st_mtime_ns)[:16]
+    target = cache_folder(cache) / f"gguf-{digest}"
+    partial = target.with_suffix(".partial")
+    models: Any = AutoModelForCausalLM
+    tokenizers: Any = AutoTokenizer
+    place = {"gguf_file": path.name, "trust_remote_code": False, "local_files_only": True}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_suffix(".lock")), quiet():
+            if target.is_dir():
+                return target
+            shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+            try:
+                read = models.from_pretrained(path.parent, dtype=torch.float32, **place)
+                for name in ("quantization_config", "_pre_quantization_dtype"):
+                    vars(read.config).pop(name, None)  # else the folder is taken for quantised
+                made = models.from_config(read.config)
+                made.load_state_dict(read.state_dict())
+                tokenizer = tokenizers.from_pretrained(path.parent, **place)
+            except (ImportError, *UNREADABLE) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise DataError(
+                    f"{path}: transformers cannot read this GGUF file ({reason}); it needs the "
+                    "packages gguf and accelerate (pip install gguf accelerate); or give a folder "
+                    "with config.json and model.safetensors"
+                ) from error
+            made.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            partial.rename(target)
+    except OSError as error:
+        raise DataError(
+            f"the model of {path} cannot be kept in {target.parent}: {error}; set "
+            "MASKSEARCH_CACHE to a folder that can be written and has room"
+        ) from error
+    return target
+
+
 def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
     """Opens a checkpoint of a decoder: reads it once, checks that all of it fits.
 
     Args:
         name_or_folder: A folder with `config.json` and `*.safetensors`, or a name on the Hugging
             Face Hub, as `masksearch.open_pretrained` takes them; or a GGUF file, see
-            `masksearch.models.gguf`.
+            `convert_gguf`.
 
     Raises:
         DataError: If there is no such folder, the Hub cannot be reached, the weights are a pickle,

@@ -4,6 +4,7 @@
     ms.save_pretrained(model, "runs/model")
     model = ms.load_pretrained("runs/model")                       # weights and mask
     ms.attach(BertModel.from_pretrained("runs/model"), ms.saved_masks("runs/model"))
+    trainer = Trainer(model, args, callbacks=[ms.MaskCallback(masks.window(16))], ..)
 
 Beside what transformers writes lie one mask file for each part and `masksearch.json`:
 
@@ -20,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -36,7 +36,8 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached, describe_masks
 from masksearch.attention.probe import SELF, pretrained_models, unwrapped
@@ -45,33 +46,27 @@ from masksearch.files import disk_error
 from masksearch.masks import Mask
 from masksearch.masks.files import save_mask
 from masksearch.models.checkpoints import (
-    copy_head,
-    find_folder,
-    find_head_parts,
-    quiet,
-    read_model,
-)
-from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.manifest import (
     FORMAT,
     MANIFEST,
     NO_POOLER,
     VERSION,
     WEIGHTS,
     check_masks,
+    check_weights,
+    find_folder,
     hash_weights,
+    quiet,
     read_json,
     read_manifest,
+    read_model,
 )
+from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.pretrained import hugging_face_model
 from masksearch.tasks.text.tokenizer import special_ids
-
-log = logging.getLogger(__name__)
 
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
-CARD = "README.md"
 CONFIGS = ("config.json", "adapter_config.json", BASE_CONFIG)
-SECTION = re.compile(r"\n*<!-- masksearch -->.*<!-- /masksearch -->\n", re.S)
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -135,10 +130,6 @@ def write_model(
             save_tokenizer(tokenizer, whole.config, aside)
         base = cast(PreTrainedModel, unwrapped(whole))
         name_masks(base, masks, aside)
-        if not (aside / CARD).is_file() and (folder / CARD).is_file():
-            shutil.copy(folder / CARD, aside / CARD)
-        if (aside / CARD).is_file():
-            complete_card(aside / CARD, masks)
         manifest = {
             "format": FORMAT,
             "model_class": type(base).__name__,
@@ -185,8 +176,7 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
         inside = [n for n, m in modules if m in pretrained_models(model)]
         remedy = "; give the model of transformers that it is made of"
         if len(inside) == 1:
-            plain = all(part.isidentifier() for part in inside[0].split("."))
-            inner = f"model.{inside[0]}" if plain else f'model.get_submodule("{inside[0]}")'
+            inner = f'model.get_submodule("{inside[0]}")'
             remedy = (
                 f"; save the one inside it: ms.detach(model, missing_ok=True); "
                 f"ms.attach({inner}, mask); ms.save_pretrained({inner}, folder)"
@@ -217,21 +207,6 @@ def name_masks(base: PreTrainedModel, masks: dict[str, Mask], folder: Path) -> N
     entries = read_json(path) | {ENTRY: describe_masks(masks)}
     entries["architectures"] = [type(base).__name__]
     path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def complete_card(path: Path, masks: dict[str, Mask]) -> None:
-    """Names the masks at the end of a model card, in place of earlier ones."""
-    listed = "".join(
-        f"- {part}: `{mask!s:.200}` ({mask.digest})\n" for part, mask in masks.items()
-    )
-    text = SECTION.sub("\n", path.read_text(encoding="utf-8")).rstrip("\n")
-    path.write_text(
-        f"{text}\n\n<!-- masksearch -->\n## Attention mask\n\nThis model was trained under an "
-        "attention mask, without which it is another model. Programs that do not know masksearch "
-        "open it dense, without the mask; `masksearch.load_pretrained(folder)` opens both.\n\n"
-        f"{listed}<!-- /masksearch -->\n",
-        encoding="utf-8",
-    )
 
 
 def check_adapter(model: Any) -> None:
@@ -326,6 +301,39 @@ def write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
+    """Writes `tokenizer.json` and the `tokenizer_config.json` that `AutoTokenizer` needs.
+
+    It gets the `[CLS] .. [SEP] .. [SEP]` template where it adds no special tokens by itself.
+
+    Args:
+        tokenizer: Left as it is.
+        config: The model's.
+        folder: Where to.
+    """
+    copied, special = Tokenizer.from_str(tokenizer.to_str()), special_ids(tokenizer)
+    tokens = {role: str(tokenizer.id_to_token(number)) for role, number in special.items()}
+    tokens["unk"] = tokens.pop("unknown")  # transformers' name of it
+    if copied.post_processor is None:
+        first, last = tokens["cls"], tokens["sep"]
+        copied.post_processor = TemplateProcessing(
+            single=f"{first} $A {last}",
+            pair=f"{first} $A {last} $B:1 {last}:1",
+            special_tokens=[(first, special["cls"]), (last, special["sep"])],
+        )
+    copied.save(str(folder / "tokenizer.json"))
+    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0  # of its positions
+    segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
+        "model_max_length": config.max_position_embeddings - offset,
+        "model_input_names": ["input_ids", *segments, "attention_mask"],
+        **{f"{role}_token": token for role, token in tokens.items()},
+    }
+    text = json.dumps(described, indent=1, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
 # -- reading -----------------------------------------------------------------------------------
 def load_pretrained(
     folder: Path | str,
@@ -353,8 +361,9 @@ def load_pretrained(
     Raises:
         FileNotFoundError: If the folder, its manifest or a mask file is missing.
         MaskFormatError: If manifest or masks are damaged, changed, or of a newer version.
-        DataError: If configuration or weights are missing, damaged, pickled, or do not fit, or
-            an option is none of `from_pretrained`.
+        DataError: If configuration or weights are missing, damaged, pickled, others than those
+            that the masks were saved with, or do not fit, or an option is none of
+            `from_pretrained`.
         AttachError: If the class is unknown, or no mask can be put on the model.
         HeadCountError, LayerCountError: If masks and model do not fit.
         ValueError: If an option would run code, read a pickle or exchange the attention.
@@ -369,11 +378,12 @@ def load_pretrained(
     masks, stored = check_masks(folder), read_manifest(folder)
     backend = backend or stored["backend"]
     if stored["adapter"]:
-        found = load_adapter(folder, masks, model_class, backend, inputs, **options)
-        return cast(PreTrainedModel, found)
-    model = open_model(folder, model_class, **options)
-    attach(model, masks, inputs, backend)
-    return model
+        model = load_adapter(folder, masks, model_class, backend, inputs, **options)
+    else:
+        model = open_model(folder, model_class, **options)
+        attach(model, masks, inputs, backend)
+    check_weights(folder)
+    return cast(PreTrainedModel, model)
 
 
 def load_adapter(
@@ -458,86 +468,76 @@ def open_model(
     return cast(PreTrainedModel, model.eval())
 
 
-# -- our own model in transformers' class --------------------------------------------------------
-def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
-    """Our model's weights in transformers' own class, on the CPU, without the mask on it.
+# -- training -----------------------------------------------------------------------------------
+class MaskCallback(TrainerCallback, ExportableState):
+    """Trains under a mask with `transformers.Trainer`, and saves it wherever the model is saved.
 
-    `BertForPreTraining` for a BERT with a sentence-pair head; other architectures have no such
-    class, and lose that head with a warning in the log.
-
-    Their head's layer norm takes its epsilon from the configuration, ours 1e-5: logits differ by
-    that, about 1e-4 of their size. They are equal where the model came from a checkpoint, or
-    went through `use_their_epsilon` before its training.
-
-    Raises:
-        AttachError: If the head of that class does not compute what ours does.
-    """
-    config = deepcopy(model.config)
-    config._attn_implementation = "sdpa"
-    for bias in ("classifier_bias", "norm_bias"):  # ModernBERT's head has none, ours has
-        if hasattr(config, bias):
-            setattr(config, bias, True)
-    with quiet():
-        whole: Any = cast(Any, AutoModelForMaskedLM).from_config(config, dtype=torch.float32)
-    parts, values = find_head_parts(whole), torch.linspace(-3, 3, 25)
-    if parts is None or (parts[2](values) - model.activation(values)).abs().max() > 1e-4:
-        raise AttachError(
-            f"{type(whole).__name__} has another prediction head than this model, whose "
-            f"activation is {model.activation}; train an encoder such as bert, roberta, "
-            "distilbert, electra or modernbert, with hidden_act='gelu'"
-        )
-    copy_head((model.transform, model.norm, model.activation, model.bias), parts)
-    whole.base_model.load_state_dict(model.encoder.state_dict(), strict=False)  # no pooler there
-    if model.pooler is None or model.pair is None:
-        return cast(PreTrainedModel, whole)
-    if config.model_type != "bert":
-        title = type(whole).__name__
-        log.warning("the sentence-pair head is not written: %s has no place for it", title)
-        return cast(PreTrainedModel, whole)
-    with quiet():
-        both: Any = BertForPreTraining(config)
-    both.load_state_dict(whole.state_dict(), strict=False)
-    both.bert.pooler.dense.load_state_dict(model.pooler.state_dict())
-    both.cls.seq_relationship.load_state_dict(model.pair.state_dict())
-    return cast(PreTrainedModel, both)
-
-
-def use_their_epsilon(model: MaskedLanguageModel) -> MaskedLanguageModel:
-    """Gives the head's layer norm the epsilon that transformers' class has, in place."""
-    config = model.config
-    names = ("layer_norm_eps", "norm_eps")
-    model.norm.eps = next((getattr(config, n) for n in names if hasattr(config, n)), 1e-12)
-    return model
-
-
-def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
-    """Writes `tokenizer.json` and the `tokenizer_config.json` that `AutoTokenizer` needs.
-
-    It gets the `[CLS] .. [SEP] .. [SEP]` template where it adds no special tokens by itself.
+    Checkpoints, the folder of `trainer.save_model` and what is pushed to the Hub are then what
+    `masksearch.save_pretrained` writes. Every model that `model_init` makes gets the mask. A
+    training that resumes under another mask is refused.
 
     Args:
-        tokenizer: Left as it is.
-        config: The model's.
-        folder: Where to.
+        mask: As in `masksearch.attach`, a mask or a mapping from parts to masks; None = the one
+            that is on the model already.
+        part: As in `attach`.
+        backend: As in `attach`.
+
+    Raises:
+        TypeError: If `mask` is no mask.
+        AttachError: From the Trainer: if the mask cannot be put on the model, or there is none,
+            if the model could not be loaded again from a checkpoint, or one is resumed that was
+            trained under another mask.
     """
-    copied, special = Tokenizer.from_str(tokenizer.to_str()), special_ids(tokenizer)
-    tokens = {role: str(tokenizer.id_to_token(number)) for role, number in special.items()}
-    tokens["unk"] = tokens.pop("unknown")  # transformers' name of it
-    if copied.post_processor is None:
-        first, last = tokens["cls"], tokens["sep"]
-        copied.post_processor = TemplateProcessing(
-            single=f"{first} $A {last}",
-            pair=f"{first} $A {last} $B:1 {last}:1",
-            special_tokens=[(first, special["cls"]), (last, special["sep"])],
-        )
-    copied.save(str(folder / "tokenizer.json"))
-    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0  # of its positions
-    segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
-    described = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
-        "model_max_length": config.max_position_embeddings - offset,
-        "model_input_names": ["input_ids", *segments, "attention_mask"],
-        **{f"{role}_token": token for role, token in tokens.items()},
-    }
-    text = json.dumps(described, indent=1, ensure_ascii=False)
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+    def __init__(
+        self,
+        mask: Mask | Mapping[str, Mask] | None = None,
+        *,
+        part: str | None = None,
+        backend: str = "auto",
+    ) -> None:
+        several = list(mask.values()) if isinstance(mask, Mapping) else [mask]
+        if mask is not None and not all(isinstance(each, Mask) for each in several):
+            raise TypeError(
+                f"MaskCallback takes a mask such as masks.window(16), got {mask!r:.80}"
+            )
+        self.mask, self.part, self.backend = mask, part, backend
+        self.digests: dict[str, str] = {}
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Puts the mask on the model of the Trainer."""
+        if self.mask is not None:
+            self.put_on(given["model"])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """The same for a model that was made since, and a look at what is resumed."""
+        self.put_on(given["model"])
+        stored = state.stateful_callbacks.get(type(self).__name__)
+        before = stored.get("attributes", {}).get("digests") if isinstance(stored, dict) else None
+        if state.global_step and before and before != self.digests:
+            raise AttachError(
+                f"the checkpoint of step {state.global_step} was trained under another mask than "
+                f"the one that is attached now, {attached(given['model'])!s:.200}; resume under "
+                "its own, ms.saved_masks(checkpoint), or begin anew, resume_from_checkpoint=None"
+            )
+
+    def put_on(self, model: nn.Module) -> None:
+        """Attaches the mask where it is not on the model, and lets the model save it."""
+        if self.mask is not None and not self.is_on(model):
+            attach(model, self.mask, backend=self.backend, part=self.part)
+        whole: Any = unwrapped(model, adapters=False)
+        found, _ = masks_to_save(whole)
+        build_options(whole)  # what could not be loaded again is refused now
+        self.digests = {part: mask.digest for part, mask in found.items()}
+        whole.__dict__["save_pretrained"] = SaveWithMasks(whole)
+
+    def is_on(self, model: nn.Module) -> bool:
+        """Whether the model carries the mask already."""
+        found = attached(model)
+        if isinstance(self.mask, Mapping):
+            return found == dict(self.mask)
+        return [*found.values()] == [self.mask] and self.part in (None, *found)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the callback: the digests of the masks."""
+        return {"args": {}, "attributes": {"digests": self.digests}}

@@ -12,12 +12,11 @@ from tiny_checkpoint import tiny_checkpoint
 from transformers import BertForMaskedLM
 from typer.testing import CliRunner
 
-from masksearch import masks
+from masksearch import load_pretrained, masks, save_pretrained
 from masksearch.attention.attach import attach, attached
 from masksearch.cli import main as cli
 from masksearch.errors import DataError
 from masksearch.masks.files import save_mask
-from masksearch.models.saving import load_pretrained, save_pretrained
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from masksearch import load_pretrained, open_pretrained
 from masksearch.attention.attach import attached
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
 from masksearch.masks import window
 from masksearch.masks.files import load_mask
-from masksearch.models.checkpoints import open_pretrained
-from masksearch.models.saving import load_pretrained
 from masksearch.training.checkpoints import Checkpoints
 
 SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")

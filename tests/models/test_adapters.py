@@ -137,8 +137,6 @@ def test_an_adapter_comes_back_with_its_mask(base, tmp_path):
     assert type(again) is type(model)
     assert ms.attached(again) == {"self": MASK}
     assert torch.equal(logits(again), logits(model))
-    assert ms.verify(folder).weights == "as saved"
-    assert MASK.digest in (folder / "README.md").read_text()  # of PEFT
     plain = hf.AutoModelForCausalLM.from_pretrained(folder)  # transformers: dense
     assert torch.allclose(logits(plain), logits(ms.detach(model)), atol=1e-6)
     with pytest.raises(DataError, match=r"holds an adapter .* write one") as error:
@@ -195,7 +193,7 @@ def test_a_trainer_writes_adapters_with_their_mask(base, tmp_path):
     assert ms.attached(again) == {"self": MASK}
     second = training(3)
     second.train(resume_from_checkpoint=True)
-    assert ms.verify(out / "checkpoint-3").masks == {"self": MASK}
+    assert ms.verify(out / "checkpoint-3") == {"self": MASK}
 
 
 def test_an_adapter_is_not_read_from_a_pickle(base, tmp_path):

@@ -8,12 +8,11 @@ import pytest
 import torch
 import transformers as hf
 
-from masksearch import masks
+from masksearch import masks, open_pretrained
 from masksearch.attention.attach import attach
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files
-from masksearch.models.checkpoints import open_pretrained
 from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
 
 BERT = {

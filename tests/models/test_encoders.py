@@ -14,11 +14,11 @@ from masksearch.models.encoders import (
     SIZES,
     Size,
     encoder,
+    find_preset,
     find_size,
     initial_spread,
     size_name,
 )
-from masksearch.models.presets import find_preset
 
 SMALL = Size(layers=2, width=32, heads=4)
 

@@ -17,7 +17,7 @@ from masksearch.models.heads import (
     SequenceClassifier,
     SpanPredictor,
 )
-from masksearch.models.tuned import TunedHead
+from masksearch.models.pretrained import TunedHead
 
 SMALL = Size(layers=2, width=32, heads=4)
 

@@ -15,7 +15,7 @@ from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.models.heads import ChoiceScorer, SequenceClassifier, SpanPredictor
-from masksearch.models.tuned import FIRST_ROW, KINDS, TunedHead, rows_read
+from masksearch.models.pretrained import FIRST_ROW, KINDS, TunedHead, rows_read
 
 SIZES = {
     **{"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},

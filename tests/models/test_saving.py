@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masksearch import masks
+from masksearch import load_pretrained, masks, save_pretrained, saved_masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.errors import (
     AttachError,
@@ -35,8 +35,6 @@ from masksearch.errors import (
     MaskFormatError,
 )
 from masksearch.gates.gates import Gates
-from masksearch.models.manifest import saved_masks
-from masksearch.models.saving import load_pretrained, save_pretrained
 
 VOCABULARY, LENGTH, WIDTH = 30, 12, 8
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}
@@ -389,10 +387,13 @@ def wide_head() -> Any:
             lambda: attach(bert(), Gates(length=LENGTH, heads=HEADS, layers=LAYERS)),
             r"gates are attached to this BertModel; .*of gates: result\.mask\(sparsity=0\.9\)",
         ),
-        (Around, r"Around is no Hugging Face .*; ms\.attach\(model\.inner, mask\); ms\.save_pre"),
+        (
+            Around,
+            r"Around is no Hugging Face .*; ms\.attach\(model\.get_submodule\(.inner.\), mask",
+        ),
         (
             lambda: attach(Around(), STAR),
-            r"ms\.detach\(model, missing_ok=True\); ms\.attach\(model\.inner, mask\)",
+            r"ms\.detach\(model, missing_ok=True\); ms\.attach\(model\.get_sub",
         ),
         (lambda: attach(Around(), STAR).inner, "no mask is attached to this BertModel"),
         (lambda: nn.Linear(2, 2), "Linear is no Hugging Face model"),

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masksearch import masks
+from masksearch import masks, open_pretrained, save_pretrained
 from masksearch.attention.attach import attach
 from masksearch.errors import AttachError
-from masksearch.models.checkpoints import open_pretrained
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.models.saving import hugging_face_model, save_pretrained, use_their_epsilon
+from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
 
 LENGTH, VOCABULARY = 12, 40

@@ -8,7 +8,6 @@ corpus.digest       # changes with the text, the tokenizer and the length
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
+from masksearch.files import cache_folder
 from masksearch.tasks.splits import FEW, empty_half, in_final_half
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
@@ -221,12 +221,6 @@ class Corpus:
             digest=short_hash(*content, made.to_str(), str(length), *limit),
             begins=(whole[0].begins, whole[1].begins),
         )
-
-
-def cache_folder(given: Path | None) -> Path:
-    """Where tokens are kept: the given folder, `$MASKSEARCH_CACHE` or `~/.cache/masksearch`."""
-    folder = given or Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch")
-    return folder.expanduser()
 
 
 class StoredTokens(NamedTuple):

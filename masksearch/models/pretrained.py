@@ -1,0 +1,469 @@
+"""Encoders from checkpoints: bare, under the head of masked words, or with the head of a task.
+
+start = open_pretrained("models/my-bert")              # or "google-bert/bert-base-uncased"
+start.shape(128)                                       # Shape(length=128, layers=12, heads=12)
+corpus = Corpus.load(text, tokenizer=start.tokenizer_source, length=128)
+start.check_tokens(corpus.vocabulary, corpus.special["pad"])
+model = start.masked_language_model(seed=0)            # with the checkpoint's own head
+classifier = SequenceClassifier(start.encoder(), 2, seed=0)
+kind = tuned_kind(folder)                              # "SequenceClassification", or None
+head = open_tuned(folder, kind, labels=("0", "1"))     # fine-tuned already; head(**batch).logits
+hugging_face_model(model)                              # our model as transformers' own
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from masksearch.attention.probe import probe
+from masksearch.errors import AttachError, DataError
+from masksearch.models.checkpoints import (
+    CONFIG,
+    StoredCheckpoint,
+    check_masks,
+    find_files,
+    find_folder,
+    hash_files,
+    quiet,
+    read_config,
+    read_json,
+    read_model,
+)
+from masksearch.models.heads import MaskedLanguageModel, Output, class_output, span_output
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pretrained(StoredCheckpoint):
+    """A checkpoint of an encoder; see `StoredCheckpoint` for what it shares with decoders.
+
+    Args:
+        name: What it was opened as: an absolute folder, or a Hub name.
+        folder: Where its files were found.
+        digest: Hash of the configuration's and the weights' bytes.
+        architecture: The configuration's `model_type`, such as `"bert"`.
+        layers: Attention layers with weights of their own (1 for ALBERT, which repeats one).
+        heads: Query heads of a layer.
+        width: Of the hidden states.
+        positions: Longest sequence, in tokens, special ones included.
+        vocabulary: Rows of the token embeddings.
+        pad: The configuration's padding id; None where it names none.
+        padded_positions: Whether positions are counted by what is not `pad` (RoBERTa).
+        has_head: Whether the checkpoint holds a masked-language-model head.
+        has_pair_head: Whether it holds BERT's next-sentence head.
+    """
+
+    pad: int | None
+    padded_positions: bool
+    has_head: bool
+    has_pair_head: bool
+
+    def check_tokens(self, vocabulary: int, pad: int) -> None:
+        """Whether a tokenizer fits the embeddings.
+
+        Args:
+            vocabulary: Number of the tokenizer's ids.
+            pad: The tokenizer's padding id.
+
+        Raises:
+            DataError: If it has more ids than the encoder, or pads with another id where
+                positions are counted by it.
+        """
+        if vocabulary > self.vocabulary:
+            why = f"has {vocabulary:,} ids, {self.name} embeds {self.vocabulary:,}"
+        elif self.padded_positions and pad != self.pad:
+            why = f"pads with id {pad}, {self.name} counts positions by id {self.pad}"
+        else:
+            return
+        raise DataError(
+            f"the tokenizer {why}; use the checkpoint's own: leave --tokenizer out "
+            "(tokenizer=None of an evaluator, tokenizer=pretrained.tokenizer_source of a corpus)"
+        )
+
+    def encoder(self, *, dropout: float | None = None) -> PreTrainedModel:
+        """A fresh bare encoder with the pre-trained weights, float32, in training mode.
+
+        Args:
+            dropout: Probability for hidden states and attention weights alike; None = as
+                configured.
+        """
+        body: PreTrainedModel = read_encoder(self.locate(), dropout)[0].base_model
+        body.train()
+        return body
+
+    def masked_language_model(
+        self, seed: int, *, pairs: bool = False, dropout: float | None = None
+    ) -> MaskedLanguageModel:
+        """The encoder under the checkpoint's own masked-language-model head.
+
+        Args:
+            seed: Seed of the weights that the checkpoint lacks: the whole head where
+                `has_head` is False, the sentence-pair head where `has_pair_head` is.
+            pairs: Whether to have a sentence-pair head.
+            dropout: See `encoder`.
+        """
+        folder = self.locate()
+        whole = read_encoder(folder, dropout)[0]
+        made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
+        parts = find_head_parts(whole)
+        if self.has_head and parts is not None:
+            set_head(made, parts)
+        if self.has_pair_head and made.pooler is not None and made.pair is not None:
+            with quiet():
+                both, _ = read_model(BertForPreTraining, folder, dtype=torch.float32)
+            made.pooler.load_state_dict(both.bert.pooler.dense.state_dict())
+            made.pair.load_state_dict(both.cls.seq_relationship.state_dict())
+        return made.train()
+
+
+def open_pretrained(name_or_folder: str | Path) -> Pretrained:
+    """Opens a checkpoint of an encoder: reads it once, checks that all of it fits.
+
+    Args:
+        name_or_folder: A folder with `config.json` and `*.safetensors` (what `save_pretrained`
+            writes), or a name on the Hugging Face Hub. What was downloaded before is used as it
+            is, without the network; `HF_HUB_OFFLINE=1` forbids downloads.
+
+    Raises:
+        DataError: If there is no such folder, the Hub cannot be reached, the weights are a
+            pickle, damaged or do not fit the configuration, or it is no encoder.
+        FileNotFoundError, MaskFormatError: If it was trained under a mask that is missing, or
+            is another one than its configuration names.
+        AttachError: If no mask can be put on it (such as MPNet, DeBERTa).
+    """
+    name, folder = find_folder(name_or_folder)
+    digest = hash_files(folder)
+    if own := check_masks(folder):
+        listed = ", ".join(f"{mask!s:.80}" for mask in own.values())
+        log.warning(
+            "%s was trained under %s; what is judged takes its place, and masks.full() is another "
+            "model than the one that was saved (ms.saved_masks gives its mask)",
+            name,
+            listed,
+        )
+    model, report = read_encoder(folder, None)
+    body = model.base_model.eval()
+    calls = probe(body, [body], None)
+    table = find_position_table(body)
+    offset = 0 if table is None or table.padding_idx is None else table.padding_idx + 1
+    rows = body.config.max_position_embeddings if table is None else table.num_embeddings
+    return Pretrained(
+        name=name,
+        folder=folder,
+        digest=digest,
+        architecture=body.config.model_type,
+        layers=len({id(call.module) for call in calls}),
+        heads=calls[0].heads,
+        width=body.config.hidden_size,
+        positions=rows - offset,
+        vocabulary=body.get_input_embeddings().weight.shape[0],
+        pad=body.config.pad_token_id,
+        padded_positions=offset > 0,
+        has_head=not report["missing_keys"]
+        and not report["mismatched_keys"]
+        and fits_our_head(model),
+        has_pair_head=body.config.model_type == "bert"
+        and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
+        <= set(report["unexpected_keys"]),
+    )
+
+
+def find_position_table(body: nn.Module) -> nn.Embedding | None:
+    """The learned position embeddings; None where positions are computed (rotary, sinusoidal)."""
+    for name, module in body.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module
+    return None
+
+
+def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
+    """The encoder under its masked-language-model head, and what was missing or left over.
+
+    Raises:
+        DataError: If it is no encoder, or the files cannot be read or do not fit.
+    """
+    find_files(folder)
+    config = read_config(folder)
+    kind = config.model_type
+    decodes = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or decodes:
+        raise DataError(
+            f"{folder / CONFIG}: {kind!r} is not an encoder that predicts masked tokens; give one "
+            "such as bert, roberta, distilbert, electra, albert or modernbert"
+        )
+    for name, value in config.to_dict().items():  # each architecture has names of its own
+        if dropout is not None and "dropout" in name and isinstance(value, int | float):
+            setattr(config, name, dropout)
+    with quiet():
+        return read_model(
+            AutoModelForMaskedLM, folder, new_head=True, config=config, dtype=torch.float32
+        )
+
+
+# -- the prediction head -----------------------------------------------------------------------
+HeadParts = tuple[nn.Linear, nn.LayerNorm, nn.Module, Tensor | None]  # dense, norm, act, bias
+
+
+def find_head_parts(model: Any) -> HeadParts | None:
+    """Dense layer, norm, activation (GELU where it is no module) and output bias of a masked
+    language model of transformers, of which the last may be missing; None = another head."""
+    out, inside = model.get_output_embeddings(), set(model.base_model.modules())
+    if out is None or out.weight is not model.base_model.get_input_embeddings().weight:
+        return None
+    rest = [m for m in model.modules() if m not in inside and m is not out]
+    rest = [m for m in rest if not list(m.children())]
+    dense = [m for m in rest if isinstance(m, nn.Linear)]
+    norms = [m for m in rest if isinstance(m, nn.LayerNorm)]
+    others = [m for m in rest if m not in dense and m not in norms]
+    acts = [m for m in others if not isinstance(m, nn.Dropout | nn.CrossEntropyLoss)]
+    if len(dense) != 1 or len(norms) != 1 or len(acts) > 1:
+        return None
+    return dense[0], norms[0], acts[0] if acts else nn.GELU(), out.bias
+
+
+def copy_head(source: HeadParts, target: HeadParts) -> None:
+    """Copies a head's weights; a bias that the source lacks stays as it is."""
+    target[0].load_state_dict(source[0].state_dict(), strict=False)
+    target[1].load_state_dict(source[1].state_dict(), strict=False)
+    if source[3] is not None and target[3] is not None:
+        with torch.no_grad():
+            target[3].copy_(source[3])
+
+
+def set_head(made: MaskedLanguageModel, parts: HeadParts) -> MaskedLanguageModel:
+    """Gives our model the head of one of transformers."""
+    copy_head(parts, (made.transform, made.norm, made.activation, made.bias))
+    made.norm.eps, made.activation = parts[1].eps, parts[2]
+    return made
+
+
+def fits_our_head(model: Any) -> bool:
+    """Whether our head can stand for the model's own, with the same logits."""
+    parts = find_head_parts(model)
+    if parts is None:
+        return False
+    made = set_head(MaskedLanguageModel(model.base_model, seed=0), parts).eval()
+    tokens = torch.ones(1, 4, dtype=torch.int64)
+    with torch.no_grad():
+        theirs: Tensor = model.eval()(input_ids=tokens).logits
+        return torch.allclose(made(tokens).logits, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)
+
+
+def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
+    """Our model's weights in transformers' own class, on the CPU, without the mask on it.
+
+    `BertForPreTraining` for a BERT with a sentence-pair head; other architectures have no such
+    class, and lose that head with a warning in the log.
+
+    Their head's layer norm takes its epsilon from the configuration, ours 1e-5: logits differ by
+    that, about 1e-4 of their size. They are equal where the model came from a checkpoint, or
+    went through `use_their_epsilon` before its training.
+
+    Raises:
+        AttachError: If the head of that class does not compute what ours does.
+    """
+    config = deepcopy(model.config)
+    config._attn_implementation = "sdpa"
+    for bias in ("classifier_bias", "norm_bias"):  # ModernBERT's head has none, ours has
+        if hasattr(config, bias):
+            setattr(config, bias, True)
+    with quiet():
+        whole: Any = cast(Any, AutoModelForMaskedLM).from_config(config, dtype=torch.float32)
+    parts, values = find_head_parts(whole), torch.linspace(-3, 3, 25)
+    if parts is None or (parts[2](values) - model.activation(values)).abs().max() > 1e-4:
+        raise AttachError(
+            f"{type(whole).__name__} has another prediction head than this model, whose "
+            f"activation is {model.activation}; train an encoder such as bert, roberta, "
+            "distilbert, electra or modernbert, with hidden_act='gelu'"
+        )
+    copy_head((model.transform, model.norm, model.activation, model.bias), parts)
+    whole.base_model.load_state_dict(model.encoder.state_dict(), strict=False)  # no pooler there
+    if model.pooler is None or model.pair is None:
+        return cast(PreTrainedModel, whole)
+    if config.model_type != "bert":
+        title = type(whole).__name__
+        log.warning("the sentence-pair head is not written: %s has no place for it", title)
+        return cast(PreTrainedModel, whole)
+    with quiet():
+        both: Any = BertForPreTraining(config)
+    both.load_state_dict(whole.state_dict(), strict=False)
+    both.bert.pooler.dense.load_state_dict(model.pooler.state_dict())
+    both.cls.seq_relationship.load_state_dict(model.pair.state_dict())
+    return cast(PreTrainedModel, both)
+
+
+def use_their_epsilon(model: MaskedLanguageModel) -> MaskedLanguageModel:
+    """Gives the head's layer norm the epsilon that transformers' class has, in place."""
+    config = model.config
+    names = ("layer_norm_eps", "norm_eps")
+    model.norm.eps = next((getattr(config, n) for n in names if hasattr(config, n)), 1e-12)
+    return model
+
+
+# -- heads of a task ---------------------------------------------------------------------------
+KINDS = {  # how transformers ends the class name of a model -> how a message says it
+    "SequenceClassification": "a classifier of sequences (GLUE)",
+    "QuestionAnswering": "one that points at answers (SQuAD)",
+    "MultipleChoice": "a scorer of choices (SWAG)",
+}
+
+
+def tuned_kind(folder: Path) -> str | None:
+    """Which head a checkpoint says that it has, a name of `KINDS`; None = another, or none."""
+    named = read_json(folder / CONFIG).get("architectures") or []
+    ends = [kind for name in named for kind in KINDS if str(name).endswith(f"For{kind}")]
+    return ends[0] if ends else None
+
+
+FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
+)
+
+
+def rows_read(folder: Path, own: int | None, *, tuned: bool) -> int | None:
+    """How many leading rows of the last layer reach the output of a head on a checkpoint.
+
+    Args:
+        folder: What transformers' `save_pretrained` wrote.
+        own: Rows of the last hidden states that our head reads; None = all.
+        tuned: Whether the checkpoint's own head is taken in its place, if it has one.
+
+    Returns:
+        1, or another `own`; None = all, or not known: of types other than `FIRST_ROW` (ALBERT
+        runs one layer again and again), and of heads that pool otherwise.
+    """
+    config = read_json(folder / CONFIG)
+    kind = tuned_kind(folder) if tuned else None
+    if kind is not None:
+        pooling = config.get("classifier_pooling", "cls"), config.get("summary_type", "first")
+        points = kind == "QuestionAnswering" or pooling != ("cls", "first")
+        own = None if points else 1
+    return own if config.get("model_type") in FIRST_ROW else None
+
+
+class TunedHead(nn.Module):
+    """A fine-tuned model of transformers, with the inputs and the `Output` of our heads.
+
+    Args:
+        whole: The model.
+        kind: A name of `KINDS`.
+        order: Which of the model's classes is our class 0, 1, ..; None = the same.
+    """
+
+    def __init__(self, whole: nn.Module, kind: str, order: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.whole, self.kind = whole, kind
+        self.order = None if order is None else list(order)
+
+    @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.whole.config
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The encoder below the head."""
+        return cast(nn.Module, self.whole.base_model)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> Output:
+        """Logits and, given labels (of spans both positions), the mean loss: as our heads."""
+        given = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        if getattr(self.config, "type_vocab_size", 0) < 2:
+            del given["token_type_ids"]
+        if self.kind == "MultipleChoice" and input_ids.ndim == 2:  # one item without a batch
+            given = {n: part if part is None else part[None] for n, part in given.items()}
+            input_ids = input_ids[None]
+        out = self.whole(input_ids=input_ids, **given)
+        if self.kind == "QuestionAnswering":
+            logits = torch.stack([out.start_logits, out.end_logits], -1)
+            return span_output(logits, attention_mask, start_positions, end_positions)
+        logits = out.logits if self.order is None else out.logits[:, self.order]
+        return class_output(logits, labels)
+
+
+def open_tuned(folder: Path, kind: str, labels: Sequence[str] | None = None) -> TunedHead:
+    """The fine-tuned model of a folder, in training mode, float32.
+
+    Args:
+        folder: What transformers' `save_pretrained` wrote.
+        kind: Which head is needed, a name of `KINDS`.
+        labels: The task's classes, in the order of our class numbers; none = a regression; None =
+            the head is not one of classes. Where the folder names its classes otherwise than
+            LABEL_0, LABEL_1, .., they are found by their names.
+
+    Raises:
+        DataError: If it cannot be read, its head is missing or is another one, the classes are
+            not those of the task, or a weight is not finite.
+    """
+    found = tuned_kind(folder)
+    if found is not None and found != kind:
+        raise DataError(
+            f"{folder} holds {KINDS[found]}, and this task needs {KINDS[kind]}; give a model that "
+            "was fine-tuned on the task, or a pre-trained one, which is fine-tuned here"
+        )
+    loader = getattr(transformers, f"AutoModelFor{kind}")
+    with quiet():
+        model, report = read_model(loader, folder, new_head=True, dtype=torch.float32)
+    unfit = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if unfit:
+        raise DataError(
+            f"{folder}: config.json names {type(model).__name__}, but its head is missing "
+            f"({min(unfit)}); save the whole model (model.save_pretrained), or give a pre-trained "
+            "one, which is fine-tuned here"
+        )
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            raise DataError(
+                f"{folder}: the weights {name} are not finite; fine-tune the model again, at a "
+                "lower rate"
+            )
+    order = None if labels is None else match_classes(folder, model.config, labels)
+    return TunedHead(model, kind, order).train()
+
+
+def match_classes(folder: Path, config: Any, labels: Sequence[str]) -> list[int] | None:
+    """Which of a model's classes is each of ours; None = the same numbers.
+
+    Raises:
+        DataError: If there are more or fewer, or they have other names.
+    """
+    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    wanted = max(1, len(labels))
+    if len(names) != wanted:
+        says = f"the classes {', '.join(labels)}" if labels else "one score"
+        raise DataError(
+            f"{folder} has a head of {len(names)} outputs, and the task {wanted} ({says}); give "
+            "the model of this task, or a pre-trained one, which is fine-tuned here"
+        )
+    plain = [f"LABEL_{number}" for number in range(wanted)]
+    if not labels or names == plain or names == list(labels):
+        return None
+    folded, ours = [name.lower() for name in names], [label.lower() for label in labels]
+    if sorted(folded) == sorted(ours):
+        return [folded.index(label) for label in ours]
+    if all(label.isdecimal() for label in labels):  # numbers in the files: the model's own names
+        return None
+    raise DataError(
+        f"{folder} names its classes {', '.join(names)}, and the task {', '.join(labels)}; set "
+        "id2label in config.json to the task's names, in the model's order"
+    )
