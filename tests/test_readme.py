@@ -103,7 +103,7 @@ def test_first_search_finds_its_mask(folder):
 
 @pytest.mark.slow
 def test_three_jobs_run(folder):
-    for part in ("runs/try\n", "--found runs/try", "masksearch attach"):
+    for part in ("runs/try\n", "compare runs/try", "masksearch attach"):
         for command in commands(block("bash", part)):
             run(folder, command)
     assert (folder / "runs/try_compared/report.html").is_file()

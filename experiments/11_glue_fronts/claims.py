@@ -496,7 +496,7 @@ CLAIMS += [
         behind_dense(ADDED, "pretrained"),
     ),
 ]
-# `masksearch verdict` after the commands of docs/trained_encoders.md
+# `masksearch report` after the commands of docs/trained_encoders.md
 commands = (RESULTS / "four_commands.txt").read_text(encoding="utf-8")
 arms = r"searched (\S+ \[.*?\]), hand-designed (\S+ \[.*?\]), random (\S+ \[.*?\])"
 best = r"^%s >= 0.4: .*?\((\S+)%% .*? glue (\S+) "

@@ -2,17 +2,14 @@
 
 Everything runs on planted data: DAM without a space, TPE, evolution and random search over one
 space, once each; then the masks that they chose against dense attention, the six hand-designed
-families and the mask that loses nothing, on seeds and rows that no search has used. How the
-strategies do over several search seeds is read from records that come with the package.
+families and the mask that loses nothing, on seeds and rows that no search has used.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +27,17 @@ from masksearch.masks.core import Mask
 from masksearch.report.collect import NOTES, report_on
 from masksearch.tasks.planted.graded import GradedProcess
 
-RECORDS = Path(__file__).with_name("demo_records.json")  # written by `masksearch demo --record`
-TRIALS = 12  # masks of each strategy that proposes masks
 STRATEGIES = ("dam", "tpe", "evolution", "random")
+TRIALS = 12  # masks of each strategy that draws them from the space
 SEARCH_SEED = 100  # the comparison uses the seeds below, so that no winner is flattered
-RECORDED_SEEDS = (0, 1, 2)
 SEEDS = (1000, 1001, 1002)
 BUDGETS = (0.9, 0.78)  # least sparsity of the masks that a strategy sends into the comparison
 FARTHEST = 20  # positions
-DAM_GATES = {"structure": "free", "heads": 1}  # like the space, one mask for all heads
-DAM_CONFIG: dict[str, Any] = {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3}
-DAM_DENSITIES = (0.05, 0.08, 0.1, 0.15, 0.2)
+DAM = {
+    "gates": {"structure": "free", "heads": 1},  # like the space, one mask for all heads
+    "config": {"steps": 600, "dense_warmup": 0.5, "density": 0.15, "lr": 4e-3},
+    "densities": (0.05, 0.08, 0.1, 0.15, 0.2),
+}
 
 
 def space(trial: BaseTrial) -> Mask:
@@ -54,50 +51,101 @@ def space(trial: BaseTrial) -> Mask:
     return mask
 
 
-@dataclass(frozen=True)
-class DemoSettings:
-    """What the demonstration runs.
+def show_demo(run: Path, slots: int) -> None:
+    """Runs (or resumes) the demonstration, and prints what it shows and where its page is."""
+    with resumable(run, "demo", {"run": run, "slots": slots}):
+        page, lines = run_demo(run, slots=slots)
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"report: {page.resolve()}")
+
+
+def run_demo(
+    run: Path,
+    *,
+    slots: int = 2,
+    evaluator: PlantedEvaluator | None = None,
+    trials: int = TRIALS,
+    seeds: tuple[int, ...] = SEEDS,
+    dam: Mapping[str, Any] = DAM,
+) -> tuple[Path, list[str]]:
+    """Runs (or resumes) the demonstration.
 
     Args:
-        evaluator: On a `GradedProcess`; its gates' batches hold 32 sequences.
-        trials: Masks of each strategy that proposes masks.
-        seeds: Evaluation seeds of the comparison.
-        dam_config: Arguments of `masksearch.DamConfig`.
+        run: Folder; each search, and the comparison, is a study of its own below it.
+        slots: Worker processes.
+        evaluator: On a `GradedProcess`; None = the default one.
+        trials: Masks of each strategy that draws them from the space.
+        seeds: Of the comparison.
+        dam: Options of strategy dam.
+
+    Returns:
+        The page, and lines that say what the searches found.
+
+    Raises:
+        TypeError: If the true front of the evaluator's process is not known.
     """
-
-    evaluator: PlantedEvaluator = field(
-        default_factory=lambda: PlantedEvaluator.graded(gate_batch=32)
-    )
-    trials: int = TRIALS
-    seeds: tuple[int, ...] = SEEDS
-    dam_config: Mapping[str, Any] | None = None
-
-    @property
-    def process(self) -> GradedProcess:
-        """The planted process.
-
-        Raises:
-            TypeError: If its true front is not known.
-        """
-        if not isinstance(self.evaluator.process, GradedProcess):
-            raise TypeError("the demonstration needs an evaluator on a GradedProcess")
-        return self.evaluator.process
-
-    def search(self, strategy: str, run: Path, seed: int, slots: int) -> Study:
-        """One search by a strategy, begun or gone on with."""
-        one_shot = strategy == "dam"
-        config = dict(self.dam_config or DAM_CONFIG)
-        by_dam = {"gates": DAM_GATES, "config": config, "densities": DAM_DENSITIES}
-        return search(
-            None if one_shot else space,
-            self.evaluator,
-            run=run,
-            trials=1 + len(DAM_DENSITIES) if one_shot else self.trials,
-            strategy=strategy,
-            strategy_options=by_dam if one_shot else {},
-            seed=seed,
-            executor=Local(slots=slots, threads=1),
+    judge = evaluator or PlantedEvaluator.graded(gate_batch=32)
+    process = judge.process
+    if not isinstance(process, GradedProcess):
+        raise TypeError("the demonstration needs an evaluator on a GradedProcess")
+    executor = Local(slots=slots, threads=1)
+    studies = {
+        name: search(
+            None if name == "dam" else space,
+            judge,
+            run=run / name,
+            trials=1 + len(dam["densities"]) if name == "dam" else trials,
+            strategy=name,
+            strategy_options=dam if name == "dam" else {},
+            seed=SEARCH_SEED,
+            executor=executor,
         )
+        for name in STRATEGIES
+    }
+    chosen, missing = choose(studies)
+    compare(
+        {"dense": masks.full(), **masks.FAMILIES, "oracle": process.oracle, **chosen},
+        judge,
+        run=run / "compare",
+        seeds=seeds,
+        kinds={"oracle": "control"},
+        executor=executor,
+    )
+    lines = [*describe_reached(process, studies), *missing]
+    notes = {
+        "title": "Who comes near the true front?",
+        "verdicts": [*introduce(judge, process, len(seeds)), *lines],
+        "truth": [[point.sparsity, point.accuracy] for point in process.front],
+        "facts": {"search seed": str(SEARCH_SEED), "worker processes": str(slots)},
+    }
+    (run / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
+    command = f"masksearch demo --run {shlex.quote(str(run))}"
+    return report_on(run, run / "report.html", command=command), lines
+
+
+def introduce(judge: PlantedEvaluator, process: GradedProcess, seeds: int) -> list[str]:
+    """What was asked, by whom, and what the figures mean, for someone who knows none of it."""
+    shape = judge.shape
+    return [
+        f"The task: {process.length} tokens, of which some share a symbol with tokens at fixed "
+        f"distances. A model must name hidden symbols, so it needs to attend at these distances: "
+        f"{int(process.edges.sum())} of {process.length**2} query-key pairs. The data are "
+        "planted, so the best accuracy that any mask allows is known exactly: "
+        f"{process.chance:.3f} by chance, {process.ceiling:.3f} at most.",
+        f"The model: a BERT of {shape.layers} layer and {shape.heads} heads, trained for "
+        f"{judge.steps} steps under each mask; its accuracy on unseen sequences is the score. So "
+        "few steps do not reach what a mask allows, least of all without a mask (dense), where "
+        "the model must find the distances by itself.",
+        "The strategies: dam trains one model whose mask is learned with it (the differentiable "
+        "attention mask), and cuts masks of five densities from it; tpe (a Bayesian sampler), "
+        "evolution and random draw up to three distances for each mask.",
+        "The figures: a strategy covers the part of the true front's area (accuracy above chance "
+        "against sparsity, the share of pairs left out) that its masks would reach if training "
+        "were perfect. dense and oracle (all planted pairs) are controls; the six hand-designed "
+        f"families stand beside them. The masks that were chosen are judged again by {seeds} new "
+        "seeds, on sequences that no search has seen.",
+    ]
 
 
 def volume(process: GradedProcess, points: Iterable[tuple[float, float]]) -> float:
@@ -119,203 +167,42 @@ def volume(process: GradedProcess, points: Iterable[tuple[float, float]]) -> flo
     return area(points) / area((point.sparsity, point.accuracy) for point in process.front)
 
 
-def allowed(process: GradedProcess, mask: Mask) -> tuple[float, float]:
-    """A mask's sparsity, and the exact largest accuracy that it allows."""
-    return mask.sparsity(process.length), process.expected(mask)
-
-
-def best_allowed(process: GradedProcess, sparsity: float) -> float:
-    """Accuracy of the true front at that sparsity."""
-    return max(
-        (point.accuracy for point in process.front if point.sparsity >= sparsity - 1e-9),
-        default=process.chance,
-    )
-
-
-def show_demo(run: Path, slots: int, record: Path | None = None) -> None:
-    """Runs (or resumes) the demonstration, and prints its verdict and where its page is; with
-    `record` the searches of every recorded seed instead, written to that file."""
-    if record is not None:
-        command = (
-            f"masksearch demo --run {shlex.quote(str(run))} --record {shlex.quote(str(record))}"
-        )
-        written = record_searches(run, slots=slots, command=command)
-        record.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
-        typer.echo(f"records: {record.resolve()}")
-        return
-    with resumable(run, "demo", {"run": run, "slots": slots}):
-        page, lines = run_demo(run, slots=slots)
-    for line in lines:
-        typer.echo(line)
-    typer.echo(f"report: {page.resolve()}")
-
-
-def record_searches(
-    run: Path,
-    *,
-    slots: int = 2,
-    command: str = "",
-    settings: DemoSettings | None = None,
-    seeds: Sequence[int] = RECORDED_SEEDS,
-) -> dict[str, Any]:
-    """Runs every strategy with every seed; what the page needs of them.
-
-    Args:
-        run: Folder; each search is a study of its own below it.
-        slots: Worker processes.
-        command: What made them, for the page.
-        settings: Default: those of the demonstration.
-        seeds: Search seeds.
-    """
-    settings = settings or DemoSettings()
-    searches: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for seed in seeds:
-        for name in STRATEGIES:
-            study = settings.search(name, run / f"{name}-{seed}", seed, slots)
-            searches.setdefault(name, {})[str(seed)] = [
-                {
-                    "number": record.number,
-                    "status": record.status,
-                    "seconds": round(record.seconds, 2),
-                    "step": record.step,
-                    "mask": None if record.mask is None else record.mask.to_dict(),
-                    **({"score": record.value("score")} if record.scored else {}),
-                    **({"sparsity": record.measures["sparsity"]} if record.scored else {}),
-                    **(
-                        {"allowed": settings.process.expected(record.mask)}
-                        if record.mask is not None
-                        else {}
-                    ),
-                }
-                for record in study.records()
-            ]
-    return {
-        "command": command,
-        "process": settings.process.digest,
-        "protocol": settings.evaluator.protocol,
-        "searches": searches,
-    }
-
-
-def run_demo(
-    run: Path,
-    *,
-    slots: int = 2,
-    settings: DemoSettings | None = None,
-    records: Path = RECORDS,
-) -> tuple[Path, list[str]]:
-    """Runs (or resumes) the demonstration.
-
-    Args:
-        run: Folder; each part is a study of its own below it.
-        slots: Worker processes.
-        settings: What to run.
-        records: Recorded searches, of any settings; the page names them.
-
-    Returns:
-        The page, and the verdict lines.
-    """
-    started = time.monotonic()
-    settings = settings or DemoSettings()
-    evaluator, process = settings.evaluator, settings.process
-    studies = {name: settings.search(name, run / name, SEARCH_SEED, slots) for name in STRATEGIES}
-    found = chosen_records(studies)
-    compare(
-        {"dense": masks.full(), **masks.FAMILIES, "oracle": process.oracle, **found},
-        evaluator,
-        run=run / "compare",
-        seeds=settings.seeds,
-        kinds={"oracle": "control"},
-        executor=Local(slots=slots, threads=1),
-    )
-    recorded = json.loads(records.read_text(encoding="utf-8"))
-    lines = verdict_lines(process, studies, recorded)
-    notes = {
-        "title": "Who comes near the true front?",
-        "verdicts": lines,
-        "truth": [[point.sparsity, point.accuracy] for point in process.front],
-        "recorded": recorded,
-        "facts": {
-            "corpus": describe_process(process),
-            "protocol": evaluator.protocol,
-            "search seed": str(SEARCH_SEED),
-            "seeds of the comparison": ", ".join(map(str, settings.seeds)),
-            "worker processes": str(slots),
-            "wall time of the last call": f"{time.monotonic() - started:.0f} s",
-        },
-    }
-    (run / NOTES).write_text(json.dumps(notes, indent=1), encoding="utf-8")
-    command = f"masksearch demo --run {shlex.quote(str(run))}"
-    return report_on(run, run / "report.html", command=command), lines
-
-
-def chosen_records(studies: Mapping[str, Study]) -> dict[str, Record]:
-    """The best of each strategy at each budget that it has met."""
+def choose(studies: Mapping[str, Study]) -> tuple[dict[str, Record], list[str]]:
+    """The best mask of each strategy from each sparsity of `BUDGETS` on, and a line for each that
+    has none."""
     chosen: dict[str, Record] = {}
+    missing = []
     for name, study in studies.items():
         for budget in BUDGETS:
             try:
                 best = study.best(sparsity=budget)
-            except SearchError:  # nothing was that sparse
+            except SearchError:
+                missing.append(f"{name}: none of its masks leaves out {budget:.0%} of the pairs.")
                 continue
             if best.mask not in (record.mask for record in chosen.values()):
-                chosen[f"{name} at {budget:.0%}"] = best
-    return chosen
+                chosen[f"{name}, best from {budget:.0%} on"] = best
+            else:
+                missing.append(f"{name}: its best from {budget:.0%} on is one of the others.")
+    return chosen, missing
 
 
-def verdict_lines(
-    process: GradedProcess, studies: Mapping[str, Study], recorded: Mapping[str, Any]
-) -> list[str]:
-    """Who came how near to the true front with what compute, live and as recorded; and where the
-    six families lie."""
-    lines = []
-    reached = {}
+def describe_reached(process: GradedProcess, studies: Mapping[str, Study]) -> list[str]:
+    """How much of the true front each strategy covers, at what compute, and the families."""
+
+    def share(tried: Iterable[Mask]) -> float:
+        return volume(process, ((m.sparsity(process.length), process.expected(m)) for m in tried))
+
+    reached = []
     for name, study in studies.items():
         records = study.records()
         tried = [record.mask for record in records if record.mask is not None and record.scored]
-        share = volume(process, (allowed(process, mask) for mask in tried))
-        reached[name] = share, sum(record.seconds for record in records), len(tried)
-    for name, (share, seconds, count) in sorted(reached.items(), key=lambda item: -item[1][0]):
-        lines.append(
-            f"{name}: its {count} masks cover {share:.0%} of what the true front covers, after "
-            f"{seconds:.0f} s of compute (search seed {SEARCH_SEED}, this run)."
-        )
-    shares = {}
-    for name, runs in recorded["searches"].items():
-        if recorded["process"] == process.digest:
-            shares[name] = [
-                volume(process, ((r["sparsity"], r["allowed"]) for r in run if "score" in r))
-                for run in runs.values()
-            ]
-    if shares:
-        seeds = len(next(iter(shares.values())))
-        lines.append(
-            f"Recorded, {seeds} search seeds, mean (least to most): "
-            + "; ".join(
-                f"{name} {sum(own) / len(own):.0%} ({min(own):.0%} to {max(own):.0%})"
-                for name, own in sorted(shares.items(), key=lambda item: -sum(item[1]))
-            )
-            + "."
-        )
-    families = {name: allowed(process, mask) for name, mask in masks.FAMILIES.items()}
-    share = volume(process, families.values())
-    lines.append(
-        f"The six hand-designed families together cover {share:.0%}: "
-        + "; ".join(
-            f"{name} allows {accuracy:.3f} at {sparsity:.0%} sparsity (true front: "
-            f"{best_allowed(process, sparsity):.3f})"
-            for name, (sparsity, accuracy) in families.items()
-        )
-        + "."
-    )
-    return lines
-
-
-def describe_process(process: GradedProcess) -> str:
-    """The planted process in a line."""
-    return (
-        f"planted and graded: {process.length} positions, {process.parts} parts of "
-        f"{process.symbols} symbols, {len(process.planted)} dependencies, "
-        f"{int(process.edges.sum())} true edges; chance {process.chance:.3f}, no mask allows more "
-        f"than {process.ceiling:.3f}"
-    )
+        seconds = sum(record.seconds for record in records)
+        reached.append((share(tried), name, len(tried), seconds))
+    return [
+        *(
+            f"{name}: its {count} masks cover {covered:.0%} of the true front, after "
+            f"{seconds:.0f} s of compute (one search, seed {SEARCH_SEED})."
+            for covered, name, count, seconds in sorted(reached, reverse=True)
+        ),
+        f"The six hand-designed families together cover {share(masks.FAMILIES.values()):.0%}.",
+    ]

@@ -60,7 +60,7 @@ def export(
             )
         save_mask(found, out)
         note = short_text(found)
-        use = f"ms.load_mask({str(out)!r}), or masksearch show {out}"
+        use = f"ms.load_mask({str(out)!r}), or masksearch report {out}"
     typer.echo(f"{out}: {note}; use it: {use}")
 
 

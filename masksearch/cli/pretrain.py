@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,11 @@ import typer
 from masksearch.cli.options import (
     MODEL,
     OUTPUT,
-    PLACE,
-    SIZES,
     MaskArgument,
+    OptionsError,
+    Preset,
     declare,
-    option,
-    taking,
+    takes,
 )
 from masksearch.cli.resuming import COMMAND, resumable
 from masksearch.errors import ResumeError
@@ -30,132 +30,36 @@ if TYPE_CHECKING:
 
 DATA = "The text"
 TRAINING = "The training"
+FIELDS = {  # options that are fields of `MlmEvaluator`
+    MODEL: "size weights",
+    DATA: "length tokenizer vocabulary",
+    TRAINING: "steps batch lr",
+}
+MLM = "masksearch.evaluators.mlm:MlmEvaluator"
 SETTINGS, CURVE = "settings.json", "curve.csv"
 
 
-@dataclass(frozen=True)
-class PretrainOptions:
-    """Settings of `MlmEvaluator`; None = its default, or the preset's."""
-
-    size: str | None = option(
-        SIZES,
-        MODEL,
-        "tiny",
-        "SIZE",
-    )
-    architecture: str | None = option(
-        "bert, roberta, distilbert, electra or modernbert.", MODEL, "bert", "NAME"
-    )
-    weights: str | None = option(
-        "Start from this checkpoint instead: a folder, or a name on the Hugging Face Hub.",
-        MODEL,
-        "random weights",
-        "MODEL",
-    )
-    dropout: float | None = option(
-        "Dropout, of hidden states and of attention weights.",
-        MODEL,
-        "0, or the checkpoint's",
-        "SHARE",
-    )
-    held_out: str | None = option("Text that is held out.", DATA, "a part of the corpus", "TEXT")
-    length: int | None = option("Length of a sequence, in tokens.", DATA, "128", "N")
-    tokenizer: str | None = option(
-        "A tokenizer: a folder, or a name on the Hugging Face Hub.",
-        DATA,
-        "trained on the text, or the checkpoint's",
-        "NAME",
-    )
-    vocabulary: int | None = option(
-        "Entries of the vocabulary that is trained on the text.", DATA, "4096", "N"
-    )
-    pretraining: str | None = option(
-        "What is predicted: mlm (masked tokens), mlm+next (and whether the second sentence "
-        "follows), mlm+order (and which of two comes first).",
-        DATA,
-        "mlm",
-        "NAME",
-    )
-    whole_words: bool | None = option("Mask all tokens of a word together.", DATA)
-    steps: int | None = option("Optimiser steps.", TRAINING, "800", "N")
-    batch: int | None = option("Sequences in a batch, over all processes.", TRAINING, "32", "N")
-    micro_batches: int | None = option(
-        "Batches whose gradients make one optimiser step.", TRAINING, "1", "N"
-    )
-    lr: float | None = option(
-        "Peak learning rate.", TRAINING, "0.002; from a checkpoint: 0.0001", "RATE"
-    )
-    warmup: float | None = option(
-        "Share of the steps in which the learning rate rises.", TRAINING, "0.06", "SHARE"
-    )
-    schedule: str | None = option(
-        "How the learning rate falls then: linear or sqrt.", TRAINING, "linear", "NAME"
-    )
-    optimiser: str | None = option("adamw, or lamb for large batches.", TRAINING, "adamw", "NAME")
-    precision: str | None = option("float32 or bfloat16.", PLACE, "float32", "NAME")
-    device: str | None = option(
-        "cpu, cuda, cuda:1, ...", PLACE, "a GPU where there is one", "NAME"
-    )
-    compile: bool | None = option("Use torch.compile; it pays in long runs.", PLACE)
-    reports: int | None = option(
-        "Points of the held-out curve; their steps double.", OUTPUT, "8", "N"
-    )
-    checkpoint_seconds: float | None = option(
-        "Time between two checkpoints, from which a killed run goes on.", OUTPUT, "60", "SECONDS"
-    )
-
-
-@taking(PretrainOptions)
-def pretrain(
-    mask: MaskArgument,
-    corpus: Annotated[
-        str,
-        declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
-    ],
-    out: Annotated[
-        Path,
-        declare("Folder of the model; a killed run goes on there.", OUTPUT, "", "FOLDER"),
-    ],
-    preset: Annotated[
-        str | None,
-        declare(
-            "Start from published settings in place of these defaults: sparsebert.",
-            TRAINING,
-            "none",
-            "NAME",
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        declare(
-            "Seed of the weights, the order of the text and what is hidden.", TRAINING, "", "N"
-        ),
-    ] = 0,
-    **given: Any,
-) -> None:
-    """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
-
-    On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
-
-    The folder is a checkpoint for transformers and for `masksearch evaluate MASK --weights`.
-
-    Examples:
-        masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
-        masksearch pretrain star --corpus README.md --size 3x96x4 --steps 60 --out runs/star
-    """
-    options_given = {**locals(), **given}
-    del options_given["given"]
-    from masksearch.cli.build import named_mask
+def run_pretraining(given: Mapping[str, Any]) -> None:
+    """Trains the model that a command's options ask for, or goes on with it."""
+    from masksearch.cli.build import further_settings, read_mask
+    from masksearch.cli.settings import split_settings
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.training.distributed import join_processes
 
-    _, chosen = named_mask(mask)
-    settings = {name: value for name, value in given.items() if value is not None}
+    chosen, seed, out = read_mask(given["mask"]), given["seed"], given["out"]
+    names = " ".join(FIELDS.values()).split()
+    settings = {name: given[name] for name in names if given[name] is not None}
+    by_prefix = split_settings(given["set"] or ())
+    if stray := [prefix for prefix in by_prefix if prefix]:
+        raise OptionsError(f"pretrain takes settings of the training alone, not of {stray[0]}")
+    settings |= further_settings(MlmEvaluator, by_prefix.get("", {}))
     with join_processes() as group:
-        if preset is None:
-            evaluator = MlmEvaluator(corpus, half="all", **settings)
+        if given["preset"] is None:
+            evaluator = MlmEvaluator(given["corpus"], half="all", **settings)
         else:
-            evaluator = MlmEvaluator.preset(preset, corpus, half="all", **settings)
+            evaluator = MlmEvaluator.preset(
+                given["preset"], given["corpus"], half="all", **settings
+            )
         run = {
             "mask": str(chosen),
             "digest": chosen.digest,
@@ -169,12 +73,56 @@ def pretrain(
             return
         if group.first:  # what failed before it came to a checkpoint is no command to repeat
             (out / COMMAND).unlink(missing_ok=True)
-        with resumable(out, "pretrain", options_given) if group.first else nullcontext():
+        with resumable(out, "pretrain", given) if group.first else nullcontext():
             last = train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
         if group.first:
             values = "  ".join(f"{name} {value:.4f}" for name, value in last.values.items())
             typer.echo(f"step {last.step}  held-out {values}")
             typer.echo(f"model: {out.resolve()}")
+
+
+@takes(FIELDS, {"": MLM}, calls=run_pretraining)
+def pretrain(
+    mask: MaskArgument,
+    corpus: Annotated[
+        str,
+        declare("Plain text: a file, a folder of .txt files, or hf:OWNER/NAME.", DATA, "", "TEXT"),
+    ],
+    out: Annotated[
+        Path,
+        declare("Folder of the model; a killed run goes on there.", OUTPUT, "", "FOLDER"),
+    ],
+    preset: Preset = None,
+    seed: Annotated[
+        int,
+        declare(
+            "Seed of the weights, the order of the text and what is hidden.", TRAINING, "", "N"
+        ),
+    ] = 0,
+    set: Annotated[
+        list[str] | None,
+        declare(
+            "Any other setting of ms.MlmEvaluator, by its name; repeatable: architecture=roberta, "
+            "pretraining=mlm+next, whole_words=true, dropout=0.1, optimiser=lamb, "
+            "micro_batches=4, precision=bfloat16, device=cuda, compile=true, reports=8, "
+            "checkpoint_seconds=60.",
+            TRAINING,
+            "",
+            "NAME=VALUE",
+            name="--set",
+        ),
+    ] = None,
+) -> None:
+    """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
+
+    On several GPUs or machines: torchrun --nproc-per-node 8 -m masksearch pretrain ...
+
+    The folder is a checkpoint for transformers and for `masksearch compare MASK --weights`.
+
+    Examples:
+        masksearch pretrain "window(8)" --corpus README.md --steps 60 --out runs/model
+        masksearch pretrain star --corpus README.md --size 3x96x4 --steps 60 --out runs/star
+    """
 
 
 def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:

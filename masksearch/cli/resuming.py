@@ -16,11 +16,11 @@ from masksearch.errors import SearchError
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
-PATHS = {"run", "out", "found", "front", "like", "reuse", "enqueue"}
+PATHS = {"run", "out", "front", "reuse", "enqueue"}
 PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
 PLACES |= {"model", "text"}
 PLACES |= {"score"}  # or one of its names
-MASKS = {"mask", "local", "full", "between"}  # an expression, a file or a run
+MASKS = {"mask", "local"}  # an expression, a file or a run
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 
 

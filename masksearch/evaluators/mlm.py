@@ -124,7 +124,8 @@ class MlmEvaluator(Evaluator):
             whole documents are dealt out by a hash of their first tokens, see
             `Corpus.held_out_rows`. `"all"` = both; `"test"` = the folder's test.txt, or the split
             of that name of `hf:..`. Nothing that is trained depends on it.
-        tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub.
+        tokenizer: A tokenizer on disk, or its name on the Hugging Face Hub; None = the
+            checkpoint's, or one trained on the text.
         vocabulary: Size of the vocabulary that is trained where `tokenizer` is None.
         length: Positions of a sequence.
         pretraining: `"mlm"`; `"mlm+next"` adds BERT's next-sentence prediction, `"mlm+order"`

@@ -75,15 +75,16 @@ class RayTune:
     """Executor for one machine or a cluster, through Ray Tune.
 
     Args:
-        address: None = use the Ray that this process has joined already, else start one here
-            (on 127.0.0.1) and stop it at the end; `"auto"` or `"HOST:PORT"` = join a cluster.
+        address: The cluster to join: `"auto"`, or `"HOST:PORT"`. None = the Ray that this process
+            has joined already, else one of its own on this machine (127.0.0.1), which ends with
+            the search.
         slots: Trials at a time.
         resources: What a trial occupies, such as `{"cpu": 4, "gpu": 0.5}`; None = one CPU. A
             trial that shall use a GPU must ask for one, or for a share of its memory.
-        storage_path: None = every node sees the run folder (one machine, or NFS), and trials
-            work there. A path or URI such as `"s3://bucket/runs"`: trials work in a folder of
-            their node; it is copied there for a retry on another node, and artifacts come
-            back with the result.
+        storage_path: A path or URI such as `"s3://bucket/runs"`, through which files travel where
+            nodes do not share the run folder. Trials then work in a folder of their node; it is
+            copied there for a retry on another node, and artifacts come back with the result.
+            None = every node sees the run folder (one machine, or NFS), and trials work there.
         max_failures: So often a trial is begun again when its process or its node dies.
         limit_seconds: Wall time after which a trial's process is ended; None = no limit.
         reuse: Whether a worker process takes another trial after one that went well.

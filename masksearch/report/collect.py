@@ -26,7 +26,6 @@ from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
 from masksearch.gates.result import DamResult
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
-from masksearch.report.recorded import recorded_searches
 from masksearch.report.reproduce import Recipe, evaluate_line, recipe_of
 from masksearch.report.section import Section
 from masksearch.study.address import holds_study
@@ -241,10 +240,6 @@ def report_on(
     ]
     if truth := [(sparsity, score) for sparsity, score in notes.get("truth", [])]:
         sections = [replace(section, truth=truth) for section in sections]
-    if "recorded" in notes:
-        main = sections[0]
-        earlier = recorded_searches(notes["recorded"], main.objectives, main.shape)
-        sections.append(replace(earlier, truth=truth))
     return write_report(
         path,
         title=notes.get("title", "Attention masks: sparsity against score"),

@@ -13,11 +13,12 @@ UNKNOWN = "not recorded"
 DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag", "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
-JUDGES = (  # options that say how a mask is judged: `masksearch evaluate` takes them too
+JUDGES = (  # options of a search that say how a mask is judged
     *("corpus", "glue", "squad", "swag", "decoder", "tasks", "rows", "evaluator", "latency"),
-    *("memory", "cost_length", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
+    *("memory", "reuse", "size", "weights", "adapt", "tokenizer", "length"),
     *("vocabulary", "steps", "batch", "lr", "preset", "set"),
 )
+OF_STRATEGIES = ("dam.", "allocate.", "units.", "shared.", "evolution.", "strategy.", "halving.")
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 
@@ -48,8 +49,10 @@ def evaluate_line(command: Mapping[str, Any] | None) -> str:
     if command is None:
         return ""
     options = {name: value for name, value in command["options"].items() if name in JUDGES}
-    line = shell_line({"command": "evaluate", "options": options})
-    return line.replace("evaluate", "evaluate MASK", 1)
+    settings = options.get("set") or []
+    options["set"] = [each for each in settings if not each.startswith(OF_STRATEGIES)]
+    given = {"mask": ["MASK"], "controls": False, **options}
+    return shell_line({"command": "compare", "options": given})
 
 
 def recipe_of(
@@ -112,8 +115,8 @@ def shell_line(command: Mapping[str, Any]) -> str:
     """
     words = ["masksearch", command["command"]]
     options = dict(command["options"])
-    if "space" in options:
-        words += [options.pop("space")] if options["space"] is not None else []
+    words += [space] if (space := options.pop("space", None)) is not None else []
+    words += options.pop("mask", None) or []
     for name, value in options.items():
         option = f"--{name.replace('_', '-')}"
         if name == "controls":  # the one flag that is on by default

@@ -11,7 +11,7 @@ import torch
 from cli_runs import run
 from toy_sentences import write_sentences
 
-COMPARED = ("compare", "--mask", "star", "--no-controls", "--seeds", 1, "--run", "run")
+COMPARED = ("compare", "star", "--no-controls", "--seeds", 1, "--run", "run")
 SMALL = ("--length", 32, "--set", "epochs=1", "--set", "finetune_batch=8")
 
 
@@ -45,8 +45,8 @@ MISTAKES = {
     "missing task": (("--tasks", "MRPC"), "MRPC"),
     "size": (("--length", 64), "48 positions"),
     "head": (("--weights", "headless"), "its head is missing"),
-    "heads of the mask": (("--mask", "per_head([star(), star(), star()])"), "3 heads.* 2"),
-    "layers of the mask": (("--mask", "per_layer([star()])"), "1 layer.* 2"),
+    "heads of the mask": (("per_head([star(), star(), star()])",), "3 heads.* 2"),
+    "layers of the mask": (("per_layer([star()])",), "1 layer.* 2"),
     "majority": (("--set", "finetune_lr=1e-9"), "no masks can be compared on it; fine-tune it on"),
     "NaN in training": (
         ("--set", "finetune_lr=1e30"),
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, toys, words, messa
 
 def test_masks_on_dense_models_need_weights(monkeypatch, capsys, toys):
     given = ("--glue", toys / "glue", "--adapt", "none")
-    code, _, err = run(monkeypatch, capsys, "compare", "--mask", "star", *given)
+    code, _, err = run(monkeypatch, capsys, "compare", "star", *given)
     assert (code, err.count("\n")) == (2, 1)
     assert "--adapt needs --weights" in err
 

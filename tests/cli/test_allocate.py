@@ -24,8 +24,8 @@ def proxy(tmp_path, monkeypatch):
 
 def test_allocate_is_named_and_resumed(monkeypatch, capsys, proxy):
     words = (
-        "search", "--strategy", "allocate", "--unit", "head", "--full", "full()",
-        "--local", "star()", "--score", "restore", "--grow", "greedy",
+        "search", "--strategy", "allocate", "--unit", "head", "--local", "star()",
+        "--set", "allocate.score=restore", "--set", "allocate.grow=greedy",
         "--evaluator", proxy, "--run", "found", "--trials", 4,
     )  # fmt: skip
     assert run(monkeypatch, capsys, *words)[0] == 0
@@ -43,7 +43,8 @@ def test_allocate_is_named_and_resumed(monkeypatch, capsys, proxy):
 def test_other_strategies_search_the_same_units(monkeypatch, capsys, proxy, strategy):
     words = (
         "search", "--strategy", strategy, "--unit", "layer", "--local", "star()",
-        "--between", "longformer(4, 1)", "--evaluator", proxy, "--run", "found", "--trials",
+        "--set", 'units.levels=["star()", "longformer(4, 1)", "full()"]',
+        "--evaluator", proxy, "--run", "found", "--trials",
     )  # fmt: skip
     for trials in (2, 3):
         assert run(monkeypatch, capsys, *words, trials)[0] == 0

@@ -1,4 +1,4 @@
-"""The demonstration end to end at a toy size, its words, and the records that it ships with."""
+"""The demonstration end to end at a toy size, and its words."""
 
 from __future__ import annotations
 
@@ -8,70 +8,40 @@ import pytest
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.demo import (
-    RECORDED_SEEDS,
-    RECORDS,
-    STRATEGIES,
-    DemoSettings,
-    allowed,
-    best_allowed,
-    record_searches,
-    run_demo,
-    volume,
-)
-from masksearch.report.recorded import recorded_searches
+from masksearch.cli.demo import STRATEGIES, run_demo, volume
 
-TOY = DemoSettings(
-    ms.PlantedEvaluator.graded(steps=4, held_out_sequences=32, gate_batch=4),
-    trials=2,
-    seeds=(0, 1),
-    dam_config={"steps": 12, "density": 0.2, "dense_warmup": 0.5},
-)
-PROCESS = TOY.process
+PROCESS = ms.GradedProcess()
+TOY = {
+    "evaluator": ms.PlantedEvaluator.graded(steps=4, held_out_sequences=32, gate_batch=4),
+    "trials": 2,
+    "seeds": (0, 1),
+    "dam": {
+        "gates": {"heads": 1},
+        "config": {"steps": 12, "density": 0.2, "dense_warmup": 0.5},
+        "densities": (0.05, 0.1, 0.2),
+    },
+}
 
 
 @pytest.mark.slow  # continuous integration runs it
 @pytest.mark.filterwarnings("ignore:DAM")
 def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
-    page, lines = run_demo(tmp_path / "run", slots=1, settings=TOY)
+    page, lines = run_demo(tmp_path / "run", slots=1, **TOY)
     html = page.read_text(encoding="utf-8")
-    for name in ("dense", "oracle", "strided", "longformer", "dam at ", "true front"):
+    for name in ("dense", "oracle", "strided", "longformer", "best from 78% on", "true front"):
         assert name in html
-    assert "masksearch demo --run runs/recorded --record" in html
-    assert sum("search seed 100, this run" in line for line in lines) == len(STRATEGIES)
-    assert any(line.startswith("Recorded, 3 search seeds") for line in lines)
+    assert html.index("The task: 21 tokens") < html.index("masks cover")
+    assert "No comparison over seeds is included" not in html
+    assert sum("one search, seed 100" in line for line in lines) == len(STRATEGIES)
     assert "http://" not in html.replace("http://www.w3.org", "")
     result = json.loads((page.parent / "result.json").read_text(encoding="utf-8"))
-    final, searched, recorded = result["sections"]
-    assert recorded["title"] == "recorded searches"
-    for chart in (final["comparisons"][0]["chart"], searched["chart"], recorded["chart"]):
+    final, searched = result["sections"]
+    for chart in (final["comparisons"][0]["chart"], searched["chart"]):
         line = [point for point in chart["lines"] if point["group"] == "true front"]
         assert len(line) == len(PROCESS.front) + 1
     capsys.readouterr()
-    run_demo(tmp_path / "run", slots=1, settings=TOY)
+    run_demo(tmp_path / "run", slots=1, **TOY)
     assert "done" not in capsys.readouterr().err  # nothing ran again
-    written = record_searches(tmp_path / "again", slots=1, settings=TOY, seeds=(0,))
-    assert {len(runs["0"]) for runs in written["searches"].values()} == {2, 6}
-
-
-def test_records_are_those_of_the_demonstration():
-    recorded = json.loads(RECORDS.read_text(encoding="utf-8"))
-    settings = DemoSettings()
-    assert recorded["process"] == settings.process.digest
-    assert recorded["protocol"] == settings.evaluator.protocol
-    assert set(recorded["searches"]) == set(STRATEGIES)
-    section = recorded_searches(recorded, settings.evaluator.objectives, settings.evaluator.shape)
-    for runs in section.searches.values():
-        assert tuple(runs) == RECORDED_SEEDS
-        for records in runs.values():
-            assert all(record.status in ("done", "reused") for record in records)
-            for record in records:
-                if record.mask is None:
-                    continue
-                sparsity, accuracy = allowed(settings.process, record.mask)
-                assert record.measures["sparsity"] == pytest.approx(sparsity)
-                assert accuracy <= best_allowed(settings.process, sparsity) + 1e-9
-                assert record.value("score") < accuracy + 0.05  # 1,024 sequences
 
 
 def test_volume_is_a_share_of_the_true_front():
@@ -82,11 +52,10 @@ def test_volume_is_a_share_of_the_true_front():
     middle = front[len(front) // 2]
     dominated = (middle[0] - 0.1, middle[1] - 0.1)
     assert 0 < volume(PROCESS, [middle]) == volume(PROCESS, [dominated, middle]) < 1
-    assert best_allowed(PROCESS, middle[0]) == middle[1]
-    assert best_allowed(PROCESS, 1.0) == PROCESS.chance
-    assert allowed(PROCESS, masks.full()) == (0, pytest.approx(PROCESS.ceiling))
+    full = masks.full()
+    assert volume(PROCESS, [(full.sparsity(21), PROCESS.expected(full))]) == 0
 
 
-def test_demonstration_needs_a_process_whose_front_is_known():
+def test_demonstration_needs_a_process_whose_front_is_known(tmp_path):
     with pytest.raises(TypeError, match="GradedProcess"):
-        _ = DemoSettings(ms.PlantedEvaluator()).process
+        run_demo(tmp_path, evaluator=ms.PlantedEvaluator())

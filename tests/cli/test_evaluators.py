@@ -1,84 +1,88 @@
 """From command-line options to the evaluator that they name."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import masksearch as ms
-from masksearch.cli.build import (
-    build_evaluator,
-    build_executor,
-    evaluator_kind,
-    further_settings,
-)
-from masksearch.cli.options import EvaluatorOptions, ExecutorOptions, OptionsError
+from masksearch.cli.build import build_evaluator, build_executor
+from masksearch.cli.options import OptionsError
+from masksearch.cli.repeat import complete
 from masksearch.cli.resuming import COMMAND, remember
-from masksearch.cli.search import evaluator_of
+from masksearch.cli.search import search
 from masksearch.errors import UnknownNameError
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
-from masksearch.evaluators.wrappers import Cached
+
+
+def judge(**given):
+    """The evaluator of a search with these options."""
+    return build_evaluator(complete(search, given))
+
+
+def place(**given):
+    """Its executor."""
+    return build_executor(complete(search, given))
 
 
 def test_text_alone_is_masked_language_modelling(tmp_path):
-    built = build_evaluator(
-        EvaluatorOptions(corpus="text.txt", steps=7, set=["pretraining=mlm+order"])
-    )
+    built = judge(corpus="text.txt", steps=7, set=["pretraining=mlm+order"])
     assert type(built) is ms.MlmEvaluator
     assert (built.steps, built.pretraining) == (7, "mlm+order")
 
 
 @pytest.mark.parametrize(
     ("option", "kind"),
-    [("glue", ms.GlueEvaluator), ("squad", SquadEvaluator), ("swag", SwagEvaluator)],
+    [("glue", ms.GlueEvaluator), ("squad", ms.SquadEvaluator), ("swag", ms.SwagEvaluator)],
 )
 def test_a_task_folder_names_the_evaluator(option, kind):
-    built = build_evaluator(
-        EvaluatorOptions(corpus="text.txt", rows=5, set=["epochs=2"], **{option: "folder"})
-    )
+    built = judge(corpus="text.txt", rows=5, set=["epochs=2"], **{option: "folder"})
     assert type(built) is kind
     assert (built.rows, built.epochs) == (5, 2)
 
 
 def test_weights_need_no_corpus_to_fine_tune():
-    built = build_evaluator(EvaluatorOptions(weights="model", glue="folder", tasks="RTE, CoLA"))
+    built = judge(weights="model", glue="folder", tasks="RTE, CoLA")
     assert isinstance(built, ms.GlueEvaluator)
     assert (built.corpus, built.weights, built.tasks) == (None, "model", ("RTE", "CoLA"))
 
 
 def test_adapt_reaches_the_evaluator():
     given = {"weights": "model", "squad": "folder", "set": ["recover_steps=5"]}
-    built = build_evaluator(EvaluatorOptions(adapt="recover", **given))
-    assert isinstance(built, SquadEvaluator)
+    built = judge(adapt="recover", **given)
+    assert isinstance(built, ms.SquadEvaluator)
     assert (built.adapt, built.recover_steps) == ("recover", 5)
 
 
 def test_a_decoder_is_judged_by_its_text():
     given = {"decoder": "text.txt", "weights": "model", "set": ["bands=[32,64]", "passkeys=4"]}
-    built = build_evaluator(EvaluatorOptions(adapt="recover", length=512, **given))
+    built = judge(adapt="recover", length=512, **given)
     assert type(built) is ms.CausalEvaluator
     assert (built.adapt, built.positions, built.bands) == ("recover", 512, (32, 64))
     assert built.passkeys == 4
-    recall = build_evaluator(EvaluatorOptions(decoder="recall", set=["architecture=qwen3"]))
+    recall = judge(decoder="recall", set=["architecture=qwen3"])
     assert (recall.text, recall.architecture) == (ms.Recall(), "qwen3")
 
 
 def test_preset_gives_way_to_what_is_named():
-    built = build_evaluator(EvaluatorOptions(corpus="text.txt", preset="sparsebert", steps=3))
+    built = judge(corpus="text.txt", preset="sparsebert", steps=3)
     assert isinstance(built, ms.MlmEvaluator)
     assert (built.size, built.optimiser, built.steps) == ("base", "lamb", 3)
 
 
 def test_nothing_is_the_planted_corpus_and_set_reaches_it():
-    built = build_evaluator(EvaluatorOptions(set=["downstream_steps=3"]))
+    built = judge(set=["downstream_steps=3"])
     assert isinstance(built, ms.PlantedEvaluator)
     assert built.downstream_steps == 3
 
 
+def test_a_half_is_a_setting():
+    assert judge(set=["half=final"]) == ms.PlantedEvaluator().final()
+
+
 def test_reuse_wraps_before_costs(tmp_path):
-    built = build_evaluator(EvaluatorOptions(reuse=tmp_path, memory=True))
+    built = judge(reuse=tmp_path, memory=True)
     assert isinstance(built, ms.WithCost)
-    assert isinstance(built.evaluator, Cached)
+    assert isinstance(built.evaluator, ms.Cached)
 
 
 @pytest.mark.parametrize(
@@ -93,19 +97,20 @@ def test_reuse_wraps_before_costs(tmp_path):
         ({"weights": "a", "adapt": "none"}, "--adapt needs --weights with --glue"),
         ({"corpus": "a", "weights": "b", "glue": "c", "adapt": "none"}, "and no --corpus"),
         ({"glue": "a"}, "--glue needs --corpus"),
-        ({"corpus": "a", "set": ["epochs"]}, "--set takes name=value, got 'epochs'"),
+        ({"corpus": "a", "set": ["epochs"]}, "--set takes NAME=VALUE, got 'epochs'"),
         ({"corpus": "a", "set": ["steps=3"]}, "steps has an option of its own: --steps"),
-        ({"cost_length": 3}, "--cost-length needs"),
+        ({"set": ["cost.length=3"]}, "--set cost.length needs --latency or --memory"),
+        ({"corpus": "a", "set": ["dropout=0", "dropout=1"]}, "--set names dropout twice"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(OptionsError, match=message):
-        build_evaluator(EvaluatorOptions(**options))
+        judge(**options)
 
 
 def test_an_unknown_setting_names_the_nearest():
     with pytest.raises(UnknownNameError, match=r"'dropuot'.*dropout"):
-        build_evaluator(EvaluatorOptions(corpus="a", set=["dropuot=.1"]))
+        judge(corpus="a", set=["dropuot=.1"])
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_an_unknown_setting_names_the_nearest():
     ],
 )
 def test_a_setting_is_read_as_its_type(setting, value):
-    built = build_evaluator(EvaluatorOptions(corpus="a", set=[setting]))
+    built = judge(corpus="a", set=[setting])
     found = getattr(built, setting.partition("=")[0])
     assert found == value
     assert type(found) is type(value)
@@ -139,13 +144,24 @@ def test_a_setting_is_read_as_its_type(setting, value):
 )
 def test_a_setting_of_another_type_is_refused(setting, message):
     with pytest.raises(OptionsError, match=message):
-        build_evaluator(EvaluatorOptions(corpus="a", set=[setting]))
+        judge(corpus="a", set=[setting])
 
 
-def test_every_setting_of_every_evaluator_has_a_type():
-    kinds = [evaluator_kind(task) for task in ("mlm", "glue", "squad", "swag")]
-    for kind in (*kinds, ms.PlantedEvaluator):
-        assert further_settings(kind, ["reports=3"]) == {"reports": 3}
+@pytest.mark.parametrize("kind", ["corpus", "glue", "squad", "swag", "decoder", ""])
+def test_every_setting_of_every_evaluator_has_a_type(kind):
+    given = {"decoder": "a"} if kind == "decoder" else {"corpus": "a"} if kind else {}
+    given |= {kind: "a"} if kind in ("glue", "squad", "swag") else {}
+    assert judge(set=["held_out_sequences=64"], **given).held_out_sequences == 64
+
+
+def test_a_class_of_ones_own_takes_settings(tmp_path):
+    toy = Path(__file__).parents[1] / "contracts" / "toy.py"
+    own = f"{toy}:ToyEvaluator"
+    assert judge(evaluator=own, set=["nan_at=0.3"]).nan_at == 0.3
+    with pytest.raises(UnknownNameError, match=r"'nan_et'.*'nan_at'"):
+        judge(evaluator=own, set=["nan_et=0.3"])
+    with pytest.raises(OptionsError, match=r"--steps belongs .*--set steps=VALUE"):
+        judge(evaluator=own, steps=40)
 
 
 def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch):
@@ -158,14 +174,14 @@ def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monk
 
 
 def test_executors_by_name():
-    assert build_executor(ExecutorOptions(slots=2)) == ms.Local(2)
+    assert place(slots=2) == ms.Local(2)
     with pytest.raises(OptionsError, match="--gpus belongs to --executor ray"):
-        build_executor(ExecutorOptions(gpus=0.5))
+        place(gpus=0.5)
     with pytest.raises(UnknownNameError, match="lokal"):
-        build_executor(ExecutorOptions(executor="lokal"))
+        place(executor="lokal")
 
 
 def test_a_study_is_refused_under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(OptionsError, match="torchrun is for `masksearch pretrain`"):
-        evaluator_of({})
+        judge()

@@ -12,8 +12,7 @@ import pytest
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
-from masksearch.cli.build import dam_options
-from masksearch.cli.options import DamOptions
+from masksearch.cli.settings import split_settings, strategy_options
 
 
 @pytest.fixture
@@ -24,17 +23,19 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_show_says_what_a_mask_is(monkeypatch, capsys, tmp_path):
+def test_report_says_what_a_mask_is(monkeypatch, capsys, tmp_path):
     png = tmp_path / "deep" / "out.png"
-    code, out, _ = run(monkeypatch, capsys, "show", "bigbird(2,1,2)", "--length", 64, "--png", png)
+    code, out, _ = run(
+        monkeypatch, capsys, "report", "bigbird(2,1,2)", "--length", 64, "--out", png
+    )
     assert code == 0
     assert "sparsity 0.86" in out
     assert "empty rows 0" in out
     assert png.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_show_as_json(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "show", "star", "--length", 128, "--json")
+def test_report_as_json(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "report", "star", "--length", 128, "--json")
     facts = json.loads(out)
     assert code == 0
     assert facts["sparsity"] == pytest.approx(0.9613, abs=1e-4)
@@ -45,15 +46,15 @@ def test_show_as_json(monkeypatch, capsys):
     ("mask", "length", "hops", "said"),
     [("star", 16, 2, "2"), ("causal()", 16, None, "infinite"), ("full()", 1, 0, "0")],
 )
-def test_show_counts_hops(monkeypatch, capsys, mask, length, hops, said):
-    _, out, _ = run(monkeypatch, capsys, "show", mask, "--length", length, "--json")
+def test_report_counts_hops(monkeypatch, capsys, mask, length, hops, said):
+    _, out, _ = run(monkeypatch, capsys, "report", mask, "--length", length, "--json")
     assert json.loads(out, parse_constant=pytest.fail)["hops"] == hops
-    assert f"hops {said}\n" in run(monkeypatch, capsys, "show", mask, "--length", length)[1]
+    assert f"hops {said}\n" in run(monkeypatch, capsys, "report", mask, "--length", length)[1]
 
 
-def test_show_says_why_hops_are_not_counted(monkeypatch, capsys):
+def test_report_says_why_hops_are_not_counted(monkeypatch, capsys):
     monkeypatch.setattr("masksearch.masks.hops.LONGEST", 100)
-    asked = ("show", "random_keys(9)", "--length", 101)
+    asked = ("report", "random_keys(9)", "--length", 101)
     facts = json.loads(run(monkeypatch, capsys, *asked, "--json")[1])
     assert facts["hops"] is None
     assert "counted up to 100 positions, asked for 101" in facts["hops_uncounted"]
@@ -62,66 +63,53 @@ def test_show_says_why_hops_are_not_counted(monkeypatch, capsys):
     assert "hops not counted (hops are counted up to 100 positions" in out
 
 
-def test_show_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
+def test_report_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
     from masksearch import masks
     from masksearch.masks.files import save_mask
 
     table = masks.star().dense(32)[0, 0]
     table[3, 20] = True
     path = save_mask(masks.table(table), tmp_path / "found.safetensors")
-    code, out, _ = run(monkeypatch, capsys, "show", path, "--length", 32, "--nearest", "--json")
+    code, out, _ = run(monkeypatch, capsys, "report", path, "--length", 32, "--nearest", "--json")
     assert code == 0
     named = json.loads(out)["nearest"]
     assert masks.parse(named["mask"]).dense(32).equal(masks.star().dense(32))
     assert named["iou"] == pytest.approx(1 - 1 / int(table.sum()))
 
 
-def test_dam_settings_reach_gates_and_run():
-    from masksearch.cli.build import dam_options
-    from masksearch.cli.options import DamOptions
-
-    settings = ["levels=2", "form=log", "hard=false", "preset=sparsebert"]
-    settings += ["densities=[0.1, 0.2]", "merge_heads=true"]
-    given = DamOptions(density=0.1, structure="free", dam_steps=8, dam=settings)
-    assert dam_options(given, "dam") == {
-        "gates": {"structure": "free", "form": "log", "hard": False, "preset": "sparsebert"},
-        "config": {"density": 0.1, "steps": 8, "levels": 2, "preset": "sparsebert"},
-        "densities": [0.1, 0.2],
+def test_settings_reach_the_strategy_that_they_name():
+    settings = ["dam.density=.1", "dam.structure=free", "dam.steps=1_000", "dam.form=log"]
+    settings += ["dam.densities=[0.1, 0.2]", "dam.merge_heads=true", "dam.preset=sparsebert"]
+    assert strategy_options("dam", split_settings(settings)) == {
+        "gates": {"structure": "free", "form": "log", "preset": "sparsebert"},
+        "config": {"density": 0.1, "steps": 1000, "preset": "sparsebert"},
+        "densities": (0.1, 0.2),
         "merge_heads": True,
     }
+    given = split_settings(["evolution.population=9", "epochs=3"])
+    assert strategy_options("evolution", given) == {"population": 9}
+    given = split_settings(["strategy.step=2", "strategy.name=x"])
+    assert strategy_options("mine.py:Mine", given) == {"step": 2, "name": "x"}
 
 
-def test_units_of_dam_are_switches():
-    from masksearch.cli.build import switch_options
-    from masksearch.cli.options import AllocationOptions
-
-    given = AllocationOptions(local="window(2)", between=["window(4)"])
-    assert switch_options(given) == {
-        "structure": "switch",
-        "options": ["window(2)", "window(4)", "full()"],
-        "per": "head",
-    }
-    assert switch_options(AllocationOptions()) == {}
-
-
-def test_show_counts_empty_rows(monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, "show", "shifts([-1])", "--length", 8)
+def test_report_counts_empty_rows(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "report", "shifts([-1])", "--length", 8)
     assert code == 0
     assert "empty rows 1" in out
     assert "cannot be attached" in out
 
 
-def test_show_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
+def test_report_of_many_positions_needs_no_table(monkeypatch, capsys, tmp_path):
     png = tmp_path / "long.png"
     mask = "window(64) | global_tokens(1)"
-    code, out, _ = run(monkeypatch, capsys, "show", mask, "--length", 5000, "--png", png)
+    code, out, _ = run(monkeypatch, capsys, "report", mask, "--length", 5000, "--out", png)
     assert code == 0
     kept = 5000 * 129 - 64 * 65 + 2 * (5000 - 65)  # the band, then row and column 0 beyond it
     assert f"sparsity {1 - kept / 5000**2:.5f}" in out
     assert "1x1x5000x5000" in out
     assert "hops 2\n" in out
     assert png.stat().st_size > 1000
-    code, _, said = run(monkeypatch, capsys, "show", "star", "--length", 5000, "--nearest")
+    code, _, said = run(monkeypatch, capsys, "report", "star", "--length", 5000, "--nearest")
     assert code == 2
     assert "--nearest takes --length up to 4096, got 5000" in said
 
@@ -143,7 +131,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
     assert code == 0
     assert "1/" not in err  # nothing is run again
     code, out, _ = run(
-        monkeypatch, capsys, "compare", "--found", found, "--mask", "mine=window(3)",
+        monkeypatch, capsys, "compare", found, "mine=window(3)",
         "--evaluator", toy, "--run", files / "compared", "--seeds", 2,
     )  # fmt: skip
     assert code == 0
@@ -171,10 +159,10 @@ def test_search_compare_report(monkeypatch, capsys, files):
     assert (found / "figures" / "front.pdf").is_file()
 
 
-def test_evaluate_prints_seeds_and_interval(monkeypatch, capsys, files):
+def test_one_mask_is_judged_with_seeds_and_interval(monkeypatch, capsys, files):
     code, out, _ = run(
-        monkeypatch, capsys, "evaluate", "window(3)", "--seeds", 3,
-        "--evaluator", files / "my_proxy.py:toy", "--json",
+        monkeypatch, capsys, "compare", "window(3)", "--no-controls", "--seeds", 3,
+        "--evaluator", files / "my_proxy.py:toy", "--run", files / "one", "--json",
     )  # fmt: skip
     row = json.loads(out)[0]
     assert code == 0
@@ -183,17 +171,20 @@ def test_evaluate_prints_seeds_and_interval(monkeypatch, capsys, files):
 
 
 MISTAKES = {
-    "unknown family": (["show", "bigbrd(2)"], "did you mean 'bigbird'"),
-    "negative reach": (["show", "window(-1)"], "reach must be a whole number >= 0, got -1"),
-    "no heads": (["show", "star", "--heads", "0"], "layers and heads are at least 1, got 1 and 0"),
-    "many globals": (["show", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
-    "no list": (["show", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
-    "code": (["show", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
-    "missing mask file": (["show", "nowhere.json"], "no such mask file"),
-    "unknown option": (["show", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),
+    "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
+    "negative reach": (["report", "window(-1)"], "reach must be a whole number >= 0, got -1"),
+    "no heads": (
+        ["report", "star", "--heads", "0"],
+        "layers and heads are at least 1, got 1 and 0",
+    ),
+    "many globals": (["report", "global_tokens(10000000000)"], r"count must be at most 2\*\*20"),
+    "no list": (["report", "per_head(star)"], r"per_head takes a list of masks, got star\(\)"),
+    "code": (["report", "__import__('os').system('x')"], "unknown mask|cannot stand in a mask"),
+    "missing mask file": (["report", "nowhere.json"], "no such mask file"),
+    "unknown option": (["report", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),
     "nearest of several": (["search", "--trails", "3"], "--trails; did you mean '--trials'"),
     "unknown command": (["serch"], "did you mean 'search'|Did you mean 'search'"),
-    "no mask": (["show"], "Missing argument 'MASK'; see: .* show --help"),
+    "no run or mask": (["report"], "Missing argument .*; see: .* report --help"),
     "no space": (["search"], "strategy 'tpe' needs a space"),
     "missing space file": (["search", "nowhere.py:space"], "no such file"),
     "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
@@ -202,37 +193,33 @@ MISTAKES = {
         ["search", "my_space.py:space", "--strategy", "tpee"],
         "did you mean 'tpe'",
     ),
-    "shared option": (
-        ["search", "my_space.py:space", "--shared", "steps=3"],
-        "--shared belongs to strategy shared.tpe",
+    "setting of another strategy": (
+        ["search", "my_space.py:space", "--set", "shared.steps=3"],
+        r"--set shared.steps belongs to strategy shared\+tpe; the strategy is 'tpe'",
     ),
-    "shared setting": (
-        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "step=3"],
-        "unknown setting of --shared 'step'",
+    "setting of dam": (
+        ["search", "--strategy", "allocate", "--local", "star()", "--set", "dam.density=0.1"],
+        "--set dam.density belongs to strategy dam, and to allocate by gates",
     ),
-    "shared setting without a value": (
-        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "steps"],
-        "--shared takes name=value, got 'steps'",
+    "setting that is unknown": (
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.step=3"],
+        "unknown setting of shared.tpe 'step'; did you mean 'steps'",
     ),
-    "score of units": (
-        ["search", "my_space.py:space", "--score", "restore"],
+    "setting without a value": (
+        ["search", "my_space.py:space", "--set", "shared.steps"],
+        "--set takes NAME=VALUE, got 'shared.steps'",
+    ),
+    "setting of nothing": (
+        ["search", "my_space.py:space", "--set", "damm.steps=3"],
+        "unknown prefix of --set 'damm'; did you mean 'dam'",
+    ),
+    "units beside a space": (
+        ["search", "my_space.py:space", "--local", "star()"],
         "are a space of their own; drop my_space.py:space",
     ),
-    "score of another strategy": (
-        ["search", "--strategy", "random", "--local", "star()", "--grow", "greedy"],
-        "--grow belongs to strategy allocate",
-    ),
     "units without a local mask": (
-        ["search", "--strategy", "allocate", "--unit", "layer"],
-        "units need a local mask .*--local",
-    ),
-    "full mask without a local one": (
-        ["search", "--strategy", "random", "--full", "window(3)"],
-        "strategy 'random' needs a space",
-    ),
-    "density without gates": (
-        ["search", "--strategy", "allocate", "--local", "star()", "--density", "0.1"],
-        "belong to strategy dam, and to allocate with --score gates",
+        ["search", "--strategy", "random", "--unit", "layer"],
+        "--unit goes with --local",
     ),
     "unit that is none": (
         ["search", "--strategy", "allocate", "--local", "star()", "--unit", "heads"],
@@ -247,38 +234,34 @@ MISTAKES = {
         "--enqueue nosuch.json: there is no such file",
     ),
     "two masks of one name": (
-        ["compare", "--mask", "x=star", "--mask", "x=window(3)"],
-        "--mask names two masks 'x'; give one of them another name",
-    ),
-    "dam option": (
-        ["search", "my_space.py:space", "--density", "0.1"],
-        "belong to strategy dam",
+        ["compare", "x=star", "x=window(3)"],
+        "'x' names two masks; give one of them another name",
     ),
     "dam setting": (
-        ["search", "--strategy", "dam", "--dam", "levls=2"],
-        "did you mean 'levels'",
-    ),
-    "dam setting without a value": (
-        ["search", "--strategy", "dam", "--dam", "levels"],
-        "--dam takes name=value, got 'levels'",
+        ["search", "--strategy", "dam", "--set", "dam.densty=2"],
+        "did you mean 'density'",
     ),
     "dam setting that is no number": (
-        ["search", "--strategy", "dam", "--dam", "gate_lr=fast"],
-        "--dam gate_lr takes a number, got 'fast'",
+        ["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
+        "--set dam.gate_lr takes a number, got 'fast'",
     ),
     "shared setting that is no number": (
-        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--shared", "steps=.5"],
-        "--shared steps takes a whole number or null, got '.5'",
+        ["search", "my_space.py:space", "--strategy", "shared+tpe", "--set", "shared.steps=.5"],
+        "--set shared.steps takes a whole number or null, got '.5'",
     ),
     "tasks without glue": (
-        ["evaluate", "star", "--corpus", "my_space.py", "--tasks", "RTE"],
+        ["compare", "star", "--corpus", "my_space.py", "--tasks", "RTE"],
         "--tasks needs --glue",
     ),
-    "length without corpus": (["evaluate", "star", "--length", "8"], "needs --corpus"),
-    "missing corpus": (["evaluate", "star", "--corpus", "nowhere"], "nowhere"),
-    "no run": (["report", "nowhere"], "no such run folder"),
+    "length without corpus": (["compare", "star", "--length", "8"], "needs --corpus"),
+    "missing corpus": (["compare", "star", "--corpus", "nowhere"], "nowhere"),
+    "no run": (
+        ["report", "runs/nowhere"],
+        "'runs/nowhere' is no run folder, no mask file and no mask",
+    ),
+    "one run is missing": (["report", ".", "nowhere"], "nowhere: no such run folder"),
     "empty run": (["report", "."], "holds no study"),
-    "table too long": (["show", "toeplitz([1,1,1])", "--length", "9"], "reach 3 positions"),
+    "table too long": (["report", "toeplitz([1,1,1])", "--length", "9"], "reach 3 positions"),
 }
 
 
@@ -294,16 +277,9 @@ def test_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, files, argumen
     assert err.count("\n") == 1
 
 
-def test_numbers_of_settings_are_read_as_python_reads_them():
-    given = DamOptions(dam=["gate_lr=.2", "steps=1_000", "density=[.1, .3]", "form=log"])
-    options = dam_options(given, "dam")
-    assert options["config"] == {"gate_lr": 0.2, "steps": 1000, "density": [0.1, 0.3]}
-    assert options["gates"] == {"form": "log"}
-
-
 def test_a_warning_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # put back afterwards
-    run(monkeypatch, capsys, "show", "window(1)")
+    run(monkeypatch, capsys, "report", "window(1)")
     said = warnings.formatwarning("a cache\n is corrupt", UserWarning, "file.py", 3, "code()")
     assert said == "warning: a cache is corrupt\n"
 
@@ -312,7 +288,7 @@ def test_python_m_masksearch_shows_help():
     done = subprocess.run(
         [sys.executable, "-m", "masksearch", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "show", "evaluate", "search", "compare", "report"):
+    for command in ("demo", "search", "compare", "report"):
         assert command in done.stdout
 
 
@@ -324,10 +300,8 @@ def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_
     found, compared = files / "random_run", files / "compared"
     search = ("search", files / "my_space.py:space", *toy[:2], "--run", found, "--trials", 3)
     assert run(monkeypatch, capsys, *search, "--strategy", "random")[0] == 0
-    mine = ("--mask", "random like random=window(3)", "--mask", "random keys=window(4)")
-    code, out, _ = run(
-        monkeypatch, capsys, "compare", "--found", found, *mine, *toy, "--run", compared
-    )
+    mine = ("random like random=window(3)", "random keys=window(4)")
+    code, out, _ = run(monkeypatch, capsys, "compare", found, *mine, *toy, "--run", compared)
     assert code == 0
     assert "random: " in out
     kinds = {n: e.kind for n, e in ms.Comparison.open(compared).entries.items()}
@@ -338,8 +312,6 @@ def test_masks_of_a_random_search_are_searched_and_controls_have_names_of_their_
     }
     assert kinds["random keys like random"] == "control"
     for name in ("dense", "star", "random keys like random"):
-        code, _, err = run(
-            monkeypatch, capsys, "compare", "--found", found, "--mask", f"{name}=window(3)", *toy
-        )
+        code, _, err = run(monkeypatch, capsys, "compare", found, f"{name}=window(3)", *toy)
         assert code == 2
         assert f"'{name}' is the name of a mask that compare adds itself" in err

@@ -62,7 +62,9 @@ def refused(capsys, monkeypatch, *arguments: object) -> str:
 
 def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     out = tmp_path / "out"
-    said = run("window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next")
+    said = run(
+        "window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "pretraining=mlm+next"
+    )
     assert "step 6  held-out loss" in said
     assert sorted(path.name for path in out.iterdir()) == [
         "command.json", "config.json", "curve.csv", "mask.json", "masksearch.json",
@@ -78,7 +80,7 @@ def test_one_run_writes_a_model_that_others_read(tmp_path, text):
     start = open_pretrained(out)
     assert (start.layers, start.positions, start.has_pair_head) == (1, 16, True)
     assert "holds this model already" in run(
-        "window(2)", "--corpus", text, "--out", out, *SMALL, "--pretraining", "mlm+next"
+        "window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "pretraining=mlm+next"
     )
 
 
@@ -87,7 +89,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
     from masksearch.evaluators.mlm import MlmEvaluator
 
     out = tmp_path / "out"
-    run("window(2)", "--corpus", text, "--out", out, *SMALL, "--micro-batches", 2)
+    run("window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "micro_batches=2")
     last = list(csv.DictReader((out / "curve.csv").open()))[-1]
     judge = MlmEvaluator(text, weights=out, steps=0, length=16, batch=4, half="all")
     (report,) = judge(window(2), seed=0, workdir=tmp_path / "judge")
@@ -96,7 +98,7 @@ def test_the_written_model_has_the_loss_of_the_curve(tmp_path, text):
 
 def test_a_killed_run_goes_on_and_ends_the_same(tmp_path, text, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    options = ("--corpus", text, *SMALL, "--checkpoint-seconds", 0)
+    options = ("--corpus", text, *SMALL, "--set", "checkpoint_seconds=0")
     run("star", "--out", whole, *options)
 
     class Killed(BaseException):
@@ -135,7 +137,7 @@ def test_preset_fills_what_is_not_given():
 def test_preset_runs(tmp_path, text):
     out = tmp_path / "out"
     run("full", "--corpus", text, "--out", out, *SMALL, "--preset", "sparsebert",
-        "--micro-batches", 2)  # fmt: skip
+        "--set", "micro_batches=2")  # fmt: skip
     stored = json.loads((out / "settings.json").read_text())["settings"]
     assert (stored["optimiser"], stored["pretraining"], stored["size"]) == (
         "lamb", "mlm+next", "nano"
@@ -147,7 +149,7 @@ def test_mistakes_are_one_line(tmp_path, text, capsys, monkeypatch):
     given = ("--corpus", text, "--out", out, *SMALL)
     said = refused(capsys, monkeypatch, "star", *given, "--size", "huge")
     assert "unknown model size 'huge'" in said
-    said = refused(capsys, monkeypatch, "star", *given, "--optimiser", "adam")
+    said = refused(capsys, monkeypatch, "star", *given, "--set", "optimiser=adam")
     assert "unknown optimiser 'adam'" in said
     said = refused(capsys, monkeypatch, "star", *given, "--preset", "bert")
     assert "unknown preset 'bert'" in said
@@ -231,7 +233,7 @@ def test_an_interrupted_command_is_named_and_can_be_resumed(tmp_path, text, monk
         raise KeyboardInterrupt if step < 6 else AssertionError
         return path
 
-    words = ["window(2)", "--corpus", text, "--out", out, *SMALL, "--checkpoint-seconds", "0"]
+    words = ["window(2)", "--corpus", text, "--out", out, *SMALL, "--set", "checkpoint_seconds=0"]
     monkeypatch.setattr(Checkpoints, "save", interrupting)
     monkeypatch.setattr(sys, "argv", ["masksearch", "pretrain", *map(str, words)])
     with pytest.raises(SystemExit) as stop:

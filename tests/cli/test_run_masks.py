@@ -33,7 +33,7 @@ def test_masks_of_three_searches_with_one_name_are_all_compared(job, monkeypatch
     for folder in ("y", "z"):
         shutil.copytree("runs/x", f"{folder}/x")
     words = ["compare", "--no-controls", "--seeds", 1, *job]
-    words += ["--found", "runs/x", "--found", "y/x", "--found", "z/x"]
+    words += ["runs/x", "y/x", "z/x"]
     code, _, err = run(monkeypatch, capsys, *words, "--run", "runs/c")
     assert code == 0, err
     assert set(ms.Comparison.open("runs/c").entries) == {"random", "random (y/x)", "random (z/x)"}
@@ -45,11 +45,11 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     best = study.best()
     assert best.origin == "random"
     for text, mask in [("runs/x", best.mask), ("runs/x#0", study.records()[0].mask)]:
-        code, out, _ = run(monkeypatch, capsys, "show", text, "--json")
+        code, out, _ = run(monkeypatch, capsys, "report", text, "--json")
         assert code == 0
         assert json.loads(out)["mask"] == str(mask)
-    words = ["compare", "--found", "runs/x", "--found", "runs/x#7", "--found", "runs/x#0"]
-    words += ["--mask", "mine=runs/x@0.5", "--mask", "runs/x#8", "--no-controls", "--seeds", 1]
+    words = ["compare", "runs/x", "runs/x#7", "runs/x#0"]
+    words += ["mine=runs/x@0.5", "eight=runs/x#8", "--no-controls", "--seeds", 1]
     code, _, err = run(monkeypatch, capsys, *words, *job, "--run", "runs/y")
     assert code == 0, err
     compared = ms.Comparison.open("runs/y")
@@ -59,13 +59,13 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
         "random #7": "searched",
         "random #0": "hand-designed",  # a baseline of that search
         "mine": "searched",
-        "runs/x#8": "searched",
+        "eight": "searched",
     }
     monkeypatch.chdir("runs")  # the stored command names the masks from anywhere
     code, _, err = run(monkeypatch, capsys, "resume", "y")
     assert code == 0, err
     assert len(ms.open_study("y").records()) == 5
-    code, _, err = run(monkeypatch, capsys, "show", "x#99")
+    code, _, err = run(monkeypatch, capsys, "report", "x#99")
     assert (code, err) == (2, "error: x has no trial 99; it has trials 0 to 11\n")
 
 
@@ -75,7 +75,7 @@ def test_export_writes_what_is_read_back(job, monkeypatch, capsys):
         code, out, _ = run(monkeypatch, capsys, "export", "runs/x#7", "--out", name)
         assert code == 0
         assert out.count("\n") == 1
-        assert f"use it: ms.load_mask('{name}'), or masksearch show {name}" in out
+        assert f"use it: ms.load_mask('{name}'), or masksearch report {name}" in out
         assert ms.load_mask(name) == masks.parse(name) == mask
     words = ["export", "blocks(4)", "--out", "layout.npy"]
     code, out, _ = run(monkeypatch, capsys, *words, "--block", 4, "--length", 16)
@@ -125,7 +125,7 @@ def test_resume_in_python_repeats_the_command(job, tmp_path, monkeypatch, capsys
     assert sum(record.origin == "random" for record in study.records()) == 8
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(tmp_path)
-    words = ["compare", "--mask", "window(3)", "--no-controls", "--seeds", 1, *job]
+    words = ["compare", "window(3)", "--no-controls", "--seeds", 1, *job]
     run(monkeypatch, capsys, *words, "--run", "runs/c")
     assert ms.resume("runs/c").entries.keys() == {"window(3)"}
     (moved / "command.json").unlink()
@@ -170,7 +170,7 @@ def test_compare_front_judges_a_searchs_front_and_resumes(job, monkeypatch, caps
     monkeypatch.chdir("runs")
     code, _, err = run(monkeypatch, capsys, "resume", "y")
     assert code == 0, err
-    code, out, _ = run(monkeypatch, capsys, "verdict", "y")
+    code, out, _ = run(monkeypatch, capsys, "report", "y")
     assert "hypervolume, searched minus hand-designed" in out
     code, _, err = run(monkeypatch, capsys, "compare", "--front", "none", "--run", "z")
     assert (code, err) == (2, "error: none holds no study (no study.db); run a search first\n")

@@ -57,18 +57,6 @@ def job(tmp_path):
     ]
 
 
-def test_an_evaluation_that_is_kept_can_be_resumed(monkeypatch, capsys, tmp_path, job):
-    folder = tmp_path / "kept"
-    words = ["evaluate", "window(2)", *job[2:], "--seeds", "2", "--run", folder]
-    assert run(monkeypatch, capsys, *words)[0] == 0
-    code, out, err = run(monkeypatch, capsys, "resume", folder)
-    assert code == 0
-    assert "window(2)" in out
-    assert "evaluate" not in err
-    assert "compare 2/2  resumed" in err or "compare 2  resumed" in err  # nothing ran again
-    assert len(ms.Study(folder).records()) == 2
-
-
 @pytest.mark.slow
 def test_resume_repeats_the_command_with_another_budget(monkeypatch, capsys, tmp_path, job):
     monkeypatch.chdir(tmp_path)
@@ -92,7 +80,7 @@ def test_resume_does_not_repeat_a_command_that_never_began(monkeypatch, capsys, 
 
 
 def test_resume_of_a_comparison_runs_what_is_missing(monkeypatch, capsys, tmp_path, job):
-    words = ["compare", "--mask", "w=window(3)", "--no-controls", "--seeds", 2, *job[2:]]
+    words = ["compare", "w=window(3)", "--no-controls", "--seeds", 2, *job[2:]]
     folder = tmp_path / "compared"
     assert run(monkeypatch, capsys, *words, "--run", folder)[0] == 0
     code, out, err = run(monkeypatch, capsys, "resume", folder)
@@ -307,11 +295,13 @@ def test_report_says_what_was_ended_early_and_why(monkeypatch, capsys, tmp_path,
 def test_costs_are_objectives_on_the_command_line(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]
-    code, out, err = run(monkeypatch, capsys, *words, "--memory", "--cost-length", 256)
+    code, out, err = run(monkeypatch, capsys, *words, "--memory", "--set", "cost.length=256")
     assert code == 0, err
     study = ms.Study(folder)
     assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]
     assert all(record.values["memory"] > 0 for record in study.frontier())
     assert "memory" in out
-    code, _, err = run(monkeypatch, capsys, *job, "--run", tmp_path / "x", "--cost-length", 256)
-    assert (code, err) == (2, "error: --cost-length needs --latency or --memory\n")
+    code, _, err = run(
+        monkeypatch, capsys, *job, "--run", tmp_path / "x", "--set", "cost.length=256"
+    )
+    assert (code, err) == (2, "error: --set cost.length needs --latency or --memory\n")

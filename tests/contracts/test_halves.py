@@ -29,8 +29,6 @@ from toy_questions import WORDS
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.cli.build import build_evaluator
-from masksearch.cli.options import EvaluatorOptions
 from masksearch.errors import EvaluatorError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.tasks.splits import in_final_half, take_half
@@ -228,8 +226,3 @@ def test_a_one_shot_search_is_measured_on_the_search_half(tmp_path):
     truth = {tuple(row) for batch in told for row in batch.tolist()}
     assert truth == rows
     assert not truth & final
-
-
-def test_a_half_can_be_set_on_the_command_line():
-    built = build_evaluator(EvaluatorOptions(set=["half=final"]))
-    assert built == ms.PlantedEvaluator().final()

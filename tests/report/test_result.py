@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib import resources
 
 import jsonschema
@@ -15,11 +15,10 @@ from PIL import Image
 
 from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks
-from masksearch.cli.options import EvaluatorOptions
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density, unit_densities
 from masksearch.report.pictures import Pictures
-from masksearch.report.reproduce import JUDGES, evaluate_line
+from masksearch.report.reproduce import evaluate_line
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
 
@@ -110,8 +109,7 @@ def test_pictures_are_the_bits_and_each_is_made_once():
 
 
 def test_cards_name_the_command_that_judges():
-    assert set(JUDGES) == {field.name for field in fields(EvaluatorOptions)}
     given = {"space": "a.py:s", "trials": 3, "glue": "my glue", "tasks": ["RTE"], "rows": None}
     line = evaluate_line({"command": "search", "options": given})
-    assert line == "masksearch evaluate MASK --glue 'my glue' --tasks RTE"
+    assert line == "masksearch compare MASK --no-controls --glue 'my glue' --tasks RTE"
     assert evaluate_line(None) == ""

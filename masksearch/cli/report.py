@@ -1,0 +1,318 @@
+"""The commands that tell what there is: report (of runs, or of a mask), status, proxy-card."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from masksearch.cli import options
+from masksearch.cli.options import OUTPUT, RUN, OptionsError, declare
+
+if TYPE_CHECKING:
+    from masksearch.driver import Comparison
+
+LONGEST_TABLE = 4096  # positions up to which every cell of a mask is looked at
+DOTS = 1024  # rows of tiles in the picture of a longer one
+A_MASK = "Of a mask"
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders of searches and comparisons, or folders that hold several. Or one mask: "
+            "an expression, a family, a file, RUN#7 or RUN@0.9.",
+            rich_help_panel=RUN,
+            metavar="RUN... | MASK",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        declare(
+            "Write the page to this file; of a mask, its picture (NAME.png).",
+            OUTPUT,
+            "report.html in the folder; here, where there are several",
+            "FILE",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        declare("Write the page again and again while a run goes on.", OUTPUT, name="--watch"),
+    ] = False,
+    storage: options.Storage = None,
+    against: Annotated[
+        str | None,
+        declare(
+            "Hand-designed masks that are opponents in the verdict of a comparison: nearest (in "
+            "sparsity), or all.",
+            RUN,
+            "as the comparison was made",
+            "NAME",
+        ),
+    ] = None,
+    reference: Annotated[
+        str, declare("A mask that every other is also compared with there.", RUN, "", "NAME")
+    ] = "dense",
+    length: Annotated[
+        int, declare("Length of the sequence, in positions.", A_MASK, "", "N")
+    ] = 128,
+    layers: Annotated[
+        int | None, declare("Layers of the model.", A_MASK, "those of the mask, else 1", "N")
+    ] = None,
+    heads: Annotated[
+        int | None, declare("Heads of a layer.", A_MASK, "those of the mask, else 1", "N")
+    ] = None,
+    block: Annotated[
+        int, declare("Side of a kernel's block, for the block density.", A_MASK, "", "POSITIONS")
+    ] = 64,
+    nearest: Annotated[
+        bool,
+        declare(
+            "Also name the structured mask that explains this one best.", A_MASK, name="--nearest"
+        ),
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Write the page of a run, or of all runs in a folder, and say what a comparison shows: each
+    sentence with its seeds, rows, interval and p-value. Or show what a mask is: its sparsity,
+    block density, empty rows, and a picture.
+
+    docs/statistics.md has the rules of verdicts, and how often they err.
+
+    Examples:
+        masksearch report runs/search --watch
+        masksearch report runs/a runs/b --out runs/all.html
+        masksearch report runs/compare --against all
+        masksearch report "bigbird(2,1,2) | window(3)" --length 48
+    """
+    folders = [Path(run) for run in runs if Path(run).is_dir()]
+    if not folders and len(runs) == 1:
+        show_mask(
+            runs[0],
+            out,
+            nearest,
+            as_json,
+            length=length,
+            layers=layers,
+            heads=heads,
+            block=block,
+        )
+        return
+    if len(folders) < len(runs):
+        stray = next(run for run in runs if not Path(run).is_dir())
+        raise FileNotFoundError(f"{stray}: no such run folder")
+    from masksearch.report.collect import report_on, studies_in, watch_runs
+
+    place = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    if watch:
+        typer.echo(f"watching; the page loads itself again: {place.resolve()}")
+        *_, page = watch_runs(folders, place, storage=storage)
+        typer.echo(f"report: {page.resolve()}")
+        return
+    page = report_on(folders, place, storage=storage)
+    found: dict[str, Any] = {"report": str(page.resolve())}
+    if len(folders) == 1 and [s.kind for s in studies_in(folders[0], storage)] == ["compare"]:
+        from masksearch.driver import Comparison
+
+        found |= read_verdict(Comparison.open(folders[0]), folders[0], reference, against)
+    elif against is not None:
+        raise OptionsError(
+            "--against belongs to the verdict of one comparison; a search has none, since its "
+            "scores chose the masks: judge them again by masksearch compare RUN"
+        )
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for line in found.get("verdict", []):
+        typer.echo(line)
+    typer.echo(f"report: {found['report']}")
+
+
+def read_verdict(
+    comparison: Comparison, run: Path, reference: str, against: str | None
+) -> dict[str, Any]:
+    """The sentences of a comparison's verdict, and the differences behind them."""
+    from masksearch.analysis.compare import check_against
+    from masksearch.errors import SearchError
+    from masksearch.report.paper import findings_frame
+
+    if comparison.mixture:
+        raise SearchError(f"{run}: {comparison.mixture}")
+    opponents = comparison.against if against is None else check_against(against)
+    rows = findings_frame(comparison, reference, opponents).to_json(orient="records")
+    text = comparison.verdict(reference, opponents)
+    return {"verdict": text.splitlines(), "findings": json.loads(rows)}
+
+
+def show_mask(
+    text: str,
+    out: Path | None,
+    nearest: bool,
+    as_json: bool,
+    *,
+    length: int,
+    layers: int | None,
+    heads: int | None,
+    block: int,
+) -> None:
+    """Prints what a mask is, and draws it."""
+    from masksearch.cli.build import read_mask
+    from masksearch.cli.output import sketch
+    from masksearch.errors import UncountedHops
+    from masksearch.masks.hops import hops
+    from masksearch.masks.lower import block_view, row_counts
+    from masksearch.masks.text import short_text
+
+    if length < 1 or block < 1:
+        raise ValueError(f"--length and --block are at least 1, got {length} and {block}")
+    if nearest and length > LONGEST_TABLE:
+        raise ValueError(f"--nearest takes --length up to {LONGEST_TABLE}, got {length}")
+    found = read_mask(text)
+    layers = found.layers or 1 if layers is None else layers
+    heads = found.heads or 1 if heads is None else heads
+    found.counts(layers, heads)
+    side = 1 if length <= LONGEST_TABLE else -(-length // DOTS)
+    if side == 1:
+        table = found.dense(length, layers, heads)
+    else:  # a picture of tiles: the table of all cells would not fit in memory
+        table = block_view(found, length, side)
+    counts = row_counts(found, length)
+    empty = int((counts == 0).sum())
+    steps, uncounted = math.inf, ""
+    if not empty:
+        try:
+            steps = hops(found, length)
+        except UncountedHops as error:
+            uncounted = str(error)
+    facts: dict[str, Any] = {
+        "mask": str(found),
+        "shape": [*table.shape[:2], length, length],
+        "sparsity": 1 - int(counts.sum()) / (counts.numel() * length),
+        "block_density": float(block_view(found, length, block).double().mean()),
+        "block": block,
+        "empty_rows": empty,
+        "hops": int(steps) if steps < math.inf else None,  # JSON knows no infinity
+    }
+    if uncounted:
+        facts["hops_uncounted"] = uncounted
+    if nearest:
+        from masksearch.masks.nearest import nearest_family
+
+        named = nearest_family(found, length, layers=table.shape[0], heads=table.shape[1])
+        facts["nearest"] = {
+            "mask": named.text, "iou": named.iou, "explained": named.explained
+        }  # fmt: skip
+    if out is not None:
+        from masksearch.report.figures.masks import plot_masks
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        title = short_text(found, 60)
+        title = title if side == 1 else f"tiles of {side}: {short_text(found, 40)}"
+        picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
+        picture.savefig(out, dpi=150, bbox_inches="tight")
+        facts["picture"] = str(out)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    size = "x".join(map(str, facts["shape"]))
+    typer.echo(f"{found}  [layers x heads x queries x keys: {size}]")
+    typer.echo(f"sparsity {facts['sparsity']:.5f}   block density {facts['block_density']:.3f} ")
+    reach = "infinite" if facts["hops"] is None else facts["hops"]  # as under a causal mask
+    reach = f"not counted ({uncounted})" if uncounted else reach
+    typer.echo(f"(blocks of {block})   empty rows {empty}   hops {reach}")
+    if nearest:
+        verdict = "explains it" if named.explained else "does not explain it"
+        typer.echo(f"nearest structured mask ({verdict}; IoU {named.iou:.3f}): {named.text}")
+    if empty:
+        typer.echo("a mask with empty rows cannot be attached; add for example | window(0)")
+    if out is None:
+        for row in sketch(table):
+            typer.echo(row)
+    else:
+        typer.echo(f"picture: {out}")
+
+
+def status(run: options.RunArgument, as_json: options.Json = False) -> None:
+    """Print what runs, what failed and why, the best so far, and the time left.
+
+    Examples:
+        masksearch status runs/search
+        masksearch status runs/search --json
+    """
+    from masksearch.study.status import read_status, status_lines
+
+    state = read_status(run)
+    if as_json:
+        typer.echo(json.dumps(state))
+        return
+    for line in status_lines(run, state):
+        typer.echo(line)
+
+
+def proxy_card(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders of searches or comparisons.", rich_help_panel=RUN, metavar="RUN..."
+        ),
+    ],
+    proxy: Annotated[
+        str, declare("The reported value that a short run gives.", RUN, "", "NAME")
+    ] = "loss",
+    target: Annotated[
+        str | None,
+        declare(
+            "The reported value that counts, such as glue.",
+            RUN,
+            "--proxy, after the most steps",
+            "NAME",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        declare(
+            "Run folder that judges the others, where their protocols differ.",
+            RUN,
+            "none",
+            "FOLDER",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        declare(
+            "Write the table (NAME.csv) or the figure (any other ending) to this file.",
+            OUTPUT,
+            "not written",
+            "FILE",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Say how far to trust short runs: whether they rank masks as longer ones or GLUE do.
+
+    Bands of density, bootstrap samples and what is asked of a short run: ms.proxy_card.
+
+    Examples:
+        masksearch proxy-card runs/search
+        masksearch proxy-card runs/search --target score --out runs/card.png
+    """
+    from masksearch.cli.output import print_proxy_card
+    from masksearch.report.proxy import proxy_card as card_of
+
+    card = card_of(runs, proxy=proxy, target=target, reference=reference)
+    if out is not None and out.suffix == ".csv":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        card.frame().to_csv(out, index=False)
+    elif out is not None:
+        card.plot(out)
+    if as_json:
+        typer.echo(json.dumps(card.to_dict()))
+        return
+    print_proxy_card(card)
+    typer.echo(card.verdict())
+    if out is not None:
+        typer.echo(f"written: {out}")
