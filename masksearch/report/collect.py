@@ -38,6 +38,12 @@ NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there
 WATCHED = 2.0  # seconds between two looks at a run that goes on
 LONGEST = 40  # characters of a setting that may stand in a section's title
+ROWS = {  # by which rows masks were judged -> how a section says it
+    "search": "what the searches saw",
+    "final": "judged again on unseen rows",
+    "test": "judged on test rows",
+    "all": "judged on all rows",
+}
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,7 @@ def report_on(
     return write_report(
         path,
         title=notes.get("title", "Attention masks: sparsity against score"),
+        about=notes.get("about", []),
         sections=sections,
         verdicts=notes.get("verdicts", []),
         unread=unread,
@@ -379,7 +386,7 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
                 "model": f"{count(main.shape.layers, 'layer')}, {count(main.shape.heads, 'head')}",
                 "length": f"length {main.shape.length}",
                 "steps": f"{steps} steps" if steps else "",
-                "half": f"{settings['half']} half" if "half" in settings else "",
+                "half": ROWS.get(str(settings.get("half")), ""),
                 **{
                     name: f"{name} {value}"
                     for name, value in settings.items()

@@ -37,6 +37,7 @@ def write_report(
     *,
     title: str,
     sections: Sequence[Section],
+    about: Sequence[str] = (),
     verdicts: Sequence[str] = (),
     unread: Sequence[str] = (),
     progress: Sequence[str] = (),
@@ -52,6 +53,7 @@ def write_report(
         path: Of the page; folders are made.
         title: Headline.
         sections: One for each protocol; scores of two protocols never share a figure.
+        about: What the page is about, a paragraph each.
         verdicts: Lines for the head of the page.
         unread: Lines on folders that could not be read.
         progress: Lines on runs that go on. With them the page loads itself again and again, and
@@ -69,6 +71,7 @@ def write_report(
     result = result_of(
         sections,
         title=title,
+        about=about,
         verdicts=verdicts,
         unread=unread,
         progress=progress,

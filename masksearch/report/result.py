@@ -50,6 +50,7 @@ def result_of(
     sections: Sequence[Section],
     *,
     title: str,
+    about: Sequence[str] = (),
     verdicts: Sequence[str] = (),
     unread: Sequence[str] = (),
     progress: Sequence[str] = (),
@@ -60,6 +61,7 @@ def result_of(
     Args:
         sections: One for each protocol.
         title: Headline.
+        about: What it is about, a paragraph each.
         verdicts: Lines for its head.
         unread: Lines on folders that could not be read.
         progress: Lines on runs that still go on.
@@ -71,14 +73,16 @@ def result_of(
     pictures = Pictures()
     everything = [record for section in sections for record in section.records]
     failed = [record for record in everything if record.status == "failed"]
+    compared = any(section.comparisons for section in sections)
     found = {
         "format": FORMAT,
         "version": VERSION,
         "title": title,
+        "about": list(about),
         "progress": list(progress),
         "verdicts": list(verdicts),
         "unread": list(unread),
-        "sections": [section_data(section, pictures) for section in sections],
+        "sections": [section_data(section, pictures, compared) for section in sections],
         "images": pictures.images,
         "trials": len(everything),
         "failed": len(failed),
@@ -100,8 +104,8 @@ def result_of(
     return plain
 
 
-def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
-    """What the page says of one protocol."""
+def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[str, Any]:
+    """What the page says of one protocol; `compared`: whether the page holds a comparison."""
     records, proxy = section.searched, section.proxy
     searched = search_chart(section, pictures)
     comparisons: list[dict[str, Any]] = []
@@ -124,7 +128,7 @@ def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
     return {
         "key": section.key,
         "title": section.title,
-        "verdicts": headline(section),
+        "verdicts": headline(section, compared),
         "facts": known_facts(section),
         "objectives": [asdict(objective) for objective in section.objectives],
         "shape": None if section.shape is None else section.shape.to_dict(),
@@ -152,8 +156,8 @@ def section_data(section: Section, pictures: Pictures) -> dict[str, Any]:
 
 
 # -- sentences -----------------------------------------------------------------------------------
-def headline(section: Section) -> list[str]:
-    """The lines at the head of a section; never empty."""
+def headline(section: Section, compared: bool) -> list[str]:
+    """The lines at the head of a section, never empty; see `section_data`."""
     lines: list[str] = []
     for name, comparison in section.comparisons.items():
         if len(section.comparisons) > 1:
@@ -170,11 +174,12 @@ def headline(section: Section) -> list[str]:
     if not front and (nothing := nothing_learned(records)):
         lines.append(sentence(nothing))
     elif not section.comparisons:
-        lines.append(
-            f"{len(scored)} finished trials, {len(front)} of them on the front. No comparison "
-            "over seeds is included, so this page does not show that a searched mask is better "
-            "than a hand-designed one."
-        )
+        lines.append(f"{len(scored)} finished trials, {len(front)} of them on the front.")
+        if not compared:
+            lines[-1] += (
+                " No comparison over seeds is included, so this page does not show that a "
+                "searched mask is better than a hand-designed one."
+            )
     return lines
 
 
