@@ -211,9 +211,9 @@ class Comparison(ComparedMasks):
         Args:
             columns: Further reported values, such as single tasks.
         """
-        from masksearch.report.paper import comparison_latex
+        from masksearch.report.tables import comparison_table
 
-        return comparison_latex(self, columns)
+        return comparison_table(self, columns).latex()
 
     def report(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained HTML page.

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from masksearch.analysis.pareto import SPARSITIES, sparsities_differ, sparsity_of
 from masksearch.masks.measure import unread_note
-from masksearch.masks.text import short_text
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
     from masksearch.analysis.proxy_card import ProxyAgreement
     from masksearch.contracts import Record, Shape
     from masksearch.driver import Study
-    from masksearch.report.tables import TextTable
+    from masksearch.report.layout import TextTable
 
 
 OF_PAIRS = (
@@ -79,20 +76,12 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         typer.echo("= no better than a constant answer: the model has learned nothing there")
 
 
-def print_table(cells: TextTable, title: str | None = None) -> None:
+def print_table(table: TextTable, title: str | None = None) -> None:
     """A table of plain cells; masks are shortened to the room that there is."""
     console = Console()
     if not console.is_terminal:  # tables are not squeezed into 80 columns
         console = Console(width=160)
-    room = max(24, min(console.width, 120) - 56)
-    table = Table(title=title, title_justify="left")
-    for cell in cells.head:
-        table.add_column(escape(cell.text), justify="right" if cell.number else "left")
-    for row in cells.rows:
-        texts = (short_text(cell.text, room) if cell.code else cell.text for cell in row)
-        marks = ("=" * (cell.mark == "majority") for cell in row)
-        table.add_row(*(escape(text + mark) for text, mark in zip(texts, marks, strict=True)))
-    console.print(table)
+    console.print(table.terminal(title, room=max(24, min(console.width, 120) - 56)))
 
 
 def print_proxy_card(card: ProxyAgreement) -> None:

@@ -138,12 +138,12 @@ def read_verdict(
     """The sentences of a comparison's verdict, and the differences behind them."""
     from masksearch.analysis.compare import check_against
     from masksearch.errors import SearchError
-    from masksearch.report.paper import findings_frame
+    from masksearch.report.tables import findings_table
 
     if comparison.mixture:
         raise SearchError(f"{run}: {comparison.mixture}")
     opponents = comparison.against if against is None else check_against(against)
-    rows = findings_frame(comparison, reference, opponents).to_json(orient="records")
+    rows = findings_table(comparison, reference, opponents).frame().to_json(orient="records")
     text = comparison.verdict(reference, opponents)
     return {"verdict": text.splitlines(), "findings": json.loads(rows)}
 

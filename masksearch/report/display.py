@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import base64
-import math
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from masksearch.analysis.compare import ComparedMasks, MaskRuns
+from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import learned_nothing
-from masksearch.analysis.stats import decimals_for, format_estimate
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
 from masksearch.report.chart_data import compared_chart, search_chart
 from masksearch.report.charts import chart_png, paper_spec
+from masksearch.report.layout import TextTable
 from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
-from masksearch.report.tables import TextTable, by_origin, front_table
+from masksearch.report.tables import by_origin, comparison_table, front_table
 
 WIDTH = 120  # characters of a line
 ROWS = 8  # lines below the first one
@@ -48,16 +47,11 @@ def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Object
     front = front_table(by_origin(records), objectives).without("block density", "seed")
     picture = chart_html(search_chart(Section(by_origin(records), objectives), Pictures(room=0)))
     more = ""
-    rows = [
-        [*(escape(cell.text) for cell in cells), f"<code>{escape(mask.text)}</code>"]
-        for *cells, mask in front.rows[: 2 * ROWS]
-    ]
-    if len(front.rows) > len(rows):
-        more = f"<br>and {len(front.rows) - len(rows)} more: study.frontier()"
+    if len(front.rows) > 2 * ROWS:
+        more = f"<br>and {len(front.rows) - 2 * ROWS} more: study.frontier()"
     return (
         f"<div><b>Study {escape(str(run))}</b>: {escape(count_trials(records))}; "
-        f"{front_words(front, records)}<br>{picture}"
-        f"{html_table([cell.text for cell in front.head], rows)}{more}</div>"
+        f"{front_words(front, records)}<br>{picture}{front.html(2 * ROWS)}{more}</div>"
     )
 
 
@@ -88,58 +82,47 @@ def front_words(front: TextTable, records: Sequence[Record]) -> str:
 # -- comparisons ---------------------------------------------------------------------------------
 def comparison_text(comparison: ComparedMasks) -> str:
     """A comparison in at most ten lines: the masks that it is about, then the others."""
-    entries = sorted(comparison.entries.values(), key=lambda entry: not entry.tested)
-    seeds = {seed for entry in entries for seed in entry.scores}
+    entries = comparison.entries
+    seeds = {seed for entry in entries.values() for seed in entry.scores}
     place = f" {short_path(comparison.run)}" if comparison.run is not None else ""
     lines = [
         f"Comparison{place}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
     ]
-    shown = comparison_rows(comparison, entries[:ROWS])
+    rows = sorted(outcomes(comparison).rows, key=lambda row: not entries[row[0].text].tested)
+    shown = [[short_text(name.text, 40), *(c.text for c in row)] for name, *row in rows[:ROWS]]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for cells in shown:
         line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        lines.append(textwrap.shorten(line, WIDTH - 2, placeholder=" ...") if len(line) > WIDTH - 2
-                     else line.rstrip())  # fmt: skip
+        short = len(line) <= WIDTH - 2
+        lines.append(
+            line.rstrip() if short else textwrap.shorten(line, WIDTH - 2, placeholder=" ...")
+        )
     if len(entries) > ROWS:
         lines.append(f"and {len(entries) - ROWS} more")
     return "\n  ".join(lines)
 
 
 def comparison_html(comparison: ComparedMasks) -> str:
-    """The table, densest first, and the verdict, for notebooks."""
-    entries = sorted(comparison.entries.values(), key=lambda e: (e.sparsity, e.name))
-    rows = [
-        [f"<b>{escape(cell)}</b>" if entry.tested else escape(cell) for cell in cells]
-        for cells, entry in zip(comparison_rows(comparison, entries), entries, strict=True)
-    ]
-    head = ["mask", "kind", "sparsity", comparison.objectives[0].name, "outcome"]
+    """A picture, the table, densest first, and the verdict, for notebooks."""
     place = "" if comparison.run is None else f" {escape(str(comparison.run))}"
     section = Section({}, comparison.objectives, {"": comparison})
     picture = chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
     return (
-        f"<div><b>Comparison{place}</b><br>{picture}{html_table(head, rows)}"
+        f"<div><b>Comparison{place}</b><br>{picture}{outcomes(comparison).html()}"
         f'<pre style="white-space:pre-wrap">{escape(comparison.verdict())}</pre></div>'
     )
 
 
-def comparison_rows(comparison: ComparedMasks, entries: Sequence[MaskRuns]) -> list[list[str]]:
+def outcomes(comparison: ComparedMasks) -> TextTable:
     """Name, kind, sparsity, score with its interval, and outcome of each mask."""
-    scores = [entry.score for entry in entries]
-    places = decimals_for(value for s in scores for value in (s.value, s.low, s.high))
-    findings = comparison.findings()
-    return [
-        [
-            short_text(entry.name, 40),
-            entry.kind,
-            "-" if math.isnan(entry.sparsity) else f"{100 * entry.sparsity:.1f}%",
-            format_estimate(score.value, score.low, score.high, decimals=places),
-            "; ".join(
-                [outcome_words([each for each in findings if each.mask == entry.name])]
-                + ["learned nothing"] * entry.learned_nothing
-            ).removeprefix("; "),
-        ]
-        for entry, score in zip(entries, scores, strict=True)
-    ]
+    score, findings = comparison.objectives[0].name, comparison.findings()
+    table = comparison_table(comparison).only("mask", "kind", "sparsity", score)
+    said = []
+    for cell, *_ in table.rows:
+        own = outcome_words([each for each in findings if each.mask == cell.text])
+        nothing = "learned nothing" * comparison.entries[cell.text].learned_nothing
+        said.append("; ".join(filter(None, (own, nothing))))
+    return table.beside("outcome", said)
 
 
 # -- HTML ----------------------------------------------------------------------------------------
@@ -149,14 +132,6 @@ def chart_html(chart: Mapping[str, Any] | None) -> str:
         return ""
     data = base64.b64encode(chart_png(paper_spec(chart), DPI)).decode("ascii")
     return f'<img alt="sparsity against score" src="data:image/png;base64,{data}">'
-
-
-def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already, under a head that is text."""
-    cell = '<td style="text-align:left">{}</td>'
-    names = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
-    body = "".join(f"<tr>{''.join(map(cell.format, row))}</tr>" for row in rows)
-    return f"<table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def short_path(path: Path) -> str:

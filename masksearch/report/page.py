@@ -22,9 +22,15 @@ from masksearch.report.dam import Picture, dam_pictures
 from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import save
-from masksearch.report.paper import write_tables
+from masksearch.report.layout import TextTable, write_tables
 from masksearch.report.result import result_of
 from masksearch.report.section import Section
+from masksearch.report.tables import (
+    comparison_table,
+    findings_table,
+    front_table,
+    searches_table,
+)
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
 REFRESH = 5  # seconds after which the page of a run that goes on loads itself again
@@ -83,19 +89,26 @@ def write_report(
         if progress:
             continue
         data["figures"] = draw(path.parent / FIGURES, section)
-        write_tables(
-            path.parent / "tables",
-            section.key,
-            section.studies,
-            section.objectives,
-            section.comparisons,
-            section.searches,
-        )
+        write_tables(path.parent / "tables", section.key, paper_tables(section))
     write_text_in_one_move(
         path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
     )
     write_text_in_one_move(path, render_page(result, path.parent))
     return path
+
+
+def paper_tables(section: Section) -> dict[str, TextTable]:
+    """Name -> table, of those that lie beside the page for papers."""
+    found = {"front": front_table(section.studies, section.objectives)}
+    for place, comparison in enumerate(section.comparisons.values()):
+        end = f"_{place}" if place else ""
+        runs = comparison.frame(per="seed").to_dict("records")
+        found[f"compared{end}"] = comparison_table(comparison)
+        found[f"compared_seeds{end}"] = TextTable(data=runs)
+        found[f"findings{end}"] = findings_table(comparison)
+    if section.searches:
+        found["searches"] = searches_table(section.searches, section.objectives)
+    return found
 
 
 def render_page(result: Mapping[str, Any], folder: Path | str) -> str:

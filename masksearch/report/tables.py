@@ -1,13 +1,13 @@
-"""The tables of the report: plain cells, ready to be laid out."""
+"""The tables that pages, terminals, notebooks and papers show, each described once."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from masksearch.analysis.compare import ComparedMasks
+from masksearch.analysis.compare import Against, ComparedMasks
 from masksearch.analysis.pareto import (
     SPARSITIES,
     hypervolume,
@@ -21,12 +21,13 @@ from masksearch.analysis.proxy_observations import default_goal
 from masksearch.analysis.rank_stats import Interval
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective, Record, is_side_value
 from masksearch.gates.diagnostics import strongest_offsets
+from masksearch.report.layout import DASH, Cell, TextTable, text_table, words
 from masksearch.study.status import in_words
 
-DASH = "-"  # where there is nothing to say
 SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
+PAIRS = "Sparsity: left out of the pairs that real tokens form (of the table: of all cells)."
 TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
 REFERENCE = "="  # marks the budget that is the reference itself
 CARD = ("figure", "value", "what it means")  # head of DAM's health card
@@ -37,48 +38,6 @@ LOSSES = (  # of the health card: its name, the row's title, what it means
     ("discretised", "loss, mask cut", "cut at the target density; the same weights"),
     ("retrained", "loss, retrained", "that mask, trained from scratch"),
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of a table's cell; `number` columns are set flush right."""
-
-    text: str
-    number: bool = False
-    code: bool = False
-    note: str = ""  # code on a line of its own below
-    mark: Literal["", "best", "majority", "searched"] = ""
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A head and rows of as many cells."""
-
-    head: tuple[Cell, ...] = ()
-    rows: tuple[tuple[Cell, ...], ...] = ()
-
-    def without(self, *names: str) -> TextTable:
-        """The table without the columns of these names."""
-        kept = [place for place, cell in enumerate(self.head) if cell.text not in names]
-        return TextTable(
-            tuple(self.head[place] for place in kept),
-            tuple(tuple(row[place] for place in kept) for row in self.rows),
-        )
-
-
-def text_table(
-    names: Sequence[str], rows: Iterable[Sequence[Cell | str]], text: Sequence[str] = ()
-) -> TextTable:
-    """A table of cells and plain texts; columns that are not named in `text` hold numbers."""
-    return TextTable(
-        tuple(Cell(name, number=name not in text) for name in names),
-        tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows),
-    )
-
-
-def words(name: str) -> str:
-    """A value's name as a column's head."""
-    return name.replace("_", " ")
 
 
 def percent(value: float) -> str:
@@ -118,34 +77,41 @@ def runs_table(
 
 def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextTable:
     """Hypervolumes of strategies at equal compute over search seeds, with and without RTE."""
-    text = ("strategy", "outcome")
     names = ["strategy", "score", "searches", "at equal trials", "at equal compute"]
     names += ["difference", "adjusted p", "outcome"]
     rows: list[tuple[str, ...]] = []
+    data: list[dict[str, Any]] = []
     for goals in filter(None, (objectives, without_rte(searches, objectives))):
         found = compare_searches(curves_of(searches, goals))
         both = [volume for each in found for volume in (each.at_trials, each.at_seconds)]
         places = decimals_for(value for v in both for value in (v.value, v.low, v.high))
         for each in found:
+            score, seeds = goals[0].name, each.seeds
+            whole: dict[str, Any] = {"strategy": each.strategy, "score": score}
+            whole["n_searches"] = seeds
+            for name, volume in (("trials", each.at_trials), ("compute", each.at_seconds)):
+                whole |= {f"at equal {name}": volume.value}
+                whole |= {f"at equal {name} low": volume.low, f"at equal {name} high": volume.high}
             difference, adjusted = DASH, DASH
             if (judged := each.finding) is not None:
-                difference = judged.difference.text(signed=True, decimals=places)
-                if not math.isnan(judged.difference.p_value):
+                d = judged.difference
+                difference = d.text(signed=True, decimals=places)
+                whole |= {"difference": d.value, "low": d.low, "high": d.high, "level": d.level}
+                whole |= {"adjusted_p": judged.adjusted, "n_seeds": d.n}
+                if not math.isnan(d.p_value):
                     adjusted = format_p(judged.adjusted)
             volumes = (v.text(decimals=places) for v in (each.at_trials, each.at_seconds))
-            score = words(goals[0].name)
-            rows.append(
-                (
-                    each.strategy,
-                    score,
-                    str(each.seeds),
-                    *volumes,
-                    difference,
-                    adjusted,
-                    each.outcome,
-                )
-            )
-    return text_table(names, rows, text=(*text, "score"))
+            cells = (each.strategy, words(score), str(seeds), *volumes, difference, adjusted)
+            rows.append((*cells, each.outcome))
+            data.append({**whole, "outcome": each.outcome})
+    return text_table(
+        names,
+        rows,
+        text=("strategy", "score", "outcome"),
+        data=data,
+        caption="Hypervolume where every search still ran: means over search seeds with 95% "
+        "intervals, and paired differences to the reference (Holm, 5%).",
+    )
 
 
 def by_origin(records: Iterable[Record]) -> dict[str, list[Record]]:
@@ -167,6 +133,7 @@ def front_table(
     two = (TABLE,) * sparsities_differ(front)
     names = ["strategy", "trial", *map(words, scores), "sparsity", *two, "block density"]
     places = {name: decimals_for(record.value(name) for record in front) for name in scores}
+    data = []
     for record in front:
         origin = record.proposer if record.role == "baseline" else owners[id(record)]
         figures = (
@@ -177,7 +144,27 @@ def front_table(
         )
         mask = Cell(str(record.mask or ""), code=True)
         rows.append((origin, str(record.number), *figures, str(record.seed), mask))
-    return text_table([*names, "seed", "mask"], rows, text=("strategy", "mask"))
+        data.append(
+            {
+                "strategy": origin,
+                "trial": record.number,
+                "seed": record.seed,
+                "mask": mask.text,
+                **record.measures,
+                "effective_sparsity": sparsity_of(record),
+                **{name: v for name, v in record.values.items() if not is_side_value(name)},
+                "fingerprint": record.fingerprint,
+            }
+        )
+    return text_table(
+        [*names, "seed", "mask"],
+        rows,
+        text=("strategy", "mask"),
+        data=data,
+        caption="The front of the searches. Its points were selected on these runs, one seed "
+        f"each. {PAIRS}",
+        aside=("block density",),
+    )
 
 
 def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> TextTable:
@@ -187,11 +174,14 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
         comparison: What was compared.
         columns: Further reported values, whose means are given.
     """
+    if not comparison.entries:
+        return TextTable()
     judged = [o.name for o in comparison.objectives if o.name not in SHARES]
     two = (TABLE,) * sparsities_differ(comparison.records)
     again = [] if comparison.fronts is None else ["score in search", "P(on front)"]
     names = ["mask", "kind", "sparsity", *two, "density", "block density", *judged, *columns]
     frame = comparison.frame()
+    data = frame.to_dict("records")
     places = {
         name: decimals_for(frame[[name, f"{name} low", f"{name} high"]].to_numpy().flat)
         for name in judged
@@ -203,7 +193,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             goal = default_goal(name, comparison.objectives)
             best[name] = sparse[name].min() if goal == "min" else sparse[name].max()
     rows = []
-    for row in frame.to_dict("records"):
+    for row in data:
         means = [task_cell(row, name, places[name], interval=True) for name in judged]
         means += [task_cell(row, name, places[name], interval=False) for name in columns]
         rows.append(
@@ -227,7 +217,15 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             )
         )
     names += [*again, "seeds", "diverged", "failed"]
-    return text_table(names, rows, text=("mask", "kind"))
+    return text_table(
+        names,
+        rows,
+        text=("mask", "kind"),
+        data=data,
+        caption="Means over seeds with 95% intervals over seeds and, where they are known, rows. "
+        "Bold: the best mean of a column among the masks that leave cells out. " + PAIRS,
+        aside=("block density", "diverged", "failed"),
+    )
 
 
 def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
@@ -266,12 +264,14 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
     return Cell(text, mark="majority" if nothing or row.get(f"{name} at majority") else "")
 
 
-def findings_table(comparison: ComparedMasks) -> TextTable:
-    """The declared comparisons, one row each."""
+def findings_table(
+    comparison: ComparedMasks, reference: str = "dense", against: Against | None = None
+) -> TextTable:
+    """The declared comparisons, one row each; see `ComparedMasks.findings`."""
     text = ("mask", "against", "because it is", "outcome")
     names = [*text, "difference", "interval", "adjusted p", "common seeds", "rows"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}
-    rows, findings = [], comparison.findings()
+    rows, data, findings = [], [], comparison.findings(reference, against)
     differences = [finding.difference for finding in findings]
     places = decimals_for(value for d in differences for value in (d.value, d.low, d.high))
     for finding in findings:
@@ -293,7 +293,32 @@ def findings_table(comparison: ComparedMasks) -> TextTable:
                 DASH if math.isnan(finding.gap) else f"{100 * finding.gap:+.1f} points",
             )
         )
-    return text_table([*names, "sparser by"], rows, text=text)
+        data.append(
+            {
+                "mask": finding.mask,
+                "against": finding.against,
+                "role": finding.role,
+                "outcome": "same mask" if finding.same else finding.outcome,
+                "difference": d.value,
+                "low": d.low,
+                "high": d.high,
+                "level": d.level,
+                "adjusted_p": finding.adjusted,
+                "n_seeds": d.n,
+                "n_rows": d.n_rows,
+                "sparser_by": finding.gap,
+            }
+        )
+    score = words(comparison.objectives[0].name)
+    return text_table(
+        [*names, "sparser by"],
+        rows,
+        text=text,
+        data=data,
+        caption=f"Paired differences in {score} over common seeds (and rows, where their number "
+        "is given), corrected together (Holm, 5%); intervals at the corrected level.",
+        aside=("because it is", "sparser by"),
+    )
 
 
 def edge_rows(health: Mapping[str, Any]) -> list[tuple[str, str, str]]:

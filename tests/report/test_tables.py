@@ -1,24 +1,23 @@
-"""Tables for papers: CSV that holds every digit, and LaTeX that compiles."""
+"""Tables: LaTeX that compiles, CSV that holds every digit, HTML and terminal of the same cells."""
 
 from __future__ import annotations
 
+import html
 import io
 import math
 import re
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from masksearch import masks
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.driver import Comparison
-from masksearch.report.paper import (
-    comparison_latex,
-    escape,
-    findings_latex,
-    front_latex,
-    write_tables,
-)
+from masksearch.report.layout import escape, write_tables
+from masksearch.report.page import paper_tables
+from masksearch.report.section import Section
+from masksearch.report.tables import comparison_table, findings_table, front_table
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
 
@@ -58,7 +57,7 @@ def check_latex(text: str) -> list[list[str]]:
 
 
 def test_comparison_is_a_table(comparison):
-    head, *rows = check_latex(comparison_latex(comparison, ["SST-2", "sst_loss"]))
+    head, *rows = check_latex(comparison_table(comparison, ["SST-2", "sst_loss"]).latex())
     assert head == [*("Mask", "Kind", "Sparsity", "Density", "Glue", "SST-2", "Sst loss", "Seeds")]
     found = {row[0]: row for row in rows}
     assert len(found) == len(comparison.entries)
@@ -85,12 +84,12 @@ def test_least_loss_is_the_best(compared):
         type(r)(**{**vars(r), "status": "done", "values": {"loss": 1.5 + k}, "error": ""})
         for k, r in enumerate(records)
     ]
-    text = comparison_latex(ComparedMasks(tuple(records), goals))
+    text = comparison_table(ComparedMasks(tuple(records), goals)).latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", text) == ["1.500 (1 seed)"]
 
 
 def test_findings_are_a_table(comparison):
-    head, *rows = check_latex(findings_latex(comparison))
+    head, *rows = check_latex(findings_table(comparison).latex())
     assert len(rows) == len(comparison.findings())
     mine = next(row for row in rows if row[0] == "mine" and row[1] == "dense")
     said = dict(zip(head, mine, strict=True))
@@ -101,15 +100,15 @@ def test_findings_are_a_table(comparison):
 
 def test_front_is_a_table(record, objectives):
     studies = {"a_b": [record(0, 0.8, masks.star()), record(1, 0.9, masks.window(3))]}
-    _, *rows = check_latex(front_latex(studies, objectives))
+    _, *rows = check_latex(front_table(studies, objectives).latex())
     assert [row[-1] for row in rows] == [r"\texttt{window(3)}", r"\texttt{star()}"]
     assert rows[0][0] == r"a\_b"
 
 
 def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
     studies = {"tpe": [record(0, 1 / 3, masks.star())]}
-    files = write_tables(tmp_path / "t", "one_", studies, objectives, {"c": comparison}, {})
-    assert {path.name for path in files} == {path.name for path in (tmp_path / "t").iterdir()}
+    section = Section(studies, objectives, {"c": comparison})
+    write_tables(tmp_path / "t", "one_", paper_tables(section))
     assert pd.read_csv(tmp_path / "t" / "one_front.csv")["glue"].tolist() == [1 / 3]
     summary = pd.read_csv(tmp_path / "t" / "one_compared.csv").set_index("mask")
     runs = pd.read_csv(tmp_path / "t" / "one_compared_seeds.csv")
@@ -123,9 +122,25 @@ def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
     assert set(findings["outcome"]) <= {"better", "worse", "not distinguishable", "same mask"}
 
 
+def test_every_layout_shows_the_same_cells(comparison):
+    table = comparison_table(comparison).only("mask", "glue").beside("more", ["x"] * 6)
+    shown = table.html()
+    printed = Console(width=160)
+    with printed.capture() as text:
+        printed.print(table.terminal("title"))
+    for name, score, _ in table.rows:
+        cells = (name.text, score.text)
+        assert all(html.escape(cell) in shown for cell in cells)
+        assert any(all(cell in line for cell in cells) for line in text.get().splitlines())
+    assert f"<b>{html.escape(NASTY)}</b>" not in shown
+    assert "<b>mine</b>" in shown  # searched
+    assert shown.count("<tr>") == 7
+    assert table.html(2).count("<tr>") == 3
+
+
 def test_comparison_gives_its_table(comparison):
     mine = Comparison(**{f: getattr(comparison, f) for f in ("records", "objectives", "kinds")})
-    assert mine.latex() == comparison_latex(comparison)
+    assert mine.latex() == comparison_table(comparison).latex()
     assert "SST-2" in mine.latex(columns=["SST-2"])
     frame = mine.frame(per="seed")
     assert len(frame) == len(comparison.records)

@@ -1,0 +1,200 @@
+r"""A table of cells, described once, and how it is laid out: HTML, terminal, LaTeX and CSV.
+
+The page lays tables out by a template of its own, from the same cells in `result.json`. A LaTeX
+table needs `\usepackage{booktabs}` and nothing else.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.markup import escape as escape_markup
+from rich.table import Table
+
+from masksearch.masks.text import short_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DASH = "-"  # where there is nothing to say
+SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table's cell; `number` columns are set flush right."""
+
+    text: str
+    number: bool = False
+    code: bool = False
+    note: str = ""  # code on a line of its own below
+    mark: Literal["", "best", "majority", "searched"] = ""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A head and rows of as many cells, and what they were written from.
+
+    Args:
+        head: Names of the columns.
+        rows: What readers see.
+        data: The rows with every digit, for CSV.
+        caption: Of the table on paper.
+        aside: Names of columns that paper has no room for.
+    """
+
+    head: tuple[Cell, ...] = ()
+    rows: tuple[tuple[Cell, ...], ...] = ()
+    data: Sequence[Mapping[Any, Any]] = ()
+    caption: str = ""
+    aside: tuple[str, ...] = ()
+
+    def without(self, *names: str) -> TextTable:
+        """The table without the columns of these names."""
+        kept = [place for place, cell in enumerate(self.head) if cell.text not in names]
+        return replace(
+            self,
+            head=tuple(self.head[place] for place in kept),
+            rows=tuple(tuple(row[place] for place in kept) for row in self.rows),
+        )
+
+    def only(self, *names: str) -> TextTable:
+        """The table with the columns of these names alone."""
+        return self.without(*(cell.text for cell in self.head if cell.text not in names))
+
+    def beside(self, name: str, texts: Iterable[str]) -> TextTable:
+        """The table with one more column of texts."""
+        rows = zip(self.rows, texts, strict=True)
+        return replace(
+            self,
+            head=(*self.head, Cell(name)),
+            rows=tuple((*row, Cell(text)) for row, text in rows),
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """The rows with every digit."""
+        import pandas as pd
+
+        return pd.DataFrame(self.data)
+
+    def html(self, most: int | None = None) -> str:
+        """The first rows for a notebook, which has no style sheet."""
+        cell = '<td style="text-align:left">{}</td>'
+        head = '<th style="text-align:left">{}</th>'
+        names = "".join(head.format(html.escape(each.text)) for each in self.head)
+        rows = (
+            f"<tr>{''.join(cell.format(html_cell(each)) for each in row)}</tr>"
+            for row in self.rows[:most]
+        )
+        return f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+    def terminal(self, title: str | None = None, room: int = 64) -> Table:
+        """The table for a terminal; `=` marks what is no better than a constant answer.
+
+        Args:
+            title: Above it.
+            room: Characters of an expression at most.
+        """
+        table = Table(title=title, title_justify="left")
+        for cell in self.head:
+            table.add_column(escape_markup(cell.text), justify="right" if cell.number else "left")
+        for row in self.rows:
+            texts = (short_text(cell.text, room) if cell.code else cell.text for cell in row)
+            marks = ("=" * (cell.mark == "majority") for cell in row)
+            table.add_row(
+                *(escape_markup(text + mark) for text, mark in zip(texts, marks, strict=True))
+            )
+        return table
+
+    def latex(self) -> str:
+        """A floating table with booktabs rules."""
+        paper = self.without(*self.aside)
+        numbers = [cell.number for cell in paper.head]
+        head = [escape(words(f"{cell.text[:1].upper()}{cell.text[1:]}")) for cell in paper.head]
+        rows = [list(map(latex_cell, row, numbers)) for row in paper.rows]
+        lines = [
+            r"\begin{table}",
+            r"  \centering",
+            f"  \\caption{{{escape(paper.caption)}}}",
+            f"  \\begin{{tabular}}{{{''.join('r' if number else 'l' for number in numbers)}}}",
+            r"    \toprule",
+            "    " + " & ".join(head) + r" \\",
+            r"    \midrule",
+            *("    " + " & ".join(row) + r" \\" for row in rows),
+            r"    \bottomrule",
+            r"  \end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+
+def text_table(
+    names: Sequence[str],
+    rows: Iterable[Sequence[Cell | str]],
+    text: Sequence[str] = (),
+    **more: Any,
+) -> TextTable:
+    """A table of cells and plain texts; columns that are not named in `text` hold numbers."""
+    return TextTable(
+        tuple(Cell(name, number=name not in text) for name in names),
+        tuple(tuple(c if isinstance(c, Cell) else Cell(c) for c in row) for row in rows),
+        **more,
+    )
+
+
+def write_tables(folder: Path, key: str, tables: Mapping[str, TextTable]) -> None:
+    """Writes the tables that hold anything as `.csv` and, for readers, `.tex`; `key` begins
+    their names."""
+    for name, table in tables.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        if table.data:
+            table.frame().to_csv(folder / f"{key}{name}.csv", index=False)
+        if table.rows:
+            (folder / f"{key}{name}.tex").write_text(table.latex(), encoding="utf-8")
+
+
+def words(name: str) -> str:
+    """A value's name as a column's head."""
+    return name.replace("_", " ")
+
+
+def html_cell(cell: Cell) -> str:
+    """A cell as HTML: expressions as code, searched masks and the best figures bold."""
+    text = html.escape(cell.text)
+    if cell.code:
+        return f"<code>{text}</code>"
+    return f"<b>{text}</b>" if cell.mark in ("best", "searched") else text
+
+
+def latex_cell(cell: Cell, number: bool) -> str:
+    """A cell as LaTeX; the minus signs of numbers are those of mathematics."""
+    if cell.text == DASH:
+        return "--"
+    text = escape(cell.text)
+    if number:
+        text = re.sub(r"-(?=\d)", "$-$", text)
+    if cell.code:
+        text = f"\\texttt{{{text}}}"
+    return f"\\textbf{{{text}}}" if cell.mark == "best" else text
+
+
+def escape(text: str) -> str:
+    r"""A text as LaTeX prints it.
+
+    >>> print(escape("a_b >= 0.5 & 10%"))
+    a\_b \textgreater{}= 0.5 \& 10\%
+    """
+    return "".join(SPECIAL.get(letter, letter) for letter in text)
