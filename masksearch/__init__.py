@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import did_you_mean
-from masksearch.moved import forward_moved_modules
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
@@ -76,7 +75,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.units import Units as Units
     from masksearch.loggers.progress import progress as progress
     from masksearch.masks import FAMILIES as FAMILIES
-    from masksearch.masks import ContentMask as ContentMask
     from masksearch.masks import Mask as Mask
     from masksearch.masks.files import load_mask as load_mask
     from masksearch.masks.files import save_mask as save_mask
@@ -127,17 +125,11 @@ def read_public_names() -> dict[str, str]:
 
 
 PUBLIC = read_public_names()
-REMOVED = {  # names of earlier versions, and what serves instead
-    "Together": 'RayTune(slots=4, resources={"cpu": 1, "gpu": 0.25}) runs four trials on one GPU',
-    "train_together": "train one model after the other, or search with RayTune on shares of a GPU",
-}
 __all__ = sorted(PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
-    if name in REMOVED:
-        raise AttributeError(f"masksearch.{name} was removed; {REMOVED[name]}")
     if name not in PUBLIC:
         hint = did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")
@@ -152,6 +144,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Every public name, loaded or not."""
     return sorted({*globals(), *PUBLIC})
-
-
-forward_moved_modules()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -36,24 +34,7 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     (("penalty", "weight_decay"), "be at least 0", lambda value: value >= 0),
 )
 AUTO = "auto"
-FORMER_WARMUP = 0.5  # share of the steps that versions without "auto" took; its earliest one, too
-EARLIER = {"warmup": "dense_warmup", "rise": "lr_warmup"}  # earlier name -> today's
-
-
-def todays_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames the fields of a `DamConfig` that an earlier version has written.
-
-    >>> todays_names({"steps": 100, "warmup": 0.5})
-    {'steps': 100, 'dense_warmup': 0.5}
-    """
-    found = {name: value for name, value in fields.items() if name not in EARLIER}
-    return found | {EARLIER[name]: value for name, value in fields.items() if name in EARLIER}
-
-
-def recorded_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Renames fields to what they were called first: a study is recorded and resumed by these."""
-    first = {today: name for name, today in EARLIER.items()}
-    return {first.get(name, name): value for name, value in fields.items()}
+EARLIEST = 0.5  # share of the steps that a warm-up which finds its own end takes at least
 
 
 @dataclass(frozen=True)
@@ -170,13 +151,6 @@ class DamConfig:
         """Steps before the gates act (before they may, for "auto"); at least one is left."""
         return warmup_steps(vars(self))
 
-    def __getattr__(self, name: str) -> Any:
-        """The earlier names of two fields."""
-        if name not in EARLIER:
-            raise AttributeError(f"DamConfig has no {name!r}")
-        warn_of_earlier(name)
-        return getattr(self, EARLIER[name])
-
     def lr_factor(self, step: int) -> float:
         """Factor on the learning rate at a step (from 0); of the gates too, where "sqrt"."""
         if self.schedule == "sqrt":
@@ -194,38 +168,16 @@ class DamConfig:
         return float(self.cooling ** min(1.0, max(0, step - first) / gated))
 
 
-def warn_of_earlier(name: str) -> None:
-    """Says what a field is called today, to the caller of the caller."""
-    words = f"{name} of DamConfig is called {EARLIER[name]} now"
-    warnings.warn(words, DeprecationWarning, stacklevel=3)
-
-
-def take_earlier_names(construct: Callable[..., None]) -> Callable[..., None]:
-    """Lets `DamConfig(..)` take fields under their earlier names, with a warning."""
-
-    @functools.wraps(construct)
-    def init(self: DamConfig, *args: Any, **given: Any) -> None:
-        for name in EARLIER.keys() & given.keys():
-            warn_of_earlier(name)
-        construct(self, *args, **todays_names(given))
-
-    return init
-
-
-DamConfig.__init__ = take_earlier_names(DamConfig.__init__)  # type: ignore[method-assign]
-
-
 def warmup_steps(config: Mapping[str, Any]) -> int:
     """Steps before the gates act, from the fields of a `DamConfig`; 0 where they do not say.
 
     For "auto" the fewest that a model from scratch takes; what a run took, its result knows.
     """
-    fields = todays_names(config)
-    if fields.get("train") == "gates":
+    if config.get("train") == "gates":
         return 0
-    steps = int(fields.get("steps", 0))
-    share = fields.get("dense_warmup", 0.0)
-    share = FORMER_WARMUP if share == AUTO else float(share)
+    steps = int(config.get("steps", 0))
+    share = config.get("dense_warmup", 0.0)
+    share = EARLIEST if share == AUTO else float(share)
     return max(0, min(round(share * steps), steps - 1))
 
 
@@ -259,14 +211,11 @@ def preset(name: str) -> DamConfig:
 def build_config(arguments: Mapping[str, Any]) -> DamConfig:
     """A configuration from plain data: fields of `DamConfig`, over those of a `preset`.
 
-    It may come from a study of an earlier version, so earlier names are taken without a warning,
-    and without `dense_warmup` it is the half of the steps that those took.
-
     >>> build_config({"preset": "sparsebert", "steps": 100}).control
     'sum'
     """
-    changed = todays_names(arguments)
+    changed = dict(arguments)
     name = changed.pop("preset", None)
     if name is None:
-        return DamConfig(**{"dense_warmup": FORMER_WARMUP, **changed})
+        return DamConfig(**changed)
     return replace(preset(name), **changed)

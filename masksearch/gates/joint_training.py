@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from masksearch.contracts import Batch, Report
 from masksearch.errors import NonFiniteLossError, ResumeError
-from masksearch.gates.config import AUTO, FORMER_WARMUP, DamConfig, todays_names
+from masksearch.gates.config import DamConfig
 from masksearch.gates.density import DensityControl
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
@@ -327,15 +327,11 @@ class JointTraining:
         if found is None:
             return
         facts, tensors = found.facts, dict(found.tensors)
-        earlier = {**facts["run"], "config": {"train": "both", **facts["run"]["config"]}}
-        earlier["config"] = todays_names(earlier["config"])
-        if self.config.waits and "warmup" not in facts:
-            self.go_on_without_waiting(earlier["config"].get("dense_warmup"))
         differing = [
             f"{part}.{name}"
             for part, ours in self.identity().items()
             for name in ours
-            if earlier[part].get(name) != ours[name]
+            if facts["run"][part].get(name) != ours[name]
         ]
         if differing:
             raise ResumeError(
@@ -349,16 +345,8 @@ class JointTraining:
         self.losses = list(facts["losses"])
         self.curve = [Report(item["step"], item["values"]) for item in facts["curve"]]
         vars(self.control).update(facts["control"])
-        self.warmup.restore(facts.get("warmup", {}))
+        self.warmup.restore(facts["warmup"])
         self.step = found.step
-
-    def go_on_without_waiting(self, share: object) -> None:
-        """Takes over the default of the versions without "auto": their runs end as they would."""
-        if share == FORMER_WARMUP and self.config.dense_warmup == AUTO:
-            self.config = replace(self.config, dense_warmup=FORMER_WARMUP)
-            self.control.config = self.config
-            self.control.begin(self.config.warmup_steps)
-            self.warmup = WarmupWatch(self.config)
 
 
 def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:

@@ -18,7 +18,7 @@ from masksearch import masks
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, Shape
 from masksearch.files import read_tensors, write_tensors
-from masksearch.gates.config import todays_names, warmup_steps
+from masksearch.gates.config import warmup_steps
 from masksearch.gates.diagnostics import Health, health, switch_health
 from masksearch.gates.discretise import (
     EmptyRows,
@@ -277,5 +277,4 @@ class DamResult:
         tensors, metadata = read_tensors(path, what="gates", expected=FORMAT)
         about = json.loads(metadata["dam"])
         curve = tuple(Report(item["step"], item["values"]) for item in about.pop("curve"))
-        about["config"] = todays_names(about["config"])
         return DamResult(tensors["probabilities"].to(torch.float32), curve, **about)

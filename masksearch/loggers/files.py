@@ -81,9 +81,6 @@ class CsvLogger(RecordLogger):
         with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             have = rows.fieldnames or ()
-            if columns == self.columns:  # a file of an earlier version may lack a measure
-                columns = [name for name in columns if name in have or name not in MEASURES]
-                self.columns = tuple(columns)
             if tuple(have) != tuple(columns):
                 raise SearchError(
                     f"{path} has the columns {', '.join(have)}, and this "

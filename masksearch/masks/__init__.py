@@ -6,7 +6,6 @@
 torch.Size([1, 1, 128, 128])
 """
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import did_you_mean
@@ -57,22 +56,12 @@ from masksearch.masks.sweeps import sweep_families
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Table as table
 from masksearch.masks.tables import Toeplitz as toeplitz
-from masksearch.masks.text import functions, parse, parse_content
+from masksearch.masks.text import functions, parse
 
-if TYPE_CHECKING:
-    ContentMask = Mask
-else:
+if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         """Kinds and recipes of files that were imported later."""
-        if name == "ContentMask":
-            warnings.warn(
-                "masks that follow the tokens are ordinary masks: ContentMask is Mask, "
-                "and mask.needs_tokens tells them apart",
-                DeprecationWarning,
-                stacklevel=2,
-            )
-            return Mask
         found = Mask.kinds.get(name) or RECIPES.get(name)
         if found is None:
             hint = did_you_mean(name, {*__all__, *functions()})
@@ -111,7 +100,6 @@ __all__ = [
     "nearest_family",
     "offsets",
     "parse",
-    "parse_content",
     "per_head",
     "per_layer",
     "powers_of_two",

@@ -36,13 +36,6 @@ DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may a
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
 MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 SHOWN = 160  # largest number of bits that an expression spells out
-EARLIER_KINDS = {  # what version 0.1 called combinations of masks that depend on tokens
-    "content_or": "or",
-    "content_and": "and",
-    "content_not": "not",
-    "content_per_head": "per_head",
-    "content_per_layer": "per_layer",
-}
 
 
 @dataclass(frozen=True)
@@ -252,10 +245,7 @@ class Mask:
         """
         if not isinstance(data, dict) or not isinstance(data.get("kind"), str):
             raise MaskFormatError(f"a mask is an object with a 'kind', got {str(data)[:80]}")
-        written = str(data["kind"])
-        kind = EARLIER_KINDS.get(written, written)
-        if kind == "of_positions":  # of version 0.1, around masks that do not depend on tokens
-            return Mask.from_dict(data.get("of"), tensors)
+        kind = str(data["kind"])
         if kind not in Mask.kinds:
             unknown = unknown_name("mask kind", kind, sorted(Mask.kinds))
             raise MaskFormatError(f"{unknown}; a kind of your own is known once it is imported")
@@ -273,8 +263,6 @@ class Mask:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
             raise MaskFormatError(f"{kind} cannot be built: {error}") from error
-        if kind != written and isinstance(mask, Either | Both):  # it nested masks of positions
-            return type(mask)(join_chain(type(mask), *mask.of))
         return mask
 
     @staticmethod

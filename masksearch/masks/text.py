@@ -89,11 +89,6 @@ def read_run(text: str) -> Mask:
     return mask
 
 
-def parse_content(text: str) -> Mask:
-    """The same as `parse`, which once did not read `special_tokens`."""
-    return parse(text)
-
-
 def short(text: str) -> str:
     """The text in quotes, its middle left out where it is long."""
     return repr(text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}")

@@ -68,10 +68,8 @@ class Found:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """The evaluator's settings by name; of earlier versions the options that were given."""
-        options = (self.command or {}).get("options", {})
-        given = {name: value for name, value in options.items() if value not in (None, False)}
-        return self.calls[0].get("evaluator", {}) if self.calls else given
+        """The evaluator's settings by name."""
+        return self.calls[0].get("evaluator", {}) if self.calls else {}
 
 
 def studies_in(run: Path, storage: str | BaseStorage | None = None) -> list[Found]:

@@ -17,7 +17,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError, unknown_name
-from masksearch.gates.config import build_config, recorded_names
+from masksearch.gates.config import build_config
 from masksearch.gates.dam import one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
 from masksearch.gates.units import Units, read_options, write_options
@@ -234,12 +234,10 @@ def strategy_facts(
 ) -> dict[str, str]:
     """What must not change between two searches on one run folder.
 
-    Fields of a `DamConfig` stand under the names that earlier studies have. A strategy of a
-    user's file is known by the file's text, wherever the file lies; a file of scores likewise.
+    A strategy of a user's file is known by the file's text, wherever the file lies; a file of
+    scores likewise.
     """
-    facts, recorded = {"strategy": strategy_name(strategy)}, dict(options)
-    if strategy == "dam" and "config" in options:
-        recorded["config"] = recorded_names(options["config"])
+    facts = {"strategy": strategy_name(strategy)}
     if isinstance(strategy, str) and is_user_code(strategy):
         path = Path(strategy.rpartition(":")[0])
         text = path.read_bytes() if path.is_file() else b""
@@ -247,4 +245,4 @@ def strategy_facts(
     score = options.get("score")
     if strategy == ALLOCATE and isinstance(score, str | Path) and Path(score).is_file():
         facts["strategy_source"] = hashlib.sha256(Path(score).read_bytes()).hexdigest()[:16]
-    return facts | {"strategy_options": json.dumps(recorded, sort_keys=True, default=str)}
+    return facts | {"strategy_options": json.dumps(dict(options), sort_keys=True, default=str)}

@@ -135,9 +135,8 @@ class DamStrategy:
 
 
 def waiting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a `DamConfig` in which a warm-up that is not given is "auto"; said in the job,
-    because one of an earlier study that does not say it has a fixed one."""
+    """Arguments of a `DamConfig` that say in the job that a warm-up not given is "auto"."""
     chosen = dict(config)
-    if "preset" not in chosen and not {"dense_warmup", "warmup"} & chosen.keys():
+    if "preset" not in chosen and "dense_warmup" not in chosen:
         chosen["dense_warmup"] = "auto"
     return chosen

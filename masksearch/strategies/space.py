@@ -93,15 +93,12 @@ class Parameters:
 
     def __init__(self) -> None:
         self.first: dict[str, tuple[int, BaseDistribution]] = {}
-        self.free: set[str] = set()  # changed in a study of an earlier version, which goes on so
 
     def learn(self, record: Record) -> None:
         """Takes a draw as it was told."""
         kinds = json.loads(record.memo.get("distributions", "{}"))
         for name, text in kinds.items():
-            kind = json_to_distribution(text)
-            if self.first.setdefault(name, (record.number, kind))[1] != kind:
-                self.free.add(name)
+            self.first.setdefault(name, (record.number, json_to_distribution(text)))
 
     def check(self, name: str, kind: BaseDistribution, draw: int) -> None:
         """Takes a parameter that is being drawn.
@@ -110,7 +107,7 @@ class Parameters:
             SpaceError: If it was of another kind or range before.
         """
         first, known = self.first.setdefault(name, (draw, kind))
-        if known != kind and name not in self.free:
+        if known != kind:
             raise SpaceError(
                 f"parameter {name!r} of the space has changed: draw {first} asked for "
                 f"{describe_kind(known)}, draw {draw} for {describe_kind(kind)}; a parameter has "

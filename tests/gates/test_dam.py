@@ -334,7 +334,7 @@ def test_only_a_control_that_holds_the_density_can_miss_its_target():
 
 def test_one_shot_writes_gates(tmp_path: Path):
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
-    job = OneShot({"structure": "toeplitz"}, {"steps": 20, "density": 0.85})
+    job = OneShot({"structure": "toeplitz"}, {"steps": 20, "density": 0.85, "dense_warmup": 0.5})
     reports = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "trial"))
     result = DamResult.load(tmp_path / "trial" / GATES_FILE)
     assert result.probabilities.shape == (1, 2, 12, 12)

@@ -6,7 +6,7 @@ import copy
 import errno
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ from masksearch.gates.config import (
     DamConfig,
     build_config,
     preset,
-    recorded_names,
-    todays_names,
 )
 from masksearch.gates.dam import GATES_FILE, JointTraining, dam, dam_reports, run_one_shot
 from masksearch.gates.density import DensityControl
@@ -410,45 +408,6 @@ def test_a_killed_run_of_frozen_weights_goes_on(fields: dict[str, Any], tmp_path
     assert torch.equal(run(batches(), tmp_path / "killed"), straight)
 
 
-def test_first_names_of_fields_go_on_working(tmp_path: Path):
-    today = DamConfig(dense_warmup=0.25, lr_warmup=0.1)
-    with pytest.warns(DeprecationWarning, match="warmup of DamConfig is called dense_warmup now"):
-        assert DamConfig(warmup=0.25, lr_warmup=0.1) == today  # type: ignore[call-arg]
-    with pytest.warns(DeprecationWarning, match="rise of DamConfig is called lr_warmup now"):
-        assert replace(today, rise=0.1) == today  # type: ignore[call-arg]
-    assert build_config({"warmup": 0.25, "rise": 0.1}) == today
-    assert recorded_names(asdict(today))["rise"] == 0.1
-    assert todays_names(recorded_names(asdict(today))) == asdict(today)
-
-
-def test_what_an_earlier_version_left_is_gone_on_with(tmp_path: Path):
-    config = DamConfig(steps=10, density=0.5, dense_warmup=0.2)
-    kept = Checkpoints(tmp_path, "dam")
-
-    def run() -> DamResult:
-        gates = Gates(length=8, heads=2)
-        reports = dam_reports(
-            model(), batches(), gates, config, checkpoints=kept, checkpoint_seconds=0
-        )
-        try:
-            while True:
-                next(reports)
-        except StopIteration as end:
-            return end.value
-
-    result, found = run(), kept.load()
-    assert found is not None
-    earlier = recorded_names(found.facts["run"]["config"])
-    del earlier["train"]  # a field that is newer
-    facts = {**found.facts, "run": {**found.facts["run"], "config": earlier}}
-    kept.save(found.step, found.tensors, facts)
-    assert run().curve == result.curve
-    stored = replace(result, config=earlier)
-    again = DamResult.load(stored.save(tmp_path / "gates.safetensors"))
-    assert again.config == {name: v for name, v in result.config.items() if name != "train"}
-    assert stored.health() == again.health() == result.health()
-
-
 def test_the_rate_of_the_weights_rises_and_falls_linearly():
     config = DamConfig(steps=10, lr_warmup=0.4, final_lr=0.5)
     assert [config.lr_factor(step) for step in range(5)] == pytest.approx(
@@ -515,13 +474,3 @@ def test_the_gates_are_as_cool_as_the_step_asks():
     list(dam_reports(model(), watched(), gates, config))
     assert seen == pytest.approx([1.0, 1.0, 0.5, 0.25, 0.125])
     assert gates.cooling == 1.0
-
-
-def test_earlier_names_of_fields_can_be_read():
-    config = DamConfig(dense_warmup=0.25, lr_warmup=0.125)
-    with pytest.warns(DeprecationWarning, match="called dense_warmup now"):
-        assert config.warmup == 0.25
-    with pytest.warns(DeprecationWarning, match="called lr_warmup now"):
-        assert config.rise == 0.125
-    with pytest.raises(AttributeError, match="DamConfig has no 'nothing'"):
-        _ = config.nothing

@@ -211,7 +211,6 @@ def test_a_good_mask_is_no_lost_function():
 
 def test_warmup_steps_are_those_of_the_config():
     assert warmup_steps({"steps": 1500, "dense_warmup": 0.4}) == 600
-    assert warmup_steps({"steps": 1500, "warmup": 0.4}) == 600  # as stored by earlier versions
     assert warmup_steps({"steps": 9, "dense_warmup": 0.4, "train": "gates"}) == 0
     assert warmup_steps({"steps": 5, "dense_warmup": 0.99}) == 4
     assert warmup_steps({}) == 0

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,44 +266,9 @@ def test_a_killed_run_ends_as_it_would_have(levels: int, stops: tuple[int, ...],
     assert torch.equal(again[1], straight[1])
 
 
-@pytest.mark.filterwarnings("ignore:DAM")
-def test_a_killed_run_of_a_version_without_waiting_ends_as_it_would_have(tmp_path: Path):
-    fixed = DamConfig(steps=10, density=0.5, dense_warmup=0.5)
-
-    def run(config: DamConfig, kept: Checkpoints | None) -> tuple[tuple[Report, ...], Tensor, Any]:
-        gates, end = Gates(length=8, heads=2), None
-        reports = dam_reports(
-            model(), batches(), gates, config, checkpoints=kept, checkpoint_seconds=0.0
-        )
-        while end is None:
-            try:
-                next(reports)
-            except StopIteration as stop:
-                end = stop.value
-        return end.curve, gates.logits.detach(), end.config
-
-    straight, kept = run(fixed, None), Checkpoints(tmp_path, "dam")
-    reports = dam_reports(
-        model(), batches(), Gates(length=8, heads=2), fixed, checkpoints=kept, checkpoint_seconds=0
-    )
-    for _ in range(7):
-        next(reports)
-    reports.close()
-    found = kept.load()
-    assert found is not None
-    facts = {name: value for name, value in found.facts.items() if name != "warmup"}
-    for name in ("since", "span", "part", "paused"):
-        del facts["control"][name]
-    kept.save(found.step, found.tensors, facts)
-    again = run(replace(fixed, dense_warmup="auto"), kept)
-    assert again[0] == straight[0]
-    assert torch.equal(again[1], straight[1])
-    assert again[2] == straight[2] == asdict(fixed)
-
-
 # -- configurations and searches ---------------------------------------------------------------
-def test_a_config_of_plain_data_without_the_field_has_a_fixed_warm_up():
-    assert build_config({"steps": 100}).dense_warmup == 0.5
+def test_a_config_of_plain_data_without_the_field_waits():
+    assert build_config({"steps": 100}).waits
     assert build_config({"preset": "sparsebert"}).dense_warmup == 0.0
     assert DamConfig().waits
     assert not DamConfig(train="gates").waits
@@ -316,7 +280,6 @@ def test_a_config_of_plain_data_without_the_field_has_a_fixed_warm_up():
     ("given", "job"),
     [
         ({"steps": 9}, "auto"),
-        ({"steps": 9, "warmup": 0.25}, None),
         ({"steps": 9, "dense_warmup": 0.25}, 0.25),
         ({"preset": "sparsebert"}, None),
     ],

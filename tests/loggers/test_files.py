@@ -118,29 +118,6 @@ def interrupted(make, look) -> tuple[list[object], list[object]]:
     return before, look()
 
 
-def test_csv_of_a_version_without_effective_sparsity_goes_on(tmp_path):
-    path = tmp_path / "log.csv"
-
-    def make() -> CsvLogger:
-        return CsvLogger(path, OBJECTIVES)
-
-    with make() as logger:
-        logger.restore([])
-        for each in RECORDS[:3]:
-            logger(each)
-    written = [line.split(",") for line in path.read_text().splitlines()]
-    at = written[0].index("effective_sparsity")  # before every cell that is quoted
-    path.write_text("".join(f"{','.join(row[:at] + row[at + 1 :])}\n" for row in written))
-    with make() as logger:
-        logger.restore(RECORDS[:3])
-        for each in RECORDS[3:]:
-            logger(each)
-    found = rows(path)
-    assert [row["number"] for row in found] == [str(each.number) for each in RECORDS]
-    assert "effective_sparsity" not in found[0]
-    assert float(found[-1]["sparsity"]) == 0.6
-
-
 def test_csv_holds_each_step_of_a_running_trial_once(tmp_path):
     def look() -> list[object]:
         found = rows(tmp_path / "log.curves.csv")

@@ -107,7 +107,7 @@ def filled(mask, tokens):
 @settings(max_examples=12)
 @given(drawn(tables=False))
 def test_parse_content_reads_what_str_prints(mask):
-    assert masks.parse_content(str(mask)) == mask
+    assert masks.parse(str(mask)) == mask
     assert repr(mask) == str(mask)
 
 
@@ -253,8 +253,8 @@ def test_table_lies_where_the_ids_lie():
             EmptyRowError,
             "example 0, head 1, row 0 keeps no key",
         ),
-        (lambda: masks.parse_content("window(3) | special(1)"), UnknownNameError, "special_token"),
-        (lambda: masks.parse_content("3"), MaskFormatError, "is not a mask"),
+        (lambda: masks.parse("window(3) | special(1)"), UnknownNameError, "special_token"),
+        (lambda: masks.parse("3"), MaskFormatError, "is not a mask"),
         (lambda: special(1).dense(4), TokensNeededError, r"call mask.table\(input_ids\)"),
         (lambda: ms.lower(special(1), Shape(4, 1, 1)), TokensNeededError, "special_tokens out"),
         (lambda: ms.fingerprint(special(1), Shape(4, 1, 1)), TokensNeededError, "known: call"),
@@ -286,37 +286,16 @@ def test_messages(build, error, message):
         ('{"kind": "special_tokens", "ids": 7}', "cannot be built: ids must be"),
         ('{"kind": "special_tokens", "ids": [[1]]}', "cannot be built"),
         ('{"kind": "special_tokens", "ids": "101"}', "cannot be built: ids must be"),
-        ('{"kind": "content_or", "of": []}', "or combines one or more masks"),
-        ('{"kind": "content_or", "of": {"kind": "special_tokens", "ids": [1]}}', "one or more"),
-        ('{"kind": "content_not", "of": [{"kind": "special_tokens", "ids": [1]}]}', "one or more"),
-        ('{"kind": "content_not", "of": 3}', "one or more"),
-        ('{"kind": "of_positions", "of": {"kind": "window", "reach": -1}}', "reach must be"),
-        ('{"kind": "of_positions", "of": 3}', "a mask is an object with a 'kind'"),
-        ('{"kind": "content_not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
+        ('{"kind": "or", "of": []}', "or combines one or more masks"),
+        ('{"kind": "or", "of": {"kind": "special_tokens", "ids": [1]}}', "one or more"),
+        ('{"kind": "not", "of": [{"kind": "special_tokens", "ids": [1]}]}', "one or more"),
+        ('{"kind": "not", "of": 3}', "one or more"),
+        ('{"kind": "not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
     ],
 )
 def test_from_json_says_what_is_wrong(text, message):
     with pytest.raises(MaskFormatError, match=message):
         masks.Mask.from_json(text)
-
-
-def test_json_of_version_0_1_is_read():
-    """Masks that depend on tokens were a tree of another type."""
-    inner = '{"kind":"special_tokens","ids":[101]}'
-    plain = masks.window(1) | masks.stride(2)
-    first = f'{{"kind":"of_positions","of":{plain.to_json()}}}'
-    either = f'{{"kind":"content_or","of":[{first},{inner}]}}'
-    assert masks.Mask.from_json(either) == masks.window(1) | masks.stride(2) | special(CLS)
-    text = f'{{"kind":"content_per_head","of":[{{"kind":"content_not","of":{inner}}},{either}]}}'
-    assert masks.Mask.from_json(text) == masks.per_head([~special(CLS), plain | special(CLS)])
-    text = f'{{"kind":"content_per_layer","of":[{{"kind":"content_and","of":[{inner}]}}]}}'
-    assert masks.Mask.from_json(text).table(IDS[:1, 2:3]).all()
-
-
-def test_names_of_version_0_1_go_on_working():
-    assert masks.parse_content("window(3) | special_tokens(1)") == masks.window(3) | special(1)
-    with pytest.warns(DeprecationWarning, match=r"ContentMask is Mask.*needs_tokens"):
-        assert masks.ContentMask is masks.Mask
 
 
 def test_it_says_whether_it_needs_tokens():

@@ -24,7 +24,6 @@ that of a masked SDPA, but is slower than SDPA on short inputs (arXiv 2412.05496
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -129,15 +128,11 @@ def choose_on_cuda(length: int, head_dim: int) -> tuple[str, str]:
 
 
 def checked_backend(requested: str) -> str:
-    """The backend that is asked for; `"fastest"` of earlier versions is `"auto"`.
+    """The backend that is asked for.
 
     Raises:
         UnknownNameError: If there is no such backend.
     """
-    if requested == "fastest":
-        told = 'backend="fastest" times nothing any more and means "auto"; leave it out'
-        warnings.warn(told, DeprecationWarning, stacklevel=3)
-        return "auto"
     if requested not in REQUESTS:
         raise unknown_name("backend", str(requested), REQUESTS)
     return requested

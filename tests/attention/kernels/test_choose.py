@@ -109,12 +109,6 @@ def test_a_mask_that_keeps_everything_is_plain_sdpa(requested, device):
     assert (made.backend, made.density, made.block_density) == ("dense", 1, 1)
 
 
-def test_fastest_means_auto():
-    with pytest.warns(DeprecationWarning, match=r'times nothing any more and means "auto"'):
-        made = chosen(masks.window(64), 2048, requested="fastest")
-    assert made == chosen(masks.window(64), 2048)
-
-
 def test_flex_that_cannot_train_says_so():
     window = masks.window(3)
     assert "no backward pass" in chosen(window, 64, requested="flex", trains=True).reason
