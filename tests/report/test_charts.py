@@ -18,7 +18,7 @@ from masksearch.report.section import Section
 @pytest.fixture
 def searched(record, objectives):
     hand = [
-        record(k, 0.8 - 0.1 * mask.sparsity(16), mask, origin=f"baseline:{name}")
+        record(k, 0.8 - 0.1 * mask.sparsity(16), mask, name=name, role="baseline")
         for k, (name, mask) in enumerate(masks.FAMILIES.items())
     ]
     own = [record(10 + k, 0.7 + 0.01 * k, masks.window(k)) for k in range(8)]
