@@ -9,7 +9,7 @@ from statistics import mean, stdev
 import numpy as np
 import pandas as pd
 
-from experiments.verify import Claim, interval, rows
+from experiments.verify import Claim, interval, rows, sentences
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER))  # scripts import one another by their names
@@ -214,129 +214,115 @@ CLAIMS = [
             ],
         },
     ),
-    Claim(
+    *sentences(
         HERE,
-        "over the ideal 40 s | {} (and {} s to start, {} s to end) | <= 1.10 |",
-        [ray["ratio"], ray["start_up"], ray["shut_down"]],
+        {
+            "over the ideal 40 s | {} (and {} s to start, {} s to end) | <= 1.10 |": [
+                ray["ratio"],
+                ray["start_up"],
+                ray["shut_down"],
+            ],
+            "| the same, `Local(slots=2)` | {} ({} s to start) |": [
+                pool["ratio"],
+                pool["start_up"],
+            ],
+            "(CPU, loaded machine) | {}, {}, {}, {} ms |": draws,
+            "listed at 10,000 | {} ms, {} ms, {} ms |": [
+                dict(search["sampler"]["evolution"])[2000],
+                dict(search["sampler"]["random"])[10000],
+                dict(search["sampler"]["listed"])[10000],
+            ],
+            "driver's time a trial | {} ms for the first 250, {} ms for the last |": [
+                study["ms_per_trial"][0][1],
+                study["ms_per_trial"][-1][1],
+            ],
+            "| its report (page and figures, imports included) | {} s |": [
+                study["report_seconds"]
+            ],
+            "| its status | {} s |": [study["status_seconds"]],
+        },
     ),
-    Claim(
-        HERE,
-        "| the same, `Local(slots=2)` | {} ({} s to start) |",
-        [pool["ratio"], pool["start_up"]],
-    ),
-    Claim(HERE, "(CPU, loaded machine) | {}, {}, {}, {} ms |", draws),
-    Claim(
-        HERE,
-        "listed at 10,000 | {} ms, {} ms, {} ms |",
-        [
-            dict(search["sampler"]["evolution"])[2000],
-            dict(search["sampler"]["random"])[10000],
-            dict(search["sampler"]["listed"])[10000],
-        ],
-    ),
-    Claim(
-        HERE,
-        "driver's time a trial | {} ms for the first 250, {} ms for the last |",
-        [study["ms_per_trial"][0][1], study["ms_per_trial"][-1][1]],
-    ),
-    Claim(
-        HERE,
-        "| its report (page and figures, imports included) | {} s |",
-        [study["report_seconds"]],
-    ),
-    Claim(HERE, "| its status | {} s |", [study["status_seconds"]]),
-    Claim(
+    *sentences(
         SEARCH,
-        "without start-up | Ray {} of the ideal time, worker processes {} |",
-        [ray["ratio"], pool["ratio"]],
+        {
+            "without start-up | Ray {} of the ideal time, worker processes {} |": [
+                ray["ratio"],
+                pool["ratio"],
+            ],
+            "| start-up | Ray {} s, worker processes {} s |": [ray["start_up"], pool["start_up"]],
+            "| a TPE draw at 1,000 trials, 14 parameters | {} ms |": [draws[2]],
+            "| the page of a study of 10,000 trials | {} s |": [study["report_seconds"]],
+            "| its status | {} s |": [study["status_seconds"]],
+        },
     ),
-    Claim(
-        SEARCH,
-        "| start-up | Ray {} s, worker processes {} s |",
-        [ray["start_up"], pool["start_up"]],
-    ),
-    Claim(SEARCH, "| a TPE draw at 1,000 trials, 14 parameters | {} ms |", [draws[2]]),
-    Claim(SEARCH, "| the page of a study of 10,000 trials | {} s |", [study["report_seconds"]]),
-    Claim(SEARCH, "| its status | {} s |", [study["status_seconds"]]),
-    Claim(CLUSTER, "| trials of 30 s |...", efficiency),
-    Claim(
+    *sentences(
         CLUSTER,
-        "that is {} with a journal, {} with SQLite and {} with PostgreSQL",
-        [served[name] for name in ("journal", "sqlite", "postgresql")],
+        {
+            "| trials of 30 s |...": efficiency,
+            "that is {} with a journal, {} with SQLite and {} with PostgreSQL": [
+                served[name] for name in ("journal", "sqlite", "postgresql")
+            ],
+            "| draw a mask: random | {} |": [1000 * dict(scaling["ask"]["random"])[0]],
+            "(14 parameters) | {} / {} / {} / {} |": draws,
+            "(length 128, 4 layers, 4 heads) | {} |": [1000 * scaling["lower"]],
+            "| write proposal and result: journal / SQLite / PostgreSQL | {} / {} / {} |": [
+                1000 * storage[name] for name in ("journal", "sqlite", "postgresql")
+            ],
+            "| Ray Tune: start a trial and collect its result (busy driver) | {} |": [
+                1000 * scaling["ray"]["dispatch"]
+            ],
+            "| Ray Tune: one report | {} |": [1000 * scaling["ray"]["report"]],
+            "one report written: journal / SQLite / PostgreSQL | {} / {} / {} |": [
+                1000 * scaling["storage"][name]["observe"]
+                for name in ("journal", "sqlite", "postgresql")
+            ],
+            "Ray Tune): {} s per trial, simulated {} s, ideal {} s": [
+                scaling["check"][name] for name in ("run", "simulated", "ideal")
+            ],
+        },
     ),
-    Claim(CLUSTER, "| draw a mask: random | {} |", [1000 * dict(scaling["ask"]["random"])[0]]),
-    Claim(CLUSTER, "(14 parameters) | {} / {} / {} / {} |", draws),
-    Claim(CLUSTER, "(length 128, 4 layers, 4 heads) | {} |", [1000 * scaling["lower"]]),
-    Claim(
-        CLUSTER,
-        "| write proposal and result: journal / SQLite / PostgreSQL | {} / {} / {} |",
-        [1000 * storage[name] for name in ("journal", "sqlite", "postgresql")],
+    *sentences(
+        PROXY,
+        {
+            "| pre-training, tokens per second | {} |": [pretrain["dense"]["ratio"]],
+            "against padding to 128 | {} |": [proxy["finetune"]["ratio_to_padded"]],
+            "| the same against dynamic padding | {} |": [proxy["finetune"]["ratio_to_dynamic"]],
+        },
     ),
-    Claim(
-        CLUSTER,
-        "| Ray Tune: start a trial and collect its result (busy driver) | {} |",
-        [1000 * scaling["ray"]["dispatch"]],
-    ),
-    Claim(CLUSTER, "| Ray Tune: one report | {} |", [1000 * scaling["ray"]["report"]]),
-    Claim(
-        CLUSTER,
-        "one report written: journal / SQLite / PostgreSQL | {} / {} / {} |",
-        [
-            1000 * scaling["storage"][name]["observe"]
-            for name in ("journal", "sqlite", "postgresql")
-        ],
-    ),
-    Claim(
-        CLUSTER,
-        "Ray Tune): {} s per trial, simulated {} s, ideal {} s",
-        [scaling["check"][name] for name in ("run", "simulated", "ideal")],
-    ),
-    Claim(PROXY, "| pre-training, tokens per second | {} |", [pretrain["dense"]["ratio"]]),
-    Claim(PROXY, "against padding to 128 | {} |", [proxy["finetune"]["ratio_to_padded"]]),
-    Claim(
-        PROXY, "| the same against dynamic padding | {} |", [proxy["finetune"]["ratio_to_dynamic"]]
-    ),
-    Claim(
+    *sentences(
         HERE,
-        "dense mask (`BertForMaskedLM`) | {} tokens/s | {} | {} | >= 1.3: met |",
-        [
-            *(
-                np.round(pretrain["dense"]["tokens_per_second"][side], -2)
-                for side in ("own", "trainer")
-            ),
-            pretrain["dense"]["ratio"],
-        ],
-    ),
-    Claim(
-        HERE,
-        "| the same, star on both sides | {} tokens/s | {} | {} | >= 1.3: met |",
-        [
-            *(
-                np.round(pretrain["star"]["tokens_per_second"][side], -2)
-                for side in ("own", "trainer")
-            ),
-            pretrain["star"]["ratio"],
-        ],
-    ),
-    Claim(
-        HERE,
-        "Trainer padded to 128 | {} examples/s | {} | {} |",
-        [rates["own"], rates["padded"], proxy["finetune"]["ratio_to_padded"]],
-    ),
-    Claim(
-        HERE,
-        "Trainer padded by batch | {} examples/s | {} | {} |",
-        [rates["own"], rates["dynamic"], proxy["finetune"]["ratio_to_dynamic"]],
-    ),
-    Claim(
-        HERE,
-        "from scratch, 3 seeds | {}, sd {} | {}, sd {} (both paddings)",
-        [
-            mean(accuracy["own"]),
-            stdev(accuracy["own"]),
-            mean(accuracy["padded"]),
-            stdev(accuracy["padded"]),
-        ],
+        {
+            "dense mask (`BertForMaskedLM`) | {} tokens/s | {} | {} | >= 1.3: met |": [
+                *(
+                    np.round(pretrain["dense"]["tokens_per_second"][side], -2)
+                    for side in ("own", "trainer")
+                ),
+                pretrain["dense"]["ratio"],
+            ],
+            "| the same, star on both sides | {} tokens/s | {} | {} | >= 1.3: met |": [
+                *(
+                    np.round(pretrain["star"]["tokens_per_second"][side], -2)
+                    for side in ("own", "trainer")
+                ),
+                pretrain["star"]["ratio"],
+            ],
+            "Trainer padded to 128 | {} examples/s | {} | {} |": [
+                rates["own"],
+                rates["padded"],
+                proxy["finetune"]["ratio_to_padded"],
+            ],
+            "Trainer padded by batch | {} examples/s | {} | {} |": [
+                rates["own"],
+                rates["dynamic"],
+                proxy["finetune"]["ratio_to_dynamic"],
+            ],
+            "from scratch, 3 seeds | {}, sd {} | {}, sd {} (both paddings)": [
+                mean(accuracy["own"]),
+                stdev(accuracy["own"]),
+                mean(accuracy["padded"]),
+                stdev(accuracy["padded"]),
+            ],
+        },
     ),
     *(
         Claim(HERE, f"{row} | 5 | {{}} | {{}} | {{}} [{{}}, {{}}] |", found(*cell))
@@ -353,29 +339,22 @@ CLAIMS = [
             ),
         )
     ),
-    Claim(
+    *sentences(
         HERE,
-        "| A | the same, 1,500 steps, 600 of warm-up | 5 | {} [{}, {}] | {} [{}, {}] "
-        "| {} [{}, {}] |",
-        found(*FORMS["flip, hard: the default form (A), seeds 0 to 4"]),
+        {
+            "| A | the same, 1,500 steps, 600 of warm-up | 5 | {} [{}, {}] | {} [{}, {}] | "
+            "{} [{}, {}] |": found(*FORMS["flip, hard: the default form (A), seeds 0 to 4"]),
+            "exactly the top ones in {} of {} runs": [(offsets.margin > 0).sum(), len(offsets)],
+            "the likeliest other one by at least {} of probability": [offsets.margin.min()],
+            "AUROC and precision {} in all four runs, density {} to {} where .05": [
+                min(scaled.auroc.min(), scaled.precision.min()),
+                scaled.density.min(),
+                scaled.density.max(),
+            ],
+            "| log, soft | {} ({} to {}); {} s against {} s | <= 1.15: met |": step_row("log"),
+            "| flip | {} ({} to {}); {} s against {} s | <= 1.5: met |": step_row("flip"),
+        },
     ),
-    Claim(
-        HERE, "exactly the top ones in {} of {} runs", [(offsets.margin > 0).sum(), len(offsets)]
-    ),
-    Claim(HERE, "the likeliest other one by at least {} of probability", [offsets.margin.min()]),
-    Claim(
-        HERE,
-        "AUROC and precision {} in all four runs, density {} to {} where .05",
-        [
-            min(scaled.auroc.min(), scaled.precision.min()),
-            scaled.density.min(),
-            scaled.density.max(),
-        ],
-    ),
-    Claim(
-        HERE, "| log, soft | {} ({} to {}); {} s against {} s | <= 1.15: met |", step_row("log")
-    ),
-    Claim(HERE, "| flip | {} ({} to {}); {} s against {} s | <= 1.5: met |", step_row("flip")),
     *(
         Claim(HERE, f"| {name} |...", each(*cell), "| gates | AUROC")
         for name, cell in FORMS.items()
@@ -397,50 +376,44 @@ CLAIMS = [
         "dense SDPA: {} in the flip form, {} in the log form",
         [step["flip"]["ratio"], step["log"]["ratio"]],
     ),
-    Claim(
+    *sentences(
         HERE,
-        "at its own lambda it ends at a density of {}",
-        [cells["H", "published"].density.mean()],
+        {
+            "at its own lambda it ends at a density of {}": [
+                cells["H", "published"].density.mean()
+            ],
+            "needs, so their precision is {}": [cells["H", "log, soft"].precision.mean()],
+            "Two levels (gates on batches of their own) are as good, at {} times the time": [
+                cells["H", "flip, two levels"].cpu_seconds.mean() / short.cpu_seconds.mean()
+            ],
+            "(AUROC {}, precision {}; seeds 0": [short.auroc.min(), short.precision.min()],
+        },
     ),
-    Claim(HERE, "needs, so their precision is {}", [cells["H", "log, soft"].precision.mean()]),
-    Claim(
-        HERE,
-        "Two levels (gates on batches of their own) are as good, at {} times the time",
-        [cells["H", "flip, two levels"].cpu_seconds.mean() / short.cpu_seconds.mean()],
-    ),
-    Claim(HERE, "(AUROC {}, precision {}; seeds 0", [short.auroc.min(), short.precision.min()]),
-    Claim(
+    *sentences(
         DAM,
-        "| seed 3 {} and {} (it lost the key edges), the others 1.0 and 1.0 | {} to {} |",
-        [
-            short.auroc.min(),
-            short.precision.min(),
-            short.cpu_seconds.min(),
-            short.cpu_seconds.max(),
-        ],
-    ),
-    Claim(
-        DAM,
-        "| 2,500 | 1,000 or 1,250 | all {} and {} | {} to {} |",
-        [
-            whole.auroc.min(),
-            whole.precision.min(),
-            whole.cpu_seconds.min(),
-            whole.cpu_seconds.max(),
-        ],
-    ),
-    Claim(
-        DAM,
-        "| free, density .05 | 32 | one | AUROC and precision 1.0 in all {} ({} CPU seconds",
-        [perfect[0], default[0].cpu_seconds.mean()],
-    ),
-    Claim(
-        DAM,
-        "| free, density .05 | 64 | two | AUROC and precision 1.0 in all {} ({} CPU seconds",
-        [perfect[1], default[1].cpu_seconds.mean()],
-    ),
-    Claim(
-        DAM, "ranked above all others in {} of {} runs", [(offsets.margin > 0).sum(), len(offsets)]
+        {
+            "| seed 3 {} and {} (it lost the key edges), the others 1.0 and 1.0 | {} to {} |": [
+                short.auroc.min(),
+                short.precision.min(),
+                short.cpu_seconds.min(),
+                short.cpu_seconds.max(),
+            ],
+            "| 2,500 | 1,000 or 1,250 | all {} and {} | {} to {} |": [
+                whole.auroc.min(),
+                whole.precision.min(),
+                whole.cpu_seconds.min(),
+                whole.cpu_seconds.max(),
+            ],
+            "| free, density .05 | 32 | one | AUROC and precision 1.0 in all {} ({} CPU seconds": [
+                perfect[0],
+                default[0].cpu_seconds.mean(),
+            ],
+            "| free, density .05 | 64 | two | AUROC and precision 1.0 in all {} ({} CPU seconds": [
+                perfect[1],
+                default[1].cpu_seconds.mean(),
+            ],
+            "ranked above all others in {} of {} runs": [(offsets.margin > 0).sum(), len(offsets)],
+        },
     ),
     Claim(
         TABLE,

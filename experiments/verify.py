@@ -3,7 +3,8 @@
     python -m experiments.verify
 
 Each experiment, benchmarks/ and docs/ have a `claims.py` with a list `CLAIMS`. To add a claim,
-write its sentence with `{}` for every number, and compute the numbers from results/:
+write its sentence with `{}` for every number, and compute the numbers from results/ (`sentences`
+and `rows` make many at once):
 
     Claim("README.md", "at its density: {} nats, 95 % interval [{}, {}]", [mean, low, high])
     Claim("README.md", "| star | ...", [density, loss])  # ...: every number to the end of the line
@@ -55,6 +56,11 @@ class Claim:
 def rows(page: str, cells: Mapping[str, Sequence[float]], after: str = "") -> list[Claim]:
     """One claim for each row of a table: its first cell, and the numbers in the others."""
     return [Claim(page, f"| {cell} |...", values, after) for cell, values in cells.items()]
+
+
+def sentences(page: str, said: Mapping[str, Sequence[float]]) -> list[Claim]:
+    """One claim for each sentence of a page."""
+    return [Claim(page, sentence, values) for sentence, values in said.items()]
 
 
 def interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:

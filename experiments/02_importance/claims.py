@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from experiments.verify import Claim, rows
+from experiments.verify import Claim, rows, sentences
 
 RESULTS = Path(__file__).parent / "results"
 HERE = "experiments/02_importance/README.md"
@@ -102,35 +102,30 @@ CLAIMS = [
     block("planted", "star + partner", "no later partner"),
     block("text", "dense", "no next position"),
     block("text", "star", "no next position"),
-    Claim(
+    *sentences(
         HERE,
-        "at two positions too: {} of 35 cells without an error in 5 of 5 seeds",
-        [(reach["exact seeds"] == 5).sum()],
+        {
+            "at two positions too: {} of 35 cells without an error in 5 of 5 seeds": [
+                (reach["exact seeds"] == 5).sum()
+            ],
+            "residual path ({} of 20 cells": [(neither["exact seeds"] == 5).sum()],
+            "{} of {}, to the last token": [met.sum(), len(met)],
+            "random table, blind queries: {} [{}, {}], bound {})": [
+                *fit(8, 1, "random table", blind),
+                fits.loc[(8, 1, "random table", blind), "predicted"],
+            ],
+            "(with the diagonal {} [{}, {}], without {} [{}, {}])": fit(
+                8, 1, "random table", "diagonal, residual"
+            )
+            + fit(8, 1, "random table", "no diagonal, residual"),
+            "as many random cells cost {} nats more [{}, {}] on planted data and {} more "
+            "[{}, {}]": spared("planted", "star + partner") + spared("text", "star"),
+            "minus removing random cells is {} [{}, {}]": minus(
+                "text", "dense, no diagonal", "dense, no random cells"
+            ),
+            "cost more than the diagonal ({} [{}, {}])": spared("planted", "dense"),
+        },
     ),
-    Claim(HERE, "residual path ({} of 20 cells", [(neither["exact seeds"] == 5).sum()]),
-    Claim(HERE, "{} of {}, to the last token", [met.sum(), len(met)]),
-    Claim(
-        HERE,
-        "random table, blind queries: {} [{}, {}], bound {})",
-        [*fit(8, 1, "random table", blind), fits.loc[(8, 1, "random table", blind), "predicted"]],
-    ),
-    Claim(
-        HERE,
-        "(with the diagonal {} [{}, {}], without {} [{}, {}])",
-        fit(8, 1, "random table", "diagonal, residual")
-        + fit(8, 1, "random table", "no diagonal, residual"),
-    ),
-    Claim(
-        HERE,
-        "as many random cells cost {} nats more [{}, {}] on planted data and {} more [{}, {}]",
-        spared("planted", "star + partner") + spared("text", "star"),
-    ),
-    Claim(
-        HERE,
-        "minus removing random cells is {} [{}, {}]",
-        minus("text", "dense, no diagonal", "dense, no random cells"),
-    ),
-    Claim(HERE, "cost more than the diagonal ({} [{}, {}])", spared("planted", "dense")),
     *rows(
         HERE,
         {
@@ -156,38 +151,27 @@ CLAIMS = [
             "to [SEP]": importance("text", "special", "[SEP]"),
         },
     ),
-    Claim(
+    *sentences(
         HERE,
-        "| offset -1 |... | offset +1 |...",
-        importance("text", "offset", "-1") + importance("text", "offset", "1"),
-    ),
-    Claim(
-        HERE,
-        "| offset +3 |... | diagonal |...",
-        importance("text", "offset", "3") + importance("text", "offset", "0"),
-    ),
-    Claim(HERE, "by drop it is number {} [{}, {}] of 31", place[ENDS].tolist()),
-    Claim(
-        HERE,
-        "partner's gradient is {} [{}, {}] where its drop is {}",
-        [*gradient("planted", "-11"), importance("planted", "offset", "-11")[0]],
-    ),
-    Claim(
-        HERE,
-        "over the {} maps that both fit, 99 % takes {} steps with the diagonal and {} without "
-        "(geometric mean of the ratio {}); without the residual path {} and {} ({} maps, {})",
-        [speed[0][3], *speed[0][:3], *speed[1][:2], speed[1][3], speed[1][2]],
-    ),
-    Claim(
-        HERE,
-        "learning at 500 steps (loss {} to {} with {} of 16 seeds, {} at most without the "
-        "diagonal)",
-        [late.min(), late.max(), len(late), dense_less.max()],
-    ),
-    Claim(HERE, "diagonal never gets beyond {}", [diagonal]),
-    Claim(HERE, "for the first 32 steps nothing matters by more than {} nats", [at_first]),
-    Claim(
-        HERE, "draws more than an even share ({} of .063)", importance("text", "offset", "0")[-1:]
+        {
+            "| offset -1 |... | offset +1 |...": importance("text", "offset", "-1")
+            + importance("text", "offset", "1"),
+            "| offset +3 |... | diagonal |...": importance("text", "offset", "3")
+            + importance("text", "offset", "0"),
+            "by drop it is number {} [{}, {}] of 31": place[ENDS].tolist(),
+            "partner's gradient is {} [{}, {}] where its drop is {}": [
+                *gradient("planted", "-11"),
+                importance("planted", "offset", "-11")[0],
+            ],
+            "over the {} maps that both fit, 99 % takes {} steps with the diagonal and {} "
+            "without (geometric mean of the ratio {}); without the residual path {} and {} "
+            "({} maps, {})": [speed[0][3], *speed[0][:3], *speed[1][:2], speed[1][3], speed[1][2]],
+            "learning at 500 steps (loss {} to {} with {} of 16 seeds, {} at most without "
+            "the diagonal)": [late.min(), late.max(), len(late), dense_less.max()],
+            "diagonal never gets beyond {}": [diagonal],
+            "for the first 32 steps nothing matters by more than {} nats": [at_first],
+            "draws more than an even share ({} of .063)": importance("text", "offset", "0")[-1:],
+        },
     ),
 ]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import kendalltau
 
-from experiments.verify import Claim, rows
+from experiments.verify import rows, sentences
 
 RESULTS = Path(__file__).parent / "results"
 HERE, DOCS = "experiments/07_proxy/README.md", "docs/proxy.md"
@@ -116,32 +116,30 @@ CLAIMS = [
             "the same of density alone (sparser is better)": [tau(-density, -loss[3200])] * 5,
         },
     ),
-    Claim(HERE, "as well as a run of up to 400 steps does ({})", [tau(-density, -loss[3200])]),
-    Claim(
+    *sentences(
         HERE,
-        "shrinks from {} to {} nats",
-        [sparse[at].max() - sparse[at].min() for at in (800, 3200)],
-    ),
-    Claim(
-        HERE,
-        "Fixed leads longformer by {} at 800 steps and trails it by {} at 3,200",
-        [fixed[800], -fixed[3200]],
-    ),
-    Claim(
-        HERE,
-        "at 400 steps by {} to {}; at 3,200 the four lie within {}",
-        [ahead, furthest, four.max() - four.min()],
-    ),
-    Claim(HERE, "(its three seeds: 3.198 3.134 3.196)", []),
-    Claim(HERE, "by {} at the end", [leading]),
-    Claim(HERE, "differ by up to {}.)", [furthest_off]),
-    Claim(
-        HERE,
-        "the mean of the GLUE tasks: {} [{}, {}])",
-        card("glue_full", r"tau-b (\S+) \[(\S+), (\S+)\] across"),
-    ),
-    Claim(
-        HERE, "(majority: BShift {}, QQP {}, MNLI {}, SST-2 {}, CoLA {})", majority[TASKS].tolist()
+        {
+            "as well as a run of up to 400 steps does ({})": [tau(-density, -loss[3200])],
+            "shrinks from {} to {} nats": [
+                sparse[at].max() - sparse[at].min() for at in (800, 3200)
+            ],
+            "Fixed leads longformer by {} at 800 steps and trails it by {} at 3,200": [
+                fixed[800],
+                -fixed[3200],
+            ],
+            "at 400 steps by {} to {}; at 3,200 the four lie within {}": [
+                ahead,
+                furthest,
+                four.max() - four.min(),
+            ],
+            "(its three seeds: 3.198 3.134 3.196)": [],
+            "by {} at the end": [leading],
+            "differ by up to {}.)": [furthest_off],
+            "the mean of the GLUE tasks: {} [{}, {}])": card(
+                "glue_full", r"tau-b (\S+) \[(\S+), (\S+)\] across"
+            ),
+            "(majority: BShift {}, QQP {}, MNLI {}, SST-2 {}, CoLA {})": majority[TASKS].tolist(),
+        },
     ),
     *rows(HERE, {NAMES.get(mask, mask): tuned(mask) for mask in density.index}, "## Result: what"),
     *rows(
@@ -153,61 +151,50 @@ CLAIMS = [
             "density alone, after 3,200 steps": [with_density(task, 3200) for task in TASKS],
         },
     ),
-    Claim(
+    *sentences(
         HERE,
-        "QQP does not see what the loss sees ({}), after 3,200 it agrees with it more ({}, over "
-        "a range of {} with a standard error of {} a score)",
-        [
-            with_loss("QQP", 800),
-            with_loss("QQP", 3200),
-            qqp.max() - qqp.min(),
-            math.sqrt(qqp.mean() * (1 - qqp.mean()) / 1000),
-        ],
+        {
+            "QQP does not see what the loss sees ({}), after 3,200 it agrees with it more "
+            "({}, over a range of {} with a standard error of {} a score)": [
+                with_loss("QQP", 800),
+                with_loss("QQP", 3200),
+                qqp.max() - qqp.min(),
+                math.sqrt(qqp.mean() * (1 - qqp.mean()) / 1000),
+            ],
+            "has a tau-b of {} with the loss and of {} with density": [
+                with_loss(MEAN, 3200),
+                with_density(MEAN, 3200),
+            ],
+            "spreads the masks over {} with a standard error of {} ({} of them; {} among the "
+            "{} masks": [spread, one_row, spread / one_row, learned / one_row, 7],
+            "after 800 steps already ({}; density {}), and its order at 800 agrees with that "
+            "at 3,200 ({})": [
+                with_loss("BShift", 800),
+                with_density("BShift", 800),
+                tau(scores("BShift", 800), scores("BShift", 3200)),
+            ],
+            "within density bands the noise ceiling is {} [{}, {}]": ceiling,
+            "50 steps reach a tau-b of {} across densities and {} within bands, 100 steps {} "
+            "and {}, 200 steps {} and {}": [number for pair in text_400 for number in pair],
+            "MNLI, {} [{}, {}] across densities": glue_800,
+            "stands at {} after 800 of 3,200": [star.loc[0, 800]],
+        },
     ),
-    Claim(
-        HERE,
-        "has a tau-b of {} with the loss and of {} with density",
-        [with_loss(MEAN, 3200), with_density(MEAN, 3200)],
-    ),
-    Claim(
-        HERE,
-        "spreads the masks over {} with a standard error of {} ({} of them; {} among the {} masks",
-        [spread, one_row, spread / one_row, learned / one_row, 7],
-    ),
-    Claim(
-        HERE,
-        "after 800 steps already ({}; density {}), and its order at 800 agrees with that at "
-        "3,200 ({})",
-        [
-            with_loss("BShift", 800),
-            with_density("BShift", 800),
-            tau(scores("BShift", 800), scores("BShift", 3200)),
-        ],
-    ),
-    Claim(HERE, "within density bands the noise ceiling is {} [{}, {}]", ceiling),
-    Claim(
-        HERE,
-        "50 steps reach a tau-b of {} across densities and {} within bands, 100 steps {} and {}, "
-        "200 steps {} and {}",
-        [number for pair in text_400 for number in pair],
-    ),
-    Claim(HERE, "MNLI, {} [{}, {}] across densities", glue_800),
-    Claim(HERE, "stands at {} after 800 of 3,200", [star.loc[0, 800]]),
-    Claim(
+    *sentences(
         DOCS,
-        "| steps | 100 | 200 | 400 | 800 | 1,600 | |---|---|---|---|---|---| | tau-b | {} | {} "
-        "| {} | {} | {} | | density alone | {} | {} | {} | {} | {} |",
-        ranks + [tau(-density, -loss[3200])] * 5,
-    ),
-    Claim(
-        DOCS,
-        "cannot be distinguished ({} to {} with two seeds)",
-        [losses.loc[("star", 1), 3200], losses.loc[("log_sparse", 0), 3200]],
-    ),
-    Claim(
-        DOCS,
-        "Fixed leads Longformer by {} at 800 steps and trails it by {} at 3,200",
-        [fixed[800], -fixed[3200]],
+        {
+            "| steps | 100 | 200 | 400 | 800 | 1,600 | |---|---|---|---|---|---| | tau-b | "
+            "{} | {} | {} | {} | {} | | density alone | {} | {} | {} | {} | {} |": ranks
+            + [tau(-density, -loss[3200])] * 5,
+            "cannot be distinguished ({} to {} with two seeds)": [
+                losses.loc[("star", 1), 3200],
+                losses.loc[("log_sparse", 0), 3200],
+            ],
+            "Fixed leads Longformer by {} at 800 steps and trails it by {} at 3,200": [
+                fixed[800],
+                -fixed[3200],
+            ],
+        },
     ),
     *rows(
         DOCS,
@@ -222,23 +209,21 @@ CLAIMS = [
         },
         "**GLUE scores".replace("**", ""),
     ),
-    Claim(
+    *sentences(
         DOCS,
-        "Its tau-b with the loss is {} after 800 steps and {} after 3,200 (density: {} and {})",
-        [
-            with_loss("BShift", 800),
-            with_loss("BShift", 3200),
-            with_density("BShift", 800),
-            with_density("BShift", 3200),
-        ],
+        {
+            "Its tau-b with the loss is {} after 800 steps and {} after 3,200 (density: {} "
+            "and {})": [
+                with_loss("BShift", 800),
+                with_loss("BShift", 3200),
+                with_density("BShift", 800),
+                with_density("BShift", 3200),
+            ],
+            "scores spread the masks over {} standard errors, and the {} that learned "
+            "anything over {}": [spread / one_row, 7, learned / one_row],
+            "the noise ceiling within density bands is {} [{}, {}]": ceiling,
+        },
     ),
-    Claim(
-        DOCS,
-        "scores spread the masks over {} standard errors, and the {} that learned anything "
-        "over {}",
-        [spread / one_row, 7, learned / one_row],
-    ),
-    Claim(DOCS, "the noise ceiling within density bands is {} [{}, {}]", ceiling),
 ]
 
 NO_CLAIM = [

@@ -14,31 +14,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from verdict import DRAWN, HERE, Results, mean
 
-from masksearch.report.figures.style import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LABEL,
-    ORANGE,
-    PAGE,
-    PINK,
-    SHADE,
-    SKY,
-    SMALL,
-    clean,
-    new_figure,
-    write_figure,
-)
+from masksearch.report.figures import style
 
 SHOWN = {  # arm -> what the legend says, colour, marker
-    "restore": ("allocate, restore one", BLUE, "o"),
-    "ablate": ("allocate, leave one out", GREEN, "^"),
-    "switch": ("allocate, first order", AMBER, "v"),
-    "mass": ("allocate, attention mass", PINK, "s"),
-    "tpe": ("TPE, 40 masks", ORANGE, "D"),
-    "random": ("random search, 40 masks", SKY, "P"),
+    "restore": ("allocate, restore one", style.BLUE, "o"),
+    "ablate": ("allocate, leave one out", style.GREEN, "^"),
+    "switch": ("allocate, first order", style.AMBER, "v"),
+    "mass": ("allocate, attention mass", style.PINK, "s"),
+    "tpe": ("TPE, 40 masks", style.ORANGE, "D"),
+    "random": ("random search, 40 masks", style.SKY, "P"),
 }
 
 
@@ -46,18 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
     folder = parser.parse_args().results
-    write_figure(draw(Results(folder)), folder / "front.png")
+    style.write_figure(draw(Results(folder)), folder / "front.png")
 
 
 def draw(results: Results) -> Figure:
     """Two panels."""
-    figure = new_figure(PAGE, 3.2)
+    figure = style.new_figure(style.PAGE, 3.2)
     front, layers = figure.subplots(1, 2, width_ratios=[3, 2])
     draw_front(front, results)
     draw_layers(layers, results)
     shown, labels = front.get_legend_handles_labels()
     figure.legend(
-        shown, labels, loc="outside lower center", ncols=4, fontsize=SMALL, frameon=False
+        shown, labels, loc="outside lower center", ncols=4, fontsize=style.SMALL, frameon=False
     )
     return figure
 
@@ -68,8 +52,8 @@ def draw_front(axes: Axes, results: Results) -> None:
     for arm in results.arms:
         label, colour, marker = SHOWN[arm]
         names = [f"{arm} {budget}" for budget in results.budgets]
-        style = {"marker": marker, "ms": 3, "lw": 1, "color": colour}
-        axes.plot(100 * judged.kv_bytes[names], judged.nll[names], label=label, **style)
+        line = {"marker": marker, "ms": 3, "lw": 1, "color": colour}
+        axes.plot(100 * judged.kv_bytes[names], judged.nll[names], label=label, **line)
     for budget in results.budgets:
         kept = 100 * judged.kv_bytes[f"first {budget}"]
         drawn = [mean(results, f"{pattern} {budget}") for pattern in DRAWN]
@@ -77,15 +61,15 @@ def draw_front(axes: Axes, results: Results) -> None:
         random = [name for name in random if name.endswith(f" {budget}")]
         first = budget == results.budgets[0]
         for values, colour, marker, label in (
-            (drawn, INK, "_", "drawn by hand (five patterns)"),
-            (judged.nll[random], GREY, ".", "layers at random"),
+            (drawn, style.INK, "_", "drawn by hand (five patterns)"),
+            (judged.nll[random], style.GREY, ".", "layers at random"),
         ):
             places = [kept] * len(values)
             axes.plot(places, values, marker, ms=5, color=colour, label=label if first else None)
-    axes.axhline(mean(results, "dense"), color=INK, lw=0.8, ls=":")
+    axes.axhline(mean(results, "dense"), color=style.INK, lw=0.8, ls=":")
     place = 100 * judged.kv_bytes[f"first {results.budgets[0]}"], mean(results, "dense")
-    axes.annotate("dense", place, (0, 2), textcoords="offset points", fontsize=SMALL)
-    clean(axes, "bytes of the cache (% of dense)", "nats a token, unseen novels")
+    axes.annotate("dense", place, (0, 2), textcoords="offset points", fontsize=style.SMALL)
+    style.clean(axes, "bytes of the cache (% of dense)", "nats a token, unseen novels")
 
 
 def draw_layers(axes: Axes, results: Results) -> None:
@@ -93,16 +77,18 @@ def draw_layers(axes: Axes, results: Results) -> None:
     table = np.zeros((len(results.budgets), 30))
     for line, budget in enumerate(results.budgets):
         table[line, results.full_layers(budget)[1]] = 1
-    axes.imshow(table, cmap=ListedColormap([SHADE, BLUE]), aspect="auto", interpolation="none")
+    axes.imshow(
+        table, cmap=ListedColormap([style.SHADE, style.BLUE]), aspect="auto", interpolation="none"
+    )
     axes.set_yticks(range(len(results.budgets)), [str(budget) for budget in results.budgets])
     axes.set_xticks(range(0, 30, 5))
     axes.set_xticks(np.arange(-0.5, 30), minor=True)
     axes.set_yticks(np.arange(-0.5, len(results.budgets)), minor=True)
     axes.grid(which="minor", color="white", lw=0.8)
-    axes.tick_params(which="both", length=0, labelsize=SMALL)
+    axes.tick_params(which="both", length=0, labelsize=style.SMALL)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("layer", fontsize=LABEL, color=INK)
-    axes.set_ylabel("full layers", fontsize=LABEL, color=INK)
+    axes.set_xlabel("layer", fontsize=style.LABEL, color=style.INK)
+    axes.set_ylabel("full layers", fontsize=style.LABEL, color=style.INK)
 
 
 if __name__ == "__main__":

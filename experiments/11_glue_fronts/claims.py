@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from experiments.verify import Claim, interval, rows
+from experiments.verify import interval, rows, sentences
 from masksearch.analysis.stats import paired_difference
 
 FOLDER = Path(__file__).parent
@@ -309,220 +309,137 @@ def neighbours() -> tuple[float, int]:
     return fmean(found), len(found)
 
 
-HALF = f"dam layers {BUDGETS[0]}"
-in_half = negative(against(HALF, "dense")[TASKS[0]])
-rank_scores = pd.read_csv(FOLDER.parent / "12_sparsebert_table" / "results" / "scores.csv")
-log_sparse = rank_scores[
-    (rank_scores["mask"] == "log_sparse")
-    & (rank_scores.task == TASKS[0])
-    & (rank_scores.setting == "none")
-]
-cells = pd.read_csv(RESULTS / "verdict.csv").groupby("mask").sparsity.mean()
-times = {key: line[0] / line[1] for key, line in SECTIONS["### Without the diagonal"].items()}
+STS, HALF, RANDOM = TASKS[0], f"dam layers {BUDGETS[0]}", f"random keys {DENSITY}"
+in_half = negative(against(HALF, "dense")[STS])
+table = pd.read_csv(FOLDER.parent / "12_sparsebert_table" / "results" / "scores.csv")
+table = table[(table["mask"] == "log_sparse") & (table.task == STS) & (table.setting == "none")]
+sparsity = pd.read_csv(RESULTS / "verdict.csv").groupby("mask").sparsity.mean()
+diagonal = SECTIONS["### Without the diagonal"]
+times = {key: line[0] / line[1] for key, line in diagonal.items()}
 fresh, own = lost_on("fresh"), lost_on("own")
-rise = interval(a - b for a, b in zip(fresh["QQP"], own["QQP"], strict=True))
-ends = curves[ended & (curves.task == TASKS[0])].set_index(["arm", "search_seed"]).hypervolume
-heads, layers = ends["allocate gates"], ends["dam layers"]
-distance = at_equal_density(TASKS[0], "dam layers", "allocate gates 0.5")
-pairs = [SECTIONS[f"### {name}, fresh models"] for name in
-         ("Primary comparison: shared gates", "Gates of each layer's own")]  # fmt: skip
-told = [{key for key, values in table.items() if values[-1] <= 0.05} for table in pairs]
+ends = curves[ended & (curves.task == STS)].set_index(["arm", "search_seed"]).hypervolume
+heads, layers = ends["allocate gates"], ends["dam layers"][ends["allocate gates"].index]
+families = ("Primary comparison: shared gates", "Gates of each layer's own")
+told = [
+    {key for key, values in SECTIONS[f"### {name}, fresh models"].items() if values[-1] <= 0.05}
+    for name in families
+]
 assert told[0] == told[1]
-pass_rows = PLAN["dam"]["steps"] * PLAN["model"]["batch"]
-search_rows = PLAN["data"]["search_rows"]
-
-WORDS = (
+pass_rows, search_rows = PLAN["dam"]["steps"] * PLAN["model"]["batch"], PLAN["data"]["search_rows"]
+greedy, restore = ([mean(STS, name), density(STS, name)] for name in HEADS[STS][::2])
+epochs = ("finetuned_1", "finetuned_3")
+transfer = SECTIONS["### On another task"]["QQP | QNLI"][4:]
+transfer += at_equal_density("STS-B", "dam", f"{PRIMARY} of QNLI", rows=True)
+transfer += at_equal_density("STS-B", "dam", f"{PRIMARY} of QNLI")[1:]
+maps = [mean("QQP", "attention 0.3"), *minus_map("QQP", PRIMARY), *minus_map("QQP", ADDED)]
+by_hand = [
+    of_masks(task, f"hand-designed {DENSITY}") for of_masks in (mean, density) for task in TASKS
+]
+moved = [fmean(gaps[task]) for task in ("STS-B", "QNLI", "QQP") for gaps in (fresh, own)]
+SAID = {  # on the experiment's own page
     "front #1: better than strided(9) and random like front #1, not distinguishable from dense "
-)
-SENTENCE = "(50.0% sparse, 78.7% of the table, glue {} [{}, {}], 4 seeds)"
-CLAIMS: list[Claim] = [
-    Claim(HERE, WORDS + SENTENCE, printed("front #1")),
-    Claim(
-        "README.md",
-        "without half of the pairs it loses {} [{}, {}] of STS-B's correlation, without 70 % {} "
-        "[{}, {}]; five searches",
-        [*in_half, *lost(TASKS[0], "dam layers")],
+    "(50.0% sparse, 78.7% of the table, glue {} [{}, {}], 4 seeds)": printed("front #1"),
+    "they lose {} [{}, {}] on STS-B, {} [{}, {}] on QQP and {} [{}, {}] on QNLI": [
+        value for task in TASKS for value in lost(task, "dam layers")
+    ],
+    "star on search rows is at {}, {} and {}, at densities of {}, {} and {}": by_hand,
+    "`fixed(5)` has {} at {} (the verdict's four models)": [
+        *(verdict["fixed(5)"].mean(), 1 - sparsity["fixed(5)"])
+    ],
+    "log_sparse {} at {}": [table.score.mean(), 1 - table.effective_sparsity.mean()],
+    "All five searches together lose {} [{}, {}]": in_half,
+    "one by one {}, {}, {}, {} and {}.": [
+        *(a - b for a, b in zip(of(STS, "dense"), of(STS, HALF), strict=True))
+    ],
+    "worse than dense, by {} [{}, {}] and {} [{}, {}]": behind("front #2") + behind("front #3"),
+    "the weaker of two: {} at 50 %": [verdict["random like front #1"].mean()],
+    "other keys in each head with [CLS] have {}": [mean(STS, f"random keys {BUDGETS[0]}")],
+    "better than the others in the same {} pairs": [len(told[0])],
+    "three full heads of 72, at {}, keep {}. So": greedy[::-1],
+    "a star in all the others costs {} already": [density(STS, "star")],
+    "are one mask, {} at {}; restoring one head has {} at {}": greedy + restore,
+    "mean attention has {} at 30 %: the plan's arm minus it is {} [{}, {}], gates of each layer's "
+    "own minus it {} [{}, {}]": maps,
+    "layers, have {} there (free gates that all layers share: {}); at 15 % they fall to {}": [
+        mean(STS, mask) for mask in ("dam toeplitz 0.3", PRIMARY, "dam toeplitz 0.15")
+    ],
+    "loses {} on fresh models and {} on those of the searches on STS-B, {} and {} on QNLI; on QQP "
+    "{} and {}, a rise of": moved,
+    "a rise of {} [{}, {}]": interval(
+        a - b for a, b in zip(fresh["QQP"], own["QQP"], strict=True)
     ),
-    Claim("README.md", "comes as near at equal density: {} [{}, {}] apart", distance),
-    Claim(
-        HERE,
-        "All five searches together lose {} [{}, {}]; one by one {}, {}, {}, {} and {}.",
-        [*in_half, *(a - b for a, b in zip(of("STS-B", "dense"), of("STS-B", HALF), strict=True))],
+    "QNLI's masks keep {} on QQP and {} on STS-B": [
+        density(task, f"{PRIMARY} of QNLI") for task in ("QQP", "STS-B")
+    ],
+    "QQP's and STS-B's masks are at {} and {} on QNLI": [
+        density("QNLI", f"{PRIMARY} of {task}") for task in ("QQP", "STS-B")
+    ],
+    "they are {} [{}, {}] better on QQP, which shows nothing, and {} [{}, {}] worse on STS-B "
+    "(over seeds alone [{}, {}])": transfer,
+    "loses {} [{}, {}] more on QNLI than without other cells": negative(
+        diagonal["QNLI | dense"][2:]
     ),
-    Claim(
-        HERE,
-        "the weaker of two: {} at 50 %, where other keys in each head with [CLS] have {}",
-        [verdict["random like front #1"].mean(), mean(TASKS[0], f"random keys {BUDGETS[0]}")],
+    "the diagonal is {} times (QNLI) to {} times (STS-B) as many": [
+        *(times["QNLI | dense"], times["STS-B | dense"])
+    ],
+    "for DAM's masks {} to {} times": [
+        pick(times[f"{task} | {PRIMARY}"] for task in TASKS) for pick in (min, max)
+    ],
+    "own have {} on the same three seeds": [layers.mean()],
+    "which is {} [{}, {}] less": interval(heads - layers),
+    "have a correlation of {} in the mean of {} masks": neighbours(),
+    "loses {} [{}, {}] of dense after one epoch under it, and {} [{}, {}] after three": [
+        value for stage in epochs for value in behind_dense(ADDED, stage)
+    ],
+    "Random keys, {} [{}, {}] behind after one epoch, are {} [{}, {}] behind after": [
+        value for stage in epochs for value in behind_dense(RANDOM, stage)
+    ],
+    "a window ends at {}": [fmean(of(STS, f"window {DENSITY}", "finetuned_3"))],
+    "after the steps on text it loses {} [{}, {}]": behind_dense(ADDED, "pretrained"),
+}
+TOLD = {  # rows with labels, passes of a row, told the density?
+    "DAM": [pass_rows, 3 * pass_rows, len(BUDGETS) * search_rows, PLAN["dam"]["density"]],
+    "TPE, random, evolution": [search_rows, BUDGET * search_rows, 0, 1],
+    "allocate restore, greedy": [search_rows, PLAN["allocate"]["trials"] * search_rows],
+    "hand-designed | the 400 search rows": [7 * search_rows],
+}
+FRONT = {  # on the README
+    "without half of the pairs it loses {} [{}, {}] of STS-B's correlation": in_half,
+    "without 70 % {} [{}, {}]; five searches": lost(STS, "dam layers"),
+    "comes as near at equal density: {} [{}, {}] apart": at_equal_density(
+        STS, "dam layers", "allocate gates 0.5"
     ),
-    Claim(
-        HERE,
-        "On STS-B `fixed(5)` has {} at {} (the verdict's four models), and log_sparse {} at {}",
-        [
-            *(verdict["fixed(5)"].mean(), 1 - cells["fixed(5)"]),
-            *(log_sparse.score.mean(), 1 - log_sparse.effective_sparsity.mean()),
-        ],
-    ),
-    Claim(HERE, "better than the others in the same {} pairs", [len(told[0])]),
-    Claim(
-        HERE,
-        "three full heads of 72, at {}, keep {}. So",
-        [density(TASKS[0], "allocate greedy 0.3"), mean(TASKS[0], "allocate greedy 0.3")],
-    ),
-    Claim(
-        HERE,
-        "a star in all the others costs {} already",
-        [density(TASKS[0], "star")],
-    ),
-    Claim(
-        HERE,
-        "cells of 50 % and 30 % are one mask, {} at {}; restoring one head has {} at {}",
-        [
-            value
-            for mask in ("allocate greedy 0.3", "allocate restore 0.3")
-            for value in (mean(TASKS[0], mask), density(TASKS[0], mask))
-        ],
-    ),
-    Claim(
-        HERE,
-        "mean attention has {} at 30 %: the plan's arm minus it is {} [{}, {}], gates of each "
-        "layer's own minus it {} [{}, {}]",
-        [mean("QQP", "attention 0.3"), *minus_map("QQP", PRIMARY), *minus_map("QQP", ADDED)],
-    ),
-    Claim(
-        HERE,
-        "loses {} on fresh models and {} on those of the searches on STS-B, {} and {} on QNLI; "
-        "on QQP {} and {}, a rise of {} [{}, {}]",
-        [
-            *(fmean(lost[task]) for task in ("STS-B", "QNLI", "QQP") for lost in (fresh, own)),
-            *rise,
-        ],
-    ),
-    Claim(
-        HERE,
-        "QNLI's masks keep {} on QQP and {} on STS-B",
-        [density(task, f"{PRIMARY} of QNLI") for task in ("QQP", "STS-B")],
-    ),
-    Claim(
-        HERE,
-        "QQP's and STS-B's masks are at {} and {} on QNLI",
-        [density("QNLI", f"{PRIMARY} of {task}") for task in ("QQP", "STS-B")],
-    ),
-    Claim(
-        HERE,
-        "they are {} [{}, {}] better on QQP, which shows nothing, and {} [{}, {}] worse on STS-B "
-        "(over seeds alone [{}, {}])",
-        [
-            *SECTIONS["### On another task"]["QQP | QNLI"][4:],
-            *at_equal_density("STS-B", "dam", f"{PRIMARY} of QNLI", rows=True),
-            *at_equal_density("STS-B", "dam", f"{PRIMARY} of QNLI")[1:],
-        ],
-    ),
-    Claim(
-        HERE,
-        "the diagonal is {} times (QNLI) to {} times (STS-B) as many, for DAM's masks {} to {} "
-        "times",
-        [
-            *(times["QNLI | dense"], times["STS-B | dense"]),
-            *(pick(times[f"{task} | {PRIMARY}"] for task in TASKS) for pick in (min, max)),
-        ],
-    ),
-    Claim(
-        HERE,
-        "gates of each layer's own have {} on the same three seeds, which is {} [{}, {}] less",
-        [layers[heads.index].mean(), *interval(heads - layers[heads.index])],
-    ),
-    Claim(HERE, "have a correlation of {} in the mean of {} masks", neighbours()),
-    *rows(
-        HERE,
-        {
-            "DAM": [
-                *(pass_rows, 3 * pass_rows, len(BUDGETS) * search_rows),
-                *[PLAN["dam"]["density"]],
-            ],
-            "TPE, random, evolution": [search_rows, BUDGET * search_rows, 0, 1],
-            "allocate restore, greedy": [search_rows, PLAN["allocate"]["trials"] * search_rows],
-            "hand-designed | the 400 search rows": [7 * search_rows],
-        },
-        after="the budget are not:",
-    ),
-]
-CLAIMS += [
-    Claim(
-        HERE,
-        "worse than dense, by {} [{}, {}] and {} [{}, {}]",
-        [*behind("front #2"), *behind("front #3")],
-    ),
-    Claim(
-        HERE,
-        "they lose {} [{}, {}] on STS-B, {} [{}, {}] on QQP and {} [{}, {}] on QNLI",
-        [value for task in TASKS for value in lost(task, "dam layers")],
-    ),
-    Claim(
-        HERE,
-        "star on search rows is at {}, {} and {}, at densities of {}, {} and {}",
-        [
-            of_masks(task, f"hand-designed {DENSITY}")
-            for of_masks in (mean, density)
-            for task in TASKS
-        ],
-    ),
-    Claim(
-        HERE,
-        "loses {} [{}, {}] more on QNLI than without other cells",
-        negative(SECTIONS["### Without the diagonal"]["QNLI | dense"][2:]),
-    ),
-]
-RANDOM = f"random keys {DENSITY}"
-CLAIMS += [
-    Claim(
-        HERE,
-        "loses {} [{}, {}] of dense after one epoch under it, and {} [{}, {}] after three",
-        [v for stage in ("finetuned_1", "finetuned_3") for v in behind_dense(ADDED, stage)],
-    ),
-    Claim(
-        HERE,
-        "Random keys, {} [{}, {}] behind after one epoch, are {} [{}, {}] behind after three",
-        [v for stage in ("finetuned_1", "finetuned_3") for v in behind_dense(RANDOM, stage)],
-    ),
-    Claim(HERE, "a window ends at {}", [fmean(of(TASKS[0], f"window {DENSITY}", "finetuned_3"))]),
-    Claim(
-        HERE,
-        "layers, have {} there (free gates that all layers share: {}); at 15 % they fall to {}",
-        [mean(TASKS[0], mask) for mask in ("dam toeplitz 0.3", PRIMARY, "dam toeplitz 0.15")],
-    ),
-    Claim(
-        HERE,
-        "after the steps on text it loses {} [{}, {}]",
-        behind_dense(ADDED, "pretrained"),
-    ),
-]
+}
 # `masksearch report` after the commands of docs/trained_encoders.md
 commands = (RESULTS / "four_commands.txt").read_text(encoding="utf-8")
 arms = r"searched (\S+ \[.*?\]), hand-designed (\S+ \[.*?\]), random (\S+ \[.*?\])"
 best = r"^%s >= 0.4: .*?\((\S+)%% .*? glue (\S+) "
 others = [value for arm in ("tpe", "random") for value in said(best % arm, commands)]
-CLAIMS += [
-    Claim("docs/trained_encoders.md", text, values)
-    for text, values in (
-        (
-            "fronts' hypervolumes: {} [{}, {}], hand-designed {} [{}, {}], random {} [{}, {}]",
-            said(arms, commands),
-        ),
-        ('from dense" ({} [{}, {}])', said(r"^front #5: .*? glue (\S+ \[.*?\])", commands)),
-        ("comparisons it loses {} [{}, {}]", behind_dense_in("front #5", commands)),
-        ("random search that is {} below dense", behind_dense_in("random >= 0.4", commands)[:1]),
-        ("worse than dense by {} [{}, {}]", behind_dense_in("front #1", commands)),
-        ("leaves out {} % and is at {}, random search's {} % at {}", others),
-    )
-]
-ENDS = (ADDED, "dense", RANDOM, f"hand-designed {DENSITY}")
-text = "own {}, dense {}, random keys {}, the best of three hand-designed families {} (at {} %)"
-values = [*(mean(TASKS[0], mask) for mask in ENDS), 100 * density(TASKS[0], ENDS[-1])]
-CLAIMS.append(Claim("experiments/README.md", text, values))
-text = "without half of the pairs lose {} [{}, {}] of dense"
-CLAIMS.append(Claim("experiments/README.md", text, in_half))
-CLAIMS += [
-    claim for heading, table in SECTIONS.items() for claim in rows(HERE, table, after=heading)
+COMMANDS = {
+    "fronts' hypervolumes: {} [{}, {}], hand-designed {} [{}, {}], random {} [{}, {}]": said(
+        arms, commands
+    ),
+    'from dense" ({} [{}, {}])': said(r"^front #5: .*? glue (\S+ \[.*?\])", commands),
+    "comparisons it loses {} [{}, {}]": behind_dense_in("front #5", commands),
+    "random search that is {} below dense": behind_dense_in("random >= 0.4", commands)[:1],
+    "worse than dense by {} [{}, {}]": behind_dense_in("front #1", commands),
+    "leaves out {} % and is at {}, random search's {} % at {}": others,
+}
+hand = f"hand-designed {DENSITY}"
+TABLE = {  # on the page of all experiments
+    "own {}, dense {}, random keys {}, the best of three hand-designed families {}": [
+        mean(STS, mask) for mask in (ADDED, "dense", RANDOM, hand)
+    ],
+    "families {} (at {} %)": [mean(STS, hand), 100 * density(STS, hand)],
+    "without half of the pairs lose {} [{}, {}] of dense": in_half,
+}
+CLAIMS = [
+    *sentences(HERE, SAID),
+    *sentences("README.md", FRONT),
+    *sentences("docs/trained_encoders.md", COMMANDS),
+    *sentences("experiments/README.md", TABLE),
+    *rows(HERE, TOLD, after="the budget are not:"),
+    *(claim for heading, each in SECTIONS.items() for claim in rows(HERE, each, after=heading)),
 ]
 NO_CLAIM = [
     (HERE, "independent ones have -.25"),  # -1 / (seeds - 1)

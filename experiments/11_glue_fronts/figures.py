@@ -12,35 +12,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate
-from masksearch.report.figures.style import (
-    AMBER,
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LABEL,
-    ORANGE,
-    PAGE,
-    PINK,
-    SKY,
-    SMALL,
-    clean,
-    new_figure,
-    write_figure,
-)
+from masksearch.report.figures import style
 
 HERE = Path(__file__).parent
 ARMS = {  # mask without its budget -> what the legend says, colour, marker
-    "dam layers": ("DAM, gates of each layer", ORANGE, "^"),
-    "dam": ("DAM, shared gates", AMBER, "^"),
-    "allocate restore": ("full heads, by restoring one", GREEN, "s"),
-    "allocate gates": ("full heads, by a gate each", GREEN, "D"),
-    "tpe": ("TPE", BLUE, "v"),
-    "random": ("random search", SKY, "o"),
-    "attention": ("largest mean attention", PINK, "X"),
-    "importance": ("largest importance", PINK, "*"),
-    "hand-designed": ("best of three families", INK, "D"),
-    "random keys": ("random keys", GREY, "P"),
+    "dam layers": ("DAM, gates of each layer", style.ORANGE, "^"),
+    "dam": ("DAM, shared gates", style.AMBER, "^"),
+    "allocate restore": ("full heads, by restoring one", style.GREEN, "s"),
+    "allocate gates": ("full heads, by a gate each", style.GREEN, "D"),
+    "tpe": ("TPE", style.BLUE, "v"),
+    "random": ("random search", style.SKY, "o"),
+    "attention": ("largest mean attention", style.PINK, "X"),
+    "importance": ("largest importance", style.PINK, "*"),
+    "hand-designed": ("best of three families", style.INK, "D"),
+    "random keys": ("random keys", style.GREY, "P"),
 }
 METRIC = {"STS-B": "Pearson", "QQP": "accuracy", "QNLI": "accuracy"}
 
@@ -53,12 +38,12 @@ def main() -> None:
     scores = pd.read_csv(given.results / "scores.csv")
     scores = scores[(scores.stage == "judged") & (scores.model == "fresh")]
     tasks = sorted(dict.fromkeys(scores.task), key=list(METRIC).index)
-    figure = new_figure(PAGE, 2.6)
+    figure = style.new_figure(style.PAGE, 2.6)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         draw_task(axes, scores[scores.task == task])
-        axes.set_title(task, fontsize=LABEL, color=INK, loc="left")
+        axes.set_title(task, fontsize=style.LABEL, color=style.INK, loc="left")
         metric = METRIC.get(task, "score")
-        clean(axes, "pairs left out (%)", f"{metric}, fresh models")
+        style.clean(axes, "pairs left out (%)", f"{metric}, fresh models")
     shown = [each.get_legend_handles_labels() for each in figure.axes]
     named = {
         label: line for lines, labels in shown for line, label in zip(lines, labels, strict=True)
@@ -68,17 +53,17 @@ def main() -> None:
     ]
     figure.legend(
         [named[name] for name in order], order, loc="outside lower center", ncols=4,
-        fontsize=SMALL, frameon=False,
+        fontsize=style.SMALL, frameon=False,
     )  # fmt: skip
-    write_figure(figure, given.out)
+    style.write_figure(figure, given.out)
 
 
 def draw_task(axes: Axes, scores: pd.DataFrame) -> None:
     """Each arm's masks: means over search seeds with 95% intervals, joined by a line."""
     dense = estimate(list(scores[scores["mask"] == "dense"].score))
-    axes.axhline(dense.value, color=INK, linewidth=0.8, linestyle=":", label="dense")
+    axes.axhline(dense.value, color=style.INK, linewidth=0.8, linestyle=":", label="dense")
     if dense.n >= CLAIM_SEEDS:
-        axes.axhspan(dense.low, dense.high, color=INK, alpha=0.06, linewidth=0)
+        axes.axhspan(dense.low, dense.high, color=style.INK, alpha=0.06, linewidth=0)
     for arm, (label, colour, marker) in ARMS.items():
         own = scores[scores["mask"].str.fullmatch(rf"{arm} [\d.]+")]
         points = [

@@ -15,30 +15,16 @@ import regret
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from masksearch.report.figures.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    LABEL,
-    ORANGE,
-    PAGE,
-    PINK,
-    SKY,
-    SMALL,
-    clean,
-    new_figure,
-    write_figure,
-)
+from masksearch.report.figures import style
 
 HERE = Path(__file__).parent
 SHOWN = {  # method -> what the legend says, colour
-    "allocate greedy addition": ("allocate, greedy addition", GREEN),
-    "allocate restore": ("allocate, restore one", BLUE),
-    "dam switches": ("DAM's switches (300 steps)", ORANGE),
-    "tpe": ("TPE", PINK),
-    "evolution": ("evolution", GREY),
-    "random": ("random search", SKY),
+    "allocate greedy addition": ("allocate, greedy addition", style.GREEN),
+    "allocate restore": ("allocate, restore one", style.BLUE),
+    "dam switches": ("DAM's switches (300 steps)", style.ORANGE),
+    "tpe": ("TPE", style.PINK),
+    "evolution": ("evolution", style.GREY),
+    "random": ("random search", style.SKY),
 }
 FLOOR = 1e-3  # nats; the axis is logarithmic
 
@@ -50,14 +36,14 @@ def main() -> None:
     judged = json.loads((folder / "judged.json").read_text(encoding="utf-8"))
     with np.load(folder / "losses.npz") as stored:
         losses = {name: stored[name] for name in judged}
-    write_figure(draw(losses, judged), folder / "regret.png")
+    style.write_figure(draw(losses, judged), folder / "regret.png")
 
 
 def draw(
     losses: Mapping[str, NDArray], judged: Mapping[str, Mapping[str, Sequence[int]]]
 ) -> Figure:
     """A panel a number of heads; means over checkpoints and search seeds."""
-    figure = new_figure(PAGE, 2.6)
+    figure = style.new_figure(style.PAGE, 2.6)
     panels = figure.subplots(1, regret.LARGEST, sharey=True)
     for size, axes in enumerate(panels, start=1):
         for method, (label, colour) in SHOWN.items():
@@ -75,13 +61,13 @@ def draw(
                 drawstyle="steps-post",
                 **dots,
             )
-        axes.axhline(regret.NEAR, color=INK, linewidth=0.6, linestyle=":")
+        axes.axhline(regret.NEAR, color=style.INK, linewidth=0.6, linestyle=":")
         axes.set(yscale="log", xlim=(0, regret.EVALUATIONS))
-        axes.set_title(f"{size} of 12 heads", fontsize=LABEL, color=INK, loc="left")
-        clean(axes, "masks judged", "regret (nats)" if size == 1 else "")
+        axes.set_title(f"{size} of 12 heads", fontsize=style.LABEL, color=style.INK, loc="left")
+        style.clean(axes, "masks judged", "regret (nats)" if size == 1 else "")
     lines, labels = axes.get_legend_handles_labels()
     place = "outside lower center"
-    figure.legend(lines, labels, loc=place, ncols=3, fontsize=SMALL, frameon=False)
+    figure.legend(lines, labels, loc=place, ncols=3, fontsize=style.SMALL, frameon=False)
     return figure
 
 
