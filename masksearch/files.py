@@ -39,11 +39,11 @@ def write_text_in_one_move(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
-def cache_folder(given: Path | None) -> Path:
+def cache_folder(given: Path | str | None) -> Path:
     """Where what is computed once is kept: the given folder, `$MASKSEARCH_CACHE`, or
     `~/.cache/masksearch`."""
-    folder = given or Path(os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch")
-    return folder.expanduser()
+    folder = given or os.environ.get("MASKSEARCH_CACHE") or "~/.cache/masksearch"
+    return Path(folder).expanduser()
 
 
 def read_tensors(

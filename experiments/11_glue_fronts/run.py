@@ -314,7 +314,7 @@ class Task:
     def finetune(self) -> None:
         """Fine-tuning under the mask from the start, for one epoch and for several."""
         for epochs in map(int, self.given.epochs.split(",")):
-            final = replace(self.final, adapt="finetune", epochs=epochs)
+            final = replace(self.final, adapt="train", epochs=epochs)
             self.trained(f"finetuned_{epochs}", final)
 
     def pretrain(self) -> None:
@@ -322,7 +322,7 @@ class Task:
         how = {name: PLAN["trained"][f"mlm_{name}"] for name in ("steps", "batch", "lr")}
         how |= {"steps": 2} if self.given.smoke else {}
         corpus = self.given.data / "wikitext-2"
-        final = replace(self.final, corpus=corpus, adapt="finetune", **how)
+        final = replace(self.final, corpus=corpus, adapt="train", **how)
         self.trained("pretrained", final)
 
     def verdict(self) -> None:

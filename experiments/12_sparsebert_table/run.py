@@ -4,9 +4,10 @@
         [--tasks STS-B,MRPC,..] [--seeds 0 1 2] [--masks NAME..] [--runs FOLDER] [--smoke]
 
 Stages: dense (fine-tunes the dense models), gates (trains DAM's on the dense models of another
-seed), none, recover and finetune (judge the masks under that setting of `adapt`; one run folder a
-task), table (writes results/ from what is finished). Each goes on where it was stopped. DAM's rows
-are judged once the gates are there. Without `--weights` the model of the `offline` extra is taken.
+seed), none, recover and finetune (judge the masks under that `adapt`, the last under "train"; one
+run folder a task), table (writes results/ from what is finished). Each goes on where it was
+stopped. DAM's rows are judged once the gates are there. Without `--weights` the model of the
+`offline` extra is taken.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ TUNING = {  # of the dense models, by a pilot of these alone; other tasks have t
     "other": {"epochs": 3, "finetune_lr": 5e-5, "finetune_batch": 16},
 }
 TASKS = ("STS-B", "MRPC", "CoLA")
-SETTINGS = ("none", "recover", "finetune")  # of `adapt`
+SETTINGS = ("none", "recover", "finetune")  # `adapt`; the last is "train"
 SEEDS = (0, 1, 2)
 RECOVER_STEPS = 100
 GATE_SEED = 3  # of the dense models that the gates are trained on; judges nothing
@@ -138,22 +139,22 @@ class Experiment:
         return {name: mask for name, mask in found.items() if name in (self.wanted or found)}
 
     def none(self) -> None:
-        self.judge("none")
+        self.judge("none", adapt="none")
 
     def recover(self) -> None:
-        self.judge("recover", recover_steps=2 if self.smoke else RECOVER_STEPS)
+        self.judge("recover", adapt="recover", recover_steps=2 if self.smoke else RECOVER_STEPS)
 
     def finetune(self) -> None:
-        self.judge("finetune")
+        self.judge("finetune", adapt="train")
 
-    def judge(self, adapt: str, **settings: object) -> None:
+    def judge(self, setting: str, **settings: object) -> None:
         """Judges every mask on every seed, by rows that no search has seen."""
         for task, evaluator in self.evaluators.items():
             rows = self.rows(task)
             judged = ms.compare(
                 rows,
-                replace(evaluator, adapt=adapt, **settings),
-                run=self.runs / adapt / task,
+                replace(evaluator, **settings),
+                run=self.runs / setting / task,
                 seeds=self.seeds,
                 kinds={name: "searched" for name in PRINTED if name in rows},
             )

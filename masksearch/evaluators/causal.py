@@ -32,8 +32,6 @@ from masksearch.contracts import (
 from masksearch.errors import SearchError
 from masksearch.evaluators.decoder_setup import LOSS, RECALL, DecoderSetup
 from masksearch.evaluators.dense_models import FOLDER, provide_dense
-from masksearch.evaluators.mlm import autocast, report_steps
-from masksearch.evaluators.pretraining_task import move_batches
 from masksearch.evaluators.token_scores import (
     TokenScores,
     band_means,
@@ -54,7 +52,7 @@ from masksearch.models.layer_states import LayerStates
 from masksearch.tasks.next_token import NextTokenTask
 from masksearch.tasks.text.files import short_hash
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import TrainConfig, train
+from masksearch.training.loop import TrainConfig, autocast, move_batches, report_steps, train
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
 

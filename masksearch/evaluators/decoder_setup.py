@@ -18,7 +18,6 @@ from transformers import PreTrainedConfig
 
 from masksearch.contracts import Evaluator, Half, Objective, Shape
 from masksearch.errors import check_name, unknown_name
-from masksearch.evaluators.mlm import Precision, find_device
 from masksearch.evaluators.token_scores import band_edges
 from masksearch.masks.core import Mask
 from masksearch.models.decoders import DECODERS, StoredDecoder, decoder_config, open_decoder
@@ -29,7 +28,7 @@ from masksearch.tasks.passkeys import hide_passkeys
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source
-from masksearch.training.loop import TrainConfig, peak_rate
+from masksearch.training.loop import Precision, TrainConfig, find_device, peak_rate
 
 Adapted = Literal["none", "recover", "train"]
 Cost = Literal["effective_sparsity", "kv_bytes", "kv_bytes_per_head"]

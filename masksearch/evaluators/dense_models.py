@@ -1,4 +1,9 @@
-"""Dense models that are fine-tuned once, and shared by every mask, search and process.
+"""The models that masks are put on: fine-tuned without a mask, kept, and shared by all.
+
+provide_dense(head, folder / "STS-B-1f3a.safetensors", key, finetune)     # trains it, or loads it
+model = TaskModels([sts_b, qnli])              # two heads, each on an encoder of its own
+attach(model, gates)                           # gates of one encoder's layers and heads
+model(task=torch.tensor(1), **batch).loss      # QNLI's model under the gates
 
 A model lies in one safetensors file, named after its task and the hash of everything that its
 weights depend on. Whoever needs it first holds a lock file beside it while it is fine-tuned;
@@ -7,23 +12,39 @@ others wait and read it. A killed fine-tuning goes on from its checkpoint, whoev
 
 from __future__ import annotations
 
-import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from masksearch.contracts import Batch
+from masksearch.analysis.pareto import beats_constant
+from masksearch.contracts import MAJORITY, Batch, Differentiable
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators.token_rows import bucket_batches
+from masksearch.evaluators.tuning import (
+    LABELS,
+    TaskTraining,
+    distance_of_logits,
+    read_scores,
+    write_scores,
+)
 from masksearch.files import read_weights, write_weights
+from masksearch.models.heads import Output
+from masksearch.models.pretrained import TunedHead, open_tuned, tuned_kind
 from masksearch.training.checkpoints import Checkpoints, copy_weights
+from masksearch.training.loop import move_batches
 
 FOLDER = "dense"  # in the folder of the cache
+SET_ASIDE, EVERY = 256, 10  # rows held out of the training of gates: at most, and each how many
+HELD_OUT = 32  # rows of a batch of them
 
 
 def provide_dense(
@@ -51,6 +72,32 @@ def provide_dense(
         with naming_remedy(path):
             write_weights(path, copy_weights(head), {"key": key})
         checkpoints.clear()
+
+
+def open_tuned_head(
+    folder: Path, kind: str, classes: Sequence[str] | None, tasks: Sequence[str], runs: int
+) -> TunedHead | None:
+    """A checkpoint with its own head; None where it is only pre-trained.
+
+    Args:
+        folder: The checkpoint.
+        kind: Of the head, one of `masksearch.models.pretrained.KINDS`.
+        classes: The task's, in the order of their numbers; None = it has none.
+        tasks: Names of the tasks that are asked for.
+        runs: Fine-tuning runs of each that are asked for.
+
+    Raises:
+        DataError: If more than one model is asked for, or the head is not of that kind.
+    """
+    if tuned_kind(folder) is None:
+        return None
+    if len(tasks) > 1 or runs > 1:
+        raise DataError(
+            f"{folder} is fine-tuned already, one model of one task, and asked for are "
+            f"finetune_seeds={runs} of {', '.join(tasks)}; give one task and seed, or a "
+            "pre-trained checkpoint, whose dense models are fine-tuned here"
+        )
+    return open_tuned(folder, kind, classes)
 
 
 @contextmanager
@@ -117,11 +164,169 @@ def restore_dense(head: nn.Module, path: Path, key: str) -> bool:
     return True
 
 
-def hash_batches(batches: Iterable[Batch]) -> str:
-    """16 hexadecimal digits of SHA-256 over names, types, shapes and numbers of all tensors."""
-    total = hashlib.sha256()
-    for batch in batches:
-        for name, tensor in sorted(batch.items()):
-            total.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-            total.update(tensor.contiguous().numpy().tobytes())
-    return total.hexdigest()[:16]
+def check_learned(
+    path: Path, key: str, name: str, scored: Callable[[], Mapping[str, float]]
+) -> None:
+    """Refuses a dense model that a constant answer equals.
+
+    Args:
+        path: The file in which its scores are kept.
+        key: Of what they depend on.
+        name: Its task.
+        scored: Takes its scores, where none are kept.
+
+    Raises:
+        SearchError: If none of its scores is above that of a constant answer.
+    """
+    with hold_lock(path):
+        values = read_scores(path, key).get(name)
+        if values is None:
+            values = dict(scored())
+            write_scores(path, key, {name: values})
+    beaten = beats_constant(values)
+    if beaten and not any(beaten.values()):
+        first = next(iter(beaten))
+        raise SearchError(
+            f"the dense model of {name} has the {first} {values[first]:.3f}, a constant answer "
+            f"{values[first + MAJORITY]:.3f} (no more than noise between them), so no masks can "
+            "be compared on it; fine-tune it on more rows, for more epochs or at another rate "
+            "(rows, epochs, finetune_lr: --rows, --set epochs=, --set finetune_lr=), or leave "
+            "the task out"
+        )
+
+
+# -- several of them as one, for gates ----------------------------------------------------------
+class TaskModels(nn.Module):
+    """Models of one architecture, of which every batch names one.
+
+    All are computed by the modules of the first one's encoder, with their own weights in them,
+    so what is attached to that encoder acts on each.
+
+    Args:
+        models: Heads (`head.encoder`, `head(**batch).loss`), one a task. Encoders may be one and
+            the same object, which is then trained on all tasks. The encoders of all but the first
+            are taken off their heads; their weights stay as they are.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        first = models[0].get_submodule("encoder")
+        self.own: list[dict[str, Tensor]] = []  # weights to compute each task with
+        for model in models:
+            encoder = model.get_submodule("encoder")
+            own: dict[str, Tensor] = {}
+            if encoder is not first:
+                encoder.requires_grad_(False)
+                own = {f"encoder.{n}": part for n, part in encoder.named_parameters()}
+                own |= {f"encoder.{n}": part for n, part in encoder.named_buffers()}
+                model.encoder = first
+            self.own.append(own)
+        self.models = nn.ModuleList(models)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        task: Tensor | None = None,
+        target: Tensor | None = None,
+        **inputs: Any,
+    ) -> Output:
+        """What the model of a task returns.
+
+        Args:
+            input_ids: Token ids, shaped as that task's head takes them.
+            attention_mask: 1 for tokens, 0 for padding, shaped likewise.
+            task: Number of the model, a tensor without axes; None = the first.
+            target: Logits that are to be learnt in place of labels, shaped as the model's.
+            inputs: Its other inputs, labels included.
+        """
+        number = 0 if task is None else int(task)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        found: Output = functional_call(self.models[number], self.own[number], kwargs=given)
+        if target is None:
+            return found
+        return Output(found.logits, distance_of_logits(found.logits, target))
+
+
+def train_together(
+    heads: Sequence[nn.Module],
+    tasks: Sequence[tuple[Any, int]],
+    training: TaskTraining,
+    teachers: Sequence[nn.Module | None],
+) -> Differentiable:
+    """What gates that several tasks share are trained on.
+
+    The batches are the tasks' in turn, and so are those that are held out: every tenth training
+    row (at most 256 of a task).
+
+    Args:
+        heads: A model of each task.
+        tasks: Its training rows, and the seed of their order.
+        training: Makes batches of rows.
+        teachers: Whose logits are learnt; None = the labels are.
+    """
+    streams, held_out = [list[Iterator[Batch]]() for _ in range(3)], list[list[Batch]]()
+    for number, ((rows, order), teacher) in enumerate(zip(tasks, teachers, strict=True)):
+        learnt, aside = deal_rows(len(rows))
+        for stream, part in zip(streams, (learnt, learnt[::2], learnt[1::2]), strict=True):
+            chosen = batches_among(part or learnt, rows.lengths, training.batch, order)
+            stream.append(task_batches(training, rows, chosen, number, teacher))
+        chosen = iter(aside[at : at + HELD_OUT] for at in range(0, len(aside), HELD_OUT))
+        held_out.append(list(task_batches(training, rows, chosen, number, teacher)))
+    model = TaskModels(heads).to(training.place)
+    whole, even, odd = (chain.from_iterable(zip(*each, strict=False)) for each in streams)
+    in_turn = chain.from_iterable(zip_longest(*held_out))
+    return Differentiable(model, whole, [b for b in in_turn if b is not None], (even, odd))
+
+
+def task_batches(
+    training: TaskTraining,
+    rows: Any,
+    chosen: Iterable[list[int]],
+    number: int,
+    teacher: nn.Module | None,
+) -> Iterator[Batch]:
+    """Batches of a task for `TaskModels`, where the training is.
+
+    Args:
+        training: Makes batches of rows.
+        rows: The task's training rows.
+        chosen: Numbers of the rows of each batch.
+        number: Of the task.
+        teacher: Whose logits are to be learnt; None = the labels are.
+    """
+    task = torch.tensor(number)
+    inputs = (training.inputs(rows, each) for each in chosen)
+    for batch in move_batches(inputs, training.place):
+        if teacher is not None:
+            batch = {n: part for n, part in batch.items() if n not in LABELS}
+            with torch.no_grad():
+                batch = {**batch, "target": training.logits(teacher, batch)}
+        yield {**batch, "task": task}
+
+
+def deal_rows(count: int) -> tuple[list[int], list[int]]:
+    """Numbers of the training rows that gates learn on, and of those that are held out.
+
+    >>> deal_rows(11)
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 10], [9])
+    >>> deal_rows(1)  # one row is in both
+    ([0], [0])
+    """
+    aside = list(range(min(EVERY, count) - 1, count, EVERY))[:SET_ASIDE]
+    return sorted(set(range(count)) - set(aside)) or aside, aside
+
+
+def batches_among(
+    chosen: Sequence[int], lengths: Sequence[int], size: int, seed: int
+) -> Iterator[list[int]]:
+    """Endless batches of similar length, as `bucket_batches`, among some of the rows.
+
+    Args:
+        chosen: Numbers of those rows.
+        lengths: Length of each of all rows.
+        size: Rows of a batch.
+        seed: Of the order.
+    """
+    for batch in bucket_batches([lengths[number] for number in chosen], size, seed):
+        yield [chosen[place] for place in batch]

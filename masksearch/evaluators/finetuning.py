@@ -1,51 +1,78 @@
-"""What the evaluators that fine-tune share: pre-training, then copies of the encoder on tasks."""
+"""The base of evaluators that fine-tune: copies of an encoder on tasks, under a mask."""
 
 from __future__ import annotations
 
 import copy
-import logging
-import shutil
-import statistics
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, get_args
 
 from torch import Tensor, nn
 
 from masksearch import masks
-from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.attention.attach import attach, detach
-from masksearch.contracts import LOW, MAJORITY, Report, mixed_seed
-from masksearch.evaluators.dense_tuning import DenseTuning
-from masksearch.evaluators.downstream import (
-    DROPOUT,
+from masksearch.analysis.row_scores import ROWS
+from masksearch.attention.attach import attach
+from masksearch.contracts import (
+    Batch,
+    Differentiable,
+    Evaluator,
+    Half,
+    Objective,
+    Report,
+    Shape,
+    mixed_seed,
+)
+from masksearch.errors import SearchError, check_name
+from masksearch.evaluators.dense_models import (
+    FOLDER,
+    check_learned,
+    open_tuned_head,
+    provide_dense,
+    train_together,
+)
+from masksearch.evaluators.mlm import NO_CORPUS, MlmEvaluator, Pretraining, preset_of
+from masksearch.evaluators.token_rows import (
+    Vocabulary,
+    batches_an_epoch,
+    pooled_lengths,
+    read_vocabulary,
+)
+from masksearch.evaluators.tuning import (
+    Frozen,
     TaskScores,
+    TaskTokens,
+    TaskTraining,
+    check_frozen,
+    freeze,
+    frozen_copy,
+    join_rows,
+    mean_scores,
     read_scores,
     run_seed,
     training_name,
     write_scores,
 )
-from masksearch.evaluators.frozen_layers import check_frozen
-from masksearch.evaluators.mlm import PRETRAINING
+from masksearch.files import cache_folder
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import AnySize
+from masksearch.models.pretrained import rows_read, tuned_kind
 from masksearch.tasks.text.files import short_hash
-from masksearch.training.checkpoints import Checkpoints, copy_weights
+from masksearch.tasks.text.tokenizer import TokenSource
+from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import group
-from masksearch.training.loop import TrainConfig
+from masksearch.training.loop import Optimiser, Precision, Schedule, TrainConfig, peak_rate
 
-log = logging.getLogger(__name__)
-
-
-PRETRAINED = "pretrained"  # name of the checkpoint of a finished pre-training
-SCORES = "scores.json"
+DROPOUT, RECOVER, GATES = 26, 27, 28  # streams of random numbers
+Adapt = Literal["none", "recover", "train"]
+LearnFrom = Literal["labels", "dense"]
 
 
 @dataclass(frozen=True)
-class FineTuning(DenseTuning, ABC):
+class FineTuning(Evaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks and says how their rows become batches and scores:
@@ -56,16 +83,17 @@ class FineTuning(DenseTuning, ABC):
         tokenize(name) -> TaskTokens        reads and tokenizes a task, once a process
         head(encoder, name, seed)           a head on `encoder`
         inputs(rows, chosen) -> Batch       those rows, padded, with what the head learns from
-        scores(head, name) -> TaskScores    scores of the trained head by name; use `predict`
+        scores(head, name) -> TaskScores    scores of the trained head by name; use
+                                            `training.predict`
         summary(values) -> dict             what the last report adds to all scores (optional)
 
-    The rest is here: reports, the working folder, seeds, frozen layers; `self.source` tokenizes,
-    `self.place` is the device. A pre-training that is finished, scores of finished tasks and the
-    state of the training under way are kept in the working folder and found there again, so that
-    a killed run ends as it would have, on a CPU bit for bit.
+    The rest is here, in parts: `text` pre-trains and knows the checkpoint, `training` fine-tunes
+    and predicts, `source` tokenizes. A pre-training that is finished, scores of finished tasks and
+    the state of the training under way are kept in the working folder and found there again, so
+    that a killed run ends as it would have, on a CPU bit for bit.
 
     With `corpus=None` (and `weights`) nothing is pre-trained, and `adapt` says what a mask is put
-    on: the checkpoint, fine-tuned under the mask from the start (`"finetune"`), or a dense model,
+    on: the checkpoint, fine-tuned under the mask from the start (`"train"`), or a dense model,
     which is fine-tuned without a mask once for each task and seed, and kept in the folder `dense`
     of the cache for every mask, search and process. Then the masked model is judged as it is
     (`"none"`), or after some steps under the mask (`"recover"`). A checkpoint that was fine-tuned
@@ -83,6 +111,8 @@ class FineTuning(DenseTuning, ABC):
     on the mask's top-left corner, which gives the same numbers as padding to `length`, because
     padded keys are hidden anyway, in less time.
 
+    The arguments down to `checkpoint_seconds` are those of `MlmEvaluator`, which describes them.
+
     Args:
         rows: Largest number of training rows of a task; a fixed sample; None = all.
         dev_rows: The same for the rows that are scored.
@@ -94,12 +124,306 @@ class FineTuning(DenseTuning, ABC):
             their mean; with two or more, `"<score>/std"` is their standard deviation.
         frozen: Lower layers that fine-tuning leaves as they are, the embeddings included (0 =
             the embeddings alone); `"all"` = only the head is trained; None = everything is.
-        adapt: What is trained under a mask: `"none"`, `"recover"` or `"finetune"`, see above.
+        adapt: What is trained under a mask: `"none"`, `"recover"` or `"train"`, see above.
         recover_steps: Optimiser steps under the mask, for `"recover"`.
         recover_lr: Their peak learning rate; None = `finetune_lr`.
         learn_from: What these steps, and the gates of DAM on a dense model, learn from: the
             `"labels"`, or the logits of the `"dense"` model.
     """
+
+    corpus: Path | str | None
+    _: KW_ONLY
+    # The text, and what is predicted of it.
+    held_out: Path | str | None = None
+    held_out_sequences: int = 512
+    half: Half = "search"
+    tokenizer: str | Path | None = None
+    vocabulary: int = 4096
+    length: int = 128
+    pretraining: Pretraining = "mlm"
+    whole_words: bool = False
+    cache: Path | str | None = None
+    # The model.
+    size: AnySize = "tiny"
+    architecture: str = "bert"
+    initializer_range: float | None = None
+    dropout: float | None = None
+    weights: str | Path | None = None
+    # The training, its reports and its machine.
+    steps: int = 800
+    batch: int = 32
+    micro_batches: int = 1
+    lr: float | None = None
+    warmup: float = 0.06
+    schedule: Schedule = "linear"
+    optimiser: Optimiser = "adamw"
+    reports: int = 8
+    device: str = "auto"
+    precision: Precision = "float32"
+    compile: bool = False
+    checkpoint_seconds: float = 60.0
+    # The tasks, and what is trained on them.
+    rows: int | None = 10_000
+    dev_rows: int | None = 2_000
+    finetune_lr: float | None = None
+    finetune_batch: int = 32
+    epochs: int = 3
+    finetune_seeds: int = 1
+    frozen: Frozen = None
+    adapt: Adapt = "train"
+    recover_steps: int = 100
+    recover_lr: float | None = None
+    learn_from: LearnFrom = "labels"
+    packed_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
+    packed_tasks: Mapping[str, Any] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+
+    streams: ClassVar[tuple[int, int]]
+    head_kind: ClassVar[str]  # of `masksearch.models.pretrained.KINDS`
+    head_reads: ClassVar[int | None] = None  # leading rows of hidden states that `head` reads
+
+    def __post_init__(self) -> None:
+        if self.corpus is None and self.weights is None:
+            raise ValueError(f"{NO_CORPUS}, or the weights of a checkpoint to fine-tune")
+        for each in fields(MlmEvaluator):  # as the part has them: absolute paths, one size
+            if each.init and each.name != "half":
+                object.__setattr__(self, each.name, getattr(self.text, each.name))
+        limits = ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows")
+        for limit in (*limits, "recover_steps"):
+            value = getattr(self, limit)
+            if value is not None and value < 1:
+                raise ValueError(f"{limit} must be at least 1, got {value}")
+        if self.length < 8:
+            raise ValueError(f"fine-tuning needs at least 8 positions, got {self.length}")
+        TrainConfig(steps=1, lr=self.finetune_rate)
+        check_name("adapt", self.adapt, get_args(Adapt))
+        check_name("learn_from", self.learn_from, get_args(LearnFrom))
+        if self.recover_lr is not None and not self.recover_lr > 0:
+            raise ValueError(f"recover_lr must be positive, got {self.recover_lr}")
+        if self.adapt != "train" and (self.weights is None or self.corpus is not None):
+            stray = "has no weights" if self.weights is None else "also has a corpus"
+            raise ValueError(
+                f"adapt={self.adapt!r} puts masks on a fine-tuned checkpoint, and this evaluator "
+                f"{stray}; give weights= and corpus=None, or adapt='train'"
+            )
+        if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
+            raise ValueError(f"frozen is a number of layers, 'all' or None, got {self.frozen!r}")
+
+    # -- what a subclass says ------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def downstream(self) -> tuple[str, ...]:
+        """Names of the tasks, in order."""
+
+    @abstractmethod
+    def task_settings(self) -> dict[str, object]:
+        """What the scores depend on beside `MlmEvaluator`'s settings and the fields below."""
+
+    @abstractmethod
+    def tokenize(self, name: str) -> TaskTokens:
+        """Reads and tokenizes a task's rows, once a process.
+
+        Raises:
+            DataError: If they cannot be read.
+        """
+
+    @abstractmethod
+    def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
+        """A new head of a task on `encoder`; `head(**inputs).loss` is what is trained."""
+
+    @abstractmethod
+    def inputs(self, rows: Any, chosen: list[int]) -> Batch:
+        """A padded batch of those rows, `LABELS` included."""
+
+    @abstractmethod
+    def scores(self, head: nn.Module, name: str) -> TaskScores:
+        """Score of a trained head -> value; of a name that ends in `/majority` what knowing
+        nothing earns, of one in `/low` the lower end of the score's interval over rows."""
+
+    def summary(self, values: Mapping[str, float]) -> dict[str, float]:
+        """What the last report adds, given every score; by default nothing."""
+        return {}
+
+    def sequence_lengths(self, rows: Any) -> Sequence[int]:
+        """Tokens of every sequence of a task's training rows."""
+        found: Sequence[int] = rows.lengths
+        return found
+
+    def class_names(self, name: str) -> Sequence[str] | None:
+        """A task's classes in the order of their numbers; None = its head is of another kind."""
+        return None
+
+    def task_seed(self, name: str, seed: int) -> int:
+        """The seed of a task's head and order; tasks of one evaluator may have their own."""
+        return seed
+
+    @cached_property
+    def text(self) -> MlmEvaluator:
+        """The pre-training, and the checkpoint or the model that it starts from. Rows of the
+        tasks' test sets go with the final half of its text."""
+        names = [each.name for each in fields(MlmEvaluator) if each.init]
+        half = {"half": "final"} if self.half == "test" else {}
+        return MlmEvaluator(**{name: getattr(self, name) for name in names} | half)
+
+    @property
+    def training(self) -> TaskTraining:
+        """What fine-tunes a head, and has it predict."""
+        place, rows = self.text.place, self.finetune_batch
+        how = self.precision, self.checkpoint_seconds
+        return TaskTraining(self.inputs, rows, self.frozen, place, *how)
+
+    @property
+    def source(self) -> TokenSource:
+        """What turns the tasks' text into ids: the corpus, or the checkpoint's tokenizer."""
+        if self.corpus is not None:
+            return self.text.task().corpus
+        if self.packed_source is not None:
+            return self.packed_source
+        start = self.text.start
+        start.shape(self.length)
+        made = read_vocabulary(self.tokenizer or start.tokenizer_source, self.length)
+        start.check_tokens(made.vocabulary, made.special["pad"])
+        return made
+
+    def tokens(self, name: str = "") -> Any:
+        """A task's tokenized rows: the packed ones, or read and tokenized once a process.
+
+        Args:
+            name: The task; empty = the first.
+        """
+        name = name or self.downstream[0]
+        return self.tokenize(name) if self.packed_tasks is None else self.packed_tasks[name]
+
+    def packed(self) -> Self:
+        """The same evaluator with corpus and tokenized rows in memory; see `MlmEvaluator`."""
+        if self.packed_tasks is not None:
+            return self
+        made = copy.copy(self)
+        made.__dict__["text"] = self.text.packed()
+        tokens = {name: self.tokens(name) for name in self.downstream}
+        object.__setattr__(made, "packed_source", self.source if self.corpus is None else None)
+        object.__setattr__(made, "packed_tasks", tokens)
+        return made
+
+    @classmethod
+    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
+        """An evaluator with published settings; see `MlmEvaluator.preset`."""
+        return cls(*args, **(preset_of(cls, name) | changes))
+
+    # -- what it is ----------------------------------------------------------------------------
+    def on(self, half: Half) -> Self:
+        """The same evaluator on other rows of its tasks: another protocol, the same training.
+
+        Raises:
+            DataError: If a task, or the text, has no such rows.
+        """
+        if half == self.half:
+            return self
+        made = replace(self, half=half)
+        if self.corpus is not None:
+            made.text.task().held_out_rows  # noqa: B018 (refuses an empty half)
+        made.task_settings()
+        return made
+
+    @property
+    def shape(self) -> Shape:
+        """What a mask is lowered to, how many tokens the training rows have, and which rows of
+        the last layer are read."""
+        shape = self.text.shape
+        if self.half == "all":
+            return shape
+        return replace(shape, lengths=self.lengths, read=self.read)
+
+    @cached_property
+    def read(self) -> int | None:
+        """Leading rows of the last layer that reach a score; None = all. A pre-training reads all
+        of them."""
+        if self.half == "all" or self.corpus is not None:
+            return None
+        tuned = self.adapt != "train"
+        return rows_read(self.text.start.locate(), self.head_reads, tuned=tuned)
+
+    @cached_property
+    def lengths(self) -> dict[int, int]:
+        """How many training sequences have how many tokens; see `pooled_lengths`."""
+        tasks = [self.sequence_lengths(self.tokens(name).train) for name in self.downstream]
+        return pooled_lengths(tasks, self.length)
+
+    @property
+    def sparsity(self) -> Objective:
+        """The second objective: sparsity over pairs of tokens, since rows are padded."""
+        return Objective("sparsity" if self.half == "all" else "effective_sparsity", "max", 0.0)
+
+    @property
+    def seedless(self) -> bool:
+        """Whether every seed gives a mask the same scores: a fine-tuned folder that is judged as
+        it is."""
+        return self.adapt == "none" and tuned_kind(self.text.start.locate()) is not None
+
+    @property
+    def weights_frozen(self) -> bool:
+        """Whether `differentiable` trains gates alone."""
+        return self.adapt != "train"
+
+    @property
+    def weight_lr(self) -> float | None:
+        """As of `MlmEvaluator`; without a corpus the rate of fine-tuning."""
+        return self.text.weight_lr if self.corpus is not None else self.finetune_rate
+
+    @property
+    def finetune_rate(self) -> float:
+        """Peak learning rate of fine-tuning."""
+        return peak_rate("finetune_lr", self.finetune_lr, scratch=self.weights is None)
+
+    def data_hashes(self) -> dict[str, str]:
+        """Hashes of the text, of the checkpoint and of the tasks' rows."""
+        named = dict(self.text.data_hashes())
+        if self.corpus is None:
+            named = {"tokenizer": self.source.digest, **named}
+        for name, found in self.task_settings().items():  # of one task, or of each by its name
+            each = found if isinstance(found, Mapping) else {name: found}
+            named |= {task: value for task, value in each.items() if isinstance(value, str)}
+        return named
+
+    @property
+    def protocol(self) -> str:
+        """Hash of the data, the model and the trainings; reads the data."""
+        return short_hash("mlm-1", repr(self.settings()))
+
+    def settings(self) -> dict[str, object]:
+        """Everything that a score depends on, beside mask and seed."""
+        found = self.text.settings()
+        if self.half != "all":
+            found["half"] = self.half
+        if self.corpus is None:
+            found["data"] = self.source.digest
+        found |= self.task_settings()
+        found["epochs"], found["finetune_lr"] = self.epochs, self.finetune_rate
+        found["finetune_batch"] = self.finetune_batch
+        later = {  # hashed where they are not the default
+            "finetune_seeds": 1,
+            "frozen": None,
+            "adapt": "train",
+            "learn_from": "labels",
+            **({"recover_steps": 0, "recover_lr": None} if self.adapt == "recover" else {}),
+            "read": None,  # decides what sparsity counts, though no score
+        }
+        own = {name: getattr(self, name) for name in later}
+        return found | {name: value for name, value in own.items() if value != later[name]}
+
+    def finetune_steps(self, name: str) -> int:
+        """Optimiser steps of a task's fine-tuning."""
+        return self.epochs * batches_an_epoch(len(self.tokens(name).train), self.finetune_batch)
+
+    def order(self, name: str, seed: int, *more: int) -> int:
+        """Seed of the order of a task's rows."""
+        return mixed_seed(self.task_seed(name, seed), self.streams[1], *more)
+
+    def new_head(self, encoder: nn.Module, name: str, seed: int) -> nn.Module:
+        """A task's head on an encoder, where the training is."""
+        drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
+        return self.head(encoder, name, drawn).to(self.text.place)
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score.
@@ -111,15 +435,15 @@ class FineTuning(DenseTuning, ABC):
         for name in self.downstream:
             self.tokens(name)
         steps, values = 0, dict[str, float]()
-        model = self.model(seed) if self.adapt == "finetune" else None
+        model = self.text.model(seed) if self.adapt == "train" else None
         if model is not None:
             check_frozen(model.encoder, self.frozen)
         if self.corpus is not None and model is not None:
             steps = self.steps
-            for report in self.pretrain_once(model, mask, key, seed=seed, workdir=workdir):
+            for report in self.text.pretrain_once(model, mask, seed=seed, workdir=workdir):
                 values = dict(report.values)
                 yield report
-        scores = read_scores(workdir / SCORES, key)
+        scores = read_scores(workdir / "scores.json", key)
         if not scores:
             (workdir / ROWS).unlink(missing_ok=True)  # of another run
         for name in self.downstream:
@@ -127,56 +451,27 @@ class FineTuning(DenseTuning, ABC):
             for number in range(self.finetune_seeds):
                 run, own = f"{name}.{number}", run_seed(seed, number)
                 if run not in scores:
-                    if model is None:
-                        found = self.adapted(name, table, seed=own, workdir=workdir)
-                    else:
-                        encoder = copy.deepcopy(model.get_submodule("encoder"))
-                        found = self.finetune(encoder, name, table, seed=own, workdir=workdir)
+                    found = self.adapted(model, name, table, seed=own, workdir=workdir)
                     scores[run] = found.values
                     if found.rows is not None and group().first:
                         found.rows.save(workdir / run)
-                    write_scores(workdir / SCORES, key, scores)
+                    write_scores(workdir / "scores.json", key, scores)
                     Checkpoints(workdir, training_name(name, own)).clear()
                 runs.append(scores[run])
             values |= mean_scores(runs)
-            steps += self.steps_of(name)
+            steps += self.steps_under_mask(name)
         if group().first:
             join_rows(workdir, [(name, self.finetune_seeds) for name in self.downstream])
         yield Report(steps, values | self.summary(values))
 
-    def pretrain_once(
-        self, model: MaskedLanguageModel, mask: Mask, key: str, *, seed: int, workdir: Path
-    ) -> Iterator[Report]:
-        """Pre-trains in place, or loads a finished pre-training of the same mask, seed, settings.
-
-        Yields:
-            The reports of the pre-training, again where it is found. The model is then without
-            a mask.
-        """
-        kept = Checkpoints(workdir, PRETRAINED)
-        found = kept.load()
-        if found is not None and found.facts["key"] == key:
-            model.load_state_dict(found.tensors)
-            for step, values in found.facts["curve"]:
-                yield Report(step, values)
-            return
-        curve = []
-        for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
-            curve.append((report.step, dict(report.values)))
-            yield report
-        kept.clear()  # of another run
-        if self.steps and group().first:  # without a step there is nothing to keep
-            kept.save(self.steps, copy_weights(model), {"key": key, "curve": curve})
-        Checkpoints(workdir, PRETRAINING).clear()
-        detach(model, missing_ok=True)
-
-    def finetune(
-        self, encoder: nn.Module, name: str, table: Tensor, *, seed: int, workdir: Path
+    def adapted(
+        self, model: nn.Module | None, name: str, table: Tensor, *, seed: int, workdir: Path
     ) -> TaskScores:
-        """Trains a head and the encoder below it under the mask, with checkpoints; scores it.
+        """Scores of one run of a task under the mask, after the steps that `adapt` asks for.
 
         Args:
-            encoder: A copy of the pre-trained encoder, without a mask, to be trained in place.
+            model: Holds the pre-trained `encoder`, without a mask, of which a copy is trained;
+                None = the task's dense model is taken.
             name: The task.
             table: The mask, bool `[layers, heads, length, length]`.
             seed: Seed of the head, the order of the rows and the dropout; names the checkpoints.
@@ -185,38 +480,121 @@ class FineTuning(DenseTuning, ABC):
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite.
         """
-        head = self.new_head(encoder, name, seed)
+        recovers = model is None
+        if model is None:
+            head = self.dense(name, seed)
+        else:
+            head = self.new_head(copy.deepcopy(model.get_submodule("encoder")), name, seed)
+        stream, rate = ((RECOVER,), self.recover_lr) if recovers else ((), None)
+        teacher = frozen_copy(head) if recovers and self.learn_from == "dense" else None
         attach(head, masks.cropped(masks.table(table), self.length))
-        order = mixed_seed(self.task_seed(name, seed), self.streams[1])
-        config = TrainConfig(steps=self.finetune_steps(name), lr=self.rate("finetune_lr"))
-        key = short_hash(self.protocol, masks.table(table).digest, name, str(seed))
-        kept = Checkpoints(workdir, training_name(name, seed))
-        self.fit(head, name, config, kept, key, order=order, noise=mixed_seed(seed, DROPOUT))
+        if steps := self.steps_under_mask(name):
+            self.training.fit(
+                head,
+                self.tokens(name).train,
+                TrainConfig(steps, rate or self.finetune_rate),
+                Checkpoints(workdir, training_name(name, seed)),
+                short_hash(self.protocol, masks.table(table).digest, name, str(seed)),
+                order=self.order(name, seed, *stream),
+                noise=mixed_seed(seed, DROPOUT, *stream),
+                loss=None if teacher is None else self.training.imitating(teacher),
+            )
         return self.scores(head, name)
 
+    def steps_under_mask(self, name: str) -> int:
+        """Optimiser steps under a mask, of a task."""
+        if self.adapt == "train":
+            return self.finetune_steps(name)
+        return self.recover_steps if self.adapt == "recover" else 0
 
-def mean_scores(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of several runs' scores and, where there are two or more, their deviations."""
-    values: dict[str, float] = {}
-    for score in runs[0]:
-        each = [run[score] for run in runs]
-        values[score] = statistics.fmean(each)
-        if len(each) > 1 and not score.endswith((MAJORITY, LOW)):
-            values[f"{score}/std"] = statistics.stdev(each)
-    return values
+    # -- on dense models -----------------------------------------------------------------------
+    def dense(self, name: str, seed: int) -> nn.Module:
+        """The dense model of a task and seed: the kept one, fine-tuned where there is none yet, or
+        the checkpoint itself where it was fine-tuned already.
 
+        Raises:
+            DataError: If the checkpoint's head is missing, or does not fit the task.
+            SearchError: If the dense model knows no more than a constant answer, so that nothing
+                can be compared on it.
+        """
+        if group().size > 1:
+            raise SearchError(
+                f"adapt={self.adapt!r} trains in one process, and torchrun has started "
+                f"{group().size}; start one, or give adapt='train'"
+            )
+        start, folder = self.text.start, cache_folder(self.cache) / FOLDER
+        wanted = self.class_names(name), self.downstream, self.finetune_seeds
+        tuned = open_tuned_head(start.locate(), self.head_kind, *wanted)
+        if tuned is not None:
+            head: nn.Module = tuned.to(self.text.place)
+            kept = folder / short_hash("tuned-1", start.digest)
+        else:
+            head = self.new_head(start.encoder(dropout=self.dropout), name, seed)
+            check_frozen(head.get_submodule("encoder"), self.frozen)
+            key = self.dense_key(head, name, seed)
+            kept = folder / f"{name}-{key}"
+            title, rows = f"dense model of {name}, seed {seed}", self.tokens(name).train
+            config = TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_rate)
+            order, noise = self.order(name, seed), mixed_seed(seed, DROPOUT)
 
-def join_rows(workdir: Path, runs: Sequence[tuple[str, int]]) -> None:
-    """Writes the rows of all fine-tuning runs into one file, each task's mean over its runs,
-    and deletes those of the single runs; nothing where some are missing.
+            def finetune(made: Checkpoints) -> None:
+                how = config, made, key
+                self.training.fit(head, rows, *how, order=order, noise=noise, title=title)
 
-    Args:
-        workdir: The working folder.
-        runs: Name of each task, and number of its runs.
-    """
-    paths = [[workdir / f"{name}.{number}" / ROWS for number in range(n)] for name, n in runs]
-    if all(path.is_file() for each in paths for path in each):
-        tasks = [RowScores.mean([RowScores.load(path) for path in each]) for each in paths]
-        RowScores.joined(tasks).save(workdir)
-        for path in chain.from_iterable(paths):
-            shutil.rmtree(path.parent)
+            provide_dense(head, kept.with_name(f"{kept.name}.safetensors"), key, finetune)
+        key = short_hash(self.protocol, name)
+        path = kept.with_name(f"{kept.name}.{key}.json")
+        check_learned(path, key, name, lambda: self.scores(head, name).values)
+        return head
+
+    def provide_models(self, seed: int) -> None:
+        """Fine-tunes, or finds, the dense models of a seed, and checks that they have learned.
+
+        Raises:
+            DataError, SearchError: See `dense`.
+        """
+        if self.adapt != "train":
+            for name in self.downstream:
+                for number in range(self.finetune_seeds):
+                    self.dense(name, run_seed(seed, number))
+
+    @cached_property
+    def row_hashes(self) -> dict[str, str]:
+        """Task -> hash of its training rows as tensors, made once for all masks."""
+        return {n: self.training.hash_rows(self.tokens(n).train) for n in self.downstream}
+
+    def dense_key(self, head: nn.Module, name: str, seed: int) -> str:
+        """Hash of everything that the weights of a task's dense model depend on."""
+        shapes = {n: list(part.shape) for n, part in head.named_parameters()}
+        chosen = ("epochs", "finetune_lr", "finetune_batch", "frozen", "precision", "dropout")
+        settings = {each: getattr(self, each) for each in chosen}
+        settings["finetune_lr"] = self.finetune_rate
+        found = [self.text.start.digest, self.row_hashes[name], shapes, settings]
+        return short_hash("dense-1", repr(found), str(seed), str(self.task_seed(name, seed)))
+
+    def differentiable(self, seed: int) -> Differentiable:
+        """What a one-shot search trains on.
+
+        With a corpus the pre-training, as of `MlmEvaluator`. Without one the tasks: the dense
+        models with frozen weights, so that gates alone are trained; with `adapt="train"` the
+        checkpoint under a head for each task, so that gates and all weights but the `frozen` ones
+        are.
+
+        Raises:
+            ValueError: If more layers are to be frozen than there are.
+        """
+        if self.corpus is not None:
+            return self.text.differentiable(seed)
+        if self.adapt == "train":
+            encoder = self.text.start.encoder(dropout=self.dropout)
+            freeze(encoder, self.frozen)  # as under a mask that is judged
+            heads = [self.new_head(encoder, name, seed) for name in self.downstream]
+        else:
+            heads = [self.dense(name, seed) for name in self.downstream]
+        imitates = self.weights_frozen and self.learn_from == "dense"
+        teachers = [frozen_copy(head) if imitates else None for head in heads]
+        rows = [(self.tokens(n).train, self.order(n, seed, GATES)) for n in self.downstream]
+        made = train_together(heads, rows, self.training, teachers)
+        if self.weights_frozen:
+            made.model.requires_grad_(False)
+        return made

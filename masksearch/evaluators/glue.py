@@ -22,9 +22,9 @@ from torch import nn
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_seed
 from masksearch.errors import check_name
-from masksearch.evaluators.downstream import TaskScores
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
+from masksearch.evaluators.tuning import TaskScores
 from masksearch.models.heads import SequenceClassifier
 from masksearch.tasks.glue import (
     Convention,
@@ -157,7 +157,7 @@ class GlueEvaluator(FineTuning):
         task, weights = data.task, self.column_weights
         scores, said = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for part, rows in data.dev.items():
-            logits = torch.stack(self.predict(head, rows))
+            logits = torch.stack(self.training.predict(head, rows))
             found = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(-1)
             labels, guess = rows.labels.tolist(), [float(each) for each in found.tolist()]
             metrics = score(task, guess, labels)

@@ -14,14 +14,14 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.attention.attach import attach
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import (
     LOW,
     MAJORITY,
@@ -35,13 +35,6 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, NonFiniteLossError, check_name
-from masksearch.evaluators.pretraining_task import (
-    build_task,
-    half_of_task,
-    mark_scored,
-    move_batches,
-    read_corpus,
-)
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import (
@@ -55,54 +48,36 @@ from masksearch.models.encoders import (
 )
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.pretrained import Pretrained, open_pretrained
-from masksearch.tasks.mlm import MlmTask
-from masksearch.tasks.sentence_pairs import SentencePairTask
+from masksearch.tasks.mlm import MlmTask, mark_scored
+from masksearch.tasks.sentence_pairs import SentencePairTask, build_task, half_of_task
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
+from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.distributed import group
 from masksearch.training.loop import (
     Optimiser,
+    Precision,
     Schedule,
     TrainConfig,
+    autocast,
+    find_device,
     keeping_modes,
+    move_batches,
     peak_rate,
+    report_steps,
     train,
 )
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
-Precision = Literal["float32", "bfloat16"]
-
-
-def autocast(batch: Batch, precision: Precision) -> torch.autocast:
-    """The context in which a batch is computed."""
-    return torch.autocast(
-        batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"
-    )
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; of `"auto"` the GPU where there is one.
-
-    Raises:
-        ValueError: If this machine has no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch's own: no such name, or not built in
-        raise ValueError(f"no device {name!r} on this machine; take 'auto' or 'cpu'") from error
-
-
 read_weights = lru_cache(maxsize=4)(open_pretrained)  # once a process
-
-
+NO_CORPUS = "there is no corpus; give a text file or a folder"
 WEIGHTS, HEAD, DATA, NOISE = 11, 12, 13, 14  # streams of random numbers
 PRETRAINING = "pretraining"  # name of its checkpoints
+PRETRAINED = "pretrained"  # and of that of a finished one
 
 
 @dataclass(frozen=True)
@@ -172,7 +147,7 @@ class MlmEvaluator(Evaluator):
     length: int = 128
     pretraining: Pretraining = "mlm"
     whole_words: bool = False
-    cache: Path | None = None
+    cache: Path | str | None = None
     # The model.
     size: AnySize = "tiny"
     architecture: str = "bert"
@@ -195,8 +170,6 @@ class MlmEvaluator(Evaluator):
     packed_corpus: Corpus | None = field(default=None, init=False, repr=False, compare=False)
     packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
 
-    needs_corpus: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         if self.reports < 1:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
@@ -207,22 +180,17 @@ class MlmEvaluator(Evaluator):
         check_name("half", self.half, get_args(Half))
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.corpus is None and (self.needs_corpus or self.weights is None):
-            other = "" if self.needs_corpus else ", or the weights of a checkpoint to fine-tune"
-            raise ValueError(f"there is no corpus; give a text file or a folder{other}")
+        if self.corpus is None and self.weights is None:
+            raise ValueError(NO_CORPUS)
         object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
-        self.make_absolute("corpus", "held_out")
+        for name in ("corpus", "held_out", "cache"):  # workers may run in another folder
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, absolute_source(path))
         for name in ("tokenizer", "weights"):
             if (given := getattr(self, name)) is not None:
                 object.__setattr__(self, name, absolute_if_local(given))
-
-    def make_absolute(self, *names: str) -> None:
-        """Makes the paths of these fields absolute: workers may run in another folder."""
-        for name in names:
-            if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, absolute_source(path))
 
     @classmethod
     def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
@@ -240,9 +208,7 @@ class MlmEvaluator(Evaluator):
         Raises:
             UnknownNameError: If there is no such preset.
         """
-        known = {each.name for each in fields(cls)}
-        chosen = {key: value for key, value in find_preset(name).items() if key in known}
-        return cls(*args, **(chosen | changes))
+        return cls(*args, **(preset_of(cls, name) | changes))
 
     def on(self, half: Half) -> Self:
         """The same evaluator on other held-out rows: another protocol, and the same training.
@@ -256,18 +222,8 @@ class MlmEvaluator(Evaluator):
         if half == self.half:
             return self
         made = replace(self, half=half)
-        made.check_rows()
+        made.task().held_out_rows  # noqa: B018 (refuses an empty half)
         return made
-
-    def check_rows(self) -> None:
-        """Raises a DataError if the half has no rows."""
-        if self.corpus is not None:
-            self.task().held_out_rows  # noqa: B018
-
-    @property
-    def text_half(self) -> Half:
-        """The half of the held-out text that a pre-training is scored by."""
-        return self.half
 
     @property
     def start(self) -> Pretrained:
@@ -302,25 +258,23 @@ class MlmEvaluator(Evaluator):
         """Settings of the pre-training."""
         return TrainConfig(
             steps=self.steps,
-            lr=self.rate("lr"),
+            lr=peak_rate("lr", self.lr, scratch=self.weights is None),
             warmup=self.warmup,
             micro_batches=self.micro_batches,
             optimiser=self.optimiser,
             schedule=self.schedule,
         )
 
-    def rate(self, name: str) -> float:
-        """A peak learning rate: the one that was given, or what suits the weights at the start."""
-        return peak_rate(name, getattr(self, name), scratch=self.weights is None)
-
     @property
     def weight_lr(self) -> float | None:
         """Peak learning rate of a checkpoint's weights beside gates; None from random weights."""
-        return None if self.weights is None else self.rate("lr")
+        return None if self.weights is None else self.train_config.lr
 
     @property
     def protocol(self) -> str:
         """Hash of the data, the model and the training; reads the corpus."""
+        if self.corpus is None:
+            raise ValueError(NO_CORPUS)
         return short_hash("mlm-1", repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
@@ -346,7 +300,7 @@ class MlmEvaluator(Evaluator):
         if self.half == "all":
             return found
         if task is not None:
-            task.corpus.held_out_rows(self.text_half)  # refuses an empty half before any training
+            task.corpus.held_out_rows(self.half)  # refuses an empty half before any training
         return found | {"half": self.half}
 
     def data_hashes(self) -> dict[str, str]:
@@ -366,10 +320,11 @@ class MlmEvaluator(Evaluator):
         Raises:
             DataError: If the data cannot be read here.
         """
-        if self.packed_corpus is not None:
+        if self.packed_corpus is not None or self.packed_start is not None:
             return self
         made = copy.copy(self)
-        object.__setattr__(made, "packed_corpus", self.task().corpus)
+        if self.corpus is not None:
+            object.__setattr__(made, "packed_corpus", self.task().corpus)
         if self.weights is not None:
             object.__setattr__(made, "packed_start", self.start)
         return made
@@ -386,7 +341,7 @@ class MlmEvaluator(Evaluator):
             self.cache,
             self.held_out,
             None if self.weights is None else self.start,
-            self.text_half == "test",
+            self.half == "test",
         )
         pairs = PAIRS.get(self.pretraining)
         return build_task(
@@ -395,7 +350,7 @@ class MlmEvaluator(Evaluator):
             self.held_out_sequences,
             pairs,
             self.whole_words,
-            self.text_half,
+            self.half,
         )
 
     def model(self, seed: int) -> MaskedLanguageModel:
@@ -421,10 +376,6 @@ class MlmEvaluator(Evaluator):
     def place(self) -> torch.device:
         """The device that trains."""
         return find_device(self.device)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Loss of a batch at the evaluator's precision: the sum of what is learnt."""
-        return self.losses(model, batch).sum()
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """Losses of a batch, each a mean over its labels; their sum is what is learnt.
@@ -557,6 +508,33 @@ class MlmEvaluator(Evaluator):
                 memory["curve"].append([step.number, values])
                 yield Report(step.number, values)
 
+    def pretrain_once(
+        self, model: MaskedLanguageModel, mask: Mask, *, seed: int, workdir: Path
+    ) -> Iterator[Report]:
+        """Pre-trains in place, or loads a finished pre-training of the same mask, seed, settings.
+
+        Yields:
+            The reports of the pre-training, again where it is found. The model is then without
+            a mask.
+        """
+        key = short_hash(self.protocol, mask.digest, str(seed))
+        kept = Checkpoints(workdir, PRETRAINED)
+        found = kept.load()
+        if found is not None and found.facts["key"] == key:
+            model.load_state_dict(found.tensors)
+            for step, values in found.facts["curve"]:
+                yield Report(step, values)
+            return
+        curve = []
+        for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
+            curve.append((report.step, dict(report.values)))
+            yield report
+        kept.clear()  # of another run
+        if self.steps and group().first:  # without a step there is nothing to keep
+            kept.save(self.steps, copy_weights(model), {"key": key, "curve": curve})
+        Checkpoints(workdir, PRETRAINING).clear()
+        detach(model, missing_ok=True)
+
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields reports `{"loss": ..}`; the last one, at `steps`, is the result.
 
@@ -580,10 +558,41 @@ class MlmEvaluator(Evaluator):
         Checkpoints(workdir, PRETRAINING).clear()
 
 
-def report_steps(steps: int, count: int) -> tuple[int, ...]:
-    """At most `count` steps, each about twice the one before, the last at `steps`.
+@lru_cache(maxsize=4)
+def read_corpus(
+    path: Path | str,
+    tokenizer: str | Path | None,
+    vocabulary: int,
+    length: int,
+    cache: Path | str | None,
+    held_out: Path | str | None,
+    start: Pretrained | None = None,
+    test: bool = False,
+) -> Corpus:
+    """The corpus, read once a process; its tokenizer is the given one, or that of `start`. With
+    `test` its held-out text is the test text.
 
-    >>> report_steps(800, 8)
-    (6, 12, 25, 50, 100, 200, 400, 800)
+    Raises:
+        DataError: If it is missing or too small, or its tokenizer does not fit `start`.
+        LengthError: If `start` has fewer positions than `length`.
     """
-    return tuple(sorted({max(1, steps >> halvings) for halvings in range(count)}))
+    if start is not None:
+        start.shape(length)
+        tokenizer = tokenizer or start.tokenizer_source
+        made = open_tokenizer(tokenizer)
+        start.check_tokens(id_count(made), special_ids(made)["pad"])
+    corpus = Corpus.load(
+        path,
+        tokenizer=tokenizer,
+        vocabulary=vocabulary,
+        length=length,
+        cache=cache,
+        held_out=held_out,
+    )
+    return corpus.on_test_text(path, cache) if test else corpus
+
+
+def preset_of(kind: type, name: str) -> dict[str, Any]:
+    """Those of a preset's settings that an evaluator has."""
+    known = {each.name for each in fields(kind)}
+    return {key: value for key, value in find_preset(name).items() if key in known}

@@ -32,7 +32,6 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError
-from masksearch.evaluators.dense_tuning import DenseTuning
 from masksearch.evaluators.supernet import (
     TOKENS,
     HeldOut,
@@ -115,10 +114,11 @@ class SharedWeights(Evaluator):
                 f"{type(self.evaluator).__name__} has none; use for example a PlantedEvaluator "
                 "or an MlmEvaluator"
             )
-        if isinstance(self.evaluator, DenseTuning) and self.evaluator.corpus is None:
+        if self.evaluator.weights_frozen:
             raise SearchError(
-                "shared weights are trained on text, and this evaluator has no corpus; give it "
-                "one, or use another strategy (dam searches on fine-tuned models)"
+                f"shared weights are trained on text, and the weights of this "
+                f"{type(self.evaluator).__name__} are frozen; give it a corpus to train on, or "
+                "use another strategy (dam searches on trained models)"
             )
         _ = self.config
         if self.adapt_steps < 0:

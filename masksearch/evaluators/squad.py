@@ -21,15 +21,16 @@ from torch import nn
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch, Objective
 from masksearch.errors import DataError
-from masksearch.evaluators.downstream import TaskScores
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
+from masksearch.evaluators.tuning import TaskScores
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.decode import Answer, decode
 from masksearch.tasks.squad.metrics import after_threshold, question_scores, score
 from masksearch.tasks.squad.windows import SquadWindows, WindowSize, make_windows
 from masksearch.tasks.text.files import short_hash
+from masksearch.tasks.text.hub import absolute_source
 from masksearch.tasks.text.tokenizer import TokenSource
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,9 @@ class SquadEvaluator(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.make_absolute("squad", "squad_held_out")
+        for name in ("squad", "squad_held_out"):  # workers may run in another folder
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, absolute_source(path))
         if self.max_answer < 1:
             raise ValueError(f"max_answer must be at least 1, got {self.max_answer}")
         self.window  # noqa: B018  (checks the sizes)
@@ -180,10 +183,8 @@ class SquadEvaluator(FineTuning):
     def answers(self, head: nn.Module) -> Mapping[str, Answer]:
         """The answers to the held-out questions, by question id."""
         data = self.tokens()
-        tables = [
-            logits[:length].numpy()
-            for logits, length in zip(self.predict(head, data.dev), data.dev.lengths, strict=True)
-        ]
+        said = zip(self.training.predict(head, data.dev), data.dev.lengths, strict=True)
+        tables = [logits[:length].numpy() for logits, length in said]
         return decode(data.dev, tables, data.questions, max_answer=self.max_answer)
 
 

@@ -233,6 +233,11 @@ def train_supernet(
     first = next(source.batches, None)
     if first is None:
         raise ValueError("a super-net needs batches to train on, got none")
+    if "task" in first:
+        raise SearchError(
+            "a super-net is trained on text, and these batches are the rows of tasks; give the "
+            "evaluator a corpus, or use another strategy (dam searches on fine-tuned models)"
+        )
     attach(source.model, bank, inputs={n: t[:1] for n, t in first.items() if n != "labels"})
 
     def batches(start: int) -> Iterator[Batch]:

@@ -20,12 +20,13 @@ from torch import nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Objective
-from masksearch.evaluators.downstream import TaskScores
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
+from masksearch.evaluators.tuning import TaskScores
 from masksearch.models.heads import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.files import short_hash
+from masksearch.tasks.text.hub import absolute_source
 from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.tokenizer import TokenSource
 
@@ -63,7 +64,9 @@ class SwagEvaluator(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.make_absolute("swag", "swag_held_out")
+        for name in ("swag", "swag_held_out"):  # workers may run in another folder
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, absolute_source(path))
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -123,7 +126,7 @@ class SwagEvaluator(FineTuning):
     def scores(self, head: nn.Module, name: str) -> TaskScores:
         """Accuracy on the held-out items; of equal choices the first is taken."""
         data = self.tokens()
-        said = torch.stack(self.predict(head, data.dev)).argmax(-1).numpy()
+        said = torch.stack(self.training.predict(head, data.dev)).argmax(-1).numpy()
         right = (said == data.dev.labels).astype(np.float64)
         values = {
             "accuracy": int(right.sum()) / len(right),

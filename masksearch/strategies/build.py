@@ -210,7 +210,7 @@ def one_shot_config(
         if config.get("train") == "both":
             raise SearchError(
                 "train='both' trains weights and gates, and with adapt='none' or 'recover' the "
-                "weights are frozen: leave train out, or give adapt='finetune'"
+                "weights are frozen: leave train out, or give adapt='train'"
             )
         return {**config, "train": "gates"}
     rate = evaluator.weight_lr

@@ -257,3 +257,14 @@ def skip_draws(shape: torch.Size, vocabulary: int, random: torch.Generator) -> N
     torch.rand(shape, generator=random)
     torch.rand(shape, generator=random)
     torch.randint(vocabulary, shape, generator=random)
+
+
+def mark_scored(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Adds to each batch where its scored tokens stand (`scored` of `MaskedLanguageModel`), which
+    a model on a GPU would have to wait for; not where rows have different numbers of them."""
+    for batch in batches:
+        marked = batch["labels"] != -100
+        counts = marked.sum(1)
+        if (counts == counts[0]).all():
+            batch = batch | {"scored": marked.nonzero()[:, 1].view(len(marked), -1)}
+        yield batch

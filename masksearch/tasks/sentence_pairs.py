@@ -8,17 +8,18 @@ batch = next(task.batches(seed=0))
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.contracts import Batch, generator
+from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
+from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import Boundaries, Sequences, bare_ids
 from masksearch.tasks.text.segments import SHORTEST, TextWindows, sentence_starts
 from masksearch.tasks.text.tokenizer import sentence_ends
@@ -224,3 +225,30 @@ class SentencePairTask(MlmTask):
             "token_type_ids": ((place > one) & (place <= two)).long(),
             "next_sentence_label": wrong.long(),
         }
+
+
+@lru_cache(maxsize=4)
+def build_task(
+    corpus: Corpus,
+    batch: int,
+    held_out_sequences: int,
+    pairs: Literal["next", "order"] | None,
+    whole_words: bool,
+    half: Half,
+) -> MlmTask | SentencePairTask:
+    """The task, made once a process: it keeps how it has cut the text into pairs."""
+    rows: dict[str, Any] = {
+        "held_out_sequences": held_out_sequences,
+        "whole_words": whole_words,
+        "half": half,
+    }
+    if pairs is None:
+        return MlmTask(corpus, batch, **rows)
+    return SentencePairTask(corpus, batch, kind=pairs, **rows)
+
+
+def half_of_task(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:
+    """The task on every second sequence (or pair) of its training text, from `part` (0 or 1)."""
+    if isinstance(task, SentencePairTask):
+        return replace(task, share=(part, 2))
+    return replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 Optimiser = Literal["adamw", "lamb"]
 Schedule = Literal["linear", "sqrt"]
+Precision = Literal["float32", "bfloat16"]
 Batches = Iterator[Batch] | Callable[[int], Iterator[Batch]]
 RATES = {  # peak learning rates: from random weights, and from a checkpoint's
     "lr": (2e-3, 1e-4),
@@ -443,3 +444,44 @@ def build_optimiser(groups: list[dict[str, object]], config: TrainConfig) -> tor
             cast("Any", groups), lr=config.lr, betas=config.betas, max_grad_norm=config.clip
         )
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+# -- where and how exactly is computed ---------------------------------------------------------
+def autocast(batch: Batch, precision: Precision) -> torch.autocast:
+    """The context in which a batch is computed."""
+    return torch.autocast(
+        batch["input_ids"].device.type, torch.bfloat16, enabled=precision == "bfloat16"
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name; of `"auto"` the GPU where there is one.
+
+    Raises:
+        ValueError: If this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch's own: no such name, or not built in
+        raise ValueError(f"no device {name!r} on this machine; take 'auto' or 'cpu'") from error
+
+
+def move_batches(batches: Iterator[Batch], place: torch.device) -> Iterator[Batch]:
+    """The batches on that device; copies to a GPU run beside its work."""
+    for batch in batches:
+        if place.type == "cuda":
+            pinned = {name: tensor.pin_memory() for name, tensor in batch.items()}
+            yield {name: tensor.to(place, non_blocking=True) for name, tensor in pinned.items()}
+        else:
+            yield {name: tensor.to(place) for name, tensor in batch.items()}
+
+
+def report_steps(steps: int, count: int) -> tuple[int, ...]:
+    """At most `count` steps, each about twice the one before, the last at `steps`.
+
+    >>> report_steps(800, 8)
+    (6, 12, 25, 50, 100, 200, 400, 800)
+    """
+    return tuple(sorted({max(1, steps >> halvings) for halvings in range(count)}))

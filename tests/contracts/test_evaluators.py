@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import pickle
@@ -191,14 +190,14 @@ class TestEvaluator:
             heads.append({n: w.tolist() for n, w in weights.items() if n[:8] != "encoder."})
             return iter(())
 
-        monkeypatch.setattr("masksearch.evaluators.downstream.train", no_training)
+        monkeypatch.setattr("masksearch.evaluators.tuning.train", no_training)
         monkeypatch.setattr(type(evaluator), "scores", lambda *args: {})
-        body, (name, *_) = evaluator.model(0).encoder, evaluator.downstream
+        name = evaluator.downstream[0]
         shape = evaluator.shape
         table = torch.ones(shape.layers, shape.heads, shape.length, shape.length, dtype=bool)
         for seed in (0, 0, 1):
-            copied = copy.deepcopy(body)
-            evaluator.finetune(copied, name, table, seed=seed, workdir=tmp_path)
+            made = evaluator.text.model(0)
+            evaluator.adapted(made, name, table, seed=seed, workdir=tmp_path)
         first, again, other = heads
         assert first
         assert first == again

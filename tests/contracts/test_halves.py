@@ -173,7 +173,7 @@ def test_what_cannot_be_split_says_why(tmp_path):
     with pytest.raises(ms.DataError, match="holds no test set with labels"):
         judge.on("test")
     with pytest.raises(ms.DataError, match=r"none of 1 rows belongs to the .* half.*half='all'"):
-        [judge.on(half).check_rows() for half in ("final", "search")]
+        [judge.on(half).task_settings() for half in ("final", "search")]
     assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
 
 

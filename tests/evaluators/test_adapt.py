@@ -215,7 +215,7 @@ def test_recovery_takes_its_steps_and_leaves_the_dense_model(
 
 
 def test_protocols_tell_settings_apart(data: Path, cache: Path) -> None:
-    plain = replace(evaluator(data, cache), adapt="finetune")
+    plain = replace(evaluator(data, cache), adapt="train")
     changed = [
         {"adapt": "none"},
         {"adapt": "none", "learn_from": "dense"},
@@ -288,7 +288,7 @@ def judge_bytes(judge: GlueEvaluator) -> int:
 def test_gates_and_weights_are_trained_together_without_a_corpus(
     data: Path, cache: Path, tmp_path: Path
 ) -> None:
-    judge = evaluator(data, cache, adapt="finetune", tasks=("SST-2", "RTE"))
+    judge = evaluator(data, cache, adapt="train", tasks=("SST-2", "RTE"))
     model = judge.differentiable(1).model
     assert all(p.requires_grad for p in model.parameters())
     assert trained_gates(judge, tmp_path)[-1].step == 20
@@ -298,7 +298,7 @@ def test_gates_and_weights_are_trained_together_without_a_corpus(
 def test_gates_are_trained_beside_the_weights_that_judged_masks_train(
     data: Path, cache: Path, frozen: Any, trained: int
 ) -> None:
-    body = evaluator(data, cache, adapt="finetune", frozen=frozen).differentiable(1).model
+    body = evaluator(data, cache, adapt="train", frozen=frozen).differentiable(1).model
     found = [name for name, part in body.named_parameters() if part.requires_grad]
     parts = (".embeddings.", ".layer.0.", ".layer.1.")
     assert sum(any(part in name for name in found) for part in parts) == trained
@@ -307,7 +307,7 @@ def test_gates_are_trained_beside_the_weights_that_judged_masks_train(
 
 def test_gates_refuse_to_freeze_more_layers_than_there_are(data: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="frozen=99, but the encoder has 2 layers"):
-        evaluator(data, cache, adapt="finetune", frozen=99).differentiable(1)
+        evaluator(data, cache, adapt="train", frozen=99).differentiable(1)
 
 
 def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_batches_that_are_held_out_are_the_tasks_in_turn(data: Path, tmp_path: P
         file.write_text("\n".join([title, *rows * 4]) + "\n")
     judge = GlueEvaluator(
         None, tmp_path / "glue", tasks=("SST-2", "RTE"), weights=data / "checkpoint", length=32,
-        cache=tmp_path / "cache", device="cpu", adapt="finetune",
+        cache=tmp_path / "cache", device="cpu", adapt="train",
     )  # fmt: skip
     assert [int(batch["task"]) for batch in judge.differentiable(1).held_out] == [0, 1, 0, 1]
 
@@ -363,7 +363,7 @@ def test_a_checkpoint_is_trained_gently_beside_gates(
     data: Path, cache: Path, tmp_path: Path, given: dict[str, float], used: float
 ) -> None:
     """At a rate for BERT (2e-5 to 5e-5: Devlin et al., arXiv 1810.04805, appendix A.3)."""
-    judge = evaluator(data, cache, adapt="finetune", finetune_lr=None)
+    judge = evaluator(data, cache, adapt="train", finetune_lr=None)
     options = {"config": {"density": 0.6, "steps": 2, **given}}
     study = ms.search(
         *(None, judge), run=tmp_path, strategy="dam", strategy_options=options, trials=1,
@@ -426,7 +426,7 @@ def test_units_are_scored_on_the_dense_models_by_name(
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"adapt": "finetune"}, r"on a trained model, .* --adapt none"),
+        ({"adapt": "train"}, r"on a trained model, .* --adapt none"),
         ({"learn_from": "dense"}, r"needs the loss on labels.*learn_from='labels'"),
     ],
 )
@@ -447,7 +447,7 @@ def tuned(data: Path, folder: Path, **config: Any) -> Path:
     model = BertForSequenceClassification.from_pretrained(data / "checkpoint", **config)
     rows = evaluator(data, data / "cache").tokens("SST-2").train
     judge, optimiser = evaluator(data, data / "cache"), torch.optim.AdamW(model.parameters(), 3e-3)
-    for _, batch in zip(range(60), judge.batches(rows, 0), strict=False):
+    for _, batch in zip(range(60), judge.training.batches(rows, 0), strict=False):
         if model.config.num_labels == 2:
             optimiser.zero_grad()
             model(**batch).loss.backward()
@@ -476,7 +476,7 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     shape = judge.shape
     assert shape.read == 1
     assert replace(judge, half="all").shape.read is None
-    assert replace(judge, adapt="finetune").shape.read is None  # under our head, which reads all
+    assert replace(judge, adapt="train").shape.read is None  # under our head, which reads all
     assert replace(judge, weights=data / "checkpoint").shape.read is None
     settings = {"density": 0.3, "steps": 60, "gate_lr": 0.3, "dense_warmup": 0.0}
     job = OneShot({"layers": shape.layers}, settings)
@@ -515,8 +515,11 @@ def test_a_fine_tuned_folder_that_does_not_fit_is_refused(data: Path, tmp_path: 
 
 
 def test_shared_weights_ask_for_text(data: Path, cache: Path) -> None:
-    with pytest.raises(SearchError, match="has no corpus; give it one"):
+    with pytest.raises(SearchError, match="weights of this GlueEvaluator are frozen; give it a"):
         ms.SharedWeights(evaluator(data, cache), lambda trial: masks.star())
+    tasks = evaluator(data, cache, adapt="train")
+    with pytest.raises(SearchError, match="batches are the rows of tasks; give the evaluator a"):
+        ms.SharedWeights(tasks, lambda trial: masks.star(), folder=cache).judge([masks.star()])
 
 
 # -- the other tasks -----------------------------------------------------------------------------
@@ -549,7 +552,7 @@ def questions(folder: Path, kind: str, **settings: Any) -> FineTuning:
 def test_questions_and_endings_have_dense_models(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FineTuning, "check_learned", lambda *given: None)  # so short a training
+    monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
     judge = questions(tmp_path, kind)
     (task,) = judge.downstream
     assert judge.shape.read == {"squad": None, "swag": 1}[kind]
@@ -569,7 +572,7 @@ def test_questions_and_endings_take_fine_tuned_folders(
 ) -> None:
     from transformers import BertForMultipleChoice, BertForQuestionAnswering
 
-    monkeypatch.setattr(FineTuning, "check_learned", lambda *given: None)
+    monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
     questions(tmp_path, kind)
     made = BertForQuestionAnswering if kind == "squad" else BertForMultipleChoice
     model = made.from_pretrained(tmp_path / "checkpoint")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from masksearch.errors import DataError, NonFiniteLossError, SearchError
-from masksearch.evaluators.dense_models import hash_batches, provide_dense
+from masksearch.evaluators.dense_models import provide_dense
 from masksearch.training.checkpoints import Checkpoints
 
 
@@ -88,18 +88,3 @@ def test_a_folder_that_cannot_be_made_is_said_in_words(tmp_path: Path) -> None:
     path = tmp_path / "file" / "x.safetensors"
     with pytest.raises(SearchError, match=r"cannot keep a dense model .* MASKSEARCH_CACHE"):
         provide_dense(nn.Linear(2, 2), path, "key", lambda kept: None)
-
-
-def test_batches_are_hashed_with_names_types_and_shapes() -> None:
-    ids = torch.arange(6)
-    same = {"a": ids, "b": ids}
-    assert hash_batches([same]) == hash_batches([{"b": ids.clone(), "a": ids}])
-    others = [
-        [same, same],
-        [{"a": ids, "c": ids}],
-        [{"a": ids.reshape(2, 3), "b": ids}],
-        [{"a": ids.to(torch.int32), "b": ids}],
-        [{"a": ids + 1, "b": ids}],
-        [],
-    ]
-    assert len({hash_batches(each) for each in [[same], *others]}) == 7

@@ -21,16 +21,16 @@ from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
-from masksearch.evaluators.downstream import ROUND
-from masksearch.evaluators.finetuning import PRETRAINED, SCORES, FineTuning
-from masksearch.evaluators.frozen_layers import freeze
+from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.mlm import PRETRAINED
 from masksearch.evaluators.token_rows import (
     TokenRows,
     batches_an_epoch,
     bucket_batches,
     read_vocabulary,
 )
+from masksearch.evaluators.tuning import ROUND, freeze
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
@@ -106,7 +106,11 @@ def test_a_killed_run_ends_as_it_would_have(
     assert len(steps) == 3 + (3 + 2 if len(judge.tasks) == 2 else 3 + 3)
     left = {path.name for path in (tmp_path / "straight").iterdir()}
     pretrained = Checkpoints(tmp_path / "straight", PRETRAINED).files()[0].name
-    assert left == {pretrained, SCORES, ROWS}  # no checkpoint of a training that is finished
+    assert left == {
+        pretrained,
+        "scores.json",
+        ROWS,
+    }  # no checkpoint of a training that is finished
     rows = RowScores.load(tmp_path / "straight" / ROWS)
     for killed in (2, 5):
         place = tmp_path / str(killed)
@@ -127,11 +131,11 @@ def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path
 def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, caplog) -> None:
     judge = evaluator(data, tasks=("SST-2",))
     straight, _ = steps_of(judge, tmp_path)
-    (tmp_path / SCORES).write_text("{")
+    (tmp_path / "scores.json").write_text("{")
     assert steps_of(judge, tmp_path) == (straight, [3, 3, 3])
     assert "is damaged" in caplog.text
-    stored = json.loads((tmp_path / SCORES).read_text())
-    (tmp_path / SCORES).write_text(json.dumps(stored | {"key": "another"}))
+    stored = json.loads((tmp_path / "scores.json").read_text())
+    (tmp_path / "scores.json").write_text(json.dumps(stored | {"key": "another"}))
     assert steps_of(judge, tmp_path) == (straight, [3, 3, 3])
 
 
@@ -168,11 +172,14 @@ def test_frozen_layers_are_the_lower_ones(architecture: str) -> None:
 
 @pytest.mark.parametrize(("frozen", "moves"), [(None, 3), (0, 2), (1, 1), (2, 0), ("all", 0)])
 def test_fine_tuning_moves_what_is_not_frozen(
-    data: Path, tmp_path: Path, frozen: Any, moves: int
+    data: Path, tmp_path: Path, frozen: Any, moves: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = finetuned_only(data, tasks=("SST-2",), frozen=frozen)
-    before, body = judge.start.encoder(), judge.start.encoder()
-    judge.finetune(body, "SST-2", torch.ones(2, 2, 32, 32, dtype=bool), seed=0, workdir=tmp_path)
+    before, trained = judge.text.start.encoder(), list[nn.Module]()
+    monkeypatch.setattr(GlueEvaluator, "scores", lambda self, head, name: trained.append(head))
+    table = torch.ones(2, 2, 32, 32, dtype=bool)
+    judge.adapted(judge.text.model(0), "SST-2", table, seed=0, workdir=tmp_path)
+    body = trained[0].get_submodule("encoder")
     moved = 0
     parts = ("embeddings", "encoder.layer.0", "encoder.layer.1")
     for part in parts:
@@ -251,7 +258,7 @@ def test_packed_fine_tuning_reads_no_rows(
     expected = list(judge(masks.star(), seed=0, workdir=tmp_path / "one"))
     for name in ("read_tokens", "read_glue"):
         monkeypatch.setattr(f"masksearch.evaluators.glue.{name}", None)
-    monkeypatch.setattr("masksearch.evaluators.downstream.read_vocabulary", None)
+    monkeypatch.setattr("masksearch.evaluators.finetuning.read_vocabulary", None)
     assert list(packed(masks.star(), seed=0, workdir=tmp_path / "two")) == expected
 
 

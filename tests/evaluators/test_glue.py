@@ -17,14 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_checkpoint import tiny_checkpoint
 
+import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.attention.attach import attach
 from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
 from masksearch.evaluators.cost import WithCost
-from masksearch.evaluators.finetuning import PRETRAINED
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.mlm import PRETRAINED
 from masksearch.evaluators.token_rows import (
     TokenRow,
     TokenRows,
@@ -120,7 +121,7 @@ def test_pretraining_is_found_again(
     judge = evaluator(data, rows=32)
     whole = list(judge(masks.star(), seed=0, workdir=tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(GlueEvaluator, "pretrain", None)
+        patch.setattr(ms.MlmEvaluator, "pretrain", None)
         again = list(judge(masks.star(), seed=0, workdir=tmp_path))
     assert again == whole
     other = list(judge(masks.window(2), seed=0, workdir=tmp_path))
@@ -132,7 +133,7 @@ def test_pretraining_is_found_again(
 
 def logits(table: torch.Tensor, rows: list[TokenRow], data: Path, width: int) -> torch.Tensor:
     judge = evaluator(data)
-    corpus = judge.task().corpus
+    corpus = judge.source
     model = SequenceClassifier(encoder("nano", corpus.vocabulary, 48, seed=0), 2, seed=1)
     attach(model, masks.cropped(masks.table(table), 48))
     batch = pad_rows(rows, corpus)
@@ -151,7 +152,7 @@ def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> Non
     if empty:
         table[0, 0, 3, :47] = False
         table[0, 0, 3, 47] = True
-    corpus = evaluator(data).task().corpus
+    corpus = evaluator(data).source
     rows = tokenize_rows(corpus, [("ban dar kit",), ("gon",)], [0, 1])
     assert pad_rows(rows, corpus)["input_ids"].shape[1] == 16
     short, long = (logits(table, rows, data, width) for width in (16, 48))
@@ -159,7 +160,7 @@ def test_the_corner_equals_padding_to_the_length(data: Path, empty: bool) -> Non
 
 
 def test_rows_become_segments(data: Path) -> None:
-    corpus = evaluator(data).task().corpus
+    corpus = evaluator(data).source
     cls, sep = corpus.special["cls"], corpus.special["sep"]
     single, double = corpus.encode(["ban dar"])[0], corpus.encode(["kit"])[0]
     (row,) = tokenize_rows(corpus, [("ban dar", "kit")], [2])
@@ -175,7 +176,7 @@ def test_rows_become_segments(data: Path) -> None:
 
 @pytest.mark.parametrize(("one", "two"), [(100, 3), (3, 100), (100, 100), (22, 22)])
 def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: int) -> None:
-    corpus = evaluator(data).task().corpus
+    corpus = evaluator(data).source
     texts = (" ".join(["ban"] * one), " ".join(["kit"] * two))
     left, right = (len(ids) for ids in corpus.encode(list(texts)))
     (row,) = tokenize_rows(corpus, [texts], [0])
@@ -186,7 +187,7 @@ def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: in
 
 
 def test_an_epoch_shows_every_row_once(data: Path) -> None:
-    corpus = evaluator(data).task().corpus
+    corpus = evaluator(data).source
     rows = TokenRows.of([TokenRow([2, *[5] * (1 + i % 30), 3], 2, i) for i in range(70)])
     labels = [b["labels"].tolist() for b in islice(row_batches(rows, 8, 0, corpus), 18)]
     epochs = [sorted(chain.from_iterable(part)) for part in (labels[:9], labels[9:])]
@@ -233,7 +234,7 @@ def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
 def test_rows_are_tokenized_once_a_process(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = evaluator(data)
     whole, text = judge.tokens("SST-2"), judge.data("SST-2").train
-    assert list(whole.train) == tokenize_rows(judge.task().corpus, text.texts, text.labels)
+    assert list(whole.train) == tokenize_rows(judge.source, text.texts, text.labels)
     monkeypatch.setattr("masksearch.evaluators.glue.tokenize_rows", None)
     assert evaluator(data, steps=2).tokens("SST-2") is whole
 

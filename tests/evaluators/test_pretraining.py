@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from masksearch.evaluators.pretraining_task import mark_scored
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
+from masksearch.tasks.mlm import mark_scored
 
 SMALL = Size(layers=1, width=16, heads=2)
 

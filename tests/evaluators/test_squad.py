@@ -12,10 +12,12 @@ import pytest
 import torch
 from toy_questions import small, squad_json, write_squad, write_text
 
+import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.squad import SquadEvaluator, trivial
+from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SpanPredictor
@@ -94,8 +96,8 @@ def test_the_same_twice_and_found_again(
     ]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
-    monkeypatch.setattr(SquadEvaluator, "pretrain", None)
-    monkeypatch.setattr(SquadEvaluator, "finetune", None)
+    monkeypatch.setattr(ms.MlmEvaluator, "pretrain", None)
+    monkeypatch.setattr(SquadEvaluator, "adapted", None)
     assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]
 
 
@@ -104,7 +106,7 @@ def test_a_killed_fine_tuning_goes_on(
 ) -> None:
     judge = evaluator(data, rows=64, dev_rows=20, checkpoint_seconds=0.0)
     whole = list(judge(masks.star(), seed=0, workdir=tmp_path / "whole"))
-    kept = SquadEvaluator.batches
+    kept = TaskTraining.batches
     starts: list[int] = []
 
     def broken(self, windows, seed, start=0):  # type: ignore[no-untyped-def]
@@ -113,7 +115,7 @@ def test_a_killed_fine_tuning_goes_on(
         raise KeyboardInterrupt
 
     run = judge(masks.star(), seed=0, workdir=tmp_path / "killed")
-    monkeypatch.setattr(SquadEvaluator, "batches", broken)
+    monkeypatch.setattr(TaskTraining, "batches", broken)
     with pytest.raises(KeyboardInterrupt):
         list(run)
 
@@ -121,7 +123,7 @@ def test_a_killed_fine_tuning_goes_on(
         starts.append(start)
         return kept(self, windows, seed, start)
 
-    monkeypatch.setattr(SquadEvaluator, "batches", counted)
+    monkeypatch.setattr(TaskTraining, "batches", counted)
     assert list(judge(masks.star(), seed=0, workdir=tmp_path / "killed"))[-1] == whole[-1]
     assert starts == [0, 2]
 
@@ -129,7 +131,7 @@ def test_a_killed_fine_tuning_goes_on(
 def test_batches_hold_every_window_once_an_epoch(data: Path) -> None:
     judge = evaluator(data, rows=50)
     windows = judge.tokens().train
-    found = list(islice(judge.batches(windows, 0), -(-len(windows) // 16)))
+    found = list(islice(judge.training.batches(windows, 0), -(-len(windows) // 16)))
     assert found[0]["input_ids"].shape[1] == 16  # not the whole length of 32
     rows = sorted(
         tuple(ids[mask.bool()].tolist())
@@ -151,7 +153,7 @@ def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
     judge = evaluator(data, rows=8)
     table = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.3
     table |= torch.eye(32, dtype=torch.bool)
-    vocabulary = judge.task().corpus.vocabulary
+    vocabulary = judge.source.vocabulary
     head = SpanPredictor(encoder("nano", vocabulary, 32, seed=0), seed=1)
     attach(head, masks.cropped(masks.table(table), 32))
     short = judge.inputs(judge.tokens().train, [0, 1, 2])

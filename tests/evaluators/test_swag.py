@@ -64,14 +64,14 @@ def test_the_same_twice_and_found_again(
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
     assert "accuracy/std" in runs[0][-1].values
-    monkeypatch.setattr(SwagEvaluator, "finetune", None)
+    monkeypatch.setattr(SwagEvaluator, "adapted", None)
     assert list(judge(masks.star(), seed=0, workdir=tmp_path / "0")) == runs[0]
 
 
 def test_batches_hold_every_item_once_an_epoch(data: Path) -> None:
     judge = evaluator(data, rows=20)
     rows = judge.tokens().train
-    found = list(islice(judge.batches(rows, 0), 3))
+    found = list(islice(judge.training.batches(rows, 0), 3))
     assert sorted(len(batch["labels"]) for batch in found) == [4, 8, 8]
     good = {TOKENS.index(word) for word in GOOD}
     seen = []
@@ -99,7 +99,7 @@ def test_the_corner_equals_padding_to_the_length(data: Path) -> None:
     judge = evaluator(data, rows=8)
     table = torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0)) < 0.3
     table |= torch.eye(32, dtype=torch.bool)
-    vocabulary = judge.task().corpus.vocabulary
+    vocabulary = judge.source.vocabulary
     head = ChoiceScorer(encoder("nano", vocabulary, 32, seed=0), seed=1)
     attach(head, masks.cropped(masks.table(table), 32))
     short = judge.inputs(judge.tokens().train, [0, 1, 2])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.evaluators.task_models import (
+from masksearch.evaluators.dense_models import (
     TaskModels,
     batches_among,
     deal_rows,

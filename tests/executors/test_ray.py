@@ -25,6 +25,7 @@ from masksearch.driver import compare, search
 from masksearch.errors import SearchError, install_command
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
+from masksearch.evaluators.tuning import TaskTraining
 from masksearch.executors.local import Local
 from masksearch.executors.ray import RayTune, tolerate_losses
 from masksearch.loggers.files import CsvLogger
@@ -528,14 +529,22 @@ def test_every_loss_of_a_worker_ends_its_trial_only():
 
 
 # -- models that all trials share --------------------------------------------------------------
-class Counted(GlueEvaluator):
+class NotedTraining(TaskTraining):
     """Writes a file for every training."""
 
-    def fit(self, head, name, config, checkpoints, key, **named):
-        folder = Path(self.cache).parent / "trainings"
+    def fit(self, *given, **named):
+        folder = Path(self.inputs.__self__.cache).parent / "trainings"
         folder.mkdir(exist_ok=True)
         (folder / f"{os.getpid()}-{time.time_ns()}").touch()
-        super().fit(head, name, config, checkpoints, key, **named)
+        super().fit(*given, **named)
+
+
+class Counted(GlueEvaluator):
+    """Its trainings are noted."""
+
+    @property
+    def training(self):
+        return NotedTraining(**vars(super().training))
 
 
 def frozen_judge(folder, **settings):

@@ -134,7 +134,7 @@ class Corpus:
             raise empty_half("the held-out text", f"{len(self.held_out)} sequences", half)
         return rows
 
-    def on_test_text(self, path: Path | str, cache: Path | None = None) -> Corpus:
+    def on_test_text(self, path: Path | str, cache: Path | str | None = None) -> Corpus:
         """The same corpus with the test text in place of the held-out one.
 
         Args:
@@ -168,7 +168,7 @@ class Corpus:
         tokenizer: str | Path | None = None,
         vocabulary: int = 4096,
         length: int = 128,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         held_out: Path | str | None = None,
         tokens: int | None = None,
     ) -> Corpus:
@@ -246,7 +246,7 @@ def tokenize_text(
     held_out: Path | str | None,
     tokenizer: str | Path | None,
     vocabulary: int,
-    cache: Path | None,
+    cache: Path | str | None,
     *,
     tokens: int | None = None,
     read: PieceReader = marked_pieces,
@@ -354,7 +354,7 @@ def deal_stretches(
 def read_test_text(
     path: Path | str,
     tokenizer: Tokenizer,
-    cache: Path | None,
+    cache: Path | str | None,
     read: PieceReader = marked_pieces,
 ) -> StoredTokens:
     """The tokens of a test text, as held-out ones.
