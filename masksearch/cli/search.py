@@ -133,7 +133,8 @@ JUDGING = {  # options of evaluators and executors, from their docstrings
     PLACE: "address limit_seconds storage_path",
 }
 TAKEN_FROM = {
-    "": "masksearch.evaluators.glue:GlueEvaluator",
+    "": "masksearch.evaluators.mlm:MlmEvaluator",
+    "--glue": "masksearch.evaluators.glue:GlueEvaluator",
     "--decoder": "masksearch.evaluators.causal:CausalEvaluator",
     "planted corpus": "masksearch.evaluators.planted:PlantedEvaluator",
     "ray": "masksearch.executors.ray:RayTune",
