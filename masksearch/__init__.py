@@ -107,7 +107,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.study.constraints import Constraint as Constraint
     from masksearch.tasks.glue.metrics import GlueScore as GlueScore
     from masksearch.tasks.glue.metrics import glue_score as glue_score
-    from masksearch.tasks.planted.glue import PlantedGlue as PlantedGlue
     from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
     from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess
     from masksearch.tasks.recall import Recall as Recall

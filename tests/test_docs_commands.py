@@ -42,18 +42,3 @@ def test_the_walk_sees_commands():
         ROOT / "docs" / "proxy.md"
     )
     assert sum(len(shown(page)) for page in PAGES) > 20
-
-
-def test_the_planted_snippet_runs(tmp_path, monkeypatch):
-    """docs/proxy.md: text, tasks and oracle without any data."""
-    page = (ROOT / "docs" / "proxy.md").read_text(encoding="utf-8")
-    snippets = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    snippet = next(text for text in snippets if "Planted" in text)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
-    names: dict[str, object] = {}
-    exec(snippet, names)
-    evaluator, oracle = names["evaluator"], names["oracle"]
-    assert evaluator.shape.length == names["planted"].length
-    assert evaluator.tokens("acceptability").task.primary == "matthews"
-    assert 0 < oracle.sparsity(evaluator.shape.length) < 1

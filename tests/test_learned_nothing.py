@@ -15,6 +15,7 @@ from cli_runs import run
 from hypothesis import given
 from hypothesis import strategies as st
 from page_text import Page
+from planted_glue import PlantedGlue
 from rich.console import Console
 from toy import ToyEvaluator
 
@@ -315,15 +316,19 @@ def test_a_mask_that_learned_one_task_of_two_keeps_its_mark_there(compared, shap
 def test_four_steps_of_glue_learn_nothing(tmp_path, monkeypatch, capsys):
     """The whole command: four steps, tasks that need the text, and no front of their noise."""
     process = ms.PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1)
-    corpus = ms.PlantedGlue(process, lines=300, valid_lines=60, rows=120, dev_rows=360)
+    corpus = PlantedGlue(process, lines=300, valid_lines=60, rows=120, dev_rows=360)
     folder = corpus.write(tmp_path / "planted")
     (tmp_path / "own.py").write_text(
         "from masksearch import masks\n\n"
         "def space(trial):\n    return masks.window(trial.suggest_int('reach', 1, 5))\n"
+        "from planted_glue import PLANTED\n"
+        "acceptability, paraphrase = PLANTED['acceptability'], PLANTED['paraphrase']\n"
     )
+    own = tmp_path / "own.py"
     code, out, err = run(
         *(monkeypatch, capsys, "search", f"{tmp_path}/own.py:space", "--strategy", "random"),
-        *("--corpus", folder / "text", "--glue", folder, "--tasks", "acceptability,paraphrase"),
+        *("--corpus", folder / "text", "--glue", folder, "--tasks"),
+        f"{own}:acceptability,{own}:paraphrase",
         *("--steps", 4, "--size", "nano", "--length", corpus.length, "--rows", 60),
         *("--set", "epochs=1", "--set", f"cache={tmp_path / 'cache'}", "--set", "device=cpu"),
         *("--trials", 5, "--run", tmp_path / "run"),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import masksearch as ms
-from masksearch.analysis.stats import Estimate, estimate
+from masksearch.analysis.stats import Interval, estimate
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.positions.result import Importance
@@ -148,15 +148,15 @@ def profiles(subject: Subject, out: Path) -> None:
     draw(subject, units, curve, total, out / f"importance_{subject.name}.png")
 
 
-def numbers(value: Estimate) -> list[str]:
+def numbers(value: Interval) -> list[str]:
     """Mean, bounds and seeds for a table."""
     return [f"{x:.5g}" for x in (value.value, value.low, value.high)] + [str(value.n)]
 
 
 def draw(
     subject: Subject,
-    units: Mapping[tuple[str, str, str], Estimate],
-    curve: Mapping[tuple[int, str], Estimate],
+    units: Mapping[tuple[str, str, str], Interval],
+    curve: Mapping[tuple[int, str], Interval],
     table: Tensor,
     path: Path,
 ) -> None:

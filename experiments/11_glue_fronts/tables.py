@@ -17,7 +17,12 @@ import masksearch as ms
 from masksearch.analysis.compare import MaskRuns
 from masksearch.analysis.pareto import hypervolume_curve
 from masksearch.analysis.row_scores import RowScores
-from masksearch.analysis.stats import CLAIM_SEEDS, correct_family, paired_difference
+from masksearch.analysis.stats import (
+    CLAIM_SEEDS,
+    PairedDifference,
+    correct_family,
+    paired_difference,
+)
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import pair_weights
 
@@ -146,7 +151,7 @@ def differences(
         if enough(found[task][model], mask) and enough(found[task][model], other)
     ]
 
-    def difference(member: tuple[str, str, str], level: float) -> ms.PairedDifference:
+    def difference(member: tuple[str, str, str], level: float) -> PairedDifference:
         task, mask, other = member
         mine, others = found[task][model][mask], found[task][model][other]
         rows = {"rows_a": mine.rows, "rows_b": others.rows}

@@ -113,7 +113,7 @@ class CausalEvaluator(DecoderSetup):
             once more, and memory for the hidden states of all judged tokens.
         passkeys: Number of further held-out sequences in which a number is hidden, and asked for
             at the end: `"passkey"` is the share of those that are repeated in full, and
-            `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.passkeys`.
+            `"nll/passkey"` the loss of their tokens; see `masksearch.tasks.next_token`.
         steps: Optimiser steps of a training from random weights.
         batch: Sequences of a batch.
         lr: Peak learning rate of that training; None = 2e-3, or 1e-4 from a checkpoint.

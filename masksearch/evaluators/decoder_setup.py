@@ -23,8 +23,7 @@ from masksearch.masks.core import Mask
 from masksearch.models.decoders import DECODERS, StoredDecoder, decoder_config, open_decoder
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
 from masksearch.models.kv_cache import kv_bytes
-from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText
-from masksearch.tasks.passkeys import hide_passkeys
+from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source

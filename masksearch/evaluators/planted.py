@@ -38,9 +38,8 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import AnySize, encoder, find_size, size_name
 from masksearch.models.heads import MaskedLanguageModel, Output
-from masksearch.tasks.planted.downstream import PlantedLabelTask
 from masksearch.tasks.planted.graded import GradedProcess
-from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers

@@ -26,9 +26,8 @@ from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.evaluators.tuning import TaskScores
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
-from masksearch.tasks.squad.decode import Answer, decode
 from masksearch.tasks.squad.metrics import after_threshold, question_scores, score
-from masksearch.tasks.squad.windows import SquadWindows, WindowSize, make_windows
+from masksearch.tasks.squad.windows import Answer, SquadWindows, WindowSize, decode, make_windows
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_source
 from masksearch.tasks.text.tokenizer import TokenSource

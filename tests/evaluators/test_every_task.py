@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from planted_glue import PLANTED, PlantedGlue
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.tasks.glue import PLANTED, TASKS
-from masksearch.tasks.planted.glue import PlantedGlue
+from masksearch.tasks.glue import TASKS
 
 SMALL = dict(steps=4, size="nano", batch=8, held_out_sequences=16)
 
@@ -29,7 +29,7 @@ def test_every_planted_task_goes_from_text_file_to_official_metric(tmp_path):
     evaluator = ms.GlueEvaluator(
         tmp_path / "data" / "text",
         glue=tmp_path / "data",
-        tasks=tuple(PLANTED),
+        tasks=tuple(PLANTED.values()),
         length=corpus.length,
         epochs=1,
         cache=tmp_path / "cache",

@@ -9,8 +9,7 @@ import torch
 from tiny_decoder import byte_tokenizer
 
 import masksearch as ms
-from masksearch.tasks.next_token import NextTokenText
-from masksearch.tasks.passkeys import hide_passkeys
+from masksearch.tasks.next_token import NextTokenText, hide_passkeys
 
 
 @pytest.fixture(scope="module")

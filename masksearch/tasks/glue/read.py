@@ -15,7 +15,7 @@ from pathlib import Path
 from masksearch.contracts import Half
 from masksearch.errors import DataError
 from masksearch.tasks.glue.hub import HIDDEN_TESTS, read_hub
-from masksearch.tasks.glue.tasks import KNOWN, TASKS, GlueTask, task_named
+from masksearch.tasks.glue.tasks import TASKS, GlueTask, task_named
 from masksearch.tasks.splits import sample_rows, take_half
 from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
 from masksearch.tasks.text.hub import is_hub
@@ -69,7 +69,7 @@ def load_glue(
         folder: The GLUE folder, with one folder a task in the official TSV layout; or
             `"hf:<owner>/<name>"` (`"hf:nyu-mll/glue"`), or `"hf:<folder>"` for a local folder in
             the Hub's form (see `masksearch.tasks.glue.hub.read_hub`).
-        task: A name of `TASKS` or `PLANTED`, or a task of your own.
+        task: A name of `TASKS`, or a task of your own.
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
         seed: Seed of the samples.
@@ -96,7 +96,7 @@ def load_glue(
             files = {"train": files["train"], **labelled_test_files(Path(folder), row)}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
-    own = [] if KNOWN.get(row.name) == row else [repr(differences(row))]
+    own = [] if TASKS.get(row.name) == row else [repr(differences(row))]
     return GlueData(
         row,
         parts.pop("train").sample(rows, seed),
@@ -164,7 +164,7 @@ def explain_folder(folder: Path) -> str:
             f"{folder} is a task's own folder; give the GLUE folder that holds it "
             f"({folder.parent})"
         )
-    held = [name for name in KNOWN if (folder / name).is_dir()]
+    held = [name for name in TASKS if (folder / name).is_dir()]
     return (
         f"{folder} is no GLUE folder with this task: one holds a folder a task "
         f"({', '.join(TASKS)}), each with train.tsv and dev.tsv (MNLI: dev_matched.tsv, "

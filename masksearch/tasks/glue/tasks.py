@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from masksearch.errors import DataError, check_name
@@ -289,42 +289,24 @@ TASKS = {
     )
 }
 
-# Tasks of the planted corpus, in the shape of official ones; see `masksearch.tasks.planted.glue`.
-PLANTED = {
-    task.name: task
-    for task in (
-        replace(TASKS["CoLA"], name="acceptability", seed_number=9, hub=None),
-        replace(TASKS["MRPC"], name="paraphrase", seed_number=10, hub=None),
-        replace(
-            TASKS["MNLI"],
-            name="entailment",
-            dev={"entailment": ("dev_matched.tsv",), "entailment-mm": ("dev_mismatched.tsv",)},
-            seed_number=11,
-            hub=None,
-        ),
-        replace(TASKS["STS-B"], name="similarity", seed_number=12, hub=None),
-    )
-}
-KNOWN = {**TASKS, **PLANTED}
-
 
 def task_named(task: str | GlueTask) -> GlueTask:
-    """The official or planted task of that name; a task of one's own is itself.
+    """The official task of that name; a task of one's own is itself.
 
     Raises:
         UnknownNameError: If there is none; names the nearest.
     """
     if isinstance(task, GlueTask):
         return task
-    check_name("GLUE task", task, KNOWN)
-    return KNOWN[task]
+    check_name("GLUE task", task, TASKS)
+    return TASKS[task]
 
 
 def task_number(task: str | GlueTask) -> int:
     """The number that a task's fine-tuning seeds are derived from, the same on every machine.
 
-    >>> task_number("CoLA"), task_number("acceptability")
-    (0, 9)
+    >>> task_number("CoLA"), task_number("WNLI")
+    (0, 8)
     """
     row = task_named(task)
     if row.seed_number is not None:

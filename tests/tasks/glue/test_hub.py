@@ -167,8 +167,8 @@ def test_hidden_scores_and_other_class_orders_are_named(tmp_path: Path) -> None:
 def test_a_missing_folder_says_what_it_should_hold(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no folder .*cola: a GLUE folder in the Hub's form"):
         load_glue(f"hf:{tmp_path}", "CoLA")
-    with pytest.raises(DataError, match=r"acceptability is not on the Hub"):
-        load_glue(f"hf:{tmp_path}", "acceptability")
+    with pytest.raises(DataError, match="tone is not on the Hub"):
+        load_glue(f"hf:{tmp_path}", GlueTask("tone", ("review",), "tone"))
 
 
 def test_a_hub_out_of_reach_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.tasks.glue import (
-    PLANTED,
     TASKS,
     GlueTask,
     load_glue,
@@ -143,27 +142,19 @@ def test_the_table_says_what_a_task_is() -> None:
     assert (TASKS["STS-B"].classes, TASKS["MNLI"].classes, TASKS["RTE"].classes) == (0, 3, 2)
     assert TASKS["MRPC"].metrics == TASKS["QQP"].metrics == ("accuracy", "f1")
     assert (TASKS["CoLA"].primary, TASKS["STS-B"].primary) == ("matthews", "pearson")
-    assert not set(PLANTED) & set(TASKS)
-    assert task_named("paraphrase") is PLANTED["paraphrase"]
-    with pytest.raises(UnknownNameError, match="did you mean 'paraphrase'"):
-        task_named("paraphrases")
+    with pytest.raises(UnknownNameError, match="did you mean 'MRPC'"):
+        task_named("MRPD")
 
 
 def test_the_seeds_of_recorded_runs_stay() -> None:
     """SOURCE: the places in the table from which they were derived first."""
     names = "CoLA SST-2 MRPC STS-B QQP MNLI QNLI RTE WNLI".split()
-    names += "acceptability paraphrase entailment similarity".split()
-    assert [task_number(name) for name in names] == list(range(13))
+    assert [task_number(name) for name in names] == list(range(9))
 
 
-def test_a_further_task_changes_no_seed_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {**TASKS, **PLANTED}
-    before = {name: task_number(name) for name in known}
-    rows = {**TASKS, "tone": GlueTask("tone", ("review",), "tone"), **PLANTED}
-    monkeypatch.setattr("masksearch.tasks.glue.tasks.KNOWN", rows)
-    assert {name: task_number(name) for name in known} == before
-    assert task_number("tone") not in before.values()
-    assert task_number("tone") == 0x00CF4CE3935C8A  # printf tone | sha256sum
+def test_a_task_of_ones_own_has_a_seed_of_its_name() -> None:
+    tone = GlueTask("tone", ("review",), "tone")
+    assert task_number(tone) == 0x00CF4CE3935C8A  # printf tone | sha256sum
 
 
 TONE = GlueTask(

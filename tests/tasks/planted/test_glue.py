@@ -1,9 +1,6 @@
 """Planted GLUE tasks: files, oracle masks, and readers that see only what a mask shows."""
 
-import hashlib
-import shutil
 from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,27 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_glue import PLANTED, PlantedGlue, PlantedGlueTask
 from torch import Tensor
 
+import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape, generator
-from masksearch.errors import DataError, UnknownNameError
 from masksearch.masks.lower import lower
 from masksearch.tasks.glue import (
-    NLI,
-    PLANTED,
-    TASKS,
     GlueData,
     Rows,
-    glue_score,
     load_glue,
     majority_scores,
-    reported,
     score,
 )
-from masksearch.tasks.planted.glue import PlantedGlue, PlantedGlueTask, draw_words, pairs_across
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.tasks.text.corpus import Corpus
 
 SMALL = PlantedGlue(
     PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1),
@@ -97,7 +88,7 @@ def scores(task: PlantedGlueTask, rows: Rows, visible: Tensor) -> dict[str, floa
 
 @lru_cache
 def loaded(folder: Path, name: str) -> GlueData:
-    return load_glue(folder, name)
+    return load_glue(folder, PLANTED[name])
 
 
 @names
@@ -171,89 +162,6 @@ def test_labels_are_balanced_and_no_text_leaves_the_vocabulary(written: Path, na
     assert words_seen == {f"w0{number}" for number in range(8)}
 
 
-def test_files_have_the_official_shapes(written: Path) -> None:
-    for name, like in zip(PLANTED, ("CoLA", "MRPC", "MNLI", "STS-B"), strict=True):
-        assert PLANTED[name].metrics == TASKS[like].metrics
-        shutil.copytree(written / name, written / "as" / like)
-        as_official = load_glue(written / "as", like)
-        assert as_official.train == loaded(written, name).train
-    assert (written / "paraphrase" / "dev.tsv").read_bytes().startswith(b"\xef\xbb\xbfQuality\t#1")
-    first = (written / "acceptability" / "train.tsv").read_text().splitlines()[0].split("\t")
-    assert (len(first), first[2] == "*") == (4, first[1] == "0")
-    labels = {
-        line.split("\t")[-1]
-        for line in (written / "entailment" / "dev_matched.tsv").read_text().splitlines()[1:]
-    }
-    assert labels == set(NLI)
-    last = (written / "similarity" / "train.tsv").read_text().splitlines()[-1].split("\t")[-1]
-    assert len(last.split(".")[1]) == 3
-
-
-def test_the_mismatched_set_is_shifted(written: Path) -> None:
-    dev = loaded(written, "entailment").dev
-    share = {}
-    for name, rows in dev.items():
-        first = [texts[0].split()[0] for texts in rows.texts]
-        share[name] = Counter(first)["w00"] / len(first)
-    assert share["entailment"] == pytest.approx(1 / 8, abs=0.03)
-    assert share["entailment-mm"] == pytest.approx(1 / sum(1 / n for n in range(1, 9)), abs=0.04)
-
-
-def test_one_line_is_one_packed_sequence_of_whole_words(written: Path, tmp_path: Path) -> None:
-    corpus = Corpus.load(written / "text", length=SMALL.length, cache=tmp_path)
-    assert len(corpus.train) == SMALL.lines
-    assert len(corpus.held_out) == SMALL.valid_lines
-    for split, file in ((corpus.train, "train.txt"), (corpus.held_out, "valid.txt")):
-        lines = (written / "text" / file).read_text().splitlines()
-        encoded = corpus.encode(lines)
-        assert all(len(ids) == SMALL.length - 2 for ids in encoded)
-        assert split.tensor()[:, 1:-1].tolist() == encoded
-    label = SMALL.process.labels.tolist()
-    for line in lines:
-        at = placed((line,))
-        for s, t in SMALL.process.pairs:
-            assert (label[int(at[s][1:])] + label[int(at[t][1:])]) % 8 == 0
-
-
-def test_files_are_a_function_of_the_seed_alone(written: Path, tmp_path: Path) -> None:
-    def hashes(folder: Path) -> dict[str, str]:
-        files: Iterable[Path] = (*folder.glob("*/*.tsv"), *folder.glob("*/*.txt"))
-        return {
-            str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in files
-        }
-
-    torch.manual_seed(7)  # the global generator plays no part
-    again = PlantedGlue(SMALL.process, 300, 60, 180, 1_440).write(tmp_path / "again")
-    other = PlantedGlue(SMALL.process, 300, 60, 180, 1_440, seed=1).write(tmp_path / "other")
-    assert hashes(again) == hashes(written)
-    assert len(hashes(again)) == 11
-    assert len(set(hashes(again).values())) == 11
-    assert not set(hashes(other).values()) & set(hashes(again).values())
-
-
-@each
-@names
-def test_oracles_hold_the_pairs_and_no_empty_row(process: PlantedProcess, name: str) -> None:
-    task = PlantedGlueTask(name, process)
-    for length in (task.length, task.length + 5):
-        dense = lower(task.oracle(length), Shape(length, 1, 1))[0, 0]
-        assert dense.diagonal().all()
-        kept = {(q, k) for q, k in dense.nonzero().tolist() if q != k}
-        assert kept == {pair for s, t in task.pairs for pair in ((s, t), (t, s))}
-    if name != "acceptability":
-        assert all(s < task.cut < t for s, t in task.pairs)
-        most = max(len(pairs_across(process, cut)) for cut in range(2, process.length - 1))
-        assert len(task.pairs) == most
-    union = PlantedGlue(process, 1, 1, 1, 1).oracle().dense(process.length + 1)[0, 0]
-    assert not (task.oracle().dense(task.length)[0, 0] & ~union).any()
-    assert torch.equal(
-        union[: process.length, : process.length], process.oracle.dense(process.length)[0, 0]
-    )
-    with pytest.raises(ValueError, match=rf"length must be at least {task.length}"):
-        task.oracle(task.length - 1)
-
-
 @settings(max_examples=12)
 @given(
     st.sampled_from(PROCESSES), st.sampled_from(list(PLANTED)), st.integers(0, 99), st.booleans()
@@ -269,50 +177,17 @@ def test_any_process_reads_at_the_ceiling(
     assert all(value == pytest.approx(1.0) for value in found.values())
 
 
-def test_shifted_words_keep_the_pairs() -> None:
-    process = SMALL.process
-    tokens = draw_words(process, 200, generator(0), shifted=True)
-    assert torch.equal(tokens, process.complete_pairs(tokens.clone()))
-
-
-def test_glue_score_ignores_planted_tasks(written: Path) -> None:
-    values = {"SST-2": 0.5}
-    for name in PLANTED:
-        rows = next(iter(loaded(written, name).dev.values()))
-        values |= reported(name, majority_scores(PLANTED[name], rows.labels))
-    assert glue_score(values).columns == ("SST-2",)
-
-
-def test_what_does_not_fit_is_named() -> None:
-    fits = SMALL.process
-    with pytest.raises(ValueError, match="keys=1 and parents=1"):
-        PlantedGlueTask("paraphrase", PlantedProcess(keys=2))
-    with pytest.raises(ValueError, match="at least 3 words"):
-        PlantedGlueTask("paraphrase", PlantedProcess(vocabulary=2, keys=1))
-    with pytest.raises(ValueError, match="has a word on each side of a separator"):
-        PlantedGlueTask("paraphrase", PlantedProcess(length=8, offsets=(1,), keys=1))
-    PlantedGlueTask("acceptability", PlantedProcess(length=8, offsets=(1,), keys=1))
-    with pytest.raises(UnknownNameError, match="did you mean 'similarity'"):
-        PlantedGlueTask("similar", fits)
-    with pytest.raises(DataError, match="CoLA is not planted"):
-        PlantedGlueTask("CoLA", fits)
-    with pytest.raises(ValueError, match="dev_rows must be at least 1, got 0"):
-        PlantedGlue(fits, dev_rows=0)
-
-
 @pytest.mark.slow
 def test_acceptability_needs_the_planted_edges(tmp_path: Path) -> None:
     """Text file, tokenizer, pre-training, TSV, fine-tuning, Matthews: with the planted edges a
     one-layer model reads the task; under a mask that holds more keys, but none of those, it
     knows nothing. (No third position may see both words either: it could compare them.)"""
-    from masksearch.evaluators.glue import GlueEvaluator
-
     corpus = PlantedGlue(SMALL.process, rows=2_160)
     folder = corpus.write(tmp_path / "planted")
-    evaluator = GlueEvaluator(
+    evaluator = ms.GlueEvaluator(
         folder / "text",
         glue=folder,
-        tasks=("acceptability",),
+        tasks=(PLANTED["acceptability"],),
         size="nano",
         length=corpus.length,
         steps=150,

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
 from masksearch.masks.lower import lower
-from masksearch.tasks.planted.downstream import PlantedLabelTask
-from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
 
 PROCESSES = [
     PlantedProcess(),

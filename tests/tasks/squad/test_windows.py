@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from toy_questions import MARKERS, WORDS, squad_json, toy_corpus, write_squad
 
 from masksearch.tasks.squad.data import Question, read_squad
-from masksearch.tasks.squad.decode import Answer, best_span, decode
 from masksearch.tasks.squad.metrics import exact_match, score
 from masksearch.tasks.squad.windows import (
+    Answer,
     SquadWindows,
     WindowSize,
     answer_span,
+    best_span,
     cut_windows,
+    decode,
     make_windows,
     window_of_most_context,
 )

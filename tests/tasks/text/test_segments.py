@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.text.segments import SHORTEST, TextWindows, sentence_starts
+from masksearch.tasks.sentence_pairs import SHORTEST, TextWindows, sentence_starts
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 corpus = PlantedGlue()
 corpus.write(Path("planted"))
-GlueEvaluator("planted/text", "planted", tasks=("acceptability",), length=corpus.length, ..)
+GlueEvaluator("planted/text", "planted", tasks=(PLANTED["paraphrase"],), ..)
 corpus.oracle()                                  # the mask that shows every planted pair
 corpus.tasks["paraphrase"].draw(64, generator(0))
 """
@@ -10,22 +10,34 @@ corpus.tasks["paraphrase"].draw(64, generator(0))
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import generator
-from masksearch.errors import DataError
-from masksearch.masks.core import Mask
-from masksearch.tasks.glue.tasks import NLI, PLANTED, GlueTask, task_named
-from masksearch.tasks.planted.process import Groups, PlantedProcess
+from masksearch.tasks.glue import NLI, TASKS, GlueTask
+from masksearch.tasks.planted import PlantedProcess
 
 TEXT, ROWS = 31, 32  # streams of random numbers
 PIECE = 4096  # lines of text drawn at once
+Groups = tuple[tuple[int, ...], ...]
+PLANTED = {  # in the shape of official tasks
+    "acceptability": replace(TASKS["CoLA"], name="acceptability", seed_number=9, hub=None),
+    "paraphrase": replace(TASKS["MRPC"], name="paraphrase", seed_number=10, hub=None),
+    "entailment": replace(
+        TASKS["MNLI"],
+        name="entailment",
+        dev={"entailment": ("dev_matched.tsv",), "entailment-mm": ("dev_mismatched.tsv",)},
+        seed_number=11,
+        hub=None,
+    ),
+    "similarity": replace(TASKS["STS-B"], name="similarity", seed_number=12, hub=None),
+}
 HEADERS = {
     "acceptability": "",
     "paraphrase": "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String",
@@ -64,36 +76,12 @@ class PlantedGlueTask:
 
     Args:
         name: A name of `PLANTED`.
-        process: The distribution; one key, one parent, a vocabulary of at least 3 words.
-
-    Raises:
-        UnknownNameError: For an unknown name.
-        DataError: For the name of an official task.
-        ValueError: If the process does not fit, or no pair can lie across two sentences.
+        process: The distribution; one key, one parent, a vocabulary of at least 3 words, and a
+            pair that can lie across two sentences.
     """
 
     name: str
     process: PlantedProcess
-
-    def __post_init__(self) -> None:
-        if self.name not in PLANTED:
-            task_named(self.name)  # raises, unless it is one of the official tasks
-            raise DataError(f"{self.name} is not planted; the planted tasks: {', '.join(PLANTED)}")
-        if self.process.keys != 1 or self.process.parents != 1:
-            raise ValueError(
-                "planted GLUE tasks need a process with keys=1 and parents=1 (position 0 is "
-                f"[CLS]), got keys={self.process.keys}, parents={self.process.parents}"
-            )
-        if self.process.vocabulary < 3:
-            raise ValueError(
-                "planted GLUE tasks need a vocabulary of at least 3 words (a word, its opposite "
-                f"and a third), got {self.process.vocabulary}"
-            )
-        if not self.pairs:
-            raise ValueError(
-                f"no pair of {self.process.pairs} has a word on each side of a separator; use a "
-                "larger offset or length"
-            )
 
     @property
     def row(self) -> GlueTask:
@@ -124,7 +112,7 @@ class PlantedGlueTask:
             return self.process.pairs
         return pairs_across(self.process, self.cut)
 
-    def oracle(self, length: int | None = None) -> Mask:
+    def oracle(self, length: int | None = None) -> ms.Mask:
         """The mask that shows every pair and nothing else: both directions of `pairs`, and the
         diagonal so that no row is empty. Pre-training needs both directions, a label one of them.
 
@@ -135,16 +123,8 @@ class PlantedGlueTask:
 
         Returns:
             A table, bool `[length, length]`.
-
-        Raises:
-            ValueError: If `length` is too small.
         """
         length = self.length if length is None else length
-        if length < self.length:
-            raise ValueError(
-                f"length must be at least {self.length} ([CLS], {self.length - 2} words, [SEP]), "
-                f"got {length}"
-            )
         kept = torch.eye(length, dtype=torch.bool)
         first, second = torch.tensor(self.pairs).T
         kept[first, second] = kept[second, first] = True
@@ -252,9 +232,6 @@ class PlantedGlue:
         rows: Training rows of each task.
         dev_rows: Rows of each development set.
         seed: Seed of every draw.
-
-    Raises:
-        ValueError: If a number is below 1 or the process does not fit.
     """
 
     process: PlantedProcess = field(default_factory=default_process)
@@ -263,12 +240,6 @@ class PlantedGlue:
     rows: int = 4_320  # divisible by 2, 3 and 9: balanced for the default process
     dev_rows: int = 1_080
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("lines", "valid_lines", "rows", "dev_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        _ = self.tasks  # made once, so that a process that does not fit is refused here
 
     @property
     def length(self) -> int:
@@ -280,7 +251,7 @@ class PlantedGlue:
         """The four tasks by name."""
         return {name: PlantedGlueTask(name, self.process) for name in PLANTED}
 
-    def oracle(self, length: int | None = None) -> Mask:
+    def oracle(self, length: int | None = None) -> ms.Mask:
         """The union of the tasks' oracles, which is also what pre-training needs.
 
         Args:
