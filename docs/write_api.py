@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
 HEADINGS = {  # part of the package -> heading, in the order of the page
     "driver": "Search and compare",
+    "allocation": "Which layers of a decoder keep full attention",
     "cli": "What the command line has begun",
     "masks": "Masks",
     "attention": "A mask on a model",

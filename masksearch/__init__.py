@@ -19,6 +19,7 @@ from masksearch.errors import did_you_mean
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
+    from masksearch.allocation import allocate as allocate
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
@@ -103,7 +104,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
-    from masksearch.strategies.unit_scores import score_units as score_units
     from masksearch.study.constraints import Constraint as Constraint
     from masksearch.tasks.glue.metrics import GlueScore as GlueScore
     from masksearch.tasks.glue.metrics import glue_score as glue_score

@@ -136,14 +136,11 @@ class OneShot:
 
     All fields are plain data, so that a job can be stored: `gates` are the arguments of
     `masksearch.Gates` that the evaluator's shape does not already fix, `config` those of
-    `masksearch.DamConfig`. With `measure` (a method of `score_units`) nothing is trained: what
-    each pair is worth to the evaluator's trained model is measured, and is the artifact; or what
-    units are worth whose masks are `gates["levels"]`.
+    `masksearch.DamConfig`.
     """
 
     gates: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    measure: str = ""
 
 
 @dataclass(frozen=True)

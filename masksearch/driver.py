@@ -273,8 +273,8 @@ def search(
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
             `"allocate"`, `"dam"`, `"sparsebert"`, `"shared+tpe"` (or `"shared+random"`,
             `"shared+evolution"`), `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.
-        strategy_options: For "allocate": `local`, `between`, `full`, `unit` (see `Units`),
-            `score`, `grow`, `tries` (see `AllocateStrategy`); for "dam": `gates`, `config`,
+        strategy_options: For "allocate": `unit`, `levels` (see `Units`), `method`, `tries`,
+            `budgets`, `cost` (see `AllocateStrategy`); for "dam": `gates`, `config`,
             `densities` (see `DamStrategy`); for "sparsebert": `config` (see
             `PublishedDamStrategy`); for
             "evolution": `population`, `sample` (see `EvolutionStrategy`); for "shared+tpe":

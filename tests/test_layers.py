@@ -19,10 +19,11 @@ RANKS = [
     {"strategies"},
     {"executors"},
     {"driver"},
+    {"allocation"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-TOP = {"__init__", "__main__", "moved"}  # the façade and the entry point stand above all parts
+TOP = {"__init__", "__main__"}  # the façade and the entry point stand above all parts
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in FILES]
 

@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import shutil
+import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -32,6 +33,12 @@ from masksearch import masks
 from masksearch.evaluators.token_scores import document_scores
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+from experiments.rivals.attention_mass import attention_mass  # noqa: E402
+from experiments.rivals.switch import switch  # noqa: E402
+from experiments.rivals.trained_models import score_units  # noqa: E402
+
+RIVALS = {"mass": attention_mass, "switch": switch}
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 LOCAL, BARE = masks.parse(PLAN["masks"]["local"]), masks.parse(PLAN["masks"]["bare"])
 SEED = PLAN["search"]["seed"]
@@ -111,9 +118,20 @@ class Experiment:
             space, how["strategy"] = ChosenLayers(self.layers, local), arm
         else:
             budgets = [self.budget(count, local) for count in self.counts]
-            options = {"unit": "layer", "local": local, "grow": "exact", "budgets": budgets}
-            how = {"strategy": "allocate", "trials": 10 * self.layers}
-            how["strategy_options"] = {**options, "score": arm}
+            levels, method = (local, masks.full()), arm
+            if arm in RIVALS:
+                units = ms.Units(self.judge.shape, levels, "layer")
+                method = score_units(self.judge, units, RIVALS[arm], SEED)
+            how = {
+                "strategy": "allocate",
+                "trials": 10 * self.layers,
+                "strategy_options": {
+                    "unit": "layer",
+                    "levels": levels,
+                    "method": method,
+                    "budgets": budgets,
+                },
+            }
         bare = "" if local is LOCAL else "_bare"
         return ms.search(
             space, self.judge, run=self.runs / f"{arm}{bare}", seed=SEED, baselines={}, **how

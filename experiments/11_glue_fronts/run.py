@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tomllib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
@@ -37,17 +38,22 @@ from masksearch.positions.attention_maps import attention_maps
 from masksearch.positions.result import Method
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+from experiments.rivals.attention_mass import attention_mass  # noqa: E402
+from experiments.rivals.first_order import flip  # noqa: E402
+from experiments.rivals.trained_models import score_units  # noqa: E402
+
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 SPACE = HERE.parents[1] / "search_spaces" / "local_heads.py"
 SLACK = 0.01  # a mask may keep so much more than its budget
 MAP_BATCHES, MAP_ROWS = 8, 32  # training rows that attention and importance are measured on
 OFTEN = 0.5  # cells that so large a share of the sequences has are compared with gates
-LOCAL = "star()"  # what a head has that is not full, for "allocate"
 DAM = {key: PLAN["dam"][key] for key in ("steps", "gate_lr", "density")}
 CUTS = {"config": {**DAM, "precision": PLAN["model"]["precision"]}}
 CUTS |= {"densities": PLAN["budgets"]["densities"]}
 TOEPLITZ = {"structure": "toeplitz+global", "signed": True, "layers": 1}
-UNITS = {"local": LOCAL, "unit": "head"}
+UNITS = {"levels": ["star()", "full()"], "unit": "head"}
+RIVALS = {"mass": attention_mass, "flip": flip}
 ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
     "dam": {"strategy": "dam", "strategy_options": {"gates": {"layers": 1}, **CUTS}},
     "dam layers": {"strategy": "dam", "strategy_options": CUTS},  # gates of each layer's own
@@ -58,17 +64,17 @@ ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
     **{
         f"allocate {score}": {
             "strategy": "allocate",
-            "strategy_options": {**UNITS, "score": score},
+            "strategy_options": {**UNITS, "method": score},
         }
         for score in ("restore", "mass", "flip")
     },
     "allocate gates": {  # one gate a head, trained as DAM's
         "strategy": "allocate",
-        "strategy_options": {**UNITS, "score": "gates", "config": CUTS["config"]},
+        "strategy_options": {**UNITS, "method": "gates", "config": CUTS["config"]},
     },
     "allocate greedy": {
         "strategy": "allocate",
-        "strategy_options": {**UNITS, "grow": "greedy", "tries": PLAN["allocate"]["tries"]},
+        "strategy_options": {**UNITS, "method": "greedy", "tries": PLAN["allocate"]["tries"]},
     },
 }
 SMOKE = {"length": 32, "epochs": 2, "finetune_batch": 8, "finetune_lr": 3e-3}
@@ -154,6 +160,10 @@ class Task:
         own = dict(options.get("strategy_options", {}))
         if self.given.smoke and "config" in own:
             own["config"] = {**CUTS["config"], "steps": 4}
+        if own.get("method") in RIVALS:
+            units = ms.Units(shape, tuple(map(masks.parse, own["levels"])), own["unit"])
+            rival = RIVALS[own["method"]]
+            own["method"] = score_units(self.evaluator, units, rival, self.seed)
         return ms.search(
             space,
             evaluator or self.evaluator,
@@ -179,7 +189,8 @@ class Task:
         if arm in BLACK_BOX:
             return PLAN["budgets"]["long" if self.given.long else "evaluations"]
         own = arm in ("allocate restore", "allocate greedy")
-        return PLAN["allocate"]["trials"] if own else PLAN["budgets"]["evaluations"]
+        scored = arm.removeprefix("allocate ") in RIVALS  # before the search, in place of a trial
+        return PLAN["allocate"]["trials"] if own else PLAN["budgets"]["evaluations"] - scored
 
     # -- masks that no score has chosen ----------------------------------------------------------
     @cached_property

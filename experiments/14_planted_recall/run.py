@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,13 @@ import masksearch as ms
 from masksearch import masks
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+from experiments.rivals.attention_mass import attention_mass  # noqa: E402
+from experiments.rivals.first_order import first_order, flip  # noqa: E402
+from experiments.rivals.greedy_removal import GreedyRemoval  # noqa: E402
+from experiments.rivals.switch import switch  # noqa: E402
+from experiments.rivals.trained_models import score_units  # noqa: E402
+
 TASKS = {"recall": ms.Recall(), "far recall": ms.Recall(pairs=6, middle=40)}
 CHECKPOINTS = [  # architecture, process, seed
     *(("llama", "recall", seed) for seed in range(4)),
@@ -47,10 +55,10 @@ TRAINING = {"size": "3x64x4", "batch": 64, "lr": 3e-3, "steps": 1500}
 TRAINING |= {"initializer_range": SPREAD}
 LEARNT = 0.99  # share of questions that a checkpoint answers without a mask
 LARGEST = regret.LARGEST
-GATES = {"structure": "switch", "options": (WINDOW, "full()"), "per": "head"}
+GATES = {"structure": "switch", "levels": (WINDOW, "full()"), "unit": "head"}
 SWITCHES = {"steps": 300, "gate_lr": 0.05}
-LOCAL = {"local": WINDOW, "unit": "head"}
-SCORES = ("restore", "ablate", "mass", "gradient", "flip", "switch")
+HEADS = {"levels": (WINDOW, "full()"), "unit": "head"}
+RIVALS = {"mass": attention_mass, "gradient": first_order, "flip": flip, "switch": switch}
 SAMPLED, SEEDS = ("random", "tpe", "evolution"), 3  # search seeds of each
 LAST = "allocate greedy removal, 3 tries"  # method of `find`
 Checkpoint = tuple[str, str, int]
@@ -170,7 +178,9 @@ class FewHeads:
         return self.units.mask([int(unit in raised) for unit in range(heads)])
 
 
-def methods(units: ms.Units, gates: Path, smoke: bool) -> dict[str, dict[str, Any]]:
+def methods(
+    known: Tabulated, units: ms.Units, gates: Path, smoke: bool
+) -> dict[str, dict[str, Any]]:
     """Name -> arguments of `search`; of those that draw, one for each seed of the search. DAM is
     the first, as its switches, in the file `gates`, are scores of units as well."""
     few, found = FewHeads(units), dict[str, dict[str, Any]]()
@@ -179,17 +189,22 @@ def methods(units: ms.Units, gates: Path, smoke: bool) -> dict[str, dict[str, An
     switches = {"steps": 10} if smoke else SWITCHES
     options = {"gates": GATES, "config": switches, "densities": densities}
     found["dam switches"] = {"strategy": "dam", "strategy_options": options}
-    allocations: dict[str, dict[str, Any]] = {score: {"score": score} for score in SCORES}
-    allocations["gates"] = {"score": gates}
-    allocations |= {
-        "greedy addition": {"grow": "greedy"},
-        "greedy addition, 3 tries": {"grow": "greedy", "tries": 3},
-        "greedy removal": {"grow": "backward"},
-        "greedy removal, 3 tries": {"grow": "backward", "tries": 3},
+    allocations: dict[str, dict[str, Any]] = {
+        "restore": {"method": "restore"},
+        "ablate": {"method": "ablate"},
+        **{
+            name: {"method": partial(score_units, known, units, own, 0)}
+            for name, own in RIVALS.items()
+        },
+        "gates": {"method": gates},
+        "greedy addition": {"method": "greedy"},
+        "greedy addition, 3 tries": {"method": "greedy", "tries": 3},
     }
     for name, own in allocations.items():
-        own = {**LOCAL, **own}
+        own = {**HEADS, **own}
         found[f"allocate {name}"] = {"strategy": "allocate", "strategy_options": own}
+    for name, tries in (("greedy removal", None), ("greedy removal, 3 tries", 3)):
+        found[f"allocate {name}"] = {"strategy": GreedyRemoval(units, known.objectives, tries)}
     for name in SAMPLED:
         for seed in range(1 if smoke else SEEDS):
             found[f"{name} {seed}"] = {"space": few, "strategy": name, "seed": seed}
@@ -205,14 +220,17 @@ def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False)
     path = place / "judged.json"
     judged: dict[str, list[int]] = json.loads(path.read_text()) if path.is_file() else {}
     gates = place / "dam_switches" / "trials" / "0" / "gates.safetensors"
-    for name, arguments in methods(units, gates, given.smoke).items():
+    for name, arguments in methods(known, units, gates, given.smoke).items():
         sampled = arguments["strategy"] in SAMPLED
         if name in judged or sampled != drawn:
             continue
         run, trials = place / name.replace(" ", "_").replace(",", ""), wanted
-        if arguments["strategy"] == "allocate":
+        if name.startswith("allocate"):
             trials = 100  # to its end: greedy removal needs more to come down to one head
         with timed(place, name):
+            options = dict(arguments.get("strategy_options", {}))
+            if callable(options.get("method")):  # scores of a rival
+                options["method"] = options["method"]()
             while True:
                 study = ms.search(
                     arguments.get("space"),
@@ -221,7 +239,7 @@ def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False)
                     trials=trials,
                     seed=arguments.get("seed", checkpoint[2]),
                     strategy=arguments["strategy"],
-                    strategy_options=arguments.get("strategy_options", {}),
+                    strategy_options=options,
                     progress=None,
                 )
                 found = numbers(study, known)

@@ -255,13 +255,8 @@ def build_units_space(
         return None  # whose masks are those of their units
     from masksearch.strategies.allocate import build_units
 
-    options = {"unit": unit, **level_options(levels)}
+    options = {"unit": unit, "levels": levels}
     return build_units(options, evaluator.shape, evaluator.kv_head_count)
-
-
-def level_options(levels: list[str]) -> dict[str, Any]:
-    """The masks of a unit as options of strategy allocate."""
-    return {"local": levels[0], "between": levels[1:-1], "full": levels[-1]}
 
 
 def read_mask(text: str) -> Mask:

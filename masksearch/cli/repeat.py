@@ -99,9 +99,9 @@ def resume_command(
 
             show_demo(**given)
         case "allocate":
-            from masksearch.cli.allocate import allocate
+            from masksearch.cli.allocate import allocate, show_plans
 
-            allocate(**given)
+            show_plans(complete(allocate, given))
         case "pretrain":
             from masksearch.cli.pretrain import pretrain, run_pretraining
 

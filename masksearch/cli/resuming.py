@@ -19,7 +19,7 @@ BEGUN = ("status.json", "settings.json")  # one of them is written when a run be
 PATHS = {"run", "out", "front", "reuse", "enqueue"}
 PLACES = {"corpus", "held_out", "tokenizer", "weights", "glue", "squad", "swag"}  # or on the Hub
 PLACES |= {"model", "text"}
-PLACES |= {"score"}  # or one of its names
+PLACES |= {"method"}  # or one of its names
 MASKS = {"mask", "local"}  # an expression, a file or a run
 CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 

@@ -163,7 +163,6 @@ def run_search(given: Mapping[str, Any]) -> Study:
         build_executor,
         build_halving,
         build_units_space,
-        level_options,
         unit_levels,
     )
     from masksearch.cli.settings import split_settings, strategy_options
@@ -186,9 +185,9 @@ def run_search(given: Mapping[str, Any]) -> Study:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
     of_strategy = strategy_options(strategy, settings)
     if levels and strategy == "allocate":
-        of_strategy = {"unit": given["unit"] or "head", **level_options(levels), **of_strategy}
+        of_strategy = {"unit": given["unit"] or "head", "levels": levels, **of_strategy}
     if levels and strategy == "dam":
-        switch = {"structure": "switch", "options": levels, "per": given["unit"] or "head"}
+        switch = {"structure": "switch", "levels": levels, "unit": given["unit"] or "head"}
         of_strategy["gates"] = switch | of_strategy["gates"]
     trials = given["trials"]
     if trials is None and given["seconds"] is None:

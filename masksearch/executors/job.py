@@ -22,14 +22,11 @@ from masksearch.contracts import (
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.files import FULL
 from masksearch.gates.dam import run_one_shot
-from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
-from masksearch.strategies.unit_scores import measure_pairs
 
 ARTIFACTS = {  # name -> file in the trial's folder
-    "gates": "gates.safetensors",  # of a job without a mask, and the next two
-    "scores": "scores.safetensors",
+    "gates": "gates.safetensors",  # of a job without a mask, and the next one
     "ranking": "ranking.json",
     "rows": ROWS,
 }
@@ -98,11 +95,6 @@ class JobRun:
         match job:
             case Evaluate(mask=mask):
                 return self.evaluator(mask, seed=seed, workdir=self.place)
-            case OneShot(measure=method) if method:
-                levels = [Mask.from_dict(each) for each in job.gates.get("levels", ())] or None
-                return measure_pairs(
-                    self.evaluator, method, seed=seed, workdir=self.place, levels=levels
-                )
             case OneShot():
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Shared():

@@ -25,7 +25,7 @@ from masksearch.gates.collapse import PRUNE_MORE, CollapseWatch
 from masksearch.gates.discretise import at_sparsity, least_density
 from masksearch.gates.edge_means import entropy_bits, mean_of_edges, profile
 from masksearch.gates.gates import Gates, Structure
-from masksearch.gates.switches import entropy_of_options
+from masksearch.gates.switches import entropy_of_levels
 from masksearch.gates.units import Units
 from masksearch.masks.measure import overlap
 
@@ -337,12 +337,12 @@ def switch_health(probabilities: Tensor, units: Units, **of_run: Any) -> Health:
     """The same of switches: a card without what only edges have (diagonal, offsets, agreement).
 
     Args:
-        probabilities: float `[layers, units of a layer, options]`.
+        probabilities: float `[layers, units of a layer, levels]`.
         units: What chooses, and among which masks.
         of_run: `target`, `initial`, `curve`, `warmup_steps` and `retrained` of `health`.
     """
     p = probabilities.detach().float().cpu()
-    kept = (p * units.option_costs.float()).sum(-1)
+    kept = (p * units.prices_by_layer.float()).sum(-1)
     choosing = p.flatten(0, 1)[: len(units.names)]
     density = kept.mean().item()
     undecided = (choosing.amax(-1) < 0.9).float().mean().item()
@@ -350,7 +350,7 @@ def switch_health(probabilities: Tensor, units: Units, **of_run: Any) -> Health:
         density=density,
         target=of_run["target"],
         by_head=kept.tolist(),
-        entropy=entropy_of_options(choosing).item(),
+        entropy=entropy_of_levels(choosing).item(),
         undecided=undecided,
         agreement=None,
         **judge_run(density, undecided, least=units.least, **of_run),

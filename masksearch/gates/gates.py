@@ -22,11 +22,11 @@ from masksearch.gates.edge_means import entropy_bits
 from masksearch.gates.estimators import form_named
 from masksearch.gates.switches import (
     attend_switched,
-    draw_options,
-    entropy_of_options,
+    draw_levels,
+    entropy_of_levels,
     straight_through,
 )
-from masksearch.gates.units import Unit, Units, read_options, write_options
+from masksearch.gates.units import Unit, Units, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
 
@@ -54,7 +54,7 @@ class Gates(nn.Module):
         structure: `"free"`: one gate an edge; `"symmetric"`: (i, j) and (j, i) share one;
             `"toeplitz"`: one per distance |i - j|; `"toeplitz+global"`: also one for each of the
             first `global_count` rows and columns; `"block"`: one per `block` x `block` tile;
-            `"switch"`: one for each of the `options` of each unit (`per`).
+            `"switch"`: one for each of the `levels` of each `unit`.
         length: Longest sequence, in positions.
         heads: Heads of a layer; 1 = all heads share the gates.
         layers: Layers; 1 = all layers share the gates.
@@ -77,12 +77,12 @@ class Gates(nn.Module):
         read: Leading rows of the last of `layers` that reach the model's output (see `Shape`):
             the others' gates count for no density, and learn nothing. None = all; also for gates
             that layers share, as other layers need these rows.
-        options: Of `"switch"`: two masks or more, or their texts, from the local one to the full
-            one, as the levels of `Units`; a decoder's causality is added.
-        per: Of `"switch"`: what chooses, as `unit` of `Units`.
-        kv_heads: Of `"switch"` per `"kv_head"`: KV heads of a layer.
-        costs: Of `"switch"`: what each option of each unit costs, `[options][units]`, as
-            `given_costs` of `Units`; None = its pairs. Densities then are shares of these costs.
+        levels: Of `"switch"`: two masks or more, or their texts, from the local one to the full
+            one, as of `Units`; a decoder's causality is added.
+        unit: Of `"switch"`: what chooses, as of `Units`.
+        kv_heads: Of `"switch"` of `"kv_head"`: KV heads of a layer.
+        costs: Of `"switch"`: what each level of each unit costs, as of `Units`; None = its pairs.
+            Densities then are shares of these costs.
 
     Attributes:
         weights: float `[n, n]`, or with `read` `[layers, 1, n, n]`: how much of the density each
@@ -90,13 +90,13 @@ class Gates(nn.Module):
         shares: float `[layers, 1]`, what the density of a layer weighs in that of all, mean 1;
             None where layers count alike.
         logits: float `[layers, heads, gates]`; the last axis is the structure's own. Of a switch
-            `[layers, units of a layer, options]`.
+            `[layers, units of a layer, levels]`.
         units: The layers or heads of a switch, and their options; None = edges have gates.
         enabled: False = plain dense attention (a warm-up).
         alone: True = every query sees itself alone: no attention, as if all gates were closed.
         cooling: Factor on the temperature, set by a run that anneals it.
         drawn: The sample at hand, float `[layers, heads, length, length]`, or None; of a switch
-            `[layers, units of a layer, options]`.
+            `[layers, units of a layer, levels]`.
         fixed: Used as it is instead of a sample while it is not None; the same shape.
         deterministic: True = no sampling noise, in training mode too.
 
@@ -104,7 +104,7 @@ class Gates(nn.Module):
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
             gates, `global_count`, `block` or `read` beyond the length, `flip` or hard gates
-            where the other arguments make soft ones, options without a switch or the reverse.
+            where the other arguments make soft ones, levels without a switch or the reverse.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
         Hard-concrete gates: Louizos et al., arXiv 1712.01312, Section 2.2.
@@ -112,7 +112,7 @@ class Gates(nn.Module):
 
     position: Tensor  # int64 [length * length], the gate of each edge, in reading order
     coverage: Tensor  # float [gates] or [layers, 1, gates], part of a layer's density it covers
-    tables: Tensor  # of a switch: bool [options, layers | 1, heads | 1, length, length]
+    tables: Tensor  # of a switch: bool [levels, layers | 1, heads | 1, length, length]
     weights: Tensor | None
     shares: Tensor | None
 
@@ -136,8 +136,8 @@ class Gates(nn.Module):
         causal: bool = False,
         lengths: Lengths | None = None,
         read: int | None = None,
-        options: Sequence[Mask | str] | None = None,
-        per: Unit = "layer",
+        levels: Sequence[Mask | str] | None = None,
+        unit: Unit = "layer",
         kv_heads: int | None = None,
         costs: Sequence[Sequence[float]] | None = None,
     ) -> None:
@@ -156,9 +156,9 @@ class Gates(nn.Module):
         switch = structure == "switch"
         refusals = (
             (
-                switch != (options is not None),
-                "options are the masks that the units of structure='switch' choose among, got "
-                f"structure={structure!r} and options={options!r:.80}; give both or neither",
+                switch != (levels is not None),
+                "levels are the masks that the units of structure='switch' choose among, got "
+                f"structure={structure!r} and levels={levels!r:.80}; give both or neither",
             ),
             (
                 switch and (form != "flip" or noise != "gumbel"),
@@ -202,16 +202,16 @@ class Gates(nn.Module):
         self.length, self.heads, self.layers = length, heads, layers
         self.noise, self.temperature, self.cooling, self.seed = noise, temperature, 1.0, seed
         self.initial, self.initial_density = initial, initial_density
-        self.global_count, self.block, self.per = global_count, block, per
+        self.global_count, self.block = global_count, block
         self.enabled = True
         self.alone = False
         self.deterministic = False
         self.units: Units | None = None
         self.extra_rows = global_count if structure == "toeplitz+global" else 0
-        if options is None:
+        if levels is None:
             buffers, first = self.lay_out_edges()
         else:
-            self.units = Units(self.shape, read_options(options), per, kv_heads, costs)
+            self.units = Units(self.shape, read_levels(levels), unit, kv_heads, costs)
             buffers, first = self.lay_out_switches(self.units)
         for buffer, found in buffers.items():
             single = found.float() if found is not None and found.is_floating_point() else found
@@ -262,7 +262,7 @@ class Gates(nn.Module):
 
     def lay_out_switches(self, units: Units) -> tuple[dict[str, Tensor | None], Tensor]:
         """The same of switches."""
-        coverage = units.option_costs
+        coverage = units.prices_by_layer
         self.least_density = units.least
         seen = [under_causality(mask, self.shape).dense(self.length) for mask in units.levels]
         several, heads = (max(table.shape[axis] for table in seen) for axis in (0, 1))
@@ -287,8 +287,8 @@ class Gates(nn.Module):
         )
         found = {name: getattr(self, name) for name in names}
         if self.units is not None:
-            found |= {"options": write_options(self.units.levels), "per": self.per}
-            known = {"kv_heads": self.units.kv_heads, "costs": self.units.given_costs}
+            found |= {"levels": write_levels(self.units.levels), "unit": self.units.unit}
+            known = {"kv_heads": self.units.kv_heads, "costs": self.units.costs}
             found |= {name: value for name, value in known.items() if value is not None}
         return found | self.data_arguments
 
@@ -353,7 +353,7 @@ class Gates(nn.Module):
         drawn = self.training and not self.deterministic
         noise = self.noise_generator(logits.device) if drawn else None
         if self.units is not None:
-            shares = draw_options(logits, noise, self.temperature * self.cooling)
+            shares = draw_levels(logits, noise, self.temperature * self.cooling)
             return straight_through(shares) if self.hard else shares
         if noise is not None:
             uniform = torch.rand(logits.shape, generator=noise, device=logits.device)
@@ -433,7 +433,7 @@ class Gates(nn.Module):
 
     def probabilities(self) -> Tensor:
         """Chance of each edge: float `[layers, heads, length, length]`, differentiable; of a
-        switch that of each option, `[layers, units of a layer, options]`."""
+        switch that of each level, `[layers, units of a layer, levels]`."""
         if self.units is not None:
             return self.logits.float().softmax(-1)
         return self.table(self.open_chance(self.logits.float()))
@@ -443,7 +443,7 @@ class Gates(nn.Module):
         found = self.probabilities().detach()
         if self.units is None:
             return entropy_bits(found, self.weights)
-        return entropy_of_options(found.flatten(0, 1)[: len(self.units.names)])
+        return entropy_of_levels(found.flatten(0, 1)[: len(self.units.names)])
 
     def density(self) -> Tensor:
         """Mean probability of an edge: float `[layers, heads]`, differentiable.
@@ -476,7 +476,7 @@ class Gates(nn.Module):
         return (density if self.shares is None else density * self.shares).mean()
 
     def lowered(self, logits: Tensor, shift: float) -> Tensor:
-        """The logits, all lower by so much; those of a switch's options the more, the denser."""
+        """The logits, all lower by so much; those of a switch's levels the more, the denser."""
         if self.units is None:
             return logits - shift
         return logits - shift * torch.linspace(0, 1, logits.shape[-1], device=logits.device)
@@ -505,7 +505,7 @@ class Gates(nn.Module):
         """What `repr` shows."""
         sign = ", signed" if self.signed else ""
         if self.units is not None:
-            sign = f" of {len(self.units.levels)} masks per {self.per}"
+            sign = f" of {len(self.units.levels)} masks per {self.units.unit}"
         return (
             f"{self.structure}{sign}, length={self.length}, heads={self.heads}, "
             f"layers={self.layers}, form={self.form}"

@@ -30,7 +30,7 @@ from masksearch.gates.discretise import (
 )
 from masksearch.gates.edge_means import mean_of_edges
 from masksearch.gates.switches import cut_switches
-from masksearch.gates.units import Allocation, Units, read_options
+from masksearch.gates.units import Allocation, Units, read_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.picture import table_html
 
@@ -44,7 +44,7 @@ class DamResult:
     Args:
         probabilities: float32 `[layers, heads, n, n]` on the CPU: how likely each edge is open.
             An axis of 1 means shared by all layers or heads. Of switches
-            `[layers, units of a layer, options]`: how likely each unit takes each of its masks.
+            `[layers, units of a layer, levels]`: how likely each unit takes each of its masks.
         curve: Reports, oldest first, with `loss`, `density`, `target`, `entropy`, `control`; the
             last one also has `relaxed`, `sampled`, `held_out` and `discretised` where held-out
             batches were given (see `masksearch.gates.dam`).
@@ -83,16 +83,16 @@ class DamResult:
         names = ("length", "layers", "heads", "causal", "lengths", "read")
         told = {name: self.gates[name] for name in names if name in self.gates}
         shape = Shape(**told | {"lengths": dict(told.get("lengths") or {}) or None})
-        levels = read_options(self.gates["options"])
+        levels = read_levels(self.gates["levels"])
         rest = self.gates.get("kv_heads"), self.gates.get("costs")
-        return Units(shape, levels, self.gates["per"], *rest)
+        return Units(shape, levels, self.gates["unit"], *rest)
 
     @property
     def density(self) -> float:
         """Mean probability of an edge, over the pairs that count, in [0, 1]."""
         if self.units is None:
             return mean_of_edges(self.probabilities, self.weights).item()
-        return float((self.probabilities * self.units.option_costs).sum(-1).mean())
+        return float((self.probabilities * self.units.prices_by_layer).sum(-1).mean())
 
     @property
     def weights(self) -> Tensor | None:

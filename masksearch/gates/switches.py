@@ -1,8 +1,8 @@
 """Switches: gates that choose one of several masks for each layer or head of a model.
 
-With y_o the attention of a unit under option o, the output is y of the option that was drawn: what
-the mask will compute. The gate of option o learns from <dL/dy, y_o - y>, which is what moving from
-the drawn option towards o does to the loss, exactly to first order. A unit that changes as a whole
+With y_o the attention of a unit under level o, the output is y of the level that was drawn: what
+the mask will compute. The gate of level o learns from <dL/dy, y_o - y>, which is what moving from
+the drawn level towards o does to the loss, exactly to first order. A unit that changes as a whole
 is not the sum of its edges, each flipped alone: so this is no sum of the flip gradients.
 """
 
@@ -23,18 +23,18 @@ def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor
 
     Args:
         call: The layer's.
-        gate: float `[units, options]`: one-hot, or shares of the options that mix their outputs.
-        tables: bool `[options, heads | 1, queries, keys]`.
+        gate: float `[units, levels]`: one-hot, or shares of the levels that mix their outputs.
+        tables: bool `[levels, heads | 1, queries, keys]`.
 
     Returns:
         `[batch, heads, queries, head_dim]`.
     """
-    units, options = gate.shape
+    units, levels = gate.shape
     heads = call.query.shape[1]
     members = heads // units
 
     def output(level: Tensor) -> Tensor:
-        """Attention where each unit has its option, int64 `[units]`."""
+        """Attention where each unit has its level, int64 `[units]`."""
         if units == 1:
             kept = tables[level[0]]
         else:
@@ -49,15 +49,15 @@ def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor
 
     values = gate.detach()
     chosen = values.argmax(-1)
-    if not torch.equal(values, F.one_hot(chosen, options).to(values)):
-        every = torch.arange(options, device=gate.device)[:, None].expand(-1, units)
-        mixed = [output(every[o]) * over_heads(gate[:, o]) for o in range(options)]
+    if not torch.equal(values, F.one_hot(chosen, levels).to(values)):
+        every = torch.arange(levels, device=gate.device)[:, None].expand(-1, units)
+        mixed = [output(every[o]) * over_heads(gate[:, o]) for o in range(levels)]
         return torch.stack(mixed).sum(0)
     drawn = found = output(chosen)
     if not (gate.requires_grad and torch.is_grad_enabled()):
         return drawn
-    for further in range(1, options):
-        other = (chosen + further) % options
+    for further in range(1, levels):
+        other = (chosen + further) % levels
         with torch.no_grad():
             difference = output(other) - drawn
         share = gate.gather(-1, other[:, None])[:, 0]
@@ -65,8 +65,8 @@ def attend_switched(call: AttentionCall, gate: Tensor, tables: Tensor) -> Tensor
     return found
 
 
-def draw_options(logits: Tensor, noise: torch.Generator | None, temperature: float) -> Tensor:
-    """Shares of the options, float `[.., options]`: Gumbel's softmax of logits; without noise
+def draw_levels(logits: Tensor, noise: torch.Generator | None, temperature: float) -> Tensor:
+    """Shares of the levels, float `[.., levels]`: Gumbel's softmax of logits; without noise
     (None) the softmax itself."""
     if noise is None:
         return logits.softmax(-1)
@@ -81,7 +81,7 @@ def straight_through(shares: Tensor) -> Tensor:
     return hard + (shares - shares.detach())
 
 
-def entropy_of_options(probabilities: Tensor) -> Tensor:
+def entropy_of_levels(probabilities: Tensor) -> Tensor:
     """Mean entropy of the units' choices, in bits."""
     p = probabilities.clamp_min(1e-30)
     return -(p * p.log2()).sum(-1).mean()
@@ -97,7 +97,7 @@ def cut_switches(units: Units, probabilities: Tensor, density: float) -> Allocat
 
     Args:
         units: With their levels, from local to full.
-        probabilities: float `[layers, units, options]`.
+        probabilities: float `[layers, units, levels]`.
         density: Mean cost of a unit, in (0, 1].
 
     Returns:
@@ -108,13 +108,13 @@ def cut_switches(units: Units, probabilities: Tensor, density: float) -> Allocat
     """
     count = len(units.names)
     worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[:count]
-    path = ranked_path(worth.tolist(), units.costs.tolist())
+    path = ranked_path(worth.tolist(), units.prices.tolist())
     units.refuse_less(density)
     return [step for step in path if units.density(step) <= density * (1 + ROUNDING)][-1]
 
 
 def as_shares(units: Units, allocation: Allocation, shape: torch.Size) -> Tensor:
-    """An allocation as one-hot shares, float `[layers, units, options]`."""
+    """An allocation as one-hot shares, float `[layers, units, levels]`."""
     missing = shape[:2].numel() - len(allocation)
     levels = torch.tensor([*allocation, *[units.spared or 0] * missing])
     return F.one_hot(levels, shape[-1]).float().view(shape)

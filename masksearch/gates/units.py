@@ -34,10 +34,8 @@ Unit = Literal["layer", "kv_head", "head"]
 Allocation = tuple[int, ...]  # the level of each unit
 Scores = Mapping[str, Sequence[float]]  # unit -> what each level is worth above level 0
 UNITS = ("layer", "kv_head", "head")
-GATES, IMPORTANCE = "masksearch-gates-1", "masksearch-importance-1"  # files of scores
-MEASURED, PLANES = "masksearch-scores-1", "masksearch-plane-scores-1"
+GATES = "masksearch-gates-1"  # files of trained gates
 ROUNDING = 1e-9  # share by which a density may miss one that it is meant to meet
-TABLES = {GATES: "probabilities", IMPORTANCE: "values", MEASURED: "values"}  # their tensors
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,9 @@ class Units:
             keeps.
         unit: `"layer"`, `"head"`, or `"kv_head"`: all query heads that share keys and values.
         kv_heads: KV heads of a layer, for `"kv_head"`: a divisor of the heads.
-        given_costs: What each level of each unit costs, `[levels][units]`, in the place of its
-            pairs, such that the sum over the units is the mask's: its share of a cache's bytes,
-            for example. `density`, `least` and `quarter` then speak of that.
+        costs: What each level of each unit costs, `[levels][units]`, in the place of its pairs,
+            such that the sum over the units is the mask's: its share of a cache's bytes, for
+            example. `density`, `least` and `quarter` then speak of that. None = its pairs.
 
     Raises:
         UnknownNameError: For another unit.
@@ -79,7 +77,7 @@ class Units:
     levels: tuple[Mask, ...]
     unit: Unit = "head"
     kv_heads: int | None = None
-    given_costs: Sequence[Sequence[float]] | None = None
+    costs: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -94,8 +92,8 @@ class Units:
             raise ValueError(
                 f"kv_heads divides the heads of a layer ({self.shape.heads}), got {self.kv_heads}"
             )
-        if self.given_costs is not None:
-            object.__setattr__(self, "given_costs", tuple(map(tuple, self.given_costs)))
+        if self.costs is not None:
+            object.__setattr__(self, "costs", tuple(map(tuple, self.costs)))
             if self.shape.read is not None:
                 raise ValueError(
                     "costs of units are for models all of whose rows are read, such as decoders; "
@@ -106,13 +104,13 @@ class Units:
                 "a unit has two masks or more, from the local one to the full one; got "
                 f"{len(self.levels)}"
             )
-        for level, rises in enumerate(self.costs.diff(dim=0) > 0, start=1):
+        for level, rises in enumerate(self.prices.diff(dim=0) > 0, start=1):
             if not bool(rises.all()):
                 at = int((~rises).nonzero()[0])
                 raise ValueError(
                     f"each mask of a unit keeps more than the one before: in {self.names[at]}, "
-                    f"{self.levels[level]} keeps {self.costs[level, at].item():.4g} of the pairs "
-                    f"and {self.levels[level - 1]} {self.costs[level - 1, at].item():.4g}; order "
+                    f"{self.levels[level]} keeps {self.prices[level, at].item():.4g} of the pairs "
+                    f"and {self.levels[level - 1]} {self.prices[level - 1, at].item():.4g}; order "
                     "them from local to full, and drop what keeps the same"
                 )
 
@@ -131,19 +129,28 @@ class Units:
         return tuple(lower(mask, self.shape) for mask in self.levels)
 
     @cached_property
-    def costs(self) -> Tensor:
-        """Of each level and unit: kept pairs of real tokens, as a multiple of those that a unit
-        can keep on average; float64 `[levels, units]`. Units of a last layer whose rows are not
-        all read have few."""
-        return self.costs_of_all[:, : len(self.names)]
+    def prices(self) -> Tensor:
+        """Of each level and unit: `costs`, or its kept pairs of real tokens, as a multiple of
+        those that a unit can keep on average; float64 `[levels, units]`. Units of a last layer
+        whose rows are not all read have few."""
+        return self.prices_of_all[:, : len(self.names)]
+
+    @property
+    def shares(self) -> Tensor:
+        """The same as shares of the whole: float64 `[levels, units]`, whose sum over the units is
+        the `density` of a mask."""
+        count, spared = len(self.names), 0.0
+        if self.spared is not None:
+            spared = float(self.prices_of_all[self.spared, count:].sum())
+        return (self.prices + spared / count) / self.prices_of_all.shape[1]
 
     @cached_property
-    def costs_of_all(self) -> Tensor:
-        """`costs`, with those of a last layer without units."""
-        if self.given_costs is not None:
+    def prices_of_all(self) -> Tensor:
+        """`prices`, with those of a last layer without units."""
+        if self.costs is not None:
             for mask in self.levels:
                 self.check_rows(mask)
-            found = torch.tensor(self.given_costs, dtype=torch.float64)
+            found = torch.tensor(self.costs, dtype=torch.float64)
             wanted = (len(self.levels), self.shape.layers * self.groups)
             if found.shape != wanted:
                 raise ValueError(
@@ -180,18 +187,21 @@ class Units:
         no_empty_rows((counts > 0)[..., None])
 
     @property
-    def option_costs(self) -> Tensor:
-        """`costs_of_all` as float64 `[layers, units of a layer, levels]`; where a last layer has
+    def prices_by_layer(self) -> Tensor:
+        """`prices_of_all` as float64 `[layers, units of a layer, levels]`; where a last layer has
         no units, all levels cost what it keeps."""
-        costs = self.costs_of_all.clone()
+        prices = self.prices_of_all.clone()
         if self.spared is not None:
-            costs[:, len(self.names) :] = costs[self.spared, len(self.names) :]
-        return costs.T.reshape(self.shape.layers, -1, len(self.levels))
+            prices[:, len(self.names) :] = prices[self.spared, len(self.names) :]
+        return prices.T.reshape(self.shape.layers, -1, len(self.levels))
 
     def density(self, allocation: Sequence[int]) -> float:
         """Kept share of the pairs of real tokens, of all units and a layer without units."""
-        levels = [*allocation, *[self.spared or 0] * (len(self.costs_of_all[0]) - len(allocation))]
-        return self.costs_of_all[levels, range(len(levels))].mean().item()
+        levels = [
+            *allocation,
+            *[self.spared or 0] * (len(self.prices_of_all[0]) - len(allocation)),
+        ]
+        return self.prices_of_all[levels, range(len(levels))].mean().item()
 
     @property
     def least(self) -> float:
@@ -215,7 +225,7 @@ class Units:
     def spared(self) -> int | None:
         """The level of a last layer without units: the lowest that keeps all; None = it has
         units."""
-        last = self.costs_of_all[:, -self.groups :]
+        last = self.prices_of_all[:, -self.groups :]
         if self.shape.read is None or self.shape.layers == 1 or bool((last.diff(dim=0) > 0).all()):
             return None
         return int((last == last[-1]).all(1).int().argmax())
@@ -287,7 +297,7 @@ class Units:
     def masksearch_source(self) -> str:
         """What must not change between two searches on one run folder."""
         unit = self.unit if self.unit != "kv_head" else f"{self.unit} of {self.kv_heads}"
-        costs = [] if self.given_costs is None else [str(self.given_costs)]
+        costs = [] if self.costs is None else [str(self.costs)]
         return " ".join([unit, str(self.shape), *(m.digest for m in self.levels), *costs])
 
     def scores_of(self, table: Tensor) -> dict[str, list[float]]:
@@ -295,11 +305,11 @@ class Units:
         keeps and level 0 does not.
 
         Args:
-            table: float `[layers, heads, n, n]`: mean attention weights (`AttentionMaps.maps`), a
-                first-order importance, probabilities of gates; heads may be 1 for layers as units.
+            table: float `[layers, heads, n, n]`: an importance, mean attention weights,
+                probabilities of gates; heads may be 1 for layers as units.
 
         Returns:
-            Unit -> a number for each level, 0 for level 0; `score=` of `strategy="allocate"`.
+            Unit -> a number for each level, 0 for level 0; `method=` of `strategy="allocate"`.
 
         Raises:
             ValueError: If the table has another shape.
@@ -315,83 +325,32 @@ class Units:
                 f"{self.unit} apart"
             )
         added = [(table.double() * (kept & ~self.kept[0])).sum((-2, -1)) for kept in self.kept]
-        return self.scores_of_planes(torch.stack(added))
-
-    def scores_of_planes(self, worth: Tensor) -> dict[str, list[float]]:
-        """`scores_of` what each level is worth in each plane above level 0: the sum over the heads
-        of a unit.
-
-        Args:
-            worth: float `[levels, layers, heads]`; heads may be 1 for layers as units, and the
-                number of KV heads for KV heads.
-
-        Raises:
-            ValueError: If it has another shape.
-        """
-        told = {self.groups, self.shape.heads}
-        fits = worth.dim() == 3 and worth.shape[:2] == (len(self.levels), self.shape.layers)
-        if not fits or worth.shape[2] not in told:
-            raise ValueError(
-                f"scores of {self.unit}s come from {len(self.levels)} x {self.shape.layers} x "
-                f"{' or '.join(map(str, sorted(told)))} values (levels, layers, heads), got "
-                f"{' x '.join(map(str, worth.shape))}; measure them for these units"
-            )
-        by_level = torch.stack([self.pool(each) for each in worth], 1)[: len(self.names)]
+        by_level = torch.stack([self.pool(each) for each in added], 1)[: len(self.names)]
         return dict(zip(self.names, by_level.tolist(), strict=True))
 
-    def scores_of_switches(
-        self, probabilities: Tensor, gates: Mapping[str, Any]
-    ) -> dict[str, list[float]]:
-        """What each level is worth above level 0 by the switches of `Gates("switch", ..)`: the
-        difference of the logarithms of their probabilities.
-
-        Args:
-            probabilities: float `[layers, units of a layer, options]`.
-            gates: Arguments of the gates.
-
-        Raises:
-            ValueError: If they chose among other masks, or for other units.
-        """
-        wanted = self.option_costs.shape
-        others = read_options(gates["options"])
-        if probabilities.shape != wanted or others != self.levels or gates["per"] != self.unit:
-            raise ValueError(
-                f"these are switches per {gates['per']} among {', '.join(map(str, others))}, "
-                f"{' x '.join(map(str, probabilities.shape))}; the units are {self.unit}s among "
-                f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, wanted))}"
-            )
-        worth = probabilities.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
-        return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
-
     def read_scores(self, path: str | Path) -> dict[str, list[float]]:
-        """`scores_of` what a file holds: gates (`DamResult.save`, an artifact of strategy dam;
-        probabilities count by the pairs of real tokens, those of switches by
-        `scores_of_switches`), importance (`Importance.save`), or what
-        was measured for `score="mass"`, `"switch"`, `"gradient"` or `"flip"` (an artifact of
-        allocate). A file of the form `PLANES` holds `worth`, see `scores_of_planes`.
+        """What each unit is worth by gates in a file (`DamResult.save`, an artifact of strategy
+        dam): probabilities of edges as in `scores_of`, by the pairs of real tokens; of switches
+        the logarithms of a unit's probabilities, above that of level 0.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            MaskFormatError: If it is another file, or holds no value of each pair.
-            ValueError: If its values have another shape.
+            MaskFormatError: If it is another file.
+            ValueError: If the gates are for other units, or choose among other masks.
         """
-        for form, name in {**TABLES, PLANES: "worth"}.items():
-            try:
-                tensors, about = read_tensors(path, what="scores of units", expected=form)
-            except MaskFormatError:
-                continue
-            if name not in tensors:
-                break
-            table = tensors[name]
-            if form == PLANES:
-                return self.scores_of_planes(table)
-            if form == GATES and table.dim() == 3:
-                return self.scores_of_switches(table, json.loads(about["dam"])["gates"])
-            return self.scores_of(table * pair_weights(self.shape) if form == GATES else table)
-        raise MaskFormatError(
-            f"{path} holds no value of each pair; scores of units are read from gates.safetensors "
-            "of strategy dam, or a file of Importance.save (method 'gradient' or 'flip')"
-        )
+        tensors, about = read_tensors(path, what="gates", expected=GATES)
+        found, gates = tensors["probabilities"], json.loads(about["dam"])["gates"]
+        if found.dim() == 4:
+            return self.scores_of(found * pair_weights(self.shape))
+        wanted, others = self.prices_by_layer.shape, read_levels(gates["levels"])
+        if found.shape != wanted or others != self.levels or gates["unit"] != self.unit:
+            raise ValueError(
+                f"these are switches of {gates['unit']}s among {', '.join(map(str, others))}, "
+                f"{' x '.join(map(str, found.shape))}; the units are {self.unit}s among "
+                f"{', '.join(map(str, self.levels))}, {' x '.join(map(str, wanted))}"
+            )
+        worth = found.double().clamp_min(1e-300).log().flatten(0, 1)[: len(self.names)]
+        return dict(zip(self.names, (worth - worth[:, :1]).tolist(), strict=True))
 
 
 def replaced(allocation: Allocation, unit: int, level: int) -> Allocation:
@@ -432,36 +391,36 @@ def ranked_path(
     return path
 
 
-def read_options(options: Sequence[Mask | str]) -> tuple[Mask, ...]:
+def read_levels(levels: Sequence[Mask | str]) -> tuple[Mask, ...]:
     """Masks from masks, from texts as for `masks.parse`, or from `Mask.to_json`.
 
     Raises:
         MaskFormatError, UnknownNameError: If a text is no mask.
     """
-    if isinstance(options, str | Mask):
+    if isinstance(levels, str | Mask):
         raise MaskFormatError(
-            f"options are two masks or more, from local to full, got one: {options!r:.80}"
+            f"levels are two masks or more, from local to full, got one: {levels!r:.80}"
         )
     found = []
-    for option in options:
-        if isinstance(option, Mask):
-            found.append(option)
+    for level in levels:
+        if isinstance(level, Mask):
+            found.append(level)
         else:
-            is_json = option.lstrip().startswith("{")
-            found.append(Mask.from_json(option) if is_json else parse(option))
+            is_json = level.lstrip().startswith("{")
+            found.append(Mask.from_json(level) if is_json else parse(level))
     return tuple(found)
 
 
-def write_options(options: Sequence[Mask]) -> list[str]:
-    """The masks as texts that `read_options` reads."""
+def write_levels(levels: Sequence[Mask]) -> list[str]:
+    """The masks as texts that `read_levels` reads."""
     found = []
-    for option in options:
-        text = str(option)
+    for level in levels:
+        text = str(level)
         try:
-            same = parse(text) == option
+            same = parse(text) == level
         except MaskFormatError:  # a table, of which the text shows a part
             same = False
-        found.append(text if same else option.to_json())
+        found.append(text if same else level.to_json())
     return found
 
 

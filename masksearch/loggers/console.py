@@ -237,8 +237,8 @@ class Watcher:
         judged = [objective.name for objective in self.objectives]
         if known.get("effective_sparsity") == known.get("sparsity"):
             known.pop("effective_sparsity", None)  # both are one figure
-        elif "effective_sparsity" in judged:
-            known.pop("sparsity", None)  # a line has no room for both
+        elif "effective_sparsity" in known and "sparsity" not in judged:
+            known.pop("sparsity", None)  # full attention of a decoder has a half-empty table
         names = dict.fromkeys([*judged, *SPARSITIES])
         parts += [f"{name} {known[name]:.4f}" for name in names if name in known]
         parts += ["unsettled gates"] * (record.params.get("gates") == "unsettled")

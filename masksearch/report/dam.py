@@ -81,7 +81,7 @@ def dam_pictures(runs: DamRuns, records: Sequence[Record]) -> Iterator[tuple[int
     curves = [
         record
         for record in records
-        if isinstance(record.job, OneShot) and not record.job.measure
+        if isinstance(record.job, OneShot)
         if record.curve and id(record) not in shown
     ]
     alone = len(curves) == 1 and not shown

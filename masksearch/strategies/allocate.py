@@ -1,9 +1,8 @@
-"""Which layers or heads need a full mask: scored one by one, then kept, added or removed.
+"""Which layers or heads need a full mask: scored one by one, or raised in rounds.
 
-    both ends -> scores of the units -> "ranked":   masks of every size, by these scores
-                                     -> "exact":    the best masks within budgets, by these scores
-                                     -> "greedy":   rounds that raise the best unit
-                                     -> "backward": rounds that lower the most useless unit
+    both ends -> scores of the units -> masks of every size, by these scores
+                                     -> or within each budget the best sum of scores
+              -> "greedy":              rounds that raise the best unit
 
 Every mask that is judged on the way is a trial of the study. The plan is a generator of batches,
 and goes on once every mask of its batch has been judged; so what it asks for is a function of the
@@ -14,17 +13,30 @@ Reference:
     arXiv 2410.10819, has the choice of full or local heads. Budgets over added scores: MoA, arXiv
     2406.14909, and Puzzle, arXiv 2411.19146. Several masks a unit: a knapsack with
     multiple choice, by its convex hulls: Sinha and Zoltners, Operations Research 27(3), 1979.
+    Selectors that lost against these are in experiments/rivals.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
 from masksearch.analysis.cautions import warmup_problems
-from masksearch.contracts import Evaluate, Evaluator, Objective, OneShot, Proposal, Record, Shape
+from masksearch.contracts import (
+    Evaluate,
+    Evaluator,
+    Objective,
+    OneShot,
+    Proposal,
+    Record,
+    Shape,
+)
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.dam import one_shot_parts, refuse_unreachable
 from masksearch.gates.units import (
@@ -33,67 +45,58 @@ from masksearch.gates.units import (
     Unit,
     Units,
     ranked_path,
+    read_levels,
     replaced,
-    write_options,
+    write_levels,
 )
 from masksearch.masks.core import Mask
-from masksearch.masks.text import parse
+from masksearch.masks.leaves import Full
 from masksearch.strategies.dam import waiting
-from masksearch.strategies.switched_units import METHODS as OF_UNITS
-from masksearch.strategies.unit_budgets import DENSITY, find_cost, solve, unit_costs
-from masksearch.strategies.unit_scores import METHODS
 
 NAME = "allocate"
 OPTIONS = (
-    *("unit", "full", "local", "between", "score", "grow", "tries", "budgets", "cost"),
-    *("gates", "config"),  # of a score that is trained
+    *("unit", "levels", "method", "tries", "budgets", "cost"),
+    *("gates", "config"),  # of method "gates"
 )
-GROW = ("ranked", "exact", "greedy", "backward")
-SCORE = ("restore", "ablate")
-ARTIFACTS = ("gates", "scores")  # with scores of units
+METHODS = ("restore", "ablate", "greedy")
 LOWEST = -1e30  # gain of a mask without a score, where the objective's worst is infinite
+DENSITY = "density"
+SLACK = 1e-9  # share of a budget that rounding may add
 
 
 class AllocateStrategy:
     """Proposes allocations: masks in which every unit has one of its masks.
 
-    Where scores are those of gates or of a trained model, the first job makes them. The first
-    masks are the two ends, all units local and all full. Then
+    Where scores are those of gates, the first job trains these. The first masks are the two ends,
+    all units local and all full. Then
 
-    - `"ranked"`: every unit is scored once, and the units are raised in the order of their scores
-      (of several masks, in the order of gain per pair kept, along each unit's convex hull). The
-      masks on this path are judged from coarse to fine, so that any number of trials is spread
-      over all sizes. Scores of units need not add up: compare with the others.
-    - `"exact"`: the same scores, and of all allocations the one with the largest sum of scores
-      within each budget.
+    - by scores, without budgets: the units are raised in the order of their scores (of several
+      masks, in the order of gain per pair kept, along each unit's convex hull). The masks on this
+      path are judged from coarse to fine, so that any number of trials is spread over all sizes.
+      Scores of units need not add up: compare with `"greedy"`.
+    - by scores, within each budget: of all allocations the one with the largest sum of scores.
     - `"greedy"`: from all local on, in each round every unit that can is raised by one level; the
-      one that gains most per pair stays raised.
-    - `"backward"`: from all full on, in each round every unit that can is lowered; the one that
-      loses least per pair stays lowered.
-
-    Rounds of all units cost about units² / 2 trials; with `tries` a round judges only that many,
-    the best by what is known of them: their scores, or later their last round.
+      one that gains most per pair stays raised. Rounds of all units cost about units² / 2 trials;
+      with `tries` a round judges only that many, the best by what is known of them: restored
+      alone, or later their last round.
 
     Args:
         units: The layers or heads, and their masks.
         objective: What a mask is judged by.
-        score: `"restore"` (one unit raised where all others are local), `"ablate"` (one unit
-            lowered where all others are full), or numbers: unit -> the worth of each of its
-            levels. None = `"ablate"` for `"backward"`, else `"restore"`. Where `tries` is None,
-            `"greedy"` and `"backward"` need no scores and take none.
-        grow: `"ranked"`, `"exact"`, `"greedy"` or `"backward"`.
-        tries: Units that a round judges (>= 1); None = all. For `"greedy"` and `"backward"`.
-        budgets: What the masks of `"exact"` cost at most, each in (0, 1]: their share of what is
-            kept where all units are full.
-        costs: Of each level, of each unit, such that the sum over the units is the mask's; None =
-            their pairs of real tokens.
+        method: How units are scored: `"restore"` (one unit raised where all others are local),
+            `"ablate"` (one unit lowered where all others are full), or numbers: unit -> the worth
+            of each of its levels. Or `"greedy"`.
+        tries: Units that a round of `"greedy"` judges (>= 1); None = all.
+        budgets: What masks cost at most, each in (0, 1]: their share of what is kept where all
+            units are full. `"greedy"` ends at the largest.
         training: The job that trains gates, whose probabilities are the scores in the place of
-            `score`, or that measures scores on a trained model; None = neither.
+            `method`; None = no gates.
         run: Folder that artifacts are relative to; needed with `training`.
 
     Raises:
-        UnknownNameError: For another way to grow or to score, or a unit that does not exist.
-        ValueError: If `tries` is below 1 or has no rounds, or scores are missing or not finite.
+        UnknownNameError: For another method, or a unit that does not exist.
+        ValueError: If `tries` is below 1 or has no rounds, a budget is below all masks, or scores
+            are missing or not finite.
     """
 
     def __init__(
@@ -101,34 +104,25 @@ class AllocateStrategy:
         units: Units,
         objective: Objective,
         *,
-        score: str | Scores | None = None,
-        grow: Literal["ranked", "exact", "greedy", "backward"] = "ranked",
+        method: str | Scores = "restore",
         tries: int | None = None,
         budgets: Sequence[float] = (),
-        costs: Sequence[Sequence[float]] | None = None,
         training: OneShot | None = None,
         run: Path = Path(),
     ) -> None:
-        if grow not in GROW:
-            raise unknown_name("way to grow:", grow, GROW)
-        if tries is not None and (grow in ("ranked", "exact") or tries < 1):
+        if not isinstance(method, str):
+            check_scores(method, units)
+        elif method not in METHODS:
+            raise unknown_name("method:", method, (*METHODS, "gates", "a file of gates"))
+        if tries is not None and (method != "greedy" or tries < 1):
             raise ValueError(
-                f"tries is how many units a round of 'greedy' or 'backward' judges, 1 or more; "
-                f"got {tries} for {grow!r}"
+                "tries is how many units a round of method='greedy' judges, 1 or more; got "
+                f"{tries} for {method!r:.80}"
             )
-        if (grow == "exact") != bool(budgets) or not all(0 < each <= 1 for each in budgets):
-            raise ValueError(
-                "budgets are shares in (0, 1], one or more for grow='exact' and none for others; "
-                f"got {list(budgets)} for {grow!r}"
-            )
-        score = score or ("ablate" if grow == "backward" else "restore")
-        if isinstance(score, str) and score not in SCORE:
-            known = dict.fromkeys((*SCORE, "gates", *METHODS, *OF_UNITS, "a file of scores"))
-            raise unknown_name("score of units:", score, known)
-        if not isinstance(score, str):
-            check_scores(score, units)
+        if not all(isinstance(each, int | float) and 0 < each <= 1 for each in budgets):
+            raise ValueError(f"budgets are shares in (0, 1], got {list(budgets)}")
         self.units, self.objective = units, objective
-        self.score, self.grow, self.tries = score, grow, tries
+        self.method, self.tries = method, tries
         self.out: dict[Allocation, bool] = {}  # what was proposed -> whether it has ended
         self.gains: dict[Allocation, float] = {}  # of what was scored; more is better
         self.worth: dict[str, list[float]] | None = None  # of each unit's levels, once it is known
@@ -137,16 +131,17 @@ class AllocateStrategy:
         self.next = 0  # the next draw
         self.steps = self.plan()
         self.batch: Sequence[Allocation] | None = ()  # None = the plan has ended
-        self.costs: Sequence[Sequence[float]] = units.costs.tolist() if costs is None else costs
+        self.prices: list[list[float]] = units.prices.tolist()
+        self.shares: list[list[float]] = units.shares.tolist()
         self.budgets = tuple(sorted({*budgets}))
         if budgets:  # too small ones are refused before anything is judged
-            solve([[0.0] * (units.top + 1) for _ in units.names], self.costs, self.budgets[0])
+            solve([[0.0] * (units.top + 1) for _ in units.names], self.shares, self.budgets[0])
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next allocation; "wait" where the next depends on masks that are still out.
 
         Raises:
-            SearchError: If the job that makes the scores has failed; gives its reason.
+            SearchError: If the job that trains the gates has failed; gives its reason.
         """
         if self.training is not None and self.next == 0:
             self.next = 1
@@ -180,13 +175,35 @@ class AllocateStrategy:
                 self.gains[allocation] = value if self.objective.goal == "max" else -value
 
     @property
+    def judges_alone(self) -> bool:
+        """Whether each unit is judged alone, for its score."""
+        if self.training is not None or not isinstance(self.method, str):
+            return False
+        return self.method != "greedy" or self.tries is not None
+
+    @property
     def least_trials(self) -> int:
         """Trials that it takes before one is chosen by what others have shown."""
-        given = self.training is not None or not isinstance(self.score, str)
-        scored = self.grow in ("ranked", "exact") or self.tries is not None
-        if given and scored:
-            return 2 + (self.training is not None)
-        return 2 + len(self.units.names) * (self.units.top if scored else 1)
+        alone = len(self.units.names) * self.units.top if self.judges_alone else 0
+        if self.method == "greedy":
+            return 2 + (alone or len(self.units.names))
+        return 2 + alone + (self.training is not None)
+
+    @property
+    def most_trials(self) -> int:
+        """Trials of the whole plan, at most."""
+        count, top = len(self.units.names), self.units.top
+        alone = count * top if self.judges_alone else 0
+        if self.method != "greedy":
+            chosen = len(self.budgets) or count * top - 1
+            return 2 + alone + chosen + (self.training is not None)
+        steps, spent = 0, sum(self.shares[0])
+        prices = [np.diff([level[u] for level in self.shares]) for u in range(count)]
+        for price in sorted(np.concatenate(prices)):  # at most as many as the cheapest ones
+            spent += price
+            steps += self.fits(spent)
+        free = [count - step if top == 1 else count for step in range(steps)]
+        return 2 + alone + sum(min(self.tries or count, each) for each in free)
 
     # -- the plan ------------------------------------------------------------------------------
     def plan(self) -> Iterator[Sequence[Allocation]]:
@@ -195,81 +212,83 @@ class AllocateStrategy:
         local, full = (0,) * count, (top,) * count
         worth: list[list[float]] | None = None
         if self.trained is not None:
-            self.score = self.read_artifact(self.trained)
+            self.method = self.read_gates(self.trained)
         yield (local, full)
-        if not isinstance(self.score, str):
-            worth = [list(self.score[name]) for name in self.units.names]
-        elif self.grow in ("ranked", "exact") or self.tries is not None:
-            start = local if self.score == "restore" else full
+        if not isinstance(self.method, str):
+            worth = [list(self.method[name]) for name in self.units.names]
+        elif self.judges_alone:
+            start = full if self.method == "ablate" else local
             alone = [[replaced(start, u, at) for at in range(top + 1)] for u in range(count)]
             yield [each for levels in alone for each in levels if each != start]
             known = [[self.gain(each) for each in levels] for levels in alone]
             worth = [[gain - gains[0] for gain in gains] for gains in known]
         if worth is not None:
             self.worth = dict(zip(self.units.names, worth, strict=True))
-        if self.grow == "ranked":
-            assert worth is not None
-            path = ranked_path(worth, self.costs)
+        if self.method == "greedy":
+            yield from self.rounds(local, worth)
+        elif worth is not None and self.budgets:
+            yield [solve(worth, self.shares, budget) for budget in self.budgets]
+        elif worth is not None:
+            path = ranked_path(worth, self.prices)
             yield [path[at] for at in spread(len(path))]
-        elif self.grow == "exact":
-            assert worth is not None
-            yield [solve(worth, self.costs, budget) for budget in self.budgets]
-        elif self.grow == "greedy":
-            yield from self.rounds(local, 1, worth)
-        else:
-            yield from self.rounds(full, -1, worth)
 
-    def read_artifact(self, record: Record) -> dict[str, list[float]]:
-        """The scores that the first job has left."""
-        found = [record.artifacts[name] for name in ARTIFACTS if name in record.artifacts]
-        if not found:
+    def read_gates(self, record: Record) -> dict[str, list[float]]:
+        """The scores that the gates of the first job stand for."""
+        if "gates" not in record.artifacts:
             raise SearchError(
-                f"strategy 'allocate' has no scores of its units, the job that makes them failed: "
-                f"{record.reason or 'it left none'}; remove the cause and search in another run "
-                "folder, or score by 'restore'"
+                "strategy 'allocate' has no scores of its units, the training of its gates "
+                f"failed: {record.reason or 'it left none'}; remove the cause and search in "
+                "another run folder, or score by 'restore'"
             )
         unlearned = warmup_problems(record.values, record.step).get("attention_unlearned")
         if unlearned:
             raise SearchError(f"gates are no scores for strategy 'allocate': {unlearned}")
-        return self.units.read_scores(self.run / found[0])
+        return self.units.read_scores(self.run / record.artifacts["gates"])
 
     def rounds(
-        self, now: Allocation, step: int, worth: list[list[float]] | None
+        self, now: Allocation, worth: list[list[float]] | None
     ) -> Iterator[Sequence[Allocation]]:
-        """Moves one unit a round by one level, until none can move.
+        """Raises one unit a round by one level, until none can rise.
 
         Args:
             now: Where the rounds begin.
-            step: 1 = up, -1 = down.
             worth: Of each unit and level, for the first choice of `tries`; None = all alike.
         """
-        units, top = range(len(now)), self.units.top
         latest = [0.0] * len(now)  # gain per pair of each unit's next step
         if worth is not None:
-            for u in units:
-                change = worth[u][now[u] + step] - worth[u][now[u]]
-                latest[u] = change / self.price(u, now[u], step)
-        while free := [u for u in units if 0 <= now[u] + step <= top]:
+            for u, levels in enumerate(worth):
+                latest[u] = (levels[now[u] + 1] - levels[now[u]]) / self.price(u, now[u])
+        while free := [u for u in range(len(now)) if self.may_rise(now, u)]:
             order = sorted(free, key=lambda u: (-latest[u], u))
             size, scored = self.tries or len(order), list[int]()
             for first in range(0, len(order), size):
                 tried = order[first : first + size]
-                moved = {u: replaced(now, u, now[u] + step) for u in tried}
+                moved = {u: replaced(now, u, now[u] + 1) for u in tried}
                 yield [moved[u] for u in sorted(tried)]  # neighbours share their lower layers
                 for u in tried:
-                    change = self.gain(moved[u]) - self.gain(now)
-                    latest[u] = change / self.price(u, now[u], step)
+                    latest[u] = (self.gain(moved[u]) - self.gain(now)) / self.price(u, now[u])
                 scored = [u for u in tried if moved[u] in self.gains]
                 if scored:
                     break
             if not scored:
                 return  # all were stopped by a constraint, or failed
             best = min(scored, key=lambda u: (-latest[u], u))
-            now = replaced(now, best, now[best] + step)
+            now = replaced(now, best, now[best] + 1)
 
-    def price(self, unit: int, level: int, step: int) -> float:
-        """Share of its pairs that a unit gains or loses with a step."""
-        return abs(self.costs[level + step][unit] - self.costs[level][unit])
+    def may_rise(self, now: Allocation, unit: int) -> bool:
+        """Whether a unit has a level above its own that the largest budget pays."""
+        if now[unit] == self.units.top:
+            return False
+        raised = replaced(now, unit, now[unit] + 1)
+        return self.fits(sum(self.shares[level][u] for u, level in enumerate(raised)))
+
+    def fits(self, share: float) -> bool:
+        """Whether the largest budget pays that share."""
+        return not self.budgets or share <= self.budgets[-1] * (1 + SLACK)
+
+    def price(self, unit: int, level: int) -> float:
+        """What the next level of a unit costs more than this one."""
+        return self.prices[level + 1][unit] - self.prices[level][unit]
 
     def gain(self, allocation: Allocation) -> float:
         """How good an allocation is; that of one without a score is the objective's worst."""
@@ -277,6 +296,7 @@ class AllocateStrategy:
         return self.gains.get(allocation, worst if math.isfinite(worst) else LOWEST)
 
 
+# -- from plain options ------------------------------------------------------------------------
 def build_allocate(
     options: Mapping[str, Any], units: Units, evaluator: Evaluator, run: Path
 ) -> AllocateStrategy:
@@ -287,87 +307,77 @@ def build_allocate(
     Raises:
         SearchError: If the cost does not add up over the units, or gates are not each unit's own.
         ValueError: If gates cannot reach the density that they are asked for.
-        FileNotFoundError, MaskFormatError: If `score` names a file that cannot be read.
+        FileNotFoundError, MaskFormatError: If `method` names a file that cannot be read.
     """
-    given = {name: options.get(name) for name in ("score", "grow", "tries", "budgets")}
+    given = {name: options.get(name) for name in ("method", "tries", "budgets")}
     own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    own["costs"] = costs_of(options, units, evaluator)
-    score = own.get("score")
-    if isinstance(score, Path) or (isinstance(score, str) and score.endswith(".safetensors")):
-        own["score"] = units.read_scores(score)
+    units = with_costs(
+        units, evaluator, options.get("cost"), required=bool(options.get("budgets"))
+    )
+    method = own.get("method")
     gates, config = options.get("gates") or {}, options.get("config") or {}
-    if score == "gates":
-        if "preset" in gates:
-            raise SearchError(
-                f"score='gates' takes gates of each {units.unit}'s own, and all layers share "
-                f"those of preset={gates['preset']!r}; leave the preset out"
-            )
-        del own["score"]
-        each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
-        if each.setdefault("structure", "switch") == "switch":
-            each |= {"options": write_options(units.levels), "per": units.unit}
-            each |= {} if units.kv_heads is None else {"kv_heads": units.kv_heads}
-            config = {"density": units.quarter, **config}
-        training = OneShot(each, waiting(config))
-        built, trained = one_shot_parts(training, units.shape, 0)  # before a model is trained
-        refuse_unreachable(built, trained)
-        layers, heads = units.shape.layers, units.shape.heads
-        if trained.layers != layers or (trained.heads != heads and units.unit != "layer"):
-            raise SearchError(
-                f"score='gates' takes gates of each {units.unit}'s own, {layers} layers of "
-                f"{heads} heads, got layers={trained.layers}, heads={trained.heads}; leave both "
-                "out (--gate-layers)"
-            )
-        own |= {"training": training, "run": run}
-    elif score == "switch" or (score == "mass" and units.shape.causal):
-        del own["score"]  # measured for whole units: sequences of decoders are long
-        levels = {"levels": [mask.to_dict() for mask in units.levels]}
-        own |= {"training": OneShot(levels, measure=score), "run": run}
-    elif score in METHODS:
-        del own["score"]
-        own |= {"training": OneShot(measure=score), "run": run}
+    if method == "gates":
+        del own["method"]
+        own |= {"training": gate_training(gates, config, units), "run": run}
     elif gates or config:
-        raise SearchError("gates and config belong to score='gates', which trains them")
+        raise SearchError("gates and config belong to method='gates', which trains them")
+    elif isinstance(method, Path) or (isinstance(method, str) and method.endswith(".safetensors")):
+        own["method"] = units.read_scores(method)
     return AllocateStrategy(units, evaluator.objectives[0], **own)
 
 
-def costs_of(
-    options: Mapping[str, Any], units: Units, evaluator: Evaluator
-) -> list[list[float]] | None:
-    """What each level of each unit costs; None = its pairs, where no budget asks for more."""
-    name = find_cost(units, evaluator, options.get("cost"))
-    if name == DENSITY and not options.get("budgets"):
-        return None
-    try:
-        return unit_costs(units, evaluator, name)
-    except SearchError:
-        if options.get("cost") is None and not options.get("budgets"):
-            return None
-        raise
+def gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Units) -> OneShot:
+    """The job that trains gates of each unit's own, switches unless another structure is named.
+
+    Raises:
+        SearchError: If gates are not each unit's own.
+        ValueError: If they cannot reach the density that they are asked for.
+    """
+    if "preset" in gates:
+        raise SearchError(
+            f"method='gates' takes gates of each {units.unit}'s own, and all layers share "
+            f"those of preset={gates['preset']!r}; leave the preset out"
+        )
+    each = {"layers": units.shape.layers, **gates}  # of all layers together they say nothing
+    if each.setdefault("structure", "switch") == "switch":
+        each |= {"levels": write_levels(units.levels), "unit": units.unit}
+        each |= {} if units.kv_heads is None else {"kv_heads": units.kv_heads}
+        config = {"density": replace(units, costs=None).quarter, **config}
+    training = OneShot(each, waiting(config))
+    built, trained = one_shot_parts(training, units.shape, 0)  # before a model is trained
+    refuse_unreachable(built, trained)
+    layers, heads = units.shape.layers, units.shape.heads
+    if trained.layers != layers or (trained.heads != heads and units.unit != "layer"):
+        raise SearchError(
+            f"method='gates' takes gates of each {units.unit}'s own, {layers} layers of "
+            f"{heads} heads, got layers={trained.layers}, heads={trained.heads}; leave both "
+            "out (--gate-layers)"
+        )
+    return training
 
 
 def build_units(options: Mapping[str, Any], shape: Shape, kv_heads: int | None = None) -> Units:
-    """The units that plain options stand for: `unit`, `local`, `between`, `full`.
+    """The units that plain options stand for: `unit` and `levels`.
 
     Args:
-        options: Masks, or texts as for `masks.parse`; full attention where `full` is missing.
+        options: `levels` are masks from local to full, or texts as for `masks.parse`; the only
+            one is the local mask beside full attention.
         shape: Of the model.
         kv_heads: KV heads of a layer of a decoder; None = not known.
 
     Raises:
-        SearchError: If there is no local mask.
+        SearchError: If there is no mask.
     """
-    if options.get("local") is None:
+    levels = options.get("levels") or ()
+    levels = read_levels([levels] if isinstance(levels, str | Mask) else levels)
+    if not levels:
         raise SearchError(
-            "units need a local mask beside the full one: give local='star()' (--local), or "
-            "local='window(8) | global_tokens(1)'"
+            "units need a local mask beside the full one: give levels='star()', or from local to "
+            "full levels=['window(8)', 'window(8) | global_tokens(1)', 'full()']"
         )
+    if len(levels) == 1:
+        levels = (*levels, Full())
     unit: Unit = options.get("unit") or "head"
-    between = options.get("between") or ()
-    if isinstance(between, str | Mask):
-        between = (between,)
-    given = (options["local"], *between, options.get("full") or "full()")
-    levels = tuple(parse(m) if isinstance(m, str) else m for m in given)
     return Units(shape, levels, unit, kv_heads if unit == "kv_head" else None)
 
 
@@ -380,7 +390,7 @@ def check_scores(scores: Scores, units: Units) -> None:
         found = list(scores.get(name, ()))
         if len(found) != len(units.levels) or not all(map(math.isfinite, found)):
             raise ValueError(
-                f"score holds for each unit one finite number a level ({len(units.levels)} of "
+                f"scores are for each unit one finite number a level ({len(units.levels)} of "
                 f"them, from local to full), got {found or 'nothing'} for {name}"
             )
 
@@ -399,3 +409,140 @@ def spread(count: int) -> list[int]:
             order.append(middle)
             gaps += [(low, middle), (middle, high)]
     return list(dict.fromkeys(order))
+
+
+# -- budgets -----------------------------------------------------------------------------------
+def find_cost(units: Units, evaluator: Evaluator, name: str | None = None) -> str:
+    """The name of what units cost: `"density"`, or a measure of the evaluator.
+
+    Args:
+        units: The units.
+        evaluator: It may know measures of masks, such as `"kv_bytes"`.
+        name: What was asked for; None = the evaluator's second objective, where it is such a
+            measure and adds up over these units, else density.
+
+    Raises:
+        UnknownNameError: If the evaluator knows no such measure.
+    """
+    known = evaluator.measure_names
+    if name not in (None, DENSITY, *known):
+        raise unknown_name("cost of units", str(name), (DENSITY, *known))
+    if name is not None:
+        return name
+    second = [objective.name for objective in evaluator.objectives[1:2]]
+    return second[0] if second and second[0] in known else DENSITY
+
+
+def with_costs(
+    units: Units, evaluator: Evaluator, name: str | None, *, required: bool = False
+) -> Units:
+    """The units with what they cost by a measure; as they are where that is their pairs, or a
+    measure that nobody asked for does not add up.
+
+    Args:
+        units: The units.
+        evaluator: See `find_cost`.
+        name: As of `find_cost`.
+        required: Whether budgets ask for it.
+
+    Raises:
+        SearchError: If it does not add up over these units.
+    """
+    found = find_cost(units, evaluator, name)
+    if found == DENSITY:
+        return units
+    try:
+        return replace(units, costs=unit_costs(units, evaluator, found))
+    except SearchError:
+        if name is None and not required:
+            return units
+        raise
+
+
+def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float]]:
+    """What each level of each unit costs, `[levels][units]`; the sum over units is the mask's.
+
+    Args:
+        units: The units.
+        evaluator: See `find_cost`.
+        name: A measure of the evaluator: what it is for a mask in which one unit alone is raised
+            says what that unit costs.
+
+    Raises:
+        SearchError: If the measure does not add up over these units.
+    """
+    count = len(units.names)
+
+    def measured(mask: Mask) -> float:
+        found = evaluator.measures_of(mask)
+        if name not in found:
+            raise SearchError(f"{type(evaluator).__name__} knows no {name} of {mask!s:.80}")
+        return float(found[name])
+
+    base = measured(units.mask((0,) * count))
+    rises = [[0.0] * count]
+    for level in range(1, units.top + 1):
+        alone = [tuple(level * (at == unit) for at in range(count)) for unit in range(count)]
+        rises.append([measured(units.mask(each)) - base for each in alone])
+    whole_rise = measured(units.mask((units.top,) * count)) - base
+    if not math.isclose(sum(rises[-1]), whole_rise, rel_tol=1e-6):
+        raise SearchError(
+            f"{name} does not add up over units of the kind {units.unit!r}: raised one by one "
+            f"they cost {sum(rises[-1]):.4g}, all together {whole_rise:.4g}, as some share what "
+            "they hold; take unit='layer', or unit='kv_head' with cost='kv_bytes_per_head'"
+        )
+    return [[base / count + rise for rise in level] for level in rises]
+
+
+def solve(
+    worth: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], budget: float
+) -> Allocation:
+    """The allocation that is worth most within a budget: a knapsack with multiple choice, exact.
+
+    Args:
+        worth: Of each unit, of each level.
+        costs: Of each level, of each unit.
+        budget: At most so much in all.
+
+    Returns:
+        The level of each unit.
+
+    Raises:
+        ValueError: If no allocation is within the budget.
+
+    Reference: HiGHS, by `scipy.optimize.milp`.
+
+    >>> solve([[0.0, 1.0], [0.0, 3.0]], [[0.1, 0.1], [0.5, 0.5]], 0.6)
+    (0, 1)
+    """
+    value, cost = np.array(worth, dtype=float), np.array(costs, dtype=float).T  # [units, levels]
+    least = float(cost.min(1).sum())
+    if least > budget * (1 + SLACK):
+        raise ValueError(
+            f"a budget is at least what the cheapest masks of all units cost, {least:.4g}; got "
+            f"{budget:.4g}: raise it, or give a smaller local mask"
+        )
+    extra = cost - cost.min(1, keepdims=True)
+    room = max(0.0, budget * (1 + SLACK) - least)
+    scale = float(
+        extra[extra > 0].min(initial=math.inf)
+    )  # so that the solver's tolerance is small
+    if not math.isfinite(scale):
+        scale = 1.0
+    count, levels = value.shape
+    gain = (value - value.min(1, keepdims=True)).reshape(-1)
+    gain = gain / (gain.max() or 1.0)
+    one_each = np.kron(np.eye(count), np.ones(levels))
+    found = milp(
+        -gain,
+        integrality=np.ones(count * levels),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint((extra / scale).reshape(1, -1), -np.inf, room / scale),
+        ],
+        options={"mip_rel_gap": 0.0},
+    )
+    if found.x is None:
+        raise ValueError(f"the budget {budget:.4g} could not be solved: {found.message}")
+    return tuple(int(each) for each in found.x.reshape(count, levels).argmax(1))

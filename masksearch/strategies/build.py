@@ -20,10 +20,16 @@ from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config
 from masksearch.gates.dam import one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
-from masksearch.gates.units import Units, read_options, write_options
+from masksearch.gates.units import Units, read_levels, write_levels
+from masksearch.strategies.allocate import (
+    DENSITY,
+    build_allocate,
+    build_units,
+    find_cost,
+    with_costs,
+)
 from masksearch.strategies.allocate import NAME as ALLOCATE
 from masksearch.strategies.allocate import OPTIONS as ALLOCATE_OPTIONS
-from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
 from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.published_dam import NAME as PUBLISHED
@@ -34,9 +40,6 @@ from masksearch.strategies.space import Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy
-from masksearch.strategies.switched_units import METHODS as OF_UNITS
-from masksearch.strategies.unit_budgets import DENSITY, find_cost, unit_costs
-from masksearch.strategies.unit_scores import METHODS
 from masksearch.study.constraints import Constraint
 from masksearch.user_code import load_strategy
 
@@ -135,13 +138,12 @@ def build_strategy(
             raise SearchError(
                 "strategy 'allocate' takes no space: its masks are those of its units; give None"
             )
-        score, offers = options.get("score"), evaluator.offers("differentiable")
-        if score in ("gates", *METHODS, *OF_UNITS) and not offers:
-            raise SearchError(
-                f"score={score!r} needs an evaluator with differentiable(seed); "
-                f"{type(evaluator).__name__} has none: score by 'restore' or 'ablate'"
-            )
-        if score == "gates":
+        if options.get("method") == "gates":
+            if not evaluator.offers("differentiable"):
+                raise SearchError(
+                    "method='gates' needs an evaluator with differentiable(seed); "
+                    f"{type(evaluator).__name__} has none: take 'restore', 'ablate' or 'greedy'"
+                )
             options = {**options, "config": one_shot_config(options, evaluator)}
         units = build_units(options, evaluator.shape, evaluator.kv_head_count)
         return build_allocate(options, units, evaluator, run)
@@ -179,21 +181,18 @@ def plain_gates(
         if cost is not None:
             raise SearchError(f"cost={cost!r} is what switches cost: give units, or leave it out")
         return gates, None, DENSITY
-    levels = read_options(gates.get("options") or ())
-    if gates.get("per") == "kv_head":
+    levels = read_levels(gates.get("levels") or ())
+    if gates.get("unit") == "kv_head":
         gates.setdefault("kv_heads", evaluator.kv_head_count)
     own = replace(evaluator.shape, layers=gates.get("layers", evaluator.shape.layers))
-    units = Units(own, levels, gates.get("per", "layer"), gates.get("kv_heads"))
-    counts = DENSITY if "costs" in gates else find_cost(units, evaluator, cost)
-    if counts != DENSITY:
-        try:
-            gates["costs"] = unit_costs(units, evaluator, counts)
-        except SearchError:
-            if cost is not None:
-                raise
-            counts = DENSITY
-    units = replace(units, given_costs=gates.get("costs"))
-    return {**gates, "options": write_options(levels)}, units, counts
+    units = Units(own, levels, gates.get("unit", "layer"), gates.get("kv_heads"))
+    if "costs" in gates:
+        units = replace(units, costs=gates["costs"])
+        return {**gates, "levels": write_levels(levels)}, units, DENSITY
+    units = with_costs(units, evaluator, cost)
+    counts = DENSITY if units.costs is None else find_cost(units, evaluator, cost)
+    costs = {} if units.costs is None else {"costs": [list(each) for each in units.costs]}
+    return {**gates, "levels": write_levels(levels), **costs}, units, counts
 
 
 def one_shot_config(
@@ -235,14 +234,14 @@ def strategy_facts(
     """What must not change between two searches on one run folder.
 
     A strategy of a user's file is known by the file's text, wherever the file lies; a file of
-    scores likewise.
+    gates likewise.
     """
     facts = {"strategy": strategy_name(strategy)}
     if isinstance(strategy, str) and is_user_code(strategy):
         path = Path(strategy.rpartition(":")[0])
         text = path.read_bytes() if path.is_file() else b""
         facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]
-    score = options.get("score")
-    if strategy == ALLOCATE and isinstance(score, str | Path) and Path(score).is_file():
-        facts["strategy_source"] = hashlib.sha256(Path(score).read_bytes()).hexdigest()[:16]
+    method = options.get("method")
+    if strategy == ALLOCATE and isinstance(method, str | Path) and Path(method).is_file():
+        facts["strategy_source"] = hashlib.sha256(Path(method).read_bytes()).hexdigest()[:16]
     return facts | {"strategy_options": json.dumps(dict(options), sort_keys=True, default=str)}

@@ -140,9 +140,8 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
                 with save_mask(mask, run / name).open("rb") as file:
                     os.fsync(file.fileno())  # the study must not outlive its masks
             return {"kind": "evaluate", "file": name}
-        case OneShot(gates=gates, config=config, measure=measure):
-            own = {"measure": measure} if measure else {}
-            return {"kind": "one_shot", "gates": dict(gates), "config": dict(config), **own}
+        case OneShot(gates=gates, config=config):
+            return {"kind": "one_shot", "gates": dict(gates), "config": dict(config)}
         case Shared(config=config):
             return {"kind": "shared", "config": dict(config)}
         case Refused(reason=reason):
@@ -222,7 +221,7 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
                     "restore it from a copy of the run folder"
                 ) from error
         case "one_shot":
-            return OneShot(data["gates"], data["config"], data.get("measure", ""))
+            return OneShot(data["gates"], data["config"])
         case "shared":
             return Shared(data["config"])
     return Refused(data["reason"])

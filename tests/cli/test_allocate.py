@@ -25,7 +25,7 @@ def proxy(tmp_path, monkeypatch):
 def test_allocate_is_named_and_resumed(monkeypatch, capsys, proxy):
     words = (
         "search", "--strategy", "allocate", "--unit", "head", "--local", "star()",
-        "--set", "allocate.score=restore", "--set", "allocate.grow=greedy",
+        "--set", "allocate.method=greedy",
         "--evaluator", proxy, "--run", "found", "--trials", 4,
     )  # fmt: skip
     assert run(monkeypatch, capsys, *words)[0] == 0

@@ -43,7 +43,7 @@ def allocate(place, monkeypatch, capsys):
 @pytest.mark.slow
 def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run")
-    words += ("--budget", 0.5, "--budget", 0.8)
+    words += ("--budget", 0.5, "--budget", 0.8, "--method", "restore")
     code, out, err = allocate(*words, "--trials", 3)
     assert code == 0, err
     before = len(ms.open_study(tmp_path / "run").records())
@@ -82,7 +82,7 @@ def test_a_plan_is_found_continued_attached_and_served(allocate, place, tmp_path
 @pytest.mark.slow
 def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
-    code, out, err = allocate(*words, "--local", "window(4)", "--score", "switch", "--no-check")
+    code, out, err = allocate(*words, "--local", "window(4)", "--no-check")
     assert code == 0, err
     assert "served by transformers alone" in out
     plan = Plan.load(tmp_path / "run" / "plan.json")
@@ -104,11 +104,11 @@ def test_mistakes_are_one_line(allocate, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run")
     for further, problem in [
         (("--budget", 0.1), r"at least what the cheapest masks of all units cost, 0.25"),
-        (("--budget", 1.5), r"--budget is a share of the dense cache, in (0, 1]; got [1.5]"),
+        (("--budget", 1.5), r"a budget is a share of the dense cache, in (0, 1]; got [1.5]"),
         (("--budget", 0.5, "--unit", "block"), r"'block'"),
         (("--budget", 0.5, "--local", "full()"), r"drop what keeps the same"),
         (("--budget", 0.5, "--unit", "head"), r"kv_bytes_per_head does not add up"),
-        (("--budget", 0.5, "--grow", "greed"), r"'greed'"),
+        (("--budget", 0.5, "--method", "greed"), r"'greed'"),
     ]:
         code, _, err = allocate(*words, *further)
         assert (code, err.count("\n")) == (2, 1), err

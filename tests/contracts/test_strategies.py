@@ -240,7 +240,7 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
     assert dict(told[4].params) == {most: 1}
     lost = make()
     lost.tell(replace(running, status="failed", error="ValueError: no gates"))
-    with pytest.raises(SearchError, match="makes them failed: ValueError: no gates"):
+    with pytest.raises(SearchError, match="training of its gates failed: ValueError: no gates"):
         lost.ask()
 
 
@@ -249,10 +249,9 @@ def test_allocate_with_gates_keeps_the_law(tmp_path):
     "options",
     [
         {},
-        {"score": "ablate"},
-        {"grow": "greedy"},
-        {"grow": "greedy", "tries": 3},
-        {"grow": "backward", "tries": 2},
+        {"method": "ablate"},
+        {"method": "greedy"},
+        {"method": "greedy", "tries": 3},
     ],
     ids=str,
 )

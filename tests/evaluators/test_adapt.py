@@ -26,7 +26,6 @@ from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.gates.dam import run_one_shot
 from masksearch.gates.result import DamResult
 from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.strategies.unit_scores import measure_pairs
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 
@@ -372,70 +371,6 @@ def test_a_checkpoint_is_trained_gently_beside_gates(
     (first,) = study.records()
     assert isinstance(first.job, OneShot)
     assert first.job.config["lr"] == used
-
-
-# -- scores of units ---------------------------------------------------------------------------
-def allocate(judge: GlueEvaluator, run: Path, score: str, trials: int = 3) -> ms.Study:
-    options = {"local": "window(1)", "score": score}
-    return ms.search(
-        None,
-        judge,
-        run=run,
-        trials=trials,
-        strategy="allocate",
-        strategy_options=options,
-        seed=1,
-        progress=None,
-    )
-
-
-QUIET = pytest.mark.filterwarnings("ignore:(strategy 'allocate' judges|the strategy has no more)")
-
-
-@pytest.mark.slow
-@QUIET
-@pytest.mark.parametrize("method", ["mass", "flip"])
-def test_units_are_scored_on_the_dense_models_by_name(
-    data: Path, cache: Path, tmp_path: Path, method: str
-) -> None:
-    judge = evaluator(data, cache, tasks=("SST-2", "RTE"))
-    job = allocate(judge, tmp_path / "run", method).records()[0]
-    assert job.job == OneShot(measure=method)
-    assert job.status == "done"
-    assert job.step == len(judge.differentiable(1).held_out)
-    units = ms.Units(judge.shape, (masks.window(1), masks.full()))
-    found = units.read_scores(tmp_path / "run" / job.artifacts["scores"])
-    alone = []
-    for name in judge.downstream:
-        one = replace(judge, tasks=(name,))
-        assert [*measure_pairs(one, method, seed=1, workdir=tmp_path / name)]
-        alone.append(units.read_scores(tmp_path / name / "scores.safetensors"))
-    for unit, levels in found.items():
-        mean = sum(each[unit][1] for each in alone) / 2
-        rel = 0.03 if method == "mass" else 1e-3  # mass counts the lengths of all tasks
-        assert levels == pytest.approx([0, mean], rel=rel, abs=1e-6)
-    prices = dict(zip(units.names, units.costs.diff(dim=0)[0].tolist(), strict=True))
-    best = max(found, key=lambda unit: found[unit][1] / prices[unit])
-    records = allocate(judge, tmp_path / "run", method, trials=99).records()
-    assert [len(record.params) for record in records] == [0, 0, 4, 2, 1, 3]
-    assert dict(records[4].params) == {best: 1}
-    assert records[0] == job  # measured once
-
-
-@QUIET
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        ({"adapt": "train"}, r"on a trained model, .* --adapt none"),
-        ({"learn_from": "dense"}, r"needs the loss on labels.*learn_from='labels'"),
-    ],
-)
-def test_scores_need_a_trained_model_and_labels(
-    data: Path, cache: Path, tmp_path: Path, settings: dict[str, str], problem: str
-) -> None:
-    with pytest.raises(SearchError, match=problem) as caught:
-        allocate(evaluator(data, cache, **settings), tmp_path / "run", "flip")
-    assert "\n" not in str(caught.value)
 
 
 # -- folders that were fine-tuned by the user ---------------------------------------------------

@@ -382,7 +382,7 @@ def test_some_heads_matter_more_than_others(learnt: Path, tmp_path: Path) -> Non
     assert max(losses) - min(losses) > 0.01
 
 
-SWITCHES = {"structure": "switch", "options": (masks.window(2), "full()"), "per": "head"}
+SWITCHES = {"structure": "switch", "levels": (masks.window(2), "full()"), "unit": "head"}
 FAST = {"steps": 100, "gate_lr": 0.1}
 
 
@@ -419,7 +419,7 @@ def test_switches_find_the_heads_that_recall_needs(learnt: Path, tmp_path: Path)
         run=tmp_path / "allocate",
         strategy="allocate",
         trials=6,
-        strategy_options={"local": "window(2)", "score": "gates", "config": FAST},
+        strategy_options={"levels": "window(2)", "method": "gates", "config": FAST},
     )
     found = {units.allocation(record.params) for record in allocated.records()[1:]}
     assert {(0, 0, 0, 0), best[2], (1, 1, 1, 1)} <= found

@@ -16,7 +16,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.gates.switches import cut_switches
-from masksearch.gates.units import Units, read_options, write_options
+from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.strategies.build import build_strategy
 
 LENGTH, LAYERS, HEADS = 12, 2, 4
@@ -48,7 +48,7 @@ def loss(of: nn.Module) -> Tensor:
 
 def switches(kind: str, per: str, options: tuple[str, ...] = OPTIONS, **more: Any) -> ms.Gates:
     sizes = {"length": LENGTH, "layers": LAYERS, "heads": HEADS, "causal": kind == "decoder"}
-    return ms.Gates("switch", options=options, per=per, **sizes, **more)  # type: ignore[arg-type]
+    return ms.Gates("switch", levels=options, unit=per, **sizes, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("per", ["layer", "head"])
@@ -113,7 +113,7 @@ def test_rows_that_nobody_reads_have_no_switch() -> None:
 
 
 def test_a_cut_is_the_likeliest_allocation_of_its_cost() -> None:
-    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_options(OPTIONS[::2]))
+    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_levels(OPTIONS[::2]))
     logits = torch.randn(LAYERS, HEADS, 2, generator=torch.Generator().manual_seed(0))
     found = logits.softmax(-1)
     likely = found.double().log().flatten(0, 1)
@@ -127,7 +127,7 @@ def test_a_cut_is_the_likeliest_allocation_of_its_cost() -> None:
 
 
 def test_several_windows_rise_together() -> None:
-    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_options(OPTIONS))
+    units = Units(Shape(LENGTH, LAYERS, HEADS, causal=True), read_levels(OPTIONS))
     logits = torch.randn(LAYERS, HEADS, 3, generator=torch.Generator().manual_seed(0))
     before = cut_switches(units, logits.softmax(-1), units.least)
     assert before == (0,) * 8
@@ -176,7 +176,7 @@ def test_messages(tmp_path: Path) -> None:
     path = result.save(tmp_path / "gates.safetensors")
     refused = (
         (lambda: ms.Gates("switch", length=4, heads=1), "give both or neither"),
-        (lambda: ms.Gates(length=4, heads=1, options=OPTIONS), "give both or neither"),
+        (lambda: ms.Gates(length=4, heads=1, levels=OPTIONS), "give both or neither"),
         (lambda: switches("decoder", "head", form="log"), "no form and no noise of its own"),
         (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
         (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps more than the one before"),
@@ -187,8 +187,8 @@ def test_messages(tmp_path: Path) -> None:
         (lambda: result.health(others=[result]), "measured for gates of edges"),
         (
             lambda: (
-                Units(Shape(LENGTH, LAYERS, HEADS), read_options(OPTIONS)).read_scores(path)
-                and Units(Shape(LENGTH, 1, HEADS), read_options(OPTIONS)).read_scores(path)
+                Units(Shape(LENGTH, LAYERS, HEADS), read_levels(OPTIONS)).read_scores(path)
+                and Units(Shape(LENGTH, 1, HEADS), read_levels(OPTIONS)).read_scores(path)
             ),
             "2 x 4 x 3; the units are heads among .* 1 x 4 x 3",
         ),
@@ -200,12 +200,12 @@ def test_messages(tmp_path: Path) -> None:
         switches("decoder", "head", ("columns(1) - window(0)", "full()"))
 
 
-def test_options_as_texts_are_read_back() -> None:
+def test_levels_as_texts_are_read_back() -> None:
     table = masks.table(torch.ones(4, 4).tril() > 0)
     levels = (masks.window(3) | masks.columns(2), table, masks.full())
-    assert read_options(write_options(levels)) == levels
+    assert read_levels(write_levels(levels)) == levels
     with pytest.raises(ms.MaskFormatError, match=r"two masks or more, .* got one"):
-        read_options("full()")
+        read_levels("full()")
 
 
 @pytest.mark.parametrize("unit", ["layer", "kv_head"])
@@ -215,7 +215,7 @@ def test_densities_are_shares_of_the_cache_where_that_is_asked_for(
     judge = ms.CausalEvaluator("recall", size="3x32x4", architecture="qwen3", kv_heads=2)
     counts = "kv_bytes" if unit == "layer" else "kv_bytes_per_head"
     options = ("window(7)", "window(15) | columns(2)", "full()")
-    gates = {"structure": "switch", "options": options, "per": unit}
+    gates = {"structure": "switch", "levels": options, "unit": unit}
     given: dict[str, Any] = {"gates": gates, "cost": counts, "densities": (0.3, 0.6)}
     made: Any = build_strategy("dam", None, judge, seed=0, run=tmp_path, options=given)
     units = made.units

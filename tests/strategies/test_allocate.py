@@ -27,9 +27,8 @@ from masksearch.executors.local import Local
 from masksearch.gates.units import Units
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.models.encoders import Size
-from masksearch.strategies.allocate import AllocateStrategy, ranked_path, spread
+from masksearch.strategies.allocate import AllocateStrategy, ranked_path, solve
 from masksearch.strategies.build import build_strategy
-from masksearch.strategies.unit_budgets import solve
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")
 
@@ -101,7 +100,7 @@ def search(run, landscape=None, *, trials=99, executor=None, **options) -> ms.St
         run=run,
         trials=trials,
         strategy="allocate",
-        strategy_options={"local": "star()", **options},
+        strategy_options={"levels": "star()", **options},
         executor=executor,
         progress=None,
     )
@@ -143,7 +142,7 @@ def test_units_of_heads_take_masks_that_tell_heads_apart(levels):
 def test_units_count_pairs_of_real_tokens():
     shape = replace(SHAPE, lengths={4: 1})
     units = Units(shape, (masks.window(0), FULL), "layer")
-    assert units.costs.tolist() == [[0.25, 0.25], [1.0, 1.0]]
+    assert units.prices.tolist() == [[0.25, 0.25], [1.0, 1.0]]
 
 
 def test_units_refuse_what_cannot_be_allocated():
@@ -193,10 +192,9 @@ def test_other_strategies_move_over_the_same_units_and_go_on(tmp_path, strategy)
     ("options", "trials"),
     [
         ({}, 2 + 6 + 4),  # the ends, the scores, and what is new of the path
-        ({"score": "ablate"}, 2 + 6 + 4),
-        ({"grow": "greedy"}, 2 + 6 + 5 + 4 + 3 + 2),
-        ({"grow": "backward"}, 2 + 6 + 5 + 4 + 3 + 2),
-        ({"grow": "greedy", "tries": 2}, 2 + 6 + 4 * 2),
+        ({"method": "ablate"}, 2 + 6 + 4),
+        ({"method": "greedy"}, 2 + 6 + 5 + 4 + 3 + 2),
+        ({"method": "greedy", "tries": 2}, 2 + 6 + 4 * 2),
     ],
 )
 def test_finds_the_best_of_every_size_where_worths_add_up(options, trials):
@@ -216,20 +214,10 @@ def test_greedy_is_better_where_scores_of_units_do_not_add_up():
     """The three heads that are best alone are redundant: ranking takes all of them first."""
     best = best_scores(REDUNDANT)
     ranked = found_scores(judge(REDUNDANT))
-    greedy = found_scores(judge(REDUNDANT, grow="greedy"))
+    greedy = found_scores(judge(REDUNDANT, method="greedy"))
     assert greedy == best
     assert ranked[3] is not None
     assert ranked[3] < best[3] - 5
-
-
-def test_backward_is_better_where_units_need_each_other():
-    """Heads 0 and 1 are worth something only together."""
-    needed = Landscape((0.0, 0.0, 1.0, 1.5, 2.0, 2.5), {(0, 1): 20.0})
-    greedy = found_scores(judge(needed, grow="greedy"))
-    backward = found_scores(judge(needed, grow="backward"))
-    assert backward[2:] == best_scores(needed)[2:]
-    assert greedy[2] is not None
-    assert greedy[2] < 20
 
 
 def test_several_masks_a_unit_go_up_by_gain_per_pair():
@@ -249,11 +237,6 @@ def test_ranked_path_only_rises_from_end_to_end(worth):
         assert all(a <= b for a, b in zip(before, after, strict=True))
 
 
-@given(st.integers(0, 200))
-def test_spread_is_an_order_of_all(count):
-    assert sorted(spread(count)) == list(range(count))
-
-
 def test_few_trials_are_spread_over_the_sizes(tmp_path):
     study = search(tmp_path, trials=9)  # 2 ends, 6 scores, and the middle of the path
     assert len(study.records()[-1].params) == 3
@@ -267,7 +250,7 @@ def test_too_few_trials_to_choose_anything_are_said(tmp_path):
 def test_given_scores_cost_no_trial():
     units = Units(SHAPE, (STAR, FULL))
     score = {name: [0.0, worth] for name, worth in zip(units.names, WORTH, strict=True)}
-    records = judge(Landscape(), score=score)
+    records = judge(Landscape(), method=score)
     assert found_scores(records) == best_scores(Landscape())
     assert len(records) == 7
 
@@ -285,60 +268,72 @@ def test_scores_from_a_table_and_from_gates(tmp_path):
         [w / 10 * added for w in WORTH]
     )
     path = DamResult(table, (), 0.5).save(tmp_path / "gates.safetensors")
-    study = search(tmp_path / "run", score=str(path))
+    study = search(tmp_path / "run", method=str(path))
     assert found_scores(study.records()) == best_scores(Landscape())
     DamResult(1 - table, (), 0.5).save(path)
     with pytest.raises(ResumeError, match="strategy_source: was"):
-        search(tmp_path / "run", score=str(path))
+        search(tmp_path / "run", method=str(path))
     with pytest.raises(ValueError, match=r"table of 2 x 3 x 8 x 8 values, got 1 x 1 x 8 x 8"):
         units.scores_of(table[:1, :1])
 
 
-def test_constraint_ends_the_rounds(tmp_path):
-    def run(grow):
-        return ms.search(
-            None,
-            Landscape(),
-            run=tmp_path / grow,
-            trials=99,
-            strategy="allocate",
-            strategy_options={"local": "star()", "grow": grow},
-            constraints=[f"sparsity >= {0.45 * STAR.sparsity(8)}"],  # 3 of 6 full, not 4
-            progress=None,
-        )
-
-    scored = [r for r in run("greedy").records() if r.scored]
-    assert max(len(r.params) for r in scored) == 3
-    assert max(r.values["score"] for r in scored) == 15.0
+def test_constraint_or_budget_ends_the_rounds(tmp_path):
+    three = 0.45 * STAR.sparsity(8)  # 3 of 6 full, not 4
+    by_constraint = ms.search(
+        None,
+        Landscape(),
+        run=tmp_path / "constraint",
+        trials=99,
+        strategy="allocate",
+        strategy_options={"levels": "star()", "method": "greedy"},
+        constraints=[f"sparsity >= {three}"],
+        progress=None,
+    )
+    by_budget = search(tmp_path / "budget", method="greedy", budgets=[1 - three])
+    for study in (by_constraint, by_budget):
+        scored = [r for r in study.records() if r.scored]
+        assert max(len(r.params) for r in scored if len(r.params) < 6) == 3
+        assert max(r.values["score"] for r in scored if len(r.params) < 6) == 15.0
 
 
 def test_goes_on_where_it_was_interrupted(tmp_path):
-    whole = judge(Landscape(), grow="greedy", tries=1)
+    whole = judge(Landscape(), method="greedy", tries=1)
     for trials in (9, 11, 99):
-        study = search(tmp_path, grow="greedy", tries=1, trials=trials)
+        study = search(tmp_path, method="greedy", tries=1, trials=trials)
     assert [r.params for r in study.records()] == [r.params for r in whole]
 
 
 @pytest.mark.slow
 def test_slots_find_what_one_finds(tmp_path):
-    one = search(tmp_path / "one", grow="greedy").records()
-    three = search(tmp_path / "three", grow="greedy", executor=Local(slots=3)).records()
+    one = search(tmp_path / "one", method="greedy").records()
+    three = search(tmp_path / "three", method="greedy", executor=Local(slots=3)).records()
     assert {str(r.params) for r in one} == {str(r.params) for r in three}
 
 
-def test_bad_options_are_refused(tmp_path):
-    for options, problem in [
-        ({"local": None}, r"need a local mask.*--local"),
-        ({"grow": "greed"}, r"'greed'.*greedy"),
-        ({"score": "restor"}, r"'restor'.*: restore, ablate, gates, mass, gradient, flip, switch"),
-        ({"grow": "greedy", "tries": 0}, r"1 or more; got 0"),
-        ({"tries": 3}, r"got 3 for 'ranked'"),
-        ({"score": {"l0.h0": [0.0, 1.0]}}, r"got nothing for l0\.h1"),
-        ({"score": {"l9.h0": [0.0, 1.0]}}, r"'l9\.h0'"),
-        ({"loca": "star()"}, r"'loca'.*local"),
-    ]:
-        with pytest.raises((SearchError, ValueError), match=problem):
-            search(tmp_path / "x", **options)
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"levels": None}, r"need a local mask.*give levels='star\(\)'"),
+        ({"method": "greed"}, r"'greed'; did you mean 'greedy'.*restore, ablate, greedy, gates"),
+        ({"method": "greedy", "tries": 0}, r"1 or more; got 0"),
+        ({"tries": 3}, r"method='greedy' judges.* got 3 for 'restore'"),
+        ({"method": {"l0.h0": [0.0, 1.0]}}, r"got nothing for l0\.h1"),
+        ({"method": {"l9.h0": [0.0, 1.0]}}, r"'l9\.h0'"),
+        ({"level": "star()"}, r"'level'.*levels"),
+        ({"method": "none.safetensors"}, r"no gates at none"),
+        ({"gates": {"layers": 2}}, r"belong to method='gates'"),
+        ({"method": "gates"}, r"Landscape has none: take 'restore', 'ablate' or 'greedy'"),
+        ({"budgets": [1.5]}, r"shares in \(0, 1\]"),
+        ({"budgets": [0.2]}, r"at least what the cheapest.*cost, 0.5312.*got 0.2"),
+        ({"budgets": [0.5], "cost": "kv_bytes"}, r"'kv_bytes'.*density"),
+    ],
+)
+def test_bad_options_are_refused(options, problem, tmp_path):
+    with pytest.raises((SearchError, ValueError, FileNotFoundError), match=problem):
+        search(tmp_path / "x", **options)
+
+
+def test_a_space_is_refused(tmp_path):
     with pytest.raises(SearchError, match=r"takes no space"):
         ms.search(
             Units(SHAPE, (STAR, FULL)),
@@ -346,62 +341,49 @@ def test_bad_options_are_refused(tmp_path):
             run=tmp_path / "y",
             trials=1,
             strategy="allocate",
-            strategy_options={"local": "star()"},
+            strategy_options={"levels": "star()"},
         )
-    with pytest.raises(FileNotFoundError):
-        search(tmp_path / "z", score="none.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("gates", "problem"),
-    [({}, r"every unit at its lowest mask.*0\.01"), ({"structure": "free"}, r"at least .*0\.01")],
+    ("unit", "gates", "config", "problem"),
+    [
+        ("head", {}, {"density": 0.01}, r"every unit at its lowest mask.*0\.01"),
+        ("head", {"structure": "free"}, {"density": 0.01}, r"at least .*0\.01"),
+        ("head", {"layers": 1}, {}, r"2 layers of 2 heads, got layers=1, heads=2; leave both out"),
+        ("head", {"heads": 1}, {}, r"each head's own.* got layers=2, heads=1; leave both out"),
+        ("layer", {"layers": 1}, {}, r"each layer's own.* got layers=1, heads=2; leave both out"),
+        ("layer", {"layers": 3}, {}, r"3 layers, the model 2; give layers=2"),
+        ("head", {"preset": "sparsebert"}, {}, r"share those of preset='sparsebert'; leave the p"),
+    ],
 )
-def test_gates_that_cannot_reach_their_density_are_refused_before_any_training(
-    gates, problem, tmp_path
+def test_gates_that_cannot_be_scores_are_refused_before_any_training(
+    unit, gates, config, problem, tmp_path
 ):
-    options = {"local": "window(1)", "score": "gates", "gates": gates}
-    with pytest.raises(ValueError, match=problem):
+    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
+    options = {"levels": "window(1)", "unit": unit, "method": "gates"}
+    with pytest.raises((MaskSearchError, ValueError), match=problem):
         ms.search(
             None,
-            ms.PlantedEvaluator(ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)),
+            ms.PlantedEvaluator(process, size=Size(2, 16, 2)),
             run=tmp_path / "run",
             trials=3,
             strategy="allocate",
-            strategy_options={**options, "config": {"density": 0.01}},
+            strategy_options={**options, "gates": gates, "config": config},
         )
     assert not list(tmp_path.glob("run/trials/*"))
-
-
-@pytest.mark.parametrize(
-    ("unit", "gates", "problem"),
-    [
-        ("head", {"layers": 1}, r"2 layers of 2 heads, got layers=1, heads=2; leave both out"),
-        ("head", {"heads": 1}, r"each head's own.* got layers=2, heads=1; leave both out"),
-        ("layer", {"layers": 1}, r"each layer's own.* got layers=1, heads=2; leave both out"),
-        ("layer", {"layers": 3}, r"3 layers, the model 2; give layers=2"),
-        ("head", {"preset": "sparsebert"}, r"share those of preset='sparsebert'; leave the pre"),
-    ],
-)
-def test_gates_that_are_not_each_units_own_are_refused_before_any_training(
-    unit, gates, problem, tmp_path
-):
-    process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
-    judge = ms.PlantedEvaluator(process, size=Size(2, 16, 2))
-    options = {"local": "star()", "unit": unit, "score": "gates", "gates": gates}
-    with pytest.raises(MaskSearchError, match=problem):
-        build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options)
 
 
 def test_gates_that_all_heads_share_score_layers(tmp_path):
     process = ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4)
     judge = ms.PlantedEvaluator(process, size=Size(2, 16, 2))
-    options = {"local": "star()", "unit": "layer", "score": "gates", "gates": {"heads": 1}}
+    options = {"levels": "star()", "unit": "layer", "method": "gates", "gates": {"heads": 1}}
     assert build_strategy("allocate", None, judge, seed=0, run=tmp_path, options=options).ask()
 
 
 def test_failed_units_are_passed_over():
     """Head 3, the best, cannot be judged when it is full."""
-    strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, grow="greedy")
+    strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, method="greedy")
     chosen = []
     while (answer := strategy.ask()) != "done":
         assert isinstance(answer, Proposal)
@@ -426,9 +408,9 @@ def test_units_cost_what_reaches_the_output():
     shape = replace(SHAPE, read=1)
     units = Units(shape, (masks.window(0), FULL))
     assert len(units.names) == 6
-    assert units.costs[1].tolist() == pytest.approx([8 / 4.5] * 3 + [1 / 4.5] * 3)
+    assert units.prices[1].tolist() == pytest.approx([8 / 4.5] * 3 + [1 / 4.5] * 3)
     for level, mask in enumerate(units.levels):
-        assert units.costs[level].mean().item() == pytest.approx(effective_density(mask, shape))
+        assert units.prices[level].mean().item() == pytest.approx(effective_density(mask, shape))
     scores = units.scores_of(torch.ones(2, 3, 8, 8) * pair_weights(shape))
     assert [scores["l0.h0"], scores["l1.h2"]] == [[0.0, 56.0], [0.0, 7.0]]
 
@@ -477,24 +459,22 @@ def test_solve_is_the_best_of_all_allocations(worth, rises, share):
 
 
 def test_masks_within_budgets_are_trials(tmp_path):
-
     star = int(STAR.dense(8).sum())
     budgets = [(star * (6 - k) + 64 * k) / 384 for k in (0, 2, 3)]
-    study = search(tmp_path, grow="exact", budgets=budgets)
+    study = search(tmp_path, budgets=budgets)
     best = best_scores(Landscape())
     for count, budget in zip((0, 2, 3), budgets, strict=True):
         inside = [r for r in study.records() if r.measures["density"] <= budget + 1e-9]
         assert max(record.values["score"] for record in inside) == best[count]
     assert len(study.records()) == 2 + 6 + 2
-    for options, problem in [
-        ({"grow": "exact"}, r"one or more for grow='exact'.*got \[\]"),
-        ({"grow": "exact", "budgets": [1.5]}, r"shares in \(0, 1\]"),
-        ({"budgets": [0.5]}, r"none for others; got \[0.5\] for 'ranked'"),
-        (
-            {"grow": "exact", "budgets": [0.2]},
-            r"at least what the cheapest.*cost, 0.5312.*got 0.2",
-        ),
-        ({"grow": "exact", "budgets": [0.5], "cost": "kv_bytes"}, r"'kv_bytes'.*density"),
-    ]:
-        with pytest.raises((SearchError, ValueError), match=problem):
-            search(tmp_path / "bad", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"budgets": [0.7]}, {"method": "greedy"}, {"method": "greedy", "budgets": [0.8]},
+     {"method": "greedy", "tries": 2, "budgets": [0.8]}],
+)  # fmt: skip
+def test_the_number_of_masks_is_known_before_the_first(options):
+    strategy = AllocateStrategy(Units(SHAPE, (STAR, FULL)), OBJECTIVE, **options)
+    judged = len(judge(Landscape(), **options))
+    assert judged <= strategy.most_trials <= judged + 4  # a mask that is known is not judged again

@@ -1,0 +1,12 @@
+"""Selectors of units and variants of DAM that lost, or that only a comparison needs.
+
+Each file is a part of one's own on the public interface (docs/write_your_own.md), and nothing in
+masksearch/ imports one of them. Their contract tests are in tests/experiments/test_rivals.py.
+
+    attention_mass.py, first_order.py, switch.py   what each unit is worth: for allocate's method
+    greedy_removal.py                              a strategy: greedy_removal.py:GreedyRemoval
+    product.py                                     a form of gates: form="product.py:product"
+    hard_concrete.py                               gates that are 0 or 1 with some probability
+    density_terms.py                               a penalty or a multiplier in the loss
+    two_levels.py                                  gates that learn on batches of their own
+"""

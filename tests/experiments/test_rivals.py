@@ -1,0 +1,193 @@
+"""Contracts of experiments/rivals: what loses, or only a comparison needs, still does its part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_decoder import tiny_decoder
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import masksearch as ms
+from experiments.rivals.attention_mass import attention_mass
+from experiments.rivals.first_order import first_order, flip
+from experiments.rivals.greedy_removal import GreedyRemoval
+from experiments.rivals.switch import switch
+from experiments.rivals.trained_models import score_units
+from masksearch import masks
+from masksearch.contracts import Differentiable, Objective, Proposal, Record, Report, Shape
+from masksearch.errors import SearchError
+from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
+
+LEVELS = (masks.window(1), masks.longformer(1, 1), masks.full())
+SHAPE = Shape(LENGTH, LAYERS, HEADS)
+UNITS = ms.Units(SHAPE, LEVELS)
+SELECTORS = [attention_mass, first_order, flip, switch]
+
+
+# -- selectors ---------------------------------------------------------------------------------
+class Judge(ms.Evaluator):
+    """A trained model with batches of two tasks."""
+
+    shape, protocol = SHAPE, "judge"
+    objectives = (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
+
+    def __init__(self, model: nn.Module, frozen: bool = True) -> None:
+        self.model = model.requires_grad_(not frozen)
+        first, second = random_batches(2)
+        self.batches = [{**first, "task": torch.tensor(0)}, {**second, "task": torch.tensor(1)}]
+
+    def __call__(self, mask: ms.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        yield Report(0, {"score": ms.lower(mask, SHAPE).float().mean().item()})
+
+    def differentiable(self, seed: int) -> Differentiable:
+        return Differentiable(self.model, iter(()), self.batches)
+
+
+class WithoutTask(nn.Module):
+    """A model that ignores which task it is asked."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, task: torch.Tensor, **given: torch.Tensor) -> object:
+        return self.model(**given)
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+def test_selector_scores_each_level_of_each_unit(selector, tmp_path):
+    model, batches = bert(), random_batches(2)
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    found = selector(UNITS, model, batches)
+    assert list(found) == list(UNITS.names)
+    assert all(len(levels) == 3 and levels[0] == 0 for levels in found.values())
+    assert any(levels[2] for levels in found.values())
+    assert found == selector(UNITS, model, batches)
+    assert not ms.attached(model)
+    assert all(torch.equal(part, before[name]) for name, part in model.state_dict().items())
+    layers = selector(ms.Units(SHAPE, LEVELS, "layer"), model, batches)
+    for layer in range(LAYERS):  # a layer's score is the sum of its heads'
+        parts = [found[f"l{layer}.h{head}"] for head in range(HEADS)]
+        whole = [sum(level) for level in zip(*parts, strict=True)]
+        assert layers[f"l{layer}"] == pytest.approx(whole, abs=1e-5)
+    with pytest.warns(UserWarning, match="no more masks"):
+        study = ms.search(
+            None, Judge(model), run=tmp_path, trials=99, strategy="allocate", progress=None,
+            strategy_options={"levels": LEVELS, "method": found},
+        )  # fmt: skip
+    assert {record.status for record in study.records()} == {"done"}
+
+
+@pytest.mark.parametrize("selector", [attention_mass, flip])
+def test_batches_may_be_shorter_than_the_units(selector):
+    model, batches = bert(), random_batches(1, padded=False)
+    longer = ms.Units(Shape(LENGTH + 3, LAYERS, HEADS), LEVELS)
+    assert selector(longer, model, batches) == selector(UNITS, model, batches)
+
+
+def test_scores_of_an_evaluator_are_means_over_its_tasks():
+    judge = Judge(WithoutTask(bert()))
+    found = score_units(judge, UNITS, attention_mass, 0)
+    each = [attention_mass(UNITS, judge.model.model, [batch]) for batch in random_batches(2)]
+    mean = [sum(levels) / 2 for levels in zip(*(one["l1.h2"] for one in each), strict=True)]
+    assert found["l1.h2"] == pytest.approx(mean)
+    with pytest.raises(SearchError, match="on a trained model, and the one of Judge is trained"):
+        score_units(Judge(bert(), frozen=False), UNITS, attention_mass, 0)
+
+
+def test_mass_is_the_attention_that_a_local_mask_would_take_away():
+    model, (batch,) = bert(implementation="eager"), random_batches(1, padded=False)
+    found = attention_mass(UNITS, model, [batch])
+    with torch.no_grad():
+        maps = model(**batch, output_attentions=True).attentions  # [batch, heads, n, n] a layer
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            mean = maps[layer][:, head].mean(0)
+            pairs = [(q, k) for q in range(LENGTH) for k in range(LENGTH) if abs(q - k) > 1]
+            hub = sum(mean[q, k] for q, k in pairs if 0 in (q, k)).item()
+            everything = sum(mean[q, k] for q, k in pairs).item()
+            assert found[f"l{layer}.h{head}"] == pytest.approx([0, hub, everything], rel=1e-4)
+
+
+class Mixed(nn.Module):
+    """Attention in which one head is a mixture of full and local."""
+
+    def __init__(self, local: torch.Tensor, layer: int, head: int, share: float) -> None:
+        super().__init__()
+        self.local, self.layer, self.head, self.share = local, layer, head, share
+        self.length, self.layers, self.heads = 12, 3, 4
+
+    def draw(self) -> None:
+        pass
+
+    def attend(self, layer, call):
+        full = call.attend()
+        if layer != self.layer:
+            return full
+        seen = self.local & (True if call.visible is None else call.visible)
+        part = torch.zeros(self.heads, 1, 1)
+        part[self.head] = self.share
+        return full + part * (replace(call, visible=seen).attend() - full)
+
+
+def test_switch_is_the_derivative_of_the_loss_along_the_switch(tmp_path):
+    tiny_decoder(tmp_path, list("abcdefghijkl"), num_hidden_layers=3, initializer_range=0.05)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).double().eval()
+    tokens = torch.randint(0, 12, (6, 12), generator=torch.Generator().manual_seed(3))
+    batches = [{"input_ids": part, "labels": part} for part in (tokens[:4], tokens[4:])]
+    local = masks.window(2) | masks.columns(1)
+    found = switch(ms.Units(Shape(12, 3, 4, causal=True), (local, masks.full())), model, batches)
+
+    def loss(layer: int, head: int, share: float) -> float:
+        ms.attach(model, Mixed(local.dense(12), layer, head, share))
+        with torch.no_grad():
+            value = model(tokens, labels=tokens).loss.item()
+        ms.detach(model)
+        return value
+
+    for at in ((0, 1), (1, 3), (2, 0)):
+        slope = (loss(*at, 0.02) - loss(*at, -0.02)) / 0.04  # the loss is float32
+        assert found[f"l{at[0]}.h{at[1]}"] == [0.0, pytest.approx(slope, rel=5e-3, abs=3e-5)]
+
+
+# -- greedy removal ----------------------------------------------------------------------------
+def removal(score, tries=None, interrupted=False):
+    """Judges all that the strategy asks for; returns the best score of each number of units."""
+    units, objective = ms.Units(SHAPE, LEVELS[::2]), Objective("score", "max", 0.0)
+    strategy, told, best = GreedyRemoval(units, [objective], tries), [], dict[int, float]()
+    while isinstance(proposal := strategy.ask(), Proposal):
+        full = {units.names.index(name) for name in proposal.params}
+        values = {"score": score(full)}
+        best[len(full)] = max(best.get(len(full), 0.0), values["score"])
+        told.append(Record(proposal.number, "done", proposal.job, params=proposal.params,
+                           values=values))  # fmt: skip
+        strategy.tell(told[-1])
+        if interrupted:  # its state is a function of what it was told
+            strategy = GreedyRemoval(units, [objective], tries)
+            for record in told:
+                strategy.tell(record)
+    return best, [dict(record.params) for record in told]
+
+
+@pytest.mark.parametrize("tries", [None, 2])
+def test_removal_finds_units_that_need_each_other(tries):
+    """Heads 0 and 1 are worth something only together, which greedy addition does not see."""
+    worth = (0.0, 0.0, 1.0, 1.5, 2.0, 2.5)
+
+    def score(full: set[int]) -> float:
+        return sum(worth[unit] for unit in full) + 20.0 * ({0, 1} <= full)
+
+    best, _ = removal(score, tries)
+    assert [best[count] for count in (2, 3, 4, 5, 6)] == [20, 22.5, 24.5, 26, 27]
+
+
+def test_removal_goes_on_where_it_was_interrupted():
+    def score(full: set[int]) -> float:
+        return float(sum(full))
+
+    assert removal(score, 2)[1] == removal(score, 2, interrupted=True)[1]

@@ -1,0 +1,116 @@
+"""`ms.allocate`: a decoder, a text and a budget in, a plan out that was judged on unseen text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_decoder import tiny_decoder, written_text
+from transformers import AutoModelForCausalLM
+
+import masksearch as ms
+from masksearch import masks
+from masksearch.errors import SearchError
+
+WORDS = [f"w{number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder of 3 layers, its text of 40 articles, and one of its novels."""
+    folder = tmp_path_factory.mktemp("decoder")
+    narrow = {"num_hidden_layers": 3, "initializer_range": 0.05}
+    tiny_decoder(folder / "model", [*WORDS, "="], **narrow)
+    written_text(folder / "model", folder / "text", [*WORDS, "="])
+    novel = (folder / "text" / "valid.txt").read_text().replace("=", "w0").replace("\n", " ")
+    (folder / "novel.txt").write_text(novel * 2)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(place, monkeypatch):
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(place / "cache"))
+    monkeypatch.chdir(place)
+
+
+def allocate(run: Path, budget: float = 0.6, text: str = "text", **how) -> ms.Plan:
+    small = {"length": 24, "sequences": 16, "local": "window(3)", "progress": None}
+    return ms.allocate("model", text, budget, run=run, **(small | how))
+
+
+def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
+    plan = allocate(tmp_path)
+    records = ms.open_study(tmp_path).records()
+    assert plan.levels == (masks.window(3), masks.full())
+    assert set(plan.units) == {"l0", "l1", "l2"}
+    assert plan.found["cache"]["kv_bytes"] <= 0.6
+    inside = [r.values["nll"] for r in records if r.measures["kv_bytes"] <= 0.6]
+    assert plan.found["nll"]["search"] == min(inside)
+    unseen = plan.found["nll"]["unseen"]
+    assert unseen["low"] <= unseen["difference"] <= unseen["high"]
+    assert "pieces_of" not in unseen
+    assert ms.Plan.load(tmp_path / "plan.json") == plan
+    model = AutoModelForCausalLM.from_pretrained("model").eval()
+    tokens = torch.arange(1, 13)[None]
+    with torch.no_grad():
+        served = ms.to_native(model, plan.mask).eval()(tokens).logits
+        assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "judged"),
+    [
+        ({"method": "greedy"}, 2 + 3),  # no second layer is within the budget
+        ({"method": "restore"}, 2 + 3),  # the exact mask is one of them
+        ({"method": "greedy", "budget": 0.9}, 2 + 3 + 2),
+        ({"method": "greedy", "budget": 0.9, "tries": 1}, 2 + 3 + 2),
+    ],
+    ids=str,
+)
+def test_number_of_masks_is_known(how, judged, tmp_path, capfd):
+    allocate(tmp_path, **how, check=False, progress="auto")
+    assert len(ms.open_study(tmp_path).records()) <= judged
+    shown = [line for line in capfd.readouterr().err.splitlines() if line.startswith("allocate")]
+    count = int(shown[0].split()[1].split("/")[1])
+    assert judged <= count <= judged + 1
+    dense = next(line for line in shown if " full()  " in line)
+    assert "kv_bytes 1.0000  effective_sparsity 0.0000  front" in dense  # no half-empty table
+
+
+@pytest.mark.filterwarnings("ignore:strategy 'allocate' judges")
+def test_plan_goes_on_where_it_was_stopped(tmp_path):
+    stopped = allocate(tmp_path, 0.3, trials=2, check=False)
+    assert stopped.units == {"l0": 0, "l1": 0, "l2": 0}
+    assert len(ms.open_study(tmp_path).records()) == 2
+    allocate(tmp_path, 0.3)
+
+
+def test_pieces_of_one_document_are_called_so(tmp_path):
+    with pytest.warns(UserWarning, match="has 1 documents, so its pieces .* at least 16 held out"):
+        plan = allocate(tmp_path, text="novel.txt", method="restore")
+    assert plan.found["nll"]["unseen"]["pieces_of"] == 1
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "problem"),
+    [
+        ({"budget": 1.5}, ValueError, r"share of the dense cache, in \(0, 1\]; got \[1.5\]"),
+        ({"budget": 0.1}, ValueError, r"at least what the cheapest masks of all units cost"),
+        ({"unit": "head"}, SearchError, r"kv_bytes_per_head does not add up"),
+        ({"local": "full()"}, ValueError, r"drop what keeps the same"),
+        ({"method": "greed"}, ValueError, r"'greed'; did you mean 'greedy'"),
+        ({"method": "restore", "tries": 2}, ValueError, r"a round of method='greedy'"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_refused_before_anything_is_judged(how, error, problem, tmp_path):
+    with pytest.raises(error, match=problem):
+        allocate(tmp_path, **how)
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_model_in_memory_is_refused(place, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained("model")
+    with pytest.raises(TypeError, match="got LlamaForCausalLM: save it with its tokenizer"):
+        ms.allocate(model, "text", run=tmp_path)
