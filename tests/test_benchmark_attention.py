@@ -98,38 +98,6 @@ def test_short_calls_are_repeated_and_long_rounds_stop(load, monkeypatch):
     assert len(rounds.interleaved({"quick": quick}, 50, 0.0, torch.device("cpu"))["quick"]) == 3
 
 
-def test_spread_of_known_values(load):
-    rounds = load("rounds")
-    assert rounds.spread([float(n) for n in range(11)]) == {"median": 5.0, "low": 1.0, "high": 9.0}
-    assert rounds.spread([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
-
-
-@pytest.mark.slow
-def test_peak_grows_with_what_is_held():
-    """In a process of its own: what another test held before would hide what is held here."""
-    code = (
-        "import torch, rounds\n"
-        "marks = [rounds.peak_bytes()]\n"
-        "held = torch.ones(1 << 24)\n"  # 64 MiB
-        "marks.append(rounds.peak_bytes())\n"
-        "del held\n"
-        "forgot = rounds.forget_peak()\n"
-        "marks.append(rounds.peak_bytes())\n"
-        "print(*marks, int(forgot))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=FOLDER, capture_output=True, text=True, check=True
-    )
-    before, holding, after, forgot = map(int, run.stdout.split())
-    held = 1 << 26
-    assert held / 2 < holding - before < 2 * held
-    assert holding >= held
-    if forgot:  # not every system lets a process forget
-        assert after < holding - held / 2
-    else:
-        assert after == holding
-
-
 # -- what it measures --------------------------------------------------------------------------
 @pytest.mark.parametrize("percent", [50, 75, 90, 95])
 def test_random_blocks_have_the_density_that_their_name_says(kernels, percent):
@@ -141,21 +109,6 @@ def test_random_blocks_have_the_density_that_their_name_says(kernels, percent):
     mask = masks.block_layout(layout, 4)
     assert mask.dense(126)[0].shape == (3, 126, 126)
     assert block_density(mask, 126, 4) == pytest.approx(layout.float().mean().item())
-
-
-def test_bigbird_blocks(kernels):
-    layout = kernels.bigbird_blocks(16, 3, heads=2)
-    assert (layout[:, 2:-2].sum(-1) == 3 + 2 + 3).all()
-    assert layout[:, 0].all()
-    assert layout[:, :, -1].all()
-    assert layout[:, 5, 4:7].all()
-
-
-def test_every_mask_keeps_a_key_in_each_row(kernels, models):
-    for mask in kernels.masks_at(96, 16).values():
-        assert mask.dense(96).any(-1).all()
-    for mask in models.masks_for(models.Work(64, 2, "nano", 50, 8, "cpu")).values():
-        assert mask is None or mask.dense(64).any(-1).all()
 
 
 @pytest.mark.parametrize("trains", [False, True])
@@ -172,45 +125,6 @@ def test_a_cell_compares_equal_results(kernels, trains):
     assert found["auto"]["backend"] == "sdpa"  # below 256 positions
     assert found["auto"]["over_fastest"] > 0
     assert found["rounds"] == 2
-
-
-def test_errors_are_relative_and_see_a_wrong_backend(kernels):
-    one, other = torch.tensor([1.0, -4.0]), torch.tensor([1.0, -4.4])
-    assert kernels.worst([one], [one]) == 0
-    assert kernels.worst([one, other], [one, one]) == pytest.approx(0.1)
-
-
-def test_flex_is_named_absent_where_it_cannot_train(kernels):
-    setting = kernels.Setting(torch.device("cpu"), (32,), ("sdpa", "flex"), 1, 0.0, 16)
-    attends, _, absent = kernels.attending(masks.window(3), 32, setting, trains=True)
-    assert set(attends) == {"sdpa"}
-    assert absent == {"flex": "FlexAttention has no backward on a CPU"}
-
-
-def test_the_fastest_kernel_is_among_those_that_serve(kernels):
-    states = [torch.randn(1, 4, 32, 8) for _ in range(3)]
-    attend, name = kernels.fastest_dense(states, torch.device("cpu"))
-    assert name == "flash"  # cuDNN and the memory-efficient kernel need a GPU
-    expected = torch.nn.functional.scaled_dot_product_attention(*states)
-    assert torch.allclose(attend(*states), expected, atol=1e-6)
-
-
-def test_a_gpu_gets_longer_texts_and_bfloat16(load, kernels, models):
-    attention = load("attention")
-    given = argparse.Namespace(
-        smoke=False,
-        long=False,
-        lengths=None,
-        device="cuda",
-        backends=attention.BACKENDS,
-        seconds=1.0,
-    )
-    setting = attention.kernel_setting(given, torch.device("cuda"))
-    assert setting.dtype == torch.bfloat16
-    assert setting.lengths[-1] == 32768
-    works = attention.works(given)
-    assert [work.length for work in works][-1] == 32768
-    assert {work.batch * work.length for work in works[1:]} == {16 * attention.TOKENS}
 
 
 def test_rows_are_written_one_by_one_and_other_lengths_are_kept(load, monkeypatch, tmp_path):
@@ -238,16 +152,6 @@ def test_rows_are_written_one_by_one_and_other_lengths_are_kept(load, monkeypatc
     assert measured([2048], 3, None) == {2048: 3}
 
 
-def test_a_table_that_is_too_big_is_not_made(kernels, monkeypatch):
-    monkeypatch.setattr(kernels, "MOST_TABLE", 100)
-    setting = kernels.Setting(torch.device("cpu"), (32,), ("sdpa", "gather"), 1, 0.0, 16)
-    found = kernels.cell("window", masks.window(3), 32, setting, trains=False)
-    assert set(found["backends"]) == {"gather"}
-    assert found["error_against"] == "gather"
-    assert "not made" in found["absent"]["sdpa"]
-    assert found["auto"]["over_fastest"] is None
-
-
 def test_the_searched_mask_is_what_the_experiment_wrote(models):
     whole = models.searched(4, 12)
     assert (whole.layers, whole.heads) == (4, 12)
@@ -272,29 +176,6 @@ def test_sides_of_whole_models_differ_in_their_masks_alone(models):
     assert len(own) == 6
     assert len(outputs) == 8
     assert all(not torch.allclose(output, own[0]) for output in own[1:])
-
-
-def test_what_auto_takes_is_named(models):
-    work = models.Work(512, 1, "nano", 50, 64, "cpu")
-    assert models.taken(work, masks.per_layer([masks.full(), masks.blocks(64)]), True) == [
-        "dense",
-        "gather",
-    ]
-
-
-def test_bigbird_is_left_out_where_it_is_dense(models):
-    short, long = (models.Work(length, 1, "nano", 50, 8, "cpu") for length in (88, 96))
-    assert len(models.published(short)) == 1
-    assert len(models.published(long)) == 2
-    assert not models.published(models.Work(models.SHORT, 1, "nano", 50, 2, "cpu"))
-
-
-@pytest.mark.slow
-def test_memory_of_a_fresh_process(models):
-    work = models.Work(512, 8, "nano", 50, 8, "cpu")
-    assert models.peak_apart(work, "dense", "train step") > 8 * 512 * 64 * 4
-    with pytest.raises(RuntimeError, match=r"(?s)the memory of dense, other: .*KeyError"):
-        models.peak_apart(work, "dense", "other")
 
 
 # -- what it writes ----------------------------------------------------------------------------
@@ -378,19 +259,7 @@ def test_the_readme_is_what_the_json_says(tables):
     assert tables.rewritten(again, found) == tables.rewritten(text, found)
 
 
-@pytest.mark.parametrize("parts", [("kernels",), ("kernels", "models")])
-def test_the_plot_takes_what_there_is(tables, tmp_path, parts):
-    found = {part: made_up(tables)[part] for part in parts}
-    tables.draw(found, tmp_path / "new" / "plot.png")
-    assert (tmp_path / "new" / "plot.png").stat().st_size > 1000
-
-
 # -- as one runs it ----------------------------------------------------------------------------
-@pytest.mark.slow
-def test_wrong_words_are_refused():
-    done = run(str(FOLDER / "attention.py"), "speed")
-    assert done.returncode == 2
-    assert "unknown part speed; known: kernels, models" in done.stderr
 
 
 @pytest.mark.slow
@@ -408,14 +277,6 @@ def test_smoke_run(tmp_path):
     )
     assert "| what | goal |" in done.stdout
     assert (tmp_path / "attention.png").stat().st_size > 1000
-
-
-@pytest.mark.slow
-def test_one_command_runs_them_all():
-    done = run("-m", "benchmarks", "--smoke", "--only", "search", "attention")
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "search     has no smoke run" in done.stdout
-    assert "attention  done in" in done.stdout
 
 
 def test_the_command_knows_every_benchmark(monkeypatch):
