@@ -77,11 +77,11 @@ def report(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write the page of a run, or of all runs in a folder, and say what a comparison shows: each
-    sentence with its seeds, rows, interval and p-value. Or show what a mask is: its sparsity,
-    block density, empty rows, and a picture.
+    """Write the page of runs, and say what a comparison shows; or show what a mask is.
 
-    docs/statistics.md has the rules of verdicts, and how often they err.
+    Each sentence on a comparison has its seeds, rows, interval and p-value (docs/statistics.md has
+    the rules, and how often they err). Of a mask: its sparsity, block density, empty rows, and a
+    picture.
 
     Examples:
         masksearch report runs/search --watch
