@@ -114,10 +114,47 @@ class Objective:
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluator has measured after `step` optimiser steps."""
+    """What an evaluator has measured after `step` optimiser steps.
+
+    Values are what `float()` takes: numbers, NumPy's too, and tensors of one element.
+
+    Raises:
+        EvaluatorError: If they are no mapping of names to numbers; says what to write.
+
+    >>> Report(2, {"loss": torch.tensor(0.5)})
+    Report(step=2, values={'loss': 0.5})
+    """
 
     step: int
     values: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Mapping):
+            raise EvaluatorError(
+                f"a Report holds values by name, got {type(self.values).__name__}: yield "
+                'ms.Report(step, {"accuracy": accuracy})'
+            )
+        plain = {name: plain_number(name, value) for name, value in self.values.items()}
+        object.__setattr__(self, "values", plain)
+
+
+def plain_number(name: str, value: Any) -> float:
+    """A reported value as Python's own number.
+
+    Raises:
+        EvaluatorError: If it is none; names it, and the line to write.
+    """
+    if type(value) in (float, int, bool):
+        return value  # type: ignore[no-any-return]
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        shape = getattr(value, "shape", None)
+        kind = type(value).__name__ if shape is None else f"a {type(value).__name__} {[*shape]}"
+        raise EvaluatorError(
+            f"the reported value {name!r} is {kind}, not a number: write "
+            f"ms.Report(step, {{{name!r}: float(value)}}), of a tensor value.mean()"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,11 @@ from masksearch.study.halves import (
     protocols_of_rows,
 )
 from masksearch.study.provenance import describe_call
-from masksearch.study.records import hash_space_source, name_space_function
 from masksearch.study.references import choose_best, read_run_record
 from masksearch.study.session import Session, outside_level
 from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
+from masksearch.user_code import definition_hashes
 
 if TYPE_CHECKING:
     import optuna
@@ -319,8 +319,7 @@ def search(
     facts = {
         "kind": "search",
         **strategy_facts(strategy, options),
-        "space": hash_space_source(space) if space is not None else "",
-        "space_function": name_space_function(space),
+        "space": "" if space is None else json.dumps(definition_hashes(space)),
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
         "scheduler": "" if scheduler is None else repr(scheduler),

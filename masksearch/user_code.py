@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import copy
+import hashlib
 import importlib.util
 import inspect
 import re
 import sys
 import sysconfig
+import textwrap
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -105,7 +109,7 @@ def load_function(spec: str) -> Any:
 
     Returns:
         What has that name, with the file's text as its `masksearch_source`, so that a resumed
-        search notices an edit anywhere in the file.
+        search notices an edit of what it does (`definition_hashes`).
 
     Raises:
         UserCodeError: If there is no such file, importing it fails, or the name is no function.
@@ -120,6 +124,96 @@ def load_function(spec: str) -> Any:
     except AttributeError:
         pass  # a callable without attributes of its own: its class is its source
     return function
+
+
+def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
+    """What a function of a user does: the hash of its code and of each definition of its file
+    that it uses, directly or through others, by name.
+
+    Comments, docstrings and formatting do not count. A function that is made by another one, or
+    that says itself what it does (`masksearch_source`), has one hash.
+    """
+    owner = function if hasattr(function, "__qualname__") else type(function)
+    name = owner.__qualname__.partition(".")[0]
+    given = getattr(function, "masksearch_source", None)
+    try:
+        file = inspect.getsourcefile(owner) or ""
+        text = Path(file).read_text(encoding="utf-8") if given is None else given
+        defined = top_definitions(text)
+    except (OSError, TypeError, SyntaxError, ValueError):
+        defined = {}
+    if name not in defined or "<locals>" in owner.__qualname__:
+        return {name: hash_text(source_of(owner) if given is None else plain_text(given))}
+    used: dict[str, str] = {}
+    waiting = [name]
+    while waiting:
+        one = waiting.pop()
+        if one in defined and one not in used:
+            nodes = defined[one]
+            used[one] = hash_text("\n".join(map(plain_code, nodes)))
+            waiting += {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
+    return dict(sorted(used.items()))
+
+
+def source_of(owner: Any) -> str:
+    """The plain source of a function or class; where there is none its byte code, or its name."""
+    try:
+        return plain_text(textwrap.dedent(inspect.getsource(owner)))
+    except (OSError, TypeError):
+        code = getattr(owner, "__code__", None)
+        return repr((code.co_code, code.co_consts)) if code else str(owner.__qualname__)
+
+
+def plain_text(text: str) -> str:
+    """A text as plain code where it is Python, else as it is."""
+    try:
+        return plain_code(ast.parse(text))
+    except (SyntaxError, ValueError):
+        return text
+
+
+def top_definitions(text: str) -> dict[str, list[ast.stmt]]:
+    """Names that a file defines at its top, with the statements that do."""
+    found: dict[str, list[ast.stmt]] = {}
+    for node in ast.parse(text).body:
+        names: Iterable[str]
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names = [(alias.asname or alias.name).partition(".")[0] for alias in node.names]
+        else:
+            names = {
+                each.id
+                for each in ast.walk(node)
+                if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+            }
+        for name in names:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def plain_code(node: ast.AST) -> str:
+    """Code without comments, docstrings and formatting."""
+    node = copy.deepcopy(node)
+    for each in ast.walk(node):
+        body = getattr(each, "body", None)
+        if isinstance(body, list) and len(body) > 1 and is_docstring(body[0]):
+            body.pop(0)
+    return ast.unparse(node)
+
+
+def is_docstring(node: ast.AST) -> bool:
+    """Whether a statement is a text alone."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def hash_text(text: str) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def call_user(spec: str, maker: Callable[..., Any], given: Mapping[str, Any]) -> Any:

@@ -799,3 +799,41 @@ def test_failed_runs_of_a_comparison_are_tried_again(tmp_path):
     assert [record.status for record in broken.records] == ["failed", "failed"]
     mended = ms.compare({"mine": masks.window(4)}, ToyEvaluator(), **arguments)
     assert mended.frame()["n_seeds"].tolist() == [2]
+
+
+def test_a_failure_leaves_its_traceback_in_the_trials_folder(tmp_path):
+    with pytest.raises(ms.SearchError, match=r"trial 0: RuntimeError in .*toy\.py, line \d+: the"):
+        ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=2)
+    text = (tmp_path / "run" / "trials" / "0" / "traceback.txt").read_text()
+    assert text.startswith("Traceback")
+    assert "toy is broken" in text
+
+
+def test_where_nothing_has_finished_another_search_begins_anew(tmp_path):
+    class Killed(ToyEvaluator):
+        def __call__(self, mask, *, seed, workdir):
+            (workdir / "left").touch()
+            raise KeyboardInterrupt
+            yield
+
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        ms.search(space, Killed(), run=run, trials=2)
+    assert [record.status for record in ms.open_study(run).records()] == ["running"]
+    study = ms.search(space, ToyEvaluator(), run=run, trials=2, seed=1)
+    assert [(record.status, record.seed) for record in study.records()] == [("done", 1)] * 2
+    assert not (run / "trials" / "0" / "left").exists()
+
+
+def test_a_result_that_cannot_be_stored_is_a_failed_trial(tmp_path, monkeypatch):
+    finish = StudyStore.finish
+
+    def fails(self, record):
+        if record.number == 0 and record.status == "done":
+            raise TypeError("Object of type Tensor is not JSON serializable")
+        finish(self, record)
+
+    monkeypatch.setattr(StudyStore, "finish", fails)
+    first, second = ms.search(space, ToyEvaluator(), run=tmp_path / "r", trials=1).records()
+    assert (first.status, second.status) == ("failed", "done")
+    assert "cannot be stored: Object of type Tensor" in first.reason

@@ -6,7 +6,12 @@ import pytest
 
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import UnknownNameError
-from masksearch.user_code import UserCodeError, load_function, load_strategy
+from masksearch.user_code import (
+    UserCodeError,
+    definition_hashes,
+    load_function,
+    load_strategy,
+)
 
 FILE = '''
 from masksearch import masks
@@ -87,3 +92,50 @@ def test_import_error_has_its_line(tmp_path):
     (tmp_path / "late.py").write_text("from masksearch import masks\n\nmask = masks.windw(3)\n")
     with pytest.raises(UserCodeError, match=r"in .*late\.py, line 3: .*did you mean 'window'"):
         load_function(f"{tmp_path / 'late.py'}:mask")
+
+
+SPACE = """
+from masksearch import masks
+FARTHEST = 9
+UNUSED = 3
+
+def reach(trial):
+    return trial.suggest_int("reach", 0, FARTHEST)
+
+def space(trial):
+    return masks.window(reach(trial))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "edited"),
+    [
+        ("def reach", "# where to look\ndef reach", set()),
+        ("def space(trial):\n", 'def space(trial):\n    """Windows."""\n', set()),
+        ("UNUSED = 3", "UNUSED = 4", set()),
+        ("FARTHEST = 9", "FARTHEST = 8", {"FARTHEST"}),
+        ("suggest_int", "suggest_categorical", {"reach"}),
+        ("masks.window", "masks.dilated", {"space"}),
+    ],
+)
+def test_an_edit_counts_where_it_changes_what_a_space_does(tmp_path, old, new, edited):
+    hashes = []
+    for text in (SPACE, SPACE.replace(old, new)):
+        (tmp_path / "spaces.py").write_text(text)
+        hashes.append(definition_hashes(load_function(f"{tmp_path / 'spaces.py'}:space")))
+    first, second = hashes
+    assert {"space", "reach", "FARTHEST", "masks"} == first.keys()
+    assert {name for name in first if first[name] != second[name]} == edited
+
+
+def test_a_space_that_a_function_makes_is_known_by_what_it_says_or_by_its_code():
+    def made(says):
+        def space(trial):
+            return says
+
+        if says:
+            space.masksearch_source = says
+        return space
+
+    assert definition_hashes(made("4 heads")) != definition_hashes(made("8 heads"))
+    assert definition_hashes(made("")) == definition_hashes(made(""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -511,7 +512,7 @@ def has_diverged(record: Record, score: str) -> bool:
     """Whether a run ended in a loss or a score that is not finite."""
     if record.scored:
         return not math.isfinite(record.value(score))
-    kind = record.reason.partition(":")[0].rpartition(".")[2]
+    kind = re.split("[: ]", record.reason)[0].rpartition(".")[2]
     return record.status == "failed" and kind in ("NonFiniteLossError", "FloatingPointError")
 
 

@@ -19,11 +19,12 @@ from masksearch.contracts import (
     Report,
     Shared,
 )
-from masksearch.errors import MaskSearchError, SearchError
+from masksearch.errors import EvaluatorError, MaskSearchError, SearchError
 from masksearch.files import FULL
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import MEASURES
 from masksearch.strategies.supernet import run_shared
+from masksearch.user_code import describe_error
 
 ARTIFACTS = {  # name -> file in the trial's folder
     "gates": "gates.safetensors",  # of a job without a mask, and the next one
@@ -70,6 +71,8 @@ class JobRun:
                 self.reports = self.start()
             report = next(self.reports, None)
             if report is not None:
+                if not isinstance(report, Report):
+                    raise no_report(self.evaluator, "yields", report)
                 check_finite(report)
                 self.curve.append(report)
                 return report
@@ -81,11 +84,14 @@ class JobRun:
                     f"the disk is full at {self.place} ({problem}); everything that was finished "
                     "is kept: free space and resume the search"
                 ) from problem
-            self.error = traceback.format_exc()
+            self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
+        except EvaluatorError as problem:
+            name, text = type(self.evaluator).__name__, describe_error(problem)
+            self.error = text if name in text else f"{text} ({name} reports it)"
         except MaskSearchError as problem:
             self.error = f"{type(problem).__name__}: {problem}"
-        except Exception:  # the record keeps the traceback; the search goes on
-            self.error = traceback.format_exc()
+        except Exception as problem:  # the record keeps the traceback; the search goes on
+            self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
         return None
 
     def start(self) -> Iterator[Report]:
@@ -94,7 +100,10 @@ class JobRun:
         seed, job = self.proposal.seed or 0, self.proposal.job
         match job:
             case Evaluate(mask=mask):
-                return self.evaluator(mask, seed=seed, workdir=self.place)
+                reports = self.evaluator(mask, seed=seed, workdir=self.place)
+                if not hasattr(reports, "__next__"):
+                    raise no_report(self.evaluator, "returns", reports)
+                return reports
             case OneShot():
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
             case Shared():
@@ -181,6 +190,14 @@ def trial_folder(proposal: Proposal) -> str:
 def idle_strategy_error() -> SearchError:
     """The error where a strategy answers "wait" and no job is running."""
     return SearchError("the strategy waits although no job is running")
+
+
+def no_report(evaluator: Evaluator, does: str, answer: object) -> EvaluatorError:
+    """The error for an evaluator that gives something else than reports."""
+    return EvaluatorError(
+        f"{type(evaluator).__name__} {does} {type(answer).__name__}: yield "
+        "ms.Report(step, values) once or more, the last one is the result"
+    )
 
 
 def check_finite(report: Report) -> None:

@@ -29,7 +29,7 @@ from masksearch.masks.text import short_text
 from masksearch.study.status import seconds_left
 
 LONGEST = 120  # characters of a line
-LEAST = 16  # of them for a mask, at least
+LEAST = 36  # of them for a mask, at least; what else a line says is cut at its end
 
 
 class Watcher:

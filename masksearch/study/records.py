@@ -265,9 +265,3 @@ def hash_space_source(space: Callable[..., Mask]) -> str:
             code = getattr(space, "__code__", None)
             text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def name_space_function(space: Callable[..., Mask] | None) -> str:
-    """Which function of its file a space is; empty where its source tells it."""
-    loaded = hasattr(space, "masksearch_source")  # the text of a whole file
-    return str(getattr(space, "__name__", type(space).__name__)) if loaded else ""

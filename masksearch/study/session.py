@@ -16,9 +16,11 @@ The life of a trial, and (right) what the study holds of it from then on:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
 import time
+import traceback
 import warnings
 from collections import deque
 from collections.abc import Sequence
@@ -343,7 +345,19 @@ class Session:
 
     def finish(self, record: Record) -> None:
         """A record is final: disk first, then the strategy, then the listeners."""
-        self.store.finish(record)
+        try:
+            self.store.finish(record)
+        except (TypeError, ValueError, KeyError) as error:
+            reason = f"{traceback.format_exc()}\nthe result cannot be stored: {error}"
+            record = replace(
+                record, status="failed", error=reason, values={}, curve=(), artifacts={}
+            )
+            self.store.finish(record)
+        if record.status == "failed" and len(record.error.splitlines()) > 1:
+            folder = self.store.run / "trials" / str(record.number)
+            with contextlib.suppress(OSError):  # the study holds it, too
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "traceback.txt").write_text(f"{record.error}\n", encoding="utf-8")
         draw = self.open.pop(record.number).draw
         self.count(record, draw)
         if draw >= 0:

@@ -12,6 +12,7 @@ them back first, which costs more than writing.
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ class StudyStore:
     def create(self, objectives: Sequence[Objective], facts: Mapping[str, str]) -> bool:
         """Creates the study, or opens it and compares what it was created with.
 
-        One without a trial (its search ended with a mistake, or was killed) is made anew.
+        One without a trial (its search ended with a mistake, or was killed) is made anew, and so
+        is one with other facts in which nothing has finished.
 
         Args:
             objectives: Become the study's directions.
@@ -119,14 +121,12 @@ class StudyStore:
             self.load()
             before = self.facts()
             changed = [key for key in facts if before.get(key, "") != facts[key]]
-            if not self.ids:
-                with self.writing():
-                    optuna.delete_study(study_name=self.name, storage=self.storage)
+            if not self.ids or (changed and not self.finished):
+                self.forget()
                 existed = False
             elif changed:
                 detail = "; ".join(
-                    f"{key}: was {shortened(before.get(key))}, now {shortened(facts[key])}"
-                    for key in changed
+                    describe_change(key, before.get(key, ""), facts[key]) for key in changed
                 )
                 raise ResumeError(
                     f"{self.run} belongs to another search ({detail}); "
@@ -149,6 +149,14 @@ class StudyStore:
                 study.set_user_attr("facts", dict(facts))  # the last: now it is described
             write_address(self.run, self.name, self.given)
         return existed
+
+    def forget(self) -> None:
+        """Deletes the study, in which no trial has finished, and the folders of its trials."""
+        with self.writing():
+            optuna.delete_study(study_name=self.name, storage=self.storage)
+        for number in range(len(self.ids)):
+            shutil.rmtree(self.run / "trials" / str(number), ignore_errors=True)
+        self.ids, self.begun, self.answers = [], {}, 0
 
     def load(self) -> None:
         """Opens an existing study.
@@ -363,6 +371,17 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(level)
+
+
+def describe_change(fact: str, before: str, now: str) -> str:
+    """How a fact differs; of a space, what of its code was edited."""
+    if fact == "space" and before and now:
+        was, new = json.loads(before), json.loads(now)
+        edited = [name for name in was.keys() & new.keys() if was[name] != new[name]]
+        if edited:
+            return f"the space's code was edited: {', '.join(sorted(edited))}"
+        before, now = (", ".join(sorted(a.keys() - b.keys())) for a, b in ((was, new), (new, was)))
+    return f"{fact}: was {shortened(before)}, now {shortened(now)}"
 
 
 def shortened(value: object) -> str:

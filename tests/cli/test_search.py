@@ -176,11 +176,14 @@ def test_edited_space_is_refused(monkeypatch, capsys, tmp_path, job):
     folder = tmp_path / "run"
     run(monkeypatch, capsys, *job, "--trials", 2, "--run", folder)
     space = tmp_path / "my_space.py"
+    space.write_text(f"# a comment\n{space.read_text()}\n# another")
+    code, _, err = run(monkeypatch, capsys, "resume", folder, "--trials", 3)
+    assert code == 0, err
     space.write_text(space.read_text().replace("0, 12", "0, 13"))
     code, _, err = run(monkeypatch, capsys, "resume", folder, "--trials", 4)
     assert code == 2
-    assert "belongs to another search (space: was" in err
-    assert len(ms.Study(folder).records()) == 2
+    assert "belongs to another search (the space's code was edited: space)" in err
+    assert len(ms.Study(folder).records()) == 3
 
 
 def test_options_of_ray_need_ray(monkeypatch, capsys, tmp_path, job):

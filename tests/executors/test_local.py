@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,7 +10,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from toy import PlainTrials, ToyEvaluator
 
 from masksearch import masks
@@ -208,6 +211,45 @@ def test_failed_job_keeps_the_traceback(tmp_path):
     assert (record.status, record.seed, record.origin) == ("failed", 5, "x")
     assert "RuntimeError: the toy is broken" in record.error
     assert "Traceback" in record.error
+    assert re.fullmatch(r"RuntimeError in .*toy\.py, line \d+: the toy is broken", record.reason)
+
+
+class Answering(ToyEvaluator):
+    """Gives what it is told to give."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def __call__(self, mask, *, seed, workdir):
+        return self.answer()
+
+
+def report_of(value):
+    yield Report(1, {"loss": value})
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (dict, r"EvaluatorError: Answering returns dict: yield ms\.Report\(step, values\)"),
+        (lambda: iter([{"loss": 1.0}]), r"Answering yields dict: yield ms\.Report\(step, "),
+        (lambda: report_of(torch.zeros(2)), r"EvaluatorError in .*test_local\.py, line \d+: the "
+         r"reported value 'loss' is a Tensor \[2\], not a number: write ms\.Report\(step, "
+         r"\{'loss': float\(value\)\}\).*\(Answering reports it\)"),
+        (lambda: report_of("low"), r"the reported value 'loss' is str, not a number"),
+    ],
+)  # fmt: skip
+def test_an_evaluator_that_reports_no_number_is_told_what_to_write(tmp_path, answer, reason):
+    record = JobRun(Proposal(0, Evaluate(masks.full())), Answering(answer), tmp_path).run()
+    assert record.status == "failed"
+    assert re.search(reason, record.reason)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(0.5), np.float32(0.5), 0.5, torch.tensor([0.5])])
+def test_a_report_takes_what_float_takes(value):
+    assert Report(1, {"loss": value}) == Report(1, {"loss": 0.5})
+    assert json.dumps(Report(1, {"loss": value}).values) == '{"loss": 0.5}'
 
 
 def test_one_shot_without_gradients_is_a_clear_failure(tmp_path):

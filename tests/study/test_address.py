@@ -128,6 +128,6 @@ def test_another_function_of_the_same_file_is_refused(tmp_path):
     one, two = (ms.load_function(f"{path}:{name}") for name in ("one", "two"))
     settings = dict(run=tmp_path / "run", trials=2, progress=None)
     ms.search(one, ToyEvaluator(), **settings)
-    with pytest.raises(ms.ResumeError, match="space_function: was one, now two"):
+    with pytest.raises(ms.ResumeError, match="space: was one, now two"):
         ms.search(two, ToyEvaluator(), **settings)
     assert len(ms.search(one, ToyEvaluator(), **settings).records()) == 2

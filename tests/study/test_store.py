@@ -129,6 +129,7 @@ def test_told_is_in_the_order_of_completion(store):
 
 def test_other_facts_are_refused_with_the_difference(store):
     store.begin(running(), 0)
+    store.finish(finished(running(), 0))
     with pytest.raises(ResumeError, match="protocol: was p, now q"):
         store.create(OBJECTIVES, FACTS | {"protocol": "q"})
     assert store.create(OBJECTIVES, FACTS) is True
