@@ -127,7 +127,8 @@ def judged(folder: Path) -> Any:
                     work = folder / "work" / name.replace(" ", "-") / str(seed) / mask.digest[:8]
                     said = reports(evaluator(mask, seed=seed, workdir=work))
                     found[name][f"{text} seed {seed}"] = said
-            for half in ("final", "test", "all") if hasattr(evaluator, "on") else ():
+            halves = ("final", "test", "all") if getattr(evaluator, "half", "") else ()
+            for half in halves:
                 with kept(found[name], half):
                     other = evaluator.on(half)
                     work = folder / "work" / name.replace(" ", "-") / half
