@@ -54,8 +54,11 @@ def plain(value: Any) -> Any:
 
 
 def interval(value: Any) -> Any:
-    """Mean and bounds of an interval, whatever its class."""
-    return None if value is None else plain([value.mean, value.low, value.high])
+    """Value and bounds of an interval, whatever its class."""
+    if value is None:
+        return None
+    first = value.value if hasattr(value, "value") else value.mean
+    return plain([first, value.low, value.high])
 
 
 def reports(several: Any) -> list[Any]:
@@ -115,7 +118,7 @@ def comparison_plain(comparison: ms.Comparison) -> dict[str, Any]:
             "p": plain(each.difference.p_value),
             "adjusted": plain(each.adjusted),
             "gap": plain(each.gap),
-            "rows": each.n_rows,
+            "rows": each.n_rows if hasattr(each, "n_rows") else each.difference.n_rows,
             "fair": each.fair,
         }
         for each in comparison.findings()
