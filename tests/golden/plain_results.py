@@ -17,7 +17,7 @@ def who(record: Any) -> dict[str, Any]:
     """What a record's mask is called, what part it plays, and its parameters without both."""
     params = dict(record.params)
     if hasattr(record, "role"):
-        name, role = record.name, record.role
+        name, role = record.name, record.role.replace("control", "compared")
         params.pop("mask", None)
     else:
         name = params.pop("mask", "")
