@@ -5,10 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from masksearch.masks.core import Mask
+from typing import Any
 
 
 class MaskSearchError(Exception):
@@ -50,7 +47,7 @@ class NativeError(MaskSearchError, ValueError):
         nearest: A mask that it can name, as near as possible; None where none is known.
     """
 
-    def __init__(self, message: str, nearest: Mask | None = None) -> None:
+    def __init__(self, message: str, nearest: Any = None) -> None:
         super().__init__(message)
         self.nearest = nearest
 

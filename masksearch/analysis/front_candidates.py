@@ -9,10 +9,9 @@ from masksearch.analysis.candidates import Candidate
 from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import CandidateError
+from masksearch.masks.controls import random_like, sweep_families
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density
-from masksearch.masks.random_controls import random_like
-from masksearch.masks.sweeps import sweep_families
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
 from masksearch.attention.tokens import TokenMask, refuse_longer
 from masksearch.errors import AttachError, EmptyRowError
-from masksearch.masks.core import Mask, Points, no_empty_rows
+from masksearch.masks.checks import no_empty_rows
+from masksearch.masks.core import Mask, Points
 from masksearch.masks.leaves import Causal
 from masksearch.masks.lower import row_counts
 from masksearch.masks.stacks import Cropped

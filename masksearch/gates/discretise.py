@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import unknown_name
-from masksearch.masks.core import no_empty_rows
+from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import counts_all_alike, pair_weights
 

@@ -22,7 +22,8 @@ from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.files import read_tensors
-from masksearch.masks.core import Mask, no_empty_rows
+from masksearch.masks.checks import no_empty_rows
+from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower, row_counts, under_causality
 from masksearch.masks.measure import pair_weights
 from masksearch.masks.text import parse

@@ -9,6 +9,7 @@ torch.Size([1, 1, 128, 128])
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import did_you_mean
+from masksearch.masks.controls import sweep_families
 from masksearch.masks.core import FAMILIES, RECIPES, Mask, Points, family, recipe
 from masksearch.masks.families import (
     a_shape,
@@ -31,10 +32,10 @@ from masksearch.masks.interop import (
     to_block_layout,
     to_numpy,
 )
-from masksearch.masks.layouts import Axial as axial
-from masksearch.masks.layouts import Butterfly as butterfly
+from masksearch.masks.leaves import Axial as axial
 from masksearch.masks.leaves import BlockColumns as block_columns
 from masksearch.masks.leaves import Blocks as blocks
+from masksearch.masks.leaves import Butterfly as butterfly
 from masksearch.masks.leaves import Causal as causal
 from masksearch.masks.leaves import Columns as columns
 from masksearch.masks.leaves import Dilated as dilated
@@ -52,7 +53,6 @@ from masksearch.masks.stacks import Cropped as cropped
 from masksearch.masks.stacks import PerHead as per_head
 from masksearch.masks.stacks import PerLayer as per_layer
 from masksearch.masks.stacks import layer_of
-from masksearch.masks.sweeps import sweep_families
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Table as table
 from masksearch.masks.tables import Toeplitz as toeplitz

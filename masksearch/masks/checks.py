@@ -1,12 +1,23 @@
-"""Checks of the whole numbers that masks are built from: the message says rule and value."""
+"""What masks are built from: whole numbers, positions and tables of bits, checked and stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import base64
+import math
+import zlib
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
+
 LARGEST = (1 << 63) - 1  # of an int64, in which positions and offsets are computed
+SHOWN = 160  # largest number of bits that an expression spells out
+MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 MOST = 1 << 20  # positions that a count may name one by one
 
 
@@ -46,3 +57,85 @@ def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...
     if max(-found[0], found[-1]) > LARGEST:
         raise ValueError(f"{name} must be at most 2**63 - 1 in size, got {found[0]}, {found[-1]}")
     return found
+
+
+def grid(length: int) -> tuple[Tensor, Tensor]:
+    """Query positions as a column and key positions as a row, `[n, 1]` and `[1, n]`."""
+    if whole(length) is None:
+        raise ValueError(f"length must be a whole number of positions, got {length!r}")
+    if length < 1:
+        raise ValueError(f"length must be at least 1 position, got {length}")
+    positions = torch.arange(length)
+    return positions[:, None], positions[None, :]
+
+
+def no_empty_rows(cells: Tensor, first: str = "layer", under: str = "") -> None:
+    """Refuses tables in which a query keeps no key.
+
+    Args:
+        cells: bool `[layers, heads, queries, keys]`.
+        first: What the first axis counts.
+        under: Words behind "keeps no key", from a space on.
+
+    Raises:
+        EmptyRowError: Names the first such row.
+    """
+    empty = ~cells.any(-1)
+    if empty.any():
+        index, head, row = (int(index) for index in empty.nonzero()[0])
+        raise EmptyRowError(
+            f"{first} {index}, head {head}, row {row} keeps no key{under} "
+            f"({int(empty.sum())} empty rows of {empty.numel()}); a row without keys has no "
+            "attention: add for example masks.window(0), the diagonal"
+        )
+
+
+def pack_bits(bits: Tensor) -> dict[str, Any]:
+    """Bits as JSON data: their shape, and the bits themselves compressed."""
+    packed = np.packbits(bits.numpy(force=True).reshape(-1)).tobytes()
+    return {
+        "shape": list(bits.shape),
+        "zlib": base64.b64encode(zlib.compress(packed)).decode(),
+    }
+
+
+def unpack_bits(data: Mapping[str, Any]) -> Tensor:
+    """Inverse of `pack_bits`; what is decompressed never exceeds the bits that the shape names.
+
+    Raises:
+        MaskFormatError: If the data is not the form of a table.
+    """
+    shape = data["shape"]
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise MaskFormatError(f"a table's shape is a list of sizes, got {str(shape)[:80]}")
+    cells = math.prod(shape)
+    if cells > MOST_CELLS:
+        raise MaskFormatError(f"a table has at most {MOST_CELLS} cells, got shape {shape}")
+    most = (cells + 7) // 8
+    compressed = base64.b64decode(data["zlib"], validate=True)
+    packed = zlib.decompressobj().decompress(compressed, most + 1)
+    if len(packed) != most:
+        raise MaskFormatError(f"a table of shape {shape} does not fit its {len(packed)} bytes")
+    bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=cells).astype(bool)
+    return torch.from_numpy(bits.reshape(shape))
+
+
+def common_count(
+    counts: list[int | None], error: type[HeadCountError] | type[LayerCountError], what: str
+) -> int | None:
+    """The one count that all parts agree on; None where no part cares."""
+    found = sorted({count for count in counts if count is not None})
+    if len(found) > 1:
+        raise error(f"parts of one mask have {' and '.join(map(str, found))} {what}")
+    return found[0] if found else None
+
+
+def spell(value: Any) -> str:
+    """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
+    if isinstance(value, Tensor):
+        if value.numel() > SHOWN:
+            return "x".join(map(str, value.shape))
+        return str(value.int().tolist()).replace(" ", "")
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(spell, value))}]"
+    return repr(value)

@@ -6,36 +6,39 @@ block views and FlexAttention's `mask_mod`, at any length. True = may attend, ev
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import hashlib
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import and_, or_
 from typing import Annotated, Any, ClassVar, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from masksearch.errors import (
-    EmptyRowError,
     HeadCountError,
     LayerCountError,
     MaskFormatError,
     TokensNeededError,
     unknown_name,
 )
-from masksearch.masks.checks import whole
-from masksearch.masks.picture import mask_html
+from masksearch.masks.checks import (
+    SHOWN,
+    common_count,
+    grid,
+    no_empty_rows,
+    pack_bits,
+    spell,
+    unpack_bits,
+)
+from masksearch.masks.picture import LENGTH, mask_html
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
-MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
-SHOWN = 160  # largest number of bits that an expression spells out
 
 
 @dataclass(frozen=True)
@@ -258,12 +261,11 @@ class Mask:
                 "the file was written by another version or edited"
             )
         try:
-            mask = cls(**{name: from_plain(value, tensors) for name, value in given.items()})
+            return cls(**{name: from_plain(value, tensors) for name, value in given.items()})
         except MaskFormatError:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
             raise MaskFormatError(f"{kind} cannot be built: {error}") from error
-        return mask
 
     @staticmethod
     def from_json(text: str | bytes) -> Mask:
@@ -286,8 +288,10 @@ class Mask:
         return str(self)
 
     def _repr_html_(self) -> str:
-        """A picture and the expression, for notebooks."""
-        return mask_html(self)
+        """A picture at the mask's own length or at 64 positions, for notebooks."""
+        return mask_html(
+            str(self), None if self.needs_tokens else self.dense(self.length or LENGTH)
+        )
 
     def expression(self) -> str:
         """`kind(fields)`; flags that are off are left out, large tensors show their shape."""
@@ -393,11 +397,7 @@ class Mask:
         return cells
 
     def refuse_tokens(self) -> None:
-        """Refuses a mask whose cells follow the tokens, where no tokens are known.
-
-        Raises:
-            TokensNeededError: Names the remedies.
-        """
+        """Raises TokensNeededError where cells follow the tokens, which are not known here."""
         if self.needs_tokens:
             raise TokensNeededError(
                 f"{self} has cells only where input ids are known: call mask.table(input_ids), "
@@ -417,7 +417,7 @@ class Mask:
 
     def density(self, length: int, causal: bool = False) -> float:
         """Kept share of the n x n cells or, where `causal`, of the n (n + 1) / 2 that a decoder
-        can use; in [0, 1], averaged over layers and heads."""
+        can use; in [0, 1], over all layers and heads."""
         cells = length * (length + 1) // 2 if causal else length * length
         return self.kept(length, causal) / (len(self.planes) * cells)
 
@@ -468,10 +468,7 @@ class Either(Mask):
         check_parts(self, self.of)
 
     def allows(self, at: Points) -> Tensor:
-        result = self.of[0].allows(at)
-        for part in self.of[1:]:
-            result = result | part.allows(at)
-        return result
+        return reduce(or_, (part.allows(at) for part in self.of))
 
     def expression(self) -> str:
         """`a | b`."""
@@ -489,10 +486,7 @@ class Both(Mask):
         check_parts(self, self.of)
 
     def allows(self, at: Points) -> Tensor:
-        result = self.of[0].allows(at)
-        for part in self.of[1:]:
-            result = result & part.allows(at)
-        return result
+        return reduce(and_, (part.allows(at) for part in self.of))
 
     def expression(self) -> str:
         """`a & b - c`."""
@@ -544,16 +538,6 @@ def check_parts(mask: Mask, of: Sequence[Mask]) -> None:
     _ = mask.heads, mask.layers, mask.length
 
 
-def common_count(
-    counts: list[int | None], error: type[HeadCountError] | type[LayerCountError], what: str
-) -> int | None:
-    """The one count that all parts agree on; None where no part cares."""
-    found = sorted({count for count in counts if count is not None})
-    if len(found) > 1:
-        raise error(f"parts of one mask have {' and '.join(map(str, found))} {what}")
-    return found[0] if found else None
-
-
 # -- recipes: functions that build masks of several leaves ----------------------------------------
 Recipe = TypeVar("Recipe", bound=Callable[..., Mask])
 RECIPES: dict[str, Callable[..., Mask]] = {}
@@ -596,14 +580,12 @@ def to_plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
         tensors[name] = value.to(torch.uint8).contiguous()
         return {"tensor": name}
     if isinstance(value, Tensor):
-        packed = np.packbits(value.numpy(force=True).reshape(-1)).tobytes()
-        data = base64.b64encode(zlib.compress(packed)).decode()
-        return {"shape": list(value.shape), "zlib": data}
+        return pack_bits(value)
     return value
 
 
 def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """Inverse of `plain`; a decompressed table never exceeds the bits that its shape names."""
+    """Inverse of `to_plain`."""
     if isinstance(value, list):
         return tuple(from_plain(item, tensors) for item in value)
     if isinstance(value, dict) and set(value) == {"tensor"}:
@@ -614,61 +596,5 @@ def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
             raise MaskFormatError(f"{value['tensor']} holds {found.dtype}, not cells of 0 and 1")
         return found.bool()
     if isinstance(value, dict) and set(value) == {"shape", "zlib"}:
-        shape = value["shape"]
-        if not isinstance(shape, list) or not all(
-            type(size) is int and size > 0 for size in shape
-        ):
-            raise MaskFormatError(f"a table's shape is a list of sizes, got {str(shape)[:80]}")
-        cells = math.prod(shape)
-        if cells > MOST_CELLS:
-            raise MaskFormatError(f"a table has at most {MOST_CELLS} cells, got shape {shape}")
-        most = (cells + 7) // 8
-        compressed = base64.b64decode(value["zlib"], validate=True)
-        packed = zlib.decompressobj().decompress(compressed, most + 1)
-        if len(packed) != most:
-            raise MaskFormatError(f"a table of shape {shape} does not fit its {len(packed)} bytes")
-        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=cells).astype(bool)
-        return torch.from_numpy(bits.reshape(shape))
+        return unpack_bits(value)
     return Mask.from_dict(value, tensors) if isinstance(value, dict) else value
-
-
-def spell(value: Any) -> str:
-    """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
-    if isinstance(value, Tensor):
-        if value.numel() > SHOWN:
-            return "x".join(map(str, value.shape))
-        return str(value.int().tolist()).replace(" ", "")
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(spell, value))}]"
-    return str(value) if isinstance(value, Mask) else repr(value)
-
-
-def no_empty_rows(cells: Tensor, first: str = "layer", under: str = "") -> None:
-    """Refuses tables in which a query keeps no key.
-
-    Args:
-        cells: bool `[layers, heads, queries, keys]`.
-        first: What the first axis counts.
-        under: Words behind "keeps no key", from a space on.
-
-    Raises:
-        EmptyRowError: Names the first such row.
-    """
-    empty = ~cells.any(-1)
-    if empty.any():
-        index, head, row = (int(index) for index in empty.nonzero()[0])
-        raise EmptyRowError(
-            f"{first} {index}, head {head}, row {row} keeps no key{under} "
-            f"({int(empty.sum())} empty rows of {empty.numel()}); a row without keys has no "
-            "attention: add for example masks.window(0), the diagonal"
-        )
-
-
-def grid(length: int) -> tuple[Tensor, Tensor]:
-    """Query positions as a column and key positions as a row, `[n, 1]` and `[1, n]`."""
-    if whole(length) is None:
-        raise ValueError(f"length must be a whole number of positions, got {length!r}")
-    if length < 1:
-        raise ValueError(f"length must be at least 1 position, got {length}")
-    positions = torch.arange(length)
-    return positions[:, None], positions[None, :]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from masksearch.errors import UncountedHops
 from masksearch.masks.core import DenseMask, Mask
-from masksearch.masks.planes import distinct_planes
+from masksearch.masks.stacks import distinct_planes
 
 Bits = NDArray[np.uint64]
 LONGEST = 8192  # positions up to which hops are counted: that takes 3 to 20 s

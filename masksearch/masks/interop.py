@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
-from masksearch.masks.core import Mask, no_empty_rows
+from masksearch.masks.checks import no_empty_rows
+from masksearch.masks.core import Mask
 from masksearch.masks.lower import block_view
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Table as table

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.masks.core import DenseMask, Mask, no_empty_rows
+from masksearch.masks.checks import no_empty_rows
+from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.leaves import Causal
-from masksearch.masks.planes import distinct_planes
+from masksearch.masks.stacks import distinct_planes
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

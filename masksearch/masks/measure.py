@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masksearch.masks.core import DenseMask, Mask, Points, grid, no_empty_rows
+from masksearch.masks.checks import grid, no_empty_rows
+from masksearch.masks.core import DenseMask, Mask, Points
 from masksearch.masks.hops import LONGEST as LONGEST_HOPS
 from masksearch.masks.hops import hops
 from masksearch.masks.lower import HasShape, block_view, row_counts, under_causality
-from masksearch.masks.planes import Plane, distinct_planes
+from masksearch.masks.stacks import Plane, distinct_planes
 from masksearch.masks.tables import Table
 
 BLOCK = 64  # side of a kernel's block, in positions

@@ -6,7 +6,7 @@ found.mask.dense(256)                 # a table itself has one length only
 
 A description is an expression and the list of the cells where it is wrong; the shortest one is
 looked for greedily. Each round weighs every part of a library (all windows, strides, dilated
-windows, blocks, .., and the best sets of offsets, of positions and of blocks), takes the one that
+windows, blocks, .., and the best sets of offsets and of positions), takes the one that
 shortens the description most, and then asks of each part taken before whether another one, or
 none, would now be shorter. That ends when nothing shortens the description any more.
 """
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from masksearch.errors import LengthError
+from masksearch.masks.checks import grid
 from masksearch.masks.core import (
     Both,
     Complement,
@@ -33,11 +33,9 @@ from masksearch.masks.core import (
     Points,
     family_name,
     field_names,
-    grid,
     join_chain,
 )
 from masksearch.masks.families import log_sparse, strided
-from masksearch.masks.layouts import Axial, Butterfly
 from masksearch.masks.leaves import (
     BlockColumns,
     Blocks,
@@ -55,7 +53,7 @@ from masksearch.masks.leaves import (
 )
 from masksearch.masks.measure import overlap
 from masksearch.masks.stacks import PerHead, PerLayer
-from masksearch.masks.tables import BlockLayout, Table, Toeplitz
+from masksearch.masks.tables import Table, Toeplitz
 
 WORD = 5.0  # bits of a name or an operator of the language, of which there are about 32
 GAPS = 32  # largest gap that dilated is tried with, in positions
@@ -63,7 +61,7 @@ STARTS = 5  # kinds of parts that a union grows from: those that describe most a
 LASTS = 4  # most columns of a block that block_columns and fixed are tried with
 ORDER: list[type[Mask]] = [  # of the parts in a union, as the families have it
     *(Full, Causal, Columns, Window, Dilated, Stride, Blocks, BlockColumns),
-    *(Axial, Butterfly, BlockLayout, Offsets, PowersOfTwo, Shifts, GlobalTokens),
+    *(Offsets, PowersOfTwo, Shifts, GlobalTokens),
 ]
 SETS = {Offsets: "distances", Shifts: "steps", GlobalTokens: "positions", Columns: "positions"}
 Parts = tuple[Mask, ...]
@@ -74,10 +72,8 @@ class NearestFamily:
     """A structured mask, and how well it explains a table.
 
     Args:
-        mask: The mask, of any length but where it has an `axial` grid or a `block_layout`, which
-            end with the table; no row is empty at the table's length.
-        text: Its expression, which `masksearch.masks.parse` reads back, unless it has a block
-            layout of more than 160 blocks: there it shows shape and digest.
+        mask: The mask, of any length; no row is empty at the table's length.
+        text: Its expression, which `masksearch.masks.parse` reads back.
         iou: Kept cells in common over kept cells of either, in [0, 1].
         missing: Cells that the table keeps and the mask does not, over all layers and heads.
         extra: Cells that the mask keeps and the table does not, likewise.
@@ -105,22 +101,19 @@ def nearest_family(
 
     Candidates are unions of `window`, `dilated`, `stride`, `blocks`, `block_columns`,
     `powers_of_two`, `full`, `causal`, the hand-designed families, a set of `offsets`, one of
-    `shifts`, one of `global_tokens` and one of `columns`, `axial` with every factorisation of n
-    (or of n - 1, behind one prefix token), `butterfly` and a `block_layout` at the block sizes
-    that divide n, grown in up to four steps; each also within `causal()` or without the diagonal;
-    one for all planes, or one per head, per layer, or both. The recipes `a_shape` and
-    `vertical_slash` are found as the unions that they are. The random keys of BigBird are noise
-    here: what is left of it is its window and its global tokens.
+    `shifts`, one of `global_tokens` and one of `columns`, grown in up to four steps; each also
+    within `causal()` or without the diagonal; one for all planes, or one per head, per layer, or
+    both. The recipes `a_shape` and `vertical_slash` are found as the unions that they are. The
+    random keys of BigBird are noise here: what is left of it is its window and global tokens.
 
     The choice is by minimum description length. An expression costs 5 bits a name or operator,
-    log2(n + 1) a number, and log2 of the number of sets of that size for a list or for the kept
-    blocks of a layout; the cells where it is wrong cost log2 of the number of such sets of cells;
+    log2(n + 1) a number, and log2 of the number of sets of that size for a list; the cells where
+    it is wrong cost log2 of the number of such sets of cells;
     a size m costs 2 log2(m + 1) + 1. So noise is not explained by a long list of shifts. Where
     heads or layers have masks of their own, each also pays for its own errors. The search is
     greedy, so that a longer list of candidates can end in a longer description. It is exact for
-    a single part with whole numbers, up to gaps of 32, 4 last columns of a block and butterflies
-    whose block divides n; grids, butterflies and layouts are weighed only where they are shorter
-    than the list of the cells. It takes seconds for a few heads at n = 512.
+    a single part with whole numbers, up to gaps of 32 and 4 last columns of a block. It takes
+    seconds for a few heads at n = 512.
 
     An expression with an empty row at this length is joined with the diagonal, `window(0)`;
     `bits` and `explained` are the judgement before that, the other figures count it.
@@ -278,16 +271,11 @@ class Union:
     def bits(self, parts: Parts) -> float:
         """Bits of the whole description; a union without cells explains nothing."""
         if parts not in self.known:
-            self.known[parts] = self.measured(parts)
+            cover = self.cover(parts)
+            errors = float(error_bits(self.wrong(cover), self.cells))
+            bits = expression_bits(self.expression(parts), self.length) if parts else math.inf
+            self.known[parts] = bits + errors if cover.any() else math.inf
         return self.known[parts]
-
-    def measured(self, parts: Parts) -> float:
-        """As `bits`, of parts that have not been met."""
-        cover = self.cover(parts)
-        if not cover.any():
-            return math.inf
-        errors = float(error_bits(self.wrong(cover), self.cells))
-        return expression_bits(self.expression(parts), self.length) + errors
 
     def grow_by_one(self, parts: Parts) -> Iterator[Parts]:
         """The union with one more part: the best of every kind."""
@@ -298,7 +286,7 @@ class Union:
         def errors(gain: Any) -> Any:
             return error_bits(wrong - gain, self.cells)
 
-        for offered in (by_offset, by_block, by_position, by_tile):
+        for offered in (by_offset, by_block, by_position):
             for option in offered(weight, errors):
                 yield merge_parts(*parts, *option)
 
@@ -394,45 +382,6 @@ def by_position(weight: Tensor, errors: Errors) -> Iterator[Parts]:
             yield (kind(positions=order[:count].tolist()),)
 
 
-def by_tile(weight: Tensor, errors: Errors) -> Iterator[Parts]:
-    """Grids, butterflies and block layouts, where they save what they cost.
-
-    Else noise would get such a name: there are as many layouts as there are sets of blocks.
-    """
-    length = len(weight)
-    sizes = [1, *(size for size in range(2, length // 2 + 1) if length % size == 0)]
-    found: list[Mask] = [
-        Axial((length - front) // columns, columns, front)
-        for front in (0, 1)
-        for columns in range(2, (length - front) // 2 + 1)
-        if (length - front) % columns == 0
-    ]
-    for size in sizes:
-        found.append(Butterfly(size))
-        if size > 1:
-            found.append(best_layout(weight, errors, size))
-    gain = torch.stack([(weight * cells_of(part, length)).sum() for part in found])
-    price = torch.tensor([expression_bits(part, length) for part in found]).double()
-    bits, seen = price + errors(gain), set()
-    for index in bits.argsort(stable=True).tolist():
-        if found[index].kind not in seen and float(bits[index]) < float(errors(0)) - WORD:
-            yield (found[index],)
-        seen.add(found[index].kind)
-
-
-def best_layout(weight: Tensor, errors: Errors, size: int) -> Mask:
-    """The best layout of blocks of a size.
-
-    Blocks that gain the same are all kept or none: in between, the bits are concave.
-    """
-    count = len(weight) // size
-    blocks = weight.view(count, size, count, size).sum((1, 3))
-    value, times = np.unique(-blocks.numpy(), return_counts=True)
-    kept, gain = torch.from_numpy(times.cumsum()), torch.from_numpy(-(value * times).cumsum())
-    best = int((set_bits(kept, blocks.numel()) + errors(gain)).argmin())
-    return BlockLayout(blocks >= -value[best], size)
-
-
 def best_set(gain: Tensor, errors: Errors) -> Iterator[list[int]]:
     """The members, of those that gain anything, that shorten the description most."""
     order = gain.argsort(descending=True, stable=True)[: int((gain > 0).sum())]
@@ -442,31 +391,8 @@ def best_set(gain: Tensor, errors: Errors) -> Iterator[list[int]]:
 
 
 # -- the length of a description (minimum description length) ------------------------------------
-def description_bits(mask: Mask, table: DenseMask) -> float:
-    """Bits that describe a table by way of a mask: the expression, and where it is wrong.
-
-    Args:
-        mask: An expression without tables and random keys.
-        table: bool `[layers, heads, n, n]`.
-
-    Raises:
-        TypeError: If the mask has a part that is no name with whole numbers.
-    """
-    if isinstance(mask, PerLayer):
-        pairs = zip(mask.of, table.unsqueeze(1), strict=True)
-        return WORD + sum(description_bits(part, layer) for part, layer in pairs)
-    if isinstance(mask, PerHead):
-        pairs = zip(mask.of, table.unsqueeze(2).unbind(1), strict=True)
-        return WORD + sum(description_bits(part, head) for part, head in pairs)
-    wrong = int((table ^ mask.dense(table.shape[-1], *table.shape[:2])).sum())
-    return expression_bits(mask, table.shape[-1]) + float(error_bits(wrong, table.numel()))
-
-
 def expression_bits(mask: Mask, length: int) -> float:
-    """Bits of an expression; a hand-designed family at its defaults costs one name.
-
-    A block layout costs its name, its block size, and the set of its kept blocks.
-    """
+    """Bits of an expression; a hand-designed family at its defaults costs one name."""
     number = math.log2(length + 1)
     if isinstance(mask, Either) and family_name(mask):
         return WORD
@@ -482,10 +408,6 @@ def expression_bits(mask: Mask, length: int) -> float:
         case GlobalTokens(positions=members) | Columns(positions=members):
             first = members == tuple(range(len(members)))
             return WORD + 1 + (number if first else float(set_bits(len(members), length)))
-        case Axial(prefix=prefix):
-            return WORD + 1 + number * (3 if prefix else 2)
-        case BlockLayout(bits=bits):
-            return WORD + number + float(set_bits(int(bits.sum()), bits.numel()))
         case Table() | Toeplitz() | RandomKeys() | PerHead() | PerLayer():
             raise TypeError(f"{mask.kind} has no description in names and whole numbers")
     return WORD + number * len(field_names(mask))

@@ -7,14 +7,10 @@ import html
 import math
 import struct
 import zlib
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
-
-if TYPE_CHECKING:
-    from masksearch.masks.core import Mask
 
 LENGTH = 64  # positions at which a mask of any length is drawn
 SIZE = 36_000  # bytes of a picture at most
@@ -25,15 +21,18 @@ KEPT, DROPPED, SEAM = (11, 60, 111), (242, 240, 234), 15  # colours; index of th
 SHOWN = 400  # characters of an expression
 
 
-def mask_html(mask: Mask) -> str:
-    """A picture of the mask at its own length or at 64 positions, and its expression below."""
-    text = str(mask)
+def mask_html(text: str, table: Tensor | None) -> str:
+    """A picture of a mask with its expression below.
+
+    Args:
+        text: The expression.
+        table: bool `[layers, heads, n, n]`; None where cells follow the tokens.
+    """
     caption = f"<code>{html.escape(text if len(text) <= SHOWN else text[:SHOWN] + ' ...')}</code>"
-    if mask.needs_tokens:
+    if table is None:
         return f"<div>{caption}<br>its cells follow the tokens: mask.table(input_ids)</div>"
-    length = mask.length or LENGTH
-    table = mask.dense(length)
-    sparse = f"{100 * (1 - table.double().mean().item()):.1f}% sparse at {length} positions"
+    sparsity = 100 * (1 - table.double().mean().item())
+    sparse = f"{sparsity:.1f}% sparse at {table.shape[-1]} positions"
     return table_html(table, f"{caption}<br>{sparse}")
 
 

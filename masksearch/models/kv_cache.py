@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from masksearch.attention.layer import depends_on_length
-from masksearch.attention.own_windows import own_windows
+from masksearch.attention.masked_cache import own_windows
 from masksearch.errors import LengthError, check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from masksearch import masks
 from masksearch.contracts import Shape, mixed_seed
+from masksearch.masks.controls import match_density
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density
-from masksearch.masks.random_controls import match_density
 
 
 def diagonal_controls(

@@ -14,7 +14,6 @@ from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.lower import lower
 from masksearch.masks.nearest import (
     WORD,
-    description_bits,
     error_bits,
     expression_bits,
     listing_bits,
@@ -43,25 +42,28 @@ bases = st.one_of(
     st.sets(st.integers(0, N - 1), min_size=1, max_size=3).map(
         lambda positions: masks.columns(positions=sorted(positions))
     ),
-    st.sampled_from([masks.axial(2, 16), masks.axial(4, 8), masks.axial(8, 4)]),
-    st.sampled_from([1, 2, 4]).map(masks.butterfly),
 )
 GENERATOR = torch.Generator().manual_seed(5)
 NOISE = torch.rand(2, 2, N, N, generator=GENERATOR) < 0.05
 LITTLE = torch.rand(1, 2, N, N, generator=GENERATOR) < 0.02
-FAR = torch.ones(8, 8).triu(2) + torch.ones(8, 8).tril(-2) > 0  # blocks beyond window(4)
-RANDOM = torch.rand(2, 8, 8, generator=GENERATOR) < 0.3
-LAYOUTS = RANDOM & FAR | torch.eye(8, dtype=torch.bool).roll(3, 1)  # no row is empty
 LATER = {  # leaves and recipes beside the offsets, windows, blocks and global tokens
     "first columns": masks.columns(3),
     "columns": masks.columns(positions=[5, 17, 26]),
-    "axial": masks.axial(4, 8),
-    "butterfly": masks.butterfly(),
-    "blocks of a butterfly": masks.butterfly(2),
-    "layout": masks.block_layout(LAYOUTS[0], 4),
     "a_shape": masks.a_shape(3, 4),
     "vertical_slash": masks.vertical_slash([4, 9, 30], [7, 12]),
 }
+
+
+def description_bits(mask: masks.Mask, table: Tensor) -> float:
+    """Bits that describe a table by way of a mask: the expression, and where it is wrong."""
+    if isinstance(mask, masks.per_layer):
+        pairs = zip(mask.of, table.unsqueeze(1), strict=True)
+        return WORD + sum(description_bits(part, layer) for part, layer in pairs)
+    if isinstance(mask, masks.per_head):
+        pairs = zip(mask.of, table.unsqueeze(2).unbind(1), strict=True)
+        return WORD + sum(description_bits(part, head) for part, head in pairs)
+    wrong = int((table ^ mask.dense(table.shape[-1], *table.shape[:2])).sum())
+    return expression_bits(mask, table.shape[-1]) + float(error_bits(wrong, table.numel()))
 
 
 @st.composite
@@ -127,10 +129,6 @@ def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, 
     single += [masks.window(0), *(one & masks.causal() for one in single)]
     found = nearest_family(masks.table(table))
     assert found.bits <= min(description_bits(one, table) for one in single) + 1e-9
-    grids = [masks.axial(rows, 12 // rows) for rows in (2, 3, 4, 6)]
-    grids += [masks.butterfly(block) for block in (1, 2, 3, 4)]
-    bits = min(description_bits(one, table) for one in grids)
-    assert found.bits <= bits + 1e-9 or bits >= float(error_bits(int(table.sum()), 144)) - WORD
 
 
 @pytest.mark.parametrize(
@@ -169,49 +167,12 @@ def test_later_leaves_are_named_alone_and_beside_a_window(
     assert found.bits == pytest.approx(description_bits(union, union.dense(N) ^ LITTLE[:, :1]))
 
 
-@pytest.mark.parametrize("names", [("columns", "layout"), ("axial", "a_shape")])
+@pytest.mark.parametrize("names", [("columns", "a_shape"), ("vertical_slash", "first columns")])
 def test_later_leaves_are_named_per_head(names: tuple[str, str]):
     heads = masks.per_head([LATER[name] for name in names])
     found = nearest_family(masks.table(heads.dense(N) ^ LITTLE))
     assert found.mask == heads
     assert found.explained
-
-
-def test_a_searched_mask_of_blocks_is_a_layout_at_their_size():
-    heads = masks.per_head([masks.block_layout(bits, 4) for bits in LAYOUTS])
-    found = nearest_family(masks.table(heads.dense(N)))
-    assert found.mask == heads
-    assert (found.missing, found.extra) == (0, 0)
-    assert masks.parse(found.text) == heads
-    assert found.bits < found.listing / 4
-    with pytest.raises(LengthError, match="searched layouts do not stretch"):
-        found.mask.dense(2 * N)
-
-
-def test_a_grid_behind_a_class_token_is_named():
-    found = nearest_family(masks.table(masks.axial(3, 5, 1).dense(16)))
-    assert found.text == "axial(3, 5, 1)"
-
-
-def test_blocks_and_their_stride_are_a_grid_where_they_fill_it():
-    for size, text in ((8, "axial(4, 8, 0)"), (7, "stride(7) | blocks(7)")):
-        union = masks.stride(size) | masks.blocks(size)
-        found = nearest_family(masks.table(union.dense(N)))
-        assert (found.text, found.iou) == (text, 1)
-        assert found.bits <= description_bits(union, union.dense(N))
-
-
-@given(cells=st.integers(1, 2**16 - 1))
-@settings(max_examples=12)
-def test_no_layout_does_better(cells: int):
-    bits = torch.tensor([cells >> at & 1 for at in range(16)], dtype=torch.bool)
-    table = bits.view(1, 1, 4, 4)
-    found = nearest_family(masks.table(table))
-    listed = float(error_bits(int(table.sum()), 16))  # a layout that is longer names noise
-    for kept in range(1, 16):
-        layout = torch.tensor([kept >> at & 1 for at in range(4)], dtype=torch.bool).view(2, 2)
-        bits = description_bits(masks.block_layout(layout, 2), table)
-        assert found.bits <= bits + 1e-9 or bits >= listed - WORD
 
 
 @pytest.mark.parametrize("density", [0.05, 0.3, 0.5, 0.9])
@@ -221,7 +182,6 @@ def test_random_tables_are_not_explained(density: float):
     found = nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
     assert not found.explained
     assert len(found.text) < 80  # noise is not listed shift by shift
-    assert "layout" not in found.text  # nor block by block
     lower(found.mask, Shape(N, 1, 2))
 
 
@@ -311,10 +271,7 @@ def test_more_errors_never_cost_less():
         (masks.offsets([1, 2]), WORD + 2 * math.log2(3) + 1 + math.log2(math.comb(7, 2))),
         (masks.shifts([-1]), WORD + 3 + math.log2(13)),
         (masks.columns(2), WORD + 1 + 3),
-        (masks.axial(2, 4), WORD + 1 + 6),
-        (masks.axial(2, 3, 1), WORD + 1 + 9),
         (masks.butterfly(2), WORD + 3),
-        (masks.block_layout(torch.tensor([[True, False], [False, False]]), 4), WORD + 3 + 5),
     ],
     ids=str,
 )

@@ -4,9 +4,9 @@ import pytest
 
 from masksearch import masks
 from masksearch.contracts import Shape
+from masksearch.masks.controls import random_like
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density
-from masksearch.masks.random_controls import random_like
 
 SENTENCES = {7: 2, 12: 9, 20: 30, 31: 12, 44: 5, 61: 1}  # tokens of short texts in 64 positions
 SHAPES = [

@@ -6,9 +6,9 @@ import pytest
 
 from masksearch import masks
 from masksearch.contracts import Shape
+from masksearch.masks.controls import members, sweep_families
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density
-from masksearch.masks.sweeps import members, sweep_families
 
 DENSITIES = [0.04, 0.06, 0.08, 0.1, 0.12, 0.16, 0.2, 0.25, 0.3, 0.4, 0.55, 0.7]
 SHAPES = [

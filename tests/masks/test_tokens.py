@@ -106,7 +106,7 @@ def filled(mask, tokens):
 
 @settings(max_examples=12)
 @given(drawn(tables=False))
-def test_parse_content_reads_what_str_prints(mask):
+def test_parse_reads_what_str_prints(mask):
     assert masks.parse(str(mask)) == mask
     assert repr(mask) == str(mask)
 
@@ -290,6 +290,7 @@ def test_messages(build, error, message):
         ('{"kind": "or", "of": {"kind": "special_tokens", "ids": [1]}}', "one or more"),
         ('{"kind": "not", "of": [{"kind": "special_tokens", "ids": [1]}]}', "one or more"),
         ('{"kind": "not", "of": 3}', "one or more"),
+        ('{"kind": "not", "of": {"kind": "window", "reach": -1}}', "reach must be"),
         ('{"kind": "not", "of": ' * 900 + '{"kind": "full"}' + "}" * 900, "recursion"),
     ],
 )
