@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+import pandas as pd
 
 import masksearch as ms
 from masksearch import masks
@@ -113,42 +113,23 @@ def write(path: Path, curves: Sequence[Curve]) -> None:
     """Adds rows to a file; the first ones bring its header."""
     rows = [
         {
-            "space": curve.space,
-            "mask": curve.mask,
-            "seed": curve.seed,
+            **{name: value for name, value in vars(curve).items() if name != "losses"},
             "sparsity": f"{curve.sparsity:.6f}",
             "score": f"{curve.score:.5f}",
-            "last": curve.last,
             "seconds": f"{curve.seconds:.2f}",
             **{f"loss@{step}": f"{loss:.5f}" for step, loss in sorted(curve.losses.items())},
         }
         for curve in curves
     ]
     fresh = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
+    pd.DataFrame(rows).to_csv(path, mode="a", header=fresh, index=False, lineterminator="\n")
 
 
 def read(path: Path) -> list[Curve]:
     """The recorded trainings of a file."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Curve(
-                row["space"],
-                row["mask"],
-                int(row["seed"]),
-                float(row["sparsity"]),
-                float(row["score"]),
-                int(row["last"]),
-                float(row["seconds"]),
-                {
-                    int(name.removeprefix("loss@")): float(value)
-                    for name, value in row.items()
-                    if name.startswith("loss@")
-                },
-            )
-            for row in csv.DictReader(file)
-        ]
+    found = []
+    for row in pd.read_csv(path, float_precision="round_trip").to_dict("records"):
+        steps = [name for name in row if name.startswith("loss@")]
+        losses = {int(name.removeprefix("loss@")): row.pop(name) for name in steps}
+        found.append(Curve(**row, losses=losses))
+    return found

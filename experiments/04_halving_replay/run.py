@@ -10,7 +10,6 @@ tables and the figure. Without a stage: record and replay.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import random
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from curves import Curve, read, record, stored, write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -180,15 +180,6 @@ def signal(found: Sequence[Study]) -> list[dict[str, Any]]:
     ]
 
 
-def save_table(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(table[0]), lineterminator="\n")  # gaps stay empty
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in table
-        )
-
-
 def draw(path: Path, study: Study, outcomes: dict[Any, list[Outcome]], table: list[Any]) -> None:
     """Hypervolume over steps, what is saved and lost at equal trials, and the sparse end."""
     figure = Figure(figsize=(13, 4), layout="constrained", facecolor="white")
@@ -254,8 +245,9 @@ def replay_all(folder: Path, orders: int) -> None:
             first = first or outcomes
             table += rows(study, slots, outcomes)
             print(f"{study.name}, {slots} slots: {orders} orders", flush=True)
-    save_table(folder / "summary.csv", table)
-    save_table(folder / "signal.csv", signal(found))
+    for name, lines in (("summary", table), ("signal", signal(found))):
+        frame = pd.DataFrame(lines)  # gaps stay empty
+        frame.to_csv(folder / f"{name}.csv", index=False, float_format="%.4g", lineterminator="\n")
     assert first is not None
     draw(folder / "halving.png", found[0], first, table)
 

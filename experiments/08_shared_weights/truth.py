@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import optuna
+import pandas as pd
 
 import masksearch as ms
 from masksearch.study.store import quiet
@@ -90,14 +91,5 @@ def read(path: Path) -> list[Trained]:
     """The rows of a file; none where there is no file."""
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            Trained(
-                int(row["band"]),
-                row["mask"],
-                float(row["density"]),
-                int(row["seed"]),
-                *(float(row[name]) for name in ("loss", "score", "seconds")),
-            )
-            for row in csv.DictReader(file)
-        ]
+    table = pd.read_csv(path, float_precision="round_trip")
+    return [Trained(**row) for row in table.to_dict("records")]
