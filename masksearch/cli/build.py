@@ -176,7 +176,7 @@ def build_executor(given: Mapping[str, Any]) -> Executor:
         OptionsError: If options of Ray are given for the local one.
         UnknownNameError: If the executor is unknown.
     """
-    name, slots = given["executor"], given["slots"]
+    name, slots = given["executor"] or "local", given["slots"]
     if ".py:" in name:
         own: Executor = call_user(name, load_function(name), {})
         return own

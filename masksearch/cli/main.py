@@ -17,8 +17,7 @@ import typer
 
 from masksearch.cli import options
 from masksearch.cli.allocate import allocate
-from masksearch.cli.attach import attach
-from masksearch.cli.export import export
+from masksearch.cli.attach import attach, export
 from masksearch.cli.help import WIDEST, CommandsInGroups, CommandWithExamples
 from masksearch.cli.options import declare
 from masksearch.cli.pretrain import pretrain

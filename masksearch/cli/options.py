@@ -58,6 +58,18 @@ def declare(
     return typer.Option(*names, help=help, rich_help_panel=group, metavar=value)
 
 
+def optional(
+    help: str, group: str, shown: str, value: str, kind: type = str
+) -> tuple[Any, object]:
+    """Annotation and default of an option that is None where it is not given; see `declare`."""
+    return Annotated[kind | None, declare(help, group, shown, value)], None
+
+
+def flag(name: str, help: str, group: str) -> tuple[Any, object]:
+    """Annotation and default of a flag that is off where it is not given."""
+    return Annotated[bool, declare(help, group, name=f"--{name}")], False
+
+
 MASK_TEXT = (
     "An expression such as 'bigbird(2,1,2) | window(3)', the name of a family, a file, or a run: "
     "RUN is the best mask of a search, RUN@0.9 the best that is at least 90 % sparse, RUN#7 that "
@@ -192,7 +204,11 @@ NAMED = (ast.ClassDef, ast.FunctionDef)
 
 
 def takes(
-    groups: Mapping[str, str], paths: Mapping[str, str], calls: Callable[[dict[str, Any]], None]
+    groups: Mapping[str, str],
+    paths: Mapping[str, str],
+    declared: Mapping[str, tuple[Any, object]] = {},
+    *,
+    calls: Callable[[dict[str, Any]], None],
 ) -> Callable[[Command], Command]:
     """Gives a command options that functions or classes take too, beside its own parameters.
 
@@ -201,6 +217,7 @@ def takes(
         paths: When it is used, in words ("" = always) -> `"package.module:Name"` of what has such
             arguments. The first that documents one says what it is; others add their default
             where it differs. An option that is not given is None.
+        declared: Further options: name -> annotation and default (`optional`, `flag`).
         calls: Gets everything that was given, by name: the command's own function only declares
             its options and says what they are for.
     """
@@ -223,15 +240,16 @@ def takes(
     def decorate(command: Command) -> Command:
         parameters = inspect.signature(command, eval_str=True).parameters.values()
         everything = [p for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        everything += [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=option_of(name, group),
-            )
+        read = {
+            name: (option_of(name, group), None)
             for group, names in groups.items()
             for name in names.split()
+        }
+        everything += [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+            )
+            for name, (annotation, default) in {**declared, **read}.items()
         ]
 
         @wraps(command)

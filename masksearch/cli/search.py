@@ -21,6 +21,8 @@ from masksearch.cli.options import (
     SEARCHED,
     OptionsError,
     declare,
+    flag,
+    optional,
     takes,
 )
 from masksearch.cli.resuming import resumable
@@ -31,102 +33,60 @@ if TYPE_CHECKING:
     from masksearch.driver import Comparison, Study
     from masksearch.masks import Mask
 
-Corpus = Annotated[
-    str | None,
-    declare(
+DECLARED = {  # options of both commands
+    "corpus": optional(
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
-        JUDGE,
-        "the planted corpus, which needs no file",
-        "TEXT",
+        *(JUDGE, "the planted corpus, which needs no file", "TEXT"),
     ),
-]
-Glue = Annotated[
-    str | None,
-    declare(
+    "glue": optional(
         "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
         "hf:nyu-mll/glue.",
-        JUDGE,
-        "not fine-tuned",
-        "FOLDER",
+        *(JUDGE, "not fine-tuned", "FOLDER"),
     ),
-]
-Squad = Annotated[
-    str | None,
-    declare(
+    "squad": optional(
         "Fine-tune on SQuAD: a JSON file, or a folder with train and dev.",
-        JUDGE,
-        "not fine-tuned",
-        "PATH",
+        *(JUDGE, "not fine-tuned", "PATH"),
     ),
-]
-Swag = Annotated[
-    str | None,
-    declare(
+    "swag": optional(
         "Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.",
-        JUDGE,
-        "not fine-tuned",
-        "PATH",
+        *(JUDGE, "not fine-tuned", "PATH"),
     ),
-]
-Decoder = Annotated[
-    str | None,
-    declare(
+    "decoder": optional(
         "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
         "hf:OWNER/NAME, or recall, a planted task.",
-        JUDGE,
-        "no decoder",
-        "TEXT",
+        *(JUDGE, "no decoder", "TEXT"),
     ),
-]
-OwnEvaluator = Annotated[
-    str | None,
-    declare(
+    "evaluator": optional(
         "Your own evaluator instead: a class in a file, or a function that returns one; --set "
         "gives it arguments.",
-        JUDGE,
-        "none",
-        "FILE.py:NAME",
+        *(JUDGE, "none", "FILE.py:NAME"),
     ),
-]
-Latency = Annotated[
-    bool,
-    declare(
+    "latency": flag(
+        "latency",
         "Also minimise the time of attention, measured as a share of dense attention's (at "
         "--set cost.length=N, another length than the model's).",
         JUDGE,
-        name="--latency",
     ),
-]
-Memory = Annotated[
-    bool,
-    declare(
-        "Also minimise the memory that attention scores take, in bytes.", JUDGE, name="--memory"
+    "memory": flag(
+        "memory", "Also minimise the memory that attention scores take, in bytes.", JUDGE
     ),
-]
-Reuse = Annotated[
-    Path | None,
-    declare(
+    "reuse": optional(
         "A folder of results that several runs share: a mask that it knows under this protocol "
         "and seed is not trained again.",
-        JUDGE,
-        "none",
-        "FOLDER",
+        *(JUDGE, "none", "FOLDER", Path),
     ),
-]
-Executor = Annotated[
-    str,
-    declare(
+    "preset": (options.Preset, None),
+    "set": (options.Settings, None),
+    "executor": optional(
         "local (this machine), ray (this machine or a cluster), or your own: FILE.py:NAME.",
-        PLACE,
-        "",
-        "NAME",
+        *(PLACE, "local", "NAME"),
     ),
-]
-Cpus = Annotated[float | None, declare("ray: CPU cores of a trial.", PLACE, "1", "N")]
-Gpus = Annotated[
-    float | None, declare("ray: GPUs of a trial; 0.25 = four trials share one.", PLACE, "0", "N")
-]
-
+    "slots": (options.Slots, 1),
+    "cpus": optional("ray: CPU cores of a trial.", PLACE, "1", "N", float),
+    "gpus": optional(
+        "ray: GPUs of a trial; 0.25 = four trials share one.", *(PLACE, "0", "N", float)
+    ),
+}
 JUDGING = {  # options of evaluators and executors, from their docstrings
     JUDGE: "tasks rows",
     MODEL: "size weights adapt tokenizer length vocabulary steps batch lr",
@@ -330,7 +290,7 @@ def say_where(run: Path) -> None:
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
-@takes(JUDGING, TAKEN_FROM, calls=show_search)
+@takes(JUDGING, TAKEN_FROM, DECLARED, calls=show_search)
 def search(
     space: Annotated[
         str | None,
@@ -424,21 +384,6 @@ def search(
             "NAME",
         ),
     ] = None,
-    corpus: Corpus = None,
-    glue: Glue = None,
-    squad: Squad = None,
-    swag: Swag = None,
-    decoder: Decoder = None,
-    evaluator: OwnEvaluator = None,
-    latency: Latency = False,
-    memory: Memory = False,
-    reuse: Reuse = None,
-    preset: options.Preset = None,
-    set: options.Settings = None,
-    executor: Executor = "local",
-    slots: options.Slots = 1,
-    cpus: Cpus = None,
-    gpus: Gpus = None,
     log: Annotated[
         str | None,
         declare(
@@ -458,7 +403,7 @@ def search(
     """
 
 
-@takes(JUDGING, TAKEN_FROM, calls=show_comparison)
+@takes(JUDGING, TAKEN_FROM, DECLARED, calls=show_comparison)
 def compare(
     mask: Annotated[
         list[str] | None,
@@ -513,21 +458,6 @@ def compare(
             COMPARED,
         ),
     ] = True,
-    corpus: Corpus = None,
-    glue: Glue = None,
-    squad: Squad = None,
-    swag: Swag = None,
-    decoder: Decoder = None,
-    evaluator: OwnEvaluator = None,
-    latency: Latency = False,
-    memory: Memory = False,
-    reuse: Reuse = None,
-    preset: options.Preset = None,
-    set: options.Settings = None,
-    executor: Executor = "local",
-    slots: options.Slots = 1,
-    cpus: Cpus = None,
-    gpus: Gpus = None,
     as_json: options.Json = False,
 ) -> None:
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
