@@ -84,6 +84,7 @@ class Setting:
         process: What the edges are planted in.
         config: Arguments of `DamConfig`.
         gates: Arguments of `Gates` beside length, heads and seed.
+        kind: Gates of that class.
         dimensions: Of the model.
         preset: Name of a preset that `config` then changes, with the published gates.
         loss_factor: Constant on the model's loss.
@@ -95,6 +96,7 @@ class Setting:
     config: Mapping[str, Any] = field(default_factory=dict)
     gates: Mapping[str, Any] = field(default_factory=dict)
     dimensions: Size = NANO
+    kind: type[ms.Gates] = ms.Gates
     preset: str | None = None
     loss_factor: float = 1.0
     initializer_range: float | None = None
@@ -116,7 +118,7 @@ class Setting:
             gates = PublishedGates("symmetric", **size, seed=seed)
             config = replace(preset(self.preset), **self.config)
         else:
-            gates = ms.Gates(**{**size, "seed": seed, **self.gates})
+            gates = self.kind(**{**size, "seed": seed, **self.gates})
             config = ms.DamConfig(**self.config)
         cpu, wall = time.process_time(), time.perf_counter()
         with warnings.catch_warnings():

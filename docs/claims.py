@@ -67,7 +67,7 @@ CLAIMS = [
         {
             "healthy |": run("healthy"),
             "no warm-up | `dense_warmup=0`": run("no warm-up"),
-            'all pruned | `control="penalty"`, `penalty=1000`': run("all pruned"),
+            "all pruned | a penalty of 1000 x density": run("all pruned"),
             "not pruned | `gate_lr=5e-4`": run("not pruned"),
             "undecided | `density=0.4`": run("undecided"),
             "relaxed | at their probability": [float(losses["relaxed"])],

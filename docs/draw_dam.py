@@ -1,6 +1,6 @@
 """Runs DAM where the edges are known, well and badly, and draws what came of it.
 
-    python docs/draw_dam.py      # docs/images/dam_*.png and a table; about two minutes, one core
+    PYTHONPATH=. python docs/draw_dam.py    # docs/images/dam_*.png, a table; two minutes, one core
 
 Process: 24 positions, 8 tokens; a hidden token depends on its partner 11 positions away and on
 the key token at position 0. Model: a BERT of width 64 with 2 heads, one layer unless said.
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import masksearch as ms
+from experiments.rivals.density_terms import Penalised
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
 from masksearch.gates.diagnostics import agreement, recovery
@@ -44,7 +45,7 @@ HEALTHY = {"steps": 800, "dense_warmup": 0.5, "density": 0.1}  # the planted edg
 RUNS: dict[str, dict[str, object]] = {  # one thing changed in each
     "healthy": {},
     "no warm-up": {"dense_warmup": 0.0},
-    "all pruned": {"control": "penalty", "penalty": 1000.0},
+    "all pruned": {"control": "sum", "penalty": 0.0},  # with a term of the loss, see `searched`
     "not pruned": {"gate_lr": 5e-4},
     "undecided": {"density": 0.4},
 }
@@ -71,7 +72,10 @@ def searched(seed: int, layers: int = 1, **changes: object) -> ms.DamResult:
     config = ms.DamConfig(**{**HEALTHY, **changes})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "DAM: ")  # shown as the health card's
-        return ms.dam(model(seed, layers), TASK, gates, config, seed=mixed_seed(seed, DATA))
+        judged = model(seed, layers)
+        if config.control == "sum":
+            judged = Penalised(ms.attach(judged, gates), gates, weight=1000.0)
+        return ms.dam(judged, TASK, gates, config, seed=mixed_seed(seed, DATA))
 
 
 def retrained(mask: ms.Mask, seed: int) -> float:

@@ -538,14 +538,11 @@ def check_evaluator(evaluator: object) -> None:
 @dataclass(frozen=True)
 class Differentiable:
     """What a one-shot search trains on: a model whose `model(**batch).loss` is differentiable,
-    an endless iterator of training batches, and a fixed list of held-out batches. `halves` are
-    two endless iterators over disjoint parts of the training data, for a search that trains
-    gates and weights on different data; None = every batch is drawn anew."""
+    an endless iterator of training batches, and a fixed list of held-out batches."""
 
     model: nn.Module
     batches: Iterator[Batch]
     held_out: list[Batch]
-    halves: tuple[Iterator[Batch], Iterator[Batch]] | None = None
 
 
 class Strategy(Protocol):

@@ -70,7 +70,7 @@ def test_named_settings_exist():
         known |= set(inspect.signature(taker).parameters)
     prose = re.sub(r"```.*?```", "", PAGE, flags=re.S)
     named = set(re.findall(r"`(?:\w+\()?(\w+)=[^=]", prose)) - {"name"}
-    assert named > {"control", "dense_warmup", "noise", "retrained"}
+    assert named > {"control", "dense_warmup", "retrained"}
     assert named <= known
 
 
@@ -102,7 +102,6 @@ def test_gradient_is_the_weight_of_the_table(form):
     weight = {
         "flip": torch.where(kept, odds / (1 - odds).clamp_min(0.1), odds / (1 + odds)),
         "log": odds * kept,
-        "product": odds,
         "additive": 1e4 * odds * kept,
     }[form]
     gain = grad[0, 0] @ value[0, 0].T - (grad * output.detach())[0, 0].sum(-1, keepdim=True)

@@ -8,5 +8,5 @@ masksearch/ imports one of them. Their contract tests are in tests/experiments/t
     product.py                                     a form of gates: form="product.py:product"
     hard_concrete.py                               gates that are 0 or 1 with some probability
     density_terms.py                               a penalty or a multiplier in the loss
-    two_levels.py                                  gates that learn on batches of their own
+    trained_models.py                              the model that a selector measures on
 """

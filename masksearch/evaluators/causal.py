@@ -406,7 +406,6 @@ class CausalEvaluator(DecoderSetup):
             model.train(),
             stream(text),
             list(with_targets(move_batches(held_out, self.place), teacher, self.learn_from)),
-            (stream(text.part(0)), stream(text.part(1))),
         )
 
 

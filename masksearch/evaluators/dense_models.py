@@ -265,18 +265,17 @@ def train_together(
         training: Makes batches of rows.
         teachers: Whose logits are learnt; None = the labels are.
     """
-    streams, held_out = [list[Iterator[Batch]]() for _ in range(3)], list[list[Batch]]()
+    streams, held_out = list[Iterator[Batch]](), list[list[Batch]]()
     for number, ((rows, order), teacher) in enumerate(zip(tasks, teachers, strict=True)):
         learnt, aside = deal_rows(len(rows))
-        for stream, part in zip(streams, (learnt, learnt[::2], learnt[1::2]), strict=True):
-            chosen = batches_among(part or learnt, rows.lengths, training.batch, order)
-            stream.append(task_batches(training, rows, chosen, number, teacher))
+        chosen = batches_among(learnt, rows.lengths, training.batch, order)
+        streams.append(task_batches(training, rows, chosen, number, teacher))
         chosen = iter(aside[at : at + HELD_OUT] for at in range(0, len(aside), HELD_OUT))
         held_out.append(list(task_batches(training, rows, chosen, number, teacher)))
     model = TaskModels(heads).to(training.place)
-    whole, even, odd = (chain.from_iterable(zip(*each, strict=False)) for each in streams)
+    whole = chain.from_iterable(zip(*streams, strict=False))
     in_turn = chain.from_iterable(zip_longest(*held_out))
-    return Differentiable(model, whole, [b for b in in_turn if b is not None], (even, odd))
+    return Differentiable(model, whole, [b for b in in_turn if b is not None])
 
 
 def task_batches(

@@ -49,7 +49,7 @@ from masksearch.models.encoders import (
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.mlm import MlmTask, mark_scored
-from masksearch.tasks.sentence_pairs import SentencePairTask, build_task, half_of_task
+from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source
@@ -446,15 +446,10 @@ class MlmEvaluator(Evaluator):
     def differentiable(self, seed: int) -> Differentiable:
         """What a one-shot search trains on: the same model and data, without a mask."""
         task = self.task()
-        even, odd = (half_of_task(task, part) for part in (0, 1))
         return Differentiable(
             self.model(seed),
             move_batches(task.batches(mixed_seed(seed, DATA)), self.place),
             list(move_batches(iter(task.held_out()), self.place)),
-            (
-                move_batches(even.batches(mixed_seed(seed, DATA)), self.place),
-                move_batches(odd.batches(mixed_seed(seed, DATA)), self.place),
-            ),
         )
 
     def pretrain(

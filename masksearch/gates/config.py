@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from masksearch.errors import unknown_name
 from masksearch.gates.sparsebert import published_rate
 
-Control = Literal["hinge", "multiplier", "penalty", "sum"]
+Control = Literal["hinge", "sum"]
 Optimiser = Literal["adamw", "lamb"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "sqrt"]
@@ -24,13 +24,12 @@ CHOICES = {
 RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
     # fields, what their values must do, whether one does
     (("steps",), "be at least 2", lambda value: value >= 2),
-    (("levels",), "be 1 or 2", lambda value: value in (1, 2)),
     (("micro_batches",), "be at least 1", lambda value: value >= 1),
     (("lr_warmup",), "lie in [0, 1)", lambda value: 0 <= value < 1),
     (("anneal", "cooling"), "lie in (0, 1]", lambda value: 0 < value <= 1),
     (("final_lr",), "lie in [0, 1]", lambda value: 0 <= value <= 1),
     (("lr", "gate_lr", "clip"), "be above 0", lambda value: value > 0),
-    (("strength", "multiplier", "multiplier_rate"), "be above 0", lambda value: value > 0),
+    (("strength",), "be above 0", lambda value: value > 0),
     (("penalty", "weight_decay"), "be at least 0", lambda value: value >= 0),
 )
 AUTO = "auto"
@@ -41,27 +40,20 @@ EARLIEST = 0.5  # share of the steps that a warm-up which finds its own end take
 class DamConfig:
     """How gates and weights are trained together.
 
-    The density of the gates (mean probability of an edge) is held by one of four controls:
+    The density of the gates (mean probability of an edge) is held by one of two controls:
 
     - `"hinge"`: while the density is above its target, the gradient of log density is added to
       that of the gates, `strength` times as large as the task's has been (root mean squares). So
       the scale of the task's loss does not matter. Once the target has stopped sinking, it is
       subtracted where the density is more than .004 below.
-    - `"multiplier"`: m x density is added to the loss; m starts at `multiplier` and grows every
-      step by the factor (density / target) ^ `multiplier_rate`, so that it finds any scale.
-    - `"penalty"`: `penalty` x density is added; which density that gives is not known before.
-    - `"sum"`: `penalty` x the number of open edges of the sample is added, as published.
-
-    For the first two the target sinks geometrically from the first density to `density`; for the
-    others `density` only says where the mask of the health card is cut. None but `"sum"` changes
-    its meaning with length, heads or layers.
+      Its target sinks geometrically from the first density to `density`.
+    - `"sum"`: `penalty` x the number of open edges of the sample is added to the loss, as
+      published. Which density that gives is not known before; `density` only says where the mask
+      of the health card is cut. It changes its meaning with length, heads or layers.
 
     With `dense_warmup="auto"` pruning begins when attention has learned and the loss has settled:
     after half of the steps at the earliest, at once where the model comes trained, never where
     attention has learned nothing (see `masksearch.gates.warmup`).
-
-    With `levels` = 2 the gates learn on batches of their own, the weights on the others (the
-    first-order form of bilevel search).
 
     With `train="gates"` the weights stay as they are, and so do dropout (off) and the running
     statistics of the model; there is no warm-up then. A model whose weights are all frozen
@@ -71,7 +63,7 @@ class DamConfig:
         ValueError: If a value is out of range, or two do not go together.
         UnknownNameError: For an unknown control, optimiser, precision, schedule or `train`.
 
-    Reference: SparseBERT, arXiv 2102.12871 (one level); DARTS, arXiv 1806.09055 (two levels).
+    Reference: SparseBERT, arXiv 2102.12871. What lost against these is in experiments/rivals.
     """
 
     steps: int = 2500  # optimiser steps
@@ -80,10 +72,7 @@ class DamConfig:
     control: Control = "hinge"
     strength: float = 0.3  # size of the hinge's gradient, as a multiple of the task's
     anneal: float = 0.8  # share of the steps after the warm-up in which the target sinks
-    multiplier: float = 0.01  # first multiplier, in nats of loss at density 1
-    multiplier_rate: float = 0.05  # its growth a step, per e-fold of density
-    penalty: float = 0.3  # nats of loss at density 1 (of one edge, for control "sum")
-    levels: int = 1  # 1: one loss; 2: the gates learn on batches of their own
+    penalty: float = 0.3  # nats of loss of one edge, for control "sum"
     micro_batches: int = 1  # batches whose gradients are averaged, each with its own sample
     cooling: float = 1.0  # factor on the gates' temperature at the end, reached geometrically
     lr: float = 2e-3  # peak rate of the weights
@@ -115,15 +104,10 @@ class DamConfig:
             raise ValueError(
                 f"dense_warmup must lie in [0, 1) or be 'auto', got {self.dense_warmup!r}"
             )
-        if self.optimiser == "lamb" and (self.levels == 2 or self.control == "hinge"):
+        if self.optimiser == "lamb" and self.control == "hinge":
             raise ValueError(
-                "LAMB trains weights and gates in one step with one clip, so it takes levels=1 "
-                f"and another control, got levels={self.levels}, control={self.control!r}"
-            )
-        if self.train == "gates" and self.levels == 2:
-            raise ValueError(
-                "levels=2 trains the weights on batches of their own, and train='gates' (or a "
-                "model of frozen weights) trains none; use levels=1"
+                "LAMB trains weights and gates in one step with one clip, so it takes "
+                "control='sum', got control='hinge'"
             )
 
     @property
@@ -139,7 +123,7 @@ class DamConfig:
     @property
     def holds_density(self) -> bool:
         """Whether the control holds the density at the target, and does not just lower it."""
-        return self.control in ("hinge", "multiplier")
+        return self.control == "hinge"
 
     @property
     def waits(self) -> bool:

@@ -58,7 +58,6 @@ def dam_reports(
     config: DamConfig,
     *,
     held_out: Sequence[Batch] = (),
-    gate_batches: Batches | None = None,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -75,7 +74,6 @@ def dam_reports(
         gates: Trained in place.
         config: Steps, rates and target.
         held_out: For the losses of the last report.
-        gate_batches: For two levels.
         seed: Of a Task's batches.
         checkpoints: Where the state is kept; a run that is found there goes on, and ends exactly
             as it would have, given the same batches from their beginning.
@@ -109,12 +107,7 @@ def dam_reports(
             run = JointTraining(model, gates, config, held_out)
             first = gates.whole_density().item()
             watch = CollapseWatch(config.target, first, config.warmup_steps, config.steps)
-            for report in run.reports(
-                endless(batches, seed),
-                None if gate_batches is None else endless(gate_batches, seed),
-                checkpoints,
-                checkpoint_seconds,
-            ):
+            for report in run.reports(endless(batches, seed), checkpoints, checkpoint_seconds):
                 begun = run.warmup.begin
                 watch.warmup_steps = run.config.steps if begun is None else begun
                 problem = watch.look(report)
@@ -204,7 +197,6 @@ def dam(
     *,
     preset: str | None = None,
     held_out: Sequence[Batch] | None = None,
-    gate_batches: Batches | None = None,
     seed: int = 0,
     on_report: Callable[[Report], None] | None = None,
     checkpoints: Path | str | None = None,
@@ -221,8 +213,6 @@ def dam(
         config: Steps, rates and target; None = `DamConfig()`.
         preset: `"sparsebert"`: the published algorithm, see `masksearch.gates.sparsebert`.
         held_out: Batches for the losses of the health card; a Task brings its own.
-        gate_batches: What the gates learn on where `config.levels` is 2; None = every other one
-            of `batches`.
         seed: Of a Task's batches.
         on_report: Called about a hundred times with a `Report`.
         checkpoints: A folder in which the state is kept every minute; a run that was killed goes
@@ -253,7 +243,6 @@ def dam(
         gates,
         config,
         held_out=held_out or (),
-        gate_batches=gate_batches,
         seed=seed,
         checkpoints=None if checkpoints is None else Checkpoints(Path(checkpoints), "dam"),
     )
@@ -288,17 +277,13 @@ def run_one_shot(
     """
     config, gates = one_shot_parts(job, evaluator.shape, mixed_seed(seed, 1))
     source = evaluator.differentiable(seed)
-    batches, gate_batches = source.batches, None
-    if config.levels == 2 and source.halves is not None:
-        batches, gate_batches = source.halves
     checkpoints = Checkpoints(workdir, "dam")
     result = yield from dam_reports(
         source.model,
-        batches,
+        source.batches,
         gates,
         config,
         held_out=source.held_out,
-        gate_batches=gate_batches,
         checkpoints=checkpoints,
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )

@@ -27,7 +27,6 @@ class DensityControl:
 
     Attributes:
         initial: Densities at the start, one for each target.
-        multiplier: Of the control `"multiplier"`, one for each target.
         strength: Of the hinge, one for each target; grows while the density lags behind.
         power: Sum of the mean squares of the task's gradient, one for each target.
         count: Number of gradients in that sum.
@@ -40,7 +39,6 @@ class DensityControl:
     def __init__(self, config: DamConfig, gates: Gates) -> None:
         self.config = config
         self.initial: list[float] = self.densities(gates).tolist()
-        self.multiplier = [config.multiplier] * len(config.targets)
         self.strength = [config.strength] * len(config.targets)
         self.power = [0.0] * len(config.targets)
         self.count = 0
@@ -89,28 +87,11 @@ class DensityControl:
         one = len(self.config.targets) == 1
         return gates.whole_density()[None] if one else gates.density().mean(-1)
 
-    def cost(self, gates: Gates, step: int) -> Tensor:
+    def cost(self, gates: Gates) -> Tensor:
         """The term of the loss, in nats: a fp32 scalar."""
-        config = self.config
-        if config.control == "hinge":
-            return gates.logits.new_zeros(())
-        if config.control == "sum":
-            return published_penalty(gates, config.penalty)
-        density = self.densities(gates)
-        if config.control == "penalty":
-            return config.penalty * density.mean()
-        return (density.new_tensor(self.multiplier) * density).mean()
-
-    @torch.no_grad()
-    def update_multiplier(self, gates: Gates, step: int) -> None:
-        """Before a step: moves the multiplier by how far the density is off its target."""
-        if self.config.control != "multiplier":
-            return
-        density = self.densities(gates)
-        excess = (density / self.target(step).to(density.device)).log().tolist()
-        for place, part in enumerate(excess):
-            grown = math.log(self.multiplier[place]) + self.config.multiplier_rate * part
-            self.multiplier[place] = math.exp(max(-30.0, min(30.0, grown)))
+        if self.config.control == "sum":
+            return published_penalty(gates, self.config.penalty)
+        return gates.logits.new_zeros(())
 
     def push(self, gates: Gates, step: int) -> float:
         """Adds the hinge's gradient to that of the logits, before an optimiser step.

@@ -1,11 +1,9 @@
 """How a gate acts on one attention call, and what the gate learns from it.
 
-Four forms compute the same attention for a hard (0 or 1) gate and differ in its gradient:
+Three forms compute the same attention for a hard (0 or 1) gate and differ in its gradient:
 
 - `flip`: the effect on the loss, to first order, of flipping that one edge. Every edge learns.
 - `log`: softmax(score + log gate). A dropped edge learns nothing.
-- `product`: softmax(score) * gate, renormalised. Every edge learns, but the gradient explodes
-  in rows whose kept keys hold little attention.
 - `additive`: softmax(score - 1e4 (1 - gate)), as published with DAM. Kept edges get 1e4 times
   the gradient of `log`, dropped edges none.
 
@@ -24,7 +22,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -165,14 +162,7 @@ def add_to_scores(call: AttentionCall, added: Tensor) -> AttentionCall:
     return replace(call, bias=added[None] if call.bias is None else added[None] + call.bias)
 
 
-def product(call: AttentionCall, gate: Tensor) -> Tensor:
-    """softmax(score) * gate, renormalised over the keys."""
-    weights = call.weights() * open_empty_rows(gate)
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
-    return F.dropout(weights, call.dropout).to(call.value.dtype) @ call.value
-
-
-FORMS: dict[str, Form] = {"flip": flip, "log": log, "product": product, "additive": additive}
+FORMS: dict[str, Form] = {"flip": flip, "log": log, "additive": additive}
 
 
 @cache

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from masksearch.contracts import AttentionCall, Shape, generator
@@ -31,9 +30,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block", "switch"]
-Noise = Literal["gumbel", "hard-concrete"]
 Lengths = Mapping[int, int] | Sequence[tuple[int, int]]
-STRETCH = 0.1  # a hard-concrete gate is stretched by this much on either side of [0, 1]
 
 
 class Gates(nn.Module):
@@ -59,15 +56,12 @@ class Gates(nn.Module):
         heads: Heads of a layer; 1 = all heads share the gates.
         layers: Layers; 1 = all layers share the gates.
         signed: Toeplitz gates by j - i instead of |i - j|.
-        form: How a gate acts and what it learns: `"flip"`, `"log"`, `"product"`, `"additive"`, or
-            your own function as `"file.py:name"` (docs/write_your_own.md).
+        form: How a gate acts and what it learns: `"flip"`, `"log"`, `"additive"`, or your own
+            function as `"file.py:name"` (docs/write_your_own.md).
         hard: Sample 0 or 1 with a straight-through gradient, else values in between.
-        noise: `"gumbel"`: Gumbel-sigmoid; `"hard-concrete"`: the same stretched to (-0.1, 1.1)
-            and clamped, so that soft gates are exactly 0 or 1 with some probability.
         temperature: Of the sample, above 0; lower is closer to 0 or 1.
         initial: First value of every logit (2.0: open with probability 0.88); of a switch, that
             of its last option, the others having 0.
-        initial_density: Density at the start, in (0, 1), in place of `initial`.
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
         block: Edge of a tile in positions, for `"block"`.
         seed: Seed of the sampling noise.
@@ -107,7 +101,6 @@ class Gates(nn.Module):
             where the other arguments make soft ones, levels without a switch or the reverse.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
-        Hard-concrete gates: Louizos et al., arXiv 1712.01312, Section 2.2.
     """
 
     position: Tensor  # int64 [length * length], the gate of each edge, in reading order
@@ -126,10 +119,8 @@ class Gates(nn.Module):
         signed: bool = False,
         form: str = "flip",
         hard: bool = True,
-        noise: Noise = "gumbel",
         temperature: float = 1.0,
         initial: float = 2.0,
-        initial_density: float | None = None,
         global_count: int = 4,
         block: int = 16,
         seed: int = 0,
@@ -142,13 +133,8 @@ class Gates(nn.Module):
         costs: Sequence[Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
-        names = (
-            ("gate structure", structure, get_args(Structure)),
-            ("gate noise", noise, get_args(Noise)),
-        )
-        for what, name, known in names:
-            if name not in known:
-                raise unknown_name(what, name, known)
+        if structure not in get_args(Structure):
+            raise unknown_name("gate structure", structure, get_args(Structure))
         form_named(form)  # refuses an unknown one
         self.shape = Shape(
             length, layers, heads, causal, None if lengths is None else dict(lengths), read
@@ -161,9 +147,8 @@ class Gates(nn.Module):
                 f"structure={structure!r} and levels={levels!r:.80}; give both or neither",
             ),
             (
-                switch and (form != "flip" or noise != "gumbel"),
-                "a switch has no form and no noise of its own, got "
-                f"form={form!r}, noise={noise!r}; leave both out",
+                switch and form != "flip",
+                f"a switch has no form of its own, got form={form!r}; leave it out",
             ),
             (
                 signed and not structure.startswith("toeplitz"),
@@ -175,15 +160,6 @@ class Gates(nn.Module):
                 form == "flip" and not hard and not switch,
                 "form 'flip' computes with 0/1 gates, got hard=False; "
                 "use form='log' for soft gates",
-            ),
-            (
-                noise == "hard-concrete" and hard,
-                "hard-concrete gates are soft between 0 and 1, got hard=True; "
-                "use hard=False with form='log' or 'product'",
-            ),
-            (
-                initial_density is not None and not 0 < initial_density < 1,
-                f"initial_density must lie in (0, 1), got {initial_density}",
             ),
             (
                 structure == "toeplitz+global" and not 1 <= global_count <= length,
@@ -200,8 +176,8 @@ class Gates(nn.Module):
                 raise ValueError(why)
         self.structure, self.signed, self.form, self.hard = structure, signed, form, hard
         self.length, self.heads, self.layers = length, heads, layers
-        self.noise, self.temperature, self.cooling, self.seed = noise, temperature, 1.0, seed
-        self.initial, self.initial_density = initial, initial_density
+        self.temperature, self.cooling, self.seed = temperature, 1.0, seed
+        self.initial = initial
         self.global_count, self.block = global_count, block
         self.enabled = True
         self.alone = False
@@ -217,10 +193,6 @@ class Gates(nn.Module):
             single = found.float() if found is not None and found.is_floating_point() else found
             self.register_buffer(buffer, single, persistent=False)
         self.logits = nn.Parameter(first)
-        if initial_density is not None:
-            with torch.no_grad():
-                shift = self.shift_to(self.logits.detach(), initial_density)
-                self.logits.copy_(self.lowered(self.logits, shift))
         self.generators: dict[torch.device, torch.Generator] = {}
         self.drawn: Tensor | None = None
         self.fixed: Tensor | None = None
@@ -282,8 +254,8 @@ class Gates(nn.Module):
     def arguments(self) -> dict[str, Any]:
         """The constructor's arguments, as plain data."""
         names = (
-            *("structure", "length", "heads", "layers", "signed", "form", "hard", "noise"),
-            *("temperature", "initial", "initial_density", "global_count", "block", "seed"),
+            *("structure", "length", "heads", "layers", "signed", "form", "hard"),
+            *("temperature", "initial", "global_count", "block", "seed"),
         )
         found = {name: getattr(self, name) for name in names}
         if self.units is not None:
@@ -360,8 +332,6 @@ class Gates(nn.Module):
             uniform = uniform.clamp_(1e-6, 1 - 1e-6)
             logits = (logits + uniform.logit()) / (self.temperature * self.cooling)
         soft = logits.sigmoid()
-        if self.noise == "hard-concrete":
-            soft = (soft * (1 + 2 * STRETCH) - STRETCH).clamp(0, 1)
         return (soft.detach() > 0.5).float() + (soft - soft.detach()) if self.hard else soft
 
     def noise_generator(self, device: torch.device) -> torch.Generator:
@@ -426,9 +396,7 @@ class Gates(nn.Module):
         return form_named(self.form)(call, gate)
 
     def open_chance(self, logits: Tensor) -> Tensor:
-        """Chance that a gate with that logit is not closed, at the uncooled temperature."""
-        if self.noise == "hard-concrete":
-            logits = logits - self.temperature * math.log(STRETCH / (1 + STRETCH))
+        """Chance that a gate with that logit is open, at the uncooled temperature."""
         return logits.sigmoid()
 
     def probabilities(self) -> Tensor:
@@ -474,32 +442,6 @@ class Gates(nn.Module):
     def pooled(self, density: Tensor) -> Tensor:
         """Density of all from that of each, `[layers, heads]`: a layer weighs by its pairs."""
         return (density if self.shares is None else density * self.shares).mean()
-
-    def lowered(self, logits: Tensor, shift: float) -> Tensor:
-        """The logits, all lower by so much; those of a switch's levels the more, the denser."""
-        if self.units is None:
-            return logits - shift
-        return logits - shift * torch.linspace(0, 1, logits.shape[-1], device=logits.device)
-
-    def shift_to(self, logits: Tensor, density: float) -> float:
-        """By how much `lowered` must lower the logits for that density; below 0 to raise them.
-
-        Args:
-            logits: float `[layers | 1, heads, gates]`.
-            density: Mean probability of an edge, in (0, 1); it is met within about 1e-5.
-        """
-
-        def excess(shift: float) -> float:
-            return (
-                self.pooled(self.density_of(self.lowered(logits.double(), shift))).item() - density
-            )
-
-        high, low = 0.05, -0.05
-        while excess(high) > 0 and high < 1e3:
-            high *= 4
-        while excess(low) < 0 and low > -1e3:
-            low *= 4
-        return float(brentq(excess, low, high, xtol=1e-4))
 
     def extra_repr(self) -> str:
         """What `repr` shows."""

@@ -1,8 +1,8 @@
 """The steps of a DAM run: weights and gates trained together, and what is reported of them.
 
 A step (`JointTraining.advance`): rates and temperature, the gradient of the loss, the push on the
-gates towards the density, the optimisers. With two levels the gates learn in a second half of the
-step, from batches of their own; of frozen weights only the gates learn, from the first step on.
+gates towards the density, the optimisers. Of frozen weights only the gates learn, from the first
+step on.
 When the warm-up ends is told by the configuration, or found by a `WarmupWatch`.
 """
 
@@ -95,30 +95,26 @@ class JointTraining:
     def reports(
         self,
         batches: Iterator[Batch],
-        gate_batches: Iterator[Batch] | None,
         checkpoints: Checkpoints | None,
         checkpoint_seconds: float,
     ) -> Iterator[Report]:
         """Trains to the end; of a run that goes on, the earlier reports come first."""
-        own = batches if gate_batches is None else gate_batches
         if checkpoints is not None:
             self.restore(checkpoints)
         for step in range(self.step):  # what the steps that are done have used
             for _ in range(self.config.micro_batches):
                 self.next_batch(batches, step)
-                if self.config.levels == 2 and self.warmup.acts(step):
-                    self.next_batch(own, step)
         yield from tuple(self.curve)
         saved, full = time.monotonic(), False
         while self.step < self.config.steps:
-            report = self.advance(batches, own)
+            report = self.advance(batches)
             if checkpoints is not None and time.monotonic() - saved >= checkpoint_seconds:
                 full = save_or_warn(checkpoints, self.step, *self.state(), warned=full)
                 saved = time.monotonic()
             if report is not None:
                 yield report
 
-    def advance(self, batches: Iterator[Batch], gate_batches: Iterator[Batch]) -> Report | None:
+    def advance(self, batches: Iterator[Batch]) -> Report | None:
         """One optimiser step of the weights and, after the warm-up, of the gates."""
         config, gates, step = self.config, self.gates, self.step
         if step == 0 and self.tested:
@@ -126,18 +122,14 @@ class JointTraining:
         gates.enabled = self.warmup.acts(step)
         gates.cooling = config.temperature_factor(step, self.warmup.begin)
         self.set_rates(config.lr_factor(step))
-        joint = gates.enabled and config.levels == 1
         count = len(self.losses)
-        cost = self.set_gradients(batches, controlled=joint)
+        cost = self.set_gradients(batches, controlled=gates.enabled)
         of_step = self.losses[count:]  # of the weights' batches
         if config.optimiser == "adamw":
             torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
         for name, optimiser in self.optimisers.items():
-            if name != "gates" or joint:
+            if name != "gates" or gates.enabled:
                 optimiser.step()
-        if gates.enabled and not joint:  # the second level
-            cost = self.set_gradients(gate_batches, controlled=True)
-            self.optimisers["gates"].step()
         self.step += 1
         self.follow(self.warmup.look(self.step, of_step, self.attention_loss))
         if self.step % max(1, config.steps // REPORTS) and self.step < config.steps:
@@ -197,8 +189,6 @@ class JointTraining:
         count, cost = self.config.micro_batches, 0.0
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        if controlled:
-            self.control.update_multiplier(self.gates, self.step)
         for _ in range(count):
             self.latest = self.next_batch(batches, self.step)
             loss = self.loss(self.latest)
@@ -210,7 +200,7 @@ class JointTraining:
                     "lower lr or gate_lr"
                 )
             if controlled:
-                term = self.control.cost(self.gates, self.step)
+                term = self.control.cost(self.gates)
                 cost += term.item() / count
                 loss = loss + term
             (loss / count).backward()  # type: ignore[no-untyped-call]

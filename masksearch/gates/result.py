@@ -220,7 +220,7 @@ class DamResult:
             retrained: Held-out loss of a model trained from scratch under the mask of the target
                 density.
         """
-        aims = self.config.get("control", "hinge") in ("hinge", "multiplier")
+        aims = self.config.get("control", "hinge") == "hinge"
         target = self.target if aims else self.density
         initial = self.curve[0].values["density"] if self.curve else 1.0
         if self.units is not None:

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from experiments.rivals.attention_mass import attention_mass
+from experiments.rivals.density_terms import NO_CONTROL, Penalised
 from experiments.rivals.first_order import first_order, flip
 from experiments.rivals.greedy_removal import GreedyRemoval
+from experiments.rivals.hard_concrete import HardConcreteGates
 from experiments.rivals.switch import switch
 from experiments.rivals.trained_models import score_units
 from masksearch import masks
@@ -191,3 +193,50 @@ def test_removal_goes_on_where_it_was_interrupted():
         return float(sum(full))
 
     assert removal(score, 2)[1] == removal(score, 2, interrupted=True)[1]
+
+
+# -- variants of DAM ---------------------------------------------------------------------------
+PRODUCT = f"{Path(__file__).parents[2] / 'experiments' / 'rivals' / 'product.py'}:product"
+PROCESS = ms.PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=2)
+
+
+def trained(make=ms.Gates, weight=None, rate=0.0, **gates):
+    """DAM for 30 steps, all gated; returns the result."""
+    source = ms.PlantedEvaluator(PROCESS).differentiable(0)
+    made = make("free", length=12, heads=2, **gates)
+    config, model = (
+        {"steps": 30, "dense_warmup": 0.0, "gate_lr": 0.2, "density": 0.3},
+        source.model,
+    )
+    if weight is not None:
+        config |= NO_CONTROL
+        model = Penalised(ms.attach(model, made), made, weight, rate, 0.3)
+    return ms.dam(model, source.batches, made, ms.DamConfig(**config), held_out=source.held_out)
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"form": PRODUCT},
+        {"form": PRODUCT, "hard": False},
+        {"make": HardConcreteGates, "form": "log", "hard": False},
+        {"weight": 100.0},
+        {"weight": 1.0, "rate": 0.2},
+    ],
+    ids=str,
+)
+def test_variant_of_dam_prunes_and_runs_twice_alike(how):
+    found = trained(**how)
+    assert found.density < 0.8 < found.curve[0].values["density"] + 0.1
+    assert found.held_out is not None
+    assert torch.equal(found.probabilities, trained(**how).probabilities)
+
+
+def test_hard_concrete_gates_are_zero_or_one_with_some_probability():
+    gates = HardConcreteGates("free", length=32, heads=4, form="log", hard=False, initial=0.0)
+    drawn = gates.sample()
+    assert drawn.min() == 0
+    assert drawn.max() == 1
+    share = (drawn > 0).float().mean().item()
+    assert gates.probabilities().mean().item() == pytest.approx(share, abs=0.03)

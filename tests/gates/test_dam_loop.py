@@ -34,7 +34,6 @@ from masksearch.gates.config import (
     preset,
 )
 from masksearch.gates.dam import GATES_FILE, JointTraining, dam, dam_reports, run_one_shot
-from masksearch.gates.density import DensityControl
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import with_own_keys
 from masksearch.gates.gates import Gates
@@ -73,10 +72,9 @@ def killed_at(step: int, source: Iterator[Batch]) -> Iterator[Batch]:
 
 VARIANTS = [
     {"control": "hinge", "steps": 40},
-    {"control": "multiplier", "steps": 40},
-    {"control": "hinge", "steps": 24, "levels": 2},
+    {"control": "hinge", "steps": 40},
     {"control": "sum", "penalty": 1e-3, "optimiser": "lamb", "schedule": "sqrt", "steps": 40},
-    {"control": "penalty", "steps": 20, "micro_batches": 2, "cooling": 0.5, "final_lr": 0.0},
+    {"control": "hinge", "steps": 20, "micro_batches": 2, "cooling": 0.5, "final_lr": 0.0},
 ]
 
 
@@ -174,36 +172,6 @@ def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
     monkeypatch.undo()
     assert list(start(tmp_path / "full")) == straight
     assert (tmp_path / "full" / GATES_FILE).is_file()
-
-
-def test_gates_of_two_levels_hear_only_their_own_batches():
-    """The gates' batches teach that one edge is needed; the weights' batches are noise."""
-    seen: dict[str, list[int]] = {"weights": [], "gates": []}
-
-    def marked(name: str) -> Iterator[Batch]:
-        for number, batch in enumerate(batches(seed=len(name))):
-            seen[name].append(number)
-            yield batch
-
-    config = DamConfig(steps=10, dense_warmup=0.5, levels=2, density=0.5)
-    gates, trained = Gates(length=8, heads=2), model()
-    list(dam_reports(trained, marked("weights"), gates, config, gate_batches=marked("gates")))
-    assert (len(seen["weights"]), len(seen["gates"])) == (10, 5)
-    one, two = Gates(length=8, heads=2), Gates(length=8, heads=2)
-    list(dam_reports(model(), batches(seed=7), one, config, gate_batches=batches(seed=5)))
-    list(dam_reports(model(), batches(seed=7), two, config, gate_batches=batches(seed=6)))
-    assert not torch.equal(one.logits, two.logits)
-
-
-def test_the_weights_of_two_levels_do_not_learn_from_the_gates_batches():
-    config = DamConfig(steps=6, dense_warmup=0.0, levels=2, density=0.5, gate_lr=1e-12)
-    weights = []
-    for seed in (5, 6):
-        trained = model()
-        gates = Gates(length=8, heads=2, initial=30.0)  # open in every sample
-        list(dam_reports(trained, batches(), gates, config, gate_batches=batches(seed=seed)))
-        weights.append(torch.cat([p.detach().flatten() for p in trained.parameters()]))
-    assert torch.equal(*weights)
 
 
 def test_each_layer_has_its_own_budget():
@@ -328,25 +296,12 @@ def test_the_chain_of_losses_leaves_everything_as_it_was():
     assert (gates.form, gates.fixed, gates.deterministic) == ("flip", None, False)
 
 
-def test_the_multiplier_grows_once_a_step_however_many_batches_it_has():
-    gates = Gates(length=8, heads=2)
-    keeper = DensityControl(DamConfig(control="multiplier", density=0.3), gates)
-    first = list(keeper.multiplier)
-    for _ in range(3):
-        keeper.cost(gates, 2499)
-    assert keeper.multiplier == first
-    keeper.update_multiplier(gates, 2499)
-    assert keeper.multiplier[0] == pytest.approx(
-        first[0] * (gates.density().mean().item() / 0.3) ** 0.05
-    )
-
-
 def test_settings_that_do_not_go_together():
-    with pytest.raises(ValueError, match="takes levels=1 and another control"):
+    with pytest.raises(ValueError, match="takes control='sum', got control='hinge'"):
         DamConfig(optimiser="lamb")
     with pytest.raises(LayerCountError, match="density names 3 layers, the gates have 2"):
         dam(model(2), batches(), Gates(length=8, heads=2, layers=2), DamConfig(density=[0.3] * 3))
-    for field, value in (("levels", 3), ("micro_batches", 0), ("cooling", 0.0), ("final_lr", 2.0)):
+    for field, value in (("micro_batches", 0), ("cooling", 0.0), ("final_lr", 2.0)):
         with pytest.raises(ValueError, match=f"{field} .*got {value}"):
             DamConfig(**{field: value})
     for field in ("optimiser", "precision", "schedule"):
@@ -381,8 +336,6 @@ def test_frozen_weights_leave_the_gates_alone_to_learn():
     assert found[0].curve == found[1].curve
     assert all(parameter.requires_grad for parameter in named.parameters())
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
-    with pytest.raises(ValueError, match=r"levels=2 trains the weights .*; use levels=1"):
-        dam(frozen, batches(), Gates(length=8, heads=2), DamConfig(density=0.5, levels=2))
 
 
 def test_gates_that_do_not_fit_leave_the_mask_on_the_model():
@@ -393,7 +346,7 @@ def test_gates_that_do_not_fit_leave_the_mask_on_the_model():
     assert all(parameter.requires_grad for parameter in trained.parameters())
 
 
-@pytest.mark.parametrize("fields", [{}, {"control": "penalty", "optimiser": "lamb"}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"control": "sum", "optimiser": "lamb"}], ids=str)
 def test_a_killed_run_of_frozen_weights_goes_on(fields: dict[str, Any], tmp_path: Path):
     config = DamConfig(steps=12, density=0.5, train="gates", **fields)
 
@@ -422,7 +375,7 @@ def test_the_rate_of_the_weights_rises_and_falls_linearly():
 @pytest.mark.parametrize("schedule", ["linear", "sqrt"])
 def test_only_the_published_schedule_moves_the_rate_of_the_gates(schedule: Any):
     config = DamConfig(
-        steps=9, schedule=schedule, control="penalty", optimiser="lamb", lr=1.0, gate_lr=2.0
+        steps=9, schedule=schedule, control="sum", optimiser="lamb", lr=1.0, gate_lr=2.0
     )
     run = JointTraining(model(), Gates(length=8, heads=2), config)
     run.set_rates(0.25)

@@ -85,7 +85,7 @@ def expected(form: str, *tensors: Any, gate: Tensor, visible: Tensor | None) -> 
         return written_out(query, key, value, visible, bias, added=added)
     if form in ("additive", "published"):
         return written_out(query, key, value, visible, bias, added=(gate - 1) * 1e4)
-    factor = gate if form == "product" else (gate > 0.5).double()
+    factor = (gate > 0.5).double()
     return written_out(query, key, value, visible, bias, factor=factor)
 
 
@@ -304,15 +304,14 @@ def test_the_biass_gradient_matches_finite_differences(name: str):
 
 def test_soft_gates_and_the_bias_add_up():
     gate = normal(HEADS, LENGTH, LENGTH, seed=7).detach().sigmoid().requires_grad_()
-    for form in ("log", "product"):
-        tensors, bias = parts(), score_bias()
-        got = FORMS[form](
-            AttentionCall(*tensors, visible=padding(), scaling=SCALING, bias=bias), gate
-        )
-        want = written_out(*tensors, padding(), bias, factor=gate)
-        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
-        leaves = [*tensors, bias, gate]
-        found = torch.autograd.grad((got * upstream()).sum(), leaves)
-        right = torch.autograd.grad((want * upstream()).sum(), leaves)
-        for mine, other in zip(found, right, strict=True):
-            torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+    tensors, bias = parts(), score_bias()
+    got = FORMS["log"](
+        AttentionCall(*tensors, visible=padding(), scaling=SCALING, bias=bias), gate
+    )
+    want = written_out(*tensors, padding(), bias, factor=gate)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    leaves = [*tensors, bias, gate]
+    found = torch.autograd.grad((got * upstream()).sum(), leaves)
+    right = torch.autograd.grad((want * upstream()).sum(), leaves)
+    for mine, other in zip(found, right, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)

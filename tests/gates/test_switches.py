@@ -96,8 +96,6 @@ def test_samples_are_hard_and_their_density_is_counted() -> None:
     drawn = units.mask(gates.drawn.argmax(-1).flatten().tolist())
     counted = (gates.drawn * gates.coverage).sum(-1).mean().item()
     assert counted == pytest.approx(drawn.density(LENGTH, causal=True), rel=1e-5)
-    low = switches("decoder", "head", initial_density=0.5)
-    assert low.whole_density().item() == pytest.approx(0.5, abs=1e-3)
 
 
 def test_rows_that_nobody_reads_have_no_switch() -> None:
@@ -177,7 +175,7 @@ def test_messages(tmp_path: Path) -> None:
     refused = (
         (lambda: ms.Gates("switch", length=4, heads=1), "give both or neither"),
         (lambda: ms.Gates(length=4, heads=1, levels=OPTIONS), "give both or neither"),
-        (lambda: switches("decoder", "head", form="log"), "no form and no noise of its own"),
+        (lambda: switches("decoder", "head", form="log"), "a switch has no form of its own"),
         (lambda: switches("decoder", "head", OPTIONS[:1]), "two masks or more"),
         (lambda: switches("decoder", "head", OPTIONS[::-1]), "keeps more than the one before"),
         (lambda: result.mask(keys=3), "choose whole masks, so mask.. takes their sparsity alone"),

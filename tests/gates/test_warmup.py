@@ -224,9 +224,7 @@ def test_a_trained_model_is_pruned_as_without_a_warm_up():
     assert torch.equal(found[0][1], found[1][1])
 
 
-def learnable(
-    levels: int, folder: Path | None = None, stop: int | None = None
-) -> tuple[list[Report], Tensor]:
+def learnable(folder: Path | None = None, stop: int | None = None) -> tuple[list[Report], Tensor]:
     """A run in which attention learns after about 50 of 100 steps; it may end at a report."""
     process = PlantedProcess(length=8, vocabulary=8, offsets=(3,), keys=1)
     source = PlantedEvaluator(
@@ -240,7 +238,7 @@ def learnable(
         source.model,
         source.batches,
         gates := Gates(length=8, heads=2),
-        DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05, levels=levels),
+        DamConfig(steps=100, lr=6e-3, density=0.25, gate_lr=0.05),
         held_out=source.held_out,
         checkpoints=None if folder is None else Checkpoints(folder, "dam"),
         checkpoint_seconds=0.02,
@@ -255,13 +253,12 @@ def learnable(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:DAM")
-@pytest.mark.parametrize(("levels", "stops"), [(1, (33, 70)), (2, (90,))])
-def test_a_killed_run_ends_as_it_would_have(levels: int, stops: tuple[int, ...], tmp_path: Path):
-    straight = learnable(levels)
+def test_a_killed_run_ends_as_it_would_have(tmp_path: Path):
+    straight = learnable()
     assert 10 < straight[0][-1].values["pruned_steps"] < 50
-    for stop in stops:
-        learnable(levels, tmp_path, stop)
-    again = learnable(levels, tmp_path)
+    for stop in (33, 70):
+        learnable(tmp_path, stop)
+    again = learnable(tmp_path)
     assert again[0] == straight[0]
     assert torch.equal(again[1], straight[1])
 
@@ -361,8 +358,8 @@ def test_a_search_says_that_attention_was_late(values: dict[str, float], said: i
 
 def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(4,), vocabulary=4))
-    units = build_units({"unit": "head", "local": "window(2)"}, evaluator.shape)
-    strategy = build_allocate({"score": "gates"}, units, evaluator, tmp_path)
+    units = build_units({"unit": "head", "levels": "window(2)"}, evaluator.shape)
+    strategy = build_allocate({"method": "gates"}, units, evaluator, tmp_path)
     proposal = strategy.ask()
     assert not isinstance(proposal, str)
     found = Record(
