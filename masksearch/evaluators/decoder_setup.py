@@ -52,7 +52,7 @@ class DecoderSetup(Evaluator):
     tokenizer: str | Path | None = None
     vocabulary: int = 4096
     length: int | None = None
-    cache: Path | None = None
+    cache: Path | str | None = None
     # The model, and what is trained.
     weights: str | Path | None = None
     architecture: str = "llama"
@@ -106,7 +106,7 @@ class DecoderSetup(Evaluator):
             object.__setattr__(self, "bands", edges)
         _ = (self.train_config, self.recover_config)  # check steps and rates
         self.find_planted()
-        for name in ("text", "held_out"):
+        for name in ("text", "held_out", "cache"):
             if isinstance(path := getattr(self, name), Path | str):
                 object.__setattr__(self, name, absolute_source(path))
         for name in ("tokenizer", "weights"):

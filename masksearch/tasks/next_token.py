@@ -23,7 +23,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import epoch_batches
-from masksearch.tasks.splits import empty_half
+from masksearch.tasks.splits import check_sequences
 from masksearch.tasks.text.corpus import deal_stretches, name_reader, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces, short_hash
 from masksearch.tasks.text.packing import Boundaries
@@ -139,7 +139,7 @@ class NextTokenText:
         tokenizer: str | Path | None = None,
         vocabulary: int = 4096,
         length: int = 256,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         held_out: Path | str | None = None,
         test: bool = False,
     ) -> NextTokenText:
@@ -260,8 +260,7 @@ class NextTokenText:
         of = np.searchsorted(starts, rows * inner, "right") - 1
         if half in ("search", "final"):
             rows = rows[final[of] == (half == "final")]
-        if not len(rows):
-            raise empty_half("the held-out text", f"{len(self.held)} sequences", half)
+        check_sequences(len(rows), len(self.held), half, self.length)
         count = min(len(rows), most)
         rows = rows[np.arange(count) * len(rows) // count]
         tokens = self.sequences(self.held[rows])

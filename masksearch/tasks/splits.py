@@ -9,7 +9,9 @@ held_out = take_half(held_out, "final", "squad", attrgetter("article"), attrgett
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +20,9 @@ import torch
 from masksearch.contracts import Half, generator
 from masksearch.errors import DataError
 
+log = logging.getLogger(__name__)
+
+ENOUGH = 10  # sequences of a half; from fewer no ranking can be read
 HELD_OUT_SHARE = 0.2  # of the groups, where one file serves both ends
 FEW = 16  # fewer groups than that are not dealt out to halves; finer ones are
 Row = TypeVar("Row")
@@ -55,12 +60,41 @@ def take_half(
     return found
 
 
-def empty_half(where: str, among: str, half: Half) -> DataError:
+def empty_half(where: str, among: str, half: Half, enough: str = "") -> DataError:
     """The error for a half without rows."""
     return DataError(
         f"{where}: none of {among} belongs to the {half} half (a hash of each text decides); give "
-        "more held-out data, or judge by all of it: half='all' (--set half=all)"
+        f"more held-out data{enough}, or judge by all of it: half='all' (--set half=all)"
     )
+
+
+def check_sequences(found: int, among: int, half: Half, length: int) -> None:
+    """Says, before anything is trained, that there is too little held-out text, and how much is
+    needed: a warning in the log, once a process, where a half has fewer than ten sequences.
+
+    Args:
+        found: Sequences of the half.
+        among: Sequences of all held-out text.
+        half: Which.
+        length: Positions of a sequence.
+
+    Raises:
+        DataError: If the half has none.
+    """
+    enough = f" (about {2 * ENOUGH} sequences, {2 * ENOUGH * length:,} tokens)"
+    if not found:
+        raise empty_half("the held-out text", f"{among} sequences", half, enough)
+    if found < ENOUGH and half in ("search", "final"):
+        tell_once(
+            f"judged by {found} held-out sequence{'s' if found > 1 else ''}, the {half} half of "
+            f"{among}: no ranking can be read from so few; hold out more text{enough}"
+        )
+
+
+@cache
+def tell_once(text: str) -> None:
+    """Writes a warning to the log, unless this process has."""
+    log.warning(text)
 
 
 def two_files(

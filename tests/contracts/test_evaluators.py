@@ -154,6 +154,10 @@ SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder", "shared", "cost"
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 class TestEvaluator:
+    def test_stands_at_most_one_step_above_its_base(self, make, tmp_path):
+        kinds = [kind.__module__ for kind in type(make(tmp_path)).__mro__]
+        assert len([kind for kind in kinds if kind.startswith("masksearch.")]) <= 3
+
     def test_last_report_holds_the_objectives(self, make, tmp_path):
         evaluator = make(tmp_path)
         reports = list(evaluator(masks.star(), seed=0, workdir=tmp_path / "work"))

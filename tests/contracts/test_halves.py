@@ -177,7 +177,7 @@ def test_what_cannot_be_split_says_why(tmp_path):
     assert judge.on("all").data("SST-2").dev["SST-2"].texts == [("only one",)]
 
 
-def test_a_text_too_short_for_halves_is_refused_before_any_trial(tmp_path):
+def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
     (tmp_path / "short.txt").write_text(" ".join(WORDS * 3), encoding="utf-8")
     short = {**SMALL, "length": 12, "cache": tmp_path}
     judges = [
@@ -185,6 +185,8 @@ def test_a_text_too_short_for_halves_is_refused_before_any_trial(tmp_path):
     ]
     with pytest.raises(ms.DataError, match=r"none of \d sequences belongs .*\(--set half=all\)"):
         [judge.protocol for judge in judges]
+    assert "no ranking can be read from so few; hold out more" in caplog.text
+    assert "(about 20 sequences, 240 tokens)" in caplog.text
     assert ms.MlmEvaluator(tmp_path / "short.txt", half="all", **short).protocol
 
 

@@ -82,6 +82,12 @@ def test_a_dense_model_is_trained_once_for_all_masks(data: Path, tmp_path: Path)
     assert set(narrow) == set(full)
 
 
+def test_a_place_may_be_given_as_text(data: Path, cache: Path, tmp_path: Path) -> None:
+    judge = evaluator(data, str(cache), weights=str(data / "checkpoint"))  # type: ignore[arg-type]
+    assert judge == evaluator(data, cache)
+    assert judged(judge, tmp_path)[1] == 0  # the dense model was found
+
+
 def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path) -> None:
     judge = evaluator(data, cache)
     head = judge.dense("SST-2", 1)

@@ -25,7 +25,7 @@ from torch import Tensor
 from masksearch.contracts import Half
 from masksearch.errors import DataError
 from masksearch.files import cache_folder
-from masksearch.tasks.splits import FEW, empty_half, in_final_half
+from masksearch.tasks.splits import FEW, check_sequences, in_final_half
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     content_hash,
@@ -130,8 +130,7 @@ class Corpus:
         starts, final = self.held_out_halves
         of = np.searchsorted(starts, rows.numpy() * (self.length - 2), "right") - 1
         rows = rows[torch.from_numpy(final[of] == (half == "final"))]
-        if not len(rows):
-            raise empty_half("the held-out text", f"{len(self.held_out)} sequences", half)
+        check_sequences(len(rows), len(self.held_out), half, self.length)
         return rows
 
     def on_test_text(self, path: Path | str, cache: Path | str | None = None) -> Corpus:
