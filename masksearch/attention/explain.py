@@ -70,7 +70,7 @@ class Explanation:
     Args:
         title: Model, device, and whether a gradient is asked for.
         rows: One for layers that are computed alike, at one length.
-        notes: What follows from the rows.
+        notes: What follows from the rows, each thing once.
     """
 
     title: str
@@ -87,10 +87,11 @@ class Explanation:
         ]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [wrapped(self.title)]
-        for reason, cells in zip(["", *(row.reason for row in self.rows)], table, strict=True):
+        reasons = ["", *(row.reason for row in self.rows)]
+        for reason, after, cells in zip(reasons, [*reasons[1:], ""], table, strict=True):
             padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
             lines.append("  ".join(padded).rstrip())
-            lines += [wrapped(reason, "    ")] if reason else []
+            lines += [wrapped(reason, "    ")] if reason and reason != after else []  # said once
         return "\n".join([*lines, *map(wrapped, self.notes)])
 
 
@@ -130,20 +131,25 @@ def explain(
     lengths = [int(length)] if length is not None else known_lengths(model, states)
     device = next(model.parameters()).device
     rows: list[ExplainedLayers] = []
-    notes: list[str] = []
+    notes: dict[str, dict[str, None]] = {}  # what is said -> of which masks
     for at in lengths:
         choices: dict[LayerMask, KernelChoice] = {}
         for state in states:
             if state.lowered is not None and state.lowered not in choices:
                 choice = state.lowered.choose(at, device, trains)
                 choices[state.lowered] = choice
-                notes += note_length(state.lowered, choice, device)
+                if said := note_length(state.lowered, choice, device):
+                    notes.setdefault(said, {})[str(state.lowered.given)] = None
             rows.append(explain_layer(state, choices))
     title = (
         f"{type(model).__name__} on {device}, {'forward and backward' if trains else 'forward'}"
         "; kept and blocks: share of the cells, and of the 64 x 64 blocks"
     )
-    return Explanation(title, tuple(group_layers(rows)), tuple(dict.fromkeys(notes)))
+    lines = (
+        f"{min(of) if len(of) == 1 else f'these {len(of)} masks'}: {said}"
+        for said, of in notes.items()
+    )
+    return Explanation(title, tuple(group_layers(rows)), tuple(lines))
 
 
 def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
@@ -190,21 +196,21 @@ def group_layers(rows: list[ExplainedLayers]) -> Iterator[ExplainedLayers]:
         yield replace(common, layers=ranges(int(row.layers) for row in several), names=names)
 
 
-def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) -> Iterator[str]:
-    """From which length on `"auto"` takes block gather, where SDPA computes now."""
+def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) -> str:
+    """From which length on `"auto"` takes block gather, where SDPA computes now; empty where
+    there is nothing to say."""
     if choice.backend != "sdpa" or device.type != "cpu" or not lowered.plain:
-        return
+        return ""
     try:
         given = lowered.given
         least = gather_pays_from(given & Causal() if lowered.causal else given)
     except LengthError:
-        return
+        return ""
     if least is None:
-        yield f"{given}: nothing sparse pays for this mask."
-    elif least > choice.length:
-        yield f"{given}: block gather pays from about {least} positions on."
-    else:
-        yield f'{given}: backend="auto" would take block gather.'
+        return "nothing sparse pays, at any length."
+    if least > choice.length:
+        return f"block gather pays from about {least} positions on."
+    return 'backend="auto" would take block gather.'
 
 
 def ranges(numbers: Iterable[int]) -> str:

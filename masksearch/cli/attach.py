@@ -71,7 +71,7 @@ def attach(
         declare(
             "Length of the sequences that are explained.",
             OUTPUT,
-            "the model's longest, up to 4096",
+            "that of the mask, else the model's longest, up to 4096",
             "POSITIONS",
         ),
     ] = None,
@@ -88,6 +88,7 @@ def attach(
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
+    from masksearch.masks.text import names_run
     from masksearch.models.saving import open_model, save_pretrained
 
     if length is not None and length < 1:
@@ -97,12 +98,18 @@ def attach(
     whole = open_model(folder)
     attach_to(whole, found, backend=backend, part=part)
     longest = getattr(whole.config, "max_position_embeddings", LONGEST)
-    length = min(longest, LONGEST) if length is None else length
+    if length is None:
+        length = min(longest, LONGEST, found.longest or LONGEST)
     typer.echo(str(explain(whole, length, train)))
     if out is not None:
         written = save_pretrained(whole, out)
         copy_tokenizer(folder, written)
         typer.echo(f"model and mask: {written}")
+        if names_run(mask):
+            typer.echo(
+                f"weights: of {model}, as they are there; those that a search fine-tunes before "
+                "it judges masks are in its cache (docs/trained_encoders.md: how to take them)"
+            )
 
 
 def find_folder(model: str) -> Path:

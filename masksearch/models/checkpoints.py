@@ -90,7 +90,8 @@ def find_local_folder(name: str | Path) -> Path | None:
     path, spelled = Path(name).expanduser(), str(name)
     if path.is_dir():
         return path.resolve()
-    local = spelled.startswith((".", "~", os.sep)) or spelled.count("/") > 1
+    local = spelled.startswith((".", "~", os.sep)) or spelled.endswith(os.sep)
+    local = local or spelled.count("/") > 1
     if local or isinstance(name, Path) or path.exists():
         raise DataError(
             f"no such folder: {path}; give a folder with config.json and model.safetensors, "
@@ -119,7 +120,7 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
         raise DataError(
             f"no such folder: {name!r}, and the Hugging Face Hub gave no checkpoint of that name "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); without a network, "
-            "give a local folder with config.json and model.safetensors (--weights FOLDER)"
+            "give a local folder with config.json and model.safetensors"
         ) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -370,6 +371,11 @@ ARCHITECTURES = {
     )
 }
 
+SERVED = ("bert", "modernbert", "vit", "llama", "bart-encoder", "t5-cross")  # by the default run
+EVERY = [
+    each if name in SERVED else pytest.param(each, marks=pytest.mark.slow)
+    for name, each in ARCHITECTURES.items()
+]
 GENERATORS: dict[str, Any] = {
     "gpt2": plain(hf.GPT2LMHeadModel, gpt2_config),
     "llama": plain(hf.LlamaForCausalLM, llama_config),

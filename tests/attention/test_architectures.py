@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, GENERATORS, GROUPED, HEADS, TEXT, Architecture
+from architectures import (
+    ARCHITECTURES,
+    EVERY,
+    GENERATORS,
+    GROUPED,
+    HEADS,
+    SERVED,
+    TEXT,
+    Architecture,
+)
 from attention_oracles import StandIn, crossings, formula, gates_of, square, table
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,9 +41,15 @@ WAYS = ("mask", "flip", "log", "stand-in")
 PADDED = 4
 Given = dict[str, Tensor]
 
-every = pytest.mark.parametrize("at", ARCHITECTURES.values(), ids=lambda at: at.name)
+every = pytest.mark.parametrize("at", EVERY, ids=lambda at: at.name)
 texts = pytest.mark.parametrize(
-    "at", [at for at in ARCHITECTURES.values() if at.padded], ids=lambda at: at.name
+    "at",
+    [
+        at if at.name in SERVED else pytest.param(at, marks=pytest.mark.slow)
+        for at in ARCHITECTURES.values()
+        if at.padded
+    ],
+    ids=lambda at: at.name,
 )
 by_mask_and_gates = pytest.mark.parametrize("way", ["mask", "flip"])
 

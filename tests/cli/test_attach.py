@@ -51,6 +51,15 @@ def test_without_out_nothing_is_written(folder, tmp_path):
     assert sorted(folder.iterdir()) == files
 
 
+def test_a_table_is_explained_at_its_own_length(folder, tmp_path):
+    layers = [masks.window(1), masks.window(2)]
+    path = save_mask(masks.table(masks.per_layer(layers).dense(16, 2, 2)), tmp_path / "mask.json")
+    said = run(folder, path, "--out", tmp_path / "out")
+    assert "  16  " in said
+    assert said.count("nothing sparse pays") <= 2  # once of the rows, once of their masks
+    assert "weights:" not in said  # which are told where a run has judged others
+
+
 def test_content_masks_and_files(folder, tmp_path):
     said = run(folder, "window(1) | special_tokens(2, 3)", "--out", tmp_path / "out")
     assert "special_tokens(2, 3)" in said

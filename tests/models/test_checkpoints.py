@@ -293,6 +293,8 @@ def test_a_configuration_that_is_no_json(tmp_path):
 @pytest.mark.parametrize("name", ["./absent", "/absent/bert", "~/absent", "a/b/c"])
 def test_an_absent_folder_is_never_asked_of_the_hub(name, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "download_checkpoint", None)
+    with pytest.raises(DataError, match=r"no such folder: my-bert; give a folder with config"):
+        open_pretrained("my-bert/")  # a slash at the end is a folder's: no Hub is asked
     with pytest.raises(DataError, match=r"no such folder: .* give a folder with config"):
         open_pretrained(name)
 

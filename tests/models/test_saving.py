@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, GENERATORS, TEXT
+from architectures import ARCHITECTURES, EVERY, GENERATORS, TEXT
 from hypothesis import given, settings
 from mask_trees import HEADS, LAYERS, sized_trees
 from safetensors import SafetensorError
@@ -106,7 +106,7 @@ def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
     assert manifest["masks"] == {"self": {"file": "mask.json", "sha256": digest}}
 
 
-@pytest.mark.parametrize("each", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+@pytest.mark.parametrize("each", EVERY, ids=lambda each: each.name)
 def test_every_architecture_comes_back_bit_for_bit(tmp_path, each):
     mask, model = masks.window(2) | masks.global_tokens(1), each.made()
     attach(model, mask, part=each.part)
