@@ -33,6 +33,7 @@ HEADINGS = {  # part of the package -> heading, in the order of the page
     "executors": "Where trials run",
     "study": "Studies",
     "loggers": "Progress",
+    "analysis": "What may be claimed",
     "report": "Cards and figures",
     "contracts": "Types: what the parts say to each other",
     "user_code": "Files of your own",

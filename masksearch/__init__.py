@@ -20,6 +20,7 @@ from masksearch.errors import did_you_mean
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch import masks as masks
     from masksearch.allocation import allocate as allocate
+    from masksearch.analysis.proxy_card import ProxyCard as ProxyCard
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
@@ -101,7 +102,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.attention_maps import attention_maps as attention_maps
     from masksearch.positions.controls import diagonal_controls as diagonal_controls
     from masksearch.positions.result import Importance as Importance
-    from masksearch.report.proxy import ProxyCard as ProxyCard
     from masksearch.report.proxy import proxy_card as proxy_card
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.study.constraints import Constraint as Constraint

@@ -12,7 +12,9 @@ from experiment_scripts import EXPERIMENTS, load_script
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    return load_script("07_proxy/card.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXPERIMENTS / "07_proxy")  # its helper lies beside it
+        return load_script("07_proxy/card.py")
 
 
 @pytest.fixture
@@ -40,12 +42,12 @@ def folder(tmp_path):
 def test_curves_and_scores_become_observations(script, folder):
     losses = script.curves(folder)
     assert len(losses) == 12 * 2 * 2
-    densities = {o.mask: o.density for o in losses}
+    densities = {mask: density for mask, density, *_ in losses}
     tuned = script.of_scores(script.scores(folder), densities)
-    values = {(o.mask, o.seed, o.measure): o.value for o in tuned}
+    values = {(mask, seed, measure): value for mask, _, seed, _, measure, value in tuned}
     assert values["m0", 0, "SST-2 (full)"] == pytest.approx(0.6)  # mean of two fine-tunings
     assert values["m3", 1, "mean of the GLUE tasks (full)"] == pytest.approx((0.53 + 0.65) / 2)
-    assert "unknown" not in {o.mask for o in tuned}
+    assert "unknown" not in {mask for mask, *_ in tuned}
     learned = script.at_majority(script.scores(folder)).set_index("task")["learned"]
     assert learned.to_dict() == {"SST-2": True, "QQP": True}
 
@@ -65,8 +67,8 @@ def test_cards_are_written(script, folder, monkeypatch, capsys, tmp_path):
 def test_recorded_curves_are_read(script):
     place = EXPERIMENTS / "04_halving_replay" / "results" / "text_400.csv"
     found = script.recorded(place, "loss")
-    assert len({o.mask for o in found}) == 24
-    assert sorted({o.budget for o in found}) == [3, 6, 12, 25, 50, 100, 200, 400]
+    assert len({mask for mask, *_ in found}) == 24
+    assert sorted({budget for *_, budget, _, _ in found}) == [3, 6, 12, 25, 50, 100, 200, 400]
 
 
 def test_a_folder_without_runs_is_a_mistake(script, monkeypatch, capsys, tmp_path):

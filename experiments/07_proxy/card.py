@@ -18,11 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import across
 import pandas as pd
 
-from masksearch.analysis.proxy_observations import NOT_ANNEALED, Observation, Observed
+from masksearch.analysis.proxy_card import NOT_ANNEALED, ProxyCard, judge_proxy
 from masksearch.errors import MaskSearchError
-from masksearch.report.proxy import ProxyCard
+from masksearch.report.figures.proxy import write_proxy
 
 HERE = Path(__file__).parent
 RECORDED = {  # file of 04_halving_replay/results -> what its score is
@@ -32,17 +33,26 @@ RECORDED = {  # file of 04_halving_replay/results -> what its score is
 }
 MARGIN = 0.005  # a mean score within this of the constant prediction's has learned nothing
 MEAN = "mean of the GLUE tasks"
+COLUMNS = ["mask", "density", "seed", "budget", "measure", "value"]
+Row = tuple[str, float, int, int, str, float]
 PROBES = {"BShift", "Order"}  # are no part of that mean
 
 
-def curves(folder: Path) -> list[Observation]:
+def observed(rows: Iterable[Row]) -> pd.DataFrame:
+    """Observations as a proxy card takes them."""
+    table = pd.DataFrame(list(rows), columns=COLUMNS)
+    table.attrs["facts"] = NOT_ANNEALED
+    return table
+
+
+def curves(folder: Path) -> list[Row]:
     """Every point of every finished run's loss curve."""
-    found = []
+    found: list[Row] = []
     for path in sorted(folder.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(run, dict) and "curve" in run:
             found += [
-                Observation(run["mask"], run["density"], run["seed"], int(step), "loss", loss)
+                (run["mask"], run["density"], run["seed"], int(step), "loss", loss)
                 for step, loss in run["curve"].items()
             ]
     return found
@@ -57,7 +67,7 @@ def scores(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def of_scores(rows: Iterable[dict[str, Any]], densities: dict[str, float]) -> list[Observation]:
+def of_scores(rows: Iterable[dict[str, Any]], densities: dict[str, float]) -> list[Row]:
     """The scores as observations: one measure a task and setting, and a mean of the GLUE tasks.
 
     Several fine-tunings of one checkpoint are averaged. The mean is taken where all tasks of
@@ -79,7 +89,7 @@ def of_scores(rows: Iterable[dict[str, Any]], densities: dict[str, float]) -> li
         if glue.keys() == tasks[setting] - PROBES and len(glue) > 1:
             values = {**values, MEAN: math.fsum(glue.values()) / len(glue)}
         found += [
-            Observation(mask, densities[mask], seed, step, f"{task} ({setting})", value)
+            (mask, densities[mask], seed, step, f"{task} ({setting})", value)
             for task, value in values.items()
         ]
     return found
@@ -93,26 +103,26 @@ def at_majority(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return means
 
 
-def recorded(path: Path, score: str) -> list[Observation]:
+def recorded(path: Path, score: str) -> list[Row]:
     """The curves of a table of 04_halving_replay, with the score at the end."""
     found = []
     for row in pd.read_csv(path).to_dict("records"):
         points = {int(k.removeprefix("loss@")): row[k] for k in row if k.startswith("loss@")}
         values = [("loss", step, loss) for step, loss in points.items()]
         found += [
-            Observation(row["mask"], 1 - row["sparsity"], row["seed"], step, measure, value)
+            (row["mask"], 1 - row["sparsity"], row["seed"], step, measure, value)
             for measure, step, value in [*values, (score, row["last"], row["score"])]
         ]
     return found
 
 
-def write(card: ProxyCard, folder: Path, name: str) -> None:
-    """A card as a figure, tables and text."""
-    card.plot(folder / f"{name}.png", dpi=90)
-    card.frame().round(5).to_csv(folder / f"{name}.csv", index=False)
-    card.choices().round(5).to_csv(folder / f"{name}_choices.csv", index=False)
-    (folder / f"{name}.txt").write_text(card.verdict() + "\n", encoding="utf-8")
-    print(f"== {name}\n{card.verdict()}\n")
+def write(card: ProxyCard, folder: Path, name: str, bands: int | None) -> None:
+    """A card as a figure, a table and text, with its agreement across densities."""
+    write_proxy(card, folder / f"{name}.png")
+    across.frame(card, bands).round(5).to_csv(folder / f"{name}.csv", index=False)
+    text = "\n".join([card.verdict(), *across.lines(card, bands)])
+    (folder / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
+    print(f"== {name}\n{text}\n")
 
 
 def main() -> None:
@@ -127,33 +137,32 @@ def main() -> None:
     if arguments.recorded:
         for name, score in RECORDED.items():
             path = HERE.parent / "04_halving_replay" / "results" / f"{name}.csv"
-            observed = Observed(tuple(recorded(path, score)), facts=(NOT_ANNEALED,))
-            card = ProxyCard.from_observations(observed, target=score, bands=arguments.bands)
-            write(card, arguments.results, f"recorded_{name}")
+            card = judge_proxy(
+                observed(recorded(path, score)), target=score, bands=arguments.bands
+            )
+            write(card, arguments.results, f"recorded_{name}", arguments.bands)
         return
     losses = curves(arguments.runs)
     if not losses:
         parser.error(f"{arguments.runs} holds no finished run (MASK-SEED.json with a curve)")
-    densities = {o.mask: o.density for o in losses}
+    densities = {mask: density for mask, density, *_ in losses}
     rows = scores(arguments.scores or arguments.runs)
     tuned = of_scores(rows, densities)
-    options: dict[str, Any] = {"bands": arguments.bands}
-    pd.DataFrame([vars(o) for o in [*losses, *tuned]])[
-        ["mask", "density", "seed", "budget", "measure", "value"]
-    ].round(6).to_csv(arguments.results / "observations.csv", index=False)
-    observed = Observed((*losses, *tuned), facts=(NOT_ANNEALED,))
-    write(ProxyCard.from_observations(observed, **options), arguments.results, "loss")
+    table, bands = observed([*losses, *tuned]), arguments.bands
+    table.round(6).to_csv(arguments.results / "observations.csv", index=False)
+    write(judge_proxy(table, bands=bands), arguments.results, "loss", bands)
     if rows:
         at_majority(rows).round(5).to_csv(arguments.results / "learned.csv", index=False)
-    for target in sorted({o.measure for o in tuned if o.measure.startswith((MEAN, *PROBES))}):
+    measures = {measure for *_, measure, _ in tuned}
+    for target in sorted(name for name in measures if name.startswith((MEAN, *PROBES))):
         short = target.replace(MEAN, "glue").lower()
         name = "_".join("".join(sign if sign.isalnum() else " " for sign in short).split())
         try:
-            card = ProxyCard.from_observations(observed, target=target, **options)
+            card = judge_proxy(table, target=target, bands=bands)
         except MaskSearchError as error:
             print(f"== {name}\nno card: {error}\n")
             continue
-        write(card, arguments.results, name)
+        write(card, arguments.results, name, bands)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.verify import Claim, interval
-from masksearch.analysis.rank_stats import tau_b
+from masksearch.analysis.ranks import tau_b
 
 HERE = "experiments/12_sparsebert_table/README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -37,6 +37,11 @@ NAMES = {  # the paper's row that a mask stands for -> what it is: gates, and wh
     for name in PRINTED
     if name.startswith(prefix)
 }
+
+
+def tau(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's tau-b of all pairs."""
+    return tau_b(x, y, np.zeros(len(x), dtype=np.int64))
 
 
 def row(mask: str, runs: pd.DataFrame) -> list[float]:
@@ -68,8 +73,8 @@ for task, cells in wide.groupby("task"):
         CLAIMS.append(Claim(HERE, cell, shown, after=f"### Settings on {task}"))
     for setting in [name for name in ("none", "recover") if name in each]:
         if each[setting].count() > 1:
-            tau = tau_b(each[setting].to_numpy(), each.finetune.to_numpy())
-            CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [tau]))
+            found = tau(each[setting].to_numpy(), each.finetune.to_numpy())
+            CLAIMS.append(Claim(HERE, f"`{setting}` on {task}: tau-b {{}}", [found]))
 families = again[again["mask"].isin(FAMILIES) & (again.task == "STS-B")].score
 CLAIMS.append(Claim(HERE, "no family gets above {}", [families.max()]))
 card = (RESULTS / "proxy.txt").read_text(encoding="utf-8").split("\nSTS-B\n")[1]
@@ -93,20 +98,20 @@ taus = json.loads((RESULTS / "table.json").read_text())["tau_b"]
 average = taus.pop("average")
 CLAIMS.append(Claim(HERE, "prints them with tau-b {} [{}, {}]", average))
 CLAIMS.append(Claim("experiments/README.md", "the paper's order is {} [{}, {}]", average))
-for name, tau in taus.items():
-    CLAIMS.append(Claim(HERE, f"order by {name}: tau-b {{}} [{{}}, {{}}]", tau))
+for name, each in taus.items():
+    CLAIMS.append(Claim(HERE, f"order by {name}: tau-b {{}} [{{}}, {{}}]", each))
 judged = scores[(scores.setting == "none") & (scores["mask"] != "dense")]
 ours = judged.groupby(["mask", "task"]).score.mean().unstack()
 printed = {name: fmean(PRINTED[name]["scores"][task] for task in ours) for name in ours.index}
 both = pd.DataFrame({"ours": ours.mean(axis=1), "paper": printed})
 dam = both.index.str.startswith("DAM")
-within = [tau_b(part.ours.to_numpy(), part.paper.to_numpy()) for part in (both[dam], both[~dam])]
+within = [tau(part.ours.to_numpy(), part.paper.to_numpy()) for part in (both[dam], both[~dam])]
 text = "Among the eight of DAM tau-b is {}, among the six families {}"
 CLAIMS.append(Claim(HERE, text, within))
 draws = np.random.default_rng(0).integers(0, len(both), (10_000, len(both)))
-resampled = [tau_b(*both.to_numpy()[draw].T) for draw in draws]
+resampled = [tau(*both.to_numpy()[draw].T) for draw in draws]
 over_masks = list(np.quantile(resampled, [0.025, 0.975]))
-label = tau_b(dam.astype(float), both.paper.to_numpy())
+label = tau(dam.astype(float), both.paper.to_numpy())
 above = {name: both[name][dam].to_numpy()[:, None] > both[name][~dam].to_numpy() for name in both}
 assert above["ours"].all()
 CLAIMS += [

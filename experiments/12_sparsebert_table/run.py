@@ -24,10 +24,9 @@ from table import compare_published
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.proxy_observations import Observation
+from masksearch.analysis.proxy_card import judge_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.gates.discretise import least_density
-from masksearch.report.proxy import ProxyCard
 from masksearch.tasks.glue import task_named
 
 HERE = Path(__file__).parent
@@ -196,20 +195,10 @@ class Experiment:
 
 def proxy_card(scores: pd.DataFrame, task: str) -> str:
     """What the cheap settings say of fine-tuning under the mask from the start."""
-    found = [
-        Observation(
-            row["mask"],
-            1 - row["effective_sparsity"],
-            row["seed"],
-            int(row["step"]),
-            task,
-            row["score"],
-            schedule=row["setting"],
-        )
-        for _, row in scores.iterrows()
-    ]
+    table = scores.rename(columns={"setting": "schedule", "step": "budget", "score": "value"})
+    table = table.assign(measure=task, density=1 - scores["effective_sparsity"])
     try:
-        card = ProxyCard.from_observations(found, proxy=task, reference="finetune")
+        card = judge_proxy(table, proxy=task, reference="finetune")
     except MaskSearchError as error:  # not enough is finished
         return f"{task}: {error}\n"
     return f"{task}\n{card.verdict()}\n"

@@ -1,534 +1,493 @@
-"""How far to trust a short run that judges masks: rank agreement, noise ceiling, regret."""
+"""How far to trust a short run: does it order masks of like density as the reference does?
+
+card = judge_proxy(observe({"runs/x": records}), proxy="loss", target="glue")
+card.verdict(), card.frame, card.valid_from
+
+Tables of one measure are float `[masks, seeds]`, NaN where nothing was observed. Agreement is
+Kendall's tau-b with larger = better on both sides, over the pairs of masks of one density band:
+sparse and dense masks often differ so much that any budget separates them.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 
-from masksearch.analysis.proxy_observations import (
-    CURVE,
-    Goal,
-    Observation,
-    Observed,
-    ScoreTables,
-    band_edges,
-    from_records,
-    tidy,
-)
-from masksearch.analysis.rank_stats import (
-    Floats,
-    Interval,
-    Resampling,
-    Spread,
-    best,
-    chance,
-    front,
-    seed_mean,
-    spread,
-    tau_b,
-)
-from masksearch.analysis.stats import check_level
-from masksearch.contracts import Record
+from masksearch.analysis.pareto import sparsity_of
+from masksearch.analysis.ranks import Resampling, align_seeds, chance, seed_mean, tau_b
+from masksearch.analysis.stats import Floats, Interval, check_level
+from masksearch.contracts import Objective, Record, is_side_value
 from masksearch.errors import SearchError, unknown_name
 
+Goal = Literal["min", "max"]
+Place = tuple[str, str, int]  # measure, schedule, budget
+CURVE = "one run"  # every budget of a mask is a report along one and the same run
+OWN_END = "own runs"  # every budget is the end of a run of its own
 CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
 FEWEST = 10  # masks in one band for which `chance` is below that
 LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
+NOT_ANNEALED = (
+    "Every budget is a report along one run of the full length; a run that is planned to be that "
+    "short, its learning rate annealed to 0 there, may rank masks differently."
+)
+BOTH_KINDS = (
+    f"'{OWN_END}': each budget is the end of runs of its own protocol. '{CURVE}': reports along "
+    "the reference's runs, not annealed there."
+)
+SETTINGS = (
+    "Every run folder is a setting of its own, judged at its end; steps are those under the mask."
+)
 
 
-# -- rows --------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class BandPick:
-    """The mask that the proxy picks in one density band, and what that costs."""
-
-    low: float  # densities of the band: above `low`,
-    high: float  # up to `high`
-    masks: int
-    picked: str
-    best: str
-    regret: float  # reference measure of the best minus that of the picked, better = positive
-    at_random: float  # the same for a mask picked at random, on average
+# -- observations ------------------------------------------------------------------------------
+def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> Goal:
+    """The direction in which a measure is better: its objective's, else min for a loss."""
+    for objective in objectives:
+        if objective.name == measure:
+            return objective.goal
+    lower = ("loss", "perplexity", "error", "seconds", "latency", "memory")
+    return "min" if measure.lower().endswith(lower) else "max"
 
 
-@dataclass(frozen=True)
-class BudgetAgreement:
-    """What the proxy at one budget says of the reference."""
+def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) -> pd.DataFrame:
+    """Every report of every finished run: mask, name, density, seed, schedule, budget, measure,
+    value.
 
-    schedule: str
-    budget: int  # optimiser steps
-    masks: int  # that have both
-    is_reference: bool  # the row compares the reference with itself
-    across: Interval  # tau-b over all pairs of masks, means over seeds
-    within: Interval  # tau-b over the pairs within a density band
-    between_seeds: Interval  # within bands, one seed of the proxy, another of the reference
-    pareto_recall: float  # share of the reference's front of (value, density)
-    choices: tuple[BandPick, ...]
-    spread: Spread  # of the proxy, all masks
-    spread_within: Spread  # around the means of the bands
+    Records of one protocol are merged: their curves give the lower budgets. Runs of several
+    protocols (200, 800, 3,200 steps) give their ends, and the reference its curve beside them, as
+    a schedule of its own. Where no run reports along the way (masks on trained models), each
+    protocol is a schedule under its run's name.
 
-    @property
-    def regret(self) -> float:
-        """Mean regret over bands with at least two masks, in the reference's unit."""
-        return mean([choice.regret for choice in self.choices])
+    Args:
+        runs: Name -> records of a study. Of several runs of one (mask, seed, protocol) the
+            last one counts.
+        reference: Name of the run by which the others are judged; needed for more than one
+            protocol.
 
-    @property
-    def at_random(self) -> float:
-        """Mean regret of picking at random in each band."""
-        return mean([choice.at_random for choice in self.choices])
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What every row of a card is computed from: the tables, the reference, bands and draws."""
-
-    tables: ScoreTables
-    proxy: str
-    target: str
-    reference: tuple[str, int]
-    densities: Floats
-    edges: Sequence[float]
-    draws: Resampling
-
-    def budget_rows(self) -> tuple[BudgetAgreement, ...]:
-        """One for every budget of the proxy at which two masks can be compared."""
-        truth = self.tables.gains(*self.reference, self.target)
-        found = []
-        for place in self.tables.budgets(self.proxy):
-            short = self.tables.gains(*place, self.proxy)
-            alike = self.proxy == self.target
-            again = place[0] == CURVE != self.reference[0]  # the end of the reference's own curve
-            again = again and alike and np.array_equal(short, truth, equal_nan=True)
-            if count_both(short, truth) > 1 and not again:
-                itself = alike and place == self.reference
-                found.append(self.budget_row(place, short, truth, itself))
-        return tuple(found)
-
-    def budget_row(
-        self, place: tuple[str, int], short: Floats, truth: Floats, same: bool
-    ) -> BudgetAgreement:
-        """The proxy at one budget, `short`, against the reference, both `[masks, seeds]`."""
-        x, y = seed_mean(short), seed_mean(truth)
-        both = np.isfinite(x) & np.isfinite(y)
-        x, y = np.where(both, x, np.nan), np.where(both, y, np.nan)
-        number, bands = int(both.sum()), self.draws.bands
-        wanted = front(y, self.densities)
-        held = wanted & front(x, self.densities)
-        own = self.tables.table(*place, self.proxy)
-        return BudgetAgreement(
-            *place,
-            masks=number,
-            is_reference=same,
-            across=self.draws.tau(short, truth, banded=False),
-            within=self.draws.tau(short, truth, banded=True),
-            between_seeds=self.draws.tau_between_seeds(short, truth, banded=True),
-            pareto_recall=len(held) / len(wanted) if wanted else math.nan,
-            choices=self.band_picks(x, y),
-            spread=spread(own),
-            spread_within=spread(own, bands),
+    Raises:
+        SearchError: If nothing has finished, or several protocols come without a reference.
+        UnknownNameError: If `reference` is not among the runs.
+    """
+    if reference is not None and reference not in runs:
+        raise unknown_name("run", reference, runs)
+    named = [(name, record) for name, records in runs.items() for record in records]
+    finished = {
+        (record.protocol, record.fingerprint or str(record.mask), record.seed): (name, record)
+        for name, record in named
+        if record.scored and record.values
+    }
+    if not finished:
+        raise SearchError(
+            f"no finished run of a mask in {', '.join(runs) or 'nothing'}; a proxy card needs "
+            "runs that report along the way"
         )
+    protocols = list(dict.fromkeys(protocol for protocol, *_ in finished))
+    judge, several = protocols[0], len(protocols) > 1
+    if several and reference is None:
+        raise SearchError(
+            f"the runs come from {len(protocols)} protocols, whose scores cannot be merged; "
+            "say which run judges the others: --reference RUN (reference=RUN)"
+        )
+    if several:
+        own = {record.protocol for name, record in named if name == reference and record.scored}
+        if len(own) != 1:
+            raise SearchError(
+                f"the reference {reference} holds {len(own)} protocols of finished runs; "
+                "name a run folder with one"
+            )
+        (judge,) = own
+    at_end = all(len(record.curve) < 2 for _, record in finished.values())
+    if at_end and not several:
+        raise SearchError(
+            f"{', '.join(runs)}: the runs hold no curves (one report each), so there is no "
+            "shorter budget to judge; use an evaluator that reports along the way"
+        )
+    rows = []
+    for (protocol, mask, _), (name, record) in finished.items():
+        last = str(reference) if protocol == judge else name
+        last = CURVE if not several else last if at_end else OWN_END
+        reports = {(last, record.step): record.values}
+        if protocol == judge and not at_end:
+            curve = [report for report in record.curve if 0 < report.step < record.step]
+            reports |= {(CURVE, report.step): report.values for report in curve}
+        density = 1 - sparsity_of(record) if record.measures else math.nan
+        rows += [
+            (mask, record.name or str(record.mask), density, record.seed, *place, measure, value)
+            for place, values in reports.items()
+            for measure, value in values.items()
+            if not is_side_value(measure)
+        ]
+    columns = ["mask", "name", "density", "seed", "schedule", "budget", "measure", "value"]
+    table = without_repeated_ends(pd.DataFrame(rows, columns=columns))
+    table.attrs["reference"] = CURVE if not several else str(reference) if at_end else OWN_END
+    table.attrs["facts"] = SETTINGS if at_end else BOTH_KINDS if several else NOT_ANNEALED
+    statuses = [record.status for _, record in named]
+    table.attrs["left_out"] = {
+        "failed runs": statuses.count("failed"),
+        "runs that were stopped or are not finished": statuses.count("stopped")
+        + statuses.count("running"),
+    }
+    return table
 
-    def band_picks(self, x: Floats, y: Floats) -> tuple[BandPick, ...]:
-        """The pick in every band with at least two masks that have both measures."""
-        limits = [0.0, *self.edges, 1.0]
-        names = [self.tables.name[mask] for mask in self.tables.masks]
-        found = []
-        for band in np.unique(self.draws.bands):
-            inside = np.flatnonzero((self.draws.bands == band) & np.isfinite(x))
-            if len(inside) < 2:
-                continue
-            pick, top = inside[best(x[inside], 1)[0]], inside[best(y[inside], 1)[0]]
-            regret, at_random = float(y[top] - y[pick]), float(y[top] - y[inside].mean())
-            ends = limits[band], limits[band + 1]
-            found.append(BandPick(*ends, len(inside), names[pick], names[top], regret, at_random))
-        return tuple(found)
+
+def without_repeated_ends(table: pd.DataFrame) -> pd.DataFrame:
+    """Leaves out a last budget that only says again what the one before it said.
+
+    An evaluator that fine-tunes reports the pre-training's loss a second time at its end; that
+    is no longer budget of the loss.
+    """
+    for _, rows in table.groupby(["schedule", "measure"]):
+        cells = rows.pivot(index=["mask", "seed"], columns="budget", values="value")
+        if cells.shape[1] > 1:
+            before, last = cells.iloc[:, -2], cells.iloc[:, -1].dropna()
+            if before[last.index].equals(last):
+                table = table.drop(index=rows.index[rows["budget"] == cells.columns[-1]])
+    return table
 
 
-def mean(values: Sequence[float]) -> float:
-    """Mean; NaN for none."""
-    return math.fsum(values) / len(values) if values else math.nan
+def check_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Observations with a schedule and a name, each value once.
+
+    Raises:
+        ValueError: If a mask has two densities, or two values of one cell disagree.
+    """
+    table = table.assign(
+        schedule=table.get("schedule", CURVE), name=table.get("name", table["mask"])
+    )
+    for mask, densities in table.groupby("mask")["density"]:
+        if not math.isclose(densities.min(), densities.max()):
+            raise ValueError(
+                f"mask {mask} has two densities, {densities.min()} and {densities.max()}; give "
+                "every mask a name of its own"
+            )
+    cell = ["schedule", "budget", "measure", "mask", "seed"]
+    table = table.drop_duplicates([*cell, "value"])
+    for row in table[np.isfinite(table["value"]) & table.duplicated(cell)].itertuples():
+        raise ValueError(
+            f"mask {row.name}, seed {row.seed}, {row.budget} steps has two values of "
+            f"{row.measure}, one of them {row.value}; leave one out, or give runs of other "
+            "protocols another schedule"
+        )
+    return table
 
 
-def count_both(x: Floats, y: Floats) -> int:
-    """Masks with a value in both tables `[masks, seeds]`."""
-    return int((np.isfinite(x).any(axis=1) & np.isfinite(y).any(axis=1)).sum())
+def band_edges(densities: Floats, bands: int | Sequence[float] | None) -> list[float]:
+    """Inner edges of the density bands, increasing, in (0, 1).
+
+    Args:
+        densities: Of the masks, in (0, 1].
+        bands: None = factors of two: (1/2, 1], (1/4, 1/2], ...; a number = so many bands with
+            about equally many masks; a sequence = the edges themselves.
+
+    Raises:
+        ValueError: If a number of bands is below 1 or an edge is not in (0, 1).
+    """
+    if bands is None:
+        deepest = int(np.floor(-np.log2(densities)).max(initial=0))
+        return [2.0**-power for power in range(deepest, 0, -1)]
+    if isinstance(bands, int):
+        if bands < 1:
+            raise ValueError(f"at least 1 density band is needed, got {bands}")
+        cuts = np.quantile(densities, [k / bands for k in range(1, bands)], method="lower")
+        return sorted({float(cut) for cut in cuts if cut < densities.max()})
+    edges = sorted(set(map(float, bands)))
+    if not edges or not all(0 < edge < 1 for edge in edges):
+        raise ValueError(f"edges of density bands are in (0, 1), got {list(bands)}")
+    return edges
 
 
 # -- the card ----------------------------------------------------------------------------------
 @dataclass(frozen=True)
-class ProxyAgreement:
-    """A proxy judged by a reference; made by `of` and `from_observations`.
+class ProxyCard:
+    """A cheap measure judged by the one that counts; made by `judge_proxy`.
 
-    All rank agreement is Kendall's tau-b with larger = better on both sides. Intervals are
-    percentile intervals of a bootstrap of masks and seeds (`Resampling`).
+    Args:
+        proxy: The measure that is cheap.
+        target: The measure that counts.
+        reference: Schedule and budget of the target by which the proxy is judged.
+        frame: One row a budget of the proxy: schedule, budget, masks, reference (whether it is
+            the reference itself), within (tau-b of the means over seeds), between_seeds (one seed
+            of the proxy, another of the reference; each with `_low` and `_high`), regret (mean
+            over bands of what the reference loses where the proxy picks the best mask, in its
+            unit) and regret_at_random.
+        masks: Name -> density, densest first, of the masks that have a reference.
+        densities: Of the masks of `cells`, in their order.
+        band_sizes: Masks in each band that holds any.
+        ceiling: tau-b of two seeds of the reference; NaN for one seed.
+        chance: The |tau| that unrelated rankings reach in 1 of 20 cases.
+        density_tau: tau-b of "sparser is better" with the reference.
+        fraction: Of the ceiling that a trusted budget keeps.
+        resamples: Draws behind the intervals.
+        left_out: Reason -> how many runs, values or masks.
+        facts: How the budgets came about.
+        cells: The observed tables.
     """
 
     proxy: str
     target: str
-    goals: Mapping[str, Goal]
-    reference: tuple[str, int]  # schedule and budget by which the proxy is judged
-    edges: tuple[float, ...]  # inner edges of the density bands
-    masks: Mapping[str, float]  # name -> density, of the masks that have a reference
-    band_sizes: tuple[int, ...]  # masks in each band that holds any
-    seeds: int  # of the reference
-    chance: float  # |tau| within bands that unrelated rankings reach in 1 of 20 cases
-    rows: tuple[BudgetAgreement, ...]
-    ceiling: Interval  # two seeds of the reference, all masks
-    ceiling_within: Interval  # the same within bands; NaN = one seed
-    spread: Spread  # of the reference
-    spread_within: Spread
-    density_tau: float  # tau-b of "sparser is better" with the reference
-    density_tau_within: float
-    left_out: Mapping[str, int]
-    fraction: float  # of the ceiling that a trusted budget keeps
-    level: float
+    reference: tuple[str, int]
+    frame: pd.DataFrame
+    masks: Mapping[str, float]
+    densities: tuple[float, ...]
+    band_sizes: tuple[int, ...]
+    ceiling: Interval
+    chance: float
+    density_tau: float
+    fraction: float
     resamples: int
-    facts: tuple[str, ...] = ()
-    cells: ScoreTables | None = field(default=None, repr=False, compare=False)
+    left_out: Mapping[str, int]
+    facts: str
+    cells: Mapping[Place, pd.DataFrame]
 
-    @classmethod
-    def of(
-        cls,
-        records: Sequence[Record] | Mapping[str, Sequence[Record]],
-        *,
-        proxy: str = "loss",
-        target: str | None = None,
-        reference: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """A card of study records.
-
-        Args:
-            records: Of one study, or name -> records of several.
-            proxy: The measure that is cheap.
-            target: The measure that counts; None = the proxy itself, at the longest budget.
-            reference: Name of the study that judges the others; needed where they come from
-                several protocols.
-            options: Further arguments of `from_observations`.
-
-        Raises:
-            SearchError: If no run has finished or none has a curve, or protocols are mixed.
-        """
-        runs = records if isinstance(records, Mapping) else {"the run": records}
-        observed = from_records(runs, reference)
-        return cls.from_observations(observed, proxy=proxy, target=target, **options)
-
-    @classmethod
-    def from_observations(
-        cls,
-        observations: pd.DataFrame | Iterable[Observation] | Observed,
-        *,
-        proxy: str = "loss",
-        target: str | None = None,
-        goals: Mapping[str, Goal] | None = None,
-        reference: str | None = None,
-        bands: int | Sequence[float] | None = None,
-        fraction: float = 0.9,
-        level: float = 0.95,
-        resamples: int = 1000,
-        seed: int = 0,
-    ) -> Self:
-        """A card of plain observations.
-
-        Args:
-            observations: A table with the columns mask, density, seed, budget, measure, value
-                (and, where wanted, schedule and name), or `Observation`s.
-            proxy: The measure that is cheap.
-            target: The measure that counts; None = the proxy itself.
-            goals: Measure -> `"min"` or `"max"`; those not named: min for a loss, else max.
-            reference: Schedule whose longest budget of the target judges; None = the longest.
-            bands: Density bands: None = factors of two, a number = so many of about equally
-                many masks, or inner edges in (0, 1).
-            fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
-            level: Coverage of the intervals, in (0, 1).
-            resamples: Draws of the bootstrap (>= 0; 0 = no intervals).
-            seed: Of the bootstrap.
-
-        Raises:
-            UnknownNameError: If no such measure or schedule was observed.
-            SearchError: If fewer than two masks have both the proxy and the reference, or there
-                is no budget to judge.
-            ValueError: If observations contradict each other, or an argument is out of range.
-        """
-        if not isinstance(observations, Observed):
-            given = observations if isinstance(observations, pd.DataFrame) else [*observations]
-            observations = Observed(given)
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction is a share of the ceiling in (0, 1], got {fraction}")
-        if resamples < 0:
-            raise ValueError(f"resamples is at least 0, got {resamples}")
-        check_level(level)
-        tables, target = ScoreTables(tidy(observations.observations), goals), target or proxy
-        for name in (proxy, target):
-            if name not in tables.measures:
-                raise unknown_name("measure", name, tables.measures)
-        for measure, goal in tables.goals.items():
-            if goal not in ("min", "max"):
-                raise ValueError(f"the goal of {measure} is 'min' or 'max', got {goal!r}")
-        judge = tables.longest(target, reference or observations.reference)
-        everything = len(tables.masks)
-        judged = np.asarray(np.isfinite(tables.table(*judge, target)).any(axis=1))
-        tables.masks = [tables.masks[index] for index in np.flatnonzero(judged)]
-        number = len(tables.masks)
-        if number < 2:
-            raise SearchError(
-                f"{number} mask{'s have' if number != 1 else ' has'} a {target} at "
-                f"{judge[1]:,} steps; a ranking needs at least 2 masks, a verdict {FEWEST} in "
-                "one density band"
-            )
-        densities = np.array([tables.density[mask] for mask in tables.masks])
-        edges = band_edges(densities, bands)
-        in_band = np.digitize(densities, edges, right=True).astype(np.int64)
-        draws = Resampling(in_band, len(tables.seeds), resamples, seed, level)
-        work = Judgement(tables, proxy, target, judge, densities, edges, draws)
-        rows = work.budget_rows()
-        if all(row.is_reference for row in rows):
-            raise SearchError(
-                f"{proxy} was observed at no other budget than the reference's ({judge[1]:,} "
-                "steps), or for one mask only; a proxy card needs reports along the way, or "
-                "shorter runs of the same masks"
-            )
-        truth = tables.gains(*judge, target)
-        seeds = int(np.isfinite(truth).any(axis=0).sum())
-        left_out = {
-            **observations.left_out,
-            "values that are not finite": tables.not_finite,
-            "masks without the reference": everything - number,
-            "missing (mask, seed) cells of the reference": seeds * number
-            - int(np.isfinite(truth).sum()),
-        }
-        return cls(
-            proxy=proxy,
-            target=target,
-            goals=tables.goals,
-            reference=judge,
-            edges=tuple(edges),
-            masks=names_of(tables),
-            band_sizes=tuple(np.unique(in_band, return_counts=True)[1].tolist()),
-            seeds=seeds,
-            chance=chance(in_band),
-            rows=rows,
-            ceiling=draws.tau_between_seeds(truth, truth, banded=False),
-            ceiling_within=draws.tau_between_seeds(truth, truth, banded=True),
-            spread=spread(tables.table(*judge, target)),
-            spread_within=spread(tables.table(*judge, target), in_band),
-            density_tau=tau_b(-densities, seed_mean(truth)),
-            density_tau_within=tau_b(-densities, seed_mean(truth), in_band),
-            left_out={reason: count for reason, count in left_out.items() if count},
-            fraction=fraction,
-            level=level,
-            resamples=resamples,
-            facts=observations.facts,
-            cells=tables,
-        )
-
-    # -- what it says ------------------------------------------------------------------------
-    def __repr__(self) -> str:
-        return f"{verdict_lines(self)[0]} ({len(self.masks)} masks; see .verdict(), .frame())"
-
-    def series(self) -> dict[str, list[BudgetAgreement]]:
+    def series(self) -> dict[str, pd.DataFrame]:
         """Schedule -> its budgets, shortest first, without the reference itself."""
-        found: dict[str, list[BudgetAgreement]] = {}
-        for row in self.rows:
-            if not row.is_reference:
-                found.setdefault(row.schedule, []).append(row)
-        return found
+        rows = self.frame[~self.frame["reference"]]
+        return {name: rows[rows["schedule"] == name] for name in dict.fromkeys(rows["schedule"])}
 
-    def follows(self, row: BudgetAgreement) -> bool:
-        """Whether a budget keeps the asked share of the ceiling, and more than chance.
+    @property
+    def valid_from(self) -> dict[str, int]:
+        """Schedule -> the budget from which on every longer one is trusted.
 
-        Within bands: the mean tau between one seed of the proxy and another of the reference
-        is at least `fraction` times the noise ceiling, and the interval of the tau of the means
-        over seeds lies above 0.
+        Trusted: between seeds it keeps `fraction` of the ceiling, and the interval of `within`
+        lies above 0.
         """
-        ceiling = self.ceiling_within.value
-        return row.between_seeds.value >= self.fraction * ceiling > 0 and row.within.low > 0
-
-    def stable_from(self, schedule: str | None = None) -> int | None:
-        """Smallest budget from which on every longer one `follows` too; None = there is none.
-
-        Args:
-            schedule: None = the first one.
-        """
-        series = self.series()
-        found = None
-        for row in reversed(series[schedule or next(iter(series))]):
-            if not self.follows(row):
-                break
-            found = row.budget
+        found: dict[str, int] = {}
+        for name, rows in self.series().items():
+            for row in rows[::-1].to_dict("records"):
+                keeps = row["between_seeds"] >= self.fraction * self.ceiling.value > 0
+                if not (keeps and row["within_low"] > 0):
+                    break
+                found[str(name)] = int(row["budget"])
         return found
-
-    def objections(self) -> list[str]:
-        """Why the data cannot decide; empty where they can."""
-        return objection_lines(self)
 
     @property
     def valid(self) -> bool:
         """Whether some budget of some schedule may be trusted."""
-        return not self.objections() and any(
-            self.stable_from(name) is not None for name in self.series()
-        )
+        return not self.objections() and bool(self.valid_from)
+
+    def objections(self) -> list[str]:
+        """Why the data cannot decide; empty where they can."""
+        target, ceiling, found = self.target, self.ceiling, []
+        if self.chance > CHANCE:
+            reach = "any tau" if self.chance > 1 else f"a tau of +-{self.chance:.2f}"
+            *head, last = map(str, self.band_sizes)
+            sizes = f"{', '.join(head)} and {last}" if head else last
+            found.append(
+                f"too few masks: {len(self.masks)} in density bands of {sizes}; two unrelated "
+                f"rankings reach {reach} within bands in 1 of 20 cases, more than +-{CHANCE:g}; "
+                f"at least {FEWEST} masks in one band, or more in several, are needed"
+            )
+        if math.isnan(ceiling.value):
+            found.append(
+                f"no two seeds of {target} for the same masks within a band: the noise ceiling is "
+                "unknown, so nobody can say how well any proxy could do; run the same masks with "
+                "a second seed"
+            )
+        elif math.isnan(ceiling.low):
+            found.append(
+                f"no intervals were drawn ({self.resamples} resamples), and the rule asks for "
+                "some; take 200 or more"
+            )
+        elif not ceiling.low > 0:
+            found.append(
+                f"two seeds of {target} do not agree within density bands (tau "
+                f"{ceiling.text(decimals=2)}, the interval includes 0): the reference itself does "
+                "not rank these masks; run more seeds or longer"
+            )
+        elif abs(self.density_tau) >= self.fraction * ceiling.value:
+            found.append(
+                f"density alone ranks {target} within its bands (tau {self.density_tau:.2f}, "
+                f"ceiling {ceiling.value:.2f}): agreement within bands this wide may be "
+                "density's; use narrower bands, or masks of one density"
+            )
+        return found
 
     def verdict(self) -> str:
         """What may be said, in plain lines; the first says valid, not valid or not decided."""
         return "\n".join([*verdict_lines(self), *figure_lines(self)])
 
-    # -- as data -----------------------------------------------------------------------------
-    def frame(self) -> pd.DataFrame:
-        """One row a budget: agreement with intervals, front, regret, spread.
-
-        Columns: schedule, budget, masks, reference, then tau, within, between_seeds (each with
-        `_low`, `_high`), pareto_recall, regret,
-        regret_at_random (target's unit), sigma_mask, sigma_seed, reliability (proxy's unit; the
-        same with `_within`).
-        """
-        return pd.DataFrame([columns_of(row) for row in self.rows])
-
-    def choices(self) -> pd.DataFrame:
-        """One row a budget and band: the mask picked, the best one, the regret."""
-        return pd.DataFrame(
-            {"schedule": row.schedule, "budget": row.budget, **asdict(choice)}
-            for row in self.rows
-            for choice in row.choices
-        )
+    def __repr__(self) -> str:
+        return f"{verdict_lines(self)[0]} ({len(self.masks)} masks; see .verdict(), .frame)"
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON-ready data; what is not defined is None."""
-        given = {name: value for name, value in vars(self).items() if name != "cells"}
-        found: dict[str, Any] = plain_json(
-            {
-                **given,
-                "valid": self.valid,
-                "stable_from": {name: self.stable_from(name) for name in self.series()},
-                "objections": self.objections(),
-                "verdict": self.verdict(),
-                "rows": [{**columns_of(row), "choices": row.choices} for row in self.rows],
-            }
-        )
-        return found
+        ends = (self.ceiling.value, self.ceiling.low, self.ceiling.high)
+        return {
+            "proxy": self.proxy,
+            "target": self.target,
+            "reference": list(self.reference),
+            "rows": json.loads(self.frame.to_json(orient="records", double_precision=15)),
+            "masks": dict(self.masks),
+            "ceiling": [None if math.isnan(end) else end for end in ends],
+            "valid": self.valid,
+            "valid_from": self.valid_from,
+            "objections": self.objections(),
+            "verdict": self.verdict(),
+            "left_out": dict(self.left_out),
+        }
 
 
-def names_of(tables: ScoreTables) -> dict[str, float]:
-    """Name -> density, densest first; equal names get the beginning of what tells them apart."""
-    names = [tables.name[mask] for mask in tables.masks]
-    found = {
-        name if names.count(name) == 1 else f"{name} ({mask[:8]})": tables.density[mask]
-        for name, mask in zip(names, tables.masks, strict=True)
+def judge_proxy(
+    table: pd.DataFrame,
+    *,
+    proxy: str = "loss",
+    target: str | None = None,
+    goals: Mapping[str, Goal] | None = None,
+    reference: str | None = None,
+    bands: int | Sequence[float] | None = None,
+    fraction: float = 0.9,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> ProxyCard:
+    """The card of observations, judged by the target's longest budget.
+
+    Args:
+        table: Of `observe`, or one with the columns mask, density, seed, budget, measure, value
+            (and, where wanted, schedule and name).
+        proxy: The measure that is cheap.
+        target: The measure that counts; None = the proxy itself.
+        goals: Measure -> `"min"` or `"max"`; those not named: min for a loss, else max.
+        reference: Schedule whose longest budget of the target judges; None = the longest.
+        bands: See `band_edges`.
+        fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
+        level: Coverage of the intervals, in (0, 1).
+        resamples: Draws of masks and seeds (>= 0; 0 = no intervals).
+        seed: Of the draws.
+
+    Raises:
+        UnknownNameError: If no such measure or schedule was observed.
+        SearchError: If fewer than two masks have both the proxy and the reference, or there
+            is no budget to judge.
+        ValueError: If observations contradict each other, or an argument is out of range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is a share of the ceiling in (0, 1], got {fraction}")
+    if resamples < 0:
+        raise ValueError(f"resamples is at least 0, got {resamples}")
+    check_level(level)
+    about, target = table.attrs, target or proxy
+    table = check_table(table)
+    sign: dict[str, int] = {}
+    for name in (proxy, target):
+        if name not in set(table["measure"]):
+            raise unknown_name("measure", name, sorted(set(table["measure"])))
+        goal = (goals or {}).get(name) or default_goal(name)
+        if goal not in ("min", "max"):
+            raise ValueError(f"the goal of {name} is 'min' or 'max', got {goal!r}")
+        sign[name] = 1 if goal == "max" else -1
+    finite = table[np.isfinite(table["value"])]
+    reference = reference or about.get("reference")
+    schedules = sorted(set(finite[finite["measure"] == target]["schedule"]))
+    if reference is not None and reference not in schedules:
+        raise unknown_name(f"schedule with a {target}", reference, schedules)
+    cells = {
+        cast("Place", place): rows.pivot(index="mask", columns="seed", values="value")
+        for place, rows in finite.groupby(["measure", "schedule", "budget"])
     }
-    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+    wanted = [place for place in cells if place[0] == target and reference in (None, place[1])]
+    judge = max(wanted, key=lambda place: place[2])
+    masks, seeds = cells[judge].index, sorted(set(finite["seed"]))
+    everything = table.drop_duplicates("mask").set_index("mask")
+    if len(masks) < 2:
+        raise SearchError(
+            f"{len(masks)} mask{'s have' if len(masks) != 1 else ' has'} a {target} at "
+            f"{judge[2]:,} steps; a ranking needs at least 2 masks, a verdict {FEWEST} in "
+            "one density band"
+        )
+    cells = {place: each.reindex(index=masks, columns=seeds) for place, each in cells.items()}
+    density = everything["density"][masks].to_numpy()
+    in_band = np.digitize(density, band_edges(density, bands), right=True).astype(np.int64)
+    draws = Resampling(in_band, len(seeds), resamples, seed, level)
 
+    def gains(place: Place) -> Floats:
+        return sign[place[0]] * align_seeds(cells[place].to_numpy(np.float64))
 
-def columns_of(row: BudgetAgreement) -> dict[str, Any]:
-    """A row's fields as columns: an interval gives three, a spread three."""
-    columns: dict[str, Any] = {}
-    for entry in fields(row):
-        name, value = entry.name, getattr(row, entry.name)
-        name = {"across": "tau", "is_reference": "reference"}.get(name, name)
-        if isinstance(value, Interval):
-            columns |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
-        elif isinstance(value, Spread):
-            end = name.removeprefix("spread")
-            columns |= {f"{part}{end}": number for part, number in asdict(value).items()}
-        elif isinstance(value, Mapping):
-            columns |= value
-        elif name == "choices":
-            columns |= {"regret": row.regret, "regret_at_random": row.at_random}
-        else:
-            columns[name] = value
-    return columns
-
-
-def plain_json(value: Any) -> Any:
-    """Dataclasses, tuples and numbers as JSON has them; what is not finite is None, else text."""
-    if is_dataclass(value) and not isinstance(value, type):
-        value = asdict(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if value is None or isinstance(value, str | int | float) else str(value)
+    truth = gains(judge)
+    rows = []
+    for place in sorted(place for place in cells if place[0] == proxy):
+        short = truth if place == judge else gains(place)
+        x, y = seed_mean(short), seed_mean(truth)
+        both = np.isfinite(x)
+        if both.sum() < 2:
+            continue
+        groups = [np.flatnonzero(both & (in_band == band)) for band in np.unique(in_band)]
+        groups = [inside for inside in groups if len(inside) > 1]
+        lost = [y[inside].max() - y[inside[x[inside].argmax()]] for inside in groups]
+        guessed = [y[inside].max() - y[inside].mean() for inside in groups]
+        row = {"schedule": place[1], "budget": place[2], "masks": int(both.sum())}
+        row["reference"] = place == judge
+        within, between = draws.tau(short, truth), draws.tau_between_seeds(short, truth)
+        for name, found in (("within", within), ("between_seeds", between)):
+            row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+        mean = np.mean if groups else lambda _: math.nan
+        rows.append(row | {"regret": mean(lost), "regret_at_random": mean(guessed)})
+    if all(row["reference"] for row in rows):
+        raise SearchError(
+            f"{proxy} was observed at no other budget than the reference's ({judge[2]:,} "
+            "steps), or for one mask only; a proxy card needs reports along the way, or "
+            "shorter runs of the same masks"
+        )
+    known = np.isfinite(truth)
+    left_out = {
+        **about.get("left_out", {}),
+        "values that are not finite": len(table) - len(finite),
+        "masks without the reference": len(everything) - len(masks),
+        "missing (mask, seed) cells of the reference": known.any(0).sum() * len(masks)
+        - known.sum(),
+    }
+    names = everything["name"][masks]
+    unique = names.where(~names.duplicated(False), names + " (" + names.index.str[:8] + ")")
+    return ProxyCard(
+        proxy,
+        target,
+        judge[1:],
+        pd.DataFrame(rows),
+        dict(sorted(zip(unique, density.tolist(), strict=True), key=lambda m: (-m[1], m[0]))),
+        tuple(density.tolist()),
+        tuple(np.unique(in_band, return_counts=True)[1].tolist()),
+        draws.tau_between_seeds(truth, truth),
+        chance(in_band),
+        tau_b(-density, seed_mean(truth), in_band),
+        fraction,
+        resamples,
+        {reason: int(count) for reason, count in left_out.items() if count},
+        about.get("facts", ""),
+        cells,
+    )
 
 
 # -- words -------------------------------------------------------------------------------------
-def objection_lines(card: ProxyAgreement) -> list[str]:
-    """Why the data cannot decide whether the proxy is to be trusted."""
-    target, ceiling, found = card.target, card.ceiling_within, []
-    if card.chance > CHANCE:
-        reach = "any tau" if card.chance > 1 else f"a tau of +-{card.chance:.2f}"
-        *head, last = map(str, card.band_sizes)
-        sizes = f"{', '.join(head)} and {last}" if head else last
-        found.append(
-            f"too few masks: {len(card.masks)} in density bands of {sizes}; two unrelated "
-            f"rankings reach {reach} within bands in 1 of 20 cases, more than +-{CHANCE:g}; at "
-            f"least {FEWEST} masks in one band, or more in several, are needed"
-        )
-    if card.seeds < 2 or math.isnan(ceiling.value):
-        what = "one seed" if card.seeds < 2 else "no two seeds of the same masks within a band"
-        found.append(
-            f"{what} of {target}: the noise ceiling is unknown, so nobody can say how well any "
-            "proxy could do; run the same masks with a second seed"
-        )
-    elif math.isnan(ceiling.low):
-        found.append(
-            f"no intervals were drawn ({card.resamples} resamples), and the rule asks for some; "
-            "take 200 or more"
-        )
-    elif not ceiling.low > 0:
-        found.append(
-            f"two seeds of {target} do not agree within density bands (tau {ceiling}, the "
-            "interval includes 0): the reference itself does not rank these masks; run more "
-            "seeds or longer"
-        )
-    elif abs(card.density_tau_within) >= card.fraction * ceiling.value:
-        found.append(
-            f"density alone ranks {target} within its bands (tau {card.density_tau_within:.2f}, "
-            f"ceiling {ceiling.value:.2f}): agreement within bands this wide may be density's; "
-            "use narrower bands, or masks of one density"
-        )
-    return found
-
-
-def verdict_lines(card: ProxyAgreement) -> list[str]:
+def verdict_lines(card: ProxyCard) -> list[str]:
     """Valid, not valid or not decided, and why."""
     what = f"{card.proxy} as a proxy of {card.target} at {card.reference[1]:,} steps"
     if reasons := card.objections():
-        return [
-            f"Not decided: {what}.",
-            *(f"  {reason[0].upper()}{reason[1:]}." for reason in reasons),
-        ]
-    series = card.series()
-    several = len(series) > 1
-    ceiling = card.ceiling_within.value
+        return [f"Not decided: {what}.", *(f"  {r[0].upper()}{r[1:]}." for r in reasons)]
+    ceiling, series = card.ceiling.value, card.series()
     rule = f"{card.fraction:.0%} of the noise ceiling ({card.fraction:g} x {ceiling:.2f})"
     trusted, reasons = [], []
     for name, rows in series.items():
-        last, start = rows[-1], card.stable_from(name)
+        last, start = rows.iloc[-1], card.valid_from.get(name)
         if start is not None:
             lone = len(rows) == 1 and name != card.reference[0]  # no budget on a way
             place = f"at {start:,} steps" if lone else f"from {start:,} steps on"
-            trusted.append(place + (f" ({name})" if several else ""))
-            when = "it" if lone else "from there on every budget"
-            reason = f"{when} keeps {rule} within density bands between seeds, "
-            reason += "with an interval above 0."
-        elif not last.within.low > 0:
-            reason = (
-                f"at {last.budget:,} steps tau within density bands is {last.within}: it cannot "
-                "be told from 0."
-            )
+            trusted.append(place + (f" ({name})" if len(series) > 1 else ""))
+            reason = f"{'it' if lone else 'from there on every budget'} keeps {rule} within "
+            reason += "density bands between seeds, with an interval above 0."
+        elif not last["within_low"] > 0:
+            reason = f"at {last.budget:,} steps tau within density bands is "
+            reason += f"{interval_text(last, 'within')}: it cannot be told from 0."
         else:
-            reason = (
-                f"at {last.budget:,} steps one seed's ranking within density bands agrees with "
-                f"another seed's {card.target} by {last.between_seeds}, below {rule}."
-            )
-        reasons.append(f"  {name}: {reason}" if several else f"  {reason}")
+            reason = f"at {last.budget:,} steps one seed's ranking within density bands agrees "
+            reason += f"with another seed's {card.target} by "
+            reason += f"{interval_text(last, 'between_seeds')}, below {rule}."
+        reasons.append(f"  {name}: {reason}" if len(series) > 1 else f"  {reason}")
     if ceiling < LOW:
         reasons.append(
             "  The ceiling is low: most masks of one band differ by no more than seeds do. "
@@ -538,53 +497,35 @@ def verdict_lines(card: ProxyAgreement) -> list[str]:
     return [f"{head}: {what}.", *reasons]
 
 
-def figure_lines(card: ProxyAgreement) -> list[str]:
+def figure_lines(card: ProxyCard) -> list[str]:
     """The figures that stand behind the verdict."""
-    target, lines = card.target, []
-    which = "short of the reference" if card.proxy == target else "of the proxy"
+    lines, target = [], card.target
     for name, rows in card.series().items():
-        last = rows[-1]
-        text = f"{last.across} across densities, {last.within} within density bands"
-        if not math.isnan(last.between_seeds.value):
-            text += f", {last.between_seeds} within bands between seeds"
-        if not math.isnan(last.regret):
-            text += f"; picking the best of each band by it gives away {last.regret:.3g} of "
-            text += f"{target} (at random {last.at_random:.3g})"
-        place = f"{last.budget:,} steps ({name}, {last.masks} masks)"
-        lines.append(f"Longest budget {which}, {place}: tau-b {text}.")
-    ceiling = f"{card.ceiling} across densities, {card.ceiling_within} within bands"
-    known = "unknown, one seed" if card.seeds < 2 else ceiling
-    lines.append(f"Noise ceiling (two seeds of {target}): {known}.")
-    lines.append(
-        f"Density alone ranks {target} with tau-b {decimals(card.density_tau)} (sparser is "
-        f"better: +1), {decimals(card.density_tau_within)} within bands."
-    )
-    wide, narrow = card.spread, card.spread_within
-    if math.isnan(wide.sigma_seed):
+        last = rows.iloc[-1]
+        text = f"{last.budget:,} steps ({name}, {last.masks} masks), within density bands: tau-b "
+        text += interval_text(last, "within")
+        if not math.isnan(last["between_seeds"]):
+            text += f", {interval_text(last, 'between_seeds')} between seeds"
+        if not math.isnan(last["regret"]):
+            text += f"; picking the best of each band by it gives away {last['regret']:.3g} of "
+            text += f"{target} (at random {last['regret_at_random']:.3g})"
+        lines.append(f"{text}.")
+    known = not math.isnan(card.ceiling.value)
+    ceiling = card.ceiling.text(decimals=2) if known else "unknown, one seed"
+    lines.append(f"Noise ceiling (two seeds of {target}): {ceiling} within bands.")
+    if not math.isnan(card.density_tau):
         lines.append(
-            f"Standard deviation of {target} over masks: {digits(wide.sigma_mask)}; that of "
-            "seeds is unknown, one seed."
+            f"Density alone ranks {target} with tau-b {card.density_tau:.2f} within bands "
+            "(sparser is better: +1)."
         )
-    else:
-        lines.append(
-            f"Standard deviations of {target}: masks {digits(wide.sigma_mask)} (within bands "
-            f"{digits(narrow.sigma_mask)}), seeds {digits(wide.sigma_seed)}; reliability of one "
-            f"seed {decimals(wide.reliability)} (within bands {decimals(narrow.reliability)}), "
-            f"of {card.seeds} seeds {decimals(wide.of_seeds(card.seeds))} "
-            f"({decimals(narrow.of_seeds(card.seeds))})."
-        )
-    lines += card.facts
+    if card.facts:
+        lines.append(card.facts)
     if card.left_out:
         counts = (f"{count} {what}" for what, count in card.left_out.items())
         lines.append(f"Left out: {', '.join(counts)}.")
     return lines
 
 
-def decimals(value: float) -> str:
-    """A correlation to two decimals; a dash where it is not defined."""
-    return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def digits(value: float, places: int = 3) -> str:
-    """A number to so many significant digits; a dash where it is not defined."""
-    return "-" if math.isnan(value) else f"{value:.{places}g}"
+def interval_text(row: pd.Series[Any], name: str) -> str:
+    """A statistic of a row of the frame with its interval."""
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]).text(decimals=2)

@@ -14,7 +14,7 @@ from masksearch.masks.measure import unread_note
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
-    from masksearch.analysis.proxy_card import ProxyAgreement
+    from masksearch.analysis.proxy_card import ProxyCard
     from masksearch.contracts import Record, Shape
     from masksearch.driver import Study
     from masksearch.report.layout import TextTable
@@ -84,12 +84,12 @@ def print_table(table: TextTable, title: str | None = None) -> None:
     console.print(table.terminal(title, room=max(24, min(console.width, 120) - 56)))
 
 
-def print_proxy_card(card: ProxyAgreement) -> None:
+def print_proxy_card(card: ProxyCard) -> None:
     """The budgets of a proxy card as a table."""
     from masksearch.report.tables import REFERENCE, budgets_table
 
-    print_table(budgets_table(card).without("sd masks", "sd seeds"))
-    if any(row.is_reference for row in card.rows):
+    print_table(budgets_table(card))
+    if card.frame["reference"].any():
         typer.echo(f"{REFERENCE} the reference itself")
 
 

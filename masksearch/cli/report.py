@@ -301,14 +301,15 @@ def proxy_card(
         masksearch proxy-card runs/search --target score --out runs/card.png
     """
     from masksearch.cli.output import print_proxy_card
+    from masksearch.report.figures.proxy import write_proxy
     from masksearch.report.proxy import proxy_card as card_of
 
     card = card_of(runs, proxy=proxy, target=target, reference=reference)
     if out is not None and out.suffix == ".csv":
         out.parent.mkdir(parents=True, exist_ok=True)
-        card.frame().to_csv(out, index=False)
+        card.frame.to_csv(out, index=False)
     elif out is not None:
-        card.plot(out)
+        write_proxy(card, out)
     if as_json:
         typer.echo(json.dumps(card.to_dict()))
         return

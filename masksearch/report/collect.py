@@ -18,8 +18,7 @@ from optuna.storages import BaseStorage
 from masksearch.analysis.candidates import stored_discoveries
 from masksearch.analysis.compare import ComparedMasks, check_against, read_kinds
 from masksearch.analysis.pareto import SPARSITIES
-from masksearch.analysis.proxy_card import FEWEST, ProxyAgreement
-from masksearch.analysis.proxy_observations import goals_of
+from masksearch.analysis.proxy_card import FEWEST, ProxyCard, default_goal, judge_proxy, observe
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
@@ -410,8 +409,8 @@ def name_groups(groups: Sequence[Sequence[Found]]) -> list[str]:
     ]  # fmt: skip
 
 
-def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyAgreement | None:
-    """The card of a report's own studies; None where their runs cannot give one.
+def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyCard | None:
+    """The card of a report's own studies; None where their runs cannot give one, or decide none.
 
     The first objective is the target; the proxy is the loss where it is reported along the
     way, else the objective itself. Only studies of the first one's protocol go in.
@@ -432,16 +431,14 @@ def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyAgre
     if len({record.fingerprint for record in alike}) < FEWEST or proxy not in along:
         return None
     objectives = [objective for study in studies for objective in study.objectives]
+    goals = {name: default_goal(name, objectives) for name in (proxy, target)}
     try:
-        return ProxyAgreement.of(
-            records,
-            proxy=proxy,
-            target=target,
-            goals=goals_of(records, objectives),
-            resamples=resamples,
+        card = judge_proxy(
+            observe(records), proxy=proxy, target=target, goals=goals, resamples=resamples
         )
     except SearchError:  # too few masks have both values, or there is no shorter budget
         return None
+    return None if card.objections() else card  # nobody has asked: undecided, it stays away
 
 
 def dam_health(searches: Sequence[Found]) -> DamRuns | None:

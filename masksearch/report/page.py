@@ -13,7 +13,7 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from masksearch.analysis.pareto import pareto
-from masksearch.analysis.proxy_card import ProxyAgreement
+from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.errors import MaskSearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
@@ -184,7 +184,7 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
     }
 
 
-def proxy_picture(proxy: ProxyAgreement) -> Picture:
+def proxy_picture(proxy: ProxyCard) -> Picture:
     """The figure of a proxy card."""
     return Picture(
         "proxy",

@@ -1,27 +1,14 @@
-"""A proxy card from run folders, and its figure."""
+"""A proxy card of run folders."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from masksearch.analysis.proxy_card import ProxyAgreement
-from masksearch.analysis.proxy_observations import goals_of
+from masksearch.analysis.proxy_card import ProxyCard, default_goal, judge_proxy, observe
 from masksearch.contracts import Objective, Record
 from masksearch.errors import SearchError
 from masksearch.report.collect import studies_in
-from masksearch.report.figures.proxy import plot_proxy
-from masksearch.report.figures.style import DPI, write_figure
-
-
-@dataclass(frozen=True, repr=False)
-class ProxyCard(ProxyAgreement):
-    """A proxy judged by a reference, with its figure; see `ProxyAgreement`."""
-
-    def plot(self, path: Path | str, dpi: int = DPI) -> Path:
-        """Writes the figure (`.png`, `.pdf`, `.svg`); folders are made."""
-        return write_figure(plot_proxy(self), Path(path), dpi)
 
 
 def proxy_card(
@@ -40,7 +27,7 @@ def proxy_card(
 
     Ranks the masks of finished runs by a cheap measure at every budget and compares that with
     the reference: the same measure at the longest budget, or another one that counts (the GLUE
-    score). Across densities and within density bands, against the noise ceiling (two seeds).
+    score). Within density bands, against the noise ceiling (two seeds).
 
     Args:
         runs: Run folders of searches and comparisons (or folders that hold several).
@@ -56,7 +43,7 @@ def proxy_card(
         seed: Of the bootstrap.
 
     Returns:
-        With `.verdict()`, `.frame()`, `.to_dict()` and `.plot(path)`.
+        With `.verdict()`, `.frame`, `.valid_from` and `.to_dict()`.
 
     Raises:
         SearchError: If a folder holds no run, runs have no curves, protocols are mixed without
@@ -81,12 +68,13 @@ def proxy_card(
     name = None
     if judge is not None:
         name = next(str(f) for f in folders if f.resolve() == judge.resolve())
-    return ProxyCard.of(
-        records,
+    table = observe(records, name)
+    goals = {measure: default_goal(measure, objectives) for measure in set(table["measure"])}
+    return judge_proxy(
+        table,
         proxy=proxy,
         target=target,
-        reference=name,
-        goals=goals_of(records, objectives),
+        goals=goals,
         bands=bands,
         fraction=fraction,
         level=level,

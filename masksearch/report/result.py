@@ -6,13 +6,15 @@ the page.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from masksearch.analysis.cautions import nothing_learned, search_cautions
 from masksearch.analysis.pareto import pareto
-from masksearch.analysis.proxy_card import plain_json
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, Record
@@ -256,4 +258,8 @@ def plain_data(value: Any) -> Any:
         return {str(name): plain_data(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain_data(each) for each in value]
-    return plain_json(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from masksearch.analysis.compare import ComparedMasks
-from masksearch.analysis.proxy_card import ProxyAgreement
+from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
@@ -42,7 +42,7 @@ class Section:
     facts: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None
     dam: DamRuns = field(default_factory=DamRuns)
-    proxy: ProxyAgreement | None = None
+    proxy: ProxyCard | None = None
     recipes: Sequence[Recipe] = ()
     searches: Searches = field(default_factory=dict)
     runs: Mapping[str, Path] = field(default_factory=dict)

@@ -16,9 +16,7 @@ from masksearch.analysis.pareto import (
     sparsities_differ,
     sparsity_of,
 )
-from masksearch.analysis.proxy_card import ProxyAgreement, digits
-from masksearch.analysis.proxy_observations import default_goal
-from masksearch.analysis.rank_stats import Interval
+from masksearch.analysis.proxy_card import ProxyCard, default_goal, interval_text
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record, is_side_value
@@ -401,30 +399,27 @@ def share_within(length: int, reach: int) -> float:
     return (length + sum(2 * (length - distance) for distance in range(1, reach + 1))) / length**2
 
 
-def budgets_table(card: ProxyAgreement) -> TextTable:
-    """One row a budget: agreement with the reference, front, regret, seeds."""
-    several = len({row.schedule for row in card.rows}) > 1
+def budgets_table(card: ProxyCard) -> TextTable:
+    """One row a budget: agreement with the reference, regret."""
+    several = card.frame["schedule"].nunique() > 1
     names = [
         *(["schedule"] if several else []),
-        *("steps", "masks", "tau-b, all", "tau-b in bands", "between seeds"),
-        *("front held", f"regret ({card.target})", "at random"),
-        *("sd masks", "sd seeds"),
+        *("steps", "masks", "tau-b in bands", "between seeds"),
+        *(f"regret ({card.target})", "at random"),
     ]
     rows = [
         [
-            *([row.schedule] if several else []),
-            f"{row.budget:,}" + (f" {REFERENCE}" if row.is_reference else ""),
-            str(row.masks),
-            *map(format_interval, (row.across, row.within, row.between_seeds)),
-            percent(row.pareto_recall),
-            *(digits(value) for value in (row.regret, row.at_random)),
-            *(digits(value) for value in (row.spread.sigma_mask, row.spread.sigma_seed)),
+            *([row["schedule"]] if several else []),
+            f"{row['budget']:,}" + (f" {REFERENCE}" if row["reference"] else ""),
+            str(row["masks"]),
+            *(interval_text(row, part) for part in ("within", "between_seeds")),
+            *(digits(row[name]) for name in ("regret", "regret_at_random")),
         ]
-        for row in card.rows
+        for _, row in card.frame.iterrows()
     ]
     return text_table(names, rows, text=("schedule",))
 
 
-def format_interval(interval: Interval) -> str:
-    """An interval, or a dash."""
-    return DASH if math.isnan(interval.value) else str(interval)
+def digits(value: float, places: int = 3) -> str:
+    """A number to so many significant digits; a dash where it is not defined."""
+    return DASH if math.isnan(value) else f"{value:.{places}g}"

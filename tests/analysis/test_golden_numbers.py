@@ -64,7 +64,7 @@ def compared(folder: Path, *, rows: bool, seeds: int = 4, seedless: bool = False
             records.append(
                 Record(
                     number, "done", Evaluate(mask), seed=seed, protocol="p", fingerprint=name,
-                    measures={"sparsity": sparsity}, params={"mask": name}, origin="compare",
+                    measures={"sparsity": sparsity}, name=name, role="compared", origin="compare",
                     values={"score": scores.score},
                     artifacts={"rows": f"{number}/rows.safetensors"} if rows else {},
                 )
