@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,23 +15,14 @@ from optuna.storages import BaseStorage
 from masksearch.analysis.candidates import (
     Candidate,
     describe_reuse,
-    discoveries_json,
     from_a_search,
     read_candidates,
     read_discoveries,
+    read_front,
     read_seeds,
-    stored_discoveries,
 )
-from masksearch.analysis.compare import (
-    Against,
-    ComparedMasks,
-    Kind,
-    check_against,
-    check_kinds,
-    kind_of_mask,
-    read_kinds,
-)
-from masksearch.analysis.front_candidates import read_front
+from masksearch.analysis.compare import Against, Comparison, check_against
+from masksearch.analysis.runs import Kind, check_kinds, kind_of_mask
 from masksearch.contracts import (
     Budget,
     Evaluator,
@@ -169,62 +160,6 @@ class Study:
         from masksearch.report.collect import report_on
 
         return report_on(self.run, self.run / path, storage=self.storage)
-
-
-@dataclass(frozen=True)
-class Comparison(ComparedMasks):
-    """The runs of a comparison, what may be said about them, and their page."""
-
-    def __repr__(self) -> str:
-        from masksearch.report.display import comparison_text
-
-        return comparison_text(self)
-
-    def _repr_html_(self) -> str:
-        from masksearch.report.display import comparison_html
-
-        return comparison_html(self)
-
-    @classmethod
-    def open(cls, run: Path | str) -> Comparison:
-        """A comparison that is stored in a run folder.
-
-        Raises:
-            SearchError: If the folder holds none.
-        """
-        from masksearch.report.collect import comparison_of, studies_in
-
-        stored = [study for study in studies_in(Path(run)) if study.kind == "compare"]
-        if len(stored) != 1:
-            raise SearchError(
-                f"{run} holds {len(stored)} comparisons; name the folder that was given to "
-                "compare(.., run=)"
-            )
-        return cls(**vars(comparison_of(stored[0])))
-
-    def latex(self, columns: Sequence[str] = ()) -> str:
-        r"""The comparison as a LaTeX table (needs `\usepackage{booktabs}`).
-
-        Sparsity and density, the mean of each score with its 95% interval, and seeds; the best
-        mean of each column, among the masks that leave cells out, is bold.
-
-        Args:
-            columns: Further reported values, such as single tasks.
-        """
-        from masksearch.report.tables import comparison_table
-
-        return comparison_table(self, columns).latex()
-
-    def report(self, path: Path | str) -> Path:
-        """Writes the comparison as one self-contained HTML page.
-
-        Returns:
-            The page's path; its figures (PNG, PDF, SVG) are in `figures/` and its tables (CSV,
-            LaTeX) in `tables/` beside it.
-        """
-        from masksearch.report.collect import write_comparison
-
-        return write_comparison(self, path)
 
 
 def open_study(run: Path | str, storage: str | BaseStorage | None = None) -> Study:
@@ -444,27 +379,25 @@ def compare(
         about |= evaluator_facts(evaluator)
         store.create(evaluator.objectives, about)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=executor or Local()))
-        before = store.records()
-        known = read_kinds(store.facts(), {r.name: r for r in before})
-        kept = {**known, **said}
-        meanings = evaluator.meanings
+        before, objectives = store.records(), store.objectives()
+        earlier = Comparison.of(before, objectives, store.facts())
         # a name that now has another mask loses what is known of the earlier one
         same = {r.name for r in before if prints.get(r.name, r.fingerprint) == r.fingerprint}
-        earlier = {n: each for n, each in stored_discoveries(store.facts()).items() if n in same}
-        discovered = read_discoveries(
-            found, protocols_of_rows(evaluator) if found else (), earlier
+        known = {n: each for n, each in earlier.found_with.items() if n in same}
+        told = replace(
+            earlier,
+            kinds={**earlier.kinds, **said},
+            meanings=evaluator.meanings,
+            half=split,
+            found_with=read_discoveries(
+                found, protocols_of_rows(evaluator) if found else (), known
+            ),
+            promised={**earlier.promised, **promised},
+            against=against,
+            seedless=seedless,
         )
-        facts = {
-            "kinds": json.dumps(kept),
-            "meanings": json.dumps(dict(meanings)),
-            "found_with": discoveries_json(discovered),
-            "against": against,
-            **({"seedless": "true"} if seedless else {}),
-        }
-        promised = {**json.loads(store.facts().get("promised", "{}")), **promised}
-        facts |= {"promised": json.dumps(promised)} if promised else {}
-        store.add_facts(facts)
-        here = {name: each for name, each in discovered.items() if name in chosen}
+        store.add_facts(told.facts)
+        here = {name: each for name, each in told.found_with.items() if name in chosen}
         for line in describe_reuse(here, seeds, split):
             warnings.warn(line, stacklevel=outside_level())
         held = {
@@ -473,7 +406,7 @@ def compare(
             if r.status in ("done", "reused", "running")
         }
         queue = [
-            as_compared(each, kept.get(each.name) or kind_of_mask(chosen[each.name]), found)
+            as_compared(each, told.kinds.get(each.name) or kind_of_mask(chosen[each.name]), found)
             for each in Listed(chosen, seeds, "compare", "compared").proposals
             if (each.name, prints[each.name], each.seed) not in held
         ]
@@ -494,21 +427,15 @@ def compare(
             for record in store.records()
             if prints.get(record.name) == record.fingerprint and record.seed in seeds
         ]
-        objectives = store.objectives()
     finally:
         store.close()
-    return Comparison(
-        tuple(wanted),
-        objectives,
-        run,
+    return replace(
+        told,
+        records=tuple(wanted),
+        run=run,
         shape=evaluator.shape,
-        kinds=kept,
-        meanings=meanings,
-        half=split,
         found_with=here,
-        promised={name: score for name, score in promised.items() if name in chosen},
-        against=against,
-        seedless=seedless,
+        promised={name: score for name, score in told.promised.items() if name in chosen},
     )
 
 

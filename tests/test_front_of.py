@@ -19,13 +19,16 @@ from optuna.trial import BaseTrial
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.compared_fronts import gains_by_rows
+from masksearch.analysis.fronts import gains_by_rows
 from masksearch.analysis.pareto import dominated_volume
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Objective, Report, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks import Mask
 from masksearch.masks.measure import effective_density
+from masksearch.report.chart_data import compared_chart
+from masksearch.report.pictures import Pictures
+from masksearch.report.section import Section
 
 LENGTHS = {9: 3, 20: 5, 32: 2}
 
@@ -162,6 +165,16 @@ def test_the_verdict_says_what_is_left_of_the_front(study, judged):
             {"star": masks.star()}, Landscape(), run=study.run.parent / "star", progress=None
         ).verdict()
     )
+
+
+def test_the_page_draws_the_fronts_that_are_judged(judged):
+    """Controls form nobody's front, on a page as in what is claimed."""
+    section = Section({}, judged.objectives, {"c": judged}, shape=judged.shape)
+    chart = compared_chart(section, "c", "compared", Pictures())
+    drawn: dict[str, set[str]] = {}
+    for line in chart["lines"]:
+        drawn.setdefault(line["group"], set()).add(line["id"].removeprefix("c "))
+    assert drawn == {name: set(arm.front) for name, arm in judged.fronts.arms.items()}
 
 
 def test_scores_of_another_protocol_promise_nothing(study, tmp_path):

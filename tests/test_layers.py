@@ -98,14 +98,24 @@ def test_left_never_imports_right():
     assert not wrong
 
 
-def test_one_arrow_is_bound_late():
-    """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name."""
+def test_two_arrows_are_bound_late():
+    """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name. So
+    does a comparison that is opened, printed or written as a page: analysis/ asks report/."""
     late = [name for name in NAMES if "resolve_name(" in (PACKAGE / name).read_text()]
-    assert late == ["masks/text.py"]
+    assert late == ["analysis/compare.py", "masks/text.py"]
+    from masksearch.analysis import compare
     from masksearch.masks.text import READ_RUN
 
     assert READ_RUN == "masksearch.study.references:read_run_mask"
-    assert callable(pkgutil.resolve_name(READ_RUN))
+    for place in (
+        READ_RUN,
+        compare.READ,
+        compare.WRITE,
+        compare.LATEX,
+        compare.TEXT,
+        compare.HTML,
+    ):
+        assert callable(pkgutil.resolve_name(place))
 
 
 def test_no_circle_of_files():

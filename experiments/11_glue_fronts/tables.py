@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 import masksearch as ms
-from masksearch.analysis.compare import MaskRuns
 from masksearch.analysis.pareto import hypervolume_curve
 from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.runs import MaskRuns
 from masksearch.analysis.stats import (
     CLAIM_SEEDS,
     PairedDifference,

@@ -23,8 +23,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from masksearch.analysis.compare import read_rows, rows_file
 from masksearch.analysis.pareto import sparsity_of
+from masksearch.analysis.runs import read_rows, rows_file
 from masksearch.analysis.stats import ErrorPart, Interval, RowTables, seed_error
 from masksearch.contracts import Record
 from masksearch.errors import SearchError

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING
 
 from masksearch.analysis.candidates import describe_reuse
-from masksearch.analysis.compared_fronts import describe_fronts
+from masksearch.analysis.fronts import ComparedFronts, describe_fronts
+from masksearch.analysis.runs import Compared, Finding, MaskRuns
 from masksearch.analysis.stats import CLAIM_SEEDS, format_estimate, format_p, seeds_needed
-
-if TYPE_CHECKING:
-    from masksearch.analysis.compare import ComparedMasks, Finding, MaskRuns
 
 WORDS = {
     "better": "better than",
@@ -23,13 +20,15 @@ FAMILY = "one of all hand-designed families"  # role where every one of them is 
 INDENT = "  "  # of the lines that give the figures behind an outcome
 
 
-def verdict_text(comparison: ComparedMasks, findings: list[Finding], reference: str) -> str:
+def verdict_text(
+    comparison: Compared, fronts: ComparedFronts | None, findings: list[Finding], reference: str
+) -> str:
     """The outcome of each mask with its figures indented below, then the warnings."""
     if comparison.mixture:
         return f"Nothing is decided: {comparison.mixture}."
     entries = comparison.entries
     tested = [entry for entry in entries.values() if entry.tested]
-    lines = describe_fronts(comparison.fronts, comparison.objectives)
+    lines = describe_fronts(fronts, comparison.objectives)
     if not tested:
         name = next((n for n, e in entries.items() if e.kind == "hand-designed"), "NAME")
         lines.append(
@@ -69,7 +68,7 @@ def how_to_say(name: str) -> str:
     )
 
 
-def outcome_line(comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding]) -> str:
+def outcome_line(comparison: Compared, entry: MaskRuns, findings: list[Finding]) -> str:
     """One line: better than, worse than, not distinguishable from."""
     score = comparison.objectives[0]
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
@@ -115,7 +114,7 @@ def count(number: int, thing: str) -> str:
 
 
 def detail_lines(
-    comparison: ComparedMasks, entry: MaskRuns, findings: list[Finding], family: int
+    comparison: Compared, entry: MaskRuns, findings: list[Finding], family: int
 ) -> list[str]:
     """The figures behind one mask's outcome; `family` comparisons are corrected together."""
     if not entry.scores:
@@ -143,7 +142,7 @@ def sparser(gap: float) -> str:
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
 
 
-def describe_finding(comparison: ComparedMasks, finding: Finding, family: int) -> str:
+def describe_finding(comparison: Compared, finding: Finding, family: int) -> str:
     """One comparison in a line: with which mask, the difference, the outcome.
 
     Args:
@@ -189,7 +188,7 @@ def needed(finding: Finding, family: int) -> str:
     return f"if it is true, {seeds} seeds would show it (power 0.8)"
 
 
-def warning_lines(comparison: ComparedMasks) -> list[str]:
+def warning_lines(comparison: Compared) -> list[str]:
     """What a reader must know before believing the scores."""
     entries = list(comparison.entries.values())
     lines = row_lines(comparison, [entry for entry in entries if entry.kind == "searched"])
@@ -257,7 +256,7 @@ ROWS_THAT_JUDGE = {
 }
 
 
-def row_lines(comparison: ComparedMasks, searched: list[MaskRuns]) -> list[str]:
+def row_lines(comparison: Compared, searched: list[MaskRuns]) -> list[str]:
     """On which rows and seeds searched masks are judged, and which of them had found them."""
     if not searched:
         return []

@@ -19,7 +19,8 @@ from masksearch.cli.search import (
 )
 
 if TYPE_CHECKING:
-    from masksearch.driver import Comparison, Study
+    from masksearch.analysis.compare import Comparison
+    from masksearch.driver import Study
 
 AS_BEFORE = "as before"
 

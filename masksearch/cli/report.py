@@ -13,7 +13,7 @@ from masksearch.cli import options
 from masksearch.cli.options import OUTPUT, RUN, OptionsError, declare
 
 if TYPE_CHECKING:
-    from masksearch.driver import Comparison
+    from masksearch.analysis.compare import Comparison
 
 LONGEST_TABLE = 4096  # positions up to which every cell of a mask is looked at
 DOTS = 1024  # rows of tiles in the picture of a longer one
@@ -116,7 +116,7 @@ def report(
     page = report_on(folders, place, storage=storage)
     found: dict[str, Any] = {"report": str(page.resolve())}
     if len(folders) == 1 and [s.kind for s in studies_in(folders[0], storage)] == ["compare"]:
-        from masksearch.driver import Comparison
+        from masksearch.analysis.compare import Comparison
 
         found |= read_verdict(Comparison.open(folders[0]), folders[0], reference, against)
     elif against is not None:

@@ -29,8 +29,9 @@ from masksearch.cli.resuming import resumable
 from masksearch.errors import MaskSearchError
 
 if TYPE_CHECKING:
+    from masksearch.analysis.compare import Comparison
     from masksearch.contracts import Evaluator, Record
-    from masksearch.driver import Comparison, Study
+    from masksearch.driver import Study
     from masksearch.masks import Mask
 
 DECLARED = {  # options of both commands

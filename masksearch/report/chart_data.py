@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from masksearch.analysis.compare import ComparedMasks, Kind, MaskRuns
+from masksearch.analysis.compare import Comparison
+from masksearch.analysis.fronts import arm_of
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
+from masksearch.analysis.runs import Kind, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import LOW, Objective, Record, Shape, is_side_value
@@ -127,7 +129,9 @@ def compared_chart(
     ]
     if not points:
         return None
-    return front_chart(section.key + key, score, groups, points, axis, section.truth)
+    entries = {f"{section.key}{name} {e.name}": e for e in comparison.entries.values()}
+    alone = {at for at, e in entries.items() if not arm_of(e, comparison.promised)}
+    return front_chart(section.key + key, score, groups, points, axis, section.truth, alone)
 
 
 def front_chart(
@@ -137,9 +141,10 @@ def front_chart(
     points: Sequence[dict[str, Any]],
     axis: str,
     truth: Sequence[tuple[float, float]] = (),
+    alone: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Points, the front of each group of them, the true front where it is known, and full
-    attention as a level line."""
+    """Points, the front of each group of them but for those that are `alone`, the true front where
+    it is known, and full attention as a level line."""
     hand, shape = KINDS["hand-designed"]
     groups = [
         *groups,
@@ -152,8 +157,7 @@ def front_chart(
     lines = []
     for group in used:
         own = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
-        if group["arm"] == "control":
-            continue
+        own = [point for point in own if point["id"] not in alone]
         several = len({point["search"] for point in own}) > 1
         steps = mean_front(own, sign) if several else front_of(own, sign)
         for place, step in enumerate([*steps[:1], *steps]):
@@ -250,7 +254,7 @@ def mask_facts(
     }
 
 
-def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[float]]:
+def values_of(entry: MaskRuns, comparison: Comparison) -> dict[str, list[float]]:
     """Mean and 95% interval over seeds of each reported value; of the score over rows too."""
     score = comparison.objectives[0].name
     found = {score: [entry.score.value, entry.score.low, entry.score.high]}
@@ -262,7 +266,7 @@ def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[floa
 
 
 # -- what a page compares ------------------------------------------------------------------------
-def difference_chart(comparison: ComparedMasks, key: str) -> dict[str, Any] | None:
+def difference_chart(comparison: Comparison, key: str) -> dict[str, Any] | None:
     """The declared comparisons: paired differences with their intervals; None without one."""
     score = comparison.objectives[0].name
     lines = [

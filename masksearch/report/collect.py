@@ -15,8 +15,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from masksearch.analysis.candidates import stored_discoveries
-from masksearch.analysis.compare import ComparedMasks, check_against, read_kinds
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.pareto import SPARSITIES
 from masksearch.analysis.proxy_card import FEWEST, ProxyCard, default_goal, judge_proxy, observe
 from masksearch.analysis.verdict import count
@@ -154,35 +153,21 @@ def read_study(folder: Path, storage: str | BaseStorage | None = None) -> Found:
     )
 
 
-def comparison_of(study: Found) -> ComparedMasks:
-    """A stored comparison; of several masks that had one name, the last one counts."""
-    current: dict[str, str] = {}
-    for record in study.records:
-        if record.name and record.fingerprint:
-            current[record.name] = record.fingerprint
-    records = tuple(
-        record
-        for record in study.records
-        if record.name and record.fingerprint in ("", current.get(record.name, ""))
-    )
-    kinds = read_kinds(study.facts, current)
-    return ComparedMasks(
-        records,
-        study.objectives,
-        study.run,
-        shape=study.shape,
-        kinds=kinds,
-        meanings=json.loads(study.facts.get("meanings", "{}")),
-        half=study.facts.get("half", ""),
-        found_with=stored_discoveries(study.facts),
-        promised={
-            name: score
-            for name, score in json.loads(study.facts.get("promised", "{}")).items()
-            if name in current
-        },
-        against=check_against(study.facts.get("against", "nearest")),
-        seedless=study.facts.get("seedless") == "true",
-    )
+def comparison_of(study: Found) -> Comparison:
+    """A stored comparison."""
+    about = study.records, study.objectives, study.facts
+    return Comparison.of(*about, run=study.run, shape=study.shape)
+
+
+def open_comparison(run: Path) -> Comparison:
+    """See `Comparison.open`."""
+    stored = [study for study in studies_in(run) if study.kind == "compare"]
+    if len(stored) != 1:
+        raise SearchError(
+            f"{run} holds {len(stored)} comparisons; name the folder that was given to "
+            "compare(.., run=)"
+        )
+    return comparison_of(stored[0])
 
 
 def limits_of(searches: Sequence[Found]) -> dict[str, str]:
@@ -300,7 +285,7 @@ def watch_runs(
         time.sleep(period + 3 * (time.monotonic() - began))  # a quarter of a core at most
 
 
-def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
+def write_comparison(comparison: Comparison, path: Path | str) -> Path:
     """Writes the page of a comparison alone; see `write_report`."""
     recipes = []
     if comparison.run is not None:

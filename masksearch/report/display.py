@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from masksearch.analysis.compare import ComparedMasks
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.verdict import outcome_words
 from masksearch.contracts import Objective, Record
@@ -80,7 +80,7 @@ def front_words(front: TextTable, records: Sequence[Record]) -> str:
 
 
 # -- comparisons ---------------------------------------------------------------------------------
-def comparison_text(comparison: ComparedMasks) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """A comparison in at most ten lines: the masks that it is about, then the others."""
     entries = comparison.entries
     seeds = {seed for entry in entries.values() for seed in entry.scores}
@@ -102,7 +102,7 @@ def comparison_text(comparison: ComparedMasks) -> str:
     return "\n  ".join(lines)
 
 
-def comparison_html(comparison: ComparedMasks) -> str:
+def comparison_html(comparison: Comparison) -> str:
     """A picture, the table, densest first, and the verdict, for notebooks."""
     place = "" if comparison.run is None else f" {escape(str(comparison.run))}"
     section = Section({}, comparison.objectives, {"": comparison})
@@ -113,7 +113,7 @@ def comparison_html(comparison: ComparedMasks) -> str:
     )
 
 
-def outcomes(comparison: ComparedMasks) -> TextTable:
+def outcomes(comparison: Comparison) -> TextTable:
     """Name, kind, sparsity, score with its interval, and outcome of each mask."""
     score, findings = comparison.objectives[0].name, comparison.findings()
     table = comparison_table(comparison).only("mask", "kind", "sparsity", score)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from masksearch.analysis.compare import ComparedMasks
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
@@ -37,7 +37,7 @@ class Section:
 
     studies: Mapping[str, list[Record]]
     objectives: Sequence[Objective]
-    comparisons: Mapping[str, ComparedMasks] = field(default_factory=dict)
+    comparisons: Mapping[str, Comparison] = field(default_factory=dict)
     title: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None

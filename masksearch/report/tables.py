@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from masksearch.analysis.compare import Against, ComparedMasks
+from masksearch.analysis.compare import Against, Comparison
 from masksearch.analysis.pareto import (
     SPARSITIES,
     hypervolume,
@@ -165,7 +165,7 @@ def front_table(
     )
 
 
-def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> TextTable:
+def comparison_table(comparison: Comparison, columns: Sequence[str] = ()) -> TextTable:
     """One row per mask: its scores' means over seeds with intervals, and the majority mark.
 
     Args:
@@ -235,7 +235,12 @@ def front_cells(row: Mapping[Any, Any], places: int) -> tuple[str, str]:
     )
 
 
-def tasks_table(comparison: ComparedMasks) -> TextTable:
+def comparison_latex(comparison: Comparison, columns: Sequence[str] = ()) -> str:
+    """See `Comparison.latex`."""
+    return comparison_table(comparison, columns).latex()
+
+
+def tasks_table(comparison: Comparison) -> TextTable:
     """One row per mask: the mean over seeds of everything else that was reported."""
     tasks, frame = comparison.tasks, comparison.frame()
     places = {name: decimals_for(frame[name]) for name in tasks}
@@ -263,9 +268,9 @@ def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) ->
 
 
 def findings_table(
-    comparison: ComparedMasks, reference: str = "dense", against: Against | None = None
+    comparison: Comparison, reference: str = "dense", against: Against | None = None
 ) -> TextTable:
-    """The declared comparisons, one row each; see `ComparedMasks.findings`."""
+    """The declared comparisons, one row each; see `Comparison.findings`."""
     text = ("mask", "against", "because it is", "outcome")
     names = [*text, "difference", "interval", "adjusted p", "common seeds", "rows"]
     searched = {e.name for e in comparison.entries.values() if e.kind == "searched"}

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from masksearch import masks
-from masksearch.analysis.compare import kind_of_mask, read_kinds
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.runs import kind_of_mask, read_kinds
 from masksearch.analysis.stats import seeds_needed
 from masksearch.analysis.verdict import join_names
 from masksearch.contracts import Objective
-from masksearch.driver import Comparison
 from masksearch.errors import UnknownNameError
 
 NEAR_STAR = masks.star() | masks.shifts([2])  # a little denser than star

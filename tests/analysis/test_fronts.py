@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksearch.analysis.compared_fronts import SeedVolumes, compare_volumes, volume_line
 from masksearch.analysis.fronts import (
+    SeedVolumes,
+    compare_volumes,
     jackknife,
     membership,
     mix_rows,
+    volume_line,
     volume_slopes,
 )
 from masksearch.analysis.pareto import dominated_volume, on_front

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from masksearch import masks
-from masksearch.analysis.compare import ComparedMasks
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.search_curves import compare_searches, curves_of
 from masksearch.analysis.stats import (
@@ -53,7 +53,7 @@ def rows_of(run: int, mean: float) -> RowScores:
     return RowScores(scores, {"a": 0.6, "b": 0.4}, {"a": "x", "b": "y"})
 
 
-def compared(folder: Path, *, rows: bool, seeds: int = 4, seedless: bool = False) -> ComparedMasks:
+def compared(folder: Path, *, rows: bool, seeds: int = 4, seedless: bool = False) -> Comparison:
     """A front that is judged again, with or without scores row by row."""
     records: list[Record] = []
     for at, (name, (mask, sparsity, mean)) in enumerate(MASKS.items()):
@@ -69,7 +69,7 @@ def compared(folder: Path, *, rows: bool, seeds: int = 4, seedless: bool = False
                     artifacts={"rows": f"{number}/rows.safetensors"} if rows else {},
                 )
             )  # fmt: skip
-    return ComparedMasks(
+    return Comparison(
         tuple(records), GOALS, folder, kinds=KINDS, seedless=seedless,
         promised={"front #1": 0.8, "front #4": 0.79},
     )  # fmt: skip
@@ -83,7 +83,7 @@ def of_difference(found: PairedDifference) -> list[float]:
     return numbers(found, "value", "low", "high", "p_value", "sd", "row_error", "level")
 
 
-def of_comparison(comparison: ComparedMasks) -> dict[str, Any]:
+def of_comparison(comparison: Comparison) -> dict[str, Any]:
     fronts = comparison.fronts
     assert fronts is not None
     frame = comparison.frame().set_index("mask")

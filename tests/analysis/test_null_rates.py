@@ -18,8 +18,9 @@ from scipy import optimize
 from scipy import stats as scipy_stats
 
 from masksearch import masks
-from masksearch.analysis.compare import ComparedMasks, Finding, Kind
+from masksearch.analysis.compare import Comparison
 from masksearch.analysis.row_scores import RowScores
+from masksearch.analysis.runs import Finding, Kind
 from masksearch.analysis.stats import POWER, diverged_score, holm, paired_difference, power
 from masksearch.contracts import Evaluate, Objective, Record
 
@@ -68,7 +69,7 @@ def judge(searched: int, scores: Floats) -> list[Finding]:
                 )
             )  # fmt: skip
     kinds = {name: kind for name, (kind, _) in setting(searched).items()}
-    return ComparedMasks(tuple(records), (SCORE,), kinds=kinds).findings()
+    return Comparison(tuple(records), (SCORE,), kinds=kinds).findings()
 
 
 def declared(searched: int) -> Pairs:

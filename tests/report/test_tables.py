@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from masksearch import masks
-from masksearch.analysis.compare import ComparedMasks
-from masksearch.driver import Comparison
+from masksearch.analysis.compare import Comparison
 from masksearch.report.layout import escape, write_tables
 from masksearch.report.page import paper_tables
 from masksearch.report.section import Section
@@ -33,7 +32,7 @@ def comparison(objectives, compared, shape):
         "broken": (masks.fixed(), [None, None, None]),
     }
     records = compared(runs, values={"SST-2": 0.5, "sst_loss": 1.25})
-    return ComparedMasks(tuple(records), objectives, shape=shape, kinds={"mine": "searched"})
+    return Comparison(tuple(records), objectives, shape=shape, kinds={"mine": "searched"})
 
 
 def check_latex(text: str) -> list[list[str]]:
@@ -84,7 +83,7 @@ def test_least_loss_is_the_best(compared):
         type(r)(**{**vars(r), "status": "done", "values": {"loss": 1.5 + k}, "error": ""})
         for k, r in enumerate(records)
     ]
-    text = comparison_table(ComparedMasks(tuple(records), goals)).latex()
+    text = comparison_table(Comparison(tuple(records), goals)).latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", text) == ["1.500 (1 seed)"]
 
 
