@@ -218,12 +218,19 @@ def show_comparison(given: Mapping[str, Any]) -> None:
 
 def run_compare(given: Mapping[str, Any]) -> Comparison:
     """The comparison that a command's options ask for."""
+    from masksearch.analysis.stats import CLAIM_SEEDS
     from masksearch.cli.build import build_evaluator, build_executor
     from masksearch.driver import compare
     from masksearch.study.halves import judge_on
 
     judge = judge_on(build_evaluator(given), given["half"])
     compared = masks_to_compare(given, judge)
+    if given["seeds"] < CLAIM_SEEDS and not judge.seedless:
+        typer.echo(
+            f"fewer than {CLAIM_SEEDS} seeds decide nothing: for a verdict --seeds {CLAIM_SEEDS} "
+            "or more",
+            err=True,
+        )
     with resumable(given["run"], "compare", given):
         return compare(
             **compared,
