@@ -236,7 +236,7 @@ def test_protocols_tell_settings_apart(data: Path, cache: Path) -> None:
 
 # -- gates -------------------------------------------------------------------------------------
 def gate_reports(judge: GlueEvaluator, workdir: Path) -> Generator[Report]:
-    config = {"density": 0.6, "steps": 20, "gate_lr": 0.3, "lr": 1e-3}
+    config = {"density": 0.6, "steps": 20, "gate_lr": 0.3, "lr": 1e-3, "dense_warmup": 0.5}
     job = OneShot({"structure": "free", "layers": 2}, config)
     yield from run_one_shot(judge, job, seed=1, workdir=workdir)
 
