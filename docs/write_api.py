@@ -25,6 +25,7 @@ HEADINGS = {  # part of the package -> heading, in the order of the page
     "masks": "Masks",
     "attention": "A mask on a model",
     "models": "Models and their masks in files",
+    "serving": "Serving: native configurations and caches",
     "evaluators": "What judges a mask",
     "tasks": "Tasks and planted data",
     "gates": "DAM",

@@ -87,10 +87,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.masks.nearest import nearest_family as nearest_family
     from masksearch.models.checkpoints import saved_masks as saved_masks
     from masksearch.models.checkpoints import verify as verify
-    from masksearch.models.kv_cache import KvBytes as KvBytes
-    from masksearch.models.kv_cache import kv_bytes as kv_bytes
-    from masksearch.models.native import from_native as from_native
-    from masksearch.models.native import to_native as to_native
     from masksearch.models.plan import Plan as Plan
     from masksearch.models.pretrained import Pretrained as Pretrained
     from masksearch.models.pretrained import open_pretrained as open_pretrained
@@ -103,6 +99,10 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.controls import diagonal_controls as diagonal_controls
     from masksearch.positions.result import Importance as Importance
     from masksearch.report.proxy import proxy_card as proxy_card
+    from masksearch.serving.kv_cache import KvBytes as KvBytes
+    from masksearch.serving.kv_cache import kv_bytes as kv_bytes
+    from masksearch.serving.native import from_native as from_native
+    from masksearch.serving.native import to_native as to_native
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.study.constraints import Constraint as Constraint
     from masksearch.tasks.glue.metrics import GlueScore as GlueScore

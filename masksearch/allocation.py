@@ -24,8 +24,8 @@ from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.causal import CausalEvaluator
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.masks.core import Mask
-from masksearch.models.native import native_config
 from masksearch.models.plan import Plan
+from masksearch.serving.native import native_config
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy
 from masksearch.tasks.next_token import NextTokenText

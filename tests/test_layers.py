@@ -14,7 +14,7 @@ RANKS = [
     {"contracts", "user_code"},
     {"training", "tasks", "attention", "analysis"},
     {"models", "gates", "loggers", "study"},
-    {"positions", "report"},
+    {"positions", "report", "serving"},
     {"evaluators"},
     {"strategies"},
     {"executors"},

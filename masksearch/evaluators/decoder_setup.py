@@ -22,7 +22,7 @@ from masksearch.evaluators.token_scores import band_edges
 from masksearch.masks.core import Mask
 from masksearch.models.decoders import DECODERS, StoredDecoder, decoder_config, open_decoder
 from masksearch.models.encoders import AnySize, find_size, initial_spread, size_name
-from masksearch.models.kv_cache import kv_bytes
+from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
 from masksearch.tasks.text.files import short_hash

@@ -14,7 +14,7 @@ from masksearch.errors import (
     LengthError,
     UnknownNameError,
 )
-from masksearch.models.kv_cache import kv_bytes
+from masksearch.serving.kv_cache import kv_bytes
 
 SIZES = {
     "vocab_size": 50,
