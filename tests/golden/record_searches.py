@@ -151,8 +151,11 @@ def searches(folder: Path) -> Any:
         causal = evaluator.shape.causal
         space = causal_space if causal else flat
         plans: dict[str, dict[str, Any]] = {"tpe": {"space": space}}
-        plans["allocate"] = {"strategy_options": {"local": "star()", "unit": "head"}, "trials": 4}
-        if hasattr(evaluator, "differentiable"):
+        plans["allocate"] = {
+            "strategy_options": {"levels": ["star()", "full()"], "unit": "head"},
+            "trials": 4,
+        }
+        if evaluator.offers("differentiable"):
             plans["dam"] = {"strategy_options": dam}
         if name in ("planted", "mlm", "causal"):
             net = {"steps": 4, "candidates": 12, "bands": 2}
@@ -201,19 +204,19 @@ def variants(folder: Path) -> Any:
         gates = {"structure": "toeplitz", "signed": True, "form": form}
         options = {"gates": gates, "config": warm}
         plans[f"dam form {form}"] = ("dam", {"strategy_options": options})
-    switch = {"structure": "switch", "options": ["star()", "full()"], "per": "head"}
+    switch = {"structure": "switch", "levels": ["star()", "full()"], "unit": "head"}
     plans["dam switch"] = ("dam", {"strategy_options": {"gates": switch, "config": warm}})
     for key, (strategy, given) in plans.items():
         with kept(found, key):
             found[key] = searched(runs / key.replace(" ", "-"), judge, strategy, **given)
     ways: dict[str, dict[str, Any]] = {
-        "restore": {"score": "restore"},
-        "ablate": {"score": "ablate"},
-        "greedy": {"grow": "greedy"},
-        "greedy 2 tries": {"grow": "greedy", "tries": 2},
-        "exact": {"grow": "exact", "budgets": [0.5, 0.8]},
-        "three levels": {"between": "longformer(3, 1)"},
-        "gates": {"score": "gates", "config": warm},
+        "restore": {"method": "restore"},
+        "ablate": {"method": "ablate"},
+        "greedy": {"method": "greedy"},
+        "greedy 2 tries": {"method": "greedy", "tries": 2},
+        "exact": {"method": "restore", "budgets": [0.5, 0.8]},
+        "three levels": {"levels": ["star()", "longformer(3, 1)", "full()"]},
+        "gates": {"method": "gates", "config": warm},
     }
     for key, options in ways.items():
         judges = {"toy": Toy(), "planted": planted(folder, size="2x16x2")}
@@ -221,7 +224,7 @@ def variants(folder: Path) -> Any:
             if key == "gates" and name == "toy":
                 continue
             with kept(found, f"allocate {key}, {name}"):
-                chosen = {"local": "star()", "unit": "head", **options}
+                chosen = {"levels": ["star()", "full()"], "unit": "head", **options}
                 run = runs / f"allocate-{key.replace(' ', '-')}-{name}"
                 found[f"allocate {key}, {name}"] = searched(
                     run, other, "allocate", trials=12, strategy_options=chosen
@@ -477,6 +480,7 @@ def models(folder: Path) -> Any:
     run = folder / "allocated"
     words = ["allocate", str(folder / "llama"), str(folder / "spoken"), "--budget", ".7"]
     words += ["--local", "columns(1) | window(2)", "--length", "24", "--run", str(run)]
+    words += ["--method", "restore"]
     with kept(found, "plan"):
         said = subprocess.run(
             [sys.executable, "-m", "masksearch", *words], capture_output=True, text=True
