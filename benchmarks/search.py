@@ -111,7 +111,7 @@ def strategy_named(name: str) -> Any:
     """A fresh strategy over the benchmark's space."""
     from masksearch import masks
     from masksearch.strategies.build import build_strategy
-    from masksearch.strategies.listed import Listed
+    from masksearch.strategies.enqueued import Listed
     from masksearch.user_code import load_function
 
     if name == "listed":

@@ -42,18 +42,16 @@ from masksearch.loggers.progress import show_progress
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 from masksearch.masks.text import names_run
-from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.build import build_strategy, strategy_facts, strategy_name
-from masksearch.strategies.enqueued import Enqueued, draw_enqueued
-from masksearch.strategies.listed import Listed
-from masksearch.strategies.space import Space
+from masksearch.strategies.enqueued import Enqueued, Listed, draw_enqueued
+from masksearch.strategies.samplers import Space
 from masksearch.study.constraints import parse_constraint
 from masksearch.study.halves import (
     judge_on,
     protocols_of_halves,
     protocols_of_rows,
 )
-from masksearch.study.provenance import describe_call
+from masksearch.study.records import describe_call
 from masksearch.study.references import choose_best, read_run_record
 from masksearch.study.session import Session, outside_level
 from masksearch.study.status import next_command
@@ -78,11 +76,17 @@ class Study:
     Args:
         run: Folder of the run.
         storage: As in `search`; None = where the run folder says that it is.
+        store: The same, where it is open already.
     """
 
-    def __init__(self, run: Path | str, storage: str | BaseStorage | None = None) -> None:
+    def __init__(
+        self,
+        run: Path | str,
+        storage: str | BaseStorage | None = None,
+        store: StudyStore | None = None,
+    ) -> None:
         self.run, self.storage = Path(run), storage
-        self.store = StudyStore(self.run, storage, write=False)
+        self.store = store or StudyStore(self.run, storage, write=False)
         self.objectives = self.store.objectives()
         self.shape = self.store.shape()
 
@@ -250,7 +254,8 @@ def search(
     measured = evaluator.measure_names
     limits = [parse_constraint(text, reported, measured) for text in constraints]
     run, options = Path(run), dict(strategy_options or {})
-    given = draw_enqueued(space, enqueue, evaluator.shape)
+    given = draw_enqueued(space, enqueue, evaluator.shape) if enqueue else []
+    name = strategy_name(strategy)
     facts = {
         "kind": "search",
         **strategy_facts(strategy, options),
@@ -272,21 +277,17 @@ def search(
             options=options,
             constraints=limits,
         )
-        if isinstance(chosen, AllocateStrategy) and trials and trials <= chosen.least_trials:
+        least = getattr(chosen, "least_trials", 0)
+        if trials and least and trials <= least:
             warnings.warn(
-                f"strategy 'allocate' judges {chosen.least_trials} masks before it chooses one by "
-                f"their scores, and trials is {trials}; give more of them, or larger units",
+                f"strategy {name!r} judges {least} masks before it chooses one by their scores, "
+                f"and trials is {trials}; give more of them, or larger units",
                 stacklevel=outside_level(),
             )
         chosen = Enqueued(chosen, given) if given else chosen
         store.create(evaluator.objectives, facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor or Local()}
         store.note_call(describe_call(evaluator, space, **asked))
-        given_masks = dict(baselines or {})
-        queue = [
-            replace(each, source=SOURCES[kind_of_mask(given_masks[each.name])])
-            for each in Listed(given_masks, [seed], "baselines", "baseline").proposals
-        ]
         session = Session(
             store,
             chosen,
@@ -297,13 +298,13 @@ def search(
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
-            queue=queue,
-            title=f"search by {strategy_name(strategy)}",
+            queue=baseline_proposals(baselines, seed) if baselines else (),
+            title=f"search by {name}",
         )
-        run_session(session, executor, progress, strategy_name(strategy))
+        run_session(session, executor, progress, name)
     finally:
         store.close()
-    return Study(run, storage)
+    return Study(run, storage, store)
 
 
 def compare(
@@ -448,6 +449,14 @@ def read_compared(
     found = {n: r for n, r in records.items() if isinstance(r, Record) and from_a_search(r)}
     said: dict[str, Kind] = dict.fromkeys(found, "searched")
     return chosen, found, said | check_kinds(kinds, candidates)
+
+
+def baseline_proposals(baselines: Mapping[str, Mask], seed: int) -> list[Proposal]:
+    """What a search judges beside its trials."""
+    return [
+        replace(each, source=SOURCES[kind_of_mask(baselines[each.name])])
+        for each in Listed(baselines, [seed], "baselines", "baseline").proposals
+    ]
 
 
 def as_compared(proposal: Proposal, kind: Kind, found: Mapping[str, Record]) -> Proposal:

@@ -17,7 +17,7 @@ from masksearch.user_code import call_user, load_function, load_object
 
 if TYPE_CHECKING:
     from masksearch.contracts import Record
-    from masksearch.strategies.space import Space
+    from masksearch.strategies.samplers import Space
 
 EXECUTORS = ("local", "ray")
 DOWNSTREAM = ("glue", "squad", "swag")

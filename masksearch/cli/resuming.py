@@ -53,7 +53,7 @@ def remember(run: Path, command: str, given: Mapping[str, Any]) -> None:
     Passwords are not written: PostgreSQL takes them from PGPASSWORD
     or ~/.pgpass.
     """
-    from masksearch.study.address import storable_storage
+    from masksearch.study.store import storable_storage
 
     path = run / COMMAND
     if run.exists() and not run.is_dir():

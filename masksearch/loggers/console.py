@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import sys
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.errors import ConsoleError
 from rich.live import Live
 from rich.progress import Progress
@@ -24,9 +25,58 @@ from masksearch.analysis.pareto import (
     sparsity_of,
 )
 from masksearch.contracts import Objective, Record, Report, is_side_value
-from masksearch.loggers.notebook import NotebookOutput
 from masksearch.masks.text import short_text
 from masksearch.study.status import seconds_left
+
+PAUSE = 0.5  # seconds between two updates
+WIDTH = 120  # characters of a line
+
+
+class NotebookOutput:
+    """Shows what `render` returns, as plain text, and again whenever it is asked to.
+
+    Args:
+        render: What to show now.
+    """
+
+    def __init__(self, render: Callable[[], RenderableType]) -> None:
+        self.render = render
+        self.handle: Any = None  # IPython's
+        self.due = 0.0
+
+    def start(self) -> None:
+        """Makes the output in the cell that runs."""
+        from IPython import display  # in a notebook it is there
+
+        show: Any = display.display  # not typed in IPython
+        self.handle = show(self.content(), raw=True, display_id=True)
+
+    def refresh(self) -> None:
+        """Shows the present state, unless that was done half a second ago."""
+        if time.monotonic() >= self.due:
+            self.update()
+
+    def stop(self) -> None:
+        """Shows the last state, which stays."""
+        self.update()
+
+    def update(self) -> None:
+        """Shows the present state."""
+        self.due = time.monotonic() + PAUSE
+        if self.handle is not None:
+            self.handle.update(self.content(), raw=True)
+
+    def content(self) -> dict[str, str]:
+        """The present state as a notebook keeps it."""
+        console = Console(
+            file=io.StringIO(), width=WIDTH, color_system=None, force_terminal=False,
+            force_jupyter=False,
+        )  # fmt: skip
+        with console.capture() as text:
+            console.print(self.render())
+        lines = (line.rstrip() for line in text.get().splitlines())
+        return {"text/plain": "\n".join(lines)}
+
 
 LONGEST = 120  # characters of a line
 LEAST = 36  # of them for a mask, at least; what else a line says is cut at its end

@@ -25,7 +25,7 @@ from masksearch.loggers.ledger import (
 )
 from masksearch.loggers.trackers import MlflowLogger, WandbLogger
 from masksearch.masks.measure import MEASURES
-from masksearch.study.address import read_address
+from masksearch.study.store import read_address
 
 LOGGERS = ("csv", "tensorboard", "mlflow", "wandb")
 TEXTS = ("number", "status", "origin", "name", "role", "source", "seed", "fingerprint", "protocol")

@@ -17,8 +17,7 @@ from rich.text import Text
 
 from masksearch.contracts import Objective
 from masksearch.errors import unknown_name
-from masksearch.loggers.console import Watcher, clock, is_alive, shown
-from masksearch.loggers.notebook import NotebookOutput
+from masksearch.loggers.console import NotebookOutput, Watcher, clock, is_alive, shown
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 
 PAUSE = 0.25  # seconds between two updates of a bar

@@ -26,11 +26,10 @@ from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
 from masksearch.report.reproduce import Recipe, evaluate_line, recipe_of
 from masksearch.report.section import Section
-from masksearch.study.address import holds_study
-from masksearch.study.lock import is_locked
 from masksearch.study.status import NAME as STATUS
 from masksearch.study.status import read_status, status_lines
-from masksearch.study.store import StudyStore
+from masksearch.study.storage import is_locked
+from masksearch.study.store import StudyStore, holds_study
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there

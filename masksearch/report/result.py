@@ -40,7 +40,7 @@ from masksearch.report.tables import (
     searches_table,
     tasks_table,
 )
-from masksearch.study.provenance import machine_name, package_versions
+from masksearch.study.records import machine_name, package_versions
 from masksearch.study.status import in_words
 
 FORMAT, VERSION = "masksearch result", 1

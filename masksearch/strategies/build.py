@@ -35,8 +35,7 @@ from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.published_dam import NAME as PUBLISHED
 from masksearch.strategies.published_dam import OPTIONS as PUBLISHED_OPTIONS
 from masksearch.strategies.published_dam import PublishedDamStrategy
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
-from masksearch.strategies.space import Space, try_space
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.strategies.supernet import NAMES as SHARED
 from masksearch.strategies.supernet import OPTIONS as SHARED_OPTIONS
 from masksearch.strategies.supernet import SharedStrategy

@@ -1,10 +1,10 @@
-"""Parameters that a user gives: drawn from the space, and judged before the strategy's own."""
+"""What a user gives: parameters that are drawn first, and masks that are judged as they are."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,13 +19,12 @@ from optuna.distributions import (
 from optuna.samplers import RandomSampler
 from optuna.trial import FrozenTrial
 
-from masksearch.contracts import EquipsJobs, Evaluate, Job, Proposal, Record, Shape, Strategy
+from masksearch.contracts import EquipsJobs, Evaluate, Job, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.samplers import OptunaStrategy
-from masksearch.strategies.space import Space, describe_kind, no_mask
+from masksearch.strategies.samplers import OptunaStrategy, Space, describe_kind, no_mask
 from masksearch.study.store import quiet
 from masksearch.user_code import describe_error
 
@@ -181,3 +180,40 @@ def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:
         return False
     steps = (value - kind.low) / (kind.step or 1)
     return kind.step is None or math.isclose(steps, round(steps), abs_tol=1e-9)
+
+
+class Listed:
+    """Proposes every mask on every seed, seed by seed.
+
+    Args:
+        masks: Name -> mask.
+        seeds: Evaluation seeds.
+        origin: Origin of the proposals.
+        role: Their role.
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, Mask],
+        seeds: Iterable[int],
+        origin: str = "listed",
+        role: Role = "trial",
+    ) -> None:
+        self.proposals = [
+            Proposal(number, Evaluate(mask), {}, origin, seed, name=name, role=role)
+            for number, (seed, (name, mask)) in enumerate(
+                (seed, item) for seed in seeds for item in masks.items()
+            )
+        ]
+        self.next = 0
+
+    def ask(self) -> Proposal | Literal["wait", "done"]:
+        """The next of the list."""
+        if self.next >= len(self.proposals):
+            return "done"
+        self.next += 1
+        return self.proposals[self.next - 1]
+
+    def tell(self, record: Record) -> None:
+        """Learns that a draw is out or finished; results change nothing."""
+        self.next = max(self.next, record.number + 1)

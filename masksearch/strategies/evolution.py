@@ -35,8 +35,7 @@ from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
 from masksearch.contracts import Evaluate, Objective, Proposal, Record, generator
-from masksearch.strategies.samplers import violation
-from masksearch.strategies.space import Parameters, Space, draw_job
+from masksearch.strategies.samplers import Parameters, Space, draw_job, violation
 from masksearch.study.constraints import Constraint
 from masksearch.study.store import quiet
 

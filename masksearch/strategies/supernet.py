@@ -33,8 +33,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import MEASURES, measures, table_fingerprint
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
-from masksearch.strategies.space import Space
+from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space
 from masksearch.study.constraints import Constraint, parse_constraint
 
 RANKING_FILE = "ranking.json"

@@ -1,24 +1,42 @@
-"""What stands in an Optuna trial: its user attributes, and the way back to a record.
+"""What stands in an Optuna trial, and the way back to a record; and with what a call works.
 
 There are two attributes for people (`origin`, `mask`), `starts`, one `proposal` and one `result`
 (few rows are fast to write and read), and one `observed:N` for each observation of a scheduler.
+
+With what, where and on which data each call of `search` or `compare` works is information for
+whoever reads or repeats the study: nothing in it must be equal when a search goes on
+(`StudyStore.note_call`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import inspect
 import math
 import os
+import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from masksearch.contracts import Evaluate, Job, Objective, OneShot, Record, Refused, Report, Shared
+from masksearch.contracts import (
+    Evaluate,
+    Evaluator,
+    Job,
+    Objective,
+    OneShot,
+    Record,
+    Refused,
+    Report,
+    Shared,
+)
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.files import load_mask, save_mask
@@ -265,3 +283,107 @@ def hash_space_source(space: Callable[..., Mask]) -> str:
             code = getattr(space, "__code__", None)
             text = repr((code.co_code, code.co_consts)) if code else type(space).__qualname__
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+PACKAGES = ("torch", "transformers", "optuna", "numpy", "scipy", "tokenizers", "ray")
+PATIENCE = 5.0  # seconds that git and nvidia-smi may take
+PLAIN = (str, int, float, bool, type(None))
+
+
+def describe_call(
+    evaluator: Evaluator, space: Callable[..., Any] | None = None, **asked: Any
+) -> dict[str, Any]:
+    """What a call works with, as plain data; takes some hundredths of a second.
+
+    Args:
+        evaluator: Judges the masks.
+        space: Draws them.
+        asked: Arguments of the call that are no facts of the study (trials, seeds, ...).
+
+    Returns:
+        `evaluator` (its settings by name), `data` (hashes by name), `versions`, `machine`,
+        `folder` (the working directory), and where they are known `commit` (of the git working
+        tree around that folder), `script` and `space` (`FILE:NAME`).
+    """
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    known = {
+        **{name: plain(value) for name, value in asked.items()},
+        "evaluator": evaluator_settings(evaluator),
+        "data": dict(evaluator.data_hashes()),
+        "versions": package_versions(),
+        "machine": machine_name(),
+        "folder": str(Path.cwd()),
+        "commit": git_commit(),
+        "script": str(Path(script).resolve()) if script else "",
+        "space": place_of(space),
+    }
+    return {name: value for name, value in known.items() if value not in ("", {}, None)}
+
+
+def evaluator_settings(evaluator: Any) -> dict[str, Any]:
+    """The class of an evaluator and its fields, those of a wrapped one first."""
+    name = type(evaluator).__name__
+    inner = getattr(evaluator, "evaluator", None)
+    found = {} if inner is None else evaluator_settings(inner)
+    found["class"] = f"{name}({found['class']})" if found else name
+    for each in fields(evaluator) if is_dataclass(evaluator) else ():
+        value = getattr(evaluator, each.name)
+        if each.init and each.repr and value is not inner:
+            found[each.name] = plain(value)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON knows, or its text."""
+    return value if isinstance(value, PLAIN) else str(value)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of masksearch, Python and the packages that numbers depend on."""
+    found = {"masksearch": own_version(), "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_name() -> str:
+    """Processor, cores, GPUs and system of this machine."""
+    model = platform.processor() or platform.machine()
+    described = Path("/proc/cpuinfo")
+    if described.is_file():
+        lines = described.read_text(encoding="utf-8", errors="replace").splitlines()
+        named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        model = next(named, model)
+    gpus = said_by("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    counted = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
+    return ", ".join([model, f"{os.cpu_count()} logical CPUs", *counted, platform.platform()])
+
+
+def git_commit() -> str:
+    """Commit of the working tree around the current folder; empty where there is none."""
+    asked = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    found = said_by("git", "--no-optional-locks", *asked)
+    commit, dirty, _ = found.partition("-dirty")
+    return f"{commit} with uncommitted changes" if dirty else commit
+
+
+def said_by(*command: str) -> str:
+    """What a program prints; empty where it is missing, slow or fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, check=True
+        )
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+        return ""
+    return done.stdout.strip()
+
+
+def place_of(space: Callable[..., Any] | None) -> str:
+    """`FILE:NAME` of a user's function; empty where it is none."""
+    code = getattr(space, "__code__", None)
+    return "" if code is None else f"{code.co_filename}:{code.co_qualname}"

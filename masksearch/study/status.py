@@ -23,7 +23,7 @@ from masksearch.contracts import Budget, Objective, Record, Report, is_side_valu
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.text import short_text
-from masksearch.study.lock import is_locked
+from masksearch.study.storage import is_locked
 
 NAME = "status.json"
 PERIOD = 0.5  # seconds between two writes while jobs run

@@ -21,8 +21,8 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Budget, Evaluate, Record, Report
-from masksearch.study.address import storable_storage
 from masksearch.study.status import StatusBoard, read_status, status_lines
+from masksearch.study.store import storable_storage
 
 HELD = """
 import sys, time

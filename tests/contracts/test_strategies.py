@@ -34,8 +34,8 @@ from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units
 from masksearch.strategies.allocate import AllocateStrategy
 from masksearch.strategies.dam import DamStrategy
+from masksearch.strategies.enqueued import Listed
 from masksearch.strategies.evolution import EvolutionStrategy
-from masksearch.strategies.listed import Listed
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
 from masksearch.strategies.supernet import Candidate, SharedStrategy, write_ranking
 from masksearch.study.constraints import Constraint

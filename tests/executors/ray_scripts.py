@@ -16,7 +16,7 @@ from toy import PlainTrials
 
 from masksearch import masks
 from masksearch.executors.ray import RayTune
-from masksearch.strategies.listed import Listed
+from masksearch.strategies.enqueued import Listed
 
 
 def run(folder: Path, evaluator: Troubled, count: int, goes_on=None, **options) -> list:

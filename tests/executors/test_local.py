@@ -20,7 +20,7 @@ from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
 from masksearch.executors.job import JobRun
 from masksearch.executors.local import Local
-from masksearch.strategies.listed import Listed
+from masksearch.strategies.enqueued import Listed
 
 
 def run(

@@ -17,7 +17,7 @@ from masksearch.contracts import Evaluate, Proposal
 from masksearch.errors import SearchError
 from masksearch.executors.pool import Pool, WorkerLoss
 from masksearch.executors.worker import TIME_LIMIT_NOTE, TrialRunner, TrialSpec, WorkerConfig
-from masksearch.strategies.listed import Listed
+from masksearch.strategies.enqueued import Listed
 
 CRASH = WorkerLoss("the process is gone")
 

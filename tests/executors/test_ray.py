@@ -29,8 +29,8 @@ from masksearch.evaluators.tuning import TaskTraining
 from masksearch.executors.local import Local
 from masksearch.executors.ray import RayTune, tolerate_losses
 from masksearch.loggers.files import CsvLogger
+from masksearch.strategies.enqueued import Listed
 from masksearch.strategies.halving import ParetoHalving
-from masksearch.strategies.listed import Listed
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_function
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.text import Text
 
-from masksearch.loggers import notebook as module
-from masksearch.loggers.notebook import NotebookOutput
+from masksearch.loggers import console as module
+from masksearch.loggers.console import NotebookOutput
 
 TOY = Path(__file__).parents[1] / "contracts"
 CELL = f"""

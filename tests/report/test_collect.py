@@ -26,7 +26,7 @@ from masksearch.report.collect import (
     tell_apart,
 )
 from masksearch.report.reproduce import recipe_of, shell_line
-from masksearch.study.lock import LOCK
+from masksearch.study.storage import LOCK
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)

@@ -11,7 +11,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch.report.collect import studies_in
-from masksearch.study.address import FILE, storable_storage
+from masksearch.study.store import FILE, storable_storage
 
 
 def search(run, trials=3, **settings):

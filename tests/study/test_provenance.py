@@ -11,8 +11,8 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.study import provenance
-from masksearch.study.provenance import describe_call, git_commit
+from masksearch.study import records
+from masksearch.study.records import describe_call, git_commit
 from masksearch.study.store import StudyStore
 
 TINY = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
@@ -46,7 +46,7 @@ def test_search_keeps_with_what_it_was_made(tmp_path):
 def test_search_goes_on_elsewhere(tmp_path, monkeypatch):
     run = tmp_path / "run"
     search(run, 1)
-    monkeypatch.setattr(provenance, "machine_name", lambda: "another machine")
+    monkeypatch.setattr(records, "machine_name", lambda: "another machine")
     search(run, 1)  # runs nothing, and notes nothing
     assert len(calls(run)) == 1
     search(run, 2)
@@ -93,4 +93,4 @@ def test_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("program", ["no-such-program-here", "false"])
 def test_missing_programs_say_nothing(program):
-    assert provenance.said_by(program) == ""
+    assert records.said_by(program) == ""

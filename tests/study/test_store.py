@@ -88,7 +88,7 @@ def test_statuses_become_optuna_states(store):
         number = store.begin(record, draw)
         values = {"loss": 1.0} if status != "failed" else {}
         store.finish(finished(record, number, status=status, values=values))
-    record = running(OneShot({"structure": "free"}, {"steps": 3}, "mass"))
+    record = running(OneShot({"structure": "free"}, {"steps": 3}))
     number = store.begin(record, 4)
     store.finish(finished(record, number, values={"density": 0.1}))
     states = [trial.state.name for trial in store.optuna_study().get_trials()]
