@@ -23,14 +23,8 @@ from masksearch.report.figures.masks import plot_masks
 from masksearch.report.figures.proxy import plot_proxy
 from masksearch.report.figures.style import save
 from masksearch.report.layout import TextTable, write_tables
-from masksearch.report.result import result_of
+from masksearch.report.result import plain_data, result_of
 from masksearch.report.section import Section
-from masksearch.report.tables import (
-    comparison_table,
-    findings_table,
-    front_table,
-    searches_table,
-)
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
 REFRESH = 5  # seconds after which the page of a run that goes on loads itself again
@@ -74,7 +68,7 @@ def write_report(
         ValueError: If a study mixes protocols, or an objective's `worst` is not finite.
     """
     path = Path(path)
-    result = result_of(
+    told = result_of(
         sections,
         title=title,
         about=about,
@@ -83,13 +77,13 @@ def write_report(
         progress=progress,
         command=command,
     )
+    result: dict[str, Any] = plain_data(told)
     for chart in () if progress else charts_of(result):
         write_chart(chart, path.parent / FIGURES)
-    for section, data in zip(sections, result["sections"], strict=True):
-        if progress:
-            continue
-        data["figures"] = draw(path.parent / FIGURES, section)
-        write_tables(path.parent / "tables", section.key, paper_tables(section))
+    for place, section in enumerate(() if progress else sections):
+        tables = paper_tables(told["sections"][place], section)
+        write_tables(path.parent / "tables", section.key, tables)
+        result["sections"][place]["figures"] = draw(path.parent / FIGURES, section)
     write_text_in_one_move(
         path.with_name(RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
     )
@@ -97,17 +91,15 @@ def write_report(
     return path
 
 
-def paper_tables(section: Section) -> dict[str, TextTable]:
-    """Name -> table, of those that lie beside the page for papers."""
-    found = {"front": front_table(section.studies, section.objectives)}
+def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
+    """Name -> table, of those that lie beside the page for papers; `data` is the section's."""
+    found = {"front": data["front"], "searches": data["searches"]}
     for place, comparison in enumerate(section.comparisons.values()):
-        end = f"_{place}" if place else ""
+        end, shown = f"_{place}" if place else "", data["comparisons"][place]
         runs = comparison.frame(per="seed").to_dict("records")
-        found[f"compared{end}"] = comparison_table(comparison)
+        found[f"compared{end}"] = shown["table"]
         found[f"compared_seeds{end}"] = TextTable(data=runs)
-        found[f"findings{end}"] = findings_table(comparison)
-    if section.searches:
-        found["searches"] = searches_table(section.searches, section.objectives)
+        found[f"findings{end}"] = shown["findings"]
     return found
 
 

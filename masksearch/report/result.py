@@ -19,17 +19,17 @@ from masksearch.analysis.search_curves import compare_searches, curves_of, descr
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, Record
 from masksearch.masks.measure import unread_note
-from masksearch.report.allocation import allocation_data
 from masksearch.report.chart_data import (
     COSTS,
+    allocation_data,
     compared_chart,
     difference_chart,
     search_chart,
     volume_charts,
 )
 from masksearch.report.dam import health_data, sentence
+from masksearch.report.figures.masks import Pictures
 from masksearch.report.layout import Cell, TextTable
-from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.tables import (
     budgets_table,
@@ -69,13 +69,13 @@ def result_of(
         command: Writes the page again.
 
     Returns:
-        Plain data: None stands for what is not known, NaN and infinities.
+        Mappings and sequences of numbers, texts and tables; `plain_data` makes JSON of them.
     """
     pictures = Pictures()
     everything = [record for section in sections for record in section.records]
     failed = [record for record in everything if record.status == "failed"]
     compared = any(section.comparisons for section in sections)
-    found = {
+    return {
         "format": FORMAT,
         "version": VERSION,
         "title": title,
@@ -101,8 +101,6 @@ def result_of(
         "command": command,
         "versions": [*package_versions().items(), ("machine", machine_name())],
     }
-    plain: dict[str, Any] = plain_data(found)
-    return plain
 
 
 def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from masksearch import masks
 from masksearch.analysis.compare import Comparison
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density, unit_densities
-from masksearch.report.pictures import Pictures
+from masksearch.report.figures.masks import Pictures
 from masksearch.report.reproduce import evaluate_line
-from masksearch.report.result import result_of
+from masksearch.report.result import plain_data, result_of
 from masksearch.report.section import Section
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
@@ -41,7 +41,7 @@ def section(record, compared, objectives, shape):
 
 
 def test_result_validates_and_is_json(section):
-    result = result_of([section], title="t", progress=["on its way"])
+    result = plain_data(result_of([section], title="t", progress=["on its way"]))
     again = json.loads(json.dumps(result, allow_nan=False))
     schema = resources.files("masksearch.report").joinpath("result.schema.json")
     jsonschema.validate(again, json.loads(schema.read_text()))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from masksearch.report.figures.positions import (
+from masksearch.report.figures.dam import (
     plot_attention_maps,
 )
 
