@@ -115,7 +115,8 @@ def run_demo(
     lines = [*describe_reached(process, studies), *missing]
     notes = {
         "title": "Who comes near the true front?",
-        "verdicts": [*introduce(judge, process, len(seeds)), *lines],
+        "about": introduce(judge, process, len(seeds)),
+        "verdicts": lines,
         "truth": [[point.sparsity, point.accuracy] for point in process.front],
         "facts": {"search seed": str(SEARCH_SEED), "worker processes": str(slots)},
     }
