@@ -22,7 +22,6 @@ from toy import ToyEvaluator
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.cautions import nothing_learned
-from masksearch.analysis.compare import Comparison
 from masksearch.analysis.pareto import (
     Snapshot,
     beats_constant,
@@ -248,7 +247,7 @@ def comparison(compared, shape):
     dull = {"dull": (masks.window(1), [0.9, 0.91]), "dense": (masks.full(), [0.5, 0.5])}
     bright = {"bright": (masks.window(2), [0.7, 0.72]), "star": (masks.star(), [0.6, 0.62])}
     records = [*compared(dull, values=DULL), *compared(bright, values=BRIGHT)]
-    return Comparison(tuple(records), GOALS, shape=shape)
+    return ms.Comparison(tuple(records), GOALS, shape=shape)
 
 
 def test_masks_of_a_comparison_are_marked_and_on_no_front(comparison):
@@ -271,7 +270,7 @@ def test_a_mask_that_learned_nothing_wins_nothing(compared, shape):
     for dull, won in ((True, ["not distinguishable"]), (False, ["better"])):
         mine = compared({"mine": (masks.window(1), scores[0])}, values=DULL if dull else BRIGHT)
         star = compared({"star": (masks.star(), scores[1])}, values=BRIGHT)
-        found = Comparison((*mine, *star), GOALS, shape=shape)
+        found = ms.Comparison((*mine, *star), GOALS, shape=shape)
         assert [finding.outcome for finding in found.findings()] == won
         assert (
             "Learned nothing, so never better than another mask: mine (" in found.verdict()
@@ -280,7 +279,7 @@ def test_a_mask_that_learned_nothing_wins_nothing(compared, shape):
 
 def test_a_comparison_that_learned_nothing_says_so_once(compared, shape):
     runs = {"mine": (masks.window(1), [0.5]), "star": (masks.star(), [0.5])}
-    said = Comparison(tuple(compared(runs, values=DULL)), GOALS, shape=shape).verdict()
+    said = ms.Comparison(tuple(compared(runs, values=DULL)), GOALS, shape=shape).verdict()
     assert "Learned nothing, so never better than another mask: every mask (" in said
     assert "says nothing about" not in said
 
@@ -297,14 +296,14 @@ def test_seeds_of_a_mask_are_judged_by_their_means(compared, shape):
     mask = masks.window(1)
     [first, *others] = compared({"mine": (mask, [0.5, 0.6, 0.9])}, values=DULL)
     last = Record(**{**vars(others[-1]), "values": {"glue": 0.9} | BRIGHT | {"RTE/low": 0.85}})
-    some = Comparison((first, others[0], last), GOALS, shape=shape)
+    some = ms.Comparison((first, others[0], last), GOALS, shape=shape)
     assert not some.entries["mine"].learned_nothing  # (.49 + .49 + .85) / 3 > .53
-    assert Comparison((first, *others), GOALS, shape=shape).entries["mine"].learned_nothing
+    assert ms.Comparison((first, *others), GOALS, shape=shape).entries["mine"].learned_nothing
 
 
 def test_a_mask_that_learned_one_task_of_two_keeps_its_mark_there(compared, shape):
     both = DULL | {"SST-2": 0.8, "SST-2/majority": 0.51, "SST-2/low": 0.75}
-    entry = Comparison(
+    entry = ms.Comparison(
         tuple(compared({"mine": (masks.star(), [0.6])}, values=both)), GOALS, shape=shape
     ).entries["mine"]
     assert entry.at_majority == {"RTE"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -37,11 +36,6 @@ class Recipe:
     command: str
     rows: tuple[tuple[str, str], ...]
     settings: Mapping[str, Any]
-
-    @property
-    def text(self) -> str:
-        """The evaluator's settings, one a line."""
-        return "\n".join(f"{name} = {json.dumps(value)}" for name, value in self.settings.items())
 
 
 def evaluate_line(command: Mapping[str, Any] | None) -> str:

@@ -7,8 +7,8 @@ import shutil
 import pytest
 from browser import browser
 
+import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
 from masksearch.report.page import write_report
 from masksearch.report.section import Section
 
@@ -42,7 +42,7 @@ def page(tmp_path_factory, record, compared, objectives, shape):
         "<i>dense": (masks.full(), [0.8, 0.82, 0.81]),
     }
     tasks = {name: 0.6 for name in ("CoLA", "MNLI", "MRPC", "QNLI", "QQP", "RTE", "SST-2")}
-    comparison = Comparison(
+    comparison = ms.Comparison(
         tuple(compared(runs, values=tasks)), objectives, shape=shape, kinds={"mine": "searched"}
     )
     section = Section(

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
+import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
 from masksearch.report.chart_data import compared_chart, search_chart, volume_charts
 from masksearch.report.charts import paper_spec, spread, write_chart
 from masksearch.report.figures.masks import Pictures
@@ -37,7 +37,7 @@ def compared_section(objectives, compared, shape):
     runs["dense"] = (masks.full(), [0.7, 0.8])
     runs["broken"] = (masks.window(3), [None, None])
     kinds = {"found with tpe, at 0.8": "searched", "oracle": "control"}
-    comparison = Comparison(tuple(compared(runs)), objectives, shape=shape, kinds=kinds)
+    comparison = ms.Comparison(tuple(compared(runs)), objectives, shape=shape, kinds=kinds)
     return Section({}, objectives, {"c": comparison})
 
 
@@ -78,7 +78,7 @@ def test_page_print_and_verdict_count_the_same_masks_on_each_front(compared, obj
         "of another search": (masks.window(0), [0.9, 0.91]),
         "oracle": (masks.window(0) | masks.columns(1), [0.95, 0.96]),
     }
-    comparison = Comparison(
+    comparison = ms.Comparison(
         tuple(compared(runs)),
         objectives,
         shape=shape,
@@ -110,7 +110,7 @@ def test_sparse_masks_are_named_and_dense_ones_are_level_lines(chart, searched):
 def test_nothing_finished_is_no_chart(record, objectives, compared):
     empty = Section({"tpe": [record(0, None)]}, objectives)
     assert search_chart(empty, Pictures()) is None
-    runs = Comparison(tuple(compared({"mine": (masks.star(), [None])})), objectives)
+    runs = ms.Comparison(tuple(compared({"mine": (masks.star(), [None])})), objectives)
     assert compared_chart(Section({}, objectives, {"c": runs}), "c", "c", Pictures()) is None
     assert not list(volume_charts(empty))
 

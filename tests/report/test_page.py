@@ -7,8 +7,8 @@ import pytest
 import torch
 from page_text import Page
 
+import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
 from masksearch.contracts import Report, generator
 from masksearch.gates.diagnostics import health, strongest_offsets
 from masksearch.gates.result import DamResult
@@ -49,7 +49,7 @@ def full(tmp_path_factory, studies, objectives, shape, compared):
     tasks = {"RTE": 0.5, "RTE/majority": 0.5, "QQP": 0.8, "QQP/majority": 0.6}
     compared_runs = tuple(compared(runs, values=tasks))
     kinds = {"mine": "searched"}
-    comparison = Comparison(compared_runs, objectives, shape=shape, kinds=kinds)
+    comparison = ms.Comparison(compared_runs, objectives, shape=shape, kinds=kinds)
     return write_report(
         tmp_path_factory.mktemp("page") / "new" / "report.html",
         title="Masks & <more>",
@@ -171,7 +171,7 @@ def test_comparison_alone_has_a_front(tmp_path, objectives, shape, compared):
         title="t",
         studies={},
         objectives=objectives,
-        comparison=Comparison(tuple(runs), objectives),
+        comparison=ms.Comparison(tuple(runs), objectives),
         shape=shape,
     )
     page = Page(path.read_text())

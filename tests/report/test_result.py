@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density, unit_densities
 from masksearch.report.figures.masks import Pictures
@@ -33,7 +33,7 @@ def section(record, compared, objectives, shape):
     found.append(record(6, 0.7, masks.star(), name="star", role="baseline"))
     runs = {"mine": (UNEVEN, [0.7, 0.71, 0.72]), "star": (masks.star(), [0.6, 0.61, 0.62]),
             "dense": (masks.full(), [0.8, 0.8, 0.8])}  # fmt: skip
-    comparison = Comparison(
+    comparison = ms.Comparison(
         tuple(compared(runs, values={"RTE": 0.6})), objectives, shape=shape,
         kinds={"mine": "searched"},
     )  # fmt: skip

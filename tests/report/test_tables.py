@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.compare import Comparison
 from masksearch.report.layout import escape, write_tables
 from masksearch.report.page import paper_tables
+from masksearch.report.result import result_of
 from masksearch.report.section import Section
 from masksearch.report.tables import comparison_table, findings_table, front_table
 
@@ -32,7 +33,7 @@ def comparison(objectives, compared, shape):
         "broken": (masks.fixed(), [None, None, None]),
     }
     records = compared(runs, values={"SST-2": 0.5, "sst_loss": 1.25})
-    return Comparison(tuple(records), objectives, shape=shape, kinds={"mine": "searched"})
+    return ms.Comparison(tuple(records), objectives, shape=shape, kinds={"mine": "searched"})
 
 
 def check_latex(text: str) -> list[list[str]]:
@@ -83,7 +84,7 @@ def test_least_loss_is_the_best(compared):
         type(r)(**{**vars(r), "status": "done", "values": {"loss": 1.5 + k}, "error": ""})
         for k, r in enumerate(records)
     ]
-    text = comparison_table(Comparison(tuple(records), goals)).latex()
+    text = comparison_table(ms.Comparison(tuple(records), goals)).latex()
     assert re.findall(r"\\textbf\{([^}]*)\}", text) == ["1.500 (1 seed)"]
 
 
@@ -107,7 +108,8 @@ def test_front_is_a_table(record, objectives):
 def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
     studies = {"tpe": [record(0, 1 / 3, masks.star())]}
     section = Section(studies, objectives, {"c": comparison})
-    write_tables(tmp_path / "t", "one_", paper_tables(section))
+    told = result_of([section], title="t")["sections"][0]
+    write_tables(tmp_path / "t", "one_", paper_tables(told, section))
     assert pd.read_csv(tmp_path / "t" / "one_front.csv")["glue"].tolist() == [1 / 3]
     summary = pd.read_csv(tmp_path / "t" / "one_compared.csv").set_index("mask")
     runs = pd.read_csv(tmp_path / "t" / "one_compared_seeds.csv")
@@ -138,7 +140,7 @@ def test_every_layout_shows_the_same_cells(comparison):
 
 
 def test_comparison_gives_its_table(comparison):
-    mine = Comparison(**{f: getattr(comparison, f) for f in ("records", "objectives", "kinds")})
+    mine = ms.Comparison(**{f: getattr(comparison, f) for f in ("records", "objectives", "kinds")})
     assert mine.latex() == comparison_table(comparison).latex()
     assert "SST-2" in mine.latex(columns=["SST-2"])
     frame = mine.frame(per="seed")
