@@ -1,6 +1,7 @@
 """From command-line options to the evaluator that they name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_every_setting_of_every_evaluator_has_a_type(kind):
 
 def test_a_class_of_ones_own_takes_settings(tmp_path):
     toy = Path(__file__).parents[1] / "contracts" / "toy.py"
-    own = f"{toy}:ToyEvaluator"
+    own = f"{shutil.copy(toy, tmp_path / 'toy_of_my_own.py')}:ToyEvaluator"
     assert judge(evaluator=own, set=["nan_at=0.3"]).nan_at == 0.3
     with pytest.raises(UnknownNameError, match=r"'nan_et'.*'nan_at'"):
         judge(evaluator=own, set=["nan_et=0.3"])
