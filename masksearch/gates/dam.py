@@ -36,13 +36,13 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import HeadCountError, LayerCountError, SearchError, unknown_name
-from masksearch.gates.collapse import CollapseWatch
 from masksearch.gates.config import DamConfig, build_config
 from masksearch.gates.config import preset as preset_named
 from masksearch.gates.gates import Gates
 from masksearch.gates.joint_training import JointTraining
 from masksearch.gates.result import DamResult as DamResult
 from masksearch.gates.sparsebert import PublishedGates
+from masksearch.gates.warmup import CollapseWatch
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import keeping_modes
 

@@ -21,12 +21,16 @@ from torch import Tensor
 from masksearch.analysis.cautions import warmup_problems
 from masksearch.contracts import Report, generator
 from masksearch.errors import LengthError
-from masksearch.gates.collapse import PRUNE_MORE, CollapseWatch
-from masksearch.gates.discretise import at_sparsity, least_density
-from masksearch.gates.edge_means import entropy_bits, mean_of_edges, profile
+from masksearch.gates.discretise import (
+    at_sparsity,
+    entropy_bits,
+    least_density,
+    mean_of_edges,
+    profile,
+)
 from masksearch.gates.gates import Gates, Structure
-from masksearch.gates.switches import entropy_of_levels
-from masksearch.gates.units import Units
+from masksearch.gates.units import Units, entropy_of_levels
+from masksearch.gates.warmup import PRUNE_MORE, CollapseWatch
 from masksearch.masks.measure import overlap
 
 

@@ -16,16 +16,18 @@ from torch import Tensor, nn
 
 from masksearch.contracts import AttentionCall, Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
-from masksearch.gates.discretise import least_density, weights_of
-from masksearch.gates.edge_means import entropy_bits
+from masksearch.gates.discretise import entropy_bits, least_density, weights_of
 from masksearch.gates.estimators import form_named
-from masksearch.gates.switches import (
+from masksearch.gates.units import (
+    Unit,
+    Units,
     attend_switched,
     draw_levels,
     entropy_of_levels,
+    read_levels,
     straight_through,
+    write_levels,
 )
-from masksearch.gates.units import Unit, Units, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
 
@@ -45,7 +47,7 @@ class Gates(nn.Module):
     With `"switch"` no edge has a gate: each layer or head chooses one of several masks, one logit
     an option (softmax), from the local one to the full one. What is computed is what the drawn
     masks will compute, and an option's gate learns from `<dL/dy, y_option - y>`, exact to first
-    order (see `masksearch.gates.switches`).
+    order (see `masksearch.gates.units`).
 
     Args:
         structure: `"free"`: one gate an edge; `"symmetric"`: (i, j) and (j, i) share one;

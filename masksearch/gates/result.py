@@ -25,12 +25,11 @@ from masksearch.gates.discretise import (
     Per,
     at_sparsity,
     at_threshold,
+    mean_of_edges,
     top_keys,
     weights_of,
 )
-from masksearch.gates.edge_means import mean_of_edges
-from masksearch.gates.switches import cut_switches
-from masksearch.gates.units import Allocation, Units, read_levels
+from masksearch.gates.units import Allocation, Units, cut_switches, read_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.picture import table_html
 
@@ -151,7 +150,7 @@ class DamResult:
                 or which rows are read, it is the effective sparsity: edges between padding, to
                 later keys or of rows that are not read are not kept and count for nothing.
                 Switches take the only argument that this is; the mask is the densest on the
-                path of `masksearch.gates.switches.cut_switches` that is at least as sparse.
+                path of `masksearch.gates.units.cut_switches` that is at least as sparse.
             threshold: Lowest kept probability, in [0, 1].
             keys: Number of keys that every row keeps, 1..n.
             per: What the sparsity holds for: the whole `"mask"`, each `"layer"`, each `"head"`.

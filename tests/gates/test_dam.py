@@ -21,8 +21,8 @@ from masksearch.errors import (
 )
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.dam import GATES_FILE, DamConfig, dam, dam_reports, run_one_shot
-from masksearch.gates.density import DensityControl
 from masksearch.gates.gates import Gates
+from masksearch.gates.joint_training import DensityControl
 from masksearch.gates.result import DamResult
 from masksearch.masks.core import Mask
 from masksearch.models.encoders import Size, encoder

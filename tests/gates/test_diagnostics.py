@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch.contracts import Report, generator
-from masksearch.gates.collapse import PATIENCE, CollapseWatch
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.diagnostics import (
     Health,
@@ -22,6 +21,7 @@ from masksearch.gates.diagnostics import (
 )
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
+from masksearch.gates.warmup import PATIENCE, CollapseWatch
 from masksearch.masks.measure import overlap
 
 

@@ -15,8 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.gates.switches import cut_switches
-from masksearch.gates.units import Units, read_levels, write_levels
+from masksearch.gates.units import Units, cut_switches, read_levels, write_levels
 from masksearch.strategies.build import build_strategy
 
 LENGTH, LAYERS, HEADS = 12, 2, 4

@@ -24,10 +24,9 @@ from masksearch.errors import SearchError
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.gates.config import DamConfig, build_config
 from masksearch.gates.dam import GATES_FILE, dam, dam_reports, run_one_shot
-from masksearch.gates.density import DensityControl
 from masksearch.gates.diagnostics import recovery
 from masksearch.gates.gates import Gates
-from masksearch.gates.joint_training import few_rows
+from masksearch.gates.joint_training import DensityControl, few_rows
 from masksearch.gates.result import DamResult
 from masksearch.gates.warmup import AttentionLoss, WarmupWatch
 from masksearch.models.encoders import Size, encoder
