@@ -49,8 +49,8 @@ from small_judges import (
 import masksearch as ms
 from masksearch import masks
 
-CLOSE = 1e-12  # of the p-values and bounds of verdicts; everything else is compared exactly
-BOUNDS = ("/verdicts/", "/models/plan/found/nll/unseen/")
+CLOSE = 1e-12  # of p-values and bounds, relative to 1 or the value; all else is exact
+BOUNDS = ("/verdicts/", "/proxy card/", "/models/plan/found/nll/unseen/")
 SECTIONS: dict[str, Callable[[Path], Any]] = {}
 
 
