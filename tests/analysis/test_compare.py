@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from masksearch import masks
-from masksearch.analysis.compare import Comparison
+from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.runs import kind_of_mask, read_kinds
 from masksearch.analysis.stats import seeds_needed

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksearch import masks
-from masksearch.analysis.compare import Comparison
+from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.search_curves import compare_searches, curves_of
 from masksearch.analysis.stats import (

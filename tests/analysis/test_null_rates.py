@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 from scipy import stats as scipy_stats
 
-from masksearch import masks
-from masksearch.analysis.compare import Comparison
+from masksearch import Comparison, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.runs import Finding, Kind
 from masksearch.analysis.stats import POWER, diverged_score, holm, paired_difference, power

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masksearch import masks
-from masksearch.analysis.proxy_card import ProxyCard, judge_proxy, observe
+from masksearch import ProxyCard, masks
+from masksearch.analysis.proxy_card import judge_proxy, observe
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, UnknownNameError
 

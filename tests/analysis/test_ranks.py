@@ -125,14 +125,6 @@ def test_intervals_are_reproducible_and_bring_their_level():
     assert math.isnan(Resampling(bands, 3, 0, 5).tau(x, y).low)
 
 
-def test_draws_stay_within_their_band():
-    bands = np.array([0, 0, 0, 1, 1, 2])
-    resampling = Resampling(bands, 2, 50, 0)
-    for band, size in ((0, 3), (1, 2), (2, 1)):
-        assert (resampling.within[:, bands == band].sum(axis=1) == size).all()
-    assert (resampling.across.sum(axis=1) == 6).all()
-
-
 def test_tau_between_seeds_is_the_mean_over_pairs_of_different_seeds():
     x, y = np.random.default_rng(0).normal(size=(2, 15, 3))
     resampling = Resampling(np.zeros(15, dtype=int), 3, 20, 0)

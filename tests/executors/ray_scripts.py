@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 from ray_fixtures import Troubled
 from toy import PlainTrials
 
-from masksearch import masks
-from masksearch.executors.ray import RayTune
+from masksearch import RayTune, masks
 from masksearch.strategies.enqueued import Listed
 
 

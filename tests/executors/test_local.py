@@ -15,11 +15,10 @@ import pytest
 import torch
 from toy import PlainTrials, ToyEvaluator
 
-from masksearch import masks
+from masksearch import Local, masks
 from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
 from masksearch.executors.job import JobRun
-from masksearch.executors.local import Local
 from masksearch.strategies.enqueued import Listed
 
 

@@ -9,7 +9,7 @@ import cloudpickle
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from ray_fixtures import STEPS, Troubled, Unloadable
+from ray_fixtures import STEPS, Troubled
 from toy import PlainTrials
 
 from masksearch import masks
@@ -204,15 +204,6 @@ class Saved:
         pass
 
 
-def test_an_evaluator_that_cannot_be_loaded_stops_the_search(tmp_path):
-    story = Story(tmp_path, Unloadable(), count=3)
-    worker = story.worker()
-    story.take("a", worker)
-    with pytest.raises(SearchError, match=r"(?s)cannot load the evaluator.*no such data on this"):
-        story.pool.on_step("a", worker.step())
-    assert story.records == []
-
-
 def test_a_strategy_that_waits_for_nothing_is_a_mistake(tmp_path):
     class Lazy(Listed):
         def ask(self):
@@ -232,16 +223,3 @@ def test_jobs_may_come_from_elsewhere(tmp_path):
     assert story.pool.next_trial("b") == "wait"
     story.finish("a", worker)
     assert [record.number for record in story.records] == [7]
-
-
-def test_a_spec_is_short_shared_and_emptied(tmp_path):
-    import copy
-
-    story = Story(tmp_path, count=1)
-    worker = story.worker()
-    spec = story.pool.next_trial("a")
-    assert copy.deepcopy({"spec": spec})["spec"] is spec
-    assert repr(spec) == "0.0"
-    worker.take(spec, tmp_path)
-    story.finish("a", worker)
-    assert (spec.proposal, spec.config) == (b"", None)

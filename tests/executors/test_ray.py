@@ -19,20 +19,24 @@ from ray_fixtures import STEPS, Troubled, Unloadable
 from toy import PlainTrials, ToyEvaluator, space
 from toy_sentences import write_sentences
 
-from masksearch import masks
+from masksearch import (
+    GlueEvaluator,
+    Local,
+    ParetoHalving,
+    PlantedEvaluator,
+    PlantedProcess,
+    RayTune,
+    compare,
+    load_function,
+    masks,
+    search,
+)
 from masksearch.contracts import Record
-from masksearch.driver import compare, search
 from masksearch.errors import SearchError, install_command
-from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.evaluators.tuning import TaskTraining
-from masksearch.executors.local import Local
-from masksearch.executors.ray import RayTune, tolerate_losses
+from masksearch.executors.ray import tolerate_losses
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.enqueued import Listed
-from masksearch.strategies.halving import ParetoHalving
-from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.user_code import load_function
 
 ray = pytest.importorskip("ray")
 

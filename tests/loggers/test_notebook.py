@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import pytest
-from rich.text import Text
-
-from masksearch.loggers import console as module
-from masksearch.loggers.console import NotebookOutput
 
 TOY = Path(__file__).parents[1] / "contracts"
 CELL = f"""
@@ -23,30 +18,6 @@ candidates = {{"a": masks.window(1), "b": masks.window(2)}}
 compared = ms.compare(candidates, ToyEvaluator(), run=RUN, seeds=range(20));
 again = ms.compare(candidates, ToyEvaluator(), run=RUN, seeds=range(20), progress=None);
 """
-
-
-class Handle:
-    """Stands for IPython's."""
-
-    def __init__(self) -> None:
-        self.shown: list[str] = []
-
-    def update(self, content: dict[str, str], raw: bool) -> None:
-        self.shown.append(content["text/plain"])
-
-
-def test_updates_are_rare_and_the_last_state_stays(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    states = iter(range(1000))
-    output = NotebookOutput(lambda: Text(f"state {next(states)}"))
-    output.handle = Handle()
-    for _ in range(200):  # two seconds
-        output.refresh()
-        now[0] += 0.01
-    assert 3 <= len(output.handle.shown) <= 5
-    output.stop()
-    assert re.fullmatch(r"state \d", output.handle.shown[-1])
 
 
 @pytest.mark.slow

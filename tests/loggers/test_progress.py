@@ -12,10 +12,10 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import masksearch.loggers.progress as module
-from masksearch import masks
+from masksearch import masks, progress
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.loggers.console import Watcher
-from masksearch.loggers.progress import StepBar, bars, progress
+from masksearch.loggers.progress import StepBar, bars
 from masksearch.training.loop import FOLLOWERS, Step, TrainConfig, train
 
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))

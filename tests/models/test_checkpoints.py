@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers as hf
 
-from masksearch import masks, open_pretrained
-from masksearch.attention.attach import attach
+from masksearch import attach, masks, open_pretrained
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files

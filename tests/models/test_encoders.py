@@ -5,8 +5,7 @@ import inspect
 import pytest
 import torch
 
-from masksearch import masks
-from masksearch.attention.attach import attach
+from masksearch import attach, masks
 from masksearch.errors import UnknownNameError
 from masksearch.gates.sparsebert import published_rate
 from masksearch.models.encoders import (

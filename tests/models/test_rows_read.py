@@ -9,11 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
-from masksearch import masks
-from masksearch.attention.attach import attach, detach
-from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
+from masksearch import GlueEvaluator, SquadEvaluator, SwagEvaluator, attach, detach, masks
 from masksearch.models.heads import ChoiceScorer, SequenceClassifier, SpanPredictor
 from masksearch.models.pretrained import FIRST_ROW, KINDS, TunedHead, rows_read
 

@@ -24,8 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masksearch import load_pretrained, masks, save_pretrained, saved_masks
-from masksearch.attention.attach import attach, attached, detach
+from masksearch import (
+    Gates,
+    attach,
+    attached,
+    detach,
+    load_pretrained,
+    masks,
+    save_pretrained,
+    saved_masks,
+)
 from masksearch.errors import (
     AttachError,
     DataError,
@@ -34,7 +42,6 @@ from masksearch.errors import (
     LayerCountError,
     MaskFormatError,
 )
-from masksearch.gates.gates import Gates
 
 VOCABULARY, LENGTH, WIDTH = 30, 12, 8
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}

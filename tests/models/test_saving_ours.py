@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from masksearch import masks, open_pretrained, save_pretrained
-from masksearch.attention.attach import attach
+from masksearch import attach, masks, open_pretrained, save_pretrained
 from masksearch.errors import AttachError
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.models.heads import MaskedLanguageModel

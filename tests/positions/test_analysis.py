@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch import masks
+from masksearch import Gates, Importance, attach, detach, importance, masks
 from masksearch.analysis.stats import estimate
-from masksearch.attention.attach import ATTACHMENT, attach, detach
+from masksearch.attention.attach import ATTACHMENT
 from masksearch.errors import (
     AttachError,
     LengthError,
@@ -18,11 +18,10 @@ from masksearch.errors import (
     NonFiniteLossError,
     UnknownNameError,
 )
-from masksearch.gates.gates import Gates
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.positions.analysis import drop_forwards, importance
-from masksearch.positions.result import Importance, mean_with_interval
+from masksearch.positions.analysis import drop_forwards
+from masksearch.positions.result import mean_with_interval
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 

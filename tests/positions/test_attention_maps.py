@@ -3,9 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masksearch import masks
-from masksearch.attention.attach import attach
-from masksearch.positions.attention_maps import attention_maps
+from masksearch import attach, attention_maps, masks
 from masksearch.positions.result import offset_sums
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 

@@ -3,10 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from masksearch import Shape, masks
-from masksearch.masks.core import Mask
+from masksearch import Mask, Shape, diagonal_controls, masks
 from masksearch.masks.measure import effective_density
-from masksearch.positions.controls import diagonal_controls
 
 
 @pytest.mark.parametrize("length", [2, 24, 128])

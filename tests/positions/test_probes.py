@@ -43,31 +43,6 @@ def by_hand(query: Tensor, key: Tensor, keep: Tensor, scaling: float) -> Tensor:
     return weights
 
 
-def test_weights_match_a_loop():
-    query, key, value = parts()
-    weights = AttentionCall(query, key, value, visible=padding(), scaling=0.7).weights()
-    assert weights.dtype == torch.float64
-    torch.testing.assert_close(weights, by_hand(query, key, padding(), 0.7))
-
-
-def test_a_row_without_a_key_is_zero():
-    query, key, value = parts()
-    visible = padding()
-    visible[0, :, 2] = False
-    weights = AttentionCall(query, key, value, visible=visible, scaling=1.0).weights()
-    assert weights[0, :, 2].abs().sum() == 0
-    assert weights.isfinite().all()
-
-
-def test_padded_rows_do_not_count():
-    valid = valid_pairs(padding(), 2, 5, torch.device("cpu"))
-    assert valid[0].all()
-    expected = torch.zeros(5, 5, dtype=torch.bool)
-    expected[:3, :3] = True
-    assert torch.equal(valid[1, 0], expected)
-    assert valid_pairs(None, 2, 5, torch.device("cpu")).shape == (2, 1, 5, 5)
-
-
 def test_a_position_that_one_head_sees_is_no_padding():
     visible = torch.ones(2, 2, 5, 5, dtype=torch.bool)
     visible[:, 1, :, 4] = False
@@ -105,20 +80,6 @@ def test_thinned_rows_that_would_be_empty_keep_what_they_have():
     keep[0, 0, 1, 3] = True
     torch.testing.assert_close(out, by_hand(query, key, keep, 1.0) @ value)
     assert bank.cells == [4 / 2]  # 4 of 5 rows of the first sequence, none of the second
-
-
-def test_thinned_in_one_head_leaves_the_other():
-    query, key, value = parts()
-    bank = ThinnedAttention(*SIZES)
-    dense = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
-    bank.removed, bank.head = torch.eye(5, dtype=torch.bool)[None, None], 1
-    out = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
-    torch.testing.assert_close(out[:, 0], dense[:, 0])
-    off = ~torch.eye(5, dtype=torch.bool)[None, None]
-    torch.testing.assert_close(out[:, 1], (by_hand(query, key, off, 1.0) @ value)[:, 1])
-    bank.layer = 3
-    out = bank.attend(0, AttentionCall(query, key, value, scaling=1.0))
-    torch.testing.assert_close(out, dense)
 
 
 def test_another_length_is_refused():

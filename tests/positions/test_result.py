@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from masksearch.positions.attention_maps import AttentionMaps
-from masksearch.positions.result import Importance, Measured, Profile, without_interval
+from masksearch import AttentionMaps, Importance
+from masksearch.positions.result import Measured, Profile, without_interval
 
 
 def profile(layers: int, at: tuple[int, ...]) -> Profile:

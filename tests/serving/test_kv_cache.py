@@ -6,7 +6,7 @@ import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masksearch import masks
+from masksearch import kv_bytes, masks
 from masksearch.errors import (
     AttachError,
     HeadCountError,
@@ -14,7 +14,6 @@ from masksearch.errors import (
     LengthError,
     UnknownNameError,
 )
-from masksearch.serving.kv_cache import kv_bytes
 
 SIZES = {
     "vocab_size": 50,

@@ -6,7 +6,6 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
 from toy import ToyEvaluator
 
 import masksearch as ms
@@ -89,8 +88,3 @@ def test_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
     assert git_commit() == head.stdout.strip()
     (tmp_path / "file").write_text("2")
     assert git_commit() == f"{head.stdout.strip()} with uncommitted changes"
-
-
-@pytest.mark.parametrize("program", ["no-such-program-here", "false"])
-def test_missing_programs_say_nothing(program):
-    assert records.said_by(program) == ""

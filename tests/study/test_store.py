@@ -148,11 +148,6 @@ def test_folder_without_a_study(tmp_path):
         StudyStore(tmp_path, write=False)
 
 
-def test_storage_that_cannot_be_opened(tmp_path):
-    with pytest.raises(SearchError, match="cannot open the storage nonsense://x"):
-        StudyStore(tmp_path / "run", "nonsense://x")
-
-
 def test_starts_count_every_beginning_of_a_running_trial(store):
     for draw in range(2):
         store.begin(running(), draw)

@@ -92,9 +92,3 @@ def test_tokens_of_a_word_are_hidden_together(whole: bool) -> None:
     assert (shares - 0.2).abs().max() < (0.15 if whole else 0.03)
     together = (scored[:, 1] == scored[:, 2]).float().mean()
     assert together > 0.95 if whole else together < 0.8
-
-
-def test_count_rounds_and_is_at_least_one() -> None:
-    masking = Masking(40, SPECIAL, 0.15)
-    assert masking.count(torch.tensor([1, 9, 10, 30, 126])).tolist() == [1, 1, 2, 4, 19]
-    assert [round(0.15 * n) for n in (10, 30, 126)] == [2, 4, 19]

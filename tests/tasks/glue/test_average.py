@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from masksearch import glue_score
 from masksearch.errors import UnknownNameError
-from masksearch.tasks.glue import TASKS, glue_score, reported, score
+from masksearch.tasks.glue import TASKS, reported, score
 from masksearch.tasks.glue.metrics import COLUMNS
 
 NAMES = ["mnli_m", "mnli_mm", "qqp", "qnli", "sst2", "cola", "stsb", "mrpc", "rte"]

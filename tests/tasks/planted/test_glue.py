@@ -12,9 +12,8 @@ from planted_glue import PLANTED, PlantedGlue, PlantedGlueTask
 from torch import Tensor
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import PlantedProcess, lower, masks
 from masksearch.contracts import Shape, generator
-from masksearch.masks.lower import lower
 from masksearch.tasks.glue import (
     GlueData,
     Rows,
@@ -22,7 +21,6 @@ from masksearch.tasks.glue import (
     majority_scores,
     score,
 )
-from masksearch.tasks.planted.process import PlantedProcess
 
 SMALL = PlantedGlue(
     PlantedProcess(length=12, vocabulary=8, offsets=(6,), keys=1),

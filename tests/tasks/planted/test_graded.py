@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
-from masksearch import masks
+from masksearch import GradedProcess, masks
 from masksearch.contracts import generator
 from masksearch.masks.tables import Table
-from masksearch.tasks.planted import Dependency, GradedProcess
+from masksearch.tasks.planted import Dependency
 
 SMALL = GradedProcess(
     length=5,

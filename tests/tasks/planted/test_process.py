@@ -5,10 +5,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from masksearch import PlantedProcess, lower
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
-from masksearch.masks.lower import lower
-from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedTask
 
 PROCESSES = [
     PlantedProcess(),

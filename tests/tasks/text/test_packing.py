@@ -90,13 +90,6 @@ def test_stream_and_boundaries_match_a_loop(
     assert stream.begins.paragraphs.tolist() == sorted(at for at in paragraphs if at < len(ids))
 
 
-def test_ids_take_the_smallest_type() -> None:
-    for count, kind in ((10, "uint8"), (300, "uint16"), (70_000, "int32")):
-        names = [*TOKENS, *(f"w{number}" for number in range(count - len(TOKENS)))]
-        made = word_piece({token: number for number, token in enumerate(names)})
-        assert id_type(made) == kind
-
-
 @given(st.sets(st.integers(1, 40)), st.integers(0, 40), st.integers(0, 40))
 def test_part_counts_from_its_start(inner: set[int], one: int, two: int) -> None:
     start, stop = min(one, two), max(one, two)

@@ -1,6 +1,5 @@
 """Marks of words and sentences, and the Hub that does not answer."""
 
-import json
 import os
 import socket
 import subprocess
@@ -16,10 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from masksearch.errors import DataError
 from masksearch.tasks.text.tokenizer import (
     hub_answers,
-    id_count,
-    open_tokenizer,
     sentence_ends,
-    special_ids,
     word_piece,
     word_starts,
 )
@@ -65,24 +61,6 @@ def test_ends_of_sentences_are_marks() -> None:
     made = word_piece(numbered(tokens))
     ends = {tokens[number] for number in sentence_ends(made).nonzero().flatten().tolist()}
     assert ends == {".", "!", "?", "...", "##.", "。"}
-
-
-def test_ids_may_leave_gaps() -> None:
-    made = word_piece({**numbered([*SPECIALS, "a"]), "b": 40})
-    assert made.get_vocab_size() == 7
-    assert id_count(made) == len(word_starts(made)) == 41
-
-
-def test_a_missing_mask_token_is_named() -> None:
-    made = Tokenizer(models.WordLevel(numbered(SPECIALS[:4]), "[UNK]"))
-    with pytest.raises(DataError, match=r"no mask token \(\[MASK\] or <mask>\).*BERT-like"):
-        special_ids(made)
-
-
-def test_a_broken_list_is_named(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
-    with pytest.raises(DataError, match=r"is not a tokenizer\.json file"):
-        open_tokenizer(tmp_path)
 
 
 def test_hub_is_asked_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
