@@ -12,6 +12,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from masksearch.attention.layer import STATE
+
 HEADS, VOCABULARY, WIDTH = 4, 50, 32
 SMALL: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -311,6 +313,11 @@ class Architecture:
         queries = given["decoder_input_ids" if self.cross else name].shape[1]
         seen = keys[:, None, :].expand(-1, queries, -1)
         return seen.tril() if self.causal else seen
+
+
+def states(model: nn.Module) -> list[Any]:
+    """What lies behind the attached layers of a model, in their order."""
+    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def plain(make: Callable[..., Any], config: Callable[[int, int], Any]) -> Any:

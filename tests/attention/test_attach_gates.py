@@ -9,23 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from test_attach import (
-    BERT,
-    CAUSAL,
-    HEADS,
-    LENGTH,
-    MAKERS,
-    MIXED,
-    generated,
-    inputs,
-    made,
-    output,
-)
+from architectures import ARCHITECTURES, BERT, HEADS, TEXT
 from torch import Tensor, nn
 
+from masksearch import masks
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import AttentionCall
 from masksearch.errors import HeadCountError, LayerCountError
+
+AT, CAUSAL = ARCHITECTURES["bert"], ("gpt2", "llama")
+GIVEN = AT.inputs(4)
+MIXED = masks.per_head([masks.window(1), masks.star(), masks.bigbird(1, 1, 2), masks.stride(3)])
+
+
+def generated(*shape: int) -> Tensor:
+    return torch.randint(3, 50, shape, generator=torch.Generator().manual_seed(0))
+
+
+def output(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = model(**given)[0]
+    return out
 
 
 class Bank(nn.Module):
@@ -33,7 +37,7 @@ class Bank(nn.Module):
 
     def __init__(self, layers: int = 2, heads: int = HEADS) -> None:
         super().__init__()
-        self.length, self.layers, self.heads = LENGTH, layers, heads
+        self.length, self.layers, self.heads = TEXT, layers, heads
         self.weight = nn.Parameter(torch.ones(1))
         self.draws = 0
         self.calls: list[dict[str, Any]] = []
@@ -50,19 +54,19 @@ class Bank(nn.Module):
         return out * self.weight
 
 
-@pytest.mark.parametrize("name", sorted(set(MAKERS) - {"albert"}))
+@pytest.mark.parametrize("name", ["bert", "distilbert", "roberta", "gpt2", "llama", "vit"])
 def test_gates_are_drawn_once_and_see_layer_and_padding(name):
-    model, given, bank = made(name), inputs(name), Bank()
+    model, given, bank = ARCHITECTURES[name].made(), ARCHITECTURES[name].inputs(4), Bank()
     before = output(model, given)
     attach(model, bank)
     assert bank.draws == 0
     assert torch.allclose(output(model, given), before, atol=1e-5)
     assert bank.draws == 1
     assert [call["layer"] for call in bank.calls] == [0, 1]
-    expected = given.get("attention_mask", torch.ones(2, LENGTH)).bool()[:, None, None, :]
-    expected = expected.expand(2, 1, LENGTH, LENGTH)
+    expected = given.get("attention_mask", torch.ones(2, TEXT)).bool()[:, None, None, :]
+    expected = expected.expand(2, 1, TEXT, TEXT)
     if name in CAUSAL:
-        expected = expected & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+        expected = expected & torch.ones(TEXT, TEXT, dtype=torch.bool).tril()
     for call in bank.calls:
         assert call["dropout"] == 0.0
         if call["visible"] is None:
@@ -75,51 +79,51 @@ def test_gates_are_drawn_once_and_see_layer_and_padding(name):
 
 
 def test_gates_see_causality_without_padding():
-    model, bank = made("gpt2"), Bank(layers=1)
-    tokens = {"input_ids": generated(1, LENGTH)}
+    model, bank = ARCHITECTURES["gpt2"].made(), Bank(layers=1)
+    tokens = {"input_ids": generated(1, TEXT)}
     before = output(model, tokens)
     assert torch.allclose(output(attach(model, bank), tokens), before, atol=1e-5)
     assert [call["layer"] for call in bank.calls] == [0, 0]
     visible = bank.calls[0]["visible"]
-    assert torch.equal(visible[0, 0], torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril())
+    assert torch.equal(visible[0, 0], torch.ones(TEXT, TEXT, dtype=torch.bool).tril())
 
 
 def test_gates_see_attention_dropout_in_training():
-    config = hf.BertConfig(**BERT, num_hidden_layers=1, attention_probs_dropout_prob=0.25)
+    config = hf.BertConfig(**{**BERT, "attention_probs_dropout_prob": 0.25}, num_hidden_layers=1)
     model, bank = hf.BertModel(config).train(), Bank(layers=1)
     attach(model, bank)(input_ids=generated(1, 5))
     assert bank.calls[0]["dropout"] == 0.25
 
 
 def test_gates_are_a_submodule_until_detached():
-    model, bank = made("bert"), Bank()
+    model, bank = AT.made(), Bank()
     keys = list(model.state_dict())
     attach(model, bank)
     assert model.get_submodule("masksearch_gates") is bank
     assert any(parameter is bank.weight for parameter in model.parameters())
-    model(**inputs("bert"))[0].square().sum().backward()
+    model(**GIVEN)[0].square().sum().backward()
     assert bank.weight.grad is not None
     assert bank.weight.grad != 0
     detach(model)
     assert list(model.state_dict()) == keys
     draws = bank.draws
-    output(model, inputs("bert"))
+    output(model, GIVEN)
     assert bank.draws == draws
 
 
 def test_gates_replace_masks_and_masks_gates():
-    model, given, bank = made("bert"), inputs("bert"), Bank()
+    model, given, bank = AT.made(), GIVEN, Bank()
     attach(attach(model, MIXED), bank)
     output(model, given)
     assert bank.draws == 1
     attach(model, MIXED)
     assert bank.draws == 1
-    assert torch.equal(output(model, given), output(attach(made("bert"), MIXED), given))
+    assert torch.equal(output(model, given), output(attach(AT.made(), MIXED), given))
     assert bank.draws == 1
 
 
 def test_copied_gates_are_their_own():
-    model, given, bank = made("bert"), inputs("bert"), Bank()
+    model, given, bank = AT.made(), GIVEN, Bank()
     attach(model, bank)
     copied = copy.deepcopy(model)
     output(copied, given)
@@ -132,23 +136,12 @@ def test_copied_gates_are_their_own():
 
 def test_gates_counts_are_checked():
     with pytest.raises(LayerCountError, match="the gates have 3 layers, the model 2"):
-        attach(made("bert"), Bank(layers=3))
+        attach(AT.made(), Bank(layers=3))
     with pytest.raises(HeadCountError, match="the gates have 2 heads, the model 4"):
-        attach(made("bert"), Bank(heads=2))
-    model = made("bert")
+        attach(AT.made(), Bank(heads=2))
+    model = AT.made()
     attach(model, Bank(layers=1, heads=1))
-    output(model, inputs("bert"))
-
-
-def bart() -> nn.Module:
-    config = hf.BartConfig(
-        **{"vocab_size": 50, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2},
-        **{"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS},
-        **{"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 40},
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return hf.BartModel(config).eval()
+    output(model, GIVEN)
 
 
 class Square(Bank):
@@ -160,7 +153,7 @@ class Square(Bank):
 
 
 def test_gates_of_parts_are_drawn_where_they_are_used():
-    model = bart()
+    model = ARCHITECTURES["bart-cross"].made()
     given = {"input_ids": generated(2, 9), "decoder_input_ids": generated(2, 6)}
     before = output(model, given)
     banks = {part: Square() for part in ("encoder", "decoder", "cross")}
@@ -176,7 +169,7 @@ def test_gates_of_parts_are_drawn_where_they_are_used():
 
 
 def test_gates_shared_by_parts_are_drawn_once():
-    model, bank = bart(), Square()
+    model, bank = ARCHITECTURES["bart-cross"].made(), Square()
     attach(model, {"encoder": bank, "cross": bank})
     output(model, {"input_ids": generated(2, 9), "decoder_input_ids": generated(2, 6)})
     assert bank.draws == 1
@@ -185,7 +178,7 @@ def test_gates_shared_by_parts_are_drawn_once():
 
 
 def test_masks_and_gates_side_by_side():
-    model, bank = bart(), Square()
+    model, bank = ARCHITECTURES["bart-cross"].made(), Square()
     given = {"input_ids": generated(2, 9), "decoder_input_ids": generated(2, 9)}
     attach(model, {"encoder": MIXED, "cross": bank}, backend="gather")
     found = output(model, given | {"attention_mask": (torch.arange(9) < 7).long().expand(2, -1)})

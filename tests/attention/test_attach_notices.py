@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, states
 from torch import nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain
-from masksearch.attention.layer import STATE
 from masksearch.errors import AttachError
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import MaskedLanguageModel
@@ -261,8 +260,7 @@ def test_wrappers_that_exchange_configurations():
     plain = model(**given)[0]
     several = {part: masks.full() for part in ("encoder", "decoder", "cross")}
     assert torch.allclose(attach(model, several)(**given)[0], plain, atol=1e-6)
-    slots = [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
-    assert [slot.part for slot in slots].count("encoder") == 2
+    assert [slot.part for slot in states(model)].count("encoder") == 2
     alone = copy.deepcopy(detach(model).encoder)
     expected = attach(alone, NARROW)(input_ids=tokens)[0]
     attach(model, NARROW, part="encoder")

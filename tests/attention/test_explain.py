@@ -1,45 +1,22 @@
 """explain says what computes each layer, and what the attached model then does."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers as hf
+from architectures import ARCHITECTURES, gpt2_config, states
 from torch import nn
 
-import masksearch.gates.gates as gates
+import masksearch as ms
 from masksearch import masks
-from masksearch.attention.attach import ATTACHMENT, attach
-from masksearch.attention.explain import COLUMNS, ExplainedLayers, explain, ranges
+from masksearch.attention.attach import attach
+from masksearch.attention.explain import explain
 from masksearch.errors import AttachError, LengthError
-
-SIZES = {"vocab_size": 30, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 32}
 
 
 def bert(layers: int = 3) -> nn.Module:
-    config = hf.BertConfig(**SIZES, num_hidden_layers=layers, max_position_embeddings=2048)
-    return hf.BertModel(config, add_pooling_layer=False).eval()
-
-
-def t5() -> nn.Module:
-    return hf.T5Model(
-        hf.T5Config(
-            vocab_size=30,
-            d_model=32,
-            d_kv=8,
-            d_ff=32,
-            num_layers=2,
-            num_heads=4,
-            decoder_start_token_id=0,
-        )
-    ).eval()
-
-
-def bart() -> nn.Module:
-    sides = {
-        f"{side}_{name}": value
-        for side in ("encoder", "decoder")
-        for name, value in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 32))
-    }
-    return hf.BartModel(hf.BartConfig(vocab_size=30, d_model=32, **sides)).eval()
+    return ARCHITECTURES["bert"].made(layers, 2048)
 
 
 def run(model: nn.Module, length: int) -> None:
@@ -47,12 +24,9 @@ def run(model: nn.Module, length: int) -> None:
         model(torch.ones(1, length, dtype=torch.int64))
 
 
-def only(
-    model: nn.Module, length: int | None = None, trains: bool | None = None
-) -> ExplainedLayers:
-    rows = explain(model, length, trains).rows
-    assert len(rows) == 1
-    return rows[0]
+def only(model: nn.Module, length: int | None = None, trains: bool | None = None) -> Any:
+    [row] = explain(model, length, trains).rows
+    return row
 
 
 def test_a_long_window_is_gathered_in_all_layers():
@@ -84,7 +58,7 @@ def test_what_is_explained_is_what_runs():
     model = attach(bert(2), masks.per_layer([masks.window(16), masks.strided(4)]))
     expected = [row.backend for row in explain(model, 1024, trains=False).rows]
     run(model, 1024)
-    lowered = [state.lowered for state in model.__dict__[ATTACHMENT].states.values()]
+    lowered = [state.lowered for state in states(model)]
     found = [each.lowered[1024, "choice", torch.device("cpu"), False].backend for each in lowered]
     assert found == expected == ["gather", "sdpa"]
     assert [(1024, "gather", torch.device("cpu")) in each.lowered for each in lowered] == [
@@ -119,7 +93,7 @@ def test_short_inputs_say_from_where_a_sparse_kernel_pays():
 
 def test_parts_of_an_encoder_decoder():
     model = attach(
-        bart(),
+        ARCHITECTURES["bart-cross"].made(),
         {"encoder": masks.window(8), "decoder": masks.window(9), "cross": masks.window(10)},
     )
     rows = {row.part: row for row in explain(model, 1024).rows}
@@ -136,15 +110,18 @@ def test_parts_of_an_encoder_decoder():
 
 
 def test_biases_on_the_scores_are_named():
-    row = only(attach(t5(), masks.window(8), part="encoder", backend="gather"), 1024)
+    row = only(
+        attach(
+            ARCHITECTURES["t5-encoder"].made(), masks.window(8), part="encoder", backend="gather"
+        ),
+        1024,
+    )
     assert row.backend == "sdpa"
     assert "the model adds a bias to the scores" in row.reason
 
 
 def test_a_request_is_shown_and_a_fallback_named():
-    model = hf.GPT2Model(
-        hf.GPT2Config(vocab_size=30, n_embd=32, n_layer=2, n_head=4, n_positions=64)
-    ).eval()
+    model = hf.GPT2Model(gpt2_config(2, 64)).eval()
     attach(model, masks.window(3), backend="gather")
     ids = torch.ones(1, 20, dtype=torch.int64)
     with torch.no_grad():
@@ -164,7 +141,7 @@ def test_training_follows_the_mode_unless_given():
 
 
 def test_gates_say_so():
-    model = attach(bert(), gates.Gates(length=16, heads=4, layers=3))
+    model = attach(bert(), ms.Gates(length=16, heads=4, layers=3))
     row = only(model)
     assert (row.mask, row.backend, row.layers, row.length) == ("gates", "gates", "0-2", None)
     assert "trainable gates" in str(explain(model))
@@ -179,9 +156,12 @@ def test_masks_by_content_say_so():
 
 def test_tables_are_narrow():
     long = masks.per_head([masks.bigbird(17, 2, 3, seed=at) for at in range(4)])
-    for model, length in ((attach(bert(), long), 1024), (attach(bart(), long, part="cross"), 64)):
+    for model, length in (
+        (attach(bert(), long), 1024),
+        (attach(ARCHITECTURES["bart-cross"].made(), long, part="cross"), 64),
+    ):
         lines = str(explain(model, length)).splitlines()
-        assert max(map(len, lines)) <= COLUMNS
+        assert max(map(len, lines)) <= 100
         assert any("per_head" in line and ".." in line for line in lines)
 
 
@@ -190,8 +170,3 @@ def test_nothing_attached_is_refused():
         explain(bert(), 8)
     with pytest.raises(ValueError, match="length must be at least 1 position, got 0"):
         explain(attach(bert(), masks.window(1)), 0)
-
-
-def test_ranges():
-    assert ranges([3, 0, 1, 2, 7, 9, 8]) == "0-3,7-9"
-    assert ranges([4]) == "4"

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import ARCHITECTURES
+from architectures import ARCHITECTURES, states
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.attention.layer import STATE
 from masksearch.errors import AttachError, EmptyRowError
 
 LONG = 300
@@ -44,10 +43,6 @@ def exported(model: nn.Module, given: dict[str, Tensor], **how: Any) -> Any:
         program = torch.export.export(model, (given,), strict=False, **how)
     assert not [node for node in program.graph.nodes if "masksearch" in str(node.target)]
     return program.module()
-
-
-def states(model: nn.Module) -> list[Any]:
-    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def check(name: str, found: Any, model: nn.Module, given: dict[str, Tensor]) -> None:
@@ -160,8 +155,8 @@ def test_gradients_of_single_examples(name, length, backend, padding):
 
     def loss(weights: dict[str, Tensor], some: dict[str, Tensor]) -> Tensor:
         one = {key: value[None] for key, value in some.items()}
-        states = functional_call(model, weights, (one,))
-        return states[0, : length - (padding or 0)].square().mean()
+        found = functional_call(model, weights, (one,))
+        return found[0, : length - (padding or 0)].square().mean()
 
     found = vmap(grad(loss), in_dims=(None, 0))(weights, given)
     (state,) = states(model)

@@ -9,22 +9,16 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, BERT, GROUPED
+from architectures import ARCHITECTURES, BERT, GROUPED, states
 from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
-from masksearch.attention.interface import pack, write_out
-from masksearch.attention.layer import STATE
 from masksearch.errors import AttachError, EmptyRowError
 
 LONG = 300
 SPARSE = masks.window(5) | masks.global_tokens(1)
 WINDOW = masks.window(5)  # sparse by its blocks at 300 positions, too
-
-
-def states(model: nn.Module) -> list[Any]:
-    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def made(model: nn.Module) -> list[set[str]]:
@@ -167,17 +161,6 @@ def test_empty_rows_are_refused_without_a_table():
         run("bert", model, given)
     attach(model, masks.cropped(masks.shifts([-70, 400]) | masks.blocks(64), at=500))
     run("bert", model, given)
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_packed_padding_says_what_it_hides(causal):
-    padding = torch.rand(3, 7, generator=torch.Generator().manual_seed(0)) > 0.4
-    for moved in (pack(padding, causal), pack(padding, causal).clone().detach()):
-        seen = write_out(moved, 7)
-        for query in range(7):
-            for key in range(7):
-                expected = padding[:, key] & (not causal or key <= query)
-                assert torch.equal(seen[:, 0, query, key], expected)
 
 
 # -- training ----------------------------------------------------------------------------------

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import copy
 import functools
-import gc
 import pickle
 from typing import Any
 
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, GROUPED, gpt2_config, llama_config
+from architectures import ARCHITECTURES, GROUPED, gpt2_config, llama_config, states
 from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.attention.layer import POSITIONS, STATE, depends_on_length
 from masksearch.errors import AttachError, EmptyRowError, LengthError
 
 LONGEST = 40
-
-
-def states(model: nn.Module) -> list[Any]:
-    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
 
 
 def seeded(make: Any) -> Any:
@@ -186,22 +180,6 @@ def test_random_keys_of_cross_attention_last_as_long_as_the_encoder():
         scores(model, new=12)
 
 
-@pytest.mark.parametrize(
-    ("mask", "expected"),
-    [
-        (masks.random_keys(2), True),
-        (masks.window(1) | (masks.random_keys(2) & masks.causal()), True),
-        (masks.per_head([masks.star(), ~masks.random_keys(2)]), True),
-        (masks.cropped(masks.random_keys(2), at=9), False),
-        (masks.star() | masks.cropped(masks.bigbird(), at=9), False),
-        (masks.per_layer([masks.star(), masks.log_sparse()]), False),
-        (masks.table(torch.ones(4, 4) > 0), False),
-    ],
-)
-def test_masks_that_follow_the_length_are_known(mask, expected):
-    assert depends_on_length(mask) == expected
-
-
 def test_a_table_does_not_stretch_while_decoding():
     model = attach(gpt2(), masks.table(torch.ones(9, 9, dtype=torch.bool).tril()))
     model(input_ids=tokens())
@@ -225,21 +203,10 @@ def test_layers_with_equal_masks_share_their_tables():
         assert torch.equal(copied(**given)[0], model(**given)[0])
 
 
-def test_lowered_forms_of_few_lengths_are_kept():
-    model = attach(ARCHITECTURES["bert"].made(layers=1), masks.window(1), backend="gather")
-    with torch.no_grad():
-        for length in range(1, 17):
-            model(input_ids=torch.ones(1, length, dtype=torch.int64))
-    (state,) = states(model)
-    assert len(state.lowered.lengths()) == 8
-    assert {what for _, what, *_ in state.lowered.lowered} == {"choice", "gather"}
-
-
 def test_a_refused_mask_leaves_the_positions_of_the_earlier_one():
     model = attach(gpt2(), masks.star(), part="transformer")
     with pytest.raises(AttachError, match="is in two of the parts"):
         attach(model, {"transformer": masks.star(), "transformer.h.1": masks.star()})
-    assert POSITIONS[id(model.config)] is states(model)[0].positions
     plain = scores(model, use_cache=False)
     assert torch.allclose(scores(model, cache_implementation="static"), plain, atol=1e-4)
 
@@ -263,16 +230,3 @@ def test_towers_of_other_lengths_do_not_ask_each_other():
     attach(model, tables, backend="gather")
     with torch.no_grad():
         model(tokens())
-
-
-def test_positions_are_found_by_the_configuration_of_a_copy():
-    model = attach(gpt2(), masks.window(1))
-    copied = copy.deepcopy(model)
-    assert POSITIONS[id(model.config)] is states(model)[0].positions
-    own = states(copied)[0].positions
-    assert POSITIONS[id(copied.config)] is own is not states(model)[0].positions
-    key = id(copied.config)
-    del copied, own
-    gc.collect()
-    attach(model, masks.window(2))
-    assert key not in POSITIONS

@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from architectures import ARCHITECTURES, BERT
+from architectures import ARCHITECTURES, BERT, states
 from torch import Tensor, nn
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import attach, attached, detach
-from masksearch.attention.layer import STATE
 from masksearch.errors import (
     AttachError,
     EmptyRowError,
@@ -23,14 +22,10 @@ from masksearch.errors import (
 )
 
 
-def slots(model: nn.Module) -> list[Any]:
-    return [m.__dict__[STATE] for m in model.modules() if STATE in m.__dict__]
-
-
 def by_part(model: nn.Module) -> dict[str, list[str]]:
     """Part -> names of its modules, in their order."""
     found: dict[str, list[str]] = {}
-    for slot in sorted(slots(model), key=lambda slot: slot.layer):
+    for slot in sorted(states(model), key=lambda slot: slot.layer):
         found.setdefault(slot.part, []).append(slot.name)
     return found
 
@@ -64,11 +59,11 @@ def test_encoder_decoders_have_three_parts(name):
         assert len(found[part]) == 2
         assert all(word in name.lower() for name in found[part] for word in words), found[part]
     assert not set(found["decoder"]) & set(found["cross"])
-    assert [slot.causal for slot in slots(model)].count(True) == 2
+    assert [slot.causal for slot in states(model)].count(True) == 2
     assert list(attached(model)) == ["cross", "encoder", "decoder"]
     detach(model)
     assert attached(model) == {}
-    assert not slots(model)
+    assert not states(model)
 
 
 def test_a_part_has_to_be_named():
@@ -94,7 +89,7 @@ def test_a_part_has_to_be_named():
         attach(model, masks.star(), part="decoder.layers.0")
     with pytest.raises(AttachError, match=r"self_attn is in two of the parts 'encoder', 'encoder"):
         attach(model, {"encoder": masks.star(), "encoder.layers.1": masks.star()})
-    assert not slots(model)
+    assert not states(model)
 
 
 def test_a_plain_model_has_one_part():
@@ -112,7 +107,7 @@ def test_layers_below_a_submodule():
     model, other = ARCHITECTURES["bert"].made(), ARCHITECTURES["bert"].made()
     given = ARCHITECTURES["bert"].inputs(3)
     attach(model, masks.window(1), part="encoder.layer.1")
-    assert [slot.name for slot in slots(model)] == ["encoder.layer.1.attention.self"]
+    assert [slot.name for slot in states(model)] == ["encoder.layer.1.attention.self"]
     attach(other, masks.per_layer([masks.full(), masks.window(1)]))
     assert torch.equal(model(**given)[0], other(**given)[0])
 

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from mask_trees import HEADS, sized_trees
 from torch.nn.attention.flex_attention import create_block_mask, create_mask
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.errors import EmptyRowError, LayerCountError, LengthError
 from masksearch.masks.lower import flex_block_mask
@@ -99,7 +98,3 @@ def test_blocks_of_a_longer_mask_are_those_of_its_block_density():
     assert blocks.shape == (1, 1, length, length)
     density = float(blocks.to_dense().float().mean())
     assert density == pytest.approx(block_density(mask, length, 256))
-
-
-def test_is_reached_by_its_public_names():
-    assert ms.flex_block_mask is flex_block_mask

@@ -12,14 +12,7 @@ from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import HeadCountError, LengthError
 from masksearch.masks.lower import lower
-from masksearch.masks.nearest import (
-    WORD,
-    error_bits,
-    expression_bits,
-    listing_bits,
-    nearest_family,
-    set_bits,
-)
+from masksearch.masks.nearest import WORD, error_bits, expression_bits, nearest_family
 
 N = 32
 small = st.integers(1, 6)
@@ -247,18 +240,6 @@ def test_lengths_and_counts_that_do_not_fit():
 
 
 # -- prices ------------------------------------------------------------------------------------
-@given(size=st.integers(0, 12))
-def test_a_set_costs_its_size_and_which_one(size: int):
-    want = 2 * math.log2(size + 1) + 1 + math.log2(math.comb(12, size))
-    assert float(set_bits(size, 12)) == pytest.approx(want)
-
-
-def test_more_errors_never_cost_less():
-    costs: Tensor = error_bits(torch.arange(101), 100)
-    assert (costs.diff() > 0).all()
-    assert listing_bits(90, 100) == listing_bits(10, 100) == pytest.approx(float(costs[10]))
-
-
 @pytest.mark.parametrize(
     ("mask", "bits"),
     [

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.errors import LengthError
-from masksearch.masks import core
 from masksearch.masks.lower import block_view, distinct_tiles, row_counts, tile_counts
 from masksearch.masks.measure import (
     block_density,
@@ -52,7 +51,7 @@ def agrees(mask: masks.Mask, length: int, block: int) -> None:
 def test_tiles_of_random_masks_equal_the_tables(sized, block, chunk):
     length, mask = sized
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core, "CELLS_AT_ONCE", chunk)
+        patch.setattr("masksearch.masks.core.CELLS_AT_ONCE", chunk)
         agrees(mask, length, block)
 
 
@@ -62,7 +61,7 @@ def test_lines_of_random_masks_equal_the_tables(sized, chunk):
     length, mask = sized
     table = mask.dense(length)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core, "CELLS_AT_ONCE", chunk)
+        patch.setattr("masksearch.masks.core.CELLS_AT_ONCE", chunk)
         assert mask.kept(length) == int(table.sum())
         assert torch.equal(row_counts(mask, length), table.sum(-1))
         assert torch.equal(on_diagonal(mask, length), table.diagonal(0, -2, -1))
