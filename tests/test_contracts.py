@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,11 +91,6 @@ def test_dropout_scales_what_it_leaves():
     mean = drawn.mean(0)
     assert not torch.equal(drawn[0], drawn[1])
     torch.testing.assert_close(mean, replace(call, dropout=0.0).attend(), atol=0.2, rtol=0)
-
-
-def test_a_call_does_not_change():
-    with pytest.raises(FrozenInstanceError):
-        attention_call().dropout = 0.1  # type: ignore[misc]
 
 
 class Judge(Evaluator):

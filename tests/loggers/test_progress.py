@@ -95,20 +95,6 @@ def test_every_training_gets_a_bar_of_its_own(clock):
     assert screen.tasks[0].completed == 2
 
 
-def test_updates_are_rare(clock):
-    calls = []
-
-    class Counting(Progress):
-        def update(self, *given: object, **named: object) -> None:
-            calls.append(clock[0])
-
-    bar, config = StepBar("x", fake(True), Counting()), TrainConfig(steps=10_000)
-    for number in range(1, 5001):  # 2.5 s at 2,000 steps a second
-        bar(Step(number, 1.0, 8), config)
-        clock[0] += 0.0005
-    assert 8 <= len(calls) <= 10
-
-
 def test_the_loss_is_smoothed_and_a_gpu_is_read_late(clock):
     read = []
 

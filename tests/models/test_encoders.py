@@ -58,12 +58,6 @@ def test_encoder_has_the_named_size():
     assert base.embeddings.word_embeddings.weight.std().item() == pytest.approx(0.1, rel=0.05)
 
 
-def test_sizes_divide_into_heads():
-    for size in SIZES.values():
-        assert size.width % size.heads == 0
-    assert SIZES["base"] == Size(12, 768, 12)  # BERT-base, arXiv 1810.04805, Section 3
-
-
 def test_unknown_size_gives_the_nearest():
     with pytest.raises(UnknownNameError, match="unknown model size 'tinny'; did you mean 'tiny'"):
         find_size("tinny")

@@ -404,20 +404,16 @@ def wide_head() -> Any:
         ),
         (lambda: attach(Around(), STAR).inner, "no mask is attached to this BertModel"),
         (lambda: nn.Linear(2, 2), "Linear is no Hugging Face model"),
+        (lambda: masks.window(1), "Window is no Hugging Face model"),
         (cut_layers, r"nothing could load it again: 3. differ, such as encoder\.layer\.1\."),
         (wide_head, r"nothing could load it again: 2 differ, such as classifier\.bias; change"),
     ],
-    ids=["nothing", "gates", "around", "around-masked", "inside", "linear", "cut", "wide"],
+    ids=["nothing", "gates", "around", "around-masked", "inside", "linear", "mask", "cut", "wide"],
 )
 def test_models_that_are_not_saved(tmp_path, model, message):
     with pytest.raises(AttachError, match=message):
         save_pretrained(model(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_only_models_are_saved(tmp_path):
-    with pytest.raises(AttachError, match="Window is no Hugging Face model"):
-        save_pretrained(masks.window(1), tmp_path)
 
 
 # -- folders that are not read -----------------------------------------------------------------

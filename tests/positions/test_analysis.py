@@ -20,8 +20,6 @@ from masksearch.errors import (
 )
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.positions.analysis import drop_forwards
-from masksearch.positions.result import mean_with_interval
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 
@@ -188,9 +186,6 @@ def test_drop_states_its_cost_before_it_starts(model):
     )
     assert told[0] == (0, 2 * (1 + 4 * LAYERS * HEADS))  # offsets 0 and 1, a key, a token
     assert told[-1] == (found.forwards, found.forwards) == (told[0][1],) * 2
-    from masksearch.contracts import Shape
-
-    assert drop_forwards(Shape(LENGTH, LAYERS, HEADS), 2, "layer", 4) == 2 * (1 + 4 * LAYERS)
 
 
 def test_special_tokens_are_found_wherever_they_stand(model):
@@ -378,15 +373,6 @@ def test_per_cell_divides_by_pairs(model):
     torch.testing.assert_close(single.one(5).mean * 2, profile.one(5).mean)
     with pytest.raises(KeyError, match="99 was not measured; known: -6"):
         profile.one(99)
-
-
-def test_intervals_match_the_scalar_ones():
-    samples = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = mean_with_interval(samples)
-    for index in range(3):
-        expected = estimate(samples[:, index].tolist())
-        ends = [expected.value, expected.low, expected.high]
-        assert [part[index].item() for part in found] == pytest.approx(ends)
 
 
 def test_messages(model, tmp_path):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from masksearch import attach, attention_maps, masks
-from masksearch.positions.result import offset_sums
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 
@@ -59,13 +58,6 @@ def test_a_mask_on_the_model_stays_in_force(model):
     ends, middle = 2 * 0.5, (LENGTH - 2) / 3
     expected = torch.full((LAYERS, HEADS), (ends + middle) / LENGTH)
     torch.testing.assert_close(found.diagonal_chance, expected)
-
-
-def test_offset_sums_match_diagonals():
-    table = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(1))
-    sums = offset_sums(table)
-    for index, offset in enumerate(range(-3, 4)):
-        torch.testing.assert_close(sums[:, index], table.diagonal(offset, 1, 2).sum(-1))
 
 
 def test_frame_has_a_row_for_each_measurement(model):

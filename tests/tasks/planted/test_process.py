@@ -19,23 +19,6 @@ PROCESSES = [
 each = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.digest)
 
 
-@each
-def test_edges_match_loop(process):
-    partner = dict(process.pairs) | {second: first for first, second in process.pairs}
-    for query, key in itertools.product(range(process.length), repeat=2):
-        needed = partner.get(query) == key or (process.keys > 1 and query in partner and key == 0)
-        assert process.edges[query, key] == needed
-
-
-@each
-def test_pairs_are_disjoint_and_serve_every_offset(process):
-    positions = [position for pair in process.pairs for position in pair]
-    assert len(set(positions)) == len(positions)
-    assert min(positions) >= 1
-    assert max(positions) < process.length
-    assert {second - first for first, second in process.pairs} == set(process.offsets)
-
-
 @given(st.integers(3, 40), st.lists(st.integers(1, 20), min_size=1, max_size=3, unique=True))
 @settings(max_examples=60, deadline=None)
 def test_pairs_are_disjoint_for_any_offsets(length, offsets):
@@ -69,16 +52,6 @@ def test_permutations_hold_in_samples_and_disagree_between_keys(process):
     assert 0 <= tokens.min()
     assert tokens.max() < process.ids
     assert not (tokens == process.mask_id).any()
-
-
-@each
-def test_tokens_are_uniform_and_keys_balanced(process):
-    tokens = process.sample(4000, generator(2))
-    for position in (1, process.pairs[0][1], process.length - 1):
-        share = torch.bincount(tokens[:, position], minlength=process.vocabulary) / 4000
-        assert (share - 1 / process.vocabulary).abs().max() < 0.03
-    share = torch.bincount(process.key(tokens), minlength=process.keys) / 4000
-    assert (share - 1 / process.keys).abs().max() < 0.04
 
 
 @each
@@ -213,8 +186,8 @@ def test_grouped_positions_determine_each_other(process):
             assert sum(label[row[position]] for position in group) % process.vocabulary == key
 
 
-@grouped
-def test_grouped_edges_match_loop(process):
+@pytest.mark.parametrize("process", [*PROCESSES, *GROUPED], ids=lambda process: process.digest)
+def test_edges_match_loop(process):
     group_of = {position: group for group in process.pairs for position in group}
     assert sum(map(len, process.pairs)) == len(group_of)  # no position twice
     assert 0 not in group_of
@@ -248,12 +221,14 @@ def test_grouped_ceilings_match_a_decoder_by_labels(process):
     assert blind / count == pytest.approx(process.ceiling_without_key, abs=0.025)
 
 
-@grouped
-def test_grouped_tokens_are_uniform(process):
+@pytest.mark.parametrize("process", [*PROCESSES, *GROUPED], ids=lambda process: process.digest)
+def test_tokens_are_uniform_and_keys_balanced(process):
     tokens = process.sample(4000, generator(2))
-    for position in process.pairs[0]:
+    for position in {1, process.length - 1, *process.pairs[0]}:
         share = torch.bincount(tokens[:, position], minlength=process.vocabulary) / 4000
         assert (share - 1 / process.vocabulary).abs().max() < 0.03
+    share = torch.bincount(process.key(tokens), minlength=process.keys) / 4000
+    assert (share - 1 / process.keys).abs().max() < 0.04
 
 
 @grouped
@@ -336,12 +311,6 @@ def test_groups_of_three_are_equally_spaced():
 )
 def test_digest_is_stable(arguments, digest):
     assert PlantedProcess(**arguments).digest == digest
-
-
-def test_split_separates_most_pairs():
-    process = PlantedProcess(length=24, offsets=(11,))
-    assert process.split == 12
-    assert len(process.crossing_pairs(12)) == len(process.pairs) == 11
 
 
 def test_digest_changes_with_every_field():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_questions import MARKERS, WORDS, squad_json, toy_corpus, write_squad
+from toy_questions import WORDS, squad_json, toy_corpus, write_squad
 
 from masksearch.tasks.squad.data import Question, read_squad
 from masksearch.tasks.squad.metrics import exact_match, score
@@ -18,7 +18,6 @@ from masksearch.tasks.squad.windows import (
     SquadWindows,
     WindowSize,
     answer_span,
-    best_span,
     cut_windows,
     decode,
     make_windows,
@@ -223,14 +222,6 @@ def test_a_paragraph_without_a_token() -> None:
     assert (found["q"].text, found["r"].text) == ("", "ban")
 
 
-def test_lengths_beyond_the_smallest_integers() -> None:
-    text = " ".join((WORDS * 5)[:220])
-    questions = asked(text, WORDS[0], text=" ".join(WORDS))
-    windows = make_windows(CORPUS, questions, WindowSize(384))
-    assert windows.rows.dtype == np.uint8
-    assert windows.lengths.tolist() == [64 + 220 + 3]
-
-
 def test_nothing_to_train_on() -> None:
     wrong = Question("w", "?", "ban bar", "T", ("bas",), (0,))
     windows = make_windows(CORPUS, [wrong])
@@ -244,13 +235,6 @@ def test_messages_of_decoding() -> None:
         decode(windows, [], questions)
     with pytest.raises(ValueError, match="max_answer is at least 1, got 0"):
         decode(windows, pointing(windows), questions, max_answer=0)
-
-
-def test_the_best_span_skips_forbidden_starts() -> None:
-    part = np.array([[-np.inf, 5.0], [1.0, -4.0], [2.0, 0.0]])
-    assert best_span(part, 30) == (2.0, 2, 2)
-    assert best_span(part[:0], 30) == (-np.inf, 0, 0)
-    assert best_span(np.zeros((3, 2)), 2) == (0.0, 0, 0)
 
 
 @pytest.mark.slow
@@ -288,8 +272,3 @@ def test_every_real_question(length: int) -> None:
 
 def any_exact(text: str, question: Question) -> bool:
     return any(exact_match(text, answer) for answer in question.answers)
-
-
-def test_the_toy_vocabulary_covers_the_toy_questions() -> None:
-    unknown = CORPUS.special["unknown"]
-    assert all(unknown not in ids for ids in CORPUS.encode([*WORDS, *MARKERS, "what ?"]))
