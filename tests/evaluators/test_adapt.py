@@ -16,15 +16,11 @@ from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
 from toy_sentences import write_sentences
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import DamResult, GlueEvaluator, SquadEvaluator, SwagEvaluator, masks
 from masksearch.contracts import OneShot, Report
 from masksearch.errors import DataError, MaskSearchError, SearchError, UnknownNameError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.gates.dam import run_one_shot
-from masksearch.gates.result import DamResult
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
 

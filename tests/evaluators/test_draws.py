@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from masksearch import masks
+from masksearch import lower, masks
 from masksearch.contracts import AttentionCall, Shape
 from masksearch.errors import LengthError, SearchError
 from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows
-from masksearch.masks.lower import lower
 from masksearch.study.records import hash_space_source
 
 SHAPE = Shape(length=6, layers=2, heads=2)

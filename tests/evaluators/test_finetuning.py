@@ -17,19 +17,12 @@ from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 
-from masksearch import masks
+from masksearch import GlueEvaluator, masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.mlm import PRETRAINED
-from masksearch.evaluators.token_rows import (
-    TokenRows,
-    batches_an_epoch,
-    bucket_batches,
-    read_vocabulary,
-)
 from masksearch.evaluators.tuning import ROUND, freeze
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.training.checkpoints import Checkpoints
@@ -263,23 +256,6 @@ def test_packed_fine_tuning_reads_no_rows(
 
 
 # -- rows ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("rows", [7, 64, 401])
-def test_batches_begin_anywhere(rows: int) -> None:
-    lengths = torch.randint(1, 30, (rows,), generator=torch.Generator().manual_seed(0)).tolist()
-    count = 2 * batches_an_epoch(rows, 4) + 3
-    whole = [batch for batch, _ in zip(bucket_batches(lengths, 4, 5), range(count), strict=False)]
-    for start in (0, 1, count // 2, count - 1):
-        part = bucket_batches(lengths, 4, 5, start)
-        assert [next(part) for _ in range(count - start)] == whole[start:]
-
-
-def test_lengths_are_those_of_the_rows(data: Path) -> None:
-    source = read_vocabulary(data / "checkpoint", 32)
-    judge = finetuned_only(data)
-    rows = judge.tokens("SST-2").train
-    assert isinstance(rows, TokenRows)
-    assert rows.lengths == [len(row.ids) for row in rows]
-    assert read_vocabulary(data / "checkpoint", 32) is source
 
 
 # -- real weights -------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +17,21 @@ from hypothesis import strategies as st
 from tiny_checkpoint import tiny_checkpoint
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import GlueEvaluator, WithCost, attach, glue_score, masks
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.attention.attach import attach
 from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
-from masksearch.evaluators.cost import WithCost
-from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.mlm import PRETRAINED
 from masksearch.evaluators.token_rows import (
     TokenRow,
     TokenRows,
     pad_rows,
-    row_batches,
     tokenize_rows,
 )
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
-from masksearch.tasks.glue import TASKS, GlueTask, glue_score
+from masksearch.tasks.glue import TASKS, GlueTask
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 Outcome = Callable[[Evaluator, Mask], dict[str, Any]]
@@ -186,15 +181,6 @@ def test_long_rows_lose_the_end_of_the_longer_text(data: Path, one: int, two: in
     assert kept[1] >= min(right, 22)
 
 
-def test_an_epoch_shows_every_row_once(data: Path) -> None:
-    corpus = evaluator(data).source
-    rows = TokenRows.of([TokenRow([2, *[5] * (1 + i % 30), 3], 2, i) for i in range(70)])
-    labels = [b["labels"].tolist() for b in islice(row_batches(rows, 8, 0, corpus), 18)]
-    epochs = [sorted(chain.from_iterable(part)) for part in (labels[:9], labels[9:])]
-    assert epochs == [list(range(70))] * 2
-    assert labels[:9] != labels[9:]
-
-
 def test_protocol_and_pickle(data: Path) -> None:
     base = evaluator(data)
     changes: list[dict[str, object]] = [{"rows": 10}, {"dev_rows": 10}, {"epochs": 2}]
@@ -229,14 +215,6 @@ def test_packed_holds_the_chosen_tasks_and_rows_alone(data: Path) -> None:
     assert len(packed.tokens("SST-2").train) == 10
     more = [evaluator(data, **change) for change in ({"rows": 200}, {"tasks": ("SST-2", "MNLI")})]
     assert all(len(pickle.dumps(m.packed())) > len(pickle.dumps(packed)) for m in more)
-
-
-def test_rows_are_tokenized_once_a_process(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = evaluator(data)
-    whole, text = judge.tokens("SST-2"), judge.data("SST-2").train
-    assert list(whole.train) == tokenize_rows(judge.source, text.texts, text.labels)
-    monkeypatch.setattr("masksearch.evaluators.glue.tokenize_rows", None)
-    assert evaluator(data, steps=2).tokens("SST-2") is whole
 
 
 def test_a_task_of_ones_own_beside_a_known_one(data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
 
-from masksearch import masks
+from masksearch import MlmEvaluator, masks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import Evaluate, Evaluator, Record, Shape
@@ -28,11 +28,9 @@ from masksearch.errors import (
     NonFiniteLossError,
     UnknownNameError,
 )
-from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.masks import Mask
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.packing import shrink
-from masksearch.training.loop import follow_trainings, report_steps
+from masksearch.training.loop import follow_trainings
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"
@@ -67,12 +65,6 @@ def evaluator(corpus: Path, **settings: object) -> MlmEvaluator:
         "device": "cpu",
     }
     return MlmEvaluator(corpus, **(small | settings))  # type: ignore[arg-type]
-
-
-def test_report_steps_double_up_to_the_last() -> None:
-    assert report_steps(800, 8) == (6, 12, 25, 50, 100, 200, 400, 800)
-    assert report_steps(3, 8) == (1, 3)
-    assert report_steps(5, 1) == (5,)
 
 
 def test_reports_are_the_same_twice(corpus: Path, tmp_path: Path) -> None:
@@ -239,16 +231,6 @@ def test_a_corpus_pickles_small_and_whole(corpus: Path) -> None:
     assert copy.encode(["ban nab dor"]) == whole.encode(["ban nab dor"])
     ids = whole.train.shape.numel() + whole.held_out.shape.numel()  # a byte each: 200 words
     assert len(shipped) < ids + len(whole.tokenizer.to_str()) + 1000
-
-
-@pytest.mark.parametrize(
-    ("largest", "kind"),
-    [(0, "uint8"), (255, "uint8"), (256, "uint16"), (65_535, "uint16"), (65_536, "uint32")],
-)
-def test_ids_take_the_smallest_type_that_holds_them(largest: int, kind: str) -> None:
-    ids = np.array([[0, largest]], dtype=np.int32)
-    assert shrink(ids).dtype == kind
-    assert (shrink(ids) == ids).all()
 
 
 def test_packing_names_a_missing_corpus(tmp_path: Path) -> None:

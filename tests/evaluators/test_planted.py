@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from masksearch import masks
+from masksearch import PlantedEvaluator, PlantedProcess, masks
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.errors import EmptyRowError, LengthError, NonFiniteLossError, UnknownNameError
-from masksearch.evaluators.planted import LikelihoodClassifier, PlantedEvaluator
+from masksearch.evaluators.planted import LikelihoodClassifier
 from masksearch.models.encoders import SIZES
-from masksearch.tasks.planted.process import PlantedProcess
 
 QUICK = PlantedEvaluator(
     steps=8,

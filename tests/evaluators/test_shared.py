@@ -13,8 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from masksearch import masks
-from masksearch.attention.attach import attach, detach
+from masksearch import (
+    MlmEvaluator,
+    PlantedEvaluator,
+    PlantedProcess,
+    SharedWeights,
+    attach,
+    detach,
+    lower,
+    masks,
+)
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import (
     EmptyRowError,
@@ -22,17 +30,7 @@ from masksearch.errors import (
     NonFiniteLossError,
     SearchError,
 )
-from masksearch.evaluators.mlm import MlmEvaluator
-from masksearch.evaluators.planted import PlantedEvaluator
-from masksearch.evaluators.shared import SharedWeights, first_sequences
-from masksearch.evaluators.supernet import (
-    HeldOut,
-    SpaceDraws,
-    SuperNetConfig,
-    train_supernet,
-)
-from masksearch.masks.lower import lower
-from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.evaluators.supernet import HeldOut, SpaceDraws, SuperNetConfig, train_supernet
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
@@ -280,16 +278,6 @@ def test_errors_say_what_to_do(tmp_path):
             SharedWeights(INNER, space, **wrong)
     with pytest.raises(ValueError, match="held-out batches, got none"):
         HeldOut(nn.Linear(1, 1), INNER.shape, [])
-
-
-def test_trimmed_keeps_the_first_sequences():
-    batches = [
-        {"input_ids": torch.arange(6).view(3, 2)},
-        {"input_ids": torch.arange(4).view(2, 2)},
-    ]
-    assert [len(b["input_ids"]) for b in first_sequences(batches, 4)] == [3, 1]
-    assert [len(b["input_ids"]) for b in first_sequences(batches, 2)] == [2]
-    assert len(first_sequences(batches, None)) == 2
 
 
 def test_text_evaluator_is_judged_as_it_judges_itself(tmp_path):

@@ -13,10 +13,9 @@ import torch
 from toy_questions import small, squad_json, write_squad, write_text
 
 import masksearch as ms
-from masksearch import masks
-from masksearch.attention.attach import attach
+from masksearch import SquadEvaluator, attach, masks
 from masksearch.errors import DataError, EmptyRowError
-from masksearch.evaluators.squad import SquadEvaluator, trivial
+from masksearch.evaluators.squad import trivial
 from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder

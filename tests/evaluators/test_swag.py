@@ -11,10 +11,8 @@ import pytest
 import torch
 from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 
-from masksearch import masks
-from masksearch.attention.attach import attach
+from masksearch import SwagEvaluator, attach, masks
 from masksearch.errors import DataError, EmptyRowError
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import ChoiceScorer

@@ -11,15 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import masks
-from masksearch.attention.attach import attach
+from masksearch import Gates, attach, masks
 from masksearch.evaluators.dense_models import (
     TaskModels,
-    batches_among,
     deal_rows,
     distance_of_logits,
 )
-from masksearch.gates.gates import Gates
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SequenceClassifier
 
@@ -119,9 +116,3 @@ def test_every_row_is_learnt_from_or_held_out(count: int) -> None:
     assert learnt
     assert 1 <= len(aside) <= 256
     assert sorted(learnt + aside) == list(range(count))
-
-
-def test_batches_among_rows_take_those_alone() -> None:
-    chosen = [1, 4, 5, 9, 11]
-    drawn = batches_among(chosen, list(range(20)), 2, seed=0)
-    assert sorted(number for _ in range(3) for number in next(drawn)) == chosen

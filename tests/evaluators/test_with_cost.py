@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from masksearch import masks
+from masksearch import CostEvaluator, WithCost, lower, masks
 from masksearch.contracts import (
     Differentiable,
     Evaluator,
@@ -21,9 +21,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError, SearchError
 from masksearch.evaluators import cost
-from masksearch.evaluators.cost import CostEvaluator, WithCost
 from masksearch.masks import Mask
-from masksearch.masks.lower import lower
 
 TIMES = {"latency", "latency_ratio", "latency_dense", "latency_masked", "latency_gather"}
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from toy import ToyEvaluator, space
 
 import masksearch as ms
-from masksearch import masks
-from masksearch.evaluators.wrappers import Cached
+from masksearch import Cached, masks
 
 
 def runs(log: Path) -> list[str]:

@@ -16,8 +16,17 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from masksearch import masks
-from masksearch.attention.attach import attach, attached
+from masksearch import (
+    DamConfig,
+    DamResult,
+    Gates,
+    PlantedEvaluator,
+    PlantedProcess,
+    attach,
+    attached,
+    dam,
+    masks,
+)
 from masksearch.contracts import Batch, OneShot, Report
 from masksearch.errors import (
     HeadCountError,
@@ -27,21 +36,14 @@ from masksearch.errors import (
     SearchError,
     UnknownNameError,
 )
-from masksearch.evaluators.planted import PlantedEvaluator
-from masksearch.gates.config import (
-    DamConfig,
-    build_config,
-    preset,
-)
-from masksearch.gates.dam import GATES_FILE, JointTraining, dam, dam_reports, run_one_shot
+from masksearch.gates.config import build_config, preset
+from masksearch.gates.dam import GATES_FILE, JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import with_own_keys
-from masksearch.gates.gates import Gates
-from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
-from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.filterwarnings("ignore:DAM")  # a few steps prune next to nothing
@@ -307,14 +309,6 @@ def test_settings_that_do_not_go_together():
     for field in ("optimiser", "precision", "schedule"):
         with pytest.raises(UnknownNameError, match=f"DAM {field} 'sgd'"):
             DamConfig(**{field: "sgd"})
-
-
-def test_the_temperature_cools_geometrically_after_the_warm_up():
-    config = DamConfig(steps=11, dense_warmup=0.0, cooling=0.25)
-    assert [config.temperature_factor(step) for step in (0, 5, 10)] == pytest.approx(
-        [1.0, 0.5, 0.25]
-    )
-    assert DamConfig(steps=10, dense_warmup=0.5, cooling=0.1).temperature_factor(3) == 1.0
 
 
 def test_frozen_weights_leave_the_gates_alone_to_learn():

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from masksearch import Gates
 from masksearch.contracts import Report, generator
-from masksearch.gates.config import warmup_steps
 from masksearch.gates.diagnostics import (
     Health,
     agreement,
@@ -20,7 +20,6 @@ from masksearch.gates.diagnostics import (
     pair_scores,
 )
 from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.gates import Gates
 from masksearch.gates.warmup import PATIENCE, CollapseWatch
 from masksearch.masks.measure import overlap
 
@@ -207,13 +206,6 @@ def test_a_good_mask_is_no_lost_function():
         curve = [*early, Report(last.step, {**last.values, "discretised": cut})]
         found = card(p, target=0.1, curve=curve, warmup_steps=40)
         assert found["function_lost"] == lost
-
-
-def test_warmup_steps_are_those_of_the_config():
-    assert warmup_steps({"steps": 1500, "dense_warmup": 0.4}) == 600
-    assert warmup_steps({"steps": 9, "dense_warmup": 0.4, "train": "gates"}) == 0
-    assert warmup_steps({"steps": 5, "dense_warmup": 0.99}) == 4
-    assert warmup_steps({}) == 0
 
 
 # -- agreement -----------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masksearch import DamConfig, DamResult, Gates, lower
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError
-from masksearch.gates.config import DamConfig
 from masksearch.gates.dam import build_gates, config_for
 from masksearch.gates.diagnostics import agreement, health, mean_of_edges
 from masksearch.gates.discretise import (
@@ -19,10 +19,7 @@ from masksearch.gates.discretise import (
     top_keys,
     weights_of,
 )
-from masksearch.gates.gates import Gates
-from masksearch.gates.result import DamResult
 from masksearch.masks import table as table_mask
-from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
 
 PARTS = ["mask", "layer", "head"]

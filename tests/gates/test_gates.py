@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from masksearch import Gates
 from masksearch.contracts import AttentionCall
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, UnknownNameError
-from masksearch.gates.gates import Gates
 
 N = 9
 STRUCTURES: list[dict[str, Any]] = [
@@ -217,9 +217,3 @@ def test_copies_go_on_with_the_same_noise(copier: Any):
     gates.draw()
     other.draw()
     assert torch.equal(drawn(gates), drawn(other))
-
-
-def test_arguments_build_the_same_gates():
-    for arguments in STRUCTURES:
-        gates = Gates(length=N, heads=2, layers=2, **arguments)
-        assert Gates(**gates.arguments).arguments == gates.arguments

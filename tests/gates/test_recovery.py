@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masksearch import PlantedProcess
 from masksearch.contracts import generator
 from masksearch.errors import LengthError
 from masksearch.gates.diagnostics import recovery
-from masksearch.tasks.planted.process import PlantedProcess
 
 
 def drawn(seed, length, levels):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.attention.attach import attach, detach
+from masksearch import attach, detach
 from masksearch.gates.sparsebert import PublishedGates, published_penalty
 from masksearch.training.lamb import Lamb
 

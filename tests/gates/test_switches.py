@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Units, masks
 from masksearch.contracts import Shape
-from masksearch.gates.units import Units, cut_switches, read_levels, write_levels
+from masksearch.gates.units import cut_switches, read_levels, write_levels
 from masksearch.strategies.build import build_strategy
 
 LENGTH, LAYERS, HEADS = 12, 2, 4

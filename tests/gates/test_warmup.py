@@ -16,24 +16,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch import masks
+from masksearch import (
+    DamConfig,
+    DamResult,
+    Gates,
+    PlantedEvaluator,
+    PlantedProcess,
+    attach,
+    dam,
+    detach,
+    masks,
+)
 from masksearch.analysis.cautions import search_cautions
-from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch, OneShot, Record, Report
 from masksearch.errors import SearchError
-from masksearch.evaluators.planted import PlantedEvaluator
-from masksearch.gates.config import DamConfig, build_config
-from masksearch.gates.dam import GATES_FILE, dam, dam_reports, run_one_shot
+from masksearch.gates.config import build_config
+from masksearch.gates.dam import GATES_FILE, dam_reports, run_one_shot
 from masksearch.gates.diagnostics import recovery
-from masksearch.gates.gates import Gates
-from masksearch.gates.joint_training import DensityControl, few_rows
-from masksearch.gates.result import DamResult
+from masksearch.gates.joint_training import DensityControl
 from masksearch.gates.warmup import AttentionLoss, WarmupWatch
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
 from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
-from masksearch.tasks.planted.process import PlantedProcess, PlantedTask
+from masksearch.tasks.planted.process import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
 
@@ -367,23 +373,6 @@ def test_units_are_not_scored_by_gates_that_were_not_pruned(tmp_path: Path):
     strategy.tell(found)
     with pytest.raises(SearchError, match=r"gates are no scores .* attention has learned nothing"):
         strategy.ask()
-
-
-def test_few_rows():
-    rows = torch.arange(10)
-    (cut,) = few_rows([{"a": rows, "b": rows}, {"a": rows}], 4)
-    assert len(cut["a"]) == len(cut["b"]) == 4
-    assert len(few_rows([{"a": rows}, {"a": rows}], 15)) == 2
-    (whole,) = few_rows([{"a": rows, "b": rows[:3]}], 1)
-    assert len(whole["a"]) == 10  # its rows are not known
-    assert few_rows([], 4) == []
-
-
-def test_few_rows_counts_the_rows_of_batches_that_name_their_task():
-    batch = {"a": torch.arange(10), "task": torch.tensor(1)}
-    found = few_rows([batch] * 9, 14)
-    assert [len(each["a"]) for each in found] == [10, 4]
-    assert all(int(each["task"]) == 1 for each in found)
 
 
 # -- planted processes with plateaus -----------------------------------------------------------

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Local, Units, masks
 from masksearch.contracts import Evaluate, Objective, Proposal, Record, Report, Shape
 from masksearch.errors import (
     EmptyRowError,
@@ -23,8 +23,6 @@ from masksearch.errors import (
     SearchError,
     UnknownNameError,
 )
-from masksearch.executors.local import Local
-from masksearch.gates.units import Units
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.models.encoders import Size
 from masksearch.strategies.allocate import AllocateStrategy, ranked_path, solve

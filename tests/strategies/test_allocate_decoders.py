@@ -11,10 +11,9 @@ from tiny_decoder import tiny_decoder, written_text
 from transformers import LlamaConfig
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Units, masks
 from masksearch.contracts import Shape
 from masksearch.errors import SearchError
-from masksearch.gates.units import Units
 from masksearch.strategies.allocate import solve, unit_costs
 
 pytestmark = pytest.mark.filterwarnings("ignore:the strategy has no more masks")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Units, masks
 from masksearch.contracts import OneShot, Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.gates.dam import one_shot_parts
-from masksearch.gates.units import Units
 from masksearch.strategies.build import build_strategy
 from masksearch.strategies.dam import DamStrategy
 

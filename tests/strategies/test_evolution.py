@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from masksearch import masks
+from masksearch import Constraint, masks
 from masksearch.contracts import Evaluate, Objective, Record, Refused
 from masksearch.strategies.evolution import EvolutionStrategy, by_rank_and_crowding
-from masksearch.study.constraints import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))

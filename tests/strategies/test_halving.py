@@ -13,16 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from masksearch.contracts import Report, Scheduler
+from masksearch import ParetoHalving
+from masksearch.contracts import Report
 from masksearch.errors import SearchError, UnknownNameError
-from masksearch.strategies.halving import (
-    RANKINGS,
-    ParetoHalving,
-    count_ahead_of_last,
-)
+from masksearch.strategies.halving import RANKINGS, count_ahead_of_last
 
 FEW = st.integers(0, 6).map(float)  # few values, so that ties and equal points are frequent
-POINTS = st.lists(st.tuples(FEW, FEW, FEW), min_size=1, max_size=14)
 TRIALS = st.lists(  # loss and sparsity of each trial
     st.tuples(st.integers(0, 8), st.integers(0, 15)), min_size=1, max_size=25
 ).map(lambda pairs: [(loss / 4, sparsity / 16) for loss, sparsity in pairs])
@@ -56,11 +52,6 @@ def test_an_infinite_measure_neither_crowds_nor_warns():
     for number, hops in enumerate([math.inf, 3.0, math.inf, math.inf]):
         scheduler.observe(number, Report(10, {"loss": 1.0}), {"hops": hops})
     assert rungs_table(scheduler) == [(10, 4, 2)]
-
-
-def test_it_is_a_scheduler():
-    scheduler: Scheduler = ParetoHalving()
-    assert scheduler.observe(0, Report(500, {"loss": 1.0}), {"sparsity": 0.5})
 
 
 @given(TRIALS, FACTORS, RANKS)

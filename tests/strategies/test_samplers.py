@@ -8,10 +8,9 @@ import pytest
 from optuna.distributions import IntDistribution, distribution_to_json
 from optuna.trial import TrialState
 
-from masksearch import masks
+from masksearch import Constraint, masks
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, TrialWriter, excesses
-from masksearch.study.constraints import Constraint
 
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))

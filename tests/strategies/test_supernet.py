@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import Constraint, masks
 from masksearch.contracts import Evaluate, Record, Shared
 from masksearch.errors import MaskFormatError, SearchError, UnknownNameError
 from masksearch.strategies.supernet import (
@@ -25,7 +25,6 @@ from masksearch.strategies.supernet import (
     run_shared,
     write_ranking,
 )
-from masksearch.study.constraints import Constraint
 
 EVALUATOR = ms.PlantedEvaluator(
     ms.PlantedProcess(length=12, offsets=(4,), vocabulary=4),

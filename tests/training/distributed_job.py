@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from masksearch import masks
-from masksearch.attention.attach import attach
+from masksearch import attach, masks
 from masksearch.contracts import Batch
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier

@@ -16,7 +16,6 @@ from masksearch.training.accumulation import (
     Accumulator,
     count_scored,
     ran_out_of_memory,
-    split_rows,
 )
 
 
@@ -67,15 +66,6 @@ def test_parts_equal_one_large_batch(sizes, rows, pairs, seed):
     value = Accumulator(rows).gradients(other, batches, both, lambda: begun(other))
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     assert torch.allclose(other.table.grad, one.table.grad, rtol=1e-10, atol=1e-14)
-
-
-@given(count=st.integers(1, 40), rows=st.none() | st.integers(1, 45))
-def test_split_keeps_every_row_in_order(count, rows):
-    parts = list(split_rows({"input_ids": torch.arange(count)[:, None]}, rows))
-    assert torch.cat([part["input_ids"] for part in parts]).flatten().tolist() == [*range(count)]
-    sizes = [len(part["input_ids"]) for part in parts]
-    assert max(sizes) <= (rows or count)
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_scored_counts_labels():

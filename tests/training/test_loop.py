@@ -69,20 +69,6 @@ def test_rate_by_hand():
     assert [rate(step, config) for step in range(11)] == expected
 
 
-@pytest.mark.parametrize(
-    ("steps", "warmup", "expected"),
-    [
-        (1, 0.0, [1.0]),
-        (1, 1.0, [1.0]),
-        (4, 0.0, [1.0, 1.0, 2 / 3, 1 / 3]),
-        (4, 1.0, [1 / 4, 2 / 4, 3 / 4, 1.0]),
-    ],
-)
-def test_rate_at_the_ends(steps, warmup, expected):
-    config = TrainConfig(steps=steps, warmup=warmup)
-    assert [rate(step, config) for step in range(steps)] == pytest.approx(expected)
-
-
 def test_every_step_uses_its_rate():
     """With Adam's first step, each weight moves by the rate itself."""
     model = Linear()
