@@ -19,7 +19,6 @@ import masksearch as ms
 from masksearch import DamResult, GlueEvaluator, SquadEvaluator, SwagEvaluator, masks
 from masksearch.contracts import OneShot, Report
 from masksearch.errors import DataError, MaskSearchError, SearchError, UnknownNameError
-from masksearch.evaluators.finetuning import FineTuning
 from masksearch.gates.dam import run_one_shot
 from masksearch.masks.measure import effective_density, pair_weights
 from masksearch.training.loop import Step, TrainConfig, follow_trainings
@@ -56,7 +55,7 @@ def cache(data: Path) -> Path:
 
 
 def judged(
-    judge: FineTuning, workdir: Path, mask: masks.Mask | None = None, seed: int = 1
+    judge: Any, workdir: Path, mask: masks.Mask | None = None, seed: int = 1
 ) -> tuple[dict[str, float], int]:
     """The scores of a mask, and how many optimiser steps that took."""
     steps: list[int] = []
@@ -460,7 +459,7 @@ def test_shared_weights_ask_for_text(data: Path, cache: Path) -> None:
 
 
 # -- the other tasks -----------------------------------------------------------------------------
-def questions(folder: Path, kind: str, **settings: Any) -> FineTuning:
+def questions(folder: Path, kind: str, **settings: Any) -> Any:
     """SQuAD or SWAG over toy words, with a checkpoint that knows them."""
     if not (folder / "checkpoint").exists():
         tiny_checkpoint(folder / "checkpoint", TOKENS[5:])

@@ -22,7 +22,7 @@ from tokenizers import pre_tokenizers
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.analysis.row_scores import RowScores
 from masksearch.evaluators.token_scores import band_means, document_scores, score_tokens
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
@@ -103,7 +103,7 @@ def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: 
 def test_documents_are_the_rows_of_statistics(data: Path, tmp_path: Path) -> None:
     judge = evaluator(data)
     values = judged(judge, masks.window(1), tmp_path)
-    scores = RowScores.load(tmp_path / ROWS).scores["text"]
+    scores = RowScores.load(tmp_path / "rows.safetensors").scores["text"]
     assert len(scores) == len(set(judge.rows.documents)) < len(judge.rows.tokens)
     assert scores.mean() == pytest.approx(values["nll"], rel=1e-6)
 

@@ -151,14 +151,21 @@ def test_masks_that_do_not_fit_are_refused():
         values(SMALL, masks.table(torch.ones(8, 8, dtype=torch.bool)))
 
 
-def test_wrong_settings_are_refused():
-    with pytest.raises(UnknownNameError, match="did you mean 'latency'"):
-        CostEvaluator(measure=("latencie",))
-    with pytest.raises(ValueError, match="each once"):
-        CostEvaluator(measure=("flops", "flops"))
-    with pytest.raises(ValueError, match="one or more"):
-        CostEvaluator(measure=())
-    with pytest.raises(ValueError, match="block must be at least 1, got 0"):
-        CostEvaluator(block=0)
-    with pytest.raises(ValueError, match="length must be at least 1"):
-        CostEvaluator(length=0)
+MISTAKES = {
+    "an unknown measure": (
+        dict(measure=("latencie",)),
+        UnknownNameError,
+        "did you mean 'latency'",
+    ),
+    "a measure twice": (dict(measure=("flops", "flops")), ValueError, "each once"),
+    "no measure": (dict(measure=()), ValueError, "one or more"),
+    "block": (dict(block=0), ValueError, "block must be at least 1, got 0"),
+    "length": (dict(length=0), ValueError, "length must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_wrong_settings_are_refused(name):
+    given, kind, said = MISTAKES[name]
+    with pytest.raises(kind, match=said):
+        CostEvaluator(**given)

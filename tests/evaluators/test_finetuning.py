@@ -18,11 +18,9 @@ from tiny_checkpoint import tiny_checkpoint
 from torch import nn
 
 from masksearch import GlueEvaluator, masks
-from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
-from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.mlm import PRETRAINED
 from masksearch.evaluators.tuning import ROUND, freeze
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.training.checkpoints import Checkpoints
@@ -80,7 +78,7 @@ def finetuned_only(data: Path, **settings: Any) -> GlueEvaluator:
     return evaluator(data, corpus=None, weights=weights, **settings)
 
 
-def steps_of(judge: FineTuning, workdir: Path) -> tuple[list[Report], list[int]]:
+def steps_of(judge: Any, workdir: Path) -> tuple[list[Report], list[int]]:
     """The reports of a run, and the length of the training that each of its steps was in."""
     seen: list[int] = []
     with follow_trainings(lambda step, config: seen.append(config.steps)):
@@ -98,13 +96,13 @@ def test_a_killed_run_ends_as_it_would_have(
     straight, steps = steps_of(judge, tmp_path / "straight")
     assert len(steps) == 3 + (3 + 2 if len(judge.tasks) == 2 else 3 + 3)
     left = {path.name for path in (tmp_path / "straight").iterdir()}
-    pretrained = Checkpoints(tmp_path / "straight", PRETRAINED).files()[0].name
+    pretrained = Checkpoints(tmp_path / "straight", "pretrained").files()[0].name
     assert left == {
         pretrained,
         "scores.json",
-        ROWS,
+        "rows.safetensors",
     }  # no checkpoint of a training that is finished
-    rows = RowScores.load(tmp_path / "straight" / ROWS)
+    rows = RowScores.load(tmp_path / "straight" / "rows.safetensors")
     for killed in (2, 5):
         place = tmp_path / str(killed)
         first = reports_until(judge, place, killed, masks.star(), seed=1)
@@ -112,7 +110,7 @@ def test_a_killed_run_ends_as_it_would_have(
         again, repeated = steps_of(judge, place)
         assert again == straight
         assert repeated == steps[killed - 1 :]  # from its last checkpoint; nothing finished
-        assert RowScores.load(place / ROWS).score == rows.score
+        assert RowScores.load(place / "rows.safetensors").score == rows.score
 
 
 def test_a_finished_run_is_given_again_without_any_training(data: Path, tmp_path: Path) -> None:
@@ -212,7 +210,7 @@ def test_fine_tuning_alone_uses_the_checkpoint_and_its_tokenizer(
     assert report.step == 3 + 2
     assert "loss" not in report.values
     assert math.isfinite(report.values["glue"])
-    assert not Checkpoints(tmp_path, PRETRAINED).files()
+    assert not Checkpoints(tmp_path, "pretrained").files()
     assert judge.protocol != evaluator(data, weights=data / "checkpoint").protocol
     assert judge.protocol != finetuned_only(data, length=24).protocol
 

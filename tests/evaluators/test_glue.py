@@ -18,10 +18,9 @@ from tiny_checkpoint import tiny_checkpoint
 
 import masksearch as ms
 from masksearch import GlueEvaluator, WithCost, attach, glue_score, masks
-from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
-from masksearch.evaluators.mlm import PRETRAINED
 from masksearch.evaluators.token_rows import (
     TokenRow,
     TokenRows,
@@ -121,7 +120,7 @@ def test_pretraining_is_found_again(
     assert again == whole
     other = list(judge(masks.window(2), seed=0, workdir=tmp_path))
     assert other != whole
-    (kept,) = tmp_path.glob(f"{PRETRAINED}-*")
+    (kept,) = tmp_path.glob("pretrained-*")
     kept.write_bytes(b"garbage")
     assert list(judge(masks.star(), seed=0, workdir=tmp_path)) == whole
 
@@ -287,7 +286,9 @@ def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
     assert report.values["glue/without_rte"] == found.without_rte
     assert all(f"{name}/majority" in report.values for name in (*TASKS, "MNLI-mm"))
     assert glue_score(report.values, "bert").nine is not None
-    assert RowScores.load(tmp_path / ROWS).score == pytest.approx(found.nine, abs=1e-6)
+    assert RowScores.load(tmp_path / "rows.safetensors").score == pytest.approx(
+        found.nine, abs=1e-6
+    )
 
 
 # -- the paper's table -------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def test_convention_chooses_the_metric_that_counts(data: Path, tmp_path: Path) -
         pearson, spearman = values["STS-B/pearson"], values["STS-B/spearman"]
         counted = {"primary": pearson, "bert": spearman, "leaderboard": (pearson + spearman) / 2}
         assert values["glue"] == pytest.approx((counted[convention] + values["SST-2"]) / 2)
-        rows = RowScores.load(tmp_path / convention / ROWS)
+        rows = RowScores.load(tmp_path / convention / "rows.safetensors")
         assert rows.score == pytest.approx(values["glue"], rel=1e-6)
         assert rows.scores["STS-B"].mean() == pytest.approx(counted[convention], abs=1e-6)
         assert values["STS-B"] == pearson

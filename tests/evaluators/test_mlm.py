@@ -19,7 +19,7 @@ from tiny_checkpoint import tiny_checkpoint
 
 from masksearch import MlmEvaluator, masks
 from masksearch.analysis.pareto import learned_nothing
-from masksearch.analysis.row_scores import ROWS, RowScores
+from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluate, Evaluator, Record, Shape
 from masksearch.errors import (
     DataError,
@@ -29,7 +29,6 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.masks import Mask
-from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import follow_trainings
 
 real = pytest.mark.skipif(
@@ -138,7 +137,9 @@ def test_both_halves_together_report_what_versions_without_halves_did(corpus, tm
 def test_one_held_out_sequence_is_enough(corpus: Path, tmp_path: Path) -> None:
     *_, last = evaluator(corpus, held_out_sequences=1)(masks.star(), seed=0, workdir=tmp_path)
     assert all(map(math.isfinite, last.values.values()))
-    assert RowScores.load(tmp_path / ROWS).score == pytest.approx(last.values["loss"])
+    assert RowScores.load(tmp_path / "rows.safetensors").score == pytest.approx(
+        last.values["loss"]
+    )
 
 
 def test_masks_share_weights_data_and_masking(corpus: Path, tmp_path: Path) -> None:
@@ -224,18 +225,13 @@ def test_packed_equals_and_is_packed_once(corpus: Path) -> None:
 def test_a_corpus_pickles_small_and_whole(corpus: Path) -> None:
     whole = evaluator(corpus).task().corpus
     shipped = pickle.dumps(whole)
-    copy: Corpus = pickle.loads(shipped)
+    copy: Any = pickle.loads(shipped)
     assert torch.equal(copy.train.tensor(), whole.train.tensor())
     assert torch.equal(copy.held_out.tensor(), whole.held_out.tensor())
     assert (copy.special, copy.digest) == (whole.special, whole.digest)
     assert copy.encode(["ban nab dor"]) == whole.encode(["ban nab dor"])
     ids = whole.train.shape.numel() + whole.held_out.shape.numel()  # a byte each: 200 words
     assert len(shipped) < ids + len(whole.tokenizer.to_str()) + 1000
-
-
-def test_packing_names_a_missing_corpus(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such text file"):
-        MlmEvaluator(tmp_path / "nowhere").packed()
 
 
 def test_relative_paths_are_made_absolute(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,25 +253,31 @@ def test_bfloat16_trains(corpus: Path, tmp_path: Path) -> None:
     assert math.isfinite(last.values["loss"])
 
 
-def test_errors(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'tiny'"):
-        MlmEvaluator(corpus, size="tinny")
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        MlmEvaluator(corpus, steps=0)
-    with pytest.raises(ValueError, match=r"there is no corpus; give a text file or a folder$"):
-        MlmEvaluator(None)
-    with pytest.raises(UnknownNameError, match="unknown pre-training 'nsp'"):
-        MlmEvaluator(corpus, pretraining="nsp")  # type: ignore[arg-type]
-    with pytest.raises(UnknownNameError, match="unknown architecture 'gpt'"):
-        MlmEvaluator(corpus, architecture="gpt")
-    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1.0"):
-        MlmEvaluator(corpus, dropout=1.0)
-    with pytest.raises(ValueError, match="reports must be at least 1"):
-        MlmEvaluator(corpus, reports=0)
-    with pytest.raises(ValueError, match="float32 or bfloat16"):
-        MlmEvaluator(corpus, precision="fp8")  # type: ignore[arg-type]
+MISTAKES: dict[str, tuple[dict[str, object], str]] = {
+    "size": ({"size": "tinny"}, "did you mean 'tiny'"),
+    "steps": ({"steps": 0}, "steps must be at least 1"),
+    "corpus": ({"corpus": None}, r"there is no corpus; give a text file or a folder$"),
+    "pretraining": ({"pretraining": "nsp"}, "unknown pre-training 'nsp'"),
+    "architecture": ({"architecture": "gpt"}, "unknown architecture 'gpt'"),
+    "dropout": ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1.0"),
+    "reports": ({"reports": 0}, "reports must be at least 1"),
+    "precision": ({"precision": "fp8"}, "float32 or bfloat16"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_wrong_settings_are_refused(corpus: Path, name: str) -> None:
+    given, said = MISTAKES[name]
+    named = name in ("size", "pretraining", "architecture")
+    with pytest.raises(UnknownNameError if named else ValueError, match=said):
+        MlmEvaluator(**({"corpus": corpus} | given))  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_trained_is_refused(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such text file"):
         _ = MlmEvaluator(tmp_path / "nowhere").protocol
+    with pytest.raises(DataError, match="no such text file"):
+        MlmEvaluator(tmp_path / "nowhere").packed()
     with pytest.raises(EmptyRowError):
         list(evaluator(corpus)(masks.shifts([1]), seed=0, workdir=tmp_path))
 
@@ -295,8 +297,8 @@ def test_a_killed_run_ends_as_it_would_have(
     judge = evaluator(corpus, checkpoint_seconds=0.0, steps=6, **change)
     straight = list(judge(masks.window(1), seed=3, workdir=tmp_path / "straight"))
     left = [path.name for path in (tmp_path / "straight").iterdir()]
-    assert left == [ROWS]  # no checkpoint of a training that is finished
-    rows = RowScores.load(tmp_path / "straight" / ROWS).scores["text"].tolist()
+    assert left == ["rows.safetensors"]  # no checkpoint of a training that is finished
+    rows = RowScores.load(tmp_path / "straight" / "rows.safetensors").scores["text"].tolist()
     for killed in (1, 4):
         place = tmp_path / str(killed)
         first = reports_until(judge, place, killed, masks.window(1), seed=3)
@@ -304,7 +306,7 @@ def test_a_killed_run_ends_as_it_would_have(
         if killed == 4:  # killed again where it had been killed before
             assert reports_until(judge, place, 1, masks.window(1), seed=3) == first
         assert list(judge(masks.window(1), seed=3, workdir=place)) == straight
-        assert RowScores.load(place / ROWS).scores["text"].tolist() == rows
+        assert RowScores.load(place / "rows.safetensors").scores["text"].tolist() == rows
 
 
 def test_closing_after_a_report_keeps_it(corpus: Path, tmp_path: Path) -> None:

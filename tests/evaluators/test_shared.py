@@ -31,7 +31,7 @@ from masksearch.errors import (
     SearchError,
 )
 from masksearch.evaluators.supernet import HeldOut, SpaceDraws, SuperNetConfig, train_supernet
-from masksearch.training.checkpoints import Checkpoints, copy_weights
+from masksearch.training.checkpoints import Checkpoints
 
 PROCESS = PlantedProcess(length=12, offsets=(4,), vocabulary=4, keys=1)
 INNER = PlantedEvaluator(PROCESS, gate_batch=8, held_out_sequences=40)
@@ -194,7 +194,7 @@ def weights_after(folder: Path, stop_at: int | None) -> dict[str, torch.Tensor]:
                 steps.close()
                 break
         else:
-            return copy_weights(source.model)
+            return copy.deepcopy(source.model.state_dict())
 
 
 def test_killed_training_goes_on_bit_for_bit(tmp_path):

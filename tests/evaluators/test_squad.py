@@ -21,7 +21,6 @@ from masksearch.masks import Mask
 from masksearch.models.encoders import encoder
 from masksearch.models.heads import SpanPredictor
 from masksearch.tasks.squad.data import Question
-from masksearch.tasks.squad.windows import WindowSize
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +172,6 @@ def test_protocol_and_pickle(data: Path) -> None:
     assert len(seen) == 12
     assert pickle.loads(pickle.dumps(base)) == base
     assert [objective.name for objective in base.objectives] == ["f1", "sparsity"]
-    assert base.window == WindowSize(32)
 
 
 def test_packed_is_the_same_without_files(data: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from masksearch.errors import (
     SearchError,
     UnknownNameError,
 )
-from masksearch.gates.dam import GATES_FILE, dam_reports, run_one_shot
+from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.joint_training import DensityControl
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
@@ -214,7 +214,7 @@ class Broken(nn.Module):
         return output
 
 
-def test_messages():
+def test_runs_that_cannot_go_on_say_why():
     gates = Gates(length=8, heads=2)
     with pytest.raises(NonFiniteLossError, match="nan at step 1 of 2500; lower lr"):
         dam(Broken(), random_batches(), gates, DamConfig(density=0.2))
@@ -222,16 +222,38 @@ def test_messages():
         dam(small_model(), random_batches(3), gates, DamConfig(steps=10, density=0.2))
     with pytest.raises(ValueError, match=r"at least 1/n = 0.125 at length 8, got 0.1"):
         dam(small_model(), random_batches(), gates, DamConfig(density=0.1))
-    for density in (0.0, 1.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=r"density is a share of the edges in \(0, 1\)"):
-            DamConfig(density=density)
-    with pytest.raises(UnknownNameError, match="did you mean 'hinge'"):
-        DamConfig(control="hinges")  # type: ignore[arg-type]
-    for name, value in (("dense_warmup", 1.0), ("anneal", 0.0), ("lr", 0.0), ("penalty", -1.0)):
-        with pytest.raises(ValueError, match=f"{name} .*got {value}"):
-            DamConfig(**{name: value})
-    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
-        DamConfig(steps=1)
+
+
+SHARE = r"density is a share of the edges in \(0, 1\)"
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    *(({"density": density}, SHARE) for density in (0.0, 1.0, -1.0, math.nan)),
+    ({"dense_warmup": 1.0}, "dense_warmup .*got 1.0"),
+    ({"anneal": 0.0}, "anneal .*got 0.0"),
+    ({"lr": 0.0}, "lr .*got 0.0"),
+    ({"penalty": -1.0}, "penalty .*got -1.0"),
+    ({"steps": 1}, "steps must be at least 2, got 1"),
+    ({"micro_batches": 0}, "micro_batches .*got 0"),
+    ({"cooling": 0.0}, "cooling .*got 0.0"),
+    ({"final_lr": 2.0}, "final_lr .*got 2.0"),
+    ({"optimiser": "lamb"}, "takes control='sum', got control='hinge'"),
+    ({"dense_warmup": "never"}, r"dense_warmup must lie in \[0, 1\) or be 'auto'"),
+]
+UNKNOWN = [
+    ("control", "hinges", "did you mean 'hinge'"),
+    *((name, "sgd", f"DAM {name} 'sgd'") for name in ("optimiser", "precision", "schedule")),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), MISTAKES, ids=str)
+def test_wrong_settings_are_refused(given: dict[str, Any], said: str):
+    with pytest.raises(ValueError, match=said):
+        DamConfig(**given)
+
+
+@pytest.mark.parametrize(("name", "value", "said"), UNKNOWN)
+def test_unknown_names_are_refused(name: str, value: str, said: str):
+    with pytest.raises(UnknownNameError, match=said):
+        DamConfig(**{name: value})
 
 
 def sample_result() -> DamResult:
@@ -314,7 +336,7 @@ def test_one_shot_writes_gates(tmp_path: Path):
     evaluator = PlantedEvaluator(PlantedProcess(length=12, offsets=(5,), keys=1))
     job = OneShot({"structure": "toeplitz"}, {"steps": 20, "density": 0.85, "dense_warmup": 0.5})
     reports = list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path / "trial"))
-    result = DamResult.load(tmp_path / "trial" / GATES_FILE)
+    result = DamResult.load(tmp_path / "trial" / "gates.safetensors")
     assert result.probabilities.shape == (1, 2, 12, 12)
     assert result.curve == tuple(reports)
     assert "held_out" in reports[-1].values

@@ -33,11 +33,10 @@ from masksearch.errors import (
     LayerCountError,
     LengthError,
     ResumeError,
-    SearchError,
     UnknownNameError,
 )
 from masksearch.gates.config import build_config, preset
-from masksearch.gates.dam import GATES_FILE, JointTraining, dam_reports, run_one_shot
+from masksearch.gates.dam import JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import with_own_keys
 from masksearch.gates.sparsebert import PublishedGates
@@ -73,7 +72,6 @@ def killed_at(step: int, source: Iterator[Batch]) -> Iterator[Batch]:
 
 
 VARIANTS = [
-    {"control": "hinge", "steps": 40},
     {"control": "hinge", "steps": 40},
     {"control": "sum", "penalty": 1e-3, "optimiser": "lamb", "schedule": "sqrt", "steps": 40},
     {"control": "hinge", "steps": 20, "micro_batches": 2, "cooling": 0.5, "final_lr": 0.0},
@@ -150,7 +148,7 @@ def test_a_one_shot_job_goes_on_where_it_was_killed(tmp_path: Path, one_shot: On
     stopped.close()
     assert Checkpoints(tmp_path / "killed", "dam").files()
     assert list(start(tmp_path / "killed")) == straight
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {GATES_FILE}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {"gates.safetensors"}
 
 
 def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
@@ -173,7 +171,7 @@ def test_a_full_disk_costs_a_warning_and_no_training_of_gates(
     assert begun == straight
     monkeypatch.undo()
     assert list(start(tmp_path / "full")) == straight
-    assert (tmp_path / "full" / GATES_FILE).is_file()
+    assert (tmp_path / "full" / "gates.safetensors").is_file()
 
 
 def test_each_layer_has_its_own_budget():
@@ -271,13 +269,11 @@ def test_a_one_shot_job_may_name_the_preset(tmp_path: Path):
         {"preset": "sparsebert", "steps": 3, "micro_batches": 1},
     )
     list(run_one_shot(evaluator, job, seed=0, workdir=tmp_path))
-    result = DamResult.load(tmp_path / GATES_FILE)
+    result = DamResult.load(tmp_path / "gates.safetensors")
     assert result.gates["structure"] == "symmetric"
     wrong = OneShot({"preset": "sparsebrt"}, {"steps": 3})
     with pytest.raises(UnknownNameError, match="sparsebrt"):
         list(run_one_shot(evaluator, wrong, seed=0, workdir=tmp_path))
-    with pytest.raises(SearchError, match="arguments of Gates and DamConfig"):
-        list(run_one_shot(evaluator, OneShot({"lenght": 3}), seed=0, workdir=tmp_path))
 
 
 def test_the_chain_of_losses_leaves_everything_as_it_was():
@@ -298,17 +294,9 @@ def test_the_chain_of_losses_leaves_everything_as_it_was():
     assert (gates.form, gates.fixed, gates.deterministic) == ("flip", None, False)
 
 
-def test_settings_that_do_not_go_together():
-    with pytest.raises(ValueError, match="takes control='sum', got control='hinge'"):
-        DamConfig(optimiser="lamb")
+def test_densities_of_other_layers_are_refused():
     with pytest.raises(LayerCountError, match="density names 3 layers, the gates have 2"):
         dam(model(2), batches(), Gates(length=8, heads=2, layers=2), DamConfig(density=[0.3] * 3))
-    for field, value in (("micro_batches", 0), ("cooling", 0.0), ("final_lr", 2.0)):
-        with pytest.raises(ValueError, match=f"{field} .*got {value}"):
-            DamConfig(**{field: value})
-    for field in ("optimiser", "precision", "schedule"):
-        with pytest.raises(UnknownNameError, match=f"DAM {field} 'sgd'"):
-            DamConfig(**{field: "sgd"})
 
 
 def test_frozen_weights_leave_the_gates_alone_to_learn():

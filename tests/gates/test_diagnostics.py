@@ -12,15 +12,12 @@ from torch import Tensor
 from masksearch import Gates
 from masksearch.contracts import Report, generator
 from masksearch.gates.diagnostics import (
-    Health,
     agreement,
     cut_cause,
     health,
-    match_heads,
     pair_scores,
 )
-from masksearch.gates.discretise import at_sparsity
-from masksearch.gates.warmup import PATIENCE, CollapseWatch
+from masksearch.gates.warmup import CollapseWatch
 from masksearch.masks.measure import overlap
 
 
@@ -169,9 +166,9 @@ def test_watch_waits_for_several_reports_in_a_row():
         for step in range(1, 100):
             yield report(step, 9.0 if step > 40 and (step - 41) % (length + 1) < length else 2.0)
 
-    assert watched(spikes(PATIENCE - 1)) == []
-    (line,) = watched(spikes(PATIENCE))
-    assert line.startswith(f"step {40 + PATIENCE}: the loss has risen to 9 from 2 ")
+    assert watched(spikes(4)) == []
+    (line,) = watched(spikes(5))
+    assert line.startswith("step 45: the loss has risen to 9 from 2 ")
 
 
 def test_watch_is_quiet_in_the_warm_up():
@@ -227,8 +224,6 @@ def test_swapped_heads_are_found_again():
     one = table(2, 4, 6, 6)
     orders = torch.tensor([[2, 0, 3, 1], [1, 0, 2, 3]])
     two = torch.stack([one[layer, order] for layer, order in enumerate(orders)])
-    back = match_heads(at_sparsity(one, 0.7), at_sparsity(two, 0.7))
-    assert torch.equal(back, orders.argsort(1))
     found = agreement([one, two], density=0.3)
     assert found["matched"] == 1.0
     assert found["iou"] < 0.6
@@ -300,7 +295,7 @@ def test_health_prints_a_card_and_keeps_its_figures():
     ):
         assert said in " ".join(text.split())
     assert len(found["mass_by_offset"]) == len(found.mass_by_offset) == 127
-    assert set(found) == set(Health.__annotations__)
+    assert set(found) == set(type(found).__annotations__)
     assert json.loads(json.dumps(found)) == found
     with pytest.raises(AttributeError, match="no 'densty'; it has density, target"):
         found.densty  # noqa: B018

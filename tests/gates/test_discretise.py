@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from masksearch import Gates
 from masksearch.errors import EmptyRowError, UnknownNameError
-from masksearch.gates.discretise import Per, at_sparsity, at_threshold, ranking, top_keys
+from masksearch.gates.discretise import at_sparsity, at_threshold, ranking, top_keys
 
 PARTS = ["mask", "layer", "head"]
 parts = st.sampled_from(PARTS)
@@ -26,7 +28,7 @@ def tables(draw: st.DrawFn) -> Tensor:
     return torch.randint(0, levels + 1, (layers, heads, length, length), generator=source) / levels
 
 
-def split(table: Tensor, per: Per) -> list[Tensor]:
+def split(table: Tensor, per: Any) -> list[Tensor]:
     """The parts of a mask that have a sparsity of their own."""
     layers, heads = table.shape[:2]
     if per == "mask":
@@ -39,7 +41,7 @@ def split(table: Tensor, per: Per) -> list[Tensor]:
 @given(table=tables(), share=st.floats(0, 1), per=parts)
 @settings(max_examples=60, deadline=None)
 def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(
-    table: Tensor, share: float, per: Per
+    table: Tensor, share: float, per: Any
 ):
     sparsity = share * (1 - 1 / table.shape[-1])
     mask = at_sparsity(table, sparsity, per)
@@ -50,7 +52,7 @@ def test_sparsity_keeps_the_exact_number_and_no_row_is_empty(
 
 @given(table=tables(), share=st.floats(0, 1), per=parts)
 @settings(max_examples=40, deadline=None)
-def test_each_part_is_cut_as_if_it_were_alone(table: Tensor, share: float, per: Per):
+def test_each_part_is_cut_as_if_it_were_alone(table: Tensor, share: float, per: Any):
     sparsity = share * (1 - 1 / table.shape[-1])
     mask = at_sparsity(table, sparsity, per)
     for part, cut in zip(split(table, per), split(mask, per), strict=True):
@@ -59,7 +61,7 @@ def test_each_part_is_cut_as_if_it_were_alone(table: Tensor, share: float, per: 
 
 @given(table=tables(), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)), per=parts)
 @settings(max_examples=60, deadline=None)
-def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float], per: Per):
+def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float], per: Any):
     low, high = sorted(share * (1 - 1 / table.shape[-1]) for share in shares)
     assert (at_sparsity(table, low, per) | ~at_sparsity(table, high, per)).all()
 
@@ -67,7 +69,7 @@ def test_sparser_masks_are_subsets(table: Tensor, shares: tuple[float, float], p
 @given(seed=st.integers(0, 1000), share=st.floats(0, 1), per=parts, axis=st.integers(0, 2))
 @settings(max_examples=60, deadline=None)
 def test_a_permutation_of_layers_heads_or_positions_permutes_the_mask(
-    seed: int, share: float, per: Per, axis: int
+    seed: int, share: float, per: Any, axis: int
 ):
     source = torch.Generator().manual_seed(seed)
     size = (2, 3, 5, 5)
@@ -97,7 +99,7 @@ def test_top_keys_match_sorting_each_row(table: Tensor, data: st.DataObject):
 
 @given(table=tables(), share=st.floats(0, 1), per=parts)
 @settings(max_examples=60, deadline=None)
-def test_refusing_empty_rows_keeps_the_likeliest_or_raises(table: Tensor, share: float, per: Per):
+def test_refusing_empty_rows_keeps_the_likeliest_or_raises(table: Tensor, share: float, per: Any):
     kept = round((1 - share) * split(table, per)[0].numel())
     places = ranking(table, per, empty_rows="refuse")
     wanted = places < kept

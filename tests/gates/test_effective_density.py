@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from masksearch import DamConfig, DamResult, Gates, lower
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError
-from masksearch.gates.dam import build_gates, config_for
+from masksearch.gates.dam import config_for
 from masksearch.gates.diagnostics import agreement, health, mean_of_edges
 from masksearch.gates.discretise import (
     at_sparsity,
@@ -142,7 +142,7 @@ def test_density_of_gates_is_the_mean_over_pairs_that_exist(kind, shape, seed):
         unseen = (weights == 0).flatten(-2).expand_as(gates.logits)
         assert (gates.logits.grad[unseen] == 0).all()
         assert (gates.logits.grad[~unseen] > 0).all()
-    again = build_gates(gates.arguments)
+    again = Gates(**gates.arguments)
     assert again.arguments == gates.arguments
     assert torch.equal(again.coverage, gates.coverage)
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import AttentionCall
-from masksearch.gates.estimators import FORMS, flip, with_own_keys
+from masksearch.gates.estimators import FORMS, with_own_keys
 
+flip = FORMS["flip"]
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 7, 4
 SCALING = WIDTH**-0.5
 Calls = tuple[Tensor, Tensor, Tensor]

@@ -177,7 +177,7 @@ def test_layers_have_their_own_gates_unless_shared():
     assert torch.equal(call(shared, 0), call(shared, 5))
 
 
-def test_messages():
+def test_calls_that_do_not_fit_are_refused():
     gates = Gates(length=N, heads=2, layers=2)
     with pytest.raises(RuntimeError, match=r"call draw\(\) first"):
         call(gates)
@@ -190,22 +190,29 @@ def test_messages():
         call(gates, queries=N + 1, keys=N + 1)
     with pytest.raises(LengthError, match="9 positions, got 5 queries and 4 keys"):
         call(gates, queries=5, keys=4)
-    with pytest.raises(UnknownNameError, match="did you mean 'toeplitz"):
-        Gates("toeplits", length=N, heads=1)  # type: ignore[arg-type]
-    with pytest.raises(UnknownNameError, match="Known: flip, log"):
-        Gates(length=N, heads=1, form="logs")
-    with pytest.raises(ValueError, match="signed offsets need Toeplitz gates, got structure"):
-        Gates(length=N, heads=1, signed=True)
-    with pytest.raises(ValueError, match="heads must be at least 1, got 0"):
-        Gates(length=N, heads=0)
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        Gates(length=N, heads=1, temperature=0.0)
-    with pytest.raises(ValueError, match="use form='log' for soft gates"):
-        Gates(length=N, heads=1, hard=False)
-    with pytest.raises(ValueError, match=r"global_count must lie in 1\.\.length = 1\.\.9, got 10"):
-        Gates("toeplitz+global", length=N, heads=1, global_count=10)
-    with pytest.raises(ValueError, match="block must lie in"):
-        Gates("block", length=N, heads=1, block=0)
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "structure": ({"structure": "toeplits"}, "did you mean 'toeplitz"),
+    "form": ({"form": "logs"}, "Known: flip, log"),
+    "signed": ({"signed": True}, "signed offsets need Toeplitz gates, got structure"),
+    "heads": ({"heads": 0}, "heads must be at least 1, got 0"),
+    "temperature": ({"temperature": 0.0}, "temperature must be above 0, got 0"),
+    "hard": ({"hard": False}, "use form='log' for soft gates"),
+    "count": (
+        {"structure": "toeplitz+global", "global_count": 10},
+        r"global_count must lie in 1\.\.length = 1\.\.9, got 10",
+    ),
+    "block": ({"structure": "block", "block": 0}, "block must lie in"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_wrong_arguments_are_refused(name: str):
+    given, said = MISTAKES[name]
+    kind = UnknownNameError if name in ("structure", "form") else ValueError
+    with pytest.raises(kind, match=said):
+        Gates(**{"length": N, "heads": 1} | given)
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

@@ -12,10 +12,11 @@ from torch import Tensor
 from masksearch import Gates
 from masksearch.contracts import AttentionCall, GateBank, Shape
 from masksearch.evaluators.supernet import MaskBank
-from masksearch.gates.estimators import FORMS, flip
+from masksearch.gates.estimators import FORMS
 from masksearch.gates.sparsebert import PublishedGates, published_form
 from masksearch.positions.probes import FlippedAttention, ThinnedAttention, WatchedAttention
 
+flip = FORMS["flip"]
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 5, 4
 SCALING = 0.6
 SIZES = (LENGTH, HEADS, 1)

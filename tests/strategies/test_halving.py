@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from masksearch import ParetoHalving
 from masksearch.contracts import Report
 from masksearch.errors import SearchError, UnknownNameError
-from masksearch.strategies.halving import RANKINGS, count_ahead_of_last
+from masksearch.strategies.halving import count_ahead_of_last
 
+RANKINGS = ("nondominated", "strata", "metric")
 FEW = st.integers(0, 6).map(float)  # few values, so that ties and equal points are frequent
 TRIALS = st.lists(  # loss and sparsity of each trial
     st.tuples(st.integers(0, 8), st.integers(0, 15)), min_size=1, max_size=25
