@@ -29,6 +29,7 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.gates.dam import dam_reports, run_one_shot
+from masksearch.gates.diagnostics import recovery
 from masksearch.gates.joint_training import DensityControl
 from masksearch.models.encoders import Size, encoder
 from masksearch.models.heads import MaskedLanguageModel
@@ -43,16 +44,6 @@ def random_batches(count: int = 10_000) -> Iterator[Batch]:
     for _ in range(count):
         tokens = torch.randint(0, 11, (4, 8), generator=source)
         yield {"input_ids": tokens, "labels": tokens}
-
-
-def recovery(probabilities: Tensor, edges: Tensor) -> tuple[float, float]:
-    """AUROC of the true edges, and the share of true ones among as many best edges."""
-    off = ~torch.eye(len(edges), dtype=torch.bool)
-    best = probabilities.amax((0, 1))
-    true, false = best[edges & off], best[~edges & off]
-    above = (true[:, None] > false).float() + 0.5 * (true[:, None] == false).float()
-    top = best.masked_fill(~off, -1).flatten().topk(len(true)).indices
-    return above.mean().item(), edges.flatten()[top].float().mean().item()
 
 
 def found(evaluator: PlantedEvaluator, gates: Gates, config: DamConfig, seed: int) -> DamResult:
