@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
-from masksearch.study.references import Reference, parse_reference
 from masksearch.study.store import StudyStore
 
 OBJECTIVES = (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
@@ -111,10 +108,9 @@ def test_baseline_is_named_by_trial_only(tmp_path):
         masks.parse(str(run))
 
 
-def test_parts_of_a_reference(tmp_path, monkeypatch):
-    odd = tmp_path / "a#1@2"
-    odd.mkdir()
-    assert parse_reference(str(odd)) == Reference(odd)
-    assert parse_reference(f"{odd}#3") == Reference(odd, trial=3)
-    monkeypatch.chdir(tmp_path)
-    assert parse_reference("a#1@2@.5") == Reference(Path("a#1@2"), sparsity=0.5)
+def test_a_folder_may_be_named_like_a_reference(run, monkeypatch):
+    odd = run.rename(run.parent / "a#1@2")
+    assert masks.parse(str(odd)) == WINDOWS[2]
+    assert masks.parse(f"{odd}#3") == WINDOWS[3]
+    monkeypatch.chdir(odd.parent)
+    assert masks.parse("a#1@2@.9") == WINDOWS[3]
