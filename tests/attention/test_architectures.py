@@ -339,11 +339,6 @@ def check_compiled(at: Architecture, backend: str, way: str, layers: int = 2) ->
 
 
 @pytest.mark.slow
-def test_a_compiled_model_keeps_the_mask():
-    check_compiled(ARCHITECTURES["bert"], "eager", "mask", layers=1)
-
-
-@pytest.mark.slow
 @by_mask_and_gates
 @every
 def test_compiled_models_keep_mask_and_gates(at: Architecture, way: str):

@@ -30,50 +30,89 @@ class PassesOn(nn.Module):
         return self.model(*args, **given)
 
 
-@pytest.mark.parametrize("what", [None, 3, [masks.full()], torch.ones(5, 5).bool()])
-def test_no_mask(what):
-    model = ARCHITECTURES["bert"].made()
-    for given in (what, {"self": what}):
-        with pytest.raises(
-            TypeError, match=r"a mask or gates, got .*; a bool table .*masks\.table"
-        ):
-            attach(model, given)
+def bert(**rest: Any) -> Any:
+    return ARCHITECTURES["bert"].made(**rest)
+
+
+HOLDER = types.SimpleNamespace(model=bert())
+WINDOW = attach(bert(), masks.window(2))
+NO_MODEL = r"takes a model \(torch\.nn\.Module\) first, got"
+NO_MASK = r"a mask or gates, got .*; a bool table .*masks\.table"
+NO_PART = "a part is named by a string such as 'encoder'"
+NO_LENGTH = "length must be a whole number of positions, got"
+GIVE_IT = r"got SimpleNamespace; give the model that it holds: ms\.%s.*\(x\.model"
+MISTAKES: dict[str, tuple[Any, type[Exception], str]] = {
+    **{
+        f"mask {what} {'of a part' * part}": (
+            lambda what=what, part=part: attach(bert(), {"self": what} if part else what),
+            TypeError,
+            NO_MASK,
+        )
+        for what in (None, 3, [masks.full()], torch.ones(5, 5).bool())
+        for part in (False, True)
+    },
+    "expression": (
+        lambda: attach(bert(), "window(3)"),
+        TypeError,
+        r"got 'window\(3\)'; .* masks\.parse\('window\(3\)'\)",
+    ),
+    **{
+        f"model {model} {call.__name__}": (
+            lambda call=call, model=model: call(model),
+            TypeError,
+            NO_MODEL,
+        )
+        for model in (None, "bert", nn.Linear)
+        for call in (detach, lambda model: attach(model, masks.full()))
+    },
+    "pipeline": (lambda: attach(HOLDER, masks.full()), TypeError, GIVE_IT % "attach"),
+    "pipeline, detached": (lambda: detach(HOLDER), TypeError, GIVE_IT % "d"),
+    "part": (lambda: attach(bert(), masks.full(), part=3), TypeError, NO_PART),
+    "part of a mapping": (lambda: attach(bert(), {0: masks.full()}), TypeError, NO_PART),
+    **{
+        f"unknown part {name!r}": (
+            lambda name=name: attach(bert(), masks.full(), part=name),
+            UnknownNameError,
+            r"unknown part of BertModel .* Known: self",
+        )
+        for name in ("decoder", "encoders", "")
+    },
+    "no backend": (
+        lambda: attach(bert(), masks.full(), backend=None),
+        UnknownNameError,
+        "unknown backend 'None'",
+    ),
+    "mistyped backend": (
+        lambda: attach(bert(), masks.full(), backend="sdpaa"),
+        UnknownNameError,
+        "unknown backend 'sdpaa'; did you mean 'sdpa'",
+    ),
+    **{
+        f"length {length!r}": (
+            lambda length=length: explain(WINDOW, length=length),
+            ValueError,
+            NO_LENGTH,
+        )
+        for length in (2.5, "8", True)
+    },
+}
+
+
+@pytest.mark.parametrize(("call", "error", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_say_what_is_given(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_a_refused_mask_leaves_the_model_alone():
+    model = bert()
+    with pytest.raises(TypeError, match="a mask or gates"):
+        attach(model, 3)
     assert attached(model) == {}
 
 
-def test_a_folder_and_an_expression_are_no_masks():
-    with pytest.raises(TypeError, match=r"got 'window\(3\)'; .* masks\.parse\('window\(3\)'\)"):
-        attach(ARCHITECTURES["bert"].made(), "window(3)")
-
-
-@pytest.mark.parametrize("model", [None, "bert", nn.Linear])
-def test_no_model(model):
-    for call in (lambda: attach(model, masks.full()), lambda: detach(model)):
-        with pytest.raises(TypeError, match=r"takes a model \(torch.nn.Module\) first, got"):
-            call()
-
-
-def test_no_part_and_no_backend():
-    model = ARCHITECTURES["bert"].made()
-    for call in (
-        lambda: attach(model, masks.full(), part=3),
-        lambda: attach(model, {0: masks.full()}),
-    ):
-        with pytest.raises(TypeError, match="a part is named by a string such as 'encoder'"):
-            call()
-    for name in ("decoder", ""):
-        with pytest.raises(UnknownNameError, match=r"unknown part of BertModel .* Known: self"):
-            attach(model, masks.full(), part=name)
-    with pytest.raises(UnknownNameError, match="unknown backend 'None'"):
-        attach(model, masks.full(), backend=None)
-
-
-def test_no_length():
-    model = attach(ARCHITECTURES["bert"].made(), masks.window(2))
-    for length in (2.5, "8", True):
-        with pytest.raises(ValueError, match="length must be a whole number of positions, got"):
-            explain(model, length=length)
-    assert explain(model, length=np.int64(8)).rows == explain(model, length=8).rows
+def test_numbers_of_numpy_are_lengths():
+    assert explain(WINDOW, length=np.int64(8)).rows == explain(WINDOW, length=8).rows
 
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), PassesOn])
@@ -189,21 +228,6 @@ def test_wrappers_name_the_model_inside():
     detach(whole.get_submodule("encoder.hub"))
     attach(whole, masks.window(1), inputs={"features": given})
     assert torch.equal(whole(given), expected)
-
-
-def test_pipelines_name_their_model():
-    pipe = types.SimpleNamespace(model=ARCHITECTURES["bert"].made())
-    for call, name in (
-        (lambda: attach(pipe, masks.full()), "attach"),
-        (lambda: detach(pipe), "d"),
-    ):
-        with pytest.raises(
-            TypeError,
-            match=rf"\(torch\.nn\.Module\) first, got SimpleNamespace; give the model that it "
-            rf"holds: ms\.{name}.*\(x\.model",
-        ):
-            call()
-    attach(pipe.model, masks.full())
 
 
 # -- weights that lie elsewhere ----------------------------------------------------------------

@@ -97,10 +97,6 @@ def test_a_plain_model_has_one_part():
     assert by_part(attach(model, masks.star(), part="self")) == by_part(
         attach(model, masks.star())
     )
-    with pytest.raises(
-        UnknownNameError, match=r"unknown part of BertModel 'encoders'. *Known: sel"
-    ):
-        attach(model, masks.star(), part="encoders")
 
 
 def test_layers_below_a_submodule():

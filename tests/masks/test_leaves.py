@@ -1,5 +1,6 @@
 """Each leaf against its rule, written again as a loop over (query, key)."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -131,14 +132,70 @@ def test_random_keys_do_not_touch_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        (masks.window(np.int64(3)), masks.window(3)),
+        (masks.dilated(np.int32(4), np.uint8(2)), masks.dilated(4, 2)),
+        (masks.global_tokens(np.int64(2)), masks.global_tokens(2)),
+        (masks.global_tokens(positions=np.array([5, 0])), masks.global_tokens(positions=[0, 5])),
+        (masks.axial(np.int64(2), np.int64(3)), masks.axial(2, 3)),
+        (masks.a_shape(np.int64(1), np.int8(3)), masks.a_shape(1, 3)),
+        (masks.strided(np.int64(4)), masks.strided(4)),
+        (masks.random_keys(np.int64(2), np.int64(7)), masks.random_keys(2, 7)),
+        (masks.cropped(masks.window(1), np.int64(8)), masks.cropped(masks.window(1), 8)),
+        (masks.vertical_slash(np.array([3, 0]), [np.int64(1)]), masks.vertical_slash([0, 3], [1])),
+        (masks.special_tokens(np.int64(3)), masks.special_tokens(3)),
+        (masks.special_tokens(np.array([3, 1])), masks.special_tokens(1, 3)),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(given, plain):
+    assert given == plain
+    assert given.digest == plain.digest
+    assert str(given) == str(plain)
+    assert type(given).from_json(given.to_json()) == plain
+
+
 # -- messages ----------------------------------------------------------------------------------
+REACH, LENGTHS = "reach must be a whole number >= 0", "length must be a whole number of positions"
+COUNTS = r"count must be at most 2\*\*20"
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
         (lambda: masks.window(-1), ValueError, "reach must be a whole number >= 0, got -1"),
         (lambda: masks.window(1.5), ValueError, "reach must be a whole number >= 0, got 1.5"),
         (lambda: masks.window(True), ValueError, "reach must be a whole number >= 0, got True"),
-        (lambda: masks.window(1 << 63), ValueError, r"reach must be at most 2\*\*63 - 1"),
+        *(
+            (lambda value=value: masks.window(value), ValueError, f"{REACH}, got")
+            for value in (np.True_, 2.5, np.float64(2), "3", None)
+        ),
+        *(
+            (lambda value=value: masks.full().dense(value), ValueError, f"{LENGTHS}, got")
+            for value in (2.5, "4", None, True)
+        ),
+        *(
+            (lambda build=build, given=given: build(given), TypeError, message)
+            for build in (masks.per_head, masks.per_layer)
+            for given, message in (
+                (masks.window(1), r"takes a list of masks, got window\(1\); write per_"),
+                (None, "takes a list of masks, got None"),
+            )
+        ),
+        (lambda: masks.global_tokens(10**9), ValueError, rf"{COUNTS}, got 1000000000"),
+        (lambda: masks.a_shape(10**9, 3), ValueError, rf"{COUNTS}, got 1000000000"),
+        (
+            lambda: masks.full().dense(4, 1, 0),
+            ValueError,
+            "layers and heads are at least 1, got 1 and 0",
+        ),
+        (
+            lambda: masks.from_numpy(None),
+            MaskFormatError,
+            "a table is an array of 0 and 1, got None",
+        ),
+        (lambda: masks.window(1 << 63), ValueError, r"reach must be at most 2\*\*63 - 1, got 92"),
         (lambda: masks.dilated(2, 0), ValueError, "gap must be a whole number >= 1, got 0"),
         (lambda: masks.stride(0), ValueError, "period must be a whole number >= 1, got 0"),
         (lambda: masks.strided(0), ValueError, "period must be a whole number >= 1, got 0"),
