@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -135,7 +136,8 @@ def test_a_failing_trial_keeps_its_traceback(troubled):
     record = troubled.by_number()[1]
     assert record.status == "failed"
     assert 'raise ValueError(f"trial {number} is broken")' in record.error
-    assert record.error.strip().endswith("ValueError: trial 1 is broken")
+    assert "\nValueError: trial 1 is broken\n" in record.error
+    assert re.fullmatch(r"ValueError in .*ray_fixtures.py, line \d+: .*broken", record.reason)
     assert record.values == {}
 
 
