@@ -473,5 +473,5 @@ def compare(
     Examples:
         masksearch compare runs/search "mine=offsets([0, 11])"
         masksearch compare --front runs/search --run runs/front
-        masksearch compare longformer --no-controls --corpus README.md --size 1x64x4 --steps 60
+        masksearch compare star --no-controls --half all --corpus README.md --size nano --steps 60
     """

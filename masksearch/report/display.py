@@ -88,7 +88,8 @@ def comparison_text(comparison: Comparison) -> str:
     lines = [
         f"Comparison{place}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
     ]
-    rows = sorted(outcomes(comparison).rows, key=lambda row: not entries[row[0].text].tested)
+    by_name = {row[0].text: row for row in outcomes(comparison).rows}
+    rows = [by_name[name] for name in sorted(entries, key=lambda name: not entries[name].tested)]
     shown = [[short_text(name.text, 40), *(c.text for c in row)] for name, *row in rows[:ROWS]]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for cells in shown:

@@ -401,9 +401,10 @@ def test_a_mask_that_diverges_in_its_worst_fifth_is_not_better():
 def detectable(seeds: int, rows: int | None, comparisons: int, excess: float) -> float:
     """The difference that is found with a power of .8; `excess` is that in disagreement."""
     over_rows = math.sqrt(excess / rows) if rows else 0.0
+    sd = max(0.0116, 1 / rows if rows else 0.0)  # a difference is known to a row at best
 
     def missing(difference: float) -> float:
-        return power(difference, seeds, comparisons, sd=0.0116, row_error=over_rows) - POWER
+        return power(difference, seeds, comparisons, sd=sd, row_error=over_rows) - POWER
 
     return float(optimize.brentq(missing, 0, 1))
 

@@ -150,7 +150,7 @@ def test_search_compare_report(monkeypatch, capsys, files):
     front = json.loads(run(monkeypatch, capsys, *search, "--json")[1])
     assert [row["trial"] for row in front] == [r.number for r in ms.Study(found).frontier()]
     assert front[0].keys() == {
-        *("trial", "origin", "mask", "sparsity", "effective_sparsity", "loss")
+        *("trial", "origin", "name", "mask", "sparsity", "effective_sparsity", "loss")
     }
     code, out, _ = run(monkeypatch, capsys, "report", found)
     assert code == 0

@@ -44,7 +44,7 @@ def test_commands_take_the_mask_of_a_run(job, monkeypatch, capsys):
     study = ms.open_study("runs/x")
     best = study.best()
     assert best.origin == "random"
-    for text, mask in [("runs/x", best.mask), ("runs/x#0", study.records()[0].mask)]:
+    for text, mask in [("runs/x@0", best.mask), ("runs/x#0", study.records()[0].mask)]:
         code, out, _ = run(monkeypatch, capsys, "report", text, "--json")
         assert code == 0
         assert json.loads(out)["mask"] == str(mask)
