@@ -101,9 +101,11 @@ def absolute(path: Path | str) -> str:
 def absolute_mask(text: str) -> str:
     """`NAME=MASK` or `MASK`, with the path of a file or of a run absolute."""
     from masksearch.cli.build import split_name
-    from masksearch.masks.text import names_place
+    from masksearch.masks.text import names_place, names_run
 
     name, mask = split_name(text)
+    if name == text and names_run(mask):  # it is named by its search
+        return absolute(mask)
     return f"{name}={absolute(mask)}" if names_place(mask) else text
 
 

@@ -256,7 +256,11 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
                 raise OptionsError(
                     f"{name!r} names two masks; give one of them another name (NAME=MASK)"
                 )
-            named[name if name not in named or "=" in text else f"{name} ({text})"] = each
+            if name in named and "=" not in text:  # another run of that name
+                place = Path(text).resolve()
+                name = f"{name} ({'/'.join(place.parts[-2:])})"
+                name = f"{name} ({place})" if name in named else name
+            named[name] = each
     mine = read_candidates(named) if named else {}
     candidates, kinds = dict(named), {}
     if given["controls"]:
