@@ -337,7 +337,7 @@ def test_the_page_draws_both_fronts(judged, tmp_path):
     page = judged.report(tmp_path / "report.html").read_text()
     assert "front judged again, beside hand-designed" in page
     assert "P(on front)" in page
-    assert (tmp_path / "figures" / "fronts.pdf").is_file()
+    assert (tmp_path / "figures" / "compared.pdf").is_file()
     table = pd.read_csv(tmp_path / "tables" / "compared.csv").set_index("mask")
     for name, score in judged.promised.items():
         assert table.loc[name, "score in search"] == score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, replace
 
 import pytest
@@ -86,25 +85,6 @@ def test_another_half_is_refused_in_words(tmp_path):
 
 
 @pytest.mark.slow  # continuous integration runs it
-@pytest.mark.parametrize("kind", [SplitToy, Indifferent])
-def test_runs_of_versions_without_halves_go_on_by_all_rows(tmp_path, kind):
-    before = search(ToyEvaluator(), tmp_path / "s").records()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        after = search(kind(), tmp_path / "s", trials=4).records()
-    assert after[:3] == before
-    assert {record.protocol for record in after} == {"toy"}
-    assert len(said) == (kind is SplitToy)  # for the other one nothing has changed
-    compare(ToyEvaluator(), tmp_path / "c")
-    with pytest.warns(UserWarning, match="was begun on all rows"):
-        again = compare(kind(), tmp_path / "c")
-    assert protocols(again) == {"toy"}
-    assert len(again.records) == len(ms.FAMILIES) * len(FRESH)
-    with pytest.raises(ResumeError, match="protocol: was toy, now toy final"):
-        compare(kind(), tmp_path / "c", half="final")
-
-
-@pytest.mark.slow  # continuous integration runs it
 def test_a_new_run_is_begun_on_its_half_without_a_word(tmp_path):
     assert {r.protocol for r in search(SplitToy(), tmp_path / "s").records()} == {"toy search"}
     assert len(search(SplitToy(), tmp_path / "s", trials=4).records()) == 4
@@ -137,7 +117,9 @@ def test_what_found_a_mask_is_remembered(tmp_path):
 def test_two_searches_that_found_one_mask_are_both_remembered(tmp_path):
     for seed in (1, 2):
         study = search(SplitToy(), tmp_path / str(seed), seed=seed, baselines=ms.FAMILIES)
-        best = replace(study.records()[0], origin="random")
+        best = replace(
+            study.records()[0], origin="random", role="trial", source=f"search {seed}#0"
+        )
         found = compare(SplitToy(), tmp_path / "c", candidates={"found": best})
     assert found.found_with["found"].seeds == (1, 2)
 
