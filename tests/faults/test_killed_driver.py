@@ -24,7 +24,7 @@ def whole(tmp_path: Path, where: str, strategy: str, trials: int) -> ms.Study:
     ("where", "strategy", "pause", "window"),
     [
         ("local", "tpe", "0.6", (0.5, 3.0)),
-        ("pool", "random", "1.2", (1.0, 5.0)),
+        ("pool", "random", "1.2", (0.7, 3.5)),
         pytest.param("ray", "random", "2.0", (3.0, 12.0), marks=pytest.mark.ray),
     ],
 )
