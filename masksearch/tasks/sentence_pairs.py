@@ -247,13 +247,6 @@ def build_task(
     return SentencePairTask(corpus, batch, kind=pairs, **rows)
 
 
-def half_of_task(task: MlmTask | SentencePairTask, part: int) -> MlmTask | SentencePairTask:
-    """The task on every second sequence (or pair) of its training text, from `part` (0 or 1)."""
-    if isinstance(task, SentencePairTask):
-        return replace(task, share=(part, 2))
-    return replace(task, corpus=replace(task.corpus, train=task.corpus.train[part::2]))
-
-
 SHORTEST = 4  # tokens of a window; a shorter rest of a document is left out
 SCANNED = 1 << 24  # tokens that are searched for ends of sentences at once
 
