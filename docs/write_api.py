@@ -2,8 +2,8 @@
 
     python docs/write_api.py
 
-The names are those of masksearch/__init__.py and masksearch/masks/__init__.py; the line is the
-first sentence of the docstring.
+The names are those of masksearch/__init__.py, masksearch/errors.py and
+masksearch/masks/__init__.py; the line is the first sentence of the docstring.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import masksearch as ms
-from masksearch import masks
+from masksearch import errors, masks
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -43,11 +43,20 @@ HEADINGS = {  # part of the package -> heading, in the order of the page
 HEAD = """\
 # The public names
 
-`import masksearch as ms` gives the names of the first tables, `from masksearch import masks` those
-of the last. Arguments, units and errors stand in each docstring: `help(ms.search)`, or behind the
-links. Names that are not listed here may change without notice. This page is written by
+`import masksearch as ms` gives the names of the first tables; `from masksearch import errors,
+masks` has the rest. Arguments, units and errors stand in each docstring: `help(ms.search)`, or
+behind the links. Names that are not listed here may change without notice. This page is written by
 `python docs/write_api.py`.
 """
+
+
+NARROW = [  # errors that no one need import to catch: each is a MaskSearchError
+    each
+    for name, each in vars(errors).items()
+    if isinstance(each, type)
+    and issubclass(each, errors.MaskSearchError)
+    and name not in ms.PUBLIC
+]
 
 
 def first_sentence(thing: Any) -> str:
@@ -89,6 +98,8 @@ def write_page() -> str:
     for room, heading in HEADINGS.items():
         if room in rooms:
             parts.append(f"## {heading}\n\n{table(rooms[room], 'ms.', ms, ms.PUBLIC)}\n")
+    narrow = [n for n, each in vars(errors).items() if each in NARROW]
+    parts.append(f"### masksearch.errors\n\n{table(narrow, 'errors.', errors, {})}\n")
     leaves = [name for name in masks.__all__ if name not in ms.PUBLIC]
     parts.append(f"## masks: what they are made of\n\n{table(leaves, 'masks.', masks, {})}\n")
     return "\n".join(parts)

@@ -46,17 +46,11 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.errors import AttachError as AttachError
     from masksearch.errors import DataError as DataError
     from masksearch.errors import EmptyRowError as EmptyRowError
-    from masksearch.errors import HeadCountError as HeadCountError
-    from masksearch.errors import LayerCountError as LayerCountError
-    from masksearch.errors import LengthError as LengthError
     from masksearch.errors import MaskFormatError as MaskFormatError
     from masksearch.errors import MaskSearchError as MaskSearchError
     from masksearch.errors import NativeError as NativeError
-    from masksearch.errors import NonFiniteLossError as NonFiniteLossError
     from masksearch.errors import ResumeError as ResumeError
     from masksearch.errors import SearchError as SearchError
-    from masksearch.errors import TokensNeededError as TokensNeededError
-    from masksearch.errors import UncountedHops as UncountedHops
     from masksearch.errors import UnknownNameError as UnknownNameError
     from masksearch.evaluators.causal import CausalEvaluator as CausalEvaluator
     from masksearch.evaluators.cost import CostEvaluator as CostEvaluator
@@ -83,7 +77,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.masks.lower import flex_block_mask as flex_block_mask
     from masksearch.masks.lower import lower as lower
     from masksearch.masks.measure import fingerprint as fingerprint
-    from masksearch.masks.nearest import NearestFamily as NearestFamily
     from masksearch.masks.nearest import nearest_family as nearest_family
     from masksearch.models.checkpoints import saved_masks as saved_masks
     from masksearch.models.checkpoints import verify as verify
@@ -105,7 +98,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.serving.native import to_native as to_native
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
     from masksearch.study.constraints import Constraint as Constraint
-    from masksearch.tasks.glue.metrics import GlueScore as GlueScore
     from masksearch.tasks.glue.metrics import glue_score as glue_score
     from masksearch.tasks.planted.graded import GradedProcess as GradedProcess
     from masksearch.tasks.planted.process import PlantedProcess as PlantedProcess

@@ -20,6 +20,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Evaluate, Evaluator, Record
+from masksearch.errors import HeadCountError
 from masksearch.evaluators.finetuning import FineTuning
 
 SPARSITIES = {"sparsity", "effective_sparsity"}
@@ -240,7 +241,7 @@ class TestEvaluator:
         if isinstance(evaluator, ToyEvaluator):
             pytest.skip("the toy reads the sparsity only")
         wrong = masks.per_head([masks.full()] * (evaluator.shape.heads + 1))
-        with pytest.raises(ms.HeadCountError):
+        with pytest.raises(HeadCountError):
             list(evaluator(wrong, seed=0, workdir=tmp_path / "work"))
 
     def test_differentiable_offers_batches_with_a_loss(self, make, tmp_path):

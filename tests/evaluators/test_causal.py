@@ -23,6 +23,7 @@ from tokenizers import pre_tokenizers
 import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
+from masksearch.errors import LengthError, NonFiniteLossError
 from masksearch.evaluators.token_scores import band_means, document_scores, score_tokens
 from masksearch.models import decoders
 from masksearch.tasks.next_token import NextTokenRows
@@ -451,7 +452,7 @@ def test_what_cannot_be_judged_says_why(data: Path, tmp_path: Path) -> None:
     more = tiny_decoder(tmp_path / "more", [f"w{number}" for number in range(50)])
     with pytest.raises(ms.DataError, match=r"tokenizer has 51 ids, .* embeds 42"):
         evaluator(data, tokenizer=more).settings()
-    with pytest.raises(ms.LengthError, match="64 positions, asked for 65"):
+    with pytest.raises(LengthError, match="64 positions, asked for 65"):
         judged(evaluator(data, length=65), masks.full(), tmp_path)
     for wrong, message in (
         ({"adapt": "finetune"}, "unknown adapt 'finetune'"),
@@ -472,7 +473,7 @@ def test_damaged_weights_are_named(data: Path, tmp_path: Path) -> None:
     weights = load_file(path)
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(ms.NonFiniteLossError, match=r"loss at token 1 of .* sequence 0 is nan"):
+    with pytest.raises(NonFiniteLossError, match=r"loss at token 1 of .* sequence 0 is nan"):
         judged(evaluator(data, weights=folder), masks.full(), tmp_path)
 
 

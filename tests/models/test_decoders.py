@@ -12,6 +12,7 @@ from tiny_decoder import tiny_decoder
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.errors import LengthError
 from masksearch.models import decoders
 from masksearch.models.decoders import DECODERS, NextTokenModel, decoder, open_decoder
 
@@ -51,7 +52,7 @@ def test_a_stored_decoder_is_described_and_read_back(kind: str, tmp_path: Path) 
     stored = open_decoder(tiny_decoder(tmp_path, WORDS, kind=kind))
     assert stored.shape(48) == ms.Shape(48, 2, 4, causal=True)
     assert (stored.vocabulary, stored.positions, stored.architecture) == (31, 64, kind)
-    with pytest.raises(ms.LengthError, match="64 positions"):
+    with pytest.raises(LengthError, match="64 positions"):
         stored.shape(65)
     with pytest.raises(ms.DataError, match=r"32 ids, .* embeds 31"):
         stored.check_tokens(32)

@@ -20,6 +20,7 @@ from transformers.masking_utils import (
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.errors import HeadCountError
 
 SIZES = {
     "vocab_size": 99,
@@ -302,7 +303,7 @@ def test_models_are_refused_with_the_reason():
         ms.from_native(hf.T5Config())
     with pytest.raises(ms.NativeError, match=r"biases .* no place"):
         ms.to_native(hf.LlamaConfig(attention_bias=True), WINDOW)
-    with pytest.raises(ms.HeadCountError, match="the mask has 2 heads"):
+    with pytest.raises(HeadCountError, match="the mask has 2 heads"):
         ms.to_native(QWEN, masks.per_head([WINDOW, WINDOW]))
     with pytest.raises(ms.NativeError, match=r"ms.detach\(model\)"):
         ms.to_native(ms.attach(build("qwen3"), WINDOW), WINDOW)
