@@ -140,6 +140,16 @@ def test_a_mask_of_the_caller_is_computed_by_sdpa():
     assert states(model)[0].fallback == ""
 
 
+def test_a_bias_of_the_caller_does_not_bring_dropped_keys_back():
+    at = ARCHITECTURES["bert"]
+    model, tokens = at.made(layers=1), at.inputs()["input_ids"]
+    attach(model, masks.window(2))
+    with torch.no_grad():
+        expected = model(tokens, attention_mask=torch.ones_like(tokens))[0]
+        found = model(tokens, attention_mask=torch.zeros(2, 1, 17, 17))[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 def test_sliding_layers_are_computed_by_sdpa():
     sizes = {**GROUPED, "num_key_value_heads": 2, "num_hidden_layers": 2}
     model = hf.MistralModel(hf.MistralConfig(**sizes, sliding_window=8)).eval()

@@ -194,6 +194,19 @@ def test_a_text_too_short_for_halves_is_told_before_any_trial(tmp_path, caplog):
     assert ms.MlmEvaluator(tmp_path / "short.txt", half="all", **short).protocol
 
 
+def test_a_text_is_final_where_its_hash_is_odd():
+    rows = ["the cat", "the dog", "", "\u00e9t\u00e9"]  # bytes as above: even, and three odd ones
+    assert take_half(rows, "search", "", str) == rows[:1]
+    assert take_half(rows, "final", "", str) == rows[1:]
+
+
+def test_the_text_of_a_test_set_is_one_that_no_search_has_seen(tmp_path):
+    evaluator = glue(tmp_path)
+    found = [sequences(evaluator.on(half).text) for half in HALVES[:3]]
+    assert found[2] == found[1]
+    assert not found[2] & found[0]
+
+
 def test_questions_on_one_article_stay_together(tmp_path):
     evaluator = squad(tmp_path)
     search, final = (

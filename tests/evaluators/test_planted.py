@@ -44,6 +44,14 @@ def test_reports_are_finite_and_the_last_one_holds_the_score():
     assert last["intact/majority"] == last["follows/majority"] == 0.5
 
 
+def test_every_weight_is_drawn_from_the_seed():
+    first, again, other = (dict(QUICK.model(seed).named_parameters()) for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    drawn = [name for name in first if first[name].std() > 0]  # norms are ones, biases zeros
+    assert any("query" in name for name in drawn)
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
 def test_equal_masks_by_other_expressions_give_equal_reports():
     dense = masks.table(torch.ones(24, 24, dtype=torch.bool))
     assert reports(QUICK, dense)[-1].values["loss"] == pytest.approx(

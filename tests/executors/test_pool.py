@@ -108,6 +108,7 @@ def test_a_death_repeats_the_trial_and_yields_one_record(tmp_path):
     story.finish("b", second)
     (record,) = story.records
     assert (record.status, record.values["loss"]) == ("done", STEPS)
+    assert [report.step for report in record.curve] == [3, 4]  # those of the last attempt alone
 
 
 def test_deaths_are_counted_and_the_last_reason_is_kept(tmp_path):

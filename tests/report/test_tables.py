@@ -105,6 +105,15 @@ def test_front_is_a_table(record, objectives):
     assert rows[0][0] == r"a\_b"
 
 
+def test_baselines_are_no_trials_of_a_strategy(record, objectives):
+    hand = record(0, 0.9, masks.window(3), role="baseline")
+    own = [record(1, 0.7, masks.star()), record(2, None, masks.window(1))]
+    section = Section({"tpe": [hand, *own]}, objectives, {})
+    told = result_of([section], title="t")["sections"][0]
+    rows = [tuple(cell.text for cell in row[:3]) for row in told["runs"].rows]
+    assert rows == [("tpe", "2", "1"), ("tpe: baselines", "1", "1")]
+
+
 def test_files_hold_every_digit(tmp_path, comparison, record, objectives):
     studies = {"tpe": [record(0, 1 / 3, masks.star())]}
     section = Section(studies, objectives, {"c": comparison})

@@ -258,6 +258,14 @@ def test_windows_are_those_of_transformers_mask_functions():
             assert table[q, k] == function(0, 0, q, k)
 
 
+@pytest.mark.parametrize(
+    "mask", [masks.window(5) | masks.window(3), masks.window(3) | masks.window(5)]
+)
+def test_a_union_of_windows_is_the_widest_and_a_cut_the_narrowest(mask):
+    assert ms.to_native(QWEN, mask).sliding_window == 6
+    assert ms.to_native(QWEN, masks.window(5) & masks.window(3)).sliding_window == 4
+
+
 # -- what is refused ---------------------------------------------------------------------------
 SINKS = masks.columns(4) | masks.window(15)
 FULL, WINDOW = masks.full(), masks.window(15)
