@@ -19,8 +19,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.attention.kernels.choose import choose
 from masksearch.masks import Mask, layer_of
-from masksearch.models.encoders import Size, encoder, find_size
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder, find_size
 
 SHORT = 128  # positions at which a mask must cost next to nothing
 HIDDEN = 0.15  # share of the tokens that are predicted

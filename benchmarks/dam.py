@@ -36,8 +36,7 @@ from planted_runs import Cells, Row, Setting, shown, summary
 import masksearch as ms
 from masksearch.contracts import generator
 from masksearch.gates.dam import dam_reports
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.training.loop import TrainConfig, train
 
 HERE = Path(__file__).parent

@@ -24,8 +24,7 @@ from masksearch.evaluators.planted import HEAD, WEIGHTS
 from masksearch.gates.config import preset
 from masksearch.gates.diagnostics import recovery
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.models.encoders import SIZES, Size, encoder
-from masksearch.models.heads import MaskedLanguageModel, Output
+from masksearch.models.encoders import SIZES, MaskedLanguageModel, Output, Size, encoder
 
 NANO = SIZES["nano"]
 KEY = ("part", "cell", "seed")

@@ -44,8 +44,7 @@ from proxy_sides import (
 from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.errors import install_command
-from masksearch.models.encoders import encoder, find_size
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, encoder, find_size
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import TrainConfig, train

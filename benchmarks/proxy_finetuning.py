@@ -28,8 +28,7 @@ from masksearch.evaluators.token_rows import (
     row_batches,
     tokenize_rows,
 )
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import SequenceClassifier
+from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import TrainConfig, train
 

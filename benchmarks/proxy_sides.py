@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.attach import attach
 from masksearch.masks import Mask
-from masksearch.models.encoders import encoder, find_size
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, encoder, find_size
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import TrainConfig, train

@@ -23,8 +23,7 @@ from experiments.rivals.density_terms import Penalised
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
 from masksearch.gates.diagnostics import agreement, recovery
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.report.figures.dam import (
     plot_agreement,
     plot_dam,

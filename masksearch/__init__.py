@@ -72,12 +72,12 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.loggers.progress import progress as progress
     from masksearch.masks import FAMILIES as FAMILIES
     from masksearch.masks import Mask as Mask
-    from masksearch.masks.files import load_mask as load_mask
-    from masksearch.masks.files import save_mask as save_mask
     from masksearch.masks.lower import flex_block_mask as flex_block_mask
     from masksearch.masks.lower import lower as lower
     from masksearch.masks.measure import fingerprint as fingerprint
     from masksearch.masks.nearest import nearest_family as nearest_family
+    from masksearch.masks.text import load_mask as load_mask
+    from masksearch.masks.text import save_mask as save_mask
     from masksearch.models.checkpoints import saved_masks as saved_masks
     from masksearch.models.checkpoints import verify as verify
     from masksearch.models.plan import Plan as Plan

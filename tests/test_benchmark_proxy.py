@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, encoder
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 needs_trainer = pytest.mark.skipif(

@@ -14,7 +14,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.cli.output import print_comparison, print_front
 from masksearch.contracts import Evaluator, Objective, Report, Shape
-from masksearch.masks.controls import random_like
+from masksearch.masks.families import random_like
 from masksearch.report.tables import comparison_table, front_table
 
 DECODER = Shape(16, 1, 1, causal=True)  # 16 x 17 / 2 = 136 pairs

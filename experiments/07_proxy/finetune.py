@@ -30,7 +30,7 @@ from masksearch.contracts import generator, mixed_seed
 from masksearch.evaluators.glue import GlueTokens
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, row_batches, tokenize_rows
 from masksearch.masks.lower import lower
-from masksearch.models.heads import SequenceClassifier
+from masksearch.models.encoders import SequenceClassifier
 from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
 from masksearch.training.loop import TrainConfig, train
 

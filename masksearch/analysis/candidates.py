@@ -13,8 +13,8 @@ from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks import parse
 from masksearch.masks.checks import whole
-from masksearch.masks.controls import random_like, sweep_families
 from masksearch.masks.core import Mask
+from masksearch.masks.families import random_like, sweep_families
 from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression

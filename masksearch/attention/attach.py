@@ -32,7 +32,7 @@ from masksearch.attention.interface import (
     refuse_other,
     refuse_weights,
 )
-from masksearch.attention.kernels.choose import checked_backend
+from masksearch.attention.kernels.choose import REQUESTS
 from masksearch.attention.layer import (
     STATE,
     LayerMask,
@@ -56,7 +56,7 @@ from masksearch.attention.probe import (
     unwrapped,
 )
 from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
-from masksearch.errors import AttachError, HeadCountError, LayerCountError
+from masksearch.errors import AttachError, HeadCountError, LayerCountError, check_name
 from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def attach(
     Errors of a forward pass (EmptyRowError, LengthError, AttachError) that torch.compile meets
     while it traces come inside an error of its own, with the same message.
     """
-    backend = checked_backend(backend)
+    check_name("backend", str(backend), REQUESTS)
     check_module("attach", model)
     if isinstance(what, (str, Path)):
         raise TypeError(

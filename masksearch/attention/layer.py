@@ -25,13 +25,13 @@ from masksearch.attention.kernels.choose import BLOCK, SHORTEST, KernelChoice, c
 from masksearch.attention.kernels.custom_op import NUMBERS, SOURCES
 from masksearch.attention.kernels.flex import FlexPlan
 from masksearch.attention.kernels.plan import GatherPlan
-from masksearch.attention.tokens import TokenMask, refuse_longer
+from masksearch.attention.tokens import TokenMask
 from masksearch.errors import AttachError, EmptyRowError
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import Mask, Points
 from masksearch.masks.leaves import Causal
-from masksearch.masks.lower import row_counts
-from masksearch.masks.stacks import Cropped
+from masksearch.masks.lower import refuse_longer, row_counts
+from masksearch.masks.tables import Cropped
 
 if TYPE_CHECKING:
     from masksearch.contracts import GateBank

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.attention.probe import Part, Probe, names_of
-from masksearch.errors import AttachError, EmptyRowError, LengthError
+from masksearch.errors import AttachError, EmptyRowError
 from masksearch.masks.core import Mask
+from masksearch.masks.lower import refuse_longer
 
 NO_TOKEN = -1  # stands where an input is shorter than a table
 
@@ -99,21 +100,6 @@ class TokenMask:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
-
-
-def refuse_longer(mask: Mask, length: int, where: str) -> None:
-    """Refuses inputs that a table does not reach.
-
-    Raises:
-        LengthError: Names the remedies.
-    """
-    if mask.length is not None and length > mask.length:
-        raise LengthError(
-            f"{where}: a table of {mask.length} positions serves inputs of at most that many, "
-            f"asked for {length}; searched tables do not stretch: truncate the inputs "
-            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach a mask of any "
-            "length, masks.nearest_family(mask).mask"
-        )
 
 
 TABLES = "masksearch_tables"  # where the memory of a model's mask carries the tables of its pass

@@ -177,8 +177,7 @@ def export(
         masksearch export "longformer(16, 2)" --out layout.npy --block 16 --length 128
     """
     from masksearch.masks import parse
-    from masksearch.masks.files import save_mask
-    from masksearch.masks.text import short_text
+    from masksearch.masks.text import save_mask, short_text
 
     found = parse(mask)
     if out.suffix == ".npy":

@@ -163,8 +163,8 @@ def show_mask(
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
     from masksearch.errors import UncountedHops
-    from masksearch.masks.hops import hops
     from masksearch.masks.lower import block_view, row_counts
+    from masksearch.masks.measure import hops
     from masksearch.masks.text import short_text
 
     if length < 1 or block < 1:

@@ -247,7 +247,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
     from masksearch.cli.build import named_candidates
     from masksearch.driver import open_study
     from masksearch.masks import FAMILIES, full
-    from masksearch.masks.controls import random_like
+    from masksearch.masks.families import random_like
 
     named: dict[str, Mask | Record] = {}
     for text in dict.fromkeys(given["mask"] or []):

@@ -25,10 +25,9 @@ from masksearch.contracts import Evaluator, Objective, Report, Shape, generator
 from masksearch.errors import LengthError, check_name
 from masksearch.evaluators.wrappers import EvaluatorWrapper, closed_after
 from masksearch.masks.core import Mask
-from masksearch.masks.hops import hops
 from masksearch.masks.lower import block_view, lower, row_counts, under_causality
-from masksearch.masks.measure import MEASURES, on_diagonal, sparsity_off_diagonal
-from masksearch.masks.stacks import Cropped, layer_of
+from masksearch.masks.measure import MEASURES, hops, on_diagonal, sparsity_off_diagonal
+from masksearch.masks.tables import Cropped, layer_of
 
 ANALYTIC = (*MEASURES, "flops", "memory")  # the same on every machine
 MEASURED = ("latency_ratio", "latency")  # depend on the machine

@@ -37,7 +37,7 @@ from masksearch.evaluators.tuning import (
     write_scores,
 )
 from masksearch.files import read_weights, write_weights
-from masksearch.models.heads import Output
+from masksearch.models.encoders import Output
 from masksearch.models.pretrained import TunedHead, open_tuned, tuned_kind
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import move_batches

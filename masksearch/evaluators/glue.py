@@ -25,7 +25,7 @@ from masksearch.errors import check_name
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
 from masksearch.evaluators.tuning import TaskScores
-from masksearch.models.heads import SequenceClassifier
+from masksearch.models.encoders import SequenceClassifier
 from masksearch.tasks.glue import (
     Convention,
     GlueData,

@@ -40,13 +40,13 @@ from masksearch.masks.lower import lower
 from masksearch.models.encoders import (
     ARCHITECTURES,
     AnySize,
+    MaskedLanguageModel,
     encoder,
     find_preset,
     find_size,
     initial_spread,
     size_name,
 )
-from masksearch.models.heads import MaskedLanguageModel
 from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.mlm import MlmTask, mark_scored
 from masksearch.tasks.sentence_pairs import SentencePairTask, build_task

@@ -36,8 +36,14 @@ from masksearch.contracts import (
 from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.encoders import AnySize, encoder, find_size, size_name
-from masksearch.models.heads import MaskedLanguageModel, Output
+from masksearch.models.encoders import (
+    AnySize,
+    MaskedLanguageModel,
+    Output,
+    encoder,
+    find_size,
+    size_name,
+)
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, train

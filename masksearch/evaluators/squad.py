@@ -24,7 +24,7 @@ from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.evaluators.tuning import TaskScores
-from masksearch.models.heads import SpanPredictor
+from masksearch.models.encoders import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.metrics import after_threshold, question_scores, score
 from masksearch.tasks.squad.windows import Answer, SquadWindows, WindowSize, decode, make_windows

@@ -23,7 +23,7 @@ from masksearch.contracts import LOW, MAJORITY, Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
 from masksearch.evaluators.tuning import TaskScores
-from masksearch.models.heads import ChoiceScorer
+from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_source

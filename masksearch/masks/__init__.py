@@ -9,7 +9,6 @@ torch.Size([1, 1, 128, 128])
 from typing import TYPE_CHECKING, Any
 
 from masksearch.errors import did_you_mean
-from masksearch.masks.controls import sweep_families
 from masksearch.masks.core import FAMILIES, RECIPES, Mask, Points, family, recipe
 from masksearch.masks.families import (
     a_shape,
@@ -19,6 +18,7 @@ from masksearch.masks.families import (
     longformer,
     star,
     strided,
+    sweep_families,
     vertical_slash,
     without_diagonal,
 )
@@ -49,13 +49,13 @@ from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import Window as window
 from masksearch.masks.nearest import NearestFamily, nearest_family
-from masksearch.masks.stacks import Cropped as cropped
-from masksearch.masks.stacks import PerHead as per_head
-from masksearch.masks.stacks import PerLayer as per_layer
-from masksearch.masks.stacks import layer_of
 from masksearch.masks.tables import BlockLayout as block_layout
+from masksearch.masks.tables import Cropped as cropped
+from masksearch.masks.tables import PerHead as per_head
+from masksearch.masks.tables import PerLayer as per_layer
 from masksearch.masks.tables import Table as table
 from masksearch.masks.tables import Toeplitz as toeplitz
+from masksearch.masks.tables import layer_of
 from masksearch.masks.text import functions, parse
 
 if not TYPE_CHECKING:

@@ -17,7 +17,7 @@ from torch import Tensor
 from masksearch.errors import LengthError
 from masksearch.masks.core import CELLS_AT_ONCE, Both, Either, Mask, Points
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Window, stands_at
-from masksearch.masks.stacks import Cropped, PerHead
+from masksearch.masks.tables import Cropped, PerHead
 
 
 def last_queries(

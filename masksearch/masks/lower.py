@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from masksearch.errors import LengthError
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.leaves import Causal
-from masksearch.masks.stacks import distinct_planes
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -63,6 +63,64 @@ def lower(mask: Mask, shape: HasShape) -> DenseMask:
     table = under_causality(mask, shape).dense(shape.length, shape.layers, shape.heads)
     no_empty_rows(table)
     return table
+
+
+def refuse_longer(mask: Mask, length: int, where: str) -> None:
+    """Refuses inputs that a table does not reach.
+
+    Raises:
+        LengthError: Names the remedies.
+    """
+    if mask.length is not None and length > mask.length:
+        raise LengthError(
+            f"{where}: a table of {mask.length} positions serves inputs of at most that many, "
+            f"asked for {length}; searched tables do not stretch: truncate the inputs "
+            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach a mask of any "
+            "length, masks.nearest_family(mask).mask"
+        )
+
+
+# -- the tables of single layers and heads, each one once ----------------------------------------
+@dataclass(frozen=True)
+class Plane:
+    """One layer and head of a mask.
+
+    Args:
+        mask: A mask that does not tell layers apart.
+        head: Which head of it, where it tells heads apart.
+    """
+
+    mask: Mask
+    head: int = 0
+
+
+def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
+    """The planes of a mask, equal expressions once.
+
+    Returns:
+        The planes, and for each of `mask.planes` its place among them.
+
+    >>> from masksearch import masks
+    >>> distinct_planes(masks.per_layer([masks.star(), masks.full(), masks.star()]))[1]
+    [0, 1, 0]
+    """
+    if mask.layers is None and mask.heads is None:
+        return [Plane(mask)], [0]
+    found: list[Plane] = []
+    places: dict[Mask, int] = {}
+    index: list[int] = []
+    for layer in range(mask.layers or 1):
+        own = mask.of_layer(layer)
+        for head in range(mask.heads or 1):
+            single = own.of_head(head)
+            if single.heads is not None:  # bits of several heads: not looked at
+                place = len(found)
+            else:
+                place = places.setdefault(single, len(found))
+            if place == len(found):
+                found.append(Plane(single, 0 if single.heads is None else head))
+            index.append(place)
+    return found, index
 
 
 def row_counts(mask: Mask, length: int) -> Tensor:

@@ -52,8 +52,7 @@ from masksearch.masks.leaves import (
     Window,
 )
 from masksearch.masks.measure import overlap
-from masksearch.masks.stacks import PerHead, PerLayer
-from masksearch.masks.tables import Table, Toeplitz
+from masksearch.masks.tables import PerHead, PerLayer, Table, Toeplitz
 
 WORD = 5.0  # bits of a name or an operator of the language, of which there are about 32
 GAPS = 32  # largest gap that dilated is tried with, in positions

@@ -38,7 +38,7 @@ from masksearch.attention.attach import ENTRY
 from masksearch.contracts import Shape
 from masksearch.errors import DataError, LengthError, MaskFormatError
 from masksearch.masks import Mask
-from masksearch.masks.files import load_mask
+from masksearch.masks.text import load_mask
 
 SECONDS = 5.0  # for the Hub's first answer
 # What is downloaded: no pickle, no code.

@@ -38,8 +38,7 @@ from masksearch.models.checkpoints import (
     read_config,
     read_model,
 )
-from masksearch.models.encoders import AnySize, find_size, initial_spread
-from masksearch.models.heads import Output
+from masksearch.models.encoders import AnySize, Output, find_size, initial_spread
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
 UNBOUNDED = 1 << 30  # positions of a decoder that names no limit

@@ -1,19 +1,29 @@
-"""Proxy encoders from scratch: BERT and its relatives, small to base, or of any size.
+"""Proxy encoders from scratch: BERT and its relatives, of any size, and the heads on them.
 
 encoder("tiny", vocabulary=4096, length=128, seed=0)
 encoder("4x128x4", vocabulary=4096, length=128, seed=0)  # layers x width x heads
 encoder("base", vocabulary=50_265, length=512, seed=0, architecture="roberta", pad=1)
+MaskedLanguageModel(encoder, seed=1)                     # pre-training
+SequenceClassifier(encoder, 3, seed=1)                   # GLUE
+SpanPredictor(encoder, seed=1)                           # SQuAD
+ChoiceScorer(encoder, seed=1)                            # SWAG
+
+Every head takes any Hugging Face encoder, shares it with the caller, and returns an `Output`
+whose `loss` is what `masksearch.training.loop.train` needs.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from masksearch.errors import check_name, unknown_name
 
@@ -243,3 +253,329 @@ def find_preset(name: str) -> dict[str, Any]:
     """The settings of that preset; an unknown one raises UnknownNameError with the nearest."""
     check_name("preset", name, PRESETS)
     return PRESETS[name]
+
+
+# -- heads -------------------------------------------------------------------------------------
+@dataclass
+class Output:
+    """What every head returns.
+
+    Args:
+        logits: Rows for the scored tokens, the sequences, the positions or the choices.
+        loss: Mean loss of the batch; None without labels.
+        pair_logits: `[batch, 2]`, index 0 = the second segment follows the first; None where
+            the model has no sentence-pair head.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    pair_logits: Tensor | None = None
+
+
+class Head(nn.Module):
+    """What all heads share: an encoder, given only the inputs that it takes.
+
+    Segment ids are left out where the encoder's forward has no such argument (DistilBERT,
+    ModernBERT), or knows one segment only (RoBERTa).
+
+    Args:
+        encoder: Any Hugging Face encoder whose output has `last_hidden_state`; not copied.
+    """
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        takes = inspect.signature(encoder.forward).parameters
+        segments = getattr(encoder.config, "type_vocab_size", 2)
+        self.takes_segments = "token_type_ids" in takes and segments > 1
+
+    @property
+    def config(self) -> Any:
+        """The encoder's configuration."""
+        return self.encoder.config
+
+    @property
+    def embeddings(self) -> Tensor:
+        """The encoder's token embeddings, `[vocabulary, embedding width]`."""
+        return cast(Tensor, self.encoder.get_input_embeddings().weight)
+
+    def hidden(
+        self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
+    ) -> Tensor:
+        """The encoder's last hidden states, `[batch, length, width]`."""
+        segments = {"token_type_ids": token_type_ids} if self.takes_segments else {}
+        out = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        hidden: Tensor = out.last_hidden_state
+        return hidden
+
+
+class MaskedLanguageModel(Head):
+    """An encoder with BERT's prediction head, applied to the masked positions alone.
+
+    Where the embeddings are narrower than the hidden states (ALBERT, small ELECTRA), the head's
+    dense layer projects to the embeddings' width, as theirs do.
+
+    Args:
+        encoder: The encoder; shared, not copied.
+        seed: Seed of the head's weights.
+        pairs: Whether to add BERT's next-sentence head: a tanh layer on [CLS], then two classes.
+
+    Reference: BERT, arXiv 1810.04805, Section 3.1 (masked LM, tied output embedding; next
+    sentence prediction), Appendix A.2 (the loss is the sum of both means).
+    """
+
+    def __init__(self, encoder: PreTrainedModel, *, seed: int, pairs: bool = False) -> None:
+        super().__init__(encoder)
+        config = encoder.config
+        width, spread = config.hidden_size, config.initializer_range
+        vocabulary, inner = self.embeddings.shape
+        self.pooler = self.pair = None
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.transform = nn.Linear(width, inner)
+            nn.init.normal_(self.transform.weight, std=spread)
+            nn.init.zeros_(self.transform.bias)
+            if pairs:
+                self.pooler = draw_linear(width, width, spread)
+                self.pair = draw_linear(width, 2, spread)
+        self.norm = nn.LayerNorm(inner)
+        self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.activation: nn.Module = nn.GELU()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        next_sentence_label: Tensor | None = None,
+        scored: Tensor | None = None,
+    ) -> Output:
+        """Scores the tokens whose label is not -100 (every token where `labels` is None).
+
+        Args:
+            input_ids: int64 `[batch, length]`.
+            labels: int64 `[batch, length]`, -100 = not scored.
+            attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
+            token_type_ids: Segment ids, `[batch, length]`.
+            next_sentence_label: int64 `[batch]`, 0 = the second segment follows the first, 1 =
+                it was drawn from elsewhere.
+            scored: Where the labels of each row stand, int64 `[batch, scored tokens of a row]`,
+                rising; None = they are looked for, for which the CPU waits for a GPU.
+
+        Returns:
+            logits `[scored tokens, vocabulary]` in reading order; the loss is the sum of the
+            mean cross-entropies of what is labelled: tokens, sentence pairs or both.
+
+        Raises:
+            ValueError: If `next_sentence_label` is given to a model without `pairs=True`.
+        """
+        full = self.hidden(input_ids, attention_mask, token_type_ids)
+        hidden = full.flatten(0, 1)
+        if labels is not None:
+            if scored is None:
+                at = (labels.flatten() != -100).nonzero().squeeze(1)
+            else:
+                starts = torch.arange(0, labels.numel(), labels.shape[1], device=labels.device)
+                at = (scored + starts.unsqueeze(1)).flatten()
+            hidden = hidden.index_select(0, at)
+        hidden = self.norm(self.activation(self.transform(hidden)))
+        logits = F.linear(hidden, self.embeddings, self.bias)
+        loss = None
+        if labels is not None:
+            targets = labels.flatten().index_select(0, at)
+            loss = F.cross_entropy(logits.float(), targets)
+        if self.pooler is None or self.pair is None:
+            if next_sentence_label is not None:
+                raise ValueError(
+                    "next_sentence_label was given to a model without a sentence-pair head; "
+                    "build it with MaskedLanguageModel(encoder, seed=.., pairs=True)"
+                )
+            return Output(logits, loss)
+        pair_logits = self.pair(torch.tanh(self.pooler(full[:, 0])))
+        if next_sentence_label is not None:
+            pair_loss = F.cross_entropy(pair_logits.float(), next_sentence_label)
+            loss = pair_loss if loss is None else loss + pair_loss
+        return Output(logits, loss, pair_logits)
+
+
+class SequenceClassifier(Head):
+    """An encoder with a two-layer head on the concatenation of [CLS] and the mean of the tokens.
+
+    Args:
+        encoder: The (pre-trained) encoder; shared, not copied.
+        labels: Number of classes; 1 = regression with a squared loss.
+        seed: Seed of the head's weights.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, labels: int, *, seed: int) -> None:
+        super().__init__(encoder)
+        width = encoder.config.hidden_size
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.dense = nn.Linear(2 * width, width)
+            self.out = nn.Linear(width, labels)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Output:
+        """Returns logits `[batch, labels]` and, given labels `[batch]`, the mean loss."""
+        hidden = self.hidden(input_ids, attention_mask, token_type_ids)
+        if attention_mask is None:
+            mean = hidden.mean(1)
+        else:
+            weight = attention_mask.to(hidden.dtype).unsqueeze(-1)
+            mean = (hidden * weight).sum(1) / weight.sum(1)
+        logits = self.out(torch.tanh(self.dense(torch.cat([hidden[:, 0], mean], -1))))
+        return class_output(logits, labels)
+
+
+class SpanPredictor(Head):
+    """An encoder that points at the first and the last token of an answer.
+
+    Args:
+        encoder: The (pre-trained) encoder; shared, not copied.
+        seed: Seed of the start and the end vector.
+
+    Reference: BERT, arXiv 1810.04805, Section 4.2 (SQuAD); where there is no answer both point
+    at [CLS], Section 4.3.
+    """
+
+    def __init__(self, encoder: PreTrainedModel, *, seed: int) -> None:
+        super().__init__(encoder)
+        config = encoder.config
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.out = draw_linear(config.hidden_size, 2, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> Output:
+        """Scores every position as the start and as the end of the answer.
+
+        Args:
+            input_ids: int64 `[batch, length]`.
+            attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
+            token_type_ids: Segment ids, `[batch, length]`.
+            start_positions: int64 `[batch]`; one outside 0..length - 1, or on padding, is
+                ignored (an answer outside this window).
+            end_positions: The same for the last token, inclusive.
+
+        Returns:
+            logits `[batch, length, 2]` (start, end), -inf on padding; the loss is the mean of
+            the two cross-entropies, 0 where every position is ignored.
+
+        Raises:
+            ValueError: If only one of the two positions is given.
+        """
+        logits: Tensor = self.out(self.hidden(input_ids, attention_mask, token_type_ids))
+        return span_output(logits, attention_mask, start_positions, end_positions)
+
+
+class ChoiceScorer(Head):
+    """An encoder that scores each of several endings, one sequence an ending.
+
+    [CLS] goes through a tanh layer, as in BERT's released code, then is multiplied by a vector.
+
+    Args:
+        encoder: The (pre-trained) encoder; shared, not copied.
+        seed: Seed of the head's weights.
+
+    Reference: BERT, arXiv 1810.04805, Section 4.4 (SWAG).
+    """
+
+    def __init__(self, encoder: PreTrainedModel, *, seed: int) -> None:
+        super().__init__(encoder)
+        width, spread = encoder.config.hidden_size, encoder.config.initializer_range
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.dense = draw_linear(width, width, spread)
+            self.out = draw_linear(width, 1, spread)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Output:
+        """Scores every choice.
+
+        Args:
+            input_ids: int64 `[batch, choices, length]` (or `[choices, length]`, unlabelled).
+            labels: int64 `[batch]`, the right choice.
+            attention_mask: 1 for tokens, 0 for padding, shaped like `input_ids`.
+            token_type_ids: Segment ids, shaped like `input_ids`.
+
+        Returns:
+            logits `[batch, choices]` and, given labels, their mean cross-entropy.
+        """
+        flat = [
+            None if part is None else part.reshape(-1, part.shape[-1])
+            for part in (attention_mask, token_type_ids)
+        ]
+        hidden = self.hidden(input_ids.reshape(-1, input_ids.shape[-1]), *flat)
+        logits = self.out(torch.tanh(self.dense(hidden[:, 0]))).reshape(input_ids.shape[:-1])
+        return Output(logits, None if labels is None else F.cross_entropy(logits.float(), labels))
+
+
+def class_output(logits: Tensor, labels: Tensor | None) -> Output:
+    """Logits `[batch, classes]` and, given labels `[batch]`, the mean loss: the cross-entropy, or
+    of a single class (a regression) the squared distance."""
+    if labels is None:
+        return Output(logits)
+    if logits.shape[-1] == 1:
+        return Output(logits, F.mse_loss(logits.squeeze(-1).float(), labels.float()))
+    return Output(logits, F.cross_entropy(logits.float(), labels))
+
+
+def span_output(
+    logits: Tensor,
+    attention_mask: Tensor | None,
+    start_positions: Tensor | None,
+    end_positions: Tensor | None,
+) -> Output:
+    """What a head returns that points at an answer; see `SpanPredictor.forward`.
+
+    Args:
+        logits: `[batch, length, 2]` (start, end).
+        attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
+        start_positions: int64 `[batch]`.
+        end_positions: int64 `[batch]`.
+
+    Raises:
+        ValueError: If only one of the two positions is given.
+    """
+    if (start_positions is None) != (end_positions is None):
+        raise ValueError("start_positions and end_positions come together; one is missing")
+    length = logits.shape[1]
+    visible = torch.ones_like(logits[..., 0]) if attention_mask is None else attention_mask
+    visible = visible.bool()
+    logits = logits.masked_fill(~visible.unsqueeze(-1), -torch.inf)
+    if start_positions is None or end_positions is None:
+        return Output(logits)
+    loss = logits.new_zeros((), dtype=torch.float32)
+    for part, positions in enumerate((start_positions, end_positions)):
+        inside = (positions >= 0) & (positions < length)
+        inside &= visible.gather(1, positions.where(inside, 0).unsqueeze(1)).squeeze(1)
+        targets = positions.where(inside, -100)
+        total = F.cross_entropy(logits[..., part].float(), targets, reduction="sum")
+        loss = loss + total / inside.sum().clamp(min=1) / 2
+    return Output(logits, loss)
+
+
+def draw_linear(inputs: int, outputs: int, spread: float) -> nn.Linear:
+    """A linear layer with N(0, spread^2) weights from the global generator, and no bias yet."""
+    made = nn.Linear(inputs, outputs)
+    nn.init.normal_(made.weight, std=spread)
+    nn.init.zeros_(made.bias)
+    return made

@@ -40,7 +40,7 @@ from masksearch.models.checkpoints import (
     read_json,
     read_model,
 )
-from masksearch.models.heads import MaskedLanguageModel, Output, class_output, span_output
+from masksearch.models.encoders import MaskedLanguageModel, Output, class_output, span_output
 
 log = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from masksearch.attention.probe import SELF, pretrained_models, unwrapped
 from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
 from masksearch.files import disk_error
 from masksearch.masks import Mask
-from masksearch.masks.files import save_mask
+from masksearch.masks.text import save_mask
 from masksearch.models.checkpoints import (
     FORMAT,
     MANIFEST,
@@ -60,7 +60,7 @@ from masksearch.models.checkpoints import (
     read_manifest,
     read_model,
 )
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel
 from masksearch.models.pretrained import hugging_face_model
 from masksearch.tasks.text.tokenizer import special_ids
 

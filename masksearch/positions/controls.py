@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from masksearch import masks
 from masksearch.contracts import Shape, mixed_seed
-from masksearch.masks.controls import match_density
 from masksearch.masks.core import Mask
+from masksearch.masks.families import match_density
 from masksearch.masks.measure import effective_density
 
 

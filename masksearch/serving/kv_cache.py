@@ -21,7 +21,7 @@ from masksearch.errors import LengthError, check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
 from masksearch.masks.lifetimes import held_keys
-from masksearch.masks.stacks import PerHead
+from masksearch.masks.tables import PerHead
 
 Account = Literal["layer", "head"]
 ACCOUNTS = ("layer", "head")

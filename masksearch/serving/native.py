@@ -27,7 +27,7 @@ from masksearch.attention.attach import check_module, in_force
 from masksearch.errors import NativeError
 from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
-from masksearch.masks.stacks import PerHead, PerLayer
+from masksearch.masks.tables import PerHead, PerLayer
 
 SLIDING, FULL = "sliding_attention", "full_attention"  # the names in `layer_types`
 SWITCHED = ("qwen2", "qwen3", "smollm3")  # need use_sliding_window, or the window is forgotten

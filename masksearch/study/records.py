@@ -39,7 +39,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import MaskFormatError, SearchError
 from masksearch.masks.core import Mask
-from masksearch.masks.files import load_mask, save_mask
+from masksearch.masks.text import load_mask, save_mask
 
 FORMAT = 3  # of what is written; the first one that was released
 INLINE = 16_384  # characters of a mask's JSON above which it is a file of its own

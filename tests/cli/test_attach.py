@@ -16,7 +16,7 @@ from masksearch import load_pretrained, masks, save_pretrained
 from masksearch.attention.attach import attach, attached
 from masksearch.cli import main as cli
 from masksearch.errors import DataError
-from masksearch.masks.files import save_mask
+from masksearch.masks.text import save_mask
 
 
 @pytest.fixture(scope="module")

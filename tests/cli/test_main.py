@@ -53,7 +53,7 @@ def test_report_counts_hops(monkeypatch, capsys, mask, length, hops, said):
 
 
 def test_report_says_why_hops_are_not_counted(monkeypatch, capsys):
-    monkeypatch.setattr("masksearch.masks.hops.LONGEST", 100)
+    monkeypatch.setattr("masksearch.masks.measure.LONGEST", 100)
     asked = ("report", "random_keys(9)", "--length", 101)
     facts = json.loads(run(monkeypatch, capsys, *asked, "--json")[1])
     assert facts["hops"] is None
@@ -65,7 +65,7 @@ def test_report_says_why_hops_are_not_counted(monkeypatch, capsys):
 
 def test_report_names_the_nearest_structured_mask(monkeypatch, capsys, tmp_path):
     from masksearch import masks
-    from masksearch.masks.files import save_mask
+    from masksearch.masks.text import save_mask
 
     table = masks.star().dense(32)[0, 0]
     table[3, 20] = True

@@ -21,7 +21,7 @@ from masksearch.attention.attach import attached
 from masksearch.cli import main as cli
 from masksearch.errors import ResumeError
 from masksearch.masks import window
-from masksearch.masks.files import load_mask
+from masksearch.masks.text import load_mask
 from masksearch.training.checkpoints import Checkpoints
 
 SMALL = ("--steps", "6", "--size", "nano", "--length", "16", "--batch", "4", "--vocabulary", "64")

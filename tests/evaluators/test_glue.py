@@ -28,8 +28,7 @@ from masksearch.evaluators.token_rows import (
     tokenize_rows,
 )
 from masksearch.masks import Mask
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import SequenceClassifier
+from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue import TASKS, GlueTask
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]

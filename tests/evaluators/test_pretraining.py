@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.tasks.mlm import mark_scored
 
 SMALL = Size(layers=1, width=16, heads=2)

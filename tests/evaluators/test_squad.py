@@ -18,8 +18,7 @@ from masksearch.errors import DataError, EmptyRowError
 from masksearch.evaluators.squad import trivial
 from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import SpanPredictor
+from masksearch.models.encoders import SpanPredictor, encoder
 from masksearch.tasks.squad.data import Question
 
 

@@ -14,8 +14,7 @@ from toy_questions import GOOD, TOKENS, small, swag_rows, write_swag, write_text
 from masksearch import SwagEvaluator, attach, masks
 from masksearch.errors import DataError, EmptyRowError
 from masksearch.masks import Mask
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import ChoiceScorer
+from masksearch.models.encoders import ChoiceScorer, encoder
 
 
 @pytest.fixture(scope="module")

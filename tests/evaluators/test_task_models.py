@@ -17,8 +17,7 @@ from masksearch.evaluators.dense_models import (
     deal_rows,
     distance_of_logits,
 )
-from masksearch.models.encoders import encoder
-from masksearch.models.heads import SequenceClassifier
+from masksearch.models.encoders import SequenceClassifier, encoder
 
 INPUTS = {
     "input_ids": torch.arange(2, 14).reshape(2, 6),

@@ -31,8 +31,7 @@ from masksearch.errors import (
 from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.diagnostics import recovery
 from masksearch.gates.joint_training import DensityControl
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 
 
 def small_model(layers: int = 1) -> MaskedLanguageModel:

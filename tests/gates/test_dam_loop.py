@@ -40,8 +40,7 @@ from masksearch.gates.dam import JointTraining, dam_reports, run_one_shot
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import with_own_keys
 from masksearch.gates.sparsebert import PublishedGates
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.tasks.planted.process import PlantedTask
 from masksearch.training.checkpoints import Checkpoints
 

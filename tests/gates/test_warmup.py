@@ -35,8 +35,7 @@ from masksearch.gates.dam import dam_reports, run_one_shot
 from masksearch.gates.diagnostics import recovery
 from masksearch.gates.joint_training import DensityControl
 from masksearch.gates.warmup import AttentionLoss, WarmupWatch
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.strategies.allocate import build_allocate, build_units
 from masksearch.strategies.dam import DamStrategy
 from masksearch.tasks.planted.process import PlantedTask

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.errors import LengthError, UncountedHops
-from masksearch.masks.hops import hops
+from masksearch.masks.measure import hops
 
 LONG = 2048
 
@@ -49,9 +49,9 @@ def tables(layers: int, size: int, keys: float, seed: int) -> Tensor:
 def test_hops_of_random_tables(layers, size, keys, seed, products, words):
     table = tables(layers, size, keys, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("masksearch.masks.hops.PRODUCTS", products)
-        patch.setattr("masksearch.masks.hops.GATHERED", words)
-        patch.setattr("masksearch.masks.hops.LOOKED_UP", words * 256)
+        patch.setattr("masksearch.masks.measure.PRODUCTS", products)
+        patch.setattr("masksearch.masks.measure.GATHERED", words)
+        patch.setattr("masksearch.masks.measure.LOOKED_UP", words * 256)
         assert hops(table) == by_matrices(table)
 
 
@@ -71,7 +71,7 @@ def test_hops_of_random_tables(layers, size, keys, seed, products, words):
 )
 @pytest.mark.parametrize("products", [0, 2])
 def test_hops_of_long_chains(mask, products, monkeypatch):
-    monkeypatch.setattr("masksearch.masks.hops.PRODUCTS", products)
+    monkeypatch.setattr("masksearch.masks.measure.PRODUCTS", products)
     table = mask.dense(150)
     assert hops(table) == by_matrices(table)
 

@@ -15,8 +15,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
-from masksearch.masks.files import load_mask, save_mask
 from masksearch.masks.lower import lower
+from masksearch.masks.text import load_mask, save_mask
 
 
 # -- the gate ----------------------------------------------------------------------------------

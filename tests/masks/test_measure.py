@@ -13,13 +13,13 @@ from mask_trees import HEADS, LAYERS, sized_trees
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError
-from masksearch.masks.hops import hops
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import (
     block_density,
     effective_density,
     empty_rows,
     fingerprint,
+    hops,
     measures,
     overlap,
     pair_weights,
@@ -150,7 +150,7 @@ def test_measures_need_no_table():
 
 
 def test_measures_of_masks_too_long_for_hops_leave_them_out(monkeypatch):
-    monkeypatch.setattr("masksearch.masks.measure.LONGEST_HOPS", 11)
+    monkeypatch.setattr("masksearch.masks.measure.LONGEST", 11)
     found = measures(masks.star(), Shape(12, 1, 1))
     assert "hops" not in found
     assert {*found, "hops"} == measures(masks.star(), Shape(11, 1, 1)).keys()

@@ -4,7 +4,7 @@ import pytest
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.masks.controls import random_like
+from masksearch.masks.families import random_like
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density
 

@@ -6,7 +6,7 @@ import pytest
 
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.masks.controls import members, sweep_families
+from masksearch.masks.families import members, sweep_families
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density
 

@@ -21,7 +21,7 @@ from masksearch.errors import (
     TokensNeededError,
     UnknownNameError,
 )
-from masksearch.masks.files import load_mask, save_mask
+from masksearch.masks.text import load_mask, save_mask
 
 LENGTH, CLS, SEP = 5, 101, 102
 special = masks.special_tokens

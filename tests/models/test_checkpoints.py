@@ -12,7 +12,7 @@ from masksearch import attach, masks, open_pretrained
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
 from masksearch.models import checkpoints as checkpoint_files
-from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier
 
 BERT = {
     "vocab_size": 40,

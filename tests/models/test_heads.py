@@ -9,12 +9,14 @@ import torch.nn.functional as F
 import transformers as hf
 
 from masksearch import attach, masks
-from masksearch.models.encoders import ARCHITECTURES, Size, encoder
-from masksearch.models.heads import (
+from masksearch.models.encoders import (
+    ARCHITECTURES,
     ChoiceScorer,
     MaskedLanguageModel,
     SequenceClassifier,
+    Size,
     SpanPredictor,
+    encoder,
 )
 from masksearch.models.pretrained import TunedHead
 

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 
 from masksearch import GlueEvaluator, SquadEvaluator, SwagEvaluator, attach, detach, masks
-from masksearch.models.heads import ChoiceScorer, SequenceClassifier, SpanPredictor
+from masksearch.models.encoders import ChoiceScorer, SequenceClassifier, SpanPredictor
 from masksearch.models.pretrained import FIRST_ROW, KINDS, TunedHead, rows_read
 
 SIZES = {

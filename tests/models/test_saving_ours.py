@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from masksearch import attach, masks, open_pretrained, save_pretrained
 from masksearch.errors import AttachError
-from masksearch.models.encoders import ARCHITECTURES, Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, Size, encoder
 from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids, word_piece
 

@@ -18,8 +18,7 @@ from masksearch.errors import (
     NonFiniteLossError,
     UnknownNameError,
 )
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 
 

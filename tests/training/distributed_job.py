@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from masksearch import attach, masks
 from masksearch.contracts import Batch
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel, SequenceClassifier
+from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier, Size, encoder
 from masksearch.training import distributed
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.training.accumulation import Accumulator
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.distributed import Group, group, join_processes

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from masksearch.contracts import Batch
 from masksearch.errors import NonFiniteLossError
 from masksearch.gates.sparsebert import published_rate
-from masksearch.models.encoders import Size, encoder
-from masksearch.models.heads import MaskedLanguageModel
+from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.lamb import Lamb
 from masksearch.training.loop import (

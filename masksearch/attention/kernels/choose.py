@@ -29,7 +29,7 @@ from typing import Literal, cast
 
 import torch
 
-from masksearch.errors import unknown_name
+from masksearch.errors import check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts
 
@@ -87,7 +87,7 @@ def choose(
         UnknownNameError: If `requested` is no backend.
         LengthError: If the mask has another length.
     """
-    requested = checked_backend(requested)
+    check_name("backend", str(requested), REQUESTS)
     counts = tile_counts(mask, length, BLOCK)[0]
     cells = counts.shape[0] * length * length
     kept = int(counts.sum())
@@ -125,17 +125,6 @@ def choose_on_cuda(length: int, head_dim: int) -> tuple[str, str]:
     if head_dim < SMALLEST_HEAD_DIM:
         return "sdpa", f"FlexAttention needs a head_dim of {SMALLEST_HEAD_DIM}, got {head_dim}"
     return "flex", "FlexAttention skips empty blocks; SDPA with a mask loses its flash kernel"
-
-
-def checked_backend(requested: str) -> str:
-    """The backend that is asked for.
-
-    Raises:
-        UnknownNameError: If there is no such backend.
-    """
-    if requested not in REQUESTS:
-        raise unknown_name("backend", str(requested), REQUESTS)
-    return requested
 
 
 def gather_pays_from(mask: Mask) -> int | None:

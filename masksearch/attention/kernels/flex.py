@@ -22,7 +22,7 @@ from torch import Tensor
 from masksearch.attention.kernels.plan import asks_gradient, check_states
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import Predicate, block_mask_of, tile_counts
-from masksearch.masks.stacks import layer_of
+from masksearch.masks.tables import layer_of
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
