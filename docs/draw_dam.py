@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import masksearch as ms
+from benchmarks.planted_runs import recovery
 from experiments.rivals.density_terms import Penalised
 from masksearch.contracts import mixed_seed
 from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
-from masksearch.gates.diagnostics import agreement, recovery
+from masksearch.gates.result import agreement
 from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 from masksearch.report.figures.dam import (
     plot_agreement,
@@ -48,7 +49,6 @@ RUNS: dict[str, dict[str, object]] = {  # one thing changed in each
     "not pruned": {"gate_lr": 5e-4},
     "undecided": {"density": 0.4},
 }
-FLAGS = ("pruned_away", "nothing_pruned", "target_missed", "function_lost")
 AGREED = ("iou", "chance", "matched", "matched_chance")
 BLUE, ORANGE = "#0072B2", "#D55E00"
 
@@ -151,10 +151,9 @@ def write(figure: Figure, name: str) -> None:
 def described(name: str, result: ms.DamResult, seed: int) -> str:
     """A line of the table of docs/dam.md."""
     found, card = recovery(result.probabilities, PROCESS.edges), result.health()
-    loss, density = result.held_out, card["density"]
+    loss, density = result.held_out, card.density
     figures = f"{found.auroc:.3f} | {found.precision:.2f} | {density:.3f} | {loss:.2f}"
-    said = [flag for flag in FLAGS if card[flag]]
-    return f"| {name} | {seed} | {figures} | {card['undecided']:.2f} | {', '.join(said)} |"
+    return f"| {name} | {seed} | {figures} | {card.undecided:.2f} | {', '.join(card.problems)} |"
 
 
 def draw() -> None:
@@ -201,9 +200,10 @@ def draw() -> None:
     kept = healthy.mask(sparsity=1 - HEALTHY["density"]).dense(PROCESS.length)[0]
     planted = kept & PROCESS.edges
     print(f"edges {kept.sum()}, planted {planted.sum()}, different {planted.any(0).sum()}")
-    print(card["losses"], card["notes"])
+    print({n.replace("held_out", "rounded"): loss for n, loss in card.losses.items()}, card.notes)
     for name, result in results.items():
-        print(name, [*result.health()["problems"], *result.health()["warnings"]])
+        card = result.health()
+        print(name, [*card.problems.values(), *card.warnings])
     print(f"{time.perf_counter() - start:.0f} s, CPU {time.process_time():.0f} s")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -13,10 +14,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_decoder import tiny_decoder, written_text
 
 import masksearch as ms
-from masksearch.gates.diagnostics import recovery
+from benchmarks.planted_runs import recovery
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
@@ -115,6 +118,42 @@ def test_planted_masks_reach_full_recovery_by_the_measure_used(load):
     experiment = load(PLANTED, "dam_planted")
     for process in experiment.processes().values():
         assert recovery(process.oracle.dense(process.length).float(), process.edges) == (1, 1)
+
+
+@given(st.integers(0, 10_000), st.integers(3, 4), st.integers(1, 6))
+def test_recovery_matches_loops_over_pairs_and_ways_of_breaking_ties(seed, length, levels):
+    random = torch.Generator().manual_seed(seed)
+    probabilities = torch.randint(levels, (2, 2, length, length), generator=random) / levels
+    edges = torch.rand(length, length, generator=random) < 0.3
+    edges[0, 1], edges[1, 0] = True, False
+    found, best = recovery(probabilities, edges), probabilities.amax((0, 1))
+    cells = [(q, k) for q, k in itertools.product(range(length), repeat=2) if q != k]
+    true = [best[cell].item() for cell in cells if edges[cell]]
+    false = [best[cell].item() for cell in cells if not edges[cell]]
+    wins = sum((a > b) + 0.5 * (a == b) for a in true for b in false)
+    assert found.auroc == pytest.approx(wins / len(true) / len(false))
+    lowest = sorted(true + false, reverse=True)[len(true) - 1]
+    sure = [cell for cell in cells if best[cell] > lowest]
+    tied = [cell for cell in cells if best[cell] == lowest]
+    shares = [
+        sum(edges[cell].item() for cell in (*sure, *chosen)) / len(true)
+        for chosen in itertools.combinations(tied, len(true) - len(sure))
+    ]
+    assert found.precision == pytest.approx(sum(shares) / len(shares))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "edges", "message"),
+    [
+        (torch.ones(1, 1, 4, 4), torch.ones(3, 3) > 0, r"\[1, 1, 4, 4\] do not fit"),
+        (torch.ones(1, 1, 3, 3), torch.ones(3, 3) > 0, "got 6 of 6"),
+        (torch.ones(1, 1, 3, 3), torch.eye(3) > 0, "got 0 of 6"),
+        (torch.full((3, 3), torch.nan), torch.ones(3, 3).triu() > 0, "hold NaN"),
+    ],
+)
+def test_recovery_refuses_wrong_arguments(probabilities, edges, message):
+    with pytest.raises(ValueError, match=message):
+        recovery(probabilities, edges)
 
 
 @pytest.mark.slow

@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForMaskedLM
 
 import masksearch as ms
 from masksearch.contracts import AttentionCall
-from masksearch.gates.diagnostics import Health
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import FORMS
+from masksearch.gates.result import Health
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = (DOCS / "dam.md").read_text(encoding="utf-8")
@@ -78,7 +78,7 @@ def test_health_fields_are_those_of_the_card():
     start = PAGE.index("| field | look at it for |")
     rows = PAGE[start : PAGE.index("\n\n", start)].splitlines()[2:]
     named = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    assert named == set(Health.__annotations__)
+    assert named == {field.name for field in fields(Health)}
 
 
 def test_pictures_exist():

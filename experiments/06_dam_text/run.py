@@ -143,7 +143,7 @@ def table(arguments: argparse.Namespace) -> None:
     if len(results) > 1:
         first, *rest = results.values()
         card = first.health(others=rest)
-        (folder / "health.json").write_text(json.dumps(card["agreement"], indent=1))
+        (folder / "health.json").write_text(json.dumps(card.agreement, indent=1))
 
 
 def write(path: Path, header: list[str], rows: list[list[object]]) -> None:

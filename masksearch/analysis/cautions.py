@@ -13,8 +13,8 @@ REMEDY = (
     "train longer (more steps, epochs or rows), with another learning rate, or take an easier task"
 )
 ATTENTION_REMEDY = (
-    "give more steps (--dam-steps) or another lr; of random weights larger initial weights (a "
-    "standard deviation of about 1 / sqrt(width)); of a checkpoint another finetune_lr, or "
+    "give more steps (--set dam.steps=..) or another lr; of random weights larger initial weights "
+    "(a standard deviation of about 1 / sqrt(width)); of a checkpoint another finetune_lr, or "
     "adapt='none', which trains gates alone on a model that has learned"
 )
 

@@ -123,7 +123,7 @@ def dam_reports(
     probabilities = gates.probabilities().detach().float().cpu()
     curve = tuple(run.curve)
     result = DamResult(probabilities, curve, config.target, gates.arguments, asdict(run.config))
-    for problem in result.health()["problems"]:
+    for problem in result.health().problems.values():
         warnings.warn(f"DAM: {problem}", stacklevel=2)
     return result
 

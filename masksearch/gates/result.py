@@ -1,39 +1,150 @@
-"""What a DAM run leaves: edge probabilities, its curve, and masks cut from them."""
+"""What a DAM run leaves: edge probabilities, its curve, masks cut from them, and a health card.
+
+result.mask(sparsity=0.9), result.curve
+print(result.health(others=[..runs with other seeds..]))
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, TypedDict
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from masksearch import masks
 from masksearch.analysis.cautions import warmup_problems
-from masksearch.contracts import Report, Shape
+from masksearch.contracts import Report, Shape, generator
 from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.config import warmup_steps
-from masksearch.gates.diagnostics import Health, health, switch_health
 from masksearch.gates.discretise import (
     EmptyRows,
     Per,
     at_sparsity,
     at_threshold,
+    least_density,
     mean_of_edges,
     top_keys,
     weights_of,
 )
+from masksearch.gates.gates import Gates
 from masksearch.gates.units import Allocation, Units, cut_switches, read_levels
+from masksearch.gates.warmup import PRUNE_MORE, CollapseWatch
 from masksearch.masks.core import Mask
+from masksearch.masks.measure import overlap
 from masksearch.masks.picture import table_html
 
 FORMAT = "masksearch-gates-1"
+LOSSES = {  # name in the last report -> of what, on a health card
+    "relaxed": "soft gates",
+    "sampled": "sampled",
+    "held_out": "rounded",
+    "discretised": "mask cut",
+    "retrained": "mask retrained",
+}
+LARGE_RISE = 0.05  # nats, and share of the loss before it: a step of these losses above both
+UNDECIDED = 0.01  # share of undecided edges from which on it is named as a cause
+STRONGEST = 4  # offsets that a card names
+CELLS = 2**20  # of random tables that are drawn in all, about
+FEWEST, MOST = 3, 12  # random tables
+
+
+class Agreement(TypedDict):
+    """Overlap of the masks of several seeds: intersection over union (IoU), in [0, 1]."""
+
+    seeds: int  # tables that were compared
+    density: float  # at which the masks were cut
+    iou: float  # mean over the pairs of seeds
+    chance: float  # the same for gates with random values
+    matched: float  # with the heads of each layer put in the order that agrees best
+    matched_chance: float  # the same for gates with random values
+    by_pair: list[float]  # in the order (0, 1), (0, 2), .., (1, 2), ..
+    matched_by_pair: list[float]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Figures of one DAM run, as plain data; it prints as a card of about ten lines.
+
+    Shares and probabilities lie in [0, 1]. Means and shares of edges are over the pairs that real
+    tokens form: an edge counts by the sequences that have it, padding and a decoder's future do
+    not. Of switches `by_head` is that of each layer's units, undecided are units whose likeliest
+    mask has less than 0.9, and there is no diagonal and no offset.
+
+    Args:
+        density: Mean probability of an edge at the end.
+        target: Density that was asked for.
+        by_head: Mean probability of an edge of each layer and head.
+        undecided: Share of edges with a probability in (0.1, 0.9).
+        diagonal: Mean probability of an edge on the diagonal; None = switches.
+        offsets: The strongest offsets (key minus query), each with its mean probability; nearer
+            ones first among equals.
+        losses: Mean held-out losses in nats that were measured, by the names of `LOSSES`:
+            gates at their probability, drawn, rounded, cut at the target density, and that mask
+            with other weights, trained from scratch.
+        agreement: Between seeds; None = one seed.
+        problems: Kind -> what is wrong, and the remedy: `"pruned_away"` (density below a quarter
+            of the target), `"nothing_pruned"` (above nine tenths of where the gates started),
+            `"target_missed"` (above 1.25 times the target, for no reason named before),
+            `"function_lost"` (loss far above that of the warm-up; that of the cut mask, if
+            known, too), `"attention_unlearned"`, `"unsettled"` (see `warmup_problems`).
+        notes: Large rises from one loss to the next, in words.
+        warnings: What a `CollapseWatch` says of the curve, with the steps.
+    """
+
+    density: float
+    target: float
+    by_head: list[list[float]]
+    undecided: float
+    diagonal: float | None
+    offsets: list[tuple[int, float]]
+    losses: dict[str, float]
+    agreement: Agreement | None
+    problems: dict[str, str]
+    notes: list[str]
+    warnings: list[str]
+
+    @property
+    def strongest(self) -> str:
+        """`offsets` in words, such as "-1 (0.45), 0 (0.25)"."""
+        return ", ".join(f"{at:+d} ({chance:.2f})" if at else f"0 ({chance:.2f})"
+                         for at, chance in self.offsets)  # fmt: skip
+
+    def __repr__(self) -> str:
+        """Figures first, then what is wrong and what to do."""
+        shares = [share for layer in self.by_head for share in layer]
+        heads = f"; heads {min(shares):.1%} to {max(shares):.1%}" if len(shares) > 1 else ""
+        losses = [f"{LOSSES[name]} {loss:.3f}" for name, loss in self.losses.items()]
+        rows = {
+            "density": f"{self.density:.1%}, asked for {self.target:.1%}{heads}",
+            "undecided": f"{self.undecided:.1%}",
+            "held-out loss": " -> ".join(losses) + " nats" if losses else "not measured",
+        }
+        if self.diagonal is not None:
+            rows |= {"diagonal": f"{self.diagonal:.1%}", "offsets": self.strongest}
+        if self.agreement is not None:
+            rows["seeds"] = (
+                f"{self.agreement['seeds']} agree by {self.agreement['iou']:.2f} IoU, chance "
+                f"{self.agreement['chance']:.2f}"
+            )
+        rows["problems"] = "; ".join(self.problems.values()) or "none"
+        if self.notes:
+            rows["to do"] = "; ".join(self.notes)
+        return "\n".join(
+            textwrap.fill(text, 110, initial_indent=f"{name:<15}", subsequent_indent=" " * 15)
+            for name, text in rows.items()
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,43 +322,76 @@ class DamResult:
     def health(
         self, *, others: Sequence[DamResult] = (), retrained: float | None = None
     ) -> Health:
-        """Density against the target, the losses from relaxed to retrained, undecided gates, mass
-        by distance, agreement of seeds, and whether the run collapsed.
+        """Judges the run: density against the target, undecided gates, the losses from soft gates
+        to the retrained mask, agreement of seeds, and whether the run collapsed.
 
         Args:
             others: The same gates trained with other seeds.
             retrained: Held-out loss of a model trained from scratch under the mask of the target
                 density.
+
+        Raises:
+            ValueError: If `others` have another shape, or the gates are switches.
         """
-        aims = self.config.get("control", "hinge") == "hinge"
-        target = self.target if aims else self.density
-        initial = self.curve[0].values["density"] if self.curve else 1.0
-        if self.units is not None:
-            if others:
-                raise ValueError(
-                    "the agreement of seeds is measured for gates of edges; of switches compare "
-                    "the probabilities of their units, result.probabilities"
-                )
-            return switch_health(
-                self.probabilities,
-                self.units,
-                target=target,
-                initial=initial,
-                curve=self.curve,
-                warmup_steps=self.warmup_steps,
-                retrained=retrained,
+        p, weights, units = self.probabilities.detach().float().cpu(), self.weights, self.units
+        if units is not None and others:
+            raise ValueError(
+                "the agreement of seeds is measured for gates of edges; of switches compare "
+                "the probabilities of their units, result.probabilities"
             )
-        return health(
-            self.probabilities,
+        density, diagonal, offsets = self.density, None, list[tuple[int, float]]()
+        if units is not None:
+            by_head = (p * units.prices_by_layer.float()).sum(-1)
+            open_units = p.flatten(0, 1)[: len(units.names)].amax(-1) < 0.9
+            undecided, least = open_units.float().mean().item(), units.least
+        else:
+            by_head = mean_of_edges(p, weights, (-2, -1))
+            undecided = mean_of_edges(((p > 0.1) & (p < 0.9)).float(), weights).item()
+            least = least_density(p.shape[-1], weights)
+            by_offset = mean_by_offset(p, weights)
+            diagonal = by_offset[0]
+            nearest = sorted(by_offset, key=lambda at: (-round(by_offset[at], 6), abs(at), at))
+            offsets = [(at, by_offset[at]) for at in nearest[:STRONGEST]]
+        last = self.curve[-1].values if self.curve else {}
+        known = dict(last) if retrained is None else {**last, "retrained": retrained}
+        losses = {name: known[name] for name in LOSSES if name in known}
+        aims = self.config.get("control", "hinge") == "hinge"
+        target = self.target if aims else density
+        problems, said = self.judge_course(density, target)
+        tables = [p, *(other.probabilities for other in others)]
+        return Health(
+            density=density,
             target=target,
-            initial=initial,
-            curve=self.curve,
-            warmup_steps=self.warmup_steps,
-            retrained=retrained,
-            others=[other.probabilities for other in others],
-            gates=self.gates,
-            weights=self.weights,
+            by_head=by_head.tolist(),
+            undecided=undecided,
+            diagonal=diagonal,
+            offsets=offsets,
+            losses=losses,
+            agreement=agreement(tables, density=target, gates=self.gates, weights=weights)
+            if others
+            else None,
+            problems=problems,
+            notes=large_rises(losses, undecided, cut_cause(density, target, least, undecided)),
+            warnings=said,
         )
+
+    def judge_course(self, density: float, target: float) -> tuple[dict[str, str], list[str]]:
+        """Problems of the health card, and its warnings."""
+        first = self.curve[0].values["density"] if self.curve else 1.0
+        last = self.curve[-1] if self.curve else Report(self.warmup_steps, {"loss": math.nan})
+        watch = CollapseWatch(target, first, self.warmup_steps, last.step)
+        said = [line for report in self.curve if (line := watch.look(report)) is not None]
+        found = watch.problems(last.step, last.values["loss"], density, target)
+        cut = last.values.get("discretised")
+        if cut is not None and not watch.lost(cut):
+            found.pop("function_lost", None)
+        if "attention_unlearned" in self.warmup_problems:  # why nothing is pruned
+            found.pop("nothing_pruned", None)
+        found = self.warmup_problems | found
+        if density > 1.25 * target and not {"nothing_pruned", "attention_unlearned"} & {*found}:
+            missed = f"the target was missed (density {density:.4g}, target {target:.4g})"
+            found["target_missed"] = f"{missed}; {PRUNE_MORE}"
+        return found, said
 
     def save(self, path: str | Path) -> Path:
         """Writes one `.safetensors` file: the probabilities, and the rest as JSON metadata.
@@ -277,3 +421,128 @@ class DamResult:
         about = json.loads(metadata["dam"])
         curve = tuple(Report(item["step"], item["values"]) for item in about.pop("curve"))
         return DamResult(tensors["probabilities"].to(torch.float32), curve, **about)
+
+
+# -- the figures of a health card ----------------------------------------------------------------
+def mean_by_offset(probabilities: Tensor, weights: Tensor | None = None) -> dict[int, float]:
+    """Mean probability of every offset (key minus query), edges by their weight; 0 where none
+    counts."""
+    cells = probabilities.double()
+    each = torch.ones_like(cells[0, 0]) if weights is None else weights.double()
+    cells, each = (cells * each).mean((0, 1)), each if each.ndim == 2 else each.mean((0, 1))
+    return {
+        at: (cells.diagonal(at).sum() / each.diagonal(at).sum().clamp_min(1e-300)).item()
+        for at in range(1 - len(cells), len(cells))
+    }
+
+
+def cut_cause(density: float, target: float, least: float, undecided: float) -> str:
+    """The likeliest reason why a mask cut at the target density is worse than the gates; `least`
+    is the density of one key in every row."""
+    rows = least / target
+    if density > 1.1 * target:
+        return f"the gates have reached {density:.4g} only; train longer, or cut the mask there"
+    if rows > 0.5:
+        return (
+            f"every row keeps a key, which takes {100 * min(1.0, rows):.0f}% of the edges at this "
+            "density; ask for a higher one"
+        )
+    if undecided >= UNDECIDED:
+        return f"{100 * undecided:.0f}% of the edges are undecided; train longer"
+    return "the order of the gates near the cut says little; train longer"
+
+
+def large_rises(losses: Mapping[str, float], undecided: float, cause: str) -> list[str]:
+    """One sentence for every large rise from one loss to the next; `cause`: why a cut may cost.
+
+    Large is more than 0.05 nats and more than 5% of the loss before.
+    """
+    noise = "unlikely edges are drawn now and then, and each of them disturbs"
+    if undecided >= UNDECIDED:
+        noise = f"{100 * undecided:.0f}% of the edges are undecided"
+    steps = (
+        ("relaxed", "sampled", f"from soft to sampled gates: {noise}; train longer, or set "
+         "cooling below 1"),
+        ("sampled", "discretised", f"when the mask is cut at the target density: {cause}"),
+        ("discretised", "retrained", "when the mask is trained from scratch: it leans on the "
+         "weights that it was found with, or had fewer steps to train"),
+    )  # fmt: skip
+    notes = []
+    for before, after, words in steps:
+        if before in losses and after in losses:
+            rise = losses[after] - losses[before]
+            if rise > max(LARGE_RISE, LARGE_RISE * abs(losses[before])):
+                notes.append(f"the loss rises by {rise:.3g} nats {words}")
+    return notes
+
+
+def pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+    """IoU of every pair of bool `[layers, heads, n, n]`: as they stand, and with heads matched.
+
+    Heads of one layer may change places without changing the model, so two seeds that found
+    the same need not have it in the same head. The matching has the largest number of shared
+    edges; as the number of edges is given, it also has the largest IoU of the whole tables.
+    """
+    plain, matched = [], []
+    for one, two in itertools.combinations(tables, 2):
+        shared = one.flatten(2).float() @ two.flatten(2).float().mT
+        orders = [linear_sum_assignment(layer.numpy(), maximize=True)[1] for layer in shared]
+        paired = torch.stack([of[order] for of, order in zip(two, orders, strict=True)])
+        plain.append(overlap(one, two))
+        matched.append(overlap(one, paired))
+    return plain, matched
+
+
+def agreement(
+    probabilities: Sequence[Tensor],
+    *,
+    density: float,
+    gates: Mapping[str, Any] | None = None,
+    weights: Tensor | None = None,
+) -> Agreement:
+    """Compares the masks that several seeds give at one density.
+
+    Chance is what gates of the same structure with random values would score, cut in the same
+    way: the mean over all pairs of a few random tables. For free gates at density d it is close
+    to d / (2 - d).
+
+    Args:
+        probabilities: Two or more float `[layers, heads, n, n]` of one shape, one a seed.
+        density: At which the masks are cut, in (0, 1]; below one key a row: one key a row.
+        gates: Arguments of the `Gates`, for chance; None = free ones.
+        weights: `DamResult.weights`, how much each edge counts; None = all alike.
+
+    Raises:
+        ValueError: If there are fewer than two tables, or they differ in shape.
+    """
+    shapes = {tuple(table.shape) for table in probabilities}
+    if len(probabilities) < 2 or len(shapes) != 1:
+        raise ValueError(
+            "agreement needs two or more tables of one shape, got "
+            f"{len(probabilities)} of {sorted(shapes)}; train the same gates with other seeds"
+        )
+    (shape,) = shapes
+    sparsity = 1 - max(density, least_density(shape[-1], weights))
+
+    def scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+        return pair_scores([at_sparsity(table, sparsity, weights=weights) for table in tables])
+
+    plain, matched = scores(probabilities)
+    named = ("structure", "signed", "global_count", "block")
+    arguments = {name: gates[name] for name in named if gates and name in gates}
+    random = Gates(**arguments, layers=shape[0], heads=shape[1], length=shape[-1])
+    source = generator(0, 0xA93E)
+    drawn = max(FEWEST, min(MOST, CELLS // torch.Size(shape).numel()))
+    chance, matched_chance = scores(
+        [random.table(torch.rand(random.logits.shape, generator=source)) for _ in range(drawn)]
+    )
+    return Agreement(
+        seeds=len(probabilities),
+        density=1 - sparsity,
+        iou=fmean(plain),
+        chance=fmean(chance),
+        matched=fmean(matched),
+        matched_chance=fmean(matched_chance),
+        by_pair=plain,
+        matched_by_pair=matched,
+    )

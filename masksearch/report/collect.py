@@ -458,8 +458,8 @@ def dam_health(searches: Sequence[Found]) -> DamRuns | None:
         ]
         others = [found[place][2] for place in twins if place != index and result.units is None]
         card = result.health(others=others, retrained=retrained)
-        if card["agreement"] is not None and twins[0] == index:
-            agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card["agreement"]
+        if card.agreement is not None and twins[0] == index:
+            agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card.agreement
         title = f"{name}: {gates_name(result)} gates, target {100 * result.target:.3g}%"
         cards.append(DamCard(title, record, card, result.probabilities, result.warmup_steps))
     return DamRuns(cards, agreements, missing)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from masksearch.contracts import OneShot, Record
+from masksearch.gates.result import Health
 from masksearch.report.figures.dam import (
     plot_agreement,
     plot_dam,
@@ -29,14 +30,14 @@ class DamCard:
     Args:
         title: Which run it is.
         record: Of its one-shot job.
-        health: The fields of `masksearch.gates.diagnostics.Health`.
+        health: Its figures.
         probabilities: float `[layers, heads, n, n]`; of switches `[layers, units, options]`.
         warmup_steps: Steps before the gates acted.
     """
 
     title: str
     record: Record
-    health: Mapping[str, Any]
+    health: Health
     probabilities: Tensor
     warmup_steps: int = 0
 
@@ -47,7 +48,7 @@ class DamRuns:
 
     Args:
         cards: One a run.
-        agreements: Name -> `masksearch.gates.diagnostics.Agreement` of runs that differ in their
+        agreements: Name -> `masksearch.gates.result.Agreement` of runs that differ in their
             seed only.
         missing: Lines on gates that could not be read.
     """
@@ -145,13 +146,13 @@ def health_data(runs: DamRuns) -> dict[str, Any]:
         "cards": [
             {
                 "title": card.title,
-                "problems": [sentence(line) for line in card.health["problems"]],
+                "problems": [sentence(line) for line in card.health.problems.values()],
                 "notes": [
-                    *(sentence(line) for line in card.health["notes"]),
-                    *(f"Said while it ran: {line}." for line in card.health["warnings"]),
+                    *(sentence(line) for line in card.health.notes),
+                    *(f"Said while it ran: {line}." for line in card.health.warnings),
                 ],
                 "table": health_table(card.health),
-                "health": card.health,
+                "health": asdict(card.health),
                 "curve": [{"step": report.step, **report.values} for report in card.record.curve],
                 "warmup_steps": card.warmup_steps,
             }

@@ -20,7 +20,7 @@ from masksearch.analysis.proxy_card import ProxyCard, default_goal, interval_tex
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
 from masksearch.analysis.stats import decimals_for, format_estimate, format_p
 from masksearch.contracts import Objective, Record, is_side_value
-from masksearch.gates.diagnostics import strongest_offsets
+from masksearch.gates.result import Health
 from masksearch.report.layout import DASH, Cell, TextTable, text_table, words
 from masksearch.study.status import in_words
 
@@ -32,7 +32,7 @@ CARD = ("figure", "value", "what it means")  # head of DAM's health card
 LOSSES = (  # of the health card: its name, the row's title, what it means
     ("relaxed", "loss, soft gates", "held out, nats; gates replaced by their probabilities"),
     ("sampled", "loss, sampled gates", "gates drawn, mean over several draws"),
-    ("rounded", "loss, rounded gates", "edges kept from a probability of 1/2"),
+    ("held_out", "loss, rounded gates", "edges kept from a probability of 1/2"),
     ("discretised", "loss, mask cut", "cut at the target density; the same weights"),
     ("retrained", "loss, retrained", "that mask, trained from scratch"),
 )
@@ -324,46 +324,13 @@ def findings_table(
     )
 
 
-def edge_rows(health: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The rows of a health card that only gates of edges have."""
-    within = sum(health["mass_by_distance"][:5])
-    even = share_within(len(health["by_distance"]), 4)
-    return [
-        (
-            "undecided",
-            percent(health["undecided"]),
-            "edges with a probability between 0.1 and 0.9",
-        ),
-        (
-            "diagonal",
-            f"{percent(health['diagonal_mass'])} of the mass",
-            f"mean probability {digits(health['diagonal'])}; equal gates would have "
-            f"{percent(health['diagonal_uniform'])} of the mass there",
-        ),
-        (
-            "within 4 positions",
-            f"{percent(within)} of the mass",
-            f"equal gates would have {percent(even)}",
-        ),
-        (
-            "strongest offsets",
-            strongest_offsets(health["by_offset"]),
-            "key minus query, with the mean probability of an edge there",
-        ),
-    ]
-
-
-def health_table(health: Mapping[str, Any]) -> TextTable:
-    """DAM's health card in words: a figure, its value, and what it means.
-
-    Args:
-        health: The fields of `masksearch.gates.diagnostics.Health`.
-    """
-    shares = [share for layer in health["by_head"] for share in layer]
+def health_table(health: Health) -> TextTable:
+    """DAM's health card in words: a figure, its value, and what it means."""
+    shares = [share for layer in health.by_head for share in layer]
     rows = [
         (
             "density",
-            f"{percent(health['density'])} (asked for: {percent(health['target'])})",
+            f"{percent(health.density)} (asked for: {percent(health.target)})",
             "mean probability of an edge at the end",
         ),
         (
@@ -371,37 +338,44 @@ def health_table(health: Mapping[str, Any]) -> TextTable:
             f"{percent(min(shares))} to {percent(max(shares))}",
             "of the emptiest and of the fullest head",
         ),
-        ("entropy", f"{digits(health['entropy'])} bits", "0: every gate has decided; 1: none"),
+        (
+            "undecided",
+            percent(health.undecided),
+            "units whose likeliest mask has a probability below 0.9"
+            if health.diagonal is None
+            else "edges with a probability between 0.1 and 0.9",
+        ),
     ]
-    if "diagonal" not in health:
-        meaning = "units whose likeliest mask has a probability below 0.9"
-        rows.append(("undecided", percent(health["undecided"]), meaning))
-    else:
-        rows += edge_rows(health)
+    if health.diagonal is not None:
+        rows += [
+            (
+                "diagonal",
+                percent(health.diagonal),
+                "mean probability of an edge there; that of all edges is the density",
+            ),
+            (
+                "strongest offsets",
+                health.strongest,
+                "key minus query, with the mean probability of an edge there",
+            ),
+        ]
     for name, title, meaning in LOSSES:
-        value = health["losses"][name]
-        rows.append((title, "not measured" if value is None else digits(value, 4), meaning))
-    found = health["agreement"]
+        loss = health.losses.get(name)
+        rows.append((title, "not measured" if loss is None else digits(loss, 4), meaning))
+    found = health.agreement
     if found is None:
         rows.append(("agreement of seeds", "one seed", "not known from a single run"))
     else:
         pairs = f"mean over pairs of {found['seeds']} seeds, masks cut at the target density"
-        for title, key, chance, meaning in (
-            ("agreement of seeds", "iou", "chance", pairs),
+        for title, iou, chance, meaning in (
+            ("agreement of seeds", found["iou"], found["chance"], pairs),
             (
-                *("with heads matched", "matched", "matched_chance"),
+                *("with heads matched", found["matched"], found["matched_chance"]),
                 "heads of a layer in the order that agrees best",
             ),
         ):
-            value = f"IoU {digits(found[key])} (chance {digits(found[chance])})"
-            rows.append((title, value, meaning))
+            rows.append((title, f"IoU {digits(iou)} (chance {digits(chance)})", meaning))
     return text_table(CARD, rows, text=CARD)
-
-
-def share_within(length: int, reach: int) -> float:
-    """Share of a table's cells with |i - j| <= reach."""
-    reach = min(reach, length - 1)
-    return (length + sum(2 * (length - distance) for distance in range(1, reach + 1))) / length**2
 
 
 def budgets_table(card: ProxyCard) -> TextTable:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.planted_runs import recovery
 from masksearch import (
     DamConfig,
     DamResult,
@@ -29,7 +30,6 @@ from masksearch.errors import (
     UnknownNameError,
 )
 from masksearch.gates.dam import dam_reports, run_one_shot
-from masksearch.gates.diagnostics import recovery
 from masksearch.gates.joint_training import DensityControl
 from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
 
@@ -58,7 +58,7 @@ def test_dam_finds_planted_edges_of_a_small_process():
     auroc, precision = recovery(result.probabilities, evaluator.process.edges)
     assert auroc >= 0.95
     assert precision >= 0.8
-    assert result.health()["problems"] == []
+    assert result.health().problems == {}
     assert result.held_out is not None
     assert result.held_out < math.log(evaluator.process.vocabulary)
 
@@ -183,11 +183,11 @@ def test_collapse_is_said():
     gates, config = Gates(length=8, heads=2), DamConfig(steps=5, dense_warmup=0.5, density=0.2)
     with pytest.warns(UserWarning, match=r"step 4: nothing is pruned"):
         slow = dam(small_model(), random_batches(), gates, config)
-    assert slow.health()["nothing_pruned"]
+    assert "nothing_pruned" in slow.health().problems
     gates = Gates(length=8, heads=2, initial=-9.0)
     with pytest.warns(UserWarning, match="nearly everything is pruned"):
         empty = dam(small_model(), random_batches(), gates, config)
-    assert empty.health()["pruned_away"]
+    assert "pruned_away" in empty.health().problems
 
 
 class Broken(nn.Module):
@@ -299,27 +299,10 @@ def test_masks_by_row_by_head_and_merged():
         result.mask(threshold=1.0, empty_rows="refuse")
 
 
-def test_health_matches_loop():
-    result = sample_result()
-    p = result.probabilities
-    health = result.health()
-    assert health["density"] == pytest.approx(p.mean().item())
-    assert health["diagonal"] == pytest.approx(
-        sum(float(p[0, h, i, i]) for h in (0, 1) for i in range(4)) / 8
-    )
-    far = [float(p[0, h, i, j]) for h in (0, 1) for i, j in ((0, 3), (3, 0))]
-    assert health["by_distance"][3] == pytest.approx(sum(far) / 4)
-    flat = p.flatten().tolist()
-    assert health["undecided"] == pytest.approx(sum(0.1 < x < 0.9 for x in flat) / len(flat))
-    bits = [-x * math.log2(x) - (1 - x) * math.log2(1 - x) for x in flat]
-    assert health["entropy"] == pytest.approx(sum(bits) / len(bits), rel=1e-5)
-    assert health["target_missed"]
-
-
 def test_only_a_control_that_holds_the_density_can_miss_its_target():
     for control, missed in (("hinge", True), ("sum", False)):
         result = replace(sample_result(), config={"steps": 2, "control": control})
-        assert result.health()["target_missed"] == missed
+        assert ("target_missed" in result.health().problems) == missed
 
 
 def test_one_shot_writes_gates(tmp_path: Path):

@@ -155,7 +155,7 @@ def test_a_run_leaves_masks_a_card_and_a_file(tmp_path: Path) -> None:
     assert mask.density(LENGTH, causal=True) <= 0.6
     card = result.health()
     assert "held-out loss" in repr(card)
-    assert "diagonal" not in card
+    assert card.diagonal is None
     assert {"relaxed", "sampled", "held_out", "discretised"} <= result.curve[-1].values.keys()
     again = ms.DamResult.load(result.save(tmp_path / "gates.safetensors"))
     assert torch.equal(again.probabilities, result.probabilities)
