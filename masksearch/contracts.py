@@ -7,15 +7,13 @@ An evaluator inherits from `Evaluator`; what implements the protocols below only
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.errors import EvaluatorError, SearchError
@@ -116,10 +114,8 @@ class Objective:
 class Report:
     """What an evaluator has measured after `step` optimiser steps.
 
-    Values are what `float()` takes: numbers, NumPy's too, and tensors of one element.
-
-    Raises:
-        EvaluatorError: If they are no mapping of names to numbers; says what to write.
+    Values are what `float()` takes: numbers, NumPy's too, and tensors of one element. Anything
+    else raises an EvaluatorError, which says what to write.
 
     >>> Report(2, {"loss": torch.tensor(0.5)})
     Report(step=2, values={'loss': 0.5})
@@ -328,16 +324,7 @@ class Record:
         raise KeyError(f"record {self.number} holds no {name!r}; it holds {known}")
 
 
-@dataclass(frozen=True)
-class Budget:
-    """When a search ends: after that many counted trials or seconds, whichever is first."""
-
-    trials: int | None = None  # done + reused + stopped of the strategy; baselines come on top
-    seconds: float | None = None  # wall time of this call
-
-
 Listener = Callable[[Record], None]
-OnReport = Callable[[int, Report], bool]  # trial number and its report -> whether it goes on
 
 
 @runtime_checkable
@@ -354,9 +341,8 @@ class FollowsReports(Protocol):
     """A listener that also wants the reports of trials while they run."""
 
     def reported(self, number: int, report: Report) -> None:
-        """Takes a report of trial `number`, in the driver's process, whatever the executor. Of
-        each step of a trial one report comes, also where a trial is begun again; a call that
-        goes on with an interrupted trial brings its steps again."""
+        """Takes a report of trial `number`, in the driver's process. Each step of a trial comes
+        once in a call, also where the trial is begun again."""
         ...
 
 
@@ -490,51 +476,6 @@ class Evaluator:
         return getattr(type(self), name) is not getattr(Evaluator, name)
 
 
-def check_evaluator(evaluator: object) -> None:
-    """Checks that an object offers what is asked of an `Evaluator`.
-
-    Raises:
-        EvaluatorError: Names what is missing, or of another type.
-    """
-    title = type(evaluator).__name__
-    if isinstance(evaluator, type):
-        title = evaluator.__name__
-        raise EvaluatorError(
-            f"{title} is a class, not an evaluator made from it: write {title}(..)"
-        )
-
-    def refuse(problem: str) -> EvaluatorError:
-        return EvaluatorError(
-            f"{title} {problem}; an evaluator offers shape, objectives, protocol and "
-            "__call__(mask, *, seed, workdir): docs/write_your_own.md has one in full"
-        )
-
-    if not isinstance(evaluator, Evaluator):
-        raise refuse("does not inherit masksearch.Evaluator")
-    found: dict[str, Any] = {}
-    for name in ("shape", "objectives", "protocol"):
-        try:
-            found[name] = getattr(evaluator, name)
-        except AttributeError as error:
-            inner = "" if error.name == name else f" that can be read ({error})"
-            raise refuse(f"has no {name}{inner}") from error
-    shape, objectives, protocol = found.values()
-    if not isinstance(shape, Shape):
-        raise refuse(f"has the shape {shape!r}, not a masksearch.Shape(length, layers, heads)")
-    if not isinstance(objectives, tuple) or not objectives:
-        raise refuse(f"has the objectives {objectives!r}, not a tuple of masksearch.Objective")
-    if strange := [one for one in objectives if not isinstance(one, Objective)]:
-        raise refuse(f"has the objective {strange[0]!r}, not a masksearch.Objective")
-    if not isinstance(protocol, str) or not protocol:
-        raise refuse(f"has the protocol {protocol!r}, not a text that names what judges")
-    if type(evaluator).__call__ is Evaluator.__call__:
-        raise refuse("has no __call__")
-    try:
-        inspect.signature(evaluator).bind(None, seed=0, workdir=None)
-    except TypeError as error:
-        raise refuse(f"cannot be called with (mask, seed=, workdir=): {error}") from error
-
-
 @dataclass(frozen=True)
 class Differentiable:
     """What a one-shot search trains on: a model whose `model(**batch).loss` is differentiable,
@@ -591,19 +532,16 @@ class Trials(Protocol):
 
     The driver answers: it writes every proposal and every result to the study, so an executor
     only runs what it is given. Proposals carry the trial's number in the study and its seed.
+    `workdir` is the run folder; trial 7 works in `trials/7` below it. `seeds` are those of the
+    evaluations that are to come, for `Evaluator.provide_models`.
     """
 
     @property
     def evaluator(self) -> Evaluator: ...
     @property
-    def workdir(self) -> Path:
-        """The run folder; trial 7 works in `trials/7` below it."""
-        ...
-
+    def workdir(self) -> Path: ...
     @property
-    def seeds(self) -> Sequence[int]:
-        """Seeds of the evaluations that are to come, for `Evaluator.provide_models`."""
-        ...
+    def seeds(self) -> Sequence[int]: ...
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next job; "wait" = none before another record is told, "done" = none at all
@@ -630,8 +568,7 @@ class Executor(Protocol):
                 job = JobRun(proposal, work.evaluator, work.workdir)
                 work.tell(job.run(work.report))
 
-    with `masksearch.executors.job.JobRun`, which makes a record of whatever goes wrong. (Who
-    runs one job at a time is told to wait only by a strategy that is broken.)
+    with `masksearch.executors.job.JobRun`, which makes a record of whatever goes wrong.
     """
 
     def run(self, work: Trials) -> None: ...
@@ -645,85 +582,6 @@ class Task(Protocol):
     def name(self) -> str: ...
     def batches(self, seed: int) -> Iterator[Batch]: ...
     def held_out(self) -> list[Batch]: ...
-
-
-@dataclass(frozen=True, eq=False)
-class AttentionCall:
-    """What one attention layer is given in one forward pass.
-
-    Args:
-        query: `[batch, heads, queries, head_dim]`.
-        key: `[batch, heads, keys, head_dim]`.
-        value: The same shape.
-        visible: bool `[batch | 1, heads | 1, queries, keys]`, True = may attend; None = all.
-        dropout: Probability of dropping an attention weight.
-        scaling: Factor of the scores before the softmax.
-        bias: float `[batch | 1, heads | 1, queries, keys]`, finite, added to the scaled scores
-            before the softmax (T5's position bias); it gets a gradient. None = 0.
-    """
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    _: KW_ONLY
-    visible: Tensor | None = None
-    dropout: float = 0.0
-    scaling: float
-    bias: Tensor | None = None
-
-    def attend(self) -> Tensor:
-        """softmax(scores) value over the visible keys: `[batch, heads, queries, head_dim]`.
-
-        A query without a visible key has the output 0.
-        """
-        mask = self.visible
-        if self.bias is not None:
-            mask = self.bias.to(self.query.dtype)
-            if self.visible is not None:
-                mask = torch.where(self.visible, mask, -torch.inf)
-        return F.scaled_dot_product_attention(
-            self.query, self.key, self.value, mask, self.dropout, scale=self.scaling
-        )
-
-    def scores(self) -> Tensor:
-        """scaling * query key + bias: `[batch, heads, queries, keys]`, fp32 or wider."""
-        scores = (self.query * self.scaling) @ self.key.transpose(-1, -2)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        return scores if self.bias is None else scores + self.bias
-
-    def weights(self) -> Tensor:
-        """softmax(scores) over the visible keys: fp32 or wider, no dropout.
-
-        Invisible keys have 0, and so has all of a row without a visible one.
-        """
-        if self.visible is None:
-            return self.scores().softmax(-1)
-        scores = self.scores()
-        lowest = torch.finfo(scores.dtype).min  # -inf would make NaN in a row without a key
-        return scores.masked_fill(~self.visible, lowest).softmax(-1) * self.visible
-
-
-class GateBank(Protocol):
-    """Trainable gates that `attach` can put on a model (an `nn.Module`).
-
-    `layers` or `heads` of 1 means shared. `draw` samples the gates once per forward pass of
-    the whole model; `attend` then computes one layer's attention with that sample.
-    """
-
-    length: int
-    layers: int
-    heads: int
-
-    def draw(self) -> None: ...
-
-    def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """One layer's attention under the drawn gates: `[batch, heads, queries, head_dim]`.
-
-        Args:
-            layer: Index of the attention layer, from 0.
-            call: What the model gives its attention; variations by `dataclasses.replace`.
-        """
-        ...
 
 
 def mixed_seed(*parts: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +25,6 @@ from masksearch.analysis.candidates import (
 from masksearch.analysis.compare import Against, Comparison, check_against
 from masksearch.analysis.runs import Kind, check_kinds, kind_of_mask
 from masksearch.contracts import (
-    Budget,
     Evaluator,
     Executor,
     Half,
@@ -34,7 +34,6 @@ from masksearch.contracts import (
     Role,
     Scheduler,
     Strategy,
-    check_evaluator,
 )
 from masksearch.errors import SearchError
 from masksearch.executors.local import Local
@@ -56,7 +55,7 @@ from masksearch.study.references import choose_best, read_run_record
 from masksearch.study.session import Session, outside_level
 from masksearch.study.status import next_command
 from masksearch.study.store import StudyStore
-from masksearch.user_code import definition_hashes
+from masksearch.user_code import check_evaluator, definition_hashes
 
 if TYPE_CHECKING:
     import optuna
@@ -293,7 +292,8 @@ def search(
             chosen,
             evaluator,
             seed,
-            Budget(trials, seconds),
+            trials=trials,
+            seconds=seconds,
             constraints=limits,
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
@@ -416,7 +416,6 @@ def compare(
             Listed({}, []),
             evaluator,
             0,
-            Budget(),
             listeners=listeners,
             queue=queue,
             strict=False,
@@ -474,11 +473,15 @@ def run_session(
     Raises:
         KeyboardInterrupt: As it came, with a note that says how to go on.
     """
-    with show_progress(progress, session.evaluator.objectives, title) as display:
+    with ExitStack() as stack:
+        display = []
+        if progress is not None:
+            shown = show_progress(progress, session.evaluator.objectives, title)
+            display.append(stack.enter_context(shown))
         session.listeners = [*display, *session.listeners]
         session.restore()
         for watcher in display:
-            watcher.expect(session.expected(), session.budget.seconds)
+            watcher.expect(session.expected(), session.seconds)
             if session.evaluator.offers("provide_models") and not isinstance(
                 executor, Local | None
             ):  # whose trainings are not seen here

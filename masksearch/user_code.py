@@ -1,4 +1,4 @@
-"""Functions and classes of a user, named as `path/to/file.py:name`."""
+"""Functions and classes of a user, named as `path/to/file.py:name`, and what is asked of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import MaskSearchError, unknown_name
+from masksearch.errors import EvaluatorError, MaskSearchError, unknown_name
 
 if TYPE_CHECKING:  # contracts load torch, which `masksearch --help` does not wait for
     from masksearch.contracts import Strategy
@@ -277,3 +277,50 @@ def load_strategy(spec: str, options: Mapping[str, Any] | None = None, **offered
         )
     made: Strategy = strategy
     return made
+
+
+def check_evaluator(evaluator: object) -> None:
+    """Checks that an object offers what is asked of an `Evaluator`.
+
+    Raises:
+        EvaluatorError: Names what is missing, or of another type.
+    """
+    from masksearch.contracts import Evaluator, Objective, Shape  # which load torch
+
+    title = type(evaluator).__name__
+    if isinstance(evaluator, type):
+        title = evaluator.__name__
+        raise EvaluatorError(
+            f"{title} is a class, not an evaluator made from it: write {title}(..)"
+        )
+
+    def refuse(problem: str) -> EvaluatorError:
+        return EvaluatorError(
+            f"{title} {problem}; an evaluator offers shape, objectives, protocol and "
+            "__call__(mask, *, seed, workdir): docs/write_your_own.md has one in full"
+        )
+
+    if not isinstance(evaluator, Evaluator):
+        raise refuse("does not inherit masksearch.Evaluator")
+    found: dict[str, Any] = {}
+    for name in ("shape", "objectives", "protocol"):
+        try:
+            found[name] = getattr(evaluator, name)
+        except AttributeError as error:
+            inner = "" if error.name == name else f" that can be read ({error})"
+            raise refuse(f"has no {name}{inner}") from error
+    shape, objectives, protocol = found.values()
+    if not isinstance(shape, Shape):
+        raise refuse(f"has the shape {shape!r}, not a masksearch.Shape(length, layers, heads)")
+    if not isinstance(objectives, tuple) or not objectives:
+        raise refuse(f"has the objectives {objectives!r}, not a tuple of masksearch.Objective")
+    if strange := [one for one in objectives if not isinstance(one, Objective)]:
+        raise refuse(f"has the objective {strange[0]!r}, not a masksearch.Objective")
+    if not isinstance(protocol, str) or not protocol:
+        raise refuse(f"has the protocol {protocol!r}, not a text that names what judges")
+    if type(evaluator).__call__ is Evaluator.__call__:
+        raise refuse("has no __call__")
+    try:
+        inspect.signature(evaluator).bind(None, seed=0, workdir=None)
+    except TypeError as error:
+        raise refuse(f"cannot be called with (mask, seed=, workdir=): {error}") from error

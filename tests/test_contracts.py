@@ -12,15 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from masksearch.contracts import (
-    AttentionCall,
-    Evaluator,
-    Objective,
-    Report,
-    Shape,
-    check_evaluator,
-)
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import EvaluatorError
+from masksearch.user_code import check_evaluator
 
 QUERIES, KEYS = 3, 5
 

@@ -13,7 +13,7 @@ import transformers
 from transformers import BertConfig, BertForMaskedLM
 
 import masksearch as ms
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.estimators import FORMS
 from masksearch.gates.result import Health

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.contracts import AttentionCall, Batch
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Batch
 from masksearch.gates.dam import endless
 from masksearch.positions.instrument import attached_probe, shape_of, special_keys
 from masksearch.positions.probes import Observe, PositionProbe, ignore
@@ -73,7 +74,7 @@ class ScaledAttention(PositionProbe):
         return self.logits.sigmoid()
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """(P * A) V; see `contracts.GateBank.attend`."""
+        """(P * A) V; see `GateBank.attend`."""
         call, valid = self.masked(layer, call)
         scale = self.logits[layer if len(self.logits) > 1 else 0].sigmoid()
         self.observe(layer, scale, valid)

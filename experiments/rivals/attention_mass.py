@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import masksearch as ms
 from experiments.rivals.trained_models import Scores, by_unit
-from masksearch.contracts import AttentionCall, Batch
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Batch
 
 
 def attention_mass(units: ms.Units, model: nn.Module, batches: Sequence[Batch]) -> Scores:
@@ -57,7 +58,7 @@ class FarMass(nn.Module):
         """Nothing is random here."""
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """P V; see `masksearch.contracts.GateBank.attend`."""
+        """P V; see `GateBank.attend`."""
         weights = call.weights()
         real: Tensor | bool = True
         if call.visible is not None:  # what no query sees is padding; its row does not count

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 
 
 def product(call: AttentionCall, gate: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 import masksearch as ms
 from experiments.rivals.trained_models import Scores, by_unit
-from masksearch.contracts import AttentionCall, Batch
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Batch
 
 
 def switch(units: ms.Units, model: nn.Module, batches: Sequence[Batch]) -> Scores:
@@ -68,7 +69,7 @@ class SwitchedAttention(nn.Module):
         """Nothing is random here."""
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """y; see `masksearch.contracts.GateBank.attend`."""
+        """y; see `GateBank.attend`."""
         *lower, full = [level[layer] for level in self.kept]
         output = seen(call, full).attend()
         if not output.requires_grad:  # a model of frozen weights

@@ -60,7 +60,7 @@ from masksearch.errors import AttachError, HeadCountError, LayerCountError, chec
 from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
-    from masksearch.contracts import GateBank
+    from masksearch.attention.call import GateBank
 
 ATTACHMENT = "masksearch_attachment"  # where a model carries its Attachment, in its __dict__
 ENTRY = "masksearch"  # of a configuration: which masks the model has

@@ -34,6 +34,7 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
+from masksearch.attention.call import AttentionCall
 from masksearch.attention.kernels.custom_op import compute
 from masksearch.attention.kernels.plan import asks_gradient
 from masksearch.attention.layer import (
@@ -45,7 +46,6 @@ from masksearch.attention.layer import (
 )
 from masksearch.attention.probe import PROBE, Probe, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
-from masksearch.contracts import AttentionCall
 from masksearch.errors import AttachError
 
 NAME = "masksearch"  # of our functions, in configurations

@@ -34,7 +34,7 @@ from masksearch.masks.lower import refuse_longer, row_counts
 from masksearch.masks.tables import Cropped
 
 if TYPE_CHECKING:
-    from masksearch.contracts import GateBank
+    from masksearch.attention.call import GateBank
 
 STATE = "masksearch_layer"  # where an attention module carries its LayerState, in its __dict__
 LENGTHS = 8  # lengths that are kept; generation asks for a new one at every token

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from masksearch.cli.options import OptionsError
 from masksearch.cli.settings import hints_of, read_settings, read_value, split_settings
-from masksearch.contracts import Evaluator, Executor, Scheduler, check_evaluator
+from masksearch.contracts import Evaluator, Executor, Scheduler
 from masksearch.errors import unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
-from masksearch.user_code import call_user, load_function, load_object
+from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
     from masksearch.contracts import Record

@@ -44,7 +44,7 @@ def run_pretraining(given: Mapping[str, Any]) -> None:
     from masksearch.cli.build import further_settings, read_mask
     from masksearch.cli.settings import split_settings
     from masksearch.evaluators.mlm import MlmEvaluator
-    from masksearch.training.distributed import join_processes
+    from masksearch.training.accumulation import join_processes
 
     chosen, seed, out = read_mask(given["mask"]), given["seed"], given["out"]
     names = " ".join(FIELDS.values()).split()

@@ -62,8 +62,8 @@ from masksearch.models.encoders import AnySize
 from masksearch.models.pretrained import rows_read, tuned_kind
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.tokenizer import TokenSource
+from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.distributed import group
 from masksearch.training.loop import Optimiser, Precision, Schedule, TrainConfig, peak_rate
 
 DROPOUT, RECOVER, GATES = 26, 27, 28  # streams of random numbers

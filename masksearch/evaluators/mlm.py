@@ -54,8 +54,8 @@ from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.hub import absolute_if_local, absolute_source
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
+from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, copy_weights
-from masksearch.training.distributed import group
 from masksearch.training.loop import (
     Optimiser,
     Precision,

@@ -25,7 +25,8 @@ from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import AttentionCall, Batch, Differentiable, Shape, mixed_seed
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Batch, Differentiable, Shape, mixed_seed
 from masksearch.errors import LengthError, MaskSearchError, SearchError
 from masksearch.masks.core import DenseMask, Mask
 from masksearch.masks.lower import lower
@@ -133,7 +134,7 @@ class MaskBank(nn.Module):
         """Nothing is sampled."""
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """One layer's attention, every row under its mask; see `contracts.GateBank.attend`.
+        """One layer's attention, every row under its mask; see `GateBank.attend`.
 
         Sequences shorter than the masks use their first positions. A row whose kept keys are all
         invisible (a padded query) has the output 0.

@@ -27,8 +27,8 @@ from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import LOW, MAJORITY, Batch, mixed_seed
 from masksearch.evaluators.token_rows import batches_by_length, bucket_batches
 from masksearch.files import write_in_one_move
+from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.distributed import group
 from masksearch.training.loop import Precision, TrainConfig, autocast, move_batches, train
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from masksearch.analysis.row_scores import ROWS
@@ -13,7 +13,6 @@ from masksearch.contracts import (
     Evaluate,
     Evaluator,
     OneShot,
-    OnReport,
     Proposal,
     Record,
     Report,
@@ -51,7 +50,7 @@ class JobRun:
         self.error, self.stopped = "", False
         self.reports: Iterator[Report] | None = None
 
-    def run(self, on_report: OnReport | None = None) -> Record:
+    def run(self, on_report: Callable[[int, Report], bool] | None = None) -> Record:
         """Runs the job to its end, or until `on_report` answers False.
 
         Raises:

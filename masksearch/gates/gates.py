@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.contracts import AttentionCall, Shape, generator
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, unknown_name
 from masksearch.gates.discretise import entropy_bits, least_density, weights_of
 from masksearch.gates.estimators import form_named
@@ -344,7 +345,7 @@ class Gates(nn.Module):
         return self.generators[device]
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """One layer's attention under the drawn gates; see `contracts.GateBank.attend`.
+        """One layer's attention under the drawn gates; see `GateBank.attend`.
 
         Sequences shorter than `length` use its first positions; fewer queries than keys are the
         last ones (decoding with a cache).

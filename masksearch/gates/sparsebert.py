@@ -46,7 +46,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from masksearch.contracts import AttentionCall, generator
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import generator
 from masksearch.errors import unknown_name
 from masksearch.gates.estimators import add_to_scores
 from masksearch.gates.gates import Gates, Lengths

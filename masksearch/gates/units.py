@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch import masks
-from masksearch.contracts import AttentionCall, Shape
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Shape
 from masksearch.errors import MaskFormatError, unknown_name
 from masksearch.files import read_tensors
 from masksearch.masks.checks import no_empty_rows

@@ -165,28 +165,25 @@ def progress(
 
 @contextmanager
 def show_progress(
-    kind: Literal["auto"] | None, objectives: Sequence[Objective], title: str
-) -> Iterator[list[Watcher]]:
+    kind: Literal["auto"], objectives: Sequence[Objective], title: str
+) -> Iterator[Watcher]:
     """Shows a search or comparison on standard error, with the trainings in this process.
 
     Args:
-        kind: "auto", or None for silence.
+        kind: "auto".
         objectives: Those of the study.
         title: Shown in front of the counts.
 
     Yields:
-        The listeners that show it: one, or none.
+        The listener that shows it.
 
     Raises:
         UnknownNameError: If `kind` is anything else.
     """
-    if kind is None:
-        yield []
-        return
     if kind != "auto":
         raise unknown_name("progress", str(kind), ["auto"])
     with Watcher(objectives, None, title) as watcher, progress(within=watcher):
-        yield [watcher]
+        yield watcher
 
 
 def bars(console: Console) -> Progress:

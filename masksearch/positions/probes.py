@@ -1,6 +1,6 @@
 """What stands in a layer's attention while its positions are studied.
 
-Every class here follows `contracts.GateBank`, so that `attach` puts it on any model that it
+Every class here follows `GateBank`, so that `attach` puts it on any model that it
 reaches. All of them see the attention that the model computes anyway: its padding, its
 causality, and the mask that is attached to it.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.errors import LengthError
 from masksearch.gates.estimators import flip
 
@@ -70,7 +70,7 @@ class PositionProbe(nn.Module):
         """Nothing is random here."""
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """One layer's attention, as each probe computes it; see `contracts.GateBank.attend`."""
+        """One layer's attention, as each probe computes it; see `GateBank.attend`."""
         raise NotImplementedError
 
     def masked(self, layer: int, call: AttentionCall) -> tuple[AttentionCall, Tensor]:
@@ -100,7 +100,7 @@ class WatchedAttention(PositionProbe):
     """
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """P V; see `contracts.GateBank.attend`."""
+        """P V; see `GateBank.attend`."""
         call, valid = self.masked(layer, call)
         weights = call.weights()
         if torch.is_grad_enabled() and not weights.requires_grad:  # a model of frozen weights
@@ -117,7 +117,7 @@ class FlippedAttention(PositionProbe):
     """
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """P V; see `contracts.GateBank.attend`. Sequences stand where heads do."""
+        """P V; see `GateBank.attend`. Sequences stand where heads do."""
         call, valid = self.masked(layer, call)
         batch, heads, length, _ = call.query.shape
         gate = torch.ones(
@@ -152,7 +152,7 @@ class ThinnedAttention(PositionProbe):
         self.cells: list[float] = []
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
-        """Masked attention; see `contracts.GateBank.attend`."""
+        """Masked attention; see `GateBank.attend`."""
         call, valid = self.masked(layer, call)
         if self.removed is None or self.layer not in (None, layer):
             return call.attend()

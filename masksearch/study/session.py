@@ -31,7 +31,6 @@ from typing import Literal
 
 from masksearch.analysis.cautions import IN_A_ROW, search_cautions
 from masksearch.contracts import (
-    Budget,
     EquipsJobs,
     Evaluate,
     Evaluator,
@@ -81,7 +80,8 @@ class Session:
         strategy: Proposes jobs.
         evaluator: Judges masks.
         seed: Seed of every evaluation whose proposal names none.
-        budget: When to end.
+        trials: End after that many done, reused or stopped of the strategy; baselines come on top.
+        seconds: End after that much wall time of this call.
         constraints: Violated ones make a trial "stopped".
         scheduler: Ends trials early; None = every trial runs to its end.
         listeners: Called with every finished record, and reports (`FollowsReports`).
@@ -96,8 +96,9 @@ class Session:
         strategy: Strategy,
         evaluator: Evaluator,
         seed: int,
-        budget: Budget,
         *,
+        trials: int | None = None,
+        seconds: float | None = None,
         constraints: Sequence[Constraint] = (),
         scheduler: Scheduler | None = None,
         listeners: Sequence[Listener] = (),
@@ -106,10 +107,11 @@ class Session:
         title: str = "",
     ) -> None:
         self.store, self.strategy, self.evaluator = store, strategy, evaluator
-        self.seed, self.budget, self.constraints = seed, budget, tuple(constraints)
+        self.seed, self.constraints = seed, tuple(constraints)
+        self.trials, self.seconds = trials, seconds
         self.scheduler, self.listeners = scheduler, listeners
         self.queue, self.strict = deque(queue), strict
-        self.board = StatusBoard(store.run, evaluator.objectives, budget, title)
+        self.board = StatusBoard(store.run, evaluator.objectives, trials, seconds, title)
         self.started = time.monotonic()
         self.open: dict[int, OpenTrial] = {}  # by trial number
         self.results: dict[Key, Record] = {}  # what a trial of the same mask is answered with
@@ -153,19 +155,17 @@ class Session:
 
     def expected(self) -> int | None:
         """Records that this call will bring, where that is known."""
-        trials = self.budget.trials
-        if trials is None and self.strict:
+        if self.trials is None and self.strict:
             return None
         others = len(self.queue) + sum(trial.draw < 0 for trial in self.open.values())
-        return others + max(0, (trials or 0) - self.counted)
+        return others + max(0, (self.trials or 0) - self.counted)
 
     @property
     def seeds(self) -> list[int]:
         """Seeds of the evaluations that are to come, each once."""
         jobs = [trial.record.seed for trial in self.open.values()]
         jobs += [self.seed if job.seed is None else job.seed for job in self.queue]
-        trials = self.budget.trials
-        if self.strict and (trials is None or self.counted < trials):
+        if self.strict and (self.trials is None or self.counted < self.trials):
             jobs.append(self.seed)
         return list(dict.fromkeys(jobs))
 
@@ -244,13 +244,13 @@ class Session:
     def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
         """A new trial, written to the study; or why there is none."""
         elapsed = time.monotonic() - self.started
-        if self.budget.seconds is not None and elapsed >= self.budget.seconds:
+        if self.seconds is not None and elapsed >= self.seconds:
             return "done"
         if self.queue:
             proposal, draw = self.queue.popleft(), -1
         else:
             pending = sum(trial.draw >= 0 for trial in self.open.values())
-            if self.budget.trials is not None and self.counted + pending >= self.budget.trials:
+            if self.trials is not None and self.counted + pending >= self.trials:
                 return "wait" if pending else "done"
             answer = self.ask_strategy()
             if isinstance(answer, str):
@@ -408,10 +408,10 @@ class Session:
             return
         said = self.board.state.get("cautions", [])
         found = search_cautions(self.store.records())
-        trials = self.budget.trials
-        if self.exhausted and not self.open and trials is not None and self.counted < trials:
+        if self.exhausted and not self.open and self.counted < (self.trials or 0):
             found.append(
-                f"the strategy has no more masks to propose: {self.counted} of {trials} trials"
+                "the strategy has no more masks to propose: "
+                f"{self.counted} of {self.trials} trials"
             )
         self.board.state["cautions"] = found
         for caution in found:

@@ -19,7 +19,7 @@ from textwrap import wrap
 from typing import Any
 
 from masksearch.analysis.pareto import Snapshot, sparsity_of
-from masksearch.contracts import Budget, Objective, Record, Report, is_side_value
+from masksearch.contracts import Objective, Record, Report, is_side_value
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.text import short_text
@@ -38,14 +38,20 @@ class StatusBoard:
     Args:
         run: The run folder.
         objectives: Those of the study; the first one is the score.
-        budget: When the search ends.
+        trials: After which the search ends; None = no limit.
+        seconds: Likewise.
         title: What runs, in a few words.
     """
 
     def __init__(
-        self, run: Path, objectives: Sequence[Objective], budget: Budget, title: str
+        self,
+        run: Path,
+        objectives: Sequence[Objective],
+        trials: int | None,
+        seconds: float | None,
+        title: str,
     ) -> None:
-        self.path, self.budget, self.score = run / NAME, budget, objectives[0]
+        self.path, self.seconds, self.score = run / NAME, seconds, objectives[0]
         self.search = Snapshot(tuple(objectives))
         self.started = time.monotonic()
         self.written = float("-inf")
@@ -58,8 +64,8 @@ class StatusBoard:
             "state": "running",
             "pid": os.getpid(),
             "host": platform.node(),
-            "trials": budget.trials,
-            "seconds": budget.seconds,
+            "trials": trials,
+            "seconds": seconds,
         }
 
     def restore(self, records: Sequence[Record], expected: int | None) -> None:
@@ -123,7 +129,7 @@ class StatusBoard:
         self.written = time.monotonic()
         elapsed = self.written - self.started
         rest = None if self.expected is None else self.expected - self.new
-        left = seconds_left(elapsed, self.new, rest, self.budget.seconds)
+        left = seconds_left(elapsed, self.new, rest, self.seconds)
         now = self.search
         state = {
             **self.state,

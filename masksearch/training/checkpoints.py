@@ -6,7 +6,7 @@
     kept.save(step, tensors, {"loss": 2.5})  # replaces the older of two
 
 Two generations are kept, so that a file that was damaged later costs one of them, not the run.
-Of several processes the first one writes and removes; all read (see `distributed`).
+Of several processes the first one writes and removes; all read (see `accumulation`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from masksearch.files import read_weights, write_weights
-from masksearch.training.distributed import group
+from masksearch.training.accumulation import group
 
 log = logging.getLogger(__name__)
 

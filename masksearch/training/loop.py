@@ -5,7 +5,7 @@ for step in train(model, batches, TrainConfig(steps=300)):
 
 `Training.step` is the whole of one optimiser step; the rest is where batches come from, where
 checkpoints go, and when a loss is looked at. Parts of a batch (micro-batches, memory that runs
-out) are in `accumulation`, several processes in `distributed`.
+out) and several processes are in `accumulation`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ import torch
 from torch import Tensor, nn
 
 from masksearch.contracts import Batch, mixed_seed
-from masksearch.errors import NonFiniteLossError, check_name
-from masksearch.training.accumulation import Accumulator
+from masksearch.errors import NonFiniteLossError, unknown_name
+from masksearch.training.accumulation import Accumulator, group
 from masksearch.training.checkpoints import (
     Checkpoints,
     restore_random,
     restore_state,
     training_state,
 )
-from masksearch.training.distributed import group
 from masksearch.training.lamb import Lamb
 
 log = logging.getLogger(__name__)
@@ -76,8 +75,9 @@ class TrainConfig:
             raise ValueError(f"warmup is a share of the steps in [0, 1], got {self.warmup}")
         if self.micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1, got {self.micro_batches}")
-        check_name("optimiser", self.optimiser, get_args(Optimiser))
-        check_name("schedule", self.schedule, get_args(Schedule))
+        for name, kind in (("optimiser", Optimiser), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(kind):
+                raise unknown_name(name, getattr(self, name), get_args(kind))
 
     @property
     def identity(self) -> dict[str, object]:
@@ -222,7 +222,7 @@ def train(
     one row, with one warning: the gradient stays that of the whole batch (but for rounding, and
     for a model with batch normalisation).
 
-    Under `distributed.join_processes` each process computes its rows of every batch; losses,
+    Under `accumulation.join_processes` each process computes its rows of every batch; losses,
     gradients and weights are those of one process with the whole batches (but for rounding).
     Model and batches must be the same on all; the first process writes the checkpoints.
 

@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from masksearch import masks
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.gates.gates import Gates
 
 

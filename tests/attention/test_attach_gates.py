@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach, detach
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LayerCountError
 
 AT, CAUSAL = ARCHITECTURES["bert"], ("gpt2", "llama")

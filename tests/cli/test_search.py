@@ -20,7 +20,7 @@ from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Budget, Evaluate, Record, Report
+from masksearch.contracts import Evaluate, Record, Report
 from masksearch.study.status import StatusBoard, read_status, status_lines
 from masksearch.study.store import storable_storage
 
@@ -127,7 +127,7 @@ def test_status_names_failures_and_their_reasons(monkeypatch, capsys, tmp_path, 
 
 
 def test_lines_of_status_are_short_and_masks_are_whole(tmp_path):
-    board = StatusBoard(tmp_path, ToyEvaluator.objectives, Budget(9), "search by tpe")
+    board = StatusBoard(tmp_path, ToyEvaluator.objectives, 9, None, "search by tpe")
     mask = masks.window(3)
     for position in range(40):
         mask = mask | masks.global_tokens(positions=[position])

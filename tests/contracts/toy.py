@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 
 from masksearch import masks
-from masksearch.contracts import Evaluator, Objective, OnReport, Record, Report, Shape, Strategy
+from masksearch.contracts import Evaluator, Objective, Record, Report, Shape, Strategy
 from masksearch.masks import Mask
 
 
@@ -58,7 +58,7 @@ class PlainTrials:
     strategy: Strategy
     evaluator: Evaluator
     workdir: Path
-    goes_on: OnReport = lambda number, report: True
+    goes_on: Callable[[int, Report], bool] = lambda number, report: True
     records: list[Record] = field(default_factory=list)
     reports: list[tuple[int, int]] = field(default_factory=list)  # (trial number, step)
     seeds: Sequence[int] = (0,)

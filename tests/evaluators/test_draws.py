@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from masksearch import lower, masks
-from masksearch.contracts import AttentionCall, Shape
+from masksearch.attention.call import AttentionCall
+from masksearch.contracts import Shape
 from masksearch.errors import LengthError, SearchError
 from masksearch.evaluators.supernet import MaskBank, SpaceDraws, share_rows
 

@@ -8,7 +8,7 @@ import torch
 from experiment_scripts import load_script
 
 import masksearch as ms
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.training.loop import TrainConfig, train
 from tests.positions.conftest import HEADS, LAYERS, LENGTH, bert, random_batches
 

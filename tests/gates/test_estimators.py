@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.gates.estimators import FORMS, with_own_keys
 
 flip = FORMS["flip"]

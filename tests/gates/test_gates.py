@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from masksearch import Gates
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, UnknownNameError
 
 N = 9

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from masksearch import Gates
-from masksearch.contracts import AttentionCall, GateBank, Shape
+from masksearch.attention.call import AttentionCall, GateBank
+from masksearch.contracts import Shape
 from masksearch.evaluators.supernet import MaskBank
 from masksearch.gates.estimators import FORMS
 from masksearch.gates.sparsebert import PublishedGates, published_form

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import Gates
-from masksearch.contracts import AttentionCall
+from masksearch.attention.call import AttentionCall
 from masksearch.errors import HeadCountError, LengthError, UnknownNameError
 from masksearch.gates.estimators import FORMS
 from masksearch.gates.sparsebert import PublishedGates, published_penalty, published_rate

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masksearch.contracts import AttentionCall, GateBank
+from masksearch.attention.call import AttentionCall, GateBank
 from masksearch.errors import LengthError
 from masksearch.positions.probes import (
     FlippedAttention,

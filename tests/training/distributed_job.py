@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from masksearch import attach, masks
 from masksearch.contracts import Batch
 from masksearch.models.encoders import MaskedLanguageModel, SequenceClassifier, Size, encoder
-from masksearch.training import distributed
+from masksearch.training.accumulation import Group, group, join_processes
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import TrainConfig, train
 
@@ -72,12 +72,12 @@ class Tight(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, labels: Tensor):
-        if len(input_ids) > 2 and distributed.group().first:
+        if len(input_ids) > 2 and group().first:
             raise torch.OutOfMemoryError("no memory for that")
         return self.model(input_ids=input_ids, labels=labels)
 
 
-def carry_out(name: str, group: distributed.Group, folder: Path) -> None:
+def carry_out(name: str, group: Group, folder: Path) -> None:
     """One training."""
     folder.mkdir(parents=True, exist_ok=True)
     model, batches, config = case(name)
@@ -108,7 +108,7 @@ def carry_out(name: str, group: distributed.Group, folder: Path) -> None:
 
 def main(names: str, folder: Path) -> None:
     torch.set_num_threads(1)
-    with distributed.join_processes() as group:
+    with join_processes() as group:
         for name in names.split(","):
             carry_out(name, group, folder / name)
 

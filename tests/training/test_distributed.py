@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from masksearch.models.encoders import MaskedLanguageModel, Size, encoder
-from masksearch.training.accumulation import Accumulator
+from masksearch.training.accumulation import Accumulator, Group, group, join_processes
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.distributed import Group, group, join_processes
 from masksearch.training.loop import model_loss, train
 
 JOB = Path(__file__).with_name("distributed_job.py")
