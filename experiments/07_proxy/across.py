@@ -8,8 +8,14 @@ import numpy as np
 import pandas as pd
 
 from masksearch.analysis.pareto import on_front
-from masksearch.analysis.proxy_card import ProxyCard, band_edges, default_goal
-from masksearch.analysis.ranks import Resampling, align_seeds, seed_mean
+from masksearch.analysis.proxy_card import (
+    ProxyCard,
+    Resampling,
+    align_seeds,
+    bands_of,
+    default_goal,
+    seed_mean,
+)
 from masksearch.analysis.stats import Floats, Interval
 
 
@@ -21,10 +27,9 @@ def measured(card: ProxyCard, place: tuple[str, str, int]) -> Floats:
 
 def all_pairs(card: ProxyCard, bands: int | None) -> Resampling:
     """The card's draws, of all masks in place of those within a band."""
-    densities = np.array(card.densities)
-    in_band = np.digitize(densities, band_edges(densities, bands), right=True).astype(np.int64)
+    in_band = bands_of(np.array(card.densities), bands)
     seeds = next(iter(card.cells.values())).shape[1]
-    draws = Resampling(in_band, seeds, card.resamples, 0)
+    draws = Resampling(in_band, seeds, 1000)
     draws.bands, draws.within = np.zeros_like(in_band), draws.across
     return draws
 

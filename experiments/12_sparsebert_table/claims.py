@@ -7,9 +7,9 @@ from statistics import fmean
 
 import numpy as np
 import pandas as pd
+from scipy.stats import kendalltau
 
 from experiments.verify import Claim, interval
-from masksearch.analysis.ranks import tau_b
 
 HERE = "experiments/12_sparsebert_table/README.md"
 RESULTS = Path(__file__).parent / "results"
@@ -41,7 +41,7 @@ NAMES = {  # the paper's row that a mask stands for -> what it is: gates, and wh
 
 def tau(x: np.ndarray, y: np.ndarray) -> float:
     """Kendall's tau-b of all pairs."""
-    return tau_b(x, y, np.zeros(len(x), dtype=np.int64))
+    return float(kendalltau(x, y)[0])
 
 
 def row(mask: str, runs: pd.DataFrame) -> list[float]:

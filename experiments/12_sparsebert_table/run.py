@@ -197,8 +197,9 @@ def proxy_card(scores: pd.DataFrame, task: str) -> str:
     """What the cheap settings say of fine-tuning under the mask from the start."""
     table = scores.rename(columns={"setting": "schedule", "step": "budget", "score": "value"})
     table = table.assign(measure=task, density=1 - scores["effective_sparsity"])
+    table.attrs["reference"] = "finetune"
     try:
-        card = judge_proxy(table, proxy=task, reference="finetune")
+        card = judge_proxy(table, proxy=task)
     except MaskSearchError as error:  # not enough is finished
         return f"{task}: {error}\n"
     return f"{task}\n{card.verdict()}\n"

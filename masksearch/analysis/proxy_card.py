@@ -1,34 +1,31 @@
 """How far to trust a short run: does it order masks of like density as the reference does?
 
-card = judge_proxy(observe({"runs/x": records}), proxy="loss", target="glue")
-card.verdict(), card.frame, card.valid_from
-
-Tables of one measure are float `[masks, seeds]`, NaN where nothing was observed. Agreement is
-Kendall's tau-b with larger = better on both sides, over the pairs of masks of one density band:
-sparse and dense masks often differ so much that any budget separates them.
+Tables of one measure are float `[masks, seeds]`, NaN where nothing was observed, larger = better.
+Agreement is Kendall's tau-b over the pairs of masks of one density band: sparse and dense masks
+often differ so much that any budget separates them.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from masksearch.analysis.pareto import sparsity_of
-from masksearch.analysis.ranks import Resampling, align_seeds, chance, seed_mean, tau_b
-from masksearch.analysis.stats import Floats, Interval, check_level
-from masksearch.contracts import Objective, Record, is_side_value
+from masksearch.analysis.stats import Floats, Interval
+from masksearch.contracts import Objective, Record, is_side_value, mixed_seed
 from masksearch.errors import SearchError, unknown_name
 
-Goal = Literal["min", "max"]
 Place = tuple[str, str, int]  # measure, schedule, budget
+Counts = NDArray[np.int64]
 CURVE = "one run"  # every budget of a mask is a report along one and the same run
-OWN_END = "own runs"  # every budget is the end of a run of its own
 CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
 FEWEST = 10  # masks in one band for which `chance` is below that
 LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
@@ -36,33 +33,25 @@ NOT_ANNEALED = (
     "Every budget is a report along one run of the full length; a run that is planned to be that "
     "short, its learning rate annealed to 0 there, may rank masks differently."
 )
-BOTH_KINDS = (
-    f"'{OWN_END}': each budget is the end of runs of its own protocol. '{CURVE}': reports along "
-    "the reference's runs, not annealed there."
-)
 SETTINGS = (
     "Every run folder is a setting of its own, judged at its end; steps are those under the mask."
 )
 
 
 # -- observations ------------------------------------------------------------------------------
-def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> Goal:
+def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> str:
     """The direction in which a measure is better: its objective's, else min for a loss."""
-    for objective in objectives:
-        if objective.name == measure:
-            return objective.goal
     lower = ("loss", "perplexity", "error", "seconds", "latency", "memory")
-    return "min" if measure.lower().endswith(lower) else "max"
+    usual = "min" if measure.lower().endswith(lower) else "max"
+    return next((o.goal for o in objectives if o.name == measure), usual)
 
 
 def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) -> pd.DataFrame:
-    """Every report of every finished run: mask, name, density, seed, schedule, budget, measure,
-    value.
+    """Every report of every finished run, a row a value.
 
-    Records of one protocol are merged: their curves give the lower budgets. Runs of several
-    protocols (200, 800, 3,200 steps) give their ends, and the reference its curve beside them, as
-    a schedule of its own. Where no run reports along the way (masks on trained models), each
-    protocol is a schedule under its run's name.
+    Records of one protocol are merged: their curves give the lower budgets. Of several protocols
+    (200, 800 and 3,200 steps, or trained models that are adapted or not) each gives its end, as a
+    schedule under its run's name.
 
     Args:
         runs: Name -> records of a study. Of several runs of one (mask, seed, protocol) the
@@ -71,11 +60,9 @@ def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) 
             protocol.
 
     Raises:
-        SearchError: If nothing has finished, or several protocols come without a reference.
-        UnknownNameError: If `reference` is not among the runs.
+        SearchError: If nothing has finished, several protocols come without a reference, or the
+            runs of one protocol have no curves.
     """
-    if reference is not None and reference not in runs:
-        raise unknown_name("run", reference, runs)
     named = [(name, record) for name, records in runs.items() for record in records]
     finished = {
         (record.protocol, record.fingerprint or str(record.mask), record.seed): (name, record)
@@ -87,51 +74,42 @@ def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) 
             f"no finished run of a mask in {', '.join(runs) or 'nothing'}; a proxy card needs "
             "runs that report along the way"
         )
-    protocols = list(dict.fromkeys(protocol for protocol, *_ in finished))
-    judge, several = protocols[0], len(protocols) > 1
-    if several and reference is None:
+    protocols = {protocol for protocol, *_ in finished}
+    judges = {protocol for (protocol, *_), (name, _) in finished.items() if name == reference}
+    several = len(protocols) > 1
+    if several and len(judges) != 1:
         raise SearchError(
             f"the runs come from {len(protocols)} protocols, whose scores cannot be merged; "
-            "say which run judges the others: --reference RUN (reference=RUN)"
+            "say which run, of one protocol, judges the others: --reference RUN (reference=RUN), "
+            f"got {reference} with {len(judges)} protocols of finished runs"
         )
-    if several:
-        own = {record.protocol for name, record in named if name == reference and record.scored}
-        if len(own) != 1:
-            raise SearchError(
-                f"the reference {reference} holds {len(own)} protocols of finished runs; "
-                "name a run folder with one"
-            )
-        (judge,) = own
-    at_end = all(len(record.curve) < 2 for _, record in finished.values())
-    if at_end and not several:
+    if not several and all(len(record.curve) < 2 for _, record in finished.values()):
         raise SearchError(
             f"{', '.join(runs)}: the runs hold no curves (one report each), so there is no "
             "shorter budget to judge; use an evaluator that reports along the way"
         )
     rows = []
     for (protocol, mask, _), (name, record) in finished.items():
-        last = str(reference) if protocol == judge else name
-        last = CURVE if not several else last if at_end else OWN_END
-        reports = {(last, record.step): record.values}
-        if protocol == judge and not at_end:
+        reports = {record.step: record.values}
+        if not several:
             curve = [report for report in record.curve if 0 < report.step < record.step]
-            reports |= {(CURVE, report.step): report.values for report in curve}
+            reports |= {report.step: report.values for report in curve}
+        schedule = CURVE if not several else str(reference) if protocol in judges else name
         density = 1 - sparsity_of(record) if record.measures else math.nan
+        about = mask, record.name or str(record.mask), density, record.seed, schedule
         rows += [
-            (mask, record.name or str(record.mask), density, record.seed, *place, measure, value)
-            for place, values in reports.items()
+            (*about, step, measure, value)
+            for step, values in reports.items()
             for measure, value in values.items()
             if not is_side_value(measure)
         ]
     columns = ["mask", "name", "density", "seed", "schedule", "budget", "measure", "value"]
     table = without_repeated_ends(pd.DataFrame(rows, columns=columns))
-    table.attrs["reference"] = CURVE if not several else str(reference) if at_end else OWN_END
-    table.attrs["facts"] = SETTINGS if at_end else BOTH_KINDS if several else NOT_ANNEALED
-    statuses = [record.status for _, record in named]
-    table.attrs["left_out"] = {
-        "failed runs": statuses.count("failed"),
-        "runs that were stopped or are not finished": statuses.count("stopped")
-        + statuses.count("running"),
+    lost = sum(record.status in ("failed", "stopped", "running") for _, record in named)
+    table.attrs = {
+        "reference": str(reference) if several else CURVE,
+        "facts": SETTINGS if several else NOT_ANNEALED,
+        "left_out": {"runs that failed, were stopped or are not finished": lost},
     }
     return table
 
@@ -139,8 +117,7 @@ def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) 
 def without_repeated_ends(table: pd.DataFrame) -> pd.DataFrame:
     """Leaves out a last budget that only says again what the one before it said.
 
-    An evaluator that fine-tunes reports the pre-training's loss a second time at its end; that
-    is no longer budget of the loss.
+    An evaluator that fine-tunes reports the pre-training's loss a second time at its end.
     """
     for _, rows in table.groupby(["schedule", "measure"]):
         cells = rows.pivot(index=["mask", "seed"], columns="budget", values="value")
@@ -151,55 +128,156 @@ def without_repeated_ends(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def check_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Observations with a schedule and a name, each value once.
-
-    Raises:
-        ValueError: If a mask has two densities, or two values of one cell disagree.
-    """
-    table = table.assign(
-        schedule=table.get("schedule", CURVE), name=table.get("name", table["mask"])
-    )
-    for mask, densities in table.groupby("mask")["density"]:
-        if not math.isclose(densities.min(), densities.max()):
-            raise ValueError(
-                f"mask {mask} has two densities, {densities.min()} and {densities.max()}; give "
-                "every mask a name of its own"
-            )
-    cell = ["schedule", "budget", "measure", "mask", "seed"]
-    table = table.drop_duplicates([*cell, "value"])
-    for row in table[np.isfinite(table["value"]) & table.duplicated(cell)].itertuples():
-        raise ValueError(
-            f"mask {row.name}, seed {row.seed}, {row.budget} steps has two values of "
-            f"{row.measure}, one of them {row.value}; leave one out, or give runs of other "
-            "protocols another schedule"
-        )
-    return table
-
-
-def band_edges(densities: Floats, bands: int | Sequence[float] | None) -> list[float]:
-    """Inner edges of the density bands, increasing, in (0, 1).
+def bands_of(densities: Floats, number: int | None) -> NDArray[np.int64]:
+    """The density band of each mask.
 
     Args:
         densities: Of the masks, in (0, 1].
-        bands: None = factors of two: (1/2, 1], (1/4, 1/2], ...; a number = so many bands with
-            about equally many masks; a sequence = the edges themselves.
-
-    Raises:
-        ValueError: If a number of bands is below 1 or an edge is not in (0, 1).
+        number: Of bands with about equally many masks; None = factors of two: (1/2, 1],
+            (1/4, 1/2], ...
     """
-    if bands is None:
-        deepest = int(np.floor(-np.log2(densities)).max(initial=0))
-        return [2.0**-power for power in range(deepest, 0, -1)]
-    if isinstance(bands, int):
-        if bands < 1:
-            raise ValueError(f"at least 1 density band is needed, got {bands}")
-        cuts = np.quantile(densities, [k / bands for k in range(1, bands)], method="lower")
-        return sorted({float(cut) for cut in cuts if cut < densities.max()})
-    edges = sorted(set(map(float, bands)))
-    if not edges or not all(0 < edge < 1 for edge in edges):
-        raise ValueError(f"edges of density bands are in (0, 1), got {list(bands)}")
-    return edges
+    edges = 2.0 ** -np.arange(1, 64)
+    if number is not None:
+        if number < 1:
+            raise ValueError(f"at least 1 density band is needed, got {number}")
+        shares = [k / number for k in range(1, number)]
+        edges = np.quantile(densities, shares, method="lower")
+    return np.digitize(densities, np.unique(edges), right=True).astype(np.int64)
+
+
+# -- rank agreement ----------------------------------------------------------------------------
+def tau_b(x: Floats, y: Floats, bands: NDArray[np.int64], counts: Counts) -> Floats:
+    """Kendall's tau-b over the pairs of masks that lie in one band.
+
+    With P concordant and Q discordant pairs, and T_x, T_y the pairs not tied in x, in y, each
+    counted within bands and summed over them: `sum (P - Q) / sqrt(sum T_x * sum T_y)`. Pairs of
+    masks of two bands count nowhere, so a difference between bands cannot raise it.
+
+    Args:
+        x: float `[masks]`; a mask that is NaN in x or y is left out.
+        y: float `[masks]`.
+        bands: Band of each mask.
+        counts: How often each mask is taken, `[draws, masks]`. A mask and its own copy are no
+            pair: they would be tied in both measures.
+
+    Returns:
+        float `[draws]` in [-1, 1]; NaN where x or y is tied in every pair.
+
+    Reference: Kendall, Biometrika 33, 1945 (tau-b); Simon, JASA 73, 1978 (pairs of one stratum).
+    """
+    known = np.isfinite(x) & np.isfinite(y)
+    pairs = known[:, None] & known & (bands[:, None] == bands)
+    above, beyond = (np.sign(v[:, None] - v) * pairs for v in (np.nan_to_num(x), np.nan_to_num(y)))
+    weights = np.asarray(counts, np.float64)
+    terms = (above * beyond, np.abs(above), np.abs(beyond))
+    agreed, free_x, free_y = (((weights @ term) * weights).sum(1) for term in terms)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(agreed / np.sqrt(free_x * free_y))
+
+
+def seed_mean(values: Floats, counts: Counts | int = 1) -> Floats:
+    """Mean of each mask over its seeds, `[masks]`; `counts` say how often each seed is taken."""
+    weights = np.isfinite(values) * counts
+    with np.errstate(invalid="ignore"):
+        return np.asarray((np.nan_to_num(values) * weights).sum(1) / weights.sum(1))
+
+
+def align_seeds(values: Floats) -> Floats:
+    """The table with each seed's shift taken out where masks have different seeds.
+
+    A seed moves all masks, so a mean over seed 0 alone is not comparable with one over seeds 0
+    and 1. The shift of a seed is the median, over the masks that both have, of its difference
+    from the seed with the most masks; 0 where they share none.
+    """
+    known = np.isfinite(values)
+    if (known == known[0]).all():
+        return values
+    base = int(known.sum(axis=0).argmax())
+    both = known & known[:, [base]]
+    moved = values.copy()
+    for seed in np.flatnonzero(both.any(0)):
+        shared = both[:, seed]
+        moved[:, seed] -= np.median(values[shared, seed] - values[shared, base])
+    return moved
+
+
+def chance(bands: NDArray[np.int64]) -> float:
+    """Half-width of the 95% range of tau-b within bands between two unrelated rankings.
+
+    1.96 sd of tau when every order is equally likely: in a band of n masks P - Q has a variance of
+    n (n - 1) (2 n + 5) / 18. Infinite where no band holds two.
+    """
+    sizes = np.unique(bands, return_counts=True)[1].astype(np.float64)
+    pairs = float((sizes * (sizes - 1) / 2).sum())
+    variance = float((sizes * (sizes - 1) * (2 * sizes + 5) / 18).sum())
+    return 1.96 * math.sqrt(variance) / pairs if pairs else math.inf
+
+
+class Resampling:
+    """Draws of masks and seeds, the same for every statistic of a card.
+
+    Each draw takes as many masks as there are, with replacement, within every band, and
+    independently as many seeds as there are, for every mask and both measures (a proxy and its
+    reference come from the same run), so both stay paired.
+    Reference: the Multi-Bootstrap, Sellam et al., arXiv 2106.16163.
+
+    Args:
+        bands: Band of each mask.
+        seeds: Number of seeds.
+        resamples: Number of draws.
+    """
+
+    def __init__(self, bands: NDArray[np.int64], seeds: int, resamples: int) -> None:
+        self.bands = bands
+        random = np.random.default_rng(mixed_seed(0, len(bands), seeds))
+
+        def draw(groups: NDArray[np.int64]) -> Counts:
+            """`[1 + resamples, masks]`: each mask once, then draws that keep a group's size."""
+            counts = np.ones((1 + resamples, len(groups)), dtype=np.int64)
+            for inside in (np.flatnonzero(groups == group) for group in np.unique(groups)):
+                share = np.full(len(inside), 1 / len(inside))
+                counts[1:, inside] = random.multinomial(len(inside), share, size=resamples)
+            return counts
+
+        # of all masks first, for whoever asks for agreement across bands
+        self.across, self.within = draw(np.zeros_like(bands)), draw(bands)
+        drawn = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
+        self.seeds = np.vstack([np.ones((1, seeds), np.int64), drawn])
+
+    def tau(self, x: Floats, y: Floats) -> Interval:
+        """tau-b between the means over seeds; masks and seeds are drawn."""
+        found = np.empty(len(self.within))
+        for taken in np.unique(self.seeds, axis=0):
+            here = (self.seeds == taken).all(1)
+            means = seed_mean(x, taken), seed_mean(y, taken)
+            found[here] = tau_b(*means, self.bands, self.within[here])
+        return percentiles(found[0], found[1:])
+
+    def tau_between_seeds(self, x: Floats, y: Floats) -> Interval:
+        """Mean tau-b between one seed of x and ANOTHER seed of y, over all ordered pairs.
+
+        Where y is x, this is the noise ceiling: how well one run tells what another run of the
+        same protocol will say. A proxy and a reference of the same run share its luck; taken from
+        two seeds they do not. Masks are drawn, seeds are not: the interval is for these seeds.
+        """
+        choose = itertools.combinations if x is y else itertools.permutations
+        pairs = choose(range(x.shape[1]), 2)
+        each = [tau_b(x[:, a], y[:, b], self.bands, self.within) for a, b in pairs]
+        known = np.array([taus for taus in each if math.isfinite(taus[0])])
+        if not len(known):
+            return Interval(math.nan)
+        with np.errstate(invalid="ignore"):
+            means = np.nan_to_num(known).sum(axis=0) / np.isfinite(known).sum(axis=0)
+        return percentiles(np.mean(known[:, 0]), means[1:])
+
+
+def percentiles(value: np.floating, draws: Floats) -> Interval:
+    """A value with the 95% interval of the draws that are defined; none where half are not."""
+    found = draws[np.isfinite(draws)]
+    if math.isnan(value) or 2 * len(found) < len(draws):
+        return Interval(float(value))
+    low, high = np.quantile(found, [(1 - 0.95) / 2, 1 - (1 - 0.95) / 2])
+    return Interval(float(value), float(low), float(high))
 
 
 # -- the card ----------------------------------------------------------------------------------
@@ -218,15 +296,13 @@ class ProxyCard:
             unit) and regret_at_random.
         masks: Name -> density, densest first, of the masks that have a reference.
         densities: Of the masks of `cells`, in their order.
-        band_sizes: Masks in each band that holds any.
         ceiling: tau-b of two seeds of the reference; NaN for one seed.
-        chance: The |tau| that unrelated rankings reach in 1 of 20 cases.
         density_tau: tau-b of "sparser is better" with the reference.
         fraction: Of the ceiling that a trusted budget keeps.
-        resamples: Draws behind the intervals.
+        objections: Why the data cannot decide; empty where they can.
         left_out: Reason -> how many runs, values or masks.
         facts: How the budgets came about.
-        cells: The observed tables.
+        cells: The observed tables, which figures draw.
     """
 
     proxy: str
@@ -235,12 +311,10 @@ class ProxyCard:
     frame: pd.DataFrame
     masks: Mapping[str, float]
     densities: tuple[float, ...]
-    band_sizes: tuple[int, ...]
     ceiling: Interval
-    chance: float
     density_tau: float
     fraction: float
-    resamples: int
+    objections: tuple[str, ...]
     left_out: Mapping[str, int]
     facts: str
     cells: Mapping[Place, pd.DataFrame]
@@ -257,77 +331,54 @@ class ProxyCard:
         Trusted: between seeds it keeps `fraction` of the ceiling, and the interval of `within`
         lies above 0.
         """
+        least = self.fraction * self.ceiling.value
         found: dict[str, int] = {}
         for name, rows in self.series().items():
-            for row in rows[::-1].to_dict("records"):
-                keeps = row["between_seeds"] >= self.fraction * self.ceiling.value > 0
-                if not (keeps and row["within_low"] > 0):
-                    break
-                found[str(name)] = int(row["budget"])
+            kept = (rows["between_seeds"] >= least) & (rows["within_low"] > 0) & (least > 0)
+            trusted = rows["budget"][kept[::-1].cummin()]
+            if len(trusted):
+                found[name] = int(trusted.min())
         return found
 
     @property
     def valid(self) -> bool:
         """Whether some budget of some schedule may be trusted."""
-        return not self.objections() and bool(self.valid_from)
-
-    def objections(self) -> list[str]:
-        """Why the data cannot decide; empty where they can."""
-        target, ceiling, found = self.target, self.ceiling, []
-        if self.chance > CHANCE:
-            reach = "any tau" if self.chance > 1 else f"a tau of +-{self.chance:.2f}"
-            *head, last = map(str, self.band_sizes)
-            sizes = f"{', '.join(head)} and {last}" if head else last
-            found.append(
-                f"too few masks: {len(self.masks)} in density bands of {sizes}; two unrelated "
-                f"rankings reach {reach} within bands in 1 of 20 cases, more than +-{CHANCE:g}; "
-                f"at least {FEWEST} masks in one band, or more in several, are needed"
-            )
-        if math.isnan(ceiling.value):
-            found.append(
-                f"no two seeds of {target} for the same masks within a band: the noise ceiling is "
-                "unknown, so nobody can say how well any proxy could do; run the same masks with "
-                "a second seed"
-            )
-        elif math.isnan(ceiling.low):
-            found.append(
-                f"no intervals were drawn ({self.resamples} resamples), and the rule asks for "
-                "some; take 200 or more"
-            )
-        elif not ceiling.low > 0:
-            found.append(
-                f"two seeds of {target} do not agree within density bands (tau "
-                f"{ceiling.text(decimals=2)}, the interval includes 0): the reference itself does "
-                "not rank these masks; run more seeds or longer"
-            )
-        elif abs(self.density_tau) >= self.fraction * ceiling.value:
-            found.append(
-                f"density alone ranks {target} within its bands (tau {self.density_tau:.2f}, "
-                f"ceiling {ceiling.value:.2f}): agreement within bands this wide may be "
-                "density's; use narrower bands, or masks of one density"
-            )
-        return found
+        return not self.objections and bool(self.valid_from)
 
     def verdict(self) -> str:
         """What may be said, in plain lines; the first says valid, not valid or not decided."""
-        return "\n".join([*verdict_lines(self), *figure_lines(self)])
+        what = f"{self.proxy} as a proxy of {self.target} at {self.reference[1]:,} steps"
+        if self.objections:
+            reasons = [f"  {each[0].upper()}{each[1:]}." for each in self.objections]
+            return "\n".join([f"Not decided: {what}.", *reasons, *figure_lines(self)])
+        several, trusted, reasons = len(self.series()) > 1, [], []
+        for name, rows in self.series().items():
+            where, reason = judge_schedule(self, name, rows)
+            reasons.append(f"  {name}: {reason}" if several else f"  {reason}")
+            if where:
+                trusted.append(f"{where} ({name})" if several else where)
+        if self.ceiling.value < LOW:
+            reasons.append(
+                "  The ceiling is low: most masks of one band differ by no more than seeds do. "
+                "Such a ranking finds masks that stand out, and no more; use several seeds a mask."
+            )
+        head = f"Valid {'; '.join(trusted)}" if trusted else "Not valid"
+        return "\n".join([f"{head}: {what}.", *reasons, *figure_lines(self)])
 
     def __repr__(self) -> str:
-        return f"{verdict_lines(self)[0]} ({len(self.masks)} masks; see .verdict(), .frame)"
+        line = self.verdict().splitlines()[0]
+        return f"{line} ({len(self.masks)} masks; see .verdict(), .frame)"
 
     def to_dict(self) -> dict[str, Any]:
         """The card as JSON-ready data; what is not defined is None."""
         ends = (self.ceiling.value, self.ceiling.low, self.ceiling.high)
         return {
-            "proxy": self.proxy,
-            "target": self.target,
+            **{name: getattr(self, name) for name in ("proxy", "target", "valid", "valid_from")},
             "reference": list(self.reference),
             "rows": json.loads(self.frame.to_json(orient="records", double_precision=15)),
             "masks": dict(self.masks),
             "ceiling": [None if math.isnan(end) else end for end in ends],
-            "valid": self.valid,
-            "valid_from": self.valid_from,
-            "objections": self.objections(),
+            "objections": list(self.objections),
             "verdict": self.verdict(),
             "left_out": dict(self.left_out),
         }
@@ -338,60 +389,53 @@ def judge_proxy(
     *,
     proxy: str = "loss",
     target: str | None = None,
-    goals: Mapping[str, Goal] | None = None,
-    reference: str | None = None,
-    bands: int | Sequence[float] | None = None,
+    objectives: Sequence[Objective] = (),
+    bands: int | None = None,
     fraction: float = 0.9,
-    level: float = 0.95,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> ProxyCard:
     """The card of observations, judged by the target's longest budget.
 
     Args:
         table: Of `observe`, or one with the columns mask, density, seed, budget, measure, value
-            (and, where wanted, schedule and name).
+            (and, where wanted, schedule and name). `attrs["reference"]` is the schedule whose
+            longest budget of the target judges; without it the longest of all does.
         proxy: The measure that is cheap.
         target: The measure that counts; None = the proxy itself.
-        goals: Measure -> `"min"` or `"max"`; those not named: min for a loss, else max.
-        reference: Schedule whose longest budget of the target judges; None = the longest.
-        bands: See `band_edges`.
+        objectives: Say which measures are better where they are lower; see `default_goal`.
+        bands: See `bands_of`.
         fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
-        level: Coverage of the intervals, in (0, 1).
-        resamples: Draws of masks and seeds (>= 0; 0 = no intervals).
-        seed: Of the draws.
+        resamples: Draws of masks and seeds (>= 1).
 
     Raises:
         UnknownNameError: If no such measure or schedule was observed.
         SearchError: If fewer than two masks have both the proxy and the reference, or there
             is no budget to judge.
-        ValueError: If observations contradict each other, or an argument is out of range.
+        ValueError: If a (mask, seed, budget) has two values of a measure, or an argument is out
+            of range.
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is a share of the ceiling in (0, 1], got {fraction}")
-    if resamples < 0:
-        raise ValueError(f"resamples is at least 0, got {resamples}")
-    check_level(level)
+    if not 0 < fraction <= 1 or resamples < 1:
+        raise ValueError(
+            "fraction is a share of the ceiling in (0, 1], resamples at least 1; got "
+            f"{fraction} and {resamples}"
+        )
     about, target = table.attrs, target or proxy
-    table = check_table(table)
-    sign: dict[str, int] = {}
+    table = table.assign(
+        schedule=table.get("schedule", CURVE), name=table.get("name", table["mask"])
+    ).drop_duplicates(["schedule", "budget", "measure", "mask", "seed", "value"])
     for name in (proxy, target):
         if name not in set(table["measure"]):
             raise unknown_name("measure", name, sorted(set(table["measure"])))
-        goal = (goals or {}).get(name) or default_goal(name)
-        if goal not in ("min", "max"):
-            raise ValueError(f"the goal of {name} is 'min' or 'max', got {goal!r}")
-        sign[name] = 1 if goal == "max" else -1
     finite = table[np.isfinite(table["value"])]
-    reference = reference or about.get("reference")
-    schedules = sorted(set(finite[finite["measure"] == target]["schedule"]))
-    if reference is not None and reference not in schedules:
-        raise unknown_name(f"schedule with a {target}", reference, schedules)
     cells = {
         cast("Place", place): rows.pivot(index="mask", columns="seed", values="value")
         for place, rows in finite.groupby(["measure", "schedule", "budget"])
     }
+    reference = about.get("reference")
     wanted = [place for place in cells if place[0] == target and reference in (None, place[1])]
+    if not wanted:
+        schedules = sorted({place[1] for place in cells if place[0] == target})
+        raise unknown_name(f"schedule with a {target}", str(reference), schedules)
     judge = max(wanted, key=lambda place: place[2])
     masks, seeds = cells[judge].index, sorted(set(finite["seed"]))
     everything = table.drop_duplicates("mask").set_index("mask")
@@ -403,11 +447,12 @@ def judge_proxy(
         )
     cells = {place: each.reindex(index=masks, columns=seeds) for place, each in cells.items()}
     density = everything["density"][masks].to_numpy()
-    in_band = np.digitize(density, band_edges(density, bands), right=True).astype(np.int64)
-    draws = Resampling(in_band, len(seeds), resamples, seed, level)
+    in_band = bands_of(density, bands)
+    draws = Resampling(in_band, len(seeds), resamples)
 
     def gains(place: Place) -> Floats:
-        return sign[place[0]] * align_seeds(cells[place].to_numpy(np.float64))
+        sign = 1 if default_goal(place[0], objectives) == "max" else -1
+        return sign * align_seeds(cells[place].to_numpy(np.float64))
 
     truth = gains(judge)
     rows = []
@@ -417,17 +462,19 @@ def judge_proxy(
         both = np.isfinite(x)
         if both.sum() < 2:
             continue
+        within, between = draws.tau(short, truth), draws.tau_between_seeds(short, truth)
         groups = [np.flatnonzero(both & (in_band == band)) for band in np.unique(in_band)]
-        groups = [inside for inside in groups if len(inside) > 1]
-        lost = [y[inside].max() - y[inside[x[inside].argmax()]] for inside in groups]
-        guessed = [y[inside].max() - y[inside].mean() for inside in groups]
+        regrets = [
+            (y[inside].max() - y[inside[x[inside].argmax()]], y[inside].max() - y[inside].mean())
+            for inside in groups
+            if len(inside) > 1
+        ]
+        regret, at_random = np.mean(regrets, axis=0) if regrets else (math.nan, math.nan)
         row = {"schedule": place[1], "budget": place[2], "masks": int(both.sum())}
         row["reference"] = place == judge
-        within, between = draws.tau(short, truth), draws.tau_between_seeds(short, truth)
         for name, found in (("within", within), ("between_seeds", between)):
             row |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        mean = np.mean if groups else lambda _: math.nan
-        rows.append(row | {"regret": mean(lost), "regret_at_random": mean(guessed)})
+        rows.append(row | {"regret": regret, "regret_at_random": at_random})
     if all(row["reference"] for row in rows):
         raise SearchError(
             f"{proxy} was observed at no other budget than the reference's ({judge[2]:,} "
@@ -444,6 +491,8 @@ def judge_proxy(
     }
     names = everything["name"][masks]
     unique = names.where(~names.duplicated(False), names + " (" + names.index.str[:8] + ")")
+    ceiling = draws.tau_between_seeds(truth, truth)
+    density_tau = float(tau_b(-density, seed_mean(truth), in_band, draws.within[:1])[0])
     return ProxyCard(
         proxy,
         target,
@@ -451,12 +500,10 @@ def judge_proxy(
         pd.DataFrame(rows),
         dict(sorted(zip(unique, density.tolist(), strict=True), key=lambda m: (-m[1], m[0]))),
         tuple(density.tolist()),
-        tuple(np.unique(in_band, return_counts=True)[1].tolist()),
-        draws.tau_between_seeds(truth, truth),
-        chance(in_band),
-        tau_b(-density, seed_mean(truth), in_band),
+        ceiling,
+        density_tau,
         fraction,
-        resamples,
+        tuple(objections_to(target, in_band, ceiling, density_tau, fraction)),
         {reason: int(count) for reason, count in left_out.items() if count},
         about.get("facts", ""),
         cells,
@@ -464,37 +511,57 @@ def judge_proxy(
 
 
 # -- words -------------------------------------------------------------------------------------
-def verdict_lines(card: ProxyCard) -> list[str]:
-    """Valid, not valid or not decided, and why."""
-    what = f"{card.proxy} as a proxy of {card.target} at {card.reference[1]:,} steps"
-    if reasons := card.objections():
-        return [f"Not decided: {what}.", *(f"  {r[0].upper()}{r[1:]}." for r in reasons)]
-    ceiling, series = card.ceiling.value, card.series()
-    rule = f"{card.fraction:.0%} of the noise ceiling ({card.fraction:g} x {ceiling:.2f})"
-    trusted, reasons = [], []
-    for name, rows in series.items():
-        last, start = rows.iloc[-1], card.valid_from.get(name)
-        if start is not None:
-            lone = len(rows) == 1 and name != card.reference[0]  # no budget on a way
-            place = f"at {start:,} steps" if lone else f"from {start:,} steps on"
-            trusted.append(place + (f" ({name})" if len(series) > 1 else ""))
-            reason = f"{'it' if lone else 'from there on every budget'} keeps {rule} within "
-            reason += "density bands between seeds, with an interval above 0."
-        elif not last["within_low"] > 0:
-            reason = f"at {last.budget:,} steps tau within density bands is "
-            reason += f"{interval_text(last, 'within')}: it cannot be told from 0."
-        else:
-            reason = f"at {last.budget:,} steps one seed's ranking within density bands agrees "
-            reason += f"with another seed's {card.target} by "
-            reason += f"{interval_text(last, 'between_seeds')}, below {rule}."
-        reasons.append(f"  {name}: {reason}" if len(series) > 1 else f"  {reason}")
-    if ceiling < LOW:
-        reasons.append(
-            "  The ceiling is low: most masks of one band differ by no more than seeds do. "
-            "Such a ranking finds masks that stand out, and no more; use several seeds a mask."
+def objections_to(
+    target: str, bands: NDArray[np.int64], ceiling: Interval, density_tau: float, fraction: float
+) -> list[str]:
+    """Why the data cannot decide; empty where they can. Arguments as the fields of a card."""
+    found = []
+    if (reached := chance(bands)) > CHANCE:
+        reach = "any tau" if reached > 1 else f"a tau of +-{reached:.2f}"
+        sizes = ", ".join(map(str, np.unique(bands, return_counts=True)[1].tolist()))
+        found.append(
+            f"too few masks: {len(bands)} in density bands of {sizes}; two unrelated "
+            f"rankings reach {reach} within bands in 1 of 20 cases, more than +-{CHANCE:g}; "
+            f"at least {FEWEST} masks in one band, or more in several, are needed"
         )
-    head = f"Valid {'; '.join(trusted)}" if trusted else "Not valid"
-    return [f"{head}: {what}.", *reasons]
+    if math.isnan(ceiling.value):
+        found.append(
+            f"no two seeds of {target} for the same masks within a band: the noise ceiling is "
+            "unknown, so nobody can say how well any proxy could do; run the same masks with "
+            "a second seed"
+        )
+    elif not ceiling.low > 0:
+        found.append(
+            f"two seeds of {target} do not agree within density bands (tau "
+            f"{ceiling.text(decimals=2)}, the interval includes 0): the reference itself does "
+            "not rank these masks; run more seeds or longer"
+        )
+    elif abs(density_tau) >= fraction * ceiling.value:
+        found.append(
+            f"density alone ranks {target} within its bands (tau {density_tau:.2f}, "
+            f"ceiling {ceiling.value:.2f}): agreement within bands this wide may be "
+            "density's; use narrower bands, or masks of one density"
+        )
+    return found
+
+
+def judge_schedule(card: ProxyCard, name: str, rows: pd.DataFrame) -> tuple[str, str]:
+    """From where on a schedule is trusted (empty: nowhere), and why."""
+    ceiling, last, start = card.ceiling.value, rows.iloc[-1], card.valid_from.get(name)
+    rule = f"{card.fraction:.0%} of the noise ceiling ({card.fraction:g} x {ceiling:.2f})"
+    if start is not None:
+        lone = len(rows) == 1 and name != card.reference[0]  # no budget on a way
+        return f"at {start:,} steps" if lone else f"from {start:,} steps on", (
+            f"{'it' if lone else 'from there on every budget'} keeps {rule} within density bands "
+            "between seeds, with an interval above 0."
+        )
+    if not last["within_low"] > 0:
+        within = f"tau within density bands is {interval_text(last, 'within')}"
+        return "", f"at {last.budget:,} steps {within}: it cannot be told from 0."
+    return "", (
+        f"at {last.budget:,} steps one seed's ranking within density bands agrees with another "
+        f"seed's {card.target} by {interval_text(last, 'between_seeds')}, below {rule}."
+    )
 
 
 def figure_lines(card: ProxyCard) -> list[str]:
@@ -510,8 +577,8 @@ def figure_lines(card: ProxyCard) -> list[str]:
             text += f"; picking the best of each band by it gives away {last['regret']:.3g} of "
             text += f"{target} (at random {last['regret_at_random']:.3g})"
         lines.append(f"{text}.")
-    known = not math.isnan(card.ceiling.value)
-    ceiling = card.ceiling.text(decimals=2) if known else "unknown, one seed"
+    unknown = math.isnan(card.ceiling.value)
+    ceiling = "unknown, one seed" if unknown else card.ceiling.text(decimals=2)
     lines.append(f"Noise ceiling (two seeds of {target}): {ceiling} within bands.")
     if not math.isnan(card.density_tau):
         lines.append(

@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import Comparison
 from masksearch.analysis.pareto import SPARSITIES
-from masksearch.analysis.proxy_card import FEWEST, ProxyCard, default_goal, judge_proxy, observe
+from masksearch.analysis.proxy_card import FEWEST, ProxyCard, judge_proxy, observe
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError
@@ -415,14 +415,17 @@ def card_of_studies(studies: Sequence[Found], resamples: int = 300) -> ProxyCard
     if len({record.fingerprint for record in alike}) < FEWEST or proxy not in along:
         return None
     objectives = [objective for study in studies for objective in study.objectives]
-    goals = {name: default_goal(name, objectives) for name in (proxy, target)}
     try:
         card = judge_proxy(
-            observe(records), proxy=proxy, target=target, goals=goals, resamples=resamples
+            observe(records),
+            proxy=proxy,
+            target=target,
+            objectives=objectives,
+            resamples=resamples,
         )
     except SearchError:  # too few masks have both values, or there is no shorter budget
         return None
-    return None if card.objections() else card  # nobody has asked: undecided, it stays away
+    return None if card.objections else card  # nobody has asked: undecided, it stays away
 
 
 def dam_health(searches: Sequence[Found]) -> DamRuns | None:

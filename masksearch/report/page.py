@@ -182,10 +182,9 @@ def proxy_picture(proxy: ProxyCard) -> Picture:
         "proxy",
         plot_proxy(proxy),
         f"Rank agreement of {proxy.proxy} with {proxy.target} over the budget of the proxy",
-        "Above: Kendall's tau-b of the masks' ranking at each budget with the reference, and "
-        "the noise ceiling (two seeds of the reference). Below left: every mask over the "
-        "budget; where lines cross, a shorter run ranks otherwise. Below right: each mask by "
-        "both.",
+        "Left: Kendall's tau-b of the masks' ranking at each budget with the reference, and the "
+        "noise ceiling (two seeds of the reference). Right: every mask over the budget; where "
+        "lines cross, a shorter run ranks otherwise.",
     )
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from masksearch.analysis.proxy_card import ProxyCard, default_goal, judge_proxy, observe
-from masksearch.contracts import Objective, Record
+from masksearch.analysis.proxy_card import ProxyCard, judge_proxy, observe
 from masksearch.errors import SearchError
 from masksearch.report.collect import studies_in
 
@@ -17,11 +16,9 @@ def proxy_card(
     proxy: str = "loss",
     target: str | None = None,
     reference: Path | str | None = None,
-    bands: int | Sequence[float] | None = None,
+    bands: int | None = None,
     fraction: float = 0.9,
-    level: float = 0.95,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> ProxyCard:
     """How far to trust a short run that judges masks.
 
@@ -34,13 +31,11 @@ def proxy_card(
         proxy: The reported value that is cheap.
         target: The reported value that counts; None = the proxy at the longest budget.
         reference: Run folder that judges the others; needed where the runs come from several
-            protocols (of 200, 800 and 3,200 steps, say). It need not be among `runs`.
-        bands: Density bands: None = factors of two, a number = so many of about equally many
-            masks, or inner edges in (0, 1).
+            protocols (of 200, 800 and 3,200 steps, say), each of which is then judged at its
+            end. It need not be among `runs`.
+        bands: Density bands of about equally many masks; None = factors of two.
         fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
-        level: Coverage of the bootstrap's intervals, in (0, 1).
-        resamples: Draws of the bootstrap.
-        seed: Of the bootstrap.
+        resamples: Draws of the bootstrap behind the 95% intervals (>= 1).
 
     Returns:
         With `.verdict()`, `.frame`, `.valid_from` and `.to_dict()`.
@@ -51,33 +46,25 @@ def proxy_card(
         UnknownNameError: If no run reports such a measure.
         ValueError: If an argument is out of range.
     """
-    folders = [Path(run) for run in ([runs] if isinstance(runs, Path | str) else runs)]
-    judge = None if reference is None else Path(reference)
-    if judge is not None and all(folder.resolve() != judge.resolve() for folder in folders):
-        folders.append(judge)
-    if not folders:
+    folders = [runs] if isinstance(runs, Path | str) else list(runs)
+    named = {Path(each).resolve(): str(each) for each in folders}
+    judge = (
+        None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
+    )
+    if not named:
         raise SearchError("a proxy card needs at least one run folder")
-    records: dict[str, list[Record]] = {}
-    objectives: list[Objective] = []
-    for folder in folders:
+    for folder, name in named.items():
         if not folder.is_dir():
-            raise SearchError(f"{folder}: no such run folder")
-        studies = studies_in(folder)
-        records[str(folder)] = [record for study in studies for record in study.records]
-        objectives += [objective for study in studies for objective in study.objectives]
-    name = None
-    if judge is not None:
-        name = next(str(f) for f in folders if f.resolve() == judge.resolve())
-    table = observe(records, name)
-    goals = {measure: default_goal(measure, objectives) for measure in set(table["measure"])}
+            raise SearchError(f"{name}: no such run folder")
+    studies = {name: studies_in(Path(name)) for name in named.values()}
     return judge_proxy(
-        table,
+        observe(
+            {n: [r for each in found for r in each.records] for n, found in studies.items()}, judge
+        ),
         proxy=proxy,
         target=target,
-        goals=goals,
+        objectives=[o for found in studies.values() for each in found for o in each.objectives],
         bands=bands,
         fraction=fraction,
-        level=level,
         resamples=resamples,
-        seed=seed,
     )
