@@ -114,13 +114,13 @@ def attach(
 
 def find_folder(model: str) -> Path:
     """The folder of a model: as it is named, downloaded, or converted from GGUF."""
-    from masksearch.models.checkpoints import download_checkpoint, find_local_folder
+    from masksearch.models.checkpoints import find_folder as find_checkpoint
 
     if Path(model).suffix.lower() == ".gguf":
         from masksearch.models.decoders import convert_gguf
 
         return convert_gguf(Path(model))
-    return find_local_folder(model) or download_checkpoint(model)
+    return find_checkpoint(model)[1]
 
 
 def read_mask_or_plan(text: str, folder: Path, model: str) -> Mask:

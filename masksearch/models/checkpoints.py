@@ -10,7 +10,8 @@ files say which masks a model was trained under:
     config.json         names each mask and its digest, for whoever opens the folder without
                         masksearch; also in checkpoints that were written by transformers alone
     mask.json, ..       the masks
-    masksearch.json     the manifest: the mask files and the weights, with their SHA-256
+    masksearch.json     the manifest: the mask files with their digests, the weights with their
+                        SHA-256
 """
 
 from __future__ import annotations
@@ -81,23 +82,22 @@ def quiet() -> Iterator[None]:
 
 
 # -- files -------------------------------------------------------------------------------------
-def find_local_folder(name: str | Path) -> Path | None:
-    """The absolute folder of that name; None where it can only be a Hub name.
+def find_folder(name_or_folder: str | Path) -> tuple[str, Path]:
+    """What a checkpoint is called (an absolute folder, or its Hub name), and where its files are.
 
     Raises:
-        DataError: If it can only be a folder, and is none.
+        DataError: If it is neither on disk nor can be downloaded.
     """
-    path, spelled = Path(name).expanduser(), str(name)
+    path, name = Path(name_or_folder).expanduser(), str(name_or_folder)
     if path.is_dir():
-        return path.resolve()
-    local = spelled.startswith((".", "~", os.sep)) or spelled.endswith(os.sep)
-    local = local or spelled.count("/") > 1
-    if local or isinstance(name, Path) or path.exists():
+        return str(path.resolve()), path.resolve()
+    local = name.startswith((".", "~", os.sep)) or name.endswith(os.sep) or name.count("/") > 1
+    if local or isinstance(name_or_folder, Path) or path.exists():  # no name of the Hub
         raise DataError(
             f"no such folder: {path}; give a folder with config.json and model.safetensors, "
             "or a name on the Hugging Face Hub such as google-bert/bert-base-uncased"
         )
-    return None
+    return name, download_checkpoint(name)
 
 
 def download_checkpoint(name: str, revision: str | None = None) -> Path:
@@ -122,17 +122,6 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); without a network, "
             "give a local folder with config.json and model.safetensors"
         ) from error
-
-
-def find_folder(name_or_folder: str | Path) -> tuple[str, Path]:
-    """What a checkpoint is called (an absolute folder, or its Hub name), and where its files are.
-
-    Raises:
-        DataError: If it is neither on disk nor can be downloaded.
-    """
-    folder = find_local_folder(name_or_folder)
-    name = str(folder or name_or_folder)
-    return name, folder or download_checkpoint(name)
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -174,15 +163,19 @@ def hash_files(folder: Path) -> str:
     """16 hexadecimal digits of SHA-256 over names and bytes of configuration and weights."""
     total = hashlib.sha256()
     for path in find_files(folder):
-        found = path.stat()
-        part = hash_file(path, found.st_size, found.st_mtime_ns)
-        total.update(f"{path.name}|{part}|".encode())
+        total.update(f"{path.name}|{hash_file(path)}|".encode())
     return total.hexdigest()[:16]
 
 
-@lru_cache(maxsize=64)
-def hash_file(path: Path, size: int, changed: int) -> str:
+def hash_file(path: Path) -> str:
     """SHA-256 of a file in hex, read once for each size and time of its last change."""
+    state = path.stat()
+    return hash_bytes(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def hash_bytes(path: Path, size: int, changed: int) -> str:
+    """The same; size and time make it read again what has changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -227,17 +220,19 @@ def read_model(
     return model, found
 
 
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder.
+def read_config(path: Path) -> PreTrainedConfig:
+    """The configuration of a folder, or in a file.
 
     Raises:
         DataError: If it cannot be read.
     """
     fixed = {"trust_remote_code": False, "local_files_only": True}
     try:
-        found: PreTrainedConfig = AutoConfig.from_pretrained(folder, **fixed)
+        found: PreTrainedConfig = AutoConfig.from_pretrained(path, **fixed)
     except UNREADABLE as error:
-        raise DataError(f"{folder / CONFIG} cannot be read: {error}") from error
+        raise DataError(
+            f"{path / CONFIG if path.is_dir() else path} cannot be read: {error}"
+        ) from error
     return found
 
 
@@ -367,60 +362,38 @@ def check_masks(folder: Path) -> dict[str, Mask]:
         FileNotFoundError: If a mask that `config.json` names is missing.
         MaskFormatError: If it is another one, damaged, or of a newer version.
     """
-    named = named_masks(folder)
+    path = folder / CONFIG
+    entry = read_json(path).get(ENTRY) if path.is_file() else None
+    try:
+        named = {} if entry is None else dict(entry["masks"])
+        digests = {part: str(each["digest"]) for part, each in named.items()}
+        texts = [f"{each['mask']!s:.200} (digest {each['digest']:.8})" for each in named.values()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise MaskFormatError(f"{path}: {ENTRY!r} names no masks: {error!r}") from error
+    listed = f"{', '.join(texts):.300}"
     if not (folder / MANIFEST).is_file():
         if not named:
             return {}
-        listed = ", ".join(
-            f"{each['mask']} (digest {each['digest']:.8})" for each in named.values()
-        )
         raise FileNotFoundError(
-            f"{folder}: config.json names a mask, {listed:.300}, and no {MANIFEST} lies there: a "
+            f"{folder}: config.json names a mask, {listed}, and no {MANIFEST} lies there: a "
             "program without masksearch wrote it, or the save was interrupted. Without the mask "
             "it is another model: train with ms.MaskCallback(mask), or open it with transformers, "
             "ms.attach(model, mask) and ms.save_pretrained(model, folder); where it is meant to "
             f"be dense, remove {ENTRY!r} from config.json"
         )
     masks = saved_masks(folder)
-    digests = {part: mask.digest for part, mask in masks.items()}
-    if named and {part: each["digest"] for part, each in named.items()} != digests:
-        listed = ", ".join(each["mask"] for each in named.values())
+    if named and digests != {part: mask.digest for part, mask in masks.items()}:
         raise MaskFormatError(
-            f"{folder}: config.json names {listed:.200}, and the mask that lies there is "
+            f"{folder}: config.json names {listed}, and the mask that lies there is "
             f"{', '.join(map(str, masks.values())):.200}; take both files from the same save"
         )
     return masks
 
 
-def named_masks(folder: Path) -> dict[str, dict[str, str]]:
-    """What `config.json` says of masks: part -> expression and digest; empty where nothing.
-
-    Raises:
-        MaskFormatError: If it cannot be used.
-    """
-    if not (folder / "config.json").is_file():
-        return {}
-    entry = read_json(folder / "config.json").get(ENTRY)
-    if entry is None:
-        return {}
-    try:
-        return {
-            str(part): {"mask": str(each["mask"])[:200], "digest": str(each["digest"])}
-            for part, each in entry["masks"].items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MaskFormatError(
-            f"{folder}/config.json: {ENTRY!r} names no masks: {error!r}"
-        ) from error
-
-
 def hash_weights(folder: Path) -> dict[str, str]:
     """Weight file -> SHA-256, in hexadecimal digits."""
-    found = {}
-    for path in sorted(each for each in folder.iterdir() if WEIGHTS.fullmatch(each.name)):
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    files = sorted(path for path in folder.iterdir() if WEIGHTS.fullmatch(path.name))
+    return {path.name: hash_file(path) for path in files}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -461,12 +434,12 @@ def saved_masks(folder: Path | str) -> dict[str, Mask]:
         path = folder / entry["file"]
         if not path.is_file():
             raise FileNotFoundError(f"{path}: {MANIFEST} names this mask file, it is missing")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
-            raise MaskFormatError(
-                f"{path} was changed or damaged since it was saved: its SHA-256 is not the one "
-                f"in {MANIFEST}; take both files from the same save"
-            )
         masks[part] = load_mask(path)
+        if masks[part].digest != entry["digest"]:
+            raise MaskFormatError(
+                f"{path} was changed since it was saved: {masks[part]!s:.80} has another digest "
+                f"than {MANIFEST} names; take both files from the same save"
+            )
     return masks
 
 
@@ -491,15 +464,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"it has format {stored['format']!r:.80}, this masksearch {VERSION} reads "
                 f"{FORMAT}; it was written by {stored.get('versions')!s:.200}"
             )
-        names = [str(entry["file"]) for entry in stored["masks"].values() if entry["sha256"]]
+        names = [str(entry["file"]) for entry in stored["masks"].values() if entry["digest"]]
         if odd := [name for name in names if Path(name).name != name]:
             raise ValueError(f"it names {odd[0]!r:.80}, which is not a file of that folder")
-        options = stored.get("build", {}).get("options", {})
+        options = stored["options"]
         if not names or options not in ({}, NO_POOLER):
             raise ValueError(f"it names no mask, or builds the model with {options!r:.80}")
-        found = {name: stored[name] for name in ("backend", "model_class", "masks")}
-        found |= {"weights": dict(stored["weights"]), "adapter": stored["adapter"] is True}
+        known = ("options", "adapter", "backend", "model_class", "masks")
+        return {name: stored[name] for name in known} | {"weights": dict(stored["weights"])}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error if type(error) is ValueError else repr(error)
         raise MaskFormatError(f"{path} cannot be used: {why}") from error
-    return {**found, "options": options}

@@ -209,9 +209,7 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise DataError(f"no such file: {path}")
-    stat = path.stat()
-    digest = hash_file(path, stat.st_size, stat.st_mtime_ns)[:16]
-    target = cache_folder(cache) / f"gguf-{digest}"
+    target = cache_folder(cache) / f"gguf-{hash_file(path)[:16]}"
     partial = target.with_suffix(".partial")
     models: Any = AutoModelForCausalLM
     tokenizers: Any = AutoTokenizer

@@ -8,9 +8,9 @@
 
 Beside what transformers writes lie one mask file for each part and `masksearch.json`:
 
-    {"format": 1, "model_class": "BertModel", "build": {}, "backend": "auto",
-     "masks": {"self": {"file": "mask.json", "sha256": "9f.."}},
-     "weights": {"model.safetensors": "1c.."}, "adapter": false, "versions": {..}}
+    {"format": 1, "model_class": "BertModel", "options": {}, "adapter": false, "backend": "auto",
+     "masks": {"self": {"file": "mask.json", "digest": "9f.."}},
+     "weights": {"model.safetensors": "1c.."}, "versions": {..}}
 
 Nothing in such a folder is run: no pickle is read, and the model's class is one of transformers
 or the one that the caller gives.
@@ -18,7 +18,6 @@ or the one that the caller gives.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import re
@@ -36,16 +35,17 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached, describe_masks
-from masksearch.attention.probe import SELF, pretrained_models, unwrapped
+from masksearch.attention.attach import ATTACHMENT, ENTRY, attach, attached
+from masksearch.attention.probe import SELF, unwrapped
 from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
 from masksearch.files import disk_error
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
 from masksearch.models.checkpoints import (
+    CONFIG,
     FORMAT,
     MANIFEST,
     NO_POOLER,
@@ -56,6 +56,7 @@ from masksearch.models.checkpoints import (
     find_folder,
     hash_weights,
     quiet,
+    read_config,
     read_json,
     read_manifest,
     read_model,
@@ -66,7 +67,7 @@ from masksearch.tasks.text.tokenizer import special_ids
 
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
-CONFIGS = ("config.json", "adapter_config.json", BASE_CONFIG)
+CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG)
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -117,24 +118,22 @@ def write_model(
         how: Of the model's own `save_pretrained`.
     """
     options = build_options(whole)
-    override = vars(whole).get("save_pretrained")
-    plain = partial(type(whole).save_pretrained, whole)
-    save = plain if override is None or isinstance(override, SaveWithMasks) else override
+    base = cast(PreTrainedModel, unwrapped(whole))
     with write_aside(folder) as aside:
         try:
             with quiet():
-                save(aside, **how)
+                type(whole).save_pretrained(whole, aside, **how)
         except SafetensorError as error:
             raise disk_error(error, "cannot write the model", folder) from error
         if tokenizer is not None:
             save_tokenizer(tokenizer, whole.config, aside)
-        base = cast(PreTrainedModel, unwrapped(whole))
-        name_masks(base, masks, aside)
+        if base is not whole:  # beside a config.json transformers takes an adapter for a model
+            base.config.to_json_file(aside / BASE_CONFIG)
         manifest = {
             "format": FORMAT,
             "model_class": type(base).__name__,
+            "options": options,
             "adapter": base is not whole,
-            "build": {"options": options} if options else {},
             "backend": backend,
             "masks": {part: write_mask(mask, part, aside) for part, mask in masks.items()},
             "weights": hash_weights(aside),
@@ -144,27 +143,21 @@ def write_model(
     return folder
 
 
-class SaveWithMasks:
-    """A model's own `save_pretrained`, which writes the masks that are attached as well.
-
-    It stands on the model, in its `__dict__`, so that whoever saves it saves them. Copies of the
-    model get their own.
+def save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
+    """What a `MaskCallback` puts in place of a model's own `save_pretrained`, so that whoever
+    saves the model saves its masks.
 
     Args:
         model: A model of transformers, or PEFT's around one.
+        save_directory: Where to.
+        how: Of the model's own `save_pretrained`.
     """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def __call__(self, save_directory: Path | str, *given: Any, **how: Any) -> None:
-        """Saves the model, with its masks where it carries some."""
-        found = attached(self.model)
-        masked = bool(found) and all(isinstance(what, Mask) for what in found.values())
-        if given or not masked or not how.get("is_main_process", True):
-            type(self.model).save_pretrained(self.model, save_directory, *given, **how)
-        else:
-            write_model(self.model, *masks_to_save(self.model), Path(save_directory), **how)
+    found = attached(model)
+    masked = bool(found) and all(isinstance(what, Mask) for what in found.values())
+    if masked and how.get("is_main_process", True):
+        write_model(model, *masks_to_save(model), Path(save_directory), **how)
+    else:
+        type(model).save_pretrained(model, save_directory, **how)
 
 
 def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
@@ -173,17 +166,12 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
         modules = model.named_modules() if isinstance(model, nn.Module) else ()
-        inside = [n for n, m in modules if m in pretrained_models(model)]
-        remedy = "; give the model of transformers that it is made of"
-        if len(inside) == 1:
-            inner = f'model.get_submodule("{inside[0]}")'
-            remedy = (
-                f"; save the one inside it: ms.detach(model, missing_ok=True); "
-                f"ms.attach({inner}, mask); ms.save_pretrained({inner}, folder)"
-            )
+        inside = next((n for n, m in modules if isinstance(m, PreTrainedModel)), "")
+        inner = f'model.get_submodule("{inside}")' if inside else "model"
         raise AttachError(
-            f"{name} is no Hugging Face model (PreTrainedModel), so nothing could load it again"
-            + remedy
+            f"{name} is no Hugging Face model (PreTrainedModel), so nothing could load it again; "
+            f"save the one that it is made of: ms.detach(model, missing_ok=True); "
+            f"ms.attach({inner}, mask); ms.save_pretrained({inner}, folder)"
         )
     found = attached(model)
     if not found or not all(isinstance(what, Mask) for what in found.values()):
@@ -194,38 +182,20 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     return found, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
 
 
-def name_masks(base: PreTrainedModel, masks: dict[str, Mask], folder: Path) -> None:
-    """Names the masks in the configuration.
-
-    That of an adapter's base has a name of its own: beside a `config.json` transformers takes
-    the adapter for a part of a whole model.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        path = folder / BASE_CONFIG
-        base.config.to_json_file(path)
-    entries = read_json(path) | {ENTRY: describe_masks(masks)}
-    entries["architectures"] = [type(base).__name__]
-    path.write_text(json.dumps(entries, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def check_adapter(model: Any) -> None:
     """Refuses adapters that could not be loaded again.
 
     Raises:
         AttachError: If the base model has no name, or there are several adapters.
     """
-    title, adapters = type(model).__name__, dict(model.peft_config)
-    merged = "write both as one model: ms.save_pretrained(model.merge_and_unload(), folder)"
-    if set(adapters) != {"default"}:
+    adapters = dict(model.peft_config)
+    if set(adapters) != {"default"} or not adapters["default"].base_model_name_or_path:
+        base = unwrapped(model).name_or_path or "a model without a name"
         raise AttachError(
-            f"this {title} has the adapters {', '.join(adapters)}; a mask is saved beside a "
-            f"single one, 'default'; {merged}"
-        )
-    if not adapters["default"].base_model_name_or_path:
-        raise AttachError(
-            f"the model within this {title} was not loaded from a folder or from the Hub, so that "
-            f"nothing could load it again for the adapter; {merged}"
+            "a mask is saved beside a single adapter, 'default', of a model that was loaded from "
+            f"a folder or from the Hub; this {type(model).__name__} has the adapters "
+            f"{', '.join(adapters)}, of {base}; write both as one model: "
+            "ms.save_pretrained(model.merge_and_unload(), folder)"
         )
 
 
@@ -291,14 +261,14 @@ def write_aside(folder: Path) -> Iterator[Path]:
 
 
 def write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
-    """Writes the mask of a part; name and SHA-256 of its file.
+    """Writes the mask of a part; the name of its file, and the mask's digest.
 
     `mask.json` of a plain model, else `mask.<part>.json`; `.safetensors` where it is large.
     """
     stem = "mask" if part == SELF else "mask." + re.sub(r"[^\w.-]", "_", part)
     suffix = ".json" if len(mask.to_json()) <= LARGEST_JSON else ".safetensors"
     path = save_mask(mask, folder / f"{stem}{suffix}")
-    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return {"file": path.name, "digest": mask.digest}
 
 
 def save_tokenizer(tokenizer: Tokenizer, config: Any, folder: Path) -> None:
@@ -378,27 +348,23 @@ def load_pretrained(
     masks, stored = check_masks(folder), read_manifest(folder)
     backend = backend or stored["backend"]
     if stored["adapter"]:
-        model = load_adapter(folder, masks, model_class, backend, inputs, **options)
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        options = {"config": read_config(folder / BASE_CONFIG), **options}
+        cls = model_class or find_class(stored["model_class"], folder / MANIFEST)
+        model = open_model(find_folder(str(base))[1], cls, **options)
     else:
         model = open_model(folder, model_class, **options)
-        attach(model, masks, inputs, backend)
+    attach(model, masks, inputs, backend)
+    whole = with_adapter(model, folder) if stored["adapter"] else model
     check_weights(folder)
-    return cast(PreTrainedModel, model)
+    return whole
 
 
-def load_adapter(
-    folder: Path,
-    masks: dict[str, Mask],
-    model_class: type[Any] | None,
-    backend: str,
-    inputs: Mapping[str, Any] | None,
-    **options: Any,
-) -> Any:
-    """A PEFT adapter on the base that it names, with the masks on the base.
+def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
+    """PEFT's model around that one, with the adapter of a folder.
 
     Raises:
-        DataError: If the base, its configuration or the adapter's weights are missing or do not
-            fit, or PEFT is not installed.
+        DataError: If the adapter's weights are missing or pickled, or PEFT is not installed.
     """
     try:
         from peft import PeftModel
@@ -408,25 +374,16 @@ def load_adapter(
         ) from error
     if not (folder / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
-    name = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path"))
-    _, base = find_folder(name)
-    path = folder / BASE_CONFIG
-    stored = read_json(path)
-    config = type(AutoConfig.for_model(str(stored.get("model_type")))).from_dict(stored)
-    cls = model_class or find_stored_class(path)
-    model = open_model(base, cls, **{"config": config, **options})
-    attach(model, masks, inputs, backend)
     with quiet():
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def find_stored_class(path: Path) -> type[PreTrainedModel]:
-    """The class of transformers that a `config.json` names.
+def find_class(name: Any, path: Path) -> type[PreTrainedModel]:
+    """The class of transformers that a file names.
 
     Raises:
-        AttachError: If it names none.
+        AttachError: If there is none.
     """
-    name = (read_json(path).get("architectures") or [None])[0]
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
         raise AttachError(
@@ -454,7 +411,10 @@ def open_model(
         AttachError: If no class of transformers is stored.
         TypeError: If `model_class` opens no models.
     """
-    cls = find_stored_class(folder / "config.json") if model_class is None else model_class
+    cls: Any = model_class
+    if model_class is None:
+        stored_classes = read_json(folder / CONFIG).get("architectures") or [None]
+        cls = find_class(stored_classes[0], folder / CONFIG)
     if not isinstance(cls, type):
         raise TypeError(f"model_class is a class such as transformers.BertModel, got {cls!r}")
     if (folder / MANIFEST).is_file():
@@ -502,7 +462,7 @@ class MaskCallback(TrainerCallback, ExportableState):
                 f"MaskCallback takes a mask such as masks.window(16), got {mask!r:.80}"
             )
         self.mask, self.part, self.backend = mask, part, backend
-        self.digests: dict[str, str] = {}
+        self.masks: dict[str, Mask] = {}  # those on the model, by part
 
     def on_init_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Puts the mask on the model of the Trainer."""
@@ -514,7 +474,7 @@ class MaskCallback(TrainerCallback, ExportableState):
         self.put_on(given["model"])
         stored = state.stateful_callbacks.get(type(self).__name__)
         before = stored.get("attributes", {}).get("digests") if isinstance(stored, dict) else None
-        if state.global_step and before and before != self.digests:
+        if state.global_step and before and before != self.state()["attributes"]["digests"]:
             raise AttachError(
                 f"the checkpoint of step {state.global_step} was trained under another mask than "
                 f"the one that is attached now, {attached(given['model'])!s:.200}; resume under "
@@ -523,21 +483,14 @@ class MaskCallback(TrainerCallback, ExportableState):
 
     def put_on(self, model: nn.Module) -> None:
         """Attaches the mask where it is not on the model, and lets the model save it."""
-        if self.mask is not None and not self.is_on(model):
+        if self.mask is not None and (not self.masks or attached(model) != self.masks):
             attach(model, self.mask, backend=self.backend, part=self.part)
         whole: Any = unwrapped(model, adapters=False)
-        found, _ = masks_to_save(whole)
+        self.masks, _ = masks_to_save(whole)
         build_options(whole)  # what could not be loaded again is refused now
-        self.digests = {part: mask.digest for part, mask in found.items()}
-        whole.__dict__["save_pretrained"] = SaveWithMasks(whole)
-
-    def is_on(self, model: nn.Module) -> bool:
-        """Whether the model carries the mask already."""
-        found = attached(model)
-        if isinstance(self.mask, Mapping):
-            return found == dict(self.mask)
-        return [*found.values()] == [self.mask] and self.part in (None, *found)
+        whole.__dict__["save_pretrained"] = partial(save_with_masks, whole)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the callback: the digests of the masks."""
-        return {"args": {}, "attributes": {"digests": self.digests}}
+        digests = {part: mask.digest for part, mask in self.masks.items()}
+        return {"args": {}, "attributes": {"digests": digests}}
