@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.evaluators.token_rows import (
+from masksearch.evaluators.tuning import (
     TokenRow,
     TokenRows,
     batches_by_length,
+    bucket_batches,
     pad_rows,
-    row_batches,
     tokenize_rows,
 )
 from masksearch.models.encoders import SequenceClassifier, encoder
@@ -109,7 +109,9 @@ def own(
     found: Texts, model: SequenceClassifier, batch: int, steps: int, seed: int, place: torch.device
 ) -> list[float]:
     """Trains with masksearch's loop; seconds of each step."""
-    batches = on(place, row_batches(found.train, batch, seed, found.corpus))
+    chosen = bucket_batches(found.train.lengths, batch, seed)
+    padded = (pad_rows([found.train[row] for row in rows], found.corpus) for rows in chosen)
+    batches = on(place, padded)
     run = train(model.to(place), batches, TrainConfig(steps=steps, lr=LR))
     return timed(run, steps, place)
 

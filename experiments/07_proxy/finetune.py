@@ -28,7 +28,7 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.contracts import generator, mixed_seed
 from masksearch.evaluators.glue import GlueTokens
-from masksearch.evaluators.token_rows import TokenRows, pad_rows, row_batches, tokenize_rows
+from masksearch.evaluators.tuning import TokenRows, bucket_batches, pad_rows, tokenize_rows
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import SequenceClassifier
 from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
@@ -108,7 +108,8 @@ def scored(
     if setting == "frozen":
         classifier.encoder.requires_grad_(False)
     steps = EPOCHS[setting] * math.ceil(len(data.train) / BATCH)
-    batches = row_batches(data.train, BATCH, mixed_seed(own, 2), corpus)
+    chosen = bucket_batches(data.train.lengths, BATCH, mixed_seed(own, 2))
+    batches = (pad_rows([data.train[row] for row in rows], corpus) for rows in chosen)
     for _ in train(classifier, batches, TrainConfig(steps=steps, lr=RATES[setting])):
         pass
     classifier.eval()

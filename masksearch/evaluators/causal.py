@@ -31,7 +31,6 @@ from masksearch.contracts import (
 )
 from masksearch.errors import SearchError
 from masksearch.evaluators.decoder_setup import LOSS, RECALL, DecoderSetup
-from masksearch.evaluators.dense_models import FOLDER, provide_dense
 from masksearch.evaluators.token_scores import (
     TokenScores,
     band_means,
@@ -51,7 +50,7 @@ from masksearch.models.decoders import (
 from masksearch.models.layer_states import LayerStates
 from masksearch.tasks.next_token import NextTokenTask
 from masksearch.tasks.text.files import short_hash
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, autocast, move_batches, report_steps, train
 
 WEIGHTS, DATA, NOISE, GATES = 71, 72, 73, 74  # streams of random numbers
@@ -150,7 +149,7 @@ class CausalEvaluator(DecoderSetup):
         made = self.model(seed)
         if self.start is None:
             key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
-            path = cache_folder(self.cache) / FOLDER / f"decoder-{key}.safetensors"
+            path = cache_folder(self.cache) / DENSE / f"decoder-{key}.safetensors"
 
             def pretrain(kept: Checkpoints) -> None:
                 for _ in self.steps_of(made, self.train_config, seed, key, kept, "dense decoder"):

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS
@@ -25,48 +25,51 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import SearchError, check_name
-from masksearch.evaluators.dense_models import (
-    FOLDER,
-    check_learned,
-    open_tuned_head,
-    provide_dense,
-    train_together,
-)
-from masksearch.evaluators.mlm import NO_CORPUS, MlmEvaluator, Pretraining, preset_of
-from masksearch.evaluators.token_rows import (
-    Vocabulary,
-    batches_an_epoch,
-    pooled_lengths,
-    read_vocabulary,
+from masksearch.errors import DataError, SearchError, check_name
+from masksearch.evaluators.mlm import (
+    NO_CORPUS,
+    MlmEvaluator,
+    Pretraining,
+    check_settings,
+    preset_of,
+    read_weights,
 )
 from masksearch.evaluators.tuning import (
-    Frozen,
     TaskScores,
     TaskTokens,
     TaskTraining,
-    check_frozen,
-    freeze,
+    batches_an_epoch,
+    check_learned,
     frozen_copy,
     join_rows,
     mean_scores,
+    pooled_lengths,
     read_scores,
-    run_seed,
-    training_name,
+    train_together,
     write_scores,
 )
 from masksearch.files import cache_folder
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import AnySize
-from masksearch.models.pretrained import rows_read, tuned_kind
+from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
 from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.tokenizer import TokenSource
+from masksearch.tasks.text.tokenizer import TokenSource, Vocabulary, read_vocabulary
 from masksearch.training.accumulation import group
-from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import Optimiser, Precision, Schedule, TrainConfig, peak_rate
+from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
+from masksearch.training.loop import (
+    Frozen,
+    Optimiser,
+    Precision,
+    Schedule,
+    TrainConfig,
+    check_frozen,
+    find_device,
+    freeze,
+    peak_rate,
+)
 
-DROPOUT, RECOVER, GATES = 26, 27, 28  # streams of random numbers
+ROUND, DROPOUT, RECOVER, GATES = 25, 26, 27, 28  # streams of random numbers
 Adapt = Literal["none", "recover", "train"]
 LearnFrom = Literal["labels", "dense"]
 
@@ -75,22 +78,13 @@ LearnFrom = Literal["labels", "dense"]
 class FineTuning(Evaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
-    A subclass names its tasks and says how their rows become batches and scores:
-
-        streams                             of random numbers: the head's, the order of the rows
-        downstream -> tuple[str, ...]       (property) names of the tasks, in order
-        task_settings() -> dict             what the scores depend on: hashes of the data, limits
-        tokenize(name) -> TaskTokens        reads and tokenizes a task, once a process
-        head(encoder, name, seed)           a head on `encoder`
-        inputs(rows, chosen) -> Batch       those rows, padded, with what the head learns from
-        scores(head, name) -> TaskScores    scores of the trained head by name; use
-                                            `training.predict`
-        summary(values) -> dict             what the last report adds to all scores (optional)
-
-    The rest is here, in parts: `text` pre-trains and knows the checkpoint, `training` fine-tunes
-    and predicts, `source` tokenizes. A pre-training that is finished, scores of finished tasks and
-    the state of the training under way are kept in the working folder and found there again, so
-    that a killed run ends as it would have, on a CPU bit for bit.
+    A subclass names its tasks, says how their rows become batches and scores (the abstract
+    methods below), and has two `streams` of random numbers: the head's, the order of the rows.
+    The rest is here, in parts: `text` pre-trains where there is a corpus, `start` is the
+    checkpoint, `training` fine-tunes and predicts, `source` tokenizes. A pre-training that is
+    finished, scores of finished tasks and the state of the training under way are kept in the
+    working folder and found there again, so that a killed run ends as it would have, on a CPU bit
+    for bit.
 
     With `corpus=None` (and `weights`) nothing is pre-trained, and `adapt` says what a mask is put
     on: the checkpoint, fine-tuned under the mask from the start (`"train"`), or a dense model,
@@ -104,12 +98,11 @@ class FineTuning(Evaluator, ABC):
     (`"final"`); `"all"` = both, with the objectives of versions that knew no halves; `"test"` =
     labelled test rows. The pre-training's text is halved likewise.
 
-    `shape.lengths` are those of the training rows, the same for every half but `"all"`, so that
-    sparsity is measured over pairs of tokens. Each of several tasks weighs the same there.
+    `shape.lengths` are those of the training rows (not with `half="all"`), so that sparsity is
+    measured over pairs of tokens. Each of several tasks weighs the same there.
 
-    Every sequence sees the mask at the evaluator's `length`. A batch of shorter ones is computed
-    on the mask's top-left corner, which gives the same numbers as padding to `length`, because
-    padded keys are hidden anyway, in less time.
+    A batch of shorter sequences is computed on the mask's top-left corner, which gives the same
+    numbers as padding to `length`, in less time.
 
     The arguments down to `checkpoint_seconds` are those of `MlmEvaluator`, which describes them.
 
@@ -174,6 +167,7 @@ class FineTuning(Evaluator, ABC):
     recover_steps: int = 100
     recover_lr: float | None = None
     learn_from: LearnFrom = "labels"
+    packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
     packed_source: Vocabulary | None = field(default=None, init=False, repr=False, compare=False)
     packed_tasks: Mapping[str, Any] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -186,14 +180,13 @@ class FineTuning(Evaluator, ABC):
     def __post_init__(self) -> None:
         if self.corpus is None and self.weights is None:
             raise ValueError(f"{NO_CORPUS}, or the weights of a checkpoint to fine-tune")
-        for each in fields(MlmEvaluator):  # as the part has them: absolute paths, one size
-            if each.init and each.name != "half":
-                object.__setattr__(self, each.name, getattr(self.text, each.name))
-        limits = ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows")
-        for limit in (*limits, "recover_steps"):
-            value = getattr(self, limit)
-            if value is not None and value < 1:
-                raise ValueError(f"{limit} must be at least 1, got {value}")
+        check_settings(self)
+        if self.corpus is not None:
+            self.text  # noqa: B018  (checks what a pre-training is told)
+        counts = ("epochs", "finetune_batch", "finetune_seeds", "rows", "dev_rows")
+        for name in (*counts, "recover_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if self.length < 8:
             raise ValueError(f"fine-tuning needs at least 8 positions, got {self.length}")
         TrainConfig(steps=1, lr=self.finetune_rate)
@@ -218,7 +211,7 @@ class FineTuning(Evaluator, ABC):
 
     @abstractmethod
     def task_settings(self) -> dict[str, object]:
-        """What the scores depend on beside `MlmEvaluator`'s settings and the fields below."""
+        """What the scores depend on beside the settings here."""
 
     @abstractmethod
     def tokenize(self, name: str) -> TaskTokens:
@@ -238,8 +231,7 @@ class FineTuning(Evaluator, ABC):
 
     @abstractmethod
     def scores(self, head: nn.Module, name: str) -> TaskScores:
-        """Score of a trained head -> value; of a name that ends in `/majority` what knowing
-        nothing earns, of one in `/low` the lower end of the score's interval over rows."""
+        """Scores of a trained head, `<score>/majority` and `<score>/low` beside them."""
 
     def summary(self, values: Mapping[str, float]) -> dict[str, float]:
         """What the last report adds, given every score; by default nothing."""
@@ -260,18 +252,21 @@ class FineTuning(Evaluator, ABC):
 
     @cached_property
     def text(self) -> MlmEvaluator:
-        """The pre-training, and the checkpoint or the model that it starts from. Rows of the
-        tasks' test sets go with the final half of its text."""
+        """The pre-training, where there is a corpus; with test rows go its text's final half."""
         names = [each.name for each in fields(MlmEvaluator) if each.init]
         half = {"half": "final"} if self.half == "test" else {}
         return MlmEvaluator(**{name: getattr(self, name) for name in names} | half)
 
     @property
+    def start(self) -> Pretrained:
+        """The checkpoint, opened once a process; DataError if it cannot be opened."""
+        return self.packed_start or read_weights(self.weights)
+
+    @property
     def training(self) -> TaskTraining:
         """What fine-tunes a head, and has it predict."""
-        place, rows = self.text.place, self.finetune_batch
-        how = self.precision, self.checkpoint_seconds
-        return TaskTraining(self.inputs, rows, self.frozen, place, *how)
+        how = self.frozen, find_device(self.device), self.precision, self.checkpoint_seconds
+        return TaskTraining(self.inputs, self.finetune_batch, *how)
 
     @property
     def source(self) -> TokenSource:
@@ -280,18 +275,14 @@ class FineTuning(Evaluator, ABC):
             return self.text.task().corpus
         if self.packed_source is not None:
             return self.packed_source
-        start = self.text.start
+        start = self.start
         start.shape(self.length)
         made = read_vocabulary(self.tokenizer or start.tokenizer_source, self.length)
         start.check_tokens(made.vocabulary, made.special["pad"])
         return made
 
     def tokens(self, name: str = "") -> Any:
-        """A task's tokenized rows: the packed ones, or read and tokenized once a process.
-
-        Args:
-            name: The task; empty = the first.
-        """
+        """The tokenized rows of a task (of the first one without a name), read once a process."""
         name = name or self.downstream[0]
         return self.tokenize(name) if self.packed_tasks is None else self.packed_tasks[name]
 
@@ -300,10 +291,11 @@ class FineTuning(Evaluator, ABC):
         if self.packed_tasks is not None:
             return self
         made = copy.copy(self)
-        made.__dict__["text"] = self.text.packed()
-        tokens = {name: self.tokens(name) for name in self.downstream}
-        object.__setattr__(made, "packed_source", self.source if self.corpus is None else None)
-        object.__setattr__(made, "packed_tasks", tokens)
+        made.__dict__["packed_tasks"] = {name: self.tokens(name) for name in self.downstream}
+        if self.corpus is None:
+            made.__dict__.update(packed_start=self.start, packed_source=self.source)
+        else:
+            made.__dict__["text"] = self.text.packed()
         return made
 
     @classmethod
@@ -321,28 +313,23 @@ class FineTuning(Evaluator, ABC):
         if half == self.half:
             return self
         made = replace(self, half=half)
-        if self.corpus is not None:
-            made.text.task().held_out_rows  # noqa: B018 (refuses an empty half)
-        made.task_settings()
+        made.settings()  # refuses an empty half
         return made
 
     @property
     def shape(self) -> Shape:
-        """What a mask is lowered to, how many tokens the training rows have, and which rows of
-        the last layer are read."""
-        shape = self.text.shape
+        """What a mask is lowered to, with the training rows' lengths and the last layer's rows."""
+        shape = self.start.shape(self.length) if self.corpus is None else self.text.shape
         if self.half == "all":
             return shape
         return replace(shape, lengths=self.lengths, read=self.read)
 
     @cached_property
     def read(self) -> int | None:
-        """Leading rows of the last layer that reach a score; None = all. A pre-training reads all
-        of them."""
+        """Leading rows of the last layer that reach a score; None = all, as in a pre-training."""
         if self.half == "all" or self.corpus is not None:
             return None
-        tuned = self.adapt != "train"
-        return rows_read(self.text.start.locate(), self.head_reads, tuned=tuned)
+        return rows_read(self.start.locate(), self.head_reads, tuned=self.adapt != "train")
 
     @cached_property
     def lengths(self) -> dict[int, int]:
@@ -357,9 +344,8 @@ class FineTuning(Evaluator, ABC):
 
     @property
     def seedless(self) -> bool:
-        """Whether every seed gives a mask the same scores: a fine-tuned folder that is judged as
-        it is."""
-        return self.adapt == "none" and tuned_kind(self.text.start.locate()) is not None
+        """Whether a fine-tuned folder is judged as it is, which no seed changes."""
+        return self.adapt == "none" and tuned_kind(self.start.locate()) is not None
 
     @property
     def weights_frozen(self) -> bool:
@@ -369,7 +355,7 @@ class FineTuning(Evaluator, ABC):
     @property
     def weight_lr(self) -> float | None:
         """As of `MlmEvaluator`; without a corpus the rate of fine-tuning."""
-        return self.text.weight_lr if self.corpus is not None else self.finetune_rate
+        return self.finetune_rate if self.corpus is None else self.text.weight_lr
 
     @property
     def finetune_rate(self) -> float:
@@ -378,9 +364,10 @@ class FineTuning(Evaluator, ABC):
 
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text, of the checkpoint and of the tasks' rows."""
-        named = dict(self.text.data_hashes())
         if self.corpus is None:
-            named = {"tokenizer": self.source.digest, **named}
+            named = {"tokenizer": self.source.digest, "weights": self.start.digest}
+        else:
+            named = dict(self.text.data_hashes())
         for name, found in self.task_settings().items():  # of one task, or of each by its name
             each = found if isinstance(found, Mapping) else {name: found}
             named |= {task: value for task, value in each.items() if isinstance(value, str)}
@@ -393,13 +380,17 @@ class FineTuning(Evaluator, ABC):
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""
-        found = self.text.settings()
+        if self.corpus is not None:
+            found = self.text.settings()
+        else:
+            found = {"data": self.source.digest, "size": self.start.digest}
+            found |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
+            found |= {"held_out": None, "precision": self.precision}
+            found |= {} if self.dropout is None else {"dropout": self.dropout}
         if self.half != "all":
             found["half"] = self.half
-        if self.corpus is None:
-            found["data"] = self.source.digest
         found |= self.task_settings()
-        found["epochs"], found["finetune_lr"] = self.epochs, self.finetune_rate
+        found |= {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
         found["finetune_batch"] = self.finetune_batch
         later = {  # hashed where they are not the default
             "finetune_seeds": 1,
@@ -423,7 +414,11 @@ class FineTuning(Evaluator, ABC):
     def new_head(self, encoder: nn.Module, name: str, seed: int) -> nn.Module:
         """A task's head on an encoder, where the training is."""
         drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
-        return self.head(encoder, name, drawn).to(self.text.place)
+        return self.head(encoder, name, drawn).to(self.training.place)
+
+    def run_seed(self, seed: int, number: int) -> int:
+        """The seed of a task's fine-tuning run; of run 0 that of the evaluation."""
+        return mixed_seed(seed, ROUND, number) if number else seed
 
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score.
@@ -431,32 +426,36 @@ class FineTuning(Evaluator, ABC):
         Raises:
             DataError: Before any training, if a task cannot be read.
         """
-        table, key = lower(mask, self.shape), short_hash(self.protocol, mask.digest, str(seed))
+        table = masks.table(lower(mask, self.shape))
+        key = short_hash(self.protocol, mask.digest, str(seed))
         for name in self.downstream:
             self.tokens(name)
         steps, values = 0, dict[str, float]()
-        model = self.text.model(seed) if self.adapt == "train" else None
-        if model is not None:
-            check_frozen(model.encoder, self.frozen)
-        if self.corpus is not None and model is not None:
-            steps = self.steps
+        encoder: nn.Module | None = None
+        if self.corpus is not None:
+            steps, model = self.steps, self.text.model(seed)
+            encoder = model.encoder
+            check_frozen(encoder, self.frozen)
             for report in self.text.pretrain_once(model, mask, seed=seed, workdir=workdir):
                 values = dict(report.values)
                 yield report
+        elif self.adapt == "train":
+            encoder = self.start.encoder(dropout=self.dropout)
         scores = read_scores(workdir / "scores.json", key)
         if not scores:
             (workdir / ROWS).unlink(missing_ok=True)  # of another run
         for name in self.downstream:
             runs = []
             for number in range(self.finetune_seeds):
-                run, own = f"{name}.{number}", run_seed(seed, number)
+                run, own = f"{name}.{number}", self.run_seed(seed, number)
                 if run not in scores:
-                    found = self.adapted(model, name, table, seed=own, workdir=workdir)
+                    kept = Checkpoints(workdir, f"finetuning.{name}.{own:x}")
+                    found = self.adapted(encoder, name, table, kept, seed=own)
                     scores[run] = found.values
                     if found.rows is not None and group().first:
                         found.rows.save(workdir / run)
                     write_scores(workdir / "scores.json", key, scores)
-                    Checkpoints(workdir, training_name(name, own)).clear()
+                    kept.clear()
                 runs.append(scores[run])
             values |= mean_scores(runs)
             steps += self.steps_under_mask(name)
@@ -465,36 +464,41 @@ class FineTuning(Evaluator, ABC):
         yield Report(steps, values | self.summary(values))
 
     def adapted(
-        self, model: nn.Module | None, name: str, table: Tensor, *, seed: int, workdir: Path
+        self,
+        encoder: nn.Module | None,
+        name: str,
+        mask: Mask,
+        kept: Checkpoints,
+        *,
+        seed: int,
     ) -> TaskScores:
         """Scores of one run of a task under the mask, after the steps that `adapt` asks for.
 
         Args:
-            model: Holds the pre-trained `encoder`, without a mask, of which a copy is trained;
-                None = the task's dense model is taken.
+            encoder: Without a mask; a copy is trained. None = the task's dense model is taken.
             name: The task.
-            table: The mask, bool `[layers, heads, length, length]`.
-            seed: Seed of the head, the order of the rows and the dropout; names the checkpoints.
-            workdir: Where checkpoints are kept.
+            mask: A table.
+            kept: Where checkpoints are kept.
+            seed: Seed of the head, the order of the rows and the dropout.
 
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite.
         """
-        recovers = model is None
-        if model is None:
-            head = self.dense(name, seed)
+        stream, rate, teacher = tuple[int, ...](), self.finetune_rate, None
+        if encoder is not None:
+            head = self.new_head(copy.deepcopy(encoder), name, seed)
         else:
-            head = self.new_head(copy.deepcopy(model.get_submodule("encoder")), name, seed)
-        stream, rate = ((RECOVER,), self.recover_lr) if recovers else ((), None)
-        teacher = frozen_copy(head) if recovers and self.learn_from == "dense" else None
-        attach(head, masks.cropped(masks.table(table), self.length))
+            head = self.dense(name, seed)
+            stream, rate = (RECOVER,), self.recover_lr or rate
+            teacher = frozen_copy(head) if self.learn_from == "dense" else None
+        attach(head, masks.cropped(mask, self.length))
         if steps := self.steps_under_mask(name):
             self.training.fit(
                 head,
                 self.tokens(name).train,
-                TrainConfig(steps, rate or self.finetune_rate),
-                Checkpoints(workdir, training_name(name, seed)),
-                short_hash(self.protocol, masks.table(table).digest, name, str(seed)),
+                TrainConfig(steps, rate),
+                kept,
+                short_hash(self.protocol, mask.digest, name, str(seed)),
                 order=self.order(name, seed, *stream),
                 noise=mixed_seed(seed, DROPOUT, *stream),
                 loss=None if teacher is None else self.training.imitating(teacher),
@@ -503,9 +507,8 @@ class FineTuning(Evaluator, ABC):
 
     def steps_under_mask(self, name: str) -> int:
         """Optimiser steps under a mask, of a task."""
-        if self.adapt == "train":
-            return self.finetune_steps(name)
-        return self.recover_steps if self.adapt == "recover" else 0
+        recover = self.recover_steps if self.adapt == "recover" else 0
+        return self.finetune_steps(name) if self.adapt == "train" else recover
 
     # -- on dense models -----------------------------------------------------------------------
     def dense(self, name: str, seed: int) -> nn.Module:
@@ -517,17 +520,22 @@ class FineTuning(Evaluator, ABC):
             SearchError: If the dense model knows no more than a constant answer, so that nothing
                 can be compared on it.
         """
-        if group().size > 1:
+        if (count := group().size) > 1:
             raise SearchError(
-                f"adapt={self.adapt!r} trains in one process, and torchrun has started "
-                f"{group().size}; start one, or give adapt='train'"
+                f"adapt={self.adapt!r} trains in one process, and torchrun has started {count}; "
+                "start one, or give adapt='train'"
             )
-        start, folder = self.text.start, cache_folder(self.cache) / FOLDER
-        wanted = self.class_names(name), self.downstream, self.finetune_seeds
-        tuned = open_tuned_head(start.locate(), self.head_kind, *wanted)
-        if tuned is not None:
-            head: nn.Module = tuned.to(self.text.place)
-            kept = folder / short_hash("tuned-1", start.digest)
+        start, folder = self.start, cache_folder(self.cache) / DENSE
+        if tuned_kind(given := start.locate()) is not None:
+            if len(self.downstream) > 1 or self.finetune_seeds > 1:
+                raise DataError(
+                    f"{given} is fine-tuned already, one model of one task, and asked for are "
+                    f"finetune_seeds={self.finetune_seeds} of {', '.join(self.downstream)}; give "
+                    "one task and seed, or a pre-trained checkpoint, whose dense models are "
+                    "fine-tuned here"
+                )
+            head: nn.Module = open_tuned(given, self.head_kind, self.class_names(name))
+            head, kept = head.to(self.training.place), folder / short_hash("tuned-1", start.digest)
         else:
             head = self.new_head(start.encoder(dropout=self.dropout), name, seed)
             check_frozen(head.get_submodule("encoder"), self.frozen)
@@ -548,15 +556,11 @@ class FineTuning(Evaluator, ABC):
         return head
 
     def provide_models(self, seed: int) -> None:
-        """Fine-tunes, or finds, the dense models of a seed, and checks that they have learned.
-
-        Raises:
-            DataError, SearchError: See `dense`.
-        """
+        """Fine-tunes, or finds, the dense models of a seed, and checks them: see `dense`."""
         if self.adapt != "train":
             for name in self.downstream:
                 for number in range(self.finetune_seeds):
-                    self.dense(name, run_seed(seed, number))
+                    self.dense(name, self.run_seed(seed, number))
 
     @cached_property
     def row_hashes(self) -> dict[str, str]:
@@ -566,10 +570,10 @@ class FineTuning(Evaluator, ABC):
     def dense_key(self, head: nn.Module, name: str, seed: int) -> str:
         """Hash of everything that the weights of a task's dense model depend on."""
         shapes = {n: list(part.shape) for n, part in head.named_parameters()}
-        chosen = ("epochs", "finetune_lr", "finetune_batch", "frozen", "precision", "dropout")
-        settings = {each: getattr(self, each) for each in chosen}
-        settings["finetune_lr"] = self.finetune_rate
-        found = [self.text.start.digest, self.row_hashes[name], shapes, settings]
+        settings = {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
+        chosen = ("finetune_batch", "frozen", "precision", "dropout")
+        settings |= {each: getattr(self, each) for each in chosen}
+        found = [self.start.digest, self.row_hashes[name], shapes, settings]
         return short_hash("dense-1", repr(found), str(seed), str(self.task_seed(name, seed)))
 
     def differentiable(self, seed: int) -> Differentiable:
@@ -579,22 +583,18 @@ class FineTuning(Evaluator, ABC):
         models with frozen weights, so that gates alone are trained; with `adapt="train"` the
         checkpoint under a head for each task, so that gates and all weights but the `frozen` ones
         are.
-
-        Raises:
-            ValueError: If more layers are to be frozen than there are.
         """
         if self.corpus is not None:
             return self.text.differentiable(seed)
         if self.adapt == "train":
-            encoder = self.text.start.encoder(dropout=self.dropout)
+            encoder = self.start.encoder(dropout=self.dropout)
             freeze(encoder, self.frozen)  # as under a mask that is judged
             heads = [self.new_head(encoder, name, seed) for name in self.downstream]
         else:
             heads = [self.dense(name, seed) for name in self.downstream]
-        imitates = self.weights_frozen and self.learn_from == "dense"
-        teachers = [frozen_copy(head) if imitates else None for head in heads]
+        imitate = self.weights_frozen and self.learn_from == "dense"
         rows = [(self.tokens(n).train, self.order(n, seed, GATES)) for n in self.downstream]
-        made = train_together(heads, rows, self.training, teachers)
+        made = train_together(heads, rows, self.training, imitate=imitate)
         if self.weights_frozen:
             made.model.requires_grad_(False)
         return made

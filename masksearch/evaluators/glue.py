@@ -23,8 +23,7 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Half, Objective, mixed_seed
 from masksearch.errors import check_name
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import TokenRows, pad_rows, tokenize_rows
-from masksearch.evaluators.tuning import TaskScores
+from masksearch.evaluators.tuning import TaskScores, TokenRows, pad_rows, tokenize_rows
 from masksearch.models.encoders import SequenceClassifier
 from masksearch.tasks.glue import (
     Convention,

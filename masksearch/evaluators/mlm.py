@@ -34,7 +34,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import DataError, NonFiniteLossError, check_name
+from masksearch.errors import NonFiniteLossError, check_name
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import (
@@ -73,7 +73,6 @@ from masksearch.training.loop import (
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 Pretraining = Literal["mlm", "mlm+next", "mlm+order"]
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
-read_weights = lru_cache(maxsize=4)(open_pretrained)  # once a process
 NO_CORPUS = "there is no corpus; give a text file or a folder"
 WEIGHTS, HEAD, DATA, NOISE = 11, 12, 13, 14  # streams of random numbers
 PRETRAINING = "pretraining"  # name of its checkpoints
@@ -171,26 +170,15 @@ class MlmEvaluator(Evaluator):
     packed_start: Pretrained | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.corpus is None:
+            raise ValueError(NO_CORPUS)
         if self.reports < 1:
             raise ValueError(f"reports must be at least 1, got {self.reports}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision is float32 or bfloat16, got {self.precision!r}")
         check_name("pre-training", self.pretraining, get_args(Pretraining))
         check_name("architecture", self.architecture, ARCHITECTURES)
-        check_name("half", self.half, get_args(Half))
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.corpus is None and self.weights is None:
-            raise ValueError(NO_CORPUS)
-        object.__setattr__(self, "size", size_name(self.size))  # one text for equal sizes
+        check_settings(self)
         if self.steps != 0 or self.weights is None:
             self.train_config  # noqa: B018  (checks steps, lr and the like)
-        for name in ("corpus", "held_out", "cache"):  # workers may run in another folder
-            if (path := getattr(self, name)) is not None:
-                object.__setattr__(self, name, absolute_source(path))
-        for name in ("tokenizer", "weights"):
-            if (given := getattr(self, name)) is not None:
-                object.__setattr__(self, name, absolute_if_local(given))
 
     @classmethod
     def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
@@ -232,8 +220,6 @@ class MlmEvaluator(Evaluator):
         Raises:
             DataError: If it cannot be opened.
         """
-        if self.weights is None:
-            raise ValueError("this evaluator trains from scratch; it has no weights to open")
         return self.packed_start or read_weights(self.weights)
 
     @property
@@ -273,23 +259,20 @@ class MlmEvaluator(Evaluator):
     @property
     def protocol(self) -> str:
         """Hash of the data, the model and the training; reads the corpus."""
-        if self.corpus is None:
-            raise ValueError(NO_CORPUS)
         return short_hash("mlm-1", repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
-        scratch, size = self.weights is None, find_size(self.size)
-        task = None if self.corpus is None else self.task()
+        scratch, size, task = self.weights is None, find_size(self.size), self.task()
         spread = self.initializer_range or initial_spread(size.width)
         found: dict[str, object] = {
-            "data": task and task.corpus.digest,
+            "data": task.corpus.digest,
             "size": asdict(size) if scratch else self.start.digest,
-            "train": self.train_config.identity if task and self.steps else None,
-            "batch": self.batch if task else None,
+            "train": self.train_config.identity if self.steps else None,
+            "batch": self.batch,
             "initializer_range": spread if scratch else None,
-            "probability": task and task.probability,
-            "held_out": self.held_out_sequences if task else None,
+            "probability": task.probability,
+            "held_out": self.held_out_sequences,
             "precision": self.precision,
         }
         later = ("pretraining", "whole_words", "architecture", "dropout", "compile")
@@ -299,17 +282,13 @@ class MlmEvaluator(Evaluator):
                 found[name] = getattr(self, name)
         if self.half == "all":
             return found
-        if task is not None:
-            task.corpus.held_out_rows(self.half)  # refuses an empty half before any training
+        task.corpus.held_out_rows(self.half)  # refuses an empty half before any training
         return found | {"half": self.half}
 
     def data_hashes(self) -> dict[str, str]:
-        """Hashes of the text and of the checkpoint, where there are any."""
-        found = self.settings()
-        named = {"text" if self.corpus is not None else "tokenizer": found["data"]}
-        if self.weights is not None:
-            named["weights"] = found["size"]
-        return {name: str(value) for name, value in named.items() if value}
+        """Hashes of the text and of the checkpoint, where there is one."""
+        named = {"text": self.task().corpus.digest}
+        return named if self.weights is None else named | {"weights": self.start.digest}
 
     def packed(self) -> Self:
         """The same evaluator with its data in memory, for machines that do not see its files.
@@ -320,19 +299,17 @@ class MlmEvaluator(Evaluator):
         Raises:
             DataError: If the data cannot be read here.
         """
-        if self.packed_corpus is not None or self.packed_start is not None:
+        if self.packed_corpus is not None:
             return self
         made = copy.copy(self)
-        if self.corpus is not None:
-            object.__setattr__(made, "packed_corpus", self.task().corpus)
+        object.__setattr__(made, "packed_corpus", self.task().corpus)
         if self.weights is not None:
             object.__setattr__(made, "packed_start", self.start)
         return made
 
     def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
-        if self.corpus is None:
-            raise DataError("this evaluator only fine-tunes; give it a corpus to pre-train on")
+        assert self.corpus is not None
         corpus = self.packed_corpus or read_corpus(
             self.corpus,
             self.tokenizer,
@@ -343,15 +320,8 @@ class MlmEvaluator(Evaluator):
             None if self.weights is None else self.start,
             self.half == "test",
         )
-        pairs = PAIRS.get(self.pretraining)
-        return build_task(
-            corpus,
-            self.batch,
-            self.held_out_sequences,
-            pairs,
-            self.whole_words,
-            self.half,
-        )
+        pairs, rows = PAIRS.get(self.pretraining), self.held_out_sequences
+        return build_task(corpus, self.batch, rows, pairs, self.whole_words, self.half)
 
     def model(self, seed: int) -> MaskedLanguageModel:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
@@ -551,6 +521,40 @@ class MlmEvaluator(Evaluator):
                     report = Report(report.step, {**report.values, **sides})
             yield report
         Checkpoints(workdir, PRETRAINING).clear()
+
+
+def check_settings(evaluator: Any) -> None:
+    """Checks what every evaluator on text is told, and makes places absolute, as workers may run
+    in another folder.
+
+    Args:
+        evaluator: An `MlmEvaluator` or a `FineTuning`, which has its fields.
+
+    Raises:
+        ValueError: If one is out of its range.
+    """
+    if evaluator.precision not in ("float32", "bfloat16"):
+        raise ValueError(f"precision is float32 or bfloat16, got {evaluator.precision!r}")
+    check_name("half", evaluator.half, get_args(Half))
+    if evaluator.dropout is not None and not 0 <= evaluator.dropout < 1:
+        raise ValueError(f"dropout must lie in [0, 1), got {evaluator.dropout}")
+    object.__setattr__(evaluator, "size", size_name(evaluator.size))  # one text for equal sizes
+    for name in ("corpus", "held_out", "cache", "tokenizer", "weights"):
+        absolute = absolute_if_local if name in ("tokenizer", "weights") else absolute_source
+        if (given := getattr(evaluator, name)) is not None:
+            object.__setattr__(evaluator, name, absolute(given))
+
+
+@lru_cache(maxsize=4)
+def read_weights(name_or_folder: str | Path | None) -> Pretrained:
+    """A checkpoint, opened once a process; see `open_pretrained`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name_or_folder is None:
+        raise ValueError("this evaluator trains from scratch; it has no weights to open")
+    return open_pretrained(name_or_folder)
 
 
 @lru_cache(maxsize=4)

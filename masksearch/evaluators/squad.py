@@ -22,8 +22,7 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch, Objective
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
-from masksearch.evaluators.tuning import TaskScores
+from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
 from masksearch.models.encoders import SpanPredictor
 from masksearch.tasks.squad.data import Question, SquadData, load_squad
 from masksearch.tasks.squad.metrics import after_threshold, question_scores, score

@@ -21,8 +21,7 @@ from torch import nn
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Objective
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.token_rows import TaskFiles, pad_ids, read_task
-from masksearch.evaluators.tuning import TaskScores
+from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
 from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
 from masksearch.tasks.text.files import short_hash

@@ -3,6 +3,8 @@
 training = TaskTraining(evaluator.inputs, batch=32, frozen=2)
 training.fit(head, rows, TrainConfig(steps=100), checkpoints, "key", order=0, noise=1)
 training.predict(head, rows)                   # logits of every row
+source = train_together(heads, rows, training, teachers)   # for gates that several tasks share
+rows = TokenRows.of(tokenize_rows(corpus, texts, labels))
 """
 
 from __future__ import annotations
@@ -13,29 +15,46 @@ import json
 import logging
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import ROWS, RowScores
-from masksearch.contracts import LOW, MAJORITY, Batch, mixed_seed
-from masksearch.evaluators.token_rows import batches_by_length, bucket_batches
+from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, Half, generator
+from masksearch.errors import SearchError
 from masksearch.files import write_in_one_move
+from masksearch.models.pretrained import TaskModels, distance_of_logits
+from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.tasks.text.tokenizer import TokenSource
 from masksearch.training.accumulation import group
-from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import Precision, TrainConfig, autocast, move_batches, train
+from masksearch.training.checkpoints import Checkpoints, hold_lock
+from masksearch.training.loop import (
+    Frozen,
+    Precision,
+    TrainConfig,
+    autocast,
+    freeze,
+    move_batches,
+    train,
+)
 
 log = logging.getLogger(__name__)
 
-ROUND = 25  # stream of random numbers
 LABELS = ("labels", "start_positions", "end_positions")  # in a batch: what is learnt from
-Frozen = int | Literal["all"] | None
+SET_ASIDE, EVERY = 256, 10  # rows held out of the training of gates: at most, and each how many
+HELD_OUT = 32  # rows of a batch of them
+WIDTH = 16  # batches are padded to a multiple of that many positions
+EACH = 10_000  # sequences of each of several tasks in a histogram of lengths
+POOL = 50  # batches of similar length are formed among that many batches' rows
 
 
 @dataclass(frozen=True)
@@ -153,81 +172,9 @@ class TaskTraining:
         return [found[index] for index in range(len(rows))]
 
 
-def distance_of_logits(logits: Tensor, target: Tensor) -> Tensor:
-    """How far a model's logits are from those of the model that it learns from, a scalar.
-
-    Args:
-        logits: `[rows, classes]`; `[rows, 1]` of a regression; `[rows, positions, 2]` of spans.
-        target: The same shape.
-
-    Returns:
-        The Kullback-Leibler divergence in nats from the target's distribution over classes (over
-        positions, summed over start and end), a mean over rows; of a regression the mean squared
-        distance. Positions with the logit -inf (padding) count nothing.
-    """
-    if logits.ndim == 2 and logits.shape[-1] == 1:
-        return F.mse_loss(logits.float(), target.float())
-    axis = 1 if logits.ndim == 3 else -1
-    wanted = target.float().log_softmax(axis)
-    said = logits.float().log_softmax(axis)
-    gap = (wanted - said).masked_fill(target == -float("inf"), 0.0)
-    return (wanted.exp() * gap).sum() / len(logits)
-
-
 def frozen_copy(head: nn.Module) -> nn.Module:
     """A copy of a model, whose logits are learnt from."""
     return copy.deepcopy(head).eval().requires_grad_(False)
-
-
-def check_frozen(encoder: nn.Module, frozen: Frozen) -> list[nn.ModuleList]:
-    """The encoder's lists of layers, where only some of them are frozen.
-
-    Raises:
-        ValueError: If there is no such list, or it has fewer layers than are to be frozen.
-    """
-    if not isinstance(frozen, int):
-        return []
-    config: Any = encoder.config
-    stacks = [
-        module
-        for module in encoder.modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    if not stacks:
-        raise ValueError(
-            f"{type(encoder).__name__} has no list of {config.num_hidden_layers} layers (they "
-            "share weights, perhaps); use frozen='all' or None"
-        )
-    if frozen > len(stacks[0]):
-        raise ValueError(
-            f"frozen={frozen}, but the encoder has {len(stacks[0])} layers; use at most that many"
-        )
-    return stacks
-
-
-def freeze(encoder: nn.Module, frozen: Frozen) -> None:
-    """Takes the embeddings and the lowest layers (or everything) out of the training.
-
-    Args:
-        encoder: A Hugging Face encoder.
-        frozen: Lower layers that stay as they are, the embeddings included (0 = the embeddings
-            alone); `"all"` = only the head is trained; None = everything is.
-
-    Raises:
-        ValueError: See `check_frozen`.
-    """
-    stacks = check_frozen(encoder, frozen)
-    if frozen == "all":
-        encoder.requires_grad_(False)
-    if not isinstance(frozen, int):
-        return
-    layers = [{id(p) for p in layer.parameters()} for layer in stacks[0]]
-    trained = set().union(*layers[frozen:])
-    inside, above = set().union(*layers), False
-    for parameter in encoder.parameters():  # in order: embeddings, layers, a last norm
-        above = above or id(parameter) in inside
-        own = id(parameter) in trained or (above and id(parameter) not in inside)
-        parameter.requires_grad_(own)
 
 
 # -- scores, and the files that they are kept in --------------------------------------------------
@@ -279,6 +226,37 @@ def write_scores(path: Path, key: str, scores: Mapping[str, Mapping[str, float]]
             beside.write_text(json.dumps({"key": key, "scores": scores}, indent=1), "utf-8")
 
 
+def check_learned(
+    path: Path, key: str, name: str, scored: Callable[[], Mapping[str, float]]
+) -> None:
+    """Refuses a dense model that a constant answer equals.
+
+    Args:
+        path: The file in which its scores are kept.
+        key: Of what they depend on.
+        name: Its task.
+        scored: Takes its scores, where none are kept.
+
+    Raises:
+        SearchError: If none of its scores is above that of a constant answer.
+    """
+    with hold_lock(path):
+        values = read_scores(path, key).get(name)
+        if values is None:
+            values = dict(scored())
+            write_scores(path, key, {name: values})
+    beaten = beats_constant(values)
+    if beaten and not any(beaten.values()):
+        first = next(iter(beaten))
+        raise SearchError(
+            f"the dense model of {name} has the {first} {values[first]:.3f}, a constant answer "
+            f"{values[first + MAJORITY]:.3f} (no more than noise between them), so no masks can "
+            "be compared on it; fine-tune it on more rows, for more epochs or at another rate "
+            "(rows, epochs, finetune_lr: --rows, --set epochs=, --set finetune_lr=), or leave "
+            "the task out"
+        )
+
+
 def mean_scores(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means of several runs' scores and, where there are two or more, their deviations."""
     values: dict[str, float] = {}
@@ -306,11 +284,269 @@ def join_rows(workdir: Path, runs: Sequence[tuple[str, int]]) -> None:
             shutil.rmtree(path.parent)
 
 
-def training_name(name: str, seed: int) -> str:
-    """Name of a fine-tuning's checkpoints."""
-    return f"finetuning.{name}.{seed:x}"
+# -- gates that tasks share -------------------------------------------------------------------
+def train_together(
+    heads: Sequence[nn.Module],
+    tasks: Sequence[tuple[Any, int]],
+    training: TaskTraining,
+    *,
+    imitate: bool = False,
+) -> Differentiable:
+    """What gates that several tasks share are trained on.
+
+    The batches are the tasks' in turn, and so are those that are held out: every tenth training
+    row (at most 256 of a task).
+
+    Args:
+        heads: A model of each task.
+        tasks: Its training rows, and the seed of their order.
+        training: Makes batches of rows.
+        imitate: Whether the logits of a copy of each model are learnt, in place of the labels.
+    """
+    streams, held_out = list[Iterator[Batch]](), list[list[Batch]]()
+    for number, (head, (rows, order)) in enumerate(zip(heads, tasks, strict=True)):
+        teacher = frozen_copy(head) if imitate else None
+        lengths, (learnt, aside) = rows.lengths, deal_rows(len(rows))
+        buckets = bucket_batches([lengths[row] for row in learnt], training.batch, order)
+        streams.append(task_batches(training, rows, learnt, buckets, number, teacher))
+        parts = (range(len(aside))[at : at + HELD_OUT] for at in range(0, len(aside), HELD_OUT))
+        held_out.append(list(task_batches(training, rows, aside, parts, number, teacher)))
+    model = TaskModels(heads).to(training.place)
+    whole = chain.from_iterable(zip(*streams, strict=False))
+    in_turn = chain.from_iterable(zip_longest(*held_out))
+    return Differentiable(model, whole, [b for b in in_turn if b is not None])
 
 
-def run_seed(seed: int, number: int) -> int:
-    """The seed of a task's fine-tuning run; of run 0 that of the evaluation."""
-    return mixed_seed(seed, ROUND, number) if number else seed
+def task_batches(
+    training: TaskTraining,
+    rows: Any,
+    among: Sequence[int],
+    chosen: Iterable[Sequence[int]],
+    number: int,
+    teacher: nn.Module | None,
+) -> Iterator[Batch]:
+    """Batches of a task for `TaskModels`, where the training is.
+
+    Args:
+        training: Makes batches of rows.
+        rows: The task's training rows.
+        among: Numbers of the rows that are taken.
+        chosen: Places in `among` of the rows of each batch.
+        number: Of the task.
+        teacher: Whose logits are to be learnt; None = the labels are.
+    """
+    task = torch.tensor(number)
+    inputs = (training.inputs(rows, [among[at] for at in places]) for places in chosen)
+    for batch in move_batches(inputs, training.place):
+        if teacher is not None:
+            batch = {n: part for n, part in batch.items() if n not in LABELS}
+            with torch.no_grad():
+                batch = {**batch, "target": training.logits(teacher, batch)}
+        yield {**batch, "task": task}
+
+
+def deal_rows(count: int) -> tuple[list[int], list[int]]:
+    """Numbers of the training rows that gates learn on, and of those that are held out.
+
+    >>> deal_rows(11)
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 10], [9])
+    >>> deal_rows(1)  # one row is in both
+    ([0], [0])
+    """
+    aside = list(range(min(EVERY, count) - 1, count, EVERY))[:SET_ASIDE]
+    return sorted(set(range(count)) - set(aside)) or aside, aside
+
+
+# -- rows --------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class TaskFiles:
+    """The files of a task, and which of their rows are taken: a key for what is read once."""
+
+    path: Path | str  # a file, or a folder with both parts
+    held_out: Path | str | None  # the file of the rows that are scored
+    rows: int | None  # largest number of training rows; None = all
+    dev_rows: int | None  # of the rows that are scored
+    seed: int  # of the split and of the samples
+    half: Half = "all"  # which of the rows that are scored
+
+
+@lru_cache(maxsize=8)
+def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
+    """What `load` makes of a task's files, read once a process; the log says where the training
+    and the held-out rows come from."""
+    limits = {"rows": files.rows, "dev_rows": files.dev_rows, "seed": files.seed}
+    data = load(files.path, files.held_out, **limits, half=files.half)
+    log.info("%s: %s", files.path, data.source)
+    return data
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A tokenized example: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
+
+    ids: list[int]
+    first: int  # positions of the first segment
+    label: float  # a score, or a class number (an int)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenRows:
+    """Many rows in arrays, in memory and in a pickle; a row is made where it is read.
+
+    Args:
+        ids: Every row's ids.
+        firsts: Each row's `first`.
+        labels: Each row's label: integers, or floats of a regression.
+    """
+
+    ids: IdLists = field(repr=False)
+    firsts: NDArray[Any] = field(repr=False)
+    labels: NDArray[Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenRow]) -> TokenRows:
+        """Those rows (one or more), integers in the smallest type that holds them."""
+        labels = np.array([row.label for row in rows])
+        return cls(
+            IdLists.of([row.ids for row in rows]),
+            shrink(np.array([row.first for row in rows])),
+            labels if labels.dtype.kind == "f" else shrink(labels),
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Number of ids of each row."""
+        found: list[int] = self.ids.lengths.tolist()
+        return found
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return TokenRow(self.ids[index], int(self.firsts[index]), self.labels[index].item())
+
+
+def tokenize_rows(
+    source: TokenSource, texts: Sequence[tuple[str, ...]], labels: Sequence[float]
+) -> list[TokenRow]:
+    """Tokenizes rows of one or two texts each; where a row is too long for the source's length,
+    the end of its longer text is cut."""
+    special, pairs = source.special, len(texts[0]) == 2
+    columns = [source.encode([text[part] for text in texts]) for part in range(1 + pairs)]
+    found = []
+    for index, label in enumerate(labels):
+        one = columns[0][index]
+        two = columns[1][index] if pairs else []
+        spare = source.length - 2 - pairs
+        if len(one) + len(two) > spare:
+            half = spare // 2
+            if len(one) <= half:
+                two = two[: spare - len(one)]
+            elif len(two) <= half:
+                one = one[: spare - len(two)]
+            else:
+                one, two = one[: spare - half], two[:half]
+        ids = [special["cls"], *one, special["sep"]]
+        first = len(ids)
+        if pairs:
+            ids += [*two, special["sep"]]
+        found.append(TokenRow(ids, first, label))
+    return found
+
+
+def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, int]:
+    """How many sequences have how many tokens: the `lengths` of a `Shape`.
+
+    Args:
+        tasks: Lengths of the sequences of each task, in tokens. Of one task they are counted as
+            they are. Each of several weighs the same, as it does in the score, however many rows
+            it has: as 10,000 sequences.
+        longest: Longer ones are cut to that many tokens.
+
+    >>> pooled_lengths([[3, 3, 9]], 8)
+    {3: 2, 8: 1}
+    >>> pooled_lengths([[3, 3, 3], [5]], 8)
+    {3: 10000, 5: 10000}
+    """
+    pooled: dict[int, int] = {}
+    for lengths in tasks:
+        found, counts = np.unique(np.minimum(lengths, longest), return_counts=True)
+        if len(tasks) > 1:
+            counts = np.maximum(1, np.rint(counts * (EACH / len(lengths)))).astype(int)
+        for tokens, count in zip(found.tolist(), counts.tolist(), strict=True):
+            pooled[tokens] = pooled.get(tokens, 0) + count
+    return dict(sorted(pooled.items()))
+
+
+def pad_ids(ids: Sequence[list[int]], firsts: Sequence[int], source: TokenSource) -> Batch:
+    """Model inputs of rows of ids, padded at their end to a multiple of 16 positions.
+
+    Args:
+        ids: Token ids of each row, special ones included; at most `source.length`.
+        firsts: Positions of each row's first segment.
+        source: Gives the id of the padding and the length.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 = token) and `token_type_ids` (1 = second segment),
+        int64 `[rows, width]`.
+    """
+    longest = max(len(row) for row in ids)
+    width = min(source.length, -(-longest // WIDTH) * WIDTH)
+    lengths = torch.tensor([[len(row)] for row in ids])
+    first = torch.tensor([[count] for count in firsts])
+    at, pad = torch.arange(width), source.special["pad"]
+    return {
+        "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
+        "attention_mask": (at < lengths).long(),
+        "token_type_ids": ((at >= first) & (at < lengths)).long(),
+    }
+
+
+def pad_rows(rows: Sequence[TokenRow], source: TokenSource) -> Batch:
+    """One batch: the inputs of `pad_ids`, and labels `[rows]`."""
+    batch = pad_ids([row.ids for row in rows], [row.first for row in rows], source)
+    return batch | {"labels": torch.tensor([row.label for row in rows])}
+
+
+def bucket_batches(
+    lengths: Sequence[int], size: int, seed: int, start: int = 0
+) -> Iterator[list[int]]:
+    """Endless batches of row numbers of similar length; every row comes once an epoch.
+
+    Args:
+        lengths: Length of each row.
+        size: Rows of a batch; where it does not divide the rows, some batches are smaller.
+        seed: Of the order.
+        start: Batches to leave out at the beginning, at no cost beyond drawing their order.
+    """
+    random = generator(seed)
+    while True:
+        order = torch.randperm(len(lengths), generator=random).tolist()
+        count = batches_an_epoch(len(order), size)
+        if start >= count:
+            torch.randperm(count, generator=random)
+            start -= count
+            continue
+        batches = []
+        for at in range(0, len(order), POOL * size):
+            pool = sorted(order[at : at + POOL * size], key=lambda row: lengths[row])
+            batches += [pool[first : first + size] for first in range(0, len(pool), size)]
+        for index in torch.randperm(len(batches), generator=random).tolist()[start:]:
+            yield batches[index]
+        start = 0
+
+
+def batches_an_epoch(rows: int, size: int) -> int:
+    """How many batches `bucket_batches` makes of that many rows.
+
+    >>> batches_an_epoch(70, 8)
+    9
+    """
+    return -(-rows // size)
+
+
+def batches_by_length(lengths: Sequence[int], size: int = 64) -> Iterator[list[int]]:
+    """Batches of row numbers from short to long, each row once: for predictions."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]

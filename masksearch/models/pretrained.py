@@ -9,6 +9,9 @@ classifier = SequenceClassifier(start.encoder(), 2, seed=0)
 kind = tuned_kind(folder)                              # "SequenceClassification", or None
 head = open_tuned(folder, kind, labels=("0", "1"))     # fine-tuned already; head(**batch).logits
 hugging_face_model(model)                              # our model as transformers' own
+model = TaskModels([sts_b, qnli])                      # two heads, each on an encoder of its own
+attach(model, gates)                                   # gates of one encoder's layers and heads
+model(task=torch.tensor(1), **batch).loss              # QNLI's model under the gates
 """
 
 from __future__ import annotations
@@ -21,8 +24,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoModelForMaskedLM, BertForPreTraining, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -467,3 +472,77 @@ def match_classes(folder: Path, config: Any, labels: Sequence[str]) -> list[int]
         f"{folder} names its classes {', '.join(names)}, and the task {', '.join(labels)}; set "
         "id2label in config.json to the task's names, in the model's order"
     )
+
+
+# -- several tasks as one -----------------------------------------------------------------------
+class TaskModels(nn.Module):
+    """Models of one architecture, of which every batch names one.
+
+    All are computed by the modules of the first one's encoder, with their own weights in them,
+    so what is attached to that encoder acts on each.
+
+    Args:
+        models: Heads (`head.encoder`, `head(**batch).loss`), one a task. Encoders may be one and
+            the same object, which is then trained on all tasks. The encoders of all but the first
+            are taken off their heads; their weights stay as they are.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        first = models[0].get_submodule("encoder")
+        self.own: list[dict[str, Tensor]] = []  # weights to compute each task with
+        for model in models:
+            encoder = model.get_submodule("encoder")
+            own: dict[str, Tensor] = {}
+            if encoder is not first:
+                encoder.requires_grad_(False)
+                own = {f"encoder.{n}": part for n, part in encoder.named_parameters()}
+                own |= {f"encoder.{n}": part for n, part in encoder.named_buffers()}
+                model.encoder = first
+            self.own.append(own)
+        self.models = nn.ModuleList(models)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        task: Tensor | None = None,
+        target: Tensor | None = None,
+        **inputs: Any,
+    ) -> Output:
+        """What the model of a task returns.
+
+        Args:
+            input_ids: Token ids, shaped as that task's head takes them.
+            attention_mask: 1 for tokens, 0 for padding, shaped likewise.
+            task: Number of the model, a tensor without axes; None = the first.
+            target: Logits that are to be learnt in place of labels, shaped as the model's.
+            inputs: Its other inputs, labels included.
+        """
+        number = 0 if task is None else int(task)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+        found: Output = functional_call(self.models[number], self.own[number], kwargs=given)
+        if target is None:
+            return found
+        return Output(found.logits, distance_of_logits(found.logits, target))
+
+
+def distance_of_logits(logits: Tensor, target: Tensor) -> Tensor:
+    """How far a model's logits are from those of the model that it learns from, a scalar.
+
+    Args:
+        logits: `[rows, classes]`; `[rows, 1]` of a regression; `[rows, positions, 2]` of spans.
+        target: The same shape.
+
+    Returns:
+        The Kullback-Leibler divergence in nats from the target's distribution over classes (over
+        positions, summed over start and end), a mean over rows; of a regression the mean squared
+        distance. Positions with the logit -inf (padding) count nothing.
+    """
+    if logits.ndim == 2 and logits.shape[-1] == 1:
+        return F.mse_loss(logits.float(), target.float())
+    axis = 1 if logits.ndim == 3 else -1
+    wanted = target.float().log_softmax(axis)
+    said = logits.float().log_softmax(axis)
+    gap = (wanted - said).masked_fill(target == -float("inf"), 0.0)
+    return (wanted.exp() * gap).sum() / len(logits)

@@ -7,6 +7,12 @@
 
 Two generations are kept, so that a file that was damaged later costs one of them, not the run.
 Of several processes the first one writes and removes; all read (see `accumulation`).
+
+    provide_dense(model, folder / "STS-B-1f3a.safetensors", key, train)  # trains it, or loads it
+
+A finished model that many searches put masks on lies in one file, named after the hash of
+everything that its weights depend on. Whoever needs it first holds a lock file beside it while it
+is trained; others wait and read it. A killed training goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -14,19 +20,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from masksearch.errors import DataError, SearchError
 from masksearch.files import read_weights, write_weights
 from masksearch.training.accumulation import group
 
 log = logging.getLogger(__name__)
+DENSE = "dense"  # folder of finished models in that of the cache
 
 
 @dataclass(frozen=True)
@@ -184,3 +195,95 @@ def restore_random(tensors: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(tensors["random"])
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
+
+
+# -- weights that all processes share -----------------------------------------------------------
+def provide_dense(
+    head: nn.Module, path: Path, key: str, finetune: Callable[[Checkpoints], None]
+) -> None:
+    """Gives a model its fine-tuned weights: those that are kept, or else new ones, then kept.
+
+    Args:
+        head: Head and encoder; changed in place.
+        path: Where the weights are kept, a `.safetensors` file; its folder is made if missing.
+        key: Hash of everything that the weights depend on.
+        finetune: Trains `head` in place, with its checkpoints there.
+
+    Raises:
+        DataError: If the file holds a model of another key.
+        SearchError: If the folder cannot be written.
+    """
+    if restore_dense(head, path, key):
+        return
+    with hold_lock(path):
+        if restore_dense(head, path, key):  # by the process that held the lock
+            return
+        checkpoints = Checkpoints(path.parent, f"{path.stem}.training")
+        finetune(checkpoints)
+        with naming_remedy(path):
+            write_weights(path, copy_weights(head), {"key": key})
+        checkpoints.clear()
+
+
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Holds the lock file of a kept file, waiting for whoever holds it; makes the folder.
+
+    Raises:
+        SearchError: If the folder cannot be written.
+    """
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    with naming_remedy(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def naming_remedy(path: Path) -> Iterator[None]:
+    """Says what to do where a file of a dense model cannot be written.
+
+    Raises:
+        SearchError: If the disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SearchError(
+            f"cannot keep a dense model in {path.parent}: {error.strerror or error}; give another "
+            "cache folder (cache=, or MASKSEARCH_CACHE), or free space"
+        ) from error
+
+
+def restore_dense(head: nn.Module, path: Path, key: str) -> bool:
+    """Loads weights that were kept under the same key; whether there are any.
+
+    A damaged file is as good as none, with a warning.
+
+    Raises:
+        DataError: If the file holds a model of another key.
+    """
+    if not path.is_file():
+        return False
+    try:
+        weights, metadata = read_weights(path)
+        if metadata.get("key") != key:
+            raise DataError(
+                f"{path} holds a dense model of another protocol ({metadata.get('key')}, not "
+                f"{key}); remove it, or give another cache folder (cache=, or MASKSEARCH_CACHE)"
+            )
+        if not all(torch.isfinite(weight).all() for weight in weights.values()):
+            raise ValueError("it holds numbers that are not finite")
+        head.load_state_dict(weights)
+    except DataError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(
+            f"{path} is damaged ({reason}); its dense model is fine-tuned again", stacklevel=4
+        )
+        return False
+    return True

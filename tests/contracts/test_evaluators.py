@@ -22,6 +22,7 @@ from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Evaluate, Evaluator, Record
 from masksearch.errors import HeadCountError
 from masksearch.evaluators.finetuning import FineTuning
+from masksearch.training.checkpoints import Checkpoints
 
 SPARSITIES = {"sparsity", "effective_sparsity"}
 SCORES = {"score", "glue", "f1", "accuracy"} | SPARSITIES  # of everything else, less is better
@@ -199,10 +200,11 @@ class TestEvaluator:
         monkeypatch.setattr(type(evaluator), "scores", lambda *args: {})
         name = evaluator.downstream[0]
         shape = evaluator.shape
-        table = torch.ones(shape.layers, shape.heads, shape.length, shape.length, dtype=bool)
+        size = (shape.layers, shape.heads, shape.length, shape.length)
+        whole, scratch = masks.table(torch.ones(size, dtype=bool)), evaluator.corpus is not None
         for seed in (0, 0, 1):
-            made = evaluator.text.model(0)
-            evaluator.adapted(made, name, table, seed=seed, workdir=tmp_path)
+            made = evaluator.text.model(0).encoder if scratch else evaluator.start.encoder()
+            evaluator.adapted(made, name, whole, Checkpoints(tmp_path), seed=seed)
         first, again, other = heads
         assert first
         assert first == again

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from masksearch.errors import DataError, NonFiniteLossError, SearchError
-from masksearch.evaluators.dense_models import provide_dense
-from masksearch.training.checkpoints import Checkpoints
+from masksearch.training.checkpoints import Checkpoints, provide_dense
 
 
 def fill(model: nn.Linear, value: float) -> None:

@@ -21,10 +21,9 @@ from masksearch import GlueEvaluator, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
-from masksearch.evaluators.tuning import ROUND, freeze
 from masksearch.models.encoders import ARCHITECTURES, Size, encoder
 from masksearch.training.checkpoints import Checkpoints
-from masksearch.training.loop import follow_trainings
+from masksearch.training.loop import follow_trainings, freeze
 
 WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
 
@@ -136,7 +135,7 @@ def test_scores_are_means_over_fine_tuning_seeds(data: Path, tmp_path: Path) -> 
     (last,) = judge(masks.star(), seed=1, workdir=tmp_path)
     runs = []
     for number in range(3):
-        seed = 1 if number == 0 else mixed_seed(1, ROUND, number)
+        seed = 1 if number == 0 else mixed_seed(1, 25, number)
         (one,) = finetuned_only(data, tasks=("STS-B",))(
             masks.star(), seed=seed, workdir=tmp_path / str(number)
         )
@@ -166,10 +165,10 @@ def test_fine_tuning_moves_what_is_not_frozen(
     data: Path, tmp_path: Path, frozen: Any, moves: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = finetuned_only(data, tasks=("SST-2",), frozen=frozen)
-    before, trained = judge.text.start.encoder(), list[nn.Module]()
+    before, trained = judge.start.encoder(), list[nn.Module]()
     monkeypatch.setattr(GlueEvaluator, "scores", lambda self, head, name: trained.append(head))
-    table = torch.ones(2, 2, 32, 32, dtype=bool)
-    judge.adapted(judge.text.model(0), "SST-2", table, seed=0, workdir=tmp_path)
+    table, kept = masks.table(torch.ones(2, 2, 32, 32, dtype=bool)), Checkpoints(tmp_path)
+    judge.adapted(judge.start.encoder(), "SST-2", table, kept, seed=0)
     body = trained[0].get_submodule("encoder")
     moved = 0
     parts = ("embeddings", "encoder.layer.0", "encoder.layer.1")

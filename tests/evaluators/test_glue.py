@@ -21,7 +21,7 @@ from masksearch import GlueEvaluator, WithCost, attach, glue_score, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator
 from masksearch.errors import DataError, EmptyRowError, UnknownNameError
-from masksearch.evaluators.token_rows import (
+from masksearch.evaluators.tuning import (
     TokenRow,
     TokenRows,
     pad_rows,

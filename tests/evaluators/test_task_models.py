@@ -12,12 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import Gates, attach, masks
-from masksearch.evaluators.dense_models import (
-    TaskModels,
-    deal_rows,
-    distance_of_logits,
-)
+from masksearch.evaluators.tuning import deal_rows
 from masksearch.models.encoders import SequenceClassifier, encoder
+from masksearch.models.pretrained import TaskModels, distance_of_logits
 
 INPUTS = {
     "input_ids": torch.arange(2, 14).reshape(2, 6),

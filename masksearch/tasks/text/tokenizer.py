@@ -11,6 +11,8 @@ import json
 import os
 import urllib.error
 import urllib.request
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.files import HELD_OUT_SHARE, pieces
+from masksearch.tasks.text.files import HELD_OUT_SHARE, pieces, short_hash
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -256,3 +258,41 @@ def sentence_ends(tokenizer: Tokenizer) -> Tensor:
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Token ids of each text, without special tokens."""
     return [one.ids for one in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """A tokenizer and a length: what is left of a corpus where there is no text.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        special: Token ids by role: pad, unknown, cls, sep, mask.
+        length: Largest number of positions of a row.
+        digest: Hash of all of it.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
+    special: dict[str, int]
+    length: int
+    digest: str
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return id_count(self.tokenizer)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens."""
+        return encode(self.tokenizer, texts)
+
+
+@lru_cache(maxsize=4)
+def read_vocabulary(tokenizer: str | Path, length: int) -> Vocabulary:
+    """The tokenizer of that folder, file or name, read once a process.
+
+    Raises:
+        DataError: If there is none, or it lacks a special token.
+    """
+    made = open_tokenizer(tokenizer)
+    digest = short_hash(made.to_str(), str(length))
+    return Vocabulary(made, special_ids(made), length, digest)
