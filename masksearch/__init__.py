@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.attention.explain import Explanation as Explanation
     from masksearch.attention.explain import explain as explain
     from masksearch.attention.masked_cache import MaskedCache as MaskedCache
-    from masksearch.cli.repeat import resume as resume
+    from masksearch.cli.main import resume as resume
     from masksearch.contracts import Evaluate as Evaluate
     from masksearch.contracts import Evaluator as Evaluator
     from masksearch.contracts import Objective as Objective

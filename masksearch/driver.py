@@ -207,7 +207,7 @@ def search(
         storage: None (what the run folder says; SQLite in it where it is new),
             `"journal:PATH"`, a database URL, or an Optuna storage.
         trials: End after that many trials of the strategy (done, reused or stopped).
-        seconds: End (between trials) after that much wall time of this call.
+        seconds: End (between trials) after that much wall time of this call; None = no limit.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
             `"allocate"`, `"dam"`, `"sparsebert"`, `"shared+tpe"` (or `"shared+random"`,
             `"shared+evolution"`), `"file.py:Name"`, an Optuna sampler, or an object with ask/tell.

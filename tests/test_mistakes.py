@@ -143,5 +143,5 @@ def test_command_of_a_search_that_never_began_is_replaced(tmp_path, monkeypatch,
     assert run("search", "space.py:space", "--trials", "2", *common) == 0
     assert "space.py:space" in (tmp_path / "run" / "command.json").read_text()
     assert run("search", "space.py:space", "--trials", "9", "--seed", "4", *common) == 2
-    assert '"seed": 0' in (tmp_path / "run" / "command.json").read_text()
+    assert '"seed": null' in (tmp_path / "run" / "command.json").read_text()
     assert run("resume", "run", "--trials", "3") == 0

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from masksearch.cli.options import OptionsError
-from masksearch.cli.settings import hints_of, read_settings, read_value, split_settings
-from masksearch.contracts import Evaluator, Executor, Scheduler
+from masksearch.contracts import Evaluator, Executor
 from masksearch.errors import unknown_name
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
@@ -39,19 +44,19 @@ def build_evaluator(given: Mapping[str, Any]) -> Evaluator:
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
     settings = split_settings(given["set"] or ())
+    costs = {name: bool(given[name]) for name in ("latency", "memory")}
+    of_costs = read_settings(settings.get("cost", {}), {"length": int | None}, "costs", "cost")
+    if of_costs and not any(costs.values()):
+        raise OptionsError("--set cost.length needs --latency or --memory")
     evaluator = without_costs(given, settings.get("", {}))
     if given["reuse"] is not None:
         from masksearch.evaluators.wrappers import Cached
 
         evaluator = Cached(evaluator, given["reuse"])
-    if given["latency"] or given["memory"]:
+    if any(costs.values()):
         from masksearch.evaluators.cost import WithCost
 
-        costs = {name: bool(given[name]) for name in ("latency", "memory")}
-        own = read_settings(settings.get("cost", {}), {"length": int | None}, "costs", "cost")
-        return WithCost(evaluator, **costs, **own)
-    if "cost" in settings:
-        raise OptionsError("--set cost.length needs --latency or --memory")
+        return WithCost(evaluator, **costs, **of_costs)
     return evaluator
 
 
@@ -201,13 +206,12 @@ def build_executor(given: Mapping[str, Any]) -> Executor:
     )
 
 
-def build_halving(
-    steps: str | None, texts: Mapping[str, str], evaluator: Evaluator
-) -> Scheduler | None:
-    """The scheduler that `--halving 62,125` asks for, with the settings behind `halving.`.
+def halving_settings(steps: str | None, texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Arguments of the `ParetoHalving` that `--halving 62,125` asks for, with the settings behind
+    `halving.`; None = no halving. Its goal is that of the metric, which the evaluator knows.
 
     Raises:
-        OptionsError: If the steps are no ascending integers.
+        OptionsError: If the steps are no integers, or there are settings and no steps.
     """
     if steps is None:
         if texts:
@@ -221,8 +225,8 @@ def build_halving(
         raise OptionsError(f"--halving takes steps such as 62,125,250, got {steps!r}") from None
     hints = {k: v for k, v in hints_of(ParetoHalving).items() if k not in ("rungs", "goal")}
     own = {"metric": "loss", **read_settings(texts, hints, "ParetoHalving", "halving")}
-    goals: dict[str, Literal["min", "max"]] = {o.name: o.goal for o in evaluator.objectives}
-    return ParetoHalving(rungs=rungs, goal=goals.get(own["metric"], "min"), **own)
+    ParetoHalving(rungs=rungs, **own)  # refuses wrong values before anything is built
+    return {"rungs": rungs, **own}
 
 
 def unit_levels(given: Mapping[str, Any], texts: Mapping[str, str]) -> list[str]:
@@ -303,3 +307,191 @@ def named_candidates(text: str) -> dict[str, Mask | Record]:
     if label == "sparsebert" and not reference.sparsity:
         return {record.name: record for record in store.records() if is_published_dam(record)}
     return {label if not reference.sparsity else f"{label} >= {reference.sparsity:g}": record}
+
+
+SPELLED: dict[Any, str] = {  # what a setting takes, in words
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: 'a list such as ["a", "b"]',
+    NoneType: "null",
+}
+PREFIXES = ("dam", "allocate", "units", "shared", "evolution", "strategy", "halving", "cost")
+
+
+def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Prefix ("" = the evaluator's) -> name -> text.
+
+    >>> split_settings(["epochs=3", "dam.steps=300"])
+    {'': {'epochs': '3'}, 'dam': {'steps': '300'}}
+
+    Raises:
+        OptionsError: If there is no "=", or a name is given twice.
+        UnknownNameError: If nothing has that prefix.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        whole, equals, text = setting.partition("=")
+        if not equals:
+            raise OptionsError(f"--set takes NAME=VALUE, got {setting!r}")
+        prefix, dot, name = whole.rpartition(".")
+        if dot and prefix not in PREFIXES:
+            raise unknown_name("prefix of --set", prefix, PREFIXES)
+        if name in found.setdefault(prefix, {}):
+            raise OptionsError(f"--set names {whole} twice: {found[prefix][name]!r} and {text!r}")
+        found[prefix][name] = text
+    return found
+
+
+def hints_of(target: Any) -> dict[str, Any]:
+    """Name -> type of what a function takes, or of the fields that a dataclass takes."""
+    hints = get_type_hints(target if is_dataclass(target) else getattr(target, "__init__", target))
+    if is_dataclass(target):
+        names = [field.name for field in fields(target) if field.init]
+    else:
+        names = list(inspect.signature(target).parameters)
+    return {name: hints.get(name, Any) for name in names}
+
+
+def read_settings(
+    texts: Mapping[str, str], hints: Mapping[str, Any], owner: str, prefix: str = ""
+) -> dict[str, Any]:
+    """The values of settings, of the types that annotations ask for.
+
+    Args:
+        texts: Name -> text, one part of `split_settings`.
+        hints: Name -> type of everything that may be set.
+        owner: What has these settings, for messages.
+        prefix: Their prefix.
+
+    Raises:
+        OptionsError: If a value is not of its setting's type.
+        UnknownNameError: If there is no such setting; names the nearest.
+    """
+    values = {}
+    for name, text in texts.items():
+        if name not in hints:
+            raise unknown_name(f"setting of {owner}", name, sorted(hints))
+        values[name] = read_setting(f"{prefix}.{name}" if prefix else name, text, hints[name])
+    return values
+
+
+def read_setting(name: str, text: str, hint: Any) -> Any:
+    """The value of `--set name=text`, of the type that the annotation asks for.
+
+    >>> read_setting("lr", ".1", float), read_setting("held_out", "7", str | None)
+    (0.1, '7')
+
+    Raises:
+        OptionsError: If the text is none.
+    """
+    value = read_value(text)
+    given = [hint] if get_origin(hint) in (Literal, Sequence) else get_args(hint) or [hint]
+    kinds = {get_origin(one) or one for one in given}
+    if Any in kinds:
+        return value
+    kinds |= {tuple} if Sequence in kinds else set()
+    if isinstance(value, list):
+        value = tuple(value)
+    if float in kinds and isinstance(value, str | int) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            value = value if int in kinds and isinstance(value, int) else float(value)
+    if type(value) in kinds:
+        return value
+    if kinds & {str, Path, Literal}:
+        return text if kinds & {str, Literal} else Path(text)
+    wanted = " or ".join(spelled for one, spelled in SPELLED.items() if one in kinds)
+    raise OptionsError(f"--set {name} takes {wanted}, got {text!r}")
+
+
+def read_value(text: str) -> Any:
+    """The value that a text is in JSON or in Python, or else the text itself.
+
+    >>> read_value("true"), read_value(".2"), read_value("[.1, 1_000]"), read_value("flip")
+    (True, 0.2, [0.1, 1000], 'flip')
+    """
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError):
+            return read(text)
+    return text
+
+
+def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Options of a strategy, from the settings behind its prefix; those of others are refused.
+
+    `dam.NAME` are arguments of `Gates` and of `DamConfig` (`preset` of both), or `densities`,
+    `merge_heads` and `cost` of the masks that are cut.
+
+    Args:
+        strategy: Its name on the command line.
+        settings: As `split_settings` returns them.
+
+    Raises:
+        OptionsError: If settings belong to another strategy, or a value is of another type.
+        UnknownNameError: If the strategy has no such setting.
+    """
+    own = {"sparsebert": ["dam"], "dam": ["dam"], "evolution": ["evolution"]}.get(strategy, [])
+    if strategy == "allocate":
+        by_gates = "gates" in settings.get("allocate", {}).values()
+        own = ["allocate", "dam"] if by_gates else ["allocate"]
+    if strategy.startswith("shared+"):
+        own = ["shared"]
+    if ".py:" in strategy:
+        own = ["strategy"]
+    for prefix in ("dam", "allocate", "shared", "evolution", "strategy"):
+        if prefix in settings and prefix not in own:
+            name = next(iter(settings[prefix]))
+            wanted = {"strategy": "a strategy of your own (FILE.py:NAME)", "shared": "shared+tpe"}
+            raise OptionsError(
+                f"--set {prefix}.{name} belongs to strategy {wanted.get(prefix, prefix)}"
+                + (", and to allocate by gates" if prefix == "dam" else "")
+                + f"; the strategy is {strategy!r}"
+            )
+    options: dict[str, Any] = {}
+    if "dam" in own:
+        options |= dam_options(settings.get("dam", {}), strategy)
+    if "allocate" in own:
+        from masksearch.strategies.allocate import OPTIONS as OF_ALLOCATE
+
+        hints = dict.fromkeys(OF_ALLOCATE, Any) | {"tries": int, "budgets": Sequence[float]}
+        options |= read_settings(settings.get("allocate", {}), hints, "allocate", "allocate")
+    if "evolution" in own:
+        hints = {"population": int, "sample": int}
+        options |= read_settings(settings.get("evolution", {}), hints, "evolution", "evolution")
+    if "shared" in own:
+        from masksearch.evaluators.shared import SharedWeights
+        from masksearch.strategies.supernet import OPTIONS
+
+        known = get_type_hints(SharedWeights)
+        hints = {name: known.get(name, int) for name in OPTIONS}
+        options |= read_settings(settings.get("shared", {}), hints, strategy, "shared")
+    if "strategy" in own:
+        options |= {name: read_value(text) for name, text in settings.get("strategy", {}).items()}
+    return options
+
+
+def dam_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
+    """`gates`, `config`, `densities`, `merge_heads` and `cost` of strategy dam.
+
+    Raises:
+        OptionsError: If strategy sparsebert is given settings of gates or of masks.
+    """
+    from masksearch.gates.config import DamConfig
+    from masksearch.gates.gates import Gates
+
+    of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
+    of_config = hints_of(DamConfig)
+    cutting = {"densities": Sequence[float], "merge_heads": bool, "cost": str}
+    known = of_gates | of_config | cutting | {"preset": str}
+    values = read_settings(texts, known, "dam", "dam")
+    gates = {k: v for k, v in values.items() if k in of_gates or k == "preset"}
+    config = {k: v for k, v in values.items() if k in of_config or k == "preset"}
+    cut = {k: v for k, v in values.items() if k in cutting}
+    if strategy == "sparsebert":
+        if gates or cut:
+            raise OptionsError(
+                "strategy sparsebert trains the gates of the published table and cuts its masks; "
+                "of their settings it takes those of the training alone (--set dam.steps=..)"
+            )
+        return {"config": config}
+    return {"gates": gates, "config": config, **cut}

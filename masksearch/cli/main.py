@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from masksearch.cli import options
-from masksearch.cli.allocate import allocate
-from masksearch.cli.attach import attach, export
-from masksearch.cli.help import WIDEST, CommandsInGroups, CommandWithExamples
-from masksearch.cli.options import declare
-from masksearch.cli.pretrain import pretrain
-from masksearch.cli.repeat import resume_command
+from masksearch.cli.models import allocate, attach, export, show_plans
+from masksearch.cli.options import (
+    RUN,
+    WIDEST,
+    CommandsInGroups,
+    CommandWithExamples,
+    OptionsError,
+    RunArgument,
+    declare,
+    takes,
+)
+from masksearch.cli.pretrain import pretrain, run_pretraining
 from masksearch.cli.report import proxy_card, report, status
-from masksearch.cli.search import compare, search
+from masksearch.cli.resuming import read_command
+from masksearch.cli.search import (
+    compare,
+    run_compare,
+    run_search,
+    search,
+    show_comparison,
+    show_search,
+)
 from masksearch.errors import MaskSearchError
 from masksearch.user_code import load_file
+
+if TYPE_CHECKING:
+    from masksearch.analysis.compare import Comparison
+    from masksearch.driver import Study
 
 ClickError: Any = typer.BadParameter.__mro__[2]  # typer's ClickException, wherever it lives
 
@@ -119,6 +138,86 @@ def demo(run: options.Run = Path("runs/demo"), slots: options.Slots = 2) -> None
     from masksearch.cli.demo import show_demo
 
     show_demo(run, slots)
+
+
+def resume(
+    run: Path | str,
+    *,
+    trials: int | None = None,
+    seconds: float | None = None,
+    executor: str | None = None,
+    slots: int | None = None,
+    address: str | None = None,
+) -> Study | Comparison:
+    """Goes on with a search or comparison that the command line began, as `masksearch resume`.
+
+    It repeats what `command.json` in the run folder says. A run that Python began has none:
+    call `search` or `compare` again with the same arguments.
+
+    Args:
+        run: Folder of the run; it may have moved.
+        trials: Another number of trials; None = as before.
+        seconds: Another limit of time; None = as before.
+        executor: Another executor, by its name on the command line; None = as before.
+        slots: Another number of trials at a time; None = as before.
+        address: Another Ray cluster; None = as before.
+
+    Returns:
+        The study of a search, or the comparison.
+
+    Raises:
+        OptionsError: If the folder holds no command, or that of something else.
+        ResumeError: If a file that the command names has changed.
+    """
+    changed = {"trials": trials, "seconds": seconds, "executor": executor}
+    command, given = read_command(Path(run), {**changed, "slots": slots, "address": address})
+    if command == "search":
+        return run_search(complete(search, given))
+    if command == "compare":
+        return run_compare(complete(compare, given))
+    raise OptionsError(
+        f"{run} holds the command {command!r}; ms.resume goes on with searches and "
+        f"comparisons: use `masksearch resume {run}`"
+    )
+
+
+def complete(command: Callable[..., None], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command, its defaults where nothing was given."""
+    parameters = inspect.signature(command).parameters.items()
+    defaults = {name: p.default for name, p in parameters if p.default is not p.empty}
+    return defaults | dict(given)
+
+
+def show_resumed(given: Mapping[str, Any]) -> None:
+    """Repeats the command of a run folder, with what has changed."""
+    changed = dict(given)
+    run = changed.pop("run")
+    command, stored = read_command(run, changed)
+    shows: dict[str, tuple[Callable[..., None], Callable[[dict[str, Any]], None]]] = {
+        "search": (search, show_search),
+        "compare": (compare, show_comparison),
+        "allocate": (allocate, show_plans),
+        "pretrain": (pretrain, run_pretraining),
+        "demo": (demo, lambda given: demo(**given)),
+    }
+    if command not in shows:
+        raise OptionsError(f"{run} holds the command {command!r}, which is not known")
+    declared, show = shows[command]
+    show(complete(declared, stored))
+
+
+@takes(
+    {RUN: "trials seconds executor slots address"},
+    {"": "masksearch.cli.main:resume"},
+    calls=show_resumed,
+)
+def resume_command(run: RunArgument, **_: object) -> None:
+    """Go on with a search, an allocation, a comparison, a demo or a pre-training.
+
+    Examples:
+        masksearch resume runs/search
+        masksearch resume runs/search --trials 16 --slots 2
+    """
 
 
 command(STUDY)(search)

@@ -41,8 +41,7 @@ SETTINGS, CURVE = "settings.json", "curve.csv"
 
 def run_pretraining(given: Mapping[str, Any]) -> None:
     """Trains the model that a command's options ask for, or goes on with it."""
-    from masksearch.cli.build import further_settings, read_mask
-    from masksearch.cli.settings import split_settings
+    from masksearch.cli.build import further_settings, read_mask, split_settings
     from masksearch.evaluators.mlm import MlmEvaluator
     from masksearch.training.accumulation import join_processes
 

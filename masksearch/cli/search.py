@@ -88,6 +88,114 @@ DECLARED = {  # options of both commands
         "ray: GPUs of a trial; 0.25 = four trials share one.", *(PLACE, "0", "N", float)
     ),
 }
+SEARCHING = {
+    "space": (
+        Annotated[
+            str | None,
+            typer.Argument(
+                help="The search space: a function in a file that draws a mask; dam, allocate "
+                "and --local need none.",
+                rich_help_panel=SEARCHED,
+                metavar="FILE.py:NAME",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "run": (options.Run, Path("runs/search")),
+    "strategy": (
+        optional(
+            "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, "
+            "dam, sparsebert (the published DAM and its table), shared+tpe, or your own as "
+            "FILE.py:NAME.",
+            *(SEARCHED, "", "NAME"),
+        )[0],
+        "tpe",
+    ),
+    "trials": optional(
+        "Masks to judge; the search ends then.",
+        *(SEARCHED, "20, without --seconds", "N", int),
+    ),
+    "storage": (options.Storage, None),
+    "constraint": optional(
+        "What a mask must keep, such as 'effective_sparsity >= 0.9'; repeatable.",
+        *(SEARCHED, "none", "TEXT", list[str]),
+    ),
+    "families": flag(
+        "families", "Judge the six hand-designed masks first, beside the trials.", SEARCHED
+    ),
+    "halving": optional(
+        "Stop weak trials early: the steps at which trials are compared, such as 62,125,250. By "
+        "their loss, beside sparsity, and one of two goes on (--set halving.metric=loss, "
+        "halving.factor=2).",
+        *(SEARCHED, "every trial is finished", "STEPS"),
+    ),
+    "enqueue": optional(
+        "Parameters that the space draws first, in a JSON file: a list of "
+        '{"name": value, ...}, one a mask.',
+        *(SEARCHED, "none", "FILE", Path),
+    ),
+    "local": optional(
+        "The mask of a unit that needs little, such as 'window(8) | global_tokens(1)'; others "
+        'have full attention. Several masks, rising: --set units.levels=["star()", ..].',
+        *(ALLOCATION, "none: no units", "MASK"),
+    ),
+    "unit": optional(
+        "What has one of these masks: head, layer, or kv_head (of decoders: the heads that share "
+        "keys).",
+        *(ALLOCATION, "head", "NAME"),
+    ),
+    "log": optional(
+        "Loggers, separated by commas: csv, tensorboard, mlflow, wandb.",
+        *(OUTPUT, "none", "NAMES"),
+    ),
+    "as_json": (options.Json, False),
+}
+COMPARING = {
+    "mask": (
+        Annotated[
+            list[str] | None,
+            typer.Argument(
+                help=f"Masks, or NAME=MASK. {options.MASK_TEXT}",
+                rich_help_panel=COMPARED,
+                metavar="[MASK]...",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "front": optional(
+        "Run folder of a search: judge every mask of its front again, beside as many "
+        "hand-designed and random masks of their densities.",
+        *(COMPARED, "none", "FOLDER", Path),
+    ),
+    "run": (options.Run, Path("runs/compare")),
+    "seeds": (
+        Annotated[
+            int, declare("Trainings of each mask, on seeds that all share.", COMPARED, "", "N")
+        ],
+        5,
+    ),
+    "first_seed": (
+        Annotated[
+            int,
+            declare("First of these seeds; use others than the search's.", COMPARED, "", "N"),
+        ],
+        1000,
+    ),
+    "controls": (
+        Annotated[
+            bool,
+            declare(
+                "Also judge dense attention, the hand-designed masks, and random keys in the "
+                "same number.",
+                COMPARED,
+            ),
+        ],
+        True,
+    ),
+    "as_json": (options.Json, False),
+}
 JUDGING = {  # options of evaluators and executors, from their docstrings
     JUDGE: "tasks rows",
     MODEL: "size weights adapt tokenizer length vocabulary steps batch lr",
@@ -99,6 +207,8 @@ TAKEN_FROM = {
     "--decoder": "masksearch.evaluators.causal:CausalEvaluator",
     "planted corpus": "masksearch.evaluators.planted:PlantedEvaluator",
     "ray": "masksearch.executors.ray:RayTune",
+    "search": "masksearch.driver:search",
+    "compare": "masksearch.driver:compare",
 }
 
 
@@ -122,14 +232,16 @@ def run_search(given: Mapping[str, Any]) -> Study:
     from masksearch.cli.build import (
         build_evaluator,
         build_executor,
-        build_halving,
         build_units_space,
+        halving_settings,
+        split_settings,
+        strategy_options,
         unit_levels,
     )
-    from masksearch.cli.settings import split_settings, strategy_options
     from masksearch.driver import search
     from masksearch.loggers.files import open_loggers
     from masksearch.masks import FAMILIES
+    from masksearch.strategies.halving import ParetoHalving
     from masksearch.user_code import load_function
 
     space, strategy, run = given["space"], given["strategy"], given["run"]
@@ -150,33 +262,36 @@ def run_search(given: Mapping[str, Any]) -> Study:
     if levels and strategy == "dam":
         switch = {"structure": "switch", "levels": levels, "unit": given["unit"] or "head"}
         of_strategy["gates"] = switch | of_strategy["gates"]
-    trials = given["trials"]
-    if trials is None and given["seconds"] is None:
-        trials = 16 if strategy == "sparsebert" else 20
+    halving = halving_settings(given["halving"], settings.get("halving", {}))
+    limits = {name: given[name] for name in ("trials", "seconds") if given[name] is not None}
+    limits = limits or {"trials": 16 if strategy == "sparsebert" else 20}
+    enqueued = read_enqueued(given["enqueue"])
     judge = build_evaluator(given)
-    scheduler = build_halving(given["halving"], settings.get("halving", {}), judge)
+    goals = {objective.name: objective.goal for objective in judge.objectives}
+    scheduler = None
+    if halving is not None:
+        scheduler = ParetoHalving(goal=goals.get(halving["metric"], "min"), **halving)
     names = [name.strip() for name in (given["log"] or "").split(",") if name.strip()]
     drawn = build_units_space(levels, given["unit"], strategy, judge)
     with (
         open_loggers(names, run, judge.objectives) as loggers,
-        resumable(run, "search", {**given, "trials": trials}),
+        resumable(run, "search", {**given, **limits}),
     ):
         return search(
             drawn if space is None else load_function(space),
             judge,
             run=run,
             storage=given["storage"],
-            trials=trials,
-            seconds=given["seconds"],
+            **limits,
             strategy=strategy,
             strategy_options=of_strategy,
-            seed=given["seed"],
+            seed=given["seed"] or 0,
             executor=build_executor(given),
             scheduler=scheduler,
             constraints=tuple(given["constraint"] or ()),
             baselines=FAMILIES if given["families"] else {},
             listeners=loggers,
-            enqueue=read_enqueued(given["enqueue"]),
+            enqueue=enqueued,
         )
 
 
@@ -284,7 +399,7 @@ def masks_to_compare(given: Mapping[str, Any], judge: Evaluator) -> dict[str, An
         "seeds": range(first, first + given["seeds"]),
         "front_of": None if given["front"] is None else open_study(given["front"]),
         "kinds": kinds,
-        "against": given["against"],
+        "against": given["against"] or "nearest",
     }
 
 
@@ -302,111 +417,8 @@ def say_where(run: Path) -> None:
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
-@takes(JUDGING, TAKEN_FROM, DECLARED, calls=show_search)
-def search(
-    space: Annotated[
-        str | None,
-        typer.Argument(
-            help="The search space: a function in a file that draws a mask; dam, allocate and "
-            "--local need none.",
-            rich_help_panel=SEARCHED,
-            metavar="FILE.py:NAME",
-            show_default=False,
-        ),
-    ] = None,
-    run: options.Run = Path("runs/search"),
-    strategy: Annotated[
-        str,
-        declare(
-            "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, "
-            "dam, sparsebert (the published DAM and its table), shared+tpe, or your own as "
-            "FILE.py:NAME.",
-            SEARCHED,
-            "",
-            "NAME",
-        ),
-    ] = "tpe",
-    trials: Annotated[
-        int | None,
-        declare("Masks to judge; the search ends then.", SEARCHED, "20, without --seconds", "N"),
-    ] = None,
-    seconds: Annotated[
-        float | None,
-        declare("End after this much time, between two trials.", SEARCHED, "no limit", "SECONDS"),
-    ] = None,
-    seed: Annotated[
-        int, declare("Seed of what is proposed, and of the trainings.", SEARCHED, "", "N")
-    ] = 0,
-    storage: options.Storage = None,
-    constraint: Annotated[
-        list[str] | None,
-        declare(
-            "What a mask must keep, such as 'effective_sparsity >= 0.9'; repeatable.",
-            SEARCHED,
-            "none",
-            "TEXT",
-        ),
-    ] = None,
-    families: Annotated[
-        bool,
-        declare(
-            "Judge the six hand-designed masks first, beside the trials.",
-            SEARCHED,
-            name="--families",
-        ),
-    ] = False,
-    halving: Annotated[
-        str | None,
-        declare(
-            "Stop weak trials early: the steps at which trials are compared, such as 62,125,250. "
-            "By their loss, beside sparsity, and one of two goes on (--set halving.metric=loss, "
-            "halving.factor=2).",
-            SEARCHED,
-            "every trial is finished",
-            "STEPS",
-        ),
-    ] = None,
-    enqueue: Annotated[
-        Path | None,
-        declare(
-            "Parameters that the space draws first, in a JSON file: a list of "
-            '{"name": value, ...}, one a mask.',
-            SEARCHED,
-            "none",
-            "FILE",
-        ),
-    ] = None,
-    local: Annotated[
-        str | None,
-        declare(
-            "The mask of a unit that needs little, such as 'window(8) | global_tokens(1)'; others "
-            'have full attention. Several masks, rising: --set units.levels=["star()", ..].',
-            ALLOCATION,
-            "none: no units",
-            "MASK",
-        ),
-    ] = None,
-    unit: Annotated[
-        str | None,
-        declare(
-            "What has one of these masks: head, layer, or kv_head (of decoders: the heads that "
-            "share keys).",
-            ALLOCATION,
-            "head",
-            "NAME",
-        ),
-    ] = None,
-    log: Annotated[
-        str | None,
-        declare(
-            "Loggers, separated by commas: csv, tensorboard, mlflow, wandb.",
-            OUTPUT,
-            "none",
-            "NAMES",
-        ),
-    ] = None,
-    as_json: options.Json = False,
-) -> None:
+@takes({SEARCHED: "seconds seed", **JUDGING}, TAKEN_FROM, SEARCHING | DECLARED, calls=show_search)
+def search(**_: object) -> None:
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
 
     Examples:
@@ -415,63 +427,10 @@ def search(
     """
 
 
-@takes(JUDGING, TAKEN_FROM, DECLARED, calls=show_comparison)
-def compare(
-    mask: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help=f"Masks, or NAME=MASK. {options.MASK_TEXT}",
-            rich_help_panel=COMPARED,
-            metavar="[MASK]...",
-            show_default=False,
-        ),
-    ] = None,
-    front: Annotated[
-        Path | None,
-        declare(
-            "Run folder of a search: judge every mask of its front again, beside as many "
-            "hand-designed and random masks of their densities.",
-            COMPARED,
-            "none",
-            "FOLDER",
-        ),
-    ] = None,
-    run: options.Run = Path("runs/compare"),
-    seeds: Annotated[
-        int, declare("Trainings of each mask, on seeds that all share.", COMPARED, "", "N")
-    ] = 5,
-    first_seed: Annotated[
-        int, declare("First of these seeds; use others than the search's.", COMPARED, "", "N")
-    ] = 1000,
-    half: Annotated[
-        str | None,
-        declare(
-            "Which rows judge: final (no search has seen them), search, test or all.",
-            COMPARED,
-            "final, where the evaluator splits its rows",
-            "NAME",
-        ),
-    ] = None,
-    against: Annotated[
-        str,
-        declare(
-            "Hand-designed masks that are opponents of a searched one: nearest (in sparsity), or "
-            "all, which pays for as many comparisons.",
-            COMPARED,
-            "",
-            "NAME",
-        ),
-    ] = "nearest",
-    controls: Annotated[
-        bool,
-        declare(
-            "Also judge dense attention, the hand-designed masks, and random keys in the same "
-            "number.",
-            COMPARED,
-        ),
-    ] = True,
-    as_json: options.Json = False,
-) -> None:
+@takes(
+    {COMPARED: "half against", **JUDGING}, TAKEN_FROM, COMPARING | DECLARED, calls=show_comparison
+)
+def compare(**_: object) -> None:
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
 
     Examples:

@@ -8,8 +8,8 @@ import pytest
 
 import masksearch as ms
 from masksearch.cli.build import build_evaluator, build_executor
+from masksearch.cli.main import complete
 from masksearch.cli.options import OptionsError
-from masksearch.cli.repeat import complete
 from masksearch.cli.resuming import COMMAND, remember
 from masksearch.cli.search import search
 from masksearch.errors import UnknownNameError

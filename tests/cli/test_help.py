@@ -15,9 +15,8 @@ import typer.main
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
-from masksearch.cli.help import EXAMPLES
 from masksearch.cli.main import app
-from masksearch.cli.options import Argument, read_arguments
+from masksearch.cli.options import EXAMPLES, Argument, read_arguments
 
 COMMANDS = typer.main.get_command(app).commands
 

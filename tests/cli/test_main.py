@@ -12,7 +12,7 @@ import pytest
 from cli_runs import EVALUATOR, SPACE, run
 
 import masksearch as ms
-from masksearch.cli.settings import split_settings, strategy_options
+from masksearch.cli.build import split_settings, strategy_options
 
 
 @pytest.fixture
@@ -170,6 +170,7 @@ def test_one_mask_is_judged_with_seeds_and_interval(monkeypatch, capsys, files):
     assert row["loss low"] < row["loss"] < row["loss high"]
 
 
+NOWHERE = ("--evaluator", "nowhere.py:judge")  # which would be refused next
 MISTAKES = {
     "unknown family": (["report", "bigbrd(2)"], "did you mean 'bigbird'"),
     "negative reach": (["report", "window(-1)"], "reach must be a whole number >= 0, got -1"),
@@ -208,6 +209,18 @@ MISTAKES = {
     "setting without a value": (
         ["search", "my_space.py:space", "--set", "shared.steps"],
         "--set takes NAME=VALUE, got 'shared.steps'",
+    ),
+    "halving setting, before the evaluator is built": (
+        ["search", "my_space.py:space", "--halving", "2", "--set", "halving.metrc=x", *NOWHERE],
+        "unknown setting of ParetoHalving 'metrc'; did you mean 'metric'",
+    ),
+    "halving value, before the evaluator is built": (
+        ["search", "my_space.py:space", "--halving", "2", "--set", "halving.factor=1", *NOWHERE],
+        "factor must be above 1, got 1",
+    ),
+    "setting of costs, before the evaluator is built": (
+        ["compare", "star", "--latency", "--set", "cost.lenght=3", *NOWHERE],
+        "unknown setting of costs 'lenght'; did you mean 'length'",
     ),
     "setting of nothing": (
         ["search", "my_space.py:space", "--set", "damm.steps=3"],
