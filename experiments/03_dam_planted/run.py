@@ -26,9 +26,11 @@ import torch
 
 import masksearch as ms
 from masksearch.analysis.pareto import hypervolume
+from masksearch.contracts import generator
 from masksearch.gates.discretise import at_sparsity
 from masksearch.models.encoders import Size
 from masksearch.strategies.dam import SPREAD
+from masksearch.tasks.planted.process import pair_by_offsets
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -37,6 +39,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from planted_runs import Cells, Row, Setting, judged, oracle_density, shown  # noqa: E402
 
 PROCESS = ms.PlantedProcess()  # n = 24, vocabulary 8, one offset, 2 keys
+EQUALLY_SPACED = pair_by_offsets(24, (5,), 3)  # (1, 6, 11), (2, 7, 12), ..
 RECIPE = {"steps": 1500, "dense_warmup": 0.4}  # beside the defaults of DamConfig
 SEEDS, GRID_SEEDS = 5, 2
 FACTORS = (1.0, 2.0, 4.0)  # of the planted edges' density; the least possible comes first
@@ -56,14 +59,21 @@ def base(process: ms.PlantedProcess, steps: int | None, **changes: object) -> Se
     return Setting(process, config, **changes)  # type: ignore[arg-type]
 
 
+def at_random(size: int) -> tuple[tuple[int, ...], ...]:
+    """A random partition of the positions but the first; up to `size` - 1 are left over."""
+    order = 1 + torch.randperm(23, generator=generator(0, 5))
+    groups = order[: 23 // size * size].view(-1, size).tolist()
+    return tuple(sorted(tuple(sorted(group)) for group in groups))
+
+
 def processes() -> dict[str, ms.PlantedProcess]:
     """The grid: one thing at a time differs from `PROCESS`, which the other parts use."""
     found = {
-        "mirrored": replace(PROCESS, pairing="mirrored"),
-        "free pairing": replace(PROCESS, pairing="free"),
-        "two parents, offset 5, 1 key": replace(PROCESS, offsets=(5,), parents=2, keys=1),
-        "two parents, offset 5, 2 keys": replace(PROCESS, offsets=(5,), parents=2),
-        "two parents, free, 1 key": replace(PROCESS, pairing="free", parents=2, keys=1),
+        "mirrored": replace(PROCESS, groups=tuple((s, 24 - s) for s in range(1, 12))),
+        "free pairing": replace(PROCESS, groups=at_random(2)),
+        "two parents, offset 5, 1 key": replace(PROCESS, groups=EQUALLY_SPACED, keys=1),
+        "two parents, offset 5, 2 keys": replace(PROCESS, groups=EQUALLY_SPACED),
+        "two parents, free, 1 key": replace(PROCESS, groups=at_random(3), keys=1),
         "n 16, offset 7": replace(PROCESS, length=16, offsets=(7,)),
         "n 48": replace(PROCESS, length=48),
     }
@@ -91,7 +101,7 @@ def grid(steps: int | None) -> dict[str, Setting]:
         for heads in (8, 1, 4)
     }
     planted = {name: base(process, steps) for name, process in processes().items()}
-    few = replace(PROCESS, offsets=(5,), parents=2, keys=1, vocabulary=3)
+    few = replace(PROCESS, groups=EQUALLY_SPACED, keys=1, vocabulary=3)
     for longer in (1500, 4500):
         name = f"two parents, offset 5, 1 key, vocabulary 3, {longer:,} steps"
         several[name] = base(few, steps or longer)

@@ -65,7 +65,7 @@ def learn(judge: LookupEvaluator, seed: int) -> int:
     """
     model, task = judge.model(seed), judge.task()
     batches = task.batches(mixed_seed(seed, ORDER), judge.batch)
-    looked = task.part(1).rows(LOOKED, torch.Generator().manual_seed(seed))
+    looked = task.rows(LOOKED, torch.Generator().manual_seed(seed))
     optimiser = torch.optim.AdamW(model.parameters(), judge.lr, (0.9, 0.98), weight_decay=0.01)
     step, end = 0, judge.steps
     while step < end:

@@ -25,8 +25,7 @@ from masksearch.models.encoders import AnySize, find_size, initial_spread, size_
 from masksearch.serving.kv_cache import kv_bytes
 from masksearch.tasks.next_token import NextTokenRows, NextTokenTask, NextTokenText, hide_passkeys
 from masksearch.tasks.recall import Recall
-from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import absolute_if_local, absolute_source
+from masksearch.tasks.text.files import absolute_if_local, absolute_source, short_hash
 from masksearch.training.loop import Precision, TrainConfig, find_device, peak_rate
 
 Adapted = Literal["none", "recover", "train"]

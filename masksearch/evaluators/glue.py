@@ -25,23 +25,20 @@ from masksearch.errors import check_name
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, TokenRows, pad_rows, tokenize_rows
 from masksearch.models.encoders import SequenceClassifier
-from masksearch.tasks.glue import (
+from masksearch.tasks.glue.metrics import (
+    COLUMNS,
     Convention,
-    GlueData,
-    GlueTask,
     column_metrics,
+    column_value,
     constant_scores,
-    glue_place,
     glue_score,
-    load_glue,
     majority,
     reported,
     row_scores,
     score,
-    task_named,
-    task_number,
 )
-from masksearch.tasks.glue.metrics import COLUMNS, column_value
+from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
+from masksearch.tasks.glue.tasks import GlueTask, task_named, task_number
 from masksearch.tasks.text.files import short_hash
 from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.tokenizer import TokenSource

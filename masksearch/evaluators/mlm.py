@@ -51,8 +51,7 @@ from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.mlm import MlmTask, mark_scored
 from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import absolute_if_local, absolute_source
+from masksearch.tasks.text.files import absolute_if_local, absolute_source, short_hash
 from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, copy_weights

@@ -24,11 +24,16 @@ from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
 from masksearch.models.encoders import SpanPredictor
-from masksearch.tasks.squad.data import Question, SquadData, load_squad
-from masksearch.tasks.squad.metrics import after_threshold, question_scores, score
-from masksearch.tasks.squad.windows import Answer, SquadWindows, WindowSize, decode, make_windows
-from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import absolute_source
+from masksearch.tasks.squad import (
+    Question,
+    SquadData,
+    after_threshold,
+    load_squad,
+    question_scores,
+    score,
+)
+from masksearch.tasks.squad_windows import Answer, SquadWindows, WindowSize, decode, make_windows
+from masksearch.tasks.text.files import absolute_source, short_hash
 from masksearch.tasks.text.tokenizer import TokenSource
 
 log = logging.getLogger(__name__)
@@ -53,7 +58,7 @@ class SquadEvaluator(FineTuning):
 
     Args:
         squad: A SQuAD file, or a folder with train-v*.json and dev-v*.json. A file alone is split
-            by article: see `masksearch.tasks.squad.data.load_squad`; `data().source` says what was
+            by article: see `masksearch.tasks.squad.load_squad`; `data().source` says what was
             done.
         squad_held_out: A SQuAD file to hold out.
         split_seed: Seed of the split and the samples.

@@ -24,8 +24,7 @@ from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskFiles, TaskScores, pad_ids, read_task
 from masksearch.models.encoders import ChoiceScorer
 from masksearch.tasks.swag import ChoiceRows, SwagData, load_swag, make_choices
-from masksearch.tasks.text.files import short_hash
-from masksearch.tasks.text.hub import absolute_source
+from masksearch.tasks.text.files import absolute_source, short_hash
 from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.tokenizer import TokenSource
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from masksearch.contracts import Batch, Half, generator
+from masksearch.tasks.splits import spread
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import word_starts
 
@@ -195,16 +196,14 @@ class MlmTask:
             DataError: If there is none.
         """
         rows = self.corpus.held_out_rows(self.half)
-        count = min(len(rows), self.held_out_sequences)
-        return rows[torch.arange(count) * len(rows) // count]
+        return rows[spread(len(rows), self.held_out_sequences)]
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, masked once: the same batches in every call."""
         random, rows = generator(HELD_OUT), self.held_out_rows
-        count = len(rows)
         return [
-            self.mask_tokens(self.corpus.held_out[rows[start : start + self.batch]], random)
-            for start in range(0, count, self.batch)
+            self.mask_tokens(self.corpus.held_out[chosen], random)
+            for chosen in torch.split(rows, self.batch)
         ]
 
     @cached_property

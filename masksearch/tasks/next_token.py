@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,10 @@ from torch import Tensor
 from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import epoch_batches
-from masksearch.tasks.splits import check_sequences
-from masksearch.tasks.text.corpus import deal_stretches, name_reader, read_test_text, tokenize_text
+from masksearch.tasks.splits import check_sequences, spread
+from masksearch.tasks.text.corpus import deal_stretches, read_test_text, tokenize_text
 from masksearch.tasks.text.files import paragraph_pieces, short_hash
-from masksearch.tasks.text.packing import Boundaries
+from masksearch.tasks.text.packing import Boundaries, Sequences
 from masksearch.tasks.text.tokenizer import encode, id_count
 
 if TYPE_CHECKING:
@@ -91,10 +91,6 @@ class NextTokenTask(Protocol):
         """How frequent each id is among what is learnt, float64 `[ids]`, summing to 1."""
         ...
 
-    def part(self, number: int) -> NextTokenTask:
-        """The same with other training sequences than those of another number, 0 or 1."""
-        ...
-
     def batches(self, seed: int, batch: int, start: int = 0) -> Iterator[Batch]:
         """Endless training batches from number `start` on, a function of `seed` alone."""
         ...
@@ -113,19 +109,17 @@ class NextTokenText:
     Pickles self-contained: with the ids, in the smallest integer type that holds them.
 
     Args:
-        train: Ids `[sequences, length - prefix]`.
+        train: The sequences, each behind what the tokenizer puts in front of a text (Llama's
+            `<s>`), which is not scored.
         held: The same, of the held-out text.
-        prefix: What the tokenizer puts in front of a text (Llama's `<s>`), and so in front of each
-            sequence; it is not scored.
         tokenizer: A `tokenizers.Tokenizer`.
         digest: Hash of the text, the tokenizer and the length.
         train_digest: The same of what is trained on, whatever is held out of it for a test.
         begins: Where documents and paragraphs begin in the held-out text.
     """
 
-    train: NDArray[Any]
-    held: NDArray[Any]
-    prefix: tuple[int, ...]
+    train: Sequences
+    held: Sequences
     tokenizer: Tokenizer = field(repr=False)
     digest: str
     train_digest: str
@@ -161,15 +155,14 @@ class NextTokenText:
         """
         if length < 3:
             raise ValueError(f"a sequence has at least 3 tokens, got length {length}")
-        how = paragraph_pieces
-        stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache, read=how)
+        stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache, paragraph_pieces)
         made, content = stored.tokenizer, list(stored.content)
         prefix, about = text_prefix(made), (made.to_str(), str(length))
-        inner = length - len(prefix)
+        named, inner = ("next token", paragraph_pieces.__name__), length - len(prefix)
         train, held = stored.parts(inner)
-        train_digest = short_hash("next token", *name_reader(how), *content, *about)
+        train_digest = short_hash(*named, *content, *about)
         if test:
-            tested = read_test_text(path, made, cache, how)
+            tested = read_test_text(path, made, cache, paragraph_pieces)
             held, content = tested.held_out, [content[0], "test", tested.content[1]]
         if len(train.ids) < inner or len(held.ids) < inner:
             raise DataError(
@@ -179,11 +172,10 @@ class NextTokenText:
             )
         whole = held.part(0, len(held.ids) // inner * inner)
         return cls(
-            train=packed(train.ids, inner),
-            held=packed(held.ids, inner),
-            prefix=prefix,
+            train=Sequences.packed(train.ids, length, prefix),
+            held=Sequences.packed(held.ids, length, prefix),
             tokenizer=made,
-            digest=short_hash("next token", *name_reader(how), *content, *about),
+            digest=short_hash(*named, *content, *about),
             train_digest=train_digest,
             begins=whole.begins,
         )
@@ -191,7 +183,7 @@ class NextTokenText:
     @property
     def length(self) -> int:
         """Positions of a sequence."""
-        return int(self.train.shape[1]) + len(self.prefix)
+        return self.train.shape[1]
 
     @property
     def vocabulary(self) -> int:
@@ -202,27 +194,14 @@ class NextTokenText:
     def frequencies(self) -> Tensor:
         """How frequent each token id is in the training text, float64 `[ids]`, summing to 1; every
         id counts as seen once more than it is."""
-        rows = self.train[:: 1 + len(self.train) * self.length // COUNTED]
+        rows = self.train.body[:: 1 + len(self.train) * self.length // COUNTED]
         counts = np.bincount(rows.reshape(-1), minlength=self.vocabulary) + 1.0
         return torch.from_numpy(counts / counts.sum())
-
-    def part(self, number: int, parts: int = 2) -> NextTokenText:
-        """The same with every `parts`-th training sequence, from `number`; where there are too
-        few, with all of them."""
-        own = self.train[number::parts]
-        return replace(self, train=own) if len(own) else self
-
-    def sequences(self, body: NDArray[Any]) -> Tensor:
-        """Rows with the prefix in front: int64 `[rows, length]`."""
-        rows = np.empty((len(body), self.length), np.int64)
-        rows[:, : len(self.prefix)] = self.prefix
-        rows[:, len(self.prefix) :] = body
-        return torch.from_numpy(rows)
 
     def scored(self, tokens: Tensor) -> Tensor:
         """Labels: every token but those in front that nothing predicts."""
         labels = tokens.clone()
-        labels[:, : max(1, len(self.prefix))] = -100
+        labels[:, : max(1, len(self.train.before))] = -100
         return labels
 
     def batches(self, seed: int, batch: int, start: int = 0) -> Iterator[Batch]:
@@ -237,7 +216,7 @@ class NextTokenText:
         order = epoch_batches(len(self.train), batch, generator(seed, ORDER))
         for number, chosen in enumerate(order):
             if number >= start:
-                tokens = self.sequences(self.train[chosen.numpy()])
+                tokens = self.train[chosen].long()
                 yield {"input_ids": tokens, "labels": self.scored(tokens)}
 
     def held_out(self, half: Half, most: int) -> NextTokenRows:
@@ -254,22 +233,16 @@ class NextTokenText:
         Raises:
             DataError: If there is none.
         """
-        inner = self.held.shape[1]
-        starts, final = deal_stretches(self.held.reshape(-1), self.begins, inner)
+        inner = self.held.body.shape[1]
+        starts, final = deal_stretches(self.held.body.reshape(-1), self.begins, inner)
         rows = np.arange(len(self.held))
         of = np.searchsorted(starts, rows * inner, "right") - 1
         if half in ("search", "final"):
             rows = rows[final[of] == (half == "final")]
         check_sequences(len(rows), len(self.held), half, self.length)
-        count = min(len(rows), most)
-        rows = rows[np.arange(count) * len(rows) // count]
-        tokens = self.sequences(self.held[rows])
+        rows = rows[spread(len(rows), most).numpy()]
+        tokens = self.held[torch.from_numpy(rows)].long()
         return NextTokenRows(tokens, self.scored(tokens), of[rows], repeat_distances(tokens))
-
-
-def packed(ids: NDArray[Any], inner: int) -> NDArray[Any]:
-    """Whole rows of a stream, `[rows, inner]`; nothing is copied."""
-    return ids[: len(ids) // inner * inner].reshape(-1, inner)
 
 
 def text_prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -340,7 +313,7 @@ def hide_passkeys(text: NextTokenText, half: Half, count: int) -> NextTokenRows:
             "use one that knows digits, or leave passkeys out"
         )
     base = text.held_out(half, count)
-    front = len(text.prefix)
+    prefix, front = text.train.before, len(text.train.before)
     numbers = torch.randint(LEAST, MOST, (count,), generator=generator(NUMBERS, DRAWS[half]))
     tokens = np.empty((count, text.length), np.int64)
     needs = torch.zeros(count, text.length, dtype=torch.int64)
@@ -357,7 +330,7 @@ def hide_passkeys(text: NextTokenText, half: Half, count: int) -> NextTokenRows:
             )
         depth = round((row + 0.5) / count * room)
         hidden = [*body[:depth], *before, *said, *behind, *body[depth:room], *asked, *said]
-        tokens[row] = [*text.prefix, *hidden]
+        tokens[row] = [*prefix, *hidden]
         back = text.length - len(said) - (front + depth + len(before))
         needs[row, -len(said) :] = back
     made = torch.from_numpy(tokens)

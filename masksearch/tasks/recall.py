@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Self
 
@@ -45,7 +45,6 @@ class Recall:
         fillers: Ids that fillers are drawn from.
         middle: Fillers of a row (>= 2).
         follow: How often a filler is the one that the rule names; otherwise it is drawn from all.
-        stream: Which of several streams of training rows; no part of the task's identity.
 
     Reference: multi-query associative recall, Zoology, arXiv 2312.04927, Section 4.1; there
         without filler that needs a window.
@@ -57,7 +56,6 @@ class Recall:
     fillers: int = 8
     middle: int = 24
     follow: float = 0.85
-    stream: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"pairs": 1, "keys": self.pairs, "values": 2, "fillers": 2, "middle": 2}
@@ -97,8 +95,7 @@ class Recall:
     @property
     def digest(self) -> str:
         """Hash of the distribution."""
-        told = {name: value for name, value in asdict(self).items() if name != "stream"}
-        return hashlib.sha256(f"recall-1 {told}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"recall-1 {asdict(self)}".encode()).hexdigest()[:16]
 
     @property
     def train_digest(self) -> str:
@@ -128,10 +125,6 @@ class Recall:
         share[self.keys + self.values :] = (self.middle - 1) / self.fillers
         share[: self.keys] = 1e-9  # never scored
         return share / share.sum()
-
-    def part(self, number: int) -> Recall:
-        """The same distribution with training rows of their own."""
-        return replace(self, stream=(*self.stream, number))
 
     def rows(self, count: int, random: torch.Generator) -> NextTokenRows:
         """Fresh rows, with what each token needs."""
@@ -164,7 +157,7 @@ class Recall:
         """
         number = start
         while True:
-            found = self.rows(batch, generator(seed, TRAIN, number, *self.stream))
+            found = self.rows(batch, generator(seed, TRAIN, number))
             yield {"input_ids": found.tokens, "labels": found.labels}
             number += 1
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from masksearch.contracts import Batch, Half, generator
 from masksearch.errors import DataError
 from masksearch.tasks.mlm import HELD_OUT, MASKING, ORDER, MlmTask, epoch_batches, skip_draws
+from masksearch.tasks.splits import spread
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.packing import Boundaries, Sequences, bare_ids
 from masksearch.tasks.text.tokenizer import sentence_ends
@@ -46,8 +47,8 @@ class SentencePairTask(MlmTask):
     like, or with its document.
 
     A document is what a file holds or, in a file with headings of WikiText articles
-    (` = Title = `), an article; in a file without such headings blank lines part documents too,
-    unless `blank_lines` is False. A row of a dataset of the Hub is a document. Of the tokens,
+    (` = Title = `), an article; in a file without such headings blank lines part documents too.
+    A row of a dataset of the Hub is a document. Of the tokens,
     those that `corpus.train` leaves out at its end are left out here.
 
     Args:
@@ -59,8 +60,6 @@ class SentencePairTask(MlmTask):
         held_out_sequences: Largest number of held-out pairs, spread evenly over them.
         whole_words: Whether all tokens of a word are masked together (`Masking`).
         kind: `"next"` or `"order"`.
-        blank_lines: Whether blank lines part documents.
-        share: (k, n): of the training pairs' windows only every n-th, from number k on.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -72,15 +71,11 @@ class SentencePairTask(MlmTask):
     """
 
     kind: Literal["next", "order"] = "next"
-    blank_lines: bool = True
-    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kind not in ("next", "order"):
             raise ValueError(f"kind must be 'next' or 'order', got {self.kind!r}")
-        if not 0 <= self.share[0] < self.share[1]:
-            raise ValueError(f"share is (k, n) with 0 <= k < n, got {self.share}")
         if self.corpus.length < SHORTEST + 3:
             raise ValueError(
                 f"a pair needs a length of at least {SHORTEST + 3} positions, "
@@ -104,11 +99,10 @@ class SentencePairTask(MlmTask):
         if begins is None or begins.tokens != len(ids):
             raise DataError(
                 f"sentence pairs need a corpus that knows where the documents of its {part} text "
-                "begin: take one from Corpus.load as it is (share=(k, n) chooses a part of it)"
+                "begin: take one from Corpus.load as it is"
             )
-        documents = begins.paragraphs if self.blank_lines else begins.documents
-        ends = sentence_ends(self.corpus.tokenizer).numpy()
-        made = TextWindows.cut(ids, documents, sentence_starts(ids, ends), self.corpus.length - 3)
+        starts = sentence_starts(ids, sentence_ends(self.corpus.tokenizer).numpy())
+        made = TextWindows.cut(ids, begins.paragraphs, starts, self.corpus.length - 3)
         return self.enough(made, f"{part} text")
 
     def enough(self, made: TextWindows, what: str) -> TextWindows:
@@ -136,15 +130,12 @@ class SentencePairTask(MlmTask):
         order, masking = generator(seed, ORDER), generator(seed, MASKING)
         pairs = generator(seed, PAIRS)
         shape = torch.Size((self.batch, self.corpus.length))
-        chosen = torch.arange(len(self.windows))[self.share[0] :: self.share[1]]
-        if not len(chosen):
-            raise DataError(f"share {self.share} of {len(self.windows)} windows holds none")
-        for number, items in enumerate(epoch_batches(len(chosen), self.batch, order)):
+        for number, items in enumerate(epoch_batches(len(self.windows), self.batch, order)):
             if number < start:
                 torch.rand(self.batch, DRAWS, generator=pairs, dtype=torch.float64)
                 skip_draws(shape, self.corpus.vocabulary, masking)
             else:
-                yield self.make_pairs(self.windows, chosen[items], pairs, masking)
+                yield self.make_pairs(self.windows, items, pairs, masking)
 
     @cached_property
     def held_out_windows(self) -> TextWindows:
@@ -160,18 +151,14 @@ class SentencePairTask(MlmTask):
     @cached_property
     def held_out_rows(self) -> Tensor:
         """Numbers of the windows that are scored, int64, rising."""
-        windows = self.held_out_windows
-        count = min(len(windows), self.held_out_sequences)
-        return torch.arange(count) * len(windows) // count
+        return spread(len(self.held_out_windows), self.held_out_sequences)
 
     def held_out(self) -> list[Batch]:
         """Pairs of the held-out text, drawn once: the same batches in every call."""
-        windows, items = self.held_out_windows, self.held_out_rows
         masking, pairs = generator(HELD_OUT), generator(HELD_OUT, PAIRS)
-        count = len(items)
         return [
-            self.make_pairs(windows, items[start : start + self.batch], pairs, masking)
-            for start in range(0, count, self.batch)
+            self.make_pairs(self.held_out_windows, items, pairs, masking)
+            for items in torch.split(self.held_out_rows, self.batch)
         ]
 
     def make_pairs(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from masksearch.contracts import Half, generator
 from masksearch.errors import DataError
@@ -190,6 +191,12 @@ def two_parts(
         [row for row in rows if group(row) in held],
         source,
     )
+
+
+def spread(among: int, most: int) -> Tensor:
+    """At most so many of that many numbers, rising and evenly spread: int64."""
+    count = min(among, most)
+    return torch.arange(count) * among // count
 
 
 def sample_rows(rows: Sequence[Row], limit: int | None, *seed: int) -> Sequence[Row]:

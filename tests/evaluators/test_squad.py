@@ -19,7 +19,7 @@ from masksearch.evaluators.squad import trivial
 from masksearch.evaluators.tuning import TaskTraining
 from masksearch.masks import Mask
 from masksearch.models.encoders import SpanPredictor, encoder
-from masksearch.tasks.squad.data import Question
+from masksearch.tasks.squad import Question
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def test_every_sequence_is_trained_on_once_a_round(text: NextTokenText) -> None:
     assert len(seen) == len(text.train) // 8 * 8
     again = text.batches(0, 8, start=3)
     assert torch.equal(next(again)["input_ids"], seen[24:32])
-    own = sorted(map(tuple, text.train.tolist()))
+    own = sorted(map(tuple, text.train.tensor().tolist()))
     assert all(tuple(row) in own for row in seen.tolist())
 
 
@@ -66,10 +66,10 @@ def test_no_sequence_begins_in_a_document_of_the_other_half(text: NextTokenText)
 
 
 def test_frequencies_are_those_of_the_training_text(text: NextTokenText) -> None:
-    ids, counts = np.unique(text.train, return_counts=True)
+    ids, counts = np.unique(text.train.body, return_counts=True)
     share = text.frequencies
     assert share.sum().item() == pytest.approx(1)
-    expected = (counts + 1) / (text.train.size + text.vocabulary)
+    expected = (counts + 1) / (text.train.body.size + text.vocabulary)
     assert share[torch.from_numpy(ids.astype(int))].tolist() == pytest.approx(expected.tolist())
 
 
@@ -99,7 +99,7 @@ def test_paragraphs_end_with_a_blank_line(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(b"one\r\ntwo\r\n\r\n\r\nthree\nfour\n\nfive\n" * 9)
     read = NextTokenText.load(path, tokenizer=tokenizer, length=100, cache=tmp_path)
-    said = read.tokenizer.decode(read.train.reshape(-1).tolist())
+    said = read.tokenizer.decode(read.train.body.reshape(-1).tolist())
     assert said.startswith("one\ntwo\n\nthree\nfour\n\nfive\none\ntwo\n\nthree")
     (tmp_path / "folder").mkdir()
     for name in ("train", "test"):

@@ -159,20 +159,6 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
     assert task.name == f"mlm+{kind}"
 
 
-def test_shares_are_apart_and_whole(corpus: Corpus) -> None:
-    task = SentencePairTask(corpus, batch=1, kind="order")
-    parts = [
-        {
-            tuple(sorted(sum(segments(corpus, batch)[0], ())))
-            for batch in islice(replace(task, share=(number, 2)).batches(0), 400)
-        }
-        for number in (0, 1)
-    ]
-    whole = {tuple(sorted(sum(segments(corpus, b)[0], ()))) for b in islice(task.batches(0), 400)}
-    assert parts[0] | parts[1] == whole
-    assert len(parts[0] & parts[1]) <= 3  # windows that hold the same words
-
-
 def test_a_pickled_corpus_gives_the_same_pairs(corpus: Corpus) -> None:
     shipped = pickle.loads(pickle.dumps(corpus))
     for one, two in zip(
@@ -183,24 +169,29 @@ def test_a_pickled_corpus_gives_the_same_pairs(corpus: Corpus) -> None:
         assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kind": "nsp"}, "'next' or 'order', got 'nsp'"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"probability": 1.5}, "probability is a share"),
+        ({"held_out_sequences": 0}, "held_out_sequences"),
+    ],
+)
+def test_wrong_settings_are_named(corpus: Corpus, changed: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SentencePairTask(corpus, **changed)
+
+
 def test_errors_say_what_to_do(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match="'next' or 'order', got 'nsp'"):
-        SentencePairTask(corpus, kind="nsp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch must be at least 1"):
-        SentencePairTask(corpus, batch=0)
-    with pytest.raises(ValueError, match="probability is a share"):
-        SentencePairTask(corpus, probability=1.5)
-    with pytest.raises(ValueError, match="held_out_sequences"):
-        SentencePairTask(corpus, held_out_sequences=0)
-    with pytest.raises(ValueError, match=r"share is \(k, n\)"):
-        SentencePairTask(corpus, share=(2, 2))
     with pytest.raises(ValueError, match="length of at least 7"):
         SentencePairTask(replace(corpus, train=corpus.train.tensor()[:, :6]))
     for changed in (replace(corpus, begins=None), replace(corpus, train=corpus.train[::2])):
-        with pytest.raises(DataError, match=r"documents of its train text begin.*share=\(k, n\)"):
+        with pytest.raises(DataError, match=r"documents of its train text begin: take one from"):
             next(SentencePairTask(changed).batches(0))
+    assert corpus.begins is not None
+    one = replace(corpus.begins[0], paragraphs=corpus.begins[0].documents)
+    whole = replace(corpus, begins=(one, one))
     with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):
-        next(SentencePairTask(corpus, blank_lines=False).batches(0))
-    next(SentencePairTask(corpus, blank_lines=False, kind="order").batches(0))
-    with pytest.raises(DataError, match="holds none"):
-        next(SentencePairTask(corpus, share=(5_000, 5_001)).batches(0))
+        next(SentencePairTask(whole).batches(0))
+    next(SentencePairTask(whole, kind="order").batches(0))

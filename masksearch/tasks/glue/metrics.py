@@ -9,16 +9,17 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from masksearch.analysis.pareto import NEAR, beats_constant
 from masksearch.analysis.row_scores import pseudo_values
 from masksearch.errors import check_name
 from masksearch.tasks.glue.tasks import TASKS, GlueTask
 
+Numbers = NDArray[np.float64]
 CONSTANT = 1e-13  # spread over mean below which numbers count as equal, as in scipy
 
 
@@ -43,31 +44,32 @@ def score(
         ValueError: If the lengths differ, there is nothing to score, a number is NaN or
             infinite, or a class number is not one of the task's.
     """
-    from scipy.stats import pearsonr, spearmanr
-    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-
     if len(predictions) != len(labels) or len(labels) == 0:
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
     guess = check_numbers(task, predictions, "prediction")
     truth = check_numbers(task, labels, "label")
-    values: dict[str, float] = {}
-    for metric in task.metrics:
-        if metric == "accuracy":
-            values[metric] = float(accuracy_score(truth, guess))
-        elif metric == "f1":
-            values[metric] = float(f1_score(truth, guess, zero_division=0.0))
-        elif is_constant(guess) or is_constant(truth):
-            values[metric] = 0.0
-        elif metric == "matthews":
-            values[metric] = float(matthews_corrcoef(truth, guess))
-        elif metric == "pearson":
-            values[metric] = float(pearsonr(guess, truth).statistic)
-        else:
-            values[metric] = float(spearmanr(guess, truth).statistic)
-    return values
+    return {metric: compute(metric, guess, truth) for metric in task.metrics}
 
 
-def check_numbers(task: GlueTask, numbers: Sequence[float], what: str) -> NDArray[np.float64]:
+def compute(metric: str, guess: Numbers, truth: Numbers) -> float:
+    """One metric of checked numbers; see `score`."""
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    if metric == "accuracy":
+        return float(accuracy_score(truth, guess))
+    if metric == "f1":
+        return float(f1_score(truth, guess, zero_division=0.0))
+    if is_constant(guess) or is_constant(truth):
+        return 0.0
+    if metric == "matthews":
+        return float(matthews_corrcoef(truth, guess))
+    if metric == "pearson":
+        return float(pearsonr(guess, truth).statistic)
+    return float(spearmanr(guess, truth).statistic)
+
+
+def check_numbers(task: GlueTask, numbers: Sequence[float], what: str) -> Numbers:
     """The numbers as an array, if all of them can be scored."""
     array = np.asarray(numbers, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(array))
@@ -87,29 +89,20 @@ def check_numbers(task: GlueTask, numbers: Sequence[float], what: str) -> NDArra
     return array
 
 
-def is_constant(numbers: NDArray[np.float64]) -> bool:
+def is_constant(numbers: Numbers) -> bool:
     """Whether all numbers are equal, but for rounding; a correlation then means nothing."""
     mean = numbers.mean()
     return bool(np.linalg.norm(numbers - mean) <= CONSTANT * abs(mean))
 
 
 def majority(task: GlueTask, labels: Sequence[float]) -> float:
-    """Primary score of always predicting the most frequent label: what knowing nothing earns.
+    """Primary score of the best constant answer: what knowing nothing earns.
 
     >>> from masksearch.tasks.glue.tasks import TASKS
     >>> majority(TASKS["SST-2"], [1, 1, 0, 1])
     0.75
     """
-    return majority_scores(task, labels)[task.primary]
-
-
-def majority_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]:
-    """Every official metric of always predicting the most frequent label (the smallest among
-    equals).
-    """
-    count = Counter(labels)
-    commonest = max(sorted(count), key=count.__getitem__)
-    return score(task, [commonest] * len(labels), labels)
+    return constant_scores(task, labels)[task.primary]
 
 
 def constant_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]:
@@ -122,19 +115,6 @@ def constant_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]
     ones, count = sum(label == 1 for label in labels), len(labels)
     known = {"accuracy": max(Counter(labels).values()) / count, "f1": 2 * ones / (count + ones)}
     return {metric: known.get(metric, 0.0) for metric in task.metrics}
-
-
-def at_majority(values: Mapping[str, float], margin: float = NEAR) -> list[str]:
-    """Tasks whose score does not beat the majority score: they tell masks apart by noise.
-
-    Args:
-        values: What `GlueEvaluator` reports: `"<task>"`, `"<task>/majority"`, `"<task>/low"`.
-        margin: How much a score without a lower bound has to be above.
-
-    >>> at_majority({"SST-2": 0.73, "SST-2/majority": 0.51, "RTE": 0.53, "RTE/majority": 0.53})
-    ['RTE']
-    """
-    return [task for task, beats in beats_constant(values, margin).items() if not beats]
 
 
 # SparseBERT's columns, in its order; WNLI is not among them.
@@ -168,19 +148,19 @@ class GlueScore:
     @property
     def nine(self) -> float | None:
         """Mean of all nine columns; None where one is missing."""
-        return None if self.missing else mean(self.values)
+        return None if self.missing else fmean(self.values.values())
 
     @property
     def without_rte(self) -> float | None:
         """Mean of the eight columns other than RTE; None where one of those is missing."""
         if set(self.missing) - {LEFT_OUT}:
             return None
-        return mean({name: value for name, value in self.values.items() if name != LEFT_OUT})
+        return fmean(value for name, value in self.values.items() if name != LEFT_OUT)
 
     @property
     def partial(self) -> float:
         """Mean of the columns that are in. It compares only with a mean of the same columns."""
-        return mean(self.values)
+        return fmean(self.values.values())
 
     def __str__(self) -> str:
         if self.nine is not None:
@@ -267,7 +247,7 @@ def column_value(
             f"the {convention!r} average needs {', '.join(lacking)}; report them (`reported`) or "
             "take the convention 'primary'"
         )
-    return math.fsum(values[name] for name in names) / len(names)
+    return fmean(values[name] for name in names)
 
 
 def column_metrics(task: GlueTask, convention: Convention) -> tuple[str, ...]:
@@ -282,14 +262,8 @@ def find_task(column: str) -> GlueTask:
     return next(task for task in TASKS.values() if column in task.dev_files)
 
 
-def mean(values: Mapping[str, float]) -> float:
-    """Mean of the values."""
-    return math.fsum(values.values()) / len(values)
-
-
 CHUNK = 1 << 21  # numbers of a table of ranks
 SPREAD = 1e-12  # share of a sum of squares that is rounding
-Numbers = NDArray[np.float64]
 
 
 def row_scores(
@@ -323,40 +297,19 @@ def row_scores(
     elif metric == "spearman":
         without = spearman_without(guess, truth)
     else:
-        without = class_metric_without(task, metric, guess.astype(int), truth.astype(int))
+        without = class_metric_without(metric, guess, truth)
     return pseudo_values(value, without)
 
 
-def class_metric_without(
-    task: GlueTask, metric: str, guess: NDArray[np.int_], truth: NDArray[np.int_]
-) -> Numbers:
-    """F1 or Matthews without each row: by the cell of the confusion table it is counted in."""
-    table = np.zeros((task.classes, task.classes))
-    np.add.at(table, (truth, guess), 1)
-    compute = f1_of if metric == "f1" else matthews_of
-    found = np.zeros_like(table)
-    for cell in zip(*np.nonzero(table), strict=True):
-        table[cell] -= 1
-        found[cell] = compute(table)
-        table[cell] += 1
-    without: Numbers = found[truth, guess]
+def class_metric_without(metric: str, guess: Numbers, truth: Numbers) -> Numbers:
+    """A metric of classes without each row, `[n]`: rows with the same two classes are alike."""
+    without = np.zeros(len(truth))
+    for pair in np.unique(np.stack([guess, truth]), axis=1).T:
+        alike = (guess == pair[0]) & (truth == pair[1])
+        rest = np.arange(len(truth)) != alike.argmax()
+        if rest.any():
+            without[alike] = compute(metric, guess[rest], truth[rest])
     return without
-
-
-def f1_of(table: Numbers) -> float:
-    """F1 of class 1: `[truth, guess]`; 0 without a true positive."""
-    hits = table[1, 1]
-    return float(2 * hits / (table[1].sum() + table[:, 1].sum())) if hits else 0.0
-
-
-def matthews_of(table: Numbers) -> float:
-    """Matthews' correlation of several classes: `[truth, guess]`; 0 where one side is constant.
-
-    Reference: Gorodkin, Computational Biology and Chemistry 28, 367 (2004).
-    """
-    true, said, rows = table.sum(1), table.sum(0), table.sum()
-    spread = (rows**2 - true @ true) * (rows**2 - said @ said)
-    return float((rows * np.trace(table) - true @ said) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
 def pearson_without(one: Numbers, two: Numbers) -> Numbers:

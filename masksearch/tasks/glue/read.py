@@ -7,18 +7,39 @@ score(data.task, predictions, data.dev["MRPC"].labels)     # {"accuracy": .., "f
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from masksearch.contracts import Half
 from masksearch.errors import DataError
-from masksearch.tasks.glue.hub import HIDDEN_TESTS, read_hub
-from masksearch.tasks.glue.tasks import TASKS, GlueTask, task_named
+from masksearch.tasks.glue.tasks import TASKS, GlueTask, HubForm, task_named
 from masksearch.tasks.splits import sample_rows, take_half
-from masksearch.tasks.text.files import content_hash, decode_utf8, short_hash
-from masksearch.tasks.text.hub import is_hub
+from masksearch.tasks.text.files import (
+    PREFIX,
+    absolute_source,
+    content_hash,
+    decode_utf8,
+    hub_folder,
+    hub_problems,
+    is_hub,
+    load_hub,
+    short_hash,
+)
+
+LOCAL_GLUE = (
+    "give a folder of TSV files (--glue FOLDER), or a local copy in the Hub's form "
+    "(--glue hf:/FOLDER with FOLDER/<config>/<split>-*.parquet); HF_HUB_OFFLINE=1 reads what was "
+    "downloaded before"
+)
+HIDDEN_TESTS = (
+    "the labels of GLUE's test sets are hidden, only its server scores them; judge by "
+    "half='final', the development rows that no search has seen"
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +89,7 @@ def load_glue(
     Args:
         folder: The GLUE folder, with one folder a task in the official TSV layout; or
             `"hf:<owner>/<name>"` (`"hf:nyu-mll/glue"`), or `"hf:<folder>"` for a local folder in
-            the Hub's form (see `masksearch.tasks.glue.hub.read_hub`).
+            the Hub's form (see `read_hub`).
         task: A name of `TASKS`, or a task of your own.
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
@@ -88,8 +109,7 @@ def load_glue(
     """
     row = task_named(task)
     if is_hub(folder):
-        found, content = read_hub(str(folder), row, test=half == "test")
-        parts = {name: Rows(*columns) for name, columns in found.items()}
+        parts, content = read_hub(str(folder), row, test=half == "test")
     else:
         files = task_files(Path(folder), row)
         if half == "test":
@@ -240,3 +260,121 @@ def find_columns(path: Path, first: bytes, task: GlueTask) -> tuple[int, list[in
 def split_line(path: Path, number: int, raw: bytes) -> list[str]:
     """Fields of a line; a byte-order mark before the first is dropped."""
     return decode_utf8(raw.removesuffix(b"\r"), path, number).split("\t")
+
+
+def glue_place(place: Path | str) -> Path | str:
+    """A GLUE folder as it can be stored: absolute, or a name on the Hub left as it is.
+
+    >>> glue_place("hf:nyu-mll/glue")
+    'hf:nyu-mll/glue'
+    """
+    folder = hub_folder(str(place)) if is_hub(place) else None
+    return absolute_source(place) if folder is None else f"{PREFIX}{folder}"
+
+
+def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Rows], str]:
+    """Reads a task in the Hub's form.
+
+    A local folder holds one folder a configuration (`cola`, `sst2`, `mrpc`, ..), in it
+    `<split>-*.parquet` or `<split>.parquet` (a copy of the Hub's repository) or `<split>/` (as
+    `Dataset.save_to_disk` writes it).
+
+    Args:
+        place: `"hf:<owner>/<name>"` or `"hf:<folder>"`.
+        task: One with a `hub` form.
+        test: Whether the test sets are read in place of the development sets.
+
+    Returns:
+        The rows of "train" and of the development sets by name, and a hash of them. It differs
+        from that of the same rows read from TSV, where the bytes of the files are hashed.
+
+    Raises:
+        DataError: If the Hub cannot be reached, or a configuration, split or column is missing,
+            or a label is wrong or hidden.
+    """
+    form = task.hub
+    if form is None:
+        raise DataError(f"{task.name} is not on the Hub; give a folder of TSV files")
+    splits = {"train": "train", **task.hub_splits}
+    if test:
+        splits = {name: split.replace("validation", "test") for name, split in splits.items()}
+    folder = hub_folder(place)
+    if folder is None:
+        tables = load_hub(place.removeprefix(PREFIX), form.config, LOCAL_GLUE)
+    else:
+        tables = open_folder(folder / form.config, list(splits.values()))
+    required = list(splits.values())[:2]  # further development sets are optional
+    missing = [split for split in required if split not in tables]
+    if missing:
+        raise DataError(
+            f"{place}, configuration {form.config}: no split {', '.join(missing)}; it holds "
+            f"{', '.join(tables) or 'none'}"
+        )
+    parts = {}
+    for name, split in splits.items():
+        if split in tables:
+            try:
+                parts[name] = read_columns(
+                    f"{place} {form.config}/{split}", tables[split], form, task
+                )
+            except DataError as error:
+                if name == "train" or not test:
+                    raise
+                raise DataError(f"{HIDDEN_TESTS} ({error})") from error
+    digest = hashlib.sha256()
+    for name, rows in parts.items():
+        digest.update(json.dumps([name, rows.texts, rows.labels]).encode())
+    return parts, digest.hexdigest()
+
+
+def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
+    """The splits of a local folder that are there, as `datasets.Dataset` over what is read in
+    place: no copy goes to a cache."""
+    if not folder.is_dir():
+        raise DataError(
+            f"no folder {folder}: a GLUE folder in the Hub's form holds one folder a "
+            "configuration (cola, sst2, mrpc, stsb, qqp, mnli, qnli, rte, wnli), in it "
+            "<split>-*.parquet; a folder of TSV files is given without the prefix hf:"
+        )
+    found = {}
+    with hub_problems(str(folder), LOCAL_GLUE):
+        from datasets import Dataset, load_from_disk
+        from datasets.table import InMemoryTable
+        from pyarrow.parquet import read_table
+
+        for split in splits:
+            files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"{split}.parquet")])
+            if files:
+                found[split] = Dataset(InMemoryTable(read_table(files)))
+            elif (folder / split / "state.json").is_file():
+                found[split] = load_from_disk(str(folder / split))
+    return found
+
+
+def read_columns(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
+    """Texts and labels of one split; `place` names it in errors."""
+    wanted = (*form.texts, form.label)
+    missing = [column for column in wanted if column not in table.column_names]
+    if missing:
+        raise DataError(
+            f"{place}: no column {', '.join(missing)}; {task.name} needs {', '.join(wanted)}, "
+            f"found {', '.join(table.column_names)}"
+        )
+    if len(table) == 0:
+        raise DataError(f"{place} is empty; {task.name} needs at least one row")
+    names = getattr(table.features[form.label], "names", None)
+    if names and form.names and tuple(names) != form.names:
+        raise DataError(
+            f"{place}: the classes are {', '.join(names)}, but {task.name} has "
+            f"{', '.join(form.names)} in this order; reorder the labels"
+        )
+    columns = [list(table[column]) for column in form.texts]
+    for column, texts in zip(form.texts, columns, strict=True):
+        bad = next((at for at, text in enumerate(texts) if not isinstance(text, str)), None)
+        if bad is not None:
+            raise DataError(f"{place}, row {bad}: {column} is {texts[bad]!r}, not a text")
+    labels = [
+        task.class_number(label, f"{place}, row {number}")
+        for number, label in enumerate(table[form.label])
+    ]
+    return Rows(list(zip(*columns, strict=True)), labels)

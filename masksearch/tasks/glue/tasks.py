@@ -12,16 +12,14 @@ load_glue("data", tone)                   # reads data/tone/train.tsv and data/t
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from masksearch.errors import DataError, check_name
 
 Column = str | int  # a name of the header, or a number where there is none
 CLASS_METRICS, SCORE_METRICS = ("accuracy", "f1", "matthews"), ("pearson", "spearman")
-HIDDEN = "-1"  # how test sets spell a label that is not told
 
 
 @dataclass(frozen=True)
@@ -153,35 +151,33 @@ class GlueTask:
         """The metric that a search goes by: the first of the official ones."""
         return self.metrics[0]
 
-    def class_number(self, label: str, place: str) -> float:
+    def class_number(self, label: Any, place: str) -> float:
         """Class number of a label, or the score of a regression.
 
         Args:
-            label: As it is spelled in the file.
+            label: As it is spelled in a file, or a number of the Hub.
             place: Where it stands, for the error.
 
         Raises:
             DataError: If it is hidden, unknown, no number or out of range.
         """
-        if label == HIDDEN:
-            raise self.hidden_label(place)
         if self.labels:
-            if label not in self.labels:
+            known = self.labels if isinstance(label, str) else range(self.classes)
+            if label in ("-1", -1):
+                raise self.hidden_label(place)
+            if label not in known:
                 raise DataError(
-                    f"{place}: unknown label {label!r}; {self.name} has {', '.join(self.labels)}"
+                    f"{place}: unknown label {label!r}; {self.name} has "
+                    f"{', '.join(map(str, known))}"
                 )
-            return self.labels.index(label)
+            return known.index(label)
         try:
             score = float(label)
-        except ValueError:
+        except (TypeError, ValueError):
             raise DataError(f"{place}: score {label!r} is not a number") from None
-        return self.checked_score(score, place)
-
-    def checked_score(self, score: float, place: str) -> float:
-        """The score of a regression, where it lies in the range."""
         low, high = self.score_range
-        if not math.isfinite(score) or not low <= score <= high:
-            if score == float(HIDDEN):
+        if not low <= score <= high:
+            if score == -1:
                 raise self.hidden_label(place)
             raise DataError(
                 f"{place}: score {score:g} is outside of {low:g} .. {high:g}; mend or remove the "

@@ -52,23 +52,20 @@ def pair_by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Group
     return tuple(found)
 
 
-def pair_mirrored(length: int) -> Groups:
-    """The pairs (s, length - s) for s = 1, 2, ..: each at a distance of its own."""
-    return tuple((first, length - first) for first in range(1, (length + 1) // 2))
+PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS = 1, 2, 3, 4  # streams of random numbers
 
 
-def pair_at_random(length: int, size: int, random: torch.Generator) -> Groups:
-    """A random partition of the positions 1 .. length - 1 into groups, each in rising order.
-
-    Up to `size` - 1 positions are left over.
-    """
-    order = 1 + torch.randperm(length - 1, generator=random)
-    groups = order[: (length - 1) // size * size].view(-1, size)
-    return tuple(sorted(tuple(sorted(group)) for group in groups.tolist()))
-
-
-Pairing = Literal["offsets", "mirrored", "free"]
-PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS, PAIRING = 1, 2, 3, 4, 5  # streams of random numbers
+def check_groups(groups: Groups, length: int) -> None:
+    """Raises ValueError unless the groups can be planted."""
+    positions = sorted(position for group in groups for position in group)
+    alike = len({len(group) for group in groups}) == 1 and len(groups[0]) > 1
+    rising = all(tuple(sorted(group)) == group for group in groups)
+    inside = positions and positions[0] > 0 and positions[-1] < length
+    if not (alike and rising and inside and len(set(positions)) == len(positions)):
+        raise ValueError(
+            f"groups hold two or more of the positions 1 .. {length - 1} in rising order, all "
+            f"equally many and no position twice; got {groups}"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,11 +73,10 @@ class PlantedProcess:
     """A distribution over sequences in which each paired token determines its partner.
 
     Position 0 holds the key, one of `keys` ids, uniformly (with one key it holds a free token).
-    The other positions are paired by a rule: with `pairing` "offsets", the offsets take turns,
-    and at its turn an offset d pairs the smallest free s >= 1 whose s + d is free and inside the
-    sequence, until no offset finds a pair; with "mirrored", s pairs with length - s; with "free",
-    the positions are matched at random, from `seed`. Hence no position is in two pairs. The
-    first token of a pair and every unpaired token are uniform and independent; the second one is
+    Of the other positions the offsets make pairs in turn: at its turn an offset d pairs the
+    smallest free s >= 1 whose s + d is free and inside the sequence, until no offset finds a pair;
+    or the pairs are given. No position is in two pairs. The first token of a pair and every
+    unpaired token are uniform and independent; the second one is
 
         x[t] = r^-1((k - r(x[s])) mod vocabulary),     k = the key's number, from 0
 
@@ -89,28 +85,26 @@ class PlantedProcess:
     token is certain given its partner and the key, one of `keys` equally likely tokens given its
     partner alone, and uniform without its partner.
 
-    With `parents` = 2, "pairs" are groups of three positions (s, s + d, s + 2d, or three at
-    random) and the last token is a function of both others: the labels r of a group add up to k
-    modulo the vocabulary. Each token of a group is then certain given all others and the key, and
-    uniform as long as one of the others is unknown.
+    Where `groups` of three or more positions are given, the last token is a function of all
+    others: the labels r of a group add up to k modulo the vocabulary. Each token of it is then
+    certain given all others and the key, and uniform as long as one of the others is unknown.
 
     Ids: tokens 0 .. vocabulary - 1, the mask id `vocabulary`, then the keys.
 
     Args:
         length: Positions of a sequence (>= 3).
         vocabulary: Number of tokens (>= 2).
-        offsets: Distances of paired positions (distinct, 1 .. length - 2); only for `pairing`
-            "offsets", otherwise set to ().
+        offsets: Distances of paired positions (distinct, 1 .. length - 2); set to () where groups
+            are given.
         keys: Number of permutations that the token at position 0 chooses from, 1 .. vocabulary;
             1 = no global token.
         hidden: Probability that a position other than 0 is masked in masked prediction.
-        seed: Seed of the relabelling and of a free pairing.
-        pairing: `"offsets"`, `"mirrored"` or `"free"`.
-        parents: Tokens that determine another one: 1 or, unless mirrored, 2.
+        seed: Seed of the relabelling.
+        groups: Positions whose tokens determine each other, all groups of one size (>= 2), each in
+            rising order; None = the pairs that the offsets make.
 
     Raises:
         ValueError: If a value is out of its range or an offset finds no pair.
-        UnknownNameError: For another pairing.
 
     >>> PlantedProcess(length=8, offsets=(3,), keys=1).pairs
     ((1, 4), (2, 5), (3, 6))
@@ -122,25 +116,12 @@ class PlantedProcess:
     keys: int = 2
     hidden: float = 0.15
     seed: int = 0
-    pairing: Pairing = "offsets"
-    parents: int = 1
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
-        if self.pairing not in get_args(Pairing):
-            raise unknown_name("pairing", self.pairing, get_args(Pairing))
-        object.__setattr__(self, "offsets", tuple(self.offsets))
-        if self.pairing != "offsets":
-            object.__setattr__(self, "offsets", ())
-        if self.parents not in (1, 2):
-            raise ValueError(f"parents must be 1 or 2, got {self.parents}")
-        if self.parents == 2 and self.pairing == "mirrored":
-            raise ValueError(
-                "mirrored positions come in pairs, got parents=2; use pairing 'offsets' or 'free'"
-            )
-        if self.length < 2 + self.parents:
-            raise ValueError(
-                f"length must be at least {2 + self.parents} positions, got {self.length}"
-            )
+        object.__setattr__(self, "offsets", tuple(self.offsets) if self.groups is None else ())
+        if self.length < 3:
+            raise ValueError(f"length must be at least 3 positions, got {self.length}")
         if self.vocabulary < 2:
             raise ValueError(f"vocabulary must be at least 2 tokens, got {self.vocabulary}")
         if not 1 <= self.keys <= self.vocabulary:
@@ -150,7 +131,8 @@ class PlantedProcess:
             )
         if not 0 < self.hidden < 1:
             raise ValueError(f"hidden is a probability in (0, 1), got {self.hidden}")
-        if self.pairing != "offsets":
+        if self.groups is not None:
+            check_groups(self.groups, self.length)
             return
         if not self.offsets or len(set(self.offsets)) < len(self.offsets):
             raise ValueError(f"offsets must be distinct and at least one, got {self.offsets}")
@@ -169,19 +151,12 @@ class PlantedProcess:
 
     @cached_property
     def pairs(self) -> Groups:
-        """Paired positions (first, second), or (first, second, third) with two parents, in
-        rising order.
-        """
-        size = self.parents + 1
-        if self.pairing == "offsets":
-            return pair_by_offsets(self.length, self.offsets, size)
-        if self.pairing == "mirrored":
-            return pair_mirrored(self.length)
-        return pair_at_random(self.length, size, generator(self.seed, PAIRING))
+        """Paired positions (first, second), or the groups that were given, in rising order."""
+        return self.groups or pair_by_offsets(self.length, self.offsets)
 
     @cached_property
     def pair_positions(self) -> Tensor:
-        """The same as `pairs`: int64 `[pairs, parents + 1]`."""
+        """The same as `pairs`: int64 `[pairs, 2]`, or `[groups, size]`."""
         return torch.tensor(self.pairs)
 
     @cached_property
@@ -225,25 +200,14 @@ class PlantedProcess:
 
     @property
     def ceiling(self) -> float:
-        """Largest expected accuracy on masked partner tokens:
-        known + (1 - known) / vocabulary, with known = (1 - hidden)^parents.
+        """Largest expected accuracy on masked partner tokens: known + (1 - known) / vocabulary,
+        with known = (1 - hidden)^partners.
 
         All partners of a masked token are visible with probability `known`, and then the token
         is certain, since the key is never hidden; otherwise nothing tells about it.
         """
-        return self.known + (1 - self.known) / self.vocabulary
-
-    @property
-    def ceiling_without_key(self) -> float:
-        """Like `ceiling` for a reader of nothing but the partners:
-        known / keys + (1 - known) / vocabulary.
-        """
-        return self.known / self.keys + (1 - self.known) / self.vocabulary
-
-    @property
-    def known(self) -> float:
-        """Probability that every partner of a position is visible: (1 - hidden)^parents."""
-        return (1 - self.hidden) ** self.parents
+        known = (1 - self.hidden) ** (self.pair_positions.shape[1] - 1)
+        return known + (1 - known) / self.vocabulary
 
     @property
     def split(self) -> int:
@@ -261,7 +225,7 @@ class PlantedProcess:
 
     @cached_property
     def permutations(self) -> Tensor:
-        """int64 `[keys, vocabulary]`: the partner of each token under each key (of two parents:
+        """int64 `[keys, vocabulary]`: the partner of each token under each key (of several others:
         of the token whose label is the sum of theirs).
         """
         key = torch.arange(self.keys)[:, None]
@@ -278,7 +242,7 @@ class PlantedProcess:
 
         Args:
             key: int64 `[..]`.
-            others: int64 `[.., parents]`.
+            others: int64 `[.., partners]`.
 
         Returns:
             int64 `[..]`.
@@ -289,11 +253,7 @@ class PlantedProcess:
     @cached_property
     def digest(self) -> str:
         """Short hash of everything that the distribution depends on."""
-        fields: tuple[object, ...] = (
-            self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed
-        )  # fmt: skip
-        if (self.pairing, self.parents) != ("offsets", 1):
-            fields = (*fields, self.pairing, self.parents)
+        fields = (self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed)
         text = repr(("planted-1", fields, self.pairs, self.permutations.tolist()))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

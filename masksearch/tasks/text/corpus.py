@@ -28,13 +28,14 @@ from masksearch.files import cache_folder
 from masksearch.tasks.splits import FEW, check_sequences, in_final_half
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
+    HubText,
     content_hash,
+    is_hub,
     marked_pieces,
     short_hash,
     split_files,
     text_files,
 )
-from masksearch.tasks.text.hub import HubText, is_hub
 from masksearch.tasks.text.packing import (
     Boundaries,
     Sequences,
@@ -55,11 +56,10 @@ from masksearch.tasks.text.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = "5"  # of the cached tokens
+FORMAT = "6"  # of the cached tokens
 STREAMS = ("train", "held_out")
 HASHED = 64  # ids of a document that decide its half
 PieceReader = Callable[[list[Path]], Iterable[tuple[int, str]]]  # as `marked_pieces`
-BYTES_OF_TOKEN = 8  # text to train a vocabulary on, for each token of a limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +154,7 @@ class Corpus:
         whole = held.part(0, len(held.ids) // inner * inner)
         return replace(
             self,
-            held_out=Sequences.packed(held.ids, self.length, self.special),
+            held_out=Sequences.packed(held.ids, self.length, *around(self.special)),
             digest=short_hash(self.digest, "test", stored.content[1]),
             begins=self.begins and (self.begins[0], whole.begins),
         )
@@ -169,7 +169,6 @@ class Corpus:
         length: int = 128,
         cache: Path | str | None = None,
         held_out: Path | str | None = None,
-        tokens: int | None = None,
     ) -> Corpus:
         """Reads, tokenizes and packs plain text (UTF-8, with or without a byte-order mark).
 
@@ -180,7 +179,7 @@ class Corpus:
         Args:
             path: A text file, a folder of `*.txt` files (read in the order of their names), or
                 a dataset `hf:OWNER/NAME[@CONFIG][#COLUMN][?rows=N]` of the Hugging Face Hub
-                (`masksearch.tasks.text.hub`).
+                (`masksearch.tasks.text.files`).
             tokenizer: A folder, `vocab.txt` or `tokenizer.json` on disk, or a name on the
                 Hugging Face Hub. None = train a lower-case WordPiece vocabulary on the
                 training text.
@@ -188,8 +187,6 @@ class Corpus:
             length: Positions of a sequence, with `[CLS]` and `[SEP]` (>= 3).
             cache: Folder of the cache; default `$MASKSEARCH_CACHE` or `~/.cache/masksearch`.
             held_out: What to hold out, spelled like `path`.
-            tokens: Number of tokens to stop at, in the training and in the held-out text; None
-                = all. A vocabulary is then trained on their first 8 bytes a token.
 
         Raises:
             DataError: If a path is missing, a file is not UTF-8, the text is too short, the
@@ -197,13 +194,10 @@ class Corpus:
         """
         if length < 3:
             raise ValueError(f"length must be at least 3 ([CLS], a token, [SEP]), got {length}")
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"tokens must be at least 1, got {tokens}")
-        stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache, tokens=tokens)
+        stored = tokenize_text(path, held_out, tokenizer, vocabulary, cache)
         made, inner = stored.tokenizer, length - 2
         special = special_ids(made)
         train, held = stored.parts(inner)
-        limit = [] if tokens is None else [f"tokens:{tokens}"]
         if len(train.ids) < 2 * inner or len(held.ids) < inner:
             raise DataError(
                 f"{path} holds {len(train.ids):,} tokens to train on and {len(held.ids):,} held "
@@ -213,13 +207,18 @@ class Corpus:
         whole = [stream.part(0, len(stream.ids) // inner * inner) for stream in (train, held)]
         content = [one or content_hash([]) for one in stored.content]
         return cls(
-            train=Sequences.packed(train.ids, length, special),
-            held_out=Sequences.packed(held.ids, length, special),
+            train=Sequences.packed(train.ids, length, *around(special)),
+            held_out=Sequences.packed(held.ids, length, *around(special)),
             tokenizer=made,
             special=special,
-            digest=short_hash(*content, made.to_str(), str(length), *limit),
+            digest=short_hash(*content, made.to_str(), str(length)),
             begins=(whole[0].begins, whole[1].begins),
         )
+
+
+def around(special: dict[str, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What begins a sequence, and what ends it."""
+    return (special["cls"],), (special["sep"],)
 
 
 class StoredTokens(NamedTuple):
@@ -246,8 +245,6 @@ def tokenize_text(
     tokenizer: str | Path | None,
     vocabulary: int,
     cache: Path | str | None,
-    *,
-    tokens: int | None = None,
     read: PieceReader = marked_pieces,
 ) -> StoredTokens:
     """The tokens of a text, from the cache where they are there.
@@ -258,7 +255,6 @@ def tokenize_text(
         tokenizer: Its name; None = it is trained on the text.
         vocabulary: Size of a trained vocabulary.
         cache: Folder of the cache.
-        tokens: Number of tokens to stop at, in each part; None = all.
         read: Reads the pieces of files.
 
     Raises:
@@ -266,23 +262,16 @@ def tokenize_text(
     """
     given = None if tokenizer is None else open_tokenizer(tokenizer)
     spelled = f"trained:{vocabulary}" if given is None else given.to_str()
-    limit = [] if tokens is None else [f"tokens:{tokens}"]
-    key = short_hash(FORMAT, *name_reader(read), *source_key(path, held_out), spelled, *limit)
+    key = short_hash(FORMAT, read.__name__, *source_key(path, held_out), spelled)
 
     def write(place: Path) -> None:
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             files, held = local_text(path, held_out, Path(scratch))
-            stop = None if tokens is None else BYTES_OF_TOKEN * tokens
-            made = given or train_tokenizer(files, vocabulary, whole=bool(held), limit=stop)
-            write_tokens(place, made, files, held, tokens, read)
+            made = given or train_tokenizer(files, vocabulary, whole=bool(held))
+            write_tokens(place, made, files, held, read)
 
     stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
     return stored if given is None else stored._replace(tokenizer=given)
-
-
-def name_reader(read: PieceReader) -> list[str]:
-    """How a reader is named in the key of a cache; the usual one is not."""
-    return [] if read is marked_pieces else [read.__name__]
 
 
 def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
@@ -380,10 +369,10 @@ def read_test_text(
         with tempfile.TemporaryDirectory(dir=place) as scratch:
             found = Path(scratch) / "test.txt"
             texts = files if hub is None else [hub.write(found, "test") or found]
-            write_tokens(place, tokenizer, [], texts, None, read)
+            write_tokens(place, tokenizer, [], texts, read)
 
     named = hub.key() if hub else [content_hash(files)]
-    key = short_hash(FORMAT, "test", *name_reader(read), *named, tokenizer.to_str())
+    key = short_hash(FORMAT, "test", read.__name__, *named, tokenizer.to_str())
     return cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
 
 
@@ -392,13 +381,12 @@ def write_tokens(
     tokenizer: Tokenizer,
     train: list[Path],
     held_out: list[Path],
-    tokens: int | None,
     read: PieceReader,
 ) -> None:
     """Tokenizes the text of files into files of a folder; see `tokenize_text`."""
     counts, content = [], []
     for name, files in zip(STREAMS, (train, held_out), strict=True):
-        counts.append(encode_stream(tokenizer, read(files), folder, name, tokens))
+        counts.append(encode_stream(tokenizer, read(files), folder, name))
         content.append(content_hash(files) if files else "")
     tokenizer.save(str(folder / "tokenizer.json"))
     about = json.dumps({"tokens": counts, "content": content})

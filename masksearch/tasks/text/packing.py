@@ -2,7 +2,7 @@
 
 count = encode_stream(tokenizer, marked_pieces(files), folder, "train")
 stream = read_stream(folder, "train", count, id_type(tokenizer))
-rows = Sequences.packed(stream.ids, 128, special)
+rows = Sequences.packed(stream.ids, 128, before=(2,), after=(3,))
 rows[torch.tensor([0, 7])]      # int32 [2, 128], `[CLS] ... [SEP]`
 rows[0::2]                      # every second one, still not copied
 """
@@ -90,7 +90,6 @@ def encode_stream(
     texts: Iterable[tuple[int, str]],
     folder: Path,
     name: str,
-    limit: int | None = None,
 ) -> int:
     """Writes all token ids of the texts into a file; memory holds one chunk of them.
 
@@ -100,7 +99,6 @@ def encode_stream(
         folder: Where `NAME.ids` (bare numbers) and the begins of documents and paragraphs
             (`NAME.documents.npy`, `NAME.paragraphs.npy`) are written.
         name: Of the stream.
-        limit: Number of tokens to stop at; None = all.
 
     Returns:
         Number of tokens.
@@ -115,11 +113,8 @@ def encode_stream(
             for least, found in begins.items():
                 found.append(starts[np.array(marks) >= least])
             flat = np.fromiter(chain.from_iterable(ids), dtype=id_type(tokenizer))
-            flat = flat if limit is None else flat[: limit - count]
             file.write(flat.tobytes())
             count += len(flat)
-            if count == limit:
-                break
     for mark, kind in ((DOCUMENT, "documents"), (PARAGRAPH, "paragraphs")):
         known = np.unique(np.concatenate([np.zeros(1, np.int64), *begins[mark]]))
         np.save(folder / f"{name}.{kind}.npy", known[known < count])
@@ -160,37 +155,41 @@ def read_stream(folder: Path, name: str, count: int, kind: np.dtype[Any]) -> Tok
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """Rows `[CLS] ... [SEP]` over a stream of ids that stays where it is (a mapped file).
+    """Rows over a stream of ids that stays where it is (a mapped file), with the same special
+    tokens around each: `[CLS] ... [SEP]`.
 
     A slice of rows is another view; a number, a list or a tensor of numbers copies those rows.
 
     Args:
-        body: Ids `[sequences, length - 2]`.
-        cls: Id that begins a row.
-        sep: Id that ends a row.
+        body: Ids `[sequences, length - len(before) - len(after)]`.
+        before: Ids that begin a row.
+        after: Ids that end a row.
     """
 
     body: NDArray[Any]
-    cls: int
-    sep: int
+    before: tuple[int, ...]
+    after: tuple[int, ...]
 
     @classmethod
-    def packed(cls, ids: NDArray[Any], length: int, special: dict[str, int]) -> Sequences:
+    def packed(
+        cls, ids: NDArray[Any], length: int, before: tuple[int, ...], after: tuple[int, ...] = ()
+    ) -> Sequences:
         """Sequences without padding; the incomplete last one is dropped.
 
         Args:
             ids: The stream.
-            length: Positions of a sequence (>= 3).
-            special: Token ids by role, with `cls` and `sep`.
+            length: Positions of a sequence, with what stands around it.
+            before: Ids that begin it.
+            after: Ids that end it.
         """
-        inner = length - 2
-        body = ids[: len(ids) // inner * inner].reshape(-1, inner)
-        return cls(body, special["cls"], special["sep"])
+        inner = length - len(before) - len(after)
+        return cls(ids[: len(ids) // inner * inner].reshape(-1, inner), before, after)
 
     @property
     def shape(self) -> torch.Size:
         """(sequences, length)."""
-        return torch.Size((len(self.body), self.body.shape[1] + 2))
+        around = len(self.before) + len(self.after)
+        return torch.Size((len(self.body), self.body.shape[1] + around))
 
     def __len__(self) -> int:
         return len(self.body)
@@ -201,15 +200,16 @@ class Sequences:
     def __getitem__(self, index: int | list[int] | Tensor) -> Tensor: ...
     def __getitem__(self, index: slice | int | list[int] | Tensor) -> Sequences | Tensor:
         if isinstance(index, slice):
-            return Sequences(self.body[index], self.cls, self.sep)
+            return Sequences(self.body[index], self.before, self.after)
         if isinstance(index, tuple):
             raise TypeError("sequences are read by rows; take columns from .tensor()")
         if isinstance(index, int):
             return self[[index]][0]
         body = self.body[index.cpu().numpy() if isinstance(index, Tensor) else index]
-        rows = np.empty((len(body), body.shape[1] + 2), np.int32)
-        rows[:, 0], rows[:, 1:-1], rows[:, -1] = self.cls, body, self.sep
-        return torch.from_numpy(rows)
+        first, last = (
+            np.full((len(body), len(ids)), ids, np.int32) for ids in (self.before, self.after)
+        )
+        return torch.from_numpy(np.concatenate([first, body, last], 1, dtype=np.int32))
 
     def tensor(self) -> Tensor:
         """All rows, copied: int32 `[sequences, length]`."""

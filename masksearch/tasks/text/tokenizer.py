@@ -8,9 +8,6 @@ special_ids(made)                       # {"pad": 0, "unknown": 1, "cls": 2, "se
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,7 +17,7 @@ import torch
 from torch import Tensor
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.files import HELD_OUT_SHARE, pieces, short_hash
+from masksearch.tasks.text.files import HELD_OUT_SHARE, hub_answers, pieces, short_hash
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,7 +29,6 @@ SPECIALS = {  # role -> spellings, the first one is used by trained vocabularies
     "sep": ("[SEP]", "</s>"),
     "mask": ("[MASK]", "<mask>"),
 }
-HUB_SECONDS = 5.0  # longest wait for the Hub's first answer
 SENTENCE_ENDS = frozenset(".!?…。！？")  # noqa: RUF001  (full-width marks end sentences too)
 
 
@@ -75,9 +71,7 @@ def word_piece(vocabulary: dict[str, int]) -> Tokenizer:
     return made
 
 
-def train_tokenizer(
-    files: list[Path], vocabulary: int, *, whole: bool, limit: int | None = None
-) -> Tokenizer:
+def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Tokenizer:
     """A lower-case WordPiece vocabulary, the same on every machine.
 
     The trainer numbers letters in the order of a hash table, and breaks ties by number. So it
@@ -87,16 +81,13 @@ def train_tokenizer(
         files: Training text.
         vocabulary: Largest number of token ids, the five special ones among them.
         whole: Whether all of the text is trained on, or only what the held-out share leaves.
-        limit: Bytes of text to train on at most; None = all of them.
     """
     from tokenizers import Tokenizer, models, trainers
 
     if vocabulary < 32:
         raise ValueError(f"a vocabulary needs at least 32 token ids, got {vocabulary}")
-    stop = limit
-    if not whole:
-        share = round((1 - HELD_OUT_SHARE) * sum(file.stat().st_size for file in files))
-        stop = share if limit is None else min(share, limit)
+    size = sum(file.stat().st_size for file in files)
+    stop = None if whole else round((1 - HELD_OUT_SHARE) * size)
     first = [spellings[0] for spellings in SPECIALS.values()]
     alphabet: list[str] = []
     for size in (len(first), vocabulary):
@@ -109,27 +100,6 @@ def train_tokenizer(
         plain.train_from_iterator(pieces(files, stop), trainer)
         alphabet = sorted(set(plain.get_vocab()) - set(first)) if not alphabet else alphabet
     return word_piece(plain.get_vocab())
-
-
-def hub_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` is set, with which the Hub is never asked."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-
-
-def hub_answers() -> bool:
-    """Whether the Hugging Face Hub answers within `HUB_SECONDS`. The libraries of the Hub
-    themselves try for most of a minute."""
-    if hub_offline():
-        return False
-    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    try:
-        request = urllib.request.Request(address, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
 
 
 def open_tokenizer(name: str | Path) -> Tokenizer:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from masksearch.errors import DataError
-from masksearch.tasks.glue import TASKS, GlueTask, glue_place, load_glue
-from masksearch.tasks.glue.hub import open_folder
+from masksearch.tasks.glue import TASKS, GlueTask, load_glue
+from masksearch.tasks.glue.read import glue_place, open_folder
 
 datasets = pytest.importorskip("datasets")
 
@@ -130,7 +130,7 @@ def test_bad_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"sst2/validation, row 1: unknown label 2"):
         load_glue(place, "SST-2")
     dev({"sentence": "b", "label": None, "idx": 1})
-    with pytest.raises(DataError, match=r"row 1: label None is not a number"):
+    with pytest.raises(DataError, match=r"row 1: unknown label None; SST-2 has 0, 1"):
         load_glue(place, "SST-2")
     dev({"sentence": None, "label": 1, "idx": 1})
     with pytest.raises(DataError, match=r"row 1: sentence is None, not a text"):
@@ -202,7 +202,7 @@ def test_the_hub_is_asked_for_the_configuration(
         asked.extend((name, config))
         return open_folder(hub / config, splits(TASKS["MNLI"]))
 
-    monkeypatch.setattr("masksearch.tasks.text.hub.hub_answers", lambda: True)
+    monkeypatch.setattr("masksearch.tasks.text.files.hub_answers", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", loaded)
     data = load_glue("hf:nyu-mll/glue", "MNLI")
     assert asked == ["nyu-mll/glue", "mnli"]

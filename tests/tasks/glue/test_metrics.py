@@ -1,23 +1,19 @@
-"""The official metrics against scikit-learn, scipy and definitions written out here."""
+"""The official metrics against definitions written out here."""
 
 import math
-import random
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from masksearch.tasks.glue import TASKS, at_majority, majority, majority_scores, score
+from masksearch.tasks.glue import TASKS, majority, score
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 two_way = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60)
-three_way = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=60)
 number = st.integers(-1000, 1000).map(lambda value: value / 100)
 scores = st.lists(st.tuples(number, number), min_size=2, max_size=40)
 
@@ -81,39 +77,6 @@ def test_correlations_follow_their_definitions(pairs: list[tuple[float, float]])
     assert found["spearman"] == pytest.approx(by_rank, abs=1e-9)
 
 
-@settings(max_examples=15)
-@given(two_way, three_way, scores)
-def test_metrics_are_those_of_the_libraries(
-    two: list[tuple[int, int]], three: list[tuple[int, int]], pairs: list[tuple[float, float]]
-) -> None:
-    guess, truth = [p for p, _ in two], [t for _, t in two]
-    assert score(TASKS["QQP"], guess, truth) == {
-        "accuracy": accuracy_score(truth, guess),
-        "f1": f1_score(truth, guess, zero_division=0),
-    }
-    if len(set(truth)) > 1 and len(set(guess)) > 1:
-        assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
-    answers, facts = [p for p, _ in three], [t for _, t in three]
-    assert score(TASKS["MNLI"], answers, facts) == {"accuracy": accuracy_score(facts, answers)}
-    left, right = [p for p, _ in pairs], [t for _, t in pairs]
-    if len(set(left)) > 1 and len(set(right)) > 1:
-        assert score(TASKS["STS-B"], left, right) == {
-            "pearson": pearsonr(left, right).statistic,
-            "spearman": spearmanr(left, right).statistic,
-        }
-
-
-def test_many_random_predictions_agree_with_the_libraries() -> None:
-    draw = random.Random(0)
-    truth = [draw.randint(0, 1) for _ in range(5_000)]
-    guess = [label if draw.random() < 0.7 else 1 - label for label in truth]
-    assert score(TASKS["CoLA"], guess, truth)["matthews"] == matthews_corrcoef(truth, guess)
-    numbers = [draw.random() * 5 for _ in truth]
-    noisy = [value + draw.gauss(0, 1) for value in numbers]
-    found = score(TASKS["STS-B"], np.array(noisy), np.array(numbers))
-    assert found["pearson"] == pearsonr(noisy, numbers).statistic
-
-
 @pytest.mark.parametrize("constant", [0, 1])
 def test_constant_predictions_score_0_and_warn_of_nothing(constant: int) -> None:
     truth = [0, 1, 1, 0, 1]
@@ -143,33 +106,23 @@ def test_rounding_is_no_correlation() -> None:
     assert found == {"pearson": 0.0, "spearman": 0.0}
 
 
-def test_what_cannot_be_scored_is_named() -> None:
-    with pytest.raises(ValueError, match="1 predictions for 2 labels"):
-        score(TASKS["MRPC"], [0], [0, 1])
-    with pytest.raises(ValueError, match="0 predictions for 0 labels"):
-        score(TASKS["MRPC"], [], [])
-    with pytest.raises(ValueError, match=r"STS-B: prediction 1 of 3 is nan; 2 are not finite"):
-        score(TASKS["STS-B"], [1.0, math.nan, math.inf], [1.0, 2.0, 3.0])
-    with pytest.raises(ValueError, match=r"SST-2: prediction 0 of 1 is nan"):
-        score(TASKS["SST-2"], [math.nan], [1])
-    with pytest.raises(ValueError, match=r"SST-2: prediction 1 of 2 is 2; .* 0 \.\. 1"):
-        score(TASKS["SST-2"], [0, 2], [1, 1])
-    with pytest.raises(ValueError, match=r"MNLI: label 0 of 1 is -1"):
-        score(TASKS["MNLI"], [0], [-1])
+@pytest.mark.parametrize(
+    ("task", "guess", "truth", "message"),
+    [
+        ("MRPC", [0], [0, 1], "1 predictions for 2 labels"),
+        ("MRPC", [], [], "0 predictions for 0 labels"),
+        ("STS-B", [1.0, math.nan, math.inf], [1.0] * 3, "prediction 1 of 3 is nan; 2 are not fin"),
+        ("SST-2", [math.nan], [1], r"SST-2: prediction 0 of 1 is nan"),
+        ("SST-2", [0, 2], [1, 1], r"SST-2: prediction 1 of 2 is 2; .* 0 \.\. 1"),
+        ("MNLI", [0], [-1], r"MNLI: label 0 of 1 is -1"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(task: str, guess: Any, truth: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(TASKS[task], guess, truth)
 
 
 def test_majority_is_the_commonest_label() -> None:
     assert majority(TASKS["CoLA"], [1, 1, 0]) == 0.0
     assert majority(TASKS["MNLI"], [2, 2, 0, 1]) == 0.5
     assert majority(TASKS["STS-B"], [1.5, 2.5, 2.5]) == 0.0
-    assert majority_scores(TASKS["QQP"], [0, 1, 1]) == {
-        "accuracy": pytest.approx(2 / 3),
-        "f1": pytest.approx(0.8),
-    }
-    assert majority_scores(TASKS["QQP"], [0, 1])["f1"] == 0.0  # the smaller one among equals
-
-
-def test_at_majority_flags() -> None:
-    values = {"A": 0.7, "A/majority": 0.6, "B": 0.605, "B/majority": 0.6, "glue": 0.65}
-    assert at_majority(values) == ["B"]
-    assert at_majority(values, margin=0.2) == ["A", "B"]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from masksearch import PlantedProcess, lower
 from masksearch.contracts import Shape, generator
 from masksearch.errors import UnknownNameError
-from masksearch.tasks.planted.process import PlantedLabelTask, PlantedTask
+from masksearch.tasks.planted.process import PlantedLabelTask, PlantedTask, pair_by_offsets
 
 PROCESSES = [
     PlantedProcess(),
@@ -73,20 +73,6 @@ def test_ceiling_and_chance_match_simulated_decoders(process):
                 count += 1
     assert hits / count == pytest.approx(process.ceiling, abs=0.02)
     assert guesses / count == pytest.approx(process.chance, abs=0.02)
-
-
-def test_partner_without_key_matches_simulation():
-    process = PlantedProcess(keys=2)
-    random = generator(4)
-    batch = process.mask_tokens(process.sample(3000, random), random)
-    first, second = process.pair_positions.unbind(1)
-    scored = batch["labels"][:, second] != -100
-    seen = batch["input_ids"][:, first]
-    guess = torch.where(
-        seen == process.mask_id, 0, process.permutations[0][seen.clamp_max(7)]
-    )  # always assumes key 0
-    hit = (guess == batch["labels"][:, second])[scored].float().mean().item()
-    assert hit == pytest.approx(process.ceiling_without_key, abs=0.02)
 
 
 @each
@@ -167,11 +153,10 @@ def test_follows_breaks_only_pairs_across_the_cut(process):
 
 
 GROUPED = [
-    PlantedProcess(pairing="mirrored"),
-    PlantedProcess(length=23, pairing="mirrored", keys=1),
-    PlantedProcess(length=16, pairing="free", keys=3),
-    PlantedProcess(length=17, offsets=(5, 2), parents=2, keys=1, vocabulary=5),
-    PlantedProcess(length=16, pairing="free", parents=2, keys=3, vocabulary=4, hidden=0.3),
+    PlantedProcess(groups=tuple((first, 24 - first) for first in range(1, 12))),
+    PlantedProcess(length=16, groups=((1, 9), (4, 5), (7, 14)), keys=3),
+    PlantedProcess(length=17, groups=pair_by_offsets(17, (5, 2), 3), keys=1, vocabulary=5),
+    PlantedProcess(length=9, groups=((1, 2, 8), (3, 5, 6)), keys=3, vocabulary=4, hidden=0.3),
 ]
 grouped = pytest.mark.parametrize("process", GROUPED, ids=lambda process: process.digest)
 
@@ -182,7 +167,6 @@ def test_grouped_positions_determine_each_other(process):
     tokens = process.sample(300, generator(1))
     for row, key in zip(tokens.tolist(), process.key(tokens).tolist(), strict=True):
         for group in process.pairs:
-            assert len(group) == process.parents + 1
             assert sum(label[row[position]] for position in group) % process.vocabulary == key
 
 
@@ -218,7 +202,10 @@ def test_grouped_ceilings_match_a_decoder_by_labels(process):
                 blind += inverse[-total % process.vocabulary] == labels[position]
                 count += 1
     assert hits / count == pytest.approx(process.ceiling, abs=0.02)
-    assert blind / count == pytest.approx(process.ceiling_without_key, abs=0.025)
+    known = (process.ceiling - process.chance) / (1 - process.chance)
+    assert blind / count == pytest.approx(
+        known / process.keys + (1 - known) / process.vocabulary, abs=0.025
+    )
 
 
 @pytest.mark.parametrize("process", [*PROCESSES, *GROUPED], ids=lambda process: process.digest)
@@ -259,28 +246,8 @@ def test_grouped_downstream_breaks_one_group_or_those_across_the_cut(process):
     assert right == pytest.approx(task.ceiling, abs=0.02)
 
 
-def test_mirrored_pairs_match_loop():
-    for length in range(3, 12):
-        expected = {frozenset((s, length - s)) for s in range(1, length) if 2 * s != length}
-        process = PlantedProcess(length=length, pairing="mirrored")
-        assert {frozenset(pair) for pair in process.pairs} == expected
-        assert process.offsets == ()
-
-
-def test_free_pairing_uses_every_position_and_depends_on_the_seed_alone():
-    for length, parents in ((9, 1), (8, 1), (10, 2), (12, 2)):
-        one, two, other = (
-            PlantedProcess(length=length, pairing="free", parents=parents, seed=seed)
-            for seed in (0, 0, 1)
-        )
-        assert sum(map(len, one.pairs)) == (length - 1) // (parents + 1) * (parents + 1)
-        assert one.pairs == two.pairs
-        assert one.pairs != other.pairs
-
-
 def test_groups_of_three_are_equally_spaced():
-    process = PlantedProcess(length=20, offsets=(3,), parents=2)
-    assert process.pairs == (
+    assert pair_by_offsets(20, (3,), 3) == (
         (1, 4, 7),
         (2, 5, 8),
         (3, 6, 9),
@@ -292,7 +259,7 @@ def test_groups_of_three_are_equally_spaced():
 
 @pytest.mark.parametrize(
     ("arguments", "digest"),
-    [  # as they were before pairings and parents: stored results refer to them
+    [  # stored results refer to them
         ({}, "7266eb41d6529bd1"),
         ({"length": 32, "keys": 4, "vocabulary": 9}, "5d1936e4f1a3eb07"),
         ({"length": 32, "offsets": (7, 3, 1), "keys": 1}, "3340e9df888ebb84"),
@@ -322,10 +289,8 @@ def test_digest_changes_with_every_field():
         PlantedProcess(keys=3),
         PlantedProcess(hidden=0.2),
         PlantedProcess(seed=1),
-        PlantedProcess(pairing="mirrored"),
-        PlantedProcess(pairing="free"),
         PlantedProcess(offsets=(5,)),
-        PlantedProcess(offsets=(5,), parents=2),
+        PlantedProcess(groups=((1, 6),)),
     ]
     assert len({process.digest for process in variants}) == len(variants)
     assert PlantedProcess().digest == PlantedProcess().digest
@@ -342,11 +307,13 @@ def test_digest_changes_with_every_field():
         ({"offsets": ()}, "at least one"),
         ({"offsets": (3, 3)}, "distinct"),
         ({"offsets": (23,)}, r"1 .. length - 2 = 22, got 23; .* raise length"),
-        ({"pairing": "chained"}, "unknown pairing 'chained'"),
-        ({"parents": 3}, "parents must be 1 or 2, got 3"),
-        ({"parents": 2, "pairing": "mirrored"}, "mirrored .* use pairing 'offsets' or 'free'"),
-        ({"parents": 2, "length": 3}, "at least 4 positions, got 3"),
-        ({"parents": 2, "offsets": (12,)}, r"\[12\] found no free positions in length 24"),
+        ({"groups": ((1, 2), (2, 3))}, r"positions 1 .. 23 in rising order, .* no position twice"),
+        ({"groups": ((1, 2), (3, 4, 5))}, "all equally many"),
+        ({"groups": ((0, 2),)}, r"got \(\(0, 2\),\)"),
+        ({"groups": ((2, 24),)}, "groups hold two or more"),
+        ({"groups": ((2, 1),)}, "groups hold two or more"),
+        ({"groups": ((1,),)}, "groups hold two or more"),
+        ({"groups": ()}, "groups hold two or more"),
         ({"length": 4, "offsets": (1, 2)}, r"every offset needs a pair, \[2\] .* raise length"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from toy_questions import squad_json, write_squad
 
 from masksearch.errors import DataError
-from masksearch.tasks.squad.data import Question, load_squad, read_squad
+from masksearch.tasks.squad import Question, load_squad, read_squad
 
 real = pytest.mark.skipif(
     "MASKSEARCH_DATA" not in os.environ, reason="MASKSEARCH_DATA (a data folder) is not set"

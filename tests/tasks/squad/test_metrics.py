@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masksearch.tasks.squad.metrics import best_threshold, exact_match, f1, normalise, score
+from masksearch.tasks.squad import best_threshold, exact_match, f1, normalise, score
 
 WORDS = (*"a The an cat cats cat's red-cat x , \u201c Ana".split(" "), " ", "\u00a0")
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)

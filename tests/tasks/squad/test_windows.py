@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_questions import WORDS, squad_json, toy_corpus, write_squad
 
-from masksearch.tasks.squad.data import Question, read_squad
-from masksearch.tasks.squad.metrics import exact_match, score
-from masksearch.tasks.squad.windows import (
+from masksearch.tasks.squad import Question, exact_match, read_squad, score
+from masksearch.tasks.squad_windows import (
     Answer,
     SquadWindows,
     WindowSize,

@@ -290,21 +290,6 @@ def test_digest_of_known_text_stays(tmp_path: Path) -> None:
     assert load(tmp_path / "a.txt").digest == "4935da8bf0845ed8"
 
 
-def test_a_limit_of_tokens_stops_early(folder: Path) -> None:
-    every, some = load(folder), load(folder, tokens=1_000)
-    assert some.digest != every.digest
-    assert len(some.train) == 950 // 14
-    assert len(some.held_out) == 50 // 14
-    given = folder.parent / "tokenizer.json"
-    every.tokenizer.save(str(given))
-    (folder / "valid.txt").write_text(text(2_000, 5))
-    apart = load(folder, tokens=700, tokenizer=given)
-    assert len(apart.train) == len(apart.held_out) == 50
-    assert torch.equal(whole(apart.train), whole(load(folder, tokenizer=given).train[:50]))
-    with pytest.raises(ValueError, match="tokens must be at least 1, got 0"):
-        load(folder, tokens=0)
-
-
 def test_documents_are_known_after_packing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("\n\n".join(text(200, seed) for seed in range(20)))

@@ -11,7 +11,7 @@ import torch
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.hub import HubText, as_document, is_hub
+from masksearch.tasks.text.files import HubText, as_document, is_hub
 
 pytest.importorskip("datasets")
 WORDS = ["ban", "dart", "gost", "killing", "bert", "dos"]

@@ -13,8 +13,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from masksearch.errors import DataError
+from masksearch.tasks.text.files import hub_answers
 from masksearch.tasks.text.tokenizer import (
-    hub_answers,
     sentence_ends,
     word_piece,
     word_starts,
@@ -70,7 +70,7 @@ def test_hub_is_asked_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
         assert not hub_answers()
-        monkeypatch.setattr("masksearch.tasks.text.tokenizer.HUB_SECONDS", 0.2)
+        monkeypatch.setattr("masksearch.tasks.text.files.HUB_SECONDS", 0.2)
         bound.listen()  # takes the question and stays silent
         start = time.monotonic()
         assert not hub_answers()

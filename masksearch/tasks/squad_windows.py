@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from masksearch.tasks.squad.data import Question
+from masksearch.tasks.squad import Question
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.tokenizer import TokenSource
 
